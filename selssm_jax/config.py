@@ -1,0 +1,252 @@
+"""What an experiment is: frozen values that prove themselves when built. The only place with defaults.
+
+A file `configs/NAME.py` returns `Experiment(...).to_config_dict()`; `Experiment.from_config_dict` reads it back after
+command-line overrides and refuses, by name, every unknown key, wrong type and impossible value.
+"""
+
+import dataclasses
+import json
+import typing
+from typing import Any, Literal
+
+import ml_collections
+
+from selssm_jax.errors import InputError, suggest
+
+def _check_fields(value: Any, path: str) -> None:
+    """Raises InputError where a field's value is not of its annotated type."""
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        _check(hints[field.name], getattr(value, field.name), f"{path}.{field.name}")
+
+
+def _check(hint: Any, found: Any, path: str) -> None:
+    if typing.get_origin(hint) is Literal:
+        if found not in typing.get_args(hint):
+            raise InputError(f"{path}={found!r} is not a choice: {suggest(str(found), typing.get_args(hint))}")
+    elif typing.get_origin(hint) is tuple:
+        if not isinstance(found, tuple) or not all(isinstance(item, str) for item in found):
+            raise InputError(f"{path}={found!r} must be a tuple of names, for example ('selective', 'selective')")
+    elif hint is float and type(found) is int:
+        return
+    elif type(found) is not hint:
+        raise InputError(f"{path}={found!r} is of type {type(found).__name__}, expected {hint.__name__}")
+
+
+def _at_least(value: Any, path: str, **limits: float) -> None:
+    for key, least in limits.items():
+        if getattr(value, key) < least:
+            raise InputError(f"{path}.{key}={getattr(value, key)} is too small: use at least {least}")
+
+
+def _within(value: Any, path: str, low: float, high: float, *keys: str) -> None:
+    for key in keys:
+        if not low <= getattr(value, key) <= high:
+            raise InputError(f"{path}.{key}={getattr(value, key)} is out of range: use a value from {low} to {high}")
+
+
+Source = Literal[
+    "python_reference", "tiny_shakespeare", "wikitext2", "text",
+    "etth1", "ettm1", "weather", "csv",
+    "fsdd", "smnist", "psmnist", "npz",
+    "selective_copying", "induction_heads", "delayed_recall", "linear_gaussian",
+]  # fmt: skip
+NEEDS_FILE = ("text", "csv", "npz")
+MIXERS = ("selective",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the data asks of a model; filled in from the data, so that a config never repeats it.
+
+    kind "language": a token for every step; "classification": a class for a whole signal; "forecasting": the next
+    `horizon` values of every channel.
+    """
+
+    kind: Literal["language", "classification", "forecasting"] = "language"
+    vocab: int = 0
+    channels: int = 0
+    classes: int = 0
+    length: int = 0
+    horizon: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which examples, from where, how many at a time."""
+
+    source: Source = "python_reference"
+    file: str = ""  # your own file, for the sources "text", "csv" and "npz"
+    local_dir: str = ""  # a folder that holds the originals; empty: they are downloaded from their public origin
+    cache_dir: str = ""  # where prepared records are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax
+    train_on: Literal["train", "train+validation"] = "train"
+    batch_size: int = 32
+    eval_batch_size: int = 0  # 0: batch_size
+    length: int = 256  # steps of one example: context, lookback; signals: the longest kept (0: all)
+    horizon: int = 96  # forecasting: values to predict
+    level: Literal["character", "word"] = "character"  # text: what a token is
+    augment: bool = False  # signals: random shift, gain and noise in training
+    vocab: int = 16  # synthetic: symbols
+    tokens: int = 16  # synthetic: symbols to remember
+    lag: int = 16  # delayed_recall: how far back; linear_gaussian: unused
+    noise: float = 0.1  # linear_gaussian: observation noise variance
+    train_examples: int = 100_000  # synthetic: training examples before the order repeats
+    eval_examples: int = 1_000  # synthetic: examples of validation and of test, each
+    seed: int = 0  # order of the data, draws of synthetic examples, psmnist's permutation
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "data")
+        if self.source in NEEDS_FILE and not self.file:
+            raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
+        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1)
+        _within(self, "data", 0.0, float("inf"), "noise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A stack of pre-norm residual blocks, each a mixer over time and a gated MLP (theory, sections 1-3)."""
+
+    pattern: tuple[str, ...] = ("selective",) * 4  # the mixer of each block
+    d_model: int = 128
+    d_state: int = 256
+    gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"] = "sigmoid"
+    gate_floor: float = 0.0  # smallest value that a gate can take
+    update: Literal["retain", "effective"] = "retain"
+    transition: Literal["diagonal", "complex", "dense"] = "diagonal"
+    process_noise: float = 0.0  # standard deviation of w_t
+    observation_noise: float = 0.0  # standard deviation of v_t
+    conv: int = 0  # width of a short causal convolution before the recurrence; 0: none
+    mlp_ratio: float = 2.0  # hidden width of the gated MLP over d_model; 0: no MLP
+    dropout: float = 0.0
+    tie_embeddings: bool = False  # language: the readout is the transposed embedding
+    frame: int = 1  # signals and forecasting: samples of one frame of the encoder
+    stride: int = 1  # signals and forecasting: samples from one frame to the next
+    filterbank: int = 0  # signals: log-magnitude filters of the encoder; 0: a linear frame encoder
+    pool: Literal["mean", "last"] = "mean"  # classification: over the valid steps
+    head_steps: int = 1  # forecasting: how many of the last steps the head reads
+    normalize: bool = True  # forecasting: reversible instance normalisation
+    channels_apart: bool = False  # forecasting: one model, applied to every channel by itself
+    scan: Literal["auto", "sequential", "associative", "chunked"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
+    remat: bool = False  # recompute a block's activations in the backward pass
+    task: Task = Task()
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "model")
+        if not self.pattern:
+            raise InputError("model.pattern is empty: name at least one mixer, for example ('selective',)")
+        for name in self.pattern:
+            if name not in MIXERS:
+                raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
+        _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1)
+        _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
+        _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise")
+        if self.stride > self.frame:
+            raise InputError(f"model.stride={self.stride} is larger than model.frame={self.frame}: samples in between would be dropped; use stride <= frame")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up and cosine decay; no decay of weights on A, dt, gate biases and norms."""
+
+    peak_rate: float = 2e-3
+    end_rate: float = 2e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
+    accumulate: int = 1  # micro-batches of one step: each of data.batch_size // accumulate examples
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "optimizer")
+        _at_least(self, "optimizer", warmup_steps=0, accumulate=1)
+        _within(self, "optimizer", 0.0, float("inf"), "peak_rate", "end_rate", "weight_decay", "clip_norm")
+        _within(self, "optimizer", 0.0, 0.9999999, "b1", "b2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long, how often, on how many devices, and what is added to the loss."""
+
+    steps: int = 1000
+    seed: int = 0  # of parameters, dropout and noise
+    log_every: int = 10
+    eval_every: int = 200
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
+    devices: int = 0  # 0: all there are
+    gate_l1: float = 0.0  # weight of the mean gate value
+    gate_l0: float = 0.0  # weight of the expected share of open gates (hard_concrete)
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "training")
+        _at_least(self, "training", steps=1, log_every=1, eval_every=1, checkpoint_every=1, keep_checkpoints=1, devices=0)
+        _within(self, "training", 0.0, float("inf"), "gate_l1", "gate_l0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, whole: saved beside its checkpoints, so that a run describes itself."""
+
+    name: str = "experiment"
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "config")
+        if self.optimizer.warmup_steps >= self.training.steps:
+            raise InputError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: use fewer warm-up steps or more steps"
+            )
+        if self.data.batch_size % self.optimizer.accumulate:
+            raise InputError(
+                f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: use a multiple of it"
+            )
+        if self.training.gate_l0 and self.model.gate != "hard_concrete":
+            raise InputError(f"training.gate_l0 needs a gate with a differentiable L0, found model.gate={self.model.gate!r}: use 'hard_concrete', or training.gate_l1")
+
+    def to_config_dict(self) -> ml_collections.ConfigDict:
+        """Returns the same values as a ConfigDict with locked keys, for `--config.key=value`."""
+        return ml_collections.ConfigDict(dataclasses.asdict(self)).lock()
+
+    @classmethod
+    def from_config_dict(cls, config: ml_collections.ConfigDict) -> "Experiment":
+        """Returns the experiment that a ConfigDict describes. Raises InputError that names the key and the fix."""
+        return _build(cls, config.to_dict(), "config")
+
+    def to_json(self) -> str:
+        """Returns the experiment as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Experiment":
+        """Returns the experiment that `to_json` wrote. Raises InputError for anything else."""
+        try:
+            return _build(cls, json.loads(text), "config")
+        except json.JSONDecodeError as error:
+            raise InputError(f"the experiment is not JSON ({error}): restore config.json or start in a new workdir") from error
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    """Returns the dataclass `kind` from a dictionary, recursively, refusing what is not one of its fields."""
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must be a group of keys, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise InputError(f"{path} has no key {key!r}: {suggest(key, hints)}")
+    return kind(**{key: _cast(hints[key], value, f"{path}.{key}") for key, value in values.items()})
+
+
+def _cast(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    return value

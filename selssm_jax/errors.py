@@ -1,0 +1,28 @@
+"""The one kind of error that is the user's to mend, and how a command reports it."""
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+
+
+class InputError(ValueError):
+    """Bad input found before work starts: the message names the thing, what was found, what was expected and the fix."""
+
+
+def suggest(found: str, known: Iterable[str]) -> str:
+    """Returns "did you mean 'x'? known: x, y, z" for a name that is not among the known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(found, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turns an `InputError` into one message on standard error and exit code 2, without a traceback."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
