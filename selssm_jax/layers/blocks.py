@@ -1,0 +1,86 @@
+"""Residual blocks: a mixer over time, then a gated MLP over width, each after its own norm."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from selssm_jax.config import Model
+from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.selective import SelectiveSSM
+
+
+def mixer(name: str, config: Model) -> nn.Module:
+    """Returns the mixer that a block pattern calls `name`."""
+    return MIXERS[name](config)
+
+
+def _selective(config: Model) -> SelectiveSSM:
+    return SelectiveSSM(
+        config.d_model,
+        config.d_state,
+        gate=config.gate,
+        gate_floor=config.gate_floor,
+        update=config.update,
+        transition=config.transition,
+        process_noise=config.process_noise,
+        observation_noise=config.observation_noise,
+        method=config.scan,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+MIXERS = {"selective": _selective}
+
+
+class GatedMLP(nn.Module):
+    """y = W_o (silu(W_g x) * W_u x) (Shazeer 2020, SwiGLU); `width` is the hidden width."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up = jnp.split(nn.Dense(2 * self.width, use_bias=False, dtype=self.dtype, name="in")(x), 2, axis=-1)
+        return nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(jax.nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + mixer(conv(norm(x))), then x + MLP(norm(x)); the convolution and the MLP only where the config has them.
+
+    The state is {"conv": inputs that the convolution still sees, "mixer": the mixer's state}.
+    """
+
+    kind: str
+    config: Model
+
+    def setup(self) -> None:
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        self.norm = nn.RMSNorm(dtype=dtype)
+        self.mixer = mixer(self.kind, config)
+        self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
+        self.dropout = nn.Dropout(config.dropout)
+        hidden = round(config.mlp_ratio * config.d_model)
+        self.mlp_norm, self.mlp = (nn.RMSNorm(dtype=dtype), GatedMLP(hidden, dtype)) if hidden else (None, None)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: dict[str, Any], reset: Bool[Array, "B T"] | None, deterministic: bool
+    ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+        """Returns (x after both branches, the state after the last step)."""
+        y, past = self.norm(x), state["conv"]
+        if self.conv is not None:
+            y, past = self.conv(y, past, reset=reset)
+            y = jax.nn.silu(y)
+        y, h = self.mixer(y, state["mixer"], reset=reset)
+        x = x + self.dropout(y, deterministic=deterministic)
+        if self.mlp is not None:
+            x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
+        return x, {"conv": past, "mixer": h}
+
+    def initial_state(self, batch: int) -> dict[str, Any]:
+        """Returns the state before the first step."""
+        past = self.conv.initial_state(batch, jnp.dtype(self.config.dtype)) if self.conv is not None else None
+        return {"conv": past, "mixer": self.mixer.initial_state(batch)}

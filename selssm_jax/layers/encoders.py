@@ -1,0 +1,70 @@
+"""Encoders: tokens, vectors and raw signals to the model's width."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class FrameEncoder(nn.Module):
+    """Cuts a signal into frames that end every `stride` samples and maps each to the model's width, causally.
+
+    A frame holds the last `frame` samples of all channels (zeros before the first). With `filterbank` = F it first goes
+    through F complex filters, started as a bank of windowed sinusoids, and their log magnitudes, learned with the rest.
+    frame = stride = 1 is the plain vector encoder. The state holds the last frame - stride samples.
+    """
+
+    features: int
+    channels: int
+    frame: int = 1
+    stride: int = 1
+    filterbank: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"], state: Float[Array, "B W C"] | None = None) -> tuple[Float[Array, "B F D"], Float[Array, "B W C"]]:
+        """Returns (ceil(T / stride) encoded frames, the samples that the next frames still see).
+
+        T is padded with zeros to a multiple of `stride`; only the last piece of a signal may need it.
+        """
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, 0)))
+        state = self.initial_state(x.shape[0]) if state is None else state
+        samples = jnp.concatenate([state, x], axis=1)
+        y = self._frames(samples, x.shape[1] // self.stride)
+        if self.filterbank:
+            y = self._log_magnitudes(y)
+        return nn.Dense(self.features, dtype=self.dtype, name="in")(y), samples[:, samples.shape[1] - (self.frame - self.stride) :]
+
+    def initial_state(self, batch: int) -> Float[Array, "B W C"]:
+        """Returns silence before the first sample."""
+        return jnp.zeros((batch, self.frame - self.stride, self.channels))
+
+    def _frames(self, samples: Array, count: int) -> Array:
+        index = np.arange(count)[:, None] * self.stride + np.arange(self.frame)[None]
+        return samples[:, index].reshape(samples.shape[0], count, self.frame * self.channels)
+
+    def _log_magnitudes(self, frames: Array) -> Array:
+        kernel = self.param("filters", sinusoids, (self.frame * self.channels, 2 * self.filterbank))
+        real, imaginary = jnp.split(frames @ kernel, 2, axis=-1)
+        y = jnp.log(real**2 + imaginary**2 + 1e-6)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(y)
+
+
+def sinusoids(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "L F"]:
+    """Windowed cosines (first half of the columns) and sines, at frequencies evenly spaced on the mel scale.
+
+    Normalised so that a unit sinusoid of a filter's own frequency has magnitude about 1. `key` is unused: the bank is fixed.
+    """
+    del key
+    length, filters = shape[0], shape[1] // 2
+    mel = np.linspace(0.02, 1.0, filters + 1)[:-1]
+    frequency = np.pi * (10.0 ** (mel * np.log10(1 + 4000 / 700)) - 1) * 700 / 4000  # radians a sample; mel of an 8 kHz signal
+    phase = np.arange(length)[:, None] * frequency[None]
+    window = np.hanning(length + 2)[1:-1, None] * 4 / length
+    return jnp.asarray(np.concatenate([np.cos(phase) * window, np.sin(phase) * window], axis=1), dtype)
+
+
+def frame_valid(valid: jax.Array, stride: int) -> jax.Array:
+    """A frame is valid where the first of its `stride` new samples is: (B, T) to (B, ceil(T / stride))."""
+    return valid[:, ::stride]

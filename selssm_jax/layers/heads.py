@@ -1,0 +1,57 @@
+"""Heads: what a model says of the steps it has read."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+
+class ClassHead(nn.Module):
+    """Class logits of a whole signal, from the mean over its valid steps or from the last of them.
+
+    The state is {"sum": (B, D), "count": (B,)} ("last": sum is the last valid step), so that a signal may come in pieces.
+    """
+
+    classes: int
+    features: int
+    pool: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], state: dict[str, Array], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B V"], dict[str, Array]]:
+        """Returns (logits of all valid steps so far, state)."""
+        x = x.astype(jnp.float32)
+        count = state["count"] + valid.sum(axis=1)
+        pooled = state["sum"] + (x * valid[..., None]).sum(axis=1) if self.pool == "mean" else self._last(x, state["sum"], valid)
+        scale = jnp.maximum(count, 1)[:, None] if self.pool == "mean" else 1
+        return nn.Dense(self.classes, name="out")(pooled / scale), {"sum": pooled, "count": count}
+
+    def initial_state(self, batch: int) -> dict[str, Array]:
+        """Returns the state of a signal without a step."""
+        return {"sum": jnp.zeros((batch, self.features)), "count": jnp.zeros(batch)}
+
+    def _last(self, x: Array, before: Array, valid: Array) -> Array:
+        steps = jnp.where(valid, jnp.arange(1, x.shape[1] + 1)[None], 0).max(axis=1)
+        padded = jnp.concatenate([before[:, None], x], axis=1)
+        return jnp.take_along_axis(padded, steps[:, None, None], axis=1)[:, 0]
+
+
+class ForecastHead(nn.Module):
+    """The next `horizon` values of every channel at once, linear in the last `steps` features.
+
+    The state holds these features, (B, steps, D).
+    """
+
+    horizon: int
+    channels: int
+    features: int
+    steps: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], state: Float[Array, "B S D"]) -> tuple[Float[Array, "B H C"], Float[Array, "B S D"]]:
+        """Returns (forecast after the last step, last features)."""
+        last = jnp.concatenate([state, x.astype(jnp.float32)], axis=1)[:, -self.steps :]
+        y = nn.Dense(self.horizon * self.channels, name="out")(last.reshape(x.shape[0], -1))
+        return y.reshape(x.shape[0], self.horizon, self.channels), last
+
+    def initial_state(self, batch: int) -> Float[Array, "B S D"]:
+        """Returns features of zero."""
+        return jnp.zeros((batch, self.steps, self.features))

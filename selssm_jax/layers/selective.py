@@ -1,0 +1,171 @@
+"""The paper's layer: a stochastic state space model whose gates choose what a step updates (theory, sections 1-3)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
+
+from selssm_jax.layers.gates import Gate
+from selssm_jax.ops.dense_scan import dense_scan
+from selssm_jax.ops.linear_scan import linear_scan
+
+UPDATES = ("retain", "effective")
+TRANSITIONS = ("diagonal", "complex", "dense")
+RADIUS = 1 - 2.0**-20  # largest |a|: the float32 values of tanh and exp reach 1, the parametrisation must not
+
+
+class Dynamics(NamedTuple):
+    """The effective transition A_t, (B, T, N) if diagonal else (B, T, N, N), and input map B_t, (B, T, N, D)."""
+
+    A: Inexact[Array, "B T N ..."]
+    B: Inexact[Array, "B T N D"]
+
+
+def effective_transition(gate: Float[Array, "*t N"], A: Inexact[Array, "..."], update: str) -> Inexact[Array, "..."]:
+    """A_t = I - G_t (I - A) for "retain", A_t = G_t A for "effective" (theory, section 1).
+
+    A is (N,) for a diagonal or (N, N) for a dense transition; A_t has the gate's leading axes before it.
+    """
+    if A.ndim == 1:
+        return 1 - gate * (1 - A) if update == "retain" else gate * A
+    rows = gate[..., None]
+    identity = jnp.eye(A.shape[0], dtype=A.dtype)
+    return identity - rows * (identity - A) if update == "retain" else rows * A
+
+
+def real_poles(raw: Float[Array, "N"]) -> Float[Array, "N"]:
+    """a = RADIUS tanh(raw): real, of either sign, |a| < 1."""
+    return RADIUS * jnp.tanh(raw)
+
+
+def complex_poles(log_decay: Float[Array, "N"], phase: Float[Array, "N"]) -> Inexact[Array, "N"]:
+    """a = RADIUS exp(-exp(log_decay) + i phase): one of each conjugate pair, |a| < 1 (Orvieto et al. 2023, LRU)."""
+    return RADIUS * jnp.exp(jax.lax.complex(-jnp.exp(log_decay), phase))
+
+
+def contractive_matrix(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    """A with every row's sum of |a_ij| < 1: gated updates then contract in the maximum norm (theory, section 5 B1)."""
+    rows = jnp.abs(raw).sum(axis=1, keepdims=True)
+    return raw * (RADIUS / jnp.maximum(rows, 1))
+
+
+class SelectiveSSM(nn.Module):
+    """h_t = (1 - g_t) h_{t-1} + g_t (A h_{t-1} + B x_t + w_t),  y_t = C h_t + D x_t + v_t,  g_t = G(x_t).
+
+    That is update "retain", A_t = I - G_t (I - A) and B_t = G_t B: a gate of 0 keeps a component exactly. Update
+    "effective" is h_t = g_t (A h_{t-1} + B x_t + w_t), A_t = G_t A: a gate of 0 erases it (the paper, section 2.3).
+
+    Attributes:
+      d_model: D, width of x and y.
+      d_state: N, real components of the state. "complex" holds them as N / 2 numbers, one of each conjugate pair, each
+        with one gate.
+      gate: see `Gate`. gate_floor: smallest gate.
+      update: "retain" or "effective".
+      transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
+      process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
+      method: how the recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
+      dtype: of activations. The gate, the recurrence and the state are float32 whatever it is.
+
+    The gate (B, T, N) and the state (B, T, N) are sown as intermediates "gate" and "state".
+    """
+
+    d_model: int
+    d_state: int
+    gate: str = "sigmoid"
+    gate_floor: float = 0.0
+    update: str = "retain"
+    transition: str = "diagonal"
+    process_noise: float = 0.0
+    observation_noise: float = 0.0
+    method: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self._validate()
+        normal = nn.initializers.lecun_normal()
+        self.G = Gate(self._poles, self.gate, self.gate_floor)
+        self.A = self._transition()
+        parts = 2 if self.transition == "complex" else 1
+        self.B = self.param("B", normal, (self.d_model, parts * self._poles))
+        self.C = self.param("C", normal, (parts * self._poles, self.d_model))
+        self.D = self.param("D", nn.initializers.ones, (self.d_model,))
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: Inexact[Array, "B N"] | None = None, *, reset: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], Inexact[Array, "B N"]]:
+        """Reads a sequence from `state` on and returns (y, state after the last step).
+
+        Args:
+          x: inputs. state: h_0, zero if None; one call over T steps equals calls over any split of them.
+          reset: True forgets everything before that step.
+        """
+        x = x.astype(self.dtype)
+        gate = self.G(x)
+        drive = self._drive(x)
+        h, last = self._recur(effective_transition(gate, self.A, self.update), gate * drive, state, reset)
+        self.sow("intermediates", "gate", gate)
+        self.sow("intermediates", "state", h)
+        return self._read(h, x), last
+
+    def dynamics(self, x: Float[Array, "B T D"]) -> Dynamics:
+        """Returns the effective A_t and B_t of every step as values (theory, section 1)."""
+        gate = self.G(x.astype(self.dtype))
+        columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
+        return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns)
+
+    def initial_state(self, batch: int) -> Inexact[Array, "B N"]:
+        """Returns h_0 = 0 for `batch` sequences."""
+        return jnp.zeros((batch, self._poles), jnp.complex64 if self.transition == "complex" else jnp.float32)
+
+    @property
+    def _poles(self) -> int:
+        return self.d_state // 2 if self.transition == "complex" else self.d_state
+
+    def _validate(self) -> None:
+        if self.update not in UPDATES:
+            raise ValueError(f"update={self.update!r} is unknown: use one of {', '.join(UPDATES)}")
+        if self.transition not in TRANSITIONS:
+            raise ValueError(f"transition={self.transition!r} is unknown: use one of {', '.join(TRANSITIONS)}")
+        if self.d_model < 1 or self.d_state < 1:
+            raise ValueError(f"d_model={self.d_model} and d_state={self.d_state} must be at least 1")
+        if self.transition == "complex" and self.d_state % 2:
+            raise ValueError(f"d_state={self.d_state} is odd, but complex poles come in conjugate pairs: use an even d_state")
+
+    def _transition(self) -> Array:
+        n = self._poles
+        if self.transition == "diagonal":
+            return real_poles(self.param("A", nn.initializers.uniform(1.0), (n,)))
+        if self.transition == "complex":
+            return complex_poles(self.param("A_log_decay", _uniform(-4.0, 0.0), (n,)), self.param("A_phase", _uniform(0.0, jnp.pi), (n,)))
+        return contractive_matrix(self.param("A", nn.initializers.orthogonal(0.5), (n, n)))
+
+    def _drive(self, x: Array) -> Array:
+        """B x_t + w_t in the recurrence's precision."""
+        drive = (x @ self.B.astype(x.dtype)).astype(jnp.float32)
+        if self.process_noise:
+            drive += self.process_noise * jax.random.normal(self.make_rng("noise"), drive.shape)
+        return self._complex(drive) if self.transition == "complex" else drive
+
+    def _recur(self, a: Array, b: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array]:
+        scan = dense_scan if self.transition == "dense" else linear_scan
+        return scan(a, b, state, reset=reset, method=self.method)
+
+    def _read(self, h: Array, x: Array) -> Array:
+        if self.transition == "complex":
+            h = jnp.concatenate([h.real, h.imag], axis=-1)
+        y = h.astype(self.dtype) @ self.C.astype(self.dtype) + self.D.astype(self.dtype)[None, None] * x
+        if self.observation_noise:
+            y += self.observation_noise * jax.random.normal(self.make_rng("noise"), y.shape, self.dtype)
+        return y
+
+    def _complex(self, parts: Array, axis: int = -1) -> Array:
+        return jax.lax.complex(*jnp.split(parts, 2, axis=axis))
+
+
+def _uniform(low: float, high: float) -> nn.initializers.Initializer:
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, low, high)
+
+    return init

@@ -1,0 +1,143 @@
+"""SequenceModel: encode, blocks of any pattern of mixers, decode; the same weights in parallel and step by step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from selssm_jax.config import Model
+from selssm_jax.layers.blocks import Block
+from selssm_jax.layers.encoders import FrameEncoder, frame_valid
+from selssm_jax.layers.heads import ClassHead, ForecastHead
+
+Inputs = Int[Array, "B T"] | Float[Array, "B T C"]
+State = dict[str, Any]
+
+
+class SequenceModel(nn.Module):
+    """A stack of pre-norm residual blocks between the encoder and the head that the task asks for.
+
+    Attributes:
+      config: `config.Model` with its `task` filled in from the data.
+
+    Outputs, always float32: "language" next-token logits (B, T, V); "classification" logits (B, classes) of all valid
+    steps so far; "forecasting" (B, H, C), the values after the last step.
+
+    One call over T steps equals calls over any split of them that carry `state`. With `normalize`, a forecast's scale is
+    taken from the first call's inputs and carried along.
+    """
+
+    config: Model
+
+    def setup(self) -> None:
+        config, task = self.config, self.config.task
+        dtype = jnp.dtype(config.dtype)
+        block = nn.remat(Block, static_argnums=(4,)) if config.remat else Block
+        self.encoder = self._encoder(dtype)
+        self.block = [block(kind, config) for kind in config.pattern]
+        self.norm = nn.RMSNorm(dtype=dtype)
+        if task.kind == "language":
+            self.head = None if config.tie_embeddings else nn.Dense(task.vocab, use_bias=False, dtype=dtype)
+        elif task.kind == "classification":
+            self.head = ClassHead(task.classes, config.d_model, config.pool)
+        else:
+            self.head = ForecastHead(task.horizon, self._width, config.d_model, config.head_steps)
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "B T"] | None = None,
+        valid: Bool[Array, "B T"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, State]:
+        """Reads `inputs` from `state` on and returns (outputs, state after the last step).
+
+        Args:
+          inputs: (B, T) tokens or (B, T, C) values. state: from `initial_state` or an earlier call.
+          reset: True forgets everything before that step (tokens, or signals with stride 1).
+          valid: False at padding to the right, which a class head leaves out.
+          deterministic: no dropout.
+        """
+        state = self.initial_state(inputs.shape[0]) if state is None else state
+        if self.config.task.kind == "forecasting":
+            return self._forecast(inputs, state, reset, deterministic)
+        x, encoder = self._encode(inputs, state["encoder"])
+        x, blocks = self._mix(x, state["blocks"], reset, deterministic)
+        if self.config.task.kind == "language":
+            return self._next_token(x), {"encoder": encoder, "blocks": blocks}
+        valid = jnp.ones(inputs.shape[:2], bool) if valid is None else valid
+        logits, head = self.head(x, state["head"], frame_valid(valid, self.config.stride))
+        return logits, {"encoder": encoder, "blocks": blocks, "head": head}
+
+    def step(self, inputs: Array, state: State) -> tuple[Array, State]:
+        """Reads one step, (B,) tokens or (B, C) values, and returns (outputs after it, state)."""
+        outputs, state = self(inputs[:, None], state)
+        return (outputs[:, 0] if self.config.task.kind == "language" else outputs), state
+
+    def initial_state(self, batch: int) -> State:
+        """Returns the state before the first step of `batch` sequences."""
+        kind = self.config.task.kind
+        rows = batch * self.config.task.channels if self._apart else batch
+        state = {"blocks": tuple(block.initial_state(rows) for block in self.block)}
+        state["encoder"] = None if kind == "language" else self.encoder.initial_state(rows)
+        if kind != "language":
+            state["head"] = self.head.initial_state(rows)
+        if kind == "forecasting":
+            state["scale"] = {name: jnp.zeros((batch, 1, self.config.task.channels)) for name in ("mean", "deviation")}
+        return state
+
+    @property
+    def _apart(self) -> bool:
+        return self.config.task.kind == "forecasting" and self.config.channels_apart
+
+    @property
+    def _width(self) -> int:
+        return 1 if self._apart else self.config.task.channels
+
+    def _encoder(self, dtype: jnp.dtype) -> nn.Module:
+        config = self.config
+        if config.task.kind == "language":
+            return nn.Embed(config.task.vocab, config.d_model, dtype=dtype)
+        return FrameEncoder(config.d_model, self._width, config.frame, config.stride, config.filterbank, dtype)
+
+    def _encode(self, inputs: Array, state: Array | None) -> tuple[Array, Array | None]:
+        return (self.encoder(inputs), None) if self.config.task.kind == "language" else self.encoder(inputs, state)
+
+    def _mix(self, x: Array, states: tuple[State, ...], reset: Array | None, deterministic: bool) -> tuple[Array, tuple[State, ...]]:
+        after = []
+        for block, state in zip(self.block, states, strict=True):
+            x, state = block(x, state, reset, deterministic)
+            after.append(state)
+        return self.norm(x), tuple(after)
+
+    def _next_token(self, x: Array) -> Array:
+        logits = self.encoder.attend(x) if self.head is None else self.head(x)
+        return logits.astype(jnp.float32)
+
+    def _forecast(self, inputs: Array, state: State, reset: Array | None, deterministic: bool) -> tuple[Array, State]:
+        """Reversible instance normalisation around the model (Kim et al. 2022), every channel by itself if asked for."""
+        scale = self._scale(inputs, state["scale"]) if self.config.normalize else state["scale"]
+        if self.config.normalize:
+            inputs = (inputs - scale["mean"]) / scale["deviation"]
+        x, encoder = self._encode(self._split_channels(inputs), state["encoder"])
+        x, blocks = self._mix(x, state["blocks"], reset, deterministic)
+        y, head = self.head(x, state["head"])
+        y = self._join_channels(y)
+        if self.config.normalize:
+            y = y * scale["deviation"] + scale["mean"]
+        return y, {"encoder": encoder, "blocks": blocks, "head": head, "scale": scale}
+
+    def _scale(self, inputs: Array, carried: dict[str, Array]) -> dict[str, Array]:
+        """Mean and deviation of the first window, kept from then on; a carried deviation of 0 means none yet."""
+        fresh = {"mean": inputs.mean(axis=1, keepdims=True), "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True) + 1e-5)}
+        return jax.tree.map(lambda old, new: jnp.where(carried["deviation"] > 0, old, new), carried, fresh)
+
+    def _split_channels(self, inputs: Array) -> Array:
+        return inputs.swapaxes(1, 2).reshape(-1, inputs.shape[1], 1) if self._apart else inputs
+
+    def _join_channels(self, y: Array) -> Array:
+        return y.reshape(-1, self.config.task.channels, y.shape[1]).swapaxes(1, 2) if self._apart else y
