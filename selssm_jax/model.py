@@ -11,6 +11,7 @@ from selssm_jax.config import Model
 from selssm_jax.layers.blocks import Block
 from selssm_jax.layers.encoders import FrameEncoder, frame_valid
 from selssm_jax.layers.heads import ClassHead, ForecastHead
+from selssm_jax.layers.projection import Projection
 
 Inputs = Int[Array, "B T"] | Float[Array, "B T C"]
 State = dict[str, Any]
@@ -39,7 +40,7 @@ class SequenceModel(nn.Module):
         self.block = [block(kind, config) for kind in config.pattern]
         self.norm = nn.RMSNorm(dtype=dtype)
         if task.kind == "language":
-            self.head = None if config.tie_embeddings else nn.Dense(task.vocab, use_bias=False, dtype=dtype)
+            self.head = None if config.tie_embeddings else Projection(task.vocab, use_bias=False, dtype=dtype)
         elif task.kind == "classification":
             self.head = ClassHead(task.classes, config.d_model, config.pool)
         else:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from selssm_jax.config import Model
 from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.projection import Projection
 from selssm_jax.layers.selective import SelectiveSSM
 
 
@@ -43,8 +44,8 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = jnp.split(nn.Dense(2 * self.width, use_bias=False, dtype=self.dtype, name="in")(x), 2, axis=-1)
-        return nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(jax.nn.silu(gate) * up)
+        gate, up = jnp.split(Projection(2 * self.width, use_bias=False, dtype=self.dtype, name="in")(x), 2, axis=-1)
+        return Projection(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(jax.nn.silu(gate) * up)
 
 
 class Block(nn.Module):

@@ -6,6 +6,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers.projection import Projection
+
 
 class FrameEncoder(nn.Module):
     """Cuts a signal into frames that end every `stride` samples and maps each to the model's width, causally.
@@ -34,7 +36,7 @@ class FrameEncoder(nn.Module):
         y = self._frames(samples, x.shape[1] // self.stride)
         if self.filterbank:
             y = self._log_magnitudes(y)
-        return nn.Dense(self.features, dtype=self.dtype, name="in")(y), samples[:, samples.shape[1] - (self.frame - self.stride) :]
+        return Projection(self.features, dtype=self.dtype, name="in")(y), samples[:, samples.shape[1] - (self.frame - self.stride) :]
 
     def initial_state(self, batch: int) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers.projection import project
+
 TEMPERATURE, LOW, HIGH = 2.0 / 3.0, -0.1, 1.1  # Louizos, Welling and Kingma (2018), section 4
 
 
@@ -107,7 +109,7 @@ class Gate(nn.Module):
         if self.kind == "constant":
             return jnp.broadcast_to(bias, (*x.shape[:2], self.features))
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        return (x @ kernel.astype(x.dtype)).astype(jnp.float32) + bias[None, None]
+        return project(x, kernel).astype(jnp.float32) + bias[None, None]
 
     def _open(self, z: Array) -> Array:
         if self.kind != "hard_concrete":

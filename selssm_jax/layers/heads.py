@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.layers.projection import Projection
+
 
 class ClassHead(nn.Module):
     """Class logits of a whole signal, from the mean over its valid steps or from the last of them.
@@ -22,7 +24,7 @@ class ClassHead(nn.Module):
         count = state["count"] + valid.sum(axis=1)
         pooled = state["sum"] + (x * valid[..., None]).sum(axis=1) if self.pool == "mean" else self._last(x, state["sum"], valid)
         scale = jnp.maximum(count, 1)[:, None] if self.pool == "mean" else 1
-        return nn.Dense(self.classes, name="out")(pooled / scale), {"sum": pooled, "count": count}
+        return Projection(self.classes, name="out")(pooled / scale), {"sum": pooled, "count": count}
 
     def initial_state(self, batch: int) -> dict[str, Array]:
         """Returns the state of a signal without a step."""
@@ -49,7 +51,7 @@ class ForecastHead(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], state: Float[Array, "B S D"]) -> tuple[Float[Array, "B H C"], Float[Array, "B S D"]]:
         """Returns (forecast after the last step, last features)."""
         last = jnp.concatenate([state, x.astype(jnp.float32)], axis=1)[:, -self.steps :]
-        y = nn.Dense(self.horizon * self.channels, name="out")(last.reshape(x.shape[0], -1))
+        y = Projection(self.horizon * self.channels, name="out")(last.reshape(x.shape[0], -1))
         return y.reshape(x.shape[0], self.horizon, self.channels), last
 
     def initial_state(self, batch: int) -> Float[Array, "B S D"]:

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
 
 from selssm_jax.layers.gates import Gate
+from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.linear_scan import linear_scan
 
@@ -143,7 +144,7 @@ class SelectiveSSM(nn.Module):
 
     def _drive(self, x: Array) -> Array:
         """B x_t + w_t in the recurrence's precision."""
-        drive = (x @ self.B.astype(x.dtype)).astype(jnp.float32)
+        drive = project(x, self.B).astype(jnp.float32)
         if self.process_noise:
             drive += self.process_noise * jax.random.normal(self.make_rng("noise"), drive.shape)
         return self._complex(drive) if self.transition == "complex" else drive
@@ -155,7 +156,7 @@ class SelectiveSSM(nn.Module):
     def _read(self, h: Array, x: Array) -> Array:
         if self.transition == "complex":
             h = jnp.concatenate([h.real, h.imag], axis=-1)
-        y = h.astype(self.dtype) @ self.C.astype(self.dtype) + self.D.astype(self.dtype)[None, None] * x
+        y = project(h.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
         if self.observation_noise:
             y += self.observation_noise * jax.random.normal(self.make_rng("noise"), y.shape, self.dtype)
         return y
