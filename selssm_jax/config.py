@@ -6,12 +6,14 @@ command-line overrides and refuses, by name, every unknown key, wrong type and i
 
 import dataclasses
 import json
+import math
 import typing
 from typing import Any, Literal
 
 import ml_collections
 
 from selssm_jax.errors import InputError, suggest
+
 
 def _check_fields(value: Any, path: str) -> None:
     """Raises InputError where a field's value is not of its annotated type."""
@@ -35,13 +37,13 @@ def _check(hint: Any, found: Any, path: str) -> None:
 
 def _at_least(value: Any, path: str, **limits: float) -> None:
     for key, least in limits.items():
-        if getattr(value, key) < least:
-            raise InputError(f"{path}.{key}={getattr(value, key)} is too small: use at least {least}")
+        if not least <= getattr(value, key) < math.inf:  # refuses not-a-number too
+            raise InputError(f"{path}.{key}={getattr(value, key)} is out of range: use at least {least}")
 
 
 def _within(value: Any, path: str, low: float, high: float, *keys: str) -> None:
     for key in keys:
-        if not low <= getattr(value, key) <= high:
+        if not (low <= getattr(value, key) <= high and math.isfinite(getattr(value, key))):
             raise InputError(f"{path}.{key}={getattr(value, key)} is out of range: use a value from {low} to {high}")
 
 
@@ -200,14 +202,18 @@ class Experiment:
         _check_fields(self, "config")
         if self.optimizer.warmup_steps >= self.training.steps:
             raise InputError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: use fewer warm-up steps or more steps"
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: "
+                "use fewer warm-up steps or more steps"
             )
         if self.data.batch_size % self.optimizer.accumulate:
             raise InputError(
-                f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: use a multiple of it"
+                f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
+                "use a multiple of it"
             )
         if self.training.gate_l0 and self.model.gate != "hard_concrete":
-            raise InputError(f"training.gate_l0 needs a gate with a differentiable L0, found model.gate={self.model.gate!r}: use 'hard_concrete', or training.gate_l1")
+            raise InputError(
+                f"training.gate_l0 needs a gate with a differentiable L0, found model.gate={self.model.gate!r}: use 'hard_concrete', or training.gate_l1"
+            )
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """Returns the same values as a ConfigDict with locked keys, for `--config.key=value`."""
@@ -243,7 +249,7 @@ def _build(kind: type, values: Any, path: str) -> Any:
 
 
 def _cast(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)

@@ -1,0 +1,38 @@
+"""Hostile settings for every test: four CPU devices, no silent broadcasting of ranks, warnings are errors (pyproject.toml).
+
+They are environment variables where JAX has one, so that commands started by a test run under the same settings.
+"""
+
+import os
+import pathlib
+import tempfile
+
+import pytest
+from jaxtyping import install_import_hook
+
+# JAX reads these when it is imported, which happens after this file.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"selssm_jax-compiled-{os.getuid()}")
+os.environ["MPLBACKEND"] = "Agg"
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
+CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]
+install_import_hook(CHECKED, "tests.typechecking.check")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder where prepared records of this session are kept: nothing is read from or left in a person's cache."""
+    folder = tmp_path_factory.mktemp("data_cache")
+    os.environ["SELSSM_DATA_DIR"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+    """The root of the working tree."""
+    return REPOSITORY

@@ -1,0 +1,182 @@
+"""Every validator of the configuration fires and names the key and the fix; every configuration file loads."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import re
+from typing import Any
+
+import ml_collections
+import pytest
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.errors import InputError
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def build(**overrides: Any) -> Experiment:
+    """Returns the default experiment after overrides such as `data__batch_size=0`, through the command line's door."""
+    values = Experiment().to_config_dict().to_dict()
+    for path, value in overrides.items():
+        *groups, key = path.split("__")
+        target = values
+        for group in groups:
+            target = target[group]
+        target[key] = value
+    return Experiment.from_config_dict(ml_collections.ConfigDict(values))
+
+
+def load(path: pathlib.Path) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+WRONG = [
+    # Unknown names: the nearest known one is suggested.
+    ({"data__batch_sise": 8}, r"config\.data has no key 'batch_sise': did you mean 'batch_size'\?"),
+    ({"steps": 8}, r"config has no key 'steps'.*known: data, model"),
+    ({"data__source": "etth2"}, r"data\.source='etth2' is not a choice: did you mean 'etth1'\?"),
+    ({"model__gate": "sigmiod"}, r"model\.gate='sigmiod'.*did you mean 'sigmoid'\?"),
+    ({"model__pattern": ("selectve",)}, r"mixer 'selectve': did you mean 'selective'\?"),
+    ({"training__select": "first"}, r"training\.select='first' is not a choice: .*known: best, last"),
+    # Wrong types.
+    ({"training__steps": "100"}, r"training\.steps='100' is of type str, expected int"),
+    ({"training__steps": 100.0}, r"training\.steps=100\.0 is of type float, expected int"),
+    ({"data__augment": 1}, r"data\.augment=1 is of type int, expected bool"),
+    ({"data__batch_size": True}, r"data\.batch_size=True is of type bool, expected int"),
+    ({"optimizer__peak_rate": "fast"}, r"optimizer\.peak_rate='fast' is of type str, expected float"),
+    ({"model__pattern": "selective"}, r"model\.pattern='selective' must be a tuple of names"),
+    ({"model__pattern": (1,)}, r"model\.pattern=\(1,\) must be a tuple of names"),
+    ({"name": 3}, r"config\.name=3 is of type int, expected str"),
+    ({"model": 3}, r"config\.model must be a group of keys, found 3"),
+    # Values too small.
+    *[
+        ({f"{group}__{key}": least - 1}, rf"{group}\.{key}={least - 1} is out of range: use at least {least}")
+        for group, limits in {
+            "data": {
+                "batch_size": 1,
+                "eval_batch_size": 0,
+                "length": 0,
+                "horizon": 1,
+                "vocab": 2,
+                "tokens": 1,
+                "lag": 1,
+                "train_examples": 1,
+                "eval_examples": 1,
+            },
+            "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1},
+            "optimizer": {"warmup_steps": 0, "accumulate": 1},
+            "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0},
+        }.items()
+        for key, least in limits.items()
+    ],
+    ({"model__mlp_ratio": float("nan")}, r"model\.mlp_ratio=nan is out of range: use at least 0"),
+    ({"model__mlp_ratio": -0.5}, r"model\.mlp_ratio=-0\.5 is out of range: use at least 0"),
+    # Values out of range, not-a-number and infinity among them.
+    *[
+        ({f"{group}__{key}": value}, rf"{group}\.{key}={value} is out of range: use a value from 0\.0 to {high}")
+        for group, key, value, high in [
+            ("data", "noise", -0.1, "inf"),
+            ("model", "gate_floor", 1.0, r"0\.999"),
+            ("model", "dropout", -0.1, r"0\.999"),
+            ("model", "process_noise", -1.0, "inf"),
+            ("model", "observation_noise", -1.0, "inf"),
+            ("optimizer", "peak_rate", -1.0, "inf"),
+            ("optimizer", "peak_rate", float("nan"), "inf"),
+            ("optimizer", "peak_rate", float("inf"), "inf"),
+            ("optimizer", "end_rate", -1.0, "inf"),
+            ("optimizer", "weight_decay", -1.0, "inf"),
+            ("optimizer", "clip_norm", -1.0, "inf"),
+            ("optimizer", "b1", 1.0, r"0\.9999999"),
+            ("optimizer", "b2", 1.0, r"0\.9999999"),
+            ("training", "gate_l1", -1.0, "inf"),
+            ("training", "gate_l0", -1.0, "inf"),
+        ]
+    ],
+    # Values that do not go together.
+    ({"model__pattern": ()}, r"model\.pattern is empty: name at least one mixer"),
+    ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
+    *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
+    ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),
+    ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
+    ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.gate='sigmoid': use 'hard_concrete'"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_impossible_value_names_key_and_fix(overrides, message):
+    with pytest.raises(InputError, match=message):
+        build(**overrides)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"data": 3}', '{"name": null}'])
+def test_json_of_something_else_is_refused(text):
+    with pytest.raises(InputError, match=r"not JSON|must be a group|expected str"):
+        Experiment.from_json(text)
+
+
+def test_every_validated_limit_is_in_the_table():
+    """A new `_at_least(...)` or `_within(...)` key in config.py must get its line in WRONG."""
+    tree = ast.parse((pathlib.Path(__file__).parent.parent / "selssm_jax" / "config.py").read_text())
+    checked = set()
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        group = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else None
+        if call.func.id == "_at_least" and group:
+            checked |= {f"{group}__{keyword.arg}" for keyword in call.keywords}
+        if call.func.id == "_within" and group:
+            checked |= {f"{group}__{key.value}" for key in call.args[4:]}
+    assert checked, "config.py's validators were not found"
+    assert checked <= {key for overrides, _ in WRONG for key in overrides}
+
+
+@pytest.mark.parametrize("part", [Task, Data, Model, Optimizer, Training, Experiment])
+def test_values_are_frozen(part):
+    value = part()
+    with pytest.raises(AttributeError, match="cannot assign"):
+        value.seed = 1
+
+
+def test_round_trips_change_nothing():
+    experiment = build(
+        data__source="etth1", model__pattern=("selective",) * 3, optimizer__peak_rate=1e-3, model__task__kind="forecasting", model__task__channels=7
+    )
+    assert Experiment.from_config_dict(experiment.to_config_dict()) == experiment
+    assert Experiment.from_json(experiment.to_json()) == experiment
+    assert isinstance(json.loads(experiment.to_json())["model"]["pattern"], list)
+
+
+def test_whole_number_is_a_float_where_one_is_asked():
+    assert build(optimizer__peak_rate=1).optimizer.peak_rate == 1.0
+
+
+def test_config_dict_refuses_unknown_keys_at_once():
+    with pytest.raises(AttributeError, match="batch_sise"):
+        Experiment().to_config_dict().data.batch_sise = 3
+
+
+def test_there_are_the_promised_configs():
+    promised = {"quickstart", "shakespeare", "etth1", "fsdd", "smnist", "wikitext2_words", "selective_copying", "induction_heads", "smoke"}
+    assert promised <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_file_loads_and_round_trips(path):
+    config = load(path)
+    experiment = Experiment.from_config_dict(config)
+    assert experiment.to_config_dict().to_dict() == config.to_dict()
+    assert Experiment.from_json(experiment.to_json()) == experiment
+    assert experiment.name == path.stem
+    assert experiment.data.local_dir == experiment.data.cache_dir == ""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_file_tells_command_time_hardware_and_score(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert re.search(rf"train\.py --config[ =]configs/{path.stem}\.py", text), "the command"
+    assert re.search(r"\d+(\.\d+)? *(s|seconds|min|minutes|h|hours)\b", text), "the time"
+    assert re.search(r"\b(CPU|GPU|TPU|cores|H100)\b", text), "the hardware"
+    assert re.search(r"(?i)\b(score|expected|accuracy|nats|mse)\b", text), "the expected score"
