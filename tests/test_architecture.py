@@ -1,0 +1,199 @@
+"""The rules that keep the house in order, read from the source itself: imports, lengths, names, docstrings, dependencies."""
+
+import ast
+import pathlib
+import re
+import statistics
+import sys
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = sorted((ROOT / "selssm_jax").rglob("*.py"))
+COMMANDS = sorted(ROOT.glob("*.py"))
+EVERYTHING = PACKAGE + [path for folder in ("configs", "benchmarks", "tests", "docs") for path in sorted((ROOT / folder).rglob("*.py"))] + COMMANDS
+TEXTS = [
+    *EVERYTHING,
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "notebooks").glob("*.ipynb"),
+    *(ROOT / "benchmarks").rglob("*.json"),
+    ROOT / "pyproject.toml",
+    ROOT / ".ci" / "run",
+]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# Each may import from itself and from those before it only.
+ORDER = ["errors", "shapes", "config", "ops", "layers", "model", "data", "training", "information", "stability", "compression", "interop", "reporting"]
+DATA_MAY_IMPORT = {"errors", "shapes", "config", "data"}
+# Names of distributions that are not the name of their module.
+MODULES = {"absl-py": "absl", "orbax-checkpoint": "orbax", "tensorflow-datasets": "tensorflow_datasets"}
+# Dependencies that no line of the package imports, and why they are declared.
+INDIRECT = {
+    "importlib_resources": "imported by tensorflow_datasets, which does not declare it",
+    "array_record": "the file format of the prepared records; grain and tensorflow_datasets need it and declare it for some platforms only",
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def parse(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def functions(path: pathlib.Path) -> list[Function]:
+    return [node for node in ast.walk(parse(path)) if isinstance(node, Function)]
+
+
+def public(path: pathlib.Path) -> Iterator[tuple[str, Function | ast.ClassDef]]:
+    """Public functions and classes of a module and public methods of its public classes, with their dotted names."""
+    for node in parse(path).body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+            for method in node.body if isinstance(node, ast.ClassDef) else []:
+                if isinstance(method, Function) and not method.name.startswith("_"):
+                    yield f"{node.name}.{method.name}", method
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Dotted names of all that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno} is a relative import: write selssm_jax..."
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts_imported(path: pathlib.Path) -> set[str]:
+    return {dotted.split(".")[1] for dotted in imported(path) if dotted.startswith("selssm_jax.")}
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE if path.parent != ROOT / "selssm_jax" or path.stem != "__init__"], ids=name)
+def test_imports_point_upwards_only(path):
+    part = path.relative_to(ROOT / "selssm_jax").parts[0].removesuffix(".py")
+    assert part in ORDER, f"{part} has no place in the order {ORDER}"
+    allowed = DATA_MAY_IMPORT if part == "data" else set(ORDER[: ORDER.index(part) + 1])
+    assert parts_imported(path) <= allowed, f"{name(path)} imports {parts_imported(path) - allowed}"
+
+
+def test_recurrences_know_neither_flax_nor_the_config():
+    for path in (ROOT / "selssm_jax" / "ops").rglob("*.py"):
+        assert not {dotted.split(".")[0] for dotted in imported(path)} & {"flax", "ml_collections", "optax"}, name(path)
+        assert "config" not in parts_imported(path), name(path)
+
+
+def test_functions_are_short(capsys):
+    lengths = {f"{name(path)}:{node.name}": node.end_lineno - node.lineno + 1 for path in PACKAGE + COMMANDS for node in functions(path)}
+    median = statistics.median(lengths.values())
+    with capsys.disabled():
+        print(f"\n{len(lengths)} functions, median {median:g} lines, longest {max(lengths, key=lengths.get)} with {max(lengths.values())}")
+    assert {where: length for where, length in lengths.items() if length > 60} == {}
+    assert median <= 12
+
+
+def test_functions_outside_the_package_are_short_too():
+    lengths = {f"{name(path)}:{node.name}": node.end_lineno - node.lineno + 1 for path in EVERYTHING for node in functions(path)}
+    assert {where: length for where, length in lengths.items() if length > 60} == {}
+
+
+def test_commands_are_two_and_short():
+    assert {name(path): len(path.read_text().splitlines()) <= 60 for path in COMMANDS} == {"eval.py": True, "train.py": True}
+
+
+def test_no_module_is_a_grab_bag():
+    assert [name(path) for path in EVERYTHING if re.fullmatch(r"(utils?|helpers?|common|misc|tools)", path.stem)] == []
+
+
+def test_every_module_has_a_docstring():
+    assert [name(path) for path in EVERYTHING if not ast.get_docstring(parse(path))] == []
+
+
+def test_everything_public_has_a_docstring():
+    # Flax gives `setup` its meaning.
+    bare = [f"{name(path)}:{dotted}" for path in PACKAGE for dotted, node in public(path) if not ast.get_docstring(node) and not dotted.endswith(".setup")]
+    assert bare == []
+
+
+def test_every_public_argument_has_a_type():
+    bare = []
+    for path in PACKAGE:
+        for dotted, node in public(path):
+            if isinstance(node, Function):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                bare += [f"{name(path)}:{dotted}({a.arg})" for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                bare += [f"{name(path)}:{dotted} -> ?"] if node.returns is None else []
+    assert bare == []
+
+
+def test_no_switch_is_positional():
+    found = []
+    for path in PACKAGE:
+        for dotted, node in public(path):
+            if isinstance(node, Function):
+                defaults = zip(reversed(node.args.posonlyargs + node.args.args), reversed(node.args.defaults), strict=False)
+                found += [f"{name(path)}:{dotted}({a.arg})" for a, value in defaults if isinstance(value, ast.Constant) and isinstance(value.value, bool)]
+    assert found == []
+
+
+def test_one_file_only_says_pmap():
+    assert [name(path) for path in PACKAGE + COMMANDS if "pmap" in path.read_text()] == ["selssm_jax/training/parallel.py"]
+
+
+def test_nothing_is_left_for_later():
+    words = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "NotImplemented" + "Error")))
+    assert [f"{name(path)}: {found[0]}" for path in EVERYTHING if (found := words.findall(path.read_text()))] == []
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    strange = re.compile(r"(?<![\w.])/(work|root|home|Users|mnt)/|" + "|".join(("pypi" + r"\.", "python" + "hosted")))
+    assert [f"{name(path)}: {found[0]}" for path in TEXTS if (found := strange.findall(path.read_text()))] == []
+
+
+def distribution(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0]
+
+
+def third_parties(paths: list[pathlib.Path]) -> set[str]:
+    own = {"selssm_jax", "tests", "train", "eval", "configs", "benchmarks"}
+    return {dotted.split(".")[0] for path in paths for dotted in imported(path)} - set(sys.stdlib_module_names) - own
+
+
+def test_dependencies_are_what_is_imported():
+    declared = {distribution(text) for text in PROJECT["dependencies"]}
+    modules = {MODULES.get(item, item) for item in declared}
+    extras = {MODULES.get(distribution(text), distribution(text)) for item in ("tf",) for text in PROJECT["optional-dependencies"][item]}
+    used = third_parties(PACKAGE + COMMANDS + sorted((ROOT / "configs").glob("*.py")))
+    assert used - modules - extras == set(), "imported, but not declared in pyproject.toml"
+    assert modules - used - set(INDIRECT) == set(), "declared in pyproject.toml, but never imported"
+    assert set(INDIRECT) <= declared
+
+
+def test_dependencies_of_tests_are_what_they_import():
+    extras = {distribution(text) for text in PROJECT["optional-dependencies"]["test"]}
+    declared = {MODULES.get(distribution(text), distribution(text)) for text in PROJECT["dependencies"]} | extras
+    assert third_parties(sorted((ROOT / "tests").rglob("*.py"))) <= declared
+
+
+def test_every_dependency_has_a_lower_bound():
+    bare = [text for group in ("test", "bench", "tf") for text in PROJECT["optional-dependencies"][group] if ">=" not in text]
+    assert [text for text in PROJECT["dependencies"] if ">=" not in text] + bare == []
+
+
+def test_first_screen_of_readme_has_exactly_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    screen = "\n".join(readme.splitlines()[:30])
+    commands = re.findall(r"^```sh\n(.*?)^```$", screen, re.MULTILINE | re.DOTALL)
+    assert len(commands) == screen.count("```") / 2 == 2
+    assert all(len(command.strip().replace("\\\n", "").splitlines()) == 1 for command in commands)
+    run, test = commands
+    assert "pip install" in run and "train.py --config configs/quickstart.py" in run
+    assert "pip install" in test and test.rstrip().endswith("pytest")
