@@ -1,0 +1,26 @@
+"""Electricity transformer temperature, hourly: the next 96 hours of seven variates from the last 336.
+
+Command:        python train.py --config configs/etth1.py --config.data.local_dir=FOLDER --report
+                (with lookback 96: --config.data.length=96 --config.model.head_steps=12)
+Data:           ETTh1, the literature's split and windows (2785 of test), MSE and MAE on standardised values
+Hardware:       2 CPU cores
+Time:           a few minutes
+Expected score: see README.md, "Recipes", and benchmarks/records/etth1.json
+"""
+
+from ml_collections import ConfigDict
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe; every key can be overridden on the command line."""
+    return Experiment(
+        name="etth1",
+        data=Data(source="etth1", length=336, horizon=96, batch_size=32, eval_batch_size=128),
+        model=Model(
+            pattern=("selective",) * 2, d_model=32, d_state=64, dropout=0.3, frame=16, stride=8, head_steps=42, normalize=True, channels_apart=True
+        ),
+        optimizer=Optimizer(peak_rate=1e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
+        training=Training(steps=1500, eval_every=150, checkpoint_every=300, log_every=10),
+    ).to_config_dict()

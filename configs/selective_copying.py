@@ -1,0 +1,24 @@
+"""Selective copying: sixteen tokens strewn over 256 blanks, to be repeated in order.
+
+Command:        python train.py --config configs/selective_copying.py --report
+                (the time-invariant ablation: --config.model.gate=constant)
+Data:           synthetic (Gu and Dao 2023): 16 symbols, 16 of them in 256 steps, then 16 steps to say them
+Hardware:       2 CPU cores
+Time:           about 10 minutes
+Expected score: see README.md, "Recipes", and benchmarks/records/selective_copying.json
+"""
+
+from ml_collections import ConfigDict
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe; every key can be overridden on the command line."""
+    return Experiment(
+        name="selective_copying",
+        data=Data(source="selective_copying", length=256, vocab=16, tokens=16, batch_size=32, eval_batch_size=100),
+        model=Model(pattern=("selective",) * 2, d_model=60, d_state=128),
+        optimizer=Optimizer(peak_rate=3e-3, end_rate=3e-5, warmup_steps=200),
+        training=Training(steps=5000, eval_every=500, checkpoint_every=500, log_every=20),
+    ).to_config_dict()
