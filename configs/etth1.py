@@ -18,9 +18,7 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="etth1",
         data=Data(source="etth1", length=336, horizon=96, batch_size=32, eval_batch_size=128),
-        model=Model(
-            pattern=("selective",) * 2, d_model=32, d_state=64, dropout=0.3, frame=16, stride=8, head_steps=42, normalize=True, channels_apart=True
-        ),
+        model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, dropout=0.3, frame=16, stride=8, head_steps=42, normalize=True, channels_apart=True),
         optimizer=Optimizer(peak_rate=1e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
         training=Training(steps=1500, eval_every=150, checkpoint_every=300, log_every=10),
     ).to_config_dict()

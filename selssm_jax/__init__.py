@@ -1,0 +1,1 @@
+"""Selective state space models whose memory can be trained, measured and compressed."""

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.config import Model
@@ -40,7 +41,7 @@ class GatedMLP(nn.Module):
     """y = W_o (silu(W_g x) * W_u x) (Shazeer 2020, SwiGLU); `width` is the hidden width."""
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

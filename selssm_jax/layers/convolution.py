@@ -24,7 +24,7 @@ class ShortConv(nn.Module):
         state = self.initial_state(x.shape[0], x.dtype) if state is None else state
         past = jnp.concatenate([state.astype(x.dtype), x], axis=1)
         document = self._documents(x, reset)
-        y = jnp.broadcast_to(bias.astype(x.dtype), x.shape)
+        y = jnp.broadcast_to(bias.astype(x.dtype)[None, None], x.shape)
         for lag in range(self.width):
             y += kernel[lag].astype(x.dtype)[None, None] * self._lagged(past, document, lag, x.shape[1])
         return y, self._keep(past, document)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.layers.projection import Projection
@@ -22,7 +23,7 @@ class FrameEncoder(nn.Module):
     frame: int = 1
     stride: int = 1
     filterbank: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], state: Float[Array, "B W C"] | None = None) -> tuple[Float[Array, "B F D"], Float[Array, "B W C"]]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
 
 from selssm_jax.layers.gates import Gate
@@ -29,10 +30,9 @@ def effective_transition(gate: Float[Array, "*t N"], A: Inexact[Array, "..."], u
 
     A is (N,) for a diagonal or (N, N) for a dense transition; A_t has the gate's leading axes before it.
     """
-    if A.ndim == 1:
-        return 1 - gate * (1 - A) if update == "retain" else gate * A
-    rows = gate[..., None]
-    identity = jnp.eye(A.shape[0], dtype=A.dtype)
+    identity = jnp.eye(A.shape[0], dtype=A.dtype) if A.ndim == 2 else jnp.ones_like(A)
+    identity, A = (matrix.reshape((1,) * (gate.ndim - 1) + matrix.shape) for matrix in (identity, A))
+    rows = gate if A.ndim == gate.ndim else gate[..., None]
     return identity - rows * (identity - A) if update == "retain" else rows * A
 
 
@@ -81,7 +81,7 @@ class SelectiveSSM(nn.Module):
     process_noise: float = 0.0
     observation_noise: float = 0.0
     method: str = "auto"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self._validate()
@@ -114,7 +114,7 @@ class SelectiveSSM(nn.Module):
         """Returns the effective A_t and B_t of every step as values (theory, section 1)."""
         gate = self.G(x.astype(self.dtype))
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
-        return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns)
+        return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns[None, None])
 
     def initial_state(self, batch: int) -> Inexact[Array, "B N"]:
         """Returns h_0 = 0 for `batch` sequences."""

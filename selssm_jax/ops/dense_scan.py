@@ -11,7 +11,12 @@ METHODS = ("auto", "sequential", "associative")
 
 
 def dense_scan(
-    a: Float[Array, "B T N N"], b: Float[Array, "B T N"], h0: Float[Array, "B N"] | None = None, *, reset: Bool[Array, "B T"] | None = None, method: str = "auto"
+    a: Float[Array, "B T N N"],
+    b: Float[Array, "B T N"],
+    h0: Float[Array, "B N"] | None = None,
+    *,
+    reset: Bool[Array, "B T"] | None = None,
+    method: str = "auto",
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B N"]]:
     """Runs h_t = A_t h_{t-1} + b_t over time; for small N.
 

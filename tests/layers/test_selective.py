@@ -1,0 +1,206 @@
+"""SelectiveSSM against a float64 loop, and the laws of the model: causality, splits, retention, noise."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
+
+B, T, D, N = 2, 13, 3, 4
+PAIRS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"]))
+VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], ["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"]))
+
+
+def build(**fields):
+    layer = SelectiveSSM(D, N, **fields)
+    x = jax.random.normal(jax.random.key(1), (B, T, D))
+    return layer, layer.init({"params": jax.random.key(0), "noise": jax.random.key(5)}, x), x
+
+
+def start(layer):
+    zero = layer.initial_state(B)
+    return jax.random.normal(jax.random.key(2), zero.shape, zero.dtype)
+
+
+def gate_loop(layer, params, x):
+    z = params["G"]["bias"] + (x @ params["G"]["kernel"] if "kernel" in params["G"] else 0)
+    s = 1 / (1 + np.exp(-z))
+    return {
+        "sigmoid": s,
+        "constant": s,
+        "tanh": (1 + np.tanh(z)) / 2,
+        "hard_sigmoid": np.clip(z / 6 + 0.5, 0, 1),
+        "hard_concrete": np.clip(1.2 * s - 0.1, 0, 1),
+    }[layer.gate]
+
+
+def transition_loop(layer, params):
+    if layer.transition == "diagonal":
+        return np.diag(np.tanh(params["A"]))
+    if layer.transition == "complex":
+        return np.diag(np.exp(-np.exp(params["A_log_decay"]) + 1j * params["A_phase"]))
+    return params["A"] / np.maximum(np.abs(params["A"]).sum(1, keepdims=True), 1)
+
+
+def layer_loop(layer, variables, x, h, reset):
+    """h_t = h + g (A h + B x - h) or g (A h + B x), one step and one sequence at a time, in float64."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), variables["params"])
+    A, columns, rows = transition_loop(layer, params), params["B"].T, params["C"].T
+    if layer.transition == "complex":
+        half = columns.shape[0] // 2
+        columns, rows = columns[:half] + 1j * columns[half:], rows[:, :half] - 1j * rows[:, half:]
+    h, y = np.array(h, A.dtype), np.zeros_like(x)
+    for b, t in np.ndindex(x.shape[0], x.shape[1]):
+        before = np.zeros_like(h[b]) if reset[b, t] else h[b]
+        g, target = gate_loop(layer, params, x[b, t]), A @ before + columns @ x[b, t]
+        h[b] = (1 - g) * before + g * target if layer.update == "retain" else g * target
+        y[b, t] = (rows @ h[b]).real + params["D"] * x[b, t]
+    return y, h
+
+
+@pytest.mark.parametrize(("update", "transition", "gate"), VARIANTS)
+def test_layer_equals_the_loop(update, transition, gate):
+    layer, params, x = build(update=update, transition=transition, gate=gate)
+    h0 = start(layer)
+    reset = np.zeros((B, T), bool)
+    reset[0, 5] = reset[1, 0] = True
+    y, last = jax.jit(layer.apply)(params, x, h0, reset=jnp.asarray(reset))
+    expected, end = layer_loop(layer, params, np.asarray(x, np.float64), h0, reset)
+    # float32 rounding over 13 steps of values of order 1
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("update", "transition"), PAIRS)
+def test_whole_equals_any_split_in_values_and_gradients(update, transition):
+    layer, params, x = build(update=update, transition=transition)
+
+    def run(cuts):
+        def total(params, x, h):
+            pieces = []
+            for left, right in itertools.pairwise((0, *cuts, T)):
+                y, h = layer.apply(params, x[:, left:right], h)
+                pieces.append(y)
+            y = jnp.concatenate(pieces, axis=1)
+            return (y * jnp.cos(jnp.arange(T))[None, :, None]).sum() + (jnp.abs(h) ** 2).sum(), y
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(params, x, start(layer))
+
+    (_, whole), gradients = run(())
+    for cuts in ((6,), tuple(range(1, T))):
+        (_, y), split = run(cuts)
+        np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), split, gradients)
+
+
+@pytest.mark.parametrize("transition", ["diagonal", "complex", "dense"])
+def test_causality_by_gradient(transition):
+    layer, params, x = build(transition=transition)
+    jacobian = jax.jacobian(lambda x: layer.apply(params, x)[0][0, 6].sum())(x)
+    assert (jacobian[0, 7:] == 0).all()
+    assert (jacobian[1] == 0).all()
+    assert (jnp.abs(jacobian[0, :7]).sum(axis=-1) > 0).all()
+
+
+def with_bias(params, value):
+    params = jax.tree.map(lambda p: p, params)
+    params["params"]["G"] = {"bias": jnp.full_like(params["params"]["G"]["bias"], value), "kernel": jnp.zeros_like(params["params"]["G"]["kernel"])}
+    return params
+
+
+@pytest.mark.parametrize("transition", ["diagonal", "complex", "dense"])
+def test_retain_with_closed_gates_returns_the_state_exactly(transition):
+    layer, params, x = build(transition=transition, gate="hard_sigmoid")
+    h0 = start(layer)
+    _, last = layer.apply(with_bias(params, -4.0), x, h0)
+    assert (last == h0).all()
+
+
+@pytest.mark.parametrize("transition", ["diagonal", "complex", "dense"])
+def test_open_gates_are_the_plain_state_space_model_for_both_updates(transition):
+    retain, params, x = build(transition=transition, gate="hard_sigmoid")
+    params = with_bias(params, 4.0)
+    effective = retain.clone(update="effective")
+    y, _ = retain.apply(params, x)
+    plain = effective.apply(params, x, method="dynamics").A
+    np.testing.assert_allclose(retain.apply(params, x, method="dynamics").A, plain, rtol=1e-6, atol=1e-7)  # 1 - (1 - a) rounds
+    np.testing.assert_allclose(
+        y, layer_loop(effective, params, np.asarray(x, np.float64), retain.initial_state(B), np.zeros((B, T), bool))[0], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("update", "transition"), PAIRS)
+def test_dynamics_are_the_recurrence(update, transition):
+    layer, params, x = build(update=update, transition=transition)
+    (_, last), sown = layer.apply(params, x, mutable=["intermediates"])
+    A, maps = layer.apply(params, x, method="dynamics")
+    h = np.zeros(last.shape, last.dtype)
+    for t in range(T):
+        carried = np.einsum("bij,bj->bi", A[:, t], h) if transition == "dense" else A[:, t] * h
+        h = carried + np.einsum("bnd,bd->bn", maps[:, t], x[:, t])
+        np.testing.assert_allclose(sown["intermediates"]["state"][0][:, t], h, rtol=1e-4, atol=1e-5)
+
+
+def test_poles_stay_inside_the_unit_circle_whatever_the_parameters():
+    for transition in ("diagonal", "complex"):
+        layer, params, x = build(transition=transition)
+        for scale in (-1e4, 1e4):
+            wild = jax.tree.map(lambda p, scale=scale: jnp.full_like(p, scale), params)
+            assert (jnp.abs(layer.apply(wild, x, method=lambda m, x: m.A)) < 1).all()
+    raw = 100 * jax.random.normal(jax.random.key(0), (6, 6))
+    assert (jnp.abs(contractive_matrix(raw)).sum(axis=1) < 1).all()
+
+
+def test_process_noise_enters_through_the_gate_with_its_covariance():
+    layer = SelectiveSSM(1, 2, process_noise=0.7)
+    x = jnp.zeros((100_000, 1, 1))
+    params = layer.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x[:1])
+    (_, h), sown = layer.apply(params, x, rngs={"noise": jax.random.key(2)}, mutable=["intermediates"])
+    gate = sown["intermediates"]["gate"][0][0, 0]
+    # covariance G Q G; a variance over 1e5 draws has relative standard error sqrt(2/1e5) = 0.45 %: 5 of them
+    np.testing.assert_allclose(np.var(h, axis=0), (0.7 * gate) ** 2, rtol=0.0225)
+    assert abs(np.corrcoef(h.T)[0, 1]) < 5 / np.sqrt(1e5)
+
+
+def test_observation_noise_has_its_variance_and_leaves_the_state_alone():
+    layer = SelectiveSSM(1, 2, observation_noise=0.3)
+    x = jnp.ones((100_000, 1, 1))
+    params = layer.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x[:1])
+    y, h = layer.apply(params, x, rngs={"noise": jax.random.key(2)})
+    np.testing.assert_allclose(np.var(y), 0.09, rtol=0.0225)
+    assert np.ptp(h, axis=0).max() == 0
+
+
+def test_noise_needs_its_generator_and_is_reproducible():
+    layer, params, x = build(process_noise=0.1)
+    with pytest.raises(Exception, match="noise"):
+        layer.apply(params, x)
+    draws = [layer.apply(params, x, rngs={"noise": jax.random.key(seed)})[0] for seed in (1, 1, 2)]
+    assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
+
+
+def test_bfloat16_keeps_gate_state_and_carry_in_float32():
+    layer, params, x = build(dtype=jnp.bfloat16)
+    (y, last), sown = layer.apply(params, x, mutable=["intermediates"])
+    assert y.dtype == jnp.bfloat16 and last.dtype == jnp.float32
+    assert {sown["intermediates"][name][0].dtype for name in ("gate", "state")} == {jnp.dtype("float32")}
+    # bfloat16 has 8 bits of mantissa
+    np.testing.assert_allclose(y.astype(jnp.float32), layer.clone(dtype=jnp.float32).apply(params, x)[0], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"update": "keep"}, "update='keep' is unknown: use one of retain, effective"),
+        ({"transition": "full"}, "transition='full' is unknown: use one of diagonal, complex, dense"),
+        ({"d_state": 3, "transition": "complex"}, "d_state=3 is odd"),
+        ({"d_state": 0}, "must be at least 1"),
+    ],
+)
+def test_impossible_layers_are_refused(fields, words):
+    layer = SelectiveSSM(**{"d_model": D, "d_state": N, **fields})
+    with pytest.raises(ValueError, match=words):
+        layer.init(jax.random.key(0), jnp.zeros((1, 2, D)))

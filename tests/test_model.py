@@ -1,0 +1,152 @@
+"""SequenceModel for every task: step = scan = any split, causality, padding, remat, precision, other frameworks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from selssm_jax.config import Model, Task
+from selssm_jax.model import SequenceModel
+
+SMALL = {"pattern": ("selective", "selective"), "d_model": 8, "d_state": 6, "conv": 3}
+B, T = 2, 12
+LANGUAGE = Model(**SMALL, task=Task("language", vocab=7))
+SIGNAL = Model(**SMALL, frame=4, stride=2, filterbank=3, task=Task("classification", channels=1, classes=5))
+VECTOR = Model(**SMALL, pool="last", task=Task("classification", channels=2, classes=5))
+FORECAST = Model(**SMALL, normalize=False, head_steps=3, task=Task("forecasting", channels=2, horizon=4))
+CONFIGS = {"language": LANGUAGE, "signal": SIGNAL, "vector": VECTOR, "forecast": FORECAST}
+
+
+def build(config):
+    model = SequenceModel(config)
+    key = jax.random.key(1)
+    x = jax.random.randint(key, (B, T), 0, 7) if config.task.kind == "language" else jax.random.normal(key, (B, T, config.task.channels))
+    return model, jax.jit(model.init)(jax.random.key(0), x), x
+
+
+def pieces(model, params, x, size):
+    """Outputs and final state of calls over pieces of `size` steps that carry the state."""
+    state, outputs = None, []
+    apply = jax.jit(model.apply)
+    for start in range(0, T, size):
+        y, state = apply(params, x[:, start : start + size], state)
+        outputs.append(y)
+    return jnp.concatenate(outputs, axis=1) if model.config.task.kind == "language" else outputs[-1], state
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whole_equals_split_equals_steps(name):
+    model, params, x = build(CONFIGS[name])
+    whole, state = pieces(model, params, x, T)
+    for size in (model.config.stride, 4, 6):
+        y, end = pieces(model, params, x, size)
+        np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-4)  # float32; the log of a small magnitude costs a digit
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), end, state)
+
+
+def test_gradients_through_a_carried_state_equal_the_whole():
+    model, params, x = build(LANGUAGE)
+
+    def loss(params, size):
+        return (pieces(model, params, x, size)[0] ** 2).sum()
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), jax.grad(loss)(params, 4), jax.grad(loss)(params, T))
+
+
+def test_step_equals_the_parallel_pass():
+    for config in (LANGUAGE, VECTOR):
+        model, params, x = build(config)
+        whole, _ = model.apply(params, x)
+        state = model.apply(params, B, method="initial_state")
+        for t in range(T):
+            y, state = model.apply(params, x[:, t], state, method="step")
+            if config is LANGUAGE:
+                np.testing.assert_allclose(y, whole[:, t], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(y, whole[:, -1] if config is LANGUAGE else whole, rtol=1e-5, atol=1e-5)
+
+
+def test_language_is_causal():
+    model, params, x = build(LANGUAGE)
+    changed = x.at[:, 7].set((x[:, 7] + 1) % 7)
+    before, after = (model.apply(params, tokens)[0] for tokens in (x, changed))
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert (before[:, 7:] != after[:, 7:]).any()
+
+
+def test_a_packed_row_equals_its_documents_apart_and_no_gradient_crosses():
+    model, params, x = build(LANGUAGE)
+    reset = jnp.zeros((B, T), bool).at[:, 5].set(True)
+    packed, _ = model.apply(params, x, reset=reset)
+    np.testing.assert_allclose(packed[:, 5:], model.apply(params, x[:, 5:])[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(packed[:, :5], model.apply(params, x[:, :5])[0], rtol=1e-5, atol=1e-5)
+    signal, weights, values = build(FORECAST)
+    gradient = jax.grad(lambda v: (signal.apply(weights, v, reset=reset)[0] ** 2).sum())(values)
+    assert (gradient[:, :5] == 0).all() and (gradient[:, 5:] != 0).any()
+
+
+@pytest.mark.parametrize("config", [SIGNAL, VECTOR], ids=["mean", "last"])
+def test_padding_does_not_change_a_class(config):
+    model, params, x = build(config)
+    padded = jnp.concatenate([x, 9 * jnp.ones((B, 6, x.shape[-1]))], axis=1)
+    valid = jnp.arange(T + 6)[None] < jnp.array([[T], [T]])
+    np.testing.assert_allclose(model.apply(params, padded, valid=valid)[0], model.apply(params, x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_normalised_forecasts_follow_shift_and_scale():
+    model, params, x = build(Model(**SMALL, task=FORECAST.task))
+    y, state = model.apply(params, x)
+    moved, _ = model.apply(params, 3 * x + 5)
+    # the variance's floor of 1e-5 keeps the equality from being exact
+    np.testing.assert_allclose(moved, 3 * y + 5, rtol=1e-3, atol=1e-3)
+    again, _ = model.apply(params, x, state)
+    assert jnp.isfinite(again).all()
+
+
+def test_channels_apart_are_one_model_on_every_channel():
+    model, params, x = build(Model(**SMALL, channels_apart=True, task=FORECAST.task))
+    y, _ = model.apply(params, x)
+    swapped, _ = model.apply(params, x[..., ::-1])
+    np.testing.assert_allclose(swapped, y[..., ::-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_remat_changes_neither_values_nor_gradients(name):
+    config = CONFIGS[name]
+    model, params, x = build(config)
+    remat = SequenceModel(Model(**{**vars(config), "remat": True}))
+    results = [jax.jit(jax.value_and_grad(lambda p, m=m: (m.apply(p, x)[0] ** 2).sum()))(params) for m in (model, remat)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_outputs_float32_close_to_full_precision(name):
+    config = CONFIGS[name]
+    model, params, x = build(config)
+    y, state = SequenceModel(Model(**{**vars(config), "dtype": "bfloat16"})).apply(params, x)
+    assert y.dtype == jnp.float32
+    assert all(block["mixer"].dtype == jnp.float32 for block in state["blocks"])
+    np.testing.assert_allclose(y, model.apply(params, x)[0], rtol=0.1, atol=0.1)
+
+
+def test_every_block_sows_its_gate_and_state():
+    model, params, x = build(LANGUAGE)
+    _, sown = model.apply(params, x, mutable=["intermediates"])
+    for block in ("block_0", "block_1"):
+        mixer = sown["intermediates"][block]["mixer"]
+        assert mixer["gate"][0].shape == mixer["state"][0].shape == (B, T, 6)
+
+
+def test_a_second_call_does_not_retrace():
+    model, params, x = build(LANGUAGE)
+    traces = []
+    apply = jax.jit(lambda p, x: traces.append(1) or model.apply(p, x)[0])
+    apply(params, x), apply(params, x)
+    assert len(traces) == 1
+
+
+def test_the_model_runs_inside_nnx():
+    model, _, x = build(LANGUAGE)
+    wrapped = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(x)
+    y, _ = wrapped(x)
+    assert y.shape == (B, T, 7) and jnp.isfinite(y).all()
