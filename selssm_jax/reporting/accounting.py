@@ -1,0 +1,93 @@
+"""What a model costs: bytes of recurrent state, parameters, compiled peak bytes and floating-point operations."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from selssm_jax.config import Experiment
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import parallel
+from selssm_jax.training.optimizer import build
+from selssm_jax.training.step import TrainState, train_step
+
+
+class Cost(NamedTuple):
+    """What one compiled call takes. None: the platform's compiler does not say."""
+
+    peak_bytes: int | None
+    argument_bytes: int | None
+    temporary_bytes: int | None
+    flops: float | None
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Returns the bytes of all arrays (or their shapes) of a tree."""
+    return sum(int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def state_bytes(model: SequenceModel, params: PyTree) -> int:
+    """Returns the bytes of everything carried from one step to the next, for one sequence."""
+    return tree_bytes(jax.eval_shape(lambda: model.apply({"params": params}, 1, method="initial_state")))
+
+
+def parameters(params: PyTree) -> dict[str, int]:
+    """Returns the number of parameters of every top-level group (encoder, block_0, ...)."""
+    return {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(group)) for name, group in params.items()}
+
+
+def account(experiment: Experiment, model: SequenceModel, params: PyTree, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns all of it as JSON-able values; `row` is one example without its batch axis, as the training step reads it.
+
+    training_step: a whole batch on one device. decode_step: one frame of one sequence after another has been carried.
+    """
+    size = experiment.data.batch_size
+    batch = {name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype) for name, value in row.items()}
+    return {
+        "state_bytes": state_bytes(model, params),
+        "parameters": parameters(params),
+        "parameter_bytes": tree_bytes(params),
+        "batch": {"size": size, "steps": row["inputs"].shape[0]},
+        "training_step": training_step(experiment, model, params, batch)._asdict(),
+        "decode_step": decode_step(model, params)._asdict(),
+    }
+
+
+def training_step(experiment: Experiment, model: SequenceModel, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]) -> Cost:
+    """Returns the cost of one step of training on one device, as training compiles it: the old state's memory is reused."""
+    optimizer = build(experiment)
+    state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key_data(jax.random.key(0)))
+    step = partial(train_step, model=model, optimizer=optimizer, experiment=experiment)
+    return cost(parallel.data_parallel(step, jax.local_devices()[:1]), state, batch)
+
+
+def decode_step(model: SequenceModel, params: PyTree) -> Cost:
+    """Returns the cost of reading one frame of one sequence: a token, a vector, or `stride` samples of a signal."""
+    task, steps = model.config.task, model.config.stride
+    inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32) if task.kind == "language" else jax.ShapeDtypeStruct((1, steps, task.channels), jnp.float32)
+
+    def step(params: PyTree, inputs: Array, state: PyTree, key: Array) -> tuple[Array, PyTree]:
+        return model.apply({"params": params}, inputs, state, rngs={"noise": key})
+
+    state = jax.eval_shape(lambda: model.apply({"params": params}, 1, method="initial_state"))
+    return cost(jax.jit(step, donate_argnums=2), params, inputs, state, jax.random.key(0))
+
+
+def cost(function: Callable[..., Any], *args: Any) -> Cost:
+    """Compiles `function` for arguments of these shapes, without running it, and returns what one call takes.
+
+    peak_bytes = arguments + outputs + temporaries - aliased, by `compiled.memory_analysis()`: arguments and outputs are
+    held during the call, a donated argument shares its output's memory and counts once. It is what the compiler
+    allocates, not what the process holds. flops are `compiled.cost_analysis()`'s: a loop's body may be counted once.
+    """
+    jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+    compiled = jitted.lower(*args).compile()
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    if memory is None:
+        return Cost(None, None, None, analysis.get("flops"))
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return Cost(held - memory.alias_size_in_bytes, memory.argument_size_in_bytes, memory.temp_size_in_bytes, analysis.get("flops"))

@@ -1,0 +1,151 @@
+"""What the gates of a trained model do: how many components a step updates, over time and over a split (theory, section 9).
+
+Only sums and the first sequence leave the compiled function, a few kilobytes a batch, so the split may be of any length.
+Sums of batches add up to the sums of their union; `Sums.summary` turns them into means.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.model import SequenceModel
+
+BINS = 50  # of the histogram of gate values, over [0, 1]
+Batch = dict[str, Array | np.ndarray]
+
+
+class Sums(NamedTuple):
+    """Additive statistics of one block's gates g (B, T, n) over valid steps; T is the position in the sequence.
+
+    steps: how many sequences are valid at a position, (T,). effective, hard, participation: sums over sequences of the
+    three numbers of `dimensions`, (T,). component, square: sums over steps of g_i and g_i^2, (n,). histogram: counts of
+    gate values in BINS equal bins of [0, 1].
+    """
+
+    steps: Array | np.ndarray
+    effective: Array | np.ndarray
+    hard: Array | np.ndarray
+    participation: Array | np.ndarray
+    component: Array | np.ndarray
+    square: Array | np.ndarray
+    histogram: Array | np.ndarray
+
+    def merge(self, other: "Sums") -> "Sums":
+        """Returns the sums over both; a shorter sequence adds nothing to later positions."""
+        return Sums(*(_add(mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+
+    def summary(self) -> dict[str, Any]:
+        """Returns means over valid steps, as JSON-able values.
+
+        effective_dimension sum_i g_i, hard_count #{g > 1/2} and participation_ratio in components of `components` = n;
+        compression_factor n / effective_dimension (None where all gates are closed); selectivity, the standard deviation
+        of a gate over steps averaged over components (0: the gates ignore the input); by_component the mean gate of every
+        component; over_time the three dimensions by position.
+        """
+        n, steps = len(self.component), float(self.steps.sum())
+        effective = float(self.effective.sum()) / steps
+        mean, square = self.component / steps, self.square / steps
+        return {
+            "components": n,
+            "steps": int(steps),
+            "mean": effective / n,
+            "effective_dimension": effective,
+            "hard_count": float(self.hard.sum()) / steps,
+            "participation_ratio": float(self.participation.sum()) / steps,
+            "compression_factor": n / effective if effective > 0 else None,
+            "selectivity": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()),
+            "histogram": {"edges": np.linspace(0, 1, BINS + 1).tolist(), "counts": self.histogram.astype(int).tolist()},
+            "by_component": mean.tolist(),
+            "over_time": self._over_time(),
+        }
+
+    def _over_time(self) -> dict[str, list[float]]:
+        seen = self.steps > 0
+        means = {"effective_dimension": self.effective, "hard_count": self.hard, "participation_ratio": self.participation}
+        return {"position": np.flatnonzero(seen).tolist()} | {name: (total[seen] / self.steps[seen]).tolist() for name, total in means.items()}
+
+
+class Sequence(NamedTuple):
+    """One sequence that a model read: its arrays of the batch, the model's outputs, and the gates (F, n) of every block."""
+
+    batch: Batch
+    outputs: Array | np.ndarray
+    gates: dict[str, Array | np.ndarray]
+
+
+def dimensions(gate: Float[Array, "*t n"]) -> dict[str, Float[Array, "*t"]]:
+    """Returns how many of n components a gate updates, in three readings (theory, section 9): equal for 0/1 gates.
+
+    effective: sum_i g_i. hard: #{g_i > 1/2}. participation: (sum g)^2 / sum g^2, and 0 where all gates are 0.
+    """
+    total, squares = gate.sum(-1), (gate**2).sum(-1)
+    return {
+        "effective": total,
+        "hard": (gate > 0.5).sum(-1).astype(gate.dtype),
+        "participation": jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0),
+    }
+
+
+def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
+    """Returns the sums of one batch; steps that are not valid do not count."""
+    weight = valid.astype(gate.dtype)
+    by_time = {name: (value * weight).sum(0) for name, value in dimensions(gate).items()}
+    live = gate * weight[..., None]
+    bins = jnp.clip((gate * BINS).astype(jnp.int32), 0, BINS - 1)
+    counts = jnp.bincount(bins.ravel(), jnp.broadcast_to(valid[..., None], gate.shape).astype(jnp.int32).ravel(), length=BINS)
+    return Sums(weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts)
+
+
+def observe(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, carry: bool) -> tuple[dict[str, Sums], list[Sequence]]:
+    """Reads batches and returns ({block: sums over them all}, the first sequence of every batch).
+
+    Args:
+      model: with gates that are sown. params: its parameters.
+      batches: as a dataset's `evaluate` gives them.
+      carry: row b of a batch continues row b of the batch before it.
+    """
+    read, state = reader(model), None
+    found: dict[str, Sums] = {}
+    first = []
+    for batch in batches:
+        state = model.apply({"params": params}, len(batch["inputs"]), method="initial_state") if state is None or not carry else state
+        blocks, sequence, state = jax.block_until_ready(read(params, batch, state))
+        for name, new in jax.device_get(blocks).items():
+            wide = Sums(*(np.asarray(value, np.float64) for value in new))
+            found[name] = found[name].merge(wide) if name in found else wide
+        first.append(jax.device_get(sequence))
+    return found, first
+
+
+def reader(model: SequenceModel) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
+    """Returns the compiled (params, batch, state) -> ({block: sums}, first sequence, state)."""
+
+    @jax.jit
+    def read(params: PyTree, batch: Batch, state: PyTree) -> tuple[dict[str, Sums], Sequence, PyTree]:
+        (outputs, after), sown = model.apply(
+            {"params": params}, batch["inputs"], state, valid=batch["valid"], rngs={"noise": jax.random.key(0)}, mutable=["intermediates"]
+        )
+        gates = {name: block["mixer"]["gate"][0] for name, block in sown["intermediates"].items() if "gate" in block.get("mixer", {})}
+        blocks = {name: sums(gate, _counted(batch, gate, model)) for name, gate in gates.items()}
+        row = Sequence({name: value[0] for name, value in batch.items()}, outputs[0], {name: gate[0] for name, gate in gates.items()})
+        return blocks, row, after
+
+    return read
+
+
+def _counted(batch: Batch, gate: Array, model: SequenceModel) -> Array:
+    """Which steps of a gate count: valid ones of rows that are no padding; a row may have one gate row a channel."""
+    valid = jnp.asarray(batch["valid"])
+    real = jnp.asarray(batch["weights"]).reshape(len(valid), -1).max(axis=1) > 0
+    frames = frame_valid(valid & real[:, None], model.config.stride if valid.shape[1] != gate.shape[1] else 1)
+    return jnp.repeat(frames, gate.shape[0] // frames.shape[0], axis=0)
+
+
+def _add(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    size = max(len(mine), len(theirs))
+    return np.pad(mine, (0, size - len(mine))) + np.pad(theirs, (0, size - len(theirs)))

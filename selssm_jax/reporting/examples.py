@@ -1,0 +1,144 @@
+"""One example of a trained model at work that a person can look at, for every kind of task."""
+
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from selssm_jax.model import SequenceModel
+from selssm_jax.reporting import figures
+from selssm_jax.reporting.activity import Sequence
+from selssm_jax.reporting.document import Block, Paragraph, Picture, Verbatim
+
+PASSAGE, PROMPT, DRAWN, TEMPERATURE = 480, 64, 480, 0.8  # steps, steps, steps, of the softmax
+
+
+class Source(NamedTuple):
+    """What an example is made from: the model, its parameters, the dataset, and the first sequence of every batch seen."""
+
+    model: SequenceModel
+    params: PyTree
+    dataset: Any
+    seen: list[Sequence]
+    folder: pathlib.Path
+
+
+def show(source: Source) -> list[Block]:
+    """Returns the parts of a report that show an example, and writes their figures to `source.folder`."""
+    kind = source.model.config.task.kind
+    if kind == "language":
+        return _text(source) if source.dataset.carries else _answers(source)
+    return _signal(source) if kind == "classification" else _forecast(source)
+
+
+def sample(model: SequenceModel, params: PyTree, prompt: Int[Array, "P"], *, steps: int, temperature: float, seed: int) -> np.ndarray:
+    """Returns `steps` tokens drawn one after another from softmax(logits / temperature), after a prompt.
+
+    One compiled loop of single steps reads the prompt and writes the rest, so memory does not grow with the text.
+    """
+    forced = jnp.concatenate([jnp.asarray(prompt, jnp.int32), jnp.full(steps, -1, jnp.int32)])
+    state = model.apply({"params": params}, 1, method="initial_state")
+
+    def one(carry: tuple[Array, PyTree], given: tuple[Array, Array]) -> tuple[tuple[Array, PyTree], Array]:
+        drawn, state = carry
+        token, key = jnp.where(given[0] >= 0, given[0], drawn), given[1]
+        logits, state = model.apply({"params": params}, token[None], state, method="step", rngs={"noise": key})
+        return (jax.random.categorical(key, logits[0] / temperature).astype(jnp.int32), state), token
+
+    keys = jax.random.split(jax.random.key(seed), len(forced))
+    _, tokens = jax.jit(lambda start: jax.lax.scan(one, start, (forced, keys)))((jnp.int32(0), state))
+    return np.asarray(tokens)[len(prompt) :]
+
+
+def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns -log2 p(target) of every step, in bits: (T, V), (T,) -> (T,)."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(axis=-1)
+    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
+    return (log_sum - logits[np.arange(len(targets)), targets]) / math.log(2)
+
+
+def mean_gate(gates: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the gate averaged over the components of all blocks, by step: {block: (T, n)} -> (T,)."""
+    return np.concatenate(list(gates.values()), axis=-1).mean(axis=-1)
+
+
+def _text(source: Source) -> list[Block]:
+    """A passage of the split, shaded, and a continuation that the model wrote."""
+    passage = _join(source.seen)
+    tokens, logits = passage.batch["inputs"], passage.outputs
+    shown = _names(source, tokens[1:])
+    blocks: list[Block] = []
+    if shown:
+        shades = {"surprise (bits): how unexpected the token was": surprise(logits[:-1], tokens[1:])}
+        if passage.gates:
+            shades["mean gate: how much of the state the token updates"] = mean_gate(passage.gates)[1:]
+        path = figures.save(figures.shaded_text(shown, shades), source.folder / "passage.png")
+        blocks.append(Picture(path, "A passage of the evaluated text, as the model read it: the darker the ground, the larger the value."))
+    prompt = tokens[:PROMPT]
+    drawn = sample(source.model, source.params, prompt, steps=DRAWN, temperature=TEMPERATURE, seed=0)
+    words = f"The model reads {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, one step at a time, at temperature {TEMPERATURE}. The prompt:"
+    return [*blocks, Paragraph(words), Verbatim(source.dataset.decode(prompt)), Paragraph("Written by the model:"), Verbatim(source.dataset.decode(drawn))]
+
+
+def _answers(source: Source) -> list[Block]:
+    """A sequence of a task with scored steps, and what the model answered there."""
+    batch, outputs, gates = source.seen[0]
+    kept = batch["valid"]
+    tokens, truth, guess = (_names(source, array[kept]) for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
+    scored = batch["weights"][kept] > 0
+    gate = mean_gate(gates)[kept] if gates else np.zeros(len(tokens))
+    right = sum(mine == theirs for mine, theirs, counts in zip(guess, truth, scored, strict=True) if counts)
+    path = figures.save(figures.answers(tokens, truth, guess, scored, gate), source.folder / "answers.png")
+    return [Picture(path, f"The first sequence of the split and the model's answers under its scored steps: {right} of {int(scored.sum())} are right.")]
+
+
+def _signal(source: Source) -> list[Block]:
+    """A signal over the gates that it opened, with the class and the prediction."""
+    batch, logits, gates = source.seen[0]
+    about = source.dataset.metadata()
+    rate, names = about.get("sample_rate"), about.get("class_names")
+    length = int(batch["valid"].sum())
+    odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    truth, guess = (str(names[index]) if names else str(index) for index in (int(batch["targets"]), int(logits.argmax())))
+    stride = -(-batch["inputs"].shape[0] // next(iter(gates.values())).shape[0]) if gates else 1
+    live = {name: gate[: -(-length // stride)] for name, gate in gates.items()}
+    title = f"class {truth}, predicted {guess} (probability {odds.max():.3f})"
+    figure = figures.waveform(batch["inputs"][:length], live, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
+    return [Picture(figures.save(figure, source.folder / "signal.png"), f"The first signal of the split and its gates: {title}.")]
+
+
+def _forecast(source: Source) -> list[Block]:
+    """The first window of the split, what followed and what the model said would follow, in the units of the data."""
+    batch, guess, _ = source.seen[0]
+    about = source.dataset.metadata()
+    scaling = about.get("scaling") or {"mean": 0.0, "std": 1.0}
+    past, truth, guess = (np.asarray(array) * np.asarray(scaling["std"]) + np.asarray(scaling["mean"]) for array in (batch["inputs"], batch["targets"], guess))
+    names = about.get("channel_names") or [f"channel {index}" for index in range(truth.shape[-1])]
+    shown = slice(-2 * len(truth), None)  # more of the past would leave no room for the forecast
+    figure = figures.forecast(past[shown, :CHANNELS], truth[:, :CHANNELS], guess[:, :CHANNELS], names=names[:CHANNELS], units="value (units of the data)")
+    words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
+    return [Picture(figures.save(figure, source.folder / "forecast.png"), words)]
+
+
+CHANNELS = 8  # of a forecast that are drawn
+
+
+def _join(seen: list[Sequence]) -> Sequence:
+    """The first rows of successive batches as one sequence: row 0 of a batch continues row 0 of the one before it."""
+    kept = [row.batch["weights"] > 0 for row in seen]
+    cut = slice(0, PASSAGE)
+
+    def join(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([array[keep] for array, keep in zip(arrays, kept, strict=True)])[cut]
+
+    batch = {"inputs": join([row.batch["inputs"] for row in seen])}
+    return Sequence(batch, join([row.outputs for row in seen]), {name: join([row.gates[name] for row in seen]) for name in seen[0].gates})
+
+
+def _names(source: Source, tokens: np.ndarray) -> list[str]:
+    return [source.dataset.decode([int(token)]) for token in tokens]

@@ -1,0 +1,93 @@
+"""A finished run, opened for reading: its experiment, chosen parameters, dataset and history."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from jaxtyping import PyTree
+
+from selssm_jax import config, data
+from selssm_jax.config import Experiment
+from selssm_jax.errors import InputError, suggest
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import checkpoint
+
+SPLITS = ("train", "validation", "test")
+# The source that reads a file of yours, by what the run was trained on.
+OWN_FILE = {"csv": ("etth1", "ettm1", "weather", "csv"), "text": ("python_reference", "tiny_shakespeare", "wikitext2", "text"), "npz": ("fsdd", "smnist", "psmnist", "npz")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `open_run` found. `history` holds the records of metrics.jsonl, `step` the step of the parameters."""
+
+    workdir: pathlib.Path
+    experiment: Experiment
+    model: SequenceModel
+    params: PyTree
+    step: int
+    dataset: Any
+    history: list[dict[str, Any]]
+
+
+def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "") -> Run:
+    """Opens the run in `workdir`, with its own data or, at the run's vocabulary and scaling, with another file's.
+
+    Raises InputError where there is no such split, no such folder, no run in it, no checkpoint, or no such data.
+    """
+    if split not in SPLITS:
+        raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
+    folder = _folder(workdir)
+    about = _read_json(folder / "dataset.json")
+    experiment, params, step = checkpoint.restore_for_eval(folder)
+    source = _source(experiment.data, file, local_dir)
+    dataset = data.load(source, vocabulary=_vocabulary(about))
+    model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
+    return Run(folder, dataclasses.replace(experiment, data=source), model, params, step, dataset, _history(folder / "metrics.jsonl"))
+
+
+def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
+    folder = pathlib.Path(workdir)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"--workdir={workdir} {found}: give the folder that train.py wrote, for example --workdir=runs/quickstart")
+    if not (folder / "config.json").is_file():
+        inside = "is empty" if not any(folder.iterdir()) else "holds no config.json"
+        raise InputError(f"--workdir={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or train first")
+    return folder
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing, so the run's vocabulary and scaling are unknown: restore it, or train again in a new workdir") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): restore it, or train again in a new workdir") from error
+
+
+def _history(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _vocabulary(about: dict[str, Any]) -> tuple[str, ...] | None:
+    return tuple(about["vocabulary"]) if about.get("vocabulary") else None
+
+
+def _source(trained: config.Data, file: str, local_dir: str) -> config.Data:
+    """The run's data, read from elsewhere where the caller says so."""
+    changes: dict[str, Any] = {"local_dir": local_dir} if local_dir else {}
+    if file:
+        kinds = [kind for kind, sources in OWN_FILE.items() if trained.source in sources]
+        if not kinds:
+            raise InputError(f"--file={file} cannot replace the synthetic task {trained.source!r} that this run was trained on: leave --file out")
+        changes |= {"source": kinds[0], "file": file}
+    return dataclasses.replace(trained, **changes)

@@ -1,0 +1,70 @@
+"""Tables and numbers for people: one value, written as Markdown or as HTML."""
+
+import dataclasses
+import html
+import math
+
+Cell = str | int | float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A caption, column names and rows of cells. Raises ValueError where a row has not one cell a column.
+
+    Numbers are aligned right and written by `number`; None is a dash.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.caption!r}: the row {row!r} has {len(row)} cells, expected {len(self.columns)}")
+
+    def markdown(self) -> str:
+        """Returns the table in GitHub's Markdown, under its caption in bold."""
+        rule = ["---:" if self._numeric(column) else ":---" for column in range(len(self.columns))]
+        lines = [self.columns, rule, *([number(cell) for cell in row] for row in self.rows)]
+        return f"**{self.caption}**\n\n" + "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+
+    def html(self) -> str:
+        """Returns the table as an HTML element."""
+        head = "".join(self._cell("th", name, column) for column, name in enumerate(self.columns))
+        body = "".join(f"<tr>{''.join(self._cell('td', cell, column) for column, cell in enumerate(row))}</tr>\n" for row in self.rows)
+        return f"<table><caption>{html.escape(self.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+
+    def _cell(self, tag: str, cell: Cell, column: int) -> str:
+        kind = ' class="number"' if self._numeric(column) else ""
+        return f"<{tag}{kind}>{html.escape(number(cell))}</{tag}>"
+
+    def _numeric(self, column: int) -> bool:
+        cells = [row[column] for row in self.rows]
+        return bool(cells) and not any(isinstance(cell, str) for cell in cells)
+
+
+def number(value: Cell) -> str:
+    """Returns a cell as text: integers with thousands separated, other numbers to four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}" if 1e-4 <= abs(value) < 1e9 else f"{value:.3e}"
+
+
+def size(count: int | None) -> str | None:
+    """Returns a number of bytes in the largest binary unit that keeps it at least 1: 1536 is "1.50 KiB"."""
+    if count is None:
+        return None
+    power = min(max(count.bit_length() - 1, 0) // 10, 4)
+    return f"{count} B" if power == 0 else f"{count / 1024**power:.2f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,39 @@
+"""Tables and numbers: what a person reads is the value, aligned and escaped."""
+
+import pytest
+
+from selssm_jax.reporting.tables import Table, number, size
+
+TABLE = Table("Scores | of <it>", ("name", "nats", "steps"), (("a|b", 1.53125, 1200), ("<script>", None, 7)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1200345, "1,200,345"), (1.53125, "1.531"), (0.000123456, "0.0001235"), (1234.5, "1,234"), (12345678.0, "12,345,678"),
+     (1.5e-7, "1.500e-07"), (2.5e12, "2.500e+12"), (0.0, "0"), (-0.5, "-0.5000"), (float("inf"), "inf"), (float("nan"), "nan"), (None, "–"), ("x", "x")],
+)  # fmt: skip
+def test_number(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (5 * 1024**3, "5.00 GiB"), (None, None)])
+def test_size(count, text):
+    assert size(count) == text
+
+
+def test_markdown_is_a_table_of_as_many_lines_as_rows():
+    lines = TABLE.markdown().splitlines()
+    assert lines[0] == "**Scores | of <it>**"
+    assert lines[2:] == ["| name | nats | steps |", "| :--- | ---: | ---: |", r"| a\|b | 1.531 | 1,200 |", "| &lt;script> | – | 7 |"]
+
+
+def test_html_escapes_and_aligns():
+    html = TABLE.html()
+    assert "<caption>Scores | of &lt;it&gt;</caption>" in html
+    assert "<td>&lt;script&gt;</td>" in html and "<script>" not in html
+    assert '<td class="number">1.531</td>' in html and '<th class="number">nats</th>' in html and "<th>name</th>" in html
+
+
+def test_a_ragged_table_is_refused():
+    with pytest.raises(ValueError, match=r"table 'Ragged': the row \(1,\) has 1 cells, expected 2"):
+        Table("Ragged", ("a", "b"), ((1,),))
