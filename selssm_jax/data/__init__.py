@@ -1,0 +1,42 @@
+"""Examples for training and evaluation, from public origins, local folders, files of one's own, or thin air."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from selssm_jax.config import Data
+from selssm_jax.data import sources
+from selssm_jax.data.pipeline import Batches, Dataset
+
+__all__ = ["Batches", "Dataset", "load"]
+
+LOADERS: Mapping[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
+    "python_reference": sources.python_reference,
+    "tiny_shakespeare": sources.tiny_shakespeare,
+    "wikitext2": sources.wikitext2,
+    "text": sources.text_file,
+    "etth1": sources.table,
+    "ettm1": sources.table,
+    "weather": sources.table,
+    "csv": sources.csv_file,
+    "fsdd": sources.spoken_digits,
+    "smnist": sources.pixels,
+    "psmnist": sources.pixels,
+    "npz": sources.npz_file,
+    "selective_copying": sources.synthetic_task,
+    "induction_heads": sources.synthetic_task,
+    "delayed_recall": sources.synthetic_task,
+    "linear_gaussian": sources.synthetic_task,
+}
+
+
+def load(config: Data, known: Mapping[str, Any] | None = None) -> Dataset:
+    """Returns the data set that a config names.
+
+    Args:
+      config: which examples.
+      known: `metadata()` of a training run, whose vocabulary and scaling then hold; needed to evaluate on other data.
+
+    Raises:
+      InputError: where a file is missing, damaged, too small, or holds what the run never saw.
+    """
+    return LOADERS[config.source](config, known or {})

@@ -1,0 +1,1 @@
+"""From a config to a trained model: objectives, optimiser, steps, the loop and its checkpoints."""

@@ -1,0 +1,119 @@
+"""Where public data comes from: address, sha256, and the names under which a local folder may hold it."""
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import pathlib
+import urllib.error
+import urllib.request
+
+from selssm_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """One file: its address (empty: it has no stable one), accepted local names, and the sha256 of its content.
+
+    The sha256 is of the content, unpacked where a local copy is gzipped but the origin is not; empty where none is published.
+    """
+
+    url: str
+    names: tuple[str, ...]
+    sha256: str
+    packed: bool = False  # the origin itself is gzipped, and stays so
+
+
+SHAKESPEARE = Origin(
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    ("tinyshakespeare.txt", "input.txt"),
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+_WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
+WIKITEXT2 = {
+    "train": Origin(
+        _WIKITEXT + "train.txt", ("wikitext2_train.txt.gz", "wikitext2_train.txt"), "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f"
+    ),
+    "validation": Origin(
+        _WIKITEXT + "valid.txt", ("wikitext2_valid.txt.gz", "wikitext2_valid.txt"), "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"
+    ),
+    "test": Origin(
+        _WIKITEXT + "test.txt", ("wikitext2_test.txt.gz", "wikitext2_test.txt"), "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"
+    ),
+}
+_ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"
+TABLES = {
+    "etth1": Origin(_ETT + "ETTh1.csv", ("etth1.csv", "ETTh1.csv"), "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066"),
+    "ettm1": Origin(_ETT + "ETTm1.csv", ("ettm1.csv", "ETTm1.csv"), "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e"),
+    "weather": Origin("", ("weather.csv.gz", "weather.csv"), "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63"),
+}
+# A branch's archive has no lasting hash: the builder counts the clips.
+SPOKEN_DIGITS = Origin("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip", ("free-spoken-digit-dataset-master.zip",), "")
+PACKED_DIGITS = Origin("", ("fsdd.npz",), "a3ed95e96328c5572629343e9251392290937e24fa9f5fc2236bee2df9cd31d0")
+_MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+MNIST = {
+    name: Origin(_MNIST + f"{name}.gz", (f"{name}.gz", f"mnist/{name}.gz"), sha256, packed=True)
+    for name, sha256 in {
+        "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    }.items()
+}
+
+
+def cache_root(cache_dir: str) -> pathlib.Path:
+    """Returns the folder of prepared data: data.cache_dir, else $SELSSM_DATA_DIR, else ~/.cache/selssm_jax."""
+    return pathlib.Path(cache_dir or os.environ.get("SELSSM_DATA_DIR") or "~/.cache/selssm_jax").expanduser().absolute()
+
+
+def find(origin: Origin, local_dir: str) -> pathlib.Path | None:
+    """Returns the file of a local folder under one of its accepted names, None where there is none."""
+    paths = [pathlib.Path(local_dir).expanduser() / name for name in origin.names] if local_dir else []
+    return next((path for path in paths if path.is_file()), None)
+
+
+def content(origin: Origin, local_dir: str, cache_dir: str) -> bytes:
+    """Returns a file's content, from the local folder if one is given, else from its address through the cache.
+
+    Raises:
+      InputError: where the file is missing, cannot be fetched, or is not the published one.
+    """
+    path = _local(origin, local_dir) if local_dir else _downloaded(origin, cache_root(cache_dir))
+    raw = path.read_bytes()
+    found = gzip.decompress(raw) if path.suffix == ".gz" and not origin.packed else raw
+    digest = hashlib.sha256(found).hexdigest()
+    if origin.sha256 and digest != origin.sha256:
+        raise InputError(
+            f"{path} is not the published file: sha256 {digest[:12]}..., expected {origin.sha256[:12]}...; fetch it again"
+            + (f" from {origin.url}" if origin.url else "")
+            + ', or use data.source "csv", "text" or "npz" for data of your own'
+        )
+    return found
+
+
+def _local(origin: Origin, local_dir: str) -> pathlib.Path:
+    path = find(origin, local_dir)
+    if path is None:
+        exists = "" if pathlib.Path(local_dir).expanduser().is_dir() else " (there is no such folder)"
+        fix = f", or leave it empty to download {origin.url}" if origin.url else ""
+        raise InputError(f"data.local_dir={local_dir!r} holds no {' or '.join(origin.names)}{exists}: put it there{fix}")
+    return path
+
+
+def _downloaded(origin: Origin, cache: pathlib.Path) -> pathlib.Path:
+    if not origin.url:
+        raise InputError(f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it")
+    path = cache / "downloads" / (hashlib.sha256(origin.url.encode()).hexdigest()[:12] + "-" + origin.url.rsplit("/", 1)[-1])
+    if not path.is_file():
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with urllib.request.urlopen(origin.url, timeout=60) as answer:
+                fresh.write_bytes(answer.read())
+        except (urllib.error.URLError, OSError) as error:
+            raise InputError(
+                f"{origin.url} could not be fetched ({getattr(error, 'reason', error)}): check the network, or set data.local_dir to a folder that holds {origin.names[0]}"
+            ) from error
+        fresh.replace(path)
+    return path

@@ -1,0 +1,62 @@
+"""Exact metrics over a whole split, whatever the batch size."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from selssm_jax.config import Experiment, Task
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import objectives
+
+
+class Evaluable(Protocol):
+    """What evaluation needs of a data set."""
+
+    task: Task
+    carries: bool
+
+    def evaluate(self, split: str, batch_size: int) -> Any:
+        """Returns batches that cover the split exactly once."""
+
+
+class Evaluator:
+    """Evaluates one model on any parameters, splits and data sets, compiled once.
+
+    Where the data set's batches continue one another (`carries`), the model's state is carried across them: a text is
+    read as streams without an end, not as windows that each start from nothing.
+    """
+
+    def __init__(self, experiment: Experiment, model: SequenceModel) -> None:
+        self.batch_size = experiment.data.eval_batch_size or experiment.data.batch_size
+        self.model = model
+        self._step = jax.jit(partial(_evaluate_batch, model))
+
+    def __call__(self, params: Any, dataset: Evaluable, split: str) -> dict[str, float]:
+        """Returns the metrics of a split; sums are float64 on the host."""
+        total: dict[str, np.ndarray] = {}
+        for sums in self._sums(params, dataset, split):
+            for name, pair in sums.items():
+                total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        return objectives.means(total)
+
+    def _sums(self, params: Any, dataset: Evaluable, split: str) -> Iterator[objectives.Sums]:
+        """Sums of every batch, each handed over after the next one was dispatched, so that the device never waits."""
+        start = self.model.apply({"params": params}, self.batch_size, method="initial_state")
+        state, pending = start, None
+        for number, batch in enumerate(dataset.evaluate(split, self.batch_size)):
+            sums, after = self._step(params, batch, state, number)
+            state = after if dataset.carries else start
+            if pending is not None:
+                yield pending
+            pending = sums
+        if pending is not None:
+            yield pending
+
+
+def _evaluate_batch(model: SequenceModel, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[objectives.Sums, Any]:
+    noise = jax.random.fold_in(jax.random.key(0), number)
+    outputs, state = model.apply({"params": params}, batch["inputs"], state, valid=batch["valid"], rngs={"noise": noise})
+    return objectives.score(model.config.task.kind, outputs, batch), state

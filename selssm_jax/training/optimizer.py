@@ -1,0 +1,34 @@
+"""AdamW with warm-up and cosine; which parameters decay is read from their paths."""
+
+import jax
+import optax
+
+from selssm_jax.config import Experiment
+
+UNDECAYED = frozenset({"bias", "scale", "D", "A", "A_log", "A_log_decay", "A_phase", "dt"})
+
+
+def build(experiment: Experiment) -> optax.GradientTransformation:
+    """Returns clipping by the whole gradient's norm, then AdamW (Loshchilov and Hutter 2019)."""
+    options = experiment.optimizer
+    adamw = optax.adamw(schedule(experiment), options.b1, options.b2, weight_decay=options.weight_decay, mask=decay_mask)
+    return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw) if options.clip_norm else adamw
+
+
+def schedule(experiment: Experiment) -> optax.Schedule:
+    """Returns linear warm-up to peak_rate, then a cosine to end_rate at the last step."""
+    options = experiment.optimizer
+    return optax.warmup_cosine_decay_schedule(0.0, options.peak_rate, options.warmup_steps, experiment.training.steps, options.end_rate)
+
+
+def decay_mask(params: optax.Params) -> optax.Params:
+    """Returns True for every parameter that weight decay shrinks."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: decayed(tuple(str(key.key) for key in path)), params)
+
+
+def decayed(path: tuple[str, ...]) -> bool:
+    """Whether a parameter shrinks: all do but poles, step sizes, skips, biases (those of gates too), norms and embeddings.
+
+    A decayed pole or gate bias would change how long a model remembers, which is what the data should decide.
+    """
+    return path[-1] not in UNDECAYED and "embedding" not in path[-1] and not any(part.endswith("norm") for part in path)
