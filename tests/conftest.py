@@ -15,13 +15,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"selssm_jax-compiled-{os.getuid()}")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # most of a run's time is the compilation of small programs
 os.environ["MPLBACKEND"] = "Agg"
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
 CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]
-install_import_hook(CHECKED, "tests.typechecking.check")
+install_import_hook(CHECKED, "typechecking.check")
 
 
 @pytest.fixture(scope="session", autouse=True)
