@@ -1,0 +1,46 @@
+"""Trains the model that a config describes, and goes on where a run of the same folder stopped.
+
+  python train.py --config configs/quickstart.py --report
+  python train.py --config configs/etth1.py --workdir runs/mine --config.optimizer.peak_rate=3e-4
+  python train.py --config configs/quickstart.py --config.data.source=text --config.data.file=my.txt
+
+Every key of the config can be overridden by --config.group.key=value; selssm_jax/config.py lists them all with their meaning.
+Ctrl-C or SIGTERM saves a checkpoint; the same command goes on from there. A run's folder holds config.json, dataset.json,
+checkpoints, the best parameters, metrics.jsonl, TensorBoard events and, with --report, the report.
+"""
+
+import shlex
+import sys
+
+from absl import app, flags
+
+from selssm_jax import cli, errors
+from selssm_jax.config import Experiment
+
+CONFIG = cli.config_flag("config", "the experiment: a file with get_config(), such as configs/quickstart.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME with the config's name")
+REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report (as eval.py does)")
+
+
+def main(_: list[str]) -> None:
+    """Trains, and reports if asked to."""
+    with errors.reported():
+        experiment = Experiment.from_config_dict(CONFIG.value)
+        workdir = WORKDIR.value or f"runs/{experiment.name}"
+        from selssm_jax.training import loop
+
+        outcome = loop.fit(experiment, workdir)
+        if not outcome.finished:
+            print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: python {shlex.join(sys.argv)}")
+            return
+        print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
+        if REPORT.value:
+            from selssm_jax.reporting import report
+
+            report.write(workdir)
+        else:
+            print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=cli.parse)
