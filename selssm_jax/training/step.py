@@ -50,7 +50,7 @@ def train_step(
     objective = partial(_objective, model=model, experiment=experiment, weight=weight, rows=rows)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, experiment.optimizer.accumulate), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    sums["gradient_norm"] = jnp.stack([optax.global_norm(gradients), jnp.float32(1)])
+    sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
     return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state), sums
 
 

@@ -1,0 +1,101 @@
+"""Every recipe's training step lowers for TPU and CUDA on this host, with the method that `auto` has for that platform.
+
+No data and no accelerator are needed: shapes alone are lowered, for tasks filled in by hand.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+from functools import partial
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+
+from selssm_jax.config import Experiment, Task
+from selssm_jax.model import SequenceModel
+from selssm_jax.ops.linear_scan import CHUNK
+from selssm_jax.training import optimizer, step
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+# What each source asks of a model; lengths and horizons come from the recipe.
+TASKS = {
+    "python_reference": Task("language", vocab=96),
+    "tiny_shakespeare": Task("language", vocab=65),
+    "wikitext2": Task("language", vocab=33278),
+    "selective_copying": Task("language", vocab=18),
+    "induction_heads": Task("language", vocab=17),
+    "delayed_recall": Task("language", vocab=16),
+    "linear_gaussian": Task("forecasting", channels=1),
+    "etth1": Task("forecasting", channels=7),
+    "ettm1": Task("forecasting", channels=7),
+    "weather": Task("forecasting", channels=21),
+    "fsdd": Task("classification", channels=1, classes=10, length=18262),
+    "smnist": Task("classification", channels=1, classes=10, length=784),
+    "psmnist": Task("classification", channels=1, classes=10, length=784),
+}
+
+
+def load(path: pathlib.Path) -> Experiment:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Experiment.from_config_dict(module.get_config())
+
+
+def batch_of(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    rowwise, stepwise = (rows,), (rows, task.length)
+    tokens = task.kind == "language"
+    targets = {
+        "language": jax.ShapeDtypeStruct(stepwise, jnp.int32),
+        "classification": jax.ShapeDtypeStruct(rowwise, jnp.int32),
+        "forecasting": shape((rows, task.horizon, task.channels)),
+    }
+    return {
+        "inputs": jax.ShapeDtypeStruct(stepwise, jnp.int32) if tokens else shape((*stepwise, task.channels)),
+        "targets": targets[task.kind],
+        "weights": shape(stepwise if tokens else rowwise),
+        "valid": jax.ShapeDtypeStruct(stepwise, jnp.bool_),
+    }
+
+
+def lowered(experiment: Experiment, task: Task, platform: str) -> str:
+    """Returns the StableHLO of one training step for a platform; one block of each kind stands for all of its kind."""
+    model = SequenceModel(dataclasses.replace(experiment.model, pattern=tuple(dict.fromkeys(experiment.model.pattern)), task=task))
+    tx = optimizer.build(experiment)
+    batch = batch_of(task, experiment.data.batch_size)
+    state = jax.eval_shape(partial(step.initial, experiment, model, tx), batch)
+    train = jax.jit(partial(step.train_step, model=model, optimizer=tx, experiment=experiment))
+    return jax.export.export(train, platforms=[platform])(state, batch).mlir_module()
+
+
+def loops(text: str) -> list[int]:
+    """Returns the trip counts of all counted loops of a module."""
+    counts = []
+    for function in text.split("func.func")[1:]:
+        constants = dict(re.findall(r"(%\w+) = stablehlo\.constant dense<(\d+)> : tensor<i32>", function))
+        limits = re.findall(r"cond \{\s+%\w+ = stablehlo\.compare\s+LT, %\w+, (%\w+),", function)
+        assert len(limits) == function.count("stablehlo.while("), "a loop without a counter"
+        counts += [int(constants[limit]) for limit in limits]
+    return counts
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "cpu"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_training_step_lowers_with_the_method_of_the_platform(path, platform):
+    experiment = load(path)
+    task = TASKS[experiment.data.source]
+    task = dataclasses.replace(task, length=experiment.data.length or task.length, horizon=experiment.data.horizon)
+    steps = -(-task.length // experiment.model.stride)
+    assert experiment.model.scan == "auto"
+    found = loops(lowered(experiment, task, platform))
+    passes = 2 * len(set(experiment.model.pattern))  # forward and backward
+    if platform == "cpu":  # sequential: a loop over time
+        assert found.count(steps) == passes
+    elif steps <= CHUNK:  # associative: no loop at all
+        assert found == []
+    else:  # chunked: a loop over chunks
+        assert found == [steps // CHUNK] * passes
