@@ -1,8 +1,6 @@
 """h_t = a_t h_{t-1} + b_t, elementwise: the recurrence under every diagonal state space model (theory, section 3)."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +55,7 @@ def linear_scan(
     h0 = jnp.zeros((b.shape[0], *b.shape[2:]), wide) if h0 is None else h0.astype(wide)
     if reset is not None:
         a = jnp.where(reset.reshape(*reset.shape, *[1] * (a.ndim - 2)), 0, a)
-    return _scan(method, reverse, a.astype(dtype), b.astype(dtype), h0)
+    return _scan(method, reverse, False, a.astype(dtype), b.astype(dtype), h0)
 
 
 def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: str) -> None:
@@ -79,103 +77,81 @@ def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: st
         raise ValueError(f"reset has shape {reset.shape} and dtype {reset.dtype}, expected (B, T) = {a.shape[:2]} and bool")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(method: str, reverse: bool, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
-    return _by_method(method, partial(_forward, reverse), a, b, h0)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _scan(method: str, reverse: bool, delayed: bool, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
+    """The recurrence and, delayed, its adjoint, which meets each factor one step later.
 
-
-def _scan_fwd(method: str, reverse: bool, a: Array, b: Array, h0: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
-    h, h_last = _scan(method, reverse, a, b, h0)
-    return (h, h_last), (a, h, h0)
-
-
-def _scan_bwd(method: str, reverse: bool, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-    return _adjoint(method, reverse, *saved, *cotangents)
-
-
-_scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _adjoint(method: str, reverse: bool, a: Array, h: Array, h0: Array, dh: Array, dh_last: Array) -> tuple[Array, Array, Array]:
-    """(da, db, dh0) in one pass."""
-    return _by_method(method, partial(_backward, reverse), a, h, h0, dh, dh_last)
-
-
-def _adjoint_fwd(method: str, reverse: bool, *args: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    return _adjoint(method, reverse, *args), args
-
-
-def _adjoint_bwd(method: str, reverse: bool, args: tuple[Array, ...], cotangents: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-    return jax.vjp(partial(_adjoint_by_scan, method, reverse), *args)[1](cotangents)
-
-
-_adjoint.defvjp(_adjoint_fwd, _adjoint_bwd)
-
-
-def _adjoint_by_scan(method: str, reverse: bool, a: Array, h: Array, h0: Array, dh: Array, dh_last: Array) -> tuple[Array, Array, Array]:
-    """What `_adjoint` computes, in terms of `_scan`, whose gradient is known: this gives the second and higher gradients."""
-    # c_t = a_t u_t is itself a scan, c_t = a_t c_{t+1} + a_t dh_t, and u_t = dh_t + c_{t+1}.
-    c, dh0 = _scan(method, not reverse, a, a * dh, dh_last)
-    u = dh + _previous(c, dh_last, reverse=not reverse)
-    return u * _previous(h, h0, reverse=reverse), u, dh0
-
-
-def _by_method(method: str, run: Callable[..., Any], *args: Array) -> Any:
-    length = args[0].shape[1]
+    Plain: h_t = a_t h_{t-1} + b_t; returns h and its last. Delayed: h_t = a_{t-1} h_{t-1} + b_t with a_0 = 1; returns h
+    and a_T h_T. Each is the transpose of the other run in the other direction, so this one function and its rule give
+    gradients of every order.
+    """
+    run = partial(_in_blocks, reverse, delayed)
+    length = b.shape[1]
     blocks = {"sequential": 1, "associative": length, "chunked": min(CHUNK, length)}
     if method == "auto":
-        return lax.platform_dependent(*args, cpu=partial(run, blocks["sequential"]), default=partial(run, blocks["chunked"]))
-    return run(blocks[method], *args)
+        return lax.platform_dependent(a, b, h0, cpu=partial(run, blocks["sequential"]), default=partial(run, blocks["chunked"]))
+    return run(blocks[method], a, b, h0)
 
 
-def _forward(reverse: bool, block: int, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
-    def body(start: Array | int, size: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        before, h = carry
-        h_block = _compose(_read(a, start, size, h0.dtype), _read(b, start, size, h0.dtype), before, reverse=reverse)
-        return _newest(h_block, reverse=reverse), _write(h, h_block, start)
-
-    h_last, h = _over_blocks(a.shape[1], block, reverse, body, (h0[:, None], jnp.zeros_like(b)))
-    return h, h_last[:, 0]
+def _scan_forward(method: str, reverse: bool, delayed: bool, a: Array, b: Array, h0: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    h, last = _scan(method, reverse, delayed, a, b, h0)
+    return (h, last), (a, h, h0)
 
 
-def _backward(reverse: bool, block: int, a: Array, h: Array, h0: Array, dh: Array, dh_last: Array) -> tuple[Array, Array, Array]:
-    """The adjoint c_t = a_t u_t is carried against the direction of the scan; da and db are written on the way."""
-    wide, length = h0.dtype, a.shape[1]
-    first = length - 1 if reverse else 0
-
-    def body(start: Array | int, size: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        after, da, db = carry
-        a_block, dh_block = _read(a, start, size, wide), _read(dh, start, size, wide)
-        c = _compose(a_block, a_block * dh_block, after, reverse=not reverse)
-        u = dh_block + _previous(c, after[:, 0], reverse=not reverse)
-        edge = start + size if reverse else start - 1
-        before = jnp.where(first == (edge - 1 if reverse else edge + 1), h0[:, None], _read(h, jnp.clip(edge, 0, length - 1), 1, wide))
-        h_before = _previous(_read(h, start, size, wide), before[:, 0], reverse=reverse)
-        return _newest(c, reverse=not reverse), _write(da, u * h_before, start), _write(db, u, start)
-
-    dh0, da, db = _over_blocks(length, block, not reverse, body, (dh_last[:, None], jnp.zeros_like(a), jnp.zeros_like(a)))
-    return da, db, dh0[:, 0]
+def _scan_backward(method: str, reverse: bool, delayed: bool, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    a, h, h0 = saved
+    dh, dlast = cotangents
+    u, dh0 = _scan(method, not reverse, not delayed, a, dh, dlast)
+    da = h * _previous(u, dlast, reverse=not reverse) if delayed else u * _previous(h, h0, reverse=reverse)
+    return da, u, dh0
 
 
-def _over_blocks(length: int, block: int, reverse: bool, body: Callable[..., Any], carry: Any) -> Any:
-    """Calls carry = body(start, size, carry) for whole blocks in the direction of the scan, then for what is left."""
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _in_blocks(reverse: bool, delayed: bool, block: int, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
+    """Replaces b by h block by block in one buffer; what does not fill a block comes last.
+
+    A block is written when the next one is about to be read. So the buffer's only reader sees it after the write, and
+    XLA has no reason to keep the old one: reading and writing in one step may cost a copy of the whole buffer a step.
+    """
+    wide, length = h0.dtype, b.shape[1]
     count, rest = divmod(length, block)
-    offset = rest if reverse else 0
+    offset, shift = (rest, 1) if reverse else (0, -1)
 
-    def nth(n: Array | int, carry: Any) -> Any:
-        return body(offset + block * (count - 1 - n if reverse else n), block, carry)
+    def at(n: Array | int) -> Array | int:
+        return offset + block * (count - 1 - n if reverse else n)
 
-    carry = lax.fori_loop(0, count, nth, carry) if count > 1 else nth(0, carry)
-    return body(0 if reverse else length - rest, rest, carry) if rest else carry
+    def solve(start: Array | int, size: int, h: Array, buffer: Array) -> Array:
+        factors = _read(a, start + shift if delayed else start, size).astype(wide)
+        return _compose(factors, _read(buffer, start, size), _newest(h, reverse=reverse), reverse=reverse)
+
+    def body(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        h, buffer = carry
+        buffer = _write(buffer, h, at(n - 1))
+        return solve(at(n), block, h, buffer), buffer
+
+    buffer = b.astype(wide)
+    factors = _read(a, at(0), block).astype(wide)
+    factors = _previous(factors, jnp.ones_like(h0), reverse=reverse) if delayed else factors
+    h = _compose(factors, _read(buffer, at(0), block), h0, reverse=reverse)
+    if count > 1:
+        h, buffer = lax.fori_loop(1, count, body, (h, buffer))
+    buffer = _write(buffer, h, at(count - 1))
+    if rest:
+        start = 0 if reverse else length - rest
+        h = solve(start, rest, h, buffer)
+        buffer = _write(buffer, h, start)
+    last = _newest(h, reverse=reverse)
+    return buffer.astype(b.dtype), _newest(a, reverse=reverse).astype(wide) * last if delayed else last
 
 
 def _compose(a: Array, b: Array, before: Array, *, reverse: bool) -> Array:
-    """States inside one block from the state before it, (B, 1, *S)."""
+    """States inside one block from the state before it, (B, *S)."""
     if a.shape[1] == 1:
-        return a * before + b
+        return a * before[:, None] + b
     decay, h = lax.associative_scan(lambda x, y: (x[0] * y[0], y[0] * x[1] + y[1]), (a, b), axis=1, reverse=reverse)
-    return decay * before + h
+    return decay * before[:, None] + h
 
 
 def _previous(h: Array, before: Array, *, reverse: bool) -> Array:
@@ -185,12 +161,12 @@ def _previous(h: Array, before: Array, *, reverse: bool) -> Array:
 
 
 def _newest(h: Array, *, reverse: bool) -> Array:
-    return h[:, :1] if reverse else h[:, -1:]
+    return h[:, 0] if reverse else h[:, -1]
 
 
-def _read(x: Array, start: Array | int, size: int, dtype: jnp.dtype) -> Array:
-    return lax.dynamic_slice_in_dim(x, start, size, axis=1).astype(dtype)
+def _read(x: Array, start: Array | int, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
 
 def _write(x: Array, block: Array, start: Array | int) -> Array:
-    return lax.dynamic_update_slice_in_dim(x, block.astype(x.dtype), start, axis=1)
+    return lax.dynamic_update_slice_in_dim(x, block, start, axis=1)
