@@ -1,40 +1,34 @@
-"""Evaluates a run exactly over a whole split and writes a report about it: scores, gates, memory, an example.
+"""Evaluates a run exactly over a whole split and writes a report on it: scores, gates, memory, an example.
 
-    python eval.py --workdir runs/quickstart
-    python eval.py --workdir runs/quickstart --split validation
-    python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
-    python eval.py --workdir runs/etth1 --local_dir ~/data           the same data, from a folder of yours
+  python eval.py --workdir runs/quickstart
+  python eval.py --workdir runs/quickstart --split validation
+  python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
+  python eval.py --workdir runs/etth1 --local_dir ~/data           the run's own data, from a folder of yours
 
-The report is WORKDIR/report/index.html, one file with its figures inside, with report.md and results.json beside it.
+The report is RUN/report/index.html, one page with its figures inside, with report.md, the figures and results.json beside
+it. Another split or another file gets a folder of its own, RUN/report-NAME.
 """
 
-import argparse
+from absl import app, flags
 
-from selssm_jax import errors
-from selssm_jax.reporting import report
-from selssm_jax.reporting.run import SPLITS
-from selssm_jax.reporting.tables import number
+from selssm_jax import cli, errors
 
-
-def arguments() -> argparse.Namespace:
-    """Returns the command line's options; a wrong one ends the process with exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, metavar="RUN", help="the folder that train.py wrote")
-    parser.add_argument("--split", default="test", help=f"what to evaluate on: {', '.join(SPLITS)} (default: test)")
-    parser.add_argument("--file", default="", help="a text, CSV or NPZ file to evaluate on instead of the run's own data, cut into the same splits")
-    parser.add_argument("--local_dir", default="", metavar="FOLDER", help="a folder that holds the originals of the run's data (default: as in training)")
-    return parser.parse_args()
+WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "what to evaluate on")
+FILE = flags.DEFINE_string(
+    "file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling; cut into the same splits"
+)
+LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
 
 
-def main() -> None:
-    """Writes the report and prints the scores."""
-    chosen = arguments()
+def main(_: list[str]) -> None:
+    """Writes the report and prints the scores and where it is."""
     with errors.reported():
-        results = report.write(chosen.workdir, split=chosen.split, file=chosen.file, local_dir=chosen.local_dir)
-    for name, metrics in ({results["name"]: results["metrics"]} | results["baselines"]).items():
-        print(f"{name:24s}" + "  ".join(f"{metric} {number(value)}" for metric, value in metrics.items()))
-    print(f"report: {results['report']}")
+        from selssm_jax.reporting import report
+
+        results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value)
+        print(report.summary(results))
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main, flags_parser=cli.parse)

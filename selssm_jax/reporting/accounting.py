@@ -85,7 +85,9 @@ def cost(function: Callable[..., Any], *args: Any) -> Cost:
     allocates, not what the process holds. flops are `compiled.cost_analysis()`'s: a loop's body may be counted once.
     """
     jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
-    compiled = jitted.lower(*args).compile()
+    # Buffers are laid out before machine code is written, so on a CPU the code need not be optimised to be weighed.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    compiled = jitted.lower(*args).compile(compiler_options=options)
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
     if memory is None:
         return Cost(None, None, None, analysis.get("flops"))

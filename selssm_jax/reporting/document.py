@@ -10,13 +10,20 @@ from selssm_jax.reporting.tables import Table
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.75rem; margin: 0 0 .4rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid #d5d5d5; padding-bottom: .25rem; }
-p { max-width: 46rem; } figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption, caption { color: #4a4a4a; font-size: .9rem; text-align: left; max-width: 46rem; } caption { font-weight: 600; padding-bottom: .35rem; }
-table { border-collapse: collapse; margin: 1.2rem 0; font-size: .93rem; } th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e4e4e4; text-align: left; }
-th { border-bottom: 2px solid #1a1a1a; } .number { text-align: right; padding-left: .9rem; font-variant-numeric: tabular-nums; }
-pre { background: #f6f6f4; padding: .9rem 1rem; overflow-x: auto; font-size: .86rem; line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.75rem; margin: 0 0 .4rem; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid #d5d5d5; padding-bottom: .25rem; }
+p, figcaption, caption { max-width: 46rem; }
+figure { margin: 1.2rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption, caption { color: #4a4a4a; font-size: .9rem; text-align: left; }
+caption { font-weight: 600; padding-bottom: .35rem; }
+table { border-collapse: collapse; margin: 1.2rem 0; font-size: .93rem; }
+th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e4e4e4; text-align: left; }
+th { border-bottom: 2px solid #1a1a1a; }
+.number { text-align: right; padding-left: .9rem; font-variant-numeric: tabular-nums; }
+pre { background: #f6f6f4; padding: .9rem 1rem; font-size: .86rem; line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 

@@ -2,19 +2,22 @@
 
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from selssm_jax.data.pipeline import Dataset
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import Block, Paragraph, Picture, Verbatim
 
-PASSAGE, PROMPT, DRAWN, TEMPERATURE = 480, 64, 480, 0.8  # steps, steps, steps, of the softmax
+PASSAGE, PROMPT, DRAWN = 400, 64, 480  # steps
+TEMPERATURE = 0.8  # of the softmax
+CHANNELS = 8  # of a forecast, drawn
 
 
 class Source(NamedTuple):
@@ -22,7 +25,7 @@ class Source(NamedTuple):
 
     model: SequenceModel
     params: PyTree
-    dataset: Any
+    dataset: Dataset
     seen: list[Sequence]
     folder: pathlib.Path
 
@@ -71,74 +74,73 @@ def _text(source: Source) -> list[Block]:
     """A passage of the split, shaded, and a continuation that the model wrote."""
     passage = _join(source.seen)
     tokens, logits = passage.batch["inputs"], passage.outputs
-    shown = _names(source, tokens[1:])
     blocks: list[Block] = []
-    if shown:
+    if len(tokens) > 1:
         shades = {"surprise (bits): how unexpected the token was": surprise(logits[:-1], tokens[1:])}
         if passage.gates:
             shades["mean gate: how much of the state the token updates"] = mean_gate(passage.gates)[1:]
-        path = figures.save(figures.shaded_text(shown, shades), source.folder / "passage.png")
+        path = figures.save(figures.shaded_text(_names(source, tokens[1:]), shades), source.folder / "passage.png")
         blocks.append(Picture(path, "A passage of the evaluated text, as the model read it: the darker the ground, the larger the value."))
     prompt = tokens[:PROMPT]
     drawn = sample(source.model, source.params, prompt, steps=DRAWN, temperature=TEMPERATURE, seed=0)
-    words = f"The model reads {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, one step at a time, at temperature {TEMPERATURE}. The prompt:"
-    return [*blocks, Paragraph(words), Verbatim(source.dataset.decode(prompt)), Paragraph("Written by the model:"), Verbatim(source.dataset.decode(drawn))]
+    words = (
+        f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, one step at a time, at temperature {TEMPERATURE}."
+    )
+    prompt_text, drawn_text = (Verbatim("".join(_names(source, part))) for part in (prompt, drawn))
+    return [*blocks, Paragraph(f"{words} The prompt:"), prompt_text, Paragraph("Written by the model:"), drawn_text]
 
 
 def _answers(source: Source) -> list[Block]:
     """A sequence of a task with scored steps, and what the model answered there."""
     batch, outputs, gates = source.seen[0]
-    kept = batch["valid"]
-    tokens, truth, guess = (_names(source, array[kept]) for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
-    scored = batch["weights"][kept] > 0
-    gate = mean_gate(gates)[kept] if gates else np.zeros(len(tokens))
+    tokens, truth, guess = ([name.strip() for name in _names(source, array)] for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
+    scored = batch["weights"] > 0
+    gate = mean_gate(gates) if gates else np.zeros(len(tokens))
     right = sum(mine == theirs for mine, theirs, counts in zip(guess, truth, scored, strict=True) if counts)
     path = figures.save(figures.answers(tokens, truth, guess, scored, gate), source.folder / "answers.png")
-    return [Picture(path, f"The first sequence of the split and the model's answers under its scored steps: {right} of {int(scored.sum())} are right.")]
+    words = f"The first sequence of the split, and under its scored steps what the model answered: {right} of {int(scored.sum())} are right."
+    return [Picture(path, f"{words} The darker the ground, the more of the state the step updates.")]
 
 
 def _signal(source: Source) -> list[Block]:
     """A signal over the gates that it opened, with the class and the prediction."""
     batch, logits, gates = source.seen[0]
-    about = source.dataset.metadata()
-    rate, names = about.get("sample_rate"), about.get("class_names")
-    length = int(batch["valid"].sum())
+    about, stride = source.dataset.metadata(), source.model.config.stride
+    rate, length = about.get("sample_rate"), int(batch["valid"].sum())
     odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    truth, guess = (str(names[index]) if names else str(index) for index in (int(batch["targets"]), int(logits.argmax())))
-    stride = -(-batch["inputs"].shape[0] // next(iter(gates.values())).shape[0]) if gates else 1
-    live = {name: gate[: -(-length // stride)] for name, gate in gates.items()}
+    truth, guess = (about["classes"][int(index)] for index in (batch["targets"], logits.argmax()))
     title = f"class {truth}, predicted {guess} (probability {odds.max():.3f})"
+    live = {name: gate[: -(-length // stride)] for name, gate in gates.items()}
     figure = figures.waveform(batch["inputs"][:length], live, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
-    return [Picture(figures.save(figure, source.folder / "signal.png"), f"The first signal of the split and its gates: {title}.")]
+    return [Picture(figures.save(figure, source.folder / "signal.png"), f"The first signal of the split and the gates that it opened: {title}.")]
 
 
 def _forecast(source: Source) -> list[Block]:
     """The first window of the split, what followed and what the model said would follow, in the units of the data."""
     batch, guess, _ = source.seen[0]
     about = source.dataset.metadata()
-    scaling = about.get("scaling") or {"mean": 0.0, "std": 1.0}
-    past, truth, guess = (np.asarray(array) * np.asarray(scaling["std"]) + np.asarray(scaling["mean"]) for array in (batch["inputs"], batch["targets"], guess))
-    names = about.get("channel_names") or [f"channel {index}" for index in range(truth.shape[-1])]
-    shown = slice(-2 * len(truth), None)  # more of the past would leave no room for the forecast
-    figure = figures.forecast(past[shown, :CHANNELS], truth[:, :CHANNELS], guess[:, :CHANNELS], names=names[:CHANNELS], units="value (units of the data)")
+    scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
+    past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in (batch["inputs"], batch["targets"], guess))
+    names = about.get("channels", ["x"])[:CHANNELS]
+    shown = past[-2 * len(truth) :]  # more of the past would leave no room for the forecast
+    figure = figures.forecast(shown, truth, guess, names=names, units="value (units of the data)")
     words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
     return [Picture(figures.save(figure, source.folder / "forecast.png"), words)]
-
-
-CHANNELS = 8  # of a forecast that are drawn
 
 
 def _join(seen: list[Sequence]) -> Sequence:
     """The first rows of successive batches as one sequence: row 0 of a batch continues row 0 of the one before it."""
     kept = [row.batch["weights"] > 0 for row in seen]
-    cut = slice(0, PASSAGE)
 
     def join(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([array[keep] for array, keep in zip(arrays, kept, strict=True)])[cut]
+        return np.concatenate([array[keep] for array, keep in zip(arrays, kept, strict=True)])[:PASSAGE]
 
     batch = {"inputs": join([row.batch["inputs"] for row in seen])}
     return Sequence(batch, join([row.outputs for row in seen]), {name: join([row.gates[name] for row in seen]) for name in seen[0].gates})
 
 
 def _names(source: Source, tokens: np.ndarray) -> list[str]:
-    return [source.dataset.decode([int(token)]) for token in tokens]
+    """The tokens as a person reads them, one string each; words with the space behind them, lines ended."""
+    space = source.dataset.separator
+    names = [source.dataset.vocabulary[token] for token in tokens]
+    return ["\n" if name == "<eos>" else name + space for name in names]

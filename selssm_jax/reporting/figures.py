@@ -25,7 +25,7 @@ RC = {
 }  # fmt: skip
 SHADES = LinearSegmentedColormap.from_list("shades", ["white", BLUE, "#002B45"])
 WIDTH, DPI = 8.2, 130
-COLUMNS = 96  # characters of a line of shaded text
+COLUMNS, ACROSS = 96, 32  # characters of a line of shaded text, tokens of a line of answers
 
 
 class Curve(NamedTuple):
@@ -53,14 +53,14 @@ def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
 @style()
 def learning_curve(train: Curve, validation: Curve, *, label: str, chosen: int, references: Mapping[str, float]) -> Figure:
     """A metric in training and on validation, the step whose parameters were evaluated, and references as horizontal lines."""
-    figure, (ax,) = _figure(1, 1, height=3.4)
+    figure, (ax,) = _figure(1, 1, height=3.6)
     ax.plot(train.steps, train.values, color=BLUE, alpha=0.75, linewidth=1, label=train.name)
     ax.plot(validation.steps, validation.values, color=ORANGE, marker="o", markersize=4, label=validation.name)
     ax.axvline(chosen, color="black", linestyle=":", linewidth=1.1, label=f"evaluated: step {chosen}")
     for dash, (name, value) in zip(("--", "-.", (0, (1, 1))), references.items(), strict=False):
         ax.axhline(value, color=GREY, linestyle=dash, linewidth=1, label=name)
     ax.set(xlabel="training step", ylabel=label, xlim=(0, None))
-    ax.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
@@ -68,7 +68,7 @@ def learning_curve(train: Curve, validation: Curve, *, label: str, chosen: int, 
 def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
     """One row a block: histogram of gate values, mean gate of every component, dimensions over time.
 
-    Each value of `blocks` is a `Sums.summary()`.
+    Each value of `blocks` is a `Sums.summary()` with first_sequence, the effective dimension of every step of one sequence.
     """
     figure, axes = _figure(len(blocks), 3, height=0.75 + 1.7 * len(blocks))
     rows = np.reshape(axes, (len(blocks), 3))
@@ -82,7 +82,7 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
     rows[0, 2].set_title("components updated, by position")
     for ax, label in zip(rows[-1], ("gate value", "component (rank)", "position (steps)"), strict=True):
         ax.set_xlabel(label)
-    figure.legend(*rows[0, 2].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    figure.legend(*rows[0, 2].get_legend_handles_labels(), loc="outside lower right", ncols=4)
     return figure
 
 
@@ -139,24 +139,27 @@ def shaded_text(tokens: Sequence[str], shades: Mapping[str, Sequence[float]]) ->
 
 @style()
 def answers(tokens: Sequence[str], truth: Sequence[str], guess: Sequence[str], scored: np.ndarray, gate: np.ndarray) -> Figure:
-    """A token sequence with its mean gate as the ground, and under each scored step the model's answer.
-
-    A right answer is plain, a wrong one is boxed and followed by the truth.
-    """
-    width = 32
-    lines = -(-len(tokens) // width)
-    figure, (ax,) = _figure(1, 1, height=0.8 + 0.52 * lines)
+    """A token sequence with its mean gate as the ground; under each scored step the model's answer, a wrong one boxed over the truth."""
+    lines = [range(start, min(start + ACROSS, len(tokens))) for start in range(0, len(tokens), ACROSS)]
+    heights = [1.7 if scored[line.start : line.stop].any() else 0.62 for line in lines]
+    figure, (ax,) = _figure(1, 1, height=0.7 + 0.36 * sum(heights))
     norm = _norm(gate)
-    for index, token in enumerate(tokens):
-        column, row = index % width, index // width
-        _tile(ax, (column, row + 0.08, 1, 0.42), token, norm(gate[index]))
-        if scored[index]:
-            right = guess[index] == truth[index]
-            box = None if right else {"boxstyle": "square,pad=0.15", "edgecolor": ORANGE, "facecolor": "white"}
-            _mark(ax, column + 0.5, row + 0.74, guess[index] if right else f"{guess[index]}≠{truth[index]}", "black" if right else ORANGE, bbox=box)
-    ax.set(xlim=(0, width), ylim=(lines, 0))
-    _shade_bar(figure, ax, norm, "mean gate at the step; below: answers at scored steps, wrong ones boxed")
+    for line, top in zip(lines, np.cumsum([0.0, *heights[:-1]]), strict=True):
+        for column, index in enumerate(line):
+            _tile(ax, (column, top, 1, 0.56), tokens[index], norm(gate[index]))
+            if scored[index]:
+                _answer(ax, column + 0.5, top, guess[index], truth[index])
+    ax.set(xlim=(0, ACROSS), ylim=(sum(heights), 0))
+    _shade_bar(figure, ax, norm, "mean gate of the step")
     return figure
+
+
+def _answer(ax: Axes, x: float, top: float, guess: str, truth: str) -> None:
+    if guess == truth:
+        _mark(ax, x, top + 0.85, guess, "black")
+        return
+    _mark(ax, x, top + 0.85, guess, ORANGE, bbox={"boxstyle": "square,pad=0.15", "edgecolor": ORANGE, "facecolor": "white"})
+    _mark(ax, x, top + 1.27, truth, GREY)
 
 
 def layout(tokens: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
@@ -192,11 +195,12 @@ def _components(ax: Axes, block: Mapping[str, Any]) -> None:
 
 def _dimensions(ax: Axes, block: Mapping[str, Any]) -> None:
     time = block["over_time"]
+    ax.plot(block["first_sequence"], color=GREY, linewidth=0.7, label="effective, one sequence")
     for (name, label), colour, dash in zip(DIMENSIONS.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True):
         ax.plot(time["position"], time[name], color=colour, linestyle=dash, linewidth=1.2, label=label)
-    ax.axhline(block["components"], color="black", linewidth=0.8)
-    ax.set(ylim=(0, 1.06 * block["components"]), xlim=(0, max(time["position"][-1], 1)))
-    ax.text(0.99, block["components"] * 0.985, f"n = {block['components']}", transform=ax.get_yaxis_transform(), ha="right", va="top", fontsize=7)
+    highest = max(max(time[name]) for name in DIMENSIONS)
+    ax.set(ylim=(0, 1.25 * max(highest, 1e-6)), xlim=(0, max(time["position"][-1], 1)))
+    ax.text(0.97, 0.97, f"of n = {block['components']}", transform=ax.transAxes, ha="right", va="top", fontsize=8)
 
 
 DIMENSIONS = {"effective_dimension": "effective, sum of g", "participation_ratio": "participation ratio", "hard_count": "gates above 1/2"}
@@ -226,7 +230,7 @@ def _mark(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) 
 
 def _shade_bar(figure: Figure, ax: Axes, norm: Normalize, label: str) -> None:
     ax.set_axis_off()
-    figure.colorbar(ScalarMappable(norm, SHADES), ax=ax, location="top", label=label, fraction=0.03, pad=0.02, aspect=60)
+    figure.colorbar(ScalarMappable(norm, SHADES), ax=ax, location="top", label=label, fraction=0.02, pad=0.01, shrink=0.5, aspect=40)
 
 
 def _drop(axes: Sequence[Axes]) -> None:

@@ -18,6 +18,7 @@ from selssm_jax.reporting import accounting, activity, examples, sections
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import Block, to_html, to_markdown
 from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.reporting.tables import number
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.objectives import PRIMARY
 
@@ -39,7 +40,7 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     folder = _folder(run.workdir / "-".join(["report", *([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]))
     results = _scores(run, split)
     sums, seen = _observe(run, split)
-    results["gates"] = {block: total.summary() for block, total in sums.items()}
+    results["gates"] = {block: total.summary() | {"first_sequence": seen[0].gates[block].sum(-1).tolist()} for block, total in sums.items()}
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
     blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
@@ -47,6 +48,14 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     results["seconds"] = time.perf_counter() - start
     _save(folder, f"{run.experiment.name}, {split} split", blocks, results)
     return results | {"report": str(folder / "index.html")}
+
+
+def summary(results: Results) -> str:
+    """Returns the scores beside the baselines, and where the report is, as lines for a terminal."""
+    rows = {f"{results['name']} ({results['split']})": results["metrics"], **results["baselines"]}
+    width = max(map(len, rows))
+    lines = [f"{name:{width}s}  " + "  ".join(f"{metric} {number(value)}" for metric, value in metrics.items()) for name, metrics in rows.items()]
+    return "\n".join([*lines, f"report: {results['report']}"])
 
 
 def _scores(run: Run, split: str) -> Results:

@@ -9,13 +9,17 @@ from jaxtyping import PyTree
 
 from selssm_jax import config, data
 from selssm_jax.config import Experiment
+from selssm_jax.data.pipeline import SPLITS, Dataset
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import checkpoint
 
-SPLITS = ("train", "validation", "test")
 # The source that reads a file of yours, by what the run was trained on.
-OWN_FILE = {"csv": ("etth1", "ettm1", "weather", "csv"), "text": ("python_reference", "tiny_shakespeare", "wikitext2", "text"), "npz": ("fsdd", "smnist", "psmnist", "npz")}
+OWN_FILE = {
+    "csv": ("etth1", "ettm1", "weather", "csv"),
+    "text": ("python_reference", "tiny_shakespeare", "wikitext2", "text"),
+    "npz": ("fsdd", "smnist", "psmnist", "npz"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Run:
     model: SequenceModel
     params: PyTree
     step: int
-    dataset: Any
+    dataset: Dataset
     history: list[dict[str, Any]]
 
 
@@ -39,15 +43,17 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = ""
     if split not in SPLITS:
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     folder = _folder(workdir)
-    about = _read_json(folder / "dataset.json")
+    known = _read_json(folder / "dataset.json")
     experiment, params, step = checkpoint.restore_for_eval(folder)
     source = _source(experiment.data, file, local_dir)
-    dataset = data.load(source, vocabulary=_vocabulary(about))
+    dataset = data.load(source, known)
     model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
     return Run(folder, dataclasses.replace(experiment, data=source), model, params, step, dataset, _history(folder / "metrics.jsonl"))
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
+    if not str(workdir):
+        raise InputError("--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart")
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
@@ -76,10 +82,6 @@ def _history(path: pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
-
-
-def _vocabulary(about: dict[str, Any]) -> tuple[str, ...] | None:
-    return tuple(about["vocabulary"]) if about.get("vocabulary") else None
 
 
 def _source(trained: config.Data, file: str, local_dir: str) -> config.Data:

@@ -23,7 +23,8 @@ def titled(title: str, blocks: list[Block]) -> list[Block]:
 def scores(results: Results) -> list[Block]:
     """What was evaluated, and its metrics beside the baselines."""
     how = "the best on the validation split" if results["select"] == "best" else "the last"
-    words = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}. Every number below is exact over the whole {results['split']} split."
+    which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
+    words = f"{which} Every number below is exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
     found = {name for metrics in rows.values() for name in metrics}
     columns = [name for name in COLUMNS if name in found] + sorted(found - set(COLUMNS))
