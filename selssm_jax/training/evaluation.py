@@ -1,6 +1,6 @@
 """Exact metrics over a whole split, whatever the batch size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from selssm_jax.config import Experiment, Task
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives
+from selssm_jax.training import objectives, parallel
 
 
 class Evaluable(Protocol):
@@ -34,10 +34,12 @@ class Evaluator:
         self.model = model
         self._step = jax.jit(partial(_evaluate_batch, model))
 
-    def __call__(self, params: Any, dataset: Evaluable, split: str) -> dict[str, float]:
-        """Returns the metrics of a split; sums are float64 on the host."""
+    def __call__(self, params: Any, dataset: Evaluable, split: str, *, unless: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Returns the metrics of a split, summed in float64 on the host; none at all once `unless()` is true."""
         total: dict[str, np.ndarray] = {}
-        for sums in self._sums(params, dataset, split):
+        for sums in self._sums(parallel.one_copy(params), dataset, split):
+            if unless():
+                return {}
             for name, pair in sums.items():
                 total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         return objectives.means(total)

@@ -1,26 +1,75 @@
 """Where a run's numbers go: one JSON line a record, TensorBoard events, and the terminal."""
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
 from typing import Any
 
-from tensorboardX import SummaryWriter
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
+
+from selssm_jax.training import objectives
+
+
+class Meter:
+    """Means of the metrics, and steps a second of training alone, since the last reading."""
+
+    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+        self._steps, self._sums, self._seconds = 0, {}, 0.0
+        if saved:
+            self._steps, self._seconds = saved["steps"], saved["seconds"]
+            self._sums = {name: np.array(pair) for name, pair in saved["sums"].items()}
+        self.mark()
+
+    def mark(self) -> None:
+        """Leaves the time until now out: it went into compiling, evaluating or saving."""
+        self._since = time.monotonic()
+
+    def add(self, sums: objectives.Sums) -> None:
+        """Adds one step's metrics, and the time since the step before."""
+        for name, pair in sums.items():
+            self._sums[name] = self._sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        self._steps += 1
+        self._seconds += time.monotonic() - self._since
+        self.mark()
+
+    def read(self) -> dict[str, float]:
+        """Returns the means and starts anew."""
+        record = objectives.means(self._sums) | {"steps_per_second": self._steps / max(self._seconds, 1e-9)}
+        self._steps, self._sums, self._seconds = 0, {}, 0.0
+        return record
+
+    def save(self) -> dict[str, Any]:
+        """Returns what `Meter(saved)` goes on from, as JSON."""
+        return {"steps": self._steps, "seconds": self._seconds, "sums": {name: pair.tolist() for name, pair in self._sums.items()}}
 
 
 class Logger:
-    """Writes records to metrics.jsonl, TensorBoard and the terminal: a progress bar there, plain lines where it is piped."""
+    """Writes records to metrics.jsonl, TensorBoard and the terminal: a progress bar there, plain lines where it is piped.
+
+    Args:
+      workdir: the run's folder.
+      history: the records up to `first`, the step that the run goes on from. A record after it is forgotten: it comes again.
+      last: the run's last step.
+
+    Raises:
+      OSError: where a record cannot be written. What was written before it stays.
+    """
 
     def __init__(self, workdir: pathlib.Path, history: list[dict[str, Any]], first: int, last: int) -> None:
-        self.history = list(history)
-        lines = "".join(json.dumps(record) + "\n" for record in self.history)
-        (workdir / "metrics.jsonl").write_text(lines)  # a resumed run forgets what came after its checkpoint
-        self._file = (workdir / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+        self.history, self._last = list(history), last
+        self._file = _reopen(workdir / "metrics.jsonl", self.history)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        if first:
+            self._board.write_event(Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
-        self._start, self._last = time.monotonic(), last
+        self._start = time.monotonic() - (self.history[-1]["time"] if self.history else 0.0)
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
@@ -30,11 +79,11 @@ class Logger:
         """Logs metrics of a split at a step."""
         record = {"step": step, "split": split, **metrics, "time": round(time.monotonic() - self._start, 3)}
         self.history.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
         self._show(step, split, metrics)
+        self._file.write((json.dumps(record) + "\n").encode())
+        values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._board.flush()
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the progress bar."""
@@ -43,12 +92,23 @@ class Logger:
     def close(self) -> None:
         """Closes everything; what was logged stays."""
         self._bar.close()
-        self._board.close()
         self._file.close()
+        with contextlib.suppress(OSError):  # every record was flushed; a failure was said then
+            self._board.close()
 
     def _show(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        if split == "train" and not self._bar.disable:
+        speed = metrics.get("steps_per_second")
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "steps_per_second")
+        if speed and not self._bar.disable:
             self._bar.set_postfix_str(numbers, refresh=False)
-        else:
-            self.say(f"step {step}/{self._last}  {split:10s}  {numbers}")
+            return
+        left = f"  {speed:.3g} steps/s  {tqdm.format_interval((self._last - step) / speed)} left" if speed else ""
+        self.say(f"step {step}/{self._last}  {split:10s}  {numbers}{left}")
+
+
+def _reopen(path: pathlib.Path, history: list[dict[str, Any]]) -> Any:
+    """Rewrites a file of records whole or not at all and opens it, unbuffered, for more."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text("".join(json.dumps(record) + "\n" for record in history))
+    fresh.replace(path)
+    return path.open("ab", buffering=0)

@@ -2,24 +2,24 @@
 
 import dataclasses
 import math
+import os
 import signal
-import time
-from collections.abc import Iterator
+import sys
+import threading
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 
 from selssm_jax import data
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, optimizer, parallel, step
-from selssm_jax.training.checkpoint import Restored, Workdir, write_json
+from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.logging import Logger
+from selssm_jax.training.logging import Logger, Meter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,15 @@ def fit(experiment: Experiment, workdir: str) -> Outcome:
     SIGTERM and SIGINT save a checkpoint and return early. The same command goes on from there, bit for bit on one CPU.
 
     Raises:
-      InputError: for bad data, a workdir of another experiment, devices that cannot share a batch, or a loss that is
-        not finite; the message names the last good checkpoint.
+      InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share a
+        batch, or a loss that is not finite; the message names the last good checkpoint.
     """
     devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
-    dataset = data.load(experiment.data)
-    run = _Run(experiment, dataset, Workdir(workdir, experiment), devices)
+    folder = Workdir(workdir, experiment)
     with _Stop() as stop:
-        return run.train(stop)
+        dataset = data.load(experiment.data)
+        folder.describe(dataset.metadata())
+        return _Run(experiment, dataset, folder, devices).train(stop)
 
 
 class _Run:
@@ -52,130 +53,136 @@ class _Run:
 
     def __init__(self, experiment: Experiment, dataset: Any, workdir: Workdir, devices: list[jax.Device]) -> None:
         self.experiment, self.dataset, self.workdir = experiment, dataset, workdir
-        write_json(workdir.path / "dataset.json", dataset.metadata())
         self.model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
-        self.metric = objectives.PRIMARY[dataset.task.kind]
         self.evaluate = Evaluator(experiment, self.model)
         tx = optimizer.build(experiment)
-        self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
-        start = self.batches.get_state()
-        self.state = step.initial(experiment, self.model, tx, next(self.batches))
-        self.batches.set_state(start)
         self.take = parallel.data_parallel(partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment), devices)
-        restored = self._resume()
-        self.first = restored.step if restored else 0
-        self.log = Logger(workdir.path, restored.history if restored else [], self.first, experiment.training.steps)
-        if restored:
-            self.log.say(f"resumed from step {self.first} in {workdir.path}")
+        self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
+        self.first, history = self._begin(tx, parallel.layout(devices))
+        with workdir.writing():
+            self.log = Logger(workdir.path, history, self.first, experiment.training.steps)
+        if self.first:
+            self.log.say(f"resumed from step {self.first} of {workdir.path}")
 
     def train(self, stop: "_Stop") -> Outcome:
         """Runs the loop and leaves everything saved."""
-        reached = self.first
         try:
-            for reached, record in self._steps(stop):
-                if record is not None:
-                    self.log.record(reached, "train", record)
-                if self._due(reached, self.experiment.training.eval_every):
-                    self._validate(reached)
-                if self._due(reached, self.experiment.training.checkpoint_every) or stop.asked:
-                    self._save(reached)
+            if self.first and self._lacks_validation(self.first):  # it was interrupted
+                self._validate(self.first, stop)
+            reached = self._loop(stop)
         finally:
-            self.workdir.close()
             self.log.close()
-        return Outcome(reached, reached == self.experiment.training.steps, self._last_validation())
+            self.workdir.close()
+        return Outcome(reached, reached == self.experiment.training.steps and not self._lacks_validation(reached), self._last_validation())
 
-    def _steps(self, stop: "_Stop") -> Iterator[tuple[int, dict[str, float] | None]]:
-        """Takes steps and yields (step, record to log or None); a step's metrics are read while the next one runs."""
-        meter, pending = _Meter(), None
+    def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]]]:
+        """Sets the state, the meter and the order of the data to where the run stands; returns its step and records."""
+        start = self.batches.get_state()
+        fresh = partial(step.initial, self.experiment, self.model, tx, next(self.batches))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh))
+        restored = self.workdir.restore(shapes)
+        if restored is None:
+            self.batches.set_state(start)
+            self.state, self.meter = jax.device_put(fresh(), layout), Meter()
+            return 0, []
+        if restored.step > self.experiment.training.steps:
+            raise InputError(f"training.steps={self.experiment.training.steps}, but the run in {self.workdir.path} has already taken {restored.step}: use more")
+        self.batches.set_state(restored.progress["data"])
+        self.state, self.meter = restored.state, Meter(restored.progress["meter"])
+        return restored.step, restored.progress["history"]
+
+    def _loop(self, stop: "_Stop") -> int:
+        """Takes steps and returns the last one; a step's metrics are read while the next one runs."""
+        number, pending = self.first, None
         for number in range(self.first + 1, self.experiment.training.steps + 1):
             self.state, sums = self.take(self.state, next(self.batches))
-            if pending is not None:
-                meter.add(self._finite(*pending))
+            self._settle(pending)
             pending = (number, sums)
-            pause = self._due(number, self.experiment.training.eval_every) or self._due(number, self.experiment.training.checkpoint_every) or stop.asked
-            if pause:
-                meter.add(self._finite(*pending))
-                pending = None
             self.log.advance()
-            yield number, meter.read() if self._due(number, self.experiment.training.log_every) and meter.steps else None
-            if pause:
-                meter.restart()
-            if stop.asked:
-                return
+            if stop.asked() or self._due(number, self.experiment.training.eval_every) or self._due(number, self.experiment.training.checkpoint_every):
+                self._settle(pending)
+                pending = None
+                if self._pause(number, stop):
+                    break
+        return number
+
+    def _settle(self, pending: tuple[int, objectives.Sums] | None) -> None:
+        """Reads a step's metrics: waits for the step, checks that its loss is finite, and logs where that is due."""
+        if pending is None:
+            self.meter.mark()
+            return
+        number, sums = pending[0], jax.device_get(pending[1])
+        self._check_finite(number, objectives.means(sums))
+        self.meter.add(sums)
+        if self._due(number, self.experiment.training.log_every):
+            self._record(number, "train", self.meter.read())
+
+    def _pause(self, number: int, stop: "_Stop") -> bool:
+        """Evaluates and saves where that is due; returns whether the run was asked to stop, which then is saved."""
+        if self._lacks_validation(number):
+            self._validate(number, stop)
+        stopping = stop.asked()
+        if stopping or self._due(number, self.experiment.training.checkpoint_every):
+            progress = {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history}
+            self.workdir.save(number, self.state, progress)
+        return stopping
+
+    def _validate(self, number: int, stop: "_Stop") -> None:
+        metrics = self.evaluate(self.state.params, self.dataset, "validation", unless=stop.asked)
+        if not metrics:
+            return
+        metric = objectives.PRIMARY[self.dataset.task.kind]
+        earlier = [record[metric] for record in self.log.history if record["split"] == "validation"]
+        self._record(number, "validation", metrics)
+        if all(objectives.is_better(metric, metrics[metric], value) for value in earlier):
+            self.workdir.save_best(number, self.state.params, metrics)
+
+    def _record(self, number: int, split: str, metrics: dict[str, float]) -> None:
+        with self.workdir.writing():
+            self.log.record(number, split, metrics)
+
+    def _check_finite(self, number: int, means: dict[str, float]) -> None:
+        loss, norm = means[objectives.LOSS[self.dataset.task.kind]], means["gradient_norm"]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise InputError(
+                f"the loss of step {number} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
+                f"(in a new --workdir), or look for extreme values in the data; {self.workdir.last_good()}"
+            )
 
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.experiment.training.steps
 
-    def _finite(self, number: int, sums: objectives.Sums) -> dict[str, np.ndarray]:
-        sums = jax.device_get(sums)
-        loss, norm = (objectives.means(sums)[name] for name in (objectives.LOSS[self.dataset.task.kind], "gradient_norm"))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(
-                f"the loss of step {number} is {loss} (gradient norm {norm}): lower optimizer.peak_rate, lengthen optimizer.warmup_steps "
-                f"or look for extreme values in the data; {self.workdir.last_good()}"
-            )
-        return sums
-
-    def _validate(self, number: int) -> None:
-        metrics = self.evaluate(self.state.params, self.dataset, "validation")
-        earlier = [record[self.metric] for record in self.log.history if record["split"] == "validation"]
-        self.log.record(number, "validation", metrics)
-        if all(objectives.is_better(self.metric, metrics[self.metric], value) for value in earlier):
-            self.workdir.save_best(number, self.state.params, metrics)
-
-    def _save(self, number: int) -> None:
-        self.workdir.save(number, self.state, self.batches.get_state(), self.log.history)
-
-    def _resume(self) -> Restored | None:
-        restored = self.workdir.restore(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state))
-        if restored:
-            self.state = restored.state
-            self.batches.set_state(restored.data)
-        return restored
+    def _lacks_validation(self, number: int) -> bool:
+        there = any(record["step"] == number and record["split"] == "validation" for record in self.log.history)
+        return self._due(number, self.experiment.training.eval_every) and not there
 
     def _last_validation(self) -> dict[str, float]:
         records = [record for record in self.log.history if record["split"] == "validation"]
         return {name: value for name, value in records[-1].items() if name not in ("step", "split", "time")} if records else {}
 
 
-class _Meter:
-    """Means of the metrics, and steps a second, since the last reading."""
+class _Stop:
+    """Remembers that SIGTERM or SIGINT came, so that the loop can save and return. A second one ends the process."""
 
     def __init__(self) -> None:
-        self._clear()
-
-    def add(self, sums: dict[str, np.ndarray]) -> None:
-        self.steps += 1
-        for name, pair in sums.items():
-            self._sums[name] = self._sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-
-    def read(self) -> dict[str, float]:
-        record = objectives.means(self._sums) | {"steps_per_second": self.steps / max(time.monotonic() - self._start, 1e-9)}
-        self._clear()
-        return record
-
-    def restart(self) -> None:
-        """Leaves the time of an evaluation or a checkpoint out of the speed."""
-        if not self.steps:
-            self._start = time.monotonic()
-
-    def _clear(self) -> None:
-        self.steps, self._sums, self._start = 0, {}, time.monotonic()
-
-
-class _Stop:
-    """Remembers that SIGTERM or SIGINT came, so that the loop can save and return."""
-
-    asked = False
+        self._asked = False
 
     def __enter__(self) -> "_Stop":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        here = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT) if here}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._asked
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.asked = True
+        del frame
+        if self._asked:
+            sys.exit(128 + number)
+        self._asked = True
+        os.write(2, b"\nstopping after this step, and saving; once more to quit at once\n")  # print() is not safe inside a signal

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+
+from selssm_jax.layers.encoders import frame_valid
 
 Sums = dict[str, Float[Array, "2"]]  # name -> (weighted sum, weight)
 LOSS = {"language": "nats", "classification": "nats", "forecasting": "mse"}
@@ -46,22 +47,28 @@ def is_better(metric: str, new: float, old: float) -> bool:
     return new > old if metric in HIGHER_IS_BETTER else new < old
 
 
-def gate_penalties(intermediates: Mapping[str, Any], valid: Array) -> dict[str, Array]:
-    """Returns {"l1": mean gate over valid steps, "l0": expected share of open gates}, each the mean over blocks.
+def weights(kind: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
+    """Returns the weight of every term of the training loss in a batch: the divisors of `score` and `gate_penalties`."""
+    frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
+    return {LOSS[kind]: batch["weights"].sum(), "gate_l1": frames, "gate_l0": jnp.float32(batch["valid"].shape[0])}
 
-    `valid` may be finer than the gates where an encoder takes strides.
+
+def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
+    """Returns "gate_l1", the gates' mean over valid steps, components and blocks, and "gate_l0", their expected open share.
+
+    Both as (weighted sum, weight) like `score`; "gate_l0" is there for gates that have one (hard_concrete). `stride` is
+    that of the encoder: a gate belongs to a frame.
     """
-    blocks = [block["mixer"] for name, block in sorted(intermediates.items()) if name.startswith("block")]
-    penalties = {"l1": jnp.mean(jnp.stack([_mean_gate(block["gate"][0], valid) for block in blocks]))}
-    open_shares = [leaf for block in blocks for leaf in jax.tree.leaves(block["G"]["penalty_l0"])] if "G" in blocks[0] else []
-    if open_shares:
-        penalties["l0"] = jnp.mean(jnp.stack(open_shares))
+    mixers = [block["mixer"] for name, block in sorted(intermediates.items()) if name.startswith("block")]
+    frames = frame_valid(valid, stride).astype(jnp.float32)
+    penalties = {"gate_l1": jnp.stack([jnp.stack([_mean_gate(mixer["gate"][0], frames) for mixer in mixers]).mean(), frames.sum()])}
+    shares = [share for mixer in mixers for share in mixer.get("G", {}).get("penalty_l0", ())]
+    if shares:
+        rows = jnp.float32(valid.shape[0])
+        penalties["gate_l0"] = jnp.stack([jnp.stack(shares).mean() * rows, rows])
     return penalties
 
 
-def _mean_gate(gate: Array, valid: Array) -> Array:
-    if gate.shape[0] != valid.shape[0]:  # channels apart: every channel is a row of its own
-        return gate.mean()
-    stride = -(-valid.shape[1] // gate.shape[1])
-    mask = valid[:, ::stride].astype(gate.dtype)
-    return (gate.mean(axis=-1) * mask).sum() / jnp.maximum(mask.sum(), 1)
+def _mean_gate(gate: Array, frames: Array) -> Array:
+    """Sum over valid frames of the mean gate; where channels run apart, each is a row of its own."""
+    return (gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1) * frames).sum()

@@ -5,35 +5,49 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from selssm_jax.errors import InputError
 
 AXIS = "data"
 
 
-def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
-    """Returns the first `count` local devices (0: all of them). Raises InputError if they or the rows do not suffice."""
+def choose_devices(count: int, rows: int) -> list[jax.Device]:
+    """Returns the first `count` devices (0: all of them) to share the `rows` of one micro-batch.
+
+    Raises:
+      InputError: if there are fewer devices, or they cannot share the rows equally.
+    """
     available = jax.local_devices()
     if count > len(available):
-        raise InputError(f"training.devices={count}, but this machine has {len(available)} {available[0].platform} device(s): use 0 for all there are")
-    devices = available[: count or len(available)]
-    if batch_size % len(devices):
         raise InputError(
-            f"data.batch_size over optimizer.accumulate is {batch_size}, which {len(devices)} devices cannot share equally: "
+            f"training.devices={count}, but this machine has {len(available)} {available[0].platform} device(s): use at most that, or 0 for all there are"
+        )
+    devices = available[: count or len(available)]
+    if rows % len(devices):
+        raise InputError(
+            f"data.batch_size over optimizer.accumulate is {rows}, which {len(devices)} devices cannot share equally: "
             f"use a multiple of {len(devices)}, or set training.devices"
         )
     return devices
 
 
-def data_parallel(step: Callable[..., Any], devices: list[jax.Device]) -> Callable[[Any, Any], Any]:
-    """Returns `(state, batch) -> ...` that runs `step(state, batch, axis=...)` on all devices, each with its share of the rows.
+def layout(devices: list[jax.Device]) -> jax.sharding.Sharding:
+    """Returns where the state lives between steps: on the device, or whole on each of them."""
+    if len(devices) == 1:
+        return jax.sharding.SingleDeviceSharding(devices[0])
+    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), jax.sharding.PartitionSpec())
 
-    `step` sums over devices by `total(x, axis)`, so that every device returns the same, and one copy comes back. On one
-    device it is plain jit with a donated state.
+
+def data_parallel(step: Callable[..., Any], devices: list[jax.Device]) -> Callable[[Any, Any], Any]:
+    """Returns `(state, batch) -> (state, ...)` that runs `step(state, batch, axis=...)` on all devices, each with its rows.
+
+    `step` sums over devices by `total(x, axis)`, so that every device returns the same, and one copy comes back. The state
+    given is used up: its memory holds the next one. One device needs no collectives and has plain jit.
     """
     if len(devices) == 1:
         return jax.jit(partial(step, axis=None), donate_argnums=0)
-    mapped = jax.pmap(partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+    mapped = jax.pmap(partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
     return lambda state, batch: mapped(state, jax.tree.map(partial(_share, len(devices)), batch))
 
 
@@ -45,6 +59,11 @@ def total(tree: Any, axis: str | None) -> Any:
 def on_device(key: jax.Array, axis: str | None) -> jax.Array:
     """Returns a key of this device's own."""
     return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+
+
+def one_copy(tree: Any) -> Any:
+    """Returns the arrays of a tree as one device holds them, without copying."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def _share(count: int, rows: Any) -> Any:

@@ -42,15 +42,16 @@ def train_step(
     """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
 
     The loss is the mean over all weighted targets of the batch, wherever its rows lie: neither the number of devices nor
-    that of micro-batches changes it.
+    that of micro-batches changes it. Only what is drawn at random (dropout, noise, hard concrete gates) is drawn anew for
+    each of them, from (training.seed, step, device, micro-batch).
     """
+    kind, stride = model.config.task.kind, _stride(model)
     key = parallel.on_device(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), axis)
-    weight = parallel.total(batch["weights"].sum(), axis)
-    rows = parallel.total(jnp.float32(batch["weights"].shape[0]), axis)
-    objective = partial(_objective, model=model, experiment=experiment, weight=weight, rows=rows)
+    weights = parallel.total(objectives.weights(kind, batch, stride), axis)
+    objective = partial(_objective, model=model, terms=_terms(experiment, kind), weights=weights)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, experiment.optimizer.accumulate), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
+    sums["gradient_norm"] = jnp.stack([optax.global_norm(gradients), jnp.float32(1)])
     return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state), sums
 
 
@@ -67,20 +68,27 @@ def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, parts
 
 
 def _objective(
-    params: Any, batch: Batch, key: jax.Array, *, model: SequenceModel, experiment: Experiment, weight: jax.Array, rows: jax.Array
+    params: Any, batch: Batch, key: jax.Array, *, model: SequenceModel, terms: dict[str, float], weights: dict[str, jax.Array]
 ) -> tuple[jax.Array, objectives.Sums]:
-    kind, penalised = model.config.task.kind, bool(experiment.training.gate_l1 or experiment.training.gate_l0)
+    """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
+    penalised = len(terms) > 1  # only then are the gates kept
     mutable = ["intermediates"] if penalised else False
     result = model.apply({"params": params}, batch["inputs"], valid=batch["valid"], deterministic=False, rngs=_keys(key), mutable=mutable)
     outputs = result[0][0] if penalised else result[0]
-    sums = objectives.score(kind, outputs, batch)
-    loss = sums[objectives.LOSS[kind]][0] / weight
+    sums = objectives.score(model.config.task.kind, outputs, batch)
     if penalised:
-        penalties = objectives.gate_penalties(result[1]["intermediates"], batch["valid"])
-        count = jnp.float32(batch["valid"].shape[0])
-        sums |= {f"gate_{name}": jnp.stack([value * count, count]) for name, value in penalties.items()}
-        loss += (experiment.training.gate_l1 * penalties["l1"] + experiment.training.gate_l0 * penalties.get("l0", 0.0)) * count / rows
-    return loss, sums
+        sums |= objectives.gate_penalties(result[1]["intermediates"], batch["valid"], _stride(model))
+    return sum(factor * sums[name][0] / weights[name] for name, factor in terms.items()), sums
+
+
+def _terms(experiment: Experiment, kind: str) -> dict[str, float]:
+    """What the loss is made of, and each term's factor."""
+    penalties = {"gate_l1": experiment.training.gate_l1, "gate_l0": experiment.training.gate_l0}
+    return {objectives.LOSS[kind]: 1.0} | {name: factor for name, factor in penalties.items() if factor}
+
+
+def _stride(model: SequenceModel) -> int:
+    return 1 if model.config.task.kind == "language" else model.config.stride
 
 
 def _keys(key: jax.Array) -> dict[str, jax.Array]:
