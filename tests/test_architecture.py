@@ -197,3 +197,21 @@ def test_first_screen_of_readme_has_exactly_two_commands():
     run, test = commands
     assert "pip install" in run and "train.py --config configs/quickstart.py" in run
     assert "pip install" in test and test.rstrip().endswith("pytest")
+
+
+def test_readme_names_every_recipe():
+    readme = (ROOT / "README.md").read_text()
+    table = re.findall(r"^\| (\w+) \|.*`python train\.py --config configs/(\w+)\.py", readme, re.MULTILINE)
+    assert sorted(table) == [(path.stem, path.stem) for path in sorted((ROOT / "configs").glob("*.py"))]
+
+
+def test_readme_shows_a_program_that_runs(capsys):
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(program.splitlines()) <= 10
+    exec(program, {})
+    assert 0 < float(capsys.readouterr().out) < 1
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
