@@ -40,7 +40,7 @@ class SequenceModel(nn.Module):
         self.block = [block(kind, config) for kind in config.pattern]
         self.norm = nn.RMSNorm(dtype=dtype)
         if task.kind == "language":
-            self.head = None if config.tie_embeddings else Projection(task.vocab, use_bias=False, dtype=dtype)
+            self.head: Any = None if config.tie_embeddings else Projection(task.vocab, use_bias=False, dtype=dtype)
         elif task.kind == "classification":
             self.head = ClassHead(task.classes, config.d_model, config.pool)
         else:
@@ -83,7 +83,7 @@ class SequenceModel(nn.Module):
         """Returns the state before the first step of `batch` sequences."""
         kind = self.config.task.kind
         rows = batch * self.config.task.channels if self._apart else batch
-        state = {"blocks": tuple(block.initial_state(rows) for block in self.block)}
+        state: State = {"blocks": tuple(block.initial_state(rows) for block in self.block)}
         state["encoder"] = None if kind == "language" else self.encoder.initial_state(rows)
         if kind != "language":
             state["head"] = self.head.initial_state(rows)

@@ -66,7 +66,8 @@ class Block(nn.Module):
         self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
         self.dropout = nn.Dropout(config.dropout)
         hidden = round(config.mlp_ratio * config.d_model)
-        self.mlp_norm, self.mlp = (nn.RMSNorm(dtype=dtype), GatedMLP(hidden, dtype)) if hidden else (None, None)
+        self.mlp_norm = nn.RMSNorm(dtype=dtype)
+        self.mlp = GatedMLP(hidden, dtype) if hidden else None
 
     def __call__(
         self, x: Float[Array, "B T D"], state: dict[str, Any], reset: Bool[Array, "B T"] | None, deterministic: bool

@@ -51,8 +51,8 @@ def train_step(
     objective = partial(_objective, model=model, terms=_terms(experiment, kind), weights=weights)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, experiment.optimizer.accumulate), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    sums["gradient_norm"] = jnp.stack([optax.global_norm(gradients), jnp.float32(1)])
-    return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state), sums
+    sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.rng), sums
 
 
 def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[Any, objectives.Sums]:
