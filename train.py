@@ -13,11 +13,12 @@ import shlex
 import sys
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from selssm_jax import cli, errors
 from selssm_jax.config import Experiment
 
-CONFIG = cli.config_flag("config", "the experiment: a file with get_config(), such as configs/quickstart.py")
+CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config(), such as configs/quickstart.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME with the config's name")
 REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report (as eval.py does)")
 
@@ -27,7 +28,7 @@ def main(_: list[str]) -> None:
     with errors.reported():
         experiment = Experiment.from_config_dict(CONFIG.value)
         workdir = WORKDIR.value or f"runs/{experiment.name}"
-        from selssm_jax.training import loop
+        from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         outcome = loop.fit(experiment, workdir)
         if not outcome.finished:
@@ -37,7 +38,7 @@ def main(_: list[str]) -> None:
         if REPORT.value:
             from selssm_jax.reporting import report
 
-            report.write(workdir)
+            print(report.summary(report.write(workdir)))
         else:
             print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")
 

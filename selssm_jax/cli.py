@@ -1,41 +1,76 @@
-"""Flags of the commands, and what they say when one is wrong."""
+"""The command lines: flags, a config file, overrides of its keys, and what is said when one is wrong."""
 
+import pathlib
+import runpy
 import sys
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app, flags
+from ml_collections import ConfigDict
 
-from selssm_jax import errors
-
-
-def config_flag(name: str, help_text: str) -> flags.FlagHolder[Any]:
-    """Returns a flag whose value is a config file, with an override `--name.key=value` for every key."""
-    holder = config_flags.DEFINE_config_file(name, help_string=help_text, lock_config=True)
-    flags.mark_flag_as_required(name)
-    return holder
+from selssm_jax.errors import InputError, reported, suggest
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; a mistake is one message and exit code 2, --help is the module's text and its own flags."""
+    """Parses the flags; a mistake is one message and exit code 2, --help is the command's own text and flags.
+
+    The config file and the names of overridden keys are checked first: the flags' own messages about them help little.
+    """
     app.define_help_flags()
-    with errors.reported():
-        rest = _parsed(argv)
-    logging.set_verbosity(logging.ERROR)  # what the libraries do inside is not what a user asked to read
-    return rest
+    if {"-h", "-help", "--help"} & set(argv):
+        app.usage(shorthelp=True)
+        sys.exit(0)
+    with reported():
+        if "config" in flags.FLAGS:
+            _check_config(argv)
+        return _flags(argv)
 
 
-def _parsed(argv: list[str]) -> list[str]:
+def _check_config(argv: list[str]) -> None:
+    config = _load(_config_file(argv))
+    for argument in argv:
+        if argument.startswith("--config."):
+            _check_key(argument.removeprefix("--config.").partition("=")[0].split("."), config)
+
+
+def _flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-        raise errors.InputError(f"{_plain(error)}\nsee python {sys.argv[0]} --help") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise InputError(f"{error}; see python {argv[0]} --help") from error
     if len(rest) > 1:
-        raise errors.InputError(f"{rest[1]!r} is no flag: write --name=value; see python {sys.argv[0]} --help")
+        raise InputError(f"{rest[1]!r} is no flag: write --name=value; see python {argv[0]} --help")
     return rest
 
 
-def _plain(error: Exception) -> str:
-    """The message of an error; KeyError quotes its own."""
-    text = str(error.args[0]) if error.args else str(error)
-    return text.strip().strip('"')
+def _config_file(argv: list[str]) -> str:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config") and (value or following):
+            return value or following
+    raise InputError(f"--config is missing: name the experiment, for example python {argv[0]} --config configs/quickstart.py")
+
+
+def _load(path: str) -> ConfigDict:
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"there is no config file {path}: {suggest(path, (str(file) for file in pathlib.Path('configs').glob('*.py')))}")
+    try:
+        config = runpy.run_path(path)["get_config"]()
+    except Exception as error:  # whatever someone's own file may do
+        reason = "there is no function get_config in it" if error.args == ("get_config",) else f"{type(error).__name__}: {error}"
+        raise InputError(f"the config file {path} cannot be loaded: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config() of {path} returned {config!r}: end it with return Experiment(...).to_config_dict()")
+    return config
+
+
+def _check_key(path: list[str], config: Any) -> None:
+    node, place = config, "config"
+    for key in path:
+        if not isinstance(node, ConfigDict):
+            raise InputError(f"{place} is a value, and has no key {key!r} in it")
+        if key not in node:
+            raise InputError(f"{place} has no key {key!r}: {suggest(key, node)}")
+        node, place = node[key], f"{place}.{key}"
+    if isinstance(node, ConfigDict):
+        raise InputError(f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node))}=...")
