@@ -95,7 +95,5 @@ def test_training_step_lowers_with_the_method_of_the_platform(path, platform):
     passes = 2 * len(set(experiment.model.pattern))  # forward and backward
     if platform == "cpu":  # sequential: a loop over time, with or without its first step
         assert sum(count in (steps - 1, steps) for count in found) == passes
-    elif steps <= CHUNK:  # associative: no loop at all
-        assert found == []
-    else:  # chunked: a loop over chunks
-        assert 0 < len(found) <= passes and all(count <= -(-steps // CHUNK) for count in found)
+    else:  # associative: no loop at all; or, for large arrays, chunked: a loop over chunks
+        assert max(found, default=0) <= steps // CHUNK
