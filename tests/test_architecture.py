@@ -163,7 +163,7 @@ def distribution(requirement: str) -> str:
 
 
 def third_parties(paths: list[pathlib.Path]) -> set[str]:
-    own = {"selssm_jax", "tests", "train", "eval", "configs", "benchmarks"}
+    own = {"selssm_jax", "train", "eval", "configs", "benchmarks", "tests"} | {path.stem for path in (ROOT / "tests").iterdir()}
     return {dotted.split(".")[0] for path in paths for dotted in imported(path)} - set(sys.stdlib_module_names) - own
 
 
