@@ -48,10 +48,10 @@ class Workdir:
     def __init__(self, path: str, experiment: Experiment) -> None:
         self.path, self._experiment = pathlib.Path(path).absolute(), experiment
         _check_writable(self.path)
-        self._lock = _lock(self.path)
         self._begun = bool(_steps(self.path / "checkpoints") or _steps(self.path / "best"))
         if self._begun:
             _check_same(read_experiment(path), experiment, self.path)
+        self._lock = _lock(self.path)
         self._manager = _manager(self.path / "checkpoints", experiment.training.keep_checkpoints)
         self._best = _manager(self.path / "best", 1)
 
@@ -107,12 +107,10 @@ class Workdir:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        with self.writing():
+        with self._lock, self.writing(), contextlib.ExitStack() as every:
             for manager in (self._manager, self._best):
-                manager.wait_until_finished()
-        for manager in (self._manager, self._best):
-            manager.close()
-        self._lock.close()
+                every.callback(manager.close)
+                every.callback(manager.wait_until_finished)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

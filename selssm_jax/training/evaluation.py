@@ -2,24 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
-from selssm_jax.config import Experiment, Task
+from selssm_jax.config import Experiment
+from selssm_jax.data import Dataset
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, parallel
-
-
-class Evaluable(Protocol):
-    """What evaluation needs of a data set."""
-
-    task: Task
-    carries: bool
-
-    def evaluate(self, split: str, batch_size: int) -> Any:
-        """Returns batches that cover the split exactly once."""
 
 
 class Evaluator:
@@ -34,7 +25,7 @@ class Evaluator:
         self.model = model
         self._step = jax.jit(partial(_evaluate_batch, model))
 
-    def __call__(self, params: Any, dataset: Evaluable, split: str, *, unless: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def __call__(self, params: Any, dataset: Dataset, split: str, *, unless: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Returns the metrics of a split, summed in float64 on the host; none at all once `unless()` is true."""
         total: dict[str, np.ndarray] = {}
         for sums in self._sums(parallel.one_copy(params), dataset, split):
@@ -44,7 +35,7 @@ class Evaluator:
                 total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         return objectives.means(total)
 
-    def _sums(self, params: Any, dataset: Evaluable, split: str) -> Iterator[objectives.Sums]:
+    def _sums(self, params: Any, dataset: Dataset, split: str) -> Iterator[objectives.Sums]:
         """Sums of every batch, each handed over after the next one was dispatched, so that the device never waits."""
         start = self.model.apply({"params": params}, self.batch_size, method="initial_state")
         state, pending = start, None

@@ -1,5 +1,6 @@
 """The loop: draws a batch, takes a step, logs the step before, and now and then evaluates and saves."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -41,8 +42,7 @@ def fit(experiment: Experiment, workdir: str) -> Outcome:
         batch, or a loss that is not finite; the message names the last good checkpoint.
     """
     devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
-    folder = Workdir(workdir, experiment)
-    with _Stop() as stop:
+    with contextlib.closing(Workdir(workdir, experiment)) as folder, _Stop() as stop:
         dataset = data.load(experiment.data)
         folder.describe(dataset.metadata())
         return _Run(experiment, dataset, folder, devices).train(stop)
@@ -72,7 +72,6 @@ class _Run:
             reached = self._loop(stop)
         finally:
             self.log.close()
-            self.workdir.close()
         return Outcome(reached, reached == self.experiment.training.steps and not self._lacks_validation(reached), self._last_validation())
 
     def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]]]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from selssm_jax.layers.encoders import frame_valid
 
-Sums = dict[str, Float[Array, "2"]]  # name -> (weighted sum, weight)
+Sums = dict[str, Float[Array | np.ndarray, "2"]]  # name -> (weighted sum, weight)
 LOSS = {"language": "nats", "classification": "nats", "forecasting": "mse"}
 PRIMARY = {"language": "nats", "classification": "accuracy", "forecasting": "mse"}
 HIGHER_IS_BETTER = frozenset({"accuracy"})

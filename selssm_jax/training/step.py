@@ -6,13 +6,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from selssm_jax.config import Experiment
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, parallel
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, jax.Array | np.ndarray]
 
 
 @flax.struct.dataclass
