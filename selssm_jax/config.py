@@ -126,6 +126,7 @@ class Model:
     filterbank: int = 0  # signals: log-magnitude filters of the encoder; 0: a linear frame encoder
     pool: Literal["mean", "last"] = "mean"  # classification: over the valid steps
     head_steps: int = 1  # forecasting: how many of the last steps the head reads
+    linear_skip: int = 0  # forecasting: the last inputs that also reach the head by one linear map, past the mixers; 0: none
     normalize: bool = True  # forecasting: reversible instance normalisation
     channels_apart: bool = False  # forecasting: one model, applied to every channel by itself
     scan: Literal["auto", "sequential", "associative", "chunked"] = "auto"
@@ -140,7 +141,7 @@ class Model:
         for name in self.pattern:
             if name not in MIXERS:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
-        _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1)
+        _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1, linear_skip=0)
         _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
         _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise")
         if self.stride > self.frame:

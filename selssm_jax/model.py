@@ -44,7 +44,7 @@ class SequenceModel(nn.Module):
         elif task.kind == "classification":
             self.head = ClassHead(task.classes, config.d_model, config.pool)
         else:
-            self.head = ForecastHead(task.horizon, self._width, config.d_model, config.head_steps)
+            self.head = ForecastHead(task.horizon, self._width, config.d_model, config.head_steps, config.linear_skip)
 
     def __call__(
         self,
@@ -124,9 +124,10 @@ class SequenceModel(nn.Module):
         scale = self._scale(inputs, state["scale"]) if self.config.normalize else state["scale"]
         if self.config.normalize:
             inputs = (inputs - scale["mean"]) / scale["deviation"]
-        x, encoder = self._encode(self._split_channels(inputs), state["encoder"])
+        series = self._split_channels(inputs)
+        x, encoder = self._encode(series, state["encoder"])
         x, blocks = self._mix(x, state["blocks"], reset, deterministic)
-        y, head = self.head(x, state["head"])
+        y, head = self.head(x, series, state["head"])
         y = self._join_channels(y)
         if self.config.normalize:
             y = y * scale["deviation"] + scale["mean"]

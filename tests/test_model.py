@@ -14,7 +14,7 @@ B, T = 2, 12
 LANGUAGE = Model(**SMALL, task=Task("language", vocab=7))
 SIGNAL = Model(**SMALL, frame=4, stride=2, filterbank=3, task=Task("classification", channels=1, classes=5))
 VECTOR = Model(**SMALL, pool="last", task=Task("classification", channels=2, classes=5))
-FORECAST = Model(**SMALL, normalize=False, head_steps=3, task=Task("forecasting", channels=2, horizon=4))
+FORECAST = Model(**SMALL, normalize=False, head_steps=3, linear_skip=5, task=Task("forecasting", channels=2, horizon=4))
 CONFIGS = {"language": LANGUAGE, "signal": SIGNAL, "vector": VECTOR, "forecast": FORECAST}
 
 

@@ -37,23 +37,32 @@ class ClassHead(nn.Module):
 
 
 class ForecastHead(nn.Module):
-    """The next `horizon` values of every channel at once, linear in the last `steps` features.
+    """The next `horizon` values of every channel at once: linear in the last `steps` features and the last `skip` inputs.
 
-    The state holds these features, (B, steps, D).
+    The linear path past the mixers is that of LSTNet's autoregressive part (Lai et al. 2018), here one map for all channels; it
+    starts at zero. The state is {"features": (B, steps, D), "inputs": (B, skip, C)}.
     """
 
     horizon: int
     channels: int
     features: int
     steps: int = 1
+    skip: int = 0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], state: Float[Array, "B S D"]) -> tuple[Float[Array, "B H C"], Float[Array, "B S D"]]:
-        """Returns (forecast after the last step, last features)."""
-        last = jnp.concatenate([state, x.astype(jnp.float32)], axis=1)[:, -self.steps :]
-        y = Projection(self.horizon * self.channels, name="out")(last.reshape(x.shape[0], -1))
-        return y.reshape(x.shape[0], self.horizon, self.channels), last
+    def __call__(self, x: Float[Array, "B F D"], inputs: Float[Array, "B T C"], state: dict[str, Array]) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
+        """Returns (forecast after the last step, what the next call still sees of features and inputs)."""
+        state = {
+            "features": jnp.concatenate([state["features"], x.astype(jnp.float32)], axis=1)[:, -self.steps :],
+            "inputs": jnp.concatenate([state["inputs"], inputs], axis=1)[:, inputs.shape[1] :],
+        }
+        y = Projection(self.horizon * self.channels, name="out")(state["features"].reshape(x.shape[0], -1))
+        y = y.reshape(x.shape[0], self.horizon, self.channels)
+        if self.skip:
+            kernel = self.param("skip_kernel", nn.initializers.zeros, (self.skip, self.horizon))
+            y += jnp.einsum("bsc,sh->bhc", state["inputs"], kernel)
+        return y, state
 
-    def initial_state(self, batch: int) -> Float[Array, "B S D"]:
-        """Returns features of zero."""
-        return jnp.zeros((batch, self.steps, self.features))
+    def initial_state(self, batch: int) -> dict[str, Array]:
+        """Returns features and inputs of zero."""
+        return {"features": jnp.zeros((batch, self.steps, self.features)), "inputs": jnp.zeros((batch, self.skip, self.channels))}
