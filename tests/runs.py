@@ -1,0 +1,66 @@
+"""Small experiments for tests, what a run's folder holds, and commands in this process."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+import sys
+from typing import Any
+
+import pytest
+from absl import flags
+
+from configs import smoke
+from selssm_jax.config import Experiment
+from selssm_jax.training import checkpoint
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def experiment(**changes: Any) -> Experiment:
+    """Returns configs/smoke.py on one device after overrides such as training__steps=8."""
+    config = smoke.get_config()
+    for path, value in ({"training__devices": 1} | changes).items():
+        group, key = path.split("__")
+        config[group][key] = value
+    return Experiment.from_config_dict(config)
+
+
+def overrides(config: Experiment) -> list[str]:
+    """Returns the command line's overrides that make configs/smoke.py this experiment."""
+    now, before = (dataclasses.asdict(value) for value in (config, Experiment.from_config_dict(smoke.get_config())))
+    groups = [name for name, values in now.items() if isinstance(values, dict)]
+    return [f"--config.{group}.{key}={value}" for group in groups for key, value in now[group].items() if value != before[group][key]]
+
+
+def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the records of a run without what the clock says."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in ("time", "steps_per_second")} for record in records]
+
+
+def state(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """Returns the training state and the data iterator's state that a checkpoint holds."""
+    folder = workdir / "checkpoints" / str(step)
+    progress = json.loads((folder / "progress" / "metadata").read_text())
+    return {"state": checkpoint._restore_item(folder / "state"), "data": progress["data"]}
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns the files of a folder, all that could be lost; a lock and empty folders hold nothing."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+def command(script: str, *arguments: str) -> int:
+    """Runs train.py or eval.py in this process, as a fresh one would, and returns its exit code."""
+    known, before = set(flags.FLAGS), sys.argv
+    sys.argv = [str(REPOSITORY / script), *arguments]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        return stop.value.code or 0
+    finally:
+        sys.argv = before
+        flags.FLAGS.unparse_flags()
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)

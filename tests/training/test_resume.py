@@ -1,0 +1,100 @@
+"""A killed run goes on as if nothing had happened: parameters, optimiser, order of the data and records, bit for bit."""
+
+import os
+import pathlib
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import runs
+from selssm_jax.training import loop
+
+STEPS = 240
+RECIPE = runs.experiment(training__steps=STEPS, training__log_every=3, training__eval_every=35, training__checkpoint_every=10)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("resume") / "uninterrupted"
+    assert loop.fit(RECIPE, str(workdir)).finished
+    return workdir
+
+
+def start(workdir: pathlib.Path) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "--config", "configs/smoke.py", f"--workdir={workdir}", *runs.overrides(RECIPE)]
+    return subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def signal_at(process: subprocess.Popen, step: int, number: int) -> tuple[str, str]:
+    """Sends a signal once a record of `step` or later was printed; returns (stdout, stderr) of the ended process."""
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        reached = re.match(r"step (\d+)/", line)
+        if reached and int(reached[1]) >= step:
+            process.send_signal(number)
+            break
+    out, rest = process.communicate(timeout=120)
+    return out, seen + rest
+
+
+def assert_same_end(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+    assert runs.history(workdir) == runs.history(expected)
+    found, wanted = (runs.state(folder, STEPS) for folder in (workdir, expected))
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert {key.split("/")[1] for key in runs.content(workdir / "best")} == {key.split("/")[1] for key in runs.content(expected / "best")}
+
+
+def test_killed_three_times_ends_bit_equal(uninterrupted, tmp_path):
+    workdir, resumed = tmp_path / "run", []
+    for first in (30, 90, 160):
+        process = start(workdir)
+        _, errors = signal_at(process, random.Random(first).randint(first, first + 45), signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, errors
+        resumed += re.findall(r"resumed from step (\d+)", errors)
+    process = start(workdir)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and f"trained {STEPS} steps" in out, errors
+    resumed += re.findall(r"resumed from step (\d+)", errors)
+    assert len(resumed) == 3 and 0 < int(resumed[0]) < int(resumed[1]) < int(resumed[2]) < STEPS
+    assert_same_end(workdir, uninterrupted)
+
+
+def test_sigterm_saves_and_names_the_command_to_go_on(uninterrupted, tmp_path):
+    workdir = tmp_path / "a run"  # a name that must be quoted
+    process = start(workdir)
+    out, errors = signal_at(process, random.Random(0).randint(20, 120), signal.SIGTERM)
+    assert process.returncode == 0, errors
+    stopped, command = re.search(rf"stopped at step (\d+) of {STEPS}, saved; to go on: python (.*)", out).groups()
+    assert (workdir / "checkpoints" / stopped).is_dir()
+    again = subprocess.run([sys.executable, *shlex.split(command)], cwd=runs.REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0 and f"resumed from step {stopped}" in again.stderr, again.stderr
+    assert_same_end(workdir, uninterrupted)
+
+
+def test_a_finished_run_started_again_changes_nothing(uninterrupted):
+    before = runs.content(uninterrupted / "checkpoints"), runs.history(uninterrupted)
+    outcome = loop.fit(RECIPE, str(uninterrupted))
+    assert outcome.finished and outcome.step == STEPS and outcome.validation["nats"] > 0
+    assert (runs.content(uninterrupted / "checkpoints"), runs.history(uninterrupted)) == before
+
+
+def test_a_second_signal_ends_the_process_at_once(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with loop._Stop() as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked()
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert ended.value.code == 128 + signal.SIGINT
+    assert "once more" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
