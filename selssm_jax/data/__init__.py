@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from selssm_jax.config import Data
+from selssm_jax.config import Data, Task
 from selssm_jax.data import sources
 from selssm_jax.data.pipeline import Batches, Dataset
+from selssm_jax.errors import InputError
 
 __all__ = ["Batches", "Dataset", "load"]
 
@@ -39,4 +40,13 @@ def load(config: Data, known: Mapping[str, Any] | None = None) -> Dataset:
     Raises:
       InputError: where a file is missing, damaged, too small, or holds what the run never saw.
     """
-    return LOADERS[config.source](config, known or {})
+    dataset = LOADERS[config.source](config, known or {})
+    if known:
+        _check_task(dataset.task, known["task"], config.file or config.source)
+    return dataset
+
+
+def _check_task(task: Task, trained: Mapping[str, Any], name: str) -> None:
+    for field in ("kind", "vocab", "channels", "classes", "horizon"):
+        if getattr(task, field) != trained[field]:
+            raise InputError(f"{name} has {field} {getattr(task, field)}, the run was trained with {trained[field]}: give data of the same form")

@@ -2,48 +2,60 @@
 
 import csv
 import dataclasses
-import pathlib
+import io
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data, Task
+from selssm_jax.data import nlinear
 from selssm_jax.data.pipeline import Batch, Dataset, in_order, shuffled_rows
 from selssm_jax.errors import InputError
 
 Rows = tuple[int, int]
-RIDGE_PENALTIES = (1e-2, 1.0, 1e2, 1e3, 1e4)
-RIDGE_WINDOWS = 3000
 
 
-def etth_split(values: np.ndarray) -> dict[str, Rows]:
-    """12, 4 and 4 months of 30 days (Zhou et al. 2021): rows 0:8640:11520:14400 of hourly data, the rest unused."""
-    scale = 4 if len(values) > 20_000 else 1
+def ett_split(scale: int) -> dict[str, Rows]:
+    """12, 4 and 4 months of 30 days (Zhou et al. 2021): rows 0:8640:11520:14400 of hourly data, times `scale`; the rest is unused."""
     return {"train": (0, 8640 * scale), "validation": (8640 * scale, 11520 * scale), "test": (11520 * scale, 14400 * scale)}
 
 
-def share_split(values: np.ndarray) -> dict[str, Rows]:
+def share_split(rows: int) -> dict[str, Rows]:
     """70 % training, 20 % test at the end, validation between (Wu et al. 2021)."""
-    train, test = int(len(values) * 0.7), int(len(values) * 0.2)
-    return {"train": (0, train), "validation": (train, len(values) - test), "test": (len(values) - test, len(values))}
+    train, test = int(rows * 0.7), int(rows * 0.2)
+    return {"train": (0, train), "validation": (train, rows - test), "test": (rows - test, rows)}
 
 
-def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Mapping[str, Rows], scaling: Mapping[str, list[float]] | None, info: Mapping[str, object]) -> Dataset:
-    """Returns the task of forecasting `horizon` rows from `length`: standardised by training rows, windows of stride 1.
+def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Mapping[str, Rows], known: Mapping[str, Any], info: Mapping[str, Any]) -> Dataset:
+    """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows of stride 1.
 
-    Validation and test windows may look back into the split before, as in the literature. `scaling` is that of a training run.
+    Validation and test windows look back into the split before, as in the literature, so that every row of a split is
+    forecast: ETTh1 with lookback and horizon 96 has 8449, 2785 and 2785 windows.
+
+    Args:
+      config: lookback (length), horizon, and what is trained on.
+      values: (rows, channels).
+      names: of the channels.
+      split: first row and row after the last of "train", "validation" and "test".
+      known: metadata of a training run, whose scaling then holds.
+      info: goes into the metadata; names the table in errors.
+
+    Raises:
+      InputError: where a split is too short for one window.
     """
-    train = values[slice(*split["train"])]
-    mean, deviation = (train.mean(axis=0), train.std(axis=0)) if scaling is None else (np.array(scaling[name]) for name in ("mean", "deviation"))
+    train = values[slice(*split["train"])].astype(np.float64)
+    scaling = known.get("scaling") or {"mean": train.mean(axis=0).tolist(), "deviation": train.std(axis=0).tolist()}
+    mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
     scaled = ((values - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
     source = _Windows(config.length, config.horizon, config.train_on, scaled, split)
-    source.check()
+    source.check(str(info.get("file") or info["source"]))
     counts = {f"{name}_windows": len(source.starts(name)) for name in split}
     return Dataset(
         task=Task("forecasting", channels=values.shape[1], length=config.length, horizon=config.horizon),
         draw=source.draw,
         cover=source.cover,
-        info={**info, **counts, "channels": list(names), "scaling": {"mean": mean.tolist(), "deviation": deviation.tolist()}},
+        info={**info, **counts, "channels": list(names), "scaling": scaling, "train_on": config.train_on},
         baselines=source.baselines,
     )
 
@@ -56,102 +68,100 @@ class _Windows:
     values: np.ndarray
     split: Mapping[str, Rows]
 
-    def check(self) -> None:
+    def check(self, table: str) -> None:
         for name, (first, last) in self.split.items():
             if not len(self.starts(name)):
                 raise InputError(
-                    f"the {name} split has {last - first} rows, too few for one window of data.length={self.length} and data.horizon={self.horizon}: "
-                    "shorten them, or give more rows"
+                    f"the {name} split of {table} has {last - first} rows, too few for one window of data.length={self.length} "
+                    f"and data.horizon={self.horizon}: shorten them, or give more rows"
                 )
 
     def starts(self, name: str) -> np.ndarray:
         """First rows of all windows of a split; targets lie inside it, the lookback may begin before it."""
         first, last = self.split[name]
-        return np.arange(max(first - self.length, 0) if name != "train" else first, last - self.length - self.horizon + 1)
+        return np.arange(max(first - self.length, 0), last - self.length - self.horizon + 1)
 
-    def draw(self, seed: int, number: int, batch_size: int) -> Batch:
-        names = ("train",) if self.train_on == "train" else ("train", "validation")
-        starts = np.concatenate([self.starts(name) for name in names])
-        return self._take(starts[shuffled_rows(seed, number, batch_size, len(starts))])
+    def draw(self, seed: int, numbers: np.ndarray) -> Batch:
+        return self._take(self._train_starts()[shuffled_rows(seed, numbers, len(self._train_starts()))])
 
     def cover(self, split: str, batch_size: int) -> Iterator[Batch]:
         starts = self.starts(split)
         return in_order(len(starts), batch_size, lambda rows: self._take(starts[rows]))
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
-        """The last value repeated, and ridge regression on the lookback less its last value, one map for all channels (NLinear)."""
-        train, validation = (self._take(_thinned(self.starts(name))) for name in ("train", "validation"))
-        maps, test = _ridge(train, RIDGE_PENALTIES), self._take(self.starts(split))
-        chosen = min(maps, key=lambda weights: _errors(_linear(weights, validation["inputs"]), validation["targets"])["mse"])
-        repeated = np.broadcast_to(test["inputs"][:, -1:], test["targets"].shape)
-        return {"repeat last": _errors(repeated, test["targets"]), "ridge": _errors(_linear(chosen, test["inputs"]), test["targets"])}
+        """The last value repeated, and ridge regression on the lookback less its last value (NLinear, Zeng et al. 2023).
+
+        "ridge" is one map for all channels, "ridge by channel" one for each; fitted on the training windows, with the
+        penalty that serves the validation windows best.
+        """
+        maps = {"repeat last": np.zeros((1, self.length + 1, self.horizon))} | nlinear.fit(self._windows("train"), self._windows("validation"))
+        return {name: nlinear.errors(weights, self._windows(split)) for name, weights in maps.items()}
+
+    def _windows(self, split: str) -> nlinear.Windows:
+        return nlinear.Windows(self.values, self.starts(split), self.length, self.horizon)
+
+    def _train_starts(self) -> np.ndarray:
+        return np.concatenate([self.starts(name) for name in (("train",) if self.train_on == "train" else ("train", "validation"))])
 
     def _take(self, starts: np.ndarray) -> Batch:
-        rows = starts[:, None] + np.arange(self.length + self.horizon)[None]
-        window = self.values[rows]
+        window = self.values[starts[:, None] + np.arange(self.length + self.horizon)[None]]
         ones = np.ones(len(starts), np.float32)
         return {"inputs": window[:, : self.length], "targets": window[:, self.length :], "weights": ones, "valid": np.ones((len(starts), self.length), bool)}
 
 
-def _thinned(starts: np.ndarray) -> np.ndarray:
-    """Every n-th window, so that a baseline takes seconds: neighbours differ by one row."""
-    return starts[:: max(len(starts) // RIDGE_WINDOWS, 1)]
+def read_csv(name: str, text: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns (values, column names) of a table of numbers: one row a time step, one column a channel.
 
-
-def _ridge(batch: Batch, penalties: tuple[float, ...]) -> list[np.ndarray]:
-    """Maps (length + 1, horizon) from the lookback less its last value, and 1, to the horizon less it; one for each penalty."""
-    x, y = (_rows(batch[name] - batch["inputs"][:, -1:]) for name in ("inputs", "targets"))
-    x = np.concatenate([x, np.ones((len(x), 1), x.dtype)], axis=1)
-    gram, cross = (x.T @ x).astype(np.float64), (x.T @ y).astype(np.float64)
-    return [np.linalg.solve(gram + penalty * np.eye(len(gram)), cross).astype(np.float32) for penalty in penalties]
-
-
-def _linear(weights: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    last = inputs[:, -1:]
-    return np.einsum("blc,lh->bhc", inputs - last, weights[:-1], optimize=True) + weights[-1][None, :, None] + last
-
-
-def _rows(values: np.ndarray) -> np.ndarray:
-    return values.swapaxes(1, 2).reshape(-1, values.shape[1])
-
-
-def _errors(forecast: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    error = forecast - targets
-    return {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
-
-
-def read_csv(path: pathlib.Path, text: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns (values, column names) of a table of numbers; a header and a first column of dates are recognised.
+    A header is recognised, and a first column is left out where it holds dates or has no name. Cells stand between commas;
+    between semicolons or tabs where the first line has no comma.
 
     Raises:
       InputError: for an empty table, a ragged row, a cell that is no finite number; it names line and column.
     """
-    rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), start=1) if any(cell.strip() for cell in row)]
-    if not rows:
-        raise InputError(f"{path} is empty: give a CSV with one row a time step and one column a channel")
-    names, body = _header(rows)
-    skip = 0 if not body or _number(body[0][1][0]) is not None else 1
-    values = np.array([_cells(path, number, row, len(rows[0][1]), skip) for number, row in body], np.float32)
-    if not values.size:
-        raise InputError(f"{path} has no numbers below its header: give one row a time step and one column a channel")
-    return values, names[skip:]
-
-
-def _header(rows: list[tuple[int, list[str]]]) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
+    rows = _rows(name, text)
     first = rows[0][1]
-    if any(_number(cell) is not None for cell in first[-1:]):
-        return tuple(f"column {index + 1}" for index in range(len(first))), rows
-    return tuple(cell.strip() for cell in first), rows[1:]
+    header = _is_header(first)
+    body = rows[1:] if header else rows
+    if not body:
+        raise InputError(f"{name} has no numbers below its header: give one row a time step and one column a channel")
+    skip = int(_number(body[0][1][0]) is None or (header and not first[0].strip())) if len(first) > 1 else 0
+    names = tuple(cell.strip() for cell in first) if header else tuple(f"column {index + 1}" for index in range(len(first)))
+    for line, row in body:
+        if len(row) != len(first):
+            raise InputError(f"{name} line {line} has {len(row)} cells, its first line has {len(first)}: every row needs the same columns")
+    return _values(name, body, skip), names[skip:]
 
 
-def _cells(path: pathlib.Path, line: int, row: list[str], width: int, skip: int) -> list[float]:
-    if len(row) != width:
-        raise InputError(f"{path} line {line} has {len(row)} cells, the first line has {width}: every row needs the same columns")
-    found = [_number(cell) for cell in row[skip:]]
-    for column, value in enumerate(found, start=skip + 1):
-        if value is None or not np.isfinite(value):
-            raise InputError(f"{path} line {line} column {column} holds {row[column - 1]!r}, expected a finite number: fill it in or drop the row")
-    return [value for value in found if value is not None]
+def _rows(name: str, text: str) -> list[tuple[int, list[str]]]:
+    """Line numbers and cells of all lines that are not blank."""
+    head = text.lstrip().split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next((mark for mark in ",;\t" if mark in head), ","))
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise InputError(f"{name} line {reader.line_num} is no CSV ({error}): give numbers between commas") from error
+    if not rows:
+        raise InputError(f"{name} is empty: give a CSV with one row a time step and one column a channel")
+    return rows
+
+
+def _is_header(first: list[str]) -> bool:
+    """Whether the first line names the columns: it holds words, or counts them from 0 behind a first cell that is no number."""
+    rest = first[1:] or first
+    words = all(_number(cell) is None for cell in rest) and any(cell.strip() for cell in rest)
+    return words or (_number(first[0]) is None and rest == [str(index) for index in range(len(rest))])
+
+
+def _values(name: str, body: list[tuple[int, list[str]]], skip: int) -> np.ndarray:
+    try:
+        values = np.array([row[skip:] for _, row in body], np.float64)
+    except ValueError:
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        cells = ((line, column, cell) for line, row in body for column, cell in enumerate(row[skip:], start=skip + 1))
+        line, column, cell = next(found for found in cells if (value := _number(found[2])) is None or not np.isfinite(value))
+        raise InputError(f"{name} line {line} column {column} holds {cell!r}, expected a finite number: fill it in or drop the row")
+    return values
 
 
 def _number(cell: str) -> float | None:

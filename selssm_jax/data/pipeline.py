@@ -1,23 +1,27 @@
 """From arrays to batches: endless, shuffled, resumable training batches, and batches that cover a split exactly once.
 
-A training batch is a pure function of (seed, number of the batch), so that the order survives any interruption. Grain
-runs that function ahead of time and keeps the iterator's state.
+Training example number n of a seed is a function of (seed, n) alone: neither the batch size, nor the number of processes,
+nor an interruption changes it. Grain draws whole batches ahead of time and keeps the iterator's state.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
 import numpy as np
 
 from selssm_jax.config import Task
+from selssm_jax.data import vocabulary as vocabularies
+from selssm_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless iterator whose state is a JSON value."""
 
@@ -30,18 +34,23 @@ class Batches(Protocol):
 class Dataset:
     """A task and its examples.
 
+    A batch is a dictionary of arrays with B rows: `inputs` (B, T) int32 tokens or (B, T, C) float32; `targets` (B, T) tokens,
+    (B,) classes or (B, H, C) values; `weights` float32, (B, T) for tokens, else (B,), 0 where nothing is scored; `valid`
+    (B, T) bool, False on the padded end of a row.
+
     Attributes:
       task: what it asks of a model.
-      draw: (seed, number) -> the training batch of that number, `batch_size` rows of it.
+      draw: (seed, numbers) -> the training examples of these numbers, as a batch.
       cover: (split, batch_size) -> batches that cover a split once; rows that fill the last one have weight 0.
       carries: whether row b of a covering batch goes on where row b of the one before ended.
       info: a JSON value saved with the run: vocabulary, scaling, sizes, origin.
       baselines: split -> {name: metrics} of rivals that need no training, or of the known optimum.
       vocabulary: the token names of a language task.
+      separator: what stands between tokens in a text: nothing between characters, a space between words.
     """
 
     task: Task
-    draw: Callable[[int, int, int], Batch]
+    draw: Callable[[int, np.ndarray], Batch]
     cover: Callable[[str, int], Iterator[Batch]]
     info: Mapping[str, Any]
     baselines: Callable[[str], dict[str, dict[str, float]]]
@@ -50,14 +59,21 @@ class Dataset:
     separator: str = ""
 
     def train(self, batch_size: int, *, seed: int) -> Batches:
-        """Returns the endless training batches of a seed; a process of several draws its own share of the rows."""
+        """Returns the endless training batches of a seed; each of several processes draws its own rows of them.
+
+        Raises:
+          InputError: where the processes cannot share a batch equally.
+        """
+        process, processes = jax.process_index(), jax.process_count()
+        if batch_size % processes:
+            raise InputError(f"data.batch_size={batch_size} cannot be shared by {processes} processes: use a multiple of {processes}")
+        rows = np.arange(process, batch_size, processes)
 
         def load(number: int) -> Batch:
-            batch = self.draw(seed, int(number), batch_size)
-            return {name: rows[jax.process_index() :: jax.process_count()] for name, rows in batch.items()}
+            return self.draw(seed, int(number) * batch_size + rows)
 
-        numbers = grain.MapDataset.range(2**40).map(load)
-        return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        batches = grain.MapDataset.range(2**40).map(load)
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def evaluate(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Returns batches that cover `split` exactly once."""
@@ -71,20 +87,31 @@ class Dataset:
 
     def decode(self, tokens: np.ndarray) -> str:
         """Returns the text of a sequence of tokens."""
-        return self.separator.join(self.vocabulary[token] for token in np.asarray(tokens).ravel())
+        return vocabularies.decode(tokens, self.vocabulary, self.level)
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the tokens of a text; the inverse of `decode` for text of this vocabulary."""
-        number = {token: index for index, token in enumerate(self.vocabulary)}
-        return np.array([number[token] for token in (text.split(self.separator) if self.separator else text)], np.int32)
+        """Returns the tokens of a text; the inverse of `decode`. Raises InputError for what the vocabulary lacks."""
+        return vocabularies.encode(vocabularies.tokenise(text, self.level), self.vocabulary, "the text")
+
+    @property
+    def level(self) -> str:
+        """What a token of a text is: a "word" or a "character"."""
+        return "word" if self.separator else "character"
 
 
-def shuffled_rows(seed: int, number: int, batch_size: int, count: int) -> np.ndarray:
-    """Returns the rows of a batch in an endless shuffle: every epoch is a permutation of its own, and none is skipped."""
-    position = number * batch_size + np.arange(batch_size)
-    epochs, places = np.divmod(position, count)
-    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+def shuffled_rows(seed: int, numbers: np.ndarray, count: int) -> np.ndarray:
+    """Returns the rows of examples in an endless shuffle: every epoch is a permutation of its own, and none is skipped."""
+    epochs, places = np.divmod(numbers, count)
+    rows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = _order(seed, int(epoch), count)[places[here]]
+    return rows
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def in_order(count: int, batch_size: int, take: Callable[[np.ndarray], Batch]) -> Iterator[Batch]:

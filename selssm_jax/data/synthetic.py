@@ -1,65 +1,83 @@
-"""Tasks whose answer and entropy are known. Every example is a function of (seed, split, number) alone."""
+"""Tasks whose answer and entropy are known. Every example is a function of (data.seed, split, number) alone.
+
+The "optimum" in the metadata is what a perfect model reaches; "answer_nats" is the entropy of all scored answers of an
+example, which a model without memory has to pay: it is the information about the past that the task asks a state to hold.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from selssm_jax.config import Data, Task
+from selssm_jax.data import counter
 from selssm_jax.data.pipeline import SPLITS, Batch, Dataset, in_order, shuffled_rows
 from selssm_jax.errors import InputError
 
-Example = Callable[[Data, np.random.Generator], tuple[np.ndarray, np.ndarray, np.ndarray]]
+Key = tuple[int, ...]
+Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, targets, weights
+DECAY = 0.9  # of the hidden state of linear_gaussian
+
+
+class Definition(NamedTuple):
+    """A task, its examples as a function of (key, rows), metrics of known rivals and of the optimum, and the answers' entropy."""
+
+    task: Task
+    examples: Callable[[Key, np.ndarray], Examples]
+    rivals: Mapping[str, dict[str, float]]
+    answer_nats: float | None = None
 
 
 def dataset(config: Data) -> Dataset:
-    """Returns the synthetic task that data.source names."""
-    task, example, optimum = TASKS[config.source](config)
-    source = _Drawn(config, example)
-    info = {"source": config.source, "optimum": optimum}
-    vocabulary = tuple(_symbol(index) for index in range(task.vocab))
-    return Dataset(task, source.draw, source.cover, info, lambda split: {"optimal": optimum}, vocabulary=vocabulary, separator=" " if task.vocab else "")
+    """Returns the synthetic task that data.source names. Raises InputError where its sizes do not fit together."""
+    task, examples, rivals, answer_nats = TASKS[config.source](config)
+    source = _Drawn(config, examples)
+    info: dict[str, Any] = {"source": config.source, "optimum": rivals["optimal"], "answer_nats": answer_nats}
+    vocabulary = tuple(str(index) for index in range(task.vocab))
+    return Dataset(task, source.draw, source.cover, info, lambda split: dict(rivals), vocabulary=vocabulary, separator=" " if task.vocab else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
     config: Data
-    example: Example
+    examples: Callable[[Key, np.ndarray], Examples]
 
-    def draw(self, seed: int, number: int, batch_size: int) -> Batch:
-        return self._take("train", shuffled_rows(seed, number, batch_size, self.config.train_examples))
+    def draw(self, seed: int, numbers: np.ndarray) -> Batch:
+        return self._take("train", shuffled_rows(seed, numbers, self.config.train_examples))
 
     def cover(self, split: str, batch_size: int) -> Iterator[Batch]:
         count = self.config.train_examples if split == "train" else self.config.eval_examples
         return in_order(count, batch_size, lambda rows: self._take(split, rows))
 
     def _take(self, split: str, rows: np.ndarray) -> Batch:
-        key = (self.config.seed, SPLITS.index(split))
-        examples = [self.example(self.config, np.random.default_rng((*key, row))) for row in rows]
-        inputs, targets, weights = (np.stack(part) for part in zip(*examples, strict=True))
+        inputs, targets, weights = self.examples((self.config.seed, SPLITS.index(split)), rows)
         return {"inputs": inputs, "targets": targets, "weights": weights, "valid": np.ones(inputs.shape[:2], bool)}
 
 
-def _selective_copying(config: Data) -> tuple[Task, Example, dict[str, float]]:
-    """`tokens` symbols strewn over `length` blanks, then as many marks, at which they are to be said in order (Gu and Dao 2023).
+def _selective_copying(config: Data) -> Definition:
+    """`tokens` symbols strewn over `length` steps of blanks, then as many marks, at which they are to be said in order (Gu and Dao 2023).
 
-    Vocabulary: `vocab` symbols, a blank, a mark. Each answer has entropy log(vocab) given the marks alone, and 0 given all.
+    Vocabulary: `vocab` symbols, a blank, a mark. The answers are independent and uniform.
     """
     if config.tokens > config.length:
         raise InputError(f"data.tokens={config.tokens} do not fit into data.length={config.length} steps: use fewer tokens or a longer sequence")
     blank, mark, total = config.vocab, config.vocab + 1, config.length + config.tokens
 
-    def example(config: Data, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        symbols = rng.integers(0, config.vocab, config.tokens)
-        inputs = np.full(total, blank, np.int32)
-        inputs[config.length :] = mark
-        inputs[np.sort(rng.choice(config.length, config.tokens, replace=False))] = symbols
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        symbols = counter.integers((*key, 0), rows, config.tokens, config.vocab)
+        order = counter.uniform((*key, 1), rows, config.length)
+        places = np.sort(np.argpartition(order, config.tokens - 1, axis=1)[:, : config.tokens], axis=1)
+        inputs = np.full((len(rows), total), blank, np.int32)
+        inputs[:, config.length :] = mark
+        np.put_along_axis(inputs, places, symbols, axis=1)
         return _answered(inputs, config.length, symbols)
 
-    return Task("language", vocab=config.vocab + 2, length=total), example, {"nats": 0.0, "accuracy": 1.0}
+    return Definition(Task("language", vocab=config.vocab + 2, length=total), examples, _answers(config.vocab), config.tokens * math.log(config.vocab))
 
 
-def _induction_heads(config: Data) -> tuple[Task, Example, dict[str, float]]:
+def _induction_heads(config: Data) -> Definition:
     """Random symbols; a mark occurs once inside and once at the end, where the symbol that followed it is to be said.
 
     Vocabulary: `vocab` symbols and the mark (Olsson et al. 2022; Gu and Dao 2023).
@@ -68,60 +86,63 @@ def _induction_heads(config: Data) -> tuple[Task, Example, dict[str, float]]:
         raise InputError(f"data.length={config.length} is too short for induction: use at least 4")
     mark = config.vocab
 
-    def example(config: Data, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        inputs = rng.integers(0, config.vocab, config.length).astype(np.int32)
-        place = rng.integers(0, config.length - 2)
-        inputs[place] = inputs[-1] = mark
-        return _answered(inputs, config.length - 1, inputs[place + 1 : place + 2])
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        inputs = counter.integers((*key, 0), rows, config.length, config.vocab)
+        place = counter.integers((*key, 1), rows, 1, config.length - 2)
+        np.put_along_axis(inputs, place, mark, axis=1)
+        inputs[:, -1] = mark
+        return _answered(inputs, config.length - 1, np.take_along_axis(inputs, place + 1, axis=1))
 
-    return Task("language", vocab=config.vocab + 1, length=config.length), example, {"nats": 0.0, "accuracy": 1.0}
+    return Definition(Task("language", vocab=config.vocab + 1, length=config.length), examples, _answers(config.vocab), math.log(config.vocab))
 
 
-def _delayed_recall(config: Data) -> tuple[Task, Example, dict[str, float]]:
+def _delayed_recall(config: Data) -> Definition:
     """Random symbols; at every step that which was read `lag` steps before is to be said."""
     if config.lag >= config.length:
         raise InputError(f"data.lag={config.lag} reaches before the start of data.length={config.length} steps: use a smaller lag or a longer sequence")
+    scored = config.length - config.lag
 
-    def example(config: Data, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        inputs = rng.integers(0, config.vocab, config.length).astype(np.int32)
-        return _answered(inputs, config.lag, inputs[: config.length - config.lag])
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        inputs = counter.integers((*key, 0), rows, config.length, config.vocab)
+        return _answered(inputs, config.lag, inputs[:, :scored])
 
-    return Task("language", vocab=config.vocab, length=config.length), example, {"nats": 0.0, "accuracy": 1.0}
-
-
-DECAY = 0.9  # of the hidden state of linear_gaussian
+    return Definition(Task("language", vocab=config.vocab, length=config.length), examples, _answers(config.vocab), scored * math.log(config.vocab))
 
 
-def _linear_gaussian(config: Data) -> tuple[Task, Example, dict[str, float]]:
+def _linear_gaussian(config: Data) -> Definition:
     """z_t = DECAY z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t, var n = `noise`; the next `horizon` x are to be said.
 
-    The least mean squared error is that of the Kalman filter after `length` observations.
+    The least mean squared error is that of the Kalman filter after `length` observations; forecasting 0 costs 1 + noise.
     """
 
-    def example(config: Data, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def examples(key: Key, rows: np.ndarray) -> Examples:
         total = config.length + config.horizon
-        drive = np.sqrt(1 - DECAY**2) * rng.standard_normal(total)
-        drive[0] = rng.standard_normal()
-        kernel = DECAY ** np.arange(total)
-        x = np.convolve(drive, kernel)[:total] + np.sqrt(config.noise) * rng.standard_normal(total)
-        x = x.astype(np.float32)[:, None]
-        return x[: config.length], x[config.length :], np.float32(1)
+        hidden = counter.normal((*key, 0), rows, total)
+        hidden[:, 1:] *= math.sqrt(1 - DECAY**2)
+        for step in range(1, total):
+            hidden[:, step] += DECAY * hidden[:, step - 1]
+        seen = (hidden + math.sqrt(config.noise) * counter.normal((*key, 1), rows, total)).astype(np.float32)[:, :, None]
+        return seen[:, : config.length], seen[:, config.length :], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)
-    return task, example, {"mse": _kalman_error(config)}
+    return Definition(task, examples, {"optimal": {"mse": _kalman_error(config)}, "zero": {"mse": 1 + config.noise}})
 
 
 def _kalman_error(config: Data) -> float:
-    """Mean over the horizon of the error of the optimal forecast, by the Riccati recursion."""
-    variance = 1.0  # of z given the observations so far
+    """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion.
+
+    With p the variance of z_t given x_1..x_t: p <- q s / (q + s), q = DECAY^2 p + 1 - DECAY^2, s = noise; and k steps ahead
+    the error is DECAY^2k p + 1 - DECAY^2k + s.
+    """
+    ahead, variance = 1.0, 1.0
     for _ in range(config.length):
-        variance = variance * config.noise / (variance + config.noise) if config.noise else 0.0
-        last, variance = variance, DECAY**2 * variance + 1 - DECAY**2
-    ahead = np.arange(1, config.horizon + 1)
-    return float((DECAY ** (2 * ahead) * last + 1 - DECAY ** (2 * ahead) + config.noise).mean())
+        variance = ahead * config.noise / (ahead + config.noise)
+        ahead = DECAY**2 * variance + 1 - DECAY**2
+    decay = DECAY ** (2 * np.arange(1, config.horizon + 1))
+    return float((decay * variance + 1 - decay + config.noise).mean())
 
 
-TASKS = {
+TASKS: Mapping[str, Callable[[Data], Definition]] = {
     "selective_copying": _selective_copying,
     "induction_heads": _induction_heads,
     "delayed_recall": _delayed_recall,
@@ -129,12 +150,14 @@ TASKS = {
 }
 
 
-def _answered(inputs: np.ndarray, start: int, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _answers(vocab: int) -> dict[str, dict[str, float]]:
+    """The known ends of a task with one right answer out of `vocab`."""
+    return {"optimal": {"nats": 0.0, "accuracy": 1.0}, "uniform guess": {"nats": math.log(vocab), "accuracy": 1 / vocab}}
+
+
+def _answered(inputs: np.ndarray, start: int, answers: np.ndarray) -> Examples:
     """Targets that are scored from step `start` on, where they are `answers`."""
-    targets, weights = np.zeros_like(inputs), np.zeros(len(inputs), np.float32)
-    targets[start : start + len(answers)], weights[start : start + len(answers)] = answers, 1
+    targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, np.float32)
+    last = start + answers.shape[1]
+    targets[:, start:last], weights[:, start:last] = answers, 1
     return inputs, targets, weights
-
-
-def _symbol(index: int) -> str:
-    return str(index)

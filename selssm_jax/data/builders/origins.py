@@ -1,12 +1,15 @@
 """Where public data comes from: address, sha256, and the names under which a local folder may hold it."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
+import http.client
 import os
 import pathlib
-import urllib.error
 import urllib.request
+import uuid
+import zlib
 
 from selssm_jax.errors import InputError
 
@@ -15,7 +18,7 @@ from selssm_jax.errors import InputError
 class Origin:
     """One file: its address (empty: it has no stable one), accepted local names, and the sha256 of its content.
 
-    The sha256 is of the content, unpacked where a local copy is gzipped but the origin is not; empty where none is published.
+    The sha256 is of the content, unpacked where a local copy is gzipped but the origin is not; empty where none is lasting.
     """
 
     url: str
@@ -31,23 +34,18 @@ SHAKESPEARE = Origin(
 )
 _WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
 WIKITEXT2 = {
-    "train": Origin(
-        _WIKITEXT + "train.txt", ("wikitext2_train.txt.gz", "wikitext2_train.txt"), "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f"
-    ),
-    "validation": Origin(
-        _WIKITEXT + "valid.txt", ("wikitext2_valid.txt.gz", "wikitext2_valid.txt"), "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"
-    ),
-    "test": Origin(
-        _WIKITEXT + "test.txt", ("wikitext2_test.txt.gz", "wikitext2_test.txt"), "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"
-    ),
+    split: Origin(_WIKITEXT + f"{name}.txt", (f"wikitext2_{name}.txt.gz", f"wikitext2_{name}.txt", f"wikitext-2/{name}.txt"), sha256)
+    for split, name, sha256 in (
+        ("train", "train", "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f"),
+        ("validation", "valid", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
+        ("test", "test", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),
+    )
 }
 _ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"
-TABLES = {
-    "etth1": Origin(_ETT + "ETTh1.csv", ("etth1.csv", "ETTh1.csv"), "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066"),
-    "ettm1": Origin(_ETT + "ETTm1.csv", ("ettm1.csv", "ETTm1.csv"), "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e"),
-    "weather": Origin("", ("weather.csv.gz", "weather.csv"), "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63"),
-}
-# A branch's archive has no lasting hash: the builder counts the clips.
+ETTH1 = Origin(_ETT + "ETTh1.csv", ("etth1.csv", "ETTh1.csv"), "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066")
+ETTM1 = Origin(_ETT + "ETTm1.csv", ("ettm1.csv", "ETTm1.csv"), "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e")
+WEATHER = Origin("", ("weather.csv.gz", "weather.csv"), "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63")
+# A branch's archive has no lasting hash: the builder checks that every recording is there.
 SPOKEN_DIGITS = Origin("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip", ("free-spoken-digit-dataset-master.zip",), "")
 PACKED_DIGITS = Origin("", ("fsdd.npz",), "a3ed95e96328c5572629343e9251392290937e24fa9f5fc2236bee2df9cd31d0")
 _MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
@@ -69,7 +67,7 @@ def cache_root(cache_dir: str) -> pathlib.Path:
 
 def find(origin: Origin, local_dir: str) -> pathlib.Path | None:
     """Returns the file of a local folder under one of its accepted names, None where there is none."""
-    paths = [pathlib.Path(local_dir).expanduser() / name for name in origin.names] if local_dir else []
+    paths = [pathlib.Path(local_dir).expanduser() / name for name in origin.names]
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -77,43 +75,77 @@ def content(origin: Origin, local_dir: str, cache_dir: str) -> bytes:
     """Returns a file's content, from the local folder if one is given, else from its address through the cache.
 
     Raises:
-      InputError: where the file is missing, cannot be fetched, or is not the published one.
+      InputError: where the file is missing, cannot be read or fetched, or is not the published one.
     """
-    path = _local(origin, local_dir) if local_dir else _downloaded(origin, cache_root(cache_dir))
-    raw = path.read_bytes()
-    found = gzip.decompress(raw) if path.suffix == ".gz" and not origin.packed else raw
+    if local_dir:
+        path = find(origin, local_dir)
+        if path is None:
+            raise InputError(missing(local_dir, origin))
+        return _checked(_read(path, origin), origin, str(path))
+    if not origin.url:
+        raise InputError(f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it")
+    return _downloaded(origin, cache_root(cache_dir) / "downloads")
+
+
+def missing(local_dir: str, *origins: Origin) -> str:
+    """Returns the message that a local folder holds none of some files."""
+    names = " or ".join(name for origin in origins for name in origin.names)
+    exists = "" if pathlib.Path(local_dir).expanduser().is_dir() else " (there is no such folder)"
+    url = next((origin.url for origin in origins if origin.url), "")
+    return f"data.local_dir={local_dir!r} holds no {names}{exists}: put it there" + (f", or leave data.local_dir empty to download {url}" if url else "")
+
+
+def _read(path: pathlib.Path, origin: Origin) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if path.suffix == ".gz" and not origin.packed else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({error}): fetch it again, or mend its permissions") from error
+
+
+def _checked(found: bytes, origin: Origin, where: str) -> bytes:
     digest = hashlib.sha256(found).hexdigest()
     if origin.sha256 and digest != origin.sha256:
         raise InputError(
-            f"{path} is not the published file: sha256 {digest[:12]}..., expected {origin.sha256[:12]}...; fetch it again"
+            f"{where} is not the published file: sha256 of its content is {digest[:12]}..., expected {origin.sha256[:12]}...; fetch it again"
             + (f" from {origin.url}" if origin.url else "")
             + ', or use data.source "csv", "text" or "npz" for data of your own'
         )
     return found
 
 
-def _local(origin: Origin, local_dir: str) -> pathlib.Path:
-    path = find(origin, local_dir)
-    if path is None:
-        exists = "" if pathlib.Path(local_dir).expanduser().is_dir() else " (there is no such folder)"
-        fix = f", or leave it empty to download {origin.url}" if origin.url else ""
-        raise InputError(f"data.local_dir={local_dir!r} holds no {' or '.join(origin.names)}{exists}: put it there{fix}")
-    return path
+def _downloaded(origin: Origin, folder: pathlib.Path) -> bytes:
+    """A file's content from the folder of downloads; what is not there, or not whole, is fetched, checked and put there."""
+    path = folder / f"{hashlib.sha256(origin.url.encode()).hexdigest()[:12]}-{origin.url.rsplit('/', 1)[-1]}"
+    if path.is_file():
+        kept = _read(path, dataclasses.replace(origin, packed=True))
+        if hashlib.sha256(kept).hexdigest() == origin.sha256 or not origin.sha256:
+            return kept
+    try:
+        with urllib.request.urlopen(origin.url, timeout=60) as answer:
+            found = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the network, "
+            f"or set data.local_dir to a folder that holds {origin.names[0]}"
+        ) from error
+    write(path, _checked(found, origin, origin.url))
+    return found
 
 
-def _downloaded(origin: Origin, cache: pathlib.Path) -> pathlib.Path:
-    if not origin.url:
-        raise InputError(f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it")
-    path = cache / "downloads" / (hashlib.sha256(origin.url.encode()).hexdigest()[:12] + "-" + origin.url.rsplit("/", 1)[-1])
-    if not path.is_file():
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(origin.url, timeout=60) as answer:
-                fresh.write_bytes(answer.read())
-        except (urllib.error.URLError, OSError) as error:
-            raise InputError(
-                f"{origin.url} could not be fetched ({getattr(error, 'reason', error)}): check the network, or set data.local_dir to a folder that holds {origin.names[0]}"
-            ) from error
+def write(path: pathlib.Path, found: bytes) -> None:
+    """Writes a file of the cache whole or not at all. Raises InputError where the folder cannot take it."""
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_bytes(found)
         fresh.replace(path)
-    return path
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise InputError(unwritable(path.parent, error)) from error
+
+
+def unwritable(folder: pathlib.Path, error: Exception) -> str:
+    """Returns the message that a folder cannot hold prepared data."""
+    return f"{folder} cannot hold prepared data ({error}): set data.cache_dir to a folder with space that can be written"

@@ -1,26 +1,26 @@
 """TFDS builders of the public data sets, prepared as array_record: TensorFlow is never needed.
 
-Records carry their place, since TFDS orders them by hashed key.
+Small examples are kept in blocks, since reading a record costs tens of microseconds whatever its size. A record carries its
+place, since TFDS orders records by hashed key.
 """
 
-import contextlib
+import abc
 import csv
 import gzip
 import hashlib
 import io
-import logging
-import os
-import pathlib
 import re
-import shutil
 import warnings
 import wave
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from selssm_jax.data import language
+from selssm_jax.data.builders import origins
+from selssm_jax.errors import InputError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a third party's deprecations are not this user's concern
@@ -28,209 +28,193 @@ with warnings.catch_warnings():
 
 tfds.disable_progress_bar()
 
-from selssm_jax.data.builders import origins
-from selssm_jax.errors import InputError
-
-Source = dict[str, Any]
-Examples = Iterator[tuple[str, dict[str, Any]]]
-PIECE = 1 << 16  # bytes of text in a record
+Files = dict[str, bytes]
+Record = dict[str, Any]
+Tensor = tfds.features.Tensor
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder):
-    """What the builders share: the splits come in as plain values, already fetched and checked."""
+class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS reads it
+    """What the builders share: records made from files of a local folder or of their public origin.
+
+    Args:
+      local_dir: a folder that holds the files; empty: they are downloaded.
+      cache_dir: where downloads are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax.
+      **options: of TFDS, such as data_dir.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
-    FEATURES: Mapping[str, Any]
-    DESCRIPTION: str
-    URL: str
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]]
+    FEATURES: ClassVar[Mapping[str, Any]]
+    URL: ClassVar[str]
 
-    def __init__(self, source: Source | None = None, **options: Any) -> None:
-        self._source = source or {}
+    def __init_subclass__(cls, **options: Any) -> None:
+        # Names such as mnist belong to TFDS's own builders.
+        super().__init_subclass__(**{**options, "skip_registration": True})
+
+    def __init__(self, *, local_dir: str = "", cache_dir: str = "", **options: Any) -> None:
+        self._local_dir, self._cache_dir = local_dir, cache_dir
         super().__init__(file_format="array_record", **options)
 
+    @classmethod
+    def files(cls, local_dir: str, cache_dir: str) -> Files:
+        """Returns the content of the data set's files. Raises InputError where one is missing or not the published one."""
+        return {name: origins.content(origin, local_dir, cache_dir) for name, origin in cls.ORIGINS.items()}
+
+    @classmethod
+    def hashes(cls, local_dir: str, cache_dir: str) -> dict[str, str]:
+        """Returns the sha256 of every file's content, by which one source is told from another; local files are checked."""
+        if local_dir:
+            cls.files(local_dir, cache_dir)
+        return {name: origin.sha256 for name, origin in cls.ORIGINS.items()}
+
+    @abc.abstractmethod
+    def splits(self, files: Files) -> Mapping[str, list[Record]]:
+        """Returns the records of every split."""
+
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(dict(self.FEATURES))
-        return tfds.core.DatasetInfo(builder=self, features=features, description=self.DESCRIPTION, homepage=self.URL)
+        features = tfds.features.FeaturesDict({"place": np.int32, **self.FEATURES})
+        return tfds.core.DatasetInfo(builder=self, features=features, description=type(self).__doc__, homepage=self.URL)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, Record]]]:
         del dl_manager
-        return {split: self._generate_examples(value) for split, value in self._source.items()}
+        records = self.splits(self.files(self._local_dir, self._cache_dir))
+        return {split: self._generate_examples(found) for split, found in records.items()}
+
+    def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, Record]]:
+        for place, record in enumerate(records):
+            yield str(place), {"place": place, **record}
 
 
-class _Text(_Builder):
-    FEATURES = {"place": np.int32, "piece": tfds.features.Tensor(shape=(None,), dtype=np.uint8)}
+class _Text(Public):
+    FEATURES: ClassVar[Mapping[str, Any]] = {"piece": Tensor(shape=(None,), dtype=np.uint8)}
 
-    def _generate_examples(self, text: bytes) -> Examples:
-        for place in range(0, max(len(text), 1), PIECE):
-            yield str(place), {"place": place, "piece": np.frombuffer(text[place : place + PIECE], np.uint8)}
+    def splits(self, files: Files) -> dict[str, list[Record]]:
+        return {split: _blocks(1 << 16, piece=np.frombuffer(text, np.uint8)) for split, text in files.items()}
 
 
 class TinyShakespeare(_Text):
-    """All of Shakespeare's plays in one text of 1,115,394 characters, whole, as the split "train"."""
+    """1,115,394 characters of Shakespeare's plays (Karpathy 2015), cut in reading order: 85 % training, 5 % validation, 10 % test.
 
-    DESCRIPTION, URL = "40,000 lines of Shakespeare (Karpathy 2015)", origins.SHAKESPEARE.url
+    Training and validation together are the first 90 %, which is nanoGPT's training text.
+    """
+
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"text": origins.SHAKESPEARE}
+    URL = origins.SHAKESPEARE.url
+
+    def splits(self, files: Files) -> dict[str, list[Record]]:
+        return super().splits(language.cut(files["text"]))
 
 
 class Wikitext2(_Text):
-    """Verified articles of Wikipedia in the splits of Merity et al. (2016)."""
+    """WikiText-2, verified articles of Wikipedia (Merity et al. 2016), in its official splits."""
 
-    DESCRIPTION, URL = "WikiText-2, word level (Merity et al. 2016)", origins.WIKITEXT2["train"].url
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = origins.WIKITEXT2
+    URL = origins.WIKITEXT2["train"].url
 
 
-class _Table(_Builder):
-    FEATURES = {"place": np.int32, "row": tfds.features.Tensor(shape=(None,), dtype=np.float32)}
-
-    def _generate_examples(self, rows: np.ndarray) -> Examples:
-        for place, row in enumerate(rows):
-            yield str(place), {"place": place, "row": row}
+class _Table(Public):
+    def splits(self, files: Files) -> dict[str, list[Record]]:
+        (raw,) = files.values()
+        lines = csv.reader(io.StringIO(raw.decode("utf-8", errors="replace"), newline=""))
+        next(lines)
+        return {"train": _blocks(1024, rows=np.array([line[1:] for line in lines], np.float64))}
 
 
 class Etth1(_Table):
-    """Electricity transformer temperature, hourly, 17,420 x 7."""
+    """Electricity transformer temperature, hourly, 17,420 x 7 (Zhou et al. 2021); "train" holds all rows, readers cut them."""
 
-    DESCRIPTION, URL = "ETT-small, hourly (Zhou et al. 2021)", origins.TABLES["etth1"].url
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"table": origins.ETTH1}
+    FEATURES: ClassVar[Mapping[str, Any]] = {"rows": Tensor(shape=(None, 7), dtype=np.float64)}
+    URL = origins.ETTH1.url
 
 
 class Ettm1(_Table):
-    """Electricity transformer temperature, every 15 minutes, 69,680 x 7."""
+    """Electricity transformer temperature, every 15 minutes, 69,680 x 7 (Zhou et al. 2021); "train" holds all rows, readers cut them."""
 
-    DESCRIPTION, URL = "ETT-small, every 15 minutes (Zhou et al. 2021)", origins.TABLES["ettm1"].url
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"table": origins.ETTM1}
+    FEATURES: ClassVar[Mapping[str, Any]] = {"rows": Tensor(shape=(None, 7), dtype=np.float64)}
+    URL = origins.ETTM1.url
 
 
 class JenaWeather(_Table):
-    """The weather station of Jena in 2020, every 10 minutes, 52,696 x 21."""
+    """The weather station of Jena in 2020, every 10 minutes, 52,696 x 21 (Wu et al. 2021); "train" holds all rows, readers cut them."""
 
-    DESCRIPTION, URL = "Jena weather 2020, as in Wu et al. (2021)", "https://www.bgc-jena.mpg.de/wetter/"
-
-
-class SpokenDigits(_Builder):
-    """Free Spoken Digit Dataset: 3,000 clips of six speakers at 8 kHz."""
-
-    DESCRIPTION, URL = "Free Spoken Digit Dataset, CC BY-SA 4.0", "https://github.com/Jakobovski/free-spoken-digit-dataset"
-    FEATURES = {"place": np.int32, "wave": tfds.features.Tensor(shape=(None,), dtype=np.int16), "label": np.int32, "index": np.int32}
-
-    def _generate_examples(self, clips: list[dict[str, Any]]) -> Examples:
-        for place, clip in enumerate(clips):
-            yield str(place), {"place": place, **clip}
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"table": origins.WEATHER}
+    FEATURES: ClassVar[Mapping[str, Any]] = {"rows": Tensor(shape=(None, 21), dtype=np.float64)}
+    URL = "https://www.bgc-jena.mpg.de/wetter/"
 
 
-class Mnist(_Builder):
-    """Handwritten digits, 28 x 28: 60,000 for training and 10,000 for test."""
+class SpokenDigits(Public):
+    """Free Spoken Digit Dataset, CC BY-SA 4.0: 3,000 recordings of six speakers at 8 kHz; takes 0-4 of each are the official test."""
 
-    DESCRIPTION, URL = "MNIST (LeCun et al. 1998)", "https://storage.googleapis.com/cvdf-datasets/mnist/"
-    FEATURES = {"place": np.int32, "image": tfds.features.Tensor(shape=(28, 28), dtype=np.uint8), "label": np.int32}
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"archive": origins.SPOKEN_DIGITS}
+    FEATURES: ClassVar[Mapping[str, Any]] = {"wave": Tensor(shape=(None,), dtype=np.int16), "label": np.int32, "index": np.int32}
+    URL = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 
-    def _generate_examples(self, arrays: tuple[np.ndarray, np.ndarray]) -> Examples:
-        for place, (image, label) in enumerate(zip(*arrays, strict=True)):
-            yield str(place), {"place": place, "image": image, "label": label}
+    @classmethod
+    def files(cls, local_dir: str, cache_dir: str) -> Files:
+        """Returns the packed clips of a local folder, else the repository's archive."""
+        if not local_dir:
+            return super().files(local_dir, cache_dir)
+        for name, origin in (("packed", origins.PACKED_DIGITS), ("archive", origins.SPOKEN_DIGITS)):
+            if origins.find(origin, local_dir):
+                return {name: origins.content(origin, local_dir, cache_dir)}
+        raise InputError(origins.missing(local_dir, origins.PACKED_DIGITS, origins.SPOKEN_DIGITS))
 
+    @classmethod
+    def hashes(cls, local_dir: str, cache_dir: str) -> dict[str, str]:
+        return {name: hashlib.sha256(raw).hexdigest() for name, raw in cls.files(local_dir, cache_dir).items()}
 
-def shakespeare(local_dir: str, cache_dir: str) -> str:
-    """Returns the whole text."""
-    text = origins.content(origins.SHAKESPEARE, local_dir, cache_dir)
-    return _texts(TinyShakespeare, {"train": text}, cache_dir)["train"]
-
-
-def wikitext2(local_dir: str, cache_dir: str) -> dict[str, str]:
-    """Returns the official splits."""
-    return _texts(Wikitext2, {split: origins.content(origin, local_dir, cache_dir) for split, origin in origins.WIKITEXT2.items()}, cache_dir)
-
-
-def table(name: str, local_dir: str, cache_dir: str) -> np.ndarray:
-    """Returns the values (rows, channels) of "etth1", "ettm1" or "weather"; the first column, dates, is left out."""
-    raw = origins.content(origins.TABLES[name], local_dir, cache_dir)
-    lines = csv.reader(io.StringIO(raw.decode("utf-8", errors="replace")))
-    next(lines)
-    rows = np.array([line[1:] for line in lines], np.float32)
-    builder = {"etth1": Etth1, "ettm1": Ettm1, "weather": JenaWeather}[name]
-    return np.stack([record["row"] for record in _records(builder, {"train": rows}, raw, cache_dir)["train"]])
+    def splits(self, files: Files) -> dict[str, list[Record]]:
+        clips = _unpacked(files["packed"]) if "packed" in files else _recordings(files["archive"])
+        return {"train": [clip for clip in clips if clip["index"] >= 5], "test": [clip for clip in clips if clip["index"] < 5]}
 
 
-def spoken_digits(local_dir: str, cache_dir: str) -> list[dict[str, Any]]:
-    """Returns the clips as {"wave", "label", "index"}, from fsdd.npz or the repository's wav files."""
-    if local_dir and origins.find(origins.PACKED_DIGITS, local_dir):
-        clips = _unpacked(origins.content(origins.PACKED_DIGITS, local_dir, cache_dir))
-    else:
-        clips = _waves(origins.content(origins.SPOKEN_DIGITS, local_dir, cache_dir))
-    return _records(SpokenDigits, {"train": clips}, _fingerprint(clips), cache_dir)["train"]
+class Mnist(Public):
+    """Handwritten digits, 28 x 28: 60,000 for training and 10,000 for test (LeCun et al. 1998)."""
+
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = origins.MNIST
+    FEATURES: ClassVar[Mapping[str, Any]] = {"images": Tensor(shape=(None, 28, 28), dtype=np.uint8), "labels": Tensor(shape=(None,), dtype=np.uint8)}
+    URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+
+    def splits(self, files: Files) -> dict[str, list[Record]]:
+        arrays = {name: _idx(raw) for name, raw in files.items()}
+        names = {"train": "train", "test": "t10k"}
+        return {split: _blocks(1000, images=arrays[f"{name}-images-idx3-ubyte"], labels=arrays[f"{name}-labels-idx1-ubyte"]) for split, name in names.items()}
 
 
-def mnist(local_dir: str, cache_dir: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns {"train": (images, labels), "test": ...}."""
-    raw = {name: origins.content(origin, local_dir, cache_dir) for name, origin in origins.MNIST.items()}
-    prefix = {"train": "train", "test": "t10k"}
-    arrays = {split: (_idx(raw[f"{name}-images-idx3-ubyte"]), _idx(raw[f"{name}-labels-idx1-ubyte"])) for split, name in prefix.items()}
-    records = _records(Mnist, arrays, b"".join(raw.values()), cache_dir)
-    return {split: (np.stack([r["image"] for r in found]), np.array([r["label"] for r in found])) for split, found in records.items()}
+def _blocks(size: int, **arrays: np.ndarray) -> list[Record]:
+    """Records of `size` consecutive examples each; the first axis of every array counts them."""
+    count = len(next(iter(arrays.values())))
+    return [{name: array[first : first + size] for name, array in arrays.items()} for first in range(0, count, size)]
 
 
-def _texts(builder: type[_Builder], texts: Mapping[str, bytes], cache_dir: str) -> dict[str, str]:
-    records = _records(builder, texts, b"".join(texts.values()), cache_dir)
-    return {split: b"".join(record["piece"].tobytes() for record in found).decode() for split, found in records.items()}
-
-
-def _records(builder: type[_Builder], source: Source, raw: bytes, cache_dir: str) -> dict[str, list[dict[str, Any]]]:
-    """Prepares a source once and returns its records in order, split by split."""
-    folder = origins.cache_root(cache_dir) / builder.__name__.lower() / hashlib.sha256(raw).hexdigest()[:16]
-    if not folder.is_dir():
-        _prepare(builder, source, folder)
-    with _quiet():
-        data = builder(data_dir=str(folder)).as_data_source()
-    return {split: sorted(found.__getitems__(range(len(found))), key=lambda record: record["place"]) for split, found in data.items()}
-
-
-def _prepare(builder: type[_Builder], source: Source, folder: pathlib.Path) -> None:
-    """Prepares beside `folder` and moves into place: a killed or a second preparation leaves no half data set."""
-    fresh = folder.with_name(f"{folder.name}.{os.getpid()}")
-    try:
-        fresh.mkdir(parents=True)
-        with _quiet():
-            builder(source=source, data_dir=str(fresh)).download_and_prepare()
-        fresh.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():
-            raise InputError(f"{folder.parent} cannot hold prepared data ({error}): set data.cache_dir to a folder with space that can be written") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS from telling how it works."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _unpacked(raw: bytes) -> list[dict[str, Any]]:
+def _unpacked(raw: bytes) -> list[Record]:
     packed = np.load(io.BytesIO(raw), allow_pickle=False)
     wave_, offset, label, index = (packed[name] for name in ("wave", "offset", "label", "index"))
     pieces = np.split(wave_, offset[1:-1])
-    return [{"wave": piece, "label": int(digit), "index": int(number)} for piece, digit, number in zip(pieces, label, index, strict=True)]
+    return [{"wave": piece, "label": int(digit), "index": int(take)} for piece, digit, take in zip(pieces, label, index, strict=True)]
 
 
-def _waves(raw: bytes) -> list[dict[str, Any]]:
-    """Reads recordings/DIGIT_SPEAKER_INDEX.wav of the repository's archive, by digit, speaker and index."""
-    name = re.compile(r".*/recordings/(\d)_(\w+)_(\d+)\.wav$")
-    clips = []
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        found = sorted((int(m[1]), m[2], int(m[3]), m[0]) for m in map(name.match, archive.namelist()) if m)
-        for digit, _, number, path in found:
-            with wave.open(io.BytesIO(archive.read(path))) as clip:
-                clips.append({"wave": np.frombuffer(clip.readframes(clip.getnframes()), np.int16), "label": digit, "index": number})
-    if len(clips) != 3000:
+def _recordings(raw: bytes) -> list[Record]:
+    """Reads recordings/DIGIT_SPEAKER_TAKE.wav of the repository's archive, by digit, speaker and take."""
+    pattern = re.compile(r"(?:.*/)?recordings/(\d)_(\w+)_(\d+)\.wav$")
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            found = sorted((int(name[1]), name[2], int(name[3]), name[0]) for name in map(pattern.match, archive.namelist()) if name)
+            clips = [{"wave": _samples(archive.read(path)), "label": digit, "index": take} for digit, _, take, path in found]
+    except (zipfile.BadZipFile, wave.Error, EOFError, ValueError) as error:
+        raise InputError(f"the archive of spoken digits is damaged ({error}): fetch it again, or put fsdd.npz into data.local_dir") from error
+    if len({name[:3] for name in found}) != 3000:
         raise InputError(f"the archive of spoken digits holds {len(clips)} recordings, expected 3000: fetch it again, or put fsdd.npz into data.local_dir")
     return clips
 
 
-def _fingerprint(clips: list[dict[str, Any]]) -> bytes:
-    return b"".join(clip["wave"].tobytes() for clip in clips)
+def _samples(raw: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(raw)) as clip:
+        if (found := (clip.getnchannels(), clip.getsampwidth(), clip.getframerate())) != (1, 2, 8000):
+            raise ValueError(f"channels, bytes a sample and rate are {found}, expected (1, 2, 8000)")
+        return np.frombuffer(clip.readframes(clip.getnframes()), np.int16)
 
 
 def _idx(raw: bytes) -> np.ndarray:
