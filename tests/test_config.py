@@ -67,6 +67,7 @@ WRONG = [
                 "lag": 1,
                 "train_examples": 1,
                 "eval_examples": 1,
+                "seed": 0,
             },
             "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1},
             "optimizer": {"warmup_steps": 0, "accumulate": 1},
@@ -102,6 +103,7 @@ WRONG = [
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
     *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
     ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),
+    ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
     ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.gate='sigmoid': use 'hard_concrete'"),
 ]
