@@ -124,7 +124,8 @@ def read_csv(name: str, text: str) -> tuple[np.ndarray, tuple[str, ...]]:
     body = rows[1:] if header else rows
     if not body:
         raise InputError(f"{name} has no numbers below its header: give one row a time step and one column a channel")
-    skip = int(_number(body[0][1][0]) is None or (header and not first[0].strip())) if len(first) > 1 else 0
+    dates = all(_number(row[0]) is None for _, row in (body[0], body[-1]))  # one such cell among numbers is an error below
+    skip = int(dates or (header and not first[0].strip())) if len(first) > 1 else 0
     names = tuple(cell.strip() for cell in first) if header else tuple(f"column {index + 1}" for index in range(len(first)))
     for line, row in body:
         if len(row) != len(first):

@@ -1,0 +1,221 @@
+"""Text: nothing lost between text and tokens, every token predicted exactly once, baselines that were counted by hand."""
+
+import collections
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from selssm_jax import data
+from selssm_jax.config import Data
+from selssm_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+TEXT = "".join(RNG.choice(list("abcdef \né"), 2000))
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a text of one's own: (text, known metadata, options of the config) -> data set."""
+
+    def loaded(text, known=None, **options):
+        path = tmp_path / "mine.txt"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return data.load(Data(source="text", file=str(path), **{"length": 16, **options}), known)
+
+    return loaded
+
+
+def stream(dataset, split):
+    """All tokens of a split, read off its covering batches in rows of one."""
+    batches = list(dataset.evaluate(split, 1))
+    kept = [batch["valid"][0] for batch in batches]
+    first = batches[0]["inputs"][0, :1]
+    return np.concatenate([first, *(batch["targets"][0][valid] for batch, valid in zip(batches, kept, strict=True))])
+
+
+@pytest.mark.parametrize("length", [1, 7, 16, 400])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 150])
+def test_cover_predicts_every_token_but_the_first_once(load, length, batch_size):
+    dataset = load(TEXT, length=length)
+    expected = dataset.encode(TEXT[1800:])
+    batches = list(dataset.evaluate("test", batch_size))
+    inputs, targets, weights, valid = (np.concatenate([batch[key] for batch in batches], axis=1) for key in ("inputs", "targets", "weights", "valid"))
+    np.testing.assert_array_equal(weights, valid)
+    assert all(batch["inputs"].shape == (batch_size, length) for batch in batches)
+    # Row after row, the scored targets are the text from its second token on, and the inputs the text up to its last but one.
+    np.testing.assert_array_equal(targets[valid], expected[1:])
+    np.testing.assert_array_equal(inputs[valid], expected[:-1])
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(1, 16), (3, 7), (8, 5), (4, 400)])
+def test_rows_go_on_where_the_batch_before_ended(load, batch_size, length):
+    dataset = load(TEXT, length=length)
+    assert dataset.carries
+    for before, after in itertools.pairwise(dataset.evaluate("test", batch_size)):
+        goes_on = after["valid"][:, 0]
+        np.testing.assert_array_equal(after["inputs"][goes_on, 0], before["targets"][goes_on, -1])
+        assert before["valid"][goes_on].all(), "a row may end only once"
+
+
+def test_padding_stands_at_the_end_of_rows_only(load):
+    for batch in load(TEXT, length=7).evaluate("validation", 6):
+        np.testing.assert_array_equal(batch["valid"], np.sort(batch["valid"], axis=1)[:, ::-1])
+
+
+@pytest.mark.parametrize("level", ["character", "word"])
+def test_cut_is_85_5_10_in_reading_order(load, level):
+    text = TEXT if level == "character" else " ".join(RNG.choice(["one", "two", "three"], 2000))
+    dataset = load(text, level=level)
+    metadata = dataset.metadata()
+    assert [metadata[f"{split}_tokens"] for split in SPLITS] == [1700, 100, 200]
+    whole = np.concatenate([stream(dataset, split) for split in SPLITS])
+    np.testing.assert_array_equal(whole, dataset.encode(text))
+
+
+def test_train_and_validation_can_be_joined(load):
+    text = "a" * 1700 + "b" * 100 + "c" * 200
+    seen = {option: set(drawn(load(text, train_on=option)).ravel()) for option in ("train", "train+validation")}
+    assert {option: {"abc"[token] for token in tokens} for option, tokens in seen.items()} == {"train": {"a"}, "train+validation": {"a", "b"}}
+
+
+def drawn(dataset, batches=8, batch_size=64):
+    iterator = dataset.train(batch_size, seed=0)
+    return np.concatenate([next(iterator)["inputs"] for _ in range(batches)])
+
+
+def test_training_windows_are_pieces_of_the_training_text(load):
+    dataset = load(TEXT)
+    batch = next(dataset.train(32, seed=0))
+    np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+    text = TEXT[:1700]
+    pieces = [dataset.decode(np.append(row, last)) for row, last in zip(batch["inputs"], batch["targets"][:, -1], strict=True)]
+    assert len(set(pieces)) > 20 and all(piece in text for piece in pieces)
+    assert (batch["weights"] == 1).all() and batch["valid"].all()
+
+
+def test_every_window_of_the_training_text_is_drawn(load):
+    text = "".join(chr(0x4E00 + index) for index in range(100))  # 85 characters for training, each once
+    firsts = drawn(load(text, length=80), 4)[:, 0]
+    assert set(firsts) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("text", [TEXT, "tab\tand\fform feed\n", "日本語 and 😀\n", "\n\n\n"])
+def test_decoding_characters_undoes_encoding(load, text):
+    dataset = load(TEXT + text * 20)
+    encoded = dataset.encode(text)
+    assert encoded.dtype == np.int32 and encoded.shape == (len(text),)
+    assert dataset.decode(encoded) == text
+
+
+@pytest.mark.parametrize("text", ["a b\nc d\n", "a\n\nb", "\na", "a b c"])
+def test_decoding_words_undoes_encoding(load, text):
+    dataset = load("a b c d\n" * 100, level="word")
+    assert dataset.decode(dataset.encode(text)) == text
+
+
+def test_words_end_lines_with_eos(load):
+    dataset = load("a b\nc  d\te\n" * 50, level="word")
+    names = np.array(dataset.vocabulary)[dataset.encode("a b\nc  d\te\n")]
+    assert list(names) == ["a", "b", "<eos>", "c", "d", "e", "<eos>"]
+    assert dataset.metadata()["level"] == "word"
+
+
+def test_words_that_training_saw_once_or_never_are_unknown(load):
+    dataset = load("one two\n" * 50 + "once\n" + "one two\n" * 50 + "late\n", level="word")
+    assert set(dataset.vocabulary) == {"one", "two", "<eos>", "<unk>"}
+    assert list(np.array(dataset.vocabulary)[dataset.encode("one once late")]) == ["one", "<unk>", "<unk>"]
+
+
+def test_vocabulary_is_sorted_and_counted(load):
+    dataset = load(TEXT)
+    assert dataset.vocabulary == tuple(sorted(set(TEXT)))
+    assert dataset.task.vocab == len(set(TEXT)) and dataset.metadata()["vocabulary"] == list(dataset.vocabulary)
+
+
+def test_vocabulary_of_a_run_holds_for_another_text(load):
+    known = json.loads(json.dumps(load(TEXT).metadata()))
+    dataset = load("fed " * 100, known)
+    assert list(dataset.vocabulary) == known["vocabulary"]
+    assert dataset.decode(stream(dataset, "test")) == ("fed " * 100)[360:]
+
+
+def test_unseen_characters_are_named_with_their_place(load):
+    known = load(TEXT).metadata()
+    with pytest.raises(InputError, match=r"mine\.txt.*2 kind\(s\).*'Q', 'ß'.*the first, 'Q', is in line 2, column 3") as found:
+        load("abc\nabQdß\n" * 50, known)
+    assert "replace them" in str(found.value)
+
+
+def test_many_unseen_characters_are_not_all_listed(load):
+    known = load(TEXT).metadata()
+    with pytest.raises(InputError, match=r"has 26 kind\(s\)") as found:
+        load("ABCDEFGHIJKLMNOPQRSTUVWXYZ" * 20, known)
+    assert "'J', ...;" in str(found.value) and "'K'" not in str(found.value)
+
+
+def test_encoding_an_unseen_character_is_an_error_of_the_text(load):
+    with pytest.raises(InputError, match="the text has 1 kind"):
+        load(TEXT).encode("abcX")
+
+
+def counted(train, tokens):
+    """Cross-entropies of tokens 1.. under smoothed frequencies, one token at a time."""
+    kinds = sorted(set(TEXT))
+    single, pairs = collections.Counter(train), collections.Counter(itertools.pairwise(train))
+    followed = collections.Counter(train[:-1])
+    unigram = {kind: (single[kind] + 0.01) / (len(train) + 0.01 * len(kinds)) for kind in kinds}
+    first = -sum(math.log(unigram[kind]) for kind in tokens[1:]) / (len(tokens) - 1)
+    second = -sum(math.log((pairs[x, y] + 5 * unigram[y]) / (followed[x] + 5)) for x, y in itertools.pairwise(tokens)) / (len(tokens) - 1)
+    return first, second
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("train_on", ["train", "train+validation"])
+def test_baselines_equal_a_direct_count(load, split, train_on):
+    found = load(TEXT, train_on=train_on).baselines(split)
+    tokens = {"train": TEXT[:1700], "validation": TEXT[1700:1800], "test": TEXT[1800:]}[split]
+    unigram, bigram = counted(TEXT[:1700] if train_on == "train" else TEXT[:1800], tokens)
+    assert found["unigram entropy"]["nats"] == pytest.approx(unigram, rel=1e-9)
+    assert found["bigram entropy"]["nats"] == pytest.approx(bigram, rel=1e-9)
+
+
+def test_bigrams_beat_unigrams_where_tokens_follow_each_other(load):
+    found = load("ab" * 2000).baselines("test")
+    assert found["unigram entropy"]["nats"] == pytest.approx(math.log(2), abs=1e-3)
+    assert found["bigram entropy"]["nats"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"mine\.txt is empty: give a text"),
+        (b" \n\n ", r"mine\.txt is empty: give a text"),
+        (b"abc\xff" * 100, r"mine\.txt is not UTF-8 \(byte 3, line 1\): convert it"),
+        (b"abc", r"the train split of .*mine\.txt has 2 tokens, data\.length=16 needs at least 17: use a longer text or a shorter data\.length"),
+        (b"abcdefghijklmnopqrstuvwx", r"the validation split of .* has 1 tokens"),
+    ],
+)
+def test_bad_texts_are_refused(load, content, message):
+    with pytest.raises(InputError, match=message):
+        load(content)
+
+
+def test_line_ends_and_marks_of_other_systems_are_no_characters(load):
+    dataset = load(b"\xef\xbb\xbf" + b"one\r\ntwo\r\n" * 100)
+    assert dataset.vocabulary == tuple(sorted(set("one\ntwo\n")))
+
+
+def test_missing_text_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.file=.*nowhere\.txt.*No such file.*set it to an existing file"):
+        data.load(Data(source="text", file=str(tmp_path / "nowhere.txt")))
+
+
+def test_python_reference_is_embedded():
+    dataset = data.load(Data(source="python_reference"))
+    text = dataset.decode(stream(dataset, "test"))
+    assert len(text) > 20_000 and "Python" in text
+    assert dataset.baselines("test")["bigram entropy"]["nats"] < dataset.baselines("test")["unigram entropy"]["nats"] < math.log(dataset.task.vocab)

@@ -1,0 +1,232 @@
+"""Signals: padded, cut and masked; augmented in training alone and always in the same way; files of one's own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from selssm_jax import data
+from selssm_jax.config import Data
+from selssm_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+LENGTHS = np.tile([5, 12, 20, 9, 16], 10)
+CLIPS = [RNG.standard_normal(size).astype(np.float32) for size in LENGTHS]
+LABELS = np.arange(50) % 3
+SPLITS = ("train", "validation", "test")
+SPLIT = np.repeat([0, 1, 2], [30, 8, 12])
+# Real numbers are scaled by the largest of training.
+SCALED = [clip / max(np.abs(other).max() for other in CLIPS[:30]) for clip in CLIPS]
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Saves arrays as an NPZ and loads it: (known metadata, options of the config, **arrays) -> data set."""
+
+    def loaded(arrays, known=None, **options):
+        path = tmp_path / "mine.npz"
+        np.savez(path, **arrays)
+        return data.load(Data(source="npz", file=str(path), **{"length": 16, **options}), known)
+
+    return loaded
+
+
+def packed(clips=CLIPS, labels=LABELS, split=SPLIT):
+    return {"wave": np.concatenate(clips), "offset": np.cumsum([0, *map(len, clips)]), "label": labels, "split": split}
+
+
+def covered(dataset, split, batch_size=7):
+    """All examples of a split in order, without the rows that fill the last batch."""
+    batches = list(dataset.evaluate(split, batch_size))
+    keep = np.concatenate([batch["weights"] > 0 for batch in batches])
+    return {key: np.concatenate([batch[key] for batch in batches])[keep] for key in batches[0]}
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", range(30)), ("validation", range(30, 38)), ("test", range(38, 50))])
+def test_signals_are_cut_or_padded_at_their_end(load, split, rows):
+    found = covered(load(packed()), split)
+    assert found["inputs"].shape == (len(rows), 16, 1)
+    for place, row in enumerate(rows):
+        size = min(LENGTHS[row], 16)
+        np.testing.assert_allclose(found["inputs"][place, :size, 0], SCALED[row][:16], rtol=1e-6)
+        assert (found["inputs"][place, size:] == 0).all()
+        np.testing.assert_array_equal(found["valid"][place], np.arange(16) < size)
+    np.testing.assert_array_equal(found["targets"], LABELS[list(rows)])
+
+
+def test_length_0_keeps_the_longest_whole(load):
+    dataset = load(packed(), length=0)
+    assert dataset.task.length == 20
+    assert covered(dataset, "test")["valid"].sum() == LENGTHS[38:].sum()
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_signals_of_one_length_may_have_channels(load, channels):
+    signal = RNG.standard_normal((40, 12, *[channels] * bool(channels)))
+    dataset = load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}, length=0)
+    assert (dataset.task.channels, dataset.task.length, dataset.task.classes) == (max(channels, 1), 12, 2)
+    assert not dataset.carries
+    expected = (signal / np.abs(signal[:20]).max()).reshape(40, 12, -1)
+    np.testing.assert_allclose(np.concatenate([covered(dataset, split)["inputs"] for split in SPLITS]), expected, rtol=1e-5)
+
+
+def test_file_without_a_split_is_cut_80_10_10_by_a_fixed_shuffle(load):
+    # The label of every clip is its number, so that it can be followed.
+    dataset = load({"signal": np.ones((103, 4)), "label": np.arange(103)}, length=0)
+    labels = [covered(dataset, split)["targets"].tolist() for split in SPLITS]
+    assert [len(part) for part in labels] == [83, 10, 10] == [dataset.metadata()[f"{split}_clips"] for split in SPLITS]
+    joined = [label for part in labels for label in part]
+    assert sorted(joined) == list(range(103)) != joined
+    again = load({"signal": np.ones((103, 4)), "label": np.arange(103)}, length=0, seed=5)
+    assert labels == [covered(again, split)["targets"].tolist() for split in SPLITS]
+
+
+def test_whole_numbers_become_shares_of_their_range(load):
+    signal = np.array([[-(2**15), 0, 2**14, 2**15 - 1]] * 10, np.int16)
+    found = covered(load({"signal": signal, "label": np.zeros(10, int)}, length=4), "test")
+    np.testing.assert_allclose(found["inputs"][0, :, 0], [-1, 0, 0.5, 1], atol=1e-4)
+
+
+def test_scale_of_a_run_holds_for_another_file(load):
+    known = json.loads(json.dumps(load(packed()).metadata()))
+    louder = packed([10 * clip for clip in CLIPS])
+    found = covered(load(louder, known), "test")
+    np.testing.assert_allclose(found["inputs"][0, : LENGTHS[38], 0][:16], 10 * SCALED[38][:16], rtol=1e-5)
+
+
+def test_training_without_augmentation_shows_the_clips_as_they_are(load):
+    dataset = load(packed())
+    batch, whole = next(dataset.train(30, seed=0)), covered(dataset, "train")
+    order, expected = (np.lexsort(part["inputs"][..., 0].T) for part in (batch, whole))
+    for key in batch:
+        np.testing.assert_array_equal(batch[key][order], whole[key][expected])
+
+
+def test_training_on_validation_adds_its_clips(load):
+    batch = next(load(packed(), train_on="train+validation").train(38, seed=0))
+    np.testing.assert_allclose(np.sort(batch["inputs"][:, 0, 0]), np.sort([clip[0] for clip in SCALED[:38]]), rtol=1e-5)
+
+
+def test_augmentation_is_a_function_of_seed_and_number(load):
+    dataset = load(packed(), augment=True)
+    first, again, other = (next(dataset.train(16, seed=seed)) for seed in (1, 1, 2))
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+    assert not np.array_equal(first["inputs"], other["inputs"])
+    halves = dataset.train(8, seed=1)
+    np.testing.assert_array_equal(np.concatenate([next(halves)["inputs"] for _ in range(2)]), first["inputs"])
+
+
+def test_augmentation_changes_a_clip_anew_each_epoch_and_keeps_its_label(load):
+    dataset = load(packed(), augment=True)
+    iterator = dataset.train(30, seed=0)
+    epochs = [next(iterator) for _ in range(3)]
+    assert len({batch["inputs"].tobytes() for batch in epochs}) == 3
+    for batch in epochs:
+        np.testing.assert_array_equal(np.sort(batch["targets"]), np.sort(LABELS[:30]))
+        assert np.isfinite(batch["inputs"]).all() and (batch["inputs"][~batch["valid"]] == 0).all()
+        assert batch["valid"][:, 0].all() and (np.diff(batch["valid"].astype(int), axis=1) <= 0).all()
+
+
+def test_augmented_clip_is_the_clip_moved_scaled_and_a_little_noisy(load):
+    # One long tone with a marked onset: the augmented copy correlates with it once moved back.
+    time = np.arange(400)
+    clip = (np.sin(time / 7) * np.exp(-time / 200)).astype(np.float32)
+    dataset = load({"signal": np.tile(clip, (30, 1)), "label": np.zeros(30, int)}, length=500, augment=True)
+    batch = next(dataset.train(64, seed=0))
+    sizes = batch["valid"].sum(axis=1)
+    assert (sizes >= 380).all() and (sizes <= 440).all() and len(set(sizes)) > 5
+    gains = []
+    for row, size in zip(batch["inputs"][..., 0], sizes, strict=True):
+        shift = size - 400
+        moved = row[shift : shift + 400] if shift >= 0 else np.pad(row[: 400 + shift], (-shift, 0))
+        kept = slice(max(-shift, 0), None)
+        assert np.corrcoef(moved[kept], clip[kept])[0, 1] > 0.99
+        gains.append(moved[kept] @ clip[kept] / (clip[kept] @ clip[kept]))
+    assert 0.2 < np.log(gains).std() < 0.7
+
+
+def test_evaluation_is_never_augmented(load):
+    plain, augmented = (load(packed(), augment=augment) for augment in (False, True))
+    for split in SPLITS:
+        for key, value in covered(plain, split).items():
+            np.testing.assert_array_equal(value, covered(augmented, split)[key])
+
+
+def test_majority_class_is_that_of_training(load):
+    labels = np.where(np.arange(50) < 20, 1, np.arange(50) % 3)
+    found = load(packed(labels=labels)).baselines("test")
+    assert found == {"majority class": {"accuracy": pytest.approx((labels[38:] == 1).mean())}}
+
+
+def test_classes_of_a_run_hold_for_another_file(load):
+    known = json.loads(json.dumps(load(packed()).metadata()))
+    dataset = load(packed(labels=np.zeros(50, int)), known)
+    assert dataset.task.classes == 3
+
+
+def test_label_that_the_run_never_saw_is_refused(load):
+    known = load(packed()).metadata()
+    with pytest.raises(InputError, match=r"mine\.npz has labels from 0 to 3, expected 0 to 2"):
+        load(packed(labels=np.where(np.arange(50) == 45, 3, LABELS)), known)
+
+
+def bad(**changes):
+    return {key: value for key, value in {**packed(), **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (bad(label=None), r"mine\.npz holds \['offset', 'split', 'wave'\], expected 'label'"),
+        (bad(offset=None), r"expected 'label' and either 'signal' or 'wave' with 'offset'"),
+        (bad(label=LABELS.astype(float)), r"'label' has shape \(50,\) and type float64, expected one whole number from 0 for each signal"),
+        (bad(label=np.where(np.arange(50) == 7, -1, LABELS)), r"mine\.npz has labels from -1 to 2, expected 0 to 2: renumber them, or name every class"),
+        (bad(label=LABELS[:49]), r"50 signals and 49 labels: give one label for each signal"),
+        (bad(split=SPLIT[:49]), r"'split' has shape \(49,\), expected 0 \(training\), 1 \(validation\) or 2 \(test\) for each of the 50 signals"),
+        (bad(split=SPLIT + 1), r"'split'.*expected 0 \(training\)"),
+        (bad(split=np.zeros(50, int)), r"the validation split of .*mine\.npz has no signals: give every split at least one"),
+        (bad(wave=np.array(["a"] * LENGTHS.sum())), r"'wave' is of type <U1, expected real numbers"),
+        (bad(wave=np.where(np.arange(LENGTHS.sum()) == 40, np.nan, packed()["wave"])), r"'wave' holds nan at \[40\], expected finite numbers"),
+        (bad(wave=packed()["wave"][:-5]), r"'offset' must rise from 0 to the 615 samples of 'wave'"),
+        (bad(offset=packed()["offset"][::-1].copy()), r"'offset' must rise"),
+        (bad(offset=np.insert(packed()["offset"], 1, 0)[:-1]), r"'offset' must rise"),
+        ({"signal": np.zeros(50), "label": LABELS}, r"'signal' has shape \(50,\), expected \(clips, samples\) or \(clips, samples, channels\)"),
+        ({"signal": np.zeros((0, 5)), "label": np.zeros(0, int)}, r"mine\.npz: 'label' has shape \(0,\)"),
+        ({"signal": np.zeros((5, 0)), "label": np.zeros(5, int)}, r"mine\.npz: 'signal' has shape \(5, 0\)"),
+        ({"signal": np.zeros((5, 4), complex), "label": np.zeros(5, int)}, r"'signal' is of type complex128, expected real numbers"),
+    ],
+    ids=[
+        *("no labels", "no offsets", "fractional labels", "negative label", "few labels", "few splits", "unknown split", "no validation", "words"),
+        *("not finite", "short wave", "falling offsets", "empty clip", "one number a clip", "no clips", "no samples", "complex"),
+    ],
+)
+def test_bad_signals_are_refused(load, arrays, message):
+    with pytest.raises(InputError, match=message):
+        load(arrays)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"hello"])
+def test_file_that_is_no_npz_is_refused(tmp_path, content):
+    path = tmp_path / "mine.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"mine\.npz is no NPZ of plain arrays .*write it with numpy\.savez"):
+        data.load(Data(source="npz", file=str(path)))
+
+
+def test_single_array_is_no_npz(tmp_path):
+    path = tmp_path / "mine.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(InputError, match="no NPZ"):
+        data.load(Data(source="npz", file=str(path)))
+
+
+def test_pickles_are_never_opened(load):
+    with pytest.raises(InputError, match="no NPZ of plain arrays"):
+        load({"signal": np.array([{"a": 1}], dtype=object), "label": np.zeros(1, int)})
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.file=.*nowhere\.npz.*No such file"):
+        data.load(Data(source="npz", file=str(tmp_path / "nowhere.npz")))

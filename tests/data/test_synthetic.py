@@ -1,0 +1,195 @@
+"""Synthetic tasks: answers found by another rule, examples that are functions of their number, optima that are optimal."""
+
+import math
+
+import numpy as np
+import pytest
+
+from selssm_jax import data
+from selssm_jax.config import Data
+from selssm_jax.data import synthetic
+from selssm_jax.errors import InputError
+
+TASKS = ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian")
+DISCRETE = TASKS[:3]
+SPLITS = ("train", "validation", "test")
+
+
+def load(source, **options):
+    return data.load(
+        Data(source=source, **{"length": 20, "vocab": 5, "tokens": 6, "lag": 3, "horizon": 4, "train_examples": 90, "eval_examples": 60, **options})
+    )
+
+
+def examples(dataset, split="test", batch_size=16):
+    """All examples of a split in order."""
+    batches = list(dataset.evaluate(split, batch_size))
+    count = int(sum(np.sign(batch["weights"]).reshape(batch_size, -1).max(axis=1).sum() for batch in batches))
+    return {key: np.concatenate([batch[key] for batch in batches])[:count] for key in batches[0]}
+
+
+def answered(found):
+    """(input tokens, {step: answer}) of every example, as plain lists."""
+    for tokens, targets, weights in zip(found["inputs"].tolist(), found["targets"].tolist(), found["weights"].tolist(), strict=True):
+        yield tokens, {step: answer for step, (answer, weight) in enumerate(zip(targets, weights, strict=True)) if weight == 1}
+
+
+def test_selective_copying_asks_for_the_symbols_in_order():
+    dataset = load("selective_copying")
+    assert (dataset.task.vocab, dataset.task.length) == (7, 26)
+    blank, mark = 5, 6
+    for tokens, answers in answered(examples(dataset)):
+        said = [token for token in tokens if token not in (blank, mark)]
+        assert len(said) == 6 and tokens[20:] == [mark] * 6 and mark not in tokens[:20]
+        assert answers == {20 + place: symbol for place, symbol in enumerate(said)}
+
+
+def test_selective_copying_may_fill_every_step():
+    dataset = load("selective_copying", tokens=20)
+    for tokens, answers in answered(examples(dataset)):
+        assert list(answers.values()) == tokens[:20]
+
+
+def test_places_of_the_symbols_are_uniform():
+    found = examples(load("selective_copying", eval_examples=4000), batch_size=500)
+    counts = (found["inputs"][:, :20] < 5).sum(axis=0)
+    assert np.abs(counts - 4000 * 6 / 20).max() < 5 * math.sqrt(4000 * 0.3 * 0.7)
+
+
+def test_induction_heads_asks_for_what_followed_the_mark():
+    dataset = load("induction_heads")
+    assert (dataset.task.vocab, dataset.task.length) == (6, 20)
+    places = set()
+    for tokens, answers in answered(examples(dataset, "train")):
+        assert tokens.count(5) == 2 and tokens[-1] == 5
+        first = tokens.index(5)
+        places.add(first)
+        assert answers == {19: tokens[first + 1]} and first + 1 < 19
+    assert len(places) > 10 and max(places) <= 17
+
+
+def test_delayed_recall_asks_for_what_was_read_lag_steps_before():
+    dataset = load("delayed_recall")
+    assert (dataset.task.vocab, dataset.task.length) == (5, 20)
+    for tokens, answers in answered(examples(dataset)):
+        assert answers == {step: tokens[step - 3] for step in range(3, 20)}
+
+
+@pytest.mark.parametrize("source", DISCRETE)
+def test_symbols_are_uniform(source):
+    found = examples(load(source, eval_examples=4000), batch_size=500)
+    answers = found["targets"][found["weights"] > 0]
+    counts = np.bincount(answers, minlength=5)
+    assert len(counts) == 5
+    assert np.abs(counts - len(answers) / 5).max() < 5 * math.sqrt(len(answers) * 0.2 * 0.8)
+
+
+@pytest.mark.parametrize("source", DISCRETE)
+def test_answers_have_the_stated_entropy(source):
+    dataset = load(source)
+    scored = examples(dataset)["weights"][0].sum()
+    assert dataset.metadata()["answer_nats"] == pytest.approx(scored * math.log(5))
+    assert dataset.baselines("test") == {
+        "optimal": {"nats": 0.0, "accuracy": 1.0},
+        "uniform guess": {"nats": pytest.approx(math.log(5)), "accuracy": pytest.approx(0.2)},
+    }
+
+
+@pytest.mark.parametrize("source", TASKS)
+def test_example_is_a_function_of_its_number(source):
+    dataset = load(source)
+    for split in SPLITS:
+        one, many = (examples(dataset, split, batch_size) for batch_size in (1, 32))
+        for key in many:
+            np.testing.assert_array_equal(one[key], many[key])
+
+
+@pytest.mark.parametrize("source", TASKS)
+def test_more_examples_leave_the_first_ones_as_they_were(source):
+    few, more = (examples(load(source, eval_examples=count))["inputs"] for count in (10, 40))
+    np.testing.assert_array_equal(few, more[:10])
+
+
+@pytest.mark.parametrize("source", TASKS)
+def test_training_draws_the_examples_of_the_training_split(source):
+    dataset = load(source)
+    drawn = next(dataset.train(90, seed=4))["inputs"].reshape(90, -1)
+    split = examples(dataset, "train")["inputs"].reshape(90, -1)
+    np.testing.assert_array_equal(np.unique(drawn, axis=0), np.unique(split, axis=0))
+    assert not np.array_equal(drawn, split)
+
+
+@pytest.mark.parametrize("source", TASKS)
+def test_splits_and_seeds_are_disjoint_streams(source):
+    streams = [examples(load(source, seed=seed, length=40), split)["inputs"][:60] for seed in (0, 1, 2**40) for split in SPLITS]
+    rows = np.concatenate([stream.reshape(len(stream), -1) for stream in streams])
+    assert len(rows) == 9 * 60 and len(np.unique(rows, axis=0)) == len(rows)
+    # Nor does a stream run ahead of another: no two examples share their symbols' order anywhere in a column.
+    assert all(not np.array_equal(first[shift:], second[: 60 - shift]) for first in streams for second in streams for shift in range(1, 5))
+
+
+def test_neighbouring_examples_are_independent():
+    found = examples(load("linear_gaussian", eval_examples=4000, length=3, horizon=1), batch_size=500)["inputs"][:, 0, 0]
+    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 5 / math.sqrt(4000)
+
+
+# The linear-Gaussian channel.
+
+
+def covariance(total, noise, decay=0.9):
+    """Of x_1..x_total, with x = z + n."""
+    step = np.arange(total)
+    return decay ** np.abs(step[:, None] - step[None]) + noise * np.eye(total)
+
+
+def conditional(length, horizon, noise):
+    """The map from the past to the mean of the future, and the future's covariance given the past."""
+    joint = covariance(length + horizon, noise)
+    past, cross, future = joint[:length, :length], joint[length:, :length], joint[length:, length:]
+    map_ = np.linalg.solve(past, cross.T).T
+    return map_, future - map_ @ cross.T
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize(("length", "horizon"), [(1, 1), (2, 5), (20, 4), (60, 12)])
+def test_optimum_equals_the_conditional_covariance(length, horizon, noise):
+    dataset = load("linear_gaussian", length=length, horizon=horizon, noise=noise)
+    _, given = conditional(length, horizon, noise)
+    assert synthetic.DECAY == 0.9
+    assert dataset.baselines("test")["optimal"]["mse"] == pytest.approx(np.diag(given).mean(), rel=1e-9)
+    assert dataset.metadata()["optimum"]["mse"] == dataset.baselines("test")["optimal"]["mse"]
+
+
+def test_best_forecast_of_the_examples_errs_as_stated():
+    dataset = load("linear_gaussian", length=20, horizon=4, noise=0.3, eval_examples=20_000)
+    found = examples(dataset, batch_size=1000)
+    map_, _ = conditional(20, 4, 0.3)
+    wrong = np.square(found["inputs"][..., 0] @ map_.T - found["targets"][..., 0]).mean(axis=1)
+    assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
+    zero = np.square(found["targets"]).mean(axis=(1, 2))
+    assert abs(zero.mean() - dataset.baselines("test")["zero"]["mse"]) < 4 * zero.std() / math.sqrt(len(zero))
+
+
+def test_examples_have_the_stated_covariance():
+    found = examples(load("linear_gaussian", length=6, horizon=4, noise=0.3, eval_examples=20_000), batch_size=1000)
+    x = np.concatenate([found["inputs"], found["targets"]], axis=1)[..., 0].astype(np.float64)
+    expected = covariance(10, 0.3)
+    deviation = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / len(x))  # of an estimated covariance
+    assert (np.abs(x.T @ x / len(x) - expected) < 5 * deviation).all()
+    assert np.abs(x.mean(axis=0)).max() < 5 * math.sqrt(1.3 / len(x))
+    kurtosis = (x**4).mean() / (x**2).mean() ** 2
+    assert kurtosis == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("selective_copying", {"tokens": 21}, r"data\.tokens=21 do not fit into data\.length=20 steps: use fewer tokens or a longer sequence"),
+        ("induction_heads", {"length": 3}, r"data\.length=3 is too short for induction: use at least 4"),
+        ("delayed_recall", {"lag": 20}, r"data\.lag=20 reaches before the start of data\.length=20 steps: use a smaller lag or a longer sequence"),
+        ("linear_gaussian", {"length": 0}, r"data\.length=0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(source, options, message):
+    with pytest.raises(InputError, match=message):
+        load(source, **options)
