@@ -44,7 +44,7 @@ def _prepare(builder: type[Public], local_dir: str, cache_dir: str, folder: path
             builder(local_dir=local_dir, cache_dir=cache_dir, data_dir=str(aside)).download_and_prepare()
         folder.parent.mkdir(parents=True, exist_ok=True)
         (aside / builder.name / str(builder.VERSION)).rename(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the writers raise the second on a full disk
         if not folder.is_dir():  # else another process was faster
             raise InputError(origins.unwritable(folder.parent, error)) from error
     finally:

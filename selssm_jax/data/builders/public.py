@@ -68,7 +68,7 @@ class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
         return {name: origin.sha256 for name, origin in cls.ORIGINS.items()}
 
     @abc.abstractmethod
-    def splits(self, files: Files) -> Mapping[str, list[Record]]:
+    def _records(self, files: Files) -> Mapping[str, list[Record]]:
         """Returns the records of every split."""
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -77,7 +77,7 @@ class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, Record]]]:
         del dl_manager
-        records = self.splits(self.files(self._local_dir, self._cache_dir))
+        records = self._records(self.files(self._local_dir, self._cache_dir))
         return {split: self._generate_examples(found) for split, found in records.items()}
 
     def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, Record]]:
@@ -88,7 +88,7 @@ class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 class _Text(Public):
     FEATURES: ClassVar[Mapping[str, Any]] = {"piece": Tensor(shape=(None,), dtype=np.uint8)}
 
-    def splits(self, files: Files) -> dict[str, list[Record]]:
+    def _records(self, files: Files) -> dict[str, list[Record]]:
         return {split: _blocks(1 << 16, piece=np.frombuffer(text, np.uint8)) for split, text in files.items()}
 
 
@@ -101,8 +101,8 @@ class TinyShakespeare(_Text):
     ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"text": origins.SHAKESPEARE}
     URL = origins.SHAKESPEARE.url
 
-    def splits(self, files: Files) -> dict[str, list[Record]]:
-        return super().splits(language.cut(files["text"]))
+    def _records(self, files: Files) -> dict[str, list[Record]]:
+        return super()._records(language.cut(files["text"]))
 
 
 class Wikitext2(_Text):
@@ -113,7 +113,7 @@ class Wikitext2(_Text):
 
 
 class _Table(Public):
-    def splits(self, files: Files) -> dict[str, list[Record]]:
+    def _records(self, files: Files) -> dict[str, list[Record]]:
         (raw,) = files.values()
         lines = csv.reader(io.StringIO(raw.decode("utf-8", errors="replace"), newline=""))
         next(lines)
@@ -163,9 +163,10 @@ class SpokenDigits(Public):
 
     @classmethod
     def hashes(cls, local_dir: str, cache_dir: str) -> dict[str, str]:
+        """Returns the sha256 of the file that is there, since that of the archive is not lasting."""
         return {name: hashlib.sha256(raw).hexdigest() for name, raw in cls.files(local_dir, cache_dir).items()}
 
-    def splits(self, files: Files) -> dict[str, list[Record]]:
+    def _records(self, files: Files) -> dict[str, list[Record]]:
         clips = _unpacked(files["packed"]) if "packed" in files else _recordings(files["archive"])
         return {"train": [clip for clip in clips if clip["index"] >= 5], "test": [clip for clip in clips if clip["index"] < 5]}
 
@@ -177,7 +178,7 @@ class Mnist(Public):
     FEATURES: ClassVar[Mapping[str, Any]] = {"images": Tensor(shape=(None, 28, 28), dtype=np.uint8), "labels": Tensor(shape=(None,), dtype=np.uint8)}
     URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
-    def splits(self, files: Files) -> dict[str, list[Record]]:
+    def _records(self, files: Files) -> dict[str, list[Record]]:
         arrays = {name: _idx(raw) for name, raw in files.items()}
         names = {"train": "train", "test": "t10k"}
         return {split: _blocks(1000, images=arrays[f"{name}-images-idx3-ubyte"], labels=arrays[f"{name}-labels-idx1-ubyte"]) for split, name in names.items()}
