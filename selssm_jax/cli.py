@@ -41,7 +41,7 @@ def _flags(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         raise InputError(f"{rest[1]!r} is no flag: write --name=value; see python {argv[0]} --help")
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = -3  # absl's would be to tell of every file that a checkpoint is made of; errors are raised anyway
+        flags.FLAGS["verbosity"].value = -3  # absl's would be to tell of every file that a checkpoint is made of; errors are raised anyway
     return rest
 
 

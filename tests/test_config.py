@@ -69,7 +69,7 @@ WRONG = [
                 "eval_examples": 1,
                 "seed": 0,
             },
-            "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1},
+            "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1, "linear_skip": 0},
             "optimizer": {"warmup_steps": 0, "accumulate": 1},
             "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0},
         }.items()
@@ -101,6 +101,7 @@ WRONG = [
     # Values that do not go together.
     ({"model__pattern": ()}, r"model\.pattern is empty: name at least one mixer"),
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
+    ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
     ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
