@@ -40,8 +40,9 @@ def _flags(argv: list[str]) -> list[str]:
         raise InputError(f"{error}; see python {argv[0]} --help") from error
     if len(rest) > 1:
         raise InputError(f"{rest[1]!r} is no flag: write --name=value; see python {argv[0]} --help")
-    if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS["verbosity"].value = -3  # absl's would be to tell of every file that a checkpoint is made of; errors are raised anyway
+    verbosity = flags.FLAGS["verbosity"]
+    if verbosity.using_default_value:  # absl's default tells of every file that a checkpoint is made of; errors are raised anyway
+        verbosity.value, verbosity.using_default_value = -3, False
     return rest
 
 
