@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Inexact
 
 METHODS = ("auto", "sequential", "associative", "chunked")
 CHUNK = 256  # steps that "chunked" composes at once
+LARGE = 2**26  # elements of a, 256 MB in float32: beyond this the temporaries of one block of all steps are a burden
 
 
 def linear_scan(
@@ -24,9 +25,13 @@ def linear_scan(
 
     All methods compute the same, in blocks of time: inside a block the pairs (a, b) are composed by
     (a2, b2) o (a1, b1) = (a2 a1, a2 b1 + b2) in O(log) parallel steps, and from block to block the state is carried.
-    "sequential" has blocks of one step and runs in place, without a transpose and with no temporaries; "associative" is
-    one block of all steps; "chunked" has blocks of `CHUNK` steps, so that temporaries stay small. "auto" is sequential
-    where the program runs on a CPU; elsewhere it is associative up to `CHUNK` steps and chunked beyond.
+    "sequential" has blocks of one step and runs in place, without transposes or temporaries; "associative" is one block
+    of all steps and needs some 2.5 arrays more; "chunked" has blocks of `CHUNK` steps, and temporaries of their size.
+
+    "auto" is decided where the program is lowered. On a CPU it is sequential: the fastest at every shape measured, with
+    and without gradients (benchmarks/records/linear_scan.json). On any other platform steps are too short to be run one
+    by one: it is associative, and chunked for arrays of more than `LARGE` elements. That choice is by reasoning: no
+    accelerator has been measured.
 
     The state is kept in float32 (or wider) whatever a and b are: h is rounded to their type, h_last is not, so that a
     sequence split anywhere and carried by h_last equals the whole.
@@ -49,6 +54,9 @@ def linear_scan(
     Raises:
       ValueError: for an unknown method, shapes that do not fit, no steps, or numbers that are not inexact.
     """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    h0 = None if h0 is None else jnp.asarray(h0)
+    reset = None if reset is None else jnp.asarray(reset)
     _check(a, b, h0, reset, method)
     dtype = jnp.promote_types(a.dtype, b.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -85,11 +93,11 @@ def _scan(method: str, reverse: bool, delayed: bool, a: Array, b: Array, h0: Arr
     and a_T h_T. Each is the transpose of the other run in the other direction, so this one function and its rule give
     gradients of every order.
     """
-    run = partial(_in_blocks, reverse, delayed)
-    length = b.shape[1]
+    run, length = partial(_in_blocks, reverse, delayed), b.shape[1]
     blocks = {"sequential": 1, "associative": length, "chunked": min(CHUNK, length)}
     if method == "auto":
-        return lax.platform_dependent(a, b, h0, cpu=partial(run, blocks["sequential"]), default=partial(run, blocks["chunked"]))
+        parallel = blocks["chunked" if b.size > LARGE else "associative"]
+        return lax.platform_dependent(a, b, h0, cpu=partial(run, blocks["sequential"]), default=partial(run, parallel))
     return run(blocks[method], a, b, h0)
 
 
@@ -109,6 +117,7 @@ def _scan_backward(method: str, reverse: bool, delayed: bool, saved: tuple[Array
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _in_blocks(reverse: bool, delayed: bool, block: int, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
     """Replaces b by h block by block in one buffer; what does not fill a block comes last.
 
