@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     """Returns the recipe; every key can be overridden on the command line."""
     return Experiment(
         name="selective_copying",
-        data=Data(source="selective_copying", length=256, vocab=16, tokens=16, batch_size=32, eval_batch_size=100),
+        data=Data(source="selective_copying", length=256, vocab=16, tokens=16, batch_size=16, eval_batch_size=100),
         model=Model(pattern=("selective",) * 2, d_model=60, d_state=128),
         optimizer=Optimizer(peak_rate=3e-3, end_rate=3e-5, warmup_steps=200),
-        training=Training(steps=5000, eval_every=500, checkpoint_every=500, log_every=20),
+        training=Training(steps=12_000, eval_every=1000, checkpoint_every=1000, log_every=50),
     ).to_config_dict()

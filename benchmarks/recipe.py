@@ -1,0 +1,67 @@
+"""Claim: a recipe reaches its score in its time. Trains and evaluates one config, whole processes, and writes the record.
+
+  python benchmarks/recipe.py shakespeare --config.data.local_dir=FOLDER
+  python benchmarks/recipe.py selective_copying --record selective_copying_constant --config.model.gate=constant
+
+The record, benchmarks/records/NAME.json, holds the command, the metrics of the test split beside the baselines, seconds of
+the whole training process and of the whole evaluation process, seeds, software and machine.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+PRIVATE = ("local_dir", "cache_dir", "file")  # of a machine, not of a recipe
+
+
+def main() -> None:
+    """Runs the recipe and writes its record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="a file of configs/, without .py")
+    parser.add_argument("--record", help="name of the record; default: the config's")
+    parser.add_argument("--workdir", help="folder of the run; default runs/RECORD, which must not hold a run yet")
+    chosen, overrides = parser.parse_known_args()
+    record = chosen.record or chosen.name
+    workdir = pathlib.Path(chosen.workdir or ROOT / "runs" / record)
+    if (workdir / "config.json").exists():
+        parser.error(f"{workdir} holds a run, whose time would not be the whole time: remove it, or give another --workdir")
+    training = _timed(["train.py", f"--config=configs/{chosen.name}.py", f"--workdir={workdir}", *overrides])
+    evaluation = _timed(["eval.py", f"--workdir={workdir}"])
+    results = json.loads((workdir / "report" / "results.json").read_text())
+    path = ROOT / "benchmarks" / "records" / f"{record}.json"
+    path.write_text(json.dumps(_record(chosen.name, record, overrides, results, training, evaluation), indent=2) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def _timed(arguments: list[str]) -> float:
+    """Seconds of a whole process, start and compilation included."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+    return time.perf_counter() - start
+
+
+def _record(name: str, record: str, overrides: list[str], results: dict, training: float, evaluation: float) -> dict:
+    shown = [override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override for override in overrides]
+    command = " ".join(["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *shown])
+    config = results["config"]
+    for key in PRIVATE:
+        del config["data"][key]
+    kept = ("metrics", "baselines", "split", "step", "select", "versions", "machine")
+    parameters = results["costs"]["parameters"]
+    return {
+        "command": command,
+        "seconds": {"training_process": round(training, 1), "evaluation_process": round(evaluation, 1)},
+        **{key: results[key] for key in kept},
+        "parameters": parameters["total"] if isinstance(parameters, dict) else parameters,
+        "seeds": {"training": config["training"]["seed"], "data": config["data"]["seed"]},
+        "dtype": config["model"]["dtype"],
+        "config": config,
+    }
+
+
+if __name__ == "__main__":
+    main()
