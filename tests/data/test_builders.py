@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import io
+import itertools
 import pathlib
 import shutil
 import struct
@@ -87,7 +88,7 @@ def covered(dataset, split):
 
 def expected_text(text=PLAYS):
     marks = [0, int(0.85 * len(text)), int(0.9 * len(text)), len(text)]
-    return "".join(text[first + 1 : last] for first, last in zip(marks[:-1], marks[1:], strict=True))
+    return "".join(text[first + 1 : last] for first, last in itertools.pairwise(marks))
 
 
 # Preparation.
