@@ -40,8 +40,9 @@ def load(config: Data, known: Mapping[str, Any] | None = None) -> Dataset:
     Raises:
       InputError: where a file is missing, damaged, too small, or holds what the run never saw.
     """
-    dataset = LOADERS[config.source](config, known or {})
-    if known:
+    known = known or {}
+    dataset = LOADERS[config.source](config, known)
+    if "task" in known:
         _check_task(dataset.task, known["task"], config.file or config.source)
     return dataset
 

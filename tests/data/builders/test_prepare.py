@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
@@ -17,7 +18,7 @@ TEXT = b"".join(b"line %d of a long text\n" % number for number in range(40_000)
 class Lines(public.TinyShakespeare):
     """A text of a test's own."""
 
-    ORIGINS = {"text": origins.Origin("", ("lines.txt",), hashlib.sha256(TEXT).hexdigest())}
+    ORIGINS: ClassVar = {"text": origins.Origin("", ("lines.txt",), hashlib.sha256(TEXT).hexdigest())}
 
 
 @pytest.fixture
