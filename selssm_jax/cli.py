@@ -18,7 +18,7 @@ def parse(argv: list[str]) -> list[str]:
     """
     app.define_help_flags()
     if {"-h", "-help", "--help"} & set(argv):
-        app.usage(shorthelp=True)
+        app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
     with reported():
         if "config" in flags.FLAGS:

@@ -7,6 +7,7 @@ import runpy
 import sys
 from typing import Any
 
+import absl.app  # noqa: F401  its flags are defined once a process and stay
 import pytest
 from absl import flags
 

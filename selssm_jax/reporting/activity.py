@@ -77,6 +77,11 @@ class Sequence(NamedTuple):
     outputs: Array | np.ndarray
     gates: dict[str, Array | np.ndarray]
 
+    def live_gates(self, stride: int) -> dict[str, Array | np.ndarray]:
+        """Returns the gates of the valid frames alone; the encoder takes `stride` steps a frame."""
+        frames = -(-int(self.batch["valid"].sum()) // stride)
+        return {name: gate[:frames] for name, gate in self.gates.items()}
+
 
 def dimensions(gate: Float[Array, "*t n"]) -> dict[str, Float[Array, "*t"]]:
     """Returns how many of n components a gate updates, in three readings (theory, section 9): equal for 0/1 gates.

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from selssm_jax.data.pipeline import Dataset
+from selssm_jax.data.vocabulary import LINE_END
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.activity import Sequence
@@ -38,7 +39,7 @@ def show(source: Source) -> list[Block]:
     return _signal(source) if kind == "classification" else _forecast(source)
 
 
-def sample(model: SequenceModel, params: PyTree, prompt: Int[Array, "P"], *, steps: int, temperature: float, seed: int) -> np.ndarray:
+def sample(model: SequenceModel, params: PyTree, prompt: np.ndarray, *, steps: int, temperature: float, seed: int) -> np.ndarray:
     """Returns `steps` tokens drawn one after another from softmax(logits / temperature), after a prompt.
 
     One compiled loop of single steps reads the prompt and writes the rest, so memory does not grow with the text.
@@ -104,14 +105,14 @@ def _answers(source: Source) -> list[Block]:
 
 def _signal(source: Source) -> list[Block]:
     """A signal over the gates that it opened, with the class and the prediction."""
-    batch, logits, gates = source.seen[0]
-    about, stride = source.dataset.metadata(), source.model.config.stride
+    batch, logits, _ = source.seen[0]
+    about = source.dataset.metadata()
     rate, length = about.get("sample_rate"), int(batch["valid"].sum())
     odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     truth, guess = (about["classes"][int(index)] for index in (batch["targets"], logits.argmax()))
     title = f"class {truth}, predicted {guess} (probability {odds.max():.3f})"
-    live = {name: gate[: -(-length // stride)] for name, gate in gates.items()}
-    figure = figures.waveform(batch["inputs"][:length], live, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
+    gates = source.seen[0].live_gates(source.model.config.stride)
+    figure = figures.waveform(batch["inputs"][:length], gates, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
     return [Picture(figures.save(figure, source.folder / "signal.png"), f"The first signal of the split and the gates that it opened: {title}.")]
 
 
@@ -143,4 +144,4 @@ def _names(source: Source, tokens: np.ndarray) -> list[str]:
     """The tokens as a person reads them, one string each; words with the space behind them, lines ended."""
     space = source.dataset.separator
     names = [source.dataset.vocabulary[token] for token in tokens]
-    return ["\n" if name == "<eos>" else name + space for name in names]
+    return ["\n" if name == LINE_END else name + space for name in names]

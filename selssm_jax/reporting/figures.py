@@ -125,12 +125,12 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
 
 
 @style()
-def shaded_text(tokens: Sequence[str], shades: Mapping[str, Sequence[float]]) -> Figure:
+def shaded_text(tokens: Sequence[str], shades: Mapping[str, np.ndarray]) -> Figure:
     """The same text once for every shade, {label: one value a token}: the darker its ground, the larger the value."""
     places, lines = layout(tokens)
     figure, axes = _figure(len(shades), 1, height=(0.75 + 0.175 * lines) * len(shades))
     for ax, (label, values) in zip(axes, shades.items(), strict=True):
-        norm = _norm(np.asarray(values, float))
+        norm = _norm(values)
         _shade(ax, tokens, places, norm(values))
         ax.set(xlim=(0, COLUMNS), ylim=(lines, 0))
         _shade_bar(figure, ax, norm, label)

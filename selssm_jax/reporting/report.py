@@ -1,5 +1,6 @@
 """The report of a run: what it scores, what its gates do, what it costs, and one example, for people and for programs."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -8,7 +9,9 @@ import math
 import os
 import pathlib
 import platform
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,11 +19,11 @@ import jax
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import accounting, activity, examples, sections
 from selssm_jax.reporting.activity import Sequence
-from selssm_jax.reporting.document import Block, to_html, to_markdown
+from selssm_jax.reporting.document import to_html, to_markdown
 from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.reporting.tables import number
 from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.objectives import PRIMARY
+from selssm_jax.training.objectives import PRIMARY, is_better
 
 FORMAT = 1  # of results.json
 GATE_BATCHES = 8  # evaluation batches whose gates are measured
@@ -35,19 +38,29 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     figures inside; report.md with the figures beside it; results.json. Raises InputError for what `open_run` refuses and
     for a folder that cannot be written.
     """
-    start = time.perf_counter()
     run = open_run(workdir, split=split, file=file, local_dir=local_dir)
-    folder = _folder(run.workdir / "-".join(["report", *([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]))
+    other = [*([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]
+    with _writable(run.workdir / "-".join(["report", *other])) as folder:
+        return _compose(run, split, folder) | {"report": str(folder / "index.html")}
+
+
+def _compose(run: Run, split: str, folder: pathlib.Path) -> Results:
+    """Measures, draws and writes."""
+    start = time.perf_counter()
     results = _scores(run, split)
     sums, seen = _observe(run, split)
-    results["gates"] = {block: total.summary() | {"first_sequence": seen[0].gates[block].sum(-1).tolist()} for block, total in sums.items()}
+    first = seen[0].live_gates(run.model.config.stride)
+    results["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
     blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
     blocks += [*sections.titled("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
     results["seconds"] = time.perf_counter() - start
-    _save(folder, f"{run.experiment.name}, {split} split", blocks, results)
-    return results | {"report": str(folder / "index.html")}
+    title = f"{run.experiment.name}, {split} split"
+    (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return results
 
 
 def summary(results: Results) -> str:
@@ -67,7 +80,7 @@ def _scores(run: Run, split: str) -> Results:
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
-        "select": run.experiment.training.select,
+        "chosen": chosen(run.step, run.history, PRIMARY[task.kind]),
         "task": dataclasses.asdict(task),
         "primary": PRIMARY[task.kind],
         "metrics": _readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
@@ -78,14 +91,21 @@ def _scores(run: Run, split: str) -> Results:
     }
 
 
-def _readable(metrics: dict[str, float], run: Run) -> dict[str, float]:
-    """Adds, to nats a token, bits (nats / ln 2) and for words the perplexity exp(nats)."""
+def chosen(step: int, history: list[dict[str, Any]], metric: str) -> str:
+    """Returns "best" where no validated step of the history did better on validation than this one, else "last"."""
+    scores = {record["step"]: record[metric] for record in history if record.get("split") == "validation" and metric in record}
+    mine = scores.pop(step, None)
+    return "last" if mine is None or any(is_better(metric, other, mine) for other in scores.values()) else "best"
+
+
+def _readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:
+    """Adds, to nats a token, bits (nats / ln 2) and for words the perplexity exp(nats). None: not a finite number."""
     found = {name: float(value) for name, value in metrics.items()}
     if run.dataset.task.kind == "language" and "nats" in found:
         found["bits"] = found["nats"] / math.log(2)
         if run.experiment.data.level == "word" and run.dataset.carries:
-            found["perplexity"] = math.exp(min(found["nats"], 700.0))
-    return found
+            found["perplexity"] = math.exp(min(found["nats"], 700.0))  # of what a float can hold
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def machine() -> Results:
@@ -109,16 +129,13 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _folder(path: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def _writable(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Makes a folder and proves that it can be written before work starts; what fails later is said the same way."""
     try:
-        path.mkdir(exist_ok=True)
-        (path / "results.json").touch()
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        yield folder
     except OSError as error:
-        raise InputError(f"the report cannot be written to {path} ({error.strerror}): free that place or make it writable") from error
-    return path
-
-
-def _save(folder: pathlib.Path, title: str, blocks: list[Block], results: Results) -> None:
-    (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        raise InputError(f"the report cannot be written to {folder} ({error.strerror}): free that place or make it writable") from error

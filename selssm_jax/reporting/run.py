@@ -44,7 +44,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = ""
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     folder = _folder(workdir)
     known = _read_json(folder / "dataset.json")
-    experiment, params, step = checkpoint.restore_for_eval(folder)
+    experiment, params, step = checkpoint.restore_for_eval(str(folder))
     source = _source(experiment.data, file, local_dir)
     dataset = data.load(source, known)
     model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))

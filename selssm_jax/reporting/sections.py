@@ -22,7 +22,7 @@ def titled(title: str, blocks: list[Block]) -> list[Block]:
 
 def scores(results: Results) -> list[Block]:
     """What was evaluated, and its metrics beside the baselines."""
-    how = "the best on the validation split" if results["select"] == "best" else "the last"
+    how = {"best": "the best on the validation split", "last": "the last that was saved"}[results["chosen"]]
     which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
     words = f"{which} Every number below is exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
@@ -42,6 +42,7 @@ def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Pa
         references = {f"{name} ({results['split']})": values[metric] for name, values in results["baselines"].items() if metric in values}
         figure = figures.learning_curve(train, validation, label=_unit(metric, results), chosen=results["step"], references=references)
         words = "Training and validation over the steps of the run. The dotted line is the step whose parameters were evaluated."
+        words += " The validation split was part of the training data." if results["config"]["data"]["train_on"] == "train+validation" else ""
         blocks.append(Picture(figures.save(figure, folder / f"learning_{metric}.png"), words))
     return titled("Learning curve", blocks or [Paragraph("The run holds no metrics.jsonl, so there is no curve to draw.")])
 

@@ -90,7 +90,7 @@ def batches(config, count=3):
 
 def built(config):
     model = SequenceModel(config)
-    return model, model.init(jax.random.key(0), jnp.asarray(next(batches(config))["inputs"]))["params"]
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.asarray(next(batches(config))["inputs"]))["params"]
 
 
 @pytest.mark.parametrize(("config", "steps"), [(LANGUAGE, 2 * 35 + 25), (SIGNAL, 2 * 18 + 13), (APART, 3 * (2 * 35 + 25))])

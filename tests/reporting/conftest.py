@@ -1,0 +1,69 @@
+"""Small runs that reports are made of: one that was trained, and others whose parameters are as drawn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from runs import experiment
+from selssm_jax import data
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import loop
+from selssm_jax.training.checkpoint import Workdir
+
+SMALL = Model(pattern=("selective", "selective"), d_model=8, d_state=6, conv=3)
+WORDS = "the state of a model is what it keeps of the past and a gate says what to keep\n" * 40
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """The workdir of configs/smoke.py after 12 steps."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    short = experiment(training__steps=12, training__log_every=2, training__eval_every=4, training__checkpoint_every=6)
+    assert loop.fit(short, str(workdir)).finished
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A text, a table and labelled signals of one's own, as {source: config.Data}."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "words.txt").write_text(WORDS)
+    rows = [f"day {index},{np.sin(index / 4):.4f},{10 + np.cos(index / 3):.4f}" for index in range(200)]
+    (folder / "waves.csv").write_text("\n".join(["date,sine,cosine", *rows]) + "\n")
+    label = np.arange(30) % 2
+    time = np.arange(40) * (1 + label[:, None])
+    np.savez(folder / "signals.npz", signal=np.sin(time / 2).astype(np.float32)[..., None], label=label)
+    small = {"batch_size": 4, "length": 16, "horizon": 8}
+    return {
+        "text": Data(source="text", file=str(folder / "words.txt"), **small),
+        "csv": Data(source="csv", file=str(folder / "waves.csv"), **small),
+        "npz": Data(source="npz", file=str(folder / "signals.npz"), **(small | {"length": 0})),
+    }
+
+
+def built(config, **options):
+    """(experiment, dataset, model, parameters as drawn) of a small model on some data."""
+    dataset = data.load(config)
+    small = Experiment("small", config, dataclasses.replace(SMALL, **options), Optimizer(warmup_steps=1), Training(steps=5))
+    model = SequenceModel(dataclasses.replace(small.model, task=dataset.task))
+    inputs = jnp.asarray(next(iter(dataset.evaluate("test", 2)))["inputs"])
+    return small, dataset, model, jax.jit(model.init)(jax.random.key(0), inputs)["params"]
+
+
+@pytest.fixture
+def untrained(files, tmp_path):
+    """Makes the workdir of a run on one of `files` whose parameters are as drawn, "best" at step 3."""
+
+    def make(source, **options):
+        small, dataset, _, params = built(dataclasses.replace(files[source], **options))
+        workdir = Workdir(str(tmp_path / "run"), small)
+        workdir.describe(dataset.metadata())
+        workdir.save_best(3, params, {})
+        workdir.close()
+        return tmp_path / "run"
+
+    return make

@@ -1,0 +1,93 @@
+"""Examples: what is shown is what the model says, for every kind of task."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reporting.conftest import built
+from selssm_jax.config import Data
+from selssm_jax.reporting import activity, examples
+from selssm_jax.reporting.document import Picture, Verbatim
+
+
+def shown(config, folder, **options):
+    """The example of an untrained model on some data, and its source."""
+    _, dataset, model, params = built(config, **options)
+    _, seen = activity.observe(model, params, itertools.islice(dataset.evaluate("test", 4), 4), carry=dataset.carries)
+    source = examples.Source(model, params, dataset, seen, folder)
+    return examples.show(source), source
+
+
+def pictures(blocks):
+    return [block.path.name for block in blocks if isinstance(block, Picture)]
+
+
+def test_sampling_at_low_temperature_is_greedy_and_follows_the_prompt(files):
+    _, dataset, model, params = built(files["text"])
+    prompt = dataset.encode("a model is")
+    drawn = examples.sample(model, params, prompt, steps=6, temperature=1e-6, seed=0)
+    logits, _ = jax.jit(model.apply)({"params": params}, jnp.asarray([[*prompt, *drawn]], jnp.int32))
+    np.testing.assert_array_equal(drawn, logits[0, len(prompt) - 1 : -1].argmax(-1))
+
+
+def test_sampling_repeats_by_seed_and_stays_in_the_vocabulary(files):
+    _, dataset, model, params = built(files["text"])
+    first, again, other = (examples.sample(model, params, np.array([0]), steps=60, temperature=0.8, seed=seed) for seed in (1, 1, 2))
+    assert first.shape == (60,) and first.min() >= 0 and first.max() < dataset.task.vocab
+    assert (first == again).all() and (first != other).any()
+
+
+def test_surprise_of_known_odds():
+    logits = np.log([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]) + 3
+    np.testing.assert_allclose(examples.surprise(logits, np.array([0, 2])), [1, 3], rtol=1e-12)
+
+
+def test_mean_gate_counts_every_component_once():
+    np.testing.assert_allclose(examples.mean_gate({"a": np.ones((2, 3)), "b": np.zeros((2, 1))}), [0.75, 0.75])
+
+
+@pytest.mark.parametrize("level", ["character", "word"])
+def test_a_text_is_shown_as_written(files, tmp_path, level):
+    blocks, source = shown(dataclasses.replace(files["text"], level=level), tmp_path)
+    assert pictures(blocks) == ["passage.png"]
+    prompt, drawn = [block.text for block in blocks if isinstance(block, Verbatim)]
+    batches = list(source.dataset.evaluate("test", 4))
+    stream = np.concatenate([batch["inputs"][0][batch["weights"][0] > 0] for batch in batches])[: examples.PROMPT]
+    assert "".join(prompt.split()) == "".join(source.dataset.decode(stream).replace("<eos>", "").split())
+    assert "<eos>" not in drawn and len(drawn) >= examples.DRAWN
+
+
+def test_a_synthetic_task_shows_its_answers(tmp_path):
+    config = Data(source="selective_copying", length=16, vocab=4, tokens=3, batch_size=4, eval_examples=8)
+    blocks, source = shown(config, tmp_path)
+    assert pictures(blocks) == ["answers.png"]
+    first = next(source.dataset.evaluate("test", 4))
+    logits, _ = jax.jit(source.model.apply)({"params": source.params}, jnp.asarray(first["inputs"]))
+    right = int(((logits.argmax(-1)[0] == first["targets"][0]) * first["weights"][0]).sum())
+    assert f"{right} of 3 are right" in blocks[0].caption
+
+
+def test_a_signal_shows_its_class_and_gates(files, tmp_path):
+    blocks, source = shown(files["npz"], tmp_path, frame=4, stride=2)
+    assert pictures(blocks) == ["signal.png"]
+    assert source.seen[0].live_gates(2)["block_0"].shape == (20, 6)
+    batch = next(source.dataset.evaluate("test", 4))
+    logits, _ = jax.jit(source.model.apply)({"params": source.params}, batch["inputs"], valid=batch["valid"])
+    odds = jax.nn.softmax(logits[0])
+    assert f"class {batch['targets'][0]}, predicted {odds.argmax()} (probability {odds.max():.3f})" in blocks[0].caption
+
+
+def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch):
+    drawn = {}
+    figure = examples.figures.forecast
+    monkeypatch.setattr(examples.figures, "forecast", lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options))
+    blocks, _ = shown(files["csv"], tmp_path)
+    assert pictures(blocks) == ["forecast.png"] and drawn["names"] == ["sine", "cosine"]
+    past, truth, guess = drawn["arrays"]
+    assert past.shape == (16, 2) and truth.shape == guess.shape == (8, 2)
+    first = 200 - 40 - 16  # the test split is the last fifth and may look back
+    np.testing.assert_allclose(truth[:, 1], 10 + np.cos(np.arange(first + 16, first + 24) / 3), atol=1e-3)

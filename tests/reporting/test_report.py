@@ -1,0 +1,149 @@
+"""Reports of small runs: what is measured, how it is written down, and that it is exact."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from selssm_jax.errors import InputError
+from selssm_jax.reporting import report
+from selssm_jax.reporting.run import open_run
+from selssm_jax.training.evaluation import Evaluator
+
+KEYS = {
+    "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "costs",
+    "seconds",
+}  # fmt: skip
+BLOCK_KEYS = {
+    "components", "steps", "mean", "effective_dimension", "hard_count", "participation_ratio", "compression_factor", "selectivity", "histogram",
+    "by_component", "over_time", "first_sequence",
+}  # fmt: skip
+COST_KEYS = {"peak_bytes", "argument_bytes", "temporary_bytes", "flops"}
+
+
+@pytest.fixture(scope="module")
+def written(smoke_run):
+    """The results of the trained run, as returned."""
+    return report.write(smoke_run)
+
+
+@pytest.fixture(scope="module")
+def saved(written, smoke_run):
+    """The results of the trained run, as saved."""
+    return json.loads((smoke_run / "report" / "results.json").read_text())
+
+
+def test_results_are_saved_as_returned(written, saved, smoke_run):
+    assert written.pop("report") == str(smoke_run / "report" / "index.html")
+    assert saved == json.loads(json.dumps(written)) and set(saved) == KEYS and saved["format"] == 1
+
+
+def test_metrics_are_those_of_evaluation_over_the_whole_split(saved, smoke_run):
+    run = open_run(smoke_run)
+    exact = Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")
+    assert {name: saved["metrics"][name] for name in exact} == pytest.approx(exact)
+    assert saved["metrics"]["bits"] == pytest.approx(exact["nats"] / math.log(2))
+    assert saved["baselines"]["optimal"] == {"nats": 0.0, "accuracy": 1.0, "bits": 0.0}
+    assert saved["primary"] == "nats" and saved["split"] == "test"
+
+
+def test_the_step_is_the_best_on_validation(saved, smoke_run):
+    records = [json.loads(line) for line in (smoke_run / "metrics.jsonl").read_text().splitlines()]
+    scores = {record["step"]: record["nats"] for record in records if record["split"] == "validation"}
+    assert saved["step"] == min(scores, key=scores.get) and saved["steps"] == 12 and saved["chosen"] == "best"
+
+
+@pytest.mark.parametrize(("step", "metric", "found"), [(4, "nats", "best"), (8, "nats", "last"), (8, "accuracy", "best"), (9, "nats", "last")])
+def test_what_was_chosen_is_read_off_the_history(step, metric, found):
+    history = [{"step": 2, "split": "train", "nats": 0.1}, *({"step": 4 * n, "split": "validation", "nats": float(n), "accuracy": 0.2 * n} for n in (1, 2))]
+    assert report.chosen(step, history, metric) == found
+
+
+def test_gates_are_measured_by_block(saved):
+    assert set(saved["gates"]) == {"block_0"}
+    block = saved["gates"]["block_0"]
+    assert set(block) == BLOCK_KEYS
+    assert block["components"] == 8 and block["steps"] == 24 * 18 == sum(block["histogram"]["counts"]) // 8
+    assert block["compression_factor"] == pytest.approx(8 / block["effective_dimension"])
+    assert np.mean(block["over_time"]["effective_dimension"]) == pytest.approx(block["effective_dimension"])
+    assert len(block["first_sequence"]) == 18
+
+
+def test_costs_are_measured(saved):
+    costs = saved["costs"]
+    assert set(costs["training_step"]) == set(costs["decode_step"]) == COST_KEYS
+    assert costs["state_bytes"] == 4 * 8 and costs["parameter_bytes"] == 4 * sum(costs["parameters"].values())
+    assert costs["batch"] == {"size": 8, "steps": 18}
+
+
+def test_the_machine_is_described_and_not_identified(saved, smoke_run):
+    assert set(saved["machine"]) == {"platform", "cpus", "devices", "device"}
+    assert {"python", "jax", "flax"} <= set(saved["versions"])
+    text = (smoke_run / "report" / "report.md").read_text()
+    assert str(smoke_run) not in text and "seed" in text
+
+
+def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
+    folder = smoke_run / "report"
+    figures = {path.name for path in folder.glob("*.png")}
+    assert figures == {"learning_nats.png", "gates.png", "answers.png"}
+    text, page = (folder / "report.md").read_text(), (folder / "index.html").read_text()
+    assert all(f"]({name})" in text for name in figures)
+    assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page
+    for title in ("Learning curve", "Gate activity", "An example", "Memory and cost", "Circumstances"):
+        assert f"## {title}" in text and f"<h2>{title}</h2>" in page
+    assert f"training step {saved['step']} of 12: the best on the validation split" in text
+
+
+def test_summary_names_every_rival_and_the_page(written):
+    lines = report.summary(written | {"report": "run/report/index.html"}).splitlines()
+    assert lines[0].startswith("smoke (test)  ") and "nats" in lines[0] and "bits" in lines[0]
+    assert [line.split("  ")[0] for line in lines[1:-1]] == list(written["baselines"]) and lines[-1] == "report: run/report/index.html"
+
+
+def test_another_file_is_evaluated_at_the_runs_vocabulary(untrained, tmp_path):
+    workdir = untrained("text", level="word")
+    other = tmp_path / "other.txt"
+    other.write_text("what a gate says of the past is what it keeps\n" * 60)
+    results = report.write(workdir, file=str(other), split="validation")
+    assert (workdir / "report-validation-other" / "index.html").is_file() and not (workdir / "report").exists()
+    assert results["task"]["vocab"] == json.loads((workdir / "dataset.json").read_text())["task"]["vocab"]
+    assert results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["nats"]))
+    assert "no metrics.jsonl" in (workdir / "report-validation-other" / "report.md").read_text()
+
+
+def test_another_table_is_scaled_as_the_run_was(untrained, files, tmp_path):
+    workdir = untrained("csv")
+    rows = (tmp_path / "far.csv").open("w")
+    rows.write("sine,cosine\n" + "".join(f"{100 + index % 3},{index % 5}\n" for index in range(200)))
+    rows.close()
+    run = open_run(workdir, file=str(tmp_path / "far.csv"))
+    scaling = run.dataset.metadata()["scaling"]
+    assert scaling == json.loads((workdir / "dataset.json").read_text())["scaling"]
+    batch = next(iter(run.dataset.evaluate("test", 1)))
+    np.testing.assert_allclose(batch["inputs"][0, :, 0].mean(), (101 - scaling["mean"][0]) / scaling["deviation"][0], rtol=0.01)
+
+
+def test_a_cut_line_of_the_history_is_left_out(smoke_run, tmp_path):
+    shutil.copytree(smoke_run, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "spl')
+    assert open_run(tmp_path / "run").history == open_run(smoke_run).history
+
+
+@pytest.mark.parametrize(("number", "text"), [(28, "No space left"), (13, "Permission denied")])
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, monkeypatch, number, text):
+    def refuse(**_):
+        raise OSError(number, text)
+
+    monkeypatch.setattr(report.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(report, "_compose", lambda *_: pytest.fail("work was started"))
+    with pytest.raises(InputError, match=rf"report cannot be written to .*report \({text}\)"):
+        report.write(smoke_run)
+
+
+def test_a_metric_that_is_no_number_is_said_to_be_none(smoke_run):
+    run = open_run(smoke_run)
+    assert report._readable({"nats": math.nan}, run) == {"nats": None, "bits": None}
