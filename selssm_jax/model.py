@@ -5,15 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
 from selssm_jax.layers.blocks import Block
 from selssm_jax.layers.encoders import FrameEncoder, frame_valid
 from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.projection import Projection
+from selssm_jax.shapes import Reset, Signal, Tokens
 
-Inputs = Int[Array, "B T"] | Float[Array, "B T C"]
+Inputs = Tokens | Signal
 State = dict[str, Any]
 
 
@@ -51,7 +52,7 @@ class SequenceModel(nn.Module):
         inputs: Inputs,
         state: State | None = None,
         *,
-        reset: Bool[Array, "B T"] | None = None,
+        reset: Reset | None = None,
         valid: Bool[Array, "B T"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Array, State]:

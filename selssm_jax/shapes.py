@@ -4,13 +4,9 @@ B batch, T time, D model width, N state components, H heads or horizon, K lag, C
 The aliases are read by people and checked in tests (jaxtyping's import hook); at run time they cost nothing.
 """
 
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Activations = Float[Array, "B T D"]
-Sequence = Inexact[Array, "B T *S"]
-Carry = Inexact[Array, "B *S"]
 Reset = Bool[Array, "B T"]
 Tokens = Int[Array, "B T"]
 Signal = Float[Array, "B T C"]
-Gate = Float[Array, "B T N"]
-Logits = Float[Array, "B T V"]

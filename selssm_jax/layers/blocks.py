@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
 
 from selssm_jax.config import Model
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.projection import Projection
 from selssm_jax.layers.selective import SelectiveSSM
+from selssm_jax.shapes import Activations, Reset
 
 
 def mixer(name: str, config: Model) -> nn.Module:
@@ -44,7 +44,7 @@ class GatedMLP(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Activations) -> Activations:
         gate, up = jnp.split(Projection(2 * self.width, use_bias=False, dtype=self.dtype, name="in")(x), 2, axis=-1)
         return Projection(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(jax.nn.silu(gate) * up)
 
@@ -69,9 +69,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(dtype=dtype)
         self.mlp = GatedMLP(hidden, dtype) if hidden else None
 
-    def __call__(
-        self, x: Float[Array, "B T D"], state: dict[str, Any], reset: Bool[Array, "B T"] | None, deterministic: bool
-    ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    def __call__(self, x: Activations, state: dict[str, Any], reset: Reset | None, deterministic: bool) -> tuple[Activations, dict[str, Any]]:
         """Returns (x after both branches, the state after the last step)."""
         y, past = self.norm(x), state["conv"]
         if self.conv is not None:

@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from selssm_jax.shapes import Activations, Reset
 
 
 class ShortConv(nn.Module):
@@ -15,9 +17,7 @@ class ShortConv(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], state: Float[Array, "B W D"] | None = None, *, reset: Bool[Array, "B T"] | None = None
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B W D"]]:
+    def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the last width - 1 inputs)."""
         kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1), (self.width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.shapes import Activations, Reset
 
 UPDATES = ("retain", "effective")
 TRANSITIONS = ("diagonal", "complex", "dense")
@@ -93,9 +94,7 @@ class SelectiveSSM(nn.Module):
         self.C = self.param("C", normal, (parts * self._poles, self.d_model))
         self.D = self.param("D", nn.initializers.ones, (self.d_model,))
 
-    def __call__(
-        self, x: Float[Array, "B T D"], state: Inexact[Array, "B N"] | None = None, *, reset: Bool[Array, "B T"] | None = None
-    ) -> tuple[Float[Array, "B T D"], Inexact[Array, "B N"]]:
+    def __call__(self, x: Activations, state: Inexact[Array, "B N"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Inexact[Array, "B N"]]:
         """Reads a sequence from `state` on and returns (y, state after the last step).
 
         Args:
@@ -110,7 +109,7 @@ class SelectiveSSM(nn.Module):
         self.sow("intermediates", "state", h)
         return self._read(h, x), last
 
-    def dynamics(self, x: Float[Array, "B T D"]) -> Dynamics:
+    def dynamics(self, x: Activations) -> Dynamics:
         """Returns the effective A_t and B_t of every step as values (theory, section 1)."""
         gate = self.G(x.astype(self.dtype))
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
