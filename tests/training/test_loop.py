@@ -1,0 +1,78 @@
+"""fit, whole: the same losses on any devices, a run that goes on with others, and what stops it with a word on how to go on."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import runs
+from selssm_jax.config import Experiment
+from selssm_jax.errors import InputError
+from selssm_jax.training import loop, parallel
+
+STEPS = 8
+
+
+def recipe(*, devices: int, accumulate: int = 1) -> Experiment:
+    values = {"steps": STEPS, "log_every": 1, "eval_every": 4, "checkpoint_every": 4, "gate_l1": 0.1, "devices": devices}
+    return runs.experiment(optimizer__accumulate=accumulate, **{f"training__{key}": value for key, value in values.items()})
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("loop") / "one"
+    loop.fit(recipe(devices=1), str(workdir))
+    return workdir
+
+
+def assert_same_records(workdir, expected):
+    found, wanted = runs.history(workdir), runs.history(expected)
+    assert [(record["step"], record["split"]) for record in found] == [(record["step"], record["split"]) for record in wanted]
+    assert [record["step"] for record in wanted if record["split"] == "train"] == list(range(1, STEPS + 1))
+    for record, other in zip(found, wanted, strict=True):
+        numbers = [name for name in other if name != "split"]
+        np.testing.assert_allclose([record[name] for name in numbers], [other[name] for name in numbers], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (4, 1), (1, 2)])
+def test_losses_are_those_of_one_device(devices, accumulate, one_device, tmp_path):
+    loop.fit(recipe(devices=devices, accumulate=accumulate), str(tmp_path / "run"))
+    assert_same_records(tmp_path / "run", one_device)
+
+
+def test_a_run_goes_on_with_other_devices(one_device, tmp_path):
+    workdir = shutil.copytree(one_device, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    for devices in (4, 1):  # from one to four at step 4, from four to one at the end
+        assert loop.fit(recipe(devices=devices), str(workdir)).finished
+        assert_same_records(workdir, one_device)
+
+
+def test_devices_are_counted_against_the_micro_batch(tmp_path):
+    with pytest.raises(InputError, match=r"data\.batch_size over optimizer\.accumulate is 2, which 4 devices cannot share"):
+        loop.fit(recipe(devices=4, accumulate=4), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(one_device, tmp_path, monkeypatch):
+    workdir = shutil.copytree(one_device, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    build = parallel.data_parallel
+
+    def poisoned(step, devices):
+        take = build(step, devices)
+
+        def taken(state, batch):
+            state, sums = take(state, batch)
+            return state, sums | ({"nats": np.array([np.nan, 1])} if state.step == 6 else {})
+
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "data_parallel", poisoned)
+        message = r"the loss of step 6 is nan, .*lower optimizer\.peak_rate.*; the last good checkpoint is step 4 in .*/run/checkpoints"
+        with pytest.raises(InputError, match=message):
+            loop.fit(recipe(devices=1), str(workdir))
+    assert [record["step"] for record in runs.history(workdir)][-1] == 5
+    assert loop.fit(recipe(devices=1), str(workdir)).finished, "it goes on once the cause is gone"
+    assert runs.history(workdir) == runs.history(one_device)
