@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="shakespeare",
         data=Data(source="tiny_shakespeare", train_on="train+validation", batch_size=16, length=128, eval_batch_size=16),
-        model=Model(pattern=("selective",) * 4, d_model=128, d_state=256, conv=4, mlp_ratio=2.0, dropout=0.1),
+        model=Model(pattern=("selective",) * 4, d_model=128, d_state=256, conv=4, mlp_ratio=2.0),
         optimizer=Optimizer(peak_rate=3e-3, end_rate=6e-5, warmup_steps=100, weight_decay=0.1),
-        training=Training(steps=3000, eval_every=1000, checkpoint_every=1000, log_every=20, select="last"),
+        training=Training(steps=2500, eval_every=1250, checkpoint_every=500, log_every=20, select="last"),
     ).to_config_dict()
