@@ -16,6 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 RC = {
@@ -230,7 +231,7 @@ def _mark(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) 
 
 def _shade_bar(figure: Figure, ax: Axes, norm: Normalize, label: str) -> None:
     ax.set_axis_off()
-    figure.colorbar(ScalarMappable(norm, SHADES), ax=ax, location="top", label=label, fraction=0.02, pad=0.01, shrink=0.5, aspect=40)
+    figure.colorbar(ScalarMappable(norm, SHADES), ax=ax, location="top", label=label, ticks=MaxNLocator(5), fraction=0.02, pad=0.01, shrink=0.5, aspect=40)
 
 
 def _drop(axes: Sequence[Axes]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import accounting, activity, examples, sections
 from selssm_jax.reporting.activity import Sequence
@@ -85,7 +86,7 @@ def _scores(run: Run, split: str) -> Results:
         "primary": PRIMARY[task.kind],
         "metrics": _readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
         "baselines": {name: _readable(metrics, run) for name, metrics in run.dataset.baselines(split).items()},
-        "config": dataclasses.asdict(run.experiment),
+        "config": _portable(run.experiment),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
         "machine": machine(),
     }
@@ -106,6 +107,13 @@ def _readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]
         if run.experiment.data.level == "word" and run.dataset.carries:
             found["perplexity"] = math.exp(min(found["nats"], 700.0))  # of what a float can hold
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def _portable(experiment: Experiment) -> Results:
+    """The configuration without the folders of this machine, which decide nothing."""
+    here = experiment.data
+    there = dataclasses.replace(here, file=pathlib.Path(here.file).name, local_dir="", cache_dir="")
+    return dataclasses.asdict(dataclasses.replace(experiment, data=there))
 
 
 def machine() -> Results:

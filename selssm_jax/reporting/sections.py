@@ -24,7 +24,7 @@ def scores(results: Results) -> list[Block]:
     """What was evaluated, and its metrics beside the baselines."""
     how = {"best": "the best on the validation split", "last": "the last that was saved"}[results["chosen"]]
     which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
-    words = f"{which} Every number below is exact over the whole {results['split']} split."
+    words = f"{which} The scores are exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
     found = {name for metrics in rows.values() for name in metrics}
     columns = [name for name in COLUMNS if name in found] + sorted(found - set(COLUMNS))

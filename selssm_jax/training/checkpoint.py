@@ -205,10 +205,11 @@ def _folder(path: pathlib.Path) -> pathlib.Path:
 
 def _check_writable(path: pathlib.Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=_folder(path)) as probe:
-            probe.write(b"x")
+        for folder in (path, path / "checkpoints", path / "best"):
+            with tempfile.TemporaryFile(dir=_folder(folder)) as probe:
+                probe.write(b"x")
     except OSError as error:
-        raise InputError(f"--workdir {path} cannot be written ({error.strerror}): choose another folder, or free it") from error
+        raise InputError(f"--workdir {path} cannot be written ({error.strerror}: {error.filename}): choose another folder, or free it") from error
 
 
 def _lock(path: pathlib.Path) -> Any:
@@ -217,6 +218,7 @@ def _lock(path: pathlib.Path) -> Any:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        held.close()
         raise InputError(f"another process is training in {path}: wait for it, stop it, or use a new --workdir") from error
     except OSError:
         return held  # a file system without locks

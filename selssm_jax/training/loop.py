@@ -70,6 +70,13 @@ class _Run:
             if self.first and self._lacks_validation(self.first):  # it was interrupted
                 self._validate(self.first, stop)
             reached = self._loop(stop)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(
+                f"the device ran out of memory: lower data.batch_size or data.eval_batch_size, raise optimizer.accumulate, or set model.remat=True; "
+                f"{self.workdir.last_good()}"
+            ) from error
         finally:
             self.log.close()
         return Outcome(reached, reached == self.experiment.training.steps and not self._lacks_validation(reached), self._last_validation())

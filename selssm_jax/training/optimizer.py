@@ -1,11 +1,13 @@
 """AdamW with warm-up and cosine; which parameters decay is read from their paths."""
 
+import re
+
 import jax
 import optax
 
 from selssm_jax.config import Experiment
 
-UNDECAYED = frozenset({"bias", "scale", "D", "A", "A_log", "A_log_decay", "A_phase", "dt"})
+UNDECAYED = re.compile(r"(A|dt)(_\w+)?|D|\w*bias|scale|\w*embedding")
 
 
 def build(experiment: Experiment) -> optax.GradientTransformation:
@@ -31,4 +33,4 @@ def decayed(path: tuple[str, ...]) -> bool:
 
     A decayed pole or gate bias would change how long a model remembers, which is what the data should decide.
     """
-    return path[-1] not in UNDECAYED and "embedding" not in path[-1] and not any(part.endswith("norm") for part in path)
+    return not UNDECAYED.fullmatch(path[-1]) and not any(part.endswith("norm") for part in path)

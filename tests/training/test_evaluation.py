@@ -1,96 +1,108 @@
-"""Exact over a split on any batch size; a text read as streams is read as one; the compiled step is one."""
+"""Evaluation is exact: for any batch size, and on a text equal to reading one long stream with its state carried."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.config import Experiment, Task
-from selssm_jax.data.pipeline import in_order
+import runs
+from selssm_jax import data
+from selssm_jax.config import Data, Model
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives
 from selssm_jax.training.evaluation import Evaluator
 
-TASK = Task("language", vocab=5, length=6)
-TOKENS = np.random.default_rng(0).integers(0, TASK.vocab, (7, 25)).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Seven sequences of six steps; the last batch is filled up with rows of no weight."""
-
-    task: Task = TASK
-    carries: bool = False
-
-    def evaluate(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        def take(rows: np.ndarray) -> dict[str, np.ndarray]:
-            inputs = TOKENS[rows, :6]
-            return {"inputs": inputs, "targets": TOKENS[rows, 1:7], "weights": np.ones(inputs.shape, np.float32), "valid": np.ones(inputs.shape, bool)}
-
-        return in_order(len(TOKENS), batch_size, take)
-
-
-@dataclasses.dataclass(frozen=True)
-class Streams:
-    """Two sequences of 24 steps, in windows of six, the second half of a pair of streams of which each row goes on."""
-
-    task: Task = TASK
-    carries: bool = True
-
-    def evaluate(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, 24, 6):
-            inputs, targets = TOKENS[:batch_size, start : start + 6], TOKENS[:batch_size, start + 1 : start + 7]
-            yield {"inputs": inputs, "targets": targets, "weights": np.ones(inputs.shape, np.float32), "valid": np.ones(inputs.shape, bool)}
+SMALL = Model(pattern=("selective",), d_model=6, d_state=5, conv=3)
+TEXT = "a gate says what to keep, and what it keeps is the state\n" * 20
 
 
 @pytest.fixture(scope="module")
-def model(smoke) -> SequenceModel:
-    return SequenceModel(dataclasses.replace(smoke().model, task=TASK))
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "text.txt").write_text(TEXT)
+    rows = [f"{np.sin(index):.4f},{np.cos(index / 3):.4f}" for index in range(120)]
+    (folder / "table.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "signals.npz", signal=rng.standard_normal((60, 11)).astype(np.float32), label=np.arange(60) % 3)
+    return {
+        "text": Data(source="text", file=str(folder / "text.txt"), length=16),
+        "csv": Data(source="csv", file=str(folder / "table.csv"), length=8, horizon=4),
+        "npz": Data(source="npz", file=str(folder / "signals.npz"), length=0),
+        "selective_copying": runs.experiment().data,
+    }
 
 
 @pytest.fixture(scope="module")
-def params(model):
-    return jax.jit(model.init)({"params": jax.random.key(0)}, jnp.zeros((1, 6), jnp.int32))["params"]
+def drawn(sources):
+    """For each source, (data set, small model, its parameters as drawn)."""
+    return {name: build(source) for name, source in sources.items()}
 
 
-def whole(model: SequenceModel, params: dict, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """The metrics of all rows in one call."""
-    logits, _ = jax.jit(model.apply)({"params": params}, inputs)
-    return objectives.means(objectives.score("language", logits, {"targets": targets, "weights": jnp.ones(targets.shape)}))
+def build(source: Data, **options: float):
+    dataset = data.load(source)
+    model = SequenceModel(dataclasses.replace(SMALL, task=dataset.task, **options))
+    inputs = next(iter(dataset.evaluate("test", 1)))["inputs"]
+    keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+    return dataset, model, jax.jit(model.init)(keys, inputs)["params"]
 
 
-def evaluator(smoke, model: SequenceModel, rows: int) -> Evaluator:
-    experiment: Experiment = smoke(data__eval_batch_size=rows)
-    return Evaluator(experiment, model)
+def evaluate(source: Data, dataset, model, params, split: str = "test", **options) -> dict[str, float]:
+    experiment = dataclasses.replace(runs.experiment(), data=source, model=model.config)
+    return Evaluator(experiment, model)(params, dataset, split, **options)
 
 
-@pytest.mark.parametrize("rows", [3, 7])
-def test_every_row_counts_once_whatever_the_batch_size(smoke, model, params, rows):
-    evaluate = evaluator(smoke, model, rows)
-    found = evaluate(params, Rows(), "validation")
-    assert found == pytest.approx(whole(model, params, TOKENS[:, :6], TOKENS[:, 1:7]), rel=1e-5)
-    assert evaluate(params, Rows(), "test") == found
-    assert evaluate._step._cache_size() == 1
+@pytest.mark.parametrize("name", ["csv", "npz", "selective_copying"])
+def test_any_batch_size_gives_the_same(name, sources, drawn):
+    dataset, model, params = drawn[name]
+    whole = next(iter(dataset.evaluate("test", sum(len(batch["weights"]) for batch in dataset.evaluate("test", 1)))))
+    whole = jax.tree.map(jnp.asarray, whole)
+    outputs, _ = jax.jit(model.apply)({"params": params}, whole["inputs"], valid=whole["valid"])
+    expected = objectives.means(objectives.score(dataset.task.kind, outputs, whole))
+    for size in (5, 7):
+        assert evaluate(dataclasses.replace(sources[name], eval_batch_size=size), dataset, model, params) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_state_is_carried_where_batches_go_on_and_only_there(smoke, model, params):
-    evaluate = evaluator(smoke, model, 2)
-    read_through = whole(model, params, TOKENS[:2, :24], TOKENS[:2, 1:25])
-    assert evaluate(params, Streams(), "test") == pytest.approx(read_through, rel=1e-5)
-    assert evaluate(params, Streams(carries=False), "test")["nats"] != pytest.approx(read_through["nats"], rel=1e-4)
+@pytest.mark.parametrize(("size", "length"), [(1, 16), (1, 7), (3, 16)])
+def test_a_text_is_read_as_streams_without_an_end(size, length, sources, drawn):
+    source = dataclasses.replace(sources["text"], length=length, eval_batch_size=size)
+    (_, model, params), dataset = drawn["text"], data.load(source)
+    assert dataset.carries
+    tokens = jnp.asarray(dataset.encode(TEXT))[int(0.9 * len(TEXT)) :]  # the test split is the last tenth
+    rows = -(-(len(tokens) - 1) // size)
+    sums = []
+    for start in range(0, len(tokens) - 1, rows):
+        stream = tokens[start : start + rows + 1][None]
+        logits, _ = jax.jit(model.apply)({"params": params}, stream[:, :-1])
+        batch = {"targets": stream[:, 1:], "weights": jnp.ones(stream[:, 1:].shape)}
+        sums.append(objectives.score("language", logits, batch))
+    total = jax.tree.map(lambda *parts: sum(parts), *sums)
+    assert total["nats"][1] == len(tokens) - 1
+    assert evaluate(source, dataset, model, params) == pytest.approx(objectives.means(total), rel=1e-5)
 
 
-def test_parameters_on_several_devices_are_evaluated_on_one(smoke, model, params):
+def test_noise_is_the_same_every_time(sources):
+    dataset, model, params = build(sources["csv"], observation_noise=0.5, process_noise=0.5)
+    noisy = [evaluate(sources["csv"], dataset, model, params) for _ in range(2)]
+    assert noisy[0] == noisy[1]
+
+
+def test_an_evaluation_can_be_interrupted(sources, drawn):
+    assert evaluate(sources["npz"], *drawn["npz"], unless=lambda: True) == {}
+    assert evaluate(sources["npz"], *drawn["npz"], "validation").keys() == {"nats", "accuracy"}
+
+
+def test_parameters_on_several_devices_are_evaluated_on_one(sources, drawn):
+    dataset, model, params = drawn["npz"]
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
     spread = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    evaluate = evaluator(smoke, model, 7)
-    assert evaluate(spread, Rows(), "test") == evaluate(params, Rows(), "test")
+    assert evaluate(sources["npz"], dataset, model, spread) == evaluate(sources["npz"], dataset, model, params)
 
 
-def test_it_can_be_broken_off(smoke, model, params):
-    calls = []
-    assert evaluator(smoke, model, 3)(params, Rows(), "test", unless=lambda: calls.append(1) or len(calls) > 1) == {}
-    assert len(calls) == 2
+def test_batches_share_one_compiled_step(sources, drawn):
+    dataset, model, params = drawn["npz"]
+    evaluator = Evaluator(dataclasses.replace(runs.experiment(), data=sources["npz"], model=model.config), model)
+    for split in ("validation", "test"):
+        evaluator(params, dataset, split)
+    assert evaluator._step._cache_size() == 1

@@ -1,0 +1,262 @@
+"""A run's folder: whose it is, what survives damage, what a full disk or a second process is told."""
+
+import errno
+import json
+import pathlib
+import shutil
+from contextlib import closing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+from selssm_jax.errors import InputError
+from selssm_jax.training.checkpoint import Workdir, read_experiment, restore_for_eval
+
+RECIPE = runs.experiment(training__keep_checkpoints=3)
+METADATA = {"vocabulary": ["a", "b"], "train_tokens": 7}
+
+
+def state_at(step: int) -> dict[str, Any]:
+    """Returns a training state in little: every leaf says the step."""
+    return {"params": {"w": jnp.full((40,), step, jnp.float32)}, "step": jnp.int32(step)}
+
+
+SHAPES = jax.eval_shape(lambda: state_at(0))
+
+
+def write(folder: pathlib.Path, experiment=RECIPE, steps=(1, 2, 3), best=2) -> pathlib.Path:
+    """Writes a run with checkpoints at `steps` and its best parameters at another."""
+    with closing(Workdir(str(folder), experiment)) as workdir:
+        workdir.describe(METADATA)
+        for step in steps:
+            workdir.save(step, state_at(step), {"data": {"next": step}, "history": []})
+        if best:
+            workdir.save_best(best, state_at(10 * best)["params"], {"nats": 1.0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("checkpoint") / "run")
+
+
+@pytest.fixture
+def run(written, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(written, tmp_path / "run")
+
+
+def restore(run: pathlib.Path, experiment=RECIPE):
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), SHAPES)
+    with closing(Workdir(str(run), experiment)) as workdir:
+        return workdir.restore(shapes)
+
+
+def test_the_newest_checkpoint_comes_back(run):
+    found = restore(run)
+    assert found.step == found.state["step"] == 3 and found.progress == {"data": {"next": 3}, "history": []}
+    np.testing.assert_array_equal(found.state["params"]["w"], 3)
+
+
+def test_there_is_none_in_a_new_folder(tmp_path):
+    assert restore(tmp_path / "new" / "folder") is None
+
+
+def test_as_many_are_kept_as_asked_and_one_best(tmp_path):
+    run = write(tmp_path / "run", runs.experiment(training__keep_checkpoints=2), steps=(1, 2, 2, 3, 4), best=3)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3", "4"]
+    with closing(Workdir(str(run), runs.experiment(training__keep_checkpoints=2))) as workdir:
+        workdir.save_best(2, state_at(7)["params"], {"nats": 0.5})  # after a fall back to an earlier checkpoint
+    assert [path.name for path in (run / "best").iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer__peak_rate", 0.5, r"optimizer\.peak_rate: 0\.01 there, 0\.5 now"),
+        ("model__d_state", 9, r"model\.d_state: 8 there, 9 now"),
+        ("data__seed", 3, r"data\.seed: 0 there, 3 now"),
+        ("training__seed", 3, r"training\.seed: 0 there, 3 now"),
+    ],
+)
+def test_another_experiment_is_refused_by_the_key_that_differs(run, key, value, message):
+    before = runs.content(run)
+    with pytest.raises(InputError, match=rf"holds another experiment's run \({message}\): use the same config, or a new --workdir"):
+        Workdir(str(run), runs.experiment(**{key: value}))
+    assert runs.content(run) == before
+
+
+@pytest.mark.parametrize("key", ["steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "devices"])
+def test_what_decides_nothing_may_change(run, key):
+    assert restore(run, runs.experiment(**{f"training__{key}": 3 if key != "steps" else 600})).step == 3
+
+
+def test_other_data_under_the_same_name_is_refused(run):
+    before = runs.content(run)
+    with closing(Workdir(str(run), RECIPE)) as workdir, pytest.raises(InputError, match=r"the data changed.*\(vocabulary\): bring back the old data"):
+        workdir.describe(METADATA | {"vocabulary": ["a", "b", "c"]})
+    assert runs.content(run) == before
+
+
+def truncate(folder: pathlib.Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "everything truncated": truncate,
+    "state truncated": lambda step: truncate(step / "state"),
+    "state emptied": lambda step: [path.write_bytes(b"") for path in (step / "state").rglob("*") if path.is_file()],
+    "state gone": lambda step: shutil.rmtree(step / "state"),
+    "progress truncated": lambda step: truncate(step / "progress"),
+    "progress gone": lambda step: shutil.rmtree(step / "progress"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run, capsys, damage):
+    DAMAGE[damage](run / "checkpoints" / "3")
+    before = runs.content(run)
+    found = restore(run)
+    assert found.step == 2 and found.progress["data"] == {"next": 2}
+    np.testing.assert_array_equal(found.state["params"]["w"], 2)
+    warning = capsys.readouterr().err
+    assert f"warning: checkpoint 3 of {run} cannot be read" in warning and "going on from the one before" in warning
+    (aside,) = (run / "unreadable").iterdir()
+    moved = {path.replace("checkpoints", f"unreadable/{aside.name}") if path.startswith("checkpoints/3/") else path for path in before}
+    assert runs.content(run).keys() == moved, "nothing else was touched, and what is damaged is kept"
+    assert restore(run).step == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_with_no_readable_checkpoint_nothing_is_touched(run):
+    truncate(run / "checkpoints")
+    before = runs.content(run)
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read \(step 3: .*step 2: .*step 1: .*restore the folder, or start in a new --workdir"):
+        restore(run)
+    assert runs.content(run) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"config\.json is damaged"),
+        ("{", r"config\.json is damaged"),
+        ("[1]", r"config\.json is damaged"),
+        ('{"format": "x", "experiment": {}}', r"config\.json is damaged"),
+        ('{"format": 1}', r"config\.json is damaged"),
+        ('{"format": 1, "experiment": {"dta": {}}}', r"config has no key 'dta': did you mean 'data'"),
+        ('{"format": 2, "experiment": {"later": 1}}', r"written by a newer version \(format 2, this one reads up to 1\): upgrade selssm_jax"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_told_and_left_alone(run, text, message):
+    (run / "config.json").write_text(text)
+    before = runs.content(run)
+    for read in (lambda: Workdir(str(run), RECIPE), lambda: read_experiment(str(run)), lambda: restore_for_eval(str(run))):
+        with pytest.raises(InputError, match=message):
+            read()
+    assert runs.content(run) == before
+
+
+def test_a_run_describes_itself(run):
+    assert read_experiment(str(run)) == RECIPE
+    assert json.loads((run / "dataset.json").read_text()) == METADATA
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_in_the_way_of_the_folder(tmp_path, path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=rf"--workdir .*{path} cannot be written \(.*\): choose another folder"):
+        Workdir(str(tmp_path / path), RECIPE)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_a_file_in_the_way_inside_the_folder(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"--workdir {tmp_path} cannot be written \(File exists: .*/{name}\): choose another folder, or free it"):
+        Workdir(str(tmp_path), RECIPE)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_one_folder(run):
+    with (
+        closing(Workdir(str(run), RECIPE)),
+        pytest.raises(InputError, match=r"another process is training in .*: wait for it, stop it, or use"),
+    ):
+        Workdir(str(run), RECIPE)
+    assert restore(run).step == 3
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_names_the_last_good_checkpoint_and_loses_nothing(run, monkeypatch):
+    before = runs.content(run)
+    message = rf"{run} could not be written, the disk is full: free some space and run the same command again; the last good checkpoint is step 3 in .*"
+    with closing(Workdir(str(run), RECIPE)) as workdir, monkeypatch.context() as patch:
+        patch.setattr(workdir._manager, "save", full)
+        patch.setattr(workdir._best, "save", full)
+        with pytest.raises(InputError, match=message):
+            workdir.save(4, state_at(4), {})
+        with pytest.raises(InputError, match=message):
+            workdir.save_best(4, state_at(4)["params"], {})
+        with pytest.raises(InputError, match=message), workdir.writing():
+            full()
+    assert runs.content(run) == before
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_in_the_background(run, monkeypatch):
+    before = runs.content(run)
+    workdir = Workdir(str(run), RECIPE)
+    monkeypatch.setattr(workdir._manager, "wait_until_finished", full)
+    with pytest.raises(InputError, match=r"the disk is full.*the last good checkpoint is step 3"):
+        workdir.close()
+    monkeypatch.undo()
+    assert runs.content(run) == before
+    assert restore(run).step == 3, "its lock is gone"
+
+
+@pytest.mark.parametrize(("select", "step", "value"), [("best", 2, 20), ("last", 3, 3)])
+def test_parameters_for_evaluation(tmp_path, select, step, value):
+    write(tmp_path / "run", runs.experiment(training__select=select))
+    experiment, params, found = restore_for_eval(str(tmp_path / "run"))
+    assert experiment.training.select == select and found == step
+    np.testing.assert_array_equal(params["w"], value)
+
+
+@pytest.mark.parametrize(("lost", "step", "value"), [("best", 3, 3), ("checkpoints", 2, 20)])
+def test_evaluation_takes_what_there_is(run, lost, step, value):
+    shutil.rmtree(run / lost)
+    _, params, found = restore_for_eval(str(run))
+    assert found == step
+    np.testing.assert_array_equal(params["w"], value)
+
+
+def test_evaluation_goes_past_what_is_damaged_with_a_warning(run, capsys):
+    truncate(run / "best")
+    truncate(run / "checkpoints" / "3")
+    before = runs.content(run)
+    _, params, found = restore_for_eval(str(run))
+    assert found == 2 and capsys.readouterr().err.count("cannot be read") == 2
+    np.testing.assert_array_equal(params["w"], 2)
+    truncate(run / "checkpoints")
+    with pytest.raises(InputError, match=r"no checkpoint of .* can be read: restore the folder, or train again in a new --workdir"):
+        restore_for_eval(str(run))
+    assert runs.content(run).keys() == before.keys()
+
+
+def test_evaluation_of_what_is_no_run_or_not_trained(run, tmp_path):
+    with pytest.raises(InputError, match=r"is not a run: it has no config\.json; give the --workdir of a training run"):
+        restore_for_eval(str(tmp_path / "nowhere"))
+    for name in ("best", "checkpoints"):
+        shutil.rmtree(run / name)
+    with pytest.raises(InputError, match="has no checkpoint yet: train it first"):
+        restore_for_eval(str(run))

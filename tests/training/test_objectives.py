@@ -1,0 +1,94 @@
+"""Losses against NumPy; sums that merge; penalties over valid steps only."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selssm_jax.training import objectives
+
+RNG = np.random.default_rng(0)
+
+
+def batch_of(kind: str, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Outputs and a batch with some weights at zero and one at a half."""
+    shape = {"language": (rows, 5), "classification": (rows,), "forecasting": (rows,)}[kind]
+    weights = RNG.integers(0, 2, shape).astype(np.float32)
+    weights[0] = 0.5
+    if kind == "forecasting":
+        return RNG.standard_normal((rows, 4, 3), np.float32), {"targets": RNG.standard_normal((rows, 4, 3), np.float32), "weights": weights}
+    return 3 * RNG.standard_normal((*shape, 7), np.float32), {"targets": RNG.integers(0, 7, shape).astype(np.int32), "weights": weights}
+
+
+def score(kind: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> objectives.Sums:
+    return objectives.score(kind, jnp.asarray(outputs), {name: jnp.asarray(value) for name, value in batch.items()})
+
+
+@pytest.mark.parametrize("kind", ["language", "classification"])
+def test_categorical_scores_are_the_weighted_means_of_each_target(kind):
+    logits, batch = batch_of(kind, 8)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(-1, keepdims=True)
+    nats = -np.log(np.take_along_axis(p, batch["targets"][..., None], -1)[..., 0])
+    right = logits.argmax(-1) == batch["targets"]
+    found = objectives.means(score(kind, logits, batch))
+    weights = batch["weights"].astype(np.float64)
+    assert found["nats"] == pytest.approx((nats * weights).sum() / weights.sum(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((right * weights).sum() / weights.sum(), rel=1e-5)
+
+
+def test_regression_scores_are_means_over_horizon_and_channels_of_weighted_rows():
+    outputs, batch = batch_of("forecasting", 6)
+    error = (outputs - batch["targets"]).astype(np.float64)
+    found = objectives.means(score("forecasting", outputs, batch))
+    assert found["mse"] == pytest.approx(np.average((error**2).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
+    assert found["mae"] == pytest.approx(np.average(np.abs(error).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["language", "classification", "forecasting"])
+def test_sums_of_parts_merge_to_those_of_the_whole(kind):
+    outputs, batch = batch_of(kind, 8)
+    whole = score(kind, outputs, batch)
+    parts = [score(kind, outputs[cut], {name: value[cut] for name, value in batch.items()}) for cut in (slice(0, 4), slice(4, 8))]
+    for name, pair in whole.items():
+        np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["language", "classification", "forecasting"])
+def test_rows_of_weight_zero_change_nothing(kind):
+    outputs, batch = batch_of(kind, 8)
+    batch["weights"][-1] = 0
+    before = score(kind, outputs, batch)
+    outputs[-1] += 100
+    for name, pair in score(kind, outputs, batch).items():
+        np.testing.assert_array_equal(pair, before[name])
+
+
+def test_no_weight_is_not_a_number_rather_than_a_score():
+    assert np.isnan(objectives.means({"nats": np.zeros(2)})["nats"])
+
+
+def test_better_is_higher_accuracy_and_lower_everything_else():
+    assert objectives.is_better("accuracy", 0.6, 0.5) and not objectives.is_better("accuracy", 0.5, 0.5)
+    assert objectives.is_better("nats", 0.5, 0.6) and not objectives.is_better("mse", 0.6, 0.5)
+    assert objectives.is_better("nats", 9.0, float("nan")) and not objectives.is_better("nats", float("nan"), 9.0)
+    assert not objectives.is_better("nats", float("nan"), float("nan"))
+
+
+@pytest.mark.parametrize(("stride", "channels"), [(1, 1), (3, 1), (3, 2)])
+def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, channels):
+    rows, length, frames = 3, 10, -(-10 // stride)
+    valid = np.arange(length)[None] < np.array([10, 7, 4])[:, None]
+    gates = [RNG.uniform(size=(rows * channels, frames, 5)).astype(np.float32) for _ in range(2)]
+    seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),), "G": {"penalty_l0": (jnp.float32(0.2 + index),)}}} for index, gate in enumerate(gates)}
+    found = objectives.gate_penalties(seen, jnp.asarray(valid), stride)
+    kept = np.repeat(valid[:, ::stride], channels, axis=0)
+    assert objectives.means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
+    assert objectives.means(found)["gate_l0"] == pytest.approx(0.7)
+    batch = {"valid": jnp.asarray(valid), "weights": jnp.ones(rows)}
+    for name, weight in objectives.weights("classification", batch, stride).items():
+        assert weight == (found[name][1] if name in found else rows)
+
+
+def test_gates_without_an_l0_have_no_such_penalty():
+    seen = {"block_0": {"mixer": {"gate": (jnp.ones((1, 4, 2)),)}}}
+    assert set(objectives.gate_penalties(seen, jnp.ones((1, 4), bool), 1)) == {"gate_l1"}

@@ -1,0 +1,57 @@
+"""Devices that exist and share rows equally; one result, whatever their number; a state that is used up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selssm_jax.errors import InputError
+from selssm_jax.training import parallel
+
+
+def test_all_devices_or_the_first_few():
+    assert parallel.choose_devices(0, 8) == jax.local_devices()
+    assert parallel.choose_devices(2, 8) == jax.local_devices()[:2]
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(InputError, match=r"training\.devices=5, but this machine has 4 cpu device\(s\): use at most that, or 0"):
+        parallel.choose_devices(5, 10)
+
+
+def test_rows_that_devices_cannot_share():
+    with pytest.raises(InputError, match=r"data\.batch_size over optimizer\.accumulate is 6, which 4 devices cannot share equally: use a multiple of 4"):
+        parallel.choose_devices(4, 6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_sums_over_devices_are_those_of_the_whole_batch(count):
+    devices = parallel.choose_devices(count, 8)
+
+    def step(state, batch, *, axis):
+        seen = parallel.total({"rows": batch["x"].sum(0), "devices": jnp.ones(())}, axis)
+        return {"w": state["w"] + seen["rows"]}, seen
+
+    take = parallel.data_parallel(step, devices)
+    state = jax.device_put({"w": jnp.zeros(3)}, parallel.layout(devices))
+    batch = {"x": np.arange(24, dtype=np.float32).reshape(8, 3)}
+    for _ in range(2):
+        before = state
+        state, seen = take(state, batch)
+        assert state["w"].sharding == parallel.layout(devices), "the state comes back where it was, so that nothing is compiled twice"
+        assert before["w"].is_deleted(), "its memory is used again"
+    np.testing.assert_allclose(state["w"], 2 * batch["x"].sum(0))
+    assert state["w"].shape == (3,), "no device axis"
+    assert seen["devices"] == count
+    assert len(parallel.one_copy(state)["w"].devices()) == 1
+
+
+def test_each_device_draws_its_own():
+    def step(state, batch, *, axis):
+        key = parallel.on_device(jax.random.key(0), axis)
+        return state, parallel.total(jax.random.normal(key, (3,)), axis)
+
+    devices = jax.local_devices()[:2]
+    both = parallel.data_parallel(step, devices)(jax.device_put(jnp.zeros(1), parallel.layout(devices)), np.zeros((2, 1), np.float32))[1]
+    each = [jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (3,)) for index in range(2)]
+    np.testing.assert_allclose(both, each[0] + each[1], rtol=1e-6)

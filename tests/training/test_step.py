@@ -1,0 +1,118 @@
+"""One step: the same on any number of devices and micro-batches; what is drawn at random hangs on seed and step alone."""
+
+import dataclasses
+import functools
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import runs
+from selssm_jax.config import Experiment, Optimizer, Task, Training
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import objectives, optimizer, parallel, step
+
+TASKS = {
+    "language": Task("language", vocab=5, length=12),
+    "classification": Task("classification", channels=1, classes=3, length=12),
+    "forecasting": Task("forecasting", channels=2, length=12, horizon=4),
+}
+
+
+def ragged(task: Task, rows: int = 8) -> step.Batch:
+    """A batch whose rows are padded and weighted unequally, so that a mean of means is not the mean."""
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(2, task.length + 1, rows)
+    valid = np.arange(task.length)[None] < lengths[:, None]
+    if task.kind == "language":
+        tokens = rng.integers(0, task.vocab, (2, rows, task.length)).astype(np.int32)
+        return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
+    inputs = rng.standard_normal((rows, task.length, task.channels), np.float32)
+    series = task.kind == "forecasting"
+    targets = rng.standard_normal((rows, task.horizon, task.channels), np.float32) if series else rng.integers(0, task.classes, rows).astype(np.int32)
+    return {"inputs": inputs, "targets": targets, "weights": rng.uniform(0.1, 2, rows).astype(np.float32), "valid": valid}
+
+
+@functools.cache
+def begin(network: SequenceModel, experiment: Experiment) -> step.TrainState:
+    """A first state on the host: compiled once for all tests that start from it."""
+    return jax.device_get(step.initial(experiment, network, optimizer.build(experiment), ragged(network.config.task)))
+
+
+def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) -> tuple[Any, step.TrainState, step.Batch]:
+    """Returns a step over `count` devices, a state for it and a batch."""
+    network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS[kind], **model))
+    devices = parallel.choose_devices(count, 8)
+    take = parallel.data_parallel(partial(step.train_step, model=network, optimizer=optimizer.build(experiment), experiment=experiment), devices)
+    first = begin(network, dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=Training()))
+    return take, jax.device_put(first, parallel.layout(devices)), ragged(TASKS[kind])
+
+
+def after(take: Any, state: step.TrainState, batch: step.Batch, steps: int = 3) -> tuple[step.TrainState, list[dict[str, float]]]:
+    seen = []
+    for _ in range(steps):
+        state, sums = take(state, batch)
+        seen.append(objectives.means(jax.device_get(sums)))
+    return jax.device_get(state), seen
+
+
+def assert_same(one: Any, other: Any) -> None:
+    (state, seen), (others, others_seen) = one, other
+    for metrics, others_metrics in zip(seen, others_seen, strict=True):
+        assert metrics == pytest.approx(others_metrics, rel=1e-5, abs=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), state.params, others.params)
+
+
+CASES = [
+    ("language", {}, ((1, 4), (2, 2), (4, 1))),
+    ("classification", {"frame": 4, "stride": 2}, ((2, 2),)),
+    ("forecasting", {"channels_apart": True}, ((2, 2),)),
+]
+
+
+@pytest.mark.parametrize(("kind", "model", "ways"), CASES)
+def test_micro_batches_and_devices_change_nothing(kind, model, ways):
+    penalised = {"training__gate_l1": 0.3}
+    whole = after(*build(runs.experiment(**penalised), kind, **model))
+    for count, parts in ways:
+        assert_same(whole, after(*build(runs.experiment(**penalised, optimizer__accumulate=parts), kind, count=count, **model)))
+
+
+def test_the_loss_and_its_penalty_fall():
+    state, seen = after(*build(runs.experiment(training__gate_l1=3.0), "language"), steps=40)
+    assert seen[-1]["nats"] < 0.9 * seen[0]["nats"]
+    assert seen[-1]["gate_l1"] < 0.8 * seen[0]["gate_l1"]
+    assert state.step == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "names"),
+    [
+        ({}, {}, set()),
+        ({"training__gate_l1": 0.1}, {}, {"gate_l1"}),
+        ({"training__gate_l0": 0.1, "model__gate": "hard_concrete"}, {"gate": "hard_concrete", "remat": True}, {"gate_l1", "gate_l0"}),
+    ],
+)
+def test_gates_are_kept_only_for_a_penalty(monkeypatch, options, model, names):
+    experiment, asked = runs.experiment(**options), []
+    network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS["language"], **model))
+    tx, batch = optimizer.build(experiment), ragged(TASKS["language"])
+    state = jax.eval_shape(partial(step.initial, experiment, network, tx), batch)
+    apply = SequenceModel.apply
+    monkeypatch.setattr(SequenceModel, "apply", lambda self, *args, **kwargs: asked.append(kwargs.get("mutable")) or apply(self, *args, **kwargs))
+    _, sums = jax.eval_shape(partial(step.train_step, model=network, optimizer=tx, experiment=experiment), state, batch)
+    assert asked == [["intermediates"] if names else False]
+    assert set(sums) == {"nats", "accuracy", "gradient_norm"} | names
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_drawn_hangs_on_seed_and_step_alone(count):
+    take, state, batch = build(runs.experiment(), "language", count=count, dropout=0.3, process_noise=0.1)
+    layout = state.step.sharding
+    begun = jax.device_get(state)
+    losses = [after(take, jax.device_put(begun.replace(step=number), layout), batch, 1)[1][0]["nats"] for number in (np.int32(0), np.int32(0), np.int32(5))]
+    assert losses[0] == losses[1] != losses[2]
+    reseeded = jax.device_put(begun.replace(rng=begun.rng + np.uint32(1)), layout)
+    assert after(take, reseeded, batch, 1)[1][0]["nats"] != losses[0]
