@@ -50,7 +50,7 @@ def _record(name: str, record: str, overrides: list[str], results: dict, trainin
     config = results["config"]
     for key in PRIVATE:
         del config["data"][key]
-    kept = ("metrics", "baselines", "split", "step", "select", "versions", "machine")
+    kept = ("metrics", "baselines", "split", "step", "chosen", "versions", "machine")
     parameters = results["costs"]["parameters"]
     return {
         "command": command,

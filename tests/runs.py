@@ -5,6 +5,7 @@ import json
 import pathlib
 import runpy
 import sys
+import warnings
 from typing import Any
 
 import absl.app  # noqa: F401  its flags are defined once a process and stay
@@ -57,7 +58,8 @@ def command(script: str, *arguments: str) -> int:
     known, before = set(flags.FLAGS), sys.argv
     sys.argv = [str(REPOSITORY / script), *arguments]
     try:
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections, when it reads a config file
             runpy.run_path(sys.argv[0], run_name="__main__")
         return stop.value.code or 0
     finally:
