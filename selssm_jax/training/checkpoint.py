@@ -5,7 +5,9 @@ import dataclasses
 import errno
 import fcntl
 import json
+import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -69,11 +71,13 @@ class Workdir:
         if step in self._manager.all_steps():
             return
         with self.writing():
+            _check_space(self.path, state)
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)))
 
     def save_best(self, step: int, params: Any, metrics: dict[str, float]) -> None:
         """Saves the parameters that did best on validation so far, in place of any others."""
         with self.writing():
+            _check_space(self.path, params)
             for later in [found for found in self._best.all_steps() if found >= step]:
                 self._best.delete(later)  # from before the run fell back to an earlier checkpoint
             self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), metrics=ocp.args.JsonSave(metrics)))
@@ -210,6 +214,12 @@ def _check_writable(path: pathlib.Path) -> None:
                 probe.write(b"x")
     except OSError as error:
         raise InputError(f"--workdir {path} cannot be written ({error.strerror}: {error.filename}): choose another folder, or free it") from error
+
+
+def _check_space(path: pathlib.Path, tree: Any) -> None:
+    """Raises OSError before a write that would fill the disk: a thread that fails in the middle of it prints more than a person can use."""
+    if shutil.disk_usage(path).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _lock(path: pathlib.Path) -> Any:

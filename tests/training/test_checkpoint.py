@@ -4,7 +4,8 @@ import errno
 import json
 import pathlib
 import shutil
-from contextlib import closing
+from contextlib import closing, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -211,6 +212,16 @@ def test_a_full_disk_names_the_last_good_checkpoint_and_loses_nothing(run, monke
         with pytest.raises(InputError, match=message), workdir.writing():
             full()
     assert runs.content(run) == before
+
+
+def test_a_disk_with_too_little_space_left_is_told_before_anything_is_written(run, monkeypatch):
+    before, needed = runs.content(run), sum(leaf.nbytes for leaf in jax.tree.leaves(state_at(4)))
+    with closing(Workdir(str(run), RECIPE)) as workdir:
+        for free, is_refused in ((needed - 1, True), (needed, False)):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+            with pytest.raises(InputError, match=r"the disk is full: free some space.*step 3") if is_refused else nullcontext():
+                workdir.save(4, state_at(4), {})
+            assert not is_refused or runs.content(run) == before
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written_in_the_background(run, monkeypatch):
