@@ -51,6 +51,7 @@ def main() -> None:
         **peer,
         "methods": [every_method(shape, -(-chosen.rounds // 3)) for shape in SHAPES],
     }
+    chosen.record.parent.mkdir(exist_ok=True)
     chosen.record.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(peer["ratios"], indent=1))
 

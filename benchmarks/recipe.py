@@ -33,6 +33,7 @@ def main() -> None:
     evaluation = _timed(["eval.py", f"--workdir={workdir}"])
     results = json.loads((workdir / "report" / "results.json").read_text())
     path = ROOT / "benchmarks" / "records" / f"{record}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(_record(chosen.name, record, overrides, results, training, evaluation), indent=2) + "\n")
     print(f"wrote {path.relative_to(ROOT)}")
 
@@ -51,12 +52,11 @@ def _record(name: str, record: str, overrides: list[str], results: dict, trainin
     for key in PRIVATE:
         del config["data"][key]
     kept = ("metrics", "baselines", "split", "step", "chosen", "versions", "machine")
-    parameters = results["costs"]["parameters"]
     return {
         "command": command,
         "seconds": {"training_process": round(training, 1), "evaluation_process": round(evaluation, 1)},
         **{key: results[key] for key in kept},
-        "parameters": parameters["total"] if isinstance(parameters, dict) else parameters,
+        "parameters": sum(results["costs"]["parameters"].values()),
         "seeds": {"training": config["training"]["seed"], "data": config["data"]["seed"]},
         "dtype": config["model"]["dtype"],
         "config": config,

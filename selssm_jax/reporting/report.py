@@ -119,7 +119,7 @@ def _portable(experiment: Experiment) -> Results:
 def machine() -> Results:
     """Returns on what kind of machine this runs; nothing that identifies it."""
     devices = jax.devices()
-    return {"platform": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(), "devices": len(devices), "device": devices[0].device_kind}
+    return {"platform": f"{platform.system()} {platform.machine()}", "cpus": len(os.sched_getaffinity(0)), "devices": len(devices), "device": devices[0].device_kind}
 
 
 def _observe(run: Run, split: str) -> tuple[dict[str, activity.Sums], list[Sequence]]:
