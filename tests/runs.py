@@ -58,9 +58,10 @@ def command(script: str, *arguments: str) -> int:
     known, before = set(flags.FLAGS), sys.argv
     sys.argv = [str(REPOSITORY / script), *arguments]
     try:
-        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections, when it reads a config file
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(sys.argv[0], run_name="__main__")
         return stop.value.code or 0
     finally:
         sys.argv = before

@@ -78,9 +78,7 @@ FILES = {
     "fewer labels than signals": Mistake(data("npz", "fewer.npz"), ("12 signals and 11 labels", "one label for each")),
     "NaN in a signal": Mistake(data("npz", "nan.npz"), ("'signal' holds nan at [3, 2, 0]", "fill it in or drop")),
     "a split that is none": Mistake(data("npz", "split.npz"), ("'split'", "0 (training), 1 (validation) or 2 (test)")),
-    "a folder without the data": Mistake(
-        ("--config.data.source=tiny_shakespeare", "--config.data.local_dir={files}/nothing"), ("tinyshakespeare", "nothing")
-    ),
+    "a folder without the data": Mistake(("--config.data.source=tiny_shakespeare", "--config.data.local_dir={files}/nothing"), ("tinyshakespeare", "nothing")),
     "another file than the published": Mistake(
         ("--config.data.source=etth1", "--config.data.local_dir={files}/changed"), ("ETTh1.csv is not the published file", "sha256", "fetch it again")
     ),

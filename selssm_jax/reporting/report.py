@@ -119,7 +119,8 @@ def _portable(experiment: Experiment) -> Results:
 def machine() -> Results:
     """Returns on what kind of machine this runs; nothing that identifies it."""
     devices = jax.devices()
-    return {"platform": f"{platform.system()} {platform.machine()}", "cpus": len(os.sched_getaffinity(0)), "devices": len(devices), "device": devices[0].device_kind}
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # fewer where a process was pinned
+    return {"platform": f"{platform.system()} {platform.machine()}", "cpus": cpus, "devices": len(devices), "device": devices[0].device_kind}
 
 
 def _observe(run: Run, split: str) -> tuple[dict[str, activity.Sums], list[Sequence]]:
