@@ -50,9 +50,11 @@ class Workdir:
     def __init__(self, path: str, experiment: Experiment) -> None:
         self.path, self._experiment = pathlib.Path(path).absolute(), experiment
         _check_writable(self.path)
-        self._begun = bool(_steps(self.path / "checkpoints") or _steps(self.path / "best"))
+        taken = _steps(self.path / "checkpoints") + _steps(self.path / "best")
+        self._begun = bool(taken)
         if self._begun:
             _check_same(read_experiment(path), experiment, self.path)
+            _check_steps(max(taken), experiment.training.steps, self.path)
         self._lock = _lock(self.path)
         self._manager = _manager(self.path / "checkpoints", experiment.training.keep_checkpoints)
         self._best = _manager(self.path / "best", 1)
@@ -240,6 +242,11 @@ def _check_same(found: Experiment, asked: Experiment, path: pathlib.Path) -> Non
     differing = [f"{key}: {old[key]!r} there, {new[key]!r} now" for key in new if key not in MAY_DIFFER and old[key] != new[key]]
     if differing:
         raise InputError(f"{path} holds another experiment's run ({'; '.join(differing)}): use the same config, or a new --workdir")
+
+
+def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
+    if taken > asked:
+        raise InputError(f"training.steps={asked}, but the run in {path} has already taken {taken}: use more, or a new --workdir")
 
 
 def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:

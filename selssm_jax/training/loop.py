@@ -91,8 +91,6 @@ class _Run:
             self.batches.set_state(start)
             self.state, self.meter = jax.device_put(fresh(), layout), Meter()
             return 0, []
-        if restored.step > self.experiment.training.steps:
-            raise InputError(f"training.steps={self.experiment.training.steps}, but the run in {self.workdir.path} has already taken {restored.step}: use more")
         self.batches.set_state(restored.progress["data"])
         self.state, self.meter = restored.state, Meter(restored.progress["meter"])
         return restored.step, restored.progress["history"]
