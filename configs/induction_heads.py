@@ -2,9 +2,9 @@
 
 Command:        python train.py --config configs/induction_heads.py --report
 Data:           synthetic (Olsson et al. 2022; Gu and Dao 2023): 16 symbols, 256 steps
-Hardware:       2 CPU cores
-Time:           about 10 minutes
-Expected score: see README.md, "Recipes", and benchmarks/records/induction_heads.json
+Hardware:       1 CPU core
+Time:           18 minutes
+Expected score: test accuracy 100 % (benchmarks/records/induction_heads.json)
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 Command:        python train.py --config configs/quickstart.py --report
 Data:           the text of pydoc_data.topics, cut in time: 85 % training, 5 % validation, 10 % test
 Hardware:       2 CPU cores, or any accelerator
-Time:           under 3 minutes: training, evaluation and report
-Expected score: see README.md, "Recipes", and benchmarks/records/quickstart.json
+Time:           2 minutes: training, evaluation and report
+Expected score: test 1.21 nats a character (benchmarks/records/quickstart.json)
 """
 
 from ml_collections import ConfigDict

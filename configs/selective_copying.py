@@ -3,9 +3,10 @@
 Command:        python train.py --config configs/selective_copying.py --report
                 (the time-invariant ablation: --config.model.gate=constant)
 Data:           synthetic (Gu and Dao 2023): 16 symbols, 16 of them in 256 steps, then 16 steps to say them
-Hardware:       2 CPU cores
-Time:           about 10 minutes
-Expected score: see README.md, "Recipes", and benchmarks/records/selective_copying.json
+Hardware:       1 CPU core
+Time:           21 minutes
+Expected score: test accuracy 100 %; 42 % with --config.model.gate=constant, which is time-invariant
+                (benchmarks/records/selective_copying.json and selective_copying_constant.json)
 """
 
 from ml_collections import ConfigDict
