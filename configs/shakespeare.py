@@ -5,8 +5,8 @@ Command:        python train.py --config configs/shakespeare.py --config.data.lo
 Data:           tiny_shakespeare, 90/10 as in nanoGPT: trained on the first 90 % of the characters, scored on the last
                 10 % of them, read as one stream with the state carried. The recipe was chosen on the last 5 % of the 90.
 Hardware:       2 CPU cores
-Time:           10 minutes, the whole process
-Expected score: see README.md, "Recipes", and benchmarks/records/shakespeare.json
+Time:           8 minutes, the whole process
+Expected score: test 1.49 nats a character (benchmarks/records/shakespeare.json)
 """
 
 from ml_collections import ConfigDict
