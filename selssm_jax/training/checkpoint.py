@@ -1,6 +1,7 @@
 """A run's folder: what it is (config.json, dataset.json), where it is (checkpoints), and its best parameters so far."""
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import fcntl
@@ -69,9 +70,10 @@ class Workdir:
             _write_json(self.path / "dataset.json", metadata)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Starts saving a checkpoint; it is written while training goes on."""
+        """Starts saving a checkpoint; it is written while training goes on, which may change `progress` by then."""
         if step in self._manager.all_steps():
             return
+        progress = copy.deepcopy(progress)
         with self.writing():
             _check_space(self.path, state)
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)))

@@ -4,6 +4,7 @@ import errno
 import json
 import pathlib
 import shutil
+import threading
 from contextlib import closing, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -233,6 +234,18 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_in_the_background(run, 
     monkeypatch.undo()
     assert runs.content(run) == before
     assert restore(run).step == 3, "its lock is gone"
+
+
+def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(run, monkeypatch):
+    changed, dumps, here = threading.Event(), json.dumps, threading.current_thread()
+    progress = {"data": {"next": 4}, "history": [{"step": 4}]}
+    monkeypatch.setattr(json, "dumps", lambda value: (threading.current_thread() is here or changed.wait(60)) and dumps(value))
+    with closing(Workdir(str(run), RECIPE)) as workdir:
+        workdir.save(4, state_at(4), progress)
+        progress["data"]["next"] = 5
+        progress["history"].append({"step": 5})
+        changed.set()
+    assert restore(run).progress == {"data": {"next": 4}, "history": [{"step": 4}]}
 
 
 @pytest.mark.parametrize(("select", "step", "value"), [("best", 2, 20), ("last", 3, 3)])
