@@ -1,0 +1,164 @@
+"""Every recurrence of selssm_jax.ops beside the plain loop that it must equal, and random inputs for both.
+
+A loop is `lax.scan` over single steps without any custom gradient; it is run and differentiated in float64.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from selssm_jax.ops import linear_scan, newton_scan, selective_scan, ssd
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """An op as run(sequences, fixed, h0, reset, method) -> (outputs, h_last), its loop in the same form, and draw(rng, batch, steps, size).
+
+    Sequences are the inputs with an axis of time, (B, T, ...); fixed are those without. draw returns (sequences, fixed, h0).
+    """
+
+    run: Callable[..., Any]
+    loop: Callable[..., Any]
+    draw: Callable[..., Any]
+    methods: tuple[Any, ...]
+
+
+def step_by_step(step: Callable[..., Any], sequences: tuple, fixed: tuple, h0: Any, reset: Any, method: Any = None) -> tuple[Any, Any]:
+    """(outputs, last state) of (h, out) = step(h, now, fixed), from zero where a reset says so."""
+    del method
+
+    def body(h, now):
+        forget, *now = now
+        h = jnp.where(forget.reshape(-1, *[1] * (h.ndim - 1)), 0, h)
+        return step(h, now, fixed)
+
+    last, outputs = lax.scan(body, h0, jax.tree.map(lambda value: value.swapaxes(0, 1), (reset, *sequences)))
+    return outputs.swapaxes(0, 1), last
+
+
+def _linear_step(h, now, fixed):
+    a, b = now
+    h = a * h + b
+    return h, h
+
+
+def _draw_linear(rng, batch, steps, size):
+    return (rng.uniform(-1, 1, (batch, steps, size)), rng.normal(size=(batch, steps, size))), (), rng.normal(size=(batch, size))
+
+
+def _selective_step(h, now, fixed):
+    (x, dt, B, C), (A, D) = now, fixed
+    h = jnp.exp(dt[:, :, None] * A[None]) * h + (dt * x)[:, :, None] * B[:, None]
+    return h, jnp.einsum("bdn,bn->bd", h, C) + D[None] * x
+
+
+def _run_selective(sequences, fixed, h0, reset, method):
+    (x, dt, B, C), (A, D) = sequences, fixed
+    return selective_scan(x, dt, A, B, C, D, h0, reset=reset, method=method)
+
+
+def _draw_selective(rng, batch, steps, size):
+    states = 1 + size % 4
+    x, dt = rng.normal(size=(batch, steps, size)), rng.uniform(0.01, 1, (batch, steps, size))
+    B, C = rng.normal(size=(2, batch, steps, states))
+    return (x, dt, B, C), (-rng.uniform(0.1, 2, (size, states)), rng.normal(size=size)), rng.normal(size=(batch, size, states))
+
+
+def _ssd_step(h, now, fixed):
+    (x, dt, B, C), (A, D) = now, fixed
+    B, C = (jnp.repeat(value, x.shape[1] // value.shape[1], axis=1) for value in (B, C))
+    h = jnp.exp(dt * A[None])[..., None, None] * h + (dt[..., None] * x)[..., None] * B[:, :, None]
+    return h, jnp.einsum("bhpn,bhn->bhp", h, C) + D[None, :, None] * x
+
+
+def _run_ssd(sequences, fixed, h0, reset, method):
+    (x, dt, B, C), (A, D) = sequences, fixed
+    return ssd(x, dt, A, B, C, D, h0, reset=reset, chunk=method)
+
+
+def _draw_ssd(rng, batch, steps, size):
+    groups, per_group, width, states = 1 + size % 2, 1 + size % 3, size, 1 + size % 4
+    heads = groups * per_group
+    x, dt = rng.normal(size=(batch, steps, heads, width)), rng.uniform(0.01, 1, (batch, steps, heads))
+    B, C = rng.normal(size=(2, batch, steps, groups, states))
+    return (x, dt, B, C), (-rng.uniform(0.1, 2, heads), rng.normal(size=heads)), rng.normal(size=(batch, heads, width, states))
+
+
+def gated(h, now, fixed):
+    """One step of a state-dependent gate, elementwise: a retain update with z + W h before the sigmoid."""
+    (z, drive), (W, A) = now, fixed
+    gate = jax.nn.sigmoid(z + (W * h if h.ndim == 1 else W[None] * h))
+    return (1 - gate) * h + gate * ((A * h if h.ndim == 1 else A[None] * h) + drive)
+
+
+def _gated_step(h, now, fixed):
+    h = gated(h, now, fixed)
+    return h, h
+
+
+def _run_newton(sequences, fixed, h0, reset, method):
+    def step(h, now):
+        forget, *now = now
+        return gated(jnp.where(forget, 0, h), now, fixed)
+
+    h, solve = jax.vmap(partial(newton_scan, step, jacobian=method))(h0, (reset, *sequences))
+    return jnp.where(solve.converged[:, None, None], h, jnp.nan), h[:, -1]
+
+
+def _draw_newton(rng, batch, steps, size):
+    z, drive = rng.normal(size=(2, batch, steps, size))
+    return (z, drive), (rng.uniform(-0.3, 0.3, size), rng.uniform(-0.9, 0.9, size)), rng.normal(size=(batch, size))
+
+
+def _run_linear(sequences, fixed, h0, reset, method):
+    return linear_scan(*sequences, h0, reset=reset, method=method)
+
+
+OPS = {
+    "linear_scan": Recurrence(_run_linear, partial(step_by_step, _linear_step), _draw_linear, ("auto", "sequential", "associative", "chunked")),
+    "selective_scan": Recurrence(_run_selective, partial(step_by_step, _selective_step), _draw_selective, ("auto", "sequential", "chunked")),
+    "ssd": Recurrence(_run_ssd, partial(step_by_step, _ssd_step), _draw_ssd, ("auto", 1, 7, 16)),
+    "newton_scan": Recurrence(_run_newton, partial(step_by_step, _gated_step), _draw_newton, ("diagonal", "dense")),
+}
+
+
+def in_pieces(run: Callable[..., Any], cuts: tuple[int, ...], sequences: tuple, fixed: tuple, h0: Any, reset: Any, method: Any = None) -> tuple[Any, Any]:
+    """Runs from cut to cut, the state carried."""
+    pieces = []
+    for left, right in itertools.pairwise((0, *cuts, reset.shape[1])):
+        y, h0 = run(tuple(value[:, left:right] for value in sequences), fixed, h0, reset[:, left:right], method)
+        pieces.append(y)
+    return jnp.concatenate(pieces, axis=1), h0
+
+
+def pullback(run: Callable[..., Any], sequences: tuple, fixed: tuple, h0: Any, cotangents: tuple) -> tuple[Any, Any]:
+    """((outputs, h_last), (d sequences, d fixed, d h0)), compiled."""
+
+    def both(sequences, fixed, h0, cotangents):
+        out, pull = jax.vjp(run, sequences, fixed, h0)
+        return out, pull(jax.tree.map(lambda like, value: value.astype(like.dtype), out, cotangents))
+
+    return jax.jit(both)(sequences, fixed, h0, cotangents)
+
+
+def reference(op: Recurrence, sequences: tuple, fixed: tuple, h0: Any, reset: Any, cotangents: tuple) -> tuple[Any, Any]:
+    """`pullback` of the loop in float64."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda value: jnp.asarray(np.asarray(value, np.float64)), (sequences, fixed, h0, cotangents))
+        found = pullback(lambda *given: op.loop(*given, jnp.asarray(reset)), *wide)
+        return jax.tree.map(np.asarray, found)
+
+
+def error(found: Any, expected: Any) -> float:
+    """Largest error over the largest value; 0 where nothing is expected and found."""
+    found = np.asarray(found, np.float64)
+    assert found.shape == expected.shape
+    scale = np.abs(expected).max(initial=0)
+    return float(np.abs(found - expected).max(initial=0) / (scale if scale else 1))
