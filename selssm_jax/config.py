@@ -116,6 +116,7 @@ class Model:
     d_state: int = 256
     gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"] = "sigmoid"
     gate_floor: float = 0.0  # smallest value that a gate can take
+    gate_state: Literal["none", "elementwise", "dense"] = "none"  # what of the state before it a gate reads besides the input
     update: Literal["retain", "effective"] = "retain"
     transition: Literal["diagonal", "complex", "dense"] = "diagonal"
     process_noise: float = 0.0  # standard deviation of w_t
@@ -133,6 +134,7 @@ class Model:
     normalize: bool = True  # forecasting: reversible instance normalisation
     channels_apart: bool = False  # forecasting: one model, applied to every channel by itself
     scan: Literal["auto", "sequential", "associative", "chunked"] = "auto"
+    solver: Literal["auto", "sequential", "newton"] = "auto"  # of the recurrence where gates read the state
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
     remat: bool = False  # recompute a block's activations in the backward pass
     task: Task = Task()
@@ -147,6 +149,13 @@ class Model:
         _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1, linear_skip=0)
         _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
         _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise")
+        if self.gate_state != "none" and self.scan not in ("auto", "sequential"):
+            raise InputError(
+                f"model.scan={self.scan!r} needs gates of the input alone, but model.gate_state={self.gate_state!r} makes them read the state: "
+                "use model.scan='auto', and model.solver='newton' to run in parallel"
+            )
+        if self.gate_state != "none" and self.transition == "complex":
+            raise InputError(f"model.gate_state={self.gate_state!r} reads real states, found model.transition='complex': use 'diagonal' or 'dense'")
         if self.stride > self.frame:
             raise InputError(f"model.stride={self.stride} is larger than model.frame={self.frame}: samples in between would be dropped; use stride <= frame")
 

@@ -101,6 +101,8 @@ WRONG = [
     # Values that do not go together.
     ({"model__pattern": ()}, r"model\.pattern is empty: name at least one mixer"),
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
+    ({"model__gate_state": "dense", "model__scan": "associative"}, r"model\.scan='associative' needs gates of the input alone.*use model\.scan='auto'"),
+    ({"model__gate_state": "dense", "model__transition": "complex"}, r"model\.gate_state='dense' reads real states.*use 'diagonal' or 'dense'"),
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
     ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),

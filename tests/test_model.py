@@ -74,13 +74,14 @@ def test_language_is_causal():
     assert (before[:, 7:] != after[:, 7:]).any()
 
 
-def test_a_packed_row_equals_its_documents_apart_and_no_gradient_crosses():
-    model, params, x = build(LANGUAGE)
+@pytest.mark.parametrize("gate_state", ["none", "elementwise", "dense"])
+def test_a_packed_row_equals_its_documents_apart_and_no_gradient_crosses(gate_state):
+    model, params, x = build(Model(**{**vars(LANGUAGE), "gate_state": gate_state}))
     reset = jnp.zeros((B, T), bool).at[:, 5].set(True)
     packed, _ = model.apply(params, x, reset=reset)
     np.testing.assert_allclose(packed[:, 5:], model.apply(params, x[:, 5:])[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(packed[:, :5], model.apply(params, x[:, :5])[0], rtol=1e-5, atol=1e-5)
-    signal, weights, values = build(FORECAST)
+    signal, weights, values = build(Model(**{**vars(FORECAST), "gate_state": gate_state}))
     gradient = jax.grad(lambda v: (signal.apply(weights, v, reset=reset)[0] ** 2).sum())(values)
     assert (gradient[:, :5] == 0).all() and (gradient[:, 5:] != 0).any()
 
@@ -108,6 +109,18 @@ def test_channels_apart_are_one_model_on_every_channel():
     y, _ = model.apply(params, x)
     swapped, _ = model.apply(params, x[..., ::-1])
     np.testing.assert_allclose(swapped, y[..., ::-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["sequential", "newton"])
+@pytest.mark.parametrize("gate_state", ["elementwise", "dense"])
+def test_models_whose_gates_read_the_state_are_the_same_whole_split_and_step_by_step(gate_state, solver):
+    model, params, x = build(Model(**{**vars(LANGUAGE), "gate_state": gate_state, "solver": solver}))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # the state's weights start at 0
+    whole, state = pieces(model, params, x, T)
+    for size in (1, 4):
+        y, end = pieces(model, params, x, size)
+        np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), end, state)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

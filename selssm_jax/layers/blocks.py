@@ -25,11 +25,13 @@ def _selective(config: Model) -> SelectiveSSM:
         config.d_state,
         gate=config.gate,
         gate_floor=config.gate_floor,
+        gate_state=config.gate_state,
         update=config.update,
         transition=config.transition,
         process_noise=config.process_noise,
         observation_noise=config.observation_noise,
         method=config.scan,
+        solver=config.solver,
         dtype=jnp.dtype(config.dtype),
     )
 

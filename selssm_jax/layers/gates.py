@@ -1,13 +1,14 @@
 """Gates: which components of the state a step updates (theory, section 2).
 
-A gate maps a pre-activation z = W_x x + b to [0, 1]. `Gate` holds the weights; the functions below hold the maths.
-A gate of 0 keeps a component, a gate of 1 updates it fully. Gates that also read h_{t-1} are not a linear recurrence
-and have their own solver.
+A gate maps a pre-activation z = W_x x + W_h h + b to [0, 1]. `Gate` holds the weights; the functions below hold the maths.
+A gate of 0 keeps a component, a gate of 1 updates it fully. With W_h the recurrence is no longer linear: `ops.newton_scan`
+solves it.
 """
 
 import math
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.layers.projection import project
 
+READS = ("none", "elementwise", "dense")
 TEMPERATURE, LOW, HIGH = 2.0 / 3.0, -0.1, 1.1  # Louizos, Welling and Kingma (2018), section 4
 
 
@@ -33,19 +35,21 @@ def hard_sigmoid(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.clip(z / 6 + 0.5, 0, 1)
 
 
-def hard_concrete(z: Float[Array, "..."], key: PRNGKeyArray | None = None) -> Float[Array, "..."]:
+def hard_concrete(z: Float[Array, "..."], noise: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
     """g = clip(s (HIGH - LOW) + LOW, 0, 1) with s a binary concrete variable of logit z (Louizos et al. 2018, eq. 10-11).
 
-    With a key s is drawn: s = sigmoid((logit u + z) / TEMPERATURE), u uniform. Without one s = sigmoid(z), the
+    With noise, drawn by `logistic`, s is random: s = sigmoid((noise + z) / TEMPERATURE). Without, s = sigmoid(z), the
     deterministic gate of evaluation. Exactly 0 and exactly 1 have positive probability.
     """
-    if key is None:
-        s = jax.nn.sigmoid(z)
-    else:
-        tiny = jnp.finfo(z.dtype).eps
-        u = jax.random.uniform(key, z.shape, z.dtype, tiny, 1 - tiny)
-        s = jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + z) / TEMPERATURE)
+    s = jax.nn.sigmoid(z) if noise is None else jax.nn.sigmoid((noise + z) / TEMPERATURE)
     return jnp.clip(s * (HIGH - LOW) + LOW, 0, 1)
+
+
+def logistic(key: PRNGKeyArray, like: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Returns logit u, u uniform: the noise of `hard_concrete`, of the shape and type of `like`."""
+    tiny = jnp.finfo(like.dtype).eps
+    u = jax.random.uniform(key, like.shape, like.dtype, tiny, 1 - tiny)
+    return jnp.log(u) - jnp.log1p(-u)
 
 
 def expected_open(z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -79,31 +83,64 @@ def log_uniform_bias(kind: str, low: float, high: float) -> nn.initializers.Init
     return init
 
 
+@flax.struct.dataclass
+class Opening:
+    """The gates of every step, g_t = floor + (1 - floor) sigma(z_t + W h_{t-1}), as a function of the state before it.
+
+    z (..., N) holds what the input says; W, (N,) or (N, N), what the state adds, None where gates read the input alone.
+    Without the axes of batch and time it is the gates of one step.
+    """
+
+    z: Float[Array, "... N"]
+    noise: Float[Array, "... N"] | None
+    W: Float[Array, "..."] | None
+    kind: str = flax.struct.field(pytree_node=False)
+    floor: float = flax.struct.field(pytree_node=False)
+
+    def at(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
+        """Returns the gates; `before` is h_{t-1}, 0 if None."""
+        logits = self.logits(before)
+        opened = hard_concrete(logits, self.noise) if self.kind == "hard_concrete" else SMOOTH[self.kind](logits)
+        return self.floor + (1 - self.floor) * opened
+
+    def logits(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
+        """Returns z_t + W h_{t-1}."""
+        if self.W is None or before is None:
+            return self.z
+        return self.z + (before @ self.W.T if self.W.ndim == 2 else before * self.W.reshape((1,) * (before.ndim - 1) + self.W.shape))
+
+
 class Gate(nn.Module):
-    """g_t = floor + (1 - floor) sigma(W_x x_t + b), one value in [0, 1] a component (theory, section 2).
+    """g_t = floor + (1 - floor) sigma(W_x x_t + W_h h_{t-1} + b), one value in [0, 1] a component (theory, section 2).
 
     Attributes:
       features: number of gates, the n of the state.
       kind: "sigmoid", "tanh" (rescaled), "hard_sigmoid", "hard_concrete", or "constant": sigma(b), the same at every step,
         which makes the layer time-invariant.
       floor: smallest value of a gate.
+      reads_state: "none", W_h = 0; "elementwise", W_h diagonal: a component's gate reads that component; "dense". W_h starts
+        at 0, as a gate of the input alone.
       open_range: gates start log-uniform in this range.
 
-    `hard_concrete` draws its gates where a "gates" rng is given (training) and is deterministic where none is. It sows
-    the expected share of open gates as "penalty_l0".
+    `hard_concrete` draws its gates where a "gates" rng is given (training) and is deterministic where none is.
     """
 
     features: int
     kind: str = "sigmoid"
     floor: float = 0.0
+    reads_state: str = "none"
     open_range: tuple[float, float] = (0.01, 0.9)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N"]:
+    def __call__(self, x: Float[Array, "B T D"]) -> Opening:
+        """Returns the gates of every step as a function of the state before it."""
         if self.kind not in SMOOTH:
             raise ValueError(f"gate kind {self.kind!r} is unknown: use one of {', '.join(SMOOTH)}")
-        bias = self.param("bias", log_uniform_bias(self.kind, *self.open_range), (self.features,))
-        return self.floor + (1 - self.floor) * self._open(self._logits(x, bias))
+        if self.reads_state not in READS:
+            raise ValueError(f"reads_state={self.reads_state!r} is unknown: use one of {', '.join(READS)}")
+        z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range), (self.features,)))
+        noisy = self.kind == "hard_concrete" and self.has_rng("gates")
+        return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(), self.kind, self.floor)
 
     def _logits(self, x: Array, bias: Array) -> Array:
         if self.kind == "constant":
@@ -111,8 +148,6 @@ class Gate(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         return project(x, kernel).astype(jnp.float32) + bias[None, None]
 
-    def _open(self, z: Array) -> Array:
-        if self.kind != "hard_concrete":
-            return SMOOTH[self.kind](z)
-        self.sow("intermediates", "penalty_l0", expected_open(z).mean())
-        return hard_concrete(z, self.make_rng("gates") if self.has_rng("gates") else None)
+    def _state_weights(self) -> Array | None:
+        shapes = {"elementwise": (self.features,), "dense": (self.features, self.features)}
+        return None if self.reads_state == "none" else self.param("state_kernel", nn.initializers.zeros, shapes[self.reads_state])

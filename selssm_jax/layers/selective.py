@@ -1,5 +1,6 @@
 """The paper's layer: a stochastic state space model whose gates choose what a step updates (theory, sections 1-3)."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,10 +9,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from selssm_jax.layers.gates import Gate
+from selssm_jax.layers.gates import Gate, Opening, expected_open
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.ops.newton_scan import SOLVERS, nonlinear_scan
 from selssm_jax.shapes import Activations, Reset
 
 UPDATES = ("retain", "effective")
@@ -54,7 +56,7 @@ def contractive_matrix(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
 
 
 class SelectiveSSM(nn.Module):
-    """h_t = (1 - g_t) h_{t-1} + g_t (A h_{t-1} + B x_t + w_t),  y_t = C h_t + D x_t + v_t,  g_t = G(x_t).
+    """h_t = (1 - g_t) h_{t-1} + g_t (A h_{t-1} + B x_t + w_t),  y_t = C h_t + D x_t + v_t,  g_t = G(x_t, h_{t-1}).
 
     That is update "retain", A_t = I - G_t (I - A) and B_t = G_t B: a gate of 0 keeps a component exactly. Update
     "effective" is h_t = g_t (A h_{t-1} + B x_t + w_t), A_t = G_t A: a gate of 0 erases it (the paper, section 2.3).
@@ -64,30 +66,36 @@ class SelectiveSSM(nn.Module):
       d_state: N, real components of the state. "complex" holds them as N / 2 numbers, one of each conjugate pair, each
         with one gate.
       gate: see `Gate`. gate_floor: smallest gate.
+      gate_state: "none", G(x_t); "elementwise", a component's gate also reads that component of h_{t-1}; "dense", all of
+        them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
       process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
-      method: how the recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
+      method: how the linear recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
+      solver: how the recurrence of a gate that reads the state is solved; see `nonlinear_scan`.
       dtype: of activations. The gate, the recurrence and the state are float32 whatever it is.
 
-    The gate (B, T, N) and the state (B, T, N) are sown as intermediates "gate" and "state".
+    Sown as intermediates: "gate" and "state", (B, T, N); "open", P(g > 0), (B, T, N), for a hard concrete gate. Sown as
+    diagnostics: "fell_back", whether Newton had to give way to the loop, for a gate that reads the state.
     """
 
     d_model: int
     d_state: int
     gate: str = "sigmoid"
     gate_floor: float = 0.0
+    gate_state: str = "none"
     update: str = "retain"
     transition: str = "diagonal"
     process_noise: float = 0.0
     observation_noise: float = 0.0
     method: str = "auto"
+    solver: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self._validate()
         normal = nn.initializers.lecun_normal()
-        self.G = Gate(self._poles, self.gate, self.gate_floor)
+        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state)
         self.A = self._transition()
         parts = 2 if self.transition == "complex" else 1
         self.B = self.param("B", normal, (self.d_model, parts * self._poles))
@@ -102,16 +110,20 @@ class SelectiveSSM(nn.Module):
           reset: True forgets everything before that step.
         """
         x = x.astype(self.dtype)
-        gate = self.G(x)
-        drive = self._drive(x)
-        h, last = self._recur(effective_transition(gate, self.A, self.update), gate * drive, state, reset)
-        self.sow("intermediates", "gate", gate)
+        opening, drive = self.G(x), self._drive(x)
+        run = self._linear if self.gate_state == "none" else self._nonlinear
+        h, last, before = run(opening, drive, state, reset)
+        self.sow("intermediates", "gate", opening.at(before))
         self.sow("intermediates", "state", h)
+        if self.gate == "hard_concrete":
+            self.sow("intermediates", "open", expected_open(opening.logits(before)))
         return self._read(h, x), last
 
     def dynamics(self, x: Activations) -> Dynamics:
-        """Returns the effective A_t and B_t of every step as values (theory, section 1)."""
-        gate = self.G(x.astype(self.dtype))
+        """Returns the effective A_t and B_t of every step as values (theory, section 1), from h_0 = 0 on."""
+        x = x.astype(self.dtype)
+        opening = self.G(x)
+        gate = opening.at(None if self.gate_state == "none" else self._nonlinear(opening, self._drive(x), None, None)[2])
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
         return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns[None, None])
 
@@ -128,6 +140,15 @@ class SelectiveSSM(nn.Module):
             raise ValueError(f"update={self.update!r} is unknown: use one of {', '.join(UPDATES)}")
         if self.transition not in TRANSITIONS:
             raise ValueError(f"transition={self.transition!r} is unknown: use one of {', '.join(TRANSITIONS)}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver={self.solver!r} is unknown: use one of {', '.join(SOLVERS)}")
+        if self.gate_state != "none" and self.method not in ("auto", "sequential"):
+            raise ValueError(
+                f"method={self.method!r} needs a linear recurrence, but with gate_state={self.gate_state!r} the gates read the state and steps do not "
+                "compose: use method='auto', and solver='newton' to run in parallel"
+            )
+        if self.gate_state != "none" and self.transition == "complex":
+            raise ValueError(f"gate_state={self.gate_state!r} reads real states: use transition='diagonal' or 'dense', or gate_state='none'")
         if self.d_model < 1 or self.d_state < 1:
             raise ValueError(f"d_model={self.d_model} and d_state={self.d_state} must be at least 1")
         if self.transition == "complex" and self.d_state % 2:
@@ -148,9 +169,30 @@ class SelectiveSSM(nn.Module):
             drive += self.process_noise * jax.random.normal(self.make_rng("noise"), drive.shape)
         return self._complex(drive) if self.transition == "complex" else drive
 
-    def _recur(self, a: Array, b: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array]:
+    def _linear(self, opening: Opening, drive: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array, None]:
+        """(states, last state, None: the gates need no state)."""
+        gate = opening.at()
         scan = dense_scan if self.transition == "dense" else linear_scan
-        return scan(a, b, state, reset=reset, method=self.method)
+        h, last = scan(effective_transition(gate, self.A, self.update), gate * drive, state, reset=reset, method=self.method)
+        return h, last, None
+
+    def _nonlinear(self, opening: Opening, drive: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array, Array]:
+        """(states, last state, states before every step)."""
+
+        def step(h: Array, now: tuple[Array, Array | None, Array, Array | None]) -> Array:
+            z, noise, drive, reset = now
+            h = h if reset is None else jnp.where(reset, 0, h)
+            gate = dataclasses.replace(opening, z=z, noise=noise).at(h)
+            target = (self.A * h if self.A.ndim == 1 else self.A @ h) + drive
+            return (1 - gate) * h + gate * target if self.update == "retain" else gate * target
+
+        state = self.initial_state(len(drive)) if state is None else state
+        dense = "dense" in (self.transition, self.gate_state)
+        h, fell_back = nonlinear_scan(step, state, (opening.z, opening.noise, drive, reset), jacobian="dense" if dense else "diagonal", solver=self.solver)
+        if not self.is_initializing():  # or `init` would return it among the variables
+            self.sow("diagnostics", "fell_back", fell_back)
+        before = jnp.concatenate([state[:, None], h[:, :-1]], axis=1)
+        return h, h[:, -1], before if reset is None else jnp.where(reset[..., None], 0, before)
 
     def _read(self, h: Array, x: Array) -> Array:
         if self.transition == "complex":

@@ -133,7 +133,13 @@ def reader(model: SequenceModel) -> Callable[[PyTree, Batch, PyTree], tuple[dict
     @jax.jit
     def read(params: PyTree, batch: Batch, state: PyTree) -> tuple[dict[str, Sums], Sequence, PyTree]:
         (outputs, after), sown = model.apply(
-            {"params": params}, batch["inputs"], state, valid=batch["valid"], rngs={"noise": jax.random.key(0)}, mutable=["intermediates"]
+            {"params": params},
+            batch["inputs"],
+            state,
+            reset=batch.get("reset"),
+            valid=batch["valid"],
+            rngs={"noise": jax.random.key(0)},
+            mutable=["intermediates"],
         )
         gates = {name: block["mixer"]["gate"][0] for name, block in sown["intermediates"].items() if "gate" in block.get("mixer", {})}
         blocks = {name: sums(gate, _counted(batch, gate, model)) for name, gate in gates.items()}

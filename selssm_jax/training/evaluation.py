@@ -51,5 +51,5 @@ class Evaluator:
 
 def _evaluate_batch(model: SequenceModel, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[objectives.Sums, Any]:
     noise = jax.random.fold_in(jax.random.key(0), number)
-    outputs, state = model.apply({"params": params}, batch["inputs"], state, valid=batch["valid"], rngs={"noise": noise})
+    outputs, state = model.apply({"params": params}, batch["inputs"], state, reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": noise})
     return objectives.score(model.config.task.kind, outputs, batch), state

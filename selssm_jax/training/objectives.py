@@ -51,25 +51,31 @@ def is_better(metric: str, new: float, old: float) -> bool:
 def weights(kind: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
     """Returns the weight of every term of the training loss in a batch: the divisors of `score` and `gate_penalties`."""
     frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
-    return {LOSS[kind]: batch["weights"].sum(), "gate_l1": frames, "gate_l0": jnp.float32(batch["valid"].shape[0])}
+    return {LOSS[kind]: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames}
 
 
 def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
-    """Returns "gate_l1", the gates' mean over valid steps, components and blocks, and "gate_l0", their expected open share.
+    """Returns the mean over valid steps, components and blocks of the gates, "gate_l1", and of P(gate > 0), "gate_l0".
 
     Both as (weighted sum, weight) like `score`; "gate_l0" is there for gates that have one (hard_concrete). `stride` is
     that of the encoder: a gate belongs to a frame.
     """
-    mixers = [block["mixer"] for name, block in sorted(intermediates.items()) if name.startswith("block")]
+    mixers = _mixers(intermediates)
     frames = frame_valid(valid, stride).astype(jnp.float32)
-    penalties = {"gate_l1": jnp.stack([jnp.stack([_mean_gate(mixer["gate"][0], frames) for mixer in mixers]).mean(), frames.sum()])}
-    shares = [share for mixer in mixers for share in mixer.get("G", {}).get("penalty_l0", ())]
-    if shares:
-        rows = jnp.float32(valid.shape[0])
-        penalties["gate_l0"] = jnp.stack([jnp.stack(shares).mean() * rows, rows])
-    return penalties
+    sown = {name: [values for mixer in mixers for values in mixer.get(key, ())] for name, key in (("gate_l1", "gate"), ("gate_l0", "open"))}
+    return {name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()]) for name, gates in sown.items() if gates}
 
 
-def _mean_gate(gate: Array, frames: Array) -> Array:
+def fallbacks(diagnostics: Mapping[str, Any]) -> Sums:
+    """Returns "fell_back", the share of solves that gave way to the loop, for models whose gates read the state."""
+    solves = [fell_back for mixer in _mixers(diagnostics) for fell_back in mixer.get("fell_back", ())]
+    return {"fell_back": jnp.stack([jnp.stack(solves).sum().astype(jnp.float32), jnp.float32(len(solves))])} if solves else {}
+
+
+def _mixers(sown: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [block["mixer"] for name, block in sorted(sown.items()) if name.startswith("block")]
+
+
+def _over_frames(gate: Array, frames: Array) -> Array:
     """Sum over valid frames of the mean gate; where channels run apart, each is a row of its own."""
     return (gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1) * frames).sum()

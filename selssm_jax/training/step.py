@@ -73,12 +73,18 @@ def _objective(
 ) -> tuple[jax.Array, objectives.Sums]:
     """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
     penalised = len(terms) > 1  # only then are the gates kept
-    mutable = ["intermediates"] if penalised else False
-    result = model.apply({"params": params}, batch["inputs"], valid=batch["valid"], deterministic=False, rngs=_keys(key), mutable=mutable)
-    outputs = result[0][0] if penalised else result[0]
-    sums = objectives.score(model.config.task.kind, outputs, batch)
+    (outputs, _), sown = model.apply(
+        {"params": params},
+        batch["inputs"],
+        reset=batch.get("reset"),
+        valid=batch["valid"],
+        deterministic=False,
+        rngs=_keys(key),
+        mutable=["diagnostics", "intermediates"] if penalised else ["diagnostics"],
+    )
+    sums = objectives.score(model.config.task.kind, outputs, batch) | objectives.fallbacks(sown.get("diagnostics", {}))
     if penalised:
-        sums |= objectives.gate_penalties(result[1]["intermediates"], batch["valid"], _stride(model))
+        sums |= objectives.gate_penalties(sown["intermediates"], batch["valid"], _stride(model))
     return sum(factor * sums[name][0] / weights[name] for name, factor in terms.items()), sums
 
 

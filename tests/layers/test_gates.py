@@ -1,5 +1,7 @@
 """Gates: values, range, exact zeros and ones, Lipschitz constants, the L0 of hard concrete gates."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,8 @@ def test_hard_gates_are_exactly_closed_and_open():
 
 @pytest.mark.parametrize("z", [-2.0, 0.0, 1.5])
 def test_expected_open_is_the_share_of_open_draws(z):
-    draws = gates.hard_concrete(jnp.full(200_000, z), jax.random.key(0))
+    logits = jnp.full(200_000, z)
+    draws = gates.hard_concrete(logits, gates.logistic(jax.random.key(0), logits))
     # 5 standard errors of a share over 2e5 draws
     assert abs((draws > 0).mean() - gates.expected_open(jnp.float32(z))) < 5 * 0.5 / np.sqrt(200_000)
 
@@ -55,7 +58,7 @@ def test_bias_makes_gates_log_uniform(kind):
 def test_floor_bounds_every_gate_from_below(kind):
     x = 50 * jax.random.normal(jax.random.key(0), (2, 64, 8))
     gate = gates.Gate(4, kind, 0.25)
-    g = gate.apply(gate.init(jax.random.key(1), x), x)
+    g = gate.apply(gate.init(jax.random.key(1), x), x).at()
     assert g.min() >= 0.25 and g.max() <= 1.0
 
 
@@ -64,7 +67,7 @@ def test_constant_gate_does_not_see_the_input():
     gate = gates.Gate(4, "constant")
     params = gate.init(jax.random.key(1), x)
     assert list(params["params"]) == ["bias"]
-    assert (gate.apply(params, x) == gate.apply(params, 100 * x)).all()
+    assert (gate.apply(params, x).at() == gate.apply(params, 100 * x).at()).all()
 
 
 def test_hard_concrete_draws_only_where_a_generator_is_given():
@@ -72,12 +75,28 @@ def test_hard_concrete_draws_only_where_a_generator_is_given():
     gate = gates.Gate(4, "hard_concrete")
     params = gate.init(jax.random.key(1), x)
     drawn = [gate.apply(params, x, rngs={"gates": jax.random.key(seed)}) for seed in (2, 3)]
-    assert (drawn[0] != drawn[1]).any()
-    fixed, sown = gate.apply(params, x, mutable=["intermediates"])
-    assert (fixed == gate.apply(params, x)).all()
-    assert 0 < sown["intermediates"]["penalty_l0"][0] < 1
+    assert (drawn[0].at() != drawn[1].at()).any()
+    fixed = gate.apply(params, x)
+    assert fixed.noise is None and (fixed.at() == gates.hard_concrete(fixed.z)).all()
+
+
+@pytest.mark.parametrize(("reads_state", "shape"), [("elementwise", (4,)), ("dense", (4, 4))])
+def test_gates_that_read_the_state_start_as_gates_of_the_input_and_add_its_part(reads_state, shape):
+    x, before = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(2), (2, 5, 4))
+    gate = gates.Gate(4, "tanh", 0.1, reads_state)
+    params = gate.init(jax.random.key(1), x)
+    assert (gate.apply(params, x).at(before) == gate.apply(params, x).at()).all()
+    weights = jax.random.normal(jax.random.key(3), shape)
+    params["params"]["state_kernel"] = weights
+    opening = gate.apply(params, x)
+    read = np.einsum("ij,btj->bti", np.diag(weights) if len(shape) == 1 else weights, before)
+    np.testing.assert_allclose(opening.at(before), 0.1 + 0.9 * gates.rescaled_tanh(opening.z + read), rtol=1e-5, atol=1e-6)
+    one = dataclasses.replace(opening, z=opening.z[1, 3])
+    np.testing.assert_allclose(one.at(before[1, 3]), opening.at(before)[1, 3], rtol=1e-6)  # the gates of one step
 
 
 def test_an_unknown_kind_names_the_choices():
     with pytest.raises(ValueError, match="'relu' is unknown: use one of sigmoid, tanh"):
         gates.Gate(4, "relu").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
+    with pytest.raises(ValueError, match="reads_state='all' is unknown: use one of none, elementwise, dense"):
+        gates.Gate(4, reads_state="all").init(jax.random.key(0), jnp.zeros((1, 1, 2)))

@@ -1,6 +1,7 @@
 """SelectiveSSM against a float64 loop, and the laws of the model: causality, splits, retention, noise."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
 
 B, T, D, N = 2, 13, 3, 4
 PAIRS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"]))
+READS = list(itertools.product(["retain", "effective"], ["diagonal", "dense"], ["elementwise", "dense"], ["sigmoid", "hard_concrete"]))
 VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], ["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"]))
 
 
@@ -25,8 +27,11 @@ def start(layer):
     return jax.random.normal(jax.random.key(2), zero.shape, zero.dtype)
 
 
-def gate_loop(layer, params, x):
+def gate_loop(layer, params, x, before):
     z = params["G"]["bias"] + (x @ params["G"]["kernel"] if "kernel" in params["G"] else 0)
+    if "state_kernel" in params["G"]:
+        weights = params["G"]["state_kernel"]
+        z = z + (np.diag(weights) if weights.ndim == 1 else weights) @ before
     s = 1 / (1 + np.exp(-z))
     return {
         "sigmoid": s,
@@ -55,7 +60,7 @@ def layer_loop(layer, variables, x, h, reset):
     h, y = np.array(h, A.dtype), np.zeros_like(x)
     for b, t in np.ndindex(x.shape[0], x.shape[1]):
         before = np.zeros_like(h[b]) if reset[b, t] else h[b]
-        g, target = gate_loop(layer, params, x[b, t]), A @ before + columns @ x[b, t]
+        g, target = gate_loop(layer, params, x[b, t], before), A @ before + columns @ x[b, t]
         h[b] = (1 - g) * before + g * target if layer.update == "retain" else g * target
         y[b, t] = (rows @ h[b]).real + params["D"] * x[b, t]
     return y, h
@@ -72,6 +77,81 @@ def test_layer_equals_the_loop(update, transition, gate):
     # float32 rounding over 13 steps of values of order 1
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
+
+
+def build_reading(gain=1.0, **fields):
+    """A layer whose gates read the state, with weights that are not 0."""
+    layer, params, x = build(**fields)
+    kernel = params["params"]["G"]["state_kernel"]
+    params["params"]["G"]["state_kernel"] = gain * jax.random.normal(jax.random.key(3), kernel.shape)
+    return layer, params, x
+
+
+@pytest.mark.parametrize("solver", ["sequential", "newton"])
+@pytest.mark.parametrize(("update", "transition", "gate_state", "gate"), READS)
+def test_gates_that_read_the_state_equal_the_loop(update, transition, gate_state, gate, solver):
+    layer, params, x = build_reading(update=update, transition=transition, gate_state=gate_state, gate=gate, solver=solver)
+    h0, reset = start(layer), np.zeros((B, T), bool)
+    reset[0, 5] = reset[1, 0] = True
+    (y, last), sown = jax.jit(partial(layer.apply, mutable=["intermediates", "diagnostics"]))(params, x, h0, reset=jnp.asarray(reset))
+    expected, end = layer_loop(layer, params, np.asarray(x, np.float64), h0, reset)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
+    assert not sown["diagnostics"]["fell_back"][0]
+
+
+@pytest.mark.parametrize("gate_state", ["elementwise", "dense"])
+def test_both_solvers_have_the_same_gradients_whole_and_split(gate_state):
+    def gradient(solver, cut):
+        layer, params, x = build_reading(gate_state=gate_state, solver=solver)
+
+        def total(params, x, h):
+            first, h = layer.apply(params, x[:, :cut], h)
+            second, h = layer.apply(params, x[:, cut:], h) if cut < T else (first[:, :0], h)
+            return jnp.sum(jnp.sin(3 * jnp.concatenate([first, second], axis=1))) + jnp.sum(h**2)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(params, x, start(layer))
+
+    expected = gradient("sequential", T)
+    for solver, cut in (("newton", T), ("newton", 5), ("sequential", 5)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(solver, cut), expected)
+
+
+def test_where_newton_does_not_converge_the_layer_falls_back_says_so_and_is_right():
+    layer, params, _ = build_reading(gain=3.0, gate_state="elementwise", solver="newton")
+    params["params"]["G"]["bias"] = jnp.zeros(N)  # half open: what the state adds to the logits moves the gates
+    x = jax.random.normal(jax.random.key(4), (B, 600, D))
+    (y, last), sown = layer.apply(params, x, mutable=["diagnostics"])
+    assert sown["diagnostics"]["fell_back"][0]
+    expected, end = layer.clone(solver="sequential").apply(params, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("transition", "gate_state"), [("diagonal", "none"), ("complex", "none"), ("dense", "none"), ("diagonal", "elementwise"), ("dense", "dense")]
+)
+def test_a_packed_row_equals_its_documents_apart_in_gates_values_and_gradients(transition, gate_state):
+    fields = {"transition": transition, "gate_state": gate_state}
+    layer, params, x = build(**fields) if gate_state == "none" else build_reading(**fields)
+    reset = jnp.zeros((B, T), bool).at[:, 5].set(True)
+
+    def packed(params, x):
+        (y, _), sown = layer.apply(params, x, reset=reset, mutable=["intermediates"])
+        return y, sown["intermediates"]["gate"][0]
+
+    def apart(params, x):
+        runs = [layer.apply(params, part, mutable=["intermediates"]) for part in (x[:, :5], x[:, 5:])]
+        return tuple(jnp.concatenate(values, axis=1) for values in zip(*((y, sown["intermediates"]["gate"][0]) for (y, _), sown in runs), strict=True))
+
+    def loss(run):
+        return lambda params, x: sum(jnp.sum(jnp.sin(value)) for value in run(params, x))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), packed(params, x), apart(params, x))
+    found, expected = (jax.grad(loss(run), argnums=(0, 1))(params, x) for run in (packed, apart))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    across = jax.grad(lambda x: sum(jnp.sum(value[:, 5:]) for value in packed(params, x)))(x)
+    assert not across[:, :5].any() and across[:, 5:].any(), "exactly zero from one document into another"
 
 
 @pytest.mark.parametrize(("update", "transition"), PAIRS)
@@ -197,6 +277,10 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
         ({"update": "keep"}, "update='keep' is unknown: use one of retain, effective"),
         ({"transition": "full"}, "transition='full' is unknown: use one of diagonal, complex, dense"),
         ({"d_state": 3, "transition": "complex"}, "d_state=3 is odd"),
+        ({"solver": "deer"}, "solver='deer' is unknown: use one of auto, sequential, newton"),
+        ({"gate_state": "elementwise", "method": "associative"}, "method='associative' needs a linear recurrence, .* use method='auto', and solver='newton'"),
+        ({"gate_state": "dense", "transition": "complex"}, "gate_state='dense' reads real states: use transition='diagonal' or 'dense'"),
+        ({"gate_state": "all"}, "reads_state='all' is unknown"),
         ({"d_state": 0}, "must be at least 1"),
     ],
 )

@@ -79,14 +79,20 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
     rows, length, frames = 3, 10, -(-10 // stride)
     valid = np.arange(length)[None] < np.array([10, 7, 4])[:, None]
     gates = [RNG.uniform(size=(rows * channels, frames, 5)).astype(np.float32) for _ in range(2)]
-    seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),), "G": {"penalty_l0": (jnp.float32(0.2 + index),)}}} for index, gate in enumerate(gates)}
+    seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),), "open": (jnp.asarray(gate**2),)}} for index, gate in enumerate(gates)}
     found = objectives.gate_penalties(seen, jnp.asarray(valid), stride)
     kept = np.repeat(valid[:, ::stride], channels, axis=0)
     assert objectives.means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
-    assert objectives.means(found)["gate_l0"] == pytest.approx(0.7)
+    assert objectives.means(found)["gate_l0"] == pytest.approx(np.mean([(gate[kept] ** 2).mean() for gate in gates]), rel=1e-5)
     batch = {"valid": jnp.asarray(valid), "weights": jnp.ones(rows)}
     for name, weight in objectives.weights("classification", batch, stride).items():
         assert weight == (found[name][1] if name in found else rows)
+
+
+def test_solves_that_gave_way_are_counted_over_blocks():
+    seen = {f"block_{index}": {"mixer": {"fell_back": (jnp.asarray(index == 2),)}} for index in range(4)}
+    assert objectives.means(objectives.fallbacks(seen)) == {"fell_back": 0.25}
+    assert objectives.fallbacks({}) == {}
 
 
 def test_gates_without_an_l0_have_no_such_penalty():

@@ -92,6 +92,7 @@ def test_the_loss_and_its_penalty_fall():
     [
         ({}, {}, set()),
         ({"training__gate_l1": 0.1}, {}, {"gate_l1"}),
+        ({}, {"gate_state": "elementwise"}, {"fell_back"}),
         ({"training__gate_l0": 0.1, "model__gate": "hard_concrete"}, {"gate": "hard_concrete", "remat": True}, {"gate_l1", "gate_l0"}),
     ],
 )
@@ -103,8 +104,16 @@ def test_gates_are_kept_only_for_a_penalty(monkeypatch, options, model, names):
     apply = SequenceModel.apply
     monkeypatch.setattr(SequenceModel, "apply", lambda self, *args, **kwargs: asked.append(kwargs.get("mutable")) or apply(self, *args, **kwargs))
     _, sums = jax.eval_shape(partial(step.train_step, model=network, optimizer=tx, experiment=experiment), state, batch)
-    assert asked == [["intermediates"] if names else False]
+    assert asked == [["diagnostics", "intermediates"] if names & {"gate_l1", "gate_l0"} else ["diagnostics"]]
     assert set(sums) == {"nats", "accuracy", "gradient_norm"} | names
+
+
+def test_a_packed_batch_trains_as_its_documents_apart():
+    take, state, batch = build(runs.experiment(), "language")
+    halves = {name: value.reshape(16, 6) for name, value in batch.items()}
+    packed = batch | {"reset": np.broadcast_to(np.arange(12) % 6 == 0, (8, 12))}
+    one, other = (after(take, jax.tree.map(jax.numpy.copy, state), rows, 1) for rows in (halves, packed))
+    assert_same(one, other)
 
 
 @pytest.mark.parametrize("count", [1, 2])
