@@ -205,11 +205,14 @@ def test_readme_names_every_recipe():
     assert sorted(table) == [(path.stem, path.stem) for path in sorted((ROOT / "configs").glob("*.py"))]
 
 
-def test_readme_shows_a_program_that_runs(capsys):
-    (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(program.splitlines()) <= 10
-    exec(program, {})
+def test_readme_shows_programs_that_run(capsys):
+    layer, recurrence = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert max(len(program.splitlines()) for program in (layer, recurrence)) <= 10
+    exec(layer, {})
     assert 0 < float(capsys.readouterr().out) < 1
+    names: dict = {}
+    exec(recurrence, names)
+    assert names["y"].shape == (2, 100, 8) and names["h"].shape == (2, 8, 16)
 
 
 def test_readme_links_lead_somewhere():

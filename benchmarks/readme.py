@@ -1,0 +1,125 @@
+"""Writes benchmarks/README.md and its plot from the records.
+
+python benchmarks/readme.py
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+FOLDER = pathlib.Path(__file__).parent
+CLAIMS = ("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile")
+MARKERS = {
+    "linear_scan": "o-",
+    "associative_scan": "s--",
+    "selective_scan": "^-",
+    "ssd": "v-",
+    "newton_scan": "D-",
+    "lax.scan": "x--",
+    "streaming pass": "k:",
+}
+HEAD = """# Benchmarks
+
+Every number here is read from a record in `records/` by `python benchmarks/readme.py`; a record names the command that made
+it, the machine, shapes, dtype and seed. A script is one claim, and runs its peer in the same rounds, so that a busy machine
+slows both: a ratio is the median over rounds of peer / ours. `pip install ".[bench]"` installs the peers (the CPU build of
+PyTorch will do). No accelerator was at hand: what a record does not have was not measured.
+"""
+
+
+def main() -> None:
+    """Writes both files."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "records").glob("*.json"))}
+    plot(records["growth"]["growth"]).savefig(FOLDER / "growth.png", dpi=110, metadata={"Software": None})
+    (FOLDER / "README.md").write_text(text(records))
+
+
+def text(records: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    sections = [HEAD, *(claim(records[name]) for name in CLAIMS), newton(records["newton_scan"]), fastest(records), recipes(records)]
+    return "\n".join(sections)
+
+
+def claim(record: dict[str, Any]) -> str:
+    """A script's ratios beside their targets."""
+    machine = record["machine"]
+    origin = f"`{record['command']}`, {machine['cpus']} CPU cores, {machine['system']}, {record['dtype']}, JAX {machine['jax']}"
+    picture = "\n![Time and memory by number of steps](growth.png)\n" if "growth" in record else ""
+    rows = [(what, *_verdict(found)) for what, found in record["ratios"].items()]
+    title = record["claim"].removeprefix("Claim: ").rstrip(".")
+    title = title[0].upper() + title[1:] if title.startswith(("on ", "a ")) else title  # names of functions stay as they are
+    return f"## {title}\n\n{origin}\n{picture}\n{table(('ratio', 'found', 'target', ''), rows)}"
+
+
+def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
+    """(value, target, whether it is met) of one ratio."""
+    value = next(value for key, value in found.items() if key not in ("at_least", "at_most"))
+    least, most = found.get("at_least"), found.get("at_most")
+    if least is None and most is None:
+        return f"{value:.3g}", "", ""
+    met = value >= least if least is not None else value <= most
+    return f"{value:.3g}", f"at least {least:g}" if least is not None else f"at most {most:g}", "met" if met else "missed"
+
+
+def newton(record: dict[str, Any]) -> str:
+    """Every setting of newton_scan."""
+    columns = ("steps", "width", "share", "g_min", "drive", "iterations", "converged", "error", "peer_over_ours")
+    rows = [tuple(_short(case[name]) for name in columns) for sweep in record["sweeps"].values() for case in sweep]
+    return f"### newton_scan by length, width and gain\n\n`share` is |W| over the largest that is certified.\n\n{table(columns, rows)}"
+
+
+def fastest(records: dict[str, dict[str, Any]]) -> str:
+    """Median milliseconds of value and gradient by method and shape: what `auto` picks by."""
+    parts = ["### What `auto` picks by: milliseconds of value and gradient\n"]
+    for name, key in (("linear_scan", "methods"), ("selective_scan", "methods"), ("ssd", "chunks")):
+        cases = records[name][key]
+        columns = [column for column in cases[0] if column.endswith("value_and_grad")]
+        rows = [(str(tuple(case["shape"])), *(_short(case[column]["median"]) for column in columns)) for case in cases]
+        parts.append(table((name, *(column.removesuffix(" value_and_grad") for column in columns)), rows))
+    return "\n".join(parts)
+
+
+def recipes(records: dict[str, dict[str, Any]]) -> str:
+    """Scores and times of whole runs."""
+    rows = [
+        (
+            f"`{record['command']}`",
+            ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items()),
+            f"{record['parameters']:,}",
+            f"{record['machine']['cpus']} CPU cores",
+            f"{record['seconds']['training_process']:.0f} s",
+        )
+        for record in records.values()
+        if "metrics" in record
+    ]
+    return f"## Recipes reach their scores\n\n{table(('command', 'test split', 'parameters', 'hardware', 'training'), rows)}"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)) + "\n"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def plot(growth: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Milliseconds and bytes of value and gradient by number of steps, one line an op."""
+    figure = Figure(figsize=(8.2, 3.2), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    for name, cases in growth.items():
+        steps = [case["steps"] for case in cases]
+        time.plot(steps, [case["milliseconds"]["value_and_grad"]["median"] for case in cases], MARKERS[name], label=name, markersize=4)
+        memory.plot(steps, [case["temporary_bytes"]["value_and_grad"] / 1e6 for case in cases], MARKERS[name], markersize=4)
+    for axes, label in ((time, "value and gradient, ms"), (memory, "temporaries, MB")):
+        axes.set(xscale="log", yscale="log", xlabel="steps T", ylabel=label)
+        axes.grid(visible=True, alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
