@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
 
@@ -84,15 +85,10 @@ def _check(x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, h
     if A.ndim != 2 or A.shape[0] != x.shape[2]:
         raise ValueError(f"A has shape {A.shape}, expected (D, N) with D = {x.shape[2]} from x")
     (batch, steps, width), states = x.shape, A.shape[1]
-    expected = {"dt": x.shape, "B": (batch, steps, states), "C": (batch, steps, states), "D": (width,), "h0": (batch, width, states), "reset": (batch, steps)}
-    for name, value in {"dt": dt, "B": B, "C": C, "D": D, "h0": h0, "reset": reset}.items():
-        if value is not None and value.shape != expected[name]:
-            raise ValueError(f"{name} has shape {value.shape}, expected {expected[name]} from x {x.shape} and A {A.shape}")
-    for name, value in {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0}.items():
-        if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real numbers: convert it with .astype(jnp.float32)")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset has dtype {reset.dtype}, expected bool")
+    mapped = (batch, steps, states)
+    shapes = {"dt": x.shape, "B": mapped, "C": mapped, "D": (width,), "h0": (batch, width, states), "reset": (batch, steps)}
+    inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0, "reset": reset}
+    check_inputs(inputs, shapes, f"x {x.shape} and A {A.shape}")
 
 
 # The gradient is a function of its own, so that it runs by the platform's method and can still be differentiated. The

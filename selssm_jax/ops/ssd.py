@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
 
@@ -263,12 +264,6 @@ def _check(x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, h
         raise ValueError(f"B has shape {B.shape}, expected (B, T, G, N) with G a divisor of the {x.shape[2]} heads of x")
     batch, steps, heads, width = x.shape
     grouped = (batch, steps, *B.shape[2:])
-    expected = {"dt": x.shape[:3], "A": (heads,), "B": grouped, "C": grouped, "D": (heads,), "h0": (batch, heads, width, B.shape[3]), "reset": (batch, steps)}
-    for name, value in {"dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0, "reset": reset}.items():
-        if value is not None and value.shape != expected[name]:
-            raise ValueError(f"{name} has shape {value.shape}, expected {expected[name]} from x {x.shape} and B {B.shape}")
-    for name, value in {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0}.items():
-        if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real numbers: convert it with .astype(jnp.float32)")
-    if reset is not None and reset.dtype != jnp.bool_:
-        raise ValueError(f"reset has dtype {reset.dtype}, expected bool")
+    shapes = {"dt": x.shape[:3], "A": (heads,), "B": grouped, "C": grouped, "D": (heads,), "h0": (batch, heads, width, B.shape[3]), "reset": (batch, steps)}
+    inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0, "reset": reset}
+    check_inputs(inputs, shapes, f"x {x.shape} and B {B.shape}")
