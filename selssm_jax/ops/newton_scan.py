@@ -100,7 +100,8 @@ def nonlinear_scan(
 
     "newton" takes `sequential_scan` for the whole batch where `newton_scan` does not converge for one of its sequences.
     "auto", decided where the program is lowered, is sequential on a CPU, where all steps cost less than one iteration
-    (benchmarks/records/newton_scan.json), and newton elsewhere, which is by reasoning: no accelerator was measured.
+    (benchmarks/records/newton_scan.json), and for a single step; elsewhere it is newton, which is by reasoning: no
+    accelerator was measured.
 
     Args:
       step: (h, x) -> next h of one sequence; jacobian: see `newton_scan`.
@@ -124,7 +125,7 @@ def nonlinear_scan(
         solved = solve.converged.all()
         return lax.cond(solved, lambda: h, lambda: in_order(h0, xs)[0]), ~solved
 
-    if solver == "auto":
+    if solver == "auto" and jax.tree.leaves(xs)[0].shape[1] > 1:
         return lax.platform_dependent(h0, xs, cpu=in_order, default=newton)
     return (newton if solver == "newton" else in_order)(h0, xs)
 

@@ -167,12 +167,14 @@ def test_newton_does_not_give_way_where_it_converges():
 def test_auto_is_sequential_on_a_cpu_and_newton_elsewhere():
     weights, h0, sequences = draw(300, gain=0.1)
 
-    def whiles(solver, platform):
-        run = jax.jit(lambda h0, sequences: nonlinear_scan(partial(gate_step, *weights), h0[None], jax.tree.map(lambda v: v[None], sequences), solver=solver))
-        return jax.export.export(run, platforms=[platform])(h0, sequences).mlir_module().count("stablehlo.while(")
+    def whiles(solver, platform, steps=300):
+        batch = h0[None], jax.tree.map(lambda value: value[None, :steps], sequences)
+        run = jax.jit(lambda *batch: nonlinear_scan(partial(gate_step, *weights), *batch, solver=solver))
+        return jax.export.export(run, platforms=[platform])(*batch).mlir_module().count("stablehlo.while(")
 
     assert whiles("auto", "cpu") == whiles("sequential", "cpu") == 1
     assert whiles("auto", "tpu") == whiles("newton", "tpu") > 1
+    assert whiles("auto", "tpu", steps=1) == whiles("sequential", "tpu", steps=1), "a model that reads step by step solves nothing"
 
 
 # Mistakes.
