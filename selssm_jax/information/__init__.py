@@ -1,0 +1,1 @@
+"""What a hidden state knows, in nats: exact, bracketed and estimated."""
