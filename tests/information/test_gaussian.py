@@ -76,7 +76,7 @@ def joint(system, t, which):
 
 
 @pytest.mark.parametrize("update", ["retain", "effective"])
-@pytest.mark.parametrize(("n", "T"), [(2, 1), (16, 60), (6, 200)])
+@pytest.mark.parametrize(("n", "T"), [(2, 1), (16, 200)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_closed_form_equals_the_dense_joint(kind, n, T, update):
     system = draw(kind, n, T, update=update)
@@ -101,7 +101,9 @@ def test_every_lag_equals_the_dense_joint(kind):
         run = dict(A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t, initial_cov=P, t=t)
         np.testing.assert_allclose(gaussian.retention(**run, lags=t + 1), alone, rtol=0, atol=1e-9)
         np.testing.assert_allclose(gaussian.past_information(**run, lags=t + 1), past, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(gaussian.chain_terms(**run), np.diff(since), rtol=0, atol=1e-9)
+        terms = gaussian.chain_terms(**run)
+        np.testing.assert_allclose(terms, np.diff(since), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(terms.sum(), gaussian.state_information(A_t, B_t, Sx, Q_t, P)[t], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,20 +122,16 @@ def test_scan_equals_loop(kind):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("kind", ["diagonal", "dense"])
-def test_chain_terms_sum_to_the_total_and_lags_to_no_more(kind, dtype):
+def test_chain_terms_sum_to_the_total_and_lags_to_no_more(dtype):
     tolerance = 1e-9 if dtype == jnp.float64 else 1e-4  # of float32: a thousand roundings
     with jax.enable_x64(dtype == jnp.float64):
-        A_t, B_t, Sx, Q_t, P = given(draw(kind, 16, 200), kind, dtype)
-        total = gaussian.state_information(A_t, B_t, Sx, Q_t, P)
+        A_t, B_t, Sx, Q_t, P = given(draw("dense", 16, 200), "dense", dtype)
+        total = gaussian.state_information(A_t, B_t, Sx, Q_t, P)[150]
         terms = gaussian.chain_terms(A_t, B_t, Sx, Q_t, t=150, initial_cov=P)
-        assert terms.shape == (151,) and (terms >= 0).all()
-        assert abs(terms.sum() - total[150]) <= tolerance * (1 + total[150])
+        assert terms.shape == (151,) and (terms >= 0).all() and abs(terms.sum() - total) <= tolerance * (1 + total)
         lags = gaussian.retention(A_t, B_t, Sx, Q_t, t=150, lags=100, initial_cov=P)
         assert lags.shape == (100,) and (lags >= 0).all()
-        assert (lags <= terms[:100] + tolerance).all() and lags.sum() <= total[150] + tolerance
-        first = gaussian.chain_terms(A_t, B_t, Sx, Q_t, t=0, initial_cov=P)
-        np.testing.assert_allclose(first, total[:1], rtol=0, atol=tolerance)
+        assert (lags <= terms[:100] + tolerance).all() and lags.sum() <= total + tolerance
 
 
 # Invariants.
@@ -144,9 +142,9 @@ def test_chain_terms_sum_to_the_total_and_lags_to_no_more(kind, dtype):
 def test_drive_in_proportion_to_noise_gives_half_the_rank_times_log(kind, rank):
     """B Sx B' = c Q and P_0 = 0: whatever A and the gates are. A component that was never open holds neither noise nor signal."""
     rng, c = np.random.default_rng(1), 3.7
-    gates = np.where(np.arange(30)[:, None] >= np.array([0, 0, 3, 9])[None], rng.choice([0.0, 0.3, 1.0], (30, 4)), 0.0)
+    gates = np.where(np.arange(40)[:, None] >= np.array([0, 0, 3, 9])[None], rng.choice([0.0, 0.3, 1.0], (40, 4)), 0.0)
     gates[0, :2] = gates[3, 2] = gates[9, 3] = 1
-    A_t, _, _, _, _ = draw(kind, 4, 30, gates=gates)
+    A_t, _, _, _, _ = draw(kind, 4, 40, gates=gates)
     F = np.eye(4)[:, :rank] if rank < 4 else rng.normal(size=(4, 4))
     if rank < 4:  # what is never driven stays apart
         A_t = A_t * (np.arange(4) < rank)[None, :, None] * (np.arange(4) < rank)[None, None]
@@ -185,8 +183,8 @@ def test_no_gates_exceed_the_capacity_and_something_reaches_it(kind):
         root = np.linalg.inv(np.linalg.cholesky(Q))
         np.testing.assert_allclose(bound, n / 2 * np.log1p(np.linalg.norm(root @ B @ np.linalg.cholesky(Sx), 2) ** 2), rtol=1e-12)
         for seed in range(5):
-            gates = np.random.default_rng(seed).choice([0.0, 0.5, 1.0], (60, n))
-            A_t = draw(kind, n, 60, gates=gates, seed=seed)[0]
+            gates = np.random.default_rng(seed).choice([0.0, 0.5, 1.0], (40, n))
+            A_t = draw(kind, n, 40, gates=gates, seed=seed)[0]
             system = A_t, gates[:, :, None] * B, Sx, gates[:, :, None] * Q * gates[:, None]
             assert gaussian.state_information(*given(system, kind)).max() <= bound + 1e-9
             each = gaussian.capacity(*(jnp.asarray(value) for value in system[1:]))
@@ -197,7 +195,7 @@ def test_no_gates_exceed_the_capacity_and_something_reaches_it(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_units_of_the_state_do_not_matter(kind):
-    A_t, B_t, Sx, Q_t, P = draw(kind, 4, 50)
+    A_t, B_t, Sx, Q_t, P = draw(kind, 4, 40)
     units = 10.0 ** np.array([-6, 0, 3, 8])
     scaled = units[:, None] * A_t / units, units[:, None] * B_t, Sx, units[:, None] * Q_t * units, units[:, None] * P * units
     with jax.enable_x64(True):
@@ -210,20 +208,20 @@ def test_the_units_of_the_state_do_not_matter(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forgetting_is_bounded_step_by_step(kind):
-    system = draw(kind, 4, 60, seed=3)
+    system = draw(kind, 4, 40, seed=3)
     with jax.enable_x64(True):
         A_t, B_t, Sx, Q_t, P = given(system, kind)
-        run = dict(A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t + 0.01 * jnp.eye(4)[None], initial_cov=P, t=50, lags=51)
+        run = dict(A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t + 0.01 * jnp.eye(4)[None], initial_cov=P, t=33, lags=34)
         bound, past = gaussian.forgetting_bound(**run), gaussian.past_information(**run)
         assert (past <= bound + 1e-9).all() and bound[20] < bound[0]
         np.testing.assert_allclose(bound[0], past[0], atol=1e-12)
     A_t, B_t, Sx, Q_t, P = system
-    Q_t, before = Q_t + 0.01 * np.eye(4), [h @ Sx @ h.T for h in loadings(A_t, B_t, 49)[0]]
-    Sigma = noise_of(A_t, Q_t, P, 49) + sum(before)
-    after = A_t[50] @ Sigma @ A_t[50].T + B_t[50] @ Sx @ B_t[50].T + Q_t[50]
+    Q_t, before = Q_t + 0.01 * np.eye(4), [h @ Sx @ h.T for h in loadings(A_t, B_t, 32)[0]]
+    Sigma = noise_of(A_t, Q_t, P, 32) + sum(before)
+    after = A_t[33] @ Sigma @ A_t[33].T + B_t[33] @ Sx @ B_t[33].T + Q_t[33]
     root = np.linalg.cholesky(Sigma)
-    rho = np.linalg.eigvalsh(root.T @ A_t[50].T @ np.linalg.inv(after) @ A_t[50] @ root)[-1]
-    np.testing.assert_allclose(bound[1], rho * joint((A_t, B_t, Sx, Q_t, P), 49, range(50)), rtol=1e-9)
+    rho = np.linalg.eigvalsh(root.T @ A_t[33].T @ np.linalg.inv(after) @ A_t[33] @ root)[-1]
+    np.testing.assert_allclose(bound[1], rho * joint((A_t, B_t, Sx, Q_t, P), 32, range(33)), rtol=1e-9)
 
 
 def test_a_scalar_attains_the_strong_bound_to_first_order():
@@ -349,14 +347,11 @@ def test_small_and_large_information_keep_their_digits():
 # Derivatives.
 
 
-@pytest.mark.parametrize(("kind", "repeated"), [("diagonal", True), ("dense", False)])
-def test_gradients_equal_finite_differences(kind, repeated):
-    """Central differences of width 1e-5 in float64 err by about 1e-10 |I'''| + 1e-11; repeated eigenvalues must not matter."""
+def test_gradients_equal_finite_differences():
+    """Central differences of width 1e-5 in float64 err by about 1e-10 of the third derivative and 1e-11 of the value."""
     with jax.enable_x64(True):
         gates = np.random.default_rng(0).uniform(size=(12, 3))
         gates[::3, 0], gates[1::3, 0] = 0, 1  # shut in one component: with two, rho is 1 twice, and the bound has a kink
-        A_t, B_t, Sx, Q_t, P = given(draw(kind, 3, 12, gates=np.full((12, 3), 0.5) if repeated else gates), kind)
-        Q_t, P = (jnp.broadcast_to(jnp.eye(3)[None], (12, 3, 3)), jnp.eye(3)) if repeated else (Q_t, P)
 
         def total(A_t, B_t, Sx, Q_t, P):
             run = dict(A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t, initial_cov=P, t=11)
@@ -366,15 +361,27 @@ def test_gradients_equal_finite_differences(kind, repeated):
             whole = jnp.sin(gaussian.state_information(A_t, B_t, Sx, Q_t, P)).sum() + gaussian.chain_terms(**run)[2]
             return whole + lags + outputs.state[5] + outputs.inputs[7] + filtered + gaussian.capacity(B_t[0] + 0.1, Sx, Q_t[0] + P)
 
-        compare(jax.jit(total), (A_t, B_t, Sx, Q_t, P), 1e-5)
+        compare(total, given(draw("dense", 3, 12, gates=gates), "dense"), 1e-5)
+
+
+def test_gradients_do_not_mind_repeated_eigenvalues():
+    with jax.enable_x64(True):
+        A_t, B_t, Sx, *_ = given(draw("diagonal", 3, 12, gates=np.full((12, 3), 0.5)), "diagonal")
+
+        def total(A_t, B_t, Q):
+            found = gaussian.state_information(0 * A_t + A_t.mean(), B_t, Sx, Q, jnp.eye(3))
+            return jnp.sin(found).sum() + gaussian.capacity(B_t[0], Sx, Q)
+
+        compare(total, (A_t, B_t, jnp.eye(3)), 1e-5)
 
 
 def compare(function, arguments, tolerance):
-    gradient, rng = jax.jit(jax.grad(function, argnums=tuple(range(len(arguments)))))(*arguments), np.random.default_rng(0)
+    both, rng = jax.jit(jax.value_and_grad(function, argnums=tuple(range(len(arguments))))), np.random.default_rng(0)
+    gradient = both(*arguments)[1]
     for index, slope in enumerate(gradient):
         direction = rng.normal(size=slope.shape)
         direction = direction + np.swapaxes(direction, -1, -2) if index >= 2 else direction  # covariances stay symmetric
-        moved = [function(*arguments[:index], arguments[index] + step * direction, *arguments[index + 1 :]) for step in (1e-5, -1e-5)]
+        moved = [both(*arguments[:index], arguments[index] + step * direction, *arguments[index + 1 :])[0] for step in (1e-5, -1e-5)]
         expected = (moved[0] - moved[1]) / 2e-5
         assert abs(jnp.sum(slope * direction) - expected) <= tolerance * (1 + abs(expected)), index
 
@@ -386,7 +393,7 @@ def test_second_derivatives():
         def slope(A_t, B_t):
             return jnp.sum(jax.grad(lambda B_t: gaussian.state_information(A_t, B_t, Sx, jnp.eye(3), P).sum())(B_t) ** 2)
 
-        compare(jax.jit(slope), (A_t, B_t), 1e-5)
+        compare(slope, (A_t, B_t), 1e-5)
 
 
 def test_gradients_are_finite_where_information_is_infinite_or_a_gate_is_shut():
