@@ -1,0 +1,143 @@
+"""Critics, trained and judged on different samples: folds, one training loop, early stopping, held-out values (theory, section 8).
+
+The samples are cut into folds. For each, a critic is trained on most of the others, stopped where it was best on a separate
+part of them, and evaluated on the fold itself, once. So no sample that is evaluated was trained on, nor used for choosing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.scipy.special import ndtri
+from jaxtyping import Array
+
+from selssm_jax.information.critics import Bound, Critic
+
+LARGEST = 2048  # samples that are scored against one another in an evaluation: memory grows with its square
+CHECKS = 24  # how often a training run is looked at on its validation part
+SMALLEST = 100  # samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How critics are trained. The defaults suit 1,000 to 100,000 samples of up to some tens of dimensions.
+
+    Attributes:
+      steps: optimiser steps (Adam, cosine decay) a fold. batch: pairs a step, all scored against one another.
+      width: hidden units of the two layers of a perceptron. rate: peak learning rate.
+      folds: parts of the cross-fit. seed: of the cut into folds, the initial weights and the batches.
+    """
+
+    steps: int = 600
+    batch: int = 512
+    width: int = 128
+    rate: float = 3e-3
+    folds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("batch", "folds"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 2")
+        if not self.rate > 0:
+            raise ValueError(f"rate={self.rate}: expected a positive learning rate")
+
+
+class HeldOut(NamedTuple):
+    """Values of the samples of every fold by the critic that did not see them, (folds, samples), and by the same critic before training."""
+
+    trained: np.ndarray
+    untrained: np.ndarray
+
+    def mean_and_error(self, values: np.ndarray) -> tuple[float, float]:
+        """The mean, and the larger of its standard errors from the samples' and from the folds' spread."""
+        folds = values.mean(axis=1)
+        return float(values.mean()), max(float(values.std() / values.size**0.5), float(folds.std(ddof=1) / len(folds) ** 0.5))
+
+
+def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Training) -> HeldOut:
+    """Cross-fits `critic` on (N, dx) and (N, dy) and returns the values of `bound` on the held-out folds.
+
+    Marginals become normal scores, by ranks among the training samples of each fold: information is the same for every
+    monotone map of a column, heavy tails no longer matter, and nothing of a held-out sample enters its own critic.
+    A few samples are left out where the folds or the groups of an evaluation do not divide their number.
+    """
+    rng = np.random.default_rng(training.seed)
+    size = len(x) // training.folds
+    order = rng.permutation(len(x))[: size * training.folds].reshape(training.folds, size)
+    cut = size // 2  # of the rest, for validation
+    rests = np.stack([rng.permutation(np.delete(order, k, axis=0).ravel()) for k in range(training.folds)])
+    pick = lambda indices: (jnp.asarray(x[indices], jnp.float32), jnp.asarray(y[indices], jnp.float32))  # noqa: E731
+    keys = jax.random.split(jax.random.key(training.seed), training.folds)
+    values = _run((*pick(rests[:, cut:]), *pick(rests[:, :cut]), *pick(order), keys), critic, bound, training)
+    return HeldOut(*(np.asarray(value, np.float64).reshape(training.folds, -1) for value in values))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _run(folds: tuple[Array, ...], critic: Critic, bound: Bound, training: Training) -> tuple[Array, Array]:
+    return jax.lax.map(lambda fold: _fold(*fold, critic=critic, bound=bound, training=training), folds)
+
+
+def _fold(
+    x: Array, y: Array, x_stop: Array, y_stop: Array, x_test: Array, y_test: Array, key: Array, *, critic: Critic, bound: Bound, training: Training
+) -> tuple[Array, Array]:
+    x_stop, x_test, x = (normal_scores(x, z) for z in (x_stop[:LARGEST], x_test, x))
+    y_stop, y_test, y = (normal_scores(y, z) for z in (y_stop[:LARGEST], y_test, y))
+    init, batches = jax.random.split(key)
+    start = critic.init(init, x, y, training.width)
+    loss = lambda params, chosen: -bound.objective(critic.score(params, x[chosen], y[chosen]))  # noqa: E731
+    judge = lambda params: jnp.mean(bound.values(critic.score(params, x_stop, y_stop)))  # noqa: E731
+    best = best_of_training(start, loss, judge, len(x), batches, training)
+    return tuple(_values(params, x_test, y_test, critic, bound) for params in (best, start))
+
+
+def normal_scores(reference: Array, z: Array) -> Array:
+    """Normal quantiles of the mid-ranks of z among `reference`, column by column; equal values get equal scores."""
+
+    def column(reference: Array, z: Array) -> Array:
+        ordered = jnp.sort(reference)
+        below, not_above = (jnp.searchsorted(ordered, z, side=side) for side in ("left", "right"))
+        return ndtri((below + not_above + 1) / (2 * (len(ordered) + 1)))
+
+    return jax.vmap(column, in_axes=1, out_axes=1)(reference, z)
+
+
+def best_of_training(
+    start: Any, loss: Callable[[Any, Array], Array], judge: Callable[[Any], Array], samples: int, key: Array, training: Training
+) -> Any:
+    """The parameters that did best by `judge`, those of the start included; loss(params, indices) is of a batch out of so many samples."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(training.rate, training.steps))
+    every = max(training.steps // CHECKS, 1)
+
+    def better(best: Any, params: Any) -> Any:
+        return _keep_larger(best, (judge(params), params))
+
+    def step(carry: Any, i: Array) -> tuple[Any, None]:
+        params, moments, best = carry
+        chosen = jax.random.randint(jax.random.fold_in(key, i), (min(training.batch, samples),), 0, samples)
+        updates, moments = optimizer.update(jax.grad(loss)(params, chosen), moments)
+        params = optax.apply_updates(params, updates)
+        best = jax.lax.cond((i + 1) % every == 0, better, lambda best, _: best, best, params)
+        return (params, moments, best), None
+
+    carry = (start, optimizer.init(start), (judge(start), start))
+    return jax.lax.scan(step, carry, jnp.arange(training.steps))[0][2][1]
+
+
+def _keep_larger(old: Any, new: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(new[0] > old[0], b, a), old, new)
+
+
+def _values(params: Any, x: Array, y: Array, critic: Critic, bound: Bound) -> Array:
+    groups = -(-len(x) // LARGEST)
+    size = len(x) // groups
+    cut = [z[: groups * size].reshape(groups, size, -1) for z in (x, y)]
+    return jax.lax.map(lambda group: bound.values(critic.score(params, *group)), tuple(cut)).ravel()
