@@ -3,6 +3,7 @@
   python eval.py --workdir runs/quickstart
   python eval.py --workdir runs/quickstart --split validation
   python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
+  python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
   python eval.py --workdir runs/etth1 --local_dir ~/data           the run's own data, from a folder of yours
 
 The report is RUN/report/index.html, one page with its figures inside, with report.md, the figures and results.json beside
@@ -18,6 +19,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "wha
 FILE = flags.DEFINE_string(
     "file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling; cut into the same splits"
 )
+MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
 
 
@@ -26,7 +28,7 @@ def main(_: list[str]) -> None:
     with errors.reported():
         from selssm_jax.reporting import report
 
-        results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value)
+        results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value, measure=MEASURE.value)
         print(report.summary(results))
 
 

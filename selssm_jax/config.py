@@ -123,6 +123,7 @@ class Model:
     observation_noise: float = 0.0  # standard deviation of v_t
     conv: int = 0  # width of a short causal convolution before the recurrence; 0: none
     mlp_ratio: float = 2.0  # hidden width of the gated MLP over d_model; 0: no MLP
+    norm: Literal["rms", "none"] = "rms"  # before every branch and the head; "none" leaves a model of linear parts linear
     dropout: float = 0.0
     tie_embeddings: bool = False  # language: the readout is the transposed embedding
     frame: int = 1  # signals and forecasting: samples of one frame of the encoder
@@ -202,6 +203,22 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measure:
+    """What `eval.py --measure` records of a trained model's memory, and how long its decoders are fitted; nothing of it touches training."""
+
+    samples: int = 2000  # sequences of the split that are read, each from an empty memory; at most what there is
+    positions: int = 8  # moments of a sequence whose states are kept
+    longest_lag: int = 64  # the largest lag k of x_(t-k) that is decoded from h_t; lags are spaced geometrically
+    decoder_steps: int = 400
+    decoder_width: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "measure")
+        _at_least(self, "measure", samples=50, positions=1, longest_lag=0, decoder_steps=1, decoder_width=1, seed=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run, whole: saved beside its checkpoints, so that a run describes itself."""
 
@@ -210,6 +227,7 @@ class Experiment:
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
+    measure: Measure = Measure()
 
     def __post_init__(self) -> None:
         _check_fields(self, "config")

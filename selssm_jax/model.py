@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
-from selssm_jax.layers.blocks import Block
+from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.encoders import FrameEncoder, frame_valid
 from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.projection import Projection
@@ -39,7 +39,7 @@ class SequenceModel(nn.Module):
         block = nn.remat(Block, static_argnums=(4,)) if config.remat else Block
         self.encoder = self._encoder(dtype)
         self.block = [block(kind, config) for kind in config.pattern]
-        self.norm = nn.RMSNorm(dtype=dtype)
+        self.norm = normalisation(config)
         if task.kind == "language":
             self.head: Any = None if config.tie_embeddings else Projection(task.vocab, use_bias=False, dtype=dtype)
         elif task.kind == "classification":

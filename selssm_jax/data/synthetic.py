@@ -1,7 +1,8 @@
 """Tasks whose answer and entropy are known. Every example is a function of (data.seed, split, number) alone.
 
 The "optimum" in the metadata is what a perfect model reaches; "answer_nats" is the entropy of all scored answers of an
-example, which a model without memory has to pay: it is the information about the past that the task asks a state to hold.
+example, which a model without memory has to pay: it is the information about the past that the task asks a state to hold. "process", where the inputs are Gaussian: x_t = z_t + n_t with
+z_t = decay z_{t-1} + e_t, var z = 1, var n = noise.
 """
 
 import dataclasses
@@ -22,19 +23,21 @@ DECAY = 0.9  # of the hidden state of linear_gaussian
 
 
 class Definition(NamedTuple):
-    """A task, its examples as a function of (key, rows), metrics of known rivals and of the optimum, and the answers' entropy."""
+    """A task, its examples as a function of (key, rows), metrics of known rivals and of the optimum, the answers' entropy, the inputs' law."""
 
     task: Task
     examples: Callable[[Key, np.ndarray], Examples]
     rivals: Mapping[str, dict[str, float]]
     answer_nats: float | None = None
+    process: Mapping[str, float] | None = None
 
 
 def dataset(config: Data) -> Dataset:
     """Returns the synthetic task that data.source names. Raises InputError where its sizes do not fit together."""
-    task, examples, rivals, answer_nats = TASKS[config.source](config)
+    task, examples, rivals, answer_nats, process = TASKS[config.source](config)
     source = _Drawn(config, examples)
     info: dict[str, Any] = {"source": config.source, "optimum": rivals["optimal"], "answer_nats": answer_nats}
+    info |= {} if process is None else {"process": dict(process)}
     vocabulary = tuple(str(index) for index in range(task.vocab))
     return Dataset(task, source.draw, source.cover, info, lambda split: dict(rivals), vocabulary=vocabulary, separator=" " if task.vocab else "")
 
@@ -125,7 +128,8 @@ def _linear_gaussian(config: Data) -> Definition:
         return seen[:, : config.length], seen[:, config.length :], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)
-    return Definition(task, examples, {"optimal": {"mse": _kalman_error(config)}, "zero": {"mse": 1 + config.noise}})
+    rivals = {"optimal": {"mse": _kalman_error(config)}, "zero": {"mse": 1 + config.noise}}
+    return Definition(task, examples, rivals, process={"decay": DECAY, "noise": config.noise})
 
 
 def _kalman_error(config: Data) -> float:

@@ -1,5 +1,6 @@
 """Residual blocks: a mixer over time, then a gated MLP over width, each after its own norm."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,11 @@ from selssm_jax.shapes import Activations, Reset
 def mixer(name: str, config: Model) -> nn.Module:
     """Returns the mixer that a block pattern calls `name`."""
     return MIXERS[name](config)
+
+
+def normalisation(config: Model) -> Callable[[Activations], Activations]:
+    """Returns what normalises activations before a branch, or leaves them as they are."""
+    return nn.RMSNorm(dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
 
 
 def _selective(config: Model) -> SelectiveSSM:
@@ -63,12 +69,12 @@ class Block(nn.Module):
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.norm = nn.RMSNorm(dtype=dtype)
+        self.norm = normalisation(config)
         self.mixer = mixer(self.kind, config)
         self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
         self.dropout = nn.Dropout(config.dropout)
         hidden = round(config.mlp_ratio * config.d_model)
-        self.mlp_norm = nn.RMSNorm(dtype=dtype)
+        self.mlp_norm = normalisation(config)
         self.mlp = GatedMLP(hidden, dtype) if hidden else None
 
     def __call__(self, x: Activations, state: dict[str, Any], reset: Reset | None, deterministic: bool) -> tuple[Activations, dict[str, Any]]:

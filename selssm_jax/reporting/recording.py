@@ -1,0 +1,147 @@
+"""States of a trained model at some moments of many sequences, beside what the sequences held: what memory is measured from."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from selssm_jax.information import bracket
+from selssm_jax.layers.selective import Law
+from selssm_jax.model import SequenceModel
+from selssm_jax.ops.linear_scan import linear_scan
+
+Batch = dict[str, Array | np.ndarray]
+
+
+class Conditional(NamedTuple):
+    """The normal law of a block's states at the moments, given all of the block's inputs, or, where gates read the state, given h_{t-1} and x_t.
+
+    means: (M, P, n). covs: (M, P, n), or (M, P, n, n) for a dense transition.
+    """
+
+    means: np.ndarray
+    covs: np.ndarray
+
+
+class Block(NamedTuple):
+    """One block: states (M, P, n), real; the mean of its gates by frame, (M, F), if it has any; the law of its states, if they have noise."""
+
+    states: np.ndarray
+    gate: np.ndarray | None
+    law: Conditional | None
+
+
+class Answers(NamedTuple):
+    """What was to be said at the K scored steps of a sequence, (M, K), and the log-probability that the model gave to it, and whether it said it."""
+
+    tokens: np.ndarray
+    log_p: np.ndarray
+    right: np.ndarray
+
+
+class Recording(NamedTuple):
+    """M sequences, each read from an empty memory, at P moments.
+
+    Attributes:
+      frames: (M, F) tokens, or (M, F, C) values: what was read at each step of the recurrence (the last sample of a frame).
+      moments: (P,) steps of the recurrence after which states were kept. live: (M, P) whether the sequence had not ended before.
+      blocks: by name. answers: of a task that has them. targets: (M, H, C), of a forecast.
+    """
+
+    frames: np.ndarray
+    moments: np.ndarray
+    live: np.ndarray
+    blocks: dict[str, Block]
+    answers: Answers | None
+    targets: np.ndarray | None
+
+
+def record(
+    model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, samples: int, moments: Sequence[int], scored: Sequence[int] = (), seed: int = 0
+) -> Recording:
+    """Reads batches until `samples` sequences have been seen, each with noise of its own.
+
+    Args:
+      model, params: a model whose mixers sow "state"; "gate" and a `Law` are used where they are sown.
+      batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with answers.
+    """
+    read = jax.jit(lambda *arguments: _read(model, moments, scored, *arguments))
+    parts, count = [], 0
+    for number, batch in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        part = jax.device_get(read(params, batch, key))
+        kept = np.flatnonzero(_scored_rows(batch, len(part.live)))[: samples - count]
+        parts.append(jax.tree.map(lambda leaf: leaf[kept], part))
+        count += len(kept)
+        if count >= samples:
+            break
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return joined._replace(moments=np.asarray(moments))
+
+
+def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
+    """Means (B, P, n) and covariances (B, P, n) or (B, P, n, n) at the moments, from h_0 = 0; complex states as pairs of reals."""
+    at = jnp.asarray(moments)
+    if law.A is None:
+        return law.drive[:, at], law.noise[:, at] ** 2
+    if law.A.ndim == 4:
+        one = lambda A, drive, noise: jax.tree.map(lambda value: value[at], bracket.conditional_moments(A, drive, noise**2))  # noqa: E731
+        return tuple(jax.lax.map(lambda row: one(*row), (law.A, law.drive, law.noise)))
+    means, variances = linear_scan(law.A, law.drive)[0][:, at], linear_scan(jnp.abs(law.A) ** 2, law.noise**2)[0][:, at]
+    return _real(means), jnp.concatenate([variances, variances], axis=-1) if jnp.iscomplexobj(means) else variances
+
+
+def _read(model: SequenceModel, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
+    (outputs, _), sown = model.apply(
+        {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["intermediates", "laws"]
+    )
+    found = {name: part["mixer"] for name, part in sown["intermediates"].items() if "state" in part.get("mixer", {})}
+    laws = {name: part["mixer"]["law"][0] for name, part in sown.get("laws", {}).items()}
+    blocks = {name: _block(mixer, laws.get(name), moments) for name, mixer in found.items()}
+    frames, live = _frames(model, batch)
+    answers = _answers(outputs, batch["targets"], scored) if scored else None
+    targets = _apart(model, batch["targets"]) if model.config.task.kind == "forecasting" else None
+    return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], blocks, answers, targets)
+
+
+def _block(mixer: dict[str, tuple[Array, ...]], law: Law | None, moments: Sequence[int]) -> Block:
+    at = jnp.asarray(moments)
+    gate = mixer["gate"][0].mean(axis=-1) if "gate" in mixer else None
+    conditional = None if law is None else Conditional(*law_of_state(law, moments))
+    return Block(_real(mixer["state"][0][:, at]), gate, conditional)
+
+
+def _real(states: Array) -> Array:
+    return jnp.concatenate([states.real, states.imag], axis=-1) if jnp.iscomplexobj(states) else states
+
+
+def _frames(model: SequenceModel, batch: Batch) -> tuple[Array, Array]:
+    """What was read at each step of the recurrence, and whether the sequence still went on."""
+    inputs, valid = jnp.asarray(batch["inputs"]), jnp.asarray(batch["valid"])
+    if model.config.task.kind == "language":
+        return inputs, valid
+    stride = model.config.stride
+    last = jnp.minimum(jnp.arange(stride - 1, inputs.shape[1] + stride - 1, stride), inputs.shape[1] - 1)
+    inputs = _apart(model, inputs[:, last])
+    return inputs, jnp.repeat(valid[:, last], len(inputs) // len(valid), axis=0)
+
+
+def _apart(model: SequenceModel, values: Array) -> Array:
+    """Channels that are read apart are sequences of their own."""
+    apart = model.config.task.kind == "forecasting" and model.config.channels_apart
+    return jnp.asarray(values).swapaxes(1, 2).reshape(-1, values.shape[1], 1) if apart else jnp.asarray(values)
+
+
+def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
+    at = jnp.asarray(scored)
+    tokens, log_p = jnp.asarray(targets)[:, at], jax.nn.log_softmax(logits[:, at])
+    return Answers(tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens)
+
+
+def _scored_rows(batch: Batch, rows: int) -> np.ndarray:
+    """Which rows are data, not what fills the last batch."""
+    weights = np.asarray(batch["weights"])
+    return np.repeat(weights.reshape(len(weights), -1).max(axis=1) > 0, rows // len(weights))
