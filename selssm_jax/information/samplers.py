@@ -330,3 +330,24 @@ def _count(n: int) -> int:
     if n < 1:
         raise ValueError(f"n={n} samples, expected from 1")
     return n
+
+
+TASKS: dict[str, Callable[[PRNGKeyArray, int], Sample]] = {
+    "1v1-normal-0.75": lambda key, n: multinormal(key, n, dense_covariance(1, 1, 0.75), 1),
+    "1v1-additive-0.1": lambda key, n: additive_uniform(key, n, 0.1),
+    "1v1-bimodal-0.75": lambda key, n: bimodal(key, n, 0.75),
+    "student-identity-1-1-1": lambda key, n: student(key, n, np.eye(2), 1, 1),
+    "swissroll_x-normal_cdf-1v1-normal-0.75": lambda key, n: transformed(
+        multinormal(key, n, dense_covariance(1, 1, 0.75), 1), x=lambda x: swissroll(normal_cdf(x)), y=normal_cdf
+    ),
+    "multinormal-dense-5-5-0.5": lambda key, n: multinormal(key, n, dense_covariance(5, 5, 0.5), 5),
+    "multinormal-dense-25-25-0.5": lambda key, n: multinormal(key, n, dense_covariance(25, 25, 0.5), 25),
+    "multinormal-sparse-5-5-2-2.0": lambda key, n: multinormal(key, n, sparse_covariance(5, 5), 5),
+    "multinormal-sparse-25-25-2-2.0": lambda key, n: multinormal(key, n, sparse_covariance(25, 25), 25),
+    "student-identity-5-5-2": lambda key, n: student(key, n, np.eye(10), 5, 2),
+    "asinh-student-identity-5-5-2": lambda key, n: transformed(student(key, n, np.eye(10), 5, 2), x=asinh, y=asinh),
+    "spiral-multinormal-sparse-3-3-2-2.0": lambda key, n: transformed(
+        multinormal(key, n, sparse_covariance(3, 3), 3), x=spiral, y=lambda y: spiral(y, plane=(1, 2))
+    ),
+}
+"""Twelve tasks of Czyz et al. (2023), by their names: (key, n) -> samples with their information."""

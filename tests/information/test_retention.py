@@ -1,0 +1,91 @@
+"""Decoders by lag: what was planted is found, what was not is not, and the bound stays a bound."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+from selssm_jax.information import retention
+from selssm_jax.information.estimators import Training
+
+QUICK = Training(steps=200, batch=256, width=64, rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """States that hold one token cleanly, one through noise, and not the third."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 6, (4000, 3))
+    clean, noisy = np.eye(6)[tokens[:, 0]] * 4, np.eye(6)[tokens[:, 1]] + 0.6 * rng.normal(size=(4000, 6))
+    return np.concatenate([clean, noisy], axis=1), tokens, noisy
+
+
+def noisy_truth(seed=1, count=20_000):
+    """I(token; e_token + 0.6 w) by the exact posterior, known to about 0.005."""
+    rng = np.random.default_rng(seed)
+    token = rng.integers(0, 6, count)
+    seen = np.eye(6)[token] + 0.6 * rng.normal(size=(count, 6))
+    logits = seen / 0.36
+    logits -= logits.max(1, keepdims=True)
+    return math.log(6) + np.mean(logits[np.arange(count), token] - np.log(np.exp(logits).sum(1)))
+
+
+def test_tokens_are_found_where_they_are(planted):
+    states, tokens, _ = planted
+    found = retention.tokens(states, tokens, classes=6, training=QUICK)
+    assert found.nats[0] > 0.97 * math.log(6) and found.error[0] < 0.005
+    truth = noisy_truth()
+    assert truth - 0.08 < found.nats[1] < truth + 3 * found.stderr[1]  # a few hundredths for what a decoder of 2,400 samples misses
+    assert abs(found.nats[2]) < 0.01
+    np.testing.assert_allclose(found.pointwise.mean(axis=0), found.nats)
+    np.testing.assert_allclose(found.entropy, math.log(6), atol=0.01)
+
+
+def test_values_are_found_by_the_channel_formula():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(6000, 2))
+    states = np.stack([x[:, 0] + 0.5 * rng.normal(size=6000), rng.normal(size=6000)], axis=1)
+    found = retention.values(states, np.stack([np.exp(x[:, 0]), x[:, 1]], axis=1), training=QUICK)  # monotone maps of a value change nothing
+    truth = 0.5 * math.log(1 + 1 / 0.25)
+    assert truth - 0.06 < found.nats[0] < truth + 3 * found.stderr[0]
+    assert abs(found.nats[1]) < 0.01 and abs(found.error[0] - 0.2) < 0.03  # variance left: 1 / (1 + 4)
+    assert np.isinf(found.entropy).all()
+
+
+def test_groups_are_never_on_both_sides_of_the_split():
+    """States that only name their sequence know nothing that holds for other sequences; cut between samples, they would seem to."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(60), 50)
+    label = rng.integers(0, 2, 60)[groups][:, None]
+    states = rng.normal(size=(60, 20))[groups] * 3
+    assert retention.tokens(states, label, classes=2, groups=groups, training=QUICK).nats[0] < 0.1
+    assert retention.tokens(states, label, classes=2, training=QUICK).nats[0] > 0.5
+
+
+def test_errors_are_larger_where_groups_repeat_themselves(planted):
+    _, tokens, noisy = planted
+    repeated = np.repeat(np.arange(1000), 4)
+    grouped = retention.tokens(noisy[:1000][repeated], tokens[:1000, 1:2][repeated], classes=6, groups=repeated, training=QUICK)
+    alone = retention.tokens(noisy[:4000], tokens[:4000, 1:2], classes=6, training=QUICK)
+    assert grouped.stderr[0] > 1.5 * alone.stderr[0]  # twice, were nothing else different
+
+
+def test_the_horizon_is_the_last_lag_that_is_known_of():
+    assert retention.horizon([0, 1, 4, 9], np.array([1.0, 0.5, 0.1, 0.02]), np.array([0.01, 0.01, 0.01, 0.01])) == 4
+    assert retention.horizon([0, 1], np.array([0.001, 0.0]), np.zeros(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": np.full((100, 1), 7)}, "expected 0 to classes - 1 = 2"),
+        ({"targets": np.zeros((90, 1), int)}, "100, 90 and 100 rows"),
+        ({"states": np.full((100, 2), np.inf)}, "not finite"),
+        ({"groups": np.arange(100) % 5}, "5 groups, expected at least 10"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    arguments = {"states": np.ones((100, 2)), "targets": np.zeros((100, 1), int), "classes": 3} | change
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(retention.tokens)(**arguments)
