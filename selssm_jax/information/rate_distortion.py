@@ -24,6 +24,7 @@ EVALUATED = 256  # samples `neural` evaluates at a time: bounds its memory
 
 Covariance = Float[Array, "n n"] | Float[Array, "n"]
 Numbers = Float[ArrayLike, "*shape"] | int
+Broadcast = Float[ArrayLike, "..."] | int
 Number = Float[ArrayLike, ""] | int
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # accelerators round the factors of products otherwise
@@ -115,7 +116,7 @@ def converse(cov: Covariance, information: Numbers) -> Float[Array, "*shape"]:
     return _gaussian_inverse(*_given(cov, "information", information))
 
 
-def gauss_markov(a: Numbers, q: Numbers, distortion: Numbers) -> Float[Array, "..."]:
+def gauss_markov(a: Broadcast, q: Broadcast, distortion: Broadcast) -> Float[Array, "..."]:
     """Causal R(D) of h_t = a h_{t-1} + w_t, w_t ~ N(0, q), squared error D at every t: max(0, 1/2 log(a^2 + q/D)), in nats a step.
 
     The least directed information from the states to causal reproductions, exact for scalars: a lower bound on the rate of
@@ -137,7 +138,7 @@ def gauss_markov(a: Numbers, q: Numbers, distortion: Numbers) -> Float[Array, ".
     return jnp.where(power > 1, 0.5 * jnp.log(jnp.where(power > 1, power, 1)), 0)
 
 
-def shannon_lower_bound(entropy: Numbers, dimension: int, distortion: Numbers) -> Float[Array, "..."]:
+def shannon_lower_bound(entropy: Broadcast, dimension: int, distortion: Broadcast) -> Float[Array, "..."]:
     """h(X) - n/2 log(2 pi e D / n) <= R(D), in nats: for every source with a density, under squared error.
 
     A lower bound; tight as D falls to 0, equal to R(D) of a Gaussian while D <= n lambda_min. Not clamped: where it is
@@ -169,9 +170,10 @@ def blahut_arimoto(p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, 
         rate = I = F - s D - sum_j q_j c_j log c_j  and  rate - gap <= R(D) <= rate,  gap = log max_j c_j - sum_j q_j c_j log c_j.
 
     The bounds hold for whatever q, so that an iteration cut short still tells the truth; rounding, of the order of (X + Y)
-    units, comes on top. In float32 gap stops between 1e-7 and 1e-5, and is returned as it is. Blahut's and Arimoto's own step, q_j <- q_j c_j,
-    closes the gap like 1/k only; this one takes Newton steps along the weighted central path of the same problem and its dual
-    (some 15, each O(X Y^2 + Y^3)), and keeps the q of least gap. Usable under jit and vmap; not differentiated (dR/dD = -s).
+    units, comes on top. In float32 gap stops near 1e-7, or higher where p spans more than a float's digits, and is returned as
+    it is. Blahut's and Arimoto's own step, q_j <- q_j c_j, closes the gap like 1/k only; this one takes Newton steps along the
+    weighted central path of the same problem and its dual (some 15, each O(X Y^2 + Y^3)), and keeps the q of least gap. Usable
+    under jit and vmap; not differentiated (dR/dD = -s).
 
     Args:
       p: the source. d: distortions, from 0; inf forbids a reproduction, but every x needs one that is allowed.

@@ -127,7 +127,7 @@ def test_gaussian_under_jit_and_vmap():
 
 def test_gauss_markov_is_its_formula():
     with jax.enable_x64(True):
-        rate = rate_distortion.gauss_markov(0.9, 2.0, jnp.array([0.0, 0.1, 2 / (1 - 0.81), 20.0]))
+        rate = rate_distortion.gauss_markov(jnp.array(0.9), 2.0, jnp.array([0.0, 0.1, 2 / (1 - 0.81), 20.0]))
         np.testing.assert_allclose(rate, [np.inf, 0.5 * np.log(0.81 + 20), 0, 0], atol=CLOSED)
         np.testing.assert_allclose(rate_distortion.gauss_markov(0.0, 2.0, 0.1), rate_distortion.gaussian(jnp.array([2.0]), 0.1), atol=CLOSED)
         # What an unstable state needs however much error is allowed, and where there is no noise at all.
