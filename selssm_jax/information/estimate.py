@@ -40,4 +40,4 @@ class Estimate:
     def __str__(self) -> str:
         sign = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}[self.direction]
         spread = "" if math.isnan(self.stderr) else f" +- {self.stderr / math.log(2):.3f}"
-        return "\n  note: ".join([f"I {sign} {self.bits:.3f}{spread} bits ({self.method})", *self.notes])
+        return "\n  note: ".join([f"{sign} {self.bits:.3f}{spread} bits ({self.method})", *self.notes])

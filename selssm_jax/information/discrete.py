@@ -1,0 +1,165 @@
+"""Entropy and mutual information of labels: of known laws, and from counts with corrections for few samples (theory, section 8).
+
+The entropy of frequencies lies under that of the law, by about (K - 1) / 2N nats for K symbols and N samples; the mutual
+information of frequencies lies over the truth for the same reason. The corrections take that away, each in its own way.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import digamma, entr, gammaln, polygamma
+from jaxtyping import Array, Float, Int
+
+from selssm_jax.information.estimate import Estimate
+
+Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]
+CORRECTIONS = ("none", "miller-madow", "chao-shen", "nsb")
+NODES = 2000  # of the quadrature over NSB's concentration
+RANGE = (1e-7, 1e7)  # of the concentration, over the number of symbols
+
+Counts = Int[Array | np.ndarray, "K"]
+Table = Int[Array | np.ndarray, "K M"]
+
+
+def entropy_of(p: Float[Array, "*K"]) -> Float[Array, ""]:
+    """H = -sum p log p of a known law, in nats; 0 log 0 = 0. Exact, differentiable where p > 0."""
+    return jnp.sum(entr(p))
+
+
+def information_of(p_xy: Float[Array, "X Y"]) -> Float[Array, ""]:
+    """I(X; Y) of a known joint law, in nats: H(X) + H(Y) - H(X, Y). Exact."""
+    return entropy_of(p_xy.sum(1)) + entropy_of(p_xy.sum(0)) - entropy_of(p_xy)
+
+
+def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) -> Int[np.ndarray, "K M"]:
+    """The table of how often each label of x came with each of y. Labels are any integers; only those that occur have a row or a column.
+
+    Raises:
+      ValueError: for labels that are no integers or not paired.
+    """
+    x, y = np.ravel(x), np.ravel(y)
+    if not all(np.issubdtype(z.dtype, np.integer) or z.dtype == bool for z in (x, y)):
+        raise ValueError(f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by np.unique(..., return_inverse=True)")
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"x has {len(x)} labels and y has {len(y)}: expected as many, and at least one")
+    (rows, i), (columns, j) = (np.unique(z, return_inverse=True) for z in (x, y))
+    table = np.zeros((len(rows), len(columns)), int)
+    np.add.at(table, (i, j), 1)
+    return table
+
+
+def entropy(counts: Counts, *, correction: Correction = "none") -> Estimate:
+    """The entropy of a law from counts of its symbols, in nats.
+
+    "none": of the frequencies. "miller-madow": + (symbols seen - 1) / 2N (Miller 1955). "chao-shen": frequencies shrunk by the coverage that
+    the singletons tell of, and weighed by the chance of being seen (Chao and Shen 2003). "nsb": the posterior mean under a mixture of
+    Dirichlet laws whose prior entropy is flat (Nemenman, Shafee and Bialek 2001), by quadrature in logarithms; symbols that were not
+    seen must be there as zeros, for it asks how many there can be.
+
+    The standard error is the spread of -log p over samples (the posterior's for "nsb"). An estimate, no bound: every one of them has some bias. Cost: O(K).
+
+    Raises:
+      ValueError: for an unknown correction, counts that are no numbers of things, and none at all.
+    """
+    counts = _checked(counts, 1, correction)
+    nats, stderr = _entropy(counts, correction)
+    return Estimate(nats, stderr, "estimate", f"entropy of counts, {_named(correction)}", _few(counts))
+
+
+def mutual_information(counts: Table, *, correction: Correction = "none") -> Estimate:
+    """I(X; Y) from a table of counts, in nats: H(X) + H(Y) - H(X, Y), each corrected as in `entropy`.
+
+    The standard error is the spread of the pointwise information over samples; it knows nothing of the bias. Errors: see `entropy`.
+    """
+    counts = _checked(counts, 2, correction)
+    parts = [_entropy(part, correction)[0] for part in (counts.sum(1), counts.sum(0), counts.ravel())]
+    p = counts / counts.sum()
+    product = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
+    seen = p > 0
+    pointwise = np.log(p[seen] / product[seen])
+    spread = math.sqrt(max(float(p[seen] @ pointwise**2 - (p[seen] @ pointwise) ** 2), 0.0) / counts.sum())
+    return Estimate(parts[0] + parts[1] - parts[2], spread, "estimate", f"mutual information of counts, {_named(correction)}", _few(counts))
+
+
+def _entropy(counts: np.ndarray, correction: Correction) -> tuple[float, float]:
+    total = counts.sum()
+    p = counts[counts > 0] / total
+    plug_in = float(-(p @ np.log(p)))
+    spread = math.sqrt(max(float(p @ np.log(p) ** 2) - plug_in**2, 0.0) / total)
+    if correction == "miller-madow":
+        return plug_in + (len(p) - 1) / (2 * total), spread
+    if correction == "chao-shen":
+        return _chao_shen(p, total, int((counts == 1).sum())), spread
+    return _nsb(counts.ravel()) if correction == "nsb" else (plug_in, spread)
+
+
+def _chao_shen(p: np.ndarray, total: int, singletons: int) -> float:
+    """Where all are singletons, one of them is taken for a repetition, or nothing would be covered."""
+    covered = (1 - min(singletons, total - 1) / total) * p
+    return float(-np.sum(covered * np.log(covered) / -np.expm1(total * np.log1p(-np.minimum(covered, 1 - 1e-12)))))
+
+
+def _nsb(counts: np.ndarray) -> tuple[float, float]:
+    """Posterior mean and deviation of the entropy over the concentration beta, on a grid even in its logarithm."""
+    symbols = len(counts)
+    if symbols == 1:
+        return 0.0, 0.0
+    with jax.enable_x64(True):  # differences of log gamma functions of large arguments
+        beta = jnp.geomspace(RANGE[0], RANGE[1], NODES)
+        log_weight, mean, square = _nsb_terms(jnp.asarray(counts, jnp.float64), beta)
+        weight = jnp.exp(log_weight - log_weight.max())
+        weight = weight / weight.sum()
+        first, second = float(weight @ mean), float(weight @ square)
+    return first, math.sqrt(max(second - first**2, 0.0))
+
+
+@jax.jit
+def _nsb_terms(counts: Array, beta: Array) -> tuple[Array, Array, Array]:
+    """By beta: log of evidence times prior (d prior entropy / d log beta), and mean and mean square of the entropy.
+
+    Distinct counts occur often: the sums go over all symbols, which are few beside the quadrature's nodes in no case that matters.
+    """
+    K, N = len(counts), counts.sum()
+
+    def at(beta: Array) -> tuple[Array, Array, Array]:
+        whole = K * beta
+        evidence = gammaln(whole) - gammaln(N + whole) + jnp.sum(gammaln(counts + beta) - gammaln(beta))
+        slope = K * polygamma(1, whole + 1) - polygamma(1, beta + 1)  # of psi(K beta + 1) - psi(beta + 1)
+        a, A = counts + beta, N + whole
+        mean = digamma(A + 1) - jnp.sum(a * digamma(a + 1)) / A
+        return evidence + jnp.log(slope) + jnp.log(beta), mean, _mean_square(a, A)
+
+    return jax.lax.map(at, beta)
+
+
+def _mean_square(a: Array, A: Array) -> Array:
+    """E H^2 of a Dirichlet law (Wolpert and Wolf 1995): sums over i != j are products of sums less their diagonals."""
+    shift, shifted = digamma(A + 2), polygamma(1, A + 2)
+    one = digamma(a + 1) - shift
+    cross = (jnp.sum(a * one) ** 2 - jnp.sum((a * one) ** 2)) - shifted * (jnp.sum(a) ** 2 - jnp.sum(a**2))
+    two = digamma(a + 2) - shift
+    own = jnp.sum(a * (a + 1) * (two**2 + polygamma(1, a + 2) - shifted))
+    return (cross + own) / (A * (A + 1))
+
+
+def _checked(counts: Array | np.ndarray, axes: int, correction: str) -> np.ndarray:
+    if correction not in CORRECTIONS:
+        raise ValueError(f"correction={correction!r} is unknown: use one of {', '.join(CORRECTIONS)}")
+    counts = np.asarray(counts)
+    if counts.ndim != axes or not counts.size or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(f"counts has shape {counts.shape} and dtype {counts.dtype}, expected integers with {axes} axes; see `count` for samples")
+    if counts.min() < 0 or counts.sum() == 0:
+        raise ValueError(f"counts go from {counts.min()} and sum to {counts.sum()}, expected none below 0 and at least one above")
+    return counts
+
+
+def _named(correction: Correction) -> str:
+    return {"none": "plug-in", "miller-madow": "Miller-Madow", "chao-shen": "Chao-Shen", "nsb": "NSB"}[correction]
+
+
+def _few(counts: np.ndarray) -> tuple[str, ...]:
+    seen, total = int((counts > 0).sum()), int(counts.sum())
+    return (f"only {total} samples of {seen} different symbols: all corrections are rough here",) if total < 2 * seen else ()
