@@ -4,7 +4,8 @@
   python benchmarks/information.py --bounds                  # lower bounds over 20 seeds, and independent data
 
 FOLDER holds frozen samples of twelve tasks of Czyz et al. (2023), TASK.npz and TASK-5000.npz, and reference.json, what the
-estimators of their benchmark say of the same samples. Errors are in nats; seconds are of one estimate, compiled before.
+estimators of their benchmark say of the same samples. Errors are in nats; seconds are of one
+estimate, compilation included where its shapes are new.
 """
 
 import argparse
@@ -62,7 +63,6 @@ def _on_task(folder: pathlib.Path, task: str, count: int) -> Iterator[dict[str, 
     truth = float(np.load(folder / f"{task}.npz")["mi"])
     samples = list(frozen(folder, task, count))
     for name, estimator in ESTIMATORS.items():
-        estimator(*samples[0])  # compiles
         for seed, (x, y) in enumerate(samples):
             start = time.perf_counter()
             found = estimator(x, y)

@@ -2,6 +2,7 @@
 
   python benchmarks/recipe.py shakespeare --config.data.local_dir=FOLDER
   python benchmarks/recipe.py selective_copying --record selective_copying_constant --config.model.gate=constant
+  python benchmarks/recipe.py channel --measure
 
 The record, benchmarks/records/NAME.json, holds the command, the metrics of the test split beside the baselines, seconds of
 the whole training process and of the whole evaluation process, seeds, software and machine.
@@ -23,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="a file of configs/, without .py")
     parser.add_argument("--record", help="name of the record; default: the config's")
+    parser.add_argument("--measure", action="store_true", help="evaluate with --measure, and record what the memory holds")
     parser.add_argument("--workdir", help="folder of the run; default runs/RECORD, which must not hold a run yet")
     chosen, overrides = parser.parse_known_args()
     record = chosen.record or chosen.name
@@ -30,7 +32,7 @@ def main() -> None:
     if (workdir / "config.json").exists():
         parser.error(f"{workdir} holds a run, whose time would not be the whole time: remove it, or give another --workdir")
     training = _timed(["train.py", f"--config=configs/{chosen.name}.py", f"--workdir={workdir}", *overrides])
-    evaluation = _timed(["eval.py", f"--workdir={workdir}"])
+    evaluation = _timed(["eval.py", f"--workdir={workdir}", *(["--measure"] if chosen.measure else [])])
     results = json.loads((workdir / "report" / "results.json").read_text())
     path = ROOT / "benchmarks" / "records" / f"{record}.json"
     path.parent.mkdir(exist_ok=True)
@@ -47,7 +49,7 @@ def _timed(arguments: list[str]) -> float:
 
 def _record(name: str, record: str, overrides: list[str], results: dict, training: float, evaluation: float) -> dict:
     shown = [override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override for override in overrides]
-    command = " ".join(["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *shown])
+    command = " ".join(["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *(["--measure"] if "memory" in results else []), *shown])
     config = results["config"]
     for key in PRIVATE:
         del config["data"][key]
@@ -59,8 +61,14 @@ def _record(name: str, record: str, overrides: list[str], results: dict, trainin
         "parameters": sum(results["costs"]["parameters"].values()),
         "seeds": {"training": config["training"]["seed"], "data": config["data"]["seed"]},
         "dtype": config["model"]["dtype"],
+        **({"memory": _memory(results["memory"])} if "memory" in results else {}),
         "config": config,
     }
+
+
+def _memory(found: dict) -> dict:
+    """What the memory holds, without the table of single components, which is large."""
+    return found | {"blocks": {name: {key: part for key, part in block.items() if key != "by_component"} for name, block in found["blocks"].items()}}
 
 
 if __name__ == "__main__":

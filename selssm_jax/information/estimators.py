@@ -162,7 +162,7 @@ def _overruled(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
 
 
 def _estimated(
-    x: Samples, y: Samples, critic: critics.Critic, bound: critics.Bound, training: Training, direction: Direction, method: str
+    x: Array | np.ndarray, y: Array | np.ndarray, critic: critics.Critic, bound: critics.Bound, training: Training, direction: Direction, method: str
 ) -> Estimate:
     x, y = _checked(x, y, SMALLEST)
     held_out = crossfit.fit(x, y, critic, bound, training)
@@ -202,7 +202,7 @@ def _projected(rng: np.random.Generator, z: np.ndarray) -> np.ndarray:
     return z @ (direction / np.linalg.norm(direction))
 
 
-def _checked(x: Samples, y: Samples, smallest: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(x: Array | np.ndarray, y: Array | np.ndarray, smallest: int) -> tuple[np.ndarray, np.ndarray]:
     """Both as float arrays of two axes."""
     arrays = {name: np.asarray(value) for name, value in dict(x=x, y=y).items()}
     for name, value in arrays.items():

@@ -192,7 +192,7 @@ def _range(nats: float, columns: int) -> tuple[str, ...]:
     return (f"outside of what nearest neighbours are good for, {COLUMNS} columns and {NATS:g} nats (here {columns} and {nats:.2f}): probably too low",)
 
 
-def _prepared(x: Samples, y: Samples, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _prepared(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Standardised columns without ties, and notes on what was done for that."""
     x, y = _checked(x, y, k)
     rng, notes = np.random.default_rng(0), []
@@ -210,7 +210,7 @@ def _standardised(z: np.ndarray) -> np.ndarray:
     return (z - z.mean(axis=0, keepdims=True)) / np.where(deviation > 0, deviation, 1)
 
 
-def _checked(x: Samples, y: Samples, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     arrays = {name: np.asarray(value) for name, value in dict(x=x, y=y).items()}
     for name, value in arrays.items():
         if value.ndim not in (1, 2) or value.dtype.kind not in "biuf":

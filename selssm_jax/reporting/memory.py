@@ -40,7 +40,7 @@ def measure(run: Run, split: str) -> Results:
     seen = record(run.model, run.params, batches, samples=settings.samples, moments=moments, scored=scored, seed=settings.seed)
     curve = _future(seen) if seen.targets is not None else None
     blocks = {name: _block(run, seen, name, curve) for name in seen.blocks}
-    answers = _answers(run, seen, blocks, scored[0] - 1) if scored else None
+    answers = _answers(run, seen, blocks) if scored else None
     return {"unit": "bits", "sequences": len(seen.frames), "moments": list(moments), "blocks": blocks, "answers": answers}
 
 
@@ -54,11 +54,11 @@ def _scored_steps(run: Run, batch: dict[str, Any]) -> list[int]:
 
 
 def _moments(model: SequenceModel, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
-    """Evenly from the longest lag to the end, and the step before the first answer."""
+    """Evenly from the longest lag to the end, or to the step before the first answer."""
     frames = -(-batch["inputs"].shape[1] // (1 if model.config.task.kind == "language" else model.config.stride))
-    start = min(settings.longest_lag, (frames - 1) // 2)
-    evenly = np.linspace(start, frames - 1, settings.positions).round().astype(int)
-    return sorted({*evenly.tolist(), *([scored[0] - 1] if scored else [])})
+    last = scored[0] - 1 if scored else frames - 1
+    start = min(settings.longest_lag, last // 2)
+    return sorted({*np.linspace(start, last, settings.positions).round().astype(int).tolist(), last})
 
 
 def _block(run: Run, seen: Recording, name: str, curve: dict[str, np.ndarray] | None) -> Results:
@@ -257,20 +257,19 @@ def _verdict(ceiling: Estimate, kept: Results) -> Results:
 # Answers and the future.
 
 
-def _answers(run: Run, seen: Recording, blocks: dict[str, Results], before: int) -> Results:
+def _answers(run: Run, seen: Recording, blocks: dict[str, Results]) -> Results:
     """What the states before the first answer hold of all answers: by the model's own, and by a decoder of all blocks' states together."""
-    index = int(np.flatnonzero(seen.moments == before)[0])
     entropy = float(run.dataset.info["answer_nats"])
-    states = np.concatenate([block.states[:, index] for block in seen.blocks.values()], axis=1)
+    states = np.concatenate([block.states[:, -1] for block in seen.blocks.values()], axis=1)
     classes = int(seen.answers.tokens.max()) + 1
     probe = retention.tokens(states, seen.answers.tokens, classes=classes, training=_training(run.experiment.measure))
     length = seen.answers.tokens.shape[1]
-    found = {"entropy": entropy * BITS, "answers": length, "moment": int(seen.moments[index]), "direction": "lower"}
+    found = {"entropy": entropy * BITS, "answers": length, "moment": int(seen.moments[-1]), "direction": "lower"}
     found["model"] = _decoded(seen.answers, entropy)
     found["decoder"] = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
     for one in found["model"], found["decoder"]:
         one["share"] = one["bits"] / found["entropy"]
-    return found | {"fano": _answers_fano(blocks, index, entropy, classes, length)}
+    return found | {"fano": _answers_fano(blocks, entropy, classes, length)}
 
 
 def _decoded(answers: Answers, entropy: float) -> Results:
@@ -286,9 +285,9 @@ def _sum_error(pointwise: np.ndarray) -> float:
     return float(pointwise.astype(np.float64).sum(axis=1).std() / len(pointwise) ** 0.5)
 
 
-def _answers_fano(blocks: dict[str, Results], index: int, entropy: float, classes: int, length: int) -> float | None:
+def _answers_fano(blocks: dict[str, Results], entropy: float, classes: int, length: int) -> float | None:
     """The least share of wrong answers, where all blocks' states have noise: they know no more than the sum of what each knows of its inputs."""
-    bounds = [_ceiling([block["information"][index]]) if block["information"] else None for block in blocks.values()]
+    bounds = [_ceiling([block["information"][-1]]) if block["information"] else None for block in blocks.values()]
     if None in bounds:
         return None
     total = sum(bound.nats + 2 * bound.stderr for bound in bounds)

@@ -11,7 +11,7 @@ import pytest
 from selssm_jax.information import critics, crossfit, estimators, samplers
 from selssm_jax.information.estimators import Training
 
-QUICK = Training(steps=150, width=64)  # enough for what is asked here
+QUICK = Training(steps=150, batch=256, width=64)  # enough for what is asked here
 LOWER = {"infonce": estimators.infonce, "nwj": estimators.nwj, "hybrid": estimators.hybrid}
 NEURAL = LOWER | {"donsker_varadhan": estimators.donsker_varadhan, "smile": estimators.smile}
 DIRECTIONS = {"infonce": "lower", "nwj": "lower", "hybrid": "lower", "donsker_varadhan": "estimate", "smile": "estimate"}
@@ -63,13 +63,14 @@ def test_marginals_do_not_matter(correlated):
 
 def test_a_seed_decides_everything(correlated):
     once, again = (estimators.infonce(correlated.x, correlated.y, training=QUICK) for _ in range(2))
-    other = estimators.infonce(correlated.x, correlated.y, training=Training(steps=150, width=64, seed=1))
+    other = estimators.infonce(correlated.x, correlated.y, training=Training(steps=150, batch=256, width=64, seed=1))
     assert once == again and once.nats != other.nats
 
 
 def test_infonce_says_when_it_is_saturated():
     x = jax.random.normal(jax.random.key(0), (500, 1))
-    found = estimators.infonce(x, x + 1e-3 * jax.random.normal(jax.random.key(1), x.shape), training=Training(steps=400, width=64))
+    with pytest.warns(UserWarning, match="collapsed"):  # for a Gaussian one sees more than log K
+        found = estimators.infonce(x, x + 1e-3 * jax.random.normal(jax.random.key(1), x.shape), training=Training(steps=400, width=64))
     assert found.nats <= math.log(100) and any("saturated" in note for note in found.notes)
 
 
@@ -129,7 +130,7 @@ def test_the_default_counts_labels():
         ({"x": np.zeros((50, 1)), "y": np.zeros((50, 1))}, "50 samples, expected at least 100"),
     ],
 )
-@pytest.mark.parametrize("name", [*NEURAL, "estimate", "club"])
+@pytest.mark.parametrize("name", ["infonce", "estimate", "club"])
 def test_bad_samples_are_named(name, change, message):
     samples = {"x": np.ones((200, 1)), "y": np.ones((200, 1))} | change
     with pytest.raises(ValueError, match=message):
