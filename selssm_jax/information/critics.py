@@ -100,7 +100,7 @@ def _layers(key: Array, sizes: tuple[int, ...]) -> list[tuple[Array, Array]]:
 
 def _perceptron(layers: list[tuple[Array, Array]], x: Array) -> Array:
     for weight, bias in layers[:-1]:
-        x = jax.nn.gelu(x @ weight + bias[None])
+        x = jax.nn.silu(x @ weight + bias[None])
     weight, bias = layers[-1]
     return x @ weight + bias[None]
 

@@ -34,7 +34,7 @@ class Training:
     """
 
     steps: int = 600
-    batch: int = 512
+    batch: int = 256
     width: int = 128
     rate: float = 3e-3
     folds: int = 5
