@@ -98,7 +98,9 @@ def _targets(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dic
     best = {count: min(_mean_absolute_error(reference, name, count) for name in RIVALS) for count in (5000, 10_000)}
     tasks = sorted({row["task"] for row in rows})
     worse = [
-        abs(_mean_error(_of(rows, task, count), "default")) - abs(_mean_error(_of(reference, task, count), "InfoNCE")) for task in tasks for count in (5000, 10_000)
+        abs(_mean_error(_of(rows, task, count), "default")) - abs(_mean_error(_of(reference, task, count), "InfoNCE"))
+        for task in tasks
+        for count in (5000, 10_000)
     ]
     return {
         "mean absolute error, N=5000, nats": {"default": _mean_absolute_error(rows, "default", 5000), "at_most": 0.10},

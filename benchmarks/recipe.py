@@ -49,7 +49,9 @@ def _timed(arguments: list[str]) -> float:
 
 def _record(name: str, record: str, overrides: list[str], results: dict, training: float, evaluation: float) -> dict:
     shown = [override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override for override in overrides]
-    command = " ".join(["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *(["--measure"] if "memory" in results else []), *shown])
+    command = " ".join(
+        ["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *(["--measure"] if "memory" in results else []), *shown]
+    )
     config = results["config"]
     for key in PRIVATE:
         del config["data"][key]

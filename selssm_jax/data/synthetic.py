@@ -1,8 +1,8 @@
 """Tasks whose answer and entropy are known. Every example is a function of (data.seed, split, number) alone.
 
 The "optimum" in the metadata is what a perfect model reaches; "answer_nats" is the entropy of all scored answers of an
-example, which a model without memory has to pay: it is the information about the past that the task asks a state to hold. "process", where the inputs are Gaussian: x_t = z_t + n_t with
-z_t = decay z_{t-1} + e_t, var z = 1, var n = noise.
+example, which a model without memory has to pay: it is the information about the past that the task asks a state to hold.
+"process", where the inputs are Gaussian: x_t = z_t + n_t with z_t = decay z_{t-1} + e_t, var z = 1, var n = noise.
 """
 
 import dataclasses

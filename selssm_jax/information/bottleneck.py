@@ -15,7 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from selssm_jax.information.gaussian import channel_information, covariances
+from selssm_jax.information.channel import channel_information
+from selssm_jax.information.gaussian import covariances
+from selssm_jax.information.inputs import check_covariance, floating
 
 FLOOR = 8.0  # units of rounding: a variance or correlation of so many cannot be told from zero
 ITERATIONS = 1000  # of one start of the discrete bottleneck at one multiplier: near a transition it converges slowly, and it costs little to stop short
@@ -171,7 +173,7 @@ def discrete(p_xy: Float[Array, "X Y"], betas: Float[Array, "K"], *, seed: int =
 
     Source: Tishby, Pereira and Bialek 1999; theory, section 7.
     """
-    p_xy, betas = _promoted(p_xy=p_xy, betas=betas)
+    p_xy, betas = floating(p_xy=p_xy, betas=betas)
     _check_probabilities(p_xy)
     _check_betas(betas, finite=True)
     cardinality = len(p_xy) if cardinality is None else cardinality
@@ -521,19 +523,9 @@ def _loadings(A: Array, B: Array) -> Array:
     return blocks.transpose(1, 0, 2).reshape(A.shape[1], -1)
 
 
-def _promoted(**given: Array | float) -> list[Array]:
-    """All of one floating type, float32 or wider."""
-    arrays = {name: jnp.asarray(value) for name, value in given.items()}
-    for name, value in arrays.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real numbers: convert it with .astype(jnp.float32)")
-    dtype = jnp.result_type(jnp.float32, *(value.dtype for name, value in arrays.items() if not isinstance(given[name], float)))
-    return [value.astype(dtype) for value in arrays.values()]
-
-
 def _joint(cov_x: Array, cov_xy: Array, cov_y: Array, **others: Array | float) -> list[Array]:
     """All in one type, the first three being the blocks of one covariance, as far as there are values to see that."""
-    cov_x, cov_xy, cov_y, *rest = _promoted(cov_x=cov_x, cov_xy=cov_xy, cov_y=cov_y, **others)
+    cov_x, cov_xy, cov_y, *rest = floating(cov_x=cov_x, cov_xy=cov_xy, cov_y=cov_y, **others)
     n, m = cov_xy.shape if cov_xy.ndim == 2 else (0, 0)
     if n * m == 0 or cov_x.shape != (n, n) or cov_y.shape != (m, m):
         raise ValueError(
@@ -541,29 +533,9 @@ def _joint(cov_x: Array, cov_xy: Array, cov_y: Array, **others: Array | float) -
             "cov_xy is E x y', x in rows"
         )
     if not any(isinstance(block, jax.core.Tracer) for block in (cov_x, cov_xy, cov_y)):
-        _check_covariance(*(np.asarray(block, np.float64) for block in (cov_x, cov_xy, cov_y)), tolerance=1e3 * float(jnp.finfo(cov_x.dtype).eps))
+        joint = jnp.block([[cov_x, cov_xy], [cov_xy.T, cov_y]])
+        check_covariance("[[cov_x, cov_xy], [cov_xy.T, cov_y]]", joint, fix="estimate all blocks from the same samples")
     return [cov_x, cov_xy, cov_y, *rest]
-
-
-def _check_covariance(cov_x: np.ndarray, cov_xy: np.ndarray, cov_y: np.ndarray, *, tolerance: float) -> None:
-    joint = np.block([[cov_x, cov_xy], [cov_xy.T, cov_y]])
-    if not np.isfinite(joint).all():
-        raise ValueError(f"cov_x, cov_xy and cov_y hold {joint[~np.isfinite(joint)][0]}, expected finite numbers")
-    power = np.diagonal(joint)
-    scale = np.where(power > 0, power, 1) ** -0.5
-    joint = joint * scale[:, None] * scale[None, :]
-    if (power < 0).any() or np.abs(joint - joint.T).max() > tolerance or (least := np.linalg.eigvalsh(joint)[0]) < -tolerance:
-        found = (
-            "has negative variances"
-            if (power < 0).any()
-            else "is not symmetric"
-            if np.abs(joint - joint.T).max() > tolerance
-            else f"has the eigenvalue {least:.3g}"
-        )
-        raise ValueError(
-            f"[[cov_x, cov_xy], [cov_xy.T, cov_y]] {found} at unit variances, expected a covariance: estimate all blocks from the same samples, "
-            "or take them from one F @ F.mT"
-        )
 
 
 def _check_betas(betas: Array, *, finite: bool) -> None:

@@ -22,14 +22,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.information.channel import FLOOR, einsum
+from selssm_jax.information.inputs import check_finite, check_shape, floating
 from selssm_jax.ops.linear_scan import linear_scan
 
 CAUTION = 1.25  # standard errors are given so much larger: two then cover 98.8 %. Two bare ones, 95.4 %, miss more than 5 of 100 samples every third time
 DEFENCE = 0.1  # weight of the Gaussian in the upper end's marginal
-FLOOR = 32.0  # units of rounding: a variance that is so small beside its component's cannot be told from zero
 PAIRS = 2**18  # pairs of samples at once: 1 MB in float32 stays in the cache
-
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # accelerators round the factors of products otherwise
 
 Covariances = Float[Array, "M n"] | Float[Array, "M n n"]
 
@@ -99,15 +98,15 @@ def state_information(means: Float[Array, "M n"], covs: Covariances, states: Flo
 
     Source: theory, sections 4.2 and 4.3.
     """
-    means, covs, states = _promoted(means=means, covs=covs, states=states)
+    means, covs, states = floating(means=means, covs=covs, states=states)
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means has shape {means.shape}, expected (M, n) with n >= 1: one row for each trajectory")
     M, n = means.shape
-    _expect("states", states, [(M, n)], "means")
-    _expect("covs", covs, [(M, n), (M, n, n)], "means")
+    check_shape("states", states, [(M, n)], "means")
+    check_shape("covs", covs, [(M, n), (M, n, n)], "means")
     if M < 4:
         raise ValueError(f"means has M={M} rows, expected at least 4: simulate more trajectories (the bracket resolves up to log M - 1 nats)")
-    _check_finite(means=means, covs=covs, states=states)
+    check_finite(means=means, covs=covs, states=states)
     _check_covariances("covs", covs)
     return _bracket(means, covs, states)
 
@@ -121,12 +120,12 @@ def upper_gaussian(covs: Covariances, states: Float[Array, "M n"]) -> UpperBound
     Raises:
       ValueError: as `state_information`, and for states that span fewer than n dimensions.
     """
-    covs, states = _promoted(covs=covs, states=states)
+    covs, states = floating(covs=covs, states=states)
     if states.ndim != 2 or states.shape[1] == 0 or states.shape[0] < states.shape[1] + 2:
         raise ValueError(f"states has shape {states.shape}, expected (M, n) with n >= 1 and M >= n + 2: simulate more trajectories")
     M, n = states.shape
-    _expect("covs", covs, [(M, n), (M, n, n)], "states")
-    _check_finite(covs=covs, states=states)
+    check_shape("covs", covs, [(M, n), (M, n, n)], "states")
+    check_finite(covs=covs, states=states)
     _check_covariances("covs", covs)
     bound, spans = _upper_gaussian(covs, states)
     if not isinstance(spans, jax.core.Tracer) and not spans:
@@ -160,13 +159,13 @@ def conditional_moments(
     """
     given = dict(A_t=A_t, drives=drives, noise_covs=noise_covs, initial_mean=initial_mean, initial_cov=initial_cov)
     names = [name for name, value in given.items() if value is not None]
-    arrays = dict(zip(names, _promoted(**{name: given[name] for name in names}), strict=True))
+    arrays = dict(zip(names, floating(**{name: given[name] for name in names}), strict=True))
     T, n = _steps(arrays["drives"])
     expected: dict[str, list[tuple[int, ...]]] = {name: [(T, n), (T, n, n)] for name in ("A_t", "noise_covs")}
     expected |= {"initial_mean": [(n,)], "initial_cov": [(n,), (n, n)]}
     for name in names:
-        _expect(name, arrays[name], expected.get(name, [(T, n)]), "drives")
-    _check_finite(**arrays)
+        check_shape(name, arrays[name], expected.get(name, [(T, n)]), "drives")
+    check_finite(**arrays)
     for name in ("noise_covs", "initial_cov"):
         if name in arrays:
             _check_variances(name, arrays[name], n)
@@ -228,7 +227,7 @@ def _whitening(covs: Array) -> tuple[Array, Array, Array]:
 
 
 def _whitened(roots: Array, values: Array) -> Array:
-    return roots * values if roots.ndim == 2 else _einsum("mij,mj->mi", roots, values)
+    return roots * values if roots.ndim == 2 else einsum("mij,mj->mi", roots, values)
 
 
 def _of_other_half(means: Array, covs: Array, states: Array) -> tuple[Array, Array]:
@@ -243,9 +242,9 @@ def _gaussian_part(means: Array, covs: Array, states: Array, weights: Array) -> 
     weights = weights / weights.sum()
     centre = (weights @ means)[None]
     within = jnp.diag(weights @ covs) if covs.ndim == 2 else jnp.sum(weights[:, None, None] * covs, axis=0)
-    root, log_det, _ = _whitening(within + _einsum("mi,mj->ij", weights[:, None] * (means - centre), means - centre))
-    mean, noise = _einsum("mj,ij->mi", means - centre, root), _einsum("mj,ij->mi", states - means, root)
-    precision = _einsum("ki,kj->ij", root, root)
+    root, log_det, _ = _whitening(within + einsum("mi,mj->ij", weights[:, None] * (means - centre), means - centre))
+    mean, noise = einsum("mj,ij->mi", means - centre, root), einsum("mj,ij->mi", states - means, root)
+    precision = einsum("ki,kj->ij", root, root)
     expected = covs @ jnp.diagonal(precision) if covs.ndim == 2 else jnp.sum(precision[None] * covs, axis=(1, 2))
     log_q = -0.5 * (jnp.sum((mean + noise) ** 2, axis=1) + log_det + means.shape[1] * math.log(2 * math.pi))
     return log_q, jnp.sum(mean * noise, axis=1) + 0.5 * (jnp.sum(noise**2, axis=1) - expected)
@@ -293,7 +292,7 @@ def _block(kernels: _Kernels, index: Array, states: Array, own: Array, log_q: Ar
     of_all = jnp.logaddexp(others, own) - math.log(M)
     of_others = jnp.logaddexp(others + math.log((1 - DEFENCE) / (M - 1)), log_q + math.log(DEFENCE))
     scales = jnp.stack([jnp.exp(top - of_all) / M, jnp.exp(top - of_others) * ((1 - DEFENCE) / (M - 1))])
-    return of_all, of_others, _einsum("er,rm->em", jnp.where(index[None] < M, scales, 0), weights)
+    return of_all, of_others, einsum("er,rm->em", jnp.where(index[None] < M, scales, 0), weights)
 
 
 def _distances(kernels: _Kernels, states: Array) -> Array:
@@ -304,7 +303,7 @@ def _distances(kernels: _Kernels, states: Array) -> Array:
 
     def add(total: Array, term: tuple[Array, Array, Array]) -> tuple[Array, None]:
         root, centre, h = term
-        gap = (h[:, None] - centre[None]) * root[None] if diagonal else _einsum("ri,mi->rm", states, root) - centre[None]
+        gap = (h[:, None] - centre[None]) * root[None] if diagonal else einsum("ri,mi->rm", states, root) - centre[None]
         return total + gap**2, None
 
     return lax.scan(add, jnp.zeros((len(states), len(kernels.peaks)), states.dtype), (roots, centres, states.T))[0]
@@ -321,8 +320,8 @@ def _upper_gaussian(covs: Array, states: Array) -> tuple[UpperBound, Array]:
     M, n = states.shape
     kernels = _kernels(states, covs)
     states = states - states.mean(0)[None]
-    root, log_det, spans = _whitening(_einsum("mi,mj->ij", states, states) / (M - 1))
-    length = jnp.sum(_einsum("ij,mj->mi", root, states) ** 2, axis=1)
+    root, log_det, spans = _whitening(einsum("mi,mj->ij", states, states) / (M - 1))
+    length = jnp.sum(einsum("ij,mj->mi", root, states) ** 2, axis=1)
     entropy = -kernels.peaks - 0.5 * n * math.log(2 * math.pi)
     nats = 0.5 * log_det + jnp.mean(length**2 - n) / (4 * M) - entropy.mean()
     known = kernels.regular.all()
@@ -341,7 +340,7 @@ def _moments(A: Array, drives: Array, noise: Array, mean: Array, cov: Array) -> 
 
     def step(before: Moments, now: tuple[Array, Array, Array]) -> tuple[Moments, Moments]:
         A, drive, noise = now
-        after = Moments(_einsum("ij,j->i", A, before.means) + drive, _einsum("ij,jk,lk->il", A, before.covs, A) + noise)
+        after = Moments(einsum("ij,j->i", A, before.means) + drive, einsum("ij,jk,lk->il", A, before.covs, A) + noise)
         return after, after
 
     return lax.scan(step, Moments(mean, cov), (A, drives, noise))[1]
@@ -352,32 +351,10 @@ def _diagonal(values: Array) -> Array:
     return jnp.einsum("...i,ij->...ij", values, jnp.eye(values.shape[-1], dtype=values.dtype))
 
 
-def _promoted(**given: Array) -> list[Array]:
-    """All of one floating type, float32 or wider."""
-    arrays = {name: jnp.asarray(value) for name, value in given.items()}
-    for name, value in arrays.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            fix = "give complex states as pairs of reals" if jnp.iscomplexobj(value) else "convert it with .astype(jnp.float32)"
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real numbers: {fix}")
-    dtype = jnp.result_type(jnp.float32, *(value.dtype for value in arrays.values()))
-    return [value.astype(dtype) for value in arrays.values()]
-
-
 def _steps(drives: Array) -> tuple[int, int]:
     if drives.ndim != 2 or 0 in drives.shape:
         raise ValueError(f"drives has shape {drives.shape}, expected (T, n) with T, n >= 1: one trajectory; use jax.vmap over trajectories")
     return drives.shape
-
-
-def _expect(name: str, value: Array, shapes: list[tuple[int, ...]], origin: str) -> None:
-    if value.shape not in shapes:
-        raise ValueError(f"{name} has shape {value.shape}, expected {' or '.join(map(str, shapes))} from {origin}; repeat a constant with jnp.broadcast_to")
-
-
-def _check_finite(**arrays: Array) -> None:
-    for name, value in arrays.items():
-        if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
-            raise ValueError(f"{name} holds {np.asarray(value)[~np.isfinite(value)][0]}, expected finite numbers: does the state overflow?")
 
 
 def _check_covariances(name: str, covs: Array) -> None:

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-from jaxtyping import Array, Num
 
 from selssm_jax.information.estimate import Estimate
+from selssm_jax.information.inputs import Samples, pairs
 
-Samples = Num[Array | np.ndarray, "N"] | Num[Array | np.ndarray, "N d"]
 RANK = 1e-6  # share of the largest variance under which a direction counts as none: columns that say the same
 
 
@@ -18,25 +17,26 @@ def gaussian(x: Samples, y: Samples) -> Estimate:
     sum_{i<=dx+dy} psi((N-i)/2)], whatever the correlations, and the result unbiased. For other laws it sees linear dependence only, and is
     neither an upper nor a lower bound: rank-normalise the columns (a Gaussian copula), or use `estimators.estimate`, which looks.
 
-    The standard error is (sum rho_i^2 / N + dx dy / 2 N^2)^(1/2): of a Gaussian law, to first order, and of what remains without correlation. Cost: O(N d^2 + d^3).
+    The standard error is (sum rho_i^2 / N + dx dy / 2 N^2)^(1/2): of a Gaussian law, to first order, and of what remains without
+    correlation. Cost: O(N d^2 + d^3).
 
     Raises:
       ValueError: for samples that are no numbers, not finite, not paired, or no more than the columns.
     """
-    arrays = [_checked(name, value) for name, value in dict(x=x, y=y).items()]
+    arrays = pairs(x, y, least=2)
     N = len(arrays[0])
-    if N != len(arrays[1]):
-        raise ValueError(f"x has {N} rows and y has {len(arrays[1])}: expected pairs, row by row")
-    if N <= arrays[0].shape[1] + arrays[1].shape[1] + 1:
+    if arrays[0].shape[1] + arrays[1].shape[1] + 1 >= N:
         raise ValueError(f"{N} samples of {arrays[0].shape[1]} and {arrays[1].shape[1]} columns: expected more samples than columns, in all")
     bases = [_orthonormal(value) for value in arrays]
     dx, dy = (basis.shape[1] for basis in bases)
-    notes = [f"{value.shape[1] - basis.shape[1]} columns of {name} follow from the others" for name, value, basis in zip("xy", arrays, bases, strict=True) if value.shape[1] > basis.shape[1]]
+    lost = {name: value.shape[1] - basis.shape[1] for name, value, basis in zip("xy", arrays, bases, strict=True)}
+    notes = tuple(f"{count} columns of {name} follow from the others" for name, count in lost.items() if count)
     square = np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0, 1) ** 2 if dx and dy else np.zeros(0)
     stderr = math.sqrt(square.sum() / N + dx * dy / (2 * N**2))
     if (square > 1 - 1e-12).any():
         return Estimate(math.inf, 0.0, "estimate", "Gaussian", (*notes, "x and y share a direction without noise"))
-    return Estimate(float(-0.5 * np.log1p(-square).sum()) - _bias(N, dx, dy), stderr, "estimate", "Gaussian (canonical correlations, bias-corrected)", tuple(notes))
+    nats = float(-0.5 * np.log1p(-square).sum()) - _bias(N, dx, dy)
+    return Estimate(nats, stderr, "estimate", "Gaussian (canonical correlations, bias-corrected)", notes)
 
 
 def _orthonormal(z: np.ndarray) -> np.ndarray:
@@ -59,12 +59,3 @@ def _digamma(values: np.ndarray) -> np.ndarray:
     shift = np.sum(1 / (values[None] + np.arange(8)[:, None]), axis=0)
     x = values + 8
     return np.log(x) - 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - 1 / (252 * x**6) + 1 / (240 * x**8) - shift
-
-
-def _checked(name: str, value: Samples) -> np.ndarray:
-    value = np.asarray(value)
-    if value.ndim not in (1, 2) or value.dtype.kind not in "biuf":
-        raise ValueError(f"{name} has shape {value.shape} and dtype {value.dtype}, expected real numbers (N,) or (N, d)")
-    if not np.isfinite(value).all():
-        raise ValueError(f"{name} holds {value[~np.isfinite(value)][0]}, expected finite numbers; leave such rows out of x and y")
-    return value.reshape(len(value), -1).astype(np.float64)

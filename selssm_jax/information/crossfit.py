@@ -101,18 +101,25 @@ def _fold(
 
 def normal_scores(reference: Array, z: Array) -> Array:
     """Normal quantiles of the mid-ranks of z among `reference`, column by column; equal values get equal scores."""
+    return randomised_scores(reference, z, jnp.full(z.shape, 0.5))
 
-    def column(reference: Array, z: Array) -> Array:
+
+def randomised_scores(reference: Array, z: Array, at: Array) -> Array:
+    """Normal quantiles of the place `at`, in (0, 1), within the ranks of z among `reference` that are equal to it.
+
+    With `at` drawn uniformly the score of a new sample is exactly standard normal, over references too, ties or not; and it says as
+    much of anything else as z does, for z can be read from it.
+    """
+
+    def column(reference: Array, z: Array, at: Array) -> Array:
         ordered = jnp.sort(reference)
         below, not_above = (jnp.searchsorted(ordered, z, side=side) for side in ("left", "right"))
-        return ndtri((below + not_above + 1) / (2 * (len(ordered) + 1)))
+        return ndtri((below + at * (not_above - below + 1)) / (len(ordered) + 1))
 
-    return jax.vmap(column, in_axes=1, out_axes=1)(reference, z)
+    return jax.vmap(column, in_axes=1, out_axes=1)(reference, z, at)
 
 
-def best_of_training(
-    start: Any, loss: Callable[[Any, Array], Array], judge: Callable[[Any], Array], samples: int, key: Array, training: Training
-) -> Any:
+def best_of_training(start: Any, loss: Callable[[Any, Array], Array], judge: Callable[[Any], Array], samples: int, key: Array, training: Training) -> Any:
     """The parameters that did best by `judge`, those of the start included; loss(params, indices) is of a batch out of so many samples."""
     optimizer = optax.adam(optax.cosine_decay_schedule(training.rate, training.steps))
     every = max(training.steps // CHECKS, 1)

@@ -42,7 +42,9 @@ def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) 
     """
     x, y = np.ravel(x), np.ravel(y)
     if not all(np.issubdtype(z.dtype, np.integer) or z.dtype == bool for z in (x, y)):
-        raise ValueError(f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by np.unique(..., return_inverse=True)")
+        raise ValueError(
+            f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by np.unique(..., return_inverse=True)"
+        )
     if len(x) != len(y) or not len(x):
         raise ValueError(f"x has {len(x)} labels and y has {len(y)}: expected as many, and at least one")
     (rows, i), (columns, j) = (np.unique(z, return_inverse=True) for z in (x, y))

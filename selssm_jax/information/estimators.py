@@ -14,18 +14,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array
 
 from selssm_jax.information import critics, crossfit
 from selssm_jax.information.canonical import gaussian
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
 from selssm_jax.information.discrete import count, mutual_information
 from selssm_jax.information.estimate import Direction, Estimate
+from selssm_jax.information.inputs import Samples, pairs
 from selssm_jax.information.neighbours import ksg, mixed
 
 __all__ = ["Training", "club", "donsker_varadhan", "estimate", "gaussian", "hybrid", "infonce", "ksg", "mixed", "nwj", "sliced", "smile"]
 
-Samples = Num[Array | np.ndarray, "N"] | Num[Array | np.ndarray, "N d"]
 NEIGHBOURS = 6  # columns of x and of y, and
 RELIABLE = 2.0  # nats, up to which nearest neighbours are a witness (theory, section 8)
 WITNESSES = 4000  # samples a nearest-neighbour witness looks at
@@ -81,9 +81,7 @@ def smile(x: Samples, y: Samples, *, clip: float = 5.0, training: Training = DEF
     return _estimated(x, y, critics.SEPARABLE, critics.smile(clip), training, "estimate", f"SMILE, clip {clip:g}")
 
 
-def club(
-    x: Samples, y: Samples, *, log_conditional: Callable[[Array, Array], Array] | None = None, training: Training = DEFAULT
-) -> Estimate:
+def club(x: Samples, y: Samples, *, log_conditional: Callable[[Array, Array], Array] | None = None, training: Training = DEFAULT) -> Estimate:
     """CLUB (Cheng et al. 2020): E_joint[log p(y | x)] - E_product[log p(y | x)], an upper bound if the conditional is exact.
 
     Args:
@@ -95,7 +93,7 @@ def club(
     """
     if log_conditional is None:
         return _estimated(x, y, critics.CONDITIONAL, critics.CLUB, training, "estimate", "CLUB, fitted normal conditional")
-    x, y = _checked(x, y, 2)
+    x, y = pairs(x, y, least=2)
     scores = lambda a: jax.vmap(lambda b: log_conditional(a, b))(jnp.asarray(y))  # noqa: E731
     values = np.asarray(jax.lax.map(lambda pair: _gap(scores, *pair), (jnp.asarray(x), jnp.arange(len(x))), batch_size=64), np.float64)
     if not np.isfinite(values).all():
@@ -114,7 +112,7 @@ def sliced(x: Samples, y: Samples, *, slices: int = 64, k: int = 5, seed: int = 
     """
     if slices < 2:
         raise ValueError(f"slices={slices}: expected at least 2, for the spread over directions is the error")
-    x, y = _checked(x, y, SMALLEST)
+    x, y = pairs(x, y, least=SMALLEST)
     rng = np.random.default_rng(seed)
     values = [ksg(_projected(rng, x), _projected(rng, y), k=k).nats for _ in range(slices)]
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1) / slices**0.5), "estimate", f"sliced, {slices} directions, KSG k={k}")
@@ -134,7 +132,7 @@ def estimate(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimat
     if all(np.issubdtype(np.asarray(z).dtype, np.integer) and np.squeeze(z).ndim == 1 for z in (x, y)):
         found = mutual_information(count(x, y), correction="miller-madow")
         return dataclasses.replace(found, notes=("integers in one column each are taken for labels; give floats to have them taken for numbers", *found.notes))
-    x, y = _checked(x, y, SMALLEST)
+    x, y = pairs(x, y, least=SMALLEST)
     held_out = crossfit.fit(x, y, critics.HYBRID, critics.INFONCE, training)
     return _overruled(_bound_or_gaussian(held_out, x, y, training), x, y)
 
@@ -164,7 +162,7 @@ def _overruled(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
 def _estimated(
     x: Array | np.ndarray, y: Array | np.ndarray, critic: critics.Critic, bound: critics.Bound, training: Training, direction: Direction, method: str
 ) -> Estimate:
-    x, y = _checked(x, y, SMALLEST)
+    x, y = pairs(x, y, least=SMALLEST)
     held_out = crossfit.fit(x, y, critic, bound, training)
     nats, stderr = held_out.mean_and_error(held_out.trained)
     found = Estimate(nats, stderr, direction, f"{method}, {training.folds} folds")
@@ -200,18 +198,3 @@ def _gap(scores: Callable[[Array], Array], x: Array, own: Array) -> Array:
 def _projected(rng: np.random.Generator, z: np.ndarray) -> np.ndarray:
     direction = rng.normal(size=z.shape[1])
     return z @ (direction / np.linalg.norm(direction))
-
-
-def _checked(x: Array | np.ndarray, y: Array | np.ndarray, smallest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float arrays of two axes."""
-    arrays = {name: np.asarray(value) for name, value in dict(x=x, y=y).items()}
-    for name, value in arrays.items():
-        if value.ndim not in (1, 2) or value.dtype.kind not in "biuf":
-            raise ValueError(f"{name} has shape {value.shape} and dtype {value.dtype}, expected real numbers (N,) or (N, d)")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} holds {value[~np.isfinite(value)][0]}, expected finite numbers; leave such rows out of x and y")
-    if len(arrays["x"]) != len(arrays["y"]):
-        raise ValueError(f"x has {len(arrays['x'])} rows and y has {len(arrays['y'])}: expected pairs, row by row")
-    if len(arrays["x"]) < smallest:
-        raise ValueError(f"{len(arrays['x'])} samples, expected at least {smallest}")
-    return tuple(value.reshape(len(value), -1).astype(np.float64) for value in arrays.values())

@@ -9,7 +9,7 @@ S_t = A_t S_{t-1} A_t' + B_t Sx B_t', N_t = A_t N_{t-1} A_t' + Q_t. A_t and B_t 
 as it enters h_t: G_t Q G_t where the noise is gated, Q where it is additive. Gates must be fixed, or independent of x and
 w: for gates that read x these formulas are neither upper nor lower bounds (theory, section 4.2).
 
-A direction counts as free of noise where its variance is under `FLOOR` roundings of the terms it is the sum of, after every
+A direction counts as free of noise where its variance is under 32 roundings (`channel.FLOOR`) of the terms it is the sum of, after every
 component is scaled to unit noise; with signal in it the information is inf. A number is never NaN: covariances that
 overflow raise ValueError, which under `jax.jit` cannot be, so that there, and only there, they are NaN.
 """
@@ -23,15 +23,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from selssm_jax.information.channel import channel_information, congruent, each, einsum, gain, inverse
+from selssm_jax.information.inputs import check_covariance, check_finite, check_shape, floating
 from selssm_jax.ops.linear_scan import linear_scan
 
 METHODS = ("auto", "sequential", "associative")
-FLOOR = 32.0  # units of rounding: a variance of so many cannot be told from zero (32 is what sums over n <= 16 and long times leave)
-
-SQUARINGS = 48  # 2^48 is a power at which a sum of n powers is the greatest of them
-
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # accelerators round the factors of products otherwise
-
 Transitions = Float[Array, "T n"] | Float[Array, "T n n"]
 Noise = Float[Array, "n n"] | Float[Array, "T n n"]
 
@@ -273,12 +269,12 @@ def capacity(B: Float[Array, "n m"] | Float[Array, "T n m"], input_cov: Float[Ar
     Raises:
       ValueError: as `state_information`.
     """
-    B, input_cov, noise_cov = _promoted(B=B, input_cov=input_cov, noise_cov=noise_cov)
+    B, input_cov, noise_cov = floating(B=B, input_cov=input_cov, noise_cov=noise_cov)
     if B.ndim not in (2, 3) or 0 in B.shape:
         raise ValueError(f"B has shape {B.shape}, expected (n, m) or (T, n, m) with n, m, T >= 1")
     n, m = B.shape[-2:]
-    _expect(dict(input_cov=input_cov), [(m, m)], "B")
-    _expect(dict(noise_cov=noise_cov), [(n, n), (B.shape[0], n, n)] if B.ndim == 3 else [(n, n)], "B")
+    check_shape("input_cov", input_cov, [(m, m)], "B")
+    check_shape("noise_cov", noise_cov, [(n, n), (B.shape[0], n, n)] if B.ndim == 3 else [(n, n)], "B")
     _check_values(dict(B=B), dict(input_cov=input_cov, noise_cov=noise_cov))
     return _capacity(B, input_cov, noise_cov)
 
@@ -309,147 +305,15 @@ def coloured_information(
       ValueError: for F, H, innovation_cov or source_cov that do not fit, and what `state_information` raises.
     """
     source_cov = jnp.zeros_like(F) if source_cov is None else source_cov
-    F, H, innovation_cov, source_cov = _promoted(F=F, H=H, innovation_cov=innovation_cov, source_cov=source_cov)
+    F, H, innovation_cov, source_cov = floating(F=F, H=H, innovation_cov=innovation_cov, source_cov=source_cov)
     if H.ndim != 2 or 0 in H.shape:
         raise ValueError(f"H has shape {H.shape}, expected (m, d) with m, d >= 1")
-    _expect(dict(F=F, innovation_cov=innovation_cov, source_cov=source_cov), [(H.shape[1],) * 2], "H")
+    check_shape("F", F, [(H.shape[1],) * 2], "H")
+    check_shape("innovation_cov", innovation_cov, [(H.shape[1],) * 2], "H")
+    check_shape("source_cov", source_cov, [(H.shape[1],) * 2], "H")
     _check_values(dict(F=F, H=H), dict(innovation_cov=innovation_cov, source_cov=source_cov))
     system = _system(A_t, B_t, jnp.eye(len(H), dtype=H.dtype), noise_cov, initial_cov)
     return _finished(_coloured_information(system, F, H, innovation_cov, source_cov))
-
-
-@jax.custom_jvp
-def channel_information(signal_cov: Float[Array, "*batch n n"], noise_cov: Float[Array, "*batch n n"]) -> Float[Array, "*batch"]:
-    """I(s; s + v) = 1/2 log det(I + N^{-1} S) of independent s ~ N(0, S) and v ~ N(0, N), in nats: the one formula under this module.
-
-    inf where S reaches outside the range of N; for S inside it a singular N counts on its range. Nothing is subtracted: values
-    small against 1 are exact to rounding. The derivative is 1/2 tr((N + S)^- (dN + dS)) - 1/2 tr(N^- dN), and 0 where it is inf.
-    Cost O(n^3): two eliminations of n steps, all matrices of a batch at once. The matrices are taken for covariances, unchecked. Source: theory, section 4.1.
-    """
-    basis, outside = _whiten(signal_cov, noise_cov)
-    return jnp.where(outside, jnp.inf, 0.5 * _log_det(_congruent(basis.mT, signal_cov)))
-
-
-@channel_information.defjvp
-def _channel_information_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (signal, noise), (dsignal, dnoise) = primals, tangents
-    value = channel_information(signal, noise)
-    by_total, by_noise = _inverse(noise + signal), _inverse(noise)
-    slope = 0.5 * (_inner(by_total, dsignal) + _inner(by_total - by_noise, dnoise))
-    return value, jnp.where(jnp.isfinite(value), slope, 0)
-
-
-@jax.custom_jvp
-def _gain(signal: Array, noise: Array) -> Array:
-    """lambda_max(N^{-1/2} S N^{-1/2}); inf where S reaches outside the range of N."""
-    return _greatest(signal, noise)[0]
-
-
-@_gain.defjvp
-def _gain_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    value, mean = _greatest(*primals)
-    finite = jnp.isfinite(value)
-    slope = _inner(mean, tangents[0]) - jnp.where(finite, value, 0) * _inner(mean, tangents[1])
-    return value, jnp.where(finite, slope, 0)
-
-
-def _greatest(signal: Array, noise: Array) -> tuple[Array, Array]:
-    """lambda and the mean of u u' over all u with S u = lambda N u, u' N u = 1, for the greatest lambda.
-
-    By squaring: with X <- (X / tr X)^2, tr(M^p)^(1/p) falls to lambda_max, within a factor of n^(1/p), and X becomes the projector.
-    """
-    basis, outside = _whiten(signal, noise)
-    M = _congruent(basis.mT, signal)
-
-    def square(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        X, log = carry
-        trace = jnp.trace(X, axis1=-2, axis2=-1)
-        X = X / jnp.where(trace > 0, trace, 1)[..., None, None]
-        return _einsum("...ij,...jk->...ik", X, X), log + jnp.log(trace) * 0.5**k
-
-    X, log = lax.fori_loop(0, SQUARINGS, square, (M, jnp.zeros_like(M[..., 0, 0])))
-    trace = jnp.trace(X, axis1=-2, axis2=-1)
-    X = X / jnp.where(trace > 0, trace, 1)[..., None, None]
-    return jnp.where(outside, jnp.inf, jnp.exp(log)), _congruent(basis, X)
-
-
-@jax.custom_jvp
-def _inverse(covariance: Array) -> Array:
-    """A generalised inverse that is right on the range, which is taken for constant."""
-    basis, _ = _whiten(jnp.zeros_like(covariance), covariance)
-    return _einsum("...ik,...jk->...ij", basis, basis)
-
-
-@_inverse.defjvp
-def _inverse_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    inverse = _inverse(*primals)
-    return inverse, -_congruent(inverse, tangents[0])
-
-
-def _whiten(signal: Array, noise: Array) -> tuple[Array, Array]:
-    """V with V' N V = I on the range of N, in zero columns filled up to n, and whether S reaches outside that range.
-
-    Each component is first scaled to unit noise, for their units are arbitrary and differ by far where gates are small. Both
-    tests are relative to the terms whose sum, but for rounding, would be zero.
-    """
-    power, heard = (jnp.diagonal(matrix, axis1=-2, axis2=-1) for matrix in (noise, signal))
-    scale = lax.rsqrt(jnp.where(power > 0, power, jnp.where(heard > 0, heard, 1)))
-    V, silent, free = _eliminate(noise * scale[..., :, None] * scale[..., None, :])
-    silent = silent * scale[..., :, None]
-    leak = jnp.sum(silent * _einsum("...ij,...jk->...ik", signal, silent), axis=-2)
-    terms = jnp.sum(jnp.abs(silent) * jnp.sqrt(jnp.maximum(heard, 0))[..., :, None], axis=-2) ** 2
-    outside = jnp.any(free & (leak > _tolerance(noise) * terms), axis=-1)
-    return V * scale[..., :, None], outside
-
-
-def _eliminate(N: Array) -> tuple[Array, Array, Array]:
-    """V with V' N V = I or 0, column by column; I - V (V' N), whose free columns N annihilates; which are free.
-
-    Cholesky's N = L L', L = N V, with the largest pivot first, until none is left above rounding (N has the diagonal 1 or 0).
-    In steps over whole batches rather than by LAPACK: as fast for small matrices on a CPU, one program everywhere, and batches of LAPACK
-    calls beside other work may block each other in XLA's thread pool for ever (seen with two cores and JAX 0.10.2).
-    """
-
-    def step(k: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        V, L, left = carry
-        unit = jax.nn.one_hot(jnp.argmax(left, axis=-1), left.shape[-1], dtype=N.dtype)
-        pivot = left.max(-1)
-        counts = pivot > _tolerance(N)
-        scale = jnp.where(counts, lax.rsqrt(jnp.where(counts, pivot, 1)), 0)[..., None]
-        known = jnp.sum(L * unit[..., :, None], axis=-2)[..., None, :]
-        column = (jnp.sum(N * unit[..., None, :], axis=-1) - jnp.sum(L * known, axis=-1)) * scale
-        V = lax.dynamic_update_index_in_dim(V, (unit - jnp.sum(V * known, axis=-1)) * scale, k, V.ndim - 1)
-        L = lax.dynamic_update_index_in_dim(L, column, k, L.ndim - 1)
-        return V, L, jnp.where(counts[..., None] & (unit > 0), -jnp.inf, left - column**2)
-
-    start = jnp.zeros_like(N), jnp.zeros_like(N), jnp.diagonal(N, axis1=-2, axis2=-1)
-    V, L, left = lax.fori_loop(0, N.shape[-1], step, start)
-    return V, _each(jnp.eye(N.shape[-1], dtype=N.dtype), N) - _einsum("...ik,...jk->...ij", V, L), left > -jnp.inf
-
-
-def _log_det(M: Array) -> Array:
-    """log det(I + M) for M >= 0, with all digits of a small M."""
-
-    def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        M, log = carry
-        column = lax.dynamic_index_in_dim(M, k, M.ndim - 1, keepdims=False)
-        pivot = jnp.maximum(lax.dynamic_index_in_dim(column, k, column.ndim - 1, keepdims=False), 0)  # below only by rounding
-        return M - column[..., :, None] * column[..., None, :] / (1 + pivot)[..., None, None], log + jnp.log1p(pivot)
-
-    return lax.fori_loop(0, M.shape[-1], step, (M, jnp.zeros_like(M[..., 0, 0])))[1]
-
-
-def _tolerance(like: Array) -> float:
-    return FLOOR * float(jnp.finfo(like.dtype).eps)
-
-
-def _congruent(A: Array, covariance: Array) -> Array:
-    """A C A'."""
-    return _einsum("...ij,...jk,...lk->...il", A, covariance, A, optimize=[(0, 1), (0, 1)])
-
-
-def _inner(x: Array, y: Array) -> Array:
-    return jnp.sum(x * y, axis=(-2, -1))
 
 
 @jax.jit
@@ -459,7 +323,7 @@ def _state_information(system: _System) -> Array:
 
 @partial(jax.jit, static_argnums=1)
 def _covariances(system: _System, method: str = "auto") -> Covariances:
-    driven = jnp.stack([_congruent(system.B, _each(system.input_cov, system.B)), system.noise], axis=1)
+    driven = jnp.stack([congruent(system.B, each(system.input_cov, system.B)), system.noise], axis=1)
     if system.A.ndim == 2:
         factor = system.A[:, :, None] * system.A[:, None, :]
         both = linear_scan(jnp.broadcast_to(factor[None], (2, *factor.shape)), driven.swapaxes(0, 1), system.start, method=method)[0]
@@ -475,7 +339,7 @@ def _loop(A: Array, driven: Array, start: Array) -> Array:
     """(T, 2, n, n): signal and noise, one step after the other."""
 
     def step(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        after = _congruent(_each(now[0], before), before) + now[1]
+        after = congruent(each(now[0], before), before) + now[1]
         return after, after
 
     return lax.scan(step, start, (A, driven))[1]
@@ -483,15 +347,10 @@ def _loop(A: Array, driven: Array, start: Array) -> Array:
 
 def _parallel(A: Array, driven: Array, start: Array) -> Array:
     def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _einsum("...ij,...jk->...ik", second[0], first[0]), _congruent(second[0][:, None], first[1]) + second[1]
+        return einsum("...ij,...jk->...ik", second[0], first[0]), congruent(second[0][:, None], first[1]) + second[1]
 
-    driven = driven.at[0].add(_congruent(_each(A[0], start), start))
+    driven = driven.at[0].add(congruent(each(A[0], start), start))
     return lax.associative_scan(compose, (A, driven))[1]
-
-
-def _each(matrix: Array, like: Array) -> Array:
-    """The same matrix for every leading index."""
-    return jnp.broadcast_to(matrix, (*like.shape[:-2], *matrix.shape[-2:]))
 
 
 class _History(NamedTuple):
@@ -507,35 +366,35 @@ def _history(system: _System, lags: int) -> _History:
     signal, noise = _covariances(system)
     Phi = _transitions(system.A[::-1][:lags])
     H = _apply(Phi[:-1], system.B[::-1][:lags])
-    own = _congruent(H, _each(system.input_cov, H))
+    own = congruent(H, each(system.input_cov, H))
     before = jnp.concatenate([jnp.zeros_like(signal[:1]), signal[:-1]])[::-1][:lags]
     older = _carry(Phi[1:], before)
     newer = jnp.concatenate([jnp.zeros_like(own[:1]), jnp.cumsum(own[:-1], axis=0)])
-    return _History(own, newer, older, _each(noise[-1], own))
+    return _History(own, newer, older, each(noise[-1], own))
 
 
 def _transitions(A: Array) -> Array:
     """Phi(t, t-k) for k = 0..lags from A_t, A_{t-1}, ..., newest first."""
     if A.ndim == 2:
         return jnp.cumprod(jnp.concatenate([jnp.ones_like(A[:1]), A]), axis=0)
-    A = jnp.concatenate([_each(jnp.eye(A.shape[-1], dtype=A.dtype), A[:1]), A])
-    return lax.platform_dependent(A, cpu=_products_in_order, default=partial(lax.associative_scan, partial(_einsum, "...ij,...jk->...ik")))
+    A = jnp.concatenate([each(jnp.eye(A.shape[-1], dtype=A.dtype), A[:1]), A])
+    return lax.platform_dependent(A, cpu=_products_in_order, default=partial(lax.associative_scan, partial(einsum, "...ij,...jk->...ik")))
 
 
 def _products_in_order(A: Array) -> Array:
     def step(Phi: Array, A: Array) -> tuple[Array, Array]:
-        Phi = _einsum("ij,jk->ik", Phi, A)
+        Phi = einsum("ij,jk->ik", Phi, A)
         return Phi, Phi
 
     return lax.scan(step, jnp.eye(A.shape[-1], dtype=A.dtype), A)[1]
 
 
 def _apply(Phi: Array, B: Array) -> Array:
-    return Phi[..., None] * B if Phi.ndim == 2 else _einsum("tij,tjk->tik", Phi, B)
+    return Phi[..., None] * B if Phi.ndim == 2 else einsum("tij,tjk->tik", Phi, B)
 
 
 def _carry(Phi: Array, covariance: Array) -> Array:
-    return Phi[:, :, None] * covariance * Phi[:, None, :] if Phi.ndim == 2 else _congruent(Phi, covariance)
+    return Phi[:, :, None] * covariance * Phi[:, None, :] if Phi.ndim == 2 else congruent(Phi, covariance)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -560,7 +419,7 @@ def _past_information(system: _System, lags: int) -> Array:
 def _forgetting_bound(system: _System, lags: int) -> Array:
     signal, noise = (part[-lags:] for part in _covariances(system))
     total = signal + noise
-    kept = _gain(_carry(system.A[-lags:][1:], total[:-1]), total[1:])
+    kept = gain(_carry(system.A[-lags:][1:], total[:-1]), total[1:])
     passed = jnp.cumprod(jnp.concatenate([jnp.ones_like(total[:1, 0, 0]), kept[::-1]]))
     known = channel_information(signal, noise)[::-1]
     return jnp.where(passed == 0, 0, passed * jnp.where(passed == 0, 0, known))
@@ -568,8 +427,8 @@ def _forgetting_bound(system: _System, lags: int) -> Array:
 
 @jax.jit
 def _output_information(system: _System, C: Array, R: Array) -> OutputInformation:
-    signal, noise = (_congruent(C, part) for part in _covariances(system))
-    R = _each(R, noise)
+    signal, noise = (congruent(C, part) for part in _covariances(system))
+    R = each(R, noise)
     return OutputInformation(channel_information(signal + noise, R), channel_information(signal, noise + R))
 
 
@@ -577,13 +436,13 @@ def _output_information(system: _System, C: Array, R: Array) -> OutputInformatio
 def _filtering_information(system: _System, C: Array, R: Array) -> Array:
     signal, noise = _covariances(system)
     A = jax.vmap(jnp.diag)(system.A) if system.A.ndim == 2 else system.A
-    driven = _congruent(system.B, _each(system.input_cov, system.B)) + system.noise
+    driven = congruent(system.B, each(system.input_cov, system.B)) + system.noise
 
     def step(P: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         A, driven, C = now
-        P = _congruent(A, P) + driven
-        K = _einsum("ij,kj,kl->il", P, C, _inverse(_congruent(C, P) + R))
-        P = _congruent(jnp.eye(len(P), dtype=P.dtype) - _einsum("ij,jk->ik", K, C), P) + _congruent(K, R)
+        P = congruent(A, P) + driven
+        K = einsum("ij,kj,kl->il", P, C, inverse(congruent(C, P) + R))
+        P = congruent(jnp.eye(len(P), dtype=P.dtype) - einsum("ij,jk->ik", K, C), P) + congruent(K, R)
         return P, P
 
     P = lax.scan(step, system.start.sum(0), (A, driven, C))[1]
@@ -592,18 +451,18 @@ def _filtering_information(system: _System, C: Array, R: Array) -> Array:
 
 @jax.jit
 def _capacity(B: Array, input_cov: Array, noise: Array) -> Array:
-    signal = _congruent(B, _each(input_cov, B))
-    return 0.5 * B.shape[-2] * jnp.log1p(_gain(signal, _each(noise, signal) if noise.ndim == 2 else noise).max())
+    signal = congruent(B, each(input_cov, B))
+    return 0.5 * B.shape[-2] * jnp.log1p(gain(signal, each(noise, signal) if noise.ndim == 2 else noise).max())
 
 
 @jax.jit
 def _coloured_information(system: _System, F: Array, H: Array, innovation_cov: Array, source_cov: Array) -> Array:
     A = jax.vmap(jnp.diag)(system.A) if system.A.ndim == 2 else system.A
     (T, n, _), d = A.shape, len(F)
-    BH = _einsum("tij,jk->tik", system.B, H)
-    above = jnp.concatenate([A, _einsum("tij,jk->tik", BH, F)], axis=2)
-    below = jnp.concatenate([jnp.zeros((T, d, n), A.dtype), _each(F, A)], axis=2)
-    B = jnp.concatenate([BH, _each(jnp.eye(d, dtype=A.dtype), A)], axis=1)
+    BH = einsum("tij,jk->tik", system.B, H)
+    above = jnp.concatenate([A, einsum("tij,jk->tik", BH, F)], axis=2)
+    below = jnp.concatenate([jnp.zeros((T, d, n), A.dtype), each(F, A)], axis=2)
+    B = jnp.concatenate([BH, each(jnp.eye(d, dtype=A.dtype), A)], axis=1)
     start = jnp.stack([jnp.zeros((n + d, n + d), A.dtype).at[n:, n:].set(source_cov), jnp.pad(system.start[1], (0, d))])
     joint = _System(jnp.concatenate([above, below], axis=1), B, innovation_cov, jnp.pad(system.noise, ((0, 0), (0, d), (0, d))), start)
     signal, noise = (part[:, :n, :n] for part in _covariances(joint))
@@ -613,17 +472,17 @@ def _coloured_information(system: _System, F: Array, H: Array, innovation_cov: A
 def _system(A_t: Array, B_t: Array, input_cov: Array, noise_cov: Array, initial_cov: Array | None) -> _System:
     """Checks, and brings all to one type of at least float32."""
     given = dict(A_t=A_t, B_t=B_t, input_cov=input_cov, noise_cov=noise_cov) | ({} if initial_cov is None else dict(initial_cov=initial_cov))
-    given = dict(zip(given, _promoted(**given), strict=True))
+    given = dict(zip(given, floating(**given), strict=True))
     A, B, input_cov, noise = (given[name] for name in ("A_t", "B_t", "input_cov", "noise_cov"))
     if A.ndim not in (2, 3) or 0 in A.shape or A.shape[1] != A.shape[-1]:
         raise ValueError(f"A_t has shape {A.shape}, expected (T, n) for diagonals or (T, n, n) with T, n >= 1; repeat a constant A with jnp.broadcast_to")
     T, n = A.shape[:2]
     if B.ndim != 3 or B.shape[:2] != (T, n) or B.shape[2] == 0:
         raise ValueError(f"B_t has shape {B.shape}, expected (T, n, m) = ({T}, {n}, m) with m >= 1; repeat a constant B with jnp.broadcast_to")
-    _expect(dict(input_cov=input_cov), [(B.shape[2],) * 2], "B_t")
-    _expect(dict(noise_cov=noise), [(n, n), (T, n, n)], "A_t")
+    check_shape("input_cov", input_cov, [(B.shape[2],) * 2], "B_t")
+    check_shape("noise_cov", noise, [(n, n), (T, n, n)], "A_t")
     initial = given.get("initial_cov", jnp.zeros((n, n), A.dtype))
-    _expect(dict(initial_cov=initial), [(n, n)], "A_t")
+    check_shape("initial_cov", initial, [(n, n)], "A_t")
     _check_values(dict(A_t=A, B_t=B), dict(input_cov=input_cov, noise_cov=noise, initial_cov=initial))
     noise = jnp.broadcast_to(noise, (T, n, n)) if noise.ndim == 3 else jnp.broadcast_to(noise[None], (T, n, n))
     return _System(A, B, input_cov, noise, jnp.stack([jnp.zeros_like(initial), initial]))
@@ -631,11 +490,11 @@ def _system(A_t: Array, B_t: Array, input_cov: Array, noise_cov: Array, initial_
 
 def _readout(system: _System, C: Array, R: Array) -> tuple[Array, Array]:
     """C of every step and R, checked."""
-    C, R = (value.astype(system.A.dtype) for value in _promoted(C=C, observation_cov=R))
+    C, R = (value.astype(system.A.dtype) for value in floating(C=C, observation_cov=R))
     T, n = system.A.shape[:2]
     if C.ndim not in (2, 3) or 0 in C.shape or C.shape[-1] != n or C.shape[:-2] not in ((), (T,)):
         raise ValueError(f"C has shape {C.shape}, expected (p, {n}) or ({T}, p, {n}) from A_t with p >= 1")
-    _expect(dict(observation_cov=R), [(C.shape[-2],) * 2], "C")
+    check_shape("observation_cov", R, [(C.shape[-2],) * 2], "C")
     _check_values(dict(C=C), dict(observation_cov=R))
     return jnp.broadcast_to(C, (T, *C.shape[-2:])) if C.ndim == 3 else jnp.broadcast_to(C[None], (T, *C.shape)), R
 
@@ -650,48 +509,10 @@ def _until(system: _System, t: int, lags: int) -> _System:
     return system._replace(A=system.A[: t + 1], B=system.B[: t + 1], noise=system.noise[: t + 1])
 
 
-def _promoted(**given: Array) -> list[Array]:
-    """All of one floating type, float32 or wider."""
-    arrays = {name: jnp.asarray(value) for name, value in given.items()}
-    for name, value in arrays.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            fix = "give complex poles as real 2 x 2 blocks" if jnp.iscomplexobj(value) else "convert it with .astype(jnp.float32)"
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real numbers: {fix}")
-    dtype = jnp.result_type(jnp.float32, *(value.dtype for value in arrays.values()))  # of types: jnp.full's weak float64 would yield to float32
-    return [value.astype(dtype) for value in arrays.values()]
-
-
-def _expect(arrays: dict[str, Array], shapes: list[tuple[int, ...]], origin: str) -> None:
-    for name, value in arrays.items():
-        if value.shape not in shapes:
-            raise ValueError(f"{name} has shape {value.shape}, expected {' or '.join(map(str, shapes))} from {origin}")
-
-
 def _check_values(maps: dict[str, Array], matrices: dict[str, Array]) -> None:
-    """Numbers are finite and covariances are covariances, where values are there to be looked at."""
-    for name, value in (maps | matrices).items():
-        if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
-            raise ValueError(f"{name} holds {np.asarray(value)[~np.isfinite(value)][0]}, expected finite numbers")
-    for name, value in matrices.items():
-        if not isinstance(value, jax.core.Tracer):
-            _check_covariance(name, np.asarray(value, np.float64), 1e3 * float(jnp.finfo(value.dtype).eps))
-
-
-def _check_covariance(name: str, matrix: np.ndarray, tolerance: float) -> None:
-    power = np.diagonal(matrix, axis1=-2, axis2=-1)
-    if (power < 0).any():
-        raise ValueError(f"{name} has {power.min()} on its diagonal, expected variances from 0")
-    scale = np.where(power > 0, power, 1) ** -0.5
-    matrix = matrix * scale[..., :, None] * scale[..., None, :]
-    if (np.abs(matrix - np.swapaxes(matrix, -1, -2)) > tolerance).any():
-        raise ValueError(f"{name} is not symmetric, expected a covariance: use (C + C.mT) / 2 if that is what is meant")
-    try:
-        np.linalg.cholesky(matrix + tolerance * np.eye(matrix.shape[-1]))
-    except np.linalg.LinAlgError:
-        least = np.linalg.eigvalsh(matrix).min()
-        raise ValueError(
-            f"{name} is no covariance: scaled to a unit diagonal it has the eigenvalue {least:.3g}, expected from 0; use F @ F.mT of a root F"
-        ) from None
+    check_finite(**maps)
+    for name, matrix in matrices.items():
+        check_covariance(name, matrix)
 
 
 def _finished(result: Any) -> Any:

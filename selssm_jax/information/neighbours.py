@@ -6,6 +6,7 @@ six columns in all and two nats. Beyond, they say too little. They are no bounds
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -14,15 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import digamma, gammaln
-from jaxtyping import Array, Num
+from jaxtyping import Array
 
 from selssm_jax.information.estimate import Estimate
+from selssm_jax.information.inputs import Samples, columns, pairs
 
-Samples = Num[Array | np.ndarray, "N"] | Num[Array | np.ndarray, "N d"]
 BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
 PARTS = 10  # disjoint parts of the samples, whose spread gives the standard error
 JITTER = 1e-5  # standard deviations: what ties are parted by, and what float32 still tells apart
 COLUMNS, NATS = 6, 2.0  # beyond which a note says that neighbours lose information
+
+
+_Distances = Callable[[Array, int], tuple[Array, ...]]
+"""(turn, which of its candidates) -> squared distances of a block of samples in x and in y."""
 
 
 class _Neighbours(NamedTuple):
@@ -61,7 +66,8 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     Where the k-th neighbour is at distance 0 all that coincide are counted: psi(k_i) + log N - <log(n_x + 1) + log(n_y + 1)>, n_x and n_y
     the others up to eps_i. Ties are what it is for. No bound. Cost and errors: see `ksg`.
     """
-    x, y = _checked(x, y, k)
+    x, y = pairs(x, y, least=2)
+    _check_k(k, len(x))
     x, y = _standardised(x), _standardised(y)
     nats, stderr = _mixed(x, y, k), _stderr(partial(_mixed, k=k), x, y, k)
     return Estimate(nats, stderr, "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
@@ -72,7 +78,8 @@ def entropy(x: Samples, *, k: int = 5) -> float:
 
     Euclidean distances in the units of x; -inf where more than k samples coincide. An estimate. Cost and errors: see `ksg`.
     """
-    x, _ = _checked(x, np.zeros(len(x)), k)
+    x = columns("x", x)
+    _check_k(k, len(x))
     N, d = x.shape
     centred = jnp.asarray(x - x.mean(axis=0, keepdims=True), jnp.float32)
     radius = np.asarray(_neighbours(centred, jnp.zeros((N, 1)), k, "radius").radius, np.float64)
@@ -132,7 +139,7 @@ def _neighbours(x: Array, y: Array, k: int, counted: str) -> _Neighbours:
     return jax.tree.map(lambda value: value.reshape(-1)[:N], found)
 
 
-def _radii(distances, turns: int, k: int, counted: str) -> tuple[Array, Array]:  # noqa: ANN001
+def _radii(distances: _Distances, turns: int, k: int, counted: str) -> tuple[Array, Array]:
     """The radius in x and in y: the k-th joint distance for both, or the largest in each of the k neighbours."""
 
     def turn(i: Array, best: tuple[tuple[Array, ...], ...]) -> tuple[tuple[Array, ...], ...]:
@@ -158,7 +165,7 @@ def _inserted(best: tuple[tuple[Array, ...], ...], new: tuple[Array, ...]) -> tu
     return tuple(kept)
 
 
-def _counts(distances, turns: int, radii: tuple[Array, Array], *, strict: bool) -> tuple[Array, Array]:  # noqa: ANN001
+def _counts(distances: _Distances, turns: int, radii: tuple[Array, Array], *, strict: bool) -> tuple[Array, Array]:
     def turn(i: Array, counts: tuple[Array, Array]) -> tuple[Array, Array]:
         for u in range(UNROLL):
             inside = [d < radius if strict else d <= radius for d, radius in zip(distances(i, u), radii, strict=True)]
@@ -178,7 +185,7 @@ def _square(mine: Array, theirs: Array) -> Array:
     return total
 
 
-def _stderr(estimator, x: np.ndarray, y: np.ndarray, k: int) -> float:  # noqa: ANN001
+def _stderr(estimator: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray, k: int) -> float:
     size = len(x) // PARTS
     if size <= 2 * k:
         return math.nan
@@ -194,7 +201,8 @@ def _range(nats: float, columns: int) -> tuple[str, ...]:
 
 def _prepared(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Standardised columns without ties, and notes on what was done for that."""
-    x, y = _checked(x, y, k)
+    x, y = pairs(x, y, least=2)
+    _check_k(k, len(x))
     rng, notes = np.random.default_rng(0), []
     tied = len(np.unique(np.concatenate([x, y], axis=1), axis=0)) < len(x) or any(len(np.unique(column)) < len(x) // 2 for column in (*x.T, *y.T))
     x, y = _standardised(x), _standardised(y)
@@ -210,15 +218,6 @@ def _standardised(z: np.ndarray) -> np.ndarray:
     return (z - z.mean(axis=0, keepdims=True)) / np.where(deviation > 0, deviation, 1)
 
 
-def _checked(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    arrays = {name: np.asarray(value) for name, value in dict(x=x, y=y).items()}
-    for name, value in arrays.items():
-        if value.ndim not in (1, 2) or value.dtype.kind not in "biuf":
-            raise ValueError(f"{name} has shape {value.shape} and dtype {value.dtype}, expected real numbers (N,) or (N, d)")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} holds {value[~np.isfinite(value)][0]}, expected finite numbers; leave such rows out of x and y")
-    if len(arrays["x"]) != len(arrays["y"]):
-        raise ValueError(f"x has {len(arrays['x'])} rows and y has {len(arrays['y'])}: expected pairs, row by row")
-    if not 1 <= k < len(arrays["x"]):
-        raise ValueError(f"k={k} neighbours of {len(arrays['x'])} samples: expected 1 <= k < N")
-    return tuple(value.reshape(len(value), -1).astype(np.float64) for value in arrays.values())
+def _check_k(k: int, N: int) -> None:
+    if not 1 <= k < N:
+        raise ValueError(f"k={k} neighbours of {N} samples: expected 1 <= k < N")

@@ -16,6 +16,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.information.inputs import check_covariance
+
 CENTRING = 0.03  # how far under the present mean product of a mass and its slack the next step of `blahut_arimoto` aims
 BOUNDARY = 0.99  # part of the way to the nearest boundary that one of its steps may go
 CHECKS = 20  # times in a training that `neural` looks at its validation samples
@@ -275,16 +277,10 @@ def _given(cov: Array, name: str, level: ArrayLike) -> tuple[Array, Array]:
 def _check_covariance(cov: Array) -> None:
     if cov.ndim not in (1, 2) or not cov.size or cov.shape[0] != cov.shape[-1]:
         raise ValueError(f"cov has shape {cov.shape}, expected (n, n), or (n,) for the variances of independent components; use jax.vmap for many")
-    if isinstance(cov, jax.core.Tracer):
-        return
-    _check("cov", cov, least=0.0 if cov.ndim == 1 else -np.inf, finite=True)
-    if cov.ndim == 2:
-        matrix = np.asarray(cov, np.float64)
-        rounding = 1e3 * float(jnp.finfo(cov.dtype).eps) * np.abs(matrix).max()
-        if np.abs(matrix - matrix.T).max() > rounding:
-            raise ValueError("cov is not symmetric, expected a covariance: use (C + C.mT) / 2 if that is what is meant")
-        if (least := np.linalg.eigvalsh(matrix).min()) < -rounding:
-            raise ValueError(f"cov is no covariance: it has the eigenvalue {least:.3g}, expected from 0; use F @ F.mT of a root F")
+    if cov.ndim == 1:
+        _check("cov", cov, finite=True)
+    else:
+        check_covariance("cov", cov)
 
 
 @jax.jit

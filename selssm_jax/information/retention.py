@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selssm_jax.information.crossfit import Training, best_of_training, normal_scores
+from selssm_jax.information.crossfit import Training, best_of_training, randomised_scores
 
 SHARES = (0.6, 0.15)  # of the groups, to fit on and to stop on; the rest is held out
 STRENGTHS = 9  # of a decoder's answer, from none to full, one is chosen for every target on the stopping part
@@ -67,7 +67,7 @@ def tokens(
     targets = np.asarray(targets)
     if targets.size and not 0 <= targets.min() <= targets.max() < classes:
         raise ValueError(f"targets go from {targets.min()} to {targets.max()}, expected 0 to classes - 1 = {classes - 1}")
-    fit, stop, held_out = parts
+    fit, _, held_out = parts
     log_p = np.log((_frequencies(targets[fit], classes) * len(fit) + 1) / (len(fit) + classes))  # of all labels, seen or not
     log_q, right = _decode(states, targets, parts, jnp.asarray(log_p, jnp.float32), "tokens", training)
     frequencies = _frequencies(targets[held_out], classes)
@@ -85,12 +85,14 @@ def values(
 ) -> Probe:
     """Lower bounds on I(h; x_k) for K real values each: a normal law whose mean and deviation a perceptron gives.
 
-    The targets become normal scores first, so that their entropy is that of the standard normal law and the bound needs no estimate of it.
+    The targets become normal scores first, of ranks, ties parted at random, so that their law is the standard normal one and the bound
+    needs no estimate of their entropy; the information is the same.
     Arguments, cost and errors: see `tokens`.
     """
     states, parts = _split(states, targets, groups, training.seed)
     fit, _, held_out = parts
-    scores = np.asarray(jax.jit(normal_scores)(jnp.asarray(targets)[fit], jnp.asarray(targets)))
+    places = np.random.default_rng(training.seed).uniform(1e-3, 1 - 1e-3, np.shape(targets))  # the first and the last rank have no end
+    scores = np.asarray(jax.jit(randomised_scores)(jnp.asarray(targets)[fit], jnp.asarray(targets), jnp.asarray(places, jnp.float32)))
     start = jnp.zeros((scores.shape[1], 2))
     log_q, square = _decode(states, scores, parts, start, "values", training)
     own = -0.5 * (scores[held_out] ** 2 + np.log(2 * np.pi))

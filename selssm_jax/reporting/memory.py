@@ -17,7 +17,7 @@ from selssm_jax.information import bottleneck, bracket, estimators, gaussian, li
 from selssm_jax.information.estimate import Estimate
 from selssm_jax.information.estimators import Training
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting.recording import Answers, Block, Recording, law_of_state, record
+from selssm_jax.reporting.recording import Answers, Block, Recording, record
 from selssm_jax.reporting.run import Run
 
 Results = dict[str, Any]
@@ -38,9 +38,9 @@ def measure(run: Run, split: str) -> Results:
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = run.dataset.evaluate(split, size)
     seen = record(run.model, run.params, batches, samples=settings.samples, moments=moments, scored=scored, seed=settings.seed)
-    curve = _future(seen) if seen.targets is not None else None
+    curve = None if seen.targets is None else _future(seen.frames, seen.targets)
     blocks = {name: _block(run, seen, name, curve) for name in seen.blocks}
-    answers = _answers(run, seen, blocks) if scored else None
+    answers = None if seen.answers is None else _answers(run, seen, seen.answers, blocks)
     return {"unit": "bits", "sequences": len(seen.frames), "moments": list(moments), "blocks": blocks, "answers": answers}
 
 
@@ -83,12 +83,15 @@ def _known(run: Run, seen: Recording, name: str) -> list[Results]:
         return []
     exact = _exact(run, seen.moments) if name == "block_0" else None
     given = "the inputs of the block" if run.model.config.gate_state == "none" else "the state before it and the input"
-    return [_known_at(seen, name, index) | {"exact": None if exact is None else float(exact[index]) * BITS, "given": given} for index in range(len(seen.moments))]
+    return [
+        _known_at(seen, name, index) | {"exact": None if exact is None else float(exact[index]) * BITS, "given": given} for index in range(len(seen.moments))
+    ]
 
 
 def _known_at(seen: Recording, name: str, index: int) -> Results:
-    block, live = seen.blocks[name], seen.live[:, index]
-    means, covs, states = (value[live, index] for value in (*block.law, block.states))
+    law, live = seen.blocks[name].law, seen.live[:, index]
+    assert law is not None
+    means, covs, states = (value[live, index] for value in (law.means, law.covs, seen.blocks[name].states))
     moment = {"moment": int(seen.moments[index])}
     deviations = np.diagonal(covs, axis1=1, axis2=2) if covs.ndim == 3 else covs
     if (deviations <= 0).any():
@@ -130,17 +133,22 @@ def _linear_response(model: SequenceModel, params: PyTree, steps: int) -> tuple[
 
 def _ceiling(known: list[Results]) -> Estimate | None:
     """The least upper bound on what the state knows, at the moment where that is largest."""
-    bounds = []
+    bounds: list[tuple[float, float]] = []
     for one in known:
-        pairs = [(one.get("exact"), 0.0), (one.get("upper"), one.get("stderr")), (one.get("gaussian_upper"), one.get("gaussian_upper_stderr"))]
-        pairs = [pair for pair in pairs if pair[0] is not None and math.isfinite(pair[0])]
-        if not pairs:
+        pairs = [(one.get("exact"), 0.0), (one.get("upper"), one.get("stderr", 0.0)), (one.get("gaussian_upper"), one.get("gaussian_upper_stderr", 0.0))]
+        finite = [(bound, stderr) for bound, stderr in pairs if bound is not None and math.isfinite(bound)]
+        if not finite:
             return None
-        bounds.append(min(pairs))
+        bounds.append(min(finite))
     if not bounds:
         return None
     bits, stderr = max(bounds)
     return Estimate(bits / BITS, stderr / BITS, "upper", "least upper bound of the report")
+
+
+def _limit(bound: Estimate) -> float:
+    """Nats that the truth hardly exceeds."""
+    return bound.nats + 2 * bound.stderr
 
 
 # Single inputs.
@@ -243,7 +251,7 @@ def _by_gate(probe: retention.Probe, gate: np.ndarray, rows: np.ndarray, times: 
 
 
 def _fano(entropy: float, ceiling: Estimate, classes: int) -> float:
-    return float(limits.fano_error(entropy, min(ceiling.nats + 2 * ceiling.stderr, entropy), classes))
+    return float(limits.fano_error(entropy, min(_limit(ceiling), entropy), classes))
 
 
 def _verdict(ceiling: Estimate, kept: Results) -> Results:
@@ -257,15 +265,15 @@ def _verdict(ceiling: Estimate, kept: Results) -> Results:
 # Answers and the future.
 
 
-def _answers(run: Run, seen: Recording, blocks: dict[str, Results]) -> Results:
+def _answers(run: Run, seen: Recording, answers: Answers, blocks: dict[str, Results]) -> Results:
     """What the states before the first answer hold of all answers: by the model's own, and by a decoder of all blocks' states together."""
     entropy = float(run.dataset.info["answer_nats"])
     states = np.concatenate([block.states[:, -1] for block in seen.blocks.values()], axis=1)
-    classes = int(seen.answers.tokens.max()) + 1
-    probe = retention.tokens(states, seen.answers.tokens, classes=classes, training=_training(run.experiment.measure))
-    length = seen.answers.tokens.shape[1]
+    classes = int(answers.tokens.max()) + 1
+    probe = retention.tokens(states, answers.tokens, classes=classes, training=_training(run.experiment.measure))
+    length = answers.tokens.shape[1]
     found = {"entropy": entropy * BITS, "answers": length, "moment": int(seen.moments[-1]), "direction": "lower"}
-    found["model"] = _decoded(seen.answers, entropy)
+    found["model"] = _decoded(answers, entropy)
     found["decoder"] = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
     for one in found["model"], found["decoder"]:
         one["share"] = one["bits"] / found["entropy"]
@@ -287,29 +295,34 @@ def _sum_error(pointwise: np.ndarray) -> float:
 
 def _answers_fano(blocks: dict[str, Results], entropy: float, classes: int, length: int) -> float | None:
     """The least share of wrong answers, where all blocks' states have noise: they know no more than the sum of what each knows of its inputs."""
-    bounds = [_ceiling([block["information"][-1]]) if block["information"] else None for block in blocks.values()]
-    if None in bounds:
+    bounds = [_ceiling(block["information"][-1:]) for block in blocks.values()]
+    total = sum(math.inf if bound is None else _limit(bound) for bound in bounds)
+    if math.isinf(total):
         return None
-    total = sum(bound.nats + 2 * bound.stderr for bound in bounds)
     return float(limits.fano_error(entropy, min(total, entropy), classes, length=length))
 
 
-def _future(seen: Recording) -> dict[str, np.ndarray]:
+def _future(frames: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     """Covariances of the last inputs and the values that follow, standardised."""
-    past, future = seen.frames[:, -PAST:].reshape(len(seen.frames), -1), seen.targets[:, :FUTURE].reshape(len(seen.frames), -1)
+    past, future = frames[:, -PAST:].reshape(len(frames), -1), targets[:, :FUTURE].reshape(len(frames), -1)
     joint = np.concatenate([past, future], axis=1)
     cov = np.cov(joint / joint.std(axis=0, keepdims=True), rowvar=False)
-    return {"past": cov[: past.shape[1], : past.shape[1]], "cross": cov[: past.shape[1], past.shape[1] :], "future": cov[past.shape[1] :, past.shape[1] :], "values": future}
+    return {
+        "past": cov[: past.shape[1], : past.shape[1]],
+        "cross": cov[: past.shape[1], past.shape[1] :],
+        "future": cov[past.shape[1] :, past.shape[1] :],
+        "values": future,
+    }
 
 
 def _efficiency(block: Block, known: list[Results], curve: dict[str, np.ndarray], settings: Measure) -> Results:
     """The point (I(h; past), I(h; future)) under the bottleneck curve of a Gaussian process with the covariances of the data."""
     reached = estimators.hybrid(block.states[:, -1], curve["values"], training=Training(seed=settings.seed))
     ceiling = _ceiling(known[-1:])
-    past = math.inf if ceiling is None else ceiling.nats + 2 * ceiling.stderr
-    covs = [jnp.asarray(curve[name]) for name in ("past", "cross", "future")]
-    found = bottleneck.memory_efficiency(jnp.float32(past), jnp.float32(max(reached.nats, 0)), *covs)
-    line = bottleneck.gaussian(*covs, jnp.geomspace(1.01, 1e3, 60))
+    past = math.inf if ceiling is None else _limit(ceiling)
+    before, across, after = (jnp.asarray(curve[name]) for name in ("past", "cross", "future"))
+    found = bottleneck.memory_efficiency(jnp.float32(past), jnp.float32(max(reached.nats, 0)), before, across, after)
+    line = bottleneck.gaussian(before, across, after, jnp.geomspace(1.01, 1e3, 60))
     return {
         "past": past * BITS if math.isfinite(past) else None,
         "future": reached.bits,

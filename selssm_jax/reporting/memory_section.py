@@ -10,9 +10,14 @@ from selssm_jax.reporting.tables import Cell, Table
 
 Results = dict[str, Any]
 READING = (
-    "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its standard error aside; or an estimate, which is "
-    "neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state holds at least so much. Each sequence was read from an "
-    "empty memory."
+    "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its standard error aside; or an estimate, "
+    "which is neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state holds at least so much. Each sequence was "
+    "read from an empty memory."
+)
+
+NO_NOISE = (
+    "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a continuous input. There is no finite "
+    "number; train with model.process_noise for one. The decoders above hold for any model."
 )
 
 
@@ -26,8 +31,9 @@ def memory(results: Results, folder: pathlib.Path) -> list[Block]:
 
 
 def _overview(found: Results) -> Table:
-    columns = ("block", "components", "at lag", "lower bound (bits)", "± standard error", "of (bits)", "decoder's error", "Fano: at least", "memory horizon (steps)")
-    return Table("The input of which each block knows most, and how far back it knows anything", columns, tuple(_row(name, block) for name, block in found["blocks"].items()))
+    columns = ("block", "components", "at lag", "lower bound (bits)", "± standard error", "of (bits)", "decoder's error", "Fano: at least", "horizon (steps)")
+    rows = tuple(_row(name, block) for name, block in found["blocks"].items())
+    return Table("The input of which each block knows most, and the memory horizon: how far back it knows anything", columns, rows)
 
 
 def _row(name: str, block: Results) -> tuple[Cell, ...]:
@@ -42,8 +48,8 @@ def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
     path = figures.save(memory_figures.retention(found["blocks"]), folder / "retention.png")
     of = next(iter(found["blocks"].values()))["retention"]["of"]
     words = (
-        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, if any, is all "
-        "there is to know. The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors."
+        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, "
+        "if any, is all there is to know. The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors."
     )
     return [Picture(path, words)]
 
@@ -51,34 +57,46 @@ def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
 def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
     known = {name: [one for one in block["information"] if "lower" in one] for name, block in found["blocks"].items()}
     known = {name: moments for name, moments in known.items() if moments}
-    skipped = sorted({one["skipped"] for block in found["blocks"].values() for one in block["information"] if "skipped" in one})
     if not known:
-        why = f"It was not measured: {skipped[0]}." if skipped else (
-            "The states of this model have no noise, and a state without noise knows infinitely much of a continuous input: there is no finite number for all of "
-            "the past. Train with model.process_noise for one; the decoders above hold for any model."
-        )
-        return [Paragraph(f"All of the past: {why}")]
+        return [_why_not(found)]
     given = next(iter(known.values()))[0]["given"]
     words = (
-        f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The first block's input is a function of the data alone; "
-        "for later blocks the upper bounds hold for the data too, the lower ones for the block's own input. The last column, an upper bound, is the capacity that the covariance "
-        "of the states leaves."
+        f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The first block's input is a function of the "
+        "data alone; for later blocks the upper bounds hold for the data too, the lower ones for the block's own input. The last column, an upper bound, is "
+        "the capacity that the covariance of the states leaves."
     )
     columns = ("block", "step", "lower (bits)", "upper (bits)", "± standard error", "resolved", "exact (bits)", "upper by covariance (bits)")
     rows = tuple(
-        (_title(name), one["moment"], one["lower"], one["upper"], one["stderr"], "yes" if one["resolved"] else "no: more", one["exact"], one.get("gaussian_upper"))
+        (
+            _title(name),
+            one["moment"],
+            one["lower"],
+            one["upper"],
+            one["stderr"],
+            "yes" if one["resolved"] else "no: more",
+            one["exact"],
+            one.get("gaussian_upper"),
+        )
         for name, moments in known.items()
         for one in moments
     )
-    picture = Picture(figures.save(memory_figures.all_of_the_past(known), folder / "past.png"), "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.")
+    picture = Picture(
+        figures.save(memory_figures.all_of_the_past(known), folder / "past.png"),
+        "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.",
+    )
     return [Paragraph(words), Table("Information about all of the past", columns, rows), picture]
+
+
+def _why_not(found: Results) -> Paragraph:
+    skipped = sorted({one["skipped"] for block in found["blocks"].values() for one in block["information"] if "skipped" in one})
+    return Paragraph(f"All of the past was not measured: {skipped[0]}." if skipped else NO_NOISE)
 
 
 def _components(found: Results, folder: pathlib.Path) -> list[Block]:
     path = figures.save(memory_figures.components(found["blocks"]), folder / "components.png")
     words = (
-        "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, bias-corrected to first order); components are sorted by the lag "
-        "of which they know most."
+        "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, bias-corrected to first order); components "
+        "are sorted by the lag of which they know most."
     )
     return [Picture(path, words)]
 
@@ -87,7 +105,10 @@ def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
     parts = {name: block["by_gate"] for name, block in found["blocks"].items() if block["by_gate"]}
     if not parts:
         return []
-    words = "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the steps, lower bounds with two standard errors."
+    words = (
+        "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the steps, lower bounds with two "
+        "standard errors."
+    )
     return [Picture(figures.save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
 
 
@@ -99,9 +120,14 @@ def _answers(found: Results) -> list[Block]:
         (name, part["bits"], part["stderr"], part["share"], part["accuracy"])
         for name, part in (("the model's own answers", answers["model"]), ("a decoder of all blocks' states", answers["decoder"]))
     )
-    words = f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after step {answers['moment']} have to hold: what follows says nothing of them."
+    words = (
+        f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after step {answers['moment']} have to hold: "
+        "what follows says nothing of them."
+    )
     if answers["fano"] is not None:
-        words += f" By Fano's inequality, the upper bounds on what the states know leave no decoder with less than {100 * answers['fano']:.3g} % of wrong answers."
+        words += (
+            f" By Fano's inequality, the upper bounds on what the states know leave no decoder with less than {100 * answers['fano']:.3g} % of wrong answers."
+        )
     columns = ("lower bound from", "bits", "± standard error", "share of all", "accuracy")
     return [Paragraph(words), Table("What the state holds of the answers", columns, rows)]
 
@@ -112,8 +138,9 @@ def _future(found: Results, folder: pathlib.Path) -> list[Block]:
         return []
     steps = next(iter(points.values()))["steps"]
     words = (
-        f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the most that any memory of the last {steps['past']} values could know "
-        "that holds as many bits of them, for a Gaussian process with the covariances of the data. A point without noise lies at the right edge."
+        f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the most that any memory of the last "
+        f"{steps['past']} values could know that holds as many bits of them, for a Gaussian process with the covariances of the data. A point without noise "
+        "lies at the right edge."
     )
     columns = ("block", "of the past, at most (bits)", "of the future, at least (bits)", "± standard error", "the curve (bits)", "efficiency")
     rows = tuple((_title(name), one["past"], one["future"], one["stderr"], one["bound"], one["efficiency"]) for name, one in points.items())
@@ -121,7 +148,11 @@ def _future(found: Results, folder: pathlib.Path) -> list[Block]:
 
 
 def _processing(found: Results) -> Block:
-    rows = tuple((f"{_title(name)}: state to decoder", block["verdict"]["status"], block["verdict"]["reason"]) for name, block in found["blocks"].items() if block["verdict"])
+    rows = tuple(
+        (f"{_title(name)}: state to decoder", block["verdict"]["status"], block["verdict"]["reason"])
+        for name, block in found["blocks"].items()
+        if block["verdict"]
+    )
     if not rows:
         return Paragraph("Data processing: nothing here has an upper bound that a decoder could break, for no state has noise, and no compression was applied.")
     return Table("Data processing: nothing that is made of a state may know more than it", ("chain", "verdict", "why"), rows)

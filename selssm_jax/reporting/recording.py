@@ -1,5 +1,6 @@
 """States of a trained model at some moments of many sequences, beside what the sequences held: what memory is measured from."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def record(
         key = jax.random.fold_in(jax.random.key(seed), number)
         part = jax.device_get(read(params, batch, key))
         kept = np.flatnonzero(_scored_rows(batch, len(part.live)))[: samples - count]
-        parts.append(jax.tree.map(lambda leaf: leaf[kept], part))
+        parts.append(jax.tree.map(operator.itemgetter(kept), part))
         count += len(kept)
         if count >= samples:
             break

@@ -335,7 +335,7 @@ SINGULAR = np.where(np.arange(20)[:, None, None] == 3, np.float32(1), GOOD[1])
         ((*GOOD[:2], GOOD[2][:, :1]), r"states has shape \(20, 1\), expected \(20, 2\)"),
         (tuple(value[:3] for value in GOOD), r"M=3 rows, expected at least 4: simulate more"),
         ((GOOD[0].astype(int), *GOOD[1:]), r"means has dtype int64, expected real numbers: convert it with .astype"),
-        ((GOOD[0] + 1j, *GOOD[1:]), r"means has dtype complex64, expected real numbers: give complex states as pairs"),
+        ((GOOD[0] + 1j, *GOOD[1:]), r"means has dtype complex64, expected real numbers: give complex poles and states as pairs of reals"),
         ((NAN, *GOOD[1:]), r"means holds nan, expected finite numbers"),
         ((GOOD[0], SKEW, GOOD[2]), r"covs\[0\] is not symmetric"),
         ((GOOD[0], SINGULAR, GOOD[2]), r"covs\[3\] is not positive definite \(1 of 20 are not\): its state has a direction free of noise"),

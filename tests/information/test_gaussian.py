@@ -443,7 +443,7 @@ INDEFINITE = np.eye(3, dtype=np.float32) + 2 * np.ones((3, 3), np.float32) * (1 
 MISTAKES = {
     "no steps": (dict(A_t=A[:0]), r"A_t has shape \(0, 3\), expected \(T, n\) for diagonals or \(T, n, n\) with T, n >= 1; repeat a constant A"),
     "not square": (dict(A_t=np.ones((5, 3, 2), np.float32)), r"A_t has shape \(5, 3, 2\), expected"),
-    "complex": (dict(A_t=A * 1j), "A_t has dtype complex64, expected real numbers: give complex poles as real 2 x 2 blocks"),
+    "complex": (dict(A_t=A * 1j), "A_t has dtype complex64, expected real numbers: give complex poles and states as pairs of reals"),
     "integers": (dict(B_t=B.astype(np.int32)), r"B_t has dtype int32, expected real numbers: convert it with .astype\(jnp.float32\)"),
     "constant B": (dict(B_t=B[0]), r"B_t has shape \(3, 2\), expected \(T, n, m\) = \(5, 3, m\) with m >= 1; repeat a constant B"),
     "inputs": (dict(input_cov=np.eye(3, dtype=np.float32)), r"input_cov has shape \(3, 3\), expected \(2, 2\) from B_t"),
