@@ -87,7 +87,7 @@ def mutual_information(counts: Table, *, correction: Correction = "none") -> Est
 
 
 def _entropy(counts: np.ndarray, correction: Correction) -> tuple[float, float]:
-    total = counts.sum()
+    total = int(counts.sum())
     p = counts[counts > 0] / total
     plug_in = float(-(p @ np.log(p)))
     spread = math.sqrt(max(float(p @ np.log(p) ** 2) - plug_in**2, 0.0) / total)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-Samples = Num[Array | np.ndarray, "N"] | Num[Array | np.ndarray, "N d"]
-"""Rows are samples, columns components; of one component without the second axis."""
+Samples = Num[Array | np.ndarray, "N"] | Num[Array | np.ndarray, "N _"]
+"""What public functions take: rows are samples, columns components; one component may go without the second axis."""
 ROUNDINGS = 1e3  # units of rounding that a covariance may be away from one
 
 
@@ -65,7 +65,7 @@ def _least_eigenvalue(matrix: np.ndarray, rounding: float) -> float:
     return 0.0
 
 
-def columns(name: str, samples: Samples) -> np.ndarray:
+def columns(name: str, samples: Array | np.ndarray) -> np.ndarray:
     """Samples as float64 (N, d)."""
     value = np.asarray(samples)
     if value.ndim not in (1, 2) or not value.size or value.dtype.kind not in "biuf":
@@ -75,7 +75,7 @@ def columns(name: str, samples: Samples) -> np.ndarray:
     return value.reshape(len(value), -1).astype(np.float64)
 
 
-def pairs(x: Samples, y: Samples, *, least: int) -> tuple[np.ndarray, np.ndarray]:
+def pairs(x: Array | np.ndarray, y: Array | np.ndarray, *, least: int) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of as many samples, at least so many, as `columns`."""
     x, y = columns("x", x), columns("y", y)
     if len(x) != len(y):

@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from selssm_jax.information.estimate import Estimate
@@ -16,7 +17,7 @@ from selssm_jax.information.estimate import Estimate
 CONFIDENCE = 0.9999  # that a verdict of "violated" or "consistent" does not come by chance, for each of its two numbers
 HALVINGS, NEWTON = 40, 3  # 2^-40 is near enough for Newton to double its digits from there
 
-Number = Float[Array, "..."] | float
+Number = Float[Array | np.ndarray, "..."] | float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _fano_inverse(equivocation: Array, M: int, L: int) -> Array:
     y = jnp.clip(equivocation, least, most)
     top = 1 - L / M
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         over = _fano(middle, M, L) > y

@@ -61,7 +61,7 @@ def test_groups_are_never_on_both_sides_of_the_split():
     states = rng.normal(size=(200, 20))[groups] * 3
     apart = retention.tokens(states, label, classes=2, groups=groups, training=QUICK)
     assert apart.nats[0] < 3 * apart.stderr[0] < 0.3
-    assert retention.tokens(states, label, classes=2, training=QUICK).nats[0] > 0.5
+    assert retention.tokens(states, label, classes=2, training=QUICK).nats[0] > 0.3
 
 
 def test_errors_are_larger_where_groups_repeat_themselves(planted):
