@@ -202,6 +202,9 @@ class Training:
         _within(self, "training", 0.0, float("inf"), "gate_l1", "gate_l0")
 
 
+FEWEST = 100  # sequences that a memory can be measured on
+
+
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """What `eval.py --measure` records of a trained model's memory, and how long its decoders are fitted; nothing of it touches training."""
@@ -215,7 +218,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         _check_fields(self, "measure")
-        _at_least(self, "measure", samples=50, positions=1, longest_lag=0, decoder_steps=1, decoder_width=1, seed=0)
+        _at_least(self, "measure", samples=FEWEST, positions=1, longest_lag=0, decoder_steps=1, decoder_width=1, seed=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Training:
       steps: optimiser steps (Adam, cosine decay) a fold. batch: pairs a step, all scored against one another.
       width: hidden units of the two layers of a perceptron. rate: peak learning rate.
       folds: parts of the cross-fit. seed: of the cut into folds, the initial weights and the batches.
+      shuffle: False for rows in the order of time whose neighbours are alike: folds are then runs of rows.
     """
 
     steps: int = 600
@@ -39,6 +40,7 @@ class Training:
     rate: float = 3e-3
     folds: int = 5
     seed: int = 0
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "width"):
@@ -72,9 +74,10 @@ def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Tr
     """
     rng = np.random.default_rng(training.seed)
     size = len(x) // training.folds
-    order = rng.permutation(len(x))[: size * training.folds].reshape(training.folds, size)
+    mixed = rng.permutation if training.shuffle else np.asarray
+    order = mixed(np.arange(len(x)))[: size * training.folds].reshape(training.folds, size)
     cut = size // 2  # of the rest, for validation
-    rests = np.stack([rng.permutation(np.delete(order, k, axis=0).ravel()) for k in range(training.folds)])
+    rests = np.stack([mixed(np.delete(order, k, axis=0).ravel()) for k in range(training.folds)])
     pick = lambda indices: (jnp.asarray(x[indices], jnp.float32), jnp.asarray(y[indices], jnp.float32))  # noqa: E731
     keys = jax.random.split(jax.random.key(training.seed), training.folds)
     values = _run((*pick(rests[:, cut:]), *pick(rests[:, :cut]), *pick(order), keys), critic, bound, training)

@@ -130,7 +130,7 @@ class SelectiveSSM(nn.Module):
         self.sow("intermediates", "state", h)
         if self.gate == "hard_concrete":
             self.sow("intermediates", "open", expected_open(opening.logits(before)))
-        if self.process_noise and self.is_mutable_collection("laws"):
+        if self.process_noise and self.is_mutable_collection("laws") and not self.is_initializing():  # as in _nonlinear
             self.sow("laws", "law", self._law(opening, self._drive(x), before, reset))
         return self._read(h, x), last
 

@@ -18,9 +18,12 @@ import jax
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import accounting, activity, examples, memory, memory_section, sections
+from selssm_jax.reporting import accounting, activity, examples, sections
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import to_html, to_markdown
+from selssm_jax.reporting.memory.measure import check_sequences
+from selssm_jax.reporting.memory.measure import measure as measure_memory
+from selssm_jax.reporting.memory.section import memory as memory_section
 from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.reporting.tables import number
 from selssm_jax.training.evaluation import Evaluator
@@ -38,10 +41,12 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     With `measure` it also measures what the states know, as the run's `measure` configuration says.
 
     The report goes to workdir/report (workdir/report-NAME for another split or file): index.html, one file with its
-    figures inside; report.md with the figures beside it; results.json. Raises InputError for what `open_run` refuses and
-    for a folder that cannot be written.
+    figures inside; report.md with the figures beside it; results.json. Raises InputError for what `open_run` refuses,
+    for a folder that cannot be written, and for a split too small to be measured.
     """
     run = open_run(workdir, split=split, file=file, local_dir=local_dir)
+    if measure:
+        check_sequences(run, split)
     other = [*([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]
     with _writable(run.workdir / "-".join(["report", *other])) as folder:
         return _compose(run, split, folder, with_memory=measure) | {"report": str(folder / "index.html")}
@@ -58,8 +63,8 @@ def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool) -
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
     blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
     if with_memory:
-        results["memory"] = memory.measure(run, split)
-        blocks += memory_section.memory(results, folder)
+        results["memory"] = measure_memory(run, split)
+        blocks += memory_section(results, folder)
     blocks += [*sections.titled("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
     results["seconds"] = time.perf_counter() - start
     title = f"{run.experiment.name}, {split} split"

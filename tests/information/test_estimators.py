@@ -54,6 +54,18 @@ def test_a_bound_is_of_samples_that_its_critic_never_saw():
     assert held_out.mean_and_error(held_out.trained)[0] < 0.05
 
 
+def test_folds_of_a_series_are_runs_of_it():
+    """Rows whose neighbours are copies know nothing of y, which copies too; folds of shuffled rows would take memory for knowledge."""
+    rng = np.random.default_rng(0)
+    x, y = (np.repeat(rng.normal(size=(40, 3)), 20, axis=0) for _ in range(2))
+
+    def found(shuffle: bool) -> float:
+        held_out = crossfit.fit(x, y, critics.HYBRID, critics.INFONCE, Training(steps=300, width=64, shuffle=shuffle))
+        return held_out.mean_and_error(held_out.trained)[0]
+
+    assert found(shuffle=True) > 0.5 and found(shuffle=False) < 0.02
+
+
 def test_marginals_do_not_matter(correlated):
     """Monotone maps of the columns change no rank, so nothing at all."""
     plain = estimators.hybrid(correlated.x, correlated.y, training=QUICK)

@@ -88,7 +88,7 @@ def bottleneck(points: Mapping[str, Results]) -> Figure:
     figure, (ax,) = panels(1, 1, height=3.4)
     curve = next(iter(points.values()))["curve"]
     ax.plot(curve["past"], curve["future"], color="black", label="the most there is (Gaussian bottleneck)")
-    edge = max([*curve["past"], *(one["past"] or 0 for one in points.values())])
+    edge = max([1.0, *curve["past"], *(one["past"] or 0 for one in points.values())])
     for (name, one), (colour, _, marker) in zip(points.items(), _lines(points), strict=True):
         at = edge if one["past"] is None else one["past"]
         ax.errorbar([at], [one["future"]], [2 * one["stderr"]], color=colour, marker=marker, markersize=6, capsize=3, linestyle="none", label=_title(name))

@@ -49,38 +49,51 @@ class Recording(NamedTuple):
     Attributes:
       frames: (M, F) tokens, or (M, F, C) values: what was read at each step of the recurrence (the last sample of a frame).
       moments: (P,) steps of the recurrence after which states were kept. live: (M, P) whether the sequence had not ended before.
+      starts: (M,) where sequences that overlap begin in the series that they are windows of, in steps; None: they are independent.
       blocks: by name. answers: of a task that has them. targets: (M, H, C), of a forecast.
     """
 
     frames: np.ndarray
     moments: np.ndarray
     live: np.ndarray
+    starts: np.ndarray | None
     blocks: dict[str, Block]
     answers: Answers | None
     targets: np.ndarray | None
 
 
 def record(
-    model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, samples: int, moments: Sequence[int], scored: Sequence[int] = (), seed: int = 0
+    model: SequenceModel,
+    params: PyTree,
+    batches: Iterable[Batch],
+    *,
+    samples: int,
+    moments: Sequence[int],
+    scored: Sequence[int] = (),
+    every: int = 0,
+    seed: int = 0,
 ) -> Recording:
     """Reads batches until `samples` sequences have been seen, each with noise of its own.
 
     Args:
       model, params: a model whose mixers sow "state"; "gate" and a `Law` are used where they are sown.
       batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with answers.
+      every: of windows of one series, stride 1, each so-manieth is taken; 0: the sequences are independent, and all are.
     """
     read = jax.jit(lambda *arguments: _read(model, moments, scored, *arguments))
-    parts, count = [], 0
+    parts, starts, count, first = [], [], 0, 0
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), number)
         part = jax.device_get(read(params, batch, key))
-        kept = np.flatnonzero(_scored_rows(batch, len(part.live)))[: samples - count]
+        rows = first + np.repeat(np.arange(len(batch["weights"])), len(part.live) // len(batch["weights"]))
+        kept = np.flatnonzero(scored_rows(batch, len(rows)) & (rows % max(every, 1) == 0))[: samples - count]
         parts.append(jax.tree.map(operator.itemgetter(kept), part))
-        count += len(kept)
+        starts.append(rows[kept])
+        count, first = count + len(kept), first + len(batch["weights"])
         if count >= samples:
             break
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    return joined._replace(moments=np.asarray(moments))
+    return joined._replace(moments=np.asarray(moments), starts=np.concatenate(starts) if every else None)
 
 
 def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
@@ -105,7 +118,7 @@ def _read(model: SequenceModel, moments: Sequence[int], scored: Sequence[int], p
     frames, live = _frames(model, batch)
     answers = _answers(outputs, batch["targets"], scored) if scored else None
     targets = _apart(model, batch["targets"]) if model.config.task.kind == "forecasting" else None
-    return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], blocks, answers, targets)
+    return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], None, blocks, answers, targets)
 
 
 def _block(mixer: dict[str, tuple[Array, ...]], law: Law | None, moments: Sequence[int]) -> Block:
@@ -142,7 +155,7 @@ def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
     return Answers(tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens)
 
 
-def _scored_rows(batch: Batch, rows: int) -> np.ndarray:
+def scored_rows(batch: Batch, rows: int) -> np.ndarray:
     """Which rows are data, not what fills the last batch."""
     weights = np.asarray(batch["weights"])
     return np.repeat(weights.reshape(len(weights), -1).max(axis=1) > 0, rows // len(weights))

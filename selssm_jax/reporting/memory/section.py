@@ -3,8 +3,9 @@
 import pathlib
 from typing import Any
 
-from selssm_jax.reporting import figures, memory_figures
 from selssm_jax.reporting.document import Block, Paragraph, Picture
+from selssm_jax.reporting.figures import save
+from selssm_jax.reporting.memory import figures
 from selssm_jax.reporting.sections import titled
 from selssm_jax.reporting.tables import Cell, Table
 
@@ -14,7 +15,10 @@ READING = (
     "which is neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state holds at least so much. Each sequence was "
     "read from an empty memory."
 )
-
+OVERLAP = (
+    "The sequences are windows of one series and overlap: stretches of the series were held out whole, but standard errors take the windows for independent, "
+    "and are too small."
+)
 NO_NOISE = (
     "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a continuous input. There is no finite "
     "number; train with model.process_noise for one. The decoders above hold for any model."
@@ -24,7 +28,8 @@ NO_NOISE = (
 def memory(results: Results, folder: pathlib.Path) -> list[Block]:
     """What was measured, block by block, and its figures, which are written to `folder`."""
     found = results["memory"]
-    words = f"{READING} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
+    overlap = f" {OVERLAP}" if found["overlapping"] else ""
+    words = f"{READING}{overlap} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
     blocks: list[Block] = [Paragraph(words), _overview(found), *_by_lag(found, folder)]
     blocks += [*_all_of_the_past(found, folder), *_components(found, folder), *_gates(found, folder), *_answers(found), *_future(found, folder)]
     return titled("What the memory holds", [*blocks, _processing(found)])
@@ -45,7 +50,7 @@ def _row(name: str, block: Results) -> tuple[Cell, ...]:
 
 
 def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
-    path = figures.save(memory_figures.retention(found["blocks"]), folder / "retention.png")
+    path = save(figures.retention(found["blocks"]), folder / "retention.png")
     of = next(iter(found["blocks"].values()))["retention"]["of"]
     words = (
         f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, "
@@ -81,7 +86,7 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
         for one in moments
     )
     picture = Picture(
-        figures.save(memory_figures.all_of_the_past(known), folder / "past.png"),
+        save(figures.all_of_the_past(known), folder / "past.png"),
         "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.",
     )
     return [Paragraph(words), Table("Information about all of the past", columns, rows), picture]
@@ -93,7 +98,7 @@ def _why_not(found: Results) -> Paragraph:
 
 
 def _components(found: Results, folder: pathlib.Path) -> list[Block]:
-    path = figures.save(memory_figures.components(found["blocks"]), folder / "components.png")
+    path = save(figures.components(found["blocks"]), folder / "components.png")
     words = (
         "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, bias-corrected to first order); components "
         "are sorted by the lag of which they know most."
@@ -109,7 +114,7 @@ def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
         "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the steps, lower bounds with two "
         "standard errors."
     )
-    return [Picture(figures.save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
+    return [Picture(save(figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
 
 
 def _answers(found: Results) -> list[Block]:
@@ -142,9 +147,10 @@ def _future(found: Results, folder: pathlib.Path) -> list[Block]:
         f"{steps['past']} values could know that holds as many bits of them, for a Gaussian process with the covariances of the data. A point without noise "
         "lies at the right edge."
     )
+    words += "".join(f" {_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"])
     columns = ("block", "of the past, at most (bits)", "of the future, at least (bits)", "± standard error", "the curve (bits)", "efficiency")
     rows = tuple((_title(name), one["past"], one["future"], one["stderr"], one["bound"], one["efficiency"]) for name, one in points.items())
-    return [Picture(figures.save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), Table("Under the bottleneck curve", columns, rows)]
+    return [Picture(save(figures.bottleneck(points), folder / "bottleneck.png"), words), Table("Under the bottleneck curve", columns, rows)]
 
 
 def _processing(found: Results) -> Block:

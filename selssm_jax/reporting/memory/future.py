@@ -1,0 +1,102 @@
+"""What a state says of what is still to come: the answers of a task, and the future of a series under the bottleneck's curve (theory, section 7)."""
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from selssm_jax.information import bottleneck, estimators, limits, retention
+from selssm_jax.information.estimators import Training
+from selssm_jax.reporting.memory import past
+from selssm_jax.reporting.memory.lags import decoder_training
+from selssm_jax.reporting.memory.recording import Answers, Block, Recording
+from selssm_jax.reporting.run import Run
+
+Results = dict[str, Any]
+BITS = 1 / math.log(2)
+PAST, FUTURE = 16, 8  # steps under the bottleneck curve
+
+
+class Covariances(NamedTuple):
+    """Of the last inputs and the values that follow, standardised; and those values, (M, F)."""
+
+    past: Array
+    across: Array
+    future: Array
+    values: np.ndarray
+
+
+def answers(run: Run, seen: Recording, given: Answers, blocks: dict[str, Results]) -> Results:
+    """What the states before the first answer hold of all answers: by the model's own, and by a decoder of all blocks' states together."""
+    entropy = float(run.dataset.info["answer_nats"])
+    states = np.concatenate([block.states[:, -1] for block in seen.blocks.values()], axis=1)
+    classes = int(given.tokens.max()) + 1
+    probe = retention.tokens(states, given.tokens, classes=classes, training=decoder_training(run.experiment.measure))
+    length = given.tokens.shape[1]
+    found = {"entropy": entropy * BITS, "answers": length, "moment": int(seen.moments[-1]), "direction": "lower"}
+    found["model"] = _decoded(given, entropy)
+    found["decoder"] = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
+    for one in found["model"], found["decoder"]:
+        one["share"] = one["bits"] / found["entropy"]
+    return found | {"fano": _fano(blocks, entropy, classes, length)}
+
+
+def _decoded(given: Answers, entropy: float) -> Results:
+    """H + E log q of the model itself, which reads no more than its state and marks that are the same in every sequence."""
+    return {
+        "bits": (entropy + float(given.log_p.astype(np.float64).sum(axis=1).mean())) * BITS,
+        "stderr": _sum_error(given.log_p) * BITS,
+        "accuracy": float(given.right.mean()),
+    }
+
+
+def _sum_error(pointwise: np.ndarray) -> float:
+    return float(pointwise.astype(np.float64).sum(axis=1).std() / len(pointwise) ** 0.5)
+
+
+def _fano(blocks: dict[str, Results], entropy: float, classes: int, length: int) -> float | None:
+    """The least share of wrong answers, where all blocks' states have noise: they know no more than the sum of what each knows of its inputs."""
+    bounds = [past.ceiling(block["information"][-1:]) for block in blocks.values()]
+    total = sum(math.inf if bound is None else past.limit(bound) for bound in bounds)
+    if math.isinf(total):
+        return None
+    return float(limits.fano_error(entropy, min(total, entropy), classes, length=length))
+
+
+def covariances(frames: np.ndarray, targets: np.ndarray) -> Covariances:
+    """Covariances of the last inputs and the values that follow, standardised."""
+    before, after = frames[:, -PAST:].reshape(len(frames), -1), targets[:, :FUTURE].reshape(len(frames), -1)
+    joint = np.concatenate([before, after], axis=1)
+    cov = np.cov(joint / joint.std(axis=0, keepdims=True), rowvar=False)
+    cut = before.shape[1]
+    return Covariances(jnp.asarray(cov[:cut, :cut]), jnp.asarray(cov[:cut, cut:]), jnp.asarray(cov[cut:, cut:]), after)
+
+
+def efficiency(block: Block, known: list[Results], given: Covariances, training: Training) -> Results:
+    """The point (I(h; past), I(h; future)) under the bottleneck curve of a Gaussian process with the covariances of the data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notes, which say the same, are in the report
+        reached = estimators.hybrid(block.states[:, -1], given.values, training=training)
+    ceiling = past.ceiling(known[-1:])
+    most = math.inf if ceiling is None else past.limit(ceiling)
+    found = bottleneck.memory_efficiency(jnp.float32(most), jnp.float32(max(reached.nats, 0)), *given[:3])
+    line = bottleneck.gaussian(given.past, given.across, given.future, jnp.geomspace(1.01, 1e3, 60))
+    curve = np.stack([line.complexity, line.relevance])[:, np.isfinite(line.relevance)] * BITS  # a future without noise has no end
+    return {
+        "past": _finite(most * BITS),
+        "future": reached.bits,
+        "stderr": reached.stderr * BITS,
+        "direction": "lower",
+        "bound": _finite(float(found.bound) * BITS),
+        "efficiency": _finite(float(found.efficiency)),
+        "curve": {"past": curve[0].tolist(), "future": curve[1].tolist()},
+        "steps": {"past": PAST, "future": FUTURE},
+        "notes": list(reached.notes),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

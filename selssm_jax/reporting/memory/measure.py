@@ -1,0 +1,102 @@
+"""What the states of a trained model know: of all their past, of single inputs by lag, of the answers and of the future (theory, sections 4, 6, 7).
+
+All numbers of the results are in bits, and each goes with its direction: exact, lower, upper or estimate.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from selssm_jax.config import FEWEST, Measure
+from selssm_jax.errors import InputError
+from selssm_jax.information import limits
+from selssm_jax.information.estimate import Estimate
+from selssm_jax.information.estimators import Training
+from selssm_jax.model import SequenceModel
+from selssm_jax.reporting.memory import future, past
+from selssm_jax.reporting.memory.lags import retained
+from selssm_jax.reporting.memory.recording import Recording, record, scored_rows
+from selssm_jax.reporting.run import Run
+
+Results = dict[str, Any]
+BITS = 1 / math.log(2)
+
+
+def measure(run: Run, split: str) -> Results:
+    """Returns everything that the report says of the run's memory, as JSON-able values in bits."""
+    settings = run.experiment.measure
+    first = next(iter(run.dataset.evaluate(split, 2)))
+    scored = _scored_steps(run, first)
+    moments = _moments(run.model, first, settings, scored)
+    seen = _record(run, split, moments, scored)
+    covariances = None if seen.targets is None else future.covariances(seen.frames, seen.targets)
+    blocks = {name: _block(run, seen, name, covariances) for name in seen.blocks}
+    answers = None if seen.answers is None else future.answers(run, seen, seen.answers, blocks)
+    found = {"unit": "bits", "sequences": len(seen.frames), "overlapping": seen.starts is not None, "moments": list(moments)}
+    return found | {"blocks": blocks, "answers": answers}
+
+
+def check_sequences(run: Run, split: str) -> None:
+    """Raises InputError, before work starts, where the split has too few sequences to measure a memory on."""
+    count = 0
+    for batch in run.dataset.evaluate(split, FEWEST):
+        count += int(scored_rows(batch, len(batch["weights"])).sum())
+        if count >= FEWEST:
+            return
+    raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split, or a longer --file")
+
+
+def _record(run: Run, split: str, moments: list[int], scored: list[int]) -> Recording:
+    """Of windows that overlap, as many as are asked for are spread over the whole split."""
+    settings, data = run.experiment.measure, run.experiment.data
+    windows = int(run.dataset.info.get(f"{split}_windows", 0))
+    rows = run.model.config.task.channels if run.model.config.channels_apart else 1
+    every = max(windows * rows // settings.samples, 1) if windows else 0
+    batches = run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)
+    return record(run.model, run.params, batches, samples=settings.samples, moments=moments, scored=scored, every=every, seed=settings.seed)
+
+
+def _scored_steps(run: Run, batch: dict[str, Any]) -> list[int]:
+    """The steps of a task whose answers are all fixed before the first of them, and are therefore in the state if anywhere; else none."""
+    if run.dataset.info.get("answer_nats") is None:
+        return []
+    steps = np.flatnonzero(np.asarray(batch["weights"])[0] > 0)
+    after = np.asarray(batch["inputs"])[:, steps[0] :]
+    return steps.tolist() if (after == after[0, 0]).all() and steps[0] > 0 else []
+
+
+def _moments(model: SequenceModel, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
+    """Evenly from the longest lag to the end, or to the step before the first answer."""
+    frames = -(-batch["inputs"].shape[1] // (1 if model.config.task.kind == "language" else model.config.stride))
+    last = scored[0] - 1 if scored else frames - 1
+    start = min(settings.longest_lag, last // 2)
+    return sorted({*np.linspace(start, last, settings.positions).round().astype(int).tolist(), last})
+
+
+def _block(run: Run, seen: Recording, name: str, covariances: future.Covariances | None) -> Results:
+    block, settings = seen.blocks[name], run.experiment.measure
+    information = past.known(run, seen, name)
+    found = {"components": block.states.shape[-1], "information": information} | retained(seen, block, settings)
+    ceiling = past.ceiling(information)
+    found["retention"]["fano"] = None if ceiling is None else _fano(ceiling, found["retention"])
+    found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"])
+    training = Training(seed=settings.seed, shuffle=seen.starts is None)
+    found["future"] = None if covariances is None else future.efficiency(block, information, covariances, training)
+    return found
+
+
+def _fano(ceiling: Estimate, kept: Results) -> list[float] | None:
+    """By lag, the least share of wrong tokens of any decoder of the state."""
+    if kept["entropy"] is None:
+        return None
+    nats = [bits / BITS for bits in kept["entropy"]]
+    return [float(limits.fano_error(entropy, min(past.limit(ceiling), entropy), kept["symbols"])) for entropy in nats]
+
+
+def _verdict(ceiling: Estimate, kept: Results) -> Results:
+    """Data processing from the state to what a decoder makes of it, at the lag of which it says most."""
+    most = int(np.argmax(kept["lower"]))
+    downstream = Estimate(kept["lower"][most] / BITS, kept["stderr"][most] / BITS, "lower", f"decoder of lag {kept['lags'][most]}")
+    verdict = limits.data_processing(ceiling, downstream)
+    return {"status": verdict.status, "slack": verdict.slack * BITS, "reason": verdict.reason}

@@ -1,0 +1,173 @@
+"""What a report says of memory: known truths on untrained models, every kind of task, and the command."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from reporting.conftest import built
+from runs import command
+from selssm_jax.config import Data, Measure
+from selssm_jax.reporting import report
+from selssm_jax.reporting.memory import lags, section
+from selssm_jax.reporting.memory.measure import measure
+from selssm_jax.reporting.memory.recording import Recording, record
+from selssm_jax.reporting.run import open_run
+from selssm_jax.training.checkpoint import Workdir
+
+QUICK = Measure(samples=120, positions=3, longest_lag=4, decoder_steps=20, decoder_width=8)
+CHANNEL = Data(source="linear_gaussian", length=24, horizon=4, noise=0.1, batch_size=50, eval_batch_size=250, eval_examples=2000)
+LINEAR = {"pattern": ("selective",), "d_state": 3, "gate": "constant", "norm": "none", "conv": 0, "normalize": False, "process_noise": 0.3}
+
+
+def as_run(tmp_path, config, settings, **options):
+    """An opened run whose parameters are as drawn, without going through files that training writes."""
+    small, dataset, _, params = built(config, **options)
+    small = dataclasses.replace(small, measure=settings)
+    workdir = Workdir(str(tmp_path / "run"), small)
+    workdir.describe(dataset.metadata())
+    workdir.save_best(1, params, {})
+    workdir.close()
+    return open_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def channel(tmp_path_factory):
+    """What is measured of a linear model on the linear-Gaussian channel, 2,000 sequences of 24 steps."""
+    settings = Measure(samples=2000, positions=2, longest_lag=8, decoder_steps=150, decoder_width=32)
+    return measure(as_run(tmp_path_factory.mktemp("channel"), CHANNEL, settings, **LINEAR), "test")
+
+
+def test_on_the_channel_bounds_agree_with_the_exact_value(channel):
+    moments = channel["blocks"]["block_0"]["information"]
+    assert [one["moment"] for one in moments] == channel["moments"] == [8, 23]
+    for one in moments:
+        assert one["resolved"] and one["lower"] - 3 * one["stderr"] <= one["exact"] <= one["upper"] + 3 * one["stderr"]
+        assert one["upper"] - one["lower"] < 0.15 and one["exact"] > 1
+        assert abs(one["gaussian_upper"] - one["exact"]) < 3 * one["gaussian_upper_stderr"]  # the law is Gaussian: nothing is lost
+
+
+def test_on_the_channel_decoders_stay_under_what_the_state_holds(channel):
+    block, exact = channel["blocks"]["block_0"], channel["blocks"]["block_0"]["information"][-1]["exact"]
+    kept = block["retention"]
+    assert kept["direction"] == "lower" and kept["lags"][0] == 0 and kept["entropy"] is None and kept["fano"] is None
+    assert 0.1 < max(kept["lower"]) < exact
+    assert block["verdict"]["status"] in ("inconclusive", "consistent") and block["verdict"]["slack"] > 0
+    assert block["by_gate"] is None  # gates that do not move
+    assert np.asarray(block["by_component"]["bits"]).shape == (3, len(kept["lags"]))
+
+
+def test_on_the_channel_the_point_lies_under_the_bottleneck_curve(channel):
+    point = channel["blocks"]["block_0"]["future"]
+    assert 0 < point["future"] <= point["bound"] + 3 * point["stderr"]
+    assert 0 < point["efficiency"] <= 1.1
+
+
+def test_all_is_in_json_and_in_the_page(channel, tmp_path):
+    blocks = section.memory({"memory": json.loads(json.dumps(channel)), "split": "test"}, tmp_path)
+    words = str(blocks)
+    assert "Information about all of the past" in words and "exact (bits)" in words and "Under the bottleneck curve" in words
+    assert {path.name for path in tmp_path.glob("*.png")} == {"retention.png", "past.png", "components.png", "bottleneck.png"}
+
+
+@pytest.fixture(scope="module")
+def copying(tmp_path_factory):
+    """A small copying task, gates that read the input, state noise; untrained."""
+    config = Data(source="selective_copying", vocab=4, tokens=3, length=12, batch_size=4, eval_batch_size=60, eval_examples=120)
+    return measure(as_run(tmp_path_factory.mktemp("copying"), config, QUICK, process_noise=0.5), "test")
+
+
+def test_answers_are_bounded_by_what_there_is_to_know(copying):
+    answers = copying["answers"]
+    assert answers["answers"] == 3 and answers["entropy"] == pytest.approx(6, rel=1e-6)
+    assert answers["moment"] == max(copying["moments"]) == 11  # the step before the first answer
+    for name in ("model", "decoder"):
+        assert answers[name]["bits"] <= 3 * answers[name]["stderr"] + 0.3  # an untrained model knows nothing of them
+    assert 0 <= answers["fano"] <= 1 - 1 / 4
+
+
+def test_tokens_have_entropies_fano_bounds_and_gates(copying):
+    for block in copying["blocks"].values():
+        kept = block["retention"]
+        assert len(kept["entropy"]) == len(kept["fano"]) == len(kept["lags"])
+        assert all(low <= entropy + 1e-6 for low, entropy in zip(kept["lower"], kept["entropy"], strict=True))
+        assert all(bound <= error + 0.1 for bound, error in zip(kept["fano"], kept["error"], strict=True))
+        assert len(block["by_gate"]["bits"]) == 10 and block["by_gate"]["gate"] == sorted(block["by_gate"]["gate"])
+        assert block["future"] is None
+
+
+@pytest.mark.parametrize("source", ["text", "csv", "npz"])
+def test_models_without_noise_are_decoded_too(source, files, tmp_path):
+    if source == "npz":
+        signals = np.random.default_rng(0).normal(size=(200, 20, 1)).astype(np.float32)
+        np.savez(tmp_path / "many.npz", signal=signals, label=(signals.mean(axis=(1, 2)) > 0).astype(int))
+        files = files | {"npz": dataclasses.replace(files["npz"], file=str(tmp_path / "many.npz"))}
+    found = measure(as_run(tmp_path, dataclasses.replace(files[source], eval_batch_size=20), QUICK), "train")
+    for block in found["blocks"].values():
+        assert block["information"] == [] and block["verdict"] is None and block["retention"]["fano"] is None
+        assert np.isfinite(block["retention"]["lower"]).all()
+        assert (block["future"] is None) == (source != "csv")
+    words = str(section.memory({"memory": found, "split": "train"}, tmp_path))
+    assert found["overlapping"] == (source == "csv") == ("windows of one series" in words)
+    assert "infinitely much of a continuous input" in words and "no compression was applied" in words
+    json.dumps(found)
+
+
+def test_gates_that_read_the_state_are_bounded_from_above(files, tmp_path):
+    found = measure(as_run(tmp_path, files["text"], QUICK, gate_state="elementwise", process_noise=0.5), "train")
+    for one in found["blocks"]["block_0"]["information"]:
+        assert one["given"] == "the state before it and the input" and one["exact"] is None
+        assert one["upper"] > 0
+
+
+def test_a_gate_that_never_opens_is_said(files, tmp_path):
+    """hard_sigmoid gates shut for good leave components without noise, and so without a density."""
+    run = as_run(tmp_path, files["text"], QUICK, gate="hard_sigmoid", process_noise=0.5)
+    shut = jax.tree.map(lambda leaf: leaf, run.params)
+    bias = shut["block_0"]["mixer"]["G"]["bias"]
+    shut["block_0"]["mixer"]["G"]["bias"] = bias.at[0].set(-100.0)
+    found = measure(dataclasses.replace(run, params=shut), "train")
+    assert all("never open" in one["skipped"] for one in found["blocks"]["block_0"]["information"])
+    assert found["blocks"]["block_0"]["verdict"] is None
+    assert "Information about all of the past" in str(section.memory({"memory": found, "split": "test"}, tmp_path))  # of block 1
+
+
+def test_stretches_of_a_series_are_held_out_whole():
+    """Windows of one series at the same place of it are in the same group, and groups follow its time."""
+    starts, moments = np.repeat(np.arange(0, 500, 5), 2), np.array([8, 63])
+    seen = Recording(np.zeros((200, 64, 1)), moments, np.ones((200, 2), bool), starts, {}, None, None)
+    rows, index = np.nonzero(seen.live)
+    groups, place = lags._groups(seen, rows, moments[index]), starts[rows] + moments[index]
+    assert len(np.unique(groups)) == lags.STRETCHES
+    assert (np.diff(groups[np.argsort(place, kind="stable")]) >= 0).all()
+    assert all(len(np.unique(groups[place == at])) == 1 for at in np.unique(place))
+
+
+def test_fewer_sequences_than_asked_are_all_read(files):
+    _, dataset, model, params = built(files["npz"])
+    found = record(model, params, dataset.evaluate("test", 4), samples=10_000, moments=(5,))
+    assert len(found.frames) == sum(int(np.sum(np.asarray(batch["weights"]).reshape(4, -1).max(1) > 0)) for batch in dataset.evaluate("test", 4))
+
+
+def test_the_command_measures_and_prints(untrained, capsys):
+    run = untrained("text")
+    assert command("eval.py", f"--workdir={run}", "--measure", "--split=train") == 0
+    page = (run / "report-train" / "index.html").read_text()
+    assert "What the memory holds" in page and "Retention by lag" in page
+    saved = json.loads((run / "report-train" / "results.json").read_text())
+    assert saved["memory"]["unit"] == "bits" and set(saved["memory"]["blocks"]) == {"block_0", "block_1"}
+    assert "report:" in capsys.readouterr().out
+
+
+def test_too_few_sequences_are_refused_before_work_starts(untrained, capsys):
+    run = untrained("csv")
+    assert command("eval.py", f"--workdir={run}", "--measure") == 2
+    assert re.search(r"--measure needs at least 100 sequences, and the test split has \d+: use another --split", capsys.readouterr().err)
+    assert not (run / "report").exists()
+
+
+def test_without_the_flag_nothing_is_measured(untrained):
+    assert "memory" not in report.write(untrained("text"), split="validation")
