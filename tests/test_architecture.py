@@ -1,6 +1,7 @@
 """The rules that keep the house in order, read from the source itself: imports, lengths, names, docstrings, dependencies."""
 
 import ast
+import math
 import pathlib
 import re
 import statistics
@@ -205,14 +206,33 @@ def test_readme_names_every_recipe():
     assert sorted(table) == [(path.stem, path.stem) for path in sorted((ROOT / "configs").glob("*.py"))]
 
 
+def programs(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
 def test_readme_shows_programs_that_run(capsys):
-    layer, recurrence = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert max(len(program.splitlines()) for program in (layer, recurrence)) <= 10
+    layer, recurrence, memory = programs("README.md")
+    assert max(len(program.splitlines()) for program in (layer, recurrence, memory)) <= 10
     exec(layer, {})
     assert 0 < float(capsys.readouterr().out) < 1
     names: dict = {}
     exec(recurrence, names)
     assert names["y"].shape == (2, 100, 8) and names["h"].shape == (2, 8, 16)
+
+    exec(memory, {})
+    exact, found = capsys.readouterr().out.splitlines()[:2]
+    assert 0 < float(exact) < 10 and "bits (" in found
+
+
+def test_the_page_on_information_shows_programs_that_run(capsys):
+    estimate, bracket, fano = programs("docs/information.md")
+    exec(estimate, {})
+    value, spread = re.match(r"~ ([\d.]+) \+- ([\d.]+) bits", capsys.readouterr().out).groups()
+    assert abs(float(value) - math.log2(5)) < 4 * float(spread)
+    exec(bracket, {})
+    assert "resolved=" in capsys.readouterr().out
+    exec(fano, {})
+    assert 0 < float(capsys.readouterr().out) < 0.9
 
 
 def test_readme_links_lead_somewhere():

@@ -137,7 +137,7 @@ def test_a_gate_that_never_opens_is_said(files, tmp_path):
 
 def test_stretches_of_a_series_are_held_out_whole():
     """Windows of one series at the same place of it are in the same group, and groups follow its time."""
-    starts, moments = np.repeat(np.arange(0, 500, 5), 2), np.array([8, 63])
+    starts, moments = np.repeat(np.arange(0, 500, 5.0), 2), np.array([8, 63])
     seen = Recording(np.zeros((200, 64, 1)), moments, np.ones((200, 2), bool), starts, {}, None, None)
     rows, index = np.nonzero(seen.live)
     groups, place = lags._groups(seen, rows, moments[index]), starts[rows] + moments[index]

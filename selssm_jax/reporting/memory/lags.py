@@ -40,7 +40,7 @@ def _groups(seen: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
     if seen.starts is None:
         return rows
     place = seen.starts[rows] + times
-    return (place - place.min()) * STRETCHES // (np.ptp(place) + 1)
+    return ((place - place.min()) * STRETCHES // (np.ptp(place) + 1)).astype(int)
 
 
 def _decoded(states: np.ndarray, asked: np.ndarray, groups: np.ndarray, settings: Measure, *, tokens: bool) -> retention.Probe:

@@ -49,7 +49,7 @@ class Recording(NamedTuple):
     Attributes:
       frames: (M, F) tokens, or (M, F, C) values: what was read at each step of the recurrence (the last sample of a frame).
       moments: (P,) steps of the recurrence after which states were kept. live: (M, P) whether the sequence had not ended before.
-      starts: (M,) where sequences that overlap begin in the series that they are windows of, in steps; None: they are independent.
+      starts: (M,) where sequences that overlap begin in the series that they are windows of, in steps of the recurrence; None: they are independent.
       blocks: by name. answers: of a task that has them. targets: (M, H, C), of a forecast.
     """
 
@@ -88,7 +88,7 @@ def record(
         rows = first + np.repeat(np.arange(len(batch["weights"])), len(part.live) // len(batch["weights"]))
         kept = np.flatnonzero(scored_rows(batch, len(rows)) & (rows % max(every, 1) == 0))[: samples - count]
         parts.append(jax.tree.map(operator.itemgetter(kept), part))
-        starts.append(rows[kept])
+        starts.append(rows[kept] / model.config.stride)
         count, first = count + len(kept), first + len(batch["weights"])
         if count >= samples:
             break
