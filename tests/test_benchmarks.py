@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
@@ -58,3 +59,46 @@ def test_the_recurrences_that_ssd_is_measured_against_are_its_own():
     ours = script.ssd(*given)[0]
     for peer in (script.as_selective_scan, script.step_by_step):
         assert jax.numpy.abs(ours - peer(*given)).max() < 1e-4
+
+
+def test_estimators_are_compared_on_frozen_samples(tmp_path, monkeypatch):
+    script = importlib.import_module("information")
+    monkeypatch.setattr(script, "ESTIMATORS", {"default": script.estimators.gaussian, "KSG5": script.estimators.ksg})
+    tasks = ("1v1-normal-0.75", "student-identity-5-5-2")
+    rows = []
+    for task in tasks:
+        x, y, information = script.samplers.TASKS[task](jax.random.key(0), 200)
+        np.savez(tmp_path / f"{task}.npz", x=x, y=y, mi=float(information))
+        np.savez(tmp_path / f"{task}-5000.npz", **{f"{name}{seed}": value for seed in range(3) for name, value in (("x", x), ("y", y))})
+        rows += [{"task": task, "N": count, "est": name, "true": float(information), "val": 0.0} for count in (5000, 10_000) for name in script.RIVALS]
+    (tmp_path / "reference.json").write_text(json.dumps({"rows": rows}))
+    found = script.accuracy(tmp_path, tasks)
+    assert len(found["rows"]) == 2 * 2 * (3 + 1)
+    first = found["errors"]["5000"][0]
+    assert abs(first["default"]) < 0.2 and first["MINE (reference)"] == pytest.approx(-first["true"], abs=1e-3)
+    assert found["ratios"]["best reference estimator, N=5000, nats"]["reference"] == pytest.approx(sum(row["true"] for row in found["errors"]["5000"]) / 2)
+
+
+def test_lower_bounds_are_measured_over_seeds(monkeypatch):
+    script = importlib.import_module("information")
+    for name in ("ESTIMATORS", "LOWER"):
+        monkeypatch.setattr(script, name, {"InfoNCE": script.estimators.infonce})
+    monkeypatch.setattr(script, "SHORT", script.Training(steps=5, width=8))
+    monkeypatch.setattr(script, "SAMPLES", 200)
+    monkeypatch.setattr(script, "independent", lambda name, estimator: {"est": name, "val": 0.0})
+    monkeypatch.setattr(script.samplers, "TASKS", {"1v1-normal-0.75": script.samplers.TASKS["1v1-normal-0.75"]})
+    with pytest.warns(UserWarning, match="collapsed"):  # five steps find nothing
+        found = script.bounds(seeds=2)
+    assert found["bounds"][0]["mean"] < found["bounds"][0]["true"]
+
+
+def test_brackets_are_held_against_truths(monkeypatch):
+    script = importlib.import_module("memory")
+    monkeypatch.setattr(script, "SAMPLES", 500)
+    truths = {name: script.quadrature(gate) for name, gate in script.GATES.items()}
+    assert list(truths.values()) == pytest.approx([0.5903, 0.2689, 0.7669, 0.3166], abs=5e-5)
+    gate = script.GATES["1/(1+x^2)"]
+    found = script.brackets(lambda key: script.one_step(gate, key), truths["1/(1+x^2)"], 2)
+    assert found["covered"] == 1 and 0 <= found["widest"] < 0.1
+    system, truth = script.fixed_gates()
+    assert script.brackets(lambda key: script.many_steps(system, key), truth, 1)["widest"] < 0.5
