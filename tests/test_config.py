@@ -38,10 +38,12 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
 WRONG = [
     # Unknown names: the nearest known one is suggested.
     ({"data__batch_sise": 8}, r"config\.data has no key 'batch_sise': did you mean 'batch_size'\?"),
-    ({"steps": 8}, r"config has no key 'steps'.*known: data, model"),
+    ({"steps": 8}, r"config has no key 'steps'.*known: data, measure, model"),
     ({"data__source": "etth2"}, r"data\.source='etth2' is not a choice: did you mean 'etth1'\?"),
     ({"model__gate": "sigmiod"}, r"model\.gate='sigmiod'.*did you mean 'sigmoid'\?"),
     ({"model__pattern": ("selectve",)}, r"mixer 'selectve': did you mean 'selective'\?"),
+    ({"model__norm": "layer"}, r"model\.norm='layer' is not a choice: .*known: none, rms"),
+    ({"measure__sample": 5}, r"config\.measure has no key 'sample': did you mean 'samples'\?"),
     ({"training__select": "first"}, r"training\.select='first' is not a choice: .*known: best, last"),
     # Wrong types.
     ({"training__steps": "100"}, r"training\.steps='100' is of type str, expected int"),
@@ -71,6 +73,7 @@ WRONG = [
             },
             "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1, "linear_skip": 0},
             "optimizer": {"warmup_steps": 0, "accumulate": 1},
+            "measure": {"samples": 100, "positions": 1, "longest_lag": 0, "decoder_steps": 1, "decoder_width": 1, "seed": 0},
             "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0},
         }.items()
         for key, least in limits.items()

@@ -1,5 +1,7 @@
 """SequenceModel for every task: step = scan = any split, causality, padding, remat, precision, other frameworks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,15 @@ def test_padding_does_not_change_a_class(config):
     padded = jnp.concatenate([x, 9 * jnp.ones((B, 6, x.shape[-1]))], axis=1)
     valid = jnp.arange(T + 6)[None] < jnp.array([[T], [T]])
     np.testing.assert_allclose(model.apply(params, padded, valid=valid)[0], model.apply(params, x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_without_norms_a_model_of_constant_gates_is_affine():
+    """What the closed form of a linear channel needs: f(x) + f(z) = f(x + z) + f(0)."""
+    config = dataclasses.replace(FORECAST, pattern=("selective",), gate="constant", norm="none", conv=0, mlp_ratio=0.0, linear_skip=0)
+    model, params, x = build(config)
+    z = jax.random.normal(jax.random.key(7), x.shape)
+    f = lambda inputs: model.apply(params, inputs)[0]  # noqa: E731
+    np.testing.assert_allclose(f(x) + f(z), f(x + z) + f(0 * x), atol=1e-5)
 
 
 def test_normalised_forecasts_follow_shift_and_scale():
