@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from selssm_jax.reporting.figures import BLUE, GREEN, GREY, ORANGE, panels, style
 
@@ -42,7 +43,7 @@ def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
         exact = [(one["moment"], one["exact"]) for one in moments if one["exact"] is not None]
         if exact:
             ax.plot(*zip(*exact, strict=True), color=ORANGE, marker="x", linestyle="none", label="exact")
-        ax.set(title=_title(name), xlabel="step", ylabel="known of all inputs (bits)", ylim=(0, None))
+        ax.set(title=_title(name), xlabel="step", ylabel="known of all inputs (bits)")  # not from 0: the intervals are to be seen
     for ax in axes[len(known) :]:
         ax.remove()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -62,6 +63,7 @@ def components(blocks: Mapping[str, Results]) -> Figure:
         image = ax.imshow(table[order], aspect="auto", origin="lower", vmin=0, vmax=highest, interpolation="nearest")
         ax.set_xticks(range(0, len(lags), 3), [str(lag) for lag in lags[::3]])
         ax.set(title=_title(name), xlabel="lag (steps)")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(visible=False)
     axes[0].set_ylabel("component (rank)")
     for ax in axes[len(tables) :]:
