@@ -7,6 +7,7 @@ which finds nothing leaves it there. A `Bound` says what training maximises and 
 
 import functools
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -34,9 +35,8 @@ class Bound(NamedTuple):
 
 
 def _separable_init(key: Array, x: Array, y: Array, width: int) -> Params:
-    of_x, of_y = jax.random.split(key)
-    sizes = (width, width, RANK)
-    return {"x": _layers(of_x, (_features(x[:1]).shape[1], *sizes)), "y": _layers(of_y, (_features(y[:1]).shape[1], *sizes)), "scale": jnp.zeros(())}
+    of_x, of_y = _perceptrons(key, *((_features(z[:1]).shape[1], width, width, RANK) for z in (x, y)))
+    return {"x": of_x, "y": of_y, "scale": jnp.zeros(())}
 
 
 def _separable_score(params: Params, x: Array, y: Array) -> Array:
@@ -44,9 +44,9 @@ def _separable_score(params: Params, x: Array, y: Array) -> Array:
 
 
 def _hybrid_init(key: Array, x: Array, y: Array, width: int) -> Params:
-    of_x, of_y, rest = jax.random.split(key, 3)
-    sizes = (2, RADIAL_WIDTH, RADIAL_WIDTH, RADIAL_RANK)
-    radial = {"x": _layers(of_x, sizes), "y": _layers(of_y, sizes), "scale": jnp.zeros(())}
+    of_radii, rest = jax.random.split(key)
+    of_x, of_y = _perceptrons(of_radii, *[(2, RADIAL_WIDTH, RADIAL_WIDTH, RADIAL_RANK)] * 2)
+    radial = {"x": of_x, "y": of_y, "scale": jnp.zeros(())}
     return {"gaussian": _gaussian_fit(x, y), "gain": jnp.ones(()), "radial": radial, "rest": _separable_init(rest, x, y, width)}
 
 
@@ -71,7 +71,8 @@ def _gaussian_score(fit: tuple[Array, Array, Array], x: Array, y: Array) -> Arra
 
 
 def _conditional_init(key: Array, x: Array, y: Array, width: int) -> Params:
-    return {"net": _layers(key, (_features(x[:1]).shape[1], width, width, 2 * y.shape[1])), "scale": jnp.zeros(())}
+    (net,) = _perceptrons(key, (_features(x[:1]).shape[1], width, width, 2 * y.shape[1]))
+    return {"net": net, "scale": jnp.zeros(())}
 
 
 def _conditional_score(params: Params, x: Array, y: Array) -> Array:
@@ -93,9 +94,12 @@ def _radius(z: Array) -> Array:
     return jnp.concatenate([jnp.sqrt(square + 1e-6), jnp.log(square + 0.1)], axis=1)
 
 
-def _layers(key: Array, sizes: tuple[int, ...]) -> list[tuple[Array, Array]]:
-    keys = jax.random.split(key, len(sizes) - 1)
-    return [(jax.random.normal(k, (i, o)) * jnp.sqrt(2 / i), jnp.zeros(o)) for k, i, o in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+def _perceptrons(key: Array, *sizes: tuple[int, ...]) -> list[list[tuple[Array, Array]]]:
+    """Layers of (weight, bias). All weights are one draw: many small ones take longer to compile than all of the training."""
+    shapes = [list(pairwise(size)) for size in sizes]
+    counts = [inputs * outputs for shape in shapes for inputs, outputs in shape]
+    drawn = iter(jnp.split(jax.random.normal(key, (sum(counts),)), list(accumulate(counts))))
+    return [[(next(drawn).reshape(i, o) * jnp.sqrt(2 / i), jnp.zeros(o)) for i, o in shape] for shape in shapes]
 
 
 def _perceptron(layers: list[tuple[Array, Array]], x: Array) -> Array:
