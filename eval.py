@@ -10,6 +10,8 @@ The report is RUN/report/index.html, one page with its figures inside, with repo
 it. Another split or another file gets a folder of its own, RUN/report-NAME.
 """
 
+import sys
+
 from absl import app, flags
 
 from selssm_jax import cli, errors
@@ -28,6 +30,8 @@ def main(_: list[str]) -> None:
     with errors.reported():
         from selssm_jax.reporting import report
 
+        if MEASURE.value:
+            print("measuring what the states hold: about a minute for each block", file=sys.stderr, flush=True)
         results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value, measure=MEASURE.value)
         print(report.summary(results))
 

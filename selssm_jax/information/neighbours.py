@@ -5,8 +5,10 @@ six columns in all and two nats. Beyond, they say too little. They are no bounds
 """
 
 import math
+import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -82,8 +84,7 @@ def entropy(x: Samples, *, k: int = 5) -> float:
     x = columns("x", x)
     _check_k(k, len(x))
     N, d = x.shape
-    centred = jnp.asarray(x - x.mean(axis=0, keepdims=True), jnp.float32)
-    radius = np.asarray(_neighbours(centred, jnp.zeros((N, 1)), k, "radius").radius, np.float64)
+    radius = _neighbours(x - x.mean(axis=0, keepdims=True), np.zeros((N, 1)), k, "radius").radius.astype(np.float64)
     with np.errstate(divide="ignore"):
         mean = float(np.mean(np.log(radius))) / 2
     volume = 0.5 * d * math.log(math.pi) - float(gammaln(d / 2 + 1))
@@ -91,13 +92,13 @@ def entropy(x: Samples, *, k: int = 5) -> float:
 
 
 def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> float:
-    found = _neighbours(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), k, "below" if variant == 1 else "each")
+    found = _neighbours(x, y, k, "below" if variant == 1 else "each")
     counts = np.stack([found.of_x, found.of_y]).astype(np.float64) + (1 if variant == 1 else 0)
     return _psi(k) - (0 if variant == 1 else 1 / k) + _psi(len(x)) - float(np.mean(_psi_table(len(x))[counts.astype(int)].sum(axis=0)))
 
 
 def _mixed(x: np.ndarray, y: np.ndarray, k: int) -> float:
-    found = _neighbours(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), k, "below")
+    found = _neighbours(x, y, k, "below")
     tied = np.asarray(found.radius) == 0
     own = np.where(tied, _same(np.concatenate([x, y], axis=1)), k)
     of_x, of_y = (np.where(tied, _same(z), np.asarray(count).astype(int) + 1) for z, count in ((x, found.of_x), (y, found.of_y)))
@@ -120,15 +121,32 @@ def _psi_table(largest: int) -> np.ndarray:
     return np.concatenate([[math.nan], -np.euler_gamma + np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, largest + 1))])])
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _neighbours(x: Array, y: Array, k: int, counted: str) -> _Neighbours:
+def _neighbours(x: np.ndarray, y: np.ndarray, k: int, counted: str) -> _Neighbours:
     """Squared radii and counts; counted: "below" the joint radius, up to "each" one's own, or the "radius" alone.
+
+    On a CPU the samples are shared by threads, for XLA runs a loop on one core.
+    """
+    x, y = (np.asarray(z, np.float32) for z in (x, y))
+    workers = min(_cores(), -(-len(x) // BLOCK)) if jax.default_backend() == "cpu" else 1
+    rows = np.arange(workers * -(-len(x) // workers)).reshape(workers, -1) % len(x)
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda row: jax.device_get(_neighbours_of(x[row], y[row], x, y, k, counted)), rows))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _neighbours_of(asking_x: Array, asking_y: Array, x: Array, y: Array, k: int, counted: str) -> _Neighbours:
+    """Of some of the samples among all of them.
 
     The k smallest distances are kept by k minima and maxima a candidate, all in registers: `lax.top_k` takes fifty times as long on a CPU.
     """
-    N, blocks, turns = len(x), -(-len(x) // BLOCK), -(-len(x) // UNROLL)
-    asking = [jnp.pad(z.T, ((0, 0), (0, blocks * BLOCK - N))).reshape(-1, blocks, BLOCK).swapaxes(0, 1) for z in (x, y)]
-    others = [jnp.pad(z, ((0, turns * UNROLL - N), (0, 0)), constant_values=jnp.inf).reshape(turns, UNROLL, -1) for z in (x, y)]
+    N, blocks, turns = len(asking_x), -(-len(asking_x) // BLOCK), -(-len(x) // UNROLL)
+    asking = [jnp.pad(z.T, ((0, 0), (0, blocks * BLOCK - N))).reshape(-1, blocks, BLOCK).swapaxes(0, 1) for z in (asking_x, asking_y)]
+    others = [jnp.pad(z, ((0, turns * UNROLL - len(x)), (0, 0)), constant_values=jnp.inf).reshape(turns, UNROLL, -1) for z in (x, y)]
 
     def block(asking: tuple[Array, Array]) -> _Neighbours:
         distances = lambda turn, u: tuple(_square(mine, theirs[turn, u]) for mine, theirs in zip(asking, others, strict=True))  # noqa: E731
@@ -191,7 +209,8 @@ def _stderr(estimator: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray,
     size = len(x) // PARTS
     if size <= 2 * k:
         return math.nan
-    parts = [estimator(x[i * size : (i + 1) * size], y[i * size : (i + 1) * size]) for i in range(PARTS)]
+    with ThreadPoolExecutor(_cores()) as pool:
+        parts = list(pool.map(estimator, *(z[: PARTS * size].reshape(PARTS, size, -1) for z in (x, y))))
     return float(np.std(parts, ddof=1) / PARTS**0.5)
 
 

@@ -41,10 +41,10 @@ def test_independent_samples_have_none(name):
 
 @pytest.mark.parametrize("name", LOWER)
 def test_lower_bounds_lie_under_the_truth_in_the_mean(name):
-    """Five seeds of 500 samples, their mean known to about 0.02."""
-    draws = [samplers.multinormal(jax.random.key(seed), 500, samplers.dense_covariance(2, 2, 0.6), 2) for seed in range(5)]
+    """Five seeds of 2,000 samples, their mean known to about 0.01; benchmarks/information.py has twenty, of every task."""
+    draws = [samplers.multinormal(jax.random.key(seed), 2000, samplers.dense_covariance(3, 3, 0.3), 3) for seed in range(5)]
     found = [LOWER[name](draw.x, draw.y, training=QUICK).nats for draw in draws]
-    assert np.mean(found) <= draws[0].information + 0.05
+    assert np.mean(found) <= draws[0].information + 0.03
 
 
 def test_a_bound_is_of_samples_that_its_critic_never_saw():

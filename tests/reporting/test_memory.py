@@ -159,7 +159,8 @@ def test_the_command_measures_and_prints(untrained, capsys):
     assert "What the memory holds" in page and "Retention by lag" in page
     saved = json.loads((run / "report-train" / "results.json").read_text())
     assert saved["memory"]["unit"] == "bits" and set(saved["memory"]["blocks"]) == {"block_0", "block_1"}
-    assert "report:" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "report:" in printed.out and "measuring" in printed.err
 
 
 def test_too_few_sequences_are_refused_before_work_starts(untrained, capsys):
