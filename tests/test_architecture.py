@@ -92,6 +92,13 @@ def test_recurrences_know_neither_flax_nor_the_config():
         assert "config" not in parts_imported(path), name(path)
 
 
+def test_measures_of_information_know_no_models():
+    """They are to be imported alone, into other projects."""
+    for path in (ROOT / "selssm_jax" / "information").rglob("*.py"):
+        assert not {dotted.split(".")[0] for dotted in imported(path)} & {"flax", "ml_collections", "orbax", "grain", "matplotlib"}, name(path)
+        assert parts_imported(path) <= {"information", "ops", "shapes"}, name(path)
+
+
 def test_functions_are_short(capsys):
     lengths = {f"{name(path)}:{node.name}": node.end_lineno - node.lineno + 1 for path in PACKAGE + COMMANDS for node in functions(path)}
     median = statistics.median(lengths.values())
