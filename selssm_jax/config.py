@@ -121,6 +121,7 @@ class Model:
     transition: Literal["diagonal", "complex", "dense"] = "diagonal"
     process_noise: float = 0.0  # standard deviation of w_t
     observation_noise: float = 0.0  # standard deviation of v_t
+    certified: bool = False  # contraction by construction: needs a gate_floor, and caps how gates read the state
     conv: int = 0  # width of a short causal convolution before the recurrence; 0: none
     mlp_ratio: float = 2.0  # hidden width of the gated MLP over d_model; 0: no MLP
     norm: Literal["rms", "none"] = "rms"  # before every branch and the head; "none" leaves a model of linear parts linear
@@ -157,6 +158,13 @@ class Model:
             )
         if self.gate_state != "none" and self.transition == "complex":
             raise InputError(f"model.gate_state={self.gate_state!r} reads real states, found model.transition='complex': use 'diagonal' or 'dense'")
+        if self.certified and self.update == "retain" and not self.gate_floor > 0:
+            raise InputError(f"model.certified=True needs gates that stay open a little, found model.gate_floor={self.gate_floor}: use for example 0.01")
+        if self.certified and self.gate_state != "none" and self.process_noise:
+            raise InputError(
+                f"model.certified=True with model.gate_state={self.gate_state!r} bounds what moves the state, found model.process_noise="
+                f"{self.process_noise}, a Gaussian without bound: use process_noise=0 or gate_state='none'"
+            )
         if self.stride > self.frame:
             raise InputError(f"model.stride={self.stride} is larger than model.frame={self.frame}: samples in between would be dropped; use stride <= frame")
 

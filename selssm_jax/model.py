@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
+from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.encoders import FrameEncoder, frame_valid
 from selssm_jax.layers.heads import ClassHead, ForecastHead
@@ -91,6 +92,10 @@ class SequenceModel(nn.Module):
         if kind == "forecasting":
             state["scale"] = {name: jnp.zeros((batch, 1, self.config.task.channels)) for name in ("mean", "deviation")}
         return state
+
+    def bounds(self) -> dict[str, Bounds]:
+        """Returns, block by block, what its mixer states of itself for all inputs that can reach it (`layers.bounds`)."""
+        return {block.name: block.bounds() for block in self.block}
 
     @property
     def _apart(self) -> bool:

@@ -58,6 +58,13 @@ class NeuralPoint(NamedTuple):
     resolved: Bool[Array, ""]
 
 
+class Sandwich(NamedTuple):
+    """The best and the worst that the optimal decoder of a jointly Gaussian code of some information can do."""
+
+    lower: Float[Array, "*shape"]
+    upper: Float[Array, "*shape"]
+
+
 def gaussian(cov: Covariance, distortion: Numbers) -> Float[Array, "*shape"]:
     """R(D) of N(0, cov) under squared error: 1/2 sum_i log+(lambda_i / theta) with D = sum_i min(theta, lambda_i), in nats.
 
@@ -116,6 +123,29 @@ def converse(cov: Covariance, information: Numbers) -> Float[Array, "*shape"]:
     Source: Shannon (1959); theory, section 6.
     """
     return _gaussian_inverse(*_given(cov, "information", information))
+
+
+def sandwich(cov: Covariance, information: Numbers) -> Sandwich:
+    """What the paper's Theorem 1 can say: D(I) <= tr cov_{h|h~} <= tr cov - lambda_min(cov) (1 - e^{-2 I}).
+
+    For h ~ N(., cov) and a code h~ of I(h; h~) = I nats that is jointly Gaussian with h, read by its optimal decoder E[h | h~]. Both ends are
+    attained: the lower one by reverse water-filling, the upper one by a code that sees the weakest component alone. The theorem as printed,
+    E d(h, h~) <= D(I), is false: that is the lower end, and it bounds every decoder from below, whatever the code (`converse`). For
+    codes that are not Gaussian no upper end exists: h~ = |h| holds infinitely many nats and errs by all of var h.
+
+    Args:
+      cov: (n, n), or the variances (n,). information: I in nats; an upper bound on it keeps the lower end right, a lower bound the upper.
+
+    Returns:
+      Sandwich(lower, upper), in the units of cov; equal for one component, where both are var e^{-2 I}.
+
+    Raises:
+      ValueError: for a cov that is no covariance and information under 0.
+
+    Source: theory, section 6; proof in docs/theorems.md.
+    """
+    variances, nats = _given(cov, "information", information)
+    return Sandwich(_gaussian_inverse(variances, nats), variances.sum() + variances.min() * jnp.expm1(-2 * nats))
 
 
 def gauss_markov(a: Broadcast, q: Broadcast, distortion: Broadcast) -> Float[Array, "..."]:

@@ -1,5 +1,6 @@
 """Residual blocks: a mixer over time, then a gated MLP over width, each after its own norm."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from selssm_jax.config import Model
+from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.projection import Projection
 from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.shapes import Activations, Reset
+
+ROUNDINGS = 8  # units of the activations' precision that a normalised input may be too long by
 
 
 def mixer(name: str, config: Model) -> nn.Module:
@@ -36,6 +40,7 @@ def _selective(config: Model) -> SelectiveSSM:
         transition=config.transition,
         process_noise=config.process_noise,
         observation_noise=config.observation_noise,
+        certified=config.certified,
         method=config.scan,
         solver=config.solver,
         dtype=jnp.dtype(config.dtype),
@@ -88,6 +93,21 @@ class Block(nn.Module):
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
         return x, {"conv": past, "mixer": h}
+
+    def bounds(self) -> Bounds:
+        """Returns what the mixer states of itself for all that can reach it, through the norm and the convolution, whatever the model reads."""
+        if not callable(getattr(self.mixer, "bounds", None)):
+            return Bounds(unknown=f"the mixer {self.kind!r} states no bounds")
+        return self.mixer.bounds(self._reaching())
+
+    def _reaching(self) -> Inputs:
+        """The set of the mixer's inputs: |x / scale|_2 <= sqrt(D) after an RMS norm, anything without one."""
+        config = self.config
+        if config.norm != "rms":
+            return Box(math.inf)
+        rounding = 1 + ROUNDINGS * float(jnp.finfo(jnp.dtype(config.dtype)).eps)
+        inputs: Inputs = Ball(self.norm.variables["params"]["scale"], rounding * math.sqrt(config.d_model))
+        return inputs if self.conv is None else self.conv.after(inputs)
 
     def initial_state(self, batch: int) -> dict[str, Any]:
         """Returns the state before the first step."""

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from selssm_jax.layers.bounds import Box, Inputs
 from selssm_jax.shapes import Activations, Reset
 
 
@@ -28,6 +29,11 @@ class ShortConv(nn.Module):
         for lag in range(self.width):
             y += kernel[lag].astype(x.dtype)[None, None] * self._lagged(past, document, lag, x.shape[1])
         return y, self._keep(past, document)
+
+    def after(self, inputs: Inputs) -> Box:
+        """Returns what inputs of a set can become: |y_d| <= sum_k |w_kd| max|x_d| + |bias_d|, which a silu does not enlarge."""
+        params = self.variables["params"]
+        return Box(jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params["bias"]))
 
     def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B W D"]:
         """Returns a past of zeros."""

@@ -1,6 +1,7 @@
 """The paper's layer: a stochastic state space model whose gates choose what a step updates (theory, sections 1-3)."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -9,15 +10,19 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from selssm_jax.layers.gates import Gate, Opening, expected_open
+from selssm_jax.layers.bounds import Ball, Bounds, Inputs
+from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
+from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.newton_scan import SOLVERS, nonlinear_scan
 from selssm_jax.shapes import Activations, Reset
 
 UPDATES = ("retain", "effective")
 TRANSITIONS = ("diagonal", "complex", "dense")
+INPUT_RADIUS = 2.0  # of the inputs of a certified layer, times sqrt(D), the norm of a normalised input
+CAP_SHARE = 0.9  # of what the certificate allows gates to read of the state
 RADIUS = 1 - 2.0**-20  # largest |a|: the float32 values of tanh and exp reach 1, the parametrisation must not
 
 
@@ -38,17 +43,6 @@ class Dynamics(NamedTuple):
 
     A: Inexact[Array, "B T N ..."]
     B: Inexact[Array, "B T N D"]
-
-
-def effective_transition(gate: Float[Array, "*t N"], A: Inexact[Array, "..."], update: str) -> Inexact[Array, "..."]:
-    """A_t = I - G_t (I - A) for "retain", A_t = G_t A for "effective" (theory, section 1).
-
-    A is (N,) for a diagonal or (N, N) for a dense transition; A_t has the gate's leading axes before it.
-    """
-    identity = jnp.eye(A.shape[0], dtype=A.dtype) if A.ndim == 2 else jnp.ones_like(A)
-    identity, A = (matrix.reshape((1,) * (gate.ndim - 1) + matrix.shape) for matrix in (identity, A))
-    rows = gate if A.ndim == gate.ndim else gate[..., None]
-    return identity - rows * (identity - A) if update == "retain" else rows * A
 
 
 def real_poles(raw: Float[Array, "N"]) -> Float[Array, "N"]:
@@ -84,6 +78,9 @@ class SelectiveSSM(nn.Module):
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
       process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
       method: how the linear recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
+      certified: the layer contracts by construction, at every step of training, and `stability.certify` says so: needs a gate_floor
+        (theory, section 5 B1) and, where gates read the state, no process noise; inputs are projected to |x|_2 <= 2 sqrt(D), which
+        normalised ones seldom meet, and W_h is capped by what A, B and the floor allow (B5).
       solver: how the recurrence of a gate that reads the state is solved; see `nonlinear_scan`.
       dtype: of activations. The gate, the recurrence and the state are float32 whatever it is.
 
@@ -101,6 +98,7 @@ class SelectiveSSM(nn.Module):
     transition: str = "diagonal"
     process_noise: float = 0.0
     observation_noise: float = 0.0
+    certified: bool = False
     method: str = "auto"
     solver: str = "auto"
     dtype: DTypeLike = jnp.float32
@@ -122,8 +120,8 @@ class SelectiveSSM(nn.Module):
           x: inputs. state: h_0, zero if None; one call over T steps equals calls over any split of them.
           reset: True forgets everything before that step.
         """
-        x = x.astype(self.dtype)
-        opening, drive = self.G(x), self._noisy(self._drive(x))
+        x = self._bounded(x.astype(self.dtype))
+        opening, drive = self.G(x, self._cap()), self._noisy(self._drive(x))
         run = self._linear if self.gate_state == "none" else self._nonlinear
         h, last, before = run(opening, drive, state, reset)
         self.sow("intermediates", "gate", opening.at(before))
@@ -136,11 +134,21 @@ class SelectiveSSM(nn.Module):
 
     def dynamics(self, x: Activations) -> Dynamics:
         """Returns the effective A_t and B_t of every step as values (theory, section 1), from h_0 = 0 on."""
-        x = x.astype(self.dtype)
-        opening = self.G(x)
+        x = self._bounded(x.astype(self.dtype))
+        opening = self.G(x, self._cap())
         gate = opening.at(None if self.gate_state == "none" else self._nonlinear(opening, self._drive(x), None, None)[2])
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
         return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns[None, None])
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns what holds for all inputs of a set (`layers.bounds`): the gates' range and slopes, and the largest |B x|."""
+        drive = self._largest_drive(inputs)
+        limited = Ball(jnp.ones(self.d_model), self._input_radius) if self._capped else inputs
+        drive = jnp.minimum(drive, self._largest_drive(limited))
+        drive = jnp.full_like(drive, jnp.inf) if self.process_noise else drive
+        gates = self.G.reachable(inputs, self._cap()).envelope(invariant_radius(self.A, drive))
+        noise = self.process_noise**2 * jnp.eye(self._poles) if self.process_noise else None
+        return Bounds(self.A, gates.low, gates.high, gates.lipschitz, drive, noise, self.update)
 
     def initial_state(self, batch: int) -> Inexact[Array, "B N"]:
         """Returns h_0 = 0 for `batch` sequences."""
@@ -164,6 +172,13 @@ class SelectiveSSM(nn.Module):
             )
         if self.gate_state != "none" and self.transition == "complex":
             raise ValueError(f"gate_state={self.gate_state!r} reads real states: use transition='diagonal' or 'dense', or gate_state='none'")
+        if self.certified and self.update == "retain" and not self.gate_floor > 0:
+            raise ValueError(f"certified=True needs gates that stay open a little, found gate_floor={self.gate_floor}: use for example gate_floor=0.01")
+        if self._capped and self.process_noise:
+            raise ValueError(
+                f"certified=True with gate_state={self.gate_state!r} bounds what moves the state, found process_noise={self.process_noise}, a Gaussian "
+                "without bound: use process_noise=0 or gate_state='none'"
+            )
         if self.d_model < 1 or self.d_state < 1:
             raise ValueError(f"d_model={self.d_model} and d_state={self.d_state} must be at least 1")
         if self.transition == "complex" and self.d_state % 2:
@@ -176,6 +191,44 @@ class SelectiveSSM(nn.Module):
         if self.transition == "complex":
             return complex_poles(self.param("A_log_decay", _uniform(-4.0, 0.0), (n,)), self.param("A_phase", _uniform(0.0, jnp.pi), (n,)))
         return contractive_matrix(self.param("A", nn.initializers.orthogonal(0.5), (n, n)))
+
+    @property
+    def _capped(self) -> bool:
+        return self.certified and self.gate_state != "none"
+
+    @property
+    def _input_radius(self) -> float:
+        return INPUT_RADIUS * math.sqrt(self.d_model)
+
+    def _bounded(self, x: Array) -> Array:
+        """x on or within the sphere of the largest input, where the certificate needs one."""
+        if not self._capped:
+            return x
+        size = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+        return x * jnp.minimum(1, self._input_radius / jnp.maximum(size, 1)).astype(x.dtype)
+
+    def _largest_drive(self, inputs: Inputs) -> Array:
+        reach = inputs.reach(self.B)
+        return jnp.hypot(*jnp.split(reach, 2)) if self.transition == "complex" else reach
+
+    def _cap(self) -> Array | None:
+        """Row sums of |W_h| that B5 allows, with a tenth to spare: pull_i slope cap_i <= CAP_SHARE g_min (1 - alpha_i) (theory, section 5).
+
+        For "effective", where it is pull_i slope cap_i <= CAP_SHARE (1 - alpha_i), no floor is needed.
+        """
+        if not self._capped:
+            return None
+        drive = self._largest_drive(Ball(jnp.ones(self.d_model), self._input_radius))
+        slope = (1 - self.gate_floor) * (DRAWN if self.gate == "hard_concrete" else STEEPEST[self.gate])
+        room = CAP_SHARE * (1 - row_sums(self.A)) * (self.gate_floor if self.update == "retain" else 1)
+        return room / (slope * pull(self.A, invariant_radius(self.A, drive), drive, self.update) + jnp.finfo(jnp.float32).tiny)
+
+    def _step_factor(self, opening: Opening, drive: Array, state: Array) -> Array:
+        """kappa of this very call: its own drives and starts are the bounds."""
+        largest = jnp.abs(drive).max(axis=(0, 1))
+        reach = jnp.maximum(invariant_radius(self.A, largest), jnp.abs(state).max(axis=0))
+        gates = opening.envelope(reach)
+        return jax.lax.stop_gradient(step_factor(self.A, gates.low, gates.high, gates.lipschitz, reach, largest, self.update))
 
     def _drive(self, x: Array) -> Array:
         """B x_t in the recurrence's precision."""
@@ -222,7 +275,9 @@ class SelectiveSSM(nn.Module):
 
         state = self.initial_state(len(drive)) if state is None else state
         dense = "dense" in (self.transition, self.gate_state)
-        h, fell_back = nonlinear_scan(step, state, (opening.z, opening.noise, drive, reset), jacobian="dense" if dense else "diagonal", solver=self.solver)
+        xs = (opening.z, opening.noise, drive, reset)
+        factor = self._step_factor(opening, drive, state)
+        h, fell_back = nonlinear_scan(step, state, xs, jacobian="dense" if dense else "diagonal", solver=self.solver, factor=factor)
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("diagnostics", "fell_back", fell_back)
         before = jnp.concatenate([state[:, None], h[:, :-1]], axis=1)

@@ -94,19 +94,20 @@ def sequential_scan(step: Step, h0: Float[Array, "N"], xs: Any) -> Float[Array, 
 
 
 def nonlinear_scan(
-    step: Step, h0: Float[Array, "B N"], xs: Any, *, jacobian: str = "diagonal", solver: str = "auto"
+    step: Step, h0: Float[Array, "B N"], xs: Any, *, jacobian: str = "diagonal", solver: str = "auto", factor: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, "B T N"], Bool[Array, ""]]:
     """Solves h_t = step(h_{t-1}, x_t) for a batch, and is right whatever step is.
 
     "newton" takes `sequential_scan` for the whole batch where `newton_scan` does not converge for one of its sequences.
     "auto", decided where the program is lowered, is sequential on a CPU, where all steps cost less than one iteration
-    (benchmarks/records/newton_scan.json), and for a single step; elsewhere it is newton, which is by reasoning: no
-    accelerator was measured.
+    (benchmarks/records/newton_scan.json), and for a single step; elsewhere it is newton where `factor` certifies that step contracts, and
+    sequential where it does not, which is by reasoning: no accelerator was measured.
 
     Args:
       step: (h, x) -> next h of one sequence; jacobian: see `newton_scan`.
       h0: states before the first step. xs: what the steps read, leaves (B, T, ...).
       solver: "auto", "sequential" or "newton".
+      factor: kappa, a bound of step's Lipschitz constant in h on the states that are met (`gating.step_factor`); None: unknown, and "auto" tries newton.
 
     Returns:
       (h, fell_back): all states, and whether newton had to give way.
@@ -125,8 +126,11 @@ def nonlinear_scan(
         solved = solve.converged.all()
         return lax.cond(solved, lambda: h, lambda: in_order(h0, xs)[0]), ~solved
 
+    def where_certified(h0: Array, xs: Any) -> tuple[Array, Array]:
+        return newton(h0, xs) if factor is None else lax.cond(factor < 1, newton, in_order, h0, xs)
+
     if solver == "auto" and jax.tree.leaves(xs)[0].shape[1] > 1:
-        return lax.platform_dependent(h0, xs, cpu=in_order, default=newton)
+        return lax.platform_dependent(h0, xs, cpu=in_order, default=where_certified)
     return (newton if solver == "newton" else in_order)(h0, xs)
 
 

@@ -1,0 +1,153 @@
+"""Contraction in a weighted maximum norm, |h|_v = max_i |h_i| / v_i, over all gates of a box (theory, section 5 B1, B4, B5).
+
+Two states under the same inputs and noise differ after a step by at most F applied to how they differed before,
+
+  F(d)_i = max_{g in {low_i, high_i}} sum_j |A_g|_ij d_j + pull_i sum_j L_ij d_j,
+
+with |A_g|_ij the size of the gated transition's entries, convex in g and so largest at an end of its range, and L the gates'
+Lipschitz constants. F is monotone and homogeneous: where F(v) <= kappa v for one v > 0, |.|_v shrinks by kappa a step. The best
+kappa is F's nonlinear Perron root (Gaubert and Gunawardena 2004), found here by policy iteration; kappa is then read off v
+itself, so it does not rest on the search. For a_ii >= 0 and L = 0 it is the 1 - g_min (1 - alpha) of the theory at the best weights.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from selssm_jax.ops.gating import effective_transition
+
+HALVINGS = 60  # of the interval that holds the root: to float64's own precision
+POLICIES = 100  # of one policy iteration, which ends after a few
+SHARES = (1e-4, 1e-3, 1e-2, 0.1, 0.3)  # how far above the root, as shares of what is left to 1, weights are tried
+PRECISION = 1e-3  # at which the memory horizon of weights is compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """|h_t - h'_t|_v <= rate^t |h_0 - h'_0|_v for two states under the same inputs and noise.
+
+    Attributes:
+      rate: kappa, a step's factor; 1 or more says nothing.
+      weights: v, (n,), largest 1.
+      constant: max v / min v: in the plain maximum norm distances stay under constant rate^t times the first.
+    """
+
+    rate: float
+    weights: np.ndarray
+
+    @property
+    def constant(self) -> float:
+        """The price of the plain maximum norm."""
+        return float(self.weights.max() / self.weights.min())
+
+    def horizon(self, eps: float) -> float:
+        """Returns the steps after which a difference is below eps times the first; inf where there is no contraction."""
+        if self.rate >= 1:
+            return math.inf
+        return 1.0 if self.rate == 0 else max(1.0, math.ceil(math.log(eps / self.constant) / math.log(self.rate)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """The map F: nonnegative matrices of the two ends of the gates' range, and what reading the state adds.
+
+    Attributes:
+      low, high: (n,) where diagonal, else (n, n).
+      coupling: pull_i L_ij, (n,) or (n, n); None for gates that do not read the state.
+      reach: pull_i L of gates of which only one number L is known: |G(h) - G(k)|_max <= L |h - k|_max; None without.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    coupling: np.ndarray | None = None
+    reach: np.ndarray | None = None
+
+    def __call__(self, v: np.ndarray) -> np.ndarray:
+        """Returns F(v)."""
+        grown = np.maximum(_times(self.low, v), _times(self.high, v))
+        grown = grown if self.coupling is None else grown + _times(self.coupling, v)
+        return grown if self.reach is None else grown + self.reach * v.max()
+
+    @property
+    def separable(self) -> bool:
+        """Whether every component is by itself."""
+        return self.low.ndim == 1 and self.reach is None and (self.coupling is None or self.coupling.ndim == 1)
+
+    def policy(self, v: np.ndarray) -> np.ndarray:
+        """Returns the matrix N, (n, n), with N v = F(v)."""
+        low, high = _square(self.low), _square(self.high)
+        N = np.where((low @ v >= high @ v)[:, None], low, high)
+        if self.coupling is not None:
+            N = N + _square(self.coupling)
+        if self.reach is not None:
+            N = N.copy()
+            N[:, int(v.argmax())] += self.reach
+        return N
+
+
+def gated(A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str) -> Growth:
+    """Returns F of gates that do not read the state and lie in [low, high]."""
+    return Growth(*(np.abs(effective_transition(gate, A, update)) for gate in (low, high)))
+
+
+def contract(growth: Growth) -> Contraction:
+    """Returns the contraction with the shortest memory horizon among weights near the best rate and equal weights."""
+    equal = _measured(growth, np.ones(len(growth.low)))
+    if growth.separable:
+        return equal
+    root = perron_root(growth)
+    if root >= 1:
+        return Contraction(root, equal.weights) if root < equal.rate else equal
+    tried = [_weights(growth, root + share * (1 - root)) for share in SHARES]
+    return min([equal, *(_measured(growth, v) for v in tried if v is not None)], key=lambda one: (one.horizon(PRECISION), one.rate))
+
+
+def perron_root(growth: Growth) -> float:
+    """Returns the smallest c, up to rounding from above, such that F(v) <= c v for some v > 0 (theory: rho of |A| where g = 1)."""
+    least, most = 0.0, float(growth(np.ones(len(growth.low))).max())
+    for _ in range(HALVINGS):
+        middle = (least + most) / 2
+        least, most = (least, middle) if _weights(growth, middle) is not None else (middle, most)
+        if most - least <= 1e-14 * most:
+            break
+    return most
+
+
+def feasible(growth: Growth) -> bool:
+    """Returns whether some weighted norm contracts: whether the root is below 1."""
+    return bool((growth(np.ones(len(growth.low))) < 1).all()) if growth.separable else _weights(growth, 1.0) is not None
+
+
+def _weights(growth: Growth, c: float) -> np.ndarray | None:
+    """v = 1 + F(v) / c, so that F(v) < c v; None where c is under the root.
+
+    By policy iteration: (I - N / c) v = 1 for a nonnegative N has a positive solution if and only if rho(N) < c.
+    """
+    v = np.ones(len(growth.low))
+    if c <= 0:
+        return None
+    for _ in range(POLICIES):
+        try:
+            new = np.linalg.solve(np.eye(len(v)) - growth.policy(v) / c, np.ones(len(v)))
+        except np.linalg.LinAlgError:
+            return None
+        if not (np.isfinite(new).all() and new.min() > 0):
+            return None
+        if (new <= v * (1 + 1e-13)).all():
+            return new
+        v = new
+    return None
+
+
+def _measured(growth: Growth, v: np.ndarray) -> Contraction:
+    v = v / v.max()
+    return Contraction(float((growth(v) / v).max()), v)
+
+
+def _times(N: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return N @ v if N.ndim == 2 else N * v
+
+
+def _square(N: np.ndarray) -> np.ndarray:
+    return N if N.ndim == 2 else np.diag(N)

@@ -1,0 +1,136 @@
+"""How fast a gate can change with the state: L_G from above, certified, and from below, by maximisation (theory, section 2).
+
+g = floor + (1 - floor) sigma(z + W h): |G(h) - G(k)| <= L |h - k| with L the largest slope of sigma times the norm of W.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from selssm_jax.layers.gates import Opening, largest_slope
+
+NORMS = ("max", "euclidean")
+SQUARINGS = 16  # of the Gram matrix: its Frobenius norm exceeds the spectral one by n^(1/2^17) at most
+STARTS, ASCENT, RATE = 16, 200, 0.05  # of the maximisation
+
+
+@dataclasses.dataclass(frozen=True)
+class Lipschitz:
+    """lower <= L_G <= upper: what was reached, and what is proved; `norm` of both the state and the gates."""
+
+    lower: float
+    upper: float
+    norm: str
+
+
+def spectral_norm_bound(W: np.ndarray) -> float:
+    """Returns an upper bound of the largest singular value, within n^(2^-17) of it, proved up to float64's rounding.
+
+    By Gram iteration (Delattre et al. 2023): |W|_2^(2 * 2^k) = |G^(2^k)|_2 <= |G^(2^k)|_F with G = W'W, squared k times and
+    rescaled each time. Power iteration alone would be a lower bound.
+    """
+    G = np.asarray(W, np.float64)
+    if not G.any():
+        return 0.0
+    size = np.linalg.norm(G)
+    G, logarithm = (G / size).T @ (G / size), 2 * np.log(size)
+    for _ in range(SQUARINGS):
+        size = np.linalg.norm(G)
+        G, logarithm = (G / size) @ (G / size), 2 * (logarithm + np.log(size))
+    rounding = 1 + 8 * max(W.shape) * np.finfo(np.float64).eps
+    return float(np.exp((logarithm + np.log(np.linalg.norm(G))) / 2 ** (SQUARINGS + 1)) * rounding)
+
+
+def operator_norm(W: np.ndarray, *, norm: str = "max", weights: np.ndarray | None = None) -> float:
+    """Returns a certified upper bound of the operator norm of W, (n,) for a diagonal matrix or (n, n).
+
+    "max": max_i sum_j |w_ij| v_j / v_i, exact, with `weights` v, ones if None. "euclidean": see `spectral_norm_bound`; exact for a
+    diagonal matrix. Raises ValueError for another norm, or weights with the Euclidean one.
+    """
+    _check_norm(norm, weights)
+    W = np.asarray(W)
+    if W.ndim == 1:
+        return float(np.abs(W).max(initial=0.0))
+    if norm == "euclidean":
+        return spectral_norm_bound(W)
+    v = np.ones(len(W)) if weights is None else weights
+    return float(((np.abs(W) @ v) / v).max(initial=0.0))
+
+
+def gate_lipschitz(
+    kind: str,
+    W: np.ndarray,
+    *,
+    floor: float = 0.0,
+    norm: str = "max",
+    weights: np.ndarray | None = None,
+    logits: tuple[np.ndarray | float, np.ndarray | float] = (-np.inf, np.inf),
+    seed: int = 0,
+) -> Lipschitz:
+    """Returns both sides of L_G of g = floor + (1 - floor) sigma(z + W h), for z + W h within `logits`.
+
+    Args:
+      kind: a key of `layers.gates.SMOOTH`. W: (n,) for gates that read their own component alone, else (n, n).
+      norm, weights: see `operator_norm`.
+      logits: range of z + W h, numbers or (n,); a range away from 0 has smaller slopes.
+      seed: of the starts of the maximisation.
+
+    Raises:
+      ValueError: for an unknown kind or norm, or a range that is empty.
+    """
+    W = np.asarray(W, np.float64)
+    low, high = (np.broadcast_to(np.asarray(end, np.float64), (len(W),)) for end in logits)
+    if (low > high).any():
+        raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
+    slopes = (1 - floor) * np.asarray(largest_slope(kind, low, high), np.float64)
+    upper = operator_norm(slopes * W if W.ndim == 1 else slopes[:, None] * W, norm=norm, weights=weights)
+    steepest = Opening(jnp.asarray(np.clip(0, low, high), jnp.float32), None, jnp.asarray(W, jnp.float32), kind, floor)
+
+    def gate(h: jax.Array) -> jax.Array:
+        return dataclasses.replace(steepest, z=jnp.clip(steepest.logits(h), low, high), W=None).at()
+
+    starts = np.random.default_rng(seed).standard_normal((STARTS, len(W))) / max(operator_norm(W), np.finfo(np.float32).tiny)
+    return Lipschitz(min(maximised_ratio(gate, starts, norm=norm, weights=weights), upper), upper, norm)
+
+
+def maximised_ratio(
+    gate: Callable[[jax.Array], jax.Array], starts: np.ndarray, *, norm: str = "max", weights: np.ndarray | None = None, steps: int = ASCENT
+) -> float:
+    """Returns a lower bound of the Lipschitz constant of any function of the state: the largest ratio found by gradient ascent.
+
+    From each start, (k, n), Adam climbs the norm of the Jacobian, which is the limit of |G(h) - G(k)| / |h - k| as k nears h.
+    """
+    _check_norm(norm, weights)
+    v = jnp.ones(starts.shape[1]) if weights is None else jnp.asarray(weights, jnp.float32)
+
+    def slope(h: jax.Array) -> jax.Array:
+        J = jax.jacobian(gate)(h)
+        return jnp.linalg.norm(J, ord=2) if norm == "euclidean" else ((jnp.abs(J) @ v) / v).max()
+
+    best = jax.vmap(partial(_climb, slope, steps))(jnp.asarray(starts, jnp.float32))
+    return float(best.max())
+
+
+def _climb(slope: Callable[[jax.Array], jax.Array], steps: int, h: jax.Array) -> jax.Array:
+    """The largest slope on the way up."""
+    optimizer = optax.adam(RATE * (1e-3 + jnp.abs(h).max()))
+
+    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+        h, state, best = carry
+        value, gradient = jax.value_and_grad(slope)(h)
+        updates, state = optimizer.update(jnp.nan_to_num(-gradient), state)
+        return (optax.apply_updates(h, updates), state, jnp.maximum(best, value)), None
+
+    return jax.lax.scan(step, (h, optimizer.init(h), jnp.zeros(())), None, length=steps)[0][2]
+
+
+def _check_norm(norm: str, weights: np.ndarray | None) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown: use one of {', '.join(NORMS)}")
+    if norm == "euclidean" and weights is not None:
+        raise ValueError("weights belong to norm='max': leave them out, or scale W by them first")

@@ -1,0 +1,67 @@
+"""What is said of one statement: that it holds, that it is refuted, or that neither was established."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from selssm_jax.stability.simulate import Witness
+
+Status = Literal["holds", "refuted", "not established"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One statement's status, and what it rests on.
+
+    Attributes:
+      status: "holds": proved for all recurrences with the constants given; "refuted": false for one of them; else "not established".
+      rate: factor of a step (`lyapunov`: nats a step); None where there is none.
+      reason: why, with the numbers.
+      witness: what shows a refutation; `simulate` replays it.
+      constant: C, so that distances (`mean_square`: their squares) stay under C rate^t times the first, in the maximum norm.
+      weights: v, (n,): in max_i |h_i| / v_i the constant is 1; None where the norm is another.
+      interval: of the rate, where it was estimated.
+    """
+
+    status: Status
+    rate: float | None = None
+    reason: str = ""
+    witness: Witness | None = None
+    constant: float = 1.0
+    weights: np.ndarray | None = None
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in ("holds", "refuted", "not established"):
+            raise ValueError(f"status={self.status!r} is unknown: use holds, refuted or not established")
+
+    def horizon(self, eps: float) -> float:
+        """Returns the steps after which C rate^t <= eps; inf unless the statement holds with a rate below 1."""
+        if self.status != "holds" or self.rate is None or self.rate >= 1:
+            return math.inf
+        return 1.0 if self.rate <= 0 else max(1.0, math.ceil(math.log(eps / self.constant) / math.log(self.rate)))
+
+    def portable(self) -> dict[str, Any]:
+        """Returns the verdict as JSON knows values; the witness names its kind."""
+        found = dataclasses.asdict(dataclasses.replace(self, witness=None))
+        found["witness"] = None if self.witness is None else {"kind": type(self.witness).__name__} | dataclasses.asdict(self.witness)
+        return _plain(found)
+
+    def __str__(self) -> str:
+        rate = "" if self.rate is None else f" (rate {self.rate:.6g})"
+        return f"{self.status}{rate}. {self.reason}"
+
+
+def _plain(value: Any) -> Any:
+    """Lists for arrays, null for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
