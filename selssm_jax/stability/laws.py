@@ -171,21 +171,23 @@ def backward(law: Law, Y: np.ndarray) -> np.ndarray:
 def _root(law: Law) -> tuple[float, np.ndarray]:
     """(radius, the positive semidefinite X that `forward` scales by it)."""
     shape = (len(law.P), *law.modes.shape[1:])
-    operator = _operator(law, forward, shape)
-    if operator.shape[0] <= SMALL:
-        values, vectors = np.linalg.eig(operator @ np.eye(operator.shape[0]))
+    size = int(np.prod(shape))
+    if size <= SMALL:
+        values, vectors = np.linalg.eig(_written_out(law))
     else:
-        start = np.broadcast_to(np.eye(shape[-1]), shape).ravel()
-        values, vectors = linalg.eigs(operator, k=1, which="LR", v0=start, tol=1e-10)
+        operator = linalg.LinearOperator((size, size), matvec=lambda x: forward(law, x.reshape(shape)).ravel(), dtype=np.float64)
+        values, vectors = linalg.eigs(operator, k=1, which="LR", v0=np.broadcast_to(np.eye(shape[-1]), shape).ravel(), tol=1e-10)
     best = int(values.real.argmax())
     X = vectors[:, best].real.reshape(shape)
     X = X if np.trace(X.sum(axis=0)) >= 0 else -X
     return max(float(values[best].real), 0.0), (X + X.swapaxes(-1, -2)) / 2
 
 
-def _operator(law: Law, step: Callable[[Law, np.ndarray], np.ndarray], shape: tuple[int, ...]) -> linalg.LinearOperator:
-    size = int(np.prod(shape))
-    return linalg.LinearOperator((size, size), matvec=lambda x: step(law, x.reshape(shape)).ravel(), dtype=np.float64)
+def _written_out(law: Law) -> np.ndarray:
+    """`forward` as a matrix, p_ij A_j (x) A_j in blocks; its transpose is `backward`."""
+    m, n = len(law.P), law.modes.shape[-1]
+    pattern = "ij,jac,jbd->jabicd" if m > 1 else "ij,jac,jbd->iabcd"
+    return np.einsum(pattern, law.P, law.modes, law.modes, optimize=True).reshape(m * n * n, m * n * n)
 
 
 def _proof(law: Law, rate: float) -> float | None:
@@ -194,12 +196,12 @@ def _proof(law: Law, rate: float) -> float | None:
     (rate - backward)(Y) = I has the solution sum_k backward^k(I) / rate^(k+1), positive where the radius is below the rate.
     """
     shape = (len(law.P), *law.modes.shape[1:])
-    identity = np.ascontiguousarray(np.broadcast_to(np.eye(shape[-1]), shape))
-    operator = _operator(law, lambda law, Y: rate * Y - backward(law, Y), shape)
-    if operator.shape[0] <= SMALL:
-        solution = np.linalg.solve(operator @ np.eye(operator.shape[0]), identity.ravel())
+    size, identity = int(np.prod(shape)), np.broadcast_to(np.eye(shape[-1]), shape).ravel()
+    if size <= SMALL:
+        solution = np.linalg.solve(rate * np.eye(size) - _written_out(law).T, identity)
     else:
-        solution = linalg.gmres(operator, identity.ravel(), rtol=1e-8, restart=60, maxiter=40)[0]
+        operator = linalg.LinearOperator((size, size), matvec=lambda y: rate * y - backward(law, y.reshape(shape)).ravel(), dtype=np.float64)
+        solution = linalg.gmres(operator, identity, rtol=1e-8, restart=60, maxiter=40)[0]
     Y = solution.reshape(shape)
     Y = (Y + Y.swapaxes(-1, -2)) / 2
     left = np.linalg.eigvalsh(rate * Y - backward(law, Y)).min()
