@@ -90,7 +90,7 @@ LINEAR = {"hard_sigmoid": 3.0, "hard_concrete": math.log((1 - LOW) / -LOW)}  # |
 DRAWN = (HIGH - LOW) / 4 / TEMPERATURE  # slope of a hard concrete gate whose noise is drawn
 
 
-def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: Array | np.ndarray | float = jnp.inf) -> Array | np.ndarray:
+def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: Array | np.ndarray | float = jnp.inf) -> Array | np.ndarray | float:
     """Returns max |dg/dz| over low <= z <= high, exactly: every gate is steepest at 0 and less so away from it.
 
     That of a deterministic hard concrete gate; with noise it is at most `DRAWN`, wherever z is. Raises ValueError for an unknown kind.

@@ -1,5 +1,6 @@
 """h_t = f(h_{t-1}, x_t) for all t at once: Newton's method over a linear scan (theory, section 3)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -132,6 +133,23 @@ def nonlinear_scan(
     if solver == "auto" and jax.tree.leaves(xs)[0].shape[1] > 1:
         return lax.platform_dependent(h0, xs, cpu=in_order, default=where_certified)
     return (newton if solver == "newton" else in_order)(h0, xs)
+
+
+def expected_iterations(factor: float, steps: int, *, frozen: float = 0.0, tol: float = 1e-6) -> float:
+    """Returns how many iterations `newton_scan` may be expected to take where step contracts; inf where it is not known to.
+
+    Errors, relative to the states, go as e <- q e^2 from 1 on, so that k iterations leave q^(2^k - 1); q is an eighth of what the state's
+    reach into the gates takes of the room that contraction leaves, (kappa - kappa_0) / (1 - kappa_0). An expectation and no bound:
+    the square is Newton's, the eighth was seen on certified layers (tests/ops/test_newton_scan.py).
+
+    Args:
+      factor: kappa, of `gating.step_factor`. steps: T, which no solve exceeds. frozen: kappa_0, the factor were gates held still.
+      tol: that of `newton_scan`.
+    """
+    if not frozen <= factor < 1:
+        return math.inf
+    q = max((factor - frozen) / (1 - frozen) / 8, 1e-300)
+    return float(min(steps, max(1, math.ceil(math.log2(1 + math.log(tol) / math.log(q))))))
 
 
 def _check(h0: Array, xs: Any, jacobian: str, tol: float, max_iters: int) -> None:

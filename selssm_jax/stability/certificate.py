@@ -10,7 +10,7 @@ contract; a particular layer with the same constants may.
 import dataclasses
 import json
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flax import linen as nn
@@ -97,7 +97,7 @@ def certify_recurrence(
     drive_bound: ArrayLike | None = None,
     gate_law: GateLaw | None = None,
     noise_cov: ArrayLike | None = None,
-    update: Literal["retain", "effective"] = "retain",
+    update: str = "retain",
 ) -> Certificate:
     """Certifies all recurrences with these constants (theory, section 5, B1 to B6), in float64.
 

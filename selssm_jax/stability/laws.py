@@ -168,14 +168,15 @@ def backward(law: Law, Y: np.ndarray) -> np.ndarray:
     return np.einsum("ij,jab->iab", law.P, pulled)
 
 
-def _root(law: Law) -> tuple[float, np.ndarray]:
-    """(radius, the positive semidefinite X that `forward` scales by it)."""
+def _root(law: Law, step: Callable[[Law, np.ndarray], np.ndarray] = forward) -> tuple[float, np.ndarray]:
+    """(radius, the positive semidefinite X that `step`, `forward` or `backward`, scales by it)."""
     shape = (len(law.P), *law.modes.shape[1:])
     size = int(np.prod(shape))
     if size <= SMALL:
-        values, vectors = np.linalg.eig(_written_out(law))
+        written = _written_out(law)
+        values, vectors = np.linalg.eig(written if step is forward else written.T)
     else:
-        operator = linalg.LinearOperator((size, size), matvec=lambda x: forward(law, x.reshape(shape)).ravel(), dtype=np.float64)
+        operator = linalg.LinearOperator((size, size), matvec=lambda x: step(law, x.reshape(shape)).ravel(), dtype=np.float64)
         values, vectors = linalg.eigs(operator, k=1, which="LR", v0=np.broadcast_to(np.eye(shape[-1]), shape).ravel(), tol=1e-10)
     best = int(values.real.argmax())
     X = vectors[:, best].real.reshape(shape)
@@ -193,20 +194,28 @@ def _written_out(law: Law) -> np.ndarray:
 def _proof(law: Law, rate: float) -> float | None:
     """The condition number of a Y > 0 with backward(Y) <= rate Y, checked in float64; None where none was found.
 
-    (rate - backward)(Y) = I has the solution sum_k backward^k(I) / rate^(k+1), positive where the radius is below the rate.
+    The eigenvector of the radius is one unless it is singular; then (rate - backward)(Y) = I is solved, whose solution
+    sum_k backward^k(I) / rate^(k+1) is positive where the radius is below the rate.
     """
+    found = _condition(law, rate, _root(law, backward)[1])
+    return found if found is not None else _condition(law, rate, _resolvent(law, rate))
+
+
+def _condition(law: Law, rate: float, Y: np.ndarray) -> float | None:
+    left = np.linalg.eigvalsh(rate * Y - backward(law, Y)).min()
+    sizes = np.linalg.eigvalsh(Y)
+    return float(sizes.max() / sizes.min()) if left > 0 and sizes.min() > 1e-12 * sizes.max() else None
+
+
+def _resolvent(law: Law, rate: float) -> np.ndarray:
     shape = (len(law.P), *law.modes.shape[1:])
     size, identity = int(np.prod(shape)), np.broadcast_to(np.eye(shape[-1]), shape).ravel()
     if size <= SMALL:
-        solution = np.linalg.solve(rate * np.eye(size) - _written_out(law).T, identity)
+        Y = np.linalg.solve(rate * np.eye(size) - _written_out(law).T, identity).reshape(shape)
     else:
         operator = linalg.LinearOperator((size, size), matvec=lambda y: rate * y - backward(law, y.reshape(shape)).ravel(), dtype=np.float64)
-        solution = linalg.gmres(operator, identity, rtol=1e-8, restart=60, maxiter=40)[0]
-    Y = solution.reshape(shape)
-    Y = (Y + Y.swapaxes(-1, -2)) / 2
-    left = np.linalg.eigvalsh(rate * Y - backward(law, Y)).min()
-    sizes = np.linalg.eigvalsh(Y)
-    return float(sizes.max() / sizes.min()) if left > 0 and sizes.min() > 0 else None
+        Y = linalg.gmres(operator, identity, rtol=1e-6, restart=60, maxiter=40)[0].reshape(shape)
+    return (Y + Y.swapaxes(-1, -2)) / 2
 
 
 @dataclasses.dataclass(frozen=True)
