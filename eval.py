@@ -1,4 +1,4 @@
-"""Evaluates a run exactly over a whole split and writes a report on it: scores, gates, memory, an example.
+"""Evaluates a run exactly over a whole split and writes a report on it: scores, gates, stability, memory, an example.
 
   python eval.py --workdir runs/quickstart
   python eval.py --workdir runs/quickstart --split validation

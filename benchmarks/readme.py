@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 FOLDER = pathlib.Path(__file__).parent
-CLAIMS = ("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile", "information", "information_bounds", "memory")
+CLAIMS = ("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile", "information", "information_bounds", "memory", "certificates")
 MARKERS = {
     "linear_scan": "o-",
     "associative_scan": "s--",

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
-from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.blocks import Block, normalisation
+from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import FrameEncoder, frame_valid
 from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.projection import Projection
@@ -95,7 +95,7 @@ class SequenceModel(nn.Module):
 
     def bounds(self) -> dict[str, Bounds]:
         """Returns, block by block, what its mixer states of itself for all inputs that can reach it (`layers.bounds`)."""
-        return {block.name: block.bounds() for block in self.block}
+        return {f"block_{index}": block.bounds() for index, block in enumerate(self.block)}
 
     @property
     def _apart(self) -> bool:

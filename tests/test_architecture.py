@@ -218,8 +218,8 @@ def programs(page: str) -> list[str]:
 
 
 def test_readme_shows_programs_that_run(capsys):
-    layer, recurrence, memory = programs("README.md")
-    assert max(len(program.splitlines()) for program in (layer, recurrence, memory)) <= 10
+    layer, recurrence, memory, certificate = programs("README.md")
+    assert max(len(program.splitlines()) for program in (layer, recurrence, memory, certificate)) <= 10
     exec(layer, {})
     assert 0 < float(capsys.readouterr().out) < 1
     names: dict = {}
@@ -229,6 +229,10 @@ def test_readme_shows_programs_that_run(capsys):
     exec(memory, {})
     exact, found = capsys.readouterr().out.splitlines()[:2]
     assert 0 < float(exact) < 10 and "bits (" in found
+
+    exec(certificate, {})
+    words = capsys.readouterr().out
+    assert "after 263 steps" in words and "refuted" in words
 
 
 def test_the_page_on_information_shows_programs_that_run(capsys):
@@ -240,6 +244,12 @@ def test_the_page_on_information_shows_programs_that_run(capsys):
     assert "resolved=" in capsys.readouterr().out
     exec(fano, {})
     assert 0 < float(capsys.readouterr().out) < 0.9
+
+
+def test_the_page_on_theorems_names_tests_that_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "theorems.md").read_text())
+    assert len(named) > 20
+    assert [(path, test) for path, test in named if test not in {node.name for node in functions(ROOT / path)}] == []
 
 
 def test_readme_links_lead_somewhere():

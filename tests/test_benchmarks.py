@@ -41,6 +41,13 @@ def test_every_op_of_growth_and_its_floor_is_measured():
     assert growth.slope([3.0 * steps for steps in growth.LENGTHS]) == pytest.approx(1.0)
 
 
+def test_certificates_are_timed_and_paid_for():
+    script = importlib.import_module("certificates")
+    assert script.six_blocks(components=8) > 0 and script.dense(components=4) > 0
+    found = script.trained("certified", 0, steps=3, warmup_steps=1, length=24, d_state=8)
+    assert found["contracts"] and found["nats"] > 0 and set(found["blocks"]) == {"block_0", "block_1"}
+
+
 def test_newton_is_compared_with_the_loop():
     found = importlib.import_module("newton_scan").compare(1, steps=64, width=4)
     assert found["converged"] and found["error"] < 1e-5

@@ -106,7 +106,7 @@ class Block(nn.Module):
         if config.norm != "rms":
             return Box(math.inf)
         rounding = 1 + ROUNDINGS * float(jnp.finfo(jnp.dtype(config.dtype)).eps)
-        inputs: Inputs = Ball(self.norm.variables["params"]["scale"], rounding * math.sqrt(config.d_model))
+        inputs: Inputs = Ball(self.variables["params"]["norm"]["scale"], rounding * math.sqrt(config.d_model))
         return inputs if self.conv is None else self.conv.after(inputs)
 
     def initial_state(self, batch: int) -> dict[str, Any]:

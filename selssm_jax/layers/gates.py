@@ -164,7 +164,7 @@ class Opening:
         ends = self.z.min(axis=axes) - spread, self.z.max(axis=axes) + spread
         drawn = self.kind == "hard_concrete" and self.noise is not None
         low, high = (jnp.zeros_like(reach), jnp.ones_like(reach)) if drawn else (SMOOTH[self.kind](z) for z in ends)
-        slope = (1 - self.floor) * (jnp.full_like(reach, DRAWN) if drawn else largest_slope(self.kind, *ends))
+        slope = (1 - self.floor) * jnp.broadcast_to(DRAWN if drawn else jnp.asarray(largest_slope(self.kind, *ends)), reach.shape)
         lipschitz = None if self.W is None else jnp.abs(self.W) * (slope if self.W.ndim == 1 else slope[:, None])
         return Envelope(self.floor + (1 - self.floor) * low, self.floor + (1 - self.floor) * high, lipschitz)
 

@@ -1,4 +1,4 @@
-"""The report of a run: what it scores, what its gates do, what it costs, and one example, for people and for programs."""
+"""The report of a run: what it scores, what its gates do, what is certified of it, what it costs, and one example, for people and for programs."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ import jax
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import accounting, activity, examples, sections
+from selssm_jax.reporting import accounting, activity, certificates, examples, sections
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import to_html, to_markdown
 from selssm_jax.reporting.memory.measure import check_sequences
@@ -60,11 +60,13 @@ def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool) -
     first = seen[0].live_gates(run.model.config.stride)
     results["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
+    results["stability"] = certificates.certify_run(run)
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
     blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
     if with_memory:
         results["memory"] = measure_memory(run, split)
         blocks += memory_section(results, folder)
+    blocks += certificates.stability(results, folder)
     blocks += [*sections.titled("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
     results["seconds"] = time.perf_counter() - start
     title = f"{run.experiment.name}, {split} split"

@@ -15,7 +15,7 @@ READS = "The gates read the state: their law is not one of products."
 
 def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
     """B2: E|h_t - k_t|^2 <= C rate^t |h_0 - k_0|^2 under shared inputs and noise."""
-    if given.lipschitz is not None:
+    if given.reads_state:
         return Verdict("not established", reason=READS)
     if given.law is None:
         return _any_law(given, uniform)
@@ -42,14 +42,14 @@ def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
 
 def squared(uniform: Verdict) -> Verdict:
     """Contraction of every path, as one of second moments."""
-    if uniform.status != "holds":
+    if uniform.status != "holds" or uniform.rate is None:
         return Verdict("not established", reason="Paths are not known to contract.")
     return Verdict("holds", uniform.rate**2, "Every path contracts.", constant=uniform.constant**2)
 
 
 def lyapunov(given: Recurrence, uniform: Verdict) -> Verdict:
     """B3: lim log|h_t - k_t| / t < 0 almost surely."""
-    if given.lipschitz is not None:
+    if given.reads_state:
         return Verdict("not established", reason=READS)
     if given.law is None:
         return exponent_of(uniform)
@@ -65,7 +65,7 @@ def lyapunov(given: Recurrence, uniform: Verdict) -> Verdict:
 
 def exponent_of(uniform: Verdict) -> Verdict:
     """log kappa of contracting paths, which gamma cannot exceed."""
-    if uniform.status != "holds":
+    if uniform.status != "holds" or uniform.rate is None:
         return Verdict("not established", reason="Nothing is known of the gates' law: give gate_law.")
     return Verdict("holds", math.log(uniform.rate) if uniform.rate > 0 else -math.inf, "gamma is at most log kappa: every path contracts.")
 
@@ -84,8 +84,10 @@ def stationary_law(given: Recurrence, path: Verdict, moments: Verdict, exponent:
         return found
     if given.law is not None:
         same = exponent.status == "refuted"
-        return Verdict(exponent.status if same else "not established", reason="gamma is not below 0: what the state began with is not forgotten.", witness=exponent.witness)
-    if path.status == "refuted" and (given.lipschitz is None or given.noise is None):
+        return Verdict(
+            exponent.status if same else "not established", reason="gamma is not below 0: what the state began with is not forgotten.", witness=exponent.witness
+        )
+    if path.status == "refuted" and (not given.reads_state or given.noise is None):
         return Verdict("refuted", reason="The witness does not forget where it began: there is no law, or one for each start.", witness=path.witness)
     return Verdict("not established", reason="Needs contraction, a gate_law with gamma < 0, or gate_min > 0 with rho(|A|) < 1 and a noise_cov > 0.")
 

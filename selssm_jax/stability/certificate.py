@@ -162,7 +162,8 @@ def certify_model(model: nn.Module, params: Any) -> dict[str, Certificate]:
 
 def unknown(reason: str) -> Certificate:
     """Returns the certificate of a layer of which nothing is known."""
-    return Certificate(*[Verdict("not established", reason=reason)] * len(NAMES), invariant_radius=None, constants={})
+    nothing = Verdict("not established", reason=reason)
+    return Certificate(nothing, nothing, nothing, nothing, nothing, nothing, nothing, None, {})
 
 
 def _certificate(given: Recurrence) -> Certificate:

@@ -6,7 +6,7 @@ gamma = lim log|A_t ... A_1| / t almost surely (Furstenberg and Kesten 1960), wh
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from selssm_jax.ops.gating import effective_transition
 DRAWS, BATCHES = 65_536, 32  # of a sampler; of them for a dense transition as many as DENSE numbers can hold
 DENSE = 2**22
 SMALL = 1024  # unknowns up to which the map of second moments is written out as a matrix
+WANTED, BASIS = 6, 60  # eigenvalues that Arnoldi looks for, of which the root may not be the first it finds, and vectors it keeps
 MARGIN = 1e-3  # by which the rate that is proved lies above the radius
 SIGMAS = 4.0  # half width of an interval, in standard errors
 CHAINS, BURN_IN, STEPS = 64, 500, 4000  # of the simulated exponent
@@ -58,13 +59,13 @@ class Law:
         return np.linalg.lstsq(equations, np.append(np.zeros(m), 1.0), rcond=None)[0]
 
 
-GateLaw = Sequence[tuple[float, Any]] | MarkovGates | Callable[[Any, int], Any]
+GateLaw = list[tuple[float, Any]] | MarkovGates | Callable[[Any, int], Any]
 
 
 def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str) -> Law:
     """Returns the law that `certify_recurrence` was given; raises ValueError for one that is none, or leaves [gate_min, gate_max]."""
-    n, sampled = len(A), callable(given)
-    if sampled:
+    n = len(A)
+    if callable(given):
         count = DRAWS if A.ndim == 1 else int(np.clip(DENSE // A.size, BATCHES, DRAWS))
         gates = _gates(given(jax.random.key(0), count), n, "gate_law(key, count)")
         P = np.full((1, len(gates)), 1 / len(gates))
@@ -79,7 +80,7 @@ def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, u
         raise ValueError(f"gate_law has probabilities that sum to {P.sum(axis=1)}, expected numbers from 0 that sum to 1")
     if (gates < low - 1e-6).any() or (gates > high + 1e-6).any():
         raise ValueError(f"gate_law has gates in [{gates.min():.4g}, {gates.max():.4g}], outside gate_min and gate_max: widen these or mend the law")
-    return Law(P / P.sum(axis=1, keepdims=True), gates, effective_transition(gates, A, update), sampled)
+    return Law(P / P.sum(axis=1, keepdims=True), gates, effective_transition(gates, A, update), callable(given))
 
 
 def _gates(given: Any, n: int, name: str) -> np.ndarray:
@@ -130,7 +131,8 @@ def _by_component(law: Law) -> MeanSquare:
     if len(law.P) == 1:
         radii = law.P[0] @ power
         worst = int(radii.argmax())
-        radius, constant, rate = float(radii[worst]), 1.0, float(radii[worst])
+        constant: float | None = 1.0
+        radius = rate = float(radii[worst])
     else:
         maps = law.P[None] * power.T[:, None, :]  # (n, m, m)
         radii = np.abs(np.linalg.eigvals(maps)).max(axis=1)
@@ -177,7 +179,7 @@ def _root(law: Law, step: Callable[[Law, np.ndarray], np.ndarray] = forward) -> 
         values, vectors = np.linalg.eig(written if step is forward else written.T)
     else:
         operator = linalg.LinearOperator((size, size), matvec=lambda x: step(law, x.reshape(shape)).ravel(), dtype=np.float64)
-        values, vectors = linalg.eigs(operator, k=1, which="LR", v0=np.broadcast_to(np.eye(shape[-1]), shape).ravel(), tol=1e-10)
+        values, vectors = linalg.eigs(operator, k=WANTED, ncv=BASIS, which="LR", v0=np.broadcast_to(np.eye(shape[-1]), shape).ravel(), tol=1e-9)
     best = int(values.real.argmax())
     X = vectors[:, best].real.reshape(shape)
     X = X if np.trace(X.sum(axis=0)) >= 0 else -X
@@ -194,11 +196,11 @@ def _written_out(law: Law) -> np.ndarray:
 def _proof(law: Law, rate: float) -> float | None:
     """The condition number of a Y > 0 with backward(Y) <= rate Y, checked in float64; None where none was found.
 
-    The eigenvector of the radius is one unless it is singular; then (rate - backward)(Y) = I is solved, whose solution
-    sum_k backward^k(I) / rate^(k+1) is positive where the radius is below the rate.
+    (rate - backward)(Y) = I has one, sum_k backward^k(I) / rate^(k+1), where the radius is below the rate; should it be found too
+    roughly, the eigenvector of the radius is one, of a worse condition, unless it is singular.
     """
-    found = _condition(law, rate, _root(law, backward)[1])
-    return found if found is not None else _condition(law, rate, _resolvent(law, rate))
+    found = _condition(law, rate, _resolvent(law, rate))
+    return found if found is not None else _condition(law, rate, _root(law, backward)[1])
 
 
 def _condition(law: Law, rate: float, Y: np.ndarray) -> float | None:

@@ -19,7 +19,7 @@ SHARE_HALVINGS = 30
 
 def uniform(given: Recurrence) -> Verdict:
     """B1: |A_t ... A_1| <= C kappa^t for all gates in the range that do not read the state."""
-    if given.lipschitz is not None:
+    if given.reads_state:
         return Verdict("not established", reason="The gates read the state, so differences do not follow products of transitions: see state_dependent.")
     found = contract(given.growth)
     if found.rate < 1:
@@ -51,40 +51,40 @@ def _by_products(given: Recurrence, found: Contraction) -> Verdict:
 
 def state_dependent(given: Recurrence, apart: Verdict) -> Verdict:
     """B5: as `uniform`, for gates that read the state; `apart` is the verdict for those that do not."""
-    if given.lipschitz is None:
+    if not given.reads_state:
         return dataclasses.replace(apart, reason=f"The gates do not read the state. {apart.reason}")
-    missing = _missing(given)
-    if missing:
-        return Verdict("not established", reason=missing)
-    found = contract(given.coupled())
+    radius = given.invariant_radius
+    if radius is None or not np.isfinite(given.lipschitz).all():
+        return Verdict("not established", reason=_missing(given))
+    found = contract(given.coupled(radius))
     if found.rate < 1:
-        return _holds(found, f"On the invariant box |h_i| <= {given.invariant_radius.max():.4g} every step shrinks differences by {found.rate:.6g}.")
+        return _holds(found, f"On the invariant box |h_i| <= {radius.max():.4g} every step shrinks differences by {found.rate:.6g}.")
     slope = given.lipschitz if given.lipschitz.ndim < 2 else np.diag(given.lipschitz)
     slope = np.broadcast_to(slope, (len(given.A),))
     pair = None if np.iscomplexobj(given.A) else diverging_pair(given.A, given.low, given.high, slope, given.drive, given.update)
     if pair is not None:
         gap = np.abs(pair.starts[0] - pair.starts[1]).max()
-        return Verdict("refuted", reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. {_needed(given)}", witness=pair)
-    return Verdict("not established", reason=f"The bound of a step's factor is {found.rate:.6g}. {_needed(given)}")
+        return Verdict(
+            "refuted", reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. {_needed(given, radius)}", witness=pair
+        )
+    return Verdict("not established", reason=f"The bound of a step's factor is {found.rate:.6g}. {_needed(given, radius)}")
 
 
 def _missing(given: Recurrence) -> str:
-    """Why B5 cannot even be asked; empty where it can."""
+    """Why B5 cannot even be asked."""
     if not np.isfinite(given.lipschitz).all():
         return "The gates are not Lipschitz in the state."
     if not np.isfinite(given.drive).all():
         return "The inputs or the noise are unbounded, so no box is invariant: give drive_bound (a Gaussian noise has none)."
-    if given.invariant_radius is None:
-        return f"rho(|A|) = {given.spectral_radius:.6g}: no box is invariant."
-    return ""
+    return f"rho(|A|) = {given.spectral_radius:.6g}: no box is invariant."
 
 
-def _needed(given: Recurrence) -> str:
+def _needed(given: Recurrence, radius: np.ndarray) -> str:
     """How much less the gates would have to read the state."""
     least, most = 0.0, 1.0
     for _ in range(SHARE_HALVINGS):
         middle = (least + most) / 2
-        least, most = (middle, most) if feasible(given.coupled(middle)) else (least, middle)
+        least, most = (middle, most) if feasible(given.coupled(radius, middle)) else (least, middle)
     if least == 0:
         return "Even gates that do not read the state would not be certified: they need a floor above 0."
     return f"It holds once gate_lipschitz, or the largest drive, is {least:.3g} times what it is."
@@ -96,7 +96,7 @@ def slow_gates(given: Recurrence) -> Verdict:
     A step's factor is convex in the gate: below 1 + g mu on [0, g_max], with mu g_max its value at g_max less 1. For g_max <=
     1 / (1 - a_ii) that is the mu of the theory; a larger gate_max, or a complex pole, gets the chord.
     """
-    if given.lipschitz is not None:
+    if given.reads_state:
         return Verdict("not established", reason="The gates read the state: see state_dependent.")
     if given.update == "effective":
         return Verdict("not established", reason="A small gate erases in the effective update: it is not slow.")
@@ -116,9 +116,9 @@ def slow_gates(given: Recurrence) -> Verdict:
 def printed_condition(given: Recurrence) -> Verdict:
     """The paper's |A| L_G < 1, which implies nothing by itself (docs/theorems.md)."""
     norm = operator_norm(given.A, norm="euclidean")
-    L = 0.0 if given.lipschitz is None else given.largest_lipschitz
+    L = given.largest_lipschitz
     product = 0.0 if norm == 0 or L == 0 else norm * L
-    words = f"|A|_2 L_G = {norm:.4g} * {L:.4g} = {product:.4g}. The condition neither implies nor needs any of the verdicts above."
+    words = f"|A|_2 L_G = {norm:.4g} * {L:.4g} = {product:.4g}. It implies none of the verdicts above, and none implies it."
     return Verdict("holds" if product < 1 else "refuted", reason=words)
 
 

@@ -19,17 +19,22 @@ class Recurrence:
     """Gated updates of a transition A by gates in [low, high]; see `certify_recurrence` for the arguments.
 
     Attributes:
-      lipschitz: None where gates do not read the state, else a number, (n,) or (n, n). drive: (n,), inf where unbounded.
+      lipschitz: a number, (n,) or (n, n). drive: (n,), inf where unbounded.
     """
 
     A: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    lipschitz: np.ndarray | None
+    lipschitz: np.ndarray
     drive: np.ndarray
     law: Law | None
     noise: np.ndarray | None
     update: str
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether gates may change with the state."""
+        return bool(self.lipschitz.any())
 
     @cached_property
     def growth(self) -> Growth:
@@ -54,9 +59,9 @@ class Recurrence:
         target = scale * self.drive
         return target / (1 - size) if size.ndim == 1 else np.maximum(np.linalg.solve(np.eye(len(size)) - size, target), 0)
 
-    def coupled(self, share: float = 1.0) -> Growth:
-        """How differences grow on the invariant box under gates that read the state, by `share` of what they may."""
-        force = share * pull(self.A, self.invariant_radius, self.drive, self.update)
+    def coupled(self, radius: np.ndarray, share: float = 1.0) -> Growth:
+        """How differences grow on the box |h_i| <= radius_i under gates that read the state, by `share` of what they may."""
+        force = share * pull(self.A, radius, self.drive, self.update)
         if self.lipschitz.ndim == 0:
             return dataclasses.replace(self.growth, reach=force * self.lipschitz)
         return dataclasses.replace(self.growth, coupling=force * self.lipschitz if self.lipschitz.ndim == 1 else force[:, None] * self.lipschitz)
@@ -69,7 +74,7 @@ class Recurrence:
             "gate_max": float(self.high.max()),
             "rho(|A|)": self.spectral_radius,
             "|A|_2": operator_norm(self.A, norm="euclidean"),
-            "L_G": 0.0 if self.lipschitz is None else self.largest_lipschitz,
+            "L_G": self.largest_lipschitz,
             "drive_bound": float(self.drive.max()),
         }
 
@@ -79,9 +84,7 @@ class Recurrence:
         return float(self.lipschitz) if self.lipschitz.ndim == 0 else operator_norm(self.lipschitz)
 
 
-def read(
-    A: Any, gate_min: Any, gate_max: Any, gate_lipschitz: Any, drive_bound: Any, gate_law: GateLaw | None, noise_cov: Any, update: str
-) -> Recurrence:
+def read(A: Any, gate_min: Any, gate_max: Any, gate_lipschitz: Any, drive_bound: Any, gate_law: GateLaw | None, noise_cov: Any, update: str) -> Recurrence:
     """Returns the class of recurrences; raises ValueError, naming the argument, for what cannot be one."""
     A = _transition(A)
     n = len(A)
@@ -97,7 +100,7 @@ def read(
         raise ValueError("gate_law is of gates that do not read the state, but gate_lipschitz is not 0: leave one of them out")
     drive = _bound("drive_bound", np.inf if drive_bound is None else drive_bound, n)
     law = None if gate_law is None else read_law(gate_law, A, low, high, update)
-    return Recurrence(A, low, high, lipschitz if lipschitz.any() else None, drive, law, _noise(noise_cov, n), update)
+    return Recurrence(A, low, high, lipschitz, drive, law, _noise(noise_cov, n), update)
 
 
 def _transition(given: Any) -> np.ndarray:

@@ -107,7 +107,7 @@ class GatePath:
 
 @dataclasses.dataclass(frozen=True)
 class LatchPair:
-    """Two starts, (2, n), that stay apart under the same drives, (P, n), repeated, with a latch for a gate:
+    """Two starts, (2, n), that stay apart under the same drives, (P, n), repeated, with a latch for a gate.
 
     g_i = clip(low_i + slope_i (h_i - threshold_i), low_i, high_i) where the drive is positive, low_i where it is not. The
     slope is at most the Lipschitz constant that was given, so this gate is one of those that were asked about.

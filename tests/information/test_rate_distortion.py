@@ -1,12 +1,14 @@
 """Rate and distortion against closed forms, bisection, plain Blahut-Arimoto, converses and the paper's counterexamples."""
 
 import inspect
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.cluster import vq
 
 from selssm_jax.information import rate_distortion
 
@@ -302,6 +304,47 @@ def test_no_jointly_gaussian_pair_beats_the_converse():
 def height(point, slope, truth):
     """How far a point lies over the line of slope -s under the curve, which meets it at the true point; and three standard errors."""
     return float(point.rate + slope * point.distortion) - truth, 3 * float(point.rate_stderr + slope * point.distortion_stderr)
+
+
+def test_the_sandwich_holds_and_both_ends_are_met():
+    """Random jointly Gaussian codes lie between; water-filling and a code of the weakest axis attain the ends (docs/theorems.md)."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n = int(rng.integers(1, 6))
+        root = rng.standard_normal((n, n))
+        cov = root @ root.T + 0.01 * np.eye(n)
+        seen = rng.standard_normal((int(rng.integers(1, n + 1)), n)) * 10 ** rng.uniform(-1, 1)
+        gain = cov @ seen.T @ np.linalg.inv(seen @ cov @ seen.T + np.eye(len(seen)))
+        left = cov - gain @ seen @ cov
+        nats = 0.5 * (np.linalg.slogdet(cov)[1] - np.linalg.slogdet(left)[1])
+        with jax.enable_x64(True):
+            lower, upper = rate_distortion.sandwich(jnp.asarray(cov), nats)
+        assert lower * (1 - 1e-9) <= np.trace(left) <= upper * (1 + 1e-9)
+    variances = jnp.array([4.0, 1.0, 0.25])
+    lower, upper = rate_distortion.sandwich(variances, jnp.array([0.0, 0.5, 2.0, jnp.inf]))
+    np.testing.assert_allclose(upper, 5.25 - 0.25 * (1 - np.exp(-2 * np.array([0.0, 0.5, 2.0, np.inf]))), rtol=1e-6)
+    np.testing.assert_allclose(lower, rate_distortion.converse(variances, jnp.array([0.0, 0.5, 2.0, jnp.inf])), rtol=1e-6)
+    one = rate_distortion.sandwich(jnp.array([2.0]), 0.7)
+    np.testing.assert_allclose(one, 2 * np.exp(-1.4), rtol=1e-5)
+
+
+def test_no_trained_compression_lies_below_the_converse():
+    """Lloyd's quantisers trained on the states of a gated recurrence: what they err on states they have not seen is at least D(I), I <= log K.
+
+    The states are Gaussian, for the gates do not read them. Two slacks of five standard errors: of the distortion, and of D through the sample covariance.
+    """
+    rng = np.random.default_rng(0)
+    A, gates = np.array([0.9, 0.5, -0.4]), rng.uniform(0.1, 1, (40, 3))
+    h = np.zeros((20_000, 3))
+    for g in gates:
+        h = (1 - g) * h + g * (A * h + rng.standard_normal((20_000, 2)) @ np.array([[1.0, 0.5, 0.2], [0.0, 1.0, -0.7]]) + 0.1 * rng.standard_normal(h.shape))
+    fitted, unseen = h[:10_000], h[10_000:]
+    for codewords in (2, 8, 32, 128):
+        codebook, _ = vq.kmeans2(fitted, codewords, seed=0, minit="++")
+        errors = ((unseen - codebook[vq.vq(unseen, codebook)[0]]) ** 2).sum(axis=1)
+        least = float(rate_distortion.converse(jnp.asarray(np.cov(h.T), jnp.float32), math.log(codewords)))
+        assert errors.mean() + 5 * errors.std() / 100 >= least * (1 - 5 * math.sqrt(2 / 20_000))
+        assert errors.mean() < 6 * least  # and the bound is not idle
 
 
 def test_neural_finds_the_curve_of_a_gaussian():

@@ -13,8 +13,8 @@ from selssm_jax.reporting.run import open_run
 from selssm_jax.training.evaluation import Evaluator
 
 KEYS = {
-    "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "costs",
-    "seconds",
+    "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "stability",
+    "costs", "seconds",
 }  # fmt: skip
 BLOCK_KEYS = {
     "components", "steps", "mean", "effective_dimension", "hard_count", "participation_ratio", "compression_factor", "selectivity", "histogram",
@@ -71,6 +71,15 @@ def test_gates_are_measured_by_block(saved):
     assert len(block["first_sequence"]) == 18
 
 
+def test_every_block_is_certified(saved, smoke_run):
+    assert set(saved["stability"]) == {"block_0"}
+    block = saved["stability"]["block_0"]
+    assert block["state_dependent"]["status"] == block["uniform"]["status"] == "holds"  # inputs are normalised, so gates stay open a little
+    assert 0 < block["step"]["rate"] < 1 <= block["horizon"] and block["horizon"] == pytest.approx(np.log(1e-3) / np.log(block["step"]["rate"]), abs=1)
+    assert "Contraction under every sequence of gates: holds" in block["words"]
+    assert "Certificates by block" in (smoke_run / "report" / "report.md").read_text()
+
+
 def test_costs_are_measured(saved):
     costs = saved["costs"]
     assert set(costs["training_step"]) == set(costs["decode_step"]) == COST_KEYS
@@ -88,7 +97,7 @@ def test_the_machine_is_described_and_not_identified(saved, smoke_run):
 def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
     folder = smoke_run / "report"
     figures = {path.name for path in folder.glob("*.png")}
-    assert figures == {"learning_nats.png", "gates.png", "answers.png"}
+    assert figures == {"learning_nats.png", "gates.png", "stability.png", "answers.png"}
     text, page = (folder / "report.md").read_text(), (folder / "index.html").read_text()
     assert all(f"]({name})" in text for name in figures)
     assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page

@@ -108,7 +108,7 @@ def test_large_transitions_are_judged_without_their_kronecker_square():
     found = certify_recurrence(A, gate_min=0.1, gate_law=law).mean_square
     modes = [np.eye(40) - np.diag(np.broadcast_to(g, 40)) @ (np.eye(40) - A) for _, g in law]
     X = np.eye(40)
-    for _ in range(400):
+    for _ in range(4000):
         new = 0.3 * modes[0] @ X @ modes[0].T + 0.7 * modes[1] @ X @ modes[1].T
         radius, X = np.trace(new) / np.trace(X), new / np.trace(new)
     assert found.status == "holds" and found.rate == pytest.approx(radius, rel=2e-3)
@@ -149,10 +149,16 @@ def test_laws_settle_where_it_is_certified_and_not_where_it_is_refuted(update):
 
 def test_formulas_are_the_same_in_jax():
     rng = np.random.default_rng(0)
-    A, M, U, low, high, L = rng.uniform(-0.2, 0.2, (4, 4)), *rng.uniform(0, 0.5, (2, 4)), rng.uniform(0, 0.4, 4), rng.uniform(0.5, 1, 4), rng.uniform(0, 1, (4, 4))
-    for A in (A, A[0]):
+    A, M, U, low, high, L = (
+        rng.uniform(-0.2, 0.2, (4, 4)),
+        *rng.uniform(0, 0.5, (2, 4)),
+        rng.uniform(0, 0.4, 4),
+        rng.uniform(0.5, 1, 4),
+        rng.uniform(0, 1, (4, 4)),
+    )
+    for A, L in ((A, L), (A[0], L[0])):  # noqa: B020
         for update in ("retain", "effective"):
-            given = (A, low, high, L if A.ndim == 2 else L[0], M, U)
+            given = (A, low, high, L, M, U)
             inside = jax.jit(lambda *arrays, update=update: step_factor(*arrays, update))(*map(np.float32, given))
             np.testing.assert_allclose(inside, step_factor(*given, update), rtol=1e-5)
         np.testing.assert_allclose(invariant_radius(A, U) >= carried(A, invariant_radius(A, U)) + U - 1e-12, True)

@@ -66,7 +66,7 @@ def test_k5_a_norm_below_one_is_not_enough():
     assert found.uniform.status == "refuted"
     sizes = found.uniform.witness.replay(ROTATION, "retain", periods=10)
     assert sizes[-1] > 4  # theory: 1.39 a pair
-    assert found.uniform.rate ** 2 == pytest.approx(1.39, abs=0.01)
+    assert found.uniform.rate**2 == pytest.approx(1.39, abs=0.01)
 
 
 def test_k5_is_stable_or_not_by_how_often_it_switches():

@@ -117,7 +117,7 @@ def test_iterations_of_certified_layers_are_those_expected(form, scale, steps, m
 
     monkeypatch.setattr("selssm_jax.layers.selective.nonlinear_scan", recorded)
     layer.apply({"params": params}, jax.random.normal(jax.random.key(0), (1, steps, WIDTH)))
-    (factor, iterations), = found
+    ((factor, iterations),) = found
     assert iterations / 2 <= expected_iterations(factor, steps) <= 2 * iterations
 
 
@@ -137,7 +137,7 @@ def test_free_layers_that_are_refused_fall_back_to_right_states():
 
 
 def test_certified_needs_a_floor_and_bounded_noise():
-    with pytest.raises(ValueError, match="gate_floor=0.0: use for example"):
+    with pytest.raises(ValueError, match=r"gate_floor=0\.0: use for example"):
         SelectiveSSM(WIDTH, STATE, certified=True).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
     with pytest.raises(ValueError, match="Gaussian without bound"):
         SelectiveSSM(WIDTH, STATE, certified=True, gate_floor=0.1, gate_state="dense", process_noise=0.1).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
@@ -166,7 +166,9 @@ def test_a_layer_without_bounds_is_not_established():
     assert "give it a method `bounds" in str(found)
 
 
-@pytest.mark.parametrize(("stated", "complaint"), [({}, "state 0 of"), ({"A": jnp.ones(2)}, "without gate_min"), ({"A": jnp.ones(2), "unknown": "x"}, "state 2 of")])
+@pytest.mark.parametrize(
+    ("stated", "complaint"), [({}, "state 0 of"), ({"A": jnp.ones(2)}, "without gate_min"), ({"A": jnp.ones(2), "unknown": "x"}, "state 2 of")]
+)
 def test_bounds_prove_themselves(stated, complaint):
     with pytest.raises(ValueError, match=complaint):
         Bounds(**stated)

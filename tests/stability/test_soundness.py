@@ -41,7 +41,9 @@ def adversarial(rng, low, high, steps):
 def padded(values, value=0.0):
     """Vectors (n,), matrices (n, n) or sequences (T, n) of systems of different size, stacked for 4 components."""
     square = [array.ndim == 2 and array.shape[0] == array.shape[1] <= 4 for array in values]
-    widths = [[(0, 4 - array.shape[-1] if axis == array.ndim - 1 or full else 0) for axis in range(array.ndim)] for array, full in zip(values, square, strict=True)]
+    widths = [
+        [(0, 4 - array.shape[-1] if axis == array.ndim - 1 or full else 0) for axis in range(array.ndim)] for array, full in zip(values, square, strict=True)
+    ]
     return np.stack([np.pad(array, width, constant_values=value) for array, width in zip(values, widths, strict=True)])
 
 
@@ -153,7 +155,9 @@ def test_certified_gates_that_read_the_state_stay_under_their_rate(update, capsy
     seen = np.array([observed_rate(one) for one in distances.T])
     ratio = np.log(rates) / np.log(np.maximum(seen, 1e-300))
     with capsys.disabled():
-        print(f"\n{update}: {len(rates)} of {SYSTEMS} certified; log kappa over the log of the observed rate: median {np.median(ratio):.2f}, most {ratio.max():.2f}")
+        print(
+            f"\n{update}: {len(rates)} of {SYSTEMS} certified; log kappa over that of the observed rate: median {np.median(ratio):.2f}, most {ratio.max():.2f}"
+        )
     alive = (distances > ROUNDING * distances[0]).sum(axis=0)
     assert (seen <= rates * constants ** (1 / np.maximum(alive - 1, 1)) * SLACK).all()  # kappa is never below the observed rate
 

@@ -1,0 +1,97 @@
+"""The section of a report on stability: what is certified of each block, beside what was measured of its memory."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from selssm_jax.reporting.document import Block, Paragraph, Picture
+from selssm_jax.reporting.figures import BLUE, GREEN, GREY, ORANGE, panels, save, style
+from selssm_jax.reporting.run import Run
+from selssm_jax.reporting.sections import titled
+from selssm_jax.reporting.tables import Table
+from selssm_jax.stability import Certificate, certify_model
+
+Results = dict[str, Any]
+PRECISION = 1e-3  # at which the horizon is given
+LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY), ("-", "--", "-.", ":", (0, (5, 1))), strict=True))
+READING = (
+    "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass on, so it is the worst case: two states "
+    "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md). The certified horizon is where they differ by "
+    "less than a thousandth of what they did: nothing older can matter. Where nothing is established, trajectories may still meet. A stationary law can be "
+    "established where paths need not meet. The condition as printed in the paper, |A| L_G < 1, proves nothing; it is given for comparison."
+)
+CURVES = (
+    "The certified share of an old difference that can be left after so many steps, C rate^k (lines), and what was measured to be known of an input so many "
+    "steps ago, in share of the most known of any (markers): measured memory ends where the model chose to forget, the line is as far as it could ever reach."
+)
+
+
+def certify_run(run: Run) -> Results:
+    """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words."""
+    return {name: json.loads(found.to_json()) | {"words": str(found), "step": _step(found)} for name, found in certify_model(run.model, run.params).items()}
+
+
+def stability(results: Results, folder: pathlib.Path) -> list[Block]:
+    """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to draw."""
+    found = results["stability"]
+    measured = {name: block["horizon"] for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
+    columns = ("block", "paths", "rate of a step", "certified horizon (steps)", "measured horizon (steps)", "stationary law", "as printed")
+    rows = tuple(
+        (
+            name.replace("_", " "),
+            block["state_dependent"]["status"],
+            block["step"]["rate"],
+            block["horizon"],
+            measured.get(name),
+            block["stationary_law"]["status"],
+            block["printed_condition"]["status"],
+        )
+        for name, block in found.items()
+    )
+    reasons: list[Block] = [Paragraph(f"{name.replace('_', ' ')}: {block['state_dependent']['reason']}") for name, block in found.items()]
+    blocks = [Paragraph(READING), Table("Certificates by block", columns, rows), *reasons]
+    drawn = {name: block["step"] for name, block in found.items() if block["step"]["rate"] is not None}
+    if drawn:
+        kept = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
+        blocks.append(Picture(save(reach(drawn, kept), folder / "stability.png"), CURVES))
+    return titled("Stability", blocks)
+
+
+@style()
+def reach(certified: Mapping[str, Results], kept: Mapping[str, Results]) -> Figure:
+    """Certified shares C rate^k by lag, one line a block, and measured retention, {lags, lower}, as markers of the same colour."""
+    figure, (ax,) = panels(1, 1, height=3.4)
+    longest = max([1000.0, *(_horizon(one) for one in certified.values())])
+    steps = np.unique(np.geomspace(1, longest, 200))
+    for index, (name, one) in enumerate(certified.items()):
+        colour, dash = LINES[index % len(LINES)]
+        ax.plot(
+            steps,
+            np.minimum(1, one["constant"] * np.exp(steps * math.log(max(one["rate"], 1e-300)))),
+            color=colour,
+            linestyle=dash,
+            label=name.replace("_", " "),
+        )
+        if name in kept and max(kept[name]["lower"]) > 0:
+            lags, share = np.asarray(kept[name]["lags"]), np.asarray(kept[name]["lower"]) / max(kept[name]["lower"])
+            seen = lags > 0
+            ax.plot(lags[seen], np.clip(share[seen], 0, 1), color=colour, marker="osD^v"[index % 5], markersize=3.5, linestyle="none")
+    ax.set(xscale="log", ylim=(-0.03, 1.05), xlabel="lag k (steps)", ylabel="share that can be left")
+    figure.legend(loc="outside lower center", ncols=6)
+    return figure
+
+
+def _horizon(step: Results) -> float:
+    """Lag at which a certified share has fallen to a thousandth, drawn up to a billion steps."""
+    return min(1e9, math.log(PRECISION / step["constant"]) / math.log(min(max(step["rate"], 1e-300), 1 - 1e-12)))
+
+
+def _step(found: Certificate) -> Results:
+    """Rate and constant of a step where they are certified."""
+    holds = found.contraction.status == "holds"
+    return {"rate": found.contraction.rate if holds else None, "constant": found.contraction.constant if holds else None}
