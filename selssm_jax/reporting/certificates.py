@@ -9,21 +9,24 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from selssm_jax.layers.bounds import Bounds
+from selssm_jax.ops.gating import effective_transition
 from selssm_jax.reporting.document import Block, Paragraph, Picture
 from selssm_jax.reporting.figures import BLUE, GREEN, GREY, ORANGE, panels, save, style
 from selssm_jax.reporting.run import Run
 from selssm_jax.reporting.sections import titled
 from selssm_jax.reporting.tables import Table
-from selssm_jax.stability import Certificate, certify_model
+from selssm_jax.stability import Certificate, certify_bounds
 
 Results = dict[str, Any]
 PRECISION = 1e-3  # at which the horizon is given
 LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY), ("-", "--", "-.", ":", (0, (5, 1))), strict=True))
 READING = (
     "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass on, so it is the worst case: two states "
-    "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md). The certified horizon is where they differ by "
-    "less than a thousandth of what they did: nothing older can matter. Where nothing is established, trajectories may still meet. A stationary law can be "
-    "established where paths need not meet. The condition as printed in the paper, |A| L_G < 1, proves nothing; it is given for comparison."
+    "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); beside it, the rate seen in the gates of one "
+    "sequence. The certified horizon is where they differ by less than a thousandth of what they did: nothing older can matter. Where nothing is established, "
+    "trajectories may still meet. A stationary law can be established where paths need not meet. The condition as printed in the paper, |A| L_G < 1, proves "
+    "nothing; it is given for comparison."
 )
 CURVES = (
     "The certified share of an old difference that can be left after so many steps, C rate^k (lines), and what was measured to be known of an input so many "
@@ -31,21 +34,48 @@ CURVES = (
 )
 
 
-def certify_run(run: Run) -> Results:
-    """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words."""
-    return {name: json.loads(found.to_json()) | {"words": str(found), "step": _step(found)} for name, found in certify_model(run.model, run.params).items()}
+def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
+    """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words, and what `gates` (T, n) of one sequence did."""
+    bounds = run.model.apply({"params": run.params}, method="bounds")
+    found = {name: certify_bounds(stated) for name, stated in bounds.items()}
+    observed = {name: _observed(bounds[name], gates[name]) if name in gates else None for name in found}
+    return {name: json.loads(one.to_json()) | {"words": str(one), "step": _step(one), "observed_rate": observed[name]} for name, one in found.items()}
+
+
+def _observed(stated: Bounds, gates: np.ndarray) -> float | None:
+    """|A_T ... A_1|_2^(1/T) of gates that were seen: of a diagonal transition that of its slowest component."""
+    if stated.A is None:
+        return None
+    logarithm, product = 0.0, np.eye(len(stated.A))
+    for step in effective_transition(np.asarray(gates, np.float64), np.asarray(stated.A), stated.update):
+        product = step @ product if step.ndim == 2 else step[:, None] * product
+        size = np.abs(product).max()
+        if not size > 0:
+            return 0.0
+        logarithm, product = logarithm + math.log(size), product / size
+    return math.exp((logarithm + math.log(np.linalg.norm(product, ord=2))) / len(gates))
 
 
 def stability(results: Results, folder: pathlib.Path) -> list[Block]:
     """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to draw."""
     found = results["stability"]
     measured = {name: block["horizon"] for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
-    columns = ("block", "paths", "rate of a step", "certified horizon (steps)", "measured horizon (steps)", "stationary law", "as printed")
+    columns = (
+        "block",
+        "paths",
+        "certified rate of a step",
+        "seen in one sequence",
+        "certified horizon (steps)",
+        "measured horizon (steps)",
+        "stationary law",
+        "as printed",
+    )
     rows = tuple(
         (
             name.replace("_", " "),
             block["state_dependent"]["status"],
             block["step"]["rate"],
+            block["observed_rate"],
             block["horizon"],
             measured.get(name),
             block["stationary_law"]["status"],

@@ -60,7 +60,7 @@ def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool) -
     first = seen[0].live_gates(run.model.config.stride)
     results["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
-    results["stability"] = certificates.certify_run(run)
+    results["stability"] = certificates.certify_run(run, first)
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
     blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
     if with_memory:

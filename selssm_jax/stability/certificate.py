@@ -3,8 +3,8 @@
   certify_recurrence(A, gate_min=0.1)            of a class of recurrences, given by constants
   certify(layer, params)                         of a layer, from the bounds that it states of itself
 
-A verdict is about all recurrences with the constants given. "refuted" therefore means that one of them, the witness, does not
-contract; a particular layer with the same constants may.
+A verdict is about all recurrences with the constants given: "refuted" means that one of them, the witness, does not contract. A layer is
+one of those within its bounds, so of a layer nothing is "refuted" unless its gates are constant; it is "not established", with the witness.
 """
 
 import dataclasses
@@ -144,7 +144,7 @@ def certify_bounds(bounds: Bounds) -> Certificate:
     if bounds.jacobian is not None:
         return _of_jacobian(np.asarray(bounds.jacobian, np.float64))
     lipschitz = 0.0 if bounds.gate_lipschitz is None else bounds.gate_lipschitz
-    return certify_recurrence(
+    found = certify_recurrence(
         bounds.A,
         gate_min=bounds.gate_min,
         gate_max=bounds.gate_max,
@@ -152,6 +152,18 @@ def certify_bounds(bounds: Bounds) -> Certificate:
         drive_bound=bounds.drive_bound,
         noise_cov=bounds.noise_cov,
         update=bounds.update,
+    )
+    known = bounds.gate_lipschitz is None and np.array_equal(bounds.gate_min, bounds.gate_max)
+    return found if known else _of_the_class(found)
+
+
+def _of_the_class(found: Certificate) -> Certificate:
+    """A layer's gates are in the range that it states and need not go where a witness does: of the layer nothing is refuted."""
+    statements = {name: getattr(found, name) for name in NAMES if name != "printed_condition"}
+    refuted = {name: verdict for name, verdict in statements.items() if verdict.status == "refuted"}
+    words = "The bounds that the layer states do not exclude it. Of recurrences within them one fails:"
+    return dataclasses.replace(
+        found, **{name: dataclasses.replace(one, status="not established", rate=None, reason=f"{words} {one.reason}") for name, one in refuted.items()}
     )
 
 

@@ -76,6 +76,7 @@ def test_every_block_is_certified(saved, smoke_run):
     block = saved["stability"]["block_0"]
     assert block["state_dependent"]["status"] == block["uniform"]["status"] == "holds"  # inputs are normalised, so gates stay open a little
     assert 0 < block["step"]["rate"] < 1 <= block["horizon"] and block["horizon"] == pytest.approx(np.log(1e-3) / np.log(block["step"]["rate"]), abs=1)
+    assert 0 < block["observed_rate"] <= block["step"]["rate"]
     assert "Contraction under every sequence of gates: holds" in block["words"]
     assert "Certificates by block" in (smoke_run / "report" / "report.md").read_text()
 
@@ -100,7 +101,7 @@ def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
     assert figures == {"learning_nats.png", "gates.png", "stability.png", "answers.png"}
     text, page = (folder / "report.md").read_text(), (folder / "index.html").read_text()
     assert all(f"]({name})" in text for name in figures)
-    assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page
+    assert page.count("data:image/png;base64,") == 4 and 'src="http' not in page
     for title in ("Learning curve", "Gate activity", "An example", "Memory and cost", "Circumstances"):
         assert f"## {title}" in text and f"<h2>{title}</h2>" in page
     assert f"training step {saved['step']} of 12: the best on the validation split" in text

@@ -183,5 +183,17 @@ def test_models_are_certified_block_by_block(changes):
     assert list(found) == ["block_0", "block_1"]
     bounded = changes.get("norm") != "none"
     for certificate in found.values():
-        assert certificate.contraction.status == ("holds" if bounded else "refuted"), str(certificate)
+        assert certificate.contraction.status == ("holds" if bounded else "not established"), str(certificate)
         assert np.isfinite(certificate.horizon()) == bounded
+
+
+def test_only_constant_gates_are_refuted():
+    """Of other layers it is not known whether an input leads them where the witness goes."""
+    x = jnp.zeros((1, 2, WIDTH))
+    layer = SelectiveSSM(WIDTH, STATE, gate="constant")
+    params = layer.init(jax.random.key(0), x)["params"]
+    closed = params | {"G": {"bias": jnp.full(STATE, -1e3)}}  # sigmoid(-1000) is 0 in float32
+    assert certify(layer, params).uniform.status == "holds" and certify(layer, closed).uniform.status == "refuted"
+    layer = SelectiveSSM(WIDTH, STATE)
+    found = certify(layer, layer.init(jax.random.key(0), x)["params"])
+    assert found.uniform.status == "not established" and found.uniform.witness.growth == 1 and "do not exclude it" in found.uniform.reason
