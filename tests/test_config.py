@@ -106,6 +106,11 @@ WRONG = [
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
     ({"model__gate_state": "dense", "model__scan": "associative"}, r"model\.scan='associative' needs gates of the input alone.*use model\.scan='auto'"),
     ({"model__gate_state": "dense", "model__transition": "complex"}, r"model\.gate_state='dense' reads real states.*use 'diagonal' or 'dense'"),
+    ({"model__certified": True}, r"certified=True needs gates that stay open a little, found model\.gate_floor=0\.0: use for example 0\.01"),
+    (
+        {"model__certified": True, "model__gate_floor": 0.1, "model__gate_state": "dense", "model__process_noise": 0.1},
+        r"model\.process_noise=0\.1, a Gaussian without bound: use process_noise=0",
+    ),
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
     ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),

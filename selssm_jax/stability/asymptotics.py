@@ -83,10 +83,7 @@ def stationary_law(given: Recurrence, path: Verdict, moments: Verdict, exponent:
     if found is not None:
         return found
     if given.law is not None:
-        same = exponent.status == "refuted"
-        return Verdict(
-            exponent.status if same else "not established", reason="gamma is not below 0: what the state began with is not forgotten.", witness=exponent.witness
-        )
+        return Verdict(exponent.status, reason="gamma is not known to be below 0, so the start may never be forgotten.", witness=exponent.witness)
     if path.status == "refuted" and (not given.reads_state or given.noise is None):
         return Verdict("refuted", reason="The witness does not forget where it began: there is no law, or one for each start.", witness=path.witness)
     return Verdict("not established", reason="Needs contraction, a gate_law with gamma < 0, or gate_min > 0 with rho(|A|) < 1 and a noise_cov > 0.")

@@ -128,7 +128,8 @@ def certify(layer: nn.Module, params: Any, *, input_bound: float | None = None) 
         moves the state.
 
     Returns:
-      The certificate, for evaluation and training alike: whatever noise a gate draws is covered.
+      The certificate, for evaluation and training alike: whatever noise a gate draws is covered. It is of the layer in exact arithmetic; that
+      of bfloat16 activations is not counted.
     """
     if not callable(getattr(layer, "bounds", None)):
         return unknown(f"{type(layer).__name__} states no bounds: give it a method `bounds(inputs)` that returns layers.bounds.Bounds")

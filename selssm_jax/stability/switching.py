@@ -95,7 +95,7 @@ def growing_gates(A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str,
     component largest, step by step, cut into periods. A growth of 1 or more proves that no rate below 1 holds uniformly.
     """
     n = len(low)
-    alone = np.eye(n, dtype=bool)[: 2 * STARTS]
+    alone = np.arange(n) == np.arange(min(n, 2 * STARTS))[:, None]
     words = [gates[None] for gates in (low, high, *np.where(alone, high, low), *np.where(alone, low, high))]
     words += [word for start in np.random.default_rng(seed).standard_normal((STARTS, n)) for word in _greedy(A, low, high, update, start)]
     growths = [_growth(A, word, update) for word in words]

@@ -201,3 +201,22 @@ def test_mistakes_are_named_with_their_fix(mistake):
 def test_an_unknown_solver_is_named_with_the_choices():
     with pytest.raises(ValueError, match="solver='deer' is unknown: use one of auto, sequential, newton"):
         nonlinear_scan(lambda h, x: h, jnp.ones((1, 3)), (jnp.ones((1, 5, 3)),), solver="deer")
+
+
+@pytest.mark.parametrize(("factor", "gives_way"), [(None, True), (2.0, False), (0.9, True)])
+def test_auto_on_accelerators_tries_newton_only_where_step_is_certified(factor, gives_way, monkeypatch):
+    """The branch that accelerators take, run here: a step that newton cannot solve tells whether it was tried."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
+    step, h0, sequences = wild()
+    batch = h0[None], jax.tree.map(lambda value: value[None], sequences)
+    h, fell_back = nonlinear_scan(step, *batch, factor=None if factor is None else jnp.float32(factor))
+    assert bool(fell_back) == gives_way
+    np.testing.assert_allclose(h[0], sequential_scan(step, h0, sequences), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_auto_lowers_for_accelerators_with_and_without_a_certificate(platform):
+    weights, h0, (z, drive) = draw(50, gain=1.0)
+    run = jax.jit(lambda h0, xs, factor: nonlinear_scan(partial(gate_step, *weights), h0, xs, factor=factor)[0])
+    text = jax.export.export(run, platforms=[platform])(h0[None], (z[None], drive[None]), jnp.float32(0.5)).mlir_module()
+    assert "stablehlo.case" in text or "stablehlo.if" in text
