@@ -46,14 +46,16 @@ def _observed(stated: Bounds, gates: np.ndarray) -> float | None:
     """|A_T ... A_1|_2^(1/T) of gates that were seen: of a diagonal transition that of its slowest component."""
     if stated.A is None:
         return None
-    logarithm, product = 0.0, np.eye(len(stated.A))
-    for step in effective_transition(np.asarray(gates, np.float64), np.asarray(stated.A), stated.update):
-        product = step @ product if step.ndim == 2 else step[:, None] * product
-        size = np.abs(product).max()
-        if not size > 0:
-            return 0.0
-        logarithm, product = logarithm + math.log(size), product / size
-    return math.exp((logarithm + math.log(np.linalg.norm(product, ord=2))) / len(gates))
+    steps = effective_transition(np.asarray(gates, np.float64), np.asarray(stated.A), stated.update)
+    with np.errstate(divide="ignore"):  # a product that vanishes has the rate 0
+        if steps.ndim == 2:
+            return float(np.exp(np.log(np.abs(steps)).mean(axis=0).max()))
+        logarithm, product = 0.0, np.eye(len(stated.A))
+        for step in steps:
+            product = step @ product
+            size = max(np.abs(product).max(), np.finfo(np.float64).tiny)
+            logarithm, product = logarithm + math.log(size), product / size
+        return float(np.exp((logarithm + np.log(np.linalg.norm(product, ord=2))) / len(gates)))
 
 
 def stability(results: Results, folder: pathlib.Path) -> list[Block]:

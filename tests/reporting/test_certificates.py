@@ -1,0 +1,43 @@
+"""The section on stability: rates seen in gates, and its table and figure with and without what was measured."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selssm_jax.layers.bounds import Bounds
+from selssm_jax.reporting import certificates
+from selssm_jax.reporting.document import Picture
+
+
+def stated(A):
+    return Bounds(A=jnp.asarray(A), gate_min=jnp.zeros(len(A)), gate_max=jnp.ones(len(A)))
+
+
+def test_the_rate_seen_is_that_of_the_product():
+    rng = np.random.default_rng(0)
+    gates, a = rng.uniform(0, 1, (50, 3)), np.array([0.9, 0.5, -0.2], np.float32)
+    product = np.prod(1 - gates * (1 - a), axis=0)
+    expected = np.abs(product).max() ** (1 / 50)
+    assert certificates._observed(stated(a), gates) == pytest.approx(expected)
+    assert certificates._observed(stated(np.diag(a)), gates) == pytest.approx(expected)
+    assert certificates._observed(stated(np.zeros(3, np.float32)), np.ones((4, 3))) == 0
+    assert certificates._observed(Bounds(unknown="nothing"), gates) is None
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_block_without_a_rate_is_named_and_not_drawn(measured, tmp_path):
+    statement = {"status": "not established", "reason": "Nothing is known."}
+    names = ("state_dependent", "stationary_law", "printed_condition")
+    free = dict.fromkeys(names, statement) | {"step": {"rate": None, "constant": None}, "observed_rate": 0.9, "horizon": None}
+    certain = {name: {"status": "holds", "reason": "Proved."} for name in names} | {
+        "step": {"rate": 0.9, "constant": 2.0},
+        "observed_rate": 0.8,
+        "horizon": 73.0,
+    }
+    memory = {"memory": {"blocks": {name: {"horizon": 7, "retention": {"lags": [0, 1, 8], "lower": [1.0, 0.5, 0.0]}} for name in ("block_0", "block_1")}}}
+    results = {"stability": {"block_0": free, "block_1": certain}} | (memory if measured else {})
+    *blocks, picture = certificates.stability(results, tmp_path)
+    assert isinstance(picture, Picture) and (tmp_path / "stability.png").stat().st_size > 10_000
+    table = "\n".join(block.markdown() for block in blocks)
+    assert "| block 0 | not established | – | 0.9000 | – |" in table and "| block 1 | holds | 0.9000 |" in table
+    assert not any(isinstance(block, Picture) for block in certificates.stability({"stability": {"block_0": free}}, tmp_path))
