@@ -108,7 +108,7 @@ def certify_recurrence(
         that read their own component alone; or (n, n), |g_i(h) - g_i(k)| <= sum_j L_ij |h_j - k_j|. 0: they do not read it. inf:
         they may jump.
       drive_bound: U with |B x_t + w_t| <= U at every step, a number or (n,); None or inf: unbounded. Needed where gates read the state.
-      gate_law: how gates that do not read the state are drawn: a list of (probability, gate), independently each step; a `MarkovGates`;
+      gate_law: how gates that do not read the state are drawn: a list of (probability, gate), independently each step; a `MarkovGates`, or its pair of arrays;
         or a sampler (key, count) -> gates (count, n), whose verdicts hold within 4 standard errors.
       noise_cov: covariance of w_t, (n, n); None: no noise.
       update: "retain", A_t = I - G_t (I - A), or "effective", A_t = G_t A.

@@ -59,12 +59,13 @@ class Law:
         return np.linalg.lstsq(equations, np.append(np.zeros(m), 1.0), rcond=None)[0]
 
 
-GateLaw = list[tuple[float, Any]] | MarkovGates | Callable[[Any, int], Any]
+GateLaw = list[tuple[float, Any]] | tuple[Any, Any] | MarkovGates | Callable[[Any, int], Any]
 
 
 def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str) -> Law:
     """Returns the law that `certify_recurrence` was given; raises ValueError for one that is none, or leaves [gate_min, gate_max]."""
     n = len(A)
+    given = MarkovGates(*given) if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 2 else given
     if callable(given):
         count = DRAWS if A.ndim == 1 else int(np.clip(DENSE // A.size, BATCHES, DRAWS))
         gates = _gates(given(jax.random.key(0), count), n, "gate_law(key, count)")

@@ -88,6 +88,7 @@ def test_markov_gates_of_a_diagonal_transition():
     a = 1 - law.gates[:, None] * (1 - np.array([0.5, -0.5]))
     radius = max(np.abs(np.linalg.eigvals(law.transition * a[:, i] ** 2)).max() for i in range(2))
     assert radius <= found.mean_square.rate <= radius * 1.002
+    assert certify_recurrence(np.array([0.5, -0.5]), gate_min=0.1, gate_law=(law.transition, law.gates)).mean_square == found.mean_square
     share = np.array([5 / 6, 1 / 6])
     assert found.lyapunov.rate == pytest.approx(max(share @ np.log(np.abs(a))))
     assert found.lyapunov.rate <= 0.5 * np.log(found.mean_square.rate)  # theory, section 5 B3
