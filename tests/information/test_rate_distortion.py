@@ -318,7 +318,7 @@ def test_the_sandwich_holds_and_both_ends_are_met():
         left = cov - gain @ seen @ cov
         nats = 0.5 * (np.linalg.slogdet(cov)[1] - np.linalg.slogdet(left)[1])
         with jax.enable_x64(True):
-            lower, upper = rate_distortion.sandwich(jnp.asarray(cov), nats)
+            lower, upper = map(float, rate_distortion.sandwich(jnp.asarray(cov), nats))
         assert lower * (1 - 1e-9) <= np.trace(left) <= upper * (1 + 1e-9)
     variances = jnp.array([4.0, 1.0, 0.25])
     lower, upper = rate_distortion.sandwich(variances, jnp.array([0.0, 0.5, 2.0, jnp.inf]))
