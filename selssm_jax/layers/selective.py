@@ -143,8 +143,8 @@ class SelectiveSSM(nn.Module):
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns what holds for all inputs of a set (`layers.bounds`): the gates' range and slopes, and the largest |B x|."""
         drive = self._largest_drive(inputs)
-        limited = Ball(jnp.ones(self.d_model), self._input_radius) if self._capped else inputs
-        drive = jnp.minimum(drive, self._largest_drive(limited))
+        if self._capped:
+            drive = jnp.minimum(drive, self._largest_drive(self._projected))
         drive = jnp.full_like(drive, jnp.inf) if self.process_noise else drive
         gates = self.G.reachable(inputs, self._cap()).envelope(invariant_radius(self.A, drive))
         noise = self.process_noise**2 * jnp.eye(self._poles) if self.process_noise else None
@@ -197,15 +197,16 @@ class SelectiveSSM(nn.Module):
         return self.certified and self.gate_state != "none"
 
     @property
-    def _input_radius(self) -> float:
-        return INPUT_RADIUS * math.sqrt(self.d_model)
+    def _projected(self) -> Ball:
+        """The inputs that a capped layer lets in."""
+        return Ball(jnp.ones(self.d_model), INPUT_RADIUS * math.sqrt(self.d_model))
 
     def _bounded(self, x: Array) -> Array:
         """x on or within the sphere of the largest input, where the certificate needs one."""
         if not self._capped:
             return x
         size = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
-        return x * jnp.minimum(1, self._input_radius / jnp.maximum(size, 1)).astype(x.dtype)
+        return x * jnp.minimum(1, self._projected.radius / jnp.maximum(size, 1)).astype(x.dtype)
 
     def _largest_drive(self, inputs: Inputs) -> Array:
         reach = inputs.reach(self.B)
@@ -218,7 +219,7 @@ class SelectiveSSM(nn.Module):
         """
         if not self._capped:
             return None
-        drive = self._largest_drive(Ball(jnp.ones(self.d_model), self._input_radius))
+        drive = self._largest_drive(self._projected)
         slope = (1 - self.gate_floor) * (DRAWN if self.gate == "hard_concrete" else STEEPEST[self.gate])
         room = CAP_SHARE * (1 - row_sums(self.A)) * (self.gate_floor if self.update == "retain" else 1)
         return room / (slope * pull(self.A, invariant_radius(self.A, drive), drive, self.update) + jnp.finfo(jnp.float32).tiny)
@@ -276,7 +277,7 @@ class SelectiveSSM(nn.Module):
         state = self.initial_state(len(drive)) if state is None else state
         dense = "dense" in (self.transition, self.gate_state)
         xs = (opening.z, opening.noise, drive, reset)
-        factor = self._step_factor(opening, drive, state)
+        factor = self._step_factor(opening, drive, state) if self.solver == "auto" else None  # no other asks for it
         h, fell_back = nonlinear_scan(step, state, xs, jacobian="dense" if dense else "diagonal", solver=self.solver, factor=factor)
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("diagnostics", "fell_back", fell_back)

@@ -14,8 +14,7 @@ def effective_transition(gate: Array, A: Array, update: str) -> Array:
 
     A is (n,) or (n, n); A_t has the gate's leading axes before it.
     """
-    xp = A.__array_namespace__()
-    identity = xp.eye(A.shape[0], dtype=A.dtype) if A.ndim == 2 else xp.ones_like(A)
+    identity = _identity(A)
     identity, A = (matrix.reshape((1,) * (gate.ndim - 1) + matrix.shape) for matrix in (identity, A))
     rows = gate if A.ndim == gate.ndim else gate[..., None]
     return identity - rows * (identity - A) if update == "retain" else rows * A
@@ -64,6 +63,9 @@ def pull(A: Array, reach: Array, drive: Array, update: str) -> Array:
     """
     if update == "effective":
         return carried(A, reach) + drive
+    return carried(A - _identity(A), reach) + drive
+
+
+def _identity(A: Array) -> Array:
     xp = A.__array_namespace__()
-    identity = xp.eye(A.shape[0], dtype=A.dtype) if A.ndim == 2 else xp.ones_like(A)
-    return carried(A - identity, reach) + drive
+    return xp.eye(A.shape[0], dtype=A.dtype) if A.ndim == 2 else xp.ones_like(A)

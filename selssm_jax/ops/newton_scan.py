@@ -140,7 +140,7 @@ def expected_iterations(factor: float, steps: int, *, frozen: float = 0.0, tol: 
 
     Errors, relative to the states, go as e <- q e^2 from 1 on, so that k iterations leave q^(2^k - 1); q is an eighth of what the state's
     reach into the gates takes of the room that contraction leaves, (kappa - kappa_0) / (1 - kappa_0). An expectation and no bound:
-    the square is Newton's, the eighth was seen on certified layers (tests/ops/test_newton_scan.py).
+    the square is Newton's, the eighth was seen on certified layers (tests/stability/test_layers.py).
 
     Args:
       factor: kappa, of `gating.step_factor`. steps: T, which no solve exceeds. frozen: kappa_0, the factor were gates held still.

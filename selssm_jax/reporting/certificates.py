@@ -12,15 +12,14 @@ from matplotlib.figure import Figure
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.ops.gating import effective_transition
 from selssm_jax.reporting.document import Block, Paragraph, Picture
-from selssm_jax.reporting.figures import BLUE, GREEN, GREY, ORANGE, panels, save, style
+from selssm_jax.reporting.figures import LINES, panels, save, style
 from selssm_jax.reporting.run import Run
 from selssm_jax.reporting.sections import titled
 from selssm_jax.reporting.tables import Table
 from selssm_jax.stability import Certificate, certify_bounds
 
 Results = dict[str, Any]
-PRECISION = 1e-3  # at which the horizon is given
-LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY), ("-", "--", "-.", ":", (0, (5, 1))), strict=True))
+LONGEST = 1e9  # steps that are drawn
 READING = (
     "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass on, so it is the worst case: two states "
     "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); beside it, the rate seen in the gates of one "
@@ -90,18 +89,18 @@ def stability(results: Results, folder: pathlib.Path) -> list[Block]:
     drawn = {name: block["step"] for name, block in found.items() if block["step"]["rate"] is not None}
     if drawn:
         kept = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
-        blocks.append(Picture(save(reach(drawn, kept), folder / "stability.png"), CURVES))
+        longest = min(LONGEST, max(1000.0, *(found[name]["horizon"] for name in drawn)))
+        blocks.append(Picture(save(reach(drawn, kept, longest), folder / "stability.png"), CURVES))
     return titled("Stability", blocks)
 
 
 @style()
-def reach(certified: Mapping[str, Results], kept: Mapping[str, Results]) -> Figure:
-    """Certified shares C rate^k by lag, one line a block, and measured retention, {lags, lower}, as markers of the same colour."""
+def reach(certified: Mapping[str, Results], kept: Mapping[str, Results], longest: float) -> Figure:
+    """Certified shares C rate^k by lag up to `longest`, one line a block, and measured retention, {lags, lower}, as markers of the same colour."""
     figure, (ax,) = panels(1, 1, height=3.4)
-    longest = max([1000.0, *(_horizon(one) for one in certified.values())])
     steps = np.unique(np.geomspace(1, longest, 200))
     for index, (name, one) in enumerate(certified.items()):
-        colour, dash = LINES[index % len(LINES)]
+        colour, dash, marker = LINES[index % len(LINES)]
         ax.plot(
             steps,
             np.minimum(1, one["constant"] * np.exp(steps * math.log(max(one["rate"], 1e-300)))),
@@ -112,15 +111,10 @@ def reach(certified: Mapping[str, Results], kept: Mapping[str, Results]) -> Figu
         if name in kept and max(kept[name]["lower"]) > 0:
             lags, share = np.asarray(kept[name]["lags"]), np.asarray(kept[name]["lower"]) / max(kept[name]["lower"])
             seen = lags > 0
-            ax.plot(lags[seen], np.clip(share[seen], 0, 1), color=colour, marker="osD^v"[index % 5], markersize=3.5, linestyle="none")
+            ax.plot(lags[seen], np.clip(share[seen], 0, 1), color=colour, marker=marker, markersize=3.5, linestyle="none")
     ax.set(xscale="log", ylim=(-0.03, 1.05), xlabel="lag k (steps)", ylabel="share that can be left")
     figure.legend(loc="outside lower center", ncols=6)
     return figure
-
-
-def _horizon(step: Results) -> float:
-    """Lag at which a certified share has fallen to a thousandth, drawn up to a billion steps."""
-    return min(1e9, math.log(PRECISION / step["constant"]) / math.log(min(max(step["rate"], 1e-300), 1 - 1e-12)))
 
 
 def _step(found: Certificate) -> Results:

@@ -20,7 +20,7 @@ from selssm_jax.layers.bounds import Bounds, Box
 from selssm_jax.stability import asymptotics, pathwise
 from selssm_jax.stability.laws import GateLaw
 from selssm_jax.stability.recurrence import Recurrence, read
-from selssm_jax.stability.verdict import Verdict
+from selssm_jax.stability.verdict import Verdict, plain
 
 NAMES = {
     "uniform": "Contraction under every sequence of gates",
@@ -75,11 +75,9 @@ class Certificate:
 
     def to_json(self) -> str:
         """Returns everything, witnesses included, as one JSON object; infinite numbers are null."""
-        radius = None if self.invariant_radius is None else self.invariant_radius.tolist()
         found = {name: getattr(self, name).portable() for name in NAMES}
-        constants = {name: value if math.isfinite(value) else None for name, value in self.constants.items()}
-        horizon = self.horizon()
-        return json.dumps(found | {"invariant_radius": radius, "constants": constants, "horizon": horizon if math.isfinite(horizon) else None}, allow_nan=False)
+        rest = {"invariant_radius": self.invariant_radius, "constants": self.constants, "horizon": self.horizon()}
+        return json.dumps(found | plain(rest), allow_nan=False)
 
     def __str__(self) -> str:
         steps = self.horizon()

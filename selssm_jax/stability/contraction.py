@@ -43,9 +43,14 @@ class Contraction:
 
     def horizon(self, eps: float) -> float:
         """Returns the steps after which a difference is below eps times the first; inf where there is no contraction."""
-        if self.rate >= 1:
-            return math.inf
-        return 1.0 if self.rate == 0 else max(1.0, math.ceil(math.log(eps / self.constant) / math.log(self.rate)))
+        return horizon(self.rate, self.constant, eps)
+
+
+def horizon(rate: float, constant: float, eps: float) -> float:
+    """Returns the steps, at least one, after which constant rate^t <= eps; inf for a rate from 1 on."""
+    if rate >= 1:
+        return math.inf
+    return 1.0 if rate <= 0 else max(1.0, math.ceil(math.log(eps / constant) / math.log(rate)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +111,8 @@ def contract(growth: Growth) -> Contraction:
 def perron_root(growth: Growth) -> float:
     """Returns the smallest c, up to rounding from above, such that F(v) <= c v for some v > 0 (theory: rho of |A| where g = 1)."""
     least, most = 0.0, float(growth(np.ones(len(growth.low))).max())
+    if growth.separable:
+        return most
     for _ in range(HALVINGS):
         middle = (least + most) / 2
         least, most = (least, middle) if _weights(growth, middle) is not None else (middle, most)

@@ -113,15 +113,20 @@ def mean_square(law: Law) -> MeanSquare:
     """Returns the mean-square radius: rho(E[A (x) A]) for independent gates, that of the blocks p_ij A_j (x) A_j for a chain."""
     if law.modes.ndim == 2:
         return _by_component(law)
-    if not law.sampled:
-        return _by_matrix(law)
     whole = _by_matrix(law)
+    if not law.sampled:
+        return whole
     parts = np.array_split(law.modes, BATCHES)
     radii = [_root(Law(np.full((1, len(part)), 1 / len(part)), law.gates, part))[0] for part in parts]
     return dataclasses.replace(whole, interval=_interval(whole.radius, np.asarray(radii)))
 
 
+def _batch_means(draws: np.ndarray) -> np.ndarray:
+    return draws[: len(draws) // BATCHES * BATCHES].reshape(BATCHES, -1).mean(axis=1)
+
+
 def _interval(value: float, parts: np.ndarray) -> tuple[float, float]:
+    """Around a mean, by the spread of the means of its parts."""
     error = SIGMAS * float(np.std(parts, ddof=1)) / np.sqrt(len(parts))
     return value - error, value + error
 
@@ -141,7 +146,7 @@ def _by_component(law: Law) -> MeanSquare:
         rate = _above(radius)
         y = np.linalg.solve(rate * np.eye(len(law.P)) - maps, np.ones((len(maps), len(law.P), 1)))[..., 0]
         constant = float((y.max(axis=1) / y.min(axis=1)).max()) if y.min() > 0 else None
-    interval = _interval(radius, power[: len(power) // BATCHES * BATCHES, worst].reshape(BATCHES, -1).mean(axis=1)) if law.sampled else (radius, radius)
+    interval = _interval(radius, _batch_means(power[:, worst])) if law.sampled else (radius, radius)
     return MeanSquare(radius, interval, rate, constant, np.eye(law.modes.shape[1])[worst])
 
 
@@ -258,7 +263,7 @@ def _exact_exponent(law: Law, rng: np.random.Generator) -> Exponent:
     worst = int(means.argmax())
     gamma = float(means[worst])
     sampled = law.sampled and np.isfinite(gamma)
-    interval = _interval(gamma, logs[: len(logs) // BATCHES * BATCHES, worst].reshape(BATCHES, -1).mean(axis=1)) if sampled else (gamma, gamma)
+    interval = _interval(gamma, _batch_means(logs[:, worst])) if sampled else (gamma, gamma)
     return Exponent(gamma, interval, law.gates[_path(law, rng, 1, BURN_IN)[:, 0]])
 
 

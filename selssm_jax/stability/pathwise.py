@@ -102,10 +102,11 @@ def slow_gates(given: Recurrence) -> Verdict:
         return Verdict("not established", reason="A small gate erases in the effective update: it is not slow.")
     if not given.high.min() > 0:
         return Verdict("not established", reason="A component's gate never opens: it never forgets.")
-    fastest = contract(gated(given.A, given.high, given.high, given.update))
+    growth = gated(given.A, given.high, given.high, given.update)
+    fastest = contract(growth)
     if fastest.rate >= 1:
         return Verdict("not established", reason=f"With all gates at gate_max the bound of a step's factor is {fastest.rate:.6g}: open gates overshoot.")
-    mu = (gated(given.A, given.high, given.high, given.update)(fastest.weights) / fastest.weights - 1) / given.high
+    mu = (growth(fastest.weights) / fastest.weights - 1) / given.high
     rate = float((1 + given.low * mu).max())
     decay = f"memory decays in gate time, by exp({mu.max():.4g} sum_t min_i g_ti) at least"
     if not given.low.min() > 0:

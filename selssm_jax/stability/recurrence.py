@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selssm_jax.ops.gating import pull
-from selssm_jax.stability.contraction import Growth, gated, perron_root
+from selssm_jax.stability.contraction import Growth, feasible, gated, perron_root
 from selssm_jax.stability.laws import GateLaw, Law, read_law
 from selssm_jax.stability.lipschitz import operator_norm
 
@@ -45,7 +45,7 @@ class Recurrence:
     def spectral_radius(self) -> float:
         """rho(|A|), from above."""
         size = np.abs(self.A)
-        return float(size.max()) if size.ndim == 1 else perron_root(Growth(size, size))
+        return perron_root(Growth(size, size))
 
     @cached_property
     def invariant_radius(self) -> np.ndarray | None:
@@ -54,7 +54,7 @@ class Recurrence:
             return None
         scale = np.ones(len(self.A)) if self.update == "retain" else self.high
         size = np.abs(self.A) * (scale if self.A.ndim == 1 else scale[:, None])
-        if (size.max() if size.ndim == 1 else perron_root(Growth(size, size))) >= 1:
+        if not feasible(Growth(size, size)):
             return None
         target = scale * self.drive
         return target / (1 - size) if size.ndim == 1 else np.maximum(np.linalg.solve(np.eye(len(size)) - size, target), 0)

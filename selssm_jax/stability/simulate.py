@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from selssm_jax.ops.gating import effective_transition
+from selssm_jax.stability.switching import period_product
 
 SETTLE = 4000  # steps that a pair is given to reach its attractors
 CYCLES = ((1.0,), (1.0, -1.0), (1.0, 0.0), (1.0, 1.0, -1.0, -1.0))  # shapes of drives, times their bound
@@ -82,10 +82,8 @@ class GateSequence:
 
     def replay(self, A: np.ndarray, update: str, *, periods: int) -> np.ndarray:
         """Returns |A_P ... A_1|^k, the spectral norm, after k = 0 ... periods periods."""
-        steps = effective_transition(self.gates, A, update)
-        product = np.eye(len(A))
-        for one in steps:
-            product = (np.diag(one) if A.ndim == 1 else one) @ product
+        product = period_product(A, self.gates, update)
+        product = np.diag(product) if A.ndim == 1 else product
         return np.asarray([np.linalg.norm(np.linalg.matrix_power(product, k), ord=2) for k in range(periods + 1)])
 
 

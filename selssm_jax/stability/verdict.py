@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from selssm_jax.stability.contraction import horizon
 from selssm_jax.stability.simulate import Witness
 
 Status = Literal["holds", "refuted", "not established"]
@@ -39,29 +40,27 @@ class Verdict:
 
     def horizon(self, eps: float) -> float:
         """Returns the steps after which C rate^t <= eps; inf unless the statement holds with a rate below 1."""
-        if self.status != "holds" or self.rate is None or self.rate >= 1:
-            return math.inf
-        return 1.0 if self.rate <= 0 else max(1.0, math.ceil(math.log(eps / self.constant) / math.log(self.rate)))
+        return math.inf if self.status != "holds" or self.rate is None else horizon(self.rate, self.constant, eps)
 
     def portable(self) -> dict[str, Any]:
         """Returns the verdict as JSON knows values; the witness names its kind."""
         found = dataclasses.asdict(dataclasses.replace(self, witness=None))
         found["witness"] = None if self.witness is None else {"kind": type(self.witness).__name__} | dataclasses.asdict(self.witness)
-        return _plain(found)
+        return plain(found)
 
     def __str__(self) -> str:
         rate = "" if self.rate is None else f" (rate {self.rate:.6g})"
         return f"{self.status}{rate}. {self.reason}"
 
 
-def _plain(value: Any) -> Any:
-    """Lists for arrays, null for what is not finite."""
+def plain(value: Any) -> Any:
+    """Returns a value as JSON knows it: lists for arrays, null for what is not finite."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

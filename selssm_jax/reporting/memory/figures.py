@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from selssm_jax.reporting.figures import BLUE, GREEN, GREY, ORANGE, panels, style
+from selssm_jax.reporting.figures import BLUE, LINES, ORANGE, panels, style
 
 Results = Mapping[str, Any]
-LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"), ("-", "--", "-.", ":", "-", "--"), ("o", "s", "^", "D", "v", "x"), strict=True))
 
 
 @style()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from selssm_jax.compression.streaming import components
 from selssm_jax.information import bracket
 from selssm_jax.layers.selective import Law
 from selssm_jax.model import SequenceModel
@@ -105,7 +106,7 @@ def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
         one = lambda A, drive, noise: jax.tree.map(lambda value: value[at], bracket.conditional_moments(A, drive, noise**2))  # noqa: E731
         return tuple(jax.lax.map(lambda row: one(*row), (law.A, law.drive, law.noise)))
     means, variances = linear_scan(law.A, law.drive)[0][:, at], linear_scan(jnp.abs(law.A) ** 2, law.noise**2)[0][:, at]
-    return _real(means), jnp.concatenate([variances, variances], axis=-1) if jnp.iscomplexobj(means) else variances
+    return components(means), jnp.concatenate([variances, variances], axis=-1) if jnp.iscomplexobj(means) else variances
 
 
 def _read(model: SequenceModel, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
@@ -125,11 +126,7 @@ def _block(mixer: dict[str, tuple[Array, ...]], law: Law | None, moments: Sequen
     at = jnp.asarray(moments)
     gate = mixer["gate"][0].mean(axis=-1) if "gate" in mixer else None
     conditional = None if law is None else Conditional(*law_of_state(law, moments))
-    return Block(_real(mixer["state"][0][:, at]), gate, conditional)
-
-
-def _real(states: Array) -> Array:
-    return jnp.concatenate([states.real, states.imag], axis=-1) if jnp.iscomplexobj(states) else states
+    return Block(components(mixer["state"][0][:, at]), gate, conditional)
 
 
 def _frames(model: SequenceModel, batch: Batch) -> tuple[Array, Array]:
