@@ -4,6 +4,7 @@
   python eval.py --workdir runs/quickstart --split validation
   python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
   python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
+  python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
   python eval.py --workdir runs/etth1 --local_dir ~/data           the run's own data, from a folder of yours
 
 The report is RUN/report/index.html, one page with its figures inside, with report.md, the figures and results.json beside
@@ -22,17 +23,24 @@ FILE = flags.DEFINE_string(
     "file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling; cut into the same splits"
 )
 MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
+COMPRESS = flags.DEFINE_bool(
+    "compress", False, "compress the memory as the run's config.compress says, into RUN-compressed, a run like any other, with a report; takes minutes"
+)
+OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of the run's measure or compress configuration, for example compress.factor=32; may be repeated")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
 
 
 def main(_: list[str]) -> None:
     """Writes the report and prints the scores and where it is."""
     with errors.reported():
-        from selssm_jax.reporting import report
+        from selssm_jax.reporting import compression, report
 
+        if COMPRESS.value:
+            print(compression.summary(compression.write(WORKDIR.value, split=SPLIT.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)))
+            return
         if MEASURE.value:
             print("measuring what the states hold: about a minute for each block", file=sys.stderr, flush=True)
-        results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value, measure=MEASURE.value)
+        results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value, measure=MEASURE.value, override=OVERRIDE.value)
         print(report.summary(results))
 
 

@@ -138,6 +138,7 @@ class Model:
     scan: Literal["auto", "sequential", "associative", "chunked"] = "auto"
     solver: Literal["auto", "sequential", "newton"] = "auto"  # of the recurrence where gates read the state
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
+    memory_bits: tuple[str, ...] = ()  # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
     remat: bool = False  # recompute a block's activations in the backward pass
     task: Task = Task()
 
@@ -165,6 +166,9 @@ class Model:
                 f"model.certified=True with model.gate_state={self.gate_state!r} bounds what moves the state, found model.process_noise="
                 f"{self.process_noise}, a Gaussian without bound: use process_noise=0 or gate_state='none'"
             )
+        for digits in self.memory_bits:
+            if not digits or set(digits) - set("012345678"):
+                raise InputError(f"model.memory_bits holds {digits!r}: give each array of the state its components' bits, a digit from 0 to 8 each")
         if self.stride > self.frame:
             raise InputError(f"model.stride={self.stride} is larger than model.frame={self.frame}: samples in between would be dropped; use stride <= frame")
 
@@ -230,6 +234,29 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compress:
+    """What `eval.py --compress` makes of a trained model; nothing of it touches training."""
+
+    factor: float = 16.0  # how many times fewer bytes are carried than in float32; 0: the most that keeps the loss within `within`
+    within: float = 0.01  # relative loss of the metric that is allowed
+    most_bits: int = 6  # of one component
+    calibration: int = 4  # training batches that levels, variances and sensitivities are taken from
+    steps: int = 300  # of fine-tuning; 0: none
+    peak_rate: float = 5e-4  # of fine-tuning
+    weights: Literal["float32", "int8"] = "float32"  # as the compressed run stores them
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "compress")
+        _at_least(self, "compress", most_bits=1, calibration=1, steps=0, seed=0)
+        _within(self, "compress", 0.0, 1.0, "within")
+        _within(self, "compress", 1, 8, "most_bits")
+        _within(self, "compress", 0.0, float("inf"), "factor", "peak_rate")
+        if 0 < self.factor < 1:
+            raise InputError(f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that stays within compress.within")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run, whole: saved beside its checkpoints, so that a run describes itself."""
 
@@ -239,6 +266,7 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     measure: Measure = Measure()
+    compress: Compress = Compress()
 
     def __post_init__(self) -> None:
         _check_fields(self, "config")
@@ -266,6 +294,20 @@ class Experiment:
         """Returns the experiment that a ConfigDict describes. Raises InputError that names the key and the fix."""
         return _build(cls, config.to_dict(), "config")
 
+    def overridden(self, assignments: typing.Sequence[str]) -> "Experiment":
+        """Returns the experiment with "group.key=value" for keys that only evaluation reads, of the groups measure and compress; values as in JSON.
+
+        Raises InputError for other groups, and for what is refused anywhere else.
+        """
+        values = dataclasses.asdict(self)
+        for assignment in assignments:
+            name, _, text = assignment.partition("=")
+            group, _, key = name.partition(".")
+            if group not in ("measure", "compress"):
+                raise InputError(f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE or compress.KEY=VALUE")
+            values[group] = values[group] | {key: _parsed(text)}
+        return _build(Experiment, values, "config")
+
     def to_json(self) -> str:
         """Returns the experiment as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -288,6 +330,14 @@ def _build(kind: type, values: Any, path: str) -> Any:
         if key not in hints:
             raise InputError(f"{path} has no key {key!r}: {suggest(key, hints)}")
     return kind(**{key: _cast(hints[key], value, f"{path}.{key}") for key, value in values.items()})
+
+
+def _parsed(text: str) -> Any:
+    """A number or truth value as JSON has it, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _cast(hint: Any, value: Any, path: str) -> Any:

@@ -1,6 +1,6 @@
 """SequenceModel: encode, blocks of any pattern of mixers, decode; the same weights in parallel and step by step."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,17 @@ from selssm_jax.shapes import Reset, Signal, Tokens
 
 Inputs = Tokens | Signal
 State = dict[str, Any]
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What reads sequences as `SequenceModel` does, under the same `apply`: itself, or a model that carries its state in another form."""
+
+    config: Model
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls `__call__`, or the method that is named, with these variables."""
+        ...
 
 
 class SequenceModel(nn.Module):
@@ -93,6 +104,12 @@ class SequenceModel(nn.Module):
             state["scale"] = {name: jnp.zeros((batch, 1, self.config.task.channels)) for name in ("mean", "deviation")}
         return state
 
+    def begin(self, inputs: Inputs, state: State) -> State:
+        """Returns `state` with what the first call decides for a whole sequence: the scale of a forecast, from all of its inputs."""
+        if self.config.task.kind != "forecasting" or not self.config.normalize:
+            return state
+        return state | {"scale": self._scale(inputs, state["scale"])}
+
     def bounds(self) -> dict[str, Bounds]:
         """Returns, block by block, what its mixer states of itself for all inputs that can reach it (`layers.bounds`)."""
         return {f"block_{index}": block.bounds() for index, block in enumerate(self.block)}
@@ -127,7 +144,7 @@ class SequenceModel(nn.Module):
 
     def _forecast(self, inputs: Array, state: State, reset: Array | None, deterministic: bool) -> tuple[Array, State]:
         """Reversible instance normalisation around the model (Kim et al. 2022), every channel by itself if asked for."""
-        scale = self._scale(inputs, state["scale"]) if self.config.normalize else state["scale"]
+        scale = self.begin(inputs, state)["scale"]
         if self.config.normalize:
             inputs = (inputs - scale["mean"]) / scale["deviation"]
         series = self._split_channels(inputs)

@@ -4,12 +4,17 @@ The state that is carried is the packed one: a step unpacks it, updates it and p
 Everything but `fit` and `allocate` is a pure function of arrays for `jax.jit` and `jax.lax.scan`.
 """
 
+import heapq
+from collections.abc import Callable
+
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
 MOST = 8  # bits of a component
+POOLED = 50_000  # samples that levels are fitted to
 LLOYD, SETTLED = 200, 1e-6  # most iterations of Lloyd and Max, and the share by which the last one lowers the error
 
 Samples = Float[Array | np.ndarray, "M N"]
@@ -38,15 +43,19 @@ class Quantizer:
 
         Rounding to the nearest loses every update that is smaller than half the distance of two levels; stochastic rounding keeps it on average.
         """
-        below, above = self._levels(h.ndim, slice(None, -1)), self._levels(h.ndim, slice(1, None))
-        if noise is None:
-            return ((h[..., None] > (below + above) / 2) & (above > below)).sum(axis=-1, dtype=jnp.int32)
-        share = (h[..., None] - below) / jnp.where(above > below, above - below, 1)  # of the way from each level to the next
-        return ((share > noise[..., None]) & (above > below)).sum(axis=-1, dtype=jnp.int32)
+        return self._by_bits(_codes, *(value for value in (h, noise) if value is not None))
 
     def dequantize(self, codes: Int[Array, "... N"]) -> Float[Array, "... N"]:
         """Returns the levels of codes."""
-        return jnp.take_along_axis(self._levels(codes.ndim, slice(None)), codes[..., None], axis=-1)[..., 0]
+        return self._by_bits(_chosen, codes)
+
+    def snap(self, h: Float[Array, "... N"]) -> Float[Array, "... N"]:
+        """Returns `dequantize(quantize(h))`, for training: exact forward, straight through backward.
+
+        The gradient of h passes where h lies between the outermost cells and is 0 beyond them; that of a level sums over what was rounded to it
+        (Bengio et al. 2013; Esser et al. 2020).
+        """
+        return self._by_bits(_snapped, h)
 
     def pack(self, codes: Int[Array, "... N"]) -> UInt8[Array, "... b"]:
         """Returns codes as `nbytes` bytes, the highest bit of each first."""
@@ -61,8 +70,16 @@ class Quantizer:
         place[np.arange(len(shift)), component] = 1 << shift
         return bits @ place
 
-    def _levels(self, ndim: int, part: slice) -> Array:
-        return self.levels[:, part].reshape((1,) * (ndim - 1) + (len(self.bits), -1))
+    def _by_bits(self, function: Callable[..., Array], *values: Array) -> Array:
+        """Applies a function of (levels (1, ..., n, L), values (..., n)) to the components of each number of bits by themselves: 1 bit needs 2 levels."""
+        bits = np.asarray(self.bits)
+        groups = [np.flatnonzero(bits == count) for count in np.unique(bits)]
+        found = []
+        for index in groups:
+            levels = self.levels[index, : 2 ** bits[index[0]]]
+            levels = levels.reshape((1,) * (values[0].ndim - 1) + levels.shape)
+            found.append(function(levels, *(value[..., index] for value in values)))
+        return jnp.concatenate(found, axis=-1)[..., np.argsort(np.concatenate(groups))]
 
     def _places(self) -> tuple[Integer[np.ndarray, "b"], Integer[np.ndarray, "b"]]:
         """Of every stored bit, its component and its place there."""
@@ -71,15 +88,39 @@ class Quantizer:
         return component, shift
 
 
-def allocate(variances: Float[Array | np.ndarray, "N"], budget: int, *, weights: Float[Array | np.ndarray, "N"] | None = None) -> tuple[int, ...]:
+def _codes(levels: Array, h: Array, noise: Array | None = None) -> Array:
+    below, above = levels[..., :-1], levels[..., 1:]
+    if noise is None:
+        return ((h[..., None] > (below + above) / 2) & (above > below)).sum(axis=-1, dtype=jnp.int32)
+    share = (h[..., None] - below) / jnp.where(above > below, above - below, 1)  # of the way from each level to the next
+    return ((share > noise[..., None]) & (above > below)).sum(axis=-1, dtype=jnp.int32)
+
+
+def _chosen(levels: Array, codes: Array) -> Array:
+    """Sums of one term each, which have a gradient that needs no scatter."""
+    places = jnp.arange(levels.shape[-1]).reshape((1,) * codes.ndim + (-1,))
+    return jnp.where(codes[..., None] == places, levels, 0).sum(axis=-1)
+
+
+def _snapped(levels: Array, h: Array) -> Array:
+    rounded = _chosen(levels, _codes(*jax.lax.stop_gradient((levels, h))))
+    low, high = jax.lax.stop_gradient((levels[..., 0], levels[..., -1]))
+    margin = (high - low) / (2 * max(levels.shape[-1] - 1, 1))
+    through = jnp.where((h >= low - margin) & (h <= high + margin), h, jax.lax.stop_gradient(h))
+    return rounded + (through - jax.lax.stop_gradient(through))
+
+
+def allocate(
+    variances: Float[Array | np.ndarray, "N"], budget: int, *, weights: Float[Array | np.ndarray, "N"] | None = None, most: int = MOST
+) -> tuple[int, ...]:
     """Returns bits of each component, `budget` in all, by reverse water-filling in whole bits (theory, section 10).
 
     Each bit in turn goes where the error that is left, weight_i variance_i 4^-bits_i, is largest: what water-filling does with real
     numbers, and optimal in whole ones for that error. Components under the water get none.
 
     Args:
-      variances: of the components. budget: bits a state, at most 8 a component.
-      weights: what a unit of squared error costs in each component; 1 if None.
+      variances: of the components. budget: bits a state.
+      weights: what a unit of squared error costs in each component; 1 if None. most: bits that one component can get.
 
     Raises:
       ValueError: for negative variances or weights, or a budget out of range.
@@ -87,20 +128,29 @@ def allocate(variances: Float[Array | np.ndarray, "N"], budget: int, *, weights:
     left = np.asarray(variances, np.float64) * (1 if weights is None else np.asarray(weights, np.float64))
     if left.ndim != 1 or not (np.isfinite(left).all() and (left >= 0).all()):
         raise ValueError(f"variances times weights are {left}, expected finite numbers from 0, one a component")
-    if not 0 <= budget <= MOST * len(left):
-        raise ValueError(f"budget={budget} bits for {len(left)} components: use from 0 to {MOST * len(left)}, {MOST} a component")
+    if not 0 <= most <= MOST:
+        raise ValueError(f"most={most} bits of a component: use from 0 to {MOST}")
+    if not 0 <= budget <= most * len(left):
+        raise ValueError(f"budget={budget} bits for {len(left)} components: use from 0 to {most * len(left)}, {most} a component")
+    bids = [(-error, index) for index, error in enumerate(left)] if most else []
+    heapq.heapify(bids)
     bits = np.zeros(len(left), int)
     for _ in range(budget):
-        best = int(np.where(bits < MOST, left, -1).argmax())
+        error, best = heapq.heappop(bids)
         bits[best] += 1
-        left[best] /= 4
+        if bits[best] < most:
+            heapq.heappush(bids, (error / 4, best))
     return tuple(bits.tolist())
 
 
-def fit(samples: Samples, bits: tuple[int, ...]) -> Quantizer:
+def fit(samples: Samples, bits: tuple[int, ...], *, channels: Bits | None = None) -> Quantizer:
     """Returns the quantiser of least squared error on samples of states, (M, N): Lloyd's and Max's conditions, component by component.
 
     Levels are the means of what is nearest to them. Component 0 bits: its mean.
+
+    Args:
+      channels: a number for each component; those of one number are taken to hold the same quantity, as the slots of a window do, and are fitted
+        on all their samples together: what moves from one slot to the next of as many bits is then not rounded again. None: all apart.
 
     Raises:
       ValueError: for samples that are not finite (M, N), or bits that are not from 0 to 8, one a component.
@@ -110,9 +160,20 @@ def fit(samples: Samples, bits: tuple[int, ...]) -> Quantizer:
         raise ValueError(f"samples have shape {values.shape}, expected finite numbers (M, N), at least one sample")
     if len(bits) != values.shape[1] or not all(0 <= count <= MOST for count in bits):
         raise ValueError(f"bits={bits} do not fit {values.shape[1]} components: give each from 0 to {MOST}")
+    channels = np.arange(len(bits)) if channels is None else np.asarray(channels)
+    if channels.shape != (len(bits),):
+        raise ValueError(f"channels of shape {channels.shape} for {len(bits)} components: give each a number")
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for channel, count in sorted(set(zip(channels.tolist(), bits, strict=True))):
+        pooled = values[:, channels == channel].ravel()
+        found[channel, count] = _lloyd(pooled[:: -(-len(pooled) // POOLED)], 2**count)
     most = 2 ** max(bits)
-    levels = [np.pad(found := _lloyd(column, 2**count), (0, most - len(found)), mode="edge") for column, count in zip(values.T, bits, strict=True)]
+    levels = [_padded(found[one], most) for one in zip(channels.tolist(), bits, strict=True)]
     return Quantizer(jnp.asarray(np.stack(levels), jnp.float32), tuple(bits))
+
+
+def _padded(levels: np.ndarray, most: int) -> np.ndarray:
+    return np.pad(levels, (0, most - len(levels)), mode="edge")
 
 
 def _lloyd(samples: Float[np.ndarray, "M"], count: int) -> Float[np.ndarray, "L"]:

@@ -1,121 +1,201 @@
 """Models that carry their memory packed: what goes from one step to the next is bytes (theory, section 10).
 
-Any mixer whose state is one array of real or complex numbers, (B, N), can be packed; complex ones as real and imaginary parts, one after the other.
+Every array that a model carries is packed, whatever mixers it has: see `compression.carried`. Reading goes step by step, in one compiled loop, because
+what is rounded is what the next step reads. The loop is differentiable (`Quantizer.snap`), so a packed model can be trained like any other.
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Float
 
+from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import Quantizer
-from selssm_jax.model import Inputs, SequenceModel
+from selssm_jax.config import Model
+from selssm_jax.model import Reader, SequenceModel
 
-State = dict[str, Any]
+State = Any
 PyTree = Any
+LEVELS = "levels"  # the name of a quantiser's levels among a packed model's parameters
+Update = Callable[[Float[Array, "R M"], Any], tuple[Float[Array, "R M"], Any]]
+
+
+class Reading(NamedTuple):
+    """What `read` returns: the model's outputs, the state after the last step, what `update` gave after every step, and what the model sowed."""
+
+    outputs: Array
+    state: State
+    given: Any
+    sown: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedModel:
-    """A `SequenceModel` whose mixers' states are packed after every step by one `Quantizer` a block.
+    """A `SequenceModel` whose state is packed: the same `apply`, and a state of bytes.
+
+    Its parameters are those of the model, and "levels", (M, L), the reproduction values of every component that is carried. Its state is
+    {"packed": (R, b) uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
 
     Attributes:
-      model, params: as trained. quantizers: one a block, in the order of the pattern.
-
-    Raises ValueError where these do not fit the model's states.
+      model: what reads. bits: of every component, one string of digits a leaf of the state, in the state's order.
     """
 
     model: SequenceModel
-    params: PyTree
-    quantizers: tuple[Quantizer, ...]
-
-    def __post_init__(self) -> None:
-        sizes = [components(block["mixer"]).shape[-1] for block in self._empty(1)["blocks"]]
-        given = [len(quantizer.bits) for quantizer in self.quantizers]
-        if sizes != given:
-            raise ValueError(f"quantizers of {given} components for blocks of {sizes}: fit one to the states of each block")
+    bits: tuple[str, ...]
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes of the packed mixers' states of one sequence."""
-        return sum(quantizer.nbytes for quantizer in self.quantizers)
+    def config(self) -> Model:
+        """The configuration of the model, which names the bits."""
+        return dataclasses.replace(self.model.config, memory_bits=self.bits)
 
-    def initial_state(self, batch: int) -> State:
-        """Returns the packed state before the first step of `batch` sequences."""
-        return self._packed(self._empty(batch), None)
+    def quantizer(self, params: Mapping[str, Any]) -> Quantizer:
+        """Returns the quantiser of all components."""
+        return Quantizer(params[LEVELS], tuple(int(digit) for leaf in self.bits for digit in leaf))
 
-    def step(self, inputs: Array, state: State, key: PRNGKeyArray | None = None) -> tuple[Array, State]:
-        """Reads one step, (B,) tokens or (B, C) values, or (B, S, C) a stride of them; returns (outputs after it, packed state).
+    def apply(self, variables: Mapping[str, Any], inputs: Any = None, state: State | None = None, *, method: str | None = None, **options: Any) -> Any:
+        """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is the model's own.
 
-        With a key, levels are rounded stochastically: small updates then survive on average.
+        Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried.
         """
-        known = self._unpacked(state)
-        whole = self.model.config.task.kind != "language" and inputs.ndim == 3
-        outputs, after = self.model.apply({"params": self.params}, inputs, known, method=None if whole else "step")
-        return outputs, self._packed(after, key)
+        if method == "initial_state":
+            return self._initial(variables["params"], inputs)
+        if method == "step":
+            outputs, after = self._sequence(variables["params"], inputs[:, None], state, **options)
+            return (outputs[:, 0] if self.config.task.kind == "language" else outputs), after
+        if method is not None:
+            return self.model.apply({"params": _own(variables["params"])}, method=method)
+        return self._sequence(variables["params"], inputs, state, **options)
 
-    def scan(self, inputs: Inputs, state: State | None = None, key: PRNGKeyArray | None = None) -> tuple[Array, State]:
-        """Reads a sequence, (B, T) or (B, T, C), step by step in one program; returns (outputs, packed state).
+    def _initial(self, params: Mapping[str, Any], batch: int) -> State:
+        layout = Carried(self.model, _own(params))
+        empty = self.model.apply({"params": _own(params)}, batch, method="initial_state")
+        quantizer = self.quantizer(params)
+        return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.kept(empty)}
 
-        Outputs are those after every step, (B, T, V), for language, else those after the last. A signal is read a stride at a time, and what is
-        left of one at its end is not read.
-        """
-        config = self.model.config
-        stride = 1 if config.task.kind == "language" else config.stride
-        state = self.initial_state(len(inputs)) if state is None else state
-        steps = inputs.shape[1] // stride
-        strides = inputs[:, : steps * stride].reshape(len(inputs), steps, *([stride] if config.task.kind != "language" else []), *inputs.shape[2:])
-        keys = None if key is None else jax.random.split(key, steps)
-
-        def body(state: State, now: tuple[Array, PRNGKeyArray | None]) -> tuple[State, Array]:
-            outputs, state = self.step(now[0], state, now[1])
-            return state, outputs
-
-        state, outputs = jax.lax.scan(body, state, (strides.swapaxes(0, 1), keys))
-        return (outputs.swapaxes(0, 1) if config.task.kind == "language" else outputs[-1]), state
-
-    def _empty(self, batch: int) -> State:
-        return self.model.apply({"params": self.params}, batch, method="initial_state")
-
-    def _packed(self, state: State, key: PRNGKeyArray | None) -> State:
-        keys = [None] * len(self.quantizers) if key is None else jax.random.split(key, len(self.quantizers))
-        blocks = []
-        for block, quantizer, one in zip(state["blocks"], self.quantizers, keys, strict=True):
-            h = components(block["mixer"])
-            noise = None if one is None else jax.random.uniform(one, h.shape)
-            blocks.append(block | {"mixer": quantizer.pack(quantizer.quantize(h, noise))})
-        return state | {"blocks": tuple(blocks)}
-
-    def _unpacked(self, state: State) -> State:
-        shapes = jax.eval_shape(lambda: self._empty(1))["blocks"]
-        blocks = []
-        for block, quantizer, like in zip(state["blocks"], self.quantizers, shapes, strict=True):
-            h = quantizer.dequantize(quantizer.unpack(block["mixer"]))
-            complex_state = jnp.issubdtype(like["mixer"].dtype, jnp.complexfloating)
-            blocks.append(block | {"mixer": jax.lax.complex(*jnp.split(h, 2, axis=-1)) if complex_state else h})
-        return state | {"blocks": tuple(blocks)}
+    def _sequence(self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any) -> Any:
+        """Unpacks once, carries levels from step to step, which are the packed bytes in another form, and packs once."""
+        layout, quantizer = Carried(self.model, _own(params)), self.quantizer(params)
+        state = self._initial(params, len(inputs)) if state is None else state
+        known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
+        snap = lambda vector, _: (quantizer.snap(vector), None)  # noqa: E731
+        found = read(self.model, _own(params), inputs, known, snap, mutable=mutable, **options)
+        codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
+        after = {"packed": quantizer.pack(codes), "kept": layout.kept(found.state)}
+        return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
 
 
-def components(state: Inexact[Array, "*b N"]) -> Float[Array, "*b M"]:
-    """Returns a mixer's state as real numbers: complex ones as real and then imaginary parts."""
-    return jnp.concatenate([state.real, state.imag], axis=-1) if jnp.iscomplexobj(state) else state
+def packed_bytes(model: PackedModel, params: PyTree) -> int:
+    """Returns the bytes that are carried for one sequence."""
+    layout = Carried(model.model, _own(params))
+    return layout.rows * model.quantizer(params).nbytes + layout.kept_bytes
 
 
-def calibration(model: SequenceModel, params: PyTree, inputs: Iterable[Inputs]) -> list[Float[np.ndarray, "M N"]]:
-    """Returns, block by block, the states of every step of all sequences, the samples that `quantization.fit` takes.
+def read(
+    model: SequenceModel,
+    params: PyTree,
+    inputs: Array,
+    state: State | None,
+    update: Update,
+    xs: Any = None,
+    *,
+    reset: Array | None = None,
+    valid: Array | None = None,
+    deterministic: bool = True,
+    rngs: Mapping[str, Array] | None = None,
+    mutable: Any = False,
+) -> Reading:
+    """Reads a sequence a step at a time, and after every one lets `update` change the vector of all that is carried.
+
+    A step is a token, or a stride of a signal; what is left of a stride at the end of one is read too. Outputs are those of every step for
+    language, else those after the last.
 
     Args:
-      inputs: batches of (B, T) tokens or (B, T, C) values, of training or validation, never of test.
+      update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked; None for none.
+    """
+    layout, language = Carried(model, params), model.config.task.kind == "language"
+    state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
+    state = model.apply({"params": params}, inputs, state, method="begin")
+    stride = 1 if language else model.config.stride
+    looped = inputs.shape[1] if language else -(-inputs.shape[1] // stride) - 1  # the head speaks after the last step alone
+
+    def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Array | None, Any, Any]]:
+        number, x, piece, reset, valid = now
+        keys = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
+        options: dict[str, Any] = {"reset": reset, "valid": valid, "deterministic": deterministic, "rngs": keys, "mutable": mutable}
+        found = model.apply({"params": params}, piece, state, **options)
+        (outputs, after), sown = found if mutable else (found, {})
+        vector, given = update(layout.vector(after), x)
+        return layout.state(vector, layout.kept(after)), (outputs, given, _carrying(sown, layout.state(vector, layout.kept(after))))
+
+    arrays = (inputs, reset, valid)
+    cut = (_strides(array, looped, stride) for array in arrays)
+    ahead = jax.tree.map(lambda leaf: leaf[:looped], xs)
+    without = step if language else lambda state, now: (lambda after, found: (after, (None, *found[1:])))(*step(state, now))
+    state, (outputs, given, sown) = jax.lax.scan(without, state, (jnp.arange(looped), ahead, *cut))
+    if language:
+        return Reading(_frames(outputs), state, given, _merged(sown))
+    rest = (None if array is None else array[:, looped * stride :] for array in arrays)
+    state, (outputs, last, shown) = step(state, (looped, jax.tree.map(lambda leaf: leaf[looped], xs), *rest))
+    joined = lambda many, one: jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), many, one)  # noqa: E731
+    return Reading(outputs, state, joined(given, last), _merged(joined(sown, shown)))
+
+
+def calibration(model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, most: int = 20_000) -> Float[np.ndarray, "S M"]:
+    """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about `most` of them, evenly spaced.
+
+    Args:
+      batches: as a dataset draws them, of training or validation, never of test.
     """
 
     @jax.jit
-    def read(inputs: Inputs) -> list[Array]:
-        seen = model.apply({"params": params}, inputs, mutable=["intermediates"])[1]["intermediates"]
-        return [components(seen[f"block_{index}"]["mixer"]["state"][0]) for index in range(len(model.config.pattern))]
+    def carried(inputs: Array, reset: Array | None, valid: Array) -> Array:
+        return read(model, params, inputs, None, lambda vector, _: (vector, vector), reset=reset, valid=valid).given
 
-    batches = [[np.asarray(h, np.float32).reshape(-1, h.shape[-1]) for h in read(batch)] for batch in inputs]
-    return [np.concatenate(samples) for samples in zip(*batches, strict=True)]
+    found = [_live(np.asarray(carried(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
+    samples = np.concatenate(found)
+    return samples[:: -(-len(samples) // most)]
+
+
+def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> np.ndarray:
+    """(S, R, M) to samples, of valid steps alone."""
+    stride = 1 if model.config.task.kind == "language" else model.config.stride
+    valid = np.asarray(batch["valid"])[:, ::stride].T
+    return given[np.repeat(valid, given.shape[1] // valid.shape[1], axis=1)]
+
+
+def _own(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without the levels."""
+    return {name: group for name, group in params.items() if name != LEVELS}
+
+
+def _strides(array: Array | None, count: int, stride: int) -> Array | None:
+    """(B, T, ...) to (count, B, stride, ...)."""
+    if array is None:
+        return None
+    return array[:, : count * stride].reshape(len(array), count, stride, *array.shape[2:]).swapaxes(0, 1)
+
+
+def _frames(steps: Array) -> Array:
+    """(S, R, 1, ...) to (R, S, ...)."""
+    return steps[:, :, 0].swapaxes(0, 1)
+
+
+def _merged(sown: Mapping[str, Any]) -> dict[str, Any]:
+    """What single steps sowed, as one call would have: frames joined along time; diagnostics, which have none, stay apart."""
+    return {name: found if name == "diagnostics" else jax.tree.map(_frames, found) for name, found in sown.items()}
+
+
+def _carrying(sown: Mapping[str, Any], state: State) -> dict[str, Any]:
+    """`sown` with the states that are carried in place of those that were computed."""
+    if "intermediates" not in sown:
+        return dict(sown)
+    blocks = dict(sown["intermediates"])
+    for index, block in enumerate(state["blocks"]):
+        name = f"block_{index}"
+        if "state" in blocks.get(name, {}).get("mixer", {}):
+            blocks[name] = blocks[name] | {"mixer": blocks[name]["mixer"] | {"state": (block["mixer"][:, None],)}}
+    return {**sown, "intermediates": blocks}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from selssm_jax.config import Experiment
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.training import parallel
 from selssm_jax.training.optimizer import build
 from selssm_jax.training.step import TrainState, train_step
@@ -30,7 +30,7 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def state_bytes(model: SequenceModel, params: PyTree) -> int:
+def state_bytes(model: Reader, params: PyTree) -> int:
     """Returns the bytes of everything carried from one step to the next, for one sequence."""
     return tree_bytes(jax.eval_shape(lambda: model.apply({"params": params}, 1, method="initial_state")))
 
@@ -40,7 +40,7 @@ def parameters(params: PyTree) -> dict[str, int]:
     return {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(group)) for name, group in params.items()}
 
 
-def account(experiment: Experiment, model: SequenceModel, params: PyTree, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def account(experiment: Experiment, model: Reader, params: PyTree, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns all of it as JSON-able values; `row` is one example without its batch axis, as the training step reads it.
 
     training_step: a whole batch on one device. decode_step: one frame of one sequence after another has been carried.
@@ -57,7 +57,7 @@ def account(experiment: Experiment, model: SequenceModel, params: PyTree, row: M
     }
 
 
-def training_step(experiment: Experiment, model: SequenceModel, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]) -> Cost:
+def training_step(experiment: Experiment, model: Reader, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]) -> Cost:
     """Returns the cost of one step of training on one device, as training compiles it: the old state's memory is reused."""
     optimizer = build(experiment)
     state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key_data(jax.random.key(0)))
@@ -65,7 +65,7 @@ def training_step(experiment: Experiment, model: SequenceModel, params: PyTree, 
     return cost(parallel.data_parallel(step, jax.local_devices()[:1]), state, batch)
 
 
-def decode_step(model: SequenceModel, params: PyTree) -> Cost:
+def decode_step(model: Reader, params: PyTree) -> Cost:
     """Returns the cost of reading one frame of one sequence: a token, a vector, or `stride` samples of a signal."""
     task, steps = model.config.task, model.config.stride
     inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32) if task.kind == "language" else jax.ShapeDtypeStruct((1, steps, task.channels), jnp.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from selssm_jax.layers.encoders import frame_valid
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 
 BINS = 50  # of the histogram of gate values, over [0, 1]
 Batch = dict[str, Array | np.ndarray]
@@ -106,7 +106,7 @@ def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
     return Sums(weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts)
 
 
-def observe(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, carry: bool) -> tuple[dict[str, Sums], list[Sequence]]:
+def observe(model: Reader, params: PyTree, batches: Iterable[Batch], *, carry: bool) -> tuple[dict[str, Sums], list[Sequence]]:
     """Reads batches and returns ({block: sums over them all}, the first sequence of every batch).
 
     Args:
@@ -127,7 +127,7 @@ def observe(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, c
     return found, first
 
 
-def reader(model: SequenceModel) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
+def reader(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
     """Returns the compiled (params, batch, state) -> ({block: sums}, first sequence, state)."""
 
     @jax.jit
@@ -149,7 +149,7 @@ def reader(model: SequenceModel) -> Callable[[PyTree, Batch, PyTree], tuple[dict
     return read
 
 
-def _counted(batch: Batch, gate: Array, model: SequenceModel) -> Array:
+def _counted(batch: Batch, gate: Array, model: Reader) -> Array:
     """Which steps of a gate count: valid ones of rows that are no padding; a row may have one gate row a channel."""
     valid = jnp.asarray(batch["valid"])
     real = jnp.asarray(batch["weights"]).reshape(len(valid), -1).max(axis=1) > 0

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from selssm_jax.data.pipeline import Dataset
 from selssm_jax.data.vocabulary import LINE_END
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import Block, Paragraph, Picture, Verbatim
@@ -24,7 +24,7 @@ CHANNELS = 8  # of a forecast, drawn
 class Source(NamedTuple):
     """What an example is made from: the model, its parameters, the dataset, and the first sequence of every batch seen."""
 
-    model: SequenceModel
+    model: Reader
     params: PyTree
     dataset: Dataset
     seen: list[Sequence]
@@ -39,7 +39,7 @@ def show(source: Source) -> list[Block]:
     return _signal(source) if kind == "classification" else _forecast(source)
 
 
-def sample(model: SequenceModel, params: PyTree, prompt: np.ndarray, *, steps: int, temperature: float, seed: int) -> np.ndarray:
+def sample(model: Reader, params: PyTree, prompt: np.ndarray, *, steps: int, temperature: float, seed: int) -> np.ndarray:
     """Returns `steps` tokens drawn one after another from softmax(logits / temperature), after a prompt.
 
     One compiled loop of single steps reads the prompt and writes the rest, so memory does not grow with the text.

@@ -11,7 +11,7 @@ import pathlib
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,9 @@ PACKAGES = ("selssm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 Results = dict[str, Any]
 
 
-def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", measure: bool = False) -> Results:
+def write(
+    workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", measure: bool = False, override: Sequence[str] = ()
+) -> Results:
     """Evaluates the run in `workdir` on a whole split and writes its report; returns what results.json holds.
 
     With `measure` it also measures what the states know, as the run's `measure` configuration says.
@@ -44,11 +46,11 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     figures inside; report.md with the figures beside it; results.json. Raises InputError for what `open_run` refuses,
     for a folder that cannot be written, and for a split too small to be measured.
     """
-    run = open_run(workdir, split=split, file=file, local_dir=local_dir)
+    run = open_run(workdir, split=split, file=file, local_dir=local_dir, override=override)
     if measure:
         check_sequences(run, split)
     other = [*([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]
-    with _writable(run.workdir / "-".join(["report", *other])) as folder:
+    with writable(run.workdir / "-".join(["report", *other])) as folder:
         return _compose(run, split, folder, with_memory=measure) | {"report": str(folder / "index.html")}
 
 
@@ -98,10 +100,14 @@ def _scores(run: Run, split: str) -> Results:
         "primary": PRIMARY[task.kind],
         "metrics": _readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
         "baselines": {name: _readable(metrics, run) for name, metrics in run.dataset.baselines(split).items()},
-        "config": _portable(run.experiment),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
-        "machine": machine(),
+        **circumstances_of(run.experiment),
     }
+
+
+def circumstances_of(experiment: Experiment) -> Results:
+    """Returns the configuration, without the folders of this machine, the versions of what ran it, and on what."""
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    return {"config": _portable(experiment), "versions": versions, "machine": machine()}
 
 
 def chosen(step: int, history: list[dict[str, Any]], metric: str) -> str:
@@ -151,8 +157,8 @@ def _installed(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _writable(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Makes a folder and proves that it can be written before work starts; what fails later is said the same way."""
+def writable(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Makes a folder for a report and proves that it can be written before work starts; what fails later is said the same way."""
     try:
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import PyTree
 
 from selssm_jax import config, data
+from selssm_jax.compression import saving, weights
 from selssm_jax.config import Experiment
 from selssm_jax.data.pipeline import SPLITS, Dataset
 from selssm_jax.errors import InputError, suggest
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.training import checkpoint
 
 # The source that reads a file of yours, by what the run was trained on.
@@ -28,15 +30,17 @@ class Run:
 
     workdir: pathlib.Path
     experiment: Experiment
-    model: SequenceModel
+    model: Reader
     params: PyTree
     step: int
     dataset: Dataset
     history: list[dict[str, Any]]
 
 
-def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "") -> Run:
+def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", override: Sequence[str] = ()) -> Run:
     """Opens the run in `workdir`, with its own data or, at the run's vocabulary and scaling, with another file's.
+
+    `override` changes what evaluation reads of its configuration, "compress.factor=32".
 
     Raises InputError where there is no such split, no such folder, no run in it, no checkpoint, or no such data.
     """
@@ -45,10 +49,11 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = ""
     folder = _folder(workdir)
     known = _read_json(folder / "dataset.json")
     experiment, params, step = checkpoint.restore_for_eval(str(folder))
+    experiment = experiment.overridden(override)
     source = _source(experiment.data, file, local_dir)
     dataset = data.load(source, known)
-    model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
-    return Run(folder, dataclasses.replace(experiment, data=source), model, params, step, dataset, _history(folder / "metrics.jsonl"))
+    model = saving.opened(experiment.model, dataset.task)
+    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decoded(params), step, dataset, _history(folder / "metrics.jsonl"))
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:

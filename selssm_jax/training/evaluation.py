@@ -9,7 +9,7 @@ import numpy as np
 
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.training import objectives, parallel
 
 
@@ -20,7 +20,7 @@ class Evaluator:
     read as streams without an end, not as windows that each start from nothing.
     """
 
-    def __init__(self, experiment: Experiment, model: SequenceModel) -> None:
+    def __init__(self, experiment: Experiment, model: Reader) -> None:
         self.batch_size = experiment.data.eval_batch_size or experiment.data.batch_size
         self.model = model
         self._step = jax.jit(partial(_evaluate_batch, model))
@@ -49,7 +49,7 @@ class Evaluator:
             yield pending
 
 
-def _evaluate_batch(model: SequenceModel, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[objectives.Sums, Any]:
+def _evaluate_batch(model: Reader, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[objectives.Sums, Any]:
     noise = jax.random.fold_in(jax.random.key(0), number)
     outputs, state = model.apply({"params": params}, batch["inputs"], state, reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": noise})
     return objectives.score(model.config.task.kind, outputs, batch), state

@@ -41,6 +41,8 @@ def fit(experiment: Experiment, workdir: str) -> Outcome:
       InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share a
         batch, or a loss that is not finite; the message names the last good checkpoint.
     """
+    if experiment.model.memory_bits:
+        raise InputError("model.memory_bits belongs to a compressed run, which eval.py --compress makes of a trained one: train without it")
     devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
     with contextlib.closing(Workdir(workdir, experiment)) as folder, _Stop() as stop:
         dataset = data.load(experiment.data)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from selssm_jax.config import Experiment
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.training import objectives, parallel
 
 Batch = dict[str, jax.Array | np.ndarray]
@@ -26,7 +26,7 @@ class TrainState:
     rng: jax.Array
 
 
-def initial(experiment: Experiment, model: SequenceModel, optimizer: optax.GradientTransformation, batch: Batch) -> TrainState:
+def initial(experiment: Experiment, model: Reader, optimizer: optax.GradientTransformation, batch: Batch) -> TrainState:
     """Returns the state before the first step; parameters are drawn from training.seed."""
 
     def build(inputs: jax.Array) -> TrainState:
@@ -38,7 +38,7 @@ def initial(experiment: Experiment, model: SequenceModel, optimizer: optax.Gradi
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, model: SequenceModel, optimizer: optax.GradientTransformation, experiment: Experiment, axis: str | None = None
+    state: TrainState, batch: Batch, *, model: Reader, optimizer: optax.GradientTransformation, experiment: Experiment, axis: str | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
 
@@ -69,7 +69,7 @@ def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, parts
 
 
 def _objective(
-    params: Any, batch: Batch, key: jax.Array, *, model: SequenceModel, terms: dict[str, float], weights: dict[str, jax.Array]
+    params: Any, batch: Batch, key: jax.Array, *, model: Reader, terms: dict[str, float], weights: dict[str, jax.Array]
 ) -> tuple[jax.Array, objectives.Sums]:
     """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
     penalised = len(terms) > 1  # only then are the gates kept
@@ -94,7 +94,7 @@ def _terms(experiment: Experiment, kind: str) -> dict[str, float]:
     return {objectives.LOSS[kind]: 1.0} | {name: factor for name, factor in penalties.items() if factor}
 
 
-def _stride(model: SequenceModel) -> int:
+def _stride(model: Reader) -> int:
     return 1 if model.config.task.kind == "language" else model.config.stride
 
 

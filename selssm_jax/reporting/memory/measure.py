@@ -13,7 +13,7 @@ from selssm_jax.errors import InputError
 from selssm_jax.information import limits
 from selssm_jax.information.estimate import Estimate
 from selssm_jax.information.estimators import Training
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.reporting.memory import future, past
 from selssm_jax.reporting.memory.lags import retained
 from selssm_jax.reporting.memory.recording import Recording, record, scored_rows
@@ -25,16 +25,25 @@ BITS = 1 / math.log(2)
 
 def measure(run: Run, split: str) -> Results:
     """Returns everything that the report says of the run's memory, as JSON-able values in bits."""
-    settings = run.experiment.measure
-    first = next(iter(run.dataset.evaluate(split, 2)))
-    scored = _scored_steps(run, first)
-    moments = _moments(run.model, first, settings, scored)
-    seen = _record(run, split, moments, scored)
+    seen = recording(run, split)
     covariances = None if seen.targets is None else future.covariances(seen.frames, seen.targets)
     blocks = {name: _block(run, seen, name, covariances) for name in seen.blocks}
     answers = None if seen.answers is None else future.answers(run, seen, seen.answers, blocks)
-    found = {"unit": "bits", "sequences": len(seen.frames), "overlapping": seen.starts is not None, "moments": list(moments)}
+    found = {"unit": "bits", "sequences": len(seen.frames), "overlapping": seen.starts is not None, "moments": seen.moments.tolist()}
     return found | {"blocks": blocks, "answers": answers}
+
+
+def recording(run: Run, split: str) -> Recording:
+    """Returns what `run.experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the whole split."""
+    settings, data = run.experiment.measure, run.experiment.data
+    first = next(iter(run.dataset.evaluate(split, 2)))
+    scored = _scored_steps(run, first)
+    moments = _moments(run.model, first, settings, scored)
+    windows = int(run.dataset.info.get(f"{split}_windows", 0))
+    rows = run.model.config.task.channels if run.model.config.channels_apart else 1
+    every = max(windows * rows // settings.samples, 1) if windows else 0
+    batches = run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)
+    return record(run.model, run.params, batches, samples=settings.samples, moments=moments, scored=scored, every=every, seed=settings.seed)
 
 
 def check_sequences(run: Run, split: str) -> None:
@@ -47,16 +56,6 @@ def check_sequences(run: Run, split: str) -> None:
     raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split, or a longer --file")
 
 
-def _record(run: Run, split: str, moments: list[int], scored: list[int]) -> Recording:
-    """Of windows that overlap, as many as are asked for are spread over the whole split."""
-    settings, data = run.experiment.measure, run.experiment.data
-    windows = int(run.dataset.info.get(f"{split}_windows", 0))
-    rows = run.model.config.task.channels if run.model.config.channels_apart else 1
-    every = max(windows * rows // settings.samples, 1) if windows else 0
-    batches = run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)
-    return record(run.model, run.params, batches, samples=settings.samples, moments=moments, scored=scored, every=every, seed=settings.seed)
-
-
 def _scored_steps(run: Run, batch: dict[str, Any]) -> list[int]:
     """The steps of a task whose answers are all fixed before the first of them, and are therefore in the state if anywhere; else none."""
     if run.dataset.info.get("answer_nats") is None:
@@ -66,7 +65,7 @@ def _scored_steps(run: Run, batch: dict[str, Any]) -> list[int]:
     return steps.tolist() if (after == after[0, 0]).all() and steps[0] > 0 else []
 
 
-def _moments(model: SequenceModel, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
+def _moments(model: Reader, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
     """Evenly from the longest lag to the end, or to the step before the first answer."""
     frames = -(-batch["inputs"].shape[1] // (1 if model.config.task.kind == "language" else model.config.stride))
     last = scored[0] - 1 if scored else frames - 1

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from selssm_jax.information import bracket, gaussian
 from selssm_jax.information.estimate import Estimate
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.reporting.memory.recording import Recording
 from selssm_jax.reporting.run import Run
 
@@ -60,7 +60,7 @@ def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
     return np.asarray(gaussian.coloured_information(A, B, jax.vmap(jnp.diag)(noise**2), **source, source_cov=start))[moments]
 
 
-def _linear_response(model: SequenceModel, params: PyTree, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _linear_response(model: Reader, params: PyTree, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A_t, the drive that a unit input makes, (T, n, 1), and the noise, of the first block of a linear model with one channel."""
 
     @jax.jit

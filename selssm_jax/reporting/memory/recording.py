@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from selssm_jax.compression.streaming import components
+from selssm_jax.compression.carried import components
 from selssm_jax.information import bracket
 from selssm_jax.layers.selective import Law
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import Reader
 from selssm_jax.ops.linear_scan import linear_scan
 
 Batch = dict[str, Array | np.ndarray]
@@ -64,7 +64,7 @@ class Recording(NamedTuple):
 
 
 def record(
-    model: SequenceModel,
+    model: Reader,
     params: PyTree,
     batches: Iterable[Batch],
     *,
@@ -109,7 +109,7 @@ def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
     return components(means), jnp.concatenate([variances, variances], axis=-1) if jnp.iscomplexobj(means) else variances
 
 
-def _read(model: SequenceModel, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
+def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
     (outputs, _), sown = model.apply(
         {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["intermediates", "laws"]
     )
@@ -129,7 +129,7 @@ def _block(mixer: dict[str, tuple[Array, ...]], law: Law | None, moments: Sequen
     return Block(components(mixer["state"][0][:, at]), gate, conditional)
 
 
-def _frames(model: SequenceModel, batch: Batch) -> tuple[Array, Array]:
+def _frames(model: Reader, batch: Batch) -> tuple[Array, Array]:
     """What was read at each step of the recurrence, and whether the sequence still went on."""
     inputs, valid = jnp.asarray(batch["inputs"]), jnp.asarray(batch["valid"])
     if model.config.task.kind == "language":
@@ -140,7 +140,7 @@ def _frames(model: SequenceModel, batch: Batch) -> tuple[Array, Array]:
     return inputs, jnp.repeat(valid[:, last], len(inputs) // len(valid), axis=0)
 
 
-def _apart(model: SequenceModel, values: Array) -> Array:
+def _apart(model: Reader, values: Array) -> Array:
     """Channels that are read apart are sequences of their own."""
     apart = model.config.task.kind == "forecasting" and model.config.channels_apart
     return jnp.asarray(values).swapaxes(1, 2).reshape(-1, values.shape[1], 1) if apart else jnp.asarray(values)

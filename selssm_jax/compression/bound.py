@@ -1,0 +1,52 @@
+"""What no quantiser can do better: squared error against bits, component by component (theory, section 6)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from selssm_jax.compression.quantization import MOST, Quantizer
+from selssm_jax.information import rate_distortion
+
+POINTS = 64  # values that stand for a component's law
+SLOPES = np.geomspace(0.3, 3e4, 12)  # of R(D), in nats for a squared error of one variance
+_curve = jax.jit(rate_distortion.curve)
+
+
+def floors(values: Float[np.ndarray, "X"], levels: Float[np.ndarray, "L"]) -> Float[np.ndarray, "b"]:
+    """Returns lower bounds on the mean squared error of every code of 0, 1, ... 8 bits, of a source with these equally likely values.
+
+    D(R) of the source from below: Blahut and Arimoto's certified points (R_s, D_s) of slope -s give R(D) >= R_s - gap - s (D - D_s), lines that
+    no code crosses whose reproductions are values of the source, midpoints of two neighbours, or of `levels`, and so no quantiser with these levels.
+    """
+    values = np.asarray(values, np.float64)
+    spread = values.var()
+    if spread <= 0:
+        return np.zeros(MOST + 1)
+    ordered = np.sort(values)
+    alphabet = np.unique(np.concatenate([ordered, (ordered[1:] + ordered[:-1]) / 2, levels]))
+    far = alphabet.max() + 10 * np.sqrt(spread) * np.arange(1, 1 + -len(alphabet) % POINTS)  # so that few shapes are compiled; never of use
+    distances = (values[:, None] - np.concatenate([alphabet, far])[None]) ** 2 / spread
+    law = jnp.full(len(values), 1 / len(values))
+    points = jax.device_get(_curve(law, jnp.asarray(distances, jnp.float32), jnp.asarray(SLOPES, jnp.float32)))
+    rates = np.log(2) * np.arange(MOST + 1)
+    lines = points.distortion[:, None] + (points.rate - points.gap)[:, None] / SLOPES[:, None] - rates[None] / SLOPES[:, None]
+    return spread * np.maximum(lines.max(axis=0), 0)
+
+
+def squared_error(quantizer: Quantizer, samples: Float[np.ndarray, "S M"], components: Sequence[int]) -> tuple[float, float]:
+    """Returns (measured, bound): the mean squared error of some components in units of their variance, and the least of any code of as many bits each.
+
+    Both of the empirical law of POINTS samples, spread over all of them: the bound is then of the very numbers that are measured.
+    """
+    chosen = samples[np.linspace(0, len(samples) - 1, POINTS).astype(int)].astype(np.float32)
+    snapped = np.asarray(quantizer.dequantize(quantizer.quantize(jnp.asarray(chosen))))
+    levels, pairs = np.asarray(quantizer.levels), []
+    for index in components:
+        source, bits = chosen[:, index].astype(np.float64), quantizer.bits[index]
+        variance = source.var() or 1.0
+        pairs.append((((snapped[:, index] - source) ** 2).mean() / variance, floors(source, levels[index, : 2**bits])[bits] / variance))
+    measured, bound = np.mean(pairs, axis=0)
+    return float(measured), float(bound)

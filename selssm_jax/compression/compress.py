@@ -1,0 +1,162 @@
+"""A trained model to a smaller memory: candidates at equal bytes, the frontier of bytes and loss, the chosen one fine-tuned (theory, section 10).
+
+Levels, variances and sensitivities come from training batches, every choice from the validation split; the test split is not read here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from selssm_jax.compression import quantization
+from selssm_jax.compression.carried import Carried
+from selssm_jax.compression.finetune import finetune
+from selssm_jax.compression.sensitivity import error_weights
+from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration, packed_bytes
+from selssm_jax.config import Experiment
+from selssm_jax.data import Dataset
+from selssm_jax.errors import InputError
+from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.training import objectives
+from selssm_jax.training.evaluation import Evaluator
+
+PyTree = Any
+FACTORS = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of the frontier, beside the one that is asked for
+EQUAL, VARIANCE, INFORMATION = "equal bits", "bits by variance", "bits by information"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is to be compressed: a run's experiment, model, parameters and data."""
+
+    experiment: Experiment
+    model: SequenceModel
+    params: PyTree
+    dataset: Dataset
+
+    @property
+    def metric(self) -> str:
+        """What the task is judged by."""
+        return objectives.PRIMARY[self.dataset.task.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of all that the model carries, on training batches: samples (S, M), and what a unit of squared error costs (M,)."""
+
+    layout: Carried
+    samples: Float[np.ndarray, "S M"]
+    weights: Float[np.ndarray, "M"]
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of one sequence's memory in float32."""
+        return 4 * self.layout.rows * self.layout.size + self.layout.kept_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One compressed model: how it was made, what it carries, and its metrics on the validation split."""
+
+    method: str
+    nbytes: int
+    model: Reader
+    params: PyTree
+    validation: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """All that was tried, and what was chosen.
+
+    Attributes:
+      reference: the model itself, in float32. methods: candidates at the bytes that were asked for. frontier: the best method at other bytes,
+        and at these. chosen: the best of the methods as it was calibrated. tuned: the same, fine-tuned.
+    """
+
+    known: Known
+    reference: Candidate
+    methods: list[Candidate]
+    frontier: list[Candidate]
+    chosen: Candidate
+    tuned: Candidate
+
+
+def known(subject: Subject) -> Known:
+    """Returns what calibration tells, from `compress.calibration` training batches."""
+    data, count = subject.experiment.data, subject.experiment.compress.calibration
+    drawn = subject.dataset.train(data.batch_size, seed=data.seed + 1)
+    batches = [next(drawn) for _ in range(count)]
+    weights = error_weights(subject.model, subject.params, batches)
+    return Known(Carried(subject.model, subject.params), calibration(subject.model, subject.params, batches), weights)
+
+
+def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[PackedModel, PyTree]:
+    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, bits by one of the three rules.
+
+    "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error itself.
+
+    Raises:
+      InputError: where not even the numbers that stay as they are fit.
+    """
+    most, layout = subject.experiment.compress.most_bits, known.layout
+    budget = 8 * ((nbytes - layout.kept_bytes) // layout.rows)
+    if budget < 0:
+        raise InputError(f"{nbytes} bytes cannot hold the {layout.kept_bytes} bytes that stay as they are: lower compress.factor")
+    variances = known.samples.var(axis=0, dtype=np.float64)
+    errors = {EQUAL: np.ones(layout.size), VARIANCE: variances, INFORMATION: layout.newest_most(known.weights * variances)}[rule]
+    bits = quantization.allocate(errors, min(budget, most * layout.size), most=most)
+    quantizer = quantization.fit(known.samples, bits, channels=layout.channels())
+    digits = tuple("".join(map(str, bits[at])) for _, at in layout.parts())
+    return PackedModel(subject.model, digits), {**subject.params, LEVELS: quantizer.levels}
+
+
+def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -> Compression:
+    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes."""
+    options, found = subject.experiment.compress, known(subject)
+    reference = _judged(subject, "float32", found.float_bytes, subject.model, subject.params)
+    say(_line(reference, reference, subject.metric))
+
+    def tried(factor: float, rule: str) -> Candidate:
+        model, params = quantised(subject, found, int(found.float_bytes / factor), rule)
+        one = _judged(subject, rule, packed_bytes(model, params), model, params)
+        say(_line(one, reference, subject.metric))
+        return one
+
+    frontier = [tried(factor, INFORMATION) for factor in sorted({*FACTORS, *([options.factor] if options.factor else [])})]
+    target = options.factor or _most(frontier, reference, options.within, subject.metric)
+    same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
+    methods = [same, *(tried(target, rule) for rule in (VARIANCE, EQUAL))]
+    chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
+    tuned = finetune(subject.experiment, chosen.model, chosen.params, subject.dataset)
+    final = _judged(subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, tuned)
+    say(_line(final, reference, subject.metric))
+    return Compression(found, reference, methods, frontier, chosen, final)
+
+
+def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
+    """Returns by which share of the reference a metric is worse; negative where it is better."""
+    worse = reference[metric] - metrics[metric] if metric in objectives.HIGHER_IS_BETTER else metrics[metric] - reference[metric]
+    return worse / abs(reference[metric])
+
+
+def loss_of(metrics: Mapping[str, float], metric: str) -> float:
+    """Returns the metric as a number that is better when smaller."""
+    return -metrics[metric] if metric in objectives.HIGHER_IS_BETTER else metrics[metric]
+
+
+def _most(frontier: list[Candidate], reference: Candidate, within: float, metric: str) -> float:
+    """The largest factor of the frontier whose loss is allowed; the smallest where none is."""
+    fine = [one for one in frontier if relative_loss(one.validation, reference.validation, metric) <= within]
+    return reference.nbytes / min(fine or frontier[:1], key=lambda one: one.nbytes).nbytes
+
+
+def _judged(subject: Subject, method: str, nbytes: int, model: Reader, params: PyTree) -> Candidate:
+    return Candidate(method, nbytes, model, params, Evaluator(subject.experiment, model)(params, subject.dataset, "validation"))
+
+
+def _line(one: Candidate, reference: Candidate, metric: str) -> str:
+    lost = relative_loss(one.validation, reference.validation, metric)
+    return f"{one.method:28s} {one.nbytes:8,d} bytes  {reference.nbytes / one.nbytes:5.1f}x  validation {metric} {one.validation[metric]:.4f}  ({lost:+.2%})"

@@ -1,0 +1,54 @@
+"""Training a compressed model a little further, so that its weights and levels fit what was taken from it."""
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+from selssm_jax.config import Experiment
+from selssm_jax.data import Dataset
+from selssm_jax.errors import InputError
+from selssm_jax.model import Reader
+from selssm_jax.training import objectives, parallel
+from selssm_jax.training.step import TrainState, train_step
+
+PyTree = Any
+
+
+def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dataset) -> PyTree:
+    """Returns the parameters after `compress.steps` steps on training batches: Adam, its rate falling to 0 along a cosine, without weight decay.
+
+    Levels of a packed model are trained like the weights, and sorted at the end. Batches are those of a seed of their own.
+
+    Raises:
+      InputError: for a loss that is not finite.
+    """
+    options = experiment.compress
+    if not options.steps:
+        return params
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(options.peak_rate, options.steps), b2=0.99))
+    devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size)
+    plain = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, accumulate=1))
+    take = parallel.data_parallel(lambda state, batch, axis: train_step(state, batch, model=model, optimizer=tx, experiment=plain, axis=axis), devices)
+    fresh = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(jax.random.key(options.seed)))
+    state = jax.device_put(jax.tree.map(jnp.array, fresh), parallel.layout(devices))  # copies: a step uses up what it is given
+    batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed + 1 + options.seed)
+    loss = objectives.LOSS[dataset.task.kind]
+    with tqdm(range(options.steps), desc="fine-tuning", unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for number in bar:
+            state, sums = take(state, next(batches))
+            if number % 10 == 0:
+                bar.set_postfix_str(f"{loss} {_finite(objectives.means(jax.device_get(sums))[loss], number):.4g}", refresh=False)
+    _finite(objectives.means(jax.device_get(sums))[loss], options.steps)
+    tuned = parallel.one_copy(state.params)
+    return tuned | {"levels": jnp.sort(tuned["levels"], axis=1)} if "levels" in tuned else tuned
+
+
+def _finite(loss: float, number: int) -> float:
+    if not abs(loss) < float("inf"):
+        raise InputError(f"the loss of fine-tuning step {number} is {loss}: lower compress.peak_rate, or set compress.steps=0")
+    return loss

@@ -1,0 +1,45 @@
+"""A compressed model as a run's folder, which opens like any other."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from selssm_jax.compression import weights
+from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.data import Dataset
+from selssm_jax.errors import InputError
+from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.compression.streaming import PackedModel
+from selssm_jax.training.checkpoint import Workdir
+
+PyTree = Any
+
+
+def opened(config: Model, task: Task) -> Reader:
+    """Returns the model of a configuration: one that carries its state packed where `memory_bits` says in how many bits."""
+    model = SequenceModel(dataclasses.replace(config, task=task, memory_bits=()))
+    return PackedModel(model, config.memory_bits) if config.memory_bits else model
+
+
+def check_free(folder: pathlib.Path) -> None:
+    """Raises InputError, before work starts, where a compressed run cannot be written beside its original."""
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise InputError(f"{folder} exists already: move or remove it, so that nothing is overwritten, and run the same command again")
+
+
+def save(folder: pathlib.Path, experiment: Experiment, model: Reader, params: PyTree, dataset: Dataset, step: int, metrics: dict[str, float]) -> Experiment:
+    """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
+    config = dataclasses.replace(model.config, task=Task())
+    smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
+    stored = weights.encoded(params) if experiment.compress.weights == "int8" else params
+    workdir = Workdir(str(folder), smaller)
+    workdir.describe(json.loads(json.dumps(dataset.metadata())))
+    workdir.save_best(step, stored, metrics)
+    workdir.close()
+    return smaller
+
+
+def nbytes(folder: pathlib.Path) -> int:
+    """Returns the bytes of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

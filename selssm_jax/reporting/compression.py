@@ -1,0 +1,258 @@
+"""The report of a compression: what was tried at which bytes, what was chosen, what it lost, and which bounds hold."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from selssm_jax.compression import bound, saving
+from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, relative_loss
+from selssm_jax.compression.search import Point, knee
+from selssm_jax.compression.streaming import PackedModel
+from selssm_jax.errors import InputError
+from selssm_jax.layers.bounds import Bounds
+from selssm_jax.reporting import processing
+from selssm_jax.reporting.document import Block, Paragraph, Picture, to_html, to_markdown
+from selssm_jax.reporting.figures import BLUE, GREY, ORANGE, panels, save, style
+from selssm_jax.reporting.report import circumstances_of, writable
+from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.reporting.sections import circumstances, titled
+from selssm_jax.reporting.tables import Cell, Table, size
+from selssm_jax.stability import certify_bounds
+from selssm_jax.training.evaluation import Evaluator
+
+FORMAT = 1  # of compression.json
+COMPONENTS = 8  # whose D(R) is computed
+Results = dict[str, Any]
+READING = (
+    "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that convolutions, encoders and heads still see, and what "
+    "a head has pooled; a few numbers (counts, the scale of a forecast) stay in float32 and are counted. Bytes are those of the packed state of one sequence. "
+    "Methods and factors were compared on the validation split, without fine-tuning; levels, variances and sensitivities come from training batches; the "
+    "chosen model was then fine-tuned on training batches, and it and the original were scored on the {split} split once."
+)
+FRONTIER = (
+    "Left: bytes of memory of one sequence against the metric on validation; the line is the frontier of bits by information without fine-tuning, the star "
+    "the chosen model after it, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
+    "against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
+)
+ROUNDING = (
+    "A certificate is about exact arithmetic. A packed state is rounded after every step, by at most half the distance of two levels, in the range of the "
+    "levels: two states under the same inputs then approach each other at the certified rate until they differ by no more than the radius given, "
+    "2 delta / (1 - rate), where that is certified; and, whatever the rate, never leave the levels, which are finitely many."
+)
+
+
+def write(workdir: str | pathlib.Path, *, split: str = "test", local_dir: str = "", override: Sequence[str] = ()) -> Results:
+    """Compresses the run in `workdir` as its `compress` configuration says; writes the compressed run to WORKDIR-compressed, with a report inside.
+
+    The report is WORKDIR-compressed/compression/index.html, with report.md, figures and compression.json beside it.
+
+    Raises:
+      InputError: for what `open_run` refuses, for a run that is compressed already, and for a folder that exists or cannot be written.
+    """
+    run = open_run(workdir, split=split, local_dir=local_dir, override=override)
+    if isinstance(run.model, PackedModel):
+        raise InputError(f"--workdir={workdir} holds a compressed run: give the run that it was made of")
+    folder = run.workdir.with_name(f"{run.workdir.name}-compressed")
+    saving.check_free(folder)
+    start = time.perf_counter()
+    found = compress(Subject(run.experiment, run.model, run.params, run.dataset), lambda line: print(line, file=sys.stderr, flush=True))
+    saved = saving.save(folder, run.experiment, found.tuned.model, found.tuned.params, run.dataset, run.step, found.tuned.validation)
+    smaller = dataclasses.replace(run, workdir=folder, experiment=saved, model=found.tuned.model, params=found.tuned.params)
+    with writable(folder / "compression") as place:
+        results = _results(run, smaller, found, split)
+        results["seconds"] = time.perf_counter() - start
+        _write(results, place)
+    return results | {"workdir": str(folder), "report": str(place / "index.html")}
+
+
+def summary(results: Results) -> str:
+    """Returns the outcome as lines for a terminal."""
+    metric, before, after = results["metric"], results["reference"], results["compressed"]
+    return "\n".join(
+        [
+            f"{results['name']}: {before['bytes']:,} bytes of memory to {after['bytes']:,}, {before['bytes'] / after['bytes']:.1f} times fewer",
+            f"{results['split']} {metric}: {before['test'][metric]:.4f} to {after['test'][metric]:.4f} ({after['lost']:+.2%} loss)",
+            f"the compressed run: {results['workdir']}   (python eval.py --workdir {results['workdir']})",
+            f"report: {results['report']}",
+        ]
+    )
+
+
+def _results(run: Run, smaller: Run, found: Compression, split: str) -> Results:
+    """Everything that compression.json holds."""
+    metric = Subject(run.experiment, run.model, run.params, run.dataset).metric
+    test = {name: Evaluator(one.experiment, one.model)(one.params, one.dataset, split) for name, one in (("before", run), ("after", smaller))}
+    packed = smaller.model
+    return {
+        "format": FORMAT,
+        "name": run.experiment.name,
+        "split": split,
+        "metric": metric,
+        "reference": _row(found.reference, found.reference, metric) | {"test": test["before"], "lost": 0.0},
+        "compressed": _row(found.tuned, found.reference, metric) | {"test": test["after"], "lost": relative_loss(test["after"], test["before"], metric)},
+        "methods": [_row(one, found.reference, metric) for one in found.methods],
+        "frontier": [_row(one, found.reference, metric) | _error(one, found.known) for one in found.frontier],
+        "knee": _knee(found, metric).name,
+        "within": run.experiment.compress.within,
+        "components": COMPONENTS,
+        "stored_bytes": {"before": saving.nbytes(_best(run.workdir)), "after": saving.nbytes(_best(smaller.workdir))},
+        "data_processing": processing.verdicts(run, split, packed.quantizer(smaller.params)) if isinstance(packed, PackedModel) else {},
+        "certificates": {"before": _certified(run, found), "after": _certified(smaller, found)},
+        **circumstances_of(smaller.experiment),
+    }
+
+
+def _best(workdir: pathlib.Path) -> pathlib.Path:
+    """The parameters that a report of the run is about."""
+    steps = [path for kind in ("best", "checkpoints") for path in sorted((workdir / kind).glob("*/params")) + sorted((workdir / kind).glob("*/state"))]
+    return steps[-1] if steps else workdir
+
+
+def _row(one: Candidate, reference: Candidate, metric: str) -> Results:
+    bits = [int(digit) for leaf in one.model.bits for digit in leaf] if isinstance(one.model, PackedModel) else []
+    return {
+        "method": one.method,
+        "bytes": one.nbytes,
+        "factor": reference.nbytes / one.nbytes,
+        "validation": one.validation,
+        "validation_lost": relative_loss(one.validation, reference.validation, metric),
+        "bits": float(np.mean(bits)) if bits else 32.0,
+    }
+
+
+def _error(one: Candidate, known: Known) -> Results:
+    """The squared error of some components, and what it cannot be less than."""
+    components = np.random.default_rng(0).choice(known.layout.size, min(COMPONENTS, known.layout.size), replace=False)
+    quantizer = one.model.quantizer(one.params)  # type: ignore[attr-defined]
+    measured, least = bound.squared_error(quantizer, known.samples, components.tolist())
+    return {"error": measured, "error_bound": least, "error_bits": float(np.mean([quantizer.bits[index] for index in components]))}
+
+
+def _knee(found: Compression, metric: str) -> Point:
+    points = [Point(f"{found.reference.nbytes / one.nbytes:.1f}x", one.nbytes, _relative(one, found, metric)) for one in found.frontier]
+    return knee([*points, Point("float32", found.reference.nbytes, 1.0)])
+
+
+def _relative(one: Candidate, found: Compression, metric: str) -> float:
+    return max(1 + relative_loss(one.validation, found.reference.validation, metric), 0.0)
+
+
+def _certified(run: Run, found: Compression) -> Results:
+    """By block, the certified rate of a step and, of a packed state, how near two states come to each other for certain."""
+    stated = run.model.apply({"params": run.params}, method="bounds")
+    rates = {name: _rate(bounds) for name, bounds in stated.items()}
+    if not isinstance(run.model, PackedModel):
+        return {name: {"status": status, "rate": rate, "radius": None} for name, (status, rate) in rates.items()}
+    levels = np.asarray(run.params["levels"])
+    mixers = [at for leaf, at in found.known.layout.parts() if leaf.name.endswith("/mixer")]
+    half = [float(np.diff(levels[at], axis=1).max(initial=0.0)) / 2 for at in mixers]
+    radius = [2 * delta / (1 - rate) if rate is not None and rate < 1 else None for delta, (_, rate) in zip(half, rates.values(), strict=True)]
+    return {name: {"status": status, "rate": rate, "radius": near} for (name, (status, rate)), near in zip(rates.items(), radius, strict=True)}
+
+
+def _rate(stated: Bounds) -> tuple[str, float | None]:
+    found = certify_bounds(stated).contraction
+    return found.status, found.rate if found.status == "holds" else None
+
+
+def _write(results: Results, folder: pathlib.Path) -> None:
+    blocks: list[Block] = [Paragraph(READING.format(split=results["split"])), _outcome(results)]
+    figure = save(frontier(results), folder / "frontier.png")
+    knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
+    blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
+    blocks += titled("Methods at equal bytes", [_methods(results)])
+    blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)]) if results["data_processing"] else []
+    blocks += titled("Stability", [Paragraph(ROUNDING), _stability(results)])
+    title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
+    blocks += circumstances(results)
+    (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
+    (folder / "compression.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _outcome(results: Results) -> Table:
+    metric = results["metric"]
+    columns = ("", "memory", "times fewer", f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters on disk")
+    rows = tuple(_outcome_row(results, name, key, disk) for name, key, disk in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
+    return Table("The model before and after", columns, rows)
+
+
+def _outcome_row(results: Results, name: str, key: str, disk: str) -> tuple[Cell, ...]:
+    one, metric = results[key], results["metric"]
+    stored = size(results["stored_bytes"][disk])
+    return (name, f"{one['bytes']:,} B", one["factor"], one["test"][metric], f"{one['lost']:+.2%}", one["validation"][metric], stored)
+
+
+def _frontier(results: Results) -> Table:
+    columns = ("times fewer", "bytes", "mean bits", f"validation {results['metric']}", "loss", "squared error", "D(R)")
+    rows = tuple(
+        (one["factor"], one["bytes"], one["bits"], one["validation"][results["metric"]], f"{one['validation_lost']:+.2%}", one["error"], one["error_bound"])
+        for one in results["frontier"]
+    )
+    return Table("Bits by information, not fine-tuned", columns, rows)
+
+
+def _methods(results: Results) -> Table:
+    columns = ("method", "bytes", f"validation {results['metric']}", "loss")
+    rows = tuple(
+        (one["method"], one["bytes"], one["validation"][results["metric"]], f"{one['validation_lost']:+.2%}")
+        for one in [*results["methods"], results["compressed"]]
+    )
+    return Table("What was tried at the bytes that were asked for", columns, rows)
+
+
+def _said(results: Results) -> str:
+    states = {one["status"] for one in results["data_processing"].values()}
+    verdict = "is violated somewhere: a bound or its standard error is wrong" if "violated" in states else "is nowhere violated"
+    return (
+        "What a decoder reads of a past input from the packed state, at the lag of which it reads most, is a lower bound on I(x; packed), which the bits of "
+        f"the packed state bound from above: data processing {verdict}. Beside it, what the same decoder reads of the state as it was before packing."
+    )
+
+
+def _processing(results: Results) -> Table:
+    columns = ("block", "lag", "state, at least (bits)", "packed, at least (bits)", "± standard error", "packed, at most (bits)", "data processing")
+    rows = tuple(
+        (name.replace("_", " "), one["lag"], one["state"], one["packed"], one["stderr"], one["capacity"], one["status"])
+        for name, one in results["data_processing"].items()
+    )
+    return Table("From the input to the state and to its packed form", columns, rows)
+
+
+def _stability(results: Results) -> Table:
+    before, after = results["certificates"]["before"], results["certificates"]["after"]
+    columns = ("block", "before", "rate of a step", "after", "rate of a step", "radius of rounding")
+    rows = tuple(
+        (name.replace("_", " "), before[name]["status"], before[name]["rate"], one["status"], one["rate"], one["radius"]) for name, one in after.items()
+    )
+    return Table("Certificates of contraction by block", columns, rows)
+
+
+@style()
+def frontier(results: Mapping[str, Any]) -> Figure:
+    """Bytes against the metric, and bits against squared error with its bound."""
+    figure, (left, right) = panels(1, 2, height=3.6)
+    metric, points, chosen = results["metric"], results["frontier"], results["compressed"]
+    reference = results["reference"]["validation"][metric]
+    left.plot([one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information")
+    for one, marker in zip(results["methods"][1:], ("s", "^", "D"), strict=False):
+        left.plot(one["bytes"], one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=one["method"])
+    left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen, fine-tuned")
+    left.axhline(reference, color="black", linestyle="--", linewidth=1, label="float32")
+    left.axhspan(reference * (1 - results["within"]), reference * (1 + results["within"]), color=GREY, alpha=0.15)
+    left.set(xscale="log", xlabel="bytes of memory of one sequence", ylabel=f"validation {metric}")
+    bits = [one["error_bits"] for one in points]
+    right.plot(bits, [one["error"] for one in points], color=BLUE, marker="o", markersize=4, linestyle="none", label="measured")
+    order = np.argsort(bits)
+    right.plot(np.asarray(bits)[order], np.asarray([max(one["error_bound"], 1e-6) for one in points])[order], color="black", linestyle=":", label="D(R)")
+    right.set(yscale="log", xlabel="mean bits of a component", ylabel="squared error / variance")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure

@@ -1,0 +1,50 @@
+"""Data processing through a compression, x -> h_t -> h~_t: what decoders read of past inputs from states and from their packed form (theory, section 7)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from selssm_jax.compression.carried import Carried
+from selssm_jax.compression.quantization import Quantizer
+from selssm_jax.information import limits
+from selssm_jax.information.estimate import Estimate
+from selssm_jax.reporting.memory.lags import retained
+from selssm_jax.reporting.memory.measure import recording
+from selssm_jax.reporting.run import Run
+
+Results = dict[str, Any]
+BITS = 1 / math.log(2)
+FEW = {"samples": 400, "positions": 4, "longest_lag": 16, "decoder_steps": 150, "decoder_width": 64}  # a verdict needs no fine decoder
+
+
+def verdicts(run: Run, split: str, quantizer: Quantizer) -> Results:
+    """Returns by block what decoders read at the lag of which the packed state says most, in bits, and whether it is less than the packed state can hold.
+
+    I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~: exact, so a lower bound from a decoder above it would be a contradiction.
+    """
+    few = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW)))
+    seen, found = recording(few, split), {}
+    for (name, block), at in zip(seen.blocks.items(), _mixers(run), strict=True):
+        part = Quantizer(quantizer.levels[at], quantizer.bits[at])
+        packed = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
+        before, after = (retained(seen, one, few.experiment.measure)["retention"] for one in (block, block._replace(states=packed)))
+        most = int(np.argmax(after["lower"]))
+        downstream = Estimate(after["lower"][most] / BITS, after["stderr"][most] / BITS, "lower", "decoder of the packed state")
+        verdict = limits.data_processing(Estimate(sum(part.bits) / BITS, 0.0, "upper", "bits of the packed state"), downstream)
+        found[name] = {
+            "lag": after["lags"][most],
+            "state": before["lower"][most],
+            "packed": after["lower"][most],
+            "stderr": after["stderr"][most],
+            "capacity": sum(part.bits),
+            "status": verdict.status,
+        }
+    return found
+
+
+def _mixers(run: Run) -> list[slice]:
+    """Where the mixers' states are among all that is carried, block by block."""
+    return [at for leaf, at in Carried(run.model, run.params).parts() if leaf.name.endswith("/mixer")]
