@@ -22,13 +22,17 @@ def _check_fields(value: Any, path: str) -> None:
         _check(hints[field.name], getattr(value, field.name), f"{path}.{field.name}")
 
 
+TUPLES = {str: "names, for example ('selective', 'selective')", int: "whole numbers, for example (64, 32)"}
+
+
 def _check(hint: Any, found: Any, path: str) -> None:
     if typing.get_origin(hint) is Literal:
         if found not in typing.get_args(hint):
             raise InputError(f"{path}={found!r} is not a choice: {suggest(str(found), typing.get_args(hint))}")
     elif typing.get_origin(hint) is tuple:
-        if not isinstance(found, tuple) or not all(isinstance(item, str) for item in found):
-            raise InputError(f"{path}={found!r} must be a tuple of names, for example ('selective', 'selective')")
+        kind = typing.get_args(hint)[0]
+        if not isinstance(found, tuple) or not all(type(item) is kind for item in found):
+            raise InputError(f"{path}={found!r} must be a tuple of {TUPLES[kind]}")
     elif hint is float and type(found) is int:
         return
     elif type(found) is not hint:
@@ -114,6 +118,7 @@ class Model:
     pattern: tuple[str, ...] = ("selective",) * 4  # the mixer of each block
     d_model: int = 128
     d_state: int = 256
+    block_states: tuple[int, ...] = ()  # d_state of each block, in the order of the pattern; empty: the same in all
     gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"] = "sigmoid"
     gate_floor: float = 0.0  # smallest value that a gate can take
     gate_state: Literal["none", "elementwise", "dense"] = "none"  # what of the state before it a gate reads besides the input
@@ -150,6 +155,7 @@ class Model:
             if name not in MIXERS:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
         _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1, linear_skip=0)
+        self._check_block_states()
         _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
         _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise")
         if self.gate_state != "none" and self.scan not in ("auto", "sequential"):
@@ -171,6 +177,23 @@ class Model:
                 raise InputError(f"model.memory_bits holds {digits!r}: give each array of the state its components' bits, a digit from 0 to 8 each")
         if self.stride > self.frame:
             raise InputError(f"model.stride={self.stride} is larger than model.frame={self.frame}: samples in between would be dropped; use stride <= frame")
+
+    @property
+    def blocks(self) -> tuple["Model", ...]:
+        """The model as each block reads it: with a d_state of its own."""
+        sizes = self.block_states or (self.d_state,) * len(self.pattern)
+        return tuple(dataclasses.replace(self, d_state=size, block_states=()) for size in sizes)
+
+    def _check_block_states(self) -> None:
+        found = f"model.block_states={self.block_states}"
+        if self.block_states and len(self.block_states) != len(self.pattern):
+            raise InputError(
+                f"{found} has {len(self.block_states)} sizes for the {len(self.pattern)} blocks of model.pattern: give one a block, or () for d_state in all"
+            )
+        if any(size < 1 for size in self.block_states):
+            raise InputError(f"{found} is out of range: use at least 1 in every block")
+        if self.transition == "complex" and any(size % 2 for size in self.block_states):
+            raise InputError(f"{found} has an odd size, but complex poles come in conjugate pairs: use even sizes, or model.transition='diagonal'")
 
 
 @dataclasses.dataclass(frozen=True)

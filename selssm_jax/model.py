@@ -50,7 +50,7 @@ class SequenceModel(nn.Module):
         dtype = jnp.dtype(config.dtype)
         block = nn.remat(Block, static_argnums=(4,)) if config.remat else Block
         self.encoder = self._encoder(dtype)
-        self.block = [block(kind, config) for kind in config.pattern]
+        self.block = [block(kind, part) for kind, part in zip(config.pattern, config.blocks, strict=True)]
         self.norm = normalisation(config)
         if task.kind == "language":
             self.head: Any = None if config.tie_embeddings else Projection(task.vocab, use_bias=False, dtype=dtype)

@@ -5,10 +5,13 @@ import importlib.util
 import json
 import pathlib
 import re
+import sys
 from typing import Any
 
 import ml_collections
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.errors import InputError
@@ -53,6 +56,9 @@ WRONG = [
     ({"optimizer__peak_rate": "fast"}, r"optimizer\.peak_rate='fast' is of type str, expected float"),
     ({"model__pattern": "selective"}, r"model\.pattern='selective' must be a tuple of names"),
     ({"model__pattern": (1,)}, r"model\.pattern=\(1,\) must be a tuple of names"),
+    ({"model__block_states": 4}, r"model\.block_states=4 must be a tuple of whole numbers, for example \(64, 32\)"),
+    ({"model__block_states": (4, 4, 4, "4")}, r"model\.block_states=\(4, 4, 4, '4'\) must be a tuple of whole numbers"),
+    ({"model__block_states": (4, 4, 4, True)}, r"must be a tuple of whole numbers"),
     ({"name": 3}, r"config\.name=3 is of type int, expected str"),
     ({"model": 3}, r"config\.model must be a group of keys, found 3"),
     # Values too small.
@@ -103,6 +109,12 @@ WRONG = [
     ],
     # Values that do not go together.
     ({"model__pattern": ()}, r"model\.pattern is empty: name at least one mixer"),
+    ({"model__block_states": (8, 4)}, r"model\.block_states=\(8, 4\) has 2 sizes for the 4 blocks of model\.pattern: give one a block, or \(\)"),
+    ({"model__block_states": (8, 4, 0, 2)}, r"model\.block_states=\(8, 4, 0, 2\) is out of range: use at least 1 in every block"),
+    (
+        {"model__block_states": (8, 4, 3, 2), "model__transition": "complex"},
+        r"model\.block_states=\(8, 4, 3, 2\) has an odd size.*use even sizes, or model\.transition='diagonal'",
+    ),
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
     ({"model__gate_state": "dense", "model__scan": "associative"}, r"model\.scan='associative' needs gates of the input alone.*use model\.scan='auto'"),
     ({"model__gate_state": "dense", "model__transition": "complex"}, r"model\.gate_state='dense' reads real states.*use 'diagonal' or 'dense'"),
@@ -155,11 +167,32 @@ def test_values_are_frozen(part):
 
 def test_round_trips_change_nothing():
     experiment = build(
-        data__source="etth1", model__pattern=("selective",) * 3, optimizer__peak_rate=1e-3, model__task__kind="forecasting", model__task__channels=7
+        data__source="etth1",
+        model__pattern=("selective",) * 3,
+        model__block_states=(8, 4, 2),
+        optimizer__peak_rate=1e-3,
+        model__task__kind="forecasting",
+        model__task__channels=7,
     )
     assert Experiment.from_config_dict(experiment.to_config_dict()) == experiment
     assert Experiment.from_json(experiment.to_json()) == experiment
     assert isinstance(json.loads(experiment.to_json())["model"]["pattern"], list)
+
+
+@pytest.mark.parametrize(("value", "states"), [("(8, 4, 2, 1)", (8, 4, 2, 1)), ("8,4,2,1", (8, 4, 2, 1)), ("()", ())])
+def test_sizes_of_blocks_come_from_the_command_line(value, states, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config.model.block_states={value}"])  # ml_collections looks for the keys there
+    given = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", Experiment().to_config_dict(), flag_values=given)
+    given(sys.argv)
+    assert Experiment.from_config_dict(given.config).model.block_states == states
+
+
+def test_every_block_reads_the_model_with_its_own_state():
+    config = Model(block_states=(8, 4, 2, 1), d_model=16)
+    assert [part.d_state for part in config.blocks] == [8, 4, 2, 1]
+    assert all(part.d_model == 16 and part.blocks == (part,) * 4 for part in config.blocks)
+    assert Model(d_state=6).blocks == (Model(d_state=6),) * 4
 
 
 def test_whole_number_is_a_float_where_one_is_asked():

@@ -47,6 +47,16 @@ def test_whole_equals_split_equals_steps(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), end, state)
 
 
+def test_blocks_of_unequal_states_are_one_model():
+    model, params, x = build(dataclasses.replace(LANGUAGE, block_states=(6, 2), remat=True))
+    assert [params["params"][f"block_{index}"]["mixer"]["B"].shape for index in (0, 1)] == [(8, 6), (8, 2)]
+    whole, state = pieces(model, params, x, T)
+    assert [block["mixer"].shape for block in state["blocks"]] == [(B, 6), (B, 2)]
+    y, end = pieces(model, params, x, 4)
+    np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), end, state)
+
+
 def test_gradients_through_a_carried_state_equal_the_whole():
     model, params, x = build(LANGUAGE)
 
