@@ -21,7 +21,7 @@ from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.training import loop
 from selssm_jax.training.evaluation import Evaluator
 
-WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 SHORT = {"data": {"length": 64, "vocab": 8, "tokens": 8}, "training": {"steps": 1000, "eval_every": 1000, "checkpoint_every": 1000}}
 TARGET = {"training": {"steps": 8000, "target_dimension": 0.08, "penalty_warmup": 1000}}
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "sparsity"

@@ -23,7 +23,7 @@ from selssm_jax.training import checkpoint, loop, objectives
 from selssm_jax.training.evaluation import Evaluator
 
 Batch = dict[str, Array | np.ndarray]
-Sums = dict[str, np.ndarray]
+Sums = dict[str, Array | np.ndarray]
 
 
 class Point(NamedTuple):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,14 +52,15 @@ def test_bits_are_the_rate_of_all_states_of_the_split(swept):
     dataset = data.load(RECIPE.data)
     model = SequenceModel(dataclasses.replace(RECIPE.model, task=dataset.task))
     params = rate.checkpoint.restore_for_eval(str(points[0].workdir))[1]
+    read = jax.jit(lambda inputs: model.apply({"params": params}, inputs, rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1])
     laws, kept = [], []
     for batch in dataset.evaluate("validation", 16):  # 50 examples: the last batch is filled up with rows that are none
-        sown = model.apply({"params": params}, jax.numpy.asarray(batch["inputs"]), rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1]
+        sown = read(jnp.asarray(batch["inputs"]))
         laws.append(objectives.moments(sown["laws"]["block_0"]["mixer"]["law"][0], "vib"))
         kept.append(np.asarray(batch["weights"]) > 0)
     means, variances = (np.concatenate(part)[np.concatenate(kept)].reshape(-1, 8) for part in zip(*laws, strict=True))
     assert len(means) == 50 * 16
-    expected = float(variational.rate(jax.numpy.asarray(means), jax.numpy.asarray(variances))) / np.log(2)
+    expected = float(variational.rate(jnp.asarray(means), jnp.asarray(variances))) / np.log(2)
     assert points[0].bits == pytest.approx(expected, rel=1e-4)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,9 +63,9 @@ def test_mean_gates_are_read_by_block_and_say_what_the_gates_read():
     """Gates whose weights are the embedding of token 0 open for it alone."""
     model = SequenceModel(dataclasses.replace(runs.experiment().model, norm="none", mlp_ratio=0.0, task=Task("language", vocab=3, length=6)))
     tokens = RNG.integers(0, 3, (4, 6)).astype(np.int32)
-    params = jax.device_get(model.init(jax.random.key(0), jax.numpy.asarray(tokens[:1]))["params"])
-    params["encoder"]["embedding"] = np.eye(3, 8, dtype=np.float32)
-    params["block_0"]["mixer"]["G"] = {"bias": np.full(8, -5, np.float32), "kernel": np.outer(np.eye(8)[0], np.full(8, 10)).astype(np.float32)}
+    params = model.init(jax.random.key(0), jnp.asarray(tokens[:1]))["params"]
+    params["encoder"]["embedding"] = jnp.eye(3, 8)
+    params["block_0"]["mixer"]["G"] = {"bias": jnp.full(8, -5.0), "kernel": jnp.outer(jnp.eye(8)[0], jnp.full(8, 10.0))}
     batches = [{"inputs": half, "valid": np.ones(half.shape, bool), "weights": np.ones(half.shape, np.float32)} for half in (tokens[:2], tokens[2:])]
     inputs, gates = sparsity.mean_gates(model, params, batches)
     np.testing.assert_array_equal(inputs, tokens)
