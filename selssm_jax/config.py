@@ -60,6 +60,7 @@ Source = Literal[
 NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 MIXERS = ("selective",)
+CAN_CLOSE = ("hard_sigmoid", "hard_concrete")  # gates that can be exactly 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +231,38 @@ class Training:
     devices: int = 0  # 0: all there are
     gate_l1: float = 0.0  # weight of the mean gate value
     gate_l0: float = 0.0  # weight of the expected share of open gates (hard_concrete)
+    target_dimension: float = 0.0  # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
+    multiplier_rate: float = 0.01  # step size of the multiplier's dual ascent
+    rate: float = 0.0  # weight of the nats of memory a block, in the mean over steps; needs model.process_noise
+    rate_form: Literal["vib", "capacity"] = "vib"
+    penalty_warmup: int = 0  # steps over which the weight of every penalty grows from 0; 0: none
 
     def __post_init__(self) -> None:
         _check_fields(self, "training")
-        _at_least(self, "training", steps=1, log_every=1, eval_every=1, checkpoint_every=1, keep_checkpoints=1, devices=0)
-        _within(self, "training", 0.0, float("inf"), "gate_l1", "gate_l0")
+        _at_least(self, "training", steps=1, log_every=1, eval_every=1, checkpoint_every=1, keep_checkpoints=1, devices=0, penalty_warmup=0)
+        _within(self, "training", 0.0, float("inf"), "gate_l1", "gate_l0", "multiplier_rate", "rate")
+        _within(self, "training", 0.0, 0.999, "target_dimension")
+        if self.target_dimension and self.gate_l1:
+            raise InputError(
+                f"training.target_dimension={self.target_dimension} weighs the mean gate by a multiplier of its own, found training.gate_l1={self.gate_l1} "
+                "beside it: set one of the two to 0"
+            )
+        if self.target_dimension and not self.multiplier_rate:
+            raise InputError("training.multiplier_rate=0.0 keeps the multiplier of training.target_dimension at 0: use for example 0.01")
+        if self.penalty_warmup and not self.penalised:
+            raise InputError(
+                f"training.penalty_warmup={self.penalty_warmup} has no penalty to warm up: set training.gate_l1, gate_l0, target_dimension or rate, "
+                "or penalty_warmup=0"
+            )
+        if self.penalty_warmup >= self.steps:
+            raise InputError(
+                f"training.penalty_warmup={self.penalty_warmup} ends with no step of training.steps={self.steps} left at full weight: use fewer, or more steps"
+            )
+
+    @property
+    def penalised(self) -> bool:
+        """Whether anything is added to the task's loss."""
+        return bool(self.gate_l1 or self.gate_l0 or self.target_dimension or self.rate)
 
 
 FEWEST = 100  # sequences that a memory can be measured on
@@ -307,6 +335,44 @@ class Experiment:
             raise InputError(
                 f"training.gate_l0 needs a gate with a differentiable L0, found model.gate={self.model.gate!r}: use 'hard_concrete', or training.gate_l1"
             )
+        if 0 < self.training.target_dimension <= self.model.gate_floor:
+            raise InputError(
+                f"training.target_dimension={self.training.target_dimension} cannot be reached by gates of at least model.gate_floor="
+                f"{self.model.gate_floor}: raise the target, or lower the floor"
+            )
+        if self.training.rate:
+            self._check_rate()
+
+    def _check_rate(self) -> None:
+        """Raises InputError where the state has no density given the inputs, or its rate is not known."""
+        model, form = self.model, self.training.rate_form
+        if not model.process_noise:
+            raise InputError(
+                f"training.rate={self.training.rate} needs a state with noise, found model.process_noise=0.0: without it the state holds infinitely many nats; "
+                "use for example model.process_noise=0.3"
+            )
+        if model.transition == "dense":
+            raise InputError("training.rate is defined for components that do not mix, found model.transition='dense': use 'diagonal' or 'complex'")
+        if model.gate in CAN_CLOSE and not model.gate_floor:
+            raise InputError(
+                f"training.rate needs noise at every step, but gates of model.gate={model.gate!r} can be exactly 0 and let none in: "
+                "use model.gate_floor=0.001 or so, or model.gate='sigmoid'"
+            )
+        if form == "capacity" and model.gate != "constant":
+            raise InputError(
+                f"training.rate_form='capacity' bounds the memory of gates that do not read the input, found model.gate={model.gate!r}: "
+                "use rate_form='vib', or model.gate='constant'"
+            )
+        for key, wanted in (("gate_state", "none"), ("transition", "diagonal")):
+            if form == "capacity" and getattr(model, key) != wanted:
+                raise InputError(
+                    f"training.rate_form='capacity' bounds the memory of a model.{key}={wanted!r}, found {getattr(model, key)!r}: use rate_form='vib'"
+                )
+        if self.optimizer.accumulate > 1:
+            raise InputError(
+                f"training.rate reads the moments of a whole batch, found optimizer.accumulate={self.optimizer.accumulate}: use 1, "
+                "and more devices or model.remat=True where memory is short"
+            )
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """Returns the same values as a ConfigDict with locked keys, for `--config.key=value`."""
@@ -317,7 +383,7 @@ class Experiment:
         """Returns the experiment that a ConfigDict describes. Raises InputError that names the key and the fix."""
         return _build(cls, config.to_dict(), "config")
 
-    def overridden(self, assignments: typing.Sequence[str]) -> "Experiment":
+    def overridden(self, assignments: typing.Iterable[str]) -> "Experiment":
         """Returns the experiment with "group.key=value" for keys that only evaluation reads, of the groups measure and compress; values as in JSON.
 
         Raises InputError for other groups, and for what is refused anywhere else.

@@ -51,6 +51,12 @@ SETTINGS = {
     "only warm-up": Mistake(("--config.optimizer.warmup_steps=60",), ("optimizer.warmup_steps=60", "training.steps=60", "fewer warm-up steps")),
     "micro-batches of unequal size": Mistake(("--config.optimizer.accumulate=3",), ("data.batch_size=8", "optimizer.accumulate=3", "a multiple")),
     "L0 of a gate without one": Mistake(("--config.training.gate_l0=1.0",), ("training.gate_l0", "'sigmoid'", "use 'hard_concrete'")),
+    "a rate without noise": Mistake(("--config.training.rate=0.1",), ("training.rate=0.1", "model.process_noise=0.0", "use for example")),
+    "a target below the floor": Mistake(
+        ("--config.training.target_dimension=0.1", "--config.model.gate_floor=0.2"),
+        ("training.target_dimension=0.1", "model.gate_floor=0.2", "raise the target"),
+    ),
+    "a warm-up of nothing": Mistake(("--config.training.penalty_warmup=5",), ("training.penalty_warmup=5", "no penalty", "gate_l1")),
     "rows that devices cannot share": Mistake(
         ("--config.data.batch_size=6", "--config.training.devices=4"), ("data.batch_size", "6", "4 devices", "a multiple of 4")
     ),

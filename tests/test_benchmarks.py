@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from selssm_jax.data import synthetic
+
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -109,3 +111,33 @@ def test_brackets_are_held_against_truths(monkeypatch):
     assert found["covered"] == 1 and 0 <= found["widest"] < 0.1
     system, truth = script.fixed_gates()
     assert script.brackets(lambda key: script.many_steps(system, key), truth, 1)["widest"] < 0.5
+
+
+def test_prices_of_memory_are_measured(tmp_path):
+    script = importlib.import_module("rate")
+    short = {"steps": 30, "penalty_warmup": 5, "eval_every": 30, "checkpoint_every": 30, "log_every": 30}
+    (point,) = script.curve(0, tmp_path, (0.01,), examples=200, warmup_steps=5, **short)
+    assert 0 < point["beyond_last_input_bits"] <= point["exact_bits"] and point["exact_mean_bits"] < point["rate_bits"]
+    assert point["excess"] - point["least_excess"] > -3 * point["stderr"]
+
+
+def test_the_least_error_is_that_of_the_kalman_filter():
+    script = importlib.import_module("rate")
+    config = script.channel.get_config()
+    config.data.noise = script.NOISE
+    optimal = synthetic.dataset(script.Experiment.from_config_dict(config).data).info["optimum"]["mse"]
+    known = script.filter_weights() @ script.DECAY ** np.arange(script.STEPS)[::-1]
+    powers = script.DECAY ** (2 * np.arange(1, script.HORIZON + 1))
+    assert (powers * (1 - known) + 1 - powers + script.NOISE).mean() == pytest.approx(optimal, rel=1e-9)
+    blind = (1 + script.NOISE - powers / (1 + script.NOISE)).mean()  # the last input alone
+    assert script.least_excess(0.0) == pytest.approx(blind - optimal, rel=1e-9)
+    assert script.least_excess(1.0) == pytest.approx(script.least_excess(0.0) / 4)
+
+
+def test_what_sparse_gates_do_is_measured(tmp_path):
+    script = importlib.import_module("sparsity")
+    short = {"steps": 4, "penalty_warmup": 2, "eval_every": 4, "checkpoint_every": 4}
+    tiny = {"data": {"length": 16, "tokens": 2, "eval_examples": 20, "eval_batch_size": 10}, "model": {"d_model": 8, "d_state": 8, "pattern": ("selective",)}}
+    found = script.trained(tmp_path / "run", "validation", tiny | {"training": short | {"gate_l1": 0.1}, "optimizer": {"warmup_steps": 1}})
+    assert 0 < found["dim_eff"] < 8 and found["compression_factor"] == pytest.approx(8 / found["dim_eff"])
+    assert set(found["blocks"]) == {"block_0"} and 0 <= found["blocks"]["block_0"]["auroc"] <= 1

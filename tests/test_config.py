@@ -38,6 +38,7 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
     return module.get_config()
 
 
+NOISY = {"training__rate": 0.1, "model__process_noise": 0.3}
 WRONG = [
     # Unknown names: the nearest known one is suggested.
     ({"data__batch_sise": 8}, r"config\.data has no key 'batch_sise': did you mean 'batch_size'\?"),
@@ -80,7 +81,7 @@ WRONG = [
             "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1, "linear_skip": 0},
             "optimizer": {"warmup_steps": 0, "accumulate": 1},
             "measure": {"samples": 100, "positions": 1, "longest_lag": 0, "decoder_steps": 1, "decoder_width": 1, "seed": 0},
-            "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0},
+            "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0, "penalty_warmup": 0},
         }.items()
         for key, least in limits.items()
     ],
@@ -105,6 +106,10 @@ WRONG = [
             ("optimizer", "b2", 1.0, r"0\.9999999"),
             ("training", "gate_l1", -1.0, "inf"),
             ("training", "gate_l0", -1.0, "inf"),
+            ("training", "multiplier_rate", -1.0, "inf"),
+            ("training", "rate", -1.0, "inf"),
+            ("training", "target_dimension", -0.1, r"0\.999"),
+            ("training", "target_dimension", 1.0, r"0\.999"),
         ]
     ],
     # Values that do not go together.
@@ -129,6 +134,21 @@ WRONG = [
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
     ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.gate='sigmoid': use 'hard_concrete'"),
+    ({"training__target_dimension": 0.1, "training__gate_l1": 0.2}, r"target_dimension=0\.1 .*found training\.gate_l1=0\.2 .*set one of the two to 0"),
+    ({"training__target_dimension": 0.1, "training__multiplier_rate": 0.0}, r"multiplier_rate=0\.0 keeps the multiplier .* at 0: use for example 0\.01"),
+    ({"training__target_dimension": 0.1, "model__gate_floor": 0.1}, r"target_dimension=0\.1 cannot be reached .*model\.gate_floor=0\.1: raise the target"),
+    ({"training__penalty_warmup": 10}, r"penalty_warmup=10 has no penalty to warm up: set training\.gate_l1"),
+    ({"training__penalty_warmup": 1000, "training__gate_l1": 0.1}, r"penalty_warmup=1000 ends with no step of training\.steps=1000 left .*use fewer"),
+    ({"training__rate": 0.1}, r"training\.rate=0\.1 needs a state with noise, found model\.process_noise=0\.0: .*use for example"),
+    ({**NOISY, "model__transition": "dense"}, r"components that do not mix, found model\.transition='dense': use 'diagonal' or 'complex'"),
+    *[({**NOISY, "model__gate": gate}, rf"model\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001") for gate in ("hard_sigmoid", "hard_concrete")],
+    ({**NOISY, "training__rate_form": "capacity"}, r"rate_form='capacity' .*do not read the input, found model\.gate='sigmoid': use rate_form='vib'"),
+    *[
+        ({**NOISY, "training__rate_form": "capacity", "model__gate": "constant", f"model__{key}": value}, rf"model\.{key}='{known}', found '{value}'")
+        for key, value, known in (("gate_state", "elementwise", "none"), ("transition", "complex", "diagonal"))
+    ],
+    ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
+    ({"training__rate_form": "mib"}, r"training\.rate_form='mib' is not a choice: did you mean 'vib'\?"),
 ]
 
 

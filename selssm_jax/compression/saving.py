@@ -6,11 +6,11 @@ import pathlib
 from typing import Any
 
 from selssm_jax.compression import weights
+from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.config import Experiment, Model, Task
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import Reader, SequenceModel
-from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.training.checkpoint import Workdir
 
 PyTree = Any

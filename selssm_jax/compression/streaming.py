@@ -5,7 +5,7 @@ what is rounded is what the next step reads. The loop is differentiable (`Quanti
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
-from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.model import SequenceModel
 
 State = Any
 PyTree = Any

@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ ROUNDING = (
 )
 
 
-def write(workdir: str | pathlib.Path, *, split: str = "test", local_dir: str = "", override: Sequence[str] = ()) -> Results:
+def write(workdir: str | pathlib.Path, *, split: str = "test", local_dir: str = "", override: Iterable[str] = ()) -> Results:
     """Compresses the run in `workdir` as its `compress` configuration says; writes the compressed run to WORKDIR-compressed, with a report inside.
 
     The report is WORKDIR-compressed/compression/index.html, with report.md, figures and compression.json beside it.
@@ -242,7 +241,9 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     figure, (left, right) = panels(1, 2, height=3.6)
     metric, points, chosen = results["metric"], results["frontier"], results["compressed"]
     reference = results["reference"]["validation"][metric]
-    left.plot([one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information")
+    left.plot(
+        [one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information"
+    )
     for one, marker in zip(results["methods"][1:], ("s", "^", "D"), strict=False):
         left.plot(one["bytes"], one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=one["method"])
     left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen, fine-tuned")

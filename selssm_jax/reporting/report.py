@@ -11,7 +11,7 @@ import pathlib
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ Results = dict[str, Any]
 
 
 def write(
-    workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", measure: bool = False, override: Sequence[str] = ()
+    workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", measure: bool = False, override: Iterable[str] = ()
 ) -> Results:
     """Evaluates the run in `workdir` on a whole split and writes its report; returns what results.json holds.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from jaxtyping import PyTree
@@ -37,7 +37,7 @@ class Run:
     history: list[dict[str, Any]]
 
 
-def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", override: Sequence[str] = ()) -> Run:
+def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", override: Iterable[str] = ()) -> Run:
     """Opens the run in `workdir`, with its own data or, at the run's vocabulary and scaling, with another file's.
 
     `override` changes what evaluation reads of its configuration, "compress.factor=32".

@@ -1,14 +1,18 @@
 """What training minimises and evaluation reports, as sums that merge over batches and devices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from selssm_jax.information import variational
 from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.layers.selective import Law
+from selssm_jax.ops.linear_scan import linear_scan
 
 Sums = dict[str, Float[Array | np.ndarray, "2"]]  # name -> (weighted sum, weight)
 LOSS = {"language": "nats", "classification": "nats", "forecasting": "mse"}
@@ -49,9 +53,9 @@ def is_better(metric: str, new: float, old: float) -> bool:
 
 
 def weights(kind: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
-    """Returns the weight of every term of the training loss in a batch: the divisors of `score` and `gate_penalties`."""
+    """Returns the weight of every term of the training loss in a batch: the divisors of `score`, `gate_penalties` and `rates`."""
     frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
-    return {LOSS[kind]: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames}
+    return {LOSS[kind]: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
 
 
 def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
@@ -64,6 +68,56 @@ def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) 
     frames = frame_valid(valid, stride).astype(jnp.float32)
     sown = {name: [values for mixer in mixers for values in mixer.get(key, ())] for name, key in (("gate_l1", "gate"), ("gate_l0", "open"))}
     return {name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()]) for name, gates in sown.items() if gates}
+
+
+def dimensions(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
+    """Returns "dim_eff", sum_i g_i in the mean over valid steps and blocks, and "compression_factor", n / dim_eff (theory, section 9).
+
+    As (weighted sum, weight): dim_eff over steps, and n summed over steps over dim_eff summed over steps.
+    """
+    frames = frame_valid(valid, stride).astype(jnp.float32)
+    gates = [gate for mixer in _mixers(intermediates) for gate in mixer.get("gate", ())]
+    effective = jnp.stack([gate.shape[-1] * _over_frames(gate, frames) for gate in gates]).mean()
+    n = sum(gate.shape[-1] for gate in gates) / len(gates)
+    return {"dim_eff": jnp.stack([effective, frames.sum()]), "compression_factor": jnp.stack([n * frames.sum(), effective])}
+
+
+def rates(laws: Mapping[str, Any], valid: Array, stride: int, *, form: str = "vib", total: Callable[[Array], Array] = lambda part: part) -> Sums:
+    """Returns "rate", nats of memory in the mean over valid steps and blocks, as (weighted sum, weight) (theory, sections 4.2 and 10).
+
+    form "vib": E KL(p(h_t|x) || r), r of the moments of all valid states of the batch, an upper bound on the mean of I(h_t; inputs of the block) over t;
+    where gates read the state, p(h_t | h_{t-1}, x_t) instead, for I(h_t; x_{1:t}) <= I(h_t; h_{t-1}, x_t) (section 4.3). "capacity":
+    1/2 sum_i log(1 + Var(B x)_i / q), a bound for constant gates and inputs that are independent over time.
+
+    Args:
+      laws: what blocks sowed. valid, stride: as in `gate_penalties`.
+      total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which that does not change (see
+        `information.variational`): value and gradient of the whole batch are the sums of those of its parts.
+    """
+    frames = frame_valid(valid, stride).astype(jnp.float32)
+    known = [moments(law, form) for mixer in _mixers(laws) for law in mixer.get("law", ())]
+    return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in known]).mean(), frames.sum()])}
+
+
+def moments(law: Law, form: str) -> tuple[Array, Array]:
+    """Returns the means and variances, (B, T, n), of the normal laws whose rate `form` asks for; complex components as pairs of reals."""
+    if form == "capacity":
+        return law.drive / law.noise, jnp.ones_like(law.noise)
+    if law.A is None:
+        return law.drive, law.noise**2
+    means, variances = linear_scan(law.A, law.drive)[0], linear_scan(jnp.abs(law.A) ** 2, law.noise**2)[0]
+    if not jnp.iscomplexobj(means):
+        return means, variances
+    return jnp.concatenate([means.real, means.imag], axis=-1), jnp.concatenate([variances, variances], axis=-1)
+
+
+def _rate(means: Array, variances: Array, frames: Array, total: Callable[[Array], Array]) -> Array:
+    """Sum over valid frames of the divergence from the batch's moments; where channels run apart, each is a row of its own."""
+    channels = len(means) // len(frames)
+    weights = jnp.repeat(frames, channels, axis=0).ravel() / channels
+    means, variances = (part.reshape(-1, part.shape[-1]) for part in (means, variances))
+    r = jax.lax.stop_gradient(variational.marginal(means, variances, weights, total=total))
+    return (weights * variational.divergence(means, variances, r)).sum()
 
 
 def fallbacks(diagnostics: Mapping[str, Any]) -> Sums:

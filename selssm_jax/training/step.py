@@ -1,5 +1,7 @@
 """One step of training, pure: (state, batch) -> (state, metrics)."""
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selssm_jax.config import Experiment
+from selssm_jax.config import Experiment, Training
 from selssm_jax.model import Reader
 from selssm_jax.training import objectives, parallel
 
@@ -26,13 +28,24 @@ class TrainState:
     rng: jax.Array
 
 
+@flax.struct.dataclass
+class ConstrainedState(TrainState):
+    """The state of a run whose gates are held to training.target_dimension: with the constraint's Lagrange multiplier.
+
+    A class of its own, so that checkpoints of runs without a constraint stay what they were.
+    """
+
+    multiplier: jax.Array
+
+
 def initial(experiment: Experiment, model: Reader, optimizer: optax.GradientTransformation, batch: Batch) -> TrainState:
     """Returns the state before the first step; parameters are drawn from training.seed."""
 
     def build(inputs: jax.Array) -> TrainState:
         params_key, rng = jax.random.split(jax.random.key(experiment.training.seed))
         params = model.init(_keys(params_key), inputs)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(rng))
+        parts = jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(rng)
+        return ConstrainedState(*parts, multiplier=jnp.zeros(())) if experiment.training.target_dimension else TrainState(*parts)
 
     return jax.jit(build)(batch["inputs"][:1])
 
@@ -49,11 +62,29 @@ def train_step(
     kind, stride = model.config.task.kind, _stride(model)
     key = parallel.on_device(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), axis)
     weights = parallel.total(objectives.weights(kind, batch, stride), axis)
-    objective = partial(_objective, model=model, terms=_terms(experiment, kind), weights=weights)
+    form, total = experiment.training.rate_form, partial(parallel.total, axis=axis)
+    objective = partial(_objective, model=model, terms=_terms(experiment, kind, state), weights=weights, form=form, total=total)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, experiment.optimizer.accumulate), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.rng), sums
+    state = dataclasses.replace(state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    return (_ascend(state, sums, experiment.training) if isinstance(state, ConstrainedState) else state), sums
+
+
+def _ascend(state: ConstrainedState, sums: objectives.Sums, training: Training) -> ConstrainedState:
+    """Dual ascent on the constraint mean gate <= target, after a step: multiplier <- max(0, multiplier + rate (mean gate / target - 1)).
+
+    In a warm-up it climbs as slowly as it weighs: it would wind up while it can move nothing.
+    """
+    sums["multiplier"] = jnp.stack([state.multiplier, jnp.float32(1)])
+    total, weight = sums["gate_l1"]
+    climb = _ramp(state.step - 1, training) * training.multiplier_rate * (total / weight / training.target_dimension - 1)
+    return dataclasses.replace(state, multiplier=jnp.maximum(0, state.multiplier + climb))
+
+
+def _ramp(step: jax.Array, training: Training) -> jax.Array | float:
+    """The share of its weight that a penalty has in the step after `step` others."""
+    return jnp.minimum(1, (step + 1) / training.penalty_warmup) if training.penalty_warmup else 1.0
 
 
 def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[Any, objectives.Sums]:
@@ -69,10 +100,18 @@ def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, parts
 
 
 def _objective(
-    params: Any, batch: Batch, key: jax.Array, *, model: Reader, terms: dict[str, float], weights: dict[str, jax.Array]
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: Reader,
+    terms: dict[str, jax.Array | float],
+    weights: dict[str, jax.Array],
+    form: str,
+    total: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, objectives.Sums]:
     """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
-    penalised = len(terms) > 1  # only then are the gates kept
+    kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])  # only what a penalty reads
     (outputs, _), sown = model.apply(
         {"params": params},
         batch["inputs"],
@@ -80,18 +119,24 @@ def _objective(
         valid=batch["valid"],
         deterministic=False,
         rngs=_keys(key),
-        mutable=["diagnostics", "intermediates"] if penalised else ["diagnostics"],
+        mutable=kept,
     )
     sums = objectives.score(model.config.task.kind, outputs, batch) | objectives.fallbacks(sown.get("diagnostics", {}))
-    if penalised:
-        sums |= objectives.gate_penalties(sown["intermediates"], batch["valid"], _stride(model))
+    seen = batch["valid"], _stride(model)
+    if "intermediates" in kept:
+        sums |= objectives.gate_penalties(sown["intermediates"], *seen) | objectives.dimensions(sown["intermediates"], *seen)
+    if "laws" in kept:
+        sums |= objectives.rates(sown["laws"], *seen, form=form, total=total)
     return sum(factor * sums[name][0] / weights[name] for name, factor in terms.items()), sums
 
 
-def _terms(experiment: Experiment, kind: str) -> dict[str, float]:
-    """What the loss is made of, and each term's factor."""
-    penalties = {"gate_l1": experiment.training.gate_l1, "gate_l0": experiment.training.gate_l0}
-    return {objectives.LOSS[kind]: 1.0} | {name: factor for name, factor in penalties.items() if factor}
+def _terms(experiment: Experiment, kind: str, state: TrainState) -> dict[str, jax.Array | float]:
+    """What the loss is made of, and each term's factor at this step."""
+    training, ramp = experiment.training, _ramp(state.step, experiment.training)
+    penalties = {name: ramp * factor for name in ("gate_l1", "gate_l0", "rate") if (factor := getattr(training, name))}
+    if isinstance(state, ConstrainedState):
+        penalties["gate_l1"] = ramp * state.multiplier
+    return {objectives.LOSS[kind]: 1.0} | penalties
 
 
 def _stride(model: Reader) -> int:

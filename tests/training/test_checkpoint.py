@@ -16,6 +16,7 @@ import pytest
 
 import runs
 from selssm_jax.errors import InputError
+from selssm_jax.training import loop
 from selssm_jax.training.checkpoint import Workdir, read_experiment, restore_for_eval
 
 RECIPE = runs.experiment(training__keep_checkpoints=3)
@@ -284,3 +285,29 @@ def test_evaluation_of_what_is_no_run_or_not_trained(run, tmp_path):
         shutil.rmtree(run / name)
     with pytest.raises(InputError, match="has no checkpoint yet: train it first"):
         restore_for_eval(str(run))
+
+
+@pytest.mark.parametrize("target", [0.0, 0.1])
+def test_the_multiplier_is_part_of_a_run_that_has_one(tmp_path, target):
+    """A run without a target keeps the checkpoints it always had, so that older ones are gone on from."""
+    options = {"training__steps": 4, "training__checkpoint_every": 2, "training__eval_every": 4, "optimizer__warmup_steps": 1}
+    folder = tmp_path / "run"
+    loop.fit(runs.experiment(**options, training__target_dimension=target), str(folder))
+    whole = runs.state(folder, 4)
+    assert set(whole["state"]) == {"step", "params", "opt_state", "rng"} | ({"multiplier"} if target else set())
+    assert not target or runs.state(folder, 2)["state"]["multiplier"] > 0
+    shutil.rmtree(folder / "checkpoints" / "4")
+    assert loop.fit(runs.experiment(**options, training__target_dimension=target), str(folder)).finished
+    jax.tree.map(np.testing.assert_array_equal, runs.state(folder, 4), whole)
+
+
+def test_a_config_from_before_there_were_targets_is_gone_on_from(tmp_path):
+    options = runs.experiment(training__steps=2, training__checkpoint_every=2, training__eval_every=2, optimizer__warmup_steps=1)
+    loop.fit(options, str(tmp_path / "run"))
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("target_dimension", "multiplier_rate", "rate", "rate_form", "penalty_warmup"):
+        del config["experiment"]["training"][key]
+    path.write_text(json.dumps(config))
+    assert loop.fit(options, str(tmp_path / "run")).step == 2
+    assert read_experiment(str(tmp_path / "run")) == options

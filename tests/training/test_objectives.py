@@ -1,9 +1,12 @@
 """Losses against NumPy; sums that merge; penalties over valid steps only."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.information import bracket, variational
+from selssm_jax.layers.selective import Law
 from selssm_jax.training import objectives
 
 RNG = np.random.default_rng(0)
@@ -86,7 +89,7 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
     assert objectives.means(found)["gate_l0"] == pytest.approx(np.mean([(gate[kept] ** 2).mean() for gate in gates]), rel=1e-5)
     batch = {"valid": jnp.asarray(valid), "weights": jnp.ones(rows)}
     for name, weight in objectives.weights("classification", batch, stride).items():
-        assert weight == (found[name][1] if name in found else rows)
+        assert weight == (rows if name == "nats" else found.get(name, found["gate_l1"])[1])
 
 
 def test_solves_that_gave_way_are_counted_over_blocks():
@@ -98,3 +101,68 @@ def test_solves_that_gave_way_are_counted_over_blocks():
 def test_gates_without_an_l0_have_no_such_penalty():
     seen = {"block_0": {"mixer": {"gate": (jnp.ones((1, 4, 2)),)}}}
     assert set(objectives.gate_penalties(seen, jnp.ones((1, 4), bool), 1)) == {"gate_l1"}
+
+
+def test_dimensions_are_sums_over_components_and_merge_over_batches():
+    valid = np.arange(6)[None] < np.array([6, 3])[:, None]
+    gates = [RNG.uniform(size=(2, 6, n)).astype(np.float32) for n in (4, 8)]
+    seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),)}} for index, gate in enumerate(gates)}
+    effective = np.mean([gate.sum(-1)[valid].mean() for gate in gates])
+    whole = objectives.dimensions(seen, jnp.asarray(valid), 1)
+    assert objectives.means(whole) == pytest.approx({"dim_eff": effective, "compression_factor": 6 / effective}, rel=1e-5)
+    parts = [objectives.dimensions(jax.tree.map(lambda gate, row=row: gate[row : row + 1], seen), jnp.asarray(valid[row : row + 1]), 1) for row in (0, 1)]
+    for name, pair in whole.items():
+        np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
+
+
+def laws_of(rows: int, steps: int, n: int, *, dtype: type = np.float32) -> Law:
+    A, drive = (RNG.uniform(0.2, 0.9, (rows, steps, n)).astype(dtype), RNG.normal(size=(rows, steps, n)).astype(dtype))
+    if dtype is np.complex64:
+        A, drive = A * np.exp(1j * A).astype(dtype), drive + 1j * RNG.normal(size=drive.shape).astype(dtype)
+    return Law(jnp.asarray(A), jnp.asarray(drive), jnp.asarray(RNG.uniform(0.1, 1, (rows, steps, n)), jnp.float32))
+
+
+def sown(*laws: Law) -> dict:
+    return {f"block_{index}": {"mixer": {"law": (law,)}} for index, law in enumerate(laws)}
+
+
+def test_the_rate_is_that_of_the_laws_of_all_valid_states():
+    laws, valid = [laws_of(3, 7, 4) for _ in range(2)], np.arange(7)[None] < np.array([7, 5, 2])[:, None]
+    each = []
+    for law in laws:
+        moments = jax.vmap(lambda A, drive, noise: bracket.conditional_moments(A, drive, noise**2))(*law)
+        each.append(float(variational.rate(moments.means[valid], moments.covs[valid])))
+    total, weight = objectives.rates(sown(*laws), jnp.asarray(valid), 1)["rate"]
+    assert float(total / weight) == pytest.approx(np.mean(each), rel=1e-4)
+    assert weight == valid.sum()
+
+
+def test_complex_components_are_pairs_of_reals():
+    law = laws_of(4, 5, 2, dtype=np.complex64)
+    pairs = []
+    for A, drive, noise in zip(*law, strict=True):
+        blocks = jax.vmap(lambda a: jnp.block([[jnp.diag(a.real), -jnp.diag(a.imag)], [jnp.diag(a.imag), jnp.diag(a.real)]]))(A)
+        pairs.append(bracket.conditional_moments(blocks, jnp.concatenate([drive.real, drive.imag], -1), jnp.concatenate([noise, noise], -1) ** 2))
+    means, covs = (jnp.concatenate([getattr(pair, name) for pair in pairs]) for name in ("means", "covs"))
+    expected = variational.rate(means, jnp.diagonal(covs, axis1=1, axis2=2))
+    assert objectives.means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_gates_that_read_the_state_have_the_rate_of_one_step():
+    law = laws_of(4, 5, 3)._replace(A=None)
+    expected = variational.rate(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3) ** 2)
+    assert objectives.means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_capacity_is_that_of_what_comes_in():
+    law = laws_of(4, 5, 3)
+    expected = variational.capacity(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3))
+    assert objectives.means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1, form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_channels_apart_weigh_as_rows_of_their_own():
+    law, valid = laws_of(6, 5, 3), np.arange(5)[None] < np.array([5, 2, 4])[:, None]
+    apart = objectives.rates(sown(law), jnp.asarray(np.repeat(valid, 2, axis=0)), 1)["rate"]
+    together = objectives.rates(sown(law), jnp.asarray(valid), 1)["rate"]
+    assert float(together[0] / together[1]) == pytest.approx(float(apart[0] / apart[1]), rel=1e-5)
+    assert together[1] == valid.sum()

@@ -11,6 +11,7 @@ import pytest
 
 import runs
 from selssm_jax.config import Experiment, Optimizer, Task, Training
+from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, optimizer, parallel, step
 
@@ -46,7 +47,8 @@ def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) ->
     network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS[kind], **model))
     devices = parallel.choose_devices(count, 8)
     take = parallel.data_parallel(partial(step.train_step, model=network, optimizer=optimizer.build(experiment), experiment=experiment), devices)
-    first = begin(network, dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=Training()))
+    plain = Training(target_dimension=experiment.training.target_dimension)  # all else of it changes no first state
+    first = begin(network, dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=plain))
     return take, jax.device_put(first, parallel.layout(devices)), ragged(TASKS[kind])
 
 
@@ -65,6 +67,8 @@ def assert_same(one: Any, other: Any) -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), state.params, others.params)
 
 
+DIMENSIONS = ("dim_eff", "compression_factor")
+NOISY = {"training__rate": 0.1, "model__process_noise": 0.3}
 CASES = [
     ("language", {}, ((1, 4), (2, 2), (4, 1))),
     ("classification", {"frame": 4, "stride": 2}, ((2, 2),)),
@@ -80,6 +84,59 @@ def test_micro_batches_and_devices_change_nothing(kind, model, ways):
         assert_same(whole, after(*build(runs.experiment(**penalised, optimizer__accumulate=parts), kind, count=count, **model)))
 
 
+def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices(monkeypatch):
+    """Without the noise's draws, which differ: the state's law holds it still, and so the rate."""
+    monkeypatch.setattr(SelectiveSSM, "_noisy", lambda self, drive: drive)
+    options = runs.experiment(**NOISY, training__target_dimension=0.1, training__penalty_warmup=5)
+    whole, shared = (after(*build(options, "language", count=count, process_noise=0.3)) for count in (1, 2))
+    assert_same(whole, shared)
+    assert whole[0].multiplier == pytest.approx(shared[0].multiplier, rel=1e-5) and whole[0].multiplier > 0
+    assert whole[1][0]["rate"] > 0
+
+
+def test_the_multiplier_ascends_with_the_violation_and_never_below_zero():
+    options = runs.experiment(training__target_dimension=0.1, training__multiplier_rate=0.5, training__penalty_warmup=4)
+    _, seen = after(*build(options, "language"), steps=6)
+    expected = 0.0
+    for number, metrics in enumerate(seen):
+        assert metrics["multiplier"] == pytest.approx(expected, rel=1e-4)
+        expected = max(0.0, expected + min(1, (number + 1) / 4) * 0.5 * (metrics["gate_l1"] / 0.1 - 1))
+        assert metrics["dim_eff"] == pytest.approx(8 * metrics["gate_l1"], rel=1e-5)
+        assert metrics["compression_factor"] == pytest.approx(1 / metrics["gate_l1"], rel=1e-5)
+    assert expected > 0
+    slack = after(*build(runs.experiment(training__target_dimension=0.9), "language"), steps=2)
+    assert slack[0].multiplier == 0
+
+
+def test_gates_come_under_their_target():
+    options = runs.experiment(training__target_dimension=0.08, training__multiplier_rate=0.05, training__steps=400, optimizer__peak_rate=0.02)
+    _, seen = after(*build(options, "language"), steps=200)
+    assert seen[0]["gate_l1"] > 0.15
+    assert np.mean([metrics["gate_l1"] for metrics in seen[-50:]]) < 0.08
+
+
+def test_a_warm_up_lets_every_penalty_grow_from_nothing():
+    options = runs.experiment(training__gate_l1=4.0, training__rate=2.0, model__process_noise=0.3, training__penalty_warmup=4)
+    states = [step.TrainState(jax.numpy.int32(number), {}, (), jax.numpy.zeros(2)) for number in (0, 1, 3, 9)]
+    terms = [step._terms(options, "language", state) for state in states]
+    assert [float(term["gate_l1"]) for term in terms] == [1, 2, 4, 4]
+    assert [float(term["rate"]) for term in terms] == [0.5, 1, 2, 2]
+    assert all(term["nats"] == 1 for term in terms)
+    constrained = step.ConstrainedState(jax.numpy.int32(0), {}, (), jax.numpy.zeros(2), multiplier=jax.numpy.float32(8))
+    options = runs.experiment(training__target_dimension=0.1, training__penalty_warmup=4)
+    assert float(step._terms(options, "language", constrained)["gate_l1"]) == 2
+
+
+def test_a_rate_is_paid_with_nats_of_memory():
+    held = {}
+    for rate in (1e-6, 0.3):
+        options = runs.experiment(training__rate=rate, model__process_noise=0.3)
+        _, seen = after(*build(options, "language", process_noise=0.3), steps=40)
+        held[rate] = seen[-1]["rate"]
+        assert seen[-1]["nats"] < seen[0]["nats"]
+    assert held[0.3] < 0.7 * held[1e-6]
+
+
 def test_the_loss_and_its_penalty_fall():
     state, seen = after(*build(runs.experiment(training__gate_l1=3.0), "language"), steps=40)
     assert seen[-1]["nats"] < 0.9 * seen[0]["nats"]
@@ -91,12 +148,14 @@ def test_the_loss_and_its_penalty_fall():
     ("options", "model", "names"),
     [
         ({}, {}, set()),
-        ({"training__gate_l1": 0.1}, {}, {"gate_l1"}),
+        ({"training__gate_l1": 0.1}, {}, {"gate_l1", *DIMENSIONS}),
+        ({"training__target_dimension": 0.1}, {}, {"gate_l1", "multiplier", *DIMENSIONS}),
         ({}, {"gate_state": "elementwise"}, {"fell_back"}),
-        ({"training__gate_l0": 0.1, "model__gate": "hard_concrete"}, {"gate": "hard_concrete", "remat": True}, {"gate_l1", "gate_l0"}),
+        ({"training__gate_l0": 0.1, "model__gate": "hard_concrete"}, {"gate": "hard_concrete", "remat": True}, {"gate_l1", "gate_l0", *DIMENSIONS}),
+        (NOISY, {"process_noise": 0.3, "remat": True}, {"gate_l1", "rate", *DIMENSIONS}),
     ],
 )
-def test_gates_are_kept_only_for_a_penalty(monkeypatch, options, model, names):
+def test_gates_and_laws_are_kept_only_for_a_penalty(monkeypatch, options, model, names):
     experiment, asked = runs.experiment(**options), []
     network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS["language"], **model))
     tx, batch = optimizer.build(experiment), ragged(TASKS["language"])
@@ -104,7 +163,7 @@ def test_gates_are_kept_only_for_a_penalty(monkeypatch, options, model, names):
     apply = SequenceModel.apply
     monkeypatch.setattr(SequenceModel, "apply", lambda self, *args, **kwargs: asked.append(kwargs.get("mutable")) or apply(self, *args, **kwargs))
     _, sums = jax.eval_shape(partial(step.train_step, model=network, optimizer=tx, experiment=experiment), state, batch)
-    assert asked == [["diagnostics", "intermediates"] if names & {"gate_l1", "gate_l0"} else ["diagnostics"]]
+    assert asked == [["diagnostics"] + ["intermediates"] * ("dim_eff" in names) + ["laws"] * ("rate" in names)]
     assert set(sums) == {"nats", "accuracy", "gradient_norm"} | names
 
 

@@ -1,0 +1,127 @@
+"""What bits of memory are worth: one run for every price of a nat, its loss beside the bits that its memory holds (theory, sections 4.2 and 10).
+
+With state noise and `training.rate` = beta a run minimises loss + beta * rate. A dear nat is given up where it saves little loss, so the
+points of a sweep trace the trade-off between memory and loss that such models, trained so, reach.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from selssm_jax import data
+from selssm_jax.config import Experiment
+from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import checkpoint, loop, objectives
+from selssm_jax.training.evaluation import Evaluator
+
+Batch = dict[str, Array | np.ndarray]
+Sums = dict[str, Array | np.ndarray]
+
+
+class Point(NamedTuple):
+    """One run of a sweep, measured on the validation split.
+
+    Attributes:
+      beta: training.rate, the price of a nat. loss: nats a target, or mean squared error.
+      bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over steps.
+      workdir: the run's folder.
+    """
+
+    beta: float
+    bits: float
+    loss: float
+    workdir: pathlib.Path
+
+
+def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib.Path) -> list[Point]:
+    """Trains the experiment once for every beta, in WORKDIR/beta_BETA, and returns the points in the order of the betas.
+
+    A run that is finished is not trained again, and one that was stopped goes on: the same call continues a sweep. Beta 0 is the run
+    without a price; it needs model.process_noise as the others do. Each run's last parameters are measured: those that were best on
+    validation by loss alone would be of a moment when memory was still dear to none.
+
+    Raises:
+      ValueError: for no betas, or one that comes twice.
+      InputError: for an experiment that has no rate (`config.Experiment`), and what `loop.fit` raises.
+    """
+    if not betas or len(set(betas)) != len(betas):
+        raise ValueError(f"betas={list(betas)}, expected at least one, and each once")
+    runs = [(beta, priced(experiment, beta), pathlib.Path(workdir) / f"beta_{beta:g}") for beta in betas]  # all are checked before the first is trained
+    points = []
+    for beta, run, folder in runs:
+        if not loop.fit(run, str(folder)).finished:
+            break  # it was asked to stop
+        points.append(measure(beta, folder))
+    return points
+
+
+def priced(experiment: Experiment, beta: float) -> Experiment:
+    """Returns the experiment at the price beta. Raises InputError where it has no rate, at beta 0 too."""
+    dear = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, rate=beta or 1.0, select="last"))
+    if beta:
+        return dear
+    free = dataclasses.replace(dear.training, rate=0.0, penalty_warmup=0)
+    return dataclasses.replace(dear, training=free if not free.penalised else dataclasses.replace(free, penalty_warmup=dear.training.penalty_warmup))
+
+
+def measure(beta: float, workdir: str | pathlib.Path) -> Point:
+    """Returns the point of a finished run."""
+    experiment, params, _ = checkpoint.restore_for_eval(str(workdir))
+    dataset = data.load(experiment.data)
+    model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
+    evaluator = Evaluator(experiment, model)
+    loss = evaluator(params, dataset, "validation")[objectives.LOSS[dataset.task.kind]]
+    nats = memory(model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.rate_form)
+    return Point(beta, sum(nats.values()) / math.log(2), loss, pathlib.Path(workdir))
+
+
+def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, form: str = "vib") -> dict[str, float]:
+    """Returns for every block an upper bound on I(h_t; inputs of the block), nats, in the mean over the valid steps of the sequences.
+
+    The "rate" of training with the moments of all sequences instead of one batch's, 1/2 sum_i (log v_i - E log N_i). By data processing
+    the sum over blocks bounds what all states together hold of the model's inputs. Each sequence is read from an empty memory.
+
+    Args:
+      model, params: a model with process noise. batches: as a dataset's `evaluate` gives them. form: see `objectives.rates`.
+
+    Raises:
+      ValueError: for a model whose blocks sow no law of their states.
+    """
+    if not model.config.process_noise:
+        raise ValueError(f"model.process_noise={model.config.process_noise}: without noise a state holds infinitely many nats, expected more than 0")
+
+    @jax.jit
+    def read(batch: Batch) -> dict[str, Sums]:
+        key = jax.random.key(0)  # of the noise in what later blocks read
+        _, sown = model.apply({"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["laws"])
+        return {name: _sums(*objectives.moments(block["mixer"]["law"][0], form), _counted(batch, model)) for name, block in sown["laws"].items()}
+
+    parts = [jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(read(batch))) for batch in batches]
+    whole = jax.tree.map(lambda *values: sum(values), *parts)
+    return {name: _nats(sums) for name, sums in whole.items()}
+
+
+def _sums(means: Array, variances: Array, frames: Array) -> Sums:
+    weights = jnp.repeat(frames, len(means) // len(frames), axis=0)[..., None]
+    sums = {"mean": means, "power": variances + means**2, "log": jnp.log(variances)}
+    return {name: (weights * value).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
+
+
+def _nats(sums: Sums) -> float:
+    mean, power, log = (sums[name] / sums["steps"] for name in ("mean", "power", "log"))
+    return float(0.5 * (np.log(power - mean**2) - log).sum())
+
+
+def _counted(batch: Batch, model: SequenceModel) -> Array:
+    """1 for valid steps of rows that are data, not what fills the last batch."""
+    valid = jnp.asarray(batch["valid"])
+    real = jnp.asarray(batch["weights"]).reshape(len(valid), -1).max(axis=1) > 0
+    return frame_valid(valid & real[:, None], 1 if model.config.task.kind == "language" else model.config.stride).astype(jnp.float32)
