@@ -120,7 +120,8 @@ class Model:
     d_model: int = 128
     d_state: int = 256
     block_states: tuple[int, ...] = ()  # d_state of each block, in the order of the pattern; empty: the same in all
-    gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"] = "sigmoid"
+    gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant", "binary", "top_k"] = "sigmoid"
+    gate_active: int = 0  # top_k: how many components a step updates
     gate_floor: float = 0.0  # smallest value that a gate can take
     gate_state: Literal["none", "elementwise", "dense"] = "none"  # what of the state before it a gate reads besides the input
     update: Literal["retain", "effective"] = "retain"
@@ -168,6 +169,7 @@ class Model:
             raise InputError(f"model.gate_state={self.gate_state!r} reads real states, found model.transition='complex': use 'diagonal' or 'dense'")
         if self.certified and self.update == "retain" and not self.gate_floor > 0:
             raise InputError(f"model.certified=True needs gates that stay open a little, found model.gate_floor={self.gate_floor}: use for example 0.01")
+        self._check_jumping_gates()
         if self.certified and self.gate_state != "none" and self.process_noise:
             raise InputError(
                 f"model.certified=True with model.gate_state={self.gate_state!r} bounds what moves the state, found model.process_noise="
@@ -195,6 +197,18 @@ class Model:
             raise InputError(f"{found} is out of range: use at least 1 in every block")
         if self.transition == "complex" and any(size % 2 for size in self.block_states):
             raise InputError(f"{found} has an odd size, but complex poles come in conjugate pairs: use even sizes, or model.transition='diagonal'")
+
+    def _check_jumping_gates(self) -> None:
+        gates = self.d_state // 2 if self.transition == "complex" else self.d_state
+        if self.gate == "top_k" and not 1 <= self.gate_active <= gates:
+            raise InputError(f"model.gate_active={self.gate_active} is out of range for model.gate='top_k' of {gates} gates: use a number from 1 to {gates}")
+        if self.gate != "top_k" and self.gate_active:
+            raise InputError(f"model.gate_active={self.gate_active} is read by model.gate='top_k' alone, found model.gate={self.gate!r}: use gate_active=0")
+        if self.certified and self.gate_state != "none" and self.gate in ("binary", "top_k"):
+            raise InputError(
+                f"model.certified=True with model.gate_state={self.gate_state!r} needs gates of bounded slope, found model.gate={self.gate!r}, which jumps: "
+                "use model.gate_state='none', or a gate such as 'hard_sigmoid'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,7 @@ SETTINGS = {
     "negative seed": Mistake(("--config.data.seed=-1",), ("data.seed=-1", "at least 0")),
     "only warm-up": Mistake(("--config.optimizer.warmup_steps=60",), ("optimizer.warmup_steps=60", "training.steps=60", "fewer warm-up steps")),
     "micro-batches of unequal size": Mistake(("--config.optimizer.accumulate=3",), ("data.batch_size=8", "optimizer.accumulate=3", "a multiple")),
+    "top-k gates without a k": Mistake(("--config.model.gate=top_k",), ("model.gate_active=0", "model.gate='top_k'", "from 1 to")),
     "L0 of a gate without one": Mistake(("--config.training.gate_l0=1.0",), ("training.gate_l0", "'sigmoid'", "use 'hard_concrete'")),
     "a rate without noise": Mistake(("--config.training.rate=0.1",), ("training.rate=0.1", "model.process_noise=0.0", "use for example")),
     "a target below the floor": Mistake(

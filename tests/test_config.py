@@ -133,6 +133,13 @@ WRONG = [
     ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
+    ({"model__gate": "top_k"}, r"model\.gate_active=0 is out of range for model\.gate='top_k' of 256 gates: use a number from 1 to 256"),
+    ({"model__gate": "top_k", "model__gate_active": 200, "model__transition": "complex"}, r"of 128 gates: use a number from 1 to 128"),
+    ({"model__gate_active": 3}, r"gate_active=3 is read by model\.gate='top_k' alone, found model\.gate='sigmoid': use gate_active=0"),
+    (
+        {"model__certified": True, "model__gate_floor": 0.1, "model__gate_state": "dense", "model__gate": "binary"},
+        r"needs gates of bounded slope, found model\.gate='binary', which jumps: use model\.gate_state='none'",
+    ),
     ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.gate='sigmoid': use 'hard_concrete'"),
     ({"training__target_dimension": 0.1, "training__gate_l1": 0.2}, r"target_dimension=0\.1 .*found training\.gate_l1=0\.2 .*set one of the two to 0"),
     ({"training__target_dimension": 0.1, "training__multiplier_rate": 0.0}, r"multiplier_rate=0\.0 keeps the multiplier .* at 0: use for example 0\.01"),

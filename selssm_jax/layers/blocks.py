@@ -35,6 +35,7 @@ def _selective(config: Model) -> SelectiveSSM:
         config.d_state,
         gate=config.gate,
         gate_floor=config.gate_floor,
+        gate_active=config.gate_active,
         gate_state=config.gate_state,
         update=config.update,
         transition=config.transition,

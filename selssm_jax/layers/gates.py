@@ -3,10 +3,14 @@
 A gate maps a pre-activation z = W_x x + W_h h + b to [0, 1]. `Gate` holds the weights; the functions below hold the maths.
 A gate of 0 keeps a component, a gate of 1 updates it fully. With W_h the recurrence is no longer linear: `ops.newton_scan`
 solves it.
+
+Two kinds jump, "binary" and "top_k": their gates are 0 or 1 and nothing in between, and a backward pass takes the derivative of a sigmoid in
+place of theirs, which is 0 (straight-through, Bengio et al. 2013). What is learned then is no gradient of the loss.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.struct
 import jax
@@ -48,6 +52,39 @@ def hard_concrete(z: Float[Array, "..."], noise: Float[Array, "..."] | None = No
     return jnp.clip(s * (HIGH - LOW) + LOW, 0, 1)
 
 
+@jax.custom_jvp
+def binary(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """g = 1[z > 0]: open or closed. Surrogate gradient, straight-through: dg/dz = s (1 - s), s = sigmoid(z)."""
+    return (z > 0).astype(z.dtype)
+
+
+@binary.defjvp
+def _binary_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return binary(*primals), _straight_through(*primals) * tangents[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def top_k(z: Float[Array, "... N"], active: int) -> Float[Array, "... N"]:
+    """g_i = 1 for the `active` largest z of the last axis, 0 for the others; of equal ones the first are taken, so that it is always as many.
+
+    Surrogate gradient, straight-through: dg_i/dz_i = s (1 - s), s = sigmoid(z_i - q) with q the smallest z that is open, held still: the
+    components nearest to being swapped learn most.
+    """
+    return jnp.put_along_axis(jnp.zeros_like(z), jax.lax.top_k(z, active)[1], 1.0, axis=-1, inplace=False)
+
+
+@top_k.defjvp
+def _top_k_jvp(active: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,) = primals
+    last = jax.lax.top_k(z, active)[0][..., -1:]
+    return top_k(z, active), _straight_through(z - last) * tangents[0]
+
+
+def _straight_through(z: Array) -> Array:
+    s = jax.nn.sigmoid(z)
+    return s * (1 - s)
+
+
 def logistic(key: PRNGKeyArray, like: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Returns logit u, u uniform: the noise of `hard_concrete`, of the shape and type of `like`."""
     tiny = jnp.finfo(like.dtype).eps
@@ -83,21 +120,34 @@ INVERSE: dict[str, Callable[[Array], Array]] = {
     "hard_concrete": lambda g: jax.scipy.special.logit((g - LOW) / (HIGH - LOW)),
     "constant": jax.scipy.special.logit,
 }
+JUMPING = ("binary", "top_k")
+KINDS = (*SMOOTH, *JUMPING)
 
 
-STEEPEST = {"sigmoid": 1 / 4, "tanh": 1 / 2, "hard_sigmoid": 1 / 6, "hard_concrete": (HIGH - LOW) / 4, "constant": 1 / 4}
+STEEPEST = {
+    "sigmoid": 1 / 4,
+    "tanh": 1 / 2,
+    "hard_sigmoid": 1 / 6,
+    "hard_concrete": (HIGH - LOW) / 4,
+    "constant": 1 / 4,
+    "binary": math.inf,
+    "top_k": math.inf,
+}
 LINEAR = {"hard_sigmoid": 3.0, "hard_concrete": math.log((1 - LOW) / -LOW)}  # |z| beyond which a gate that can close or open fully has
 DRAWN = (HIGH - LOW) / 4 / TEMPERATURE  # slope of a hard concrete gate whose noise is drawn
 
 
 def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: Array | np.ndarray | float = jnp.inf) -> Array | np.ndarray | float:
-    """Returns max |dg/dz| over low <= z <= high, exactly: every gate is steepest at 0 and less so away from it.
+    """Returns max |dg/dz| over low <= z <= high, exactly: every gate is steepest at 0 and less so away from it; inf where it may jump.
 
-    That of a deterministic hard concrete gate; with noise it is at most `DRAWN`, wherever z is. Raises ValueError for an unknown kind.
+    Of the gate itself, whatever its backward pass takes for it. That of a deterministic hard concrete gate; with noise it is at most `DRAWN`,
+    wherever z is. A top_k gate may jump at any z, for the others of its step decide where. Raises ValueError for an unknown kind.
     """
     if kind not in STEEPEST:
-        raise ValueError(f"gate kind {kind!r} is unknown: use one of {', '.join(SMOOTH)}")
+        raise ValueError(f"gate kind {kind!r} is unknown: use one of {', '.join(KINDS)}")
     xp = np if isinstance(low, np.ndarray | float) else jnp
+    if kind in JUMPING:
+        return xp.where((kind == "top_k") | (low <= xp.zeros_like(low)) & (high > xp.zeros_like(low)), xp.inf, 0.0)
     z = abs(xp.clip(xp.zeros_like(low), low, high))
     if kind == "hard_sigmoid":
         return xp.where(z < LINEAR[kind], STEEPEST[kind], 0.0)
@@ -110,7 +160,8 @@ def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: A
 class Envelope:
     """Of gates over a set of logits and states: low <= g <= high, (N,), and |g_i(h) - g_i(k)| <= sum_j L_ij |h_j - k_j|.
 
-    `lipschitz` is L, (N,) where it is diagonal, else (N, N); None where gates do not read the state.
+    `lipschitz` is L, (N,) where it is diagonal, else (N, N); None where gates do not read the state. inf: a change of that h_j may
+    make that gate jump.
     """
 
     low: Float[Array, "N"]
@@ -119,11 +170,16 @@ class Envelope:
 
 
 def log_uniform_bias(kind: str, low: float, high: float) -> nn.initializers.Initializer:
-    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b: memory over all time scales."""
+    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b: memory over all time scales.
+
+    Of gates that jump it is the share of steps at which they open that is log-uniform, where z - b is a standard normal number; of top_k
+    gates `active` open all the same, and the bias says which are likely to.
+    """
+    inverse = jax.scipy.special.ndtri if kind in JUMPING else INVERSE[kind]
 
     def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         exponent = jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))
-        return INVERSE[kind](jnp.exp(exponent)).astype(dtype)
+        return inverse(jnp.exp(exponent)).astype(dtype)
 
     return init
 
@@ -133,7 +189,7 @@ class Opening:
     """The gates of every step, g_t = floor + (1 - floor) sigma(z_t + W h_{t-1}), as a function of the state before it.
 
     z (..., N) holds what the input says; W, (N,) or (N, N), what the state adds, None where gates read the input alone.
-    Without the axes of batch and time it is the gates of one step.
+    Without the axes of batch and time it is the gates of one step. `active` is the number of open top_k gates.
     """
 
     z: Float[Array, "... N"]
@@ -141,12 +197,19 @@ class Opening:
     W: Float[Array, "..."] | None
     kind: str = flax.struct.field(pytree_node=False)
     floor: float = flax.struct.field(pytree_node=False)
+    active: int = flax.struct.field(pytree_node=False, default=0)
 
     def at(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns the gates; `before` is h_{t-1}, 0 if None."""
-        logits = self.logits(before)
-        opened = hard_concrete(logits, self.noise) if self.kind == "hard_concrete" else SMOOTH[self.kind](logits)
-        return self.floor + (1 - self.floor) * opened
+        return self.floor + (1 - self.floor) * self._opened(self.logits(before))
+
+    def _opened(self, z: Array) -> Array:
+        """sigma(z)."""
+        if self.kind == "hard_concrete":
+            return hard_concrete(z, self.noise)
+        if self.kind == "top_k":
+            return top_k(z, self.active)
+        return binary(z) if self.kind == "binary" else SMOOTH[self.kind](z)
 
     def logits(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns z_t + W h_{t-1}."""
@@ -163,10 +226,29 @@ class Opening:
         spread = jnp.zeros_like(reach) if self.W is None else carried(self.W, reach)
         ends = self.z.min(axis=axes) - spread, self.z.max(axis=axes) + spread
         drawn = self.kind == "hard_concrete" and self.noise is not None
-        low, high = (jnp.zeros_like(reach), jnp.ones_like(reach)) if drawn else (SMOOTH[self.kind](z) for z in ends)
-        slope = (1 - self.floor) * jnp.broadcast_to(DRAWN if drawn else jnp.asarray(largest_slope(self.kind, *ends)), reach.shape)
-        lipschitz = None if self.W is None else jnp.abs(self.W) * (slope if self.W.ndim == 1 else slope[:, None])
-        return Envelope(self.floor + (1 - self.floor) * low, self.floor + (1 - self.floor) * high, lipschitz)
+        if drawn:
+            low, high = jnp.zeros_like(reach), jnp.ones_like(reach)
+        else:
+            low, high = _certain(*ends, self.active) if self.kind == "top_k" else (self._opened(z) for z in ends)
+        return Envelope(self.floor + (1 - self.floor) * low, self.floor + (1 - self.floor) * high, self._lipschitz(ends, low < high, drawn=drawn))
+
+    def _lipschitz(self, ends: tuple[Array, Array], varies: Array, *, drawn: bool) -> Array | None:
+        """L of z within `ends`; of a top_k gate that may change, it is every component that any gate reads that may change it."""
+        if self.W is None:
+            return None
+        if self.kind == "top_k":
+            read = jnp.abs(self.W) if self.W.ndim == 1 else jnp.abs(self.W).max(axis=0)
+            return jnp.where(varies[:, None] & (read > 0)[None], jnp.inf, 0)
+        slope = (1 - self.floor) * jnp.broadcast_to(DRAWN if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape)
+        slope = slope if self.W.ndim == 1 else slope[:, None]
+        return jnp.where(self.W == 0, 0, jnp.abs(self.W) * jnp.where(self.W == 0, 0, slope))
+
+
+def _certain(low: Array, high: Array, active: int) -> tuple[Array, Array]:
+    """(1 where a component is among the `active` largest, 0 where it is not), for all low <= z <= high: (N,) each."""
+    rivals = len(low) - jnp.searchsorted(jnp.sort(high), low, side="left")  # that may be as large, itself included
+    above = len(low) - jnp.searchsorted(jnp.sort(low), high, side="right")  # that are larger whatever happens
+    return (rivals <= active).astype(low.dtype), (above < active).astype(low.dtype)
 
 
 class Gate(nn.Module):
@@ -175,11 +257,13 @@ class Gate(nn.Module):
     Attributes:
       features: number of gates, the n of the state.
       kind: "sigmoid", "tanh" (rescaled), "hard_sigmoid", "hard_concrete", or "constant": sigma(b), the same at every step,
-        which makes the layer time-invariant.
+        which makes the layer time-invariant. "binary", 1[z > 0], and "top_k", the `active` largest z of a step, jump between 0 and 1 and
+        train by a surrogate gradient.
       floor: smallest value of a gate.
       reads_state: "none", W_h = 0; "elementwise", W_h diagonal: a component's gate reads that component; "dense". W_h starts
         at 0, as a gate of the input alone.
-      open_range: gates start log-uniform in this range.
+      open_range: gates start log-uniform in this range; those that jump open at such a share of the steps (see `log_uniform_bias`).
+      active: how many top_k gates are open, at every step exactly; 0 for other kinds.
 
     `hard_concrete` draws its gates where a "gates" rng is given (training) and is deterministic where none is.
     """
@@ -189,17 +273,25 @@ class Gate(nn.Module):
     floor: float = 0.0
     reads_state: str = "none"
     open_range: tuple[float, float] = (0.01, 0.9)
+    active: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cap: Float[Array, "N"] | None = None) -> Opening:
         """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see `capped`)."""
-        if self.kind not in SMOOTH:
-            raise ValueError(f"gate kind {self.kind!r} is unknown: use one of {', '.join(SMOOTH)}")
-        if self.reads_state not in READS:
-            raise ValueError(f"reads_state={self.reads_state!r} is unknown: use one of {', '.join(READS)}")
+        self._validate()
         z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range), (self.features,)))
         noisy = self.kind == "hard_concrete" and self.has_rng("gates")
-        return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor)
+        return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor, self.active)
+
+    def _validate(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"gate kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
+        if self.reads_state not in READS:
+            raise ValueError(f"reads_state={self.reads_state!r} is unknown: use one of {', '.join(READS)}")
+        if self.kind == "top_k" and not 1 <= self.active <= self.features:
+            raise ValueError(f"active={self.active} of {self.features} top_k gates cannot be open: use a number from 1 to {self.features}")
+        if self.kind != "top_k" and self.active:
+            raise ValueError(f"active={self.active} is of kind 'top_k', found kind={self.kind!r}: use active=0")
 
     def _logits(self, x: Array, bias: Array) -> Array:
         if self.kind == "constant":
@@ -220,4 +312,11 @@ class Gate(nn.Module):
         reach = jnp.zeros(self.features) if self.kind == "constant" else inputs.reach(params["kernel"])
         W = params.get("state_kernel")
         z = jnp.stack([params["bias"] - reach, params["bias"] + reach])
-        return Opening(z, jnp.zeros_like(z) if self.kind == "hard_concrete" else None, W if W is None or cap is None else capped(W, cap), self.kind, self.floor)
+        return Opening(
+            z,
+            jnp.zeros_like(z) if self.kind == "hard_concrete" else None,
+            W if W is None or cap is None else capped(W, cap),
+            self.kind,
+            self.floor,
+            self.active,
+        )

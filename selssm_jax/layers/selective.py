@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
-from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
+from selssm_jax.layers.gates import DRAWN, JUMPING, STEEPEST, Gate, Opening, expected_open
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
@@ -71,7 +71,7 @@ class SelectiveSSM(nn.Module):
       d_model: D, width of x and y.
       d_state: N, real components of the state. "complex" holds them as N / 2 numbers, one of each conjugate pair, each
         with one gate.
-      gate: see `Gate`. gate_floor: smallest gate.
+      gate: see `Gate`. gate_floor: smallest gate. gate_active: components that a step updates, for gate="top_k".
       gate_state: "none", G(x_t); "elementwise", a component's gate also reads that component of h_{t-1}; "dense", all of
         them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
@@ -93,6 +93,7 @@ class SelectiveSSM(nn.Module):
     d_state: int
     gate: str = "sigmoid"
     gate_floor: float = 0.0
+    gate_active: int = 0
     gate_state: str = "none"
     update: str = "retain"
     transition: str = "diagonal"
@@ -106,7 +107,7 @@ class SelectiveSSM(nn.Module):
     def setup(self) -> None:
         self._validate()
         normal = nn.initializers.lecun_normal()
-        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state)
+        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active)
         self.A = self._transition()
         parts = 2 if self.transition == "complex" else 1
         self.B = self.param("B", normal, (self.d_model, parts * self._poles))
@@ -174,6 +175,11 @@ class SelectiveSSM(nn.Module):
             raise ValueError(f"gate_state={self.gate_state!r} reads real states: use transition='diagonal' or 'dense', or gate_state='none'")
         if self.certified and self.update == "retain" and not self.gate_floor > 0:
             raise ValueError(f"certified=True needs gates that stay open a little, found gate_floor={self.gate_floor}: use for example gate_floor=0.01")
+        if self._capped and self.gate in JUMPING:
+            raise ValueError(
+                f"certified=True with gate_state={self.gate_state!r} needs gates of bounded slope, found gate={self.gate!r}, which jumps: use "
+                "gate_state='none', or a gate such as 'hard_sigmoid'"
+            )
         if self._capped and self.process_noise:
             raise ValueError(
                 f"certified=True with gate_state={self.gate_state!r} bounds what moves the state, found process_noise={self.process_noise}, a Gaussian "

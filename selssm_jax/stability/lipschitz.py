@@ -4,6 +4,7 @@ g = floor + (1 - floor) sigma(z + W h): |G(h) - G(k)| <= L |h - k| with L the la
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selssm_jax.layers.gates import Opening, largest_slope
+from selssm_jax.layers.gates import JUMPING, Opening, largest_slope
 
 NORMS = ("max", "euclidean")
 SQUARINGS = 16  # of the Gram matrix: its Frobenius norm exceeds the spectral one by n^(1/2^17) at most
@@ -75,7 +76,7 @@ def gate_lipschitz(
     """Returns both sides of L_G of g = floor + (1 - floor) sigma(z + W h), for z + W h within `logits`.
 
     Args:
-      kind: a key of `layers.gates.SMOOTH`. W: (n,) for gates that read their own component alone, else (n, n).
+      kind: one of `layers.gates.KINDS`. W: (n,) for gates that read their own component alone, else (n, n).
       norm, weights: see `operator_norm`.
       logits: range of z + W h, numbers or (n,); a range away from 0 has smaller slopes.
       seed: of the starts of the maximisation.
@@ -88,6 +89,8 @@ def gate_lipschitz(
     if (low > high).any():
         raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
     slopes = (1 - floor) * np.asarray(largest_slope(kind, low, high), np.float64)
+    if kind in JUMPING:
+        return _of_jumps(kind, bool((np.isinf(slopes) & (W != 0 if W.ndim == 1 else (W != 0).any(axis=1))).any()), norm)
     upper = operator_norm(slopes * W if W.ndim == 1 else slopes[:, None] * W, norm=norm, weights=weights)
     steepest = Opening(jnp.asarray(np.clip(0, low, high), jnp.float32), None, jnp.asarray(W, jnp.float32), kind, floor)
 
@@ -96,6 +99,11 @@ def gate_lipschitz(
 
     starts = np.random.default_rng(seed).standard_normal((STARTS, len(W))) / max(operator_norm(W), np.finfo(np.float32).tiny)
     return Lipschitz(min(maximised_ratio(gate, starts, norm=norm, weights=weights), upper), upper, norm)
+
+
+def _of_jumps(kind: str, jumps: bool, norm: str) -> Lipschitz:
+    """No constant where a gate may jump. A binary one does; whether a top_k one does is up to the others, and nothing is proved of it."""
+    return Lipschitz(math.inf if jumps and kind == "binary" else 0.0, math.inf if jumps else 0.0, norm)
 
 
 def maximised_ratio(

@@ -11,6 +11,7 @@ from selssm_jax.layers import gates
 
 KINDS = sorted(gates.SMOOTH)
 Z = jnp.linspace(-12, 12, 4001)
+ACTIVE = {"top_k": 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,10 +55,10 @@ def test_bias_makes_gates_log_uniform(kind):
     assert abs(logs.mean() - (np.log(0.01) + np.log(0.9)) / 2) < 5 * 1.3 / np.sqrt(20_000)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", gates.KINDS)
 def test_floor_bounds_every_gate_from_below(kind):
     x = 50 * jax.random.normal(jax.random.key(0), (2, 64, 8))
-    gate = gates.Gate(4, kind, 0.25)
+    gate = gates.Gate(4, kind, 0.25, active=ACTIVE.get(kind, 0))
     g = gate.apply(gate.init(jax.random.key(1), x), x).at()
     assert g.min() >= 0.25 and g.max() <= 1.0
 
@@ -80,6 +81,49 @@ def test_hard_concrete_draws_only_where_a_generator_is_given():
     assert fixed.noise is None and (fixed.at() == gates.hard_concrete(fixed.z)).all()
 
 
+def test_binary_gates_are_open_above_zero_and_learn_as_a_sigmoid():
+    z = jnp.array([-2.0, -1e-30, 0.0, 1e-30, 3.0])
+    assert gates.binary(z).tolist() == [0, 0, 0, 1, 1]
+    slopes = jax.grad(lambda z: gates.binary(z).sum())(z)
+    np.testing.assert_allclose(slopes, jax.vmap(jax.grad(gates.sigmoid))(z), rtol=1e-6)
+
+
+@pytest.mark.parametrize("active", [1, 5, 16])
+def test_exactly_k_gates_are_open_the_largest_ones_and_ties_do_not_matter(active):
+    z = jax.random.normal(jax.random.key(0), (3, 50, 16))
+    g = gates.top_k(z, active)
+    assert set(np.unique(g)) <= {0.0, 1.0} and (g.sum(axis=-1) == active).all()
+    assert (jnp.where(g > 0, z, jnp.inf).min(axis=-1) >= jnp.where(g > 0, -jnp.inf, z).max(axis=-1)).all()
+    assert gates.top_k(jnp.zeros(16), active).tolist() == [1.0] * active + [0.0] * (16 - active)
+
+
+def test_top_k_gates_learn_as_a_sigmoid_about_the_last_that_is_open():
+    z = jnp.array([0.5, -1.0, 2.0, 0.0])
+    slopes = jax.grad(lambda z: (gates.top_k(z, 2) * jnp.arange(1.0, 5)).sum())(z)
+    np.testing.assert_allclose(slopes, jnp.arange(1.0, 5) * jax.vmap(jax.grad(gates.sigmoid))(z - 0.5), rtol=1e-6)
+    moved = jax.jvp(lambda z: gates.top_k(z, 2), (z[None, None],), (jnp.ones((1, 1, 4)),))[1][0, 0]
+    np.testing.assert_allclose(moved, slopes / jnp.arange(1.0, 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", gates.JUMPING)
+def test_gates_that_jump_start_to_open_at_log_uniform_shares_of_the_steps(kind):
+    bias = gates.log_uniform_bias(kind, 0.01, 0.9)(jax.random.key(0), (20_000,))
+    logs = np.log(jax.scipy.stats.norm.cdf(bias))  # P(b + N(0, 1) > 0)
+    assert np.log(0.01) - 1e-3 <= logs.min() and logs.max() <= np.log(0.9) + 1e-3
+    assert abs(logs.mean() - (np.log(0.01) + np.log(0.9)) / 2) < 5 * 1.3 / np.sqrt(20_000)  # as of the others
+
+
+def test_of_top_k_gates_within_bounds_it_is_known_which_are_open():
+    """All corners of a box of logits, against what its envelope says."""
+    for seed in range(20):
+        low, width = np.random.default_rng(seed).uniform(0, 1, (2, 6))
+        ends = np.stack([low, low + 0.4 * width]).astype(np.float32)
+        corners = jnp.asarray(np.where(np.unpackbits(np.arange(64, dtype=np.uint8)[:, None], axis=1)[:, 2:] > 0, ends[1], ends[0]))
+        seen = gates.top_k(corners, 2)
+        found = gates.Opening(jnp.asarray(ends), None, None, "top_k", 0.0, 2).envelope(jnp.zeros(6))
+        assert (found.low == seen.min(axis=0)).all() and (found.high == seen.max(axis=0)).all() and found.lipschitz is None
+
+
 @pytest.mark.parametrize(("reads_state", "shape"), [("elementwise", (4,)), ("dense", (4, 4))])
 def test_gates_that_read_the_state_start_as_gates_of_the_input_and_add_its_part(reads_state, shape):
     x, before = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(2), (2, 5, 4))
@@ -100,3 +144,9 @@ def test_an_unknown_kind_names_the_choices():
         gates.Gate(4, "relu").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
     with pytest.raises(ValueError, match="reads_state='all' is unknown: use one of none, elementwise, dense"):
         gates.Gate(4, reads_state="all").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
+
+
+@pytest.mark.parametrize(("kind", "active", "words"), [("top_k", 0, "use a number from 1 to 4"), ("top_k", 5, "from 1 to 4"), ("binary", 2, "use active=0")])
+def test_impossible_numbers_of_open_gates_are_refused(kind, active, words):
+    with pytest.raises(ValueError, match=words):
+        gates.Gate(4, kind, active=active).init(jax.random.key(0), jnp.zeros((1, 1, 2)))

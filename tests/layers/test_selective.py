@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.layers.gates import KINDS
 from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
 
 B, T, D, N = 2, 13, 3, 4
 PAIRS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"]))
-READS = list(itertools.product(["retain", "effective"], ["diagonal", "dense"], ["elementwise", "dense"], ["sigmoid", "hard_concrete"]))
-VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], ["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant"]))
+READS = list(itertools.product(["retain", "effective"], ["diagonal", "dense"], ["elementwise", "dense"], ["sigmoid", "hard_concrete", "binary", "top_k"]))
+VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], KINDS))
 
 
 def build(**fields):
-    layer = SelectiveSSM(D, N, **fields)
+    layer = SelectiveSSM(D, N, **({"gate_active": 2} if fields.get("gate") == "top_k" else {}) | fields)
     x = jax.random.normal(jax.random.key(1), (B, T, D))
     return layer, layer.init({"params": jax.random.key(0), "noise": jax.random.key(5)}, x), x
 
@@ -39,6 +40,8 @@ def gate_loop(layer, params, x, before):
         "tanh": (1 + np.tanh(z)) / 2,
         "hard_sigmoid": np.clip(z / 6 + 0.5, 0, 1),
         "hard_concrete": np.clip(1.2 * s - 0.1, 0, 1),
+        "binary": (z > 0).astype(float),
+        "top_k": (z >= np.sort(z)[-(layer.gate_active or 1)]).astype(float),
     }[layer.gate]
 
 
@@ -192,8 +195,9 @@ def with_bias(params, value):
 
 
 @pytest.mark.parametrize("transition", ["diagonal", "complex", "dense"])
-def test_retain_with_closed_gates_returns_the_state_exactly(transition):
-    layer, params, x = build(transition=transition, gate="hard_sigmoid")
+@pytest.mark.parametrize("gate", ["hard_sigmoid", "binary"])
+def test_retain_with_closed_gates_returns_the_state_exactly(transition, gate):
+    layer, params, x = build(transition=transition, gate=gate)
     h0 = start(layer)
     _, last = layer.apply(with_bias(params, -4.0), x, h0)
     assert (last == h0).all()

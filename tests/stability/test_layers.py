@@ -10,7 +10,7 @@ from flax import linen as nn
 from selssm_jax.config import Model, Task
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.bounds import Ball, Bounds, Box
-from selssm_jax.layers.gates import SMOOTH
+from selssm_jax.layers.gates import JUMPING, KINDS
 from selssm_jax.model import SequenceModel
 from selssm_jax.ops.newton_scan import expected_iterations, newton_scan
 from selssm_jax.stability import certify, certify_model
@@ -29,15 +29,19 @@ FORMS = [
 
 def made(seed=0, scale=1.0, **form):
     """A layer and parameters as large as training may make them."""
-    layer = SelectiveSSM(WIDTH, STATE, **({"gate_floor": 0.05} | form))
+    active = {"gate_active": 5} if form.get("gate") == "top_k" else {}
+    layer = SelectiveSSM(WIDTH, STATE, **({"gate_floor": 0.05} | active | form))
     params = layer.init({"params": jax.random.key(seed), "gates": jax.random.key(1)}, jnp.zeros((1, 3, WIDTH)))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     return layer, tree.unflatten([leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)])
 
 
-@pytest.mark.parametrize("kind", sorted(SMOOTH))
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [(form, kind) for form in FORMS for kind in KINDS if kind not in JUMPING or "gate_state" not in form],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
 def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
     layer, params = made(gate=kind, **form)
     verdict = certify(layer, params, input_bound=2.0).contraction
@@ -53,7 +57,7 @@ def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
     assert (distances <= allowed * (1 + 1e-5) + 1e-5 * first).all()  # float32 states
 
 
-@pytest.mark.parametrize("kind", sorted(SMOOTH))
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reads", ["none", "elementwise", "dense"])
 def test_bounds_hold_for_every_input_of_the_set(kind, reads):
     layer, params = made(gate=kind, gate_state=reads, gate_floor=0.1)
@@ -143,6 +147,30 @@ def test_certified_needs_a_floor_and_bounded_noise():
         SelectiveSSM(WIDTH, STATE, certified=True).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
     with pytest.raises(ValueError, match="Gaussian without bound"):
         SelectiveSSM(WIDTH, STATE, certified=True, gate_floor=0.1, gate_state="dense", process_noise=0.1).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
+
+
+@pytest.mark.parametrize("kind", JUMPING)
+@pytest.mark.parametrize("reads", ["elementwise", "dense"])
+def test_of_gates_that_jump_with_the_state_no_contraction_is_certified(kind, reads):
+    layer, params = made(gate=kind, gate_state=reads, gate_floor=0.3, process_noise=0.1)
+    found = certify(layer, params, input_bound=1.0)
+    assert found.contraction.status == found.uniform.status == "not established"
+    assert found.contraction.reason == "The gates are not Lipschitz in the state." and found.horizon() == float("inf")
+    assert found.stationary_law.status == "holds", "B6 asks for no Lipschitz constant (theory, section 5)"
+    still = params | {"G": params["G"] | {"state_kernel": 0 * params["G"]["state_kernel"]}}
+    assert certify(layer, still, input_bound=1.0).contraction.status == "holds"  # as weights that are 0 read nothing
+    with pytest.raises(ValueError, match=r"needs gates of bounded slope, found gate='\w+', which jumps: use gate_state='none'"):
+        layer.clone(certified=True, process_noise=0.0).apply({"params": params}, jnp.zeros((1, 2, WIDTH)))
+
+
+def test_two_states_under_a_gate_that_jumps_may_never_meet():
+    """A latch: what the certificate must not promise."""
+    layer = SelectiveSSM(1, 1, gate="binary", gate_floor=0.1, gate_state="dense")
+    params = {"A": jnp.zeros(1), "B": jnp.ones((1, 1)), "C": jnp.ones((1, 1)), "D": jnp.zeros(1)}
+    params["G"] = {"bias": jnp.full(1, -1.5), "kernel": jnp.ones((1, 1)), "state_kernel": jnp.ones((1, 1))}
+    x = jnp.where(jnp.arange(400) % 2, 1.0, -1.0)[None, :, None]
+    ends = [float(layer.apply({"params": params}, x, jnp.full((1, 1), h0))[1][0, 0]) for h0 in (0.0, 1.0)]
+    assert abs(ends[0] - ends[1]) > 0.5
 
 
 class Recurrent(nn.Module):
