@@ -23,7 +23,10 @@ State = dict[str, Any]
 class Reader(Protocol):
     """What reads sequences as `SequenceModel` does, under the same `apply`: itself, or a model that carries its state in another form."""
 
-    config: Model
+    @property
+    def config(self) -> Model:
+        """What the model is."""
+        ...
 
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls `__call__`, or the method that is named, with these variables."""

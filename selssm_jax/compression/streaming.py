@@ -131,17 +131,20 @@ def read(
         vector, given = update(layout.vector(after), x)
         return layout.state(vector, layout.kept(after)), (outputs, given, _carrying(sown, layout.state(vector, layout.kept(after))))
 
-    arrays = (inputs, reset, valid)
-    cut = (_strides(array, looped, stride) for array in arrays)
-    ahead = jax.tree.map(lambda leaf: leaf[:looped], xs)
-    without = step if language else lambda state, now: (lambda after, found: (after, (None, *found[1:])))(*step(state, now))
-    state, (outputs, given, sown) = jax.lax.scan(without, state, (jnp.arange(looped), ahead, *cut))
+    def onward(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Any, ...]]:
+        state, (_, given, sown) = step(state, now)
+        return state, (given, sown)
+
+    arrays, ahead = (inputs, reset, valid), jax.tree.map(lambda leaf: leaf[:looped], xs)
+    steps = (jnp.arange(looped), ahead, *(_strides(array, looped, stride) for array in arrays))
     if language:
+        state, (outputs, given, sown) = jax.lax.scan(step, state, steps)
         return Reading(_frames(outputs), state, given, _merged(sown))
+    state, many = jax.lax.scan(onward, state, steps)
     rest = (None if array is None else array[:, looped * stride :] for array in arrays)
-    state, (outputs, last, shown) = step(state, (looped, jax.tree.map(lambda leaf: leaf[looped], xs), *rest))
-    joined = lambda many, one: jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), many, one)  # noqa: E731
-    return Reading(outputs, state, joined(given, last), _merged(joined(sown, shown)))
+    state, (outputs, *one) = step(state, (looped, jax.tree.map(lambda leaf: leaf[looped], xs), *rest))
+    given, sown = jax.tree.map(lambda before, last: jnp.concatenate([before, last[None]]), many, tuple(one))
+    return Reading(outputs, state, given, _merged(sown))
 
 
 def calibration(model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, most: int = 20_000) -> Float[np.ndarray, "S M"]:

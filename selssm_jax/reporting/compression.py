@@ -17,6 +17,7 @@ from selssm_jax.compression.search import Point, knee
 from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.errors import InputError
 from selssm_jax.layers.bounds import Bounds
+from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import processing
 from selssm_jax.reporting.document import Block, Paragraph, Picture, to_html, to_markdown
 from selssm_jax.reporting.figures import BLUE, GREY, ORANGE, panels, save, style
@@ -57,16 +58,17 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", local_dir: str = 
       InputError: for what `open_run` refuses, for a run that is compressed already, and for a folder that exists or cannot be written.
     """
     run = open_run(workdir, split=split, local_dir=local_dir, override=override)
-    if isinstance(run.model, PackedModel):
+    if not isinstance(run.model, SequenceModel):
         raise InputError(f"--workdir={workdir} holds a compressed run: give the run that it was made of")
     folder = run.workdir.with_name(f"{run.workdir.name}-compressed")
     saving.check_free(folder)
     start = time.perf_counter()
-    found = compress(Subject(run.experiment, run.model, run.params, run.dataset), lambda line: print(line, file=sys.stderr, flush=True))
+    subject = Subject(run.experiment, run.model, run.params, run.dataset)
+    found = compress(subject, lambda line: print(line, file=sys.stderr, flush=True))
     saved = saving.save(folder, run.experiment, found.tuned.model, found.tuned.params, run.dataset, run.step, found.tuned.validation)
     smaller = dataclasses.replace(run, workdir=folder, experiment=saved, model=found.tuned.model, params=found.tuned.params)
     with writable(folder / "compression") as place:
-        results = _results(run, smaller, found, split)
+        results = _results(run, smaller, found, split, subject.metric)
         results["seconds"] = time.perf_counter() - start
         _write(results, place)
     return results | {"workdir": str(folder), "report": str(place / "index.html")}
@@ -85,9 +87,8 @@ def summary(results: Results) -> str:
     )
 
 
-def _results(run: Run, smaller: Run, found: Compression, split: str) -> Results:
+def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str) -> Results:
     """Everything that compression.json holds."""
-    metric = Subject(run.experiment, run.model, run.params, run.dataset).metric
     test = {name: Evaluator(one.experiment, one.model)(one.params, one.dataset, split) for name, one in (("before", run), ("after", smaller))}
     packed = smaller.model
     return {

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from selssm_jax.config import Experiment, Training
-from selssm_jax.model import Reader
+from selssm_jax.model import Reader, SequenceModel
 from selssm_jax.training import objectives, parallel
 
 Batch = dict[str, jax.Array | np.ndarray]
@@ -38,7 +38,7 @@ class ConstrainedState(TrainState):
     multiplier: jax.Array
 
 
-def initial(experiment: Experiment, model: Reader, optimizer: optax.GradientTransformation, batch: Batch) -> TrainState:
+def initial(experiment: Experiment, model: SequenceModel, optimizer: optax.GradientTransformation, batch: Batch) -> TrainState:
     """Returns the state before the first step; parameters are drawn from training.seed."""
 
     def build(inputs: jax.Array) -> TrainState:
