@@ -1,7 +1,7 @@
 """All that a model carries from one step to the next, as one vector of real components (theory, section 10).
 
 Mixers' states, the inputs that convolutions, encoders and heads still see, and what a class head has pooled: whatever `initial_state` holds is
-memory. A few numbers stay as they are: how many steps were pooled, and the scale of a forecast.
+memory. A few numbers stay as they are: how many steps were pooled, and the scale of a forecast. The scope "mixers" leaves all but mixers' states so.
 """
 
 import dataclasses
@@ -37,13 +37,14 @@ class Leaf:
 class Carried:
     """How the state of a model is laid out: `vector` joins the components of all leaves but those that are kept as they are, `state` is its inverse."""
 
-    def __init__(self, model: Reader, params: PyTree) -> None:
+    def __init__(self, model: Reader, params: PyTree, scope: str = "all") -> None:
         like = jax.eval_shape(lambda: model.apply({"params": params}, 1, method="initial_state"))
         paths, self._tree = jax.tree_util.tree_flatten_with_path(like)
-        self._is_kept = [_kept(path) for path, _ in paths]
-        self.leaves = [Leaf(_name(path), leaf.shape[1:], leaf.dtype) for path, leaf in paths if not _kept(path)]
-        self.kept_bytes = sum(leaf.size * leaf.dtype.itemsize for path, leaf in paths if _kept(path))
-        self.rows = next(leaf.shape[0] for path, leaf in paths if not _kept(path))  # of one sequence: its channels, where they run apart
+        self._is_kept = [_kept(path, leaf.size, scope) for path, leaf in paths]
+        packed = [(path, leaf) for (path, leaf), kept in zip(paths, self._is_kept, strict=True) if not kept]
+        self.leaves = [Leaf(_name(path), leaf.shape[1:], leaf.dtype) for path, leaf in packed]
+        self.kept_bytes = sum(leaf.size * leaf.dtype.itemsize for (_, leaf), kept in zip(paths, self._is_kept, strict=True) if kept)
+        self.rows = packed[0][1].shape[0]  # of one sequence: its channels, where they run apart
 
     @property
     def size(self) -> int:
@@ -104,8 +105,9 @@ def _leaf(like: Leaf, at: slice, vector: Array) -> Array:
     return part.reshape(-1, *like.shape).astype(like.dtype)
 
 
-def _kept(path: tuple[Any, ...]) -> bool:
-    return any(getattr(part, "key", None) in KEPT for part in path)
+def _kept(path: tuple[Any, ...], size: int, scope: str) -> bool:
+    keys = [getattr(part, "key", None) for part in path]
+    return not size or any(key in KEPT for key in keys) or (scope == "mixers" and keys[-1] != "mixer")
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -14,7 +14,7 @@ from selssm_jax.compression import quantization
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.sensitivity import error_weights
-from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration, packed_bytes
+from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
@@ -44,16 +44,25 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What is known of all that the model carries, on training batches: samples (S, M), and what a unit of squared error costs (M,)."""
+    """What is known of the memory on training batches: samples (S, M), and what a unit of squared error costs (M,).
+
+    The memory is all that the model carries or, of the scope "mixers", their states alone.
+    """
 
     layout: Carried
+    scope: str
     samples: Float[np.ndarray, "S M"]
     weights: Float[np.ndarray, "M"]
 
     @property
     def float_bytes(self) -> int:
         """Bytes of one sequence's memory in float32."""
-        return 4 * self.layout.rows * self.layout.size + self.layout.kept_bytes
+        return 4 * self.layout.rows * self.layout.size + self.constant
+
+    @property
+    def constant(self) -> int:
+        """Bytes of the memory that are not packed: none, where the memory is the mixers' states alone."""
+        return self.layout.kept_bytes if self.scope == "all" else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +95,11 @@ class Compression:
 
 def known(subject: Subject) -> Known:
     """Returns what calibration tells, from `compress.calibration` training batches."""
-    data, count = subject.experiment.data, subject.experiment.compress.calibration
+    data, scope, count = subject.experiment.data, subject.experiment.compress.scope, subject.experiment.compress.calibration
     drawn = subject.dataset.train(data.batch_size, seed=data.seed + 1)
     batches = [next(drawn) for _ in range(count)]
-    weights = error_weights(subject.model, subject.params, batches)
-    return Known(Carried(subject.model, subject.params), calibration(subject.model, subject.params, batches), weights)
+    weights = error_weights(subject.model, subject.params, batches, scope=scope)
+    return Known(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
 
 
 def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[PackedModel, PyTree]:
@@ -102,15 +111,15 @@ def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[P
       InputError: where not even the numbers that stay as they are fit.
     """
     most, layout = subject.experiment.compress.most_bits, known.layout
-    budget = 8 * ((nbytes - layout.kept_bytes) // layout.rows)
+    budget = 8 * ((nbytes - known.constant) // layout.rows)
     if budget < 0:
-        raise InputError(f"{nbytes} bytes cannot hold the {layout.kept_bytes} bytes that stay as they are: lower compress.factor")
+        raise InputError(f"{nbytes} bytes cannot hold the {known.constant} bytes that stay as they are: lower compress.factor")
     variances = known.samples.var(axis=0, dtype=np.float64)
     errors = {EQUAL: np.ones(layout.size), VARIANCE: variances, INFORMATION: layout.newest_most(known.weights * variances)}[rule]
     bits = quantization.allocate(errors, min(budget, most * layout.size), most=most)
     quantizer = quantization.fit(known.samples, bits, channels=layout.channels())
     digits = tuple("".join(map(str, bits[at])) for _, at in layout.parts())
-    return PackedModel(subject.model, digits), {**subject.params, LEVELS: quantizer.levels}
+    return PackedModel(subject.model, digits, known.scope), {**subject.params, LEVELS: quantizer.levels}
 
 
 def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -> Compression:
@@ -121,11 +130,13 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
 
     def tried(factor: float, rule: str) -> Candidate:
         model, params = quantised(subject, found, int(found.float_bytes / factor), rule)
-        one = _judged(subject, rule, packed_bytes(model, params), model, params)
+        nbytes = found.constant + found.layout.rows * model.quantizer(params).nbytes
+        one = _judged(subject, rule, nbytes, model, params)
         say(_line(one, reference, subject.metric))
         return one
 
-    frontier = [tried(factor, INFORMATION) for factor in sorted({*FACTORS, *([options.factor] if options.factor else [])})]
+    factors = sorted({*FACTORS, *([options.factor] if options.factor else [])})
+    frontier = list({one.nbytes: one for one in (tried(factor, INFORMATION) for factor in factors)}.values())
     target = options.factor or _most(frontier, reference, options.within, subject.metric)
     same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
     methods = [same, *(tried(target, rule) for rule in (VARIANCE, EQUAL))]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
+from selssm_jax.compression.streaming import LEVELS, PackedModel
 from selssm_jax.config import Experiment, Optimizer, Training
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
@@ -45,7 +46,7 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
                 bar.set_postfix_str(f"{loss} {_finite(objectives.means(jax.device_get(sums))[loss], number):.4g}", refresh=False)
     _finite(objectives.means(jax.device_get(sums))[loss], options.steps)
     tuned = parallel.one_copy(state.params)
-    return tuned | {"levels": jnp.sort(tuned["levels"], axis=1)} if "levels" in tuned else tuned
+    return tuned | {LEVELS: model.quantizer(tuned).settled().levels} if isinstance(model, PackedModel) else tuned
 
 
 def _finite(loss: float, number: int) -> float:

@@ -33,6 +33,13 @@ class Quantizer:
     levels: Float[Array, "N L"]
     bits: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
+    def settled(self) -> "Quantizer":
+        """Returns the same quantiser with every component's levels in rising order again, which training may have left."""
+        bits = np.asarray(self.bits)[:, None]
+        used = np.arange(self.levels.shape[1])[None] < 2**bits
+        rising = jnp.sort(jnp.where(used, self.levels, jnp.inf), axis=1)
+        return self.replace(levels=jnp.where(used, rising, jnp.take_along_axis(rising, 2**bits - 1, axis=1)))  # type: ignore[attr-defined]
+
     @property
     def nbytes(self) -> int:
         """Bytes of one packed state: ceil(sum of bits / 8)."""
@@ -89,11 +96,12 @@ class Quantizer:
 
 
 def _codes(levels: Array, h: Array, noise: Array | None = None) -> Array:
+    """How many thresholds lie below h; equal levels, where a component has few values, are passed together."""
     below, above = levels[..., :-1], levels[..., 1:]
     if noise is None:
-        return ((h[..., None] > (below + above) / 2) & (above > below)).sum(axis=-1, dtype=jnp.int32)
+        return (h[..., None] > (below + above) / 2).sum(axis=-1, dtype=jnp.int32)
     share = (h[..., None] - below) / jnp.where(above > below, above - below, 1)  # of the way from each level to the next
-    return ((share > noise[..., None]) & (above > below)).sum(axis=-1, dtype=jnp.int32)
+    return jnp.where(above > below, share > noise[..., None], h[..., None] > below).sum(axis=-1, dtype=jnp.int32)
 
 
 def _chosen(levels: Array, codes: Array) -> Array:

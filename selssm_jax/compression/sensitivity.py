@@ -16,7 +16,7 @@ from selssm_jax.training import objectives
 PyTree = Any
 
 
-def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]]) -> Float[np.ndarray, "M"]:
+def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, scope: str = "all") -> Float[np.ndarray, "M"]:
     """Returns 1/2 sum_t E[(dL / dh_(t,i))^2] of every carried component i, per target: what a unit of squared error costs, in the loss's unit.
 
     An error e_t, independent over steps, adds 1/2 sum_t E[e_t' F_t e_t] to a log loss to second order, F_t the Fisher information that the outputs have
@@ -26,7 +26,7 @@ def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mappin
     Args:
       batches: as a dataset draws them, of training or validation, never of test.
     """
-    layout, kind = Carried(model, params), model.config.task.kind
+    layout, kind = Carried(model, params, scope), model.config.task.kind
     stride = 1 if kind == "language" else model.config.stride
 
     @jax.jit
@@ -35,7 +35,7 @@ def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mappin
 
         def loss(errors: Array) -> tuple[Array, Array]:
             add = lambda vector, error: (vector + error, None)  # noqa: E731
-            options = {"reset": batch.get("reset"), "valid": batch["valid"]}
+            options = {"scope": scope, "reset": batch.get("reset"), "valid": batch["valid"]}
             outputs = read(model, params, batch["inputs"], None, add, errors, **options).outputs
             total, weight = objectives.score(kind, outputs, batch)[objectives.LOSS[kind]]
             return total, weight

@@ -41,16 +41,18 @@ class PackedModel:
     {"packed": (R, b) uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
 
     Attributes:
-      model: what reads. bits: of every component, one string of digits a leaf of the state, in the state's order.
+      model: what reads. bits: of every component, one string of digits a leaf that is packed, in the state's order.
+      scope: what is packed: "all" that is carried, or the states of the "mixers" alone.
     """
 
     model: SequenceModel
     bits: tuple[str, ...]
+    scope: str = "all"
 
     @property
     def config(self) -> Model:
         """The configuration of the model, which names the bits."""
-        return dataclasses.replace(self.model.config, memory_bits=self.bits)
+        return dataclasses.replace(self.model.config, memory_bits=self.bits, memory_scope=self.scope)
 
     def quantizer(self, params: Mapping[str, Any]) -> Quantizer:
         """Returns the quantiser of all components."""
@@ -71,18 +73,18 @@ class PackedModel:
         return self._sequence(variables["params"], inputs, state, **options)
 
     def _initial(self, params: Mapping[str, Any], batch: int) -> State:
-        layout = Carried(self.model, _own(params))
+        layout = Carried(self.model, _own(params), self.scope)
         empty = self.model.apply({"params": _own(params)}, batch, method="initial_state")
         quantizer = self.quantizer(params)
         return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.kept(empty)}
 
     def _sequence(self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any) -> Any:
         """Unpacks once, carries levels from step to step, which are the packed bytes in another form, and packs once."""
-        layout, quantizer = Carried(self.model, _own(params)), self.quantizer(params)
+        layout, quantizer = Carried(self.model, _own(params), self.scope), self.quantizer(params)
         state = self._initial(params, len(inputs)) if state is None else state
         known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
         snap = lambda vector, _: (quantizer.snap(vector), None)  # noqa: E731
-        found = read(self.model, _own(params), inputs, known, snap, mutable=mutable, **options)
+        found = read(self.model, _own(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
         codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
         after = {"packed": quantizer.pack(codes), "kept": layout.kept(found.state)}
         return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
@@ -90,7 +92,7 @@ class PackedModel:
 
 def packed_bytes(model: PackedModel, params: PyTree) -> int:
     """Returns the bytes that are carried for one sequence."""
-    layout = Carried(model.model, _own(params))
+    layout = Carried(model.model, _own(params), model.scope)
     return layout.rows * model.quantizer(params).nbytes + layout.kept_bytes
 
 
@@ -102,6 +104,7 @@ def read(
     update: Update,
     xs: Any = None,
     *,
+    scope: str = "all",
     reset: Array | None = None,
     valid: Array | None = None,
     deterministic: bool = True,
@@ -116,7 +119,7 @@ def read(
     Args:
       update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked; None for none.
     """
-    layout, language = Carried(model, params), model.config.task.kind == "language"
+    layout, language = Carried(model, params, scope), model.config.task.kind == "language"
     state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
     state = model.apply({"params": params}, inputs, state, method="begin")
     stride = 1 if language else model.config.stride
@@ -147,7 +150,9 @@ def read(
     return Reading(outputs, state, given, _merged(sown))
 
 
-def calibration(model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, most: int = 20_000) -> Float[np.ndarray, "S M"]:
+def calibration(
+    model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, scope: str = "all", most: int = 20_000
+) -> Float[np.ndarray, "S M"]:
     """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about `most` of them, evenly spaced.
 
     Args:
@@ -156,7 +161,7 @@ def calibration(model: SequenceModel, params: PyTree, batches: Iterable[Mapping[
 
     @jax.jit
     def carried(inputs: Array, reset: Array | None, valid: Array) -> Array:
-        return read(model, params, inputs, None, lambda vector, _: (vector, vector), reset=reset, valid=valid).given
+        return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid).given
 
     found = [_live(np.asarray(carried(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
     samples = np.concatenate(found)

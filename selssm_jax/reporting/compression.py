@@ -18,7 +18,7 @@ from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.errors import InputError
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import processing
+from selssm_jax.reporting import accounting, processing
 from selssm_jax.reporting.document import Block, Paragraph, Picture, to_html, to_markdown
 from selssm_jax.reporting.figures import BLUE, GREY, ORANGE, panels, save, style
 from selssm_jax.reporting.report import circumstances_of, writable
@@ -32,11 +32,16 @@ FORMAT = 1  # of compression.json
 COMPONENTS = 8  # whose D(R) is computed
 Results = dict[str, Any]
 READING = (
-    "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that convolutions, encoders and heads still see, and what "
-    "a head has pooled; a few numbers (counts, the scale of a forecast) stay in float32 and are counted. Bytes are those of the packed state of one sequence. "
+    "{scope} Bytes are those of one sequence. "
     "Methods and factors were compared on the validation split, without fine-tuning; levels, variances and sensitivities come from training batches; the "
     "chosen model was then fine-tuned on training batches, and it and the original were scored on the {split} split once."
 )
+SCOPES = {
+    "all": "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that convolutions, encoders and heads still see, "
+    "and what a head has pooled; a few numbers (counts, the scale of a forecast) stay in float32 and are counted.",
+    "mixers": "Memory is the states of the mixers; what convolutions, encoders and heads carry besides stays in float32 and is not counted: "
+    "all that is carried is given beside it.",
+}
 FRONTIER = (
     "Left: bytes of memory of one sequence against the metric on validation; the line is the frontier of bits by information without fine-tuning, the star "
     "the chosen model after it, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
@@ -103,8 +108,10 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "knee": _knee(found, metric).name,
         "within": run.experiment.compress.within,
         "components": COMPONENTS,
+        "scope": found.known.scope,
+        "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
         "stored_bytes": {"before": saving.nbytes(_best(run.workdir)), "after": saving.nbytes(_best(smaller.workdir))},
-        "data_processing": processing.verdicts(run, split, packed.quantizer(smaller.params)) if isinstance(packed, PackedModel) else {},
+        "data_processing": processing.verdicts(run, split, packed.quantizer(smaller.params), packed.scope) if isinstance(packed, PackedModel) else {},
         "certificates": {"before": _certified(run, found), "after": _certified(smaller, found)},
         **circumstances_of(smaller.experiment),
     }
@@ -164,7 +171,7 @@ def _rate(stated: Bounds) -> tuple[str, float | None]:
 
 
 def _write(results: Results, folder: pathlib.Path) -> None:
-    blocks: list[Block] = [Paragraph(READING.format(split=results["split"])), _outcome(results)]
+    blocks: list[Block] = [Paragraph(READING.format(split=results["split"], scope=SCOPES[results["scope"]])), _outcome(results)]
     figure = save(frontier(results), folder / "frontier.png")
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
@@ -180,15 +187,16 @@ def _write(results: Results, folder: pathlib.Path) -> None:
 
 def _outcome(results: Results) -> Table:
     metric = results["metric"]
-    columns = ("", "memory", "times fewer", f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters on disk")
+    columns = ("", "memory", "times fewer", "all that is carried", f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters on disk")
     rows = tuple(_outcome_row(results, name, key, disk) for name, key, disk in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
     return Table("The model before and after", columns, rows)
 
 
 def _outcome_row(results: Results, name: str, key: str, disk: str) -> tuple[Cell, ...]:
     one, metric = results[key], results["metric"]
-    stored = size(results["stored_bytes"][disk])
-    return (name, f"{one['bytes']:,} B", one["factor"], one["test"][metric], f"{one['lost']:+.2%}", one["validation"][metric], stored)
+    stored, carried = size(results["stored_bytes"][disk]), size(results["carried_bytes"][disk])
+    scores = one["test"][metric], f"{one['lost']:+.2%}", one["validation"][metric]
+    return (name, f"{one['bytes']:,} B", one["factor"], carried, *scores, stored)
 
 
 def _frontier(results: Results) -> Table:

@@ -20,14 +20,14 @@ BITS = 1 / math.log(2)
 FEW = {"samples": 400, "positions": 4, "longest_lag": 16, "decoder_steps": 150, "decoder_width": 64}  # a verdict needs no fine decoder
 
 
-def verdicts(run: Run, split: str, quantizer: Quantizer) -> Results:
+def verdicts(run: Run, split: str, quantizer: Quantizer, scope: str) -> Results:
     """Returns by block what decoders read at the lag of which the packed state says most, in bits, and whether it is less than the packed state can hold.
 
     I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~: exact, so a lower bound from a decoder above it would be a contradiction.
     """
     few = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW)))
     seen, found = recording(few, split), {}
-    for (name, block), at in zip(seen.blocks.items(), _mixers(run), strict=True):
+    for (name, block), at in zip(seen.blocks.items(), _mixers(run, scope), strict=True):
         part = Quantizer(quantizer.levels[at], quantizer.bits[at])
         packed = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
         before, after = (retained(seen, one, few.experiment.measure)["retention"] for one in (block, block._replace(states=packed)))
@@ -45,6 +45,6 @@ def verdicts(run: Run, split: str, quantizer: Quantizer) -> Results:
     return found
 
 
-def _mixers(run: Run) -> list[slice]:
+def _mixers(run: Run, scope: str) -> list[slice]:
     """Where the mixers' states are among all that is carried, block by block."""
-    return [at for leaf, at in Carried(run.model, run.params).parts() if leaf.name.endswith("/mixer")]
+    return [at for leaf, at in Carried(run.model, run.params, scope).parts() if leaf.name.endswith("/mixer")]
