@@ -105,9 +105,9 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
 def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Quadratic:
     """Returns the second-order model of the loss in masks on the readouts of all components.
 
-    g is the gradient of the loss at the batches' targets. F is estimated from gradients u_s of single sequences at targets that are drawn
-    from the model itself, `draws` a sequence: tokens and classes from its softmax, so that E[u u'] is the Fisher matrix of the log loss; values
-    with independent unit Gaussian errors, so that E[u u'] is J'J up to a factor, whatever the correlation of the real errors.
+    g is the gradient of the loss at the batches' targets. F is the sum of u u' over gradients u of single sequences at targets that the model
+    itself would have, so that no error of the real ones counts: for classes each of them, weighted by its probability; for tokens `draws` from
+    the softmax, F being the Fisher matrix of the log loss; for values `draws` with unit Gaussian errors, F being 2 J'J / M on average.
     From S samples the entries off the diagonal are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D).
 
     Raises:
@@ -122,8 +122,8 @@ def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *,
     if not weight:
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
     gradient = sum(np.asarray(one.real, np.float64).sum(axis=0) for one in found) / weight
-    samples = np.concatenate([np.asarray(one.drawn, np.float64).reshape(-1, sum(sizes.values())) for one in found])
-    return Quadratic(sizes, gradient, shrunk(samples) * (len(samples) / draws / weight))
+    samples = np.concatenate([np.asarray(one.own, np.float64).reshape(-1, sum(sizes.values())) for one in found])
+    return Quadratic(sizes, gradient, shrunk(samples) * (len(samples) / weight))
 
 
 def shrunk(samples: Float[np.ndarray, "S n"]) -> Float[np.ndarray, "n n"]:
@@ -219,10 +219,10 @@ def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> floa
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Slopes:
-    """Of the R sequences of a batch: gradients of their summed loss, (R, n), of that at drawn targets, (R, draws, n), and weights, (R,)."""
+    """Of the R sequences of a batch: gradients of their summed loss, (R, n), of that at the model's targets, (R, targets, n), and weights, (R,)."""
 
     real: Array
-    drawn: Array
+    own: Array
     weight: Array
 
 
@@ -236,9 +236,13 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
         masked = {name: params[name] | {"mixer": part.masked(params[name]["mixer"], masks[name])} for name, part in axes.items()}
         noise, key = jax.random.split(key)
         outputs = _outputs(model, {**params, **masked}, row, noise)
-        targets = [row["targets"], *(_drawn(kind, outputs, one) for one in jax.random.split(key, draws))]
-        scored = jnp.stack([objectives.score(kind, outputs, {**row, "targets": target})[name] for target in targets])
-        return scored[:, 0] * jnp.array([1.0, *[_whiten(kind, outputs)] * draws]), scored[0, 1]
+
+        def score(targets: Array) -> Array:
+            return objectives.score(kind, outputs, {**row, "targets": targets})[name]
+
+        real = score(row["targets"])
+        targets, factors = _as_the_model_has_them(kind, outputs, draws, key)
+        return jnp.concatenate([real[:1], factors * jax.vmap(lambda target: score(target)[0])(targets)]), real[1]
 
     def row(now: tuple[Batch, PRNGKeyArray]) -> _Slopes:
         one = {name: value[None] for name, value in now[0].items()}
@@ -249,15 +253,17 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
     return jax.lax.map(row, (batch, jax.random.split(key, rows)), batch_size=min(CHUNK, rows))
 
 
-def _drawn(kind: str, outputs: Array, key: PRNGKeyArray) -> Array:
-    """Targets as the model itself would have them."""
+def _as_the_model_has_them(kind: str, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+    """(targets, factors c): with u the gradients at these targets, sum (c u)(c u)' is, at least on average, a row's Gauss-Newton matrix.
+
+    Of M squares' mean that matrix is 2/M J'J, and u = -2/M J'e.
+    """
     known = jax.lax.stop_gradient(outputs)
-    return known + jax.random.normal(key, known.shape) if kind == "forecasting" else jax.random.categorical(key, known)
-
-
-def _whiten(kind: str, outputs: Array) -> float:
-    """The factor c by which E[(c u)(c u)'] is the Gauss-Newton matrix: the mean of M squares has slope u = -2/M J'e, and the matrix 2/M J'J."""
-    return float(np.sqrt(outputs.size / 2)) if kind == "forecasting" else 1.0
+    if kind == "classification":
+        return jnp.arange(known.shape[-1])[:, None], jnp.sqrt(jax.nn.softmax(known[0]))
+    if kind == "language":
+        return jax.random.categorical(key, known, shape=(draws, *known.shape[:-1])), jnp.full(draws, 1 / np.sqrt(draws))
+    return known[None] + jax.random.normal(key, (draws, *known.shape)), jnp.full(draws, np.sqrt(known.size / 2 / draws))
 
 
 def _outputs(model: SequenceModel, params: PyTree, batch: Batch, key: PRNGKeyArray) -> Array:
