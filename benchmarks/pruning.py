@@ -3,7 +3,8 @@
   python benchmarks/pruning.py --runs RUN [RUN ...]    # folders that train.py wrote
 
 Of every run 1/2, 1/4, 1/8 and 1/16 of the components of all blocks together are kept, by each method, each share from what the one before it
-left, and nothing is trained. Methods choose on sequences of the validation split, evenly spaced over it; losses are those of the test split,
+left, and nothing is trained. "information" and "loss" are the greedy choices on the second-order form of the outputs' divergence and of the
+loss, "random" is the control. Methods choose on sequences of the validation split, evenly spaced over it; losses are those of the test split,
 of its first batches where it has more than --test-batches. Differences are paired by run, with 95 % t-intervals over the runs of a task.
 """
 
@@ -48,7 +49,8 @@ def at_random(model: SequenceModel, params: Any, batches: Batches, budget: int) 
 
 
 METHODS: dict[str, Choice] = {
-    "information": lambda model, params, batches, budget: pruning.quadratic(model, params, batches).choose(budget),
+    "information": lambda model, params, batches, budget: pruning.quadratic(model, params, batches).divergence.choose(budget),
+    "loss": lambda model, params, batches, budget: pruning.quadratic(model, params, batches).choose(budget),
     "magnitude": scored("magnitude"),
     "gate": scored("gate"),
     "random": at_random,
@@ -125,15 +127,15 @@ def calibration(dataset: Dataset, size: int, sequences: int) -> Batches:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean loss of every task by method and share, and differences of losses by run: information - magnitude."""
+    """Mean loss of every task by method and share, and differences of losses by run: of what is chosen by outputs or loss - magnitude."""
     means, differences = {}, {}
     for task in sorted({run["task"] for run in runs}):
         mine = [run for run in runs if run["task"] == task]
         loss = {(name, share): np.array([run["methods"][name][share]["metrics"][run["loss"]] for run in mine]) for name in METHODS for share in _shares()}
         means[task] = {"whole": float(np.mean([run["whole"]["metrics"][run["loss"]] for run in mine]))}
         means[task] |= {name: {share: float(loss[name, share].mean()) for share in _shares()} for name in METHODS}
-        differences[task] = {share: interval(loss["information", share] - loss["magnitude", share]) for share in _shares()}
-    return {"mean_loss": means, "information_minus_magnitude": differences}
+        differences[task] = {name: {share: interval(loss[name, share] - loss["magnitude", share]) for share in _shares()} for name in ("information", "loss")}
+    return {"mean_loss": means, "minus_magnitude": differences}
 
 
 def interval(differences: np.ndarray) -> dict[str, Any]:

@@ -129,15 +129,15 @@ def test_components_are_chosen_by_every_method(monkeypatch):
 
     dataset = Dataset(model.config.task, lambda seed, numbers: {}, cover, {}, lambda split: {}, carries=True)
     experiment = Experiment(name="tiny", data=Data(batch_size=4), model=model.config)
-    params = model.init(jax.random.key(0), np.zeros((1, 2), int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jax.numpy.zeros((1, 2), int))["params"]
     found = script.pruned(Run(FOLDER, experiment, model, params, 1, dataset, []), 8, 2)
     assert found["calibration"]["sequences"] == 8 and found["test"] == {"batches": 2, "of": 4}
     for shares in found["methods"].values():
         assert shares["1/8"]["blocks"] == [1, 1] and shares["1/8"]["state_bytes"] == 2 * 4 and shares["1/8"]["metrics"]["nats"] > 0
     means = script.summary([found, found])
-    assert means["information_minus_magnitude"]["tiny"]["1/8"]["low"] == pytest.approx(
-        found["methods"]["information"]["1/8"]["metrics"]["nats"] - found["methods"]["magnitude"]["1/8"]["metrics"]["nats"]
-    )
+    nats = {name: shares["1/8"]["metrics"]["nats"] for name, shares in found["methods"].items()}
+    for name in ("information", "loss"):
+        assert means["minus_magnitude"]["tiny"][name]["1/8"]["low"] == pytest.approx(nats[name] - nats["magnitude"])
 
 
 def test_intervals_are_students():

@@ -1,7 +1,7 @@
 """Fewer components: what each is worth, which to keep, and the smaller model that is left (theory, section 10).
 
-For any mixer that names its state axes (`layers.axes`). A component is scored by the loss that its removal costs, by the size of its weights,
-by the activity of its gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state.
+For any mixer that names its state axes (`layers.axes`). A component is scored by how far the outputs, or the loss, go when it is removed, by the
+size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state.
 Batches are those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
 """
 
@@ -46,6 +46,15 @@ class Quadratic:
     gradient: Float[np.ndarray, "n"]
     curvature: Float[np.ndarray, "n n"]
 
+    @property
+    def divergence(self) -> "Quadratic":
+        """The same without g: how far the outputs go from the whole model's, whatever the targets.
+
+        Loss that g promises to win holds for small steps only, and removing many components is no small step: of a model that is
+        too sure of itself on new data, choosing with g does worse than choosing without (benchmarks/pruning.py measures both).
+        """
+        return dataclasses.replace(self, gradient=np.zeros_like(self.gradient))
+
     def cost(self, kept: Keep) -> float:
         """Returns what is added to the loss by keeping these components only; blocks that are not named are whole."""
         removed = 1.0 - np.concatenate([_indicator(kept.get(name, np.arange(size)), size) for name, size in self.sizes.items()])
@@ -88,8 +97,10 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
 
     Args:
       model, params: as trained; the model's config with its task filled in.
-      batches: for "information" and "gate"; the others read weights alone.
-      how: "information", the loss that its removal alone adds, to second order, -g_i + 1/2 F_ii (`quadratic`);
+      batches: for "information", "loss" and "gate"; the others read weights alone.
+      how: "information", 1/2 F_ii, what is lost of what the state says of the future, to second order: the divergence of the outputs from
+        the whole model's when it alone is removed (`quadratic`);
+        "loss", -g_i + 1/2 F_ii, what that adds to the loss, to second order;
         "magnitude", |B_i| |C_i|, norms of the weights that write and read it;
         "gate", the mean of its gate over valid steps;
         "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| / (1 - |a_i|^2) for a diagonal transition, a and b with the gates in them.
@@ -271,6 +282,10 @@ def _outputs(model: SequenceModel, params: PyTree, batch: Batch, key: PRNGKeyArr
 
 
 def _information(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
+    return quadratic(model, params, batches).divergence.scores()
+
+
+def _loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
     return quadratic(model, params, batches).scores()
 
 
@@ -322,7 +337,7 @@ def _carried(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.nd
     return np.sqrt(np.diag(found.past).real * np.diag(found.future).real)
 
 
-SCORES = {"information": _information, "magnitude": _magnitude, "gate": _gate, "hankel": _hankel}
+SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "gate": _gate, "hankel": _hankel}
 
 
 def _indicator(kept: np.ndarray, size: int) -> np.ndarray:

@@ -131,6 +131,7 @@ def test_of_a_linear_model_and_squared_errors_nothing_is_lost_to_the_second_orde
         # 2800 draws: F is off by 3 %, in a direction of its own in each of its parts.
         assert found.cost(kept) == pytest.approx(added, abs=0.1 * curved)
         assert curved > 0
+        assert found.divergence.cost(kept) == pytest.approx(curved, rel=0.1)
     np.testing.assert_allclose(found.scores()["block_0"][0], found.cost({"block_0": np.arange(1, 5)}), rtol=1e-6)
 
 
@@ -204,7 +205,7 @@ def test_choices_keep_one_component_of_every_block():
 def test_what_nothing_reads_is_worth_nothing():
     model, params = build(LANGUAGE)
     params = unread(params, "block_0", np.array([3]), 6)
-    for how in ("information", "magnitude"):
+    for how in ("information", "loss", "magnitude"):
         found = pruning.scores(model, params, [batch(LANGUAGE)], how)["block_0"]
         assert found[3] == 0 and (np.delete(found, 3) != 0).all()
 
@@ -312,7 +313,7 @@ def test_a_mixer_that_names_no_axes_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        (lambda model, params: pruning.scores(model, params, [], "size"), "how='size' is unknown: .*known: gate, hankel, information, magnitude"),
+        (lambda model, params: pruning.scores(model, params, [], "size"), "how='size' is unknown: .*known: gate, hankel, information, loss, magnitude"),
         (lambda model, params: pruning.scores(model, params, [], "information"), "the batches are none"),
         (lambda model, params: pruning.scores(model, params, [], "gate"), "there are no batches"),
         (lambda model, params: pruning.scores(model, params, [], "hankel"), "block_0 is not time-invariant.*gate='constant'"),
