@@ -9,7 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from selssm_jax.data import synthetic
+from selssm_jax.config import Data, Experiment, Model, Task
+from selssm_jax.data import Dataset, synthetic
+from selssm_jax.model import SequenceModel
+from selssm_jax.reporting.run import Run
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -141,3 +144,34 @@ def test_what_sparse_gates_do_is_measured(tmp_path):
     found = script.trained(tmp_path / "run", "validation", tiny | {"training": short | {"gate_l1": 0.1}, "optimizer": {"warmup_steps": 1}})
     assert 0 < found["dim_eff"] < 8 and found["compression_factor"] == pytest.approx(8 / found["dim_eff"])
     assert set(found["blocks"]) == {"block_0"} and 0 <= found["blocks"]["block_0"]["auroc"] <= 1
+
+
+def test_components_are_chosen_by_every_method(monkeypatch):
+    script = importlib.import_module("pruning")
+    monkeypatch.setattr(script, "SHARES", (8,))
+    model = SequenceModel(Model(pattern=("selective",) * 2, d_model=4, d_state=8, task=Task("language", vocab=4)))
+    rng = np.random.default_rng(0)
+
+    def cover(split, size):
+        for _ in range({"validation": 3, "test": 4}[split]):
+            tokens = rng.integers(0, 4, (size, 7))
+            yield {"inputs": tokens, "targets": tokens, "weights": np.ones((size, 7), np.float32), "valid": np.ones((size, 7), bool)}
+
+    dataset = Dataset(model.config.task, lambda seed, numbers: {}, cover, {}, lambda split: {}, carries=True)
+    experiment = Experiment(name="tiny", data=Data(batch_size=4), model=model.config)
+    params = jax.jit(model.init)(jax.random.key(0), jax.numpy.zeros((1, 2), int))["params"]
+    found = script.pruned(Run(FOLDER, experiment, model, params, 1, dataset, []), 8, 2)
+    assert found["calibration"]["sequences"] == 8 and found["test"] == {"batches": 2, "of": 4}
+    for shares in found["methods"].values():
+        assert shares["1/8"]["blocks"] == [1, 1] and shares["1/8"]["state_bytes"] == 2 * 4 and shares["1/8"]["metrics"]["nats"] > 0
+    means = script.summary([found, found])
+    nats = {name: shares["1/8"]["metrics"]["nats"] for name, shares in found["methods"].items()}
+    for name in ("information", "loss"):
+        assert means["minus_magnitude"]["tiny"][name]["1/8"]["low"] == pytest.approx(nats[name] - nats["magnitude"])
+
+
+def test_intervals_are_students():
+    script = importlib.import_module("pruning")
+    found = script.interval(np.array([1.0, 2.0, 3.0]))
+    assert (found["low"], found["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)  # t of 2 degrees 4.3027, deviation 1
+    assert script.interval(np.array([1.0])) == {"mean": 1.0, "low": None, "high": None, "runs": 1}

@@ -5,12 +5,12 @@ Levels, variances and sensitivities come from training batches, every choice fro
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from selssm_jax.compression import quantization
+from selssm_jax.compression import pruning, quantization
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.sensitivity import error_weights
@@ -24,6 +24,7 @@ from selssm_jax.training.evaluation import Evaluator
 
 PyTree = Any
 FACTORS = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of the frontier, beside the one that is asked for
+PRUNED = 2  # one component of so many is kept, where components are pruned before the rest is packed
 EQUAL, VARIANCE, INFORMATION = "equal bits", "bits by variance", "bits by information"
 
 
@@ -50,7 +51,7 @@ class Known:
     """
 
     layout: Carried
-    scope: str
+    scope: Literal["all", "mixers"]
     samples: Float[np.ndarray, "S M"]
     weights: Float[np.ndarray, "M"]
 
@@ -95,9 +96,7 @@ class Compression:
 
 def known(subject: Subject) -> Known:
     """Returns what calibration tells, from `compress.calibration` training batches."""
-    data, scope, count = subject.experiment.data, subject.experiment.compress.scope, subject.experiment.compress.calibration
-    drawn = subject.dataset.train(data.batch_size, seed=data.seed + 1)
-    batches = [next(drawn) for _ in range(count)]
+    batches, scope = _drawn(subject), subject.experiment.compress.scope
     weights = error_weights(subject.model, subject.params, batches, scope=scope)
     return Known(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
 
@@ -122,16 +121,36 @@ def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[P
     return PackedModel(subject.model, digits, known.scope), {**subject.params, LEVELS: quantizer.levels}
 
 
+def pruned(subject: Subject, how: str) -> Subject:
+    """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its arrays really smaller."""
+    drawn = _drawn(subject)
+    if how == "information":
+        found = pruning.quadratic(subject.model, subject.params, drawn).divergence
+        keep = found.choose(sum(found.sizes.values()) // PRUNED)
+    else:
+        scores = pruning.scores(subject.model, subject.params, drawn, how)
+        keep = pruning.choose(scores, sum(map(len, scores.values())) // PRUNED)
+    config, params = pruning.prune(subject.model.config, subject.params, keep)
+    return dataclasses.replace(subject, model=SequenceModel(config), params=params)
+
+
+def _drawn(subject: Subject) -> list[dict[str, np.ndarray]]:
+    """The training batches that everything is calibrated on."""
+    data, count = subject.experiment.data, subject.experiment.compress.calibration
+    batches = subject.dataset.train(data.batch_size, seed=data.seed + 1)
+    return [next(batches) for _ in range(count)]
+
+
 def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -> Compression:
     """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes."""
     options, found = subject.experiment.compress, known(subject)
     reference = _judged(subject, "float32", found.float_bytes, subject.model, subject.params)
     say(_line(reference, reference, subject.metric))
 
-    def tried(factor: float, rule: str) -> Candidate:
-        model, params = quantised(subject, found, int(found.float_bytes / factor), rule)
-        nbytes = found.constant + found.layout.rows * model.quantizer(params).nbytes
-        one = _judged(subject, rule, nbytes, model, params)
+    def tried(factor: float, rule: str, subject: Subject = subject, of: Known = found, how: str = "") -> Candidate:
+        model, params = quantised(subject, of, int(found.float_bytes / factor), rule)
+        nbytes = of.constant + of.layout.rows * model.quantizer(params).nbytes
+        one = _judged(subject, f"half the components{how}, {rule}" if how else rule, nbytes, model, params)
         say(_line(one, reference, subject.metric))
         return one
 
@@ -140,6 +159,9 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     target = options.factor or _most(frontier, reference, options.within, subject.metric)
     same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
     methods = [same, *(tried(target, rule) for rule in (VARIANCE, EQUAL))]
+    for how, rule in (("information", INFORMATION), ("magnitude", VARIANCE)):
+        half = pruned(subject, how)
+        methods.append(tried(target, rule, half, known(half), f" by {how}"))
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
     tuned = finetune(subject.experiment, chosen.model, chosen.params, subject.dataset)
     final = _judged(subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, tuned)

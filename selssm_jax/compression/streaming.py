@@ -6,7 +6,7 @@ what is rounded is what the next step reads. The loop is differentiable (`Quanti
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class PackedModel:
 
     model: SequenceModel
     bits: tuple[str, ...]
-    scope: str = "all"
+    scope: Literal["all", "mixers"] = "all"
 
     @property
     def config(self) -> Model:

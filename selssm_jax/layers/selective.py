@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
+from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.gates import DRAWN, JUMPING, STEEPEST, Gate, Opening, expected_open
 from selssm_jax.layers.projection import project
@@ -57,8 +58,13 @@ def complex_poles(log_decay: Float[Array, "N"], phase: Float[Array, "N"]) -> Ine
 
 def contractive_matrix(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
     """A with every row's sum of |a_ij| < 1: gated updates then contract in the maximum norm (theory, section 5 B1)."""
+    return RADIUS * within_rows(raw)
+
+
+def within_rows(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
+    """Rows whose sums of |a_ij| are at most 1: longer ones are scaled down to it, and stay as they are from then on, as do parts of them."""
     rows = jnp.abs(raw).sum(axis=1, keepdims=True)
-    return raw * (RADIUS / jnp.maximum(rows, 1))
+    return raw / jnp.maximum(rows, 1)
 
 
 class SelectiveSSM(nn.Module):
@@ -150,6 +156,24 @@ class SelectiveSSM(nn.Module):
         gates = self.G.reachable(inputs, self._cap()).envelope(invariant_radius(self.A, drive))
         noise = self.process_noise**2 * jnp.eye(self._poles) if self.process_noise else None
         return Bounds(self.A, gates.low, gates.high, gates.lipschitz, drive, noise, self.update)
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the components are in the parameters; a complex number is one component.
+
+        Any part of a dense A is what it was in the whole. Caps of a certified layer's W_h are those of the components that are left.
+        """
+        dense, parts = (0, 1), {"B": 2, "C": 2}
+        axes = {"A": dense if self.transition == "dense" else (0,), "A_log_decay": (0,), "A_phase": (0,), "B": (1,), "C": (0,)}
+        gates = {"G/kernel": (1,), "G/bias": (0,), "G/state_kernel": dense if self.gate_state == "dense" else (0,)}
+        return StateAxes(
+            self._poles,
+            axes | gates,
+            drive="B",
+            readout="C",
+            size=2 if self.transition == "complex" else 1,
+            parts=parts if self.transition == "complex" else {},
+            settled={"A": within_rows} if self.transition == "dense" else {},
+        )
 
     def initial_state(self, batch: int) -> Inexact[Array, "B N"]:
         """Returns h_0 = 0 for `batch` sequences."""

@@ -1,0 +1,362 @@
+"""Fewer components: what each is worth, which to keep, and the smaller model that is left (theory, section 10).
+
+For any mixer that names its state axes (`layers.axes`). A component is scored by how far the outputs, or the loss, go when it is removed, by the
+size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state.
+Batches are those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from selssm_jax.compression.hankel import gramians
+from selssm_jax.config import Model
+from selssm_jax.errors import suggest
+from selssm_jax.layers.axes import StateAxes
+from selssm_jax.layers.blocks import mixer
+from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.model import SequenceModel
+from selssm_jax.training import objectives
+
+PyTree = Any
+Batch = Mapping[str, Array | np.ndarray]
+Scores = dict[str, Float[np.ndarray, "n"]]  # block -> what each component is worth
+Keep = Mapping[str, Int[np.ndarray, "k"]]  # block -> the components that stay
+CHUNK = 16  # sequences whose gradients are taken at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+    """The loss that removing a set S of components adds, to second order around all of them: -g' 1_S + 1/2 1_S' F 1_S.
+
+    Attributes:
+      sizes: components of each block; vectors and matrices hold the blocks one after another, n in all.
+      gradient: g_i = dL/dm_i at masks m = 1 on the readouts, <dL/dC_i, C_i>, in the loss's unit a term (nats, squared error).
+      curvature: F, the Gauss-Newton matrix of the masks of all blocks together; for a log loss the Fisher matrix, 1/2 1_S' F 1_S
+        then being the expected divergence of the outputs from the whole model's.
+    """
+
+    sizes: Mapping[str, int]
+    gradient: Float[np.ndarray, "n"]
+    curvature: Float[np.ndarray, "n n"]
+
+    @property
+    def divergence(self) -> "Quadratic":
+        """The same without g: how far the outputs go from the whole model's, whatever the targets.
+
+        Loss that g promises to win holds for small steps only, and removing many components is no small step: of a model that is
+        too sure of itself on new data, choosing with g does worse than choosing without (benchmarks/pruning.py measures both).
+        """
+        return dataclasses.replace(self, gradient=np.zeros_like(self.gradient))
+
+    def cost(self, kept: Keep) -> float:
+        """Returns what is added to the loss by keeping these components only; blocks that are not named are whole."""
+        removed = 1.0 - np.concatenate([_indicator(kept.get(name, np.arange(size)), size) for name, size in self.sizes.items()])
+        return float(removed @ (self.curvature @ removed / 2 - self.gradient))
+
+    def scores(self) -> Scores:
+        """Returns the cost of removing each component alone, -g_i + 1/2 F_ii."""
+        return _by_block(np.diag(self.curvature) / 2 - self.gradient, self.sizes)
+
+    def choose(self, budget: int) -> dict[str, np.ndarray]:
+        """Returns `budget` components to keep, at least one a block: again and again, what costs least given what is gone is removed.
+
+        Greedy, hence not always the best set (`compression.search`). Raises ValueError for a budget out of range.
+        """
+        _check_budget(budget, self.sizes)
+        block = np.repeat(np.arange(len(self.sizes)), list(self.sizes.values()))
+        left, kept = np.array(list(self.sizes.values())), np.ones(len(block), bool)
+        cost = np.diag(self.curvature) / 2 - self.gradient
+        for _ in range(len(block) - budget):
+            worst = int(np.where(kept & (left[block] > 1), cost, np.inf).argmin())
+            kept[worst] = False
+            left[block[worst]] -= 1
+            cost = cost + self.curvature[worst]
+        return {name: np.flatnonzero(part) for name, part in _by_block(kept, self.sizes).items()}
+
+
+def state_axes(config: Model) -> dict[str, StateAxes]:
+    """Returns, block by block, where the mixer's components are. Raises ValueError for a mixer that does not say."""
+    found = {}
+    for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True)):
+        layer: Any = mixer(kind, part)
+        if not callable(getattr(layer, "state_axes", None)):
+            raise ValueError(f"block_{index}: the mixer {kind!r} names no state axes: give it a method state_axes(), see selssm_jax/layers/axes.py")
+        found[f"block_{index}"] = layer.state_axes()
+    return found
+
+
+def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: str) -> Scores:
+    """Returns what each component of each block is worth, (n,) a block, the larger the more.
+
+    Args:
+      model, params: as trained; the model's config with its task filled in.
+      batches: for "information", "loss" and "gate"; the others read weights alone.
+      how: "information", 1/2 F_ii, what is lost of what the state says of the future, to second order: the divergence of the outputs from
+        the whole model's when it alone is removed (`quadratic`);
+        "loss", -g_i + 1/2 F_ii, what that adds to the loss, to second order;
+        "magnitude", |B_i| |C_i|, norms of the weights that write and read it;
+        "gate", the mean of its gate over valid steps;
+        "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| / (1 - |a_i|^2) for a diagonal transition, a and b with the gates in them.
+
+    Raises:
+      ValueError: for an unknown `how`, no batches, "gate" of a mixer that sows none, and "hankel" of a mixer that is not time-invariant.
+    """
+    if how not in SCORES:
+        raise ValueError(f"how={how!r} is unknown: {suggest(how, SCORES)}")
+    return SCORES[how](model, params, batches)
+
+
+def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Quadratic:
+    """Returns the second-order model of the loss in masks on the readouts of all components.
+
+    g is the gradient of the loss at the batches' targets. F is the sum of u u' over gradients u of single sequences at targets that the model
+    itself would have, so that no error of the real ones counts: for classes each of them, weighted by its probability; for tokens `draws` from
+    the softmax, F being the Fisher matrix of the log loss; for values `draws` with unit Gaussian errors, F being 2 J'J / M on average.
+    From S samples the entries off the diagonal are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D).
+
+    Raises:
+      ValueError: where there are no batches or nothing in them is scored.
+    """
+    axes = state_axes(model.config)
+    sizes = {name: part.components for name, part in axes.items()}
+    sample = jax.jit(partial(_slopes, model, axes, draws))
+    keys = jax.random.key(seed)
+    found = [sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)]
+    weight = sum(float(np.sum(one.weight)) for one in found)
+    if not weight:
+        raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
+    gradient = sum(np.asarray(one.real, np.float64).sum(axis=0) for one in found) / weight
+    samples = np.concatenate([np.asarray(one.own, np.float64).reshape(-1, sum(sizes.values())) for one in found])
+    return Quadratic(sizes, gradient, shrunk(samples) * (len(samples) / weight))
+
+
+def shrunk(samples: Float[np.ndarray, "S n"]) -> Float[np.ndarray, "n n"]:
+    """Returns mean_s u_s u_s' with entries off the diagonal times 1 - share, share = sum Var(r_ij) / sum r_ij^2 over i != j, r the normed entries.
+
+    Source: Schäfer and Strimmer 2005, target D, about a mean of zero.
+    """
+    count = len(samples)
+    scale = np.sqrt((samples**2).mean(axis=0))
+    normed = samples / np.where(scale > 0, scale, 1)
+    r = normed.T @ normed / count
+    noise = ((normed**2).T @ normed**2 / count - r**2) / count
+    apart = ~np.eye(len(r), dtype=bool)
+    total = (r[apart] ** 2).sum()
+    share = min(1.0, noise[apart].sum() / total) if total else 1.0
+    return np.where(apart, 1 - share, 1) * r * scale[:, None] * scale[None]
+
+
+def choose(scores: Scores, budget: int) -> dict[str, np.ndarray]:
+    """Returns the `budget` components of highest score in the whole model, at least the best one of each block, as indices to keep.
+
+    Raises ValueError for a budget below the number of blocks or above that of components.
+    """
+    sizes = {name: len(part) for name, part in scores.items()}
+    _check_budget(budget, sizes)
+    raised = {name: np.where(np.arange(len(part)) == part.argmax(), np.inf, part) for name, part in scores.items()}
+    flat = np.concatenate(list(raised.values()))
+    kept = np.zeros(len(flat), bool)
+    kept[np.argsort(-flat, kind="stable")[:budget]] = True
+    return {name: np.flatnonzero(part) for name, part in _by_block(kept, sizes).items()}
+
+
+def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
+    """Returns (config, parameters) of the model that has these components alone: smaller arrays, fewer carried bytes.
+
+    Outputs are the same where those that went were not read: a readout of zero, and no other component that reads them, as a dense transition
+    or dense state gates do.
+
+    Args:
+      config: the model's, with block_states or without. keep: indices of the components to keep, one array a block, in the order in which
+        they shall stand; a block that is not named keeps all.
+
+    Raises:
+      ValueError: for a block that there is not, for none or repeated components, and for indices out of range.
+    """
+    axes = state_axes(config)
+    for name in keep:
+        if name not in axes:
+            raise ValueError(f"keep names {name!r}: {suggest(name, axes)}")
+    kept = {name: _checked(keep.get(name, np.arange(part.components)), part.components, name) for name, part in axes.items()}
+    blocks = {name: params[name] | {"mixer": part.take(params[name]["mixer"], kept[name])} for name, part in axes.items()}
+    sizes = tuple(part.size * len(kept[name]) for name, part in axes.items())
+    return dataclasses.replace(config, block_states=sizes), {**params, **blocks}
+
+
+def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTree]:
+    """Returns (config, parameters) of the model without one block, its mixer and its MLP; later blocks move up.
+
+    Raises ValueError for a block that there is not, and for the only one.
+    """
+    names = [f"block_{index}" for index in range(len(config.pattern))]
+    if block not in names:
+        raise ValueError(f"block={block!r}: {suggest(block, names)}")
+    if len(names) == 1:
+        raise ValueError(f"{block} is the only block: a model without any has no memory")
+    left = [index for index, name in enumerate(names) if name != block]
+    moved = {names[place]: params[names[index]] for place, index in enumerate(left)}
+    sizes = tuple(config.block_states[index] for index in left) if config.block_states else ()
+    rest = {name: value for name, value in params.items() if name not in names}
+    return dataclasses.replace(config, pattern=tuple(config.pattern[index] for index in left), block_states=sizes), rest | moved
+
+
+def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
+    """Returns the loss on the batches without each block in turn: the score of a block. Raises what `remove_block` and `loss` raise."""
+    batches = list(batches)
+    without = {f"block_{index}": remove_block(model.config, params, f"block_{index}") for index in range(len(model.config.pattern))}
+    return {name: loss(SequenceModel(config), left, batches) for name, (config, left) in without.items()}
+
+
+def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> float:
+    """Returns the mean loss, nats or squared error, of batches that are each read from an empty memory.
+
+    Raises ValueError where there are no batches or nothing in them is scored.
+    """
+    name = objectives.LOSS[model.config.task.kind]
+    score = jax.jit(lambda params, batch: objectives.score(model.config.task.kind, _outputs(model, params, batch, jax.random.key(0)), batch)[name])
+    total = sum(np.asarray(score(params, dict(batch)), np.float64) for batch in batches)
+    if not np.any(total):
+        raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
+    return float(total[0] / total[1])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Slopes:
+    """Of the R sequences of a batch: gradients of their summed loss, (R, n), of that at the model's targets, (R, targets, n), and weights, (R,)."""
+
+    real: Array
+    own: Array
+    weight: Array
+
+
+def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, params: PyTree, batch: Batch, key: PRNGKeyArray) -> _Slopes:
+    sizes = {name: part.components for name, part in axes.items()}
+    kind = model.config.task.kind
+    name = objectives.LOSS[kind]
+
+    def losses(mask: Array, row: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
+        masks = _by_block(mask, sizes)
+        masked = {name: params[name] | {"mixer": part.masked(params[name]["mixer"], masks[name])} for name, part in axes.items()}
+        noise, key = jax.random.split(key)
+        outputs = _outputs(model, {**params, **masked}, row, noise)
+
+        def score(targets: Array) -> Array:
+            return objectives.score(kind, outputs, {**row, "targets": targets})[name]
+
+        real = score(row["targets"])
+        targets, factors = _as_the_model_has_them(kind, outputs, draws, key)
+        return jnp.concatenate([real[:1], factors * jax.vmap(lambda target: score(target)[0])(targets)]), real[1]
+
+    def row(now: tuple[Batch, PRNGKeyArray]) -> _Slopes:
+        one = {name: value[None] for name, value in now[0].items()}
+        slopes, weight = jax.jacrev(losses, has_aux=True)(jnp.ones(sum(sizes.values())), one, now[1])
+        return _Slopes(slopes[0], slopes[1:], weight)
+
+    rows = len(batch["weights"])
+    return jax.lax.map(row, (batch, jax.random.split(key, rows)), batch_size=min(CHUNK, rows))
+
+
+def _as_the_model_has_them(kind: str, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+    """(targets, factors c): with u the gradients at these targets, sum (c u)(c u)' is, at least on average, a row's Gauss-Newton matrix.
+
+    Of M squares' mean that matrix is 2/M J'J, and u = -2/M J'e.
+    """
+    known = jax.lax.stop_gradient(outputs)
+    if kind == "classification":
+        return jnp.arange(known.shape[-1])[:, None], jnp.sqrt(jax.nn.softmax(known[0]))
+    if kind == "language":
+        return jax.random.categorical(key, known, shape=(draws, *known.shape[:-1])), jnp.full(draws, 1 / np.sqrt(draws))
+    return known[None] + jax.random.normal(key, (draws, *known.shape)), jnp.full(draws, np.sqrt(known.size / 2 / draws))
+
+
+def _outputs(model: SequenceModel, params: PyTree, batch: Batch, key: PRNGKeyArray) -> Array:
+    return model.apply({"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key})[0]
+
+
+def _information(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
+    return quadratic(model, params, batches).divergence.scores()
+
+
+def _loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
+    return quadratic(model, params, batches).scores()
+
+
+def _magnitude(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
+    del batches
+    return {
+        name: part.norms(params[name]["mixer"], part.drive) * part.norms(params[name]["mixer"], part.readout) for name, part in state_axes(model.config).items()
+    }
+
+
+def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
+    read = jax.jit(partial(_opened, model))
+    found = [read(params, dict(batch)) for batch in batches]
+    if not found:
+        raise ValueError("there are no batches to see gates on: give batches of Dataset.evaluate")
+    total, steps = (jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(one[part] for one in found)) for part in (0, 1))
+    return {name: value / steps for name, value in total.items()}
+
+
+def _opened(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
+    """(sums of each component's gate over valid steps, how many these are)."""
+    given = {"reset": batch.get("reset"), "valid": batch["valid"], "rngs": {"noise": jax.random.key(0)}}
+    seen = model.apply({"params": params}, batch["inputs"], **given, mutable=["intermediates"])[1]["intermediates"]
+    valid = frame_valid(batch["valid"], model.config.stride)
+    total = {}
+    for name in state_axes(model.config):
+        if "gate" not in seen.get(name, {}).get("mixer", {}):
+            raise ValueError(f"{name}: its mixer sows no gates: use another score than 'gate'")
+        gate = seen[name]["mixer"]["gate"][0]
+        apart = len(gate) // len(valid)  # rows of one sequence, where channels run apart
+        total[name] = (gate * jnp.repeat(valid, apart, axis=0)[..., None]).sum(axis=(0, 1)) / apart
+    return total, valid.sum()
+
+
+def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
+    del batches
+    probe = jax.random.normal(jax.random.key(0), (1, 3, model.config.d_model))
+    seen = model.apply({"params": params}, probe, method=lambda model, x: [block.mixer.dynamics(x) for block in model.block])
+    return {
+        name: _carried(name, part, params[name]["mixer"], *(np.asarray(value[0]) for value in dynamics))
+        for (name, part), dynamics in zip(state_axes(model.config).items(), seen, strict=True)
+    }
+
+
+def _carried(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    if np.ptp(A, axis=0).any() or np.ptp(B, axis=0).any():
+        raise ValueError(f"{name} is not time-invariant, so it has no Hankel singular values: use a model of gate='constant', or another score")
+    found = gramians(A[0], B[0], np.diag(axes.norms(params, axes.readout)) if A.ndim == 2 else np.asarray(params[axes.readout]).T)
+    return np.sqrt(np.diag(found.past).real * np.diag(found.future).real)
+
+
+SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "gate": _gate, "hankel": _hankel}
+
+
+def _indicator(kept: np.ndarray, size: int) -> np.ndarray:
+    return np.isin(np.arange(size), kept).astype(float)
+
+
+def _by_block(values: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Values of all components, block by block."""
+    ends = np.cumsum(list(sizes.values()))
+    return {name: values[end - size : end] for (name, size), end in zip(sizes.items(), ends.tolist(), strict=True)}
+
+
+def _check_budget(budget: int, sizes: Mapping[str, int]) -> None:
+    if not len(sizes) <= budget <= sum(sizes.values()):
+        raise ValueError(f"budget={budget} components: use from {len(sizes)}, one a block, to {sum(sizes.values())}, all there are")
+
+
+def _checked(kept: np.ndarray, count: int, name: str) -> np.ndarray:
+    kept = np.asarray(kept)
+    if kept.ndim != 1 or not len(kept) or len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= count:
+        raise ValueError(f"keep[{name!r}]={kept.tolist()}: expected at least one index, each once, from 0 to {count - 1}")
+    return kept

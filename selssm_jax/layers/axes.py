@@ -1,0 +1,64 @@
+"""What a mixer says of its parameters, so that components of its state can be weighed and removed without anyone knowing the mixer.
+
+A mixer's method `state_axes()` returns `StateAxes`; `compression.pruning` needs no more than that (theory, section 10).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StateAxes:
+    """Where the n components of a mixer's state are in its parameters, which are named by their paths: "A", "G/kernel".
+
+    Attributes:
+      components: n, the numbers that can be removed one by one.
+      size: of the mixer's d_state, what one component takes: 2 where it is a complex number, else 1.
+      axes: the axes of each parameter that run over the components; a parameter that is not named has none, and not every one need be there.
+      drive, readout: the parameters, of one such axis each, by which a component is written and is read.
+      parts: how many runs of n an axis holds one after another, where it is not 1: real, then imaginary parts.
+      settled: what to make of a parameter whose entries depend on one another, so that any part of it means what it meant in the whole.
+    """
+
+    components: int
+    axes: Mapping[str, tuple[int, ...]]
+    drive: str
+    readout: str
+    size: int = 1
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    settled: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
+
+    def take(self, params: Params, kept: Int[np.ndarray, "k"]) -> dict[str, Any]:
+        """Returns the mixer's parameters with the components `kept` alone, in that order."""
+        flat = flatten_dict(dict(params), sep="/")
+        settled = flat | {name: settle(flat[name]) for name, settle in self.settled.items()}
+        return unflatten_dict({name: self._taken(name, value, kept) for name, value in settled.items()}, sep="/")
+
+    def masked(self, params: Params, mask: Float[Array, "n"]) -> dict[str, Any]:
+        """Returns the mixer's parameters with the readout of component i times mask_i: 0 leaves it unread."""
+        flat = flatten_dict(dict(params), sep="/")
+        value = flat[self.readout]
+        shape = [1] * value.ndim
+        shape[self.axes[self.readout][0]] = -1
+        scale = jnp.tile(mask, self.parts.get(self.readout, 1)).reshape(shape)
+        return unflatten_dict(flat | {self.readout: value * scale}, sep="/")
+
+    def norms(self, params: Params, name: str) -> Float[np.ndarray, "n"]:
+        """Returns the Euclidean norm of what parameter `name` holds of each component."""
+        value = np.asarray(flatten_dict(dict(params), sep="/")[name], np.float64)
+        rows = np.moveaxis(value, self.axes[name][0], 0).reshape(self.parts.get(name, 1), self.components, -1)
+        return np.sqrt((rows**2).sum(axis=(0, 2)))
+
+    def _taken(self, name: str, value: Array, kept: np.ndarray) -> Array:
+        index = np.concatenate([kept + part * self.components for part in range(self.parts.get(name, 1))])
+        for axis in self.axes.get(name, ()):
+            value = jnp.take(value, index, axis=axis)
+        return value
