@@ -23,7 +23,7 @@ from selssm_jax.training import objectives
 from selssm_jax.training.evaluation import Evaluator
 
 PyTree = Any
-FACTORS = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of the frontier, beside the one that is asked for
+FACTORS = (4.0, 8.0, 16.0, 32.0)  # of the frontier, beside the one that is asked for
 PRUNED = 2  # one component of so many is kept, where components are pruned before the rest is packed
 EQUAL, VARIANCE, INFORMATION = "equal bits", "bits by variance", "bits by information"
 
@@ -83,7 +83,7 @@ class Compression:
 
     Attributes:
       reference: the model itself, in float32. methods: candidates at the bytes that were asked for. frontier: the best method at other bytes,
-        and at these. chosen: the best of the methods as it was calibrated. tuned: the same, fine-tuned.
+        and at these. chosen: the best of the methods, fine-tuned, where that did not make it worse.
     """
 
     known: Known
@@ -91,7 +91,6 @@ class Compression:
     methods: list[Candidate]
     frontier: list[Candidate]
     chosen: Candidate
-    tuned: Candidate
 
 
 def known(subject: Subject) -> Known:
@@ -166,7 +165,7 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     tuned = finetune(subject.experiment, chosen.model, chosen.params, subject.dataset)
     final = _judged(subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, tuned)
     say(_line(final, reference, subject.metric))
-    return Compression(found, reference, methods, frontier, chosen, final)
+    return Compression(found, reference, methods, frontier, min(final, chosen, key=lambda one: loss_of(one.validation, subject.metric)))
 
 
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:

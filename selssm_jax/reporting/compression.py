@@ -70,8 +70,8 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", local_dir: str = 
     start = time.perf_counter()
     subject = Subject(run.experiment, run.model, run.params, run.dataset)
     found = compress(subject, lambda line: print(line, file=sys.stderr, flush=True))
-    saved = saving.save(folder, run.experiment, found.tuned.model, found.tuned.params, run.dataset, run.step, found.tuned.validation)
-    smaller = dataclasses.replace(run, workdir=folder, experiment=saved, model=found.tuned.model, params=found.tuned.params)
+    saved = saving.save(folder, run.experiment, found.chosen.model, found.chosen.params, run.dataset, run.step, found.chosen.validation)
+    smaller = dataclasses.replace(run, workdir=folder, experiment=saved, model=found.chosen.model, params=found.chosen.params)
     with writable(folder / "compression") as place:
         results = _results(run, smaller, found, split, subject.metric)
         results["seconds"] = time.perf_counter() - start
@@ -102,7 +102,7 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "split": split,
         "metric": metric,
         "reference": _row(found.reference, found.reference, metric) | {"test": test["before"], "lost": 0.0},
-        "compressed": _row(found.tuned, found.reference, metric) | {"test": test["after"], "lost": relative_loss(test["after"], test["before"], metric)},
+        "compressed": _row(found.chosen, found.reference, metric) | {"test": test["after"], "lost": relative_loss(test["after"], test["before"], metric)},
         "methods": [_row(one, found.reference, metric) for one in found.methods],
         "frontier": [_row(one, found.reference, metric) | _error(one, found.known) for one in found.frontier],
         "knee": _knee(found, metric).name,
