@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from selssm_jax.compression import bound, saving
+from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, relative_loss
 from selssm_jax.compression.search import Point, knee
 from selssm_jax.compression.streaming import PackedModel
@@ -95,7 +96,6 @@ def summary(results: Results) -> str:
 def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str) -> Results:
     """Everything that compression.json holds."""
     test = {name: Evaluator(one.experiment, one.model)(one.params, one.dataset, split) for name, one in (("before", run), ("after", smaller))}
-    packed = smaller.model
     return {
         "format": FORMAT,
         "name": run.experiment.name,
@@ -111,8 +111,8 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "scope": found.known.scope,
         "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
         "stored_bytes": {"before": saving.nbytes(_best(run.workdir)), "after": saving.nbytes(_best(smaller.workdir))},
-        "data_processing": processing.verdicts(run, split, packed.quantizer(smaller.params), packed.scope) if isinstance(packed, PackedModel) else {},
-        "certificates": {"before": _certified(run, found), "after": _certified(smaller, found)},
+        "data_processing": processing.verdicts(smaller, split),
+        "certificates": {"before": _certified(run), "after": _certified(smaller)},
         **circumstances_of(smaller.experiment),
     }
 
@@ -152,14 +152,15 @@ def _relative(one: Candidate, found: Compression, metric: str) -> float:
     return max(1 + relative_loss(one.validation, found.reference.validation, metric), 0.0)
 
 
-def _certified(run: Run, found: Compression) -> Results:
+def _certified(run: Run) -> Results:
     """By block, the certified rate of a step and, of a packed state, how near two states come to each other for certain."""
     stated = run.model.apply({"params": run.params}, method="bounds")
     rates = {name: _rate(bounds) for name, bounds in stated.items()}
     if not isinstance(run.model, PackedModel):
         return {name: {"status": status, "rate": rate, "radius": None} for name, (status, rate) in rates.items()}
     levels = np.asarray(run.params["levels"])
-    mixers = [at for leaf, at in found.known.layout.parts() if leaf.name.endswith("/mixer")]
+    layout = Carried(run.model.model, run.params, run.model.scope)
+    mixers = [at for leaf, at in layout.parts() if leaf.name.endswith("/mixer")]
     half = [float(np.diff(levels[at], axis=1).max(initial=0.0)) / 2 for at in mixers]
     radius = [2 * delta / (1 - rate) if rate is not None and rate < 1 else None for delta, (_, rate) in zip(half, rates.values(), strict=True)]
     return {name: {"status": status, "rate": rate, "radius": near} for (name, (status, rate)), near in zip(rates.items(), radius, strict=True)}
@@ -176,7 +177,7 @@ def _write(results: Results, folder: pathlib.Path) -> None:
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
     blocks += titled("Methods at equal bytes", [_methods(results)])
-    blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)]) if results["data_processing"] else []
+    blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)])
     blocks += titled("Stability", [Paragraph(ROUNDING), _stability(results)])
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
     blocks += circumstances(results)

@@ -9,6 +9,7 @@ import numpy as np
 
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import Quantizer
+from selssm_jax.compression.streaming import LEVELS
 from selssm_jax.information import limits
 from selssm_jax.information.estimate import Estimate
 from selssm_jax.reporting.memory.lags import retained
@@ -20,17 +21,21 @@ BITS = 1 / math.log(2)
 FEW = {"samples": 400, "positions": 4, "longest_lag": 16, "decoder_steps": 150, "decoder_width": 64}  # a verdict needs no fine decoder
 
 
-def verdicts(run: Run, split: str, quantizer: Quantizer, scope: str) -> Results:
-    """Returns by block what decoders read at the lag of which the packed state says most, in bits, and whether it is less than the packed state can hold.
+def verdicts(run: Run, split: str) -> Results:
+    """Returns, block by block of a compressed run, what decoders read at the lag of which the packed state says most, in bits, and a verdict.
 
     I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~: exact, so a lower bound from a decoder above it would be a contradiction.
     """
-    few = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW)))
-    seen, found = recording(few, split), {}
-    for (name, block), at in zip(seen.blocks.items(), _mixers(run, scope), strict=True):
+    packed: Any = run.model
+    quantizer = packed.quantizer(run.params)
+    few = dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW))
+    plain = dataclasses.replace(run, experiment=few, model=packed.model, params={name: part for name, part in run.params.items() if name != LEVELS})
+    seen, found = recording(plain, split), {}
+    mixers = [at for leaf, at in Carried(plain.model, plain.params, packed.scope).parts() if leaf.name.endswith("/mixer")]
+    for (name, block), at in zip(seen.blocks.items(), mixers, strict=True):
         part = Quantizer(quantizer.levels[at], quantizer.bits[at])
-        packed = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
-        before, after = (retained(seen, one, few.experiment.measure)["retention"] for one in (block, block._replace(states=packed)))
+        rounded = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
+        before, after = (retained(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
         most = int(np.argmax(after["lower"]))
         downstream = Estimate(after["lower"][most] / BITS, after["stderr"][most] / BITS, "lower", "decoder of the packed state")
         verdict = limits.data_processing(Estimate(sum(part.bits) / BITS, 0.0, "upper", "bits of the packed state"), downstream)
@@ -43,8 +48,3 @@ def verdicts(run: Run, split: str, quantizer: Quantizer, scope: str) -> Results:
             "status": verdict.status,
         }
     return found
-
-
-def _mixers(run: Run, scope: str) -> list[slice]:
-    """Where the mixers' states are among all that is carried, block by block."""
-    return [at for leaf, at in Carried(run.model, run.params, scope).parts() if leaf.name.endswith("/mixer")]

@@ -1,0 +1,103 @@
+"""eval.py --compress as a person calls it: a smaller run that opens like any other, a report, and clear refusals before work starts."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from runs import REPOSITORY, command
+from selssm_jax.compression.streaming import PackedModel, packed_bytes
+from selssm_jax.reporting.accounting import state_bytes
+from selssm_jax.reporting.run import open_run
+
+
+def compressed(run, folder, *overrides):
+    """The results of compressing a run, or a copy of it, in a folder, and the compressed run's folder."""
+    if run != folder / "run":
+        shutil.copytree(run, folder / "run")
+    chosen = [f"--override={name}" for name in ("compress.calibration=2", *overrides)]
+    assert command("eval.py", f"--workdir={folder / 'run'}", "--compress", *chosen) == 0
+    made = folder / "run-compressed"
+    return json.loads((made / "compression" / "compression.json").read_text()), made
+
+
+@pytest.fixture(scope="module")
+def smaller(smoke_run, tmp_path_factory):
+    return compressed(smoke_run, tmp_path_factory.mktemp("compressed"), "compress.factor=8", "compress.steps=15", "compress.weights=int8")
+
+
+def test_memory_is_as_small_as_was_asked_for(smaller):
+    results, made = smaller
+    assert results["reference"]["bytes"] == 8 * 4 and results["compressed"]["bytes"] <= 4
+    run = open_run(made)
+    assert isinstance(run.model, PackedModel)
+    assert packed_bytes(run.model, run.params) == state_bytes(run.model, run.params) == results["carried_bytes"]["after"] == results["compressed"]["bytes"]
+
+
+def test_the_report_has_all_its_parts(smaller):
+    results, made = smaller
+    page = (made / "compression" / "report.md").read_text()
+    for title in ("Memory and loss", "Methods at equal bytes", "Data processing", "Stability"):
+        assert f"## {title}" in page
+    assert {path.name for path in (made / "compression").iterdir()} == {"index.html", "report.md", "compression.json", "frontier.png"}
+    assert {one["method"] for one in results["methods"]} >= {"equal bits", "bits by variance", "bits by information"}
+    assert len(results["methods"]) == 5 and all(one["bytes"] <= 4 for one in results["methods"])
+
+
+def test_no_measured_point_lies_below_the_rate_distortion_function(smaller):
+    for point in smaller[0]["frontier"]:
+        assert point["error"] >= point["error_bound"] - 1e-5
+
+
+def test_nothing_is_violated_and_certificates_stand_side_by_side(smaller):
+    results, _ = smaller
+    assert {one["status"] for one in results["data_processing"].values()} <= {"consistent", "inconclusive"}
+    assert all(one["packed"] - 4 * one["stderr"] <= one["capacity"] for one in results["data_processing"].values())
+    assert set(results["certificates"]["before"]) == set(results["certificates"]["after"]) == {"block_0"}
+
+
+def test_a_fresh_process_opens_it_by_the_same_command(smaller):
+    results, made = smaller
+    found = subprocess.run([sys.executable, "eval.py", f"--workdir={made}"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "smoke-compressed (test)" in found.stdout
+    scores = json.loads((made / "report" / "results.json").read_text())
+    assert scores["metrics"]["nats"] == pytest.approx(results["compressed"]["test"]["nats"], abs=0.01)  # weights of 8 bits
+
+
+def test_bytes_of_the_weights_fall_on_disk(smaller):
+    run = open_run(smaller[1])
+    stored = sum(leaf.nbytes for leaf in jax.tree.leaves(run.params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params)) and stored > 0
+
+
+@pytest.mark.parametrize("source", ["csv", "npz"])
+def test_signals_and_series_are_compressed_too(untrained, tmp_path, source):
+    results, made = compressed(untrained(source, length=0 if source == "npz" else 16), tmp_path, "compress.steps=2", "compress.factor=8")
+    assert results["compressed"]["factor"] >= 8
+    assert command("eval.py", f"--workdir={made}") == 0
+
+
+def test_the_states_of_mixers_alone(smoke_run, tmp_path):
+    results, _ = compressed(smoke_run, tmp_path, "compress.scope=mixers", "compress.factor=0", "compress.within=1.0", "compress.steps=0")
+    assert results["scope"] == "mixers" and results["compressed"]["bytes"] == min(one["bytes"] for one in results["frontier"])
+
+
+def test_refusals_come_before_work(smaller, smoke_run, tmp_path, capsys):
+    made = smaller[1]
+    cases = {
+        "exists already": [f"--workdir={made.with_name('run')}", "--compress"],
+        "compressed run": [f"--workdir={made}", "--compress"],
+        "compress.factor=0.5": [f"--workdir={smoke_run}", "--compress", "--override=compress.factor=0.5"],
+        "no key 'factr'": [f"--workdir={smoke_run}", "--compress", "--override=compress.factr=2"],
+        "no group that evaluation reads": [f"--workdir={smoke_run}", "--override=model.d_state=2"],
+    }
+    for words, arguments in cases.items():
+        assert command("eval.py", *arguments) == 2
+        assert words in capsys.readouterr().err
+    config = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.model.memory_bits=('11111111',)"]
+    assert command("train.py", *config) == 2
+    assert "belongs to a compressed run" in capsys.readouterr().err
