@@ -191,4 +191,4 @@ def drift(n: int = 4096, width: int = 64, share: float = TARGET, counts: tuple[i
 
 
 if __name__ == "__main__":
-    measure.run("gathered_step", __doc__, benchmark, rounds=10)
+    measure.run("gathered_step", __doc__, benchmark, rounds=6)

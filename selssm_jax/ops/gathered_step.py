@@ -13,8 +13,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 BITS = 32  # gates of one word
-CHUNK = 2**15  # numbers of the rows that are read at a time: what stays in the cache nearest to a core
-FEWEST, MOST = 8, 64  # rows of a chunk
+CHUNK = 2**17  # numbers of the rows that are read at a time: what stays in a cache of a core
+FEWEST, MOST = 8, 512  # rows of a chunk: each costs about a microsecond, and more on many cores, and what is not filled is wasted
 
 
 class Rows(NamedTuple):
@@ -74,40 +74,43 @@ def gathered_step(memory: Memory, gate: Float[Array, "N"], x: Float[Array, "D"],
     places, count = _places(gate > 0)
 
     def gathered(memory: Memory) -> Memory:
-        length = -(-capacity // _rows_at_once(weights)) * _rows_at_once(weights)
+        size = _rows_at_once(weights, capacity)
+        length = -(-capacity // size) * size
         where = jnp.where(gate > 0, places, length)  # out of range: dropped
         active = jnp.full(length, n, jnp.int32).at[where].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
-        return _update(memory, gate, x, weights, active, count)
+        return _update(memory, gate, x, weights, active, count, size)
 
     if capacity == n:
         return gathered(memory)
     return lax.cond(count <= capacity, gathered, lambda memory: dense_step(memory, gate, x, weights), memory)
 
 
-def _update(memory: Memory, gate: Array, x: Array, weights: Rows, active: Int[Array, "K"], count: Int[Array, ""]) -> Memory:
-    """Steps the first `count` components of `active`, a chunk at a time: their rows are used while they are near."""
-    h, size = memory.h, _rows_at_once(weights)
-    old, open_ = h.at[active].get(mode="clip"), gate.at[active].get(mode="fill", fill_value=0)
+def _update(memory: Memory, gate: Array, x: Array, weights: Rows, active: Int[Array, "K"], count: Int[Array, ""], size: int) -> Memory:
+    """Steps the first `count` components of `active`, `size` at a time: their rows are used while they are near."""
+    h = memory.h
+    before, gate = h.at[active].get(mode="clip"), gate.at[active].get(mode="fill", fill_value=0)
     beside = _beside_zeros(x)
-    kept = weights.A.at[active].get(mode="clip") * old if weights.A.ndim == 1 else jnp.zeros_like(old)
+    carried = weights.A.at[active].get(mode="clip") * before if weights.A.ndim == 1 else jnp.zeros_like(before)
 
     def chunk(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        new, change = carry
-        ids, old_, open__, target = (lax.dynamic_slice(values, (index * size,), (size,)) for values in (active, old, open_, kept))
+        after, change = carry
+        i, h_i, g_i, Ah_i = (lax.dynamic_slice(values, (index * size,), (size,)) for values in (active, before, gate, carried))
         if weights.A.ndim == 2:
-            target = weights.A.at[ids].get(mode="clip") @ h
-        row = weights.BC.at[ids].get(mode="clip")
-        after = old_ + open__ * (target - old_ + row @ beside)
-        return lax.dynamic_update_slice(new, after, (index * size,)), change + (after - old_) @ row
+            Ah_i = weights.A.at[i].get(mode="clip") @ h
+        row = weights.BC.at[i].get(mode="clip")
+        moved = h_i + g_i * (Ah_i - h_i + row @ beside)
+        return lax.dynamic_update_slice(after, moved, (index * size,)), change + (moved - h_i) @ row
 
-    new, change = lax.fori_loop(0, (count + size - 1) // size, chunk, (old, jnp.zeros_like(beside)))
-    h = h.at[active].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
+    after, change = lax.fori_loop(0, (count + size - 1) // size, chunk, (before, jnp.zeros_like(beside)))
+    h = h.at[active].set(after, mode="drop", unique_indices=True, indices_are_sorted=True)
     return Memory(h, memory.read + change[len(x) :])
 
 
-def _rows_at_once(weights: Rows) -> int:
+def _rows_at_once(weights: Rows, capacity: int) -> int:
+    """A chunk's rows: equal parts of the capacity."""
     width = weights.BC.shape[1] + (len(weights.A) if weights.A.ndim == 2 else 0)
-    return min(MOST, max(FEWEST, CHUNK // width))
+    most = min(MOST, max(FEWEST, CHUNK // width))
+    return -(-capacity // -(-capacity // most))
 
 
 def _beside_zeros(x: Array) -> Array:

@@ -92,7 +92,7 @@ def test_what_is_read_drifts_by_rounding_and_is_set_back():
 
 def test_no_program_copies_the_weights():
     """Temporaries of a gathered step are those of a chunk and of index lists, far below the weights."""
-    n, width = 4096, 128
+    n, width = 16_384, 128
     weights = rows(jnp.ones(n), jnp.ones((width, n)), jnp.ones((n, width)))
     memory = refreshed(jnp.ones(n), weights)
     program = jax.jit(partial(gathered_step, capacity=n // 8), donate_argnums=0).lower(memory, jnp.ones(n), jnp.ones(width), weights).compile()
