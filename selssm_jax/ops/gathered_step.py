@@ -3,7 +3,7 @@
   h_i <- h_i + g_i ((A h)_i - h_i + (B x)_i)   for g_i > 0,        y = C h carried along by what changed
 
 Of n components k are open: a dense step reads n rows of B and C, and of a dense A; a gathered one k of them. It is worth it from the size
-and the share of open gates on that benchmarks/records/gathered_step.json tells. Finding the open ones costs a pass over n gates.
+and up to the share of open gates that benchmarks/records/gathered_step.json tells. Finding the open ones costs a pass over n gates.
 """
 
 from typing import NamedTuple
@@ -58,7 +58,7 @@ def gathered_step(memory: Memory, gate: Float[Array, "N"], x: Float[Array, "D"],
     """Returns the memory after one step of one sequence, from the rows of open components alone.
 
     A component whose gate is 0 keeps every bit. `read` follows by the changes, read + sum_i (h_i' - h_i) C_i, and so gathers the rounding of
-    its sums: about 1e-7 sqrt(T) of its size after T steps in float32, which `refreshed` sets back to one rounding; so does every dense step.
+    its sums: about 2e-7 sqrt(T) of its size after T steps in float32, which `refreshed` sets back to one rounding; so does every dense step.
 
     Args:
       gate: g in [0, 1], of which a share is exactly 0. x: the input.
