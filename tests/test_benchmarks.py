@@ -175,3 +175,20 @@ def test_intervals_are_students():
     found = script.interval(np.array([1.0, 2.0, 3.0]))
     assert (found["low"], found["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)  # t of 2 degrees 4.3027, deviation 1
     assert script.interval(np.array([1.0])) == {"mean": 1.0, "low": None, "high": None, "runs": 1}
+
+
+def test_the_gathered_step_is_timed_beside_the_dense_one():
+    script = importlib.import_module("gathered_step")
+    cases = script.compare(96, 4, "dense", 1, (0.1, 0.5))
+    assert [case["open"] for case in cases] == [0.1, 0.5] and all(value > 0 for case in cases for value in case["dense_over_gathered"].values())
+    slower = [case | {"dense_over_gathered": {"gates given": ratio}} for case, ratio in zip(cases, (2.0, 0.5), strict=True)]
+    assert script.pays_to(slower, 96, 4, "dense")["open_at_most"] == {"gates given": 0.1}
+    assert 0 < script.drift(64, 4, counts=(50,))["after 50 steps"] < 1e-5
+
+
+def test_traces_of_trained_gates_are_measured():
+    script = importlib.import_module("traces")
+    found = script.measured("top_k", 0, steps=10)
+    for block in found["blocks"].values():
+        assert block["exact"] == 1 and block["open"] == block["dim_eff"] == pytest.approx(6 / 64, abs=1e-4)
+        assert block["changed"] <= block["open"] and block["changed"] < block["bytes"] <= block["open"] + script.ALLOWED

@@ -48,6 +48,7 @@ FRONTIER = (
     "the chosen model after it, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
     "against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
 )
+TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
     "A certificate is about exact arithmetic. A packed state is rounded after every step, by at most half the distance of two levels, in the range of the "
     "levels: two states under the same inputs then approach each other at the certified rate until they differ by no more than the radius given, "
@@ -177,7 +178,7 @@ def _write(results: Results, folder: pathlib.Path) -> None:
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
     blocks += titled("Methods at equal bytes", [_methods(results)])
-    blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)])
+    blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)] if results["data_processing"] else [Paragraph(TOO_FEW)])
     blocks += titled("Stability", [Paragraph(ROUNDING), _stability(results)])
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
     blocks += circumstances(results)

@@ -10,10 +10,11 @@ import numpy as np
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.streaming import LEVELS
+from selssm_jax.config import FEWEST
 from selssm_jax.information import limits
 from selssm_jax.information.estimate import Estimate
 from selssm_jax.reporting.memory.lags import retained
-from selssm_jax.reporting.memory.measure import recording
+from selssm_jax.reporting.memory.measure import recording, sequences
 from selssm_jax.reporting.run import Run
 
 Results = dict[str, Any]
@@ -25,7 +26,10 @@ def verdicts(run: Run, split: str) -> Results:
     """Returns, block by block of a compressed run, what decoders read at the lag of which the packed state says most, in bits, and a verdict.
 
     I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~: exact, so a lower bound from a decoder above it would be a contradiction.
+    Empty where the split has too few sequences to hold any out.
     """
+    if sequences(run, split) < FEWEST:
+        return {}
     packed: Any = run.model
     quantizer = packed.quantizer(run.params)
     few = dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW))

@@ -48,12 +48,19 @@ def recording(run: Run, split: str) -> Recording:
 
 def check_sequences(run: Run, split: str) -> None:
     """Raises InputError, before work starts, where the split has too few sequences to measure a memory on."""
+    count = sequences(run, split)
+    if count < FEWEST:
+        raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split, or a longer --file")
+
+
+def sequences(run: Run, split: str) -> int:
+    """Returns how many sequences a split has, counted up to as many as a measurement needs."""
     count = 0
     for batch in run.dataset.evaluate(split, FEWEST):
         count += int(scored_rows(batch, len(batch["weights"])).sum())
         if count >= FEWEST:
-            return
-    raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split, or a longer --file")
+            break
+    return count
 
 
 def _scored_steps(run: Run, batch: dict[str, Any]) -> list[int]:

@@ -1,0 +1,96 @@
+"""Real skipping: a trained `SelectiveSSM` stepped by reading the rows of its open components only (theory, section 9).
+
+  decoder = skipping.gathered(layer, params)
+  step = jax.jit(skipping.Decoder.step, donate_argnames="state")
+  y, state = step(decoder, x, state)                    # x, y (B, D); state = decoder.start(layer.initial_state(B)) before the first
+
+A gate that is 0 keeps its component to the last bit, so that neither its row of B, nor of C, nor of a dense A is needed. Which gates are open has to be known
+first: that takes all of W_x, (D, N), and of W_h where gates read the state. Gates that read the state densely, N x N numbers, cost as much as a dense A.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from selssm_jax.layers import SelectiveSSM
+from selssm_jax.layers.gates import Gate
+from selssm_jax.ops import gathered_step
+from selssm_jax.ops.gathered_step import Memory, Rows
+
+PyTree = Any
+HARD = ("hard_sigmoid", "hard_concrete", "binary", "top_k")  # kinds of which a gate can be 0
+SHARE = 4  # 1 / SHARE of the components is the default capacity
+
+
+@flax.struct.dataclass
+class Decoder:
+    """A layer as a step, made by `gathered`; a pytree, so that `jax.jit` takes its weights as arguments.
+
+    The memory of B sequences is a `Memory` of h, (B, N), the layer's own state, and C h, (B, D), which follows it.
+    """
+
+    weights: Rows
+    skip: Float[Array, "D"]
+    gates: PyTree
+    layer: SelectiveSSM = flax.struct.field(pytree_node=False)
+    capacity: int = flax.struct.field(pytree_node=False)
+
+    def start(self, h: Float[Array, "B N"]) -> Memory:
+        """Returns the memory of states of the layer, C h computed anew: before the first step, or to set its rounding back (see `gathered_step`)."""
+        return jax.vmap(lambda h: gathered_step.refreshed(h, self.weights))(h)
+
+    def step(self, x: Float[Array, "B D"], state: Memory) -> tuple[Float[Array, "B D"], Memory]:
+        """Reads one input of every sequence and returns (y, memory), as one step of the layer does; sequences take their turns."""
+        layer = self.layer
+        gate = Gate(layer.d_state, layer.gate, layer.gate_floor, layer.gate_state, active=layer.gate_active)
+        opened = gate.apply({"params": self.gates}, x[:, None]).at(state.h[:, None])[:, 0]
+
+        def one(now: tuple[Memory, Array, Array]) -> Memory:
+            return gathered_step.gathered_step(*now, self.weights, capacity=self.capacity)
+
+        if len(x) == 1:
+            state = jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], (state, opened, x))))
+        else:
+            state = jax.lax.map(one, (state, opened, x))
+        return state.read + self.skip[None] * x, state
+
+
+def gathered(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -> Decoder:
+    """Returns a decoder whose steps equal the layer's, up to rounding, and read the rows of open components only.
+
+    Args:
+      layer, params: a trained layer whose gates can be exactly 0: of update "retain", without a floor and without noise.
+      capacity: open components up to which rows are gathered; a step of more is dense. None: all that can be open for top_k gates, else a
+        quarter of the components.
+
+    Raises:
+      ValueError: for a layer that cannot skip, or a capacity out of range; it says the fix.
+    """
+    _check(layer)
+    A = layer.apply({"params": params}, method=lambda bound: bound.A)
+    if capacity is None:
+        capacity = layer.gate_active if layer.gate == "top_k" else max(1, layer.d_state // SHARE)
+    if not 1 <= capacity <= layer.d_state:
+        raise ValueError(f"capacity={capacity} is no number of components: use one from 1 to {layer.d_state}")
+    return Decoder(gathered_step.rows(A, params["B"], params["C"]), params["D"], params["G"], layer, capacity)
+
+
+def _check(layer: SelectiveSSM) -> None:
+    if layer.gate not in HARD:
+        raise ValueError(f"gate={layer.gate!r} is never 0, so nothing can be skipped: train one of {', '.join(HARD)}")
+    if layer.gate_floor:
+        raise ValueError(f"gate_floor={layer.gate_floor} keeps every gate open, so nothing can be skipped: train with gate_floor=0")
+    if layer.update != "retain":
+        raise ValueError(f"update={layer.update!r} erases where a gate is 0, so every component changes: train with update='retain'")
+    if layer.transition == "complex":
+        raise ValueError("transition='complex' has complex states, which are not gathered: use 'diagonal' or 'dense'")
+    if layer.process_noise or layer.observation_noise:
+        raise ValueError(
+            f"process_noise={layer.process_noise} and observation_noise={layer.observation_noise} are drawn at every step: give "
+            "layer.clone(process_noise=0.0, observation_noise=0.0), its mean"
+        )
+    if layer.dtype != jnp.float32:
+        raise ValueError(f"dtype={jnp.dtype(layer.dtype)} rounds what is carried along: give layer.clone(dtype=jnp.float32)")
