@@ -153,7 +153,8 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
         say(_line(one, reference, subject.metric))
         return one
 
-    factors = sorted({*FACTORS, *([options.factor] if options.factor else [])})
+    most = found.float_bytes / (found.constant + found.layout.rows)  # of a byte a row
+    factors = sorted({*(factor for factor in FACTORS if factor <= most), *([options.factor] if options.factor else [])})
     frontier = list({one.nbytes: one for one in (tried(factor, INFORMATION) for factor in factors)}.values())
     target = options.factor or _most(frontier, reference, options.within, subject.metric)
     same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
