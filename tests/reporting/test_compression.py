@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from runs import REPOSITORY, command
+from selssm_jax.compression import compress
 from selssm_jax.compression.streaming import PackedModel, packed_bytes
 from selssm_jax.reporting.accounting import state_bytes
 from selssm_jax.reporting.run import open_run
@@ -74,13 +75,15 @@ def test_bytes_of_the_weights_fall_on_disk(smaller):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params)) and stored > 0
 
 
-def test_series_are_compressed_too(untrained, tmp_path):
+def test_series_are_compressed_too(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "FACTORS", ())
     results, made = compressed(untrained("csv", length=16), tmp_path, "compress.steps=2", "compress.factor=4")
     assert results["compressed"]["factor"] >= 4
     assert command("eval.py", f"--workdir={made}") == 0
 
 
-def test_the_states_of_mixers_alone(smoke_run, tmp_path):
+def test_the_states_of_mixers_alone(smoke_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "FACTORS", (4.0, 16.0))
     results, _ = compressed(smoke_run, tmp_path, "compress.scope=mixers", "compress.factor=0", "compress.within=1.0", "compress.steps=0")
     assert results["scope"] == "mixers" and results["compressed"]["bytes"] == min(one["bytes"] for one in results["frontier"])
 

@@ -1,0 +1,109 @@
+"""Claim: memory falls 16 times at 1 % of the metric, and a compressed model beats one that was trained from the start with as many bytes in float32.
+
+  python train.py --config configs/NAME.py --workdir RUN ... ; python eval.py --workdir RUN --compress    # for every task and seed
+  python benchmarks/compression.py --runs RUN [RUN ...] --controls SMALL [SMALL ...]
+
+RUN are folders that were compressed, SMALL folders of small float32 models. The record holds, for each, how it was trained and compressed, its bytes and
+its score on the test split, which each run's report read once; and, for each task, the loss by seed, and the difference to the controls of the same seed.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+from typing import Any
+
+import measure
+import numpy as np
+from pruning import interval
+
+from selssm_jax.compression.compress import relative_loss
+from selssm_jax.reporting.accounting import state_bytes
+from selssm_jax.reporting.run import open_run
+from selssm_jax.training.evaluation import Evaluator
+
+KEPT = ("reference", "compressed", "methods", "frontier", "knee", "carried_bytes", "stored_bytes", "data_processing", "certificates", "seconds")
+
+
+def main() -> None:
+    """Collects, compares and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", type=pathlib.Path, required=True, help="runs with a compressed one beside them")
+    parser.add_argument("--controls", nargs="*", type=pathlib.Path, default=[], help="small runs in float32")
+    parser.add_argument("--record", type=pathlib.Path, default=measure.RECORDS / "compression.json", help="file to write (default %(default)s)")
+    chosen = parser.parse_args()
+    missing = [str(run) for run in chosen.runs if not report_of(run).is_file()]
+    if missing:
+        parser.error(f"{', '.join(missing)} have no compressed run beside them: python eval.py --workdir RUN --compress")
+    compressed = [collected(run) for run in chosen.runs]
+    controls = [control(run) for run in chosen.controls]
+    origin = {
+        "claim": __doc__.splitlines()[0],
+        "command": "python benchmarks/compression.py --runs ... --controls ...",
+        "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
+    }
+    chosen.record.write_text(json.dumps(origin | {"tasks": summary(compressed, controls), "runs": compressed, "controls": controls}, indent=1) + "\n")
+    print(json.dumps(summary(compressed, controls), indent=1))
+
+
+def report_of(run: pathlib.Path) -> pathlib.Path:
+    """Where the compression of a run is described."""
+    return run.with_name(f"{run.name}-compressed") / "compression" / "compression.json"
+
+
+def collected(run: pathlib.Path) -> dict[str, Any]:
+    """What a compression found, and how the run was trained and compressed."""
+    found = json.loads(report_of(run).read_text())
+    config = found["config"]
+    how = {"scope": found["scope"], "compress": config["compress"], "train_on": config["data"]["train_on"], "steps": config["training"]["steps"]}
+    return {"task": found["name"], "seed": config["training"]["seed"], "metric": found["metric"], **how, **{key: found[key] for key in KEPT}}
+
+
+def control(run: pathlib.Path) -> dict[str, Any]:
+    """The score of a small float32 run on the test split, and its bytes."""
+    opened = open_run(run)
+    test = Evaluator(opened.experiment, opened.model)(opened.params, opened.dataset, "test")
+    model = {key: getattr(opened.experiment.model, key) for key in ("d_model", "d_state", "conv", "frame", "stride", "linear_skip")}
+    seed, parameters = opened.experiment.training.seed, int(sum(np.size(leaf) for leaf in measure.jax.tree.leaves(opened.params)))
+    return {
+        "task": opened.experiment.name,
+        "seed": seed,
+        "bytes": state_bytes(opened.model, opened.params),
+        "mixer_bytes": 4 * sum(block.d_state for block in opened.experiment.model.blocks) * rows(opened),
+        "parameters": parameters,
+        "model": model,
+        "test": test,
+    }
+
+
+def rows(opened: Any) -> int:
+    """States of a sequence: one a channel, where channels run apart."""
+    return opened.model.config.task.channels if opened.model.config.channels_apart else 1
+
+
+def summary(compressed: list[dict[str, Any]], controls: list[dict[str, Any]]) -> dict[str, Any]:
+    """By task and scope: relative loss on the test split by seed, and how much better the compressed model is than the control of the same seed."""
+    found = {}
+    for task, scope in sorted({(one["task"], one["scope"]) for one in compressed}):
+        mine = sorted((one for one in compressed if (one["task"], one["scope"]) == (task, scope)), key=lambda one: one["seed"])
+        metric = mine[0]["metric"]
+        rivals = {one["seed"]: one for one in controls if one["task"] == task}
+        lost = [one["compressed"]["lost"] for one in mine]
+        won = [-relative_loss(one["compressed"]["test"], rivals[one["seed"]]["test"], metric) for one in mine if one["seed"] in rivals]
+        found[f"{task}, {scope}"] = {
+            "metric": metric,
+            "seeds": [one["seed"] for one in mine],
+            "bytes": [[one["reference"]["bytes"], one["compressed"]["bytes"]] for one in mine],
+            "float32": [one["reference"]["test"][metric] for one in mine],
+            "compressed": [one["compressed"]["test"][metric] for one in mine],
+            "lost": lost,
+            "mean_lost": interval(np.array(lost)),
+            "controls": [rivals[one["seed"]]["test"][metric] for one in mine if one["seed"] in rivals],
+            "control_bytes": sorted({one["bytes"] for one in rivals.values()}),
+            "better_than_control": interval(np.array(won)) if won else None,
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()
