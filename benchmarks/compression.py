@@ -22,7 +22,19 @@ from selssm_jax.reporting.accounting import state_bytes
 from selssm_jax.reporting.run import open_run
 from selssm_jax.training.evaluation import Evaluator
 
-KEPT = ("reference", "compressed", "methods", "frontier", "knee", "carried_bytes", "stored_bytes", "data_processing", "certificates", "seconds")
+KEPT = (
+    "reference",
+    "compressed",
+    "methods",
+    "frontier",
+    "knee",
+    "carried_bytes",
+    "parameter_bytes",
+    "disk_bytes",
+    "data_processing",
+    "certificates",
+    "seconds",
+)
 
 
 def main() -> None:

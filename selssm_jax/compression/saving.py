@@ -32,12 +32,16 @@ def save(folder: pathlib.Path, experiment: Experiment, model: Reader, params: Py
     """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
     config = dataclasses.replace(model.config, task=Task())
     smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
-    stored = weights.encoded(params) if experiment.compress.weights == "int8" else params
     workdir = Workdir(str(folder), smaller)
     workdir.describe(json.loads(json.dumps(dataset.metadata())))
-    workdir.save_best(step, stored, metrics)
+    workdir.save_best(step, stored(experiment, params), metrics)
     workdir.close()
     return smaller
+
+
+def stored(experiment: Experiment, params: PyTree) -> PyTree:
+    """Returns the parameters as a compressed run's checkpoint holds them: in bytes, if the configuration says so."""
+    return weights.encoded(params) if experiment.compress.weights == "int8" else params
 
 
 def nbytes(folder: pathlib.Path) -> int:

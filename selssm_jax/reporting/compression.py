@@ -111,17 +111,12 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "components": COMPONENTS,
         "scope": found.known.scope,
         "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
-        "stored_bytes": {"before": saving.nbytes(_best(run.workdir)), "after": saving.nbytes(_best(smaller.workdir))},
+        "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(saving.stored(smaller.experiment, smaller.params))},
+        "disk_bytes": saving.nbytes(smaller.workdir / "best"),
         "data_processing": processing.verdicts(smaller, split),
         "certificates": {"before": _certified(run), "after": _certified(smaller)},
         **circumstances_of(smaller.experiment),
     }
-
-
-def _best(workdir: pathlib.Path) -> pathlib.Path:
-    """The parameters that a report of the run is about."""
-    steps = [path for kind in ("best", "checkpoints") for path in sorted((workdir / kind).glob("*/params")) + sorted((workdir / kind).glob("*/state"))]
-    return steps[-1] if steps else workdir
 
 
 def _row(one: Candidate, reference: Candidate, metric: str) -> Results:
@@ -189,14 +184,14 @@ def _write(results: Results, folder: pathlib.Path) -> None:
 
 def _outcome(results: Results) -> Table:
     metric = results["metric"]
-    columns = ("", "memory", "times fewer", "all that is carried", f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters on disk")
+    columns = ("", "memory", "times fewer", "all that is carried", f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters as stored")
     rows = tuple(_outcome_row(results, name, key, disk) for name, key, disk in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
     return Table("The model before and after", columns, rows)
 
 
 def _outcome_row(results: Results, name: str, key: str, disk: str) -> tuple[Cell, ...]:
     one, metric = results[key], results["metric"]
-    stored, carried = size(results["stored_bytes"][disk]), size(results["carried_bytes"][disk])
+    stored, carried = size(results["parameter_bytes"][disk]), size(results["carried_bytes"][disk])
     scores = one["test"][metric], f"{one['lost']:+.2%}", one["validation"][metric]
     return (name, f"{one['bytes']:,} B", one["factor"], carried, *scores, stored)
 
@@ -264,7 +259,7 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     bits = [one["error_bits"] for one in points]
     right.plot(bits, [one["error"] for one in points], color=BLUE, marker="o", markersize=4, linestyle="none", label="measured")
     order = np.argsort(bits)
-    right.plot(np.asarray(bits)[order], np.asarray([max(one["error_bound"], 1e-6) for one in points])[order], color="black", linestyle=":", label="D(R)")
+    right.plot(np.asarray(bits)[order], np.asarray([one["error_bound"] or np.nan for one in points])[order], color="black", linestyle=":", label="D(R)")
     right.set(yscale="log", xlabel="mean bits of a component", ylabel="squared error / variance")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
