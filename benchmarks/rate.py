@@ -25,6 +25,7 @@ from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.reporting.run import Run, open_run
 
 BETAS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.06, 0.1)
+TELLING = 0.03  # the price that ratios are told of
 NOISE = 1.0  # variance of the observation noise
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "rate"
 MARGIN = 3  # standard errors by which a measured excess may lie under a true one
@@ -35,9 +36,11 @@ def benchmark(rounds: int) -> dict[str, Any]:
     """Every price at every seed."""
     curves = [curve(seed) for seed in range(rounds)]
     points = [point for one in curves for point in one]
-    free, dear = (np.mean([one[index]["exact_bits"] for one in curves]) for index in (0, -1))
+
+    def at(beta: float, name: str) -> float:
+        return float(np.mean([point[name] for point in points if point["beta"] == beta]))
+
     falls = [all(np.diff([point["rate_bits"] for point in one]) < 0) for one in curves]
-    nothing = least_excess(0.0)
     ratios = {
         "points not under the least excess of their bits, share": {
             "ours": np.mean([point["excess"] - point["least_excess"] > -MARGIN * point["stderr"] for point in points]),
@@ -48,9 +51,10 @@ def benchmark(rounds: int) -> dict[str, Any]:
             "at_least": 1,
         },
         "seeds whose bits fall with every price, share": {"ours": np.mean(falls), "at_least": 1},
-        "bits without a price over bits at the highest": {"ours": free / dear},
-        "excess error without a price, over that of no memory": {"ours": np.mean([one[0]["excess"] for one in curves]) / nothing},
-        "excess error at the highest price, over that of no memory": {"ours": np.mean([one[-1]["excess"] for one in curves]) / nothing},
+        f"bits without a price over bits at {TELLING}": {"ours": at(0.0, "exact_bits") / at(TELLING, "exact_bits")},
+        f"mean squared error at {TELLING} over that without a price": {"ours": at(TELLING, "mse") / at(0.0, "mse")},
+        f"excess error at {TELLING} over the least of its bits": {"ours": at(TELLING, "excess") / at(TELLING, "least_excess")},
+        "excess error at the highest price over that of no memory": {"ours": at(BETAS[-1], "excess") / least_excess(0.0)},
     }
     bound = [{"bits": bits, "least_excess": least_excess(bits)} for bits in (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)]
     return {"dtype": "float32", "seeds": rounds, "betas": list(BETAS), "noise": NOISE, "ratios": ratios, "bound": bound, "points": points}

@@ -1,11 +1,12 @@
 """Claim: a gate penalty makes memory sparse, and sparse gates choose: they open for data and stay shut for noise.
 
-  python benchmarks/sparsity.py --rounds 3    # with the package installed
+  python benchmarks/sparsity.py --rounds 1    # with the package installed
 
 Rounds are the seeds of the sweep: selective copying of 8 symbols in 64 steps, 1000 steps of training, training.gate_l1 from 0 to 3;
-dim_eff and accuracy of the validation split. Then one run of configs/selective_copying.py (8000 steps) with training.target_dimension =
-0.08, a setting that was chosen on the validation split of the short task; its test split is read here, once. AUROC: how well the mean
-gate of a step tells the symbols from the blanks, before the first mark.
+dim_eff and accuracy of the validation split. Then one run of configs/selective_copying.py with training.target_dimension = 0.08, a
+setting that was chosen on the validation split of the short task: 8000 steps, then, as 98.1 % of the answers of its own validation split
+were not enough, with the learning rate raised again, to 11000 (98.9 %), and once more to 13000. Its test split is read here, once. AUROC:
+how well the mean gate of a step tells the symbols from the blanks, before the first mark.
 """
 
 import pathlib
@@ -23,7 +24,8 @@ from selssm_jax.training.evaluation import Evaluator
 
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 SHORT = {"data": {"length": 64, "vocab": 8, "tokens": 8}, "training": {"steps": 1000, "eval_every": 1000, "checkpoint_every": 1000}}
-TARGET = {"training": {"steps": 8000, "target_dimension": 0.08, "penalty_warmup": 1000}}
+TARGET = {"target_dimension": 0.08, "penalty_warmup": 1000}
+STAGES = (8000, 11_000, 13_000)  # steps; each ends a cosine of its own
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "sparsity"
 
 
@@ -31,7 +33,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
     """The sweep and the run."""
     sweep = [swept(weight, seed) for seed in range(rounds) for weight in WEIGHTS]
     dimensions = {weight: float(np.mean([run["dim_eff"] for run in sweep if run["gate_l1"] == weight])) for weight in WEIGHTS}
-    copying = trained(FOLDER / "copying", "test", TARGET)
+    copying = trained(FOLDER / "copying", "test", {"training": TARGET}, STAGES)
     share = copying["dim_eff"] / copying["components"]
     ratios = {
         "largest dim_eff of a weight over that of the weight before": {
@@ -45,19 +47,23 @@ def benchmark(rounds: int) -> dict[str, Any]:
     return {"dtype": "float32", "seeds": rounds, "ratios": ratios, "dim_eff": dimensions, "copying": copying, "sweep": sweep}
 
 
-def swept(weight: float, seed: int, folder: pathlib.Path = FOLDER, **short: Any) -> dict[str, Any]:
+def swept(weight: float, seed: int) -> dict[str, Any]:
     """One run of the short task."""
-    training = SHORT["training"] | {"gate_l1": weight, "seed": seed, "penalty_warmup": 200 if weight else 0} | short
-    return {"gate_l1": weight, "seed": seed} | trained(folder / f"l1_{weight:g}_seed_{seed}", "validation", SHORT | {"training": training})
+    training = SHORT["training"] | {"gate_l1": weight, "seed": seed, "penalty_warmup": 200 if weight else 0}
+    found = trained(FOLDER / f"l1_{weight:g}_seed_{seed}", "validation", SHORT | {"training": training}, (training["steps"],))
+    return {"gate_l1": weight, "seed": seed} | found
 
 
-def trained(folder: pathlib.Path, split: str, overrides: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Trains a run of the recipe, if that was not done yet, and measures it."""
+def trained(folder: pathlib.Path, split: str, overrides: dict[str, dict[str, Any]], stages: tuple[int, ...]) -> dict[str, Any]:
+    """Trains a run of the recipe, as far as that was not done yet, and measures it."""
     config = selective_copying.get_config()
     config.training.devices = 1
     for group, values in overrides.items():
         config[group].update(values)
-    loop.fit(Experiment.from_config_dict(config), str(folder))
+    for steps in stages:
+        config.training.steps = steps
+        if not (folder / "checkpoints" / str(stages[-1])).exists():
+            loop.fit(Experiment.from_config_dict(config), str(folder))
     return measured(open_run(folder, split=split), split)
 
 
@@ -74,4 +80,4 @@ def measured(run: Run, split: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    measure.run("sparsity", __doc__, benchmark, rounds=3)
+    measure.run("sparsity", __doc__, benchmark, rounds=1)

@@ -73,10 +73,12 @@ def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) 
 def dimensions(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
     """Returns "dim_eff", sum_i g_i in the mean over valid steps and blocks, and "compression_factor", n / dim_eff (theory, section 9).
 
-    As (weighted sum, weight): dim_eff over steps, and n summed over steps over dim_eff summed over steps.
+    As (weighted sum, weight): dim_eff over steps, and n summed over steps over dim_eff summed over steps. Nothing for mixers without gates.
     """
     frames = frame_valid(valid, stride).astype(jnp.float32)
     gates = [gate for mixer in _mixers(intermediates) for gate in mixer.get("gate", ())]
+    if not gates:
+        return {}
     effective = jnp.stack([gate.shape[-1] * _over_frames(gate, frames) for gate in gates]).mean()
     n = sum(gate.shape[-1] for gate in gates) / len(gates)
     return {"dim_eff": jnp.stack([effective, frames.sum()]), "compression_factor": jnp.stack([n * frames.sum(), effective])}

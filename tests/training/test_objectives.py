@@ -115,6 +115,10 @@ def test_dimensions_are_sums_over_components_and_merge_over_batches():
         np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
 
 
+def test_mixers_without_gates_have_no_dimensions():
+    assert objectives.dimensions({"block_0": {"mixer": {"state": (jnp.ones((1, 4, 2)),)}}}, jnp.ones((1, 4), bool), 1) == {}
+
+
 def laws_of(rows: int, steps: int, n: int, *, dtype: type = np.float32) -> Law:
     A, drive = (RNG.uniform(0.2, 0.9, (rows, steps, n)).astype(dtype), RNG.normal(size=(rows, steps, n)).astype(dtype))
     if dtype is np.complex64:
