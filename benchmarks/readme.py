@@ -12,7 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 FOLDER = pathlib.Path(__file__).parent
-CLAIMS = ("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile", "information", "information_bounds", "memory", "certificates")
+CLAIMS = (
+    *("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile", "gathered_step"),
+    *("information", "information_bounds", "memory", "certificates", "rate", "sparsity", "traces"),
+)
 MARKERS = {
     "linear_scan": "o-",
     "associative_scan": "s--",
@@ -42,7 +45,8 @@ def text(records: dict[str, dict[str, Any]]) -> str:
     """The page."""
     claims = [claim(records[name]) for name in CLAIMS]
     tables = [errors(records["information"]), newton(records["newton_scan"]), fastest(records)]
-    return "\n".join([HEAD, *claims, *tables, recipes(records), remembered(records)])
+    smaller = [compressed(records["compress"]), pruned(records["pruning"])]
+    return "\n".join([HEAD, *claims, *tables, recipes(records), *smaller, remembered(records)])
 
 
 def claim(record: dict[str, Any]) -> str:
@@ -78,6 +82,33 @@ def errors(record: dict[str, Any]) -> str:
             lines = [(row["task"], f"{row['true']:.3f}", *(f"{row[name]:+.3f}" for name in names)) for row in rows]
             parts.append(table(head, [*lines, ("mean absolute", "", *(f"{fmean(abs(row[name]) for row in rows):.3f}" for name in names))]))
     return "\n".join(parts)
+
+
+def compressed(record: dict[str, Any]) -> str:
+    """What compressed runs score, beside themselves in float32 and beside controls of as many bytes."""
+    columns = ("task, memory", "bytes", "seed", "metric", "float32", "compressed", "loss", "how", "a float32 model of so many bytes", "scores")
+    rows = []
+    for run in record["runs"]:
+        metric, (before, after) = run["metric"], (run["reference"], run["compressed"])
+        rival = next((one for one in record["controls"] if (one["task"], one["seed"]) == (run["task"], run["seed"])), None)
+        control = (f"{rival['bytes']:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
+        scores = metric, f"{before['test'][metric]:.4g}", f"{after['test'][metric]:.4g}", f"{after['lost']:+.2%}"
+        rows.append((f"{run['task']}, {run['scope']}", f"{before['bytes']:,} to {after['bytes']:,}", str(run["seed"]), *scores, after["method"], *control))
+    words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; scores are of the test split, read once."
+    return f"## Compressed runs\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
+
+
+def pruned(record: dict[str, Any]) -> str:
+    """Loss of components chosen by information less that of components chosen by magnitude."""
+    rows = [
+        (task, method, share, f"{found['mean']:+.4f}", "" if found["low"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}", str(found["runs"]))
+        for task, methods in record["minus_magnitude"].items()
+        for method, shares in methods.items()
+        for share, found in shares.items()
+    ]
+    words = "Loss on the test split without fine-tuning, less that of the choice by weights at as many components: below 0 the method is better."
+    columns = ("task", "method", "kept", "mean difference", "95 % interval", "seeds")
+    return f"## Components chosen by what they tell, and by their weights\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
 
 def remembered(records: dict[str, dict[str, Any]]) -> str:

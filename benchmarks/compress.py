@@ -1,7 +1,7 @@
 """Claim: memory falls 16 times at 1 % of the metric, and a compressed model beats one that was trained from the start with as many bytes in float32.
 
   python train.py --config configs/NAME.py --workdir RUN ... ; python eval.py --workdir RUN --compress    # for every task and seed
-  python benchmarks/compression.py --runs RUN [RUN ...] --controls SMALL [SMALL ...]
+  python benchmarks/compress.py --runs RUN [RUN ...] --controls SMALL [SMALL ...]
 
 RUN are folders that were compressed, SMALL folders of small float32 models. The record holds, for each, how it was trained and compressed, its bytes and
 its score on the test split, which each run's report read once; and, for each task, the loss by seed, and the difference to the controls of the same seed.
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", type=pathlib.Path, required=True, help="runs with a compressed one beside them")
     parser.add_argument("--controls", nargs="*", type=pathlib.Path, default=[], help="small runs in float32")
-    parser.add_argument("--record", type=pathlib.Path, default=measure.RECORDS / "compression.json", help="file to write (default %(default)s)")
+    parser.add_argument("--record", type=pathlib.Path, default=measure.RECORDS / "compress.json", help="file to write (default %(default)s)")
     chosen = parser.parse_args()
     missing = [str(run) for run in chosen.runs if not report_of(run).is_file()]
     if missing:
@@ -51,7 +51,7 @@ def main() -> None:
     controls = [control(run) for run in chosen.controls]
     origin = {
         "claim": __doc__.splitlines()[0],
-        "command": "python benchmarks/compression.py --runs ... --controls ...",
+        "command": "python benchmarks/compress.py --runs ... --controls ...",
         "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
     }
     chosen.record.write_text(json.dumps(origin | {"tasks": summary(compressed, controls), "runs": compressed, "controls": controls}, indent=1) + "\n")
