@@ -280,6 +280,7 @@ class Training:
         return bool(self.gate_l1 or self.gate_l0 or self.target_dimension or self.rate)
 
 
+EVALUATION = ("measure", "compress")  # groups that training does not read
 FEWEST = 100  # sequences that a memory can be measured on
 
 
@@ -408,7 +409,7 @@ class Experiment:
         for assignment in assignments:
             name, _, text = assignment.partition("=")
             group, _, key = name.partition(".")
-            if group not in ("measure", "compress"):
+            if group not in EVALUATION:
                 raise InputError(f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE or compress.KEY=VALUE")
             values[group] = values[group] | {key: _parsed(text)}
         return _build(Experiment, values, "config")
