@@ -316,7 +316,7 @@ class Compress:
 
     def __post_init__(self) -> None:
         _check_fields(self, "compress")
-        _at_least(self, "compress", most_bits=1, calibration=1, steps=0, seed=0)
+        _at_least(self, "compress", calibration=1, steps=0, seed=0)
         _within(self, "compress", 0.0, 1.0, "within")
         _within(self, "compress", 1, 8, "most_bits")
         _within(self, "compress", 0.0, float("inf"), "factor", "peak_rate")

@@ -42,11 +42,20 @@ NOISY = {"training__rate": 0.1, "model__process_noise": 0.3}
 WRONG = [
     # Unknown names: the nearest known one is suggested.
     ({"data__batch_sise": 8}, r"config\.data has no key 'batch_sise': did you mean 'batch_size'\?"),
-    ({"steps": 8}, r"config has no key 'steps'.*known: data, measure, model"),
+    ({"steps": 8}, r"config has no key 'steps'.*known: compress, data, measure, model"),
     ({"data__source": "etth2"}, r"data\.source='etth2' is not a choice: did you mean 'etth1'\?"),
     ({"model__gate": "sigmiod"}, r"model\.gate='sigmiod'.*did you mean 'sigmoid'\?"),
     ({"model__pattern": ("selectve",)}, r"mixer 'selectve': did you mean 'selective'\?"),
     ({"model__norm": "layer"}, r"model\.norm='layer' is not a choice: .*known: none, rms"),
+    ({"compress__steps": -1}, r"compress\.steps=-1 is out of range"),
+    ({"compress__seed": -1}, r"compress\.seed=-1 is out of range"),
+    ({"compress__calibration": 0}, r"compress\.calibration=0 is out of range"),
+    ({"compress__most_bits": 9}, r"compress\.most_bits=9 is out of range: use a value from 1 to 8"),
+    ({"compress__within": 2.0}, r"compress\.within=2.0 is out of range"),
+    ({"compress__factor": -1.0}, r"compress\.factor=-1.0 is out of range"),
+    ({"compress__factor": 0.5}, "would enlarge the memory"),
+    ({"compress__peak_rate": -1.0}, r"compress\.peak_rate=-1.0 is out of range"),
+    ({"model__memory_bits": ("2291",)}, "a digit from 0 to 8"),
     ({"measure__sample": 5}, r"config\.measure has no key 'sample': did you mean 'samples'\?"),
     ({"training__select": "first"}, r"training\.select='first' is not a choice: .*known: best, last"),
     # Wrong types.
@@ -253,3 +262,12 @@ def test_config_file_tells_command_time_hardware_and_score(path):
     assert labelled["Command"].startswith(f"python train.py --config configs/{path.stem}.py")
     assert re.search(r"CPU|GPU|TPU", labelled["Hardware"])
     assert {"Time", "Expected score"} <= set(labelled)
+
+
+def test_evaluation_can_override_its_own_groups_alone():
+    found = Experiment().overridden(["compress.factor=8", "compress.scope=mixers", "measure.samples=500"])
+    assert (found.compress.factor, found.compress.scope, found.measure.samples) == (8, "mixers", 500)
+    assert Experiment().overridden([]) == Experiment()
+    for assignment, words in (("model.d_state=2", "no group that evaluation reads"), ("compress.factor=x", "expected float"), ("compress.step=1", "steps")):
+        with pytest.raises(InputError, match=words):
+            Experiment().overridden([assignment])
