@@ -170,6 +170,20 @@ def test_components_are_chosen_by_every_method(monkeypatch):
         assert means["minus_magnitude"]["tiny"][name]["1/8"]["low"] == pytest.approx(nats[name] - nats["magnitude"])
 
 
+def test_compressed_runs_are_held_against_controls_of_the_same_seed():
+    script = importlib.import_module("compress")
+
+    def run(seed, before, after):
+        one = {"task": "tiny", "scope": "all", "seed": seed, "metric": "accuracy", "reference": {"bytes": 64, "test": {"accuracy": before}}}
+        return one | {"compressed": {"bytes": 4, "test": {"accuracy": after}, "lost": 1 - after / before}}
+
+    controls = [{"task": "tiny", "seed": seed, "bytes": 4, "test": {"accuracy": 0.4}} for seed in (1, 0)]
+    found = script.summary([run(1, 0.8, 0.6), run(0, 0.8, 0.8)], controls)["tiny, all"]
+    assert found["lost"] == pytest.approx([0.0, 0.25]) and found["mean_lost"]["mean"] == pytest.approx(0.125)
+    assert found["better_than_control"]["mean"] == pytest.approx(0.75)  # twice and one and a half times 0.4
+    assert script.summary([run(0, 0.8, 0.8)], [])["tiny, all"]["better_than_control"] is None
+
+
 def test_intervals_are_students():
     script = importlib.import_module("pruning")
     found = script.interval(np.array([1.0, 2.0, 3.0]))

@@ -45,7 +45,7 @@ SCOPES = {
 }
 FRONTIER = (
     "Left: bytes of memory of one sequence against the metric on validation; the line is the frontier of bits by information without fine-tuning, the star "
-    "the chosen model after it, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
+    "the chosen model, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
     "against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
 )
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
@@ -250,9 +250,9 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     left.plot(
         [one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information"
     )
-    for one, marker in zip(results["methods"][1:], ("s", "^", "D"), strict=False):
+    for one, marker in zip(results["methods"][1:], ("s", "^", "D", "v"), strict=True):
         left.plot(one["bytes"], one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=one["method"])
-    left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen, fine-tuned")
+    left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen")
     left.axhline(reference, color="black", linestyle="--", linewidth=1, label="float32")
     left.axhspan(reference * (1 - results["within"]), reference * (1 + results["within"]), color=GREY, alpha=0.15)
     left.set(xscale="log", xlabel="bytes of memory of one sequence", ylabel=f"validation {metric}")
