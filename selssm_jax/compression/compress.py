@@ -13,6 +13,7 @@ from jaxtyping import Float
 from selssm_jax.compression import pruning, quantization
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
+from selssm_jax.compression.search import Point, smallest
 from selssm_jax.compression.sensitivity import error_weights
 from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration
 from selssm_jax.config import Experiment
@@ -157,6 +158,8 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     factors = sorted({*(factor for factor in FACTORS if factor <= most), *([options.factor] if options.factor else [])})
     frontier = list({one.nbytes: one for one in (tried(factor, INFORMATION) for factor in factors)}.values())
     target = options.factor or _most(frontier, reference, options.within, subject.metric)
+    if target == 1:
+        raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
     same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
     methods = [same, *(tried(target, rule) for rule in (VARIANCE, EQUAL))]
     for how, rule in (("information", INFORMATION), ("magnitude", VARIANCE)):
@@ -180,10 +183,16 @@ def loss_of(metrics: Mapping[str, float], metric: str) -> float:
     return -metrics[metric] if metric in objectives.HIGHER_IS_BETTER else metrics[metric]
 
 
+def points(candidates: list[Candidate], reference: Candidate, metric: str) -> list[Point]:
+    """Returns candidates as points of a frontier, named by their factor: bytes, and 1 + the relative loss on validation, the reference itself last."""
+    found = [(one.nbytes, 1 + relative_loss(one.validation, reference.validation, metric)) for one in candidates]
+    return [*(Point(f"{reference.nbytes / nbytes:.1f}x", nbytes, loss) for nbytes, loss in found), Point("float32", reference.nbytes, 1.0)]
+
+
 def _most(frontier: list[Candidate], reference: Candidate, within: float, metric: str) -> float:
-    """The largest factor of the frontier whose loss is allowed; the smallest where none is."""
-    fine = [one for one in frontier if relative_loss(one.validation, reference.validation, metric) <= within]
-    return reference.nbytes / min(fine or frontier[:1], key=lambda one: one.nbytes).nbytes
+    """The largest factor of the frontier whose loss is allowed; 1 where none is."""
+    found = points(frontier, reference, metric)
+    return reference.nbytes / smallest(found, within=within, reference=found[-1]).nbytes
 
 
 def _judged(subject: Subject, method: str, nbytes: int, model: Reader, params: PyTree) -> Candidate:

@@ -56,13 +56,13 @@ class Quantizer:
         """Returns the levels of codes."""
         return self._by_bits(_chosen, codes)
 
-    def snap(self, h: Float[Array, "... N"]) -> Float[Array, "... N"]:
-        """Returns `dequantize(quantize(h))`, for training: exact forward, straight through backward.
+    def snap(self, h: Float[Array, "... N"], noise: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
+        """Returns `dequantize(quantize(h, noise))`, for training: exact forward, straight through backward.
 
         The gradient of h passes where h lies between the outermost cells and is 0 beyond them; that of a level sums over what was rounded to it
         (Bengio et al. 2013; Esser et al. 2020).
         """
-        return self._by_bits(_snapped, h)
+        return self._by_bits(_snapped, *(value for value in (h, noise) if value is not None))
 
     def pack(self, codes: Int[Array, "... N"]) -> UInt8[Array, "... b"]:
         """Returns codes as `nbytes` bytes, the highest bit of each first."""
@@ -110,8 +110,8 @@ def _chosen(levels: Array, codes: Array) -> Array:
     return jnp.where(codes[..., None] == places, levels, 0).sum(axis=-1)
 
 
-def _snapped(levels: Array, h: Array) -> Array:
-    rounded = _chosen(levels, _codes(*jax.lax.stop_gradient((levels, h))))
+def _snapped(levels: Array, h: Array, *noise: Array) -> Array:
+    rounded = _chosen(levels, _codes(*jax.lax.stop_gradient((levels, h, *noise))))
     low, high = jax.lax.stop_gradient((levels[..., 0], levels[..., -1]))
     margin = (high - low) / (2 * max(levels.shape[-1] - 1, 1))
     through = jnp.where((h >= low - margin) & (h <= high + margin), h, jax.lax.stop_gradient(h))

@@ -61,7 +61,8 @@ class PackedModel:
     def apply(self, variables: Mapping[str, Any], inputs: Any = None, state: State | None = None, *, method: str | None = None, **options: Any) -> Any:
         """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is the model's own.
 
-        Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried.
+        Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried. With
+        an rng "rounding", levels are rounded to stochastically: small updates then survive on average.
         """
         if method == "initial_state":
             return self._initial(variables["params"], inputs)
@@ -83,8 +84,13 @@ class PackedModel:
         layout, quantizer = Carried(self.model, _own(params), self.scope), self.quantizer(params)
         state = self._initial(params, len(inputs)) if state is None else state
         known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
-        snap = lambda vector, _: (quantizer.snap(vector), None)  # noqa: E731
-        found = read(self.model, _own(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
+
+        def snap(vector: Array, key: Array | None) -> tuple[Array, None]:
+            return quantizer.snap(vector, None if key is None else jax.random.uniform(key, vector.shape)), None
+
+        rounding = (options.get("rngs") or {}).get("rounding")
+        keys = None if rounding is None else jax.random.split(rounding, _steps(self.model, inputs))
+        found = read(self.model, _own(params), inputs, known, snap, keys, scope=self.scope, mutable=mutable, **options)
         codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
         after = {"packed": quantizer.pack(codes), "kept": layout.kept(found.state)}
         return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
@@ -123,7 +129,7 @@ def read(
     state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
     state = model.apply({"params": params}, inputs, state, method="begin")
     stride = 1 if language else model.config.stride
-    looped = inputs.shape[1] if language else -(-inputs.shape[1] // stride) - 1  # the head speaks after the last step alone
+    looped = _steps(model, inputs) - (not language)  # the head speaks after the last step alone
 
     def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Array | None, Any, Any]]:
         number, x, piece, reset, valid = now
@@ -173,6 +179,10 @@ def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> 
     stride = 1 if model.config.task.kind == "language" else model.config.stride
     valid = np.asarray(batch["valid"])[:, ::stride].T
     return given[np.repeat(valid, given.shape[1] // valid.shape[1], axis=1)]
+
+
+def _steps(model: SequenceModel, inputs: Array) -> int:
+    return inputs.shape[1] if model.config.task.kind == "language" else -(-inputs.shape[1] // model.config.stride)
 
 
 def _own(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from selssm_jax.compression import bound, saving
 from selssm_jax.compression.carried import Carried
-from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, relative_loss
-from selssm_jax.compression.search import Point, knee
+from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, points, relative_loss
+from selssm_jax.compression.search import knee
 from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.errors import InputError
 from selssm_jax.layers.bounds import Bounds
@@ -106,7 +106,7 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "compressed": _row(found.chosen, found.reference, metric) | {"test": test["after"], "lost": relative_loss(test["after"], test["before"], metric)},
         "methods": [_row(one, found.reference, metric) for one in found.methods],
         "frontier": [_row(one, found.reference, metric) | _error(one, found.known) for one in found.frontier],
-        "knee": _knee(found, metric).name,
+        "knee": knee(points(found.frontier, found.reference, metric)).name,
         "within": run.experiment.compress.within,
         "components": COMPONENTS,
         "scope": found.known.scope,
@@ -137,15 +137,6 @@ def _error(one: Candidate, known: Known) -> Results:
     quantizer = one.model.quantizer(one.params)  # type: ignore[attr-defined]
     measured, least = bound.squared_error(quantizer, known.samples, components.tolist())
     return {"error": measured, "error_bound": least, "error_bits": float(np.mean([quantizer.bits[index] for index in components]))}
-
-
-def _knee(found: Compression, metric: str) -> Point:
-    points = [Point(f"{found.reference.nbytes / one.nbytes:.1f}x", one.nbytes, _relative(one, found, metric)) for one in found.frontier]
-    return knee([*points, Point("float32", found.reference.nbytes, 1.0)])
-
-
-def _relative(one: Candidate, found: Compression, metric: str) -> float:
-    return max(1 + relative_loss(one.validation, found.reference.validation, metric), 0.0)
 
 
 def _certified(run: Run) -> Results:

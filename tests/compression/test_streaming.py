@@ -128,6 +128,14 @@ def test_what_is_sown_is_what_is_carried():
     np.testing.assert_array_equal(last, jnp.concatenate([h.real, h.imag], axis=-1))
 
 
+def test_stochastic_rounding_is_another_draw_for_every_key():
+    _, _, batch, packed, params = made("series", 2)
+    nearest = run(packed, params, batch["inputs"])[0]
+    drawn = [run(packed, params, batch["inputs"], rngs={"rounding": jax.random.key(seed)})[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], nearest)
+
+
 def test_a_reset_forgets_as_the_model_does():
     _, _, batch, packed, params = made("diagonal")
     reset = jnp.zeros(batch["inputs"].shape, bool).at[:, 10].set(True)
