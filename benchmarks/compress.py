@@ -80,8 +80,7 @@ def control(run: pathlib.Path) -> dict[str, Any]:
     return {
         "task": opened.experiment.name,
         "seed": seed,
-        "bytes": state_bytes(opened.model, opened.params),
-        "mixer_bytes": 4 * sum(block.d_state for block in opened.experiment.model.blocks) * rows(opened),
+        "bytes": {"all": state_bytes(opened.model, opened.params), "mixers": 4 * rows(opened) * sum(block.d_state for block in opened.model.config.blocks)},
         "parameters": parameters,
         "model": model,
         "test": test,
@@ -111,7 +110,7 @@ def summary(compressed: list[dict[str, Any]], controls: list[dict[str, Any]]) ->
             "lost": lost,
             "mean_lost": interval(np.array(lost)),
             "controls": [rivals[one["seed"]]["test"][metric] for one in mine if one["seed"] in rivals],
-            "control_bytes": sorted({one["bytes"] for one in rivals.values()}),
+            "control_bytes": sorted({one["bytes"][scope] for one in rivals.values()}),
             "better_than_control": interval(np.array(won)) if won else None,
         }
     return found

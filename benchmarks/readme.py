@@ -91,7 +91,7 @@ def compressed(record: dict[str, Any]) -> str:
     for run in record["runs"]:
         metric, (before, after) = run["metric"], (run["reference"], run["compressed"])
         rival = next((one for one in record["controls"] if (one["task"], one["seed"]) == (run["task"], run["seed"])), None)
-        control = (f"{rival['bytes']:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
+        control = (f"{rival['bytes'][run['scope']]:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
         scores = metric, f"{before['test'][metric]:.4g}", f"{after['test'][metric]:.4g}", f"{after['lost']:+.2%}"
         rows.append((f"{run['task']}, {run['scope']}", f"{before['bytes']:,} to {after['bytes']:,}", str(run["seed"]), *scores, after["method"], *control))
     words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; scores are of the test split, read once."

@@ -177,7 +177,7 @@ def test_compressed_runs_are_held_against_controls_of_the_same_seed():
         one = {"task": "tiny", "scope": "all", "seed": seed, "metric": "accuracy", "reference": {"bytes": 64, "test": {"accuracy": before}}}
         return one | {"compressed": {"bytes": 4, "test": {"accuracy": after}, "lost": 1 - after / before}}
 
-    controls = [{"task": "tiny", "seed": seed, "bytes": 4, "test": {"accuracy": 0.4}} for seed in (1, 0)]
+    controls = [{"task": "tiny", "seed": seed, "bytes": {"all": 4}, "test": {"accuracy": 0.4}} for seed in (1, 0)]
     found = script.summary([run(1, 0.8, 0.6), run(0, 0.8, 0.8)], controls)["tiny, all"]
     assert found["lost"] == pytest.approx([0.0, 0.25]) and found["mean_lost"]["mean"] == pytest.approx(0.125)
     assert found["better_than_control"]["mean"] == pytest.approx(0.75)  # twice and one and a half times 0.4
