@@ -308,7 +308,7 @@ class Compress:
     scope: Literal["all", "mixers"] = "all"  # what is packed: all that is carried (states, past inputs, pooled features), or mixers' states alone
     within: float = 0.01  # relative loss of the metric that is allowed
     most_bits: int = 6  # of one component
-    calibration: int = 8  # training batches that levels, variances and sensitivities are taken from
+    calibration: int = 4  # training batches that levels, variances and sensitivities are taken from
     steps: int = 300  # of fine-tuning; 0: none
     peak_rate: float = 5e-4  # of fine-tuning
     weights: Literal["float32", "int8"] = "float32"  # as the compressed run stores them

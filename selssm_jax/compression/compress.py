@@ -4,7 +4,6 @@ Levels, variances and sensitivities come from training batches, every choice fro
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -97,10 +96,9 @@ class Compression:
 
 def known(subject: Subject) -> Known:
     """Returns what calibration tells, from `compress.calibration` training batches."""
-    batches, scope, carry = _drawn(subject), subject.experiment.compress.scope, subject.dataset.carries
-    weights = error_weights(subject.model, subject.params, batches, scope=scope, carry=carry)
-    samples = calibration(subject.model, subject.params, batches, scope=scope, carry=carry)
-    return Known(Carried(subject.model, subject.params, scope), scope, samples, weights)
+    batches, scope = _drawn(subject), subject.experiment.compress.scope
+    weights = error_weights(subject.model, subject.params, batches, scope=scope)
+    return Known(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
 
 
 def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[PackedModel, PyTree]:
@@ -137,10 +135,8 @@ def pruned(subject: Subject, how: str) -> Subject:
 
 
 def _drawn(subject: Subject) -> list[dict[str, np.ndarray]]:
-    """The training batches that everything is calibrated on: of a text that is read as streams, streams."""
+    """The training batches that everything is calibrated on."""
     data, count = subject.experiment.data, subject.experiment.compress.calibration
-    if subject.dataset.carries:
-        return list(itertools.islice(subject.dataset.evaluate("train", data.batch_size), count))
     batches = subject.dataset.train(data.batch_size, seed=data.seed + 1)
     return [next(batches) for _ in range(count)]
 

@@ -157,25 +157,19 @@ def read(
 
 
 def calibration(
-    model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, scope: str = "all", carry: bool = False, most: int = 20_000
+    model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, scope: str = "all", most: int = 20_000
 ) -> Float[np.ndarray, "S M"]:
     """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about `most` of them, evenly spaced.
 
     Args:
-      batches: as a dataset draws them, of training or validation, never of test. scope: see `Carried`.
-      carry: row b of a batch goes on where row b of the one before ended; what is carried then may go where it never goes from an empty memory.
+      batches: as a dataset draws them, of training or validation, never of test.
     """
 
     @jax.jit
-    def carried(inputs: Array, state: State, reset: Array | None, valid: Array) -> tuple[Array, State]:
-        found = read(model, params, inputs, state, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid)
-        return found.given, found.state
+    def carried(inputs: Array, reset: Array | None, valid: Array) -> Array:
+        return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid).given
 
-    found, state = [], None
-    for batch in batches:
-        start = model.apply({"params": params}, len(batch["inputs"]), method="initial_state") if state is None or not carry else state
-        given, state = carried(batch["inputs"], start, batch.get("reset"), batch["valid"])
-        found.append(_live(np.asarray(given), batch, model))
+    found = [_live(np.asarray(carried(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
     samples = np.concatenate(found)
     return samples[:: -(-len(samples) // most)]
 

@@ -176,16 +176,6 @@ def test_error_weights_are_what_small_errors_cost():
     np.testing.assert_allclose(weights[component], expected, rtol=2e-2)
 
 
-def test_streams_are_calibrated_as_streams():
-    model, params, batch, _, _ = made("complex")
-    halves = [{name: value[:, part] for name, value in batch.items()} for part in (slice(0, 15), slice(15, 30))]
-    whole, apart = (np.sort(calibration(model, params, given, carry=True), axis=0) for given in ([batch], halves))
-    np.testing.assert_allclose(apart, whole, atol=1e-5)
-    assert not np.allclose(np.sort(calibration(model, params, halves), axis=0), whole, atol=1e-2)
-    weights = [error_weights(model, params, halves, carry=carry) for carry in (True, False)]
-    assert not np.allclose(*weights)
-
-
 def test_newer_slots_of_a_window_never_get_less():
     layout = Carried(*made("series")[:2])
     values = np.random.default_rng(0).uniform(size=layout.size)
