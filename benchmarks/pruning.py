@@ -1,6 +1,6 @@
 """Claim: components chosen by information cost less loss than components chosen by their weights, at equal bytes and without fine-tuning.
 
-  python benchmarks/pruning.py --runs RUN [RUN ...]    # folders that train.py wrote
+  python benchmarks/pruning.py --runs RUN [RUN ...]    # folders that train.py wrote; runs that the record holds already are not pruned again
 
 Of every run 1/2, 1/4, 1/8 and 1/16 of the components of all blocks together are kept, by each method, each share from what the one before it
 left, and nothing is trained. "information" and "loss" are the greedy choices on the second-order form of the outputs' divergence and of the
@@ -71,12 +71,15 @@ def main() -> None:
         "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
         "dtype": "float32",
     }
+    chosen.record.parent.mkdir(exist_ok=True)
+    known = json.loads(chosen.record.read_text())["runs"] if chosen.record.is_file() else []
     runs = []
     for folder in chosen.runs:
-        runs.append(pruned(open_run(folder), chosen.sequences, chosen.test_batches))
-        print(json.dumps(runs[-1]), flush=True)
-    chosen.record.parent.mkdir(exist_ok=True)
-    chosen.record.write_text(json.dumps(origin | summary(runs) | {"runs": runs}, indent=1) + "\n")
+        run = open_run(folder)
+        name = (run.experiment.name, run.experiment.training.seed)
+        runs.append(next((one for one in known if (one["task"], one["seed"]) == name), None) or pruned(run, chosen.sequences, chosen.test_batches))
+        chosen.record.write_text(json.dumps(origin | summary(runs) | {"runs": runs}, indent=1) + "\n")
+        print(json.dumps(runs[-1]["methods"]), flush=True)
 
 
 def pruned(run: Run, sequences: int, test_batches: int) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     def tried(factor: float, rule: str, subject: Subject = subject, of: Known = found, how: str = "") -> Candidate:
         model, params = quantised(subject, of, int(found.float_bytes / factor), rule)
         nbytes = of.constant + of.layout.rows * model.quantizer(params).nbytes
-        one = _judged(subject, f"half the components{how}, {rule}" if how else rule, nbytes, model, params)
+        one = _judged(subject, f"{how}, {rule}" if how else rule, nbytes, model, params)
         say(_line(one, reference, subject.metric))
         return one
 
@@ -163,8 +163,10 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
     methods = [same, *(tried(target, rule) for rule in (VARIANCE, EQUAL))]
     for how, rule in (("information", INFORMATION), ("magnitude", VARIANCE)):
-        half = pruned(subject, how)
-        methods.append(tried(target, rule, half, known(half), f" by {how}"))
+        left = subject
+        for share in ("half", "a quarter"):
+            left = pruned(left, how)
+            methods.append(tried(target, rule, left, known(left), f"{share} of the components by {how}"))
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
     tuned = finetune(subject.experiment, chosen.model, chosen.params, subject.dataset)
     final = _judged(subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, tuned)

@@ -241,7 +241,7 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     left.plot(
         [one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information"
     )
-    for one, marker in zip(results["methods"][1:], ("s", "^", "D", "v"), strict=True):
+    for one, marker in zip(results["methods"][1:], ("s", "^", "D", "v", "P", "X"), strict=True):
         left.plot(one["bytes"], one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=one["method"])
     left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen")
     left.axhline(reference, color="black", linestyle="--", linewidth=1, label="float32")

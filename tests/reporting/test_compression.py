@@ -45,7 +45,7 @@ def test_the_report_has_all_its_parts(smaller):
         assert f"## {title}" in page
     assert {path.name for path in (made / "compression").iterdir()} == {"index.html", "report.md", "compression.json", "frontier.png"}
     assert {one["method"] for one in results["methods"]} >= {"equal bits", "bits by variance", "bits by information"}
-    assert len(results["methods"]) == 5 and all(one["bytes"] <= 4 for one in results["methods"])
+    assert len(results["methods"]) == 7 and all(one["bytes"] <= 4 for one in results["methods"])
 
 
 def test_no_measured_point_lies_below_the_rate_distortion_function(smaller):
