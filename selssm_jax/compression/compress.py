@@ -122,14 +122,17 @@ def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[P
 
 
 def pruned(subject: Subject, how: str) -> Subject:
-    """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its arrays really smaller."""
+    """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its arrays really smaller.
+
+    Every block keeps one.
+    """
     drawn = _drawn(subject)
     if how == "information":
         found = pruning.quadratic(subject.model, subject.params, drawn).divergence
-        keep = found.choose(sum(found.sizes.values()) // PRUNED)
+        keep = found.choose(max(sum(found.sizes.values()) // PRUNED, len(found.sizes)))
     else:
         scores = pruning.scores(subject.model, subject.params, drawn, how)
-        keep = pruning.choose(scores, sum(map(len, scores.values())) // PRUNED)
+        keep = pruning.choose(scores, max(sum(map(len, scores.values())) // PRUNED, len(scores)))
     config, params = pruning.prune(subject.model.config, subject.params, keep)
     return dataclasses.replace(subject, model=SequenceModel(config), params=params)
 
@@ -142,36 +145,55 @@ def _drawn(subject: Subject) -> list[dict[str, np.ndarray]]:
 
 
 def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -> Compression:
-    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes."""
-    options, found = subject.experiment.compress, known(subject)
-    reference = _judged(subject, "float32", found.float_bytes, subject.model, subject.params)
-    say(_line(reference, reference, subject.metric))
+    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes.
 
-    def tried(factor: float, rule: str, subject: Subject = subject, of: Known = found, how: str = "") -> Candidate:
-        model, params = quantised(subject, of, int(found.float_bytes / factor), rule)
-        nbytes = of.constant + of.layout.rows * model.quantizer(params).nbytes
-        one = _judged(subject, f"{how}, {rule}" if how else rule, nbytes, model, params)
-        say(_line(one, reference, subject.metric))
-        return one
-
-    most = found.float_bytes / (found.constant + found.layout.rows)  # of a byte a row
-    factors = sorted({*(factor for factor in FACTORS if factor <= most), *([options.factor] if options.factor else [])})
-    frontier = list({one.nbytes: one for one in (tried(factor, INFORMATION) for factor in factors)}.values())
-    target = options.factor or _most(frontier, reference, options.within, subject.metric)
+    Raises:
+      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few.
+    """
+    options, trials = subject.experiment.compress, _Trials(subject, say)
+    factors = sorted({*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])})
+    frontier = list({one.nbytes: one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())
+    target = options.factor or _most(frontier, trials.reference, options.within, subject.metric)
     if target == 1:
         raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
-    same = next(one for one in frontier if one.nbytes <= found.float_bytes / target)
-    methods = [same, *(tried(target, rule) for rule in (VARIANCE, EQUAL))]
-    for how, rule in (("information", INFORMATION), ("magnitude", VARIANCE)):
-        left = subject
-        for share in ("half", "a quarter"):
-            left = pruned(left, how)
-            methods.append(tried(target, rule, left, known(left), f"{share} of the components by {how}"))
+    same = next(one for one in frontier if one.nbytes <= trials.known.float_bytes / target)
+    methods = [same, trials.run(target, VARIANCE), trials.run(target, EQUAL), *trials.pruned(target, "information", INFORMATION)]
+    methods += trials.pruned(target, "magnitude", VARIANCE)
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
-    tuned = finetune(subject.experiment, chosen.model, chosen.params, subject.dataset)
-    final = _judged(subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, tuned)
-    say(_line(final, reference, subject.metric))
-    return Compression(found, reference, methods, frontier, min(final, chosen, key=lambda one: loss_of(one.validation, subject.metric)))
+    return Compression(trials.known, trials.reference, methods, frontier, trials.tuned(chosen) if options.steps else chosen)
+
+
+class _Trials:
+    """What is tried on one subject: all at bytes that are a share of its own, all judged on its validation split."""
+
+    def __init__(self, subject: Subject, say: Callable[[str], None]) -> None:
+        self.subject, self.known, self.say = subject, known(subject), say
+        self.reference = _judged(subject, "float32", self.known.float_bytes, subject.model, subject.params)
+        self.most = self.known.float_bytes / (self.known.constant + self.known.layout.rows)  # times fewer: a byte a row
+        self._tell(self.reference)
+
+    def run(self, factor: float, rule: str, subject: Subject | None = None, how: str = "") -> Candidate:
+        """Packs the subject, or another that was made of it, into so many times fewer bytes than the subject has."""
+        of, found = (self.subject, self.known) if subject is None else (subject, known(subject))
+        model, params = quantised(of, found, int(self.known.float_bytes / factor), rule)
+        nbytes = found.constant + found.layout.rows * model.quantizer(params).nbytes
+        return self._tell(_judged(of, f"{how}, {rule}" if how else rule, nbytes, model, params))
+
+    def pruned(self, factor: float, how: str, rule: str) -> list[Candidate]:
+        """Half of the components, and half of these again, with as many times the bits for each."""
+        half = pruned(self.subject, how)
+        shares = {"half": half, "a quarter": pruned(half, how)}
+        return [self.run(factor, rule, left, f"{share} of the components by {how}") for share, left in shares.items()]
+
+    def tuned(self, chosen: Candidate) -> Candidate:
+        """The candidate after fine-tuning, where that did not make it worse."""
+        params = finetune(self.subject.experiment, chosen.model, chosen.params, self.subject.dataset)
+        found = self._tell(_judged(self.subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, params))
+        return min(found, chosen, key=lambda one: loss_of(one.validation, self.subject.metric))
+
+    def _tell(self, one: Candidate) -> Candidate:
+        self.say(_line(one, self.reference, self.subject.metric))
+        return one
 
 
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
