@@ -45,12 +45,12 @@ class Quantizer:
         """Bytes of one packed state: ceil(sum of bits / 8)."""
         return -(-sum(self.bits) // 8)
 
-    def quantize(self, h: Float[Array, "... N"], noise: Float[Array, "... N"] | None = None) -> Int[Array, "... N"]:
+    def quantize(self, h: Float[Array | np.ndarray, "... N"], noise: Float[Array, "... N"] | None = None) -> Int[Array, "... N"]:
         """Returns codes: the nearest level; with `noise`, uniform in [0, 1), a level on either side so that the mean is h (stochastic rounding).
 
         Rounding to the nearest loses every update that is smaller than half the distance of two levels; stochastic rounding keeps it on average.
         """
-        return self._by_bits(_codes, *(value for value in (h, noise) if value is not None))
+        return self._by_bits(_codes, *(jnp.asarray(value) for value in (h, noise) if value is not None))
 
     def dequantize(self, codes: Int[Array, "... N"]) -> Float[Array, "... N"]:
         """Returns the levels of codes."""
