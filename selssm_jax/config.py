@@ -147,6 +147,7 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
     memory_bits: tuple[str, ...] = ()  # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
     memory_scope: Literal["all", "mixers"] = "all"  # what memory_bits is about: all that is carried, or the mixers' states alone
+    memory_rounding: Literal["nearest", "stochastic"] = "nearest"  # how what is carried is rounded to its levels
     remat: bool = False  # recompute a block's activations in the backward pass
     task: Task = Task()
 
@@ -306,6 +307,7 @@ class Compress:
 
     factor: float = 16.0  # how many times fewer bytes are carried than in float32; 0: the most that keeps the loss within `within`
     scope: Literal["all", "mixers"] = "all"  # what is packed: all that is carried (states, past inputs, pooled features), or mixers' states alone
+    rounding: Literal["nearest", "stochastic"] = "stochastic"  # the nearest level swallows small updates step after step
     within: float = 0.01  # relative loss of the metric that is allowed
     most_bits: int = 6  # of one component
     calibration: int = 4  # training batches that levels, variances and sensitivities are taken from

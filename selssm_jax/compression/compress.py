@@ -118,7 +118,7 @@ def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[P
     bits = quantization.allocate(errors, min(budget, most * layout.size), most=most)
     quantizer = quantization.fit(known.samples, bits, channels=layout.channels())
     digits = tuple("".join(map(str, bits[at])) for _, at in layout.parts())
-    return PackedModel(subject.model, digits, known.scope), {**subject.params, LEVELS: quantizer.levels}
+    return PackedModel(subject.model, digits, known.scope, subject.experiment.compress.rounding), {**subject.params, LEVELS: quantizer.levels}
 
 
 def pruned(subject: Subject, how: str) -> Subject:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import Quantizer
@@ -43,16 +43,19 @@ class PackedModel:
     Attributes:
       model: what reads. bits: of every component, one string of digits a leaf that is packed, in the state's order.
       scope: what is packed: "all" that is carried, or the states of the "mixers" alone.
+      rounding: to the "nearest" level, or "stochastic", by a dither that the state itself decides (`dither`): small updates, which the nearest level
+        swallows step after step, then survive on average.
     """
 
     model: SequenceModel
     bits: tuple[str, ...]
     scope: Literal["all", "mixers"] = "all"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
 
     @property
     def config(self) -> Model:
         """The configuration of the model, which names the bits."""
-        return dataclasses.replace(self.model.config, memory_bits=self.bits, memory_scope=self.scope)
+        return dataclasses.replace(self.model.config, memory_bits=self.bits, memory_scope=self.scope, memory_rounding=self.rounding)
 
     def quantizer(self, params: Mapping[str, Any]) -> Quantizer:
         """Returns the quantiser of all components."""
@@ -61,8 +64,7 @@ class PackedModel:
     def apply(self, variables: Mapping[str, Any], inputs: Any = None, state: State | None = None, *, method: str | None = None, **options: Any) -> Any:
         """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is the model's own.
 
-        Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried. With
-        an rng "rounding", levels are rounded to stochastically: small updates then survive on average.
+        Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried.
         """
         if method == "initial_state":
             return self._initial(variables["params"], inputs)
@@ -85,15 +87,31 @@ class PackedModel:
         state = self._initial(params, len(inputs)) if state is None else state
         known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
 
-        def snap(vector: Array, key: Array | None) -> tuple[Array, None]:
-            return quantizer.snap(vector, None if key is None else jax.random.uniform(key, vector.shape)), None
+        def snap(vector: Array, _: None) -> tuple[Array, None]:
+            noise = dither(quantizer.quantize(jax.lax.stop_gradient(vector))) if self.rounding == "stochastic" else None
+            return quantizer.snap(vector, noise), None
 
-        rounding = (options.get("rngs") or {}).get("rounding")
-        keys = None if rounding is None else jax.random.split(rounding, _steps(self.model, inputs))
-        found = read(self.model, _own(params), inputs, known, snap, keys, scope=self.scope, mutable=mutable, **options)
+        found = read(self.model, _own(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
         codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
         after = {"packed": quantizer.pack(codes), "kept": layout.kept(found.state)}
         return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
+
+
+def dither(codes: Int[Array, "R M"]) -> Float[Array, "R M"]:
+    """Returns numbers spread evenly over [0, 1), a hash of a state's nearest codes and of a component's place.
+
+    A noise for stochastic rounding that needs no generator's state: the same state always gets the same, whoever reads it, in a loop or step by
+    step, and another state another. A state that nothing moves any more stays where it is. Mixing: the finaliser of MurmurHash3 (Appleby 2011) over wrapping sums.
+    """
+    place = jnp.arange(1, codes.shape[1] + 1, dtype=jnp.uint32)[None]
+    row = _mixed((codes.astype(jnp.uint32) * _mixed(place)).sum(axis=1, keepdims=True, dtype=jnp.uint32))
+    return (_mixed(row ^ _mixed(place + jnp.uint32(0x9E3779B9))) >> 8).astype(jnp.float32) / 2**24
+
+
+def _mixed(x: Array) -> Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def packed_bytes(model: PackedModel, params: PyTree) -> int:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from selssm_jax.compression.carried import Carried
-from selssm_jax.compression.quantization import allocate, fit
+from selssm_jax.compression.quantization import Quantizer, allocate, fit
 from selssm_jax.compression.sensitivity import error_weights
-from selssm_jax.compression.streaming import PackedModel, calibration, packed_bytes, read
+from selssm_jax.compression.streaming import PackedModel, calibration, dither, packed_bytes, read
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
 
@@ -128,12 +128,41 @@ def test_what_is_sown_is_what_is_carried():
     np.testing.assert_array_equal(last, jnp.concatenate([h.real, h.imag], axis=-1))
 
 
-def test_stochastic_rounding_is_another_draw_for_every_key():
-    _, _, batch, packed, params = made("series", 2)
-    nearest = run(packed, params, batch["inputs"])[0]
-    drawn = [run(packed, params, batch["inputs"], rngs={"rounding": jax.random.key(seed)})[0] for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(drawn[0], drawn[1])
-    assert not np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], nearest)
+def test_stochastic_rounding_hangs_on_the_state_alone_and_survives_a_split():
+    _, _, batch, nearest, params = made("diagonal", 2)
+    packed = dataclasses.replace(nearest, rounding="stochastic")
+    outputs, end = run(packed, params, batch["inputs"])
+    first, state = run(packed, params, batch["inputs"][:, :11])
+    rest, last = run(packed, params, batch["inputs"][:, 11:], state)
+    np.testing.assert_allclose(np.concatenate([first, rest], axis=1), outputs, atol=1e-4)
+    np.testing.assert_array_equal(last["packed"], end["packed"])
+    assert not np.array_equal(run(nearest, params, batch["inputs"])[1]["packed"], end["packed"])
+
+
+def test_dither_is_spread_evenly_and_states_that_differ_get_another():
+    codes = np.random.default_rng(0).integers(0, 4, (500, 40))
+    noise = np.asarray(dither(jnp.asarray(codes)))
+    assert (noise >= 0).all() and (noise < 1).all()
+    edges = np.histogram(noise, bins=10, range=(0, 1))[0] / noise.size
+    np.testing.assert_allclose(edges, 0.1, atol=5 * np.sqrt(0.09 / noise.size))  # five standard errors of a share
+    assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 5 / np.sqrt(500)
+    codes[:, 7] += 1
+    assert (np.asarray(dither(jnp.asarray(codes))) != noise).mean() > 0.99
+
+
+def test_small_updates_survive_stochastic_rounding():
+    """h <- h + 0.003 (0.75 - h), a slow leak, in levels 1/4 apart: swallowed by the nearest, kept on average by the dither of a state that moves."""
+    quantizer = Quantizer(jnp.tile(jnp.asarray([0.0, 0.25, 0.5, 0.75])[None], (220, 1)), (2,) * 220)
+    moving = jax.random.uniform(jax.random.key(0), (200, 20))
+
+    def leak(rounded):
+        h = jnp.zeros((1, 200))
+        for other in moving:
+            h = rounded(jnp.concatenate([h + 0.003 * (0.75 - h), other[None]], axis=1))[:, :200]
+        return float(h.mean())
+
+    assert leak(quantizer.snap) == 0
+    assert abs(leak(jax.jit(lambda h: quantizer.snap(h, dither(quantizer.quantize(h))))) - 0.75 * (1 - 0.997**200)) < 0.15
 
 
 def test_a_reset_forgets_as_the_model_does():
