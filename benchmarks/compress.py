@@ -87,6 +87,12 @@ def control(run: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def control_of(run: dict[str, Any], controls: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The small model of the same task and seed whose memory, of the same scope, has as many bytes, a twentieth more or less; None where none was trained."""
+    alike = [one for one in controls if (one["task"], one["seed"]) == (run["task"], run["seed"])]
+    return next((one for one in alike if abs(one["bytes"][run["scope"]] / run["compressed"]["bytes"] - 1) < 0.05), None)
+
+
 def rows(opened: Any) -> int:
     """States of a sequence: one a channel, where channels run apart."""
     return opened.model.config.task.channels if opened.model.config.channels_apart else 1
@@ -98,7 +104,7 @@ def summary(compressed: list[dict[str, Any]], controls: list[dict[str, Any]]) ->
     for task, scope in sorted({(one["task"], one["scope"]) for one in compressed}):
         mine = sorted((one for one in compressed if (one["task"], one["scope"]) == (task, scope)), key=lambda one: one["seed"])
         metric = mine[0]["metric"]
-        rivals = {one["seed"]: one for one in controls if one["task"] == task}
+        rivals = {run["seed"]: rival for run in mine if (rival := control_of(run, controls))}
         lost = [one["compressed"]["lost"] for one in mine]
         won = [-relative_loss(one["compressed"]["test"], rivals[one["seed"]]["test"], metric) for one in mine if one["seed"] in rivals]
         found[f"{task}, {scope}"] = {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
+from compress import control_of
 from matplotlib.figure import Figure
 
 FOLDER = pathlib.Path(__file__).parent
@@ -90,7 +91,7 @@ def compressed(record: dict[str, Any]) -> str:
     rows = []
     for run in record["runs"]:
         metric, (before, after) = run["metric"], (run["reference"], run["compressed"])
-        rival = next((one for one in record["controls"] if (one["task"], one["seed"]) == (run["task"], run["seed"])), None)
+        rival = control_of(run, record["controls"])
         control = (f"{rival['bytes'][run['scope']]:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
         scores = metric, f"{before['test'][metric]:.4g}", f"{after['test'][metric]:.4g}", f"{after['lost']:+.2%}"
         rows.append((f"{run['task']}, {run['scope']}", f"{before['bytes']:,} to {after['bytes']:,}", str(run["seed"]), *scores, after["method"], *control))

@@ -101,7 +101,8 @@ def dither(codes: Int[Array, "R M"]) -> Float[Array, "R M"]:
     """Returns numbers spread evenly over [0, 1), a hash of a state's nearest codes and of a component's place.
 
     A noise for stochastic rounding that needs no generator's state: the same state always gets the same, whoever reads it, in a loop or step by
-    step, and another state another. A state that nothing moves any more stays where it is. Mixing: the finaliser of MurmurHash3 (Appleby 2011) over wrapping sums.
+    step, and another state another. A state that nothing moves any more stays where it is.
+    Mixing: the finaliser of MurmurHash3 (Appleby 2011) over wrapping sums.
     """
     place = jnp.arange(1, codes.shape[1] + 1, dtype=jnp.uint32)[None]
     row = _mixed((codes.astype(jnp.uint32) * _mixed(place)).sum(axis=1, keepdims=True, dtype=jnp.uint32))
