@@ -95,7 +95,8 @@ def compressed(record: dict[str, Any]) -> str:
         control = (f"{rival['bytes'][run['scope']]:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
         scores = metric, f"{before['test'][metric]:.4g}", f"{after['test'][metric]:.4g}", f"{after['lost']:+.2%}"
         rows.append((f"{run['task']}, {run['scope']}", f"{before['bytes']:,} to {after['bytes']:,}", str(run["seed"]), *scores, after["method"], *control))
-    words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; choices were made on the validation split, scores are of the test split."
+    words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; "
+    words += "choices were made on the validation split, scores are of the test split."
     return f"## Compressed runs\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
 
