@@ -1,7 +1,6 @@
 """A compressed model as a run's folder, which opens like any other."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -33,7 +32,7 @@ def save(folder: pathlib.Path, experiment: Experiment, model: Reader, params: Py
     config = dataclasses.replace(model.config, task=Task())
     smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
     workdir = Workdir(str(folder), smaller)
-    workdir.describe(json.loads(json.dumps(dataset.metadata())))
+    workdir.describe(dataset.metadata())
     workdir.save_best(step, stored(experiment, params), metrics)
     workdir.close()
     return smaller
