@@ -59,7 +59,10 @@ Source = Literal[
 ]  # fmt: skip
 NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
-MIXERS = ("selective",)
+MIXERS = (
+    "selective", "s4d", "s5", "lru", "rg_lru", "mamba", "mamba2", "min_gru",
+    "rnn", "lstm", "gru", "attention", "local_attention", "tcn",
+)  # fmt: skip
 CAN_CLOSE = ("hard_sigmoid", "hard_concrete")  # gates that can be exactly 0
 
 
@@ -118,7 +121,7 @@ class Model:
 
     pattern: tuple[str, ...] = ("selective",) * 4  # the mixer of each block
     d_model: int = 128
-    d_state: int = 256
+    d_state: int = 256  # numbers of the state of a layer; mamba and mamba2: of a channel
     block_states: tuple[int, ...] = ()  # d_state of each block, in the order of the pattern; empty: the same in all
     gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant", "binary", "top_k"] = "sigmoid"
     gate_active: int = 0  # top_k: how many components a step updates
@@ -129,9 +132,20 @@ class Model:
     process_noise: float = 0.0  # standard deviation of w_t
     observation_noise: float = 0.0  # standard deviation of v_t
     certified: bool = False  # contraction by construction: needs a gate_floor, and caps how gates read the state
+    expand: int = 2  # mamba, mamba2: inner width over d_model
+    dt_rank: int = 0  # mamba: rank of the map to step sizes; 0: d_model / 16, rounded up
+    d_conv: int = 4  # mamba, mamba2: width of their own short convolution
+    heads: int = 4  # attention, mamba2; rg_lru: blocks of its gates' maps
+    groups: int = 1  # mamba2: heads // groups of them share their B and C
+    context: int = 1024  # attention: the steps that it looks back on, itself among them
+    window: int = 128  # local_attention: the same
+    kernel: int = 3  # tcn: taps of a convolution
+    dilations: tuple[int, ...] = ()  # tcn: steps between taps, one for each tcn block of the pattern; empty: 1, 2, 4, ...
+    bidirectional: bool = False  # classification: a second mixer reads from the end; a signal is then read in one piece
     conv: int = 0  # width of a short causal convolution before the recurrence; 0: none
     mlp_ratio: float = 2.0  # hidden width of the gated MLP over d_model; 0: no MLP
     norm: Literal["rms", "none"] = "rms"  # before every branch and the head; "none" leaves a model of linear parts linear
+    norm_epsilon: float = 1e-6  # added to the mean square under its root
     dropout: float = 0.0
     tie_embeddings: bool = False  # language: the readout is the transposed embedding
     frame: int = 1  # signals and forecasting: samples of one frame of the encoder
@@ -158,10 +172,11 @@ class Model:
         for name in self.pattern:
             if name not in MIXERS:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
+        _at_least(self, "model", expand=1, dt_rank=0, d_conv=1, heads=1, groups=1, context=1, window=1, kernel=1)
         _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1, linear_skip=0)
         self._check_block_states()
         _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
-        _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise")
+        _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise", "norm_epsilon")
         if self.gate_state != "none" and self.scan not in ("auto", "sequential"):
             raise InputError(
                 f"model.scan={self.scan!r} needs gates of the input alone, but model.gate_state={self.gate_state!r} makes them read the state: "
@@ -172,6 +187,7 @@ class Model:
         if self.certified and self.update == "retain" and not self.gate_floor > 0:
             raise InputError(f"model.certified=True needs gates that stay open a little, found model.gate_floor={self.gate_floor}: use for example 0.01")
         self._check_jumping_gates()
+        self._check_shapes()
         if self.certified and self.gate_state != "none" and self.process_noise:
             raise InputError(
                 f"model.certified=True with model.gate_state={self.gate_state!r} bounds what moves the state, found model.process_noise="
@@ -187,7 +203,14 @@ class Model:
     def blocks(self) -> tuple["Model", ...]:
         """The model as each block reads it: with a d_state of its own."""
         sizes = self.block_states or (self.d_state,) * len(self.pattern)
-        return tuple(dataclasses.replace(self, d_state=size, block_states=()) for size in sizes)
+        parts = zip(self.pattern, sizes, self._steps_between_taps(), strict=True)
+        return tuple(dataclasses.replace(self, pattern=(name,), d_state=size, block_states=(), dilations=taps) for name, size, taps in parts)
+
+    def _steps_between_taps(self) -> list[tuple[int, ...]]:
+        """The dilation of each block, () where it is no tcn."""
+        given = self.dilations or tuple(2**index for index in range(self.pattern.count("tcn")))
+        rest = iter(given)
+        return [(next(rest),) if name == "tcn" else () for name in self.pattern]
 
     def _check_block_states(self) -> None:
         found = f"model.block_states={self.block_states}"
@@ -199,6 +222,29 @@ class Model:
             raise InputError(f"{found} is out of range: use at least 1 in every block")
         if self.transition == "complex" and any(size % 2 for size in self.block_states):
             raise InputError(f"{found} has an odd size, but complex poles come in conjugate pairs: use even sizes, or model.transition='diagonal'")
+
+    def _check_shapes(self) -> None:
+        """Raises InputError where widths, heads and groups of the mixers of the pattern do not go together."""
+        inner = self.expand * self.d_model
+        must_divide = [
+            (("attention", "local_attention"), "model.heads", self.heads, "model.d_model", self.d_model),
+            (("mamba2",), "model.heads", self.heads, "model.expand * model.d_model", inner),
+            (("mamba2",), "model.groups", self.groups, "model.heads", self.heads),
+            (("rg_lru",), "model.heads", self.heads, "model.d_state", self.d_state),
+            (("s4d", "s5", "lru"), "a complex number, size", 2, "model.d_state", self.d_state),
+        ]
+        for names, divisor, size, name, whole in must_divide:
+            if set(names) & set(self.pattern) and whole % size:
+                raise InputError(f"{name}={whole} is no multiple of {divisor}={size}, which {' and '.join(names)} need: change one of them")
+        if {"attention", "local_attention"} & set(self.pattern) and self.d_model // self.heads % 2:
+            raise InputError(f"model.d_model / model.heads={self.d_model // self.heads} is odd, but rotary positions turn pairs: use an even width of a head")
+        if self.dilations and len(self.dilations) != self.pattern.count("tcn"):
+            raise InputError(
+                f"model.dilations={self.dilations} has {len(self.dilations)} numbers for {self.pattern.count('tcn')} tcn blocks of model.pattern: "
+                "give one a block, or () for 1, 2, 4, ..."
+            )
+        if any(steps < 1 for steps in self.dilations):
+            raise InputError(f"model.dilations={self.dilations} is out of range: use at least 1 step between taps")
 
     def _check_jumping_gates(self) -> None:
         gates = self.d_state // 2 if self.transition == "complex" else self.d_state
@@ -340,6 +386,16 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _check_fields(self, "config")
+        if self.model.bidirectional and self.data.source not in SIGNALS:
+            raise InputError(
+                f"model.bidirectional=True reads a whole signal before it answers, found data.source={self.data.source!r}, where answers come on the way: "
+                f"use bidirectional=False, or one of {', '.join(SIGNALS)}"
+            )
+        unread = [key for key in ("process_noise", "observation_noise", "certified") if getattr(self.model, key)]
+        if unread and "selective" not in self.model.pattern:
+            raise InputError(
+                f"model.{unread[0]} is read by the mixer 'selective' alone, which model.pattern={self.model.pattern} lacks: leave it out, or add one"
+            )
         if self.optimizer.warmup_steps >= self.training.steps:
             raise InputError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: "

@@ -51,7 +51,7 @@ class SequenceModel(nn.Module):
     def setup(self) -> None:
         config, task = self.config, self.config.task
         dtype = jnp.dtype(config.dtype)
-        block = nn.remat(Block, static_argnums=(4,)) if config.remat else Block
+        block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
         self.encoder = self._encoder(dtype)
         self.block = [block(kind, part) for kind, part in zip(config.pattern, config.blocks, strict=True)]
         self.norm = normalisation(config)
@@ -79,15 +79,15 @@ class SequenceModel(nn.Module):
           valid: False at padding to the right, which a class head leaves out.
           deterministic: no dropout.
         """
-        state = self.initial_state(inputs.shape[0]) if state is None else state
+        state = self._unread(inputs.shape[0]) if state is None else state
         if self.config.task.kind == "forecasting":
             return self._forecast(inputs, state, reset, deterministic)
         x, encoder = self._encode(inputs, state["encoder"])
-        x, blocks = self._mix(x, state["blocks"], reset, deterministic)
+        valid = frame_valid(jnp.ones(inputs.shape[:2], bool) if valid is None else valid, self.config.stride)
+        x, blocks = self._mix(x, state["blocks"], reset, valid, deterministic)
         if self.config.task.kind == "language":
             return self._next_token(x), {"encoder": encoder, "blocks": blocks}
-        valid = jnp.ones(inputs.shape[:2], bool) if valid is None else valid
-        logits, head = self.head(x, state["head"], frame_valid(valid, self.config.stride))
+        logits, head = self.head(x, state["head"], valid)
         return logits, {"encoder": encoder, "blocks": blocks, "head": head}
 
     def step(self, inputs: Array, state: State) -> tuple[Array, State]:
@@ -95,11 +95,19 @@ class SequenceModel(nn.Module):
         outputs, state = self(inputs[:, None], state)
         return (outputs[:, 0] if self.config.task.kind == "language" else outputs), state
 
-    def initial_state(self, batch: int) -> State:
-        """Returns the state before the first step of `batch` sequences."""
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns the state before the first step of `batch` sequences.
+
+        With `steps`, no more of them will be read, and a cache that grows with them has room for no more.
+        """
+        rows = batch * self.config.task.channels if self._apart else batch
+        return self._unread(batch) | {"blocks": tuple(block.initial_state(rows, steps) for block in self.block)}
+
+    def _unread(self, batch: int) -> State:
+        """The state before the first step, None for blocks, which so know that there is nothing before it."""
         kind = self.config.task.kind
         rows = batch * self.config.task.channels if self._apart else batch
-        state: State = {"blocks": tuple(block.initial_state(rows) for block in self.block)}
+        state: State = {"blocks": (None,) * len(self.block)}
         state["encoder"] = None if kind == "language" else self.encoder.initial_state(rows)
         if kind != "language":
             state["head"] = self.head.initial_state(rows)
@@ -134,10 +142,12 @@ class SequenceModel(nn.Module):
     def _encode(self, inputs: Array, state: Array | None) -> tuple[Array, Array | None]:
         return (self.encoder(inputs), None) if self.config.task.kind == "language" else self.encoder(inputs, state)
 
-    def _mix(self, x: Array, states: tuple[State, ...], reset: Array | None, deterministic: bool) -> tuple[Array, tuple[State, ...]]:
+    def _mix(
+        self, x: Array, states: tuple[State | None, ...], reset: Array | None, valid: Array | None, deterministic: bool
+    ) -> tuple[Array, tuple[State, ...]]:
         after = []
         for block, state in zip(self.block, states, strict=True):
-            x, state = block(x, state, reset, deterministic)
+            x, state = block(x, state, reset, valid, deterministic)
             after.append(state)
         return self.norm(x), tuple(after)
 
@@ -152,7 +162,7 @@ class SequenceModel(nn.Module):
             inputs = (inputs - scale["mean"]) / scale["deviation"]
         series = self._split_channels(inputs)
         x, encoder = self._encode(series, state["encoder"])
-        x, blocks = self._mix(x, state["blocks"], reset, deterministic)
+        x, blocks = self._mix(x, state["blocks"], reset, None, deterministic)
         y, head = self.head(x, series, state["head"])
         y = self._join_channels(y)
         if self.config.normalize:

@@ -55,6 +55,25 @@ WRONG = [
     ({"compress__factor": -1.0}, r"compress\.factor=-1.0 is out of range"),
     ({"compress__factor": 0.5}, "would enlarge the memory"),
     ({"compress__peak_rate": -1.0}, r"compress\.peak_rate=-1.0 is out of range"),
+    ({"model__expand": 0}, r"model\.expand=0 is out of range"),
+    ({"model__dt_rank": -1}, r"model\.dt_rank=-1 is out of range"),
+    ({"model__d_conv": 0}, r"model\.d_conv=0 is out of range"),
+    ({"model__heads": 0}, r"model\.heads=0 is out of range"),
+    ({"model__groups": 0}, r"model\.groups=0 is out of range"),
+    ({"model__context": 0}, r"model\.context=0 is out of range"),
+    ({"model__window": 0}, r"model\.window=0 is out of range"),
+    ({"model__kernel": 0}, r"model\.kernel=0 is out of range"),
+    ({"model__norm_epsilon": -1.0}, r"model\.norm_epsilon=-1\.0 is out of range"),
+    ({"model__pattern": ("attention",), "model__heads": 3}, r"model\.d_model=\d+ is no multiple of model\.heads=3, which attention and local_attention need"),
+    ({"model__pattern": ("attention",), "model__d_model": 12, "model__heads": 4}, "is odd, but rotary positions turn pairs"),
+    ({"model__pattern": ("mamba2",), "model__heads": 5}, r"model\.expand \* model\.d_model=\d+ is no multiple of model\.heads=5"),
+    ({"model__pattern": ("mamba2",), "model__heads": 4, "model__groups": 3}, r"model\.heads=4 is no multiple of model\.groups=3"),
+    ({"model__pattern": ("rg_lru",), "model__heads": 3, "model__d_state": 8}, r"model\.d_state=8 is no multiple of model\.heads=3"),
+    ({"model__pattern": ("lru",), "model__d_state": 7}, r"model\.d_state=7 is no multiple of a complex number, size=2"),
+    ({"model__pattern": ("tcn", "tcn"), "model__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
+    ({"model__pattern": ("tcn",), "model__dilations": (0,)}, "at least 1 step between taps"),
+    ({"model__pattern": ("gru",), "model__process_noise": 0.1}, r"model\.process_noise is read by the mixer 'selective' alone"),
+    ({"model__bidirectional": True}, "reads a whole signal before it answers"),
     ({"model__memory_bits": ("2291",)}, "a digit from 0 to 8"),
     ({"measure__sample": 5}, r"config\.measure has no key 'sample': did you mean 'samples'\?"),
     ({"training__select": "first"}, r"training\.select='first' is not a choice: .*known: best, last"),
@@ -227,8 +246,10 @@ def test_sizes_of_blocks_come_from_the_command_line(value, states, monkeypatch):
 def test_every_block_reads_the_model_with_its_own_state():
     config = Model(block_states=(8, 4, 2, 1), d_model=16)
     assert [part.d_state for part in config.blocks] == [8, 4, 2, 1]
-    assert all(part.d_model == 16 and part.blocks == (part,) * 4 for part in config.blocks)
-    assert Model(d_state=6).blocks == (Model(d_state=6),) * 4
+    assert all(part.d_model == 16 and part.blocks == (part,) for part in config.blocks)
+    assert Model(d_state=6).blocks == (Model(("selective",), d_state=6),) * 4
+    assert [part.dilations for part in Model(("tcn", "gru", "tcn", "tcn")).blocks] == [(1,), (), (2,), (4,)]
+    assert [part.dilations for part in Model(("tcn", "tcn"), dilations=(3, 5)).blocks] == [(3,), (5,)]
 
 
 def test_whole_number_is_a_float_where_one_is_asked():

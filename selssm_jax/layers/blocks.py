@@ -8,47 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.mixers import mixer
 from selssm_jax.layers.projection import Projection
-from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.shapes import Activations, Reset
 
 ROUNDINGS = 8  # units of the activations' precision that a normalised input may be too long by
 
 
-def mixer(name: str, config: Model) -> nn.Module:
-    """Returns the mixer that a block pattern calls `name`."""
-    return MIXERS[name](config)
-
-
 def normalisation(config: Model) -> Callable[[Activations], Activations]:
     """Returns what normalises activations before a branch, or leaves them as they are."""
-    return nn.RMSNorm(dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
-
-
-def _selective(config: Model) -> SelectiveSSM:
-    return SelectiveSSM(
-        config.d_model,
-        config.d_state,
-        gate=config.gate,
-        gate_floor=config.gate_floor,
-        gate_active=config.gate_active,
-        gate_state=config.gate_state,
-        update=config.update,
-        transition=config.transition,
-        process_noise=config.process_noise,
-        observation_noise=config.observation_noise,
-        certified=config.certified,
-        method=config.scan,
-        solver=config.solver,
-        dtype=jnp.dtype(config.dtype),
-    )
-
-
-MIXERS = {"selective": _selective}
+    return nn.RMSNorm(config.norm_epsilon, dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
 
 
 class GatedMLP(nn.Module):
@@ -83,13 +57,20 @@ class Block(nn.Module):
         self.mlp_norm = normalisation(config)
         self.mlp = GatedMLP(hidden, dtype) if hidden else None
 
-    def __call__(self, x: Activations, state: dict[str, Any], reset: Reset | None, deterministic: bool) -> tuple[Activations, dict[str, Any]]:
-        """Returns (x after both branches, the state after the last step)."""
-        y, past = self.norm(x), state["conv"]
+    def __call__(
+        self, x: Activations, state: dict[str, Any] | None, reset: Reset | None, valid: Bool[Array, "B T"] | None, deterministic: bool
+    ) -> tuple[Activations, dict[str, Any]]:
+        """Returns (x after both branches, the state after the last step).
+
+        Args:
+          state: of an earlier call, or None before the first step. valid: False at padding, which the backward direction of `bidirectional` skips.
+        """
+        past, h = (None, None) if state is None else (state["conv"], state["mixer"])
+        y = self.norm(x)
         if self.conv is not None:
             y, past = self.conv(y, past, reset=reset)
             y = jax.nn.silu(y)
-        y, h = self.mixer(y, state["mixer"], reset=reset)
+        y, h = self.mixer(y, h, reset=reset, valid=valid) if self.config.bidirectional else self.mixer(y, h, reset=reset)
         x = x + self.dropout(y, deterministic=deterministic)
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
@@ -110,7 +91,7 @@ class Block(nn.Module):
         inputs: Inputs = Ball(self.variables["params"]["norm"]["scale"], rounding * math.sqrt(config.d_model))
         return inputs if self.conv is None else self.conv.after(inputs)
 
-    def initial_state(self, batch: int) -> dict[str, Any]:
-        """Returns the state before the first step."""
+    def initial_state(self, batch: int, steps: int | None = None) -> dict[str, Any]:
+        """Returns the state before the first step; a cache has room for `steps` of them, and for all that it looks back on if None."""
         past = self.conv.initial_state(batch, jnp.dtype(self.config.dtype)) if self.conv is not None else None
-        return {"conv": past, "mixer": self.mixer.initial_state(batch)}
+        return {"conv": past, "mixer": self.mixer.initial_state(batch, steps)}

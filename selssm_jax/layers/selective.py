@@ -175,8 +175,9 @@ class SelectiveSSM(nn.Module):
             settled={"A": within_rows} if self.transition == "dense" else {},
         )
 
-    def initial_state(self, batch: int) -> Inexact[Array, "B N"]:
-        """Returns h_0 = 0 for `batch` sequences."""
+    def initial_state(self, batch: int, steps: int | None = None) -> Inexact[Array, "B N"]:
+        """Returns h_0 = 0 for `batch` sequences; it does not grow with `steps`."""
+        del steps
         return jnp.zeros((batch, self._poles), jnp.complex64 if self.transition == "complex" else jnp.float32)
 
     @property

@@ -1,0 +1,40 @@
+"""The mixers that a block pattern can name: a table from a name to the layer that a config describes.
+
+Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that carry the state, and a reset hides
+all that came before it. `initial_state(batch, steps=None)` is the state before the first step; where it is a cache, with room for `steps`. A mixer may
+sow "gate" and "state" among its intermediates, name the axes of its state in its parameters (`layers.axes`), and state what holds of it for all inputs
+(`layers.bounds`).
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from selssm_jax.config import Model
+from selssm_jax.layers.selective import SelectiveSSM
+
+
+def mixer(name: str, config: Model) -> nn.Module:
+    """Returns the mixer that a block pattern calls `name`."""
+    return MIXERS[name](config)
+
+
+def _selective(config: Model) -> SelectiveSSM:
+    return SelectiveSSM(
+        config.d_model,
+        config.d_state,
+        gate=config.gate,
+        gate_floor=config.gate_floor,
+        gate_active=config.gate_active,
+        gate_state=config.gate_state,
+        update=config.update,
+        transition=config.transition,
+        process_noise=config.process_noise,
+        observation_noise=config.observation_noise,
+        certified=config.certified,
+        method=config.scan,
+        solver=config.solver,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+MIXERS = {"selective": _selective}
