@@ -63,6 +63,7 @@ MIXERS = (
     "selective", "s4d", "s5", "lru", "rg_lru", "mamba", "mamba2", "min_gru",
     "rnn", "lstm", "gru", "attention", "local_attention", "tcn",
 )  # fmt: skip
+GATED = ("selective", "rg_lru", "mamba", "mamba2", "min_gru", "gru", "lstm")  # mixers that sow their gates
 CAN_CLOSE = ("hard_sigmoid", "hard_concrete")  # gates that can be exactly 0
 
 
@@ -406,6 +407,11 @@ class Experiment:
                 f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
                 "use a multiple of it"
             )
+        if (self.training.gate_l1 or self.training.target_dimension) and not set(GATED) & set(self.model.pattern):
+            raise InputError(
+                f"training.gate_l1={self.training.gate_l1} and target_dimension={self.training.target_dimension} weigh gates, and no mixer of model.pattern="
+                f"{self.model.pattern} has any: set both to 0, or use one of {', '.join(GATED)}"
+            )
         if self.training.gate_l0 and self.model.gate != "hard_concrete":
             raise InputError(
                 f"training.gate_l0 needs a gate with a differentiable L0, found model.gate={self.model.gate!r}: use 'hard_concrete', or training.gate_l1"
@@ -421,6 +427,8 @@ class Experiment:
     def _check_rate(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its rate is not known."""
         model, form = self.model, self.training.rate_form
+        if set(model.pattern) != {"selective"}:
+            raise InputError(f"training.rate prices the noisy memory of 'selective' blocks, found model.pattern={model.pattern}: use those alone, or rate=0")
         if not model.process_noise:
             raise InputError(
                 f"training.rate={self.training.rate} needs a state with noise, found model.process_noise=0.0: without it the state holds infinitely many nats; "

@@ -73,6 +73,8 @@ WRONG = [
     ({"model__pattern": ("tcn", "tcn"), "model__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
     ({"model__pattern": ("tcn",), "model__dilations": (0,)}, "at least 1 step between taps"),
     ({"model__pattern": ("gru",), "model__process_noise": 0.1}, r"model\.process_noise is read by the mixer 'selective' alone"),
+    ({"model__pattern": ("lru",), "training__gate_l1": 0.1}, r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any"),
+    (NOISY | {"model__pattern": ("selective", "gru")}, "prices the noisy memory of 'selective' blocks"),
     ({"model__bidirectional": True}, "reads a whole signal before it answers"),
     ({"model__memory_bits": ("2291",)}, "a digit from 0 to 8"),
     ({"measure__sample": 5}, r"config\.measure has no key 'sample': did you mean 'samples'\?"),

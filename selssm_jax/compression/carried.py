@@ -22,7 +22,7 @@ KEPT = ("count", "scale")  # leaves that are no vectors of components, by a name
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a state: its name, the shape of a row, and its dtype. A row of two axes is a window of time, the newest last."""
+    """One array of a state: its name, the shape of a row, and its dtype. A row of two axes is a window of time, the newest last, but that of a state "h"."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,6 +32,11 @@ class Leaf:
     def size(self) -> int:
         """Real components of a row; a complex number is two."""
         return int(np.prod(self.shape)) * (2 if jnp.issubdtype(self.dtype, jnp.complexfloating) else 1)
+
+    @property
+    def slots(self) -> int:
+        """How many steps of the past a window holds; 1 for what is no window."""
+        return self.shape[0] if len(self.shape) == 2 and self.name.rpartition("/")[2] != "h" else 1
 
 
 class Carried:
@@ -77,7 +82,7 @@ class Carried:
         """Returns what a component holds, as a number: slots of one window that hold the same channel at different ages share theirs."""
         found, first = [], 0
         for leaf in self.leaves:
-            width = leaf.size // leaf.shape[0] if len(leaf.shape) == 2 else leaf.size
+            width = leaf.size // leaf.slots
             found.append(first + np.arange(leaf.size) % width)
             first += width
         return np.concatenate(found)
@@ -89,14 +94,19 @@ class Carried:
         """
         values = np.array(values, np.float64)
         for leaf, at in self.parts():
-            if len(leaf.shape) == 2:
-                values[at] = np.maximum.accumulate(values[at].reshape(leaf.shape[0], -1), axis=0).ravel()
+            values[at] = np.maximum.accumulate(values[at].reshape(leaf.slots, -1), axis=0).ravel()
         return values
 
 
 def components(state: Array) -> Array:
     """Returns states as real numbers: complex ones as real and then imaginary parts."""
     return jnp.concatenate([state.real, state.imag], axis=-1) if jnp.iscomplexobj(state) else state
+
+
+def of_mixer(state: State) -> Float[Array, "R n"]:
+    """Returns all components that one mixer carries, in the order of its arrays' names; not how many slots of a cache are filled."""
+    leaves = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if not _kept(path, leaf.size, "all")]
+    return jnp.concatenate([components(leaf.reshape(len(leaf), -1)).astype(jnp.float32) for leaf in leaves], axis=1)
 
 
 def _leaf(like: Leaf, at: slice, vector: Array) -> Array:
@@ -107,7 +117,7 @@ def _leaf(like: Leaf, at: slice, vector: Array) -> Array:
 
 def _kept(path: tuple[Any, ...], size: int, scope: str) -> bool:
     keys = [getattr(part, "key", None) for part in path]
-    return not size or any(key in KEPT for key in keys) or (scope == "mixers" and keys[-1] != "mixer")
+    return not size or any(key in KEPT for key in keys) or (scope == "mixers" and "mixer" not in keys)
 
 
 def _name(path: tuple[Any, ...]) -> str:

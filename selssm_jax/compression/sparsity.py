@@ -72,7 +72,7 @@ def mean_gates(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -
     @jax.jit
     def read(inputs: Array, valid: Array) -> dict[str, Array]:
         _, sown = model.apply({"params": params}, inputs, valid=valid, rngs={"noise": jax.random.key(0)}, mutable=["intermediates"])
-        return {name: block["mixer"]["gate"][0].mean(axis=-1) for name, block in sown["intermediates"].items() if "gate" in block.get("mixer", {})}
+        return {name: block["mixer"]["gate"][0].mean(axis=-1) for name, block in sown.get("intermediates", {}).items() if "gate" in block.get("mixer", {})}
 
     inputs, gates = [], []
     for batch in batches:

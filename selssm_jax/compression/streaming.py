@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selssm_jax.compression.carried import Carried
+from selssm_jax.compression.carried import Carried, of_mixer
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
 from selssm_jax.model import SequenceModel
@@ -227,12 +227,12 @@ def _merged(sown: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _carrying(sown: Mapping[str, Any], state: State) -> dict[str, Any]:
-    """`sown` with the states that are carried in place of those that were computed."""
+    """`sown` with the states that are carried: in place of those that were computed, and where a mixer sows none."""
     if "intermediates" not in sown:
         return dict(sown)
     blocks = dict(sown["intermediates"])
     for index, block in enumerate(state["blocks"]):
-        name = f"block_{index}"
-        if "state" in blocks.get(name, {}).get("mixer", {}):
-            blocks[name] = blocks[name] | {"mixer": blocks[name]["mixer"] | {"state": (block["mixer"][:, None],)}}
+        block_sown = blocks.get(f"block_{index}", {})
+        mixer = {**block_sown.get("mixer", {}), "state": (of_mixer(block["mixer"])[:, None],)}
+        blocks[f"block_{index}"] = {**block_sown, "mixer": mixer}
     return {**sown, "intermediates": blocks}

@@ -141,7 +141,7 @@ def reader(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, S
             rngs={"noise": jax.random.key(0)},
             mutable=["intermediates"],
         )
-        gates = {name: block["mixer"]["gate"][0] for name, block in sown["intermediates"].items() if "gate" in block.get("mixer", {})}
+        gates = {name: block["mixer"]["gate"][0] for name, block in sown.get("intermediates", {}).items() if "gate" in block.get("mixer", {})}
         blocks = {name: sums(gate, _counted(batch, gate, model)) for name, gate in gates.items()}
         row = Sequence({name: value[0] for name, value in batch.items()}, outputs[0], {name: gate[0] for name, gate in gates.items()})
         return blocks, row, after

@@ -129,7 +129,7 @@ def fallbacks(diagnostics: Mapping[str, Any]) -> Sums:
 
 
 def _mixers(sown: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [block["mixer"] for name, block in sorted(sown.items()) if name.startswith("block")]
+    return [block.get("mixer", {}) for name, block in sorted(sown.items()) if name.startswith("block")]
 
 
 def _over_frames(gate: Array, frames: Array) -> Array:

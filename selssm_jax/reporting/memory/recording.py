@@ -1,21 +1,23 @@
 """States of a trained model at some moments of many sequences, beside what the sequences held: what memory is measured from."""
 
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from selssm_jax.compression.carried import components
+from selssm_jax.compression.carried import components, of_mixer
 from selssm_jax.information import bracket
 from selssm_jax.layers.selective import Law
-from selssm_jax.model import Reader
+from selssm_jax.model import Reader, State
 from selssm_jax.ops.linear_scan import linear_scan
 
 Batch = dict[str, Array | np.ndarray]
+WIDEST = 1024  # components of a carried state that are kept; wider ones are projected
 
 
 class Conditional(NamedTuple):
@@ -29,7 +31,11 @@ class Conditional(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One block: states (M, P, n), real; the mean of its gates by frame, (M, F), if it has any; the law of its states, if they have noise."""
+    """One block: states (M, P, n), real; the mean of its gates by frame, (M, F), if it has any; the law of its states, if they have noise.
+
+    A mixer that sows no states, for its scan never has them all at once, gives what it carries, past inputs and caches with it. Of more than `WIDEST`
+    components that is a fixed random projection: what it says of anything is a lower bound of what the state says, by data processing.
+    """
 
     states: np.ndarray
     gate: np.ndarray | None
@@ -77,7 +83,7 @@ def record(
     """Reads batches until `samples` sequences have been seen, each with noise of its own.
 
     Args:
-      model, params: a model whose mixers sow "state"; "gate" and a `Law` are used where they are sown.
+      model, params: a model; the "state", the "gate" and the `Law` of its mixers are used where they are sown, and what they carry where no state is.
       batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with answers.
       every: of windows of one series, stride 1, each so-manieth is taken; 0: the sequences are independent, and all are.
     """
@@ -113,20 +119,47 @@ def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: 
     (outputs, _), sown = model.apply(
         {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["intermediates", "laws"]
     )
-    found = {name: part["mixer"] for name, part in sown["intermediates"].items() if "state" in part.get("mixer", {})}
+    mixers = {name: part.get("mixer", {}) for name, part in _blocks(model, sown).items()}
+    carried = {} if all("state" in mixer for mixer in mixers.values()) else _carried(model, params, batch, moments, list(mixers))
     laws = {name: part["mixer"]["law"][0] for name, part in sown.get("laws", {}).items()}
-    blocks = {name: _block(mixer, laws.get(name), moments) for name, mixer in found.items()}
+    blocks = {name: _block(mixer, carried.get(name), laws.get(name), moments) for name, mixer in mixers.items()}
     frames, live = _frames(model, batch)
     answers = _answers(outputs, batch["targets"], scored) if scored else None
     targets = _apart(model, batch["targets"]) if model.config.task.kind == "forecasting" else None
     return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], None, blocks, answers, targets)
 
 
-def _block(mixer: dict[str, tuple[Array, ...]], law: Law | None, moments: Sequence[int]) -> Block:
+def _blocks(model: Reader, sown: dict[str, Any]) -> dict[str, Any]:
+    """What every block sowed, those that sowed nothing too."""
+    return {name: sown.get("intermediates", {}).get(name, {}) for name in (f"block_{index}" for index in range(len(model.config.pattern)))}
+
+
+def _block(mixer: dict[str, tuple[Array, ...]], carried: Array | None, law: Law | None, moments: Sequence[int]) -> Block:
     at = jnp.asarray(moments)
     gate = mixer["gate"][0].mean(axis=-1) if "gate" in mixer else None
     conditional = None if law is None else Conditional(*law_of_state(law, moments))
-    return Block(components(mixer["state"][0][:, at]), gate, conditional)
+    return Block(components(mixer["state"][0][:, at]) if "state" in mixer else carried, gate, conditional)
+
+
+def _carried(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str]) -> dict[str, Array]:
+    """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end there."""
+    stride = 1 if model.config.task.kind == "language" else model.config.stride
+    inputs = jnp.asarray(batch["inputs"])
+    state = model.apply({"params": params}, len(inputs), method="initial_state")
+    state = model.apply({"params": params}, inputs, state, method="begin")
+    kept: list[State] = []
+    for start, stop in itertools.pairwise([0, *((moment + 1) * stride for moment in moments)]):
+        reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]
+        _, state = model.apply({"params": params}, inputs[:, start:stop], state, reset=reset, valid=batch["valid"][:, start:stop])
+        kept.append(state["blocks"])
+    return {name: jnp.stack([_narrowed(of_mixer(blocks[index]["mixer"])) for blocks in kept], axis=1) for index, name in enumerate(names)}
+
+
+def _narrowed(state: Array) -> Array:
+    """States of at most `WIDEST` components, by a projection that is the same in every call (Johnson and Lindenstrauss 1984)."""
+    if state.shape[1] <= WIDEST:
+        return state
+    return state @ jax.random.normal(jax.random.key(0), (state.shape[1], WIDEST)) / WIDEST**0.5
 
 
 def _frames(model: Reader, batch: Batch) -> tuple[Array, Array]:
