@@ -5,7 +5,9 @@ They are environment variables where JAX has one, so that commands started by a 
 
 import os
 import pathlib
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from jaxtyping import install_import_hook
@@ -18,6 +20,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"selssm_jax-compiled-{os.getuid()}-{WORKER}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # most of a run's time is the compilation of small programs
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # programs of tests run once: what is saved in compiling them is a third of all time
 os.environ["MPLBACKEND"] = "Agg"
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -33,6 +36,14 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data_cache")
     os.environ["SELSSM_DATA_DIR"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Frees what a file of tests compiled: the programs of all of them together are more than a process can map."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
