@@ -120,7 +120,7 @@ class Mamba2(nn.Module):
 
     x_t, of H heads of P = expand * d_model / H, B_t and C_t, of G groups of N, are linear in the input and go through a causal convolution of width
     d_conv and a silu; head i reads group i // (H / G). dt_t = softplus(W_dt u_t + b), one number a head, is linear in the input u_t itself, as z_t is, and
-    a = -exp(A_log). The output is W_out RMSNorm(y_t * silu(z_t)), one norm over all heads.
+    a = -exp(A_log). The output is W_out RMSNorm(y_t * silu(z_t)), normed in each group of heads by itself.
 
     Attributes:
       d_model: width of inputs and outputs. d_state: N. heads, groups: H and G. expand: H P / d_model. d_conv: width of the convolutions.
@@ -152,13 +152,13 @@ class Mamba2(nn.Module):
         self.dt_bias = self.param("dt_bias", step_size_bias, (self.heads,))
         self.A_log = self.param("A_log", _log_of_uniform_poles, (self.heads,))
         self.D = self.param("D", nn.initializers.ones, (self.heads,))
-        self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype)
+        self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
         self.outward = self.param("out", normal, (inner, self.d_model))
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
         u, state = x.astype(self.dtype), dict.fromkeys(("x", "B", "C", "h")) if state is None else state
-        x, z = jnp.split(project(u, self.inward), 2, axis=-1)
+        z, x = jnp.split(project(u, self.inward), 2, axis=-1)
         x, past_x = self.x_conv(x, state["x"], reset=reset)
         B, past_B = self.B_conv(project(u, self.B), state["B"], reset=reset)
         C, past_C = self.C_conv(project(u, self.C), state["C"], reset=reset)
@@ -168,12 +168,12 @@ class Mamba2(nn.Module):
         if self.has_variable("params", "mask"):
             C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
         y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, state["h"], reset=reset)
-        y = project(self.norm(y.reshape(z.shape) * jax.nn.silu(z)), self.outward)
-        return y, {"x": past_x, "B": past_B, "C": past_C, "h": h}
+        y = self.norm(self._parted(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
+        return project(y.reshape(z.shape), self.outward), {"x": past_x, "B": past_B, "C": past_C, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
-        x = self.x_conv.after(Box(inputs.reach(self.inward[:, : self._inner]))).largest(self._inner).reshape(self.heads, -1).max(axis=1)
+        x = self.x_conv.after(Box(inputs.reach(self.inward[:, self._inner :]))).largest(self._inner).reshape(self.heads, -1).max(axis=1)
         B = self.B_conv.after(Box(inputs.reach(self.B))).largest(self.groups * self.d_state).reshape(self.groups, -1).max(axis=1)
         low, high = _step_sizes(self.dt_bias, inputs.reach(self.rate))
         rate = jnp.exp(self.A_log)

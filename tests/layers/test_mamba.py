@@ -68,7 +68,7 @@ def mamba2_loop(p, u, reset, heads=4, groups=2):
     inner = p["norm"]["scale"].size
     width, states = inner // heads, p["B"].shape[1] // groups
     h, since, y, gates, drives = np.zeros((heads, width, states)), 0, [], [], []
-    before = {"x": [r @ p["in"][:, :inner] for r in u], "B": [r @ p["B"] for r in u], "C": [r @ p["C"] for r in u]}
+    before = {"x": [r @ p["in"][:, inner:] for r in u], "B": [r @ p["B"] for r in u], "C": [r @ p["C"] for r in u]}
     for t, row in enumerate(u):
         if reset[t]:
             h, since = np.zeros_like(h), t
@@ -81,8 +81,8 @@ def mamba2_loop(p, u, reset, heads=4, groups=2):
             drive[i] = dt[i] * np.outer(mine, B.reshape(groups, states)[group])
             h[i] = decay[i] * h[i] + drive[i]
             out[i] = h[i] @ C.reshape(groups, states)[group] + p["D"][i] * mine
-        gated = out.ravel() * silu(row @ p["in"][:, inner:])
-        y.append((gated / np.sqrt((gated**2).mean() + 1e-5) * p["norm"]["scale"]) @ p["out"])
+        gated = (out.ravel() * silu(row @ p["in"][:, :inner])).reshape(groups, -1)
+        y.append((gated / np.sqrt((gated**2).mean(axis=1, keepdims=True) + 1e-5) * p["norm"]["scale"]).ravel() @ p["out"])
         gates.append(1 - decay)
         drives.append(drive / (1 - decay)[:, None, None])
     return np.array(y), np.array(gates), np.array(drives), h
