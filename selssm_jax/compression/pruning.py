@@ -311,10 +311,14 @@ def _opened(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[st
     seen = model.apply({"params": params}, batch["inputs"], **given, mutable=["intermediates"])[1]["intermediates"]
     valid = frame_valid(batch["valid"], model.config.stride)
     total = {}
-    for name in state_axes(model.config):
+    for name, part in state_axes(model.config).items():
         if "gate" not in seen.get(name, {}).get("mixer", {}):
             raise ValueError(f"{name}: its mixer sows no gates: use another score than 'gate'")
         gate = seen[name]["mixer"]["gate"][0]
+        if gate.shape[-1] != part.components:
+            raise ValueError(
+                f"{name}: its mixer has {gate.shape[-1]} gates for {part.components} components, so none is one's own: use another score than 'gate'"
+            )
         apart = len(gate) // len(valid)  # rows of one sequence, where channels run apart
         total[name] = (gate * jnp.repeat(valid, apart, axis=0)[..., None]).sum(axis=(0, 1)) / apart
     return total, valid.sum()
@@ -322,6 +326,9 @@ def _opened(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[st
 
 def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
     del batches
+    for index, (kind, part) in enumerate(zip(model.config.pattern, model.config.blocks, strict=True)):
+        if not callable(getattr(mixer(kind, part), "dynamics", None)):
+            raise ValueError(f"block_{index}: the mixer {kind!r} is not time-invariant, or does not say how: use another score than 'hankel'")
     probe = jax.random.normal(jax.random.key(0), (1, 3, model.config.d_model))
     seen = model.apply({"params": params}, probe, method=lambda model, x: [block.mixer.dynamics(x) for block in model.block])
     return {

@@ -25,6 +25,8 @@ class StateAxes:
       axes: the axes of each parameter that run over the components; a parameter that is not named has none, and not every one need be there.
       drive, readout: the parameters, of one such axis each, by which a component is written and is read.
       parts: how many runs of n an axis holds one after another, where it is not 1: real, then imaginary parts.
+      mask: a parameter, not among the others, of shape (n,), by which the mixer multiplies what is read of each component, where the readout
+        itself reaches the output through something that is not linear; "" where it does not.
       settled: what to make of a parameter whose entries depend on one another, so that any part of it means what it meant in the whole.
     """
 
@@ -34,6 +36,7 @@ class StateAxes:
     readout: str
     size: int = 1
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    mask: str = ""
     settled: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
 
     def take(self, params: Params, kept: Int[np.ndarray, "k"]) -> dict[str, Any]:
@@ -45,6 +48,8 @@ class StateAxes:
     def masked(self, params: Params, mask: Float[Array, "n"]) -> dict[str, Any]:
         """Returns the mixer's parameters with the readout of component i times mask_i: 0 leaves it unread."""
         flat = flatten_dict(dict(params), sep="/")
+        if self.mask:
+            return unflatten_dict(flat | {self.mask: mask}, sep="/")
         value = flat[self.readout]
         shape = [1] * value.ndim
         shape[self.axes[self.readout][0]] = -1

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selssm_jax.config import Model
+from selssm_jax.layers.mamba import Mamba, Mamba2
 from selssm_jax.layers.selective import SelectiveSSM
 
 
@@ -37,4 +38,29 @@ def _selective(config: Model) -> SelectiveSSM:
     )
 
 
-MIXERS = {"selective": _selective}
+def _mamba(config: Model) -> Mamba:
+    return Mamba(
+        config.d_model,
+        config.d_state,
+        expand=config.expand,
+        dt_rank=config.dt_rank,
+        d_conv=config.d_conv,
+        method=config.scan,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _mamba2(config: Model) -> Mamba2:
+    return Mamba2(
+        config.d_model,
+        config.d_state,
+        heads=config.heads,
+        groups=config.groups,
+        expand=config.expand,
+        d_conv=config.d_conv,
+        norm_epsilon=config.norm_epsilon,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+MIXERS = {"selective": _selective, "mamba": _mamba, "mamba2": _mamba2}

@@ -198,7 +198,7 @@ def _join(value: Array, steps: int) -> Array:
 def _by_steps(given: _Inputs, reset: Array | None) -> tuple[Array, Array, Array]:
     """(y, last state, states before each chunk), the state in the cache from one step to the next."""
 
-    def body(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(t: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         h, y = carry
         h = _step(given, reset, t, h)
         return h, put(y, jnp.einsum("bnd,bn->bd", h, at(given.C, t, h.dtype)), t)
@@ -207,12 +207,15 @@ def _by_steps(given: _Inputs, reset: Array | None) -> tuple[Array, Array, Array]
         return lax.fori_loop(start, jnp.minimum(start + CHUNK, steps), body, carry), carry[0]
 
     steps = given.x.shape[1]
+    if steps == 1:  # decoding: the loops would cost more than the step
+        last, y = body(0, (given.h0, jnp.zeros(given.x.shape, given.h0.dtype)))
+        return y, last, given.h0[None]
     y = jnp.zeros(given.x.shape, given.h0.dtype)
     (last, y), starts = lax.scan(chunk, (given.h0, y), jnp.arange(0, steps, CHUNK))
     return y, last, starts
 
 
-def _step(given: _Inputs, reset: Array | None, t: Array, h: Array) -> Array:
+def _step(given: _Inputs, reset: Array | None, t: Array | int, h: Array) -> Array:
     """The state after step t."""
     x, dt, B = (at(value, t, h.dtype) for value in (given.x, given.dt, given.B))
     kept = jnp.exp(dt[:, None] * given.A[None]) * h
@@ -282,5 +285,5 @@ def _step_back(
     )
 
 
-def _unless(reset: Array | None, t: Array, value: Array) -> Array:
+def _unless(reset: Array | None, t: Array | int, value: Array) -> Array:
     return value if reset is None else jnp.where(lax.dynamic_index_in_dim(reset, t, 1)[..., None], 0, value)

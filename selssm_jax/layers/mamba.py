@@ -1,0 +1,242 @@
+"""Mamba (S6) and Mamba-2: state space models whose step sizes, input maps and readouts are functions of the input.
+
+Their step sizes are their gates: with a < 0 the pole and dt > 0 the step size, h_t = exp(dt_t a) h_{t-1} + dt_t B_t x_t is the retained update of
+gate g_t = 1 - exp(dt_t a) and transition 0, h_t = (1 - g_t) h_{t-1} + g_t u_t with u_t = dt_t B_t x_t / g_t (theory, section 2).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from selssm_jax.layers.axes import StateAxes
+from selssm_jax.layers.bounds import Bounds, Box, Inputs
+from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.projection import project
+from selssm_jax.ops.selective_scan import selective_scan
+from selssm_jax.ops.ssd import ssd
+from selssm_jax.shapes import Activations, Reset
+
+STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
+SMALLEST = 1e-4  # of a step size at the start
+POLES = (1.0, 16.0)  # between which those of Mamba-2 start, uniformly
+
+State = dict[str, Array]
+
+
+def step_size_bias(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, "..."]:
+    """Returns b with softplus(b) log-uniform in `STEP_SIZES`: softplus^{-1}(dt) = dt + log(1 - exp(-dt))."""
+    low, high = map(math.log, STEP_SIZES)
+    dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, jnp.float32, low, high)), SMALLEST)
+    return (dt + jnp.log(-jnp.expm1(-dt))).astype(dtype)
+
+
+def log_counts(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "D N"]:
+    """Returns log n for the states n = 1 ... N of every channel: the real part of S4D's poles (Gu et al. 2022). `key` is unused."""
+    del key
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype))[None], shape)
+
+
+class Mamba(nn.Module):
+    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, N states for each of E channels (Gu and Dao 2023, section 3.4).
+
+    x_t and z_t, E = expand * d_model wide each, are linear in the input; x_t then goes through a causal convolution of width d_conv and a silu.
+    dt_t = softplus(W_up W_down x_t + b), (E,), B_t = W_B x_t and C_t = W_C x_t, (N,), and A = -exp(A_log). The output is W_out (y_t * silu(z_t)).
+
+    Attributes:
+      d_model: width of inputs and outputs. d_state: N. expand: E / d_model.
+      dt_rank: rank of the map to step sizes; 0: d_model / 16, rounded up. d_conv: width of the convolution.
+      method: how the recurrence is run; see `selective_scan`.
+      dtype: of activations. Step sizes, the recurrence and its state are float32 whatever it is.
+
+    The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, E, N)}. Its components are the N states, in all channels at once.
+    Sown as intermediates: "gate", the mean over channels of 1 - exp(dt_t A), (B, T, N). States of all steps never exist.
+    """
+
+    d_model: int
+    d_state: int = 16
+    expand: int = 2
+    dt_rank: int = 0
+    d_conv: int = 4
+    method: str = "auto"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        _at_least_one(d_model=self.d_model, d_state=self.d_state, expand=self.expand, d_conv=self.d_conv)
+        normal = nn.initializers.lecun_normal()
+        inner, rank = self._inner, self.dt_rank or math.ceil(self.d_model / 16)
+        self.inward = self.param("in", normal, (self.d_model, 2 * inner))
+        self.conv = ShortConv(self.d_conv, inner)
+        self.down = self.param("down", normal, (inner, rank))
+        self.up = self.param("up", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), (rank, inner))
+        self.dt_bias = self.param("dt_bias", step_size_bias, (inner,))
+        self.A_log = self.param("A_log", log_counts, (inner, self.d_state))
+        self.B = self.param("B", normal, (inner, self.d_state))
+        self.C = self.param("C", normal, (inner, self.d_state))
+        self.D = self.param("D", nn.initializers.ones, (inner,))
+        self.outward = self.param("out", normal, (inner, self.d_model))
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
+        past, h = (None, None) if state is None else (state["conv"], state["h"])
+        x, z = jnp.split(project(x.astype(self.dtype), self.inward), 2, axis=-1)
+        x, past = self.conv(x, past, reset=reset)
+        x = jax.nn.silu(x)
+        dt = jax.nn.softplus(project(project(x, self.down), self.up).astype(jnp.float32) + self.dt_bias[None, None])
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "gate", -jnp.expm1(-dt[..., None] * jnp.exp(self.A_log)[None, None]).mean(axis=2))
+        A = -jnp.exp(self.A_log)
+        y, h = selective_scan(x, dt, A, project(x, self.B), project(x, self.C), self.D, h, reset=reset, method=self.method)
+        return project(y * jax.nn.silu(z), self.outward), {"conv": past, "h": h}
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the range of the gates and the largest drive of all E * N numbers of the state, channel by channel, for all inputs of a set."""
+        x = self.conv.after(Box(inputs.reach(self.inward[:, : self._inner])))
+        low, high = _step_sizes(self.dt_bias, x.reach(self.down @ self.up))
+        rate = jnp.exp(self.A_log)
+        drive = _product(x.largest(self._inner)[:, None], x.reach(self.B)[None], _weight(high[:, None], rate))
+        return Bounds(jnp.zeros(rate.size), _gate(low[:, None], rate).ravel(), _gate(high[:, None], rate).ravel(), drive_bound=drive.ravel())
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the N states are in the parameters."""
+        return StateAxes(self.d_state, {"A_log": (1,), "B": (1,), "C": (1,)}, drive="B", readout="C")
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns an empty memory; it does not grow with `steps`."""
+        del steps
+        return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state))}
+
+    @property
+    def _inner(self) -> int:
+        return self.expand * self.d_model
+
+
+class Mamba2(nn.Module):
+    """h_t = exp(dt_t a) h_{t-1} + dt_t x_t B_t', y_t = h_t C_t + D x_t in each of H heads, h of P x N (Dao and Gu 2024, section 7).
+
+    x_t, of H heads of P = expand * d_model / H, B_t and C_t, of G groups of N, are linear in the input and go through a causal convolution of width
+    d_conv and a silu; head i reads group i // (H / G). dt_t = softplus(W_dt u_t + b), one number a head, is linear in the input u_t itself, as z_t is, and
+    a = -exp(A_log). The output is W_out RMSNorm(y_t * silu(z_t)), normed in each group of heads by itself.
+
+    Attributes:
+      d_model: width of inputs and outputs. d_state: N. heads, groups: H and G. expand: H P / d_model. d_conv: width of the convolutions.
+      norm_epsilon: added to the mean square under its root.
+      dtype: of activations. Step sizes, the recurrence and its state are float32 whatever it is.
+
+    The state is {"x", "B", "C": the last d_conv - 1 inputs of the convolutions, "h": (B, H, P, N)}. Its components are the N states, in all heads at once.
+    Sown as intermediates: "gate", 1 - exp(dt_t a), one a head, (B, T, H). States of all steps never exist.
+    """
+
+    d_model: int
+    d_state: int = 128
+    heads: int = 4
+    groups: int = 1
+    expand: int = 2
+    d_conv: int = 4
+    norm_epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self._validate()
+        normal = nn.initializers.lecun_normal()
+        inner, mapped = self._inner, self.groups * self.d_state
+        self.inward = self.param("in", normal, (self.d_model, 2 * inner))
+        self.B = self.param("B", normal, (self.d_model, mapped))
+        self.C = self.param("C", normal, (self.d_model, mapped))
+        self.rate = self.param("rate", normal, (self.d_model, self.heads))
+        self.x_conv, self.B_conv, self.C_conv = (ShortConv(self.d_conv, width) for width in (inner, mapped, mapped))
+        self.dt_bias = self.param("dt_bias", step_size_bias, (self.heads,))
+        self.A_log = self.param("A_log", _log_of_uniform_poles, (self.heads,))
+        self.D = self.param("D", nn.initializers.ones, (self.heads,))
+        self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
+        self.outward = self.param("out", normal, (inner, self.d_model))
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
+        u, state = x.astype(self.dtype), dict.fromkeys(("x", "B", "C", "h")) if state is None else state
+        z, x = jnp.split(project(u, self.inward), 2, axis=-1)
+        x, past_x = self.x_conv(x, state["x"], reset=reset)
+        B, past_B = self.B_conv(project(u, self.B), state["B"], reset=reset)
+        C, past_C = self.C_conv(project(u, self.C), state["C"], reset=reset)
+        dt = jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + self.dt_bias[None, None])
+        self.sow("intermediates", "gate", -jnp.expm1(-dt * jnp.exp(self.A_log)[None, None]))
+        heads, B, C = (self._parted(jax.nn.silu(value), count) for value, count in ((x, self.heads), (B, self.groups), (C, self.groups)))
+        if self.has_variable("params", "mask"):
+            C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
+        y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, state["h"], reset=reset)
+        y = self.norm(self._parted(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
+        return project(y.reshape(z.shape), self.outward), {"x": past_x, "B": past_B, "C": past_C, "h": h}
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
+        x = self.x_conv.after(Box(inputs.reach(self.inward[:, self._inner :]))).largest(self._inner).reshape(self.heads, -1).max(axis=1)
+        B = self.B_conv.after(Box(inputs.reach(self.B))).largest(self.groups * self.d_state).reshape(self.groups, -1).max(axis=1)
+        low, high = _step_sizes(self.dt_bias, inputs.reach(self.rate))
+        rate = jnp.exp(self.A_log)
+        drive = _product(x, jnp.repeat(B, self.heads // self.groups), _weight(high, rate))
+        return Bounds(jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive)
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the N states are in the parameters: in those of B and C, group after group.
+
+        C goes through a silu before it reads, so what a component is worth is asked by "mask", which multiplies it after that.
+        """
+        columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in (("", (1,)), ("_conv/kernel", (1,)), ("_conv/bias", (0,)))}
+        return StateAxes(self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.groups))
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns an empty memory; it does not grow with `steps`."""
+        del steps
+        mapped = self.groups * self.d_state
+        past = {name: jnp.zeros((batch, self.d_conv - 1, width), self.dtype) for name, width in (("x", self._inner), ("B", mapped), ("C", mapped))}
+        return past | {"h": jnp.zeros((batch, self.heads, self._inner // self.heads, self.d_state))}
+
+    @property
+    def _inner(self) -> int:
+        return self.expand * self.d_model
+
+    def _validate(self) -> None:
+        _at_least_one(d_model=self.d_model, d_state=self.d_state, heads=self.heads, groups=self.groups, expand=self.expand, d_conv=self.d_conv)
+        if self._inner % self.heads:
+            raise ValueError(f"expand * d_model={self._inner} is no multiple of heads={self.heads}: change one of them")
+        if self.heads % self.groups:
+            raise ValueError(f"heads={self.heads} is no multiple of groups={self.groups}: change one of them")
+
+    def _parted(self, x: Array, count: int) -> Array:
+        return x.reshape(*x.shape[:2], count, -1)
+
+
+def _at_least_one(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
+
+
+def _log_of_uniform_poles(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    return jnp.log(jax.random.uniform(key, shape, dtype, *POLES))
+
+
+def _step_sizes(bias: Array, reach: Array) -> tuple[Array, Array]:
+    """The smallest and the largest softplus(z + bias), |z| <= reach."""
+    return jax.nn.softplus(bias - reach), jax.nn.softplus(bias + reach)
+
+
+def _gate(dt: Array, rate: Array) -> Array:
+    """1 - exp(-dt rate); rate is -a."""
+    return -jnp.expm1(-dt * rate)
+
+
+def _weight(dt: Array, rate: Array) -> Array:
+    """dt / gate, what a drive weighs, which grows with dt: from 1 / rate at 0 on."""
+    gate = _gate(dt, rate)
+    return jnp.where(gate > 0, dt / jnp.where(gate > 0, gate, 1), 1 / rate)
+
+
+def _product(*factors: Array) -> Array:
+    """The product of sizes; what is 0 stays 0 whatever it meets, infinity too."""
+    none = functools.reduce(jnp.logical_or, (factor == 0 for factor in factors))
+    return jnp.where(none, 0, math.prod(factors))
