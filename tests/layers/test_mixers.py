@@ -6,6 +6,7 @@ few dozen terms in another order; products of matrices of another height round d
 
 import dataclasses
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -47,7 +48,7 @@ def tokens(seed: int = 1, steps: int = T) -> jax.Array:
 def read(model, params, inputs, reset=None, *, cuts=()):
     """Logits of all steps, and the state after the last, of calls that end at the cuts."""
     edges, state, parts = (0, *cuts, inputs.shape[1]), None, []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         logits, state = model.apply({"params": params}, inputs[:, start:stop], state, reset=None if reset is None else reset[:, start:stop])
         parts.append(logits)
     return jnp.concatenate(parts, axis=1), state
