@@ -239,6 +239,8 @@ class Model:
                 raise InputError(f"{name}={whole} is no multiple of {divisor}={size}, which {' and '.join(names)} need: change one of them")
         if {"attention", "local_attention"} & set(self.pattern) and self.d_model // self.heads % 2:
             raise InputError(f"model.d_model / model.heads={self.d_model // self.heads} is odd, but rotary positions turn pairs: use an even width of a head")
+        if self.scan == "associative" and "mamba" in self.pattern:
+            raise InputError("model.scan='associative' would store all states of 'mamba', which has a scan of its own: use 'auto', 'sequential' or 'chunked'")
         if self.dilations and len(self.dilations) != self.pattern.count("tcn"):
             raise InputError(
                 f"model.dilations={self.dilations} has {len(self.dilations)} numbers for {self.pattern.count('tcn')} tcn blocks of model.pattern: "

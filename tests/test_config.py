@@ -70,6 +70,7 @@ WRONG = [
     ({"model__pattern": ("mamba2",), "model__heads": 4, "model__groups": 3}, r"model\.heads=4 is no multiple of model\.groups=3"),
     ({"model__pattern": ("rg_lru",), "model__heads": 3, "model__d_state": 8}, r"model\.d_state=8 is no multiple of model\.heads=3"),
     ({"model__pattern": ("lru",), "model__d_state": 7}, r"model\.d_state=7 is no multiple of a complex number, size=2"),
+    ({"model__pattern": ("mamba",), "model__scan": "associative"}, r"model\.scan='associative' would store all states of 'mamba'"),
     ({"model__pattern": ("tcn", "tcn"), "model__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
     ({"model__pattern": ("tcn",), "model__dilations": (0,)}, "at least 1 step between taps"),
     ({"model__pattern": ("gru",), "model__process_noise": 0.1}, r"model\.process_noise is read by the mixer 'selective' alone"),

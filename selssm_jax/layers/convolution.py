@@ -2,9 +2,11 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from selssm_jax.layers.bounds import Box, Inputs
+from selssm_jax.layers.projection import project
 from selssm_jax.shapes import Activations, Reset
 
 
@@ -23,12 +25,11 @@ class ShortConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1), (self.width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         state = self.initial_state(x.shape[0], x.dtype) if state is None else state
-        past = jnp.concatenate([state.astype(x.dtype), x], axis=1)
-        document = self._documents(x, reset)
+        past = Past(state.astype(x.dtype), x, reset)
         y = jnp.broadcast_to(bias.astype(x.dtype)[None, None], x.shape)
         for lag in range(self.width):
-            y += kernel[lag].astype(x.dtype)[None, None] * self._lagged(past, document, lag, x.shape[1])
-        return y, self._keep(past, document)
+            y += kernel[lag].astype(x.dtype)[None, None] * past.lagged(lag)
+        return y, past.last()
 
     def after(self, inputs: Inputs) -> Box:
         """Returns what inputs of a set can become: |y_d| <= sum_k |w_kd| max|x_d| + |bias_d|, which a silu does not enlarge."""
@@ -39,23 +40,54 @@ class ShortConv(nn.Module):
         """Returns a past of zeros."""
         return jnp.zeros((batch, self.width - 1, self.features), dtype)
 
-    def _documents(self, x: Array, reset: Array | None) -> Array | None:
-        """Number of resets up to every step of the past and of x; None where there is none."""
-        if reset is None:
-            return None
-        return jnp.pad(jnp.cumsum(reset, axis=1), ((0, 0), (self.width - 1, 0)))
 
-    def _lagged(self, past: Array, document: Array | None, lag: int, steps: int) -> Array:
-        start = self.width - 1 - lag
-        x = past[:, start : start + steps]
-        if document is None:
+class DilatedConv(nn.Module):
+    """y_t = sum_{k < taps} x_{t - k dilation} W_k + bias, a causal convolution over all channels.
+
+    The state holds the last (taps - 1) dilation inputs, (B, W, D). A reset hides all inputs before it.
+    """
+
+    features: int
+    taps: int
+    dilation: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
+        """Convolves from the inputs in `state` on; returns (y, the inputs that later steps still see)."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1)), (self.taps, width, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        state = jnp.zeros((x.shape[0], self.span, width), self.dtype) if state is None else state
+        past = Past(state.astype(self.dtype), x.astype(self.dtype), reset)
+        y = sum(project(past.lagged(lag * self.dilation), kernel[lag]) for lag in range(self.taps))
+        return y + bias.astype(self.dtype)[None, None], past.last()
+
+    @property
+    def span(self) -> int:
+        """Steps between the oldest input that is seen and the newest."""
+        return (self.taps - 1) * self.dilation
+
+
+class Past:
+    """The inputs of a call after those before it: what each step sees `lag` steps back, and what is left for the next call."""
+
+    def __init__(self, before: Float[Array, "B W D"], x: Activations, reset: Reset | None) -> None:
+        self._span, self._steps = before.shape[1], x.shape[1]
+        self._inputs = jnp.concatenate([before, x], axis=1)
+        # Number of resets up to every step; inputs of another number are of another document.
+        self._document = None if reset is None else jnp.pad(jnp.cumsum(reset, axis=1), ((0, 0), (self._span, 0)))
+
+    def lagged(self, lag: int) -> Activations:
+        """Returns x_{t - lag} for every step t of the call, 0 where a reset lies between."""
+        return self._seen(self._span - lag, self._steps, slice(self._span, None))
+
+    def last(self) -> Float[Array, "B W D"]:
+        """Returns the last W inputs, 0 before the last reset."""
+        return self._seen(self._steps, self._span, slice(-1, None))
+
+    def _seen(self, start: int, count: int, by: slice) -> Array:
+        x = self._inputs[:, start : start + count]
+        if self._document is None:
             return x
-        same = document[:, start : start + steps] == document[:, self.width - 1 :]
-        return jnp.where(same[..., None], x, 0)
-
-    def _keep(self, past: Array, document: Array | None) -> Array:
-        last = past[:, past.shape[1] - (self.width - 1) :]
-        if document is None:
-            return last
-        same = document[:, document.shape[1] - (self.width - 1) :] == document[:, -1:]
-        return jnp.where(same[..., None], last, 0)
+        return jnp.where((self._document[:, start : start + count] == self._document[:, by])[..., None], x, 0)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selssm_jax.config import Model
+from selssm_jax.layers.attention import Attention
 from selssm_jax.layers.mamba import Mamba, Mamba2
 from selssm_jax.layers.selective import SelectiveSSM
+from selssm_jax.layers.tcn import TCN
 
 
 def mixer(name: str, config: Model) -> nn.Module:
@@ -63,4 +65,23 @@ def _mamba2(config: Model) -> Mamba2:
     )
 
 
-MIXERS = {"selective": _selective, "mamba": _mamba, "mamba2": _mamba2}
+def _attention(config: Model) -> Attention:
+    return Attention(config.d_model, config.heads, config.context, jnp.dtype(config.dtype))
+
+
+def _local_attention(config: Model) -> Attention:
+    return Attention(config.d_model, config.heads, config.window, jnp.dtype(config.dtype))
+
+
+def _tcn(config: Model) -> TCN:
+    return TCN(config.d_model, config.kernel, config.dilations[0], jnp.dtype(config.dtype))
+
+
+MIXERS = {
+    "selective": _selective,
+    "mamba": _mamba,
+    "mamba2": _mamba2,
+    "attention": _attention,
+    "local_attention": _local_attention,
+    "tcn": _tcn,
+}

@@ -1,0 +1,143 @@
+"""Causal attention over the steps before, whose state is its cache of keys and values."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.layers.projection import project
+from selssm_jax.shapes import Activations, Reset
+
+BASE = 10_000.0  # of the wave lengths of rotary positions
+HIDDEN = -1e30  # score of what is not seen: exp of it is 0, and it is a number where nothing is seen
+
+State = dict[str, Array]
+
+
+def rotated(x: Float[Array, "B T H P"], positions: Int[Array, "T"]) -> Float[Array, "B T H P"]:
+    """Turns pair i of each head, components i and i + P/2, by the angle position * BASE^(-2i/P) (Su et al. 2021).
+
+    Products of two of these depend on the difference of their positions alone.
+    """
+    half = x.shape[-1] // 2
+    angle = positions[:, None] * BASE ** (-jnp.arange(half) / half)[None]
+    cos, sin = (part.astype(x.dtype)[None, :, None] for part in (jnp.cos(angle), jnp.sin(angle)))
+    left, right = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
+
+
+def attend(
+    q: Float[Array, "B T H P"], k: Float[Array, "B S H P"], v: Float[Array, "B S H P"], begin: Int[Array, "B T"], window: int
+) -> Float[Array, "B T H P"]:
+    """y_t = sum_s softmax_s(q_t . k_s / sqrt(P)) v_s over the last `window` steps s up to t that are not before begin_t.
+
+    Queries are the last T of the S steps that keys are of; begin counts in those, from 0. Scores and softmax are float32.
+    """
+    (T, P), S = (q.shape[1], q.shape[3]), k.shape[1]
+    at = jnp.arange(S)
+    scores = jnp.einsum("bthp,bshp->bhts", rotated(q, at[S - T :]), rotated(k, at), preferred_element_type=jnp.float32) / math.sqrt(P)
+    age = at[S - T :, None] - at[None]
+    seen = ((age >= 0) & (age < window))[None] & (at[None, None] >= begin[..., None])
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, HIDDEN), axis=-1)
+    return jnp.einsum("bhts,bshp->bthp", weights.astype(v.dtype), v)
+
+
+class Attention(nn.Module):
+    """y = W_o [heads of softmax(q_t . k_s / sqrt(P)) v_s], s the last `window` steps up to t, with rotary positions (Vaswani et al. 2017, Su et al. 2021).
+
+    Attributes:
+      d_model: width of inputs and outputs. heads: each d_model / heads = P wide. window: steps that are seen, itself among them.
+      dtype: of activations and of the cache; scores and softmax are float32.
+
+    The state is the cache, {"keys", "values": (B, S, d_model), the newest last, "count": (B,), how many of them were read}, S = window slots, fewer where
+    `initial_state` was told that fewer steps will be read. Keys are kept as they were before they were turned: positions count from the first slot, so
+    a million steps cost them no precision. Time O(T window), by blocks of `window` queries that see their own and the block before.
+    """
+
+    d_model: int
+    heads: int = 4
+    window: int = 1024
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        if self.d_model % (2 * self.heads):
+            raise ValueError(f"d_model={self.d_model} is no multiple of 2 * heads={2 * self.heads}: every head needs pairs of components to turn")
+        if self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1: a step sees itself")
+        normal = nn.initializers.lecun_normal()
+        self.inward = self.param("in", normal, (self.d_model, 3 * self.d_model))
+        self.outward = self.param("out", normal, (self.d_model, self.d_model))
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence after what `state` holds, after nothing if None, and returns (y, state after the last step); True in `reset` forgets."""
+        q, k, v = jnp.split(project(x.astype(self.dtype), self.inward), 3, axis=-1)
+        slots = self.window if state is None else state["keys"].shape[1]
+        past = self.initial_state(x.shape[0], 0) if state is None else state
+        cache = _Cache(*(jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v))), _begin(past, x.shape[1], reset))
+        return project(self._read(q, cache).reshape(x.shape), self.outward), cache.last(slots)
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns that there are none."""
+        del inputs
+        return Bounds(unknown=f"attention holds a window of {self.window} steps: it forgets what is older at once and whole, which is no contraction")
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns an empty cache with room for all that is seen, or for `steps` if no more will be read."""
+        slots = self.window if steps is None else min(steps, self.window)
+        return {
+            "keys": jnp.zeros((batch, slots, self.d_model), self.dtype),
+            "values": jnp.zeros((batch, slots, self.d_model), self.dtype),
+            "count": jnp.zeros(batch),
+        }
+
+    def _read(self, q: Array, cache: "_Cache") -> Array:
+        T, W = q.shape[1], self.window
+        heads = lambda value: value.reshape(*value.shape[:2], self.heads, -1)  # noqa: E731
+        if T <= W:
+            return attend(heads(q), heads(cache.keys), heads(cache.values), cache.begin, W)
+        past, blocks = cache.keys.shape[1] - T, -(-T // W)
+        pad = lambda value, before: jnp.pad(value, ((0, 0), (before, blocks * W - T), (0, 0)))  # noqa: E731
+        keys, values = (_overlapping(pad(value, W - past), W) for value in (cache.keys, cache.values))
+        begin = pad(cache.begin[..., None] + W - past, 0).reshape(len(q), blocks, W) - W * jnp.arange(blocks)[None, :, None]
+        rows = lambda value: heads(value.reshape(-1, value.shape[-2], self.d_model))  # noqa: E731
+        y = attend(rows(pad(q, 0).reshape(len(q), blocks, W, -1)), rows(keys), rows(values), begin.reshape(-1, W), W)
+        return y.reshape(len(q), blocks * W, -1)[:, :T]
+
+
+class _Cache(NamedTuple):
+    """Keys and values of steps before and of this call, (B, S + T, D), and where, counted in these, each of its steps begins to see, (B, T)."""
+
+    keys: Array
+    values: Array
+    begin: Array
+
+    def last(self, slots: int) -> State:
+        """The newest ones, what is before the last reset as zeros."""
+        total, first = self.keys.shape[1], self.begin[:, -1]
+        live = (jnp.arange(total)[None] >= first[:, None])[..., None]
+        kept = {name: _newest(jnp.where(live, value, 0), slots) for name, value in (("keys", self.keys), ("values", self.values))}
+        return kept | {"count": jnp.minimum(total - first, slots).astype(jnp.float32)}
+
+
+def _begin(past: State, steps: int, reset: Array | None) -> Array:
+    slots = past["keys"].shape[1]
+    first = jnp.broadcast_to((slots - past["count"].astype(jnp.int32))[:, None], (len(past["count"]), steps))
+    if reset is None:
+        return first
+    return jax.lax.cummax(jnp.where(reset, slots + jnp.arange(steps)[None], first), axis=1)
+
+
+def _newest(value: Array, slots: int) -> Array:
+    value = jnp.pad(value, ((0, 0), (max(slots - value.shape[1], 0), 0), (0, 0)))
+    return value[:, value.shape[1] - slots :]
+
+
+def _overlapping(value: Array, size: int) -> Array:
+    """(B, (n + 1) size, D) as (B, n, 2 size, D): every block after the one before it."""
+    blocks = value.reshape(len(value), -1, size, value.shape[-1])
+    return jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=2)
