@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
+from selssm_jax.layers.bidirectional import Bidirectional
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.mixers import mixer
@@ -50,7 +51,7 @@ class Block(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         self.norm = normalisation(config)
-        self.mixer = mixer(self.kind, config)
+        self.mixer = Bidirectional(*(mixer(self.kind, config) for _ in range(2))) if config.bidirectional else mixer(self.kind, config)
         self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
         self.dropout = nn.Dropout(config.dropout)
         hidden = round(config.mlp_ratio * config.d_model)

@@ -11,7 +11,10 @@ from flax import linen as nn
 
 from selssm_jax.config import Model
 from selssm_jax.layers.attention import Attention
+from selssm_jax.layers.griffin import RGLRU
+from selssm_jax.layers.linear import LRU, S4D, S5
 from selssm_jax.layers.mamba import Mamba, Mamba2
+from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
 from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.layers.tcn import TCN
 
@@ -77,8 +80,48 @@ def _tcn(config: Model) -> TCN:
     return TCN(config.d_model, config.kernel, config.dilations[0], jnp.dtype(config.dtype))
 
 
+def _s4d(config: Model) -> S4D:
+    return S4D(config.d_model, config.d_state, dtype=jnp.dtype(config.dtype))
+
+
+def _s5(config: Model) -> S5:
+    return S5(config.d_model, config.d_state, jnp.dtype(config.dtype))
+
+
+def _lru(config: Model) -> LRU:
+    return LRU(config.d_model, config.d_state, jnp.dtype(config.dtype))
+
+
+def _rg_lru(config: Model) -> RGLRU:
+    return RGLRU(config.d_model, config.d_state, config.heads, config.d_conv, jnp.dtype(config.dtype))
+
+
+def _min_gru(config: Model) -> MinGRU:
+    return MinGRU(config.d_model, config.d_state, jnp.dtype(config.dtype))
+
+
+def _rnn(config: Model) -> RNN:
+    return RNN(config.d_model, config.d_state, jnp.dtype(config.dtype))
+
+
+def _lstm(config: Model) -> LSTM:
+    return LSTM(config.d_model, config.d_state, jnp.dtype(config.dtype))
+
+
+def _gru(config: Model) -> GRU:
+    return GRU(config.d_model, config.d_state, jnp.dtype(config.dtype))
+
+
 MIXERS = {
     "selective": _selective,
+    "s4d": _s4d,
+    "s5": _s5,
+    "lru": _lru,
+    "rg_lru": _rg_lru,
+    "min_gru": _min_gru,
+    "rnn": _rnn,
+    "lstm": _lstm,
+    "gru": _gru,
     "mamba": _mamba,
     "mamba2": _mamba2,
     "attention": _attention,

@@ -1,0 +1,49 @@
+"""Two mixers, one of which reads from the end: for signals that are whole before anything is asked of them."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool
+
+from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.shapes import Activations, Reset
+
+
+class Bidirectional(nn.Module):
+    """y_t = forward(x_1 ... x_t) + backward(x_T ... x_t), two mixers of one kind with parameters of their own (Schuster and Paliwal 1997).
+
+    The state is the forward mixer's. The backward one begins anew at the end of every call, so a call is not what its pieces are: read signals whole.
+    """
+
+    forward: nn.Module
+    backward: nn.Module
+
+    def __call__(
+        self, x: Activations, state: object = None, *, reset: Reset | None = None, valid: Bool[Array, "B T"] | None = None
+    ) -> tuple[Activations, object]:
+        """Returns (y, the forward mixer's state after the last step).
+
+        Args:
+          reset: True begins a document, which neither direction leaves. valid: False at padding to the right, which the backward direction forgets.
+        """
+        y, after = self.forward(x, state, reset=reset)
+        back, _ = self.backward(x[:, ::-1], reset=_reversed_resets(x, reset, valid))
+        return y + back[:, ::-1], after
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns those of the forward mixer, whose state is carried."""
+        return self.forward.bounds(inputs)
+
+    def initial_state(self, batch: int, steps: int | None = None) -> object:
+        """Returns the forward mixer's."""
+        return self.forward.initial_state(batch, steps)
+
+
+def _reversed_resets(x: Array, reset: Array | None, valid: Array | None) -> Array:
+    """Where the backward direction begins anew: at the last step of every document, and at the last valid step."""
+    last = jnp.zeros(x.shape[:2], bool)
+    if reset is not None:
+        last = last.at[:, :-1].set(reset[:, 1:])
+    if valid is not None:
+        last |= valid & ~jnp.pad(valid[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    return jax.lax.rev(last, [1])

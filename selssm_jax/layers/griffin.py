@@ -1,0 +1,96 @@
+"""The recurrent block of Griffin, whose RG-LRU decays by an amount that the input decides."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from selssm_jax.layers.bounds import Bounds, Box, Inputs
+from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.projection import Projection
+from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.shapes import Activations, Reset
+
+SHARPNESS = 8.0  # c of a = exp(-c softplus(Lambda) r)
+MODULI = (0.9, 0.999)  # of a at r = 1, at the start
+LEAST_VARIANCE = 1e-8  # 1 - a^2 is kept above it: the slope of a root has no bound at 0
+
+State = dict[str, Array]
+
+
+class RGLRU(nn.Module):
+    """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = exp(-8 softplus(Lambda) r_t) (De et al. 2024, Griffin, section 2.4).
+
+    r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `heads` blocks on the diagonal. x_t is the block's input, mapped to d_state
+    numbers and convolved over d_conv steps; the output is W_o (h_t * gelu(W_g u_t)). Lambda starts with a_t uniform in area between `MODULI` at r = 1.
+    The first step is weighed as all others are, so that a document in a packed row is what it is alone.
+
+    Attributes:
+      d_state: width of the recurrence. heads: blocks of the gates' maps. d_conv: width of the convolution.
+      dtype: of activations. Gates, the recurrence and its state are float32 whatever it is.
+
+    The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, d_state)}. Sown as intermediates: "gate", 1 - a_t, and "state", h_t,
+    (B, T, d_state). Its components cannot be removed one by one: every x_t is read by the gates of a whole block.
+    """
+
+    d_model: int
+    d_state: int = 128
+    heads: int = 4
+    d_conv: int = 4
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        if min(self.d_model, self.d_state, self.heads, self.d_conv) < 1 or self.d_state % self.heads:
+            raise ValueError(f"d_state={self.d_state} must be a multiple of heads={self.heads}, and all sizes at least 1")
+        width = self.d_state // self.heads
+        blocks = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+        self.inward, self.branch, self.outward = (Projection(size, dtype=self.dtype) for size in (self.d_state, self.d_state, self.d_model))
+        self.conv = ShortConv(self.d_conv, self.d_state)
+        self.W = self.param("W", lambda key, shape: jnp.stack([blocks(k, shape[1:]) for k in jax.random.split(key)]), (2, self.heads, width, width))
+        self.b = self.param("b", nn.initializers.zeros, (2, self.d_state))
+        self.Lambda = self.param("Lambda", _decays, (self.d_state,))
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
+        before, h = (None, None) if state is None else (state["conv"], state["h"])
+        u, before = self.conv(self.inward(x), before, reset=reset)
+        wide = u.astype(jnp.float32)
+        parted = wide.reshape(*u.shape[:2], self.heads, -1)
+        r, i = jax.nn.sigmoid(jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None])
+        log_a = self._rate()[None, None] * r
+        states, h = linear_scan(jnp.exp(log_a), _root(log_a) * i * wide, h, reset=reset)
+        self.sow("intermediates", "gate", -jnp.expm1(log_a))
+        self.sow("intermediates", "state", states)
+        return self.outward(states.astype(self.dtype) * nn.gelu(self.branch(x))), {"conv": before, "h": h}
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the range of the gates 1 - a_t and the largest drive sqrt(1 - a_t^2) i_t x_t / (1 - a_t), for all inputs of a set."""
+        params = self.inward.variables["params"]
+        u = self.conv.after(Box(inputs.reach(params["kernel"]) + jnp.abs(params["bias"])))
+        largest = u.largest(self.d_state)
+        spread = jnp.einsum("hp,ghpq->ghq", largest.reshape(self.heads, -1), jnp.abs(self.W)).reshape(2, -1)
+        low, high = (self._rate() * jax.nn.sigmoid(self.b[0] + sign * spread[0]) for sign in (-1, 1))
+        drive = jax.nn.sigmoid(self.b[1] + spread[1]) * largest * _root(low) / -jnp.expm1(low)
+        return Bounds(jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive)
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns an empty memory; it does not grow with `steps`."""
+        del steps
+        return {"conv": jnp.zeros((batch, self.d_conv - 1, self.d_state), self.dtype), "h": jnp.zeros((batch, self.d_state))}
+
+    def _rate(self) -> Array:
+        """log a_t at r = 1."""
+        return -SHARPNESS * jax.nn.softplus(self.Lambda)
+
+
+def _root(log_a: Array) -> Array:
+    """sqrt(1 - a^2)."""
+    return jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), LEAST_VARIANCE))
+
+
+def _decays(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "N"]:
+    """Lambda with a^2 uniform between the squares of `MODULI` at r = 1."""
+    low, high = (modulus**2 for modulus in MODULI)
+    log_a = jnp.log(jax.random.uniform(key, shape, minval=low, maxval=high)) / 2
+    return jnp.log(jnp.expm1(-log_a / SHARPNESS))

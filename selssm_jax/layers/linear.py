@@ -1,0 +1,286 @@
+"""Time-invariant state space layers: S4D, S5 and the LRU. One pole of each conjugate pair is kept, and twice the real part is read.
+
+Their recurrence is h_t = a h_{t-1} + b(x_t), complex and diagonal; what a step does never depends on what it reads.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Complex, Float, PRNGKeyArray
+
+from selssm_jax.layers.axes import StateAxes
+from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.layers.projection import Projection, project
+from selssm_jax.layers.selective import Dynamics
+from selssm_jax.ops.discretize import bilinear, zero_order_hold
+from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.shapes import Activations, Reset
+
+STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
+RULES = {"zoh": zero_order_hold, "bilinear": bilinear}
+RING = (0.9, 0.999)  # of the moduli of the LRU's poles at the start
+LARGEST_PHASE = math.pi / 10  # of them: what text and long signals want (Orvieto et al. 2023, section 3.4)
+
+State = Complex[Array, "B ..."]
+
+
+def hippo_normal(poles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (eigenvalues, eigenvectors) of the normal part of HiPPO-LegS of order 2 * poles, those of positive imaginary part.
+
+    A_nk = -sqrt((n + 1/2) (k + 1/2)) for n > k, +sqrt(...) for n < k and -1/2 on the diagonal: -1/2 plus a skew-symmetric matrix (Gu et al. 2022, Smith
+    et al. 2023, section 3.2). Eigenvalues have real part -1/2.
+    """
+    half = np.sqrt(np.arange(2 * poles) + 0.5)
+    skew = np.triu(np.outer(half, half), 1) - np.tril(np.outer(half, half), -1)
+    frequencies, vectors = np.linalg.eigh(-1j * skew)
+    order = np.argsort(frequencies)[poles:]
+    return -0.5 + 1j * frequencies[order], vectors[:, order]
+
+
+class S4D(nn.Module):
+    """d_model systems of one input each, N poles a system: h_t = a h_{t-1} + b x_t, y_t = 2 Re(C h_t) + D x_t (Gu, Gupta, Goel and Re 2022).
+
+    (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold (or the bilinear rule) of a step size a channel; the input map is 1. A starts as
+    -1/2 + i pi n (S4D-Lin). The outputs then go, as published, through a GELU and a gated linear map over channels.
+
+    Attributes:
+      d_state: 2 N, the real numbers that N complex poles are. rule: "zoh" or "bilinear".
+
+    The state is h, (B, d_model, N), complex. Its components are the N poles, in all channels at once.
+    """
+
+    d_model: int
+    d_state: int = 64
+    rule: str = "zoh"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        _check(self.d_model, self.d_state)
+        if self.rule not in RULES:
+            raise ValueError(f"rule={self.rule!r} is unknown: use one of {', '.join(RULES)}")
+        shape = (self.d_model, self.d_state // 2)
+        self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), shape)
+        self.frequency = self.param("A_frequency", _harmonics, shape)
+        self.log_dt = self.param("log_dt", _log_uniform(*STEP_SIZES), (self.d_model,))
+        self.C = self.param("C", nn.initializers.normal(math.sqrt(0.5)), (2, *shape))
+        self.D = self.param("D", nn.initializers.normal(1.0), (self.d_model,))
+        self.outward = Projection(2 * self.d_model, dtype=self.dtype)
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+        a, b = self._discrete()
+        drive = b[None, None] * x.astype(jnp.float32)[..., None]
+        h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
+        y = 2 * (jnp.einsum("btdn,dn->btd", h.real, self.C[0]) - jnp.einsum("btdn,dn->btd", h.imag, self.C[1])) + self.D[None, None] * x
+        return nn.glu(self.outward(nn.gelu(y.astype(self.dtype)))), last
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the poles of all channels, gates of 1, and the largest drive of each."""
+        a, b = self._discrete()
+        return _invariant(a.ravel(), (jnp.abs(b) * inputs.largest(self.d_model)[:, None]).ravel())
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the N poles are in the parameters."""
+        return StateAxes(self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="C", readout="C", size=2)
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns h_0 = 0; it does not grow with `steps`."""
+        del steps
+        return jnp.zeros((batch, self.d_model, self.d_state // 2), jnp.complex64)
+
+    def _discrete(self) -> tuple[Array, Array]:
+        A = jax.lax.complex(-jnp.exp(self.log_decay), self.frequency)
+        return RULES[self.rule](A, jnp.broadcast_to(jnp.exp(self.log_dt)[:, None], A.shape))
+
+
+class S5(nn.Module):
+    """One system for all channels, P poles: h_t = a h_{t-1} + b B x_t, y_t = 2 Re(C h_t) + D x_t (Smith, Warrington and Linderman 2023).
+
+    (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold of a step size a pole. A starts as the eigenvalues of HiPPO's normal matrix of order
+    2 P, one of each conjugate pair, B and C as random maps in its eigenvectors. The outputs then go, as published, through y * sigmoid(W y) of y = gelu(y).
+
+    Attributes:
+      d_state: 2 P, the real numbers that P complex poles are.
+
+    The state is h, (B, P), complex. Sown as intermediates: "state", (B, T, P).
+    """
+
+    d_model: int
+    d_state: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        _check(self.d_model, self.d_state)
+        poles = self.d_state // 2
+        start, vectors = hippo_normal(poles)
+        self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), (poles,))
+        self.frequency = self.param("A_frequency", lambda _, shape: jnp.asarray(start.imag, jnp.float32).reshape(shape), (poles,))
+        self.log_dt = self.param("log_dt", _log_uniform(*STEP_SIZES), (poles,))
+        self.B = self.param("B", _in_basis(vectors.conj().T), (self.d_model, 2 * poles))
+        self.C = self.param("C", _out_of_basis(vectors), (2 * poles, self.d_model))
+        self.D = self.param("D", nn.initializers.normal(1.0), (self.d_model,))
+        self.gate = Projection(self.d_model, use_bias=False, dtype=self.dtype)
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+        a, b = self._discrete()
+        drive = b[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
+        h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
+        self.sow("intermediates", "state", h)
+        y = nn.gelu(_read(h, self.C, self.dtype) + self.D.astype(self.dtype)[None, None] * x)
+        return y * nn.sigmoid(self.gate(y)), last
+
+    def dynamics(self, x: Activations) -> Dynamics:
+        """Returns A_t and B_t of every step, which are the same at all of them."""
+        a, b = self._discrete()
+        return _constant_dynamics(a, b[:, None] * _complex(self.B.T, axis=0), x)
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the poles, gates of 1, and the largest drive of each."""
+        a, b = self._discrete()
+        return _invariant(a, jnp.abs(b) * _reach(inputs, self.B))
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the P poles are in the parameters."""
+        own = {"A_log_decay": (0,), "A_frequency": (0,), "log_dt": (0,)}
+        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns h_0 = 0; it does not grow with `steps`."""
+        del steps
+        return jnp.zeros((batch, self.d_state // 2), jnp.complex64)
+
+    def _discrete(self) -> tuple[Array, Array]:
+        return zero_order_hold(jax.lax.complex(-jnp.exp(self.log_decay), self.frequency), jnp.exp(self.log_dt))
+
+
+class LRU(nn.Module):
+    """h_t = lambda h_{t-1} + gamma B x_t, y_t = Re(C h_t) + D x_t, lambda = exp(-exp(nu) + i exp(theta)) (Orvieto et al. 2023, section 3).
+
+    Moduli of lambda start uniform in area on the ring `RING`, phases uniform up to `LARGEST_PHASE`; gamma starts as sqrt(1 - |lambda|^2), so that a white
+    input makes states of its own size. Blocks give the nonlinearity: their MLP.
+
+    Attributes:
+      d_state: 2 P, the real numbers that P complex poles are.
+
+    The state is h, (B, P), complex. Sown as intermediates: "state", (B, T, P).
+    """
+
+    d_model: int
+    d_state: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        _check(self.d_model, self.d_state)
+        poles = self.d_state // 2
+        self.nu = self.param("nu", _log_decays, (poles,))
+        self.theta = self.param("theta", lambda key, shape: jnp.log(LARGEST_PHASE * jax.random.uniform(key, shape, minval=1e-3)), (poles,))
+        decay = self.nu
+        self.gamma_log = self.param("gamma_log", lambda _, shape: (jnp.log(-jnp.expm1(-2 * jnp.exp(decay))) / 2).reshape(shape), (poles,))
+        self.B = self.param("B", nn.initializers.normal(1 / math.sqrt(2 * self.d_model)), (self.d_model, 2 * poles))
+        self.C = self.param("C", nn.initializers.normal(1 / math.sqrt(poles)), (2 * poles, self.d_model))
+        self.D = self.param("D", nn.initializers.normal(1.0), (self.d_model,))
+
+    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+        drive = jnp.exp(self.gamma_log)[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
+        h, last = linear_scan(jnp.broadcast_to(self._poles(), drive.shape), drive, _start(state, drive), reset=reset)
+        self.sow("intermediates", "state", h)
+        return _read(h, self.C / 2, self.dtype) + self.D.astype(self.dtype)[None, None] * x, last
+
+    def dynamics(self, x: Activations) -> Dynamics:
+        """Returns A_t and B_t of every step, which are the same at all of them."""
+        return _constant_dynamics(self._poles(), jnp.exp(self.gamma_log)[:, None] * _complex(self.B.T, axis=0), x)
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the poles, gates of 1, and the largest drive of each."""
+        return _invariant(self._poles(), jnp.exp(self.gamma_log) * _reach(inputs, self.B))
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the P poles are in the parameters."""
+        own = {"nu": (0,), "theta": (0,), "gamma_log": (0,)}
+        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns h_0 = 0; it does not grow with `steps`."""
+        del steps
+        return jnp.zeros((batch, self.d_state // 2), jnp.complex64)
+
+    def _poles(self) -> Array:
+        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
+
+
+def _check(d_model: int, d_state: int) -> None:
+    if d_model < 1 or d_state < 2 or d_state % 2:
+        raise ValueError(f"d_model={d_model} must be at least 1, and d_state={d_state} even: its numbers are the two of each complex pole")
+
+
+def _start(state: State | None, drive: Array) -> State:
+    return jnp.zeros((drive.shape[0], *drive.shape[2:]), drive.dtype) if state is None else state
+
+
+def _complex(parts: Array, axis: int = -1) -> Array:
+    return jax.lax.complex(*jnp.split(parts, 2, axis=axis))
+
+
+def _read(h: Array, C: Array, dtype: DTypeLike) -> Array:
+    """2 Re(C h) with C = C_re + i C_im given as (C_re; C_im)."""
+    real, imaginary = jnp.split(C, 2)
+    return project(jnp.concatenate([h.real, h.imag], axis=-1).astype(dtype), 2 * jnp.concatenate([real, -imaginary]))
+
+
+def _invariant(a: Array, drive: Array) -> Bounds:
+    ones = jnp.ones(a.shape)
+    return Bounds(a, ones, ones, drive_bound=drive)
+
+
+def _reach(inputs: Inputs, B: Array) -> Array:
+    """The largest modulus of B x."""
+    return jnp.hypot(*jnp.split(inputs.reach(B), 2))
+
+
+def _constant_dynamics(a: Array, B: Array, x: Array) -> Dynamics:
+    leading = x.shape[:2]
+    return Dynamics(jnp.broadcast_to(a, (*leading, *a.shape)), jnp.broadcast_to(B, (*leading, *B.shape)))
+
+
+def _harmonics(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "D N"]:
+    del key
+    return jnp.broadcast_to(jnp.pi * jnp.arange(shape[-1], dtype=jnp.float32), shape)
+
+
+def _log_uniform(low: float, high: float) -> Any:
+    return lambda key, shape: jax.random.uniform(key, shape, minval=math.log(low), maxval=math.log(high))
+
+
+def _log_decays(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "P"]:
+    """nu with |lambda|^2 = exp(-2 exp(nu)) uniform between the squares of `RING`."""
+    low, high = (radius**2 for radius in RING)
+    return jnp.log(-0.5 * jnp.log(jax.random.uniform(key, shape, minval=low, maxval=high)))
+
+
+def _in_basis(rotation: np.ndarray) -> Any:
+    """Initialises B, (D, 2 P), as V* B' of a random real B' with entries of variance 1 / D."""
+
+    def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Array:
+        real = jax.random.normal(key, (rotation.shape[1], shape[0])) / math.sqrt(shape[0])
+        B = jnp.asarray(rotation, jnp.complex64) @ real
+        return jnp.concatenate([B.real, B.imag]).T
+
+    return init
+
+
+def _out_of_basis(vectors: np.ndarray) -> Any:
+    """Initialises C, (2 P, D), as C' V of a random real C' with entries of variance 1 / 2 P."""
+
+    def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Array:
+        real = jax.random.normal(key, (shape[1], len(vectors))) / math.sqrt(len(vectors))
+        C = real @ jnp.asarray(vectors, jnp.complex64)
+        return jnp.concatenate([C.real.T, C.imag.T])
+
+    return init
