@@ -71,7 +71,7 @@ def experiment(kind: str, seed: int, steps: int, data: str) -> Experiment:
     """The recipe with three blocks of the mixer."""
     base = shakespeare.get_config()
     base.data.update(train_on="train", local_dir=data, seed=seed)
-    base.model.update(pattern=(kind,) * 3, conv=0, **SIZES[kind])
+    base.model.update({"pattern": (kind,) * 3, "conv": 0} | SIZES[kind])
     base.training.update(steps=steps, seed=seed, eval_every=steps, checkpoint_every=steps, devices=1, select="last")
     base.optimizer.warmup_steps = min(base.optimizer.warmup_steps, steps // 2)
     whole = Experiment.from_config_dict(base)
