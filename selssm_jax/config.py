@@ -96,7 +96,7 @@ class Data:
     eval_batch_size: int = 0  # 0: batch_size
     length: int = 256  # steps of one example: context, lookback; signals: the longest kept (0: all)
     horizon: int = 96  # forecasting: values to predict
-    level: Literal["character", "word"] = "character"  # text: what a token is
+    level: Literal["character", "word", "byte", "subword"] = "character"  # text: what a token is; "subword": of imported models alone
     augment: bool = False  # signals: random shift, gain and noise in training
     vocab: int = 16  # synthetic: symbols
     tokens: int = 16  # synthetic: symbols to remember

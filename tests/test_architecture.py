@@ -178,7 +178,7 @@ def third_parties(paths: list[pathlib.Path]) -> set[str]:
 def test_dependencies_are_what_is_imported():
     declared = {distribution(text) for text in PROJECT["dependencies"]}
     modules = {MODULES.get(item, item) for item in declared}
-    extras = {MODULES.get(distribution(text), distribution(text)) for item in ("tf",) for text in PROJECT["optional-dependencies"][item]}
+    extras = {MODULES.get(distribution(text), distribution(text)) for item in ("tf", "subword") for text in PROJECT["optional-dependencies"][item]}
     used = third_parties(PACKAGE + COMMANDS + sorted((ROOT / "configs").glob("*.py")))
     assert used - modules - extras == set(), "imported, but not declared in pyproject.toml"
     assert modules - used - set(INDIRECT) == set(), "declared in pyproject.toml, but never imported"
@@ -192,7 +192,7 @@ def test_dependencies_of_tests_are_what_they_import():
 
 
 def test_every_dependency_has_a_lower_bound():
-    bare = [text for group in ("test", "bench", "tf") for text in PROJECT["optional-dependencies"][group] if ">=" not in text]
+    bare = [text for group in ("test", "bench", "tf", "subword") for text in PROJECT["optional-dependencies"][group] if ">=" not in text]
     assert [text for text in PROJECT["dependencies"] if ">=" not in text] + bare == []
 
 

@@ -16,7 +16,7 @@ UNIGRAM_COUNT = 0.01  # added to the count of every token
 BIGRAM_COUNT = 5.0  # weight of the unigram distribution in that of the next token, in counts
 
 
-def dataset(config: Data, text: str | Mapping[str, str], known: tuple[str, ...] | None, info: Mapping[str, object]) -> Dataset:
+def dataset(config: Data, text: str | Mapping[str, str], known: tuple[str, ...] | None, info: Mapping[str, object], tokenizer: str = "") -> Dataset:
     """Returns the language task of a text.
 
     Args:
@@ -24,12 +24,13 @@ def dataset(config: Data, text: str | Mapping[str, str], known: tuple[str, ...] 
       text: one text, cut in reading order at 85 % and 90 % of its tokens, or the three splits.
       known: the vocabulary of a training run, else it is read off the text.
       info: goes into the metadata; names the text in errors.
+      tokenizer: of subwords; see `vocabulary.tokenise`.
 
     Raises:
       InputError: for a text shorter than a window, or with tokens that the vocabulary lacks.
     """
     name = str(info.get("file") or info["source"])
-    streams, names = _encoded(config.level, text, known, name)
+    streams, names = _encoded(config.level, text, known, name, tokenizer)
     _check(name, streams, config.length)
     train = streams["train"] if config.train_on == "train" else np.concatenate([streams["train"], streams["validation"]])
     source = _Streams(config.length, len(names), train, streams)
@@ -37,11 +38,12 @@ def dataset(config: Data, text: str | Mapping[str, str], known: tuple[str, ...] 
         task=Task("language", vocab=len(names), length=config.length),
         draw=source.draw,
         cover=source.cover,
-        info={**info, **{f"{split}_tokens": len(stream) for split, stream in streams.items()}, "level": config.level, "train_on": config.train_on},
+        info={**info, **{f"{split}_tokens": len(stream) for split, stream in streams.items()}, "train_on": config.train_on},
         baselines=source.baselines,
         carries=True,
         vocabulary=names,
-        separator=" " if config.level == "word" else "",
+        level=config.level,
+        tokenizer=tokenizer,
     )
 
 
@@ -91,12 +93,14 @@ def cut(sequence: Any) -> dict[str, Any]:
     return {split: sequence[first:last] for split, first, last in zip(SPLITS, marks[:-1], marks[1:], strict=True)}
 
 
-def _encoded(level: str, text: str | Mapping[str, str], known: tuple[str, ...] | None, name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _encoded(
+    level: str, text: str | Mapping[str, str], known: tuple[str, ...] | None, name: str, tokenizer: str
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     if isinstance(text, str):
-        whole = vocabulary.tokenise(text, level)
+        whole = vocabulary.tokenise(text, level, tokenizer)
         names = known or vocabulary.build(cut(whole), level)
         return cut(vocabulary.encode(whole, names, name)), names
-    parts = {split: vocabulary.tokenise(part, level) for split, part in text.items()}
+    parts = {split: vocabulary.tokenise(part, level, tokenizer) for split, part in text.items()}
     names = known or vocabulary.build(parts, level)
     return {split: vocabulary.encode(part, names, f"the {split} split of {name}") for split, part in parts.items()}, names
 

@@ -51,8 +51,8 @@ class Dataset:
       carries: whether row b of a covering batch goes on where row b of the one before ended.
       info: a JSON value saved with the run: vocabulary, scaling, sizes, origin.
       baselines: split -> {name: metrics} of rivals that need no training, or of the known optimum.
-      vocabulary: the token names of a language task.
-      separator: what stands between tokens in a text: nothing between characters, a space between words.
+      vocabulary: the token names of a language task. level: what a token of a text is (`vocabulary.tokenise`).
+      tokenizer: what makes subwords, the content of a tokenizer.json; empty for other levels.
     """
 
     task: Task
@@ -62,7 +62,8 @@ class Dataset:
     baselines: Callable[[str], dict[str, dict[str, float]]]
     carries: bool = False
     vocabulary: tuple[str, ...] = ()
-    separator: str = ""
+    level: str = "character"
+    tokenizer: str = ""
 
     def train(self, batch_size: int, *, seed: int) -> Batches:
         """Returns the endless training batches of a seed; each of several processes draws its own rows of them.
@@ -89,20 +90,21 @@ class Dataset:
 
     def metadata(self) -> dict[str, Any]:
         """Returns what a run must remember of its data, as JSON."""
-        return {"task": dataclasses.asdict(self.task), "vocabulary": list(self.vocabulary), "separator": self.separator, **self.info}
+        names = {"vocabulary": list(self.vocabulary), "separator": self.separator, "level": self.level}
+        return {"task": dataclasses.asdict(self.task), **names, **({"tokenizer": self.tokenizer} if self.tokenizer else {}), **self.info}
 
     def decode(self, tokens: np.ndarray) -> str:
         """Returns the text of a sequence of tokens."""
-        return vocabularies.decode(tokens, self.vocabulary, self.level)
+        return vocabularies.decode(tokens, self.vocabulary, self.level, self.tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the tokens of a text; the inverse of `decode`. Raises InputError for what the vocabulary lacks."""
-        return vocabularies.encode(vocabularies.tokenise(text, self.level), self.vocabulary, "the text")
+        return vocabularies.encode(vocabularies.tokenise(text, self.level, self.tokenizer), self.vocabulary, "the text")
 
     @property
-    def level(self) -> str:
-        """What a token of a text is: a "word" or a "character"."""
-        return "word" if self.separator else "character"
+    def separator(self) -> str:
+        """What stands between tokens in a text: a space between words, else nothing."""
+        return " " if self.level == "word" else ""
 
 
 def shuffled_rows(seed: int, numbers: np.ndarray, count: int) -> np.ndarray:

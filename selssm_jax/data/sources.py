@@ -146,7 +146,7 @@ def _texts(config: Data, records: Mapping[str, list[dict[str, Any]]], hashes: di
 
 
 def _text(config: Data, known: Known, text: str | Mapping[str, str], info: Mapping[str, object]) -> Dataset:
-    return language.dataset(config, text, tuple(known.get("vocabulary") or ()) or None, info)
+    return language.dataset(config, text, tuple(known.get("vocabulary") or ()) or None, info, known.get("tokenizer", ""))
 
 
 def _read(path: str) -> bytes:

@@ -39,7 +39,7 @@ def dataset(config: Data) -> Dataset:
     info: dict[str, Any] = {"source": config.source, "optimum": rivals["optimal"], "answer_nats": answer_nats}
     info |= {} if process is None else {"process": dict(process)}
     vocabulary = tuple(str(index) for index in range(task.vocab))
-    return Dataset(task, source.draw, source.cover, info, lambda split: dict(rivals), vocabulary=vocabulary, separator=" " if task.vocab else "")
+    return Dataset(task, source.draw, source.cover, info, lambda split: dict(rivals), vocabulary=vocabulary, level="word" if task.vocab else "character")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,17 @@
-"""Texts as tokens, and back: characters, or words with <eos> for the end of a line."""
+"""Texts as tokens, and back: characters, bytes of UTF-8, words with <eos> for the end of a line, or what a model's own tokenizer makes of them."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from selssm_jax.errors import InputError
 
 LINE_END, UNKNOWN = "<eos>", "<unk>"
+BYTES = tuple(map(chr, range(256)))  # their names: byte b is called by the character U+00b
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +28,31 @@ class Tokens:
         return Tokens(self.kinds, self.codes[part])
 
 
-def tokenise(text: str, level: str) -> Tokens:
-    """Returns the tokens of a text: its characters, or the words between white space with <eos> for every line's end."""
+def tokenise(text: str, level: str, tokenizer: str = "") -> Tokens:
+    """Returns the tokens of a text.
+
+    Args:
+      level: "character"; "byte", those of its UTF-8; "word", between white space, with <eos> for every line's end; "subword".
+      tokenizer: the content of the tokenizer.json that makes subwords.
+
+    Raises:
+      InputError: for subwords without a tokenizer, or without the package `tokenizers`, which reads it.
+    """
+    if level == "subword":
+        return _subwords(text, tokenizer)
+    if level == "byte":
+        return _characters(text.encode().decode("latin-1"))
     return _words(text) if level == "word" else _characters(text)
 
 
 def build(splits: Mapping[str, Tokens], level: str) -> tuple[str, ...]:
     """Returns the sorted vocabulary of a text.
 
-    Characters: all there are, in whatever split. Words: those of the training split; where none of them is <unk>, words that
+    Characters: all there are, in whatever split. Bytes: all 256. Words: those of the training split; where none of them is <unk>, words that
     occur once in it are left out and become <unk>, so that unseen words have a token that was trained.
     """
+    if level == "byte":
+        return BYTES
     if level == "character":
         return tuple(sorted(set().union(*(_present(tokens, 1) for tokens in splits.values()))))
     known = _present(splits["train"], 1)
@@ -62,9 +79,14 @@ def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray
     return encoded
 
 
-def decode(tokens: np.ndarray, vocabulary: tuple[str, ...], level: str) -> str:
-    """Returns the text of a sequence of tokens."""
-    kinds = [vocabulary[token] for token in np.asarray(tokens).ravel()]
+def decode(tokens: np.ndarray, vocabulary: tuple[str, ...], level: str, tokenizer: str = "") -> str:
+    """Returns the text of a sequence of tokens; bytes that are no UTF-8 become U+FFFD. Raises as `tokenise` does."""
+    numbers = np.asarray(tokens).ravel()
+    if level == "subword":
+        return _reader(tokenizer).decode(numbers.tolist(), skip_special_tokens=False)
+    if level == "byte":
+        return bytes(number for number in numbers.tolist() if number < len(BYTES)).decode(errors="replace")
+    kinds = [vocabulary[token] for token in numbers]
     return re.sub(rf" ?{LINE_END} ?", "\n", " ".join(kinds)) if level == "word" else "".join(kinds)
 
 
@@ -74,6 +96,23 @@ def _characters(text: str) -> Tokens:
     table = np.zeros(int(present[-1]) + 1 if present.size else 0, np.int32)
     table[present] = np.arange(len(present))
     return Tokens(tuple(map(chr, present)), table[points])
+
+
+def _subwords(text: str, tokenizer: str) -> Tokens:
+    found = _reader(tokenizer).encode(text, add_special_tokens=False)
+    _, first, codes = np.unique(np.array(found.ids, np.int64), return_index=True, return_inverse=True)
+    return Tokens(tuple(found.tokens[place] for place in first), codes.astype(np.int32))
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(tokenizer: str) -> Any:
+    if not tokenizer:
+        raise InputError("data.level='subword' needs the tokenizer of an imported model: use 'character', 'word' or 'byte' for a model of your own")
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError("the model reads subwords, which the package tokenizers makes: install it, pip install 'selssm_jax[subword]'") from error
+    return tokenizers.Tokenizer.from_str(tokenizer)
 
 
 def _words(text: str) -> Tokens:

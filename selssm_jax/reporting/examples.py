@@ -87,7 +87,7 @@ def _text(source: Source) -> list[Block]:
     words = (
         f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, one step at a time, at temperature {TEMPERATURE}."
     )
-    prompt_text, drawn_text = (Verbatim("".join(_names(source, part))) for part in (prompt, drawn))
+    prompt_text, drawn_text = (Verbatim(source.dataset.decode(part)) for part in (prompt, drawn))
     return [*blocks, Paragraph(f"{words} The prompt:"), prompt_text, Paragraph("Written by the model:"), drawn_text]
 
 
@@ -142,6 +142,8 @@ def _join(seen: list[Sequence]) -> Sequence:
 
 def _names(source: Source, tokens: np.ndarray) -> list[str]:
     """The tokens as a person reads them, one string each; words with the space behind them, lines ended."""
+    if source.dataset.level in ("byte", "subword"):
+        return [source.dataset.decode(token) for token in np.asarray(tokens)[:, None]]
     space = source.dataset.separator
     names = [source.dataset.vocabulary[token] for token in tokens]
     return ["\n" if name == LINE_END else name + space for name in names]

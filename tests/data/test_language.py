@@ -219,3 +219,28 @@ def test_python_reference_is_embedded():
     text = dataset.decode(stream(dataset, "test"))
     assert len(text) > 20_000 and "Python" in text
     assert dataset.baselines("test")["bigram entropy"]["nats"] < dataset.baselines("test")["unigram entropy"]["nats"] < math.log(dataset.task.vocab)
+
+
+def test_bytes_are_those_of_utf8(load):
+    text = "naïve – 🌱\n" * 30
+    dataset = load(text, level="byte")
+    assert dataset.task.vocab == 256 and dataset.metadata()["level"] == "byte"
+    tokens = dataset.encode(text)
+    np.testing.assert_array_equal(tokens, np.frombuffer(text.encode(), np.uint8))
+    assert dataset.decode(tokens) == text and dataset.decode(tokens[:3]) == "na\ufffd"
+
+
+def test_subwords_come_from_an_imported_tokenizer_alone(load):
+    with pytest.raises(InputError, match=r"data.level='subword' needs the tokenizer of an imported model"):
+        load("ab ab\n" * 90, level="subword")
+
+
+def test_subwords_are_those_of_the_tokenizer(load):
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["a", "b", "ab", "\u0120", "\u0120ab", "\u010a"]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[("a", "b"), ("\u0120", "ab")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    dataset = load("ab ab ba\n" * 40, {"vocabulary": names, "tokenizer": tokenizer.to_str()}, level="subword")
+    assert dataset.encode("ab ab ba\n").tolist() == [2, 4, 3, 1, 0, 5]
+    assert dataset.decode(dataset.encode("ab ab ba\n")) == "ab ab ba\n"
+    assert dataset.metadata()["tokenizer"] == tokenizer.to_str() and dataset.task.vocab == 6

@@ -1,0 +1,1 @@
+"""Models of other projects as models of this one, and back."""
