@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
 MOST = 8  # bits of a component
-POOLED = 50_000  # samples that levels are fitted to
+POOLED = 50_000  # samples that levels of a channel are fitted to; fewer, down to FEWEST, where all of them together would be more than LARGEST
+FEWEST, LARGEST = 512, 2**25
 LLOYD, SETTLED = 200, 1e-6  # most iterations of Lloyd and Max, and the share by which the last one lowers the error
 
 Samples = Float[Array | np.ndarray, "M N"]
@@ -71,11 +72,14 @@ class Quantizer:
 
     def unpack(self, packed: UInt8[Array, "... b"]) -> Int[Array, "... N"]:
         """Returns the codes that were packed."""
-        component, shift = self._places()
-        bits = jnp.unpackbits(packed, axis=-1, count=len(shift)).astype(jnp.int32)
-        place = np.zeros((len(shift), len(self.bits)), np.int32)
-        place[np.arange(len(shift)), component] = 1 << shift
-        return bits @ place
+        count = np.asarray(self.bits)
+        bits = jnp.unpackbits(packed, axis=-1, count=int(count.sum())).astype(jnp.int32)
+        bits = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, 1)])  # there is a bit to read where a component has none
+        place = np.arange(count.max(initial=0))[:, None]
+        at = np.where(place < count, np.cumsum(count) - count + place, bits.shape[-1] - 1)
+        worth = np.where(place < count, 1 << np.maximum(count - 1 - place, 0), 0)
+        values = (bits[..., row] * one.reshape((1,) * (bits.ndim - 1) + one.shape) for row, one in zip(at, worth, strict=True))
+        return sum(values, jnp.zeros((*bits.shape[:-1], len(count)), jnp.int32))
 
     def _by_bits(self, function: Callable[..., Array], *values: Array) -> Array:
         """Applies a function of (levels (1, ..., n, L), values (..., n)) to the components of each number of bits by themselves: 1 bit needs 2 levels."""
@@ -163,7 +167,7 @@ def fit(samples: Samples, bits: tuple[int, ...], *, channels: Bits | None = None
     Raises:
       ValueError: for samples that are not finite (M, N), or bits that are not from 0 to 8, one a component.
     """
-    values = np.asarray(samples, np.float64)
+    values = np.asarray(samples)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"samples have shape {values.shape}, expected finite numbers (M, N), at least one sample")
     if len(bits) != values.shape[1] or not all(0 <= count <= MOST for count in bits):
@@ -171,10 +175,14 @@ def fit(samples: Samples, bits: tuple[int, ...], *, channels: Bits | None = None
     channels = np.arange(len(bits)) if channels is None else np.asarray(channels)
     if channels.shape != (len(bits),):
         raise ValueError(f"channels of shape {channels.shape} for {len(bits)} components: give each a number")
+    order = np.argsort(channels, kind="stable")
+    starts = np.flatnonzero(np.diff(channels[order], prepend=channels[order[0]] - 1))
+    members = {int(channels[part[0]]): part for part in np.split(order, starts[1:])}
+    pooled = max(FEWEST, min(POOLED, LARGEST // len(members)))
     found: dict[tuple[int, int], np.ndarray] = {}
     for channel, count in sorted(set(zip(channels.tolist(), bits, strict=True))):
-        pooled = values[:, channels == channel].ravel()
-        found[channel, count] = _lloyd(pooled[:: -(-len(pooled) // POOLED)], 2**count)
+        samples = values[:, members[channel]].ravel()
+        found[channel, count] = _lloyd(samples[:: -(-len(samples) // pooled)], 2**count)
     most = 2 ** max(bits)
     levels = [_padded(found[one], most) for one in zip(channels.tolist(), bits, strict=True)]
     return Quantizer(jnp.asarray(np.stack(levels), jnp.float32), tuple(bits))
@@ -186,7 +194,7 @@ def _padded(levels: np.ndarray, most: int) -> np.ndarray:
 
 def _lloyd(samples: Float[np.ndarray, "M"], count: int) -> Float[np.ndarray, "L"]:
     """Levels from the quantiles on; sums over sorted samples make an iteration as cheap as its thresholds."""
-    ordered = np.sort(samples)
+    ordered = np.sort(samples).astype(np.float64)
     sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (ordered, ordered**2))
     levels, error = np.quantile(ordered, (np.arange(count) + 0.5) / count), np.finfo(np.float64).max
     for _ in range(LLOYD):

@@ -21,6 +21,7 @@ from selssm_jax.model import SequenceModel
 State = Any
 PyTree = Any
 LEVELS = "levels"  # the name of a quantiser's levels among a packed model's parameters
+LARGEST = 2**25  # numbers of all samples of calibration: 128 MB
 Update = Callable[[Float[Array, "R M"], Any], tuple[Float[Array, "R M"], Any]]
 
 
@@ -180,6 +181,8 @@ def calibration(
 ) -> Float[np.ndarray, "S M"]:
     """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about `most` of them, evenly spaced.
 
+    Of very wide states fewer are taken, so that all samples together are no more than `LARGEST` numbers.
+
     Args:
       batches: as a dataset draws them, of training or validation, never of test.
     """
@@ -189,8 +192,9 @@ def calibration(
         return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid).given
 
     found = [_live(np.asarray(carried(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
-    samples = np.concatenate(found)
-    return samples[:: -(-len(samples) // most)]
+    most = max(1, min(most, LARGEST // found[0].shape[1]))
+    every = -(-sum(map(len, found)) // most)
+    return np.concatenate([part[::every] for part in found])
 
 
 def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> np.ndarray:
