@@ -78,7 +78,8 @@ class Attention(nn.Module):
         q, k, v = jnp.split(project(x.astype(self.dtype), self.inward), 3, axis=-1)
         slots = self.window if state is None else state["keys"].shape[1]
         past = self.initial_state(x.shape[0], 0) if state is None else state
-        cache = _Cache(*(jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v))), _begin(past, x.shape[1], reset))
+        keys, values = (jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v)))
+        cache = _Cache(keys, values, _begin(past, x.shape[1], reset))
         return project(self._read(q, cache).reshape(x.shape), self.outward), cache.last(slots)
 
     def bounds(self, inputs: Inputs) -> Bounds:

@@ -147,7 +147,7 @@ def _carried(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int]
     inputs = jnp.asarray(batch["inputs"])
     state = model.apply({"params": params}, len(inputs), method="initial_state")
     state = model.apply({"params": params}, inputs, state, method="begin")
-    kept: list[State] = []
+    kept: list[tuple[State, ...]] = []
     for start, stop in itertools.pairwise([0, *((moment + 1) * stride for moment in moments)]):
         reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]
         _, state = model.apply({"params": params}, inputs[:, start:stop], state, reset=reset, valid=batch["valid"][:, start:stop])
