@@ -5,6 +5,7 @@
   python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
   python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
   python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
+  python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
   python eval.py --workdir runs/etth1 --local_dir ~/data           the run's own data, from a folder of yours
 
 The report is RUN/report/index.html, one page with its figures inside, with report.md, the figures and results.json beside
@@ -28,13 +29,23 @@ COMPRESS = flags.DEFINE_bool(
 )
 OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of the run's measure or compress configuration, for example compress.factor=32; may be repeated")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
+GENERATE = flags.DEFINE_string("generate", None, "write on from this text, as the run's model of language does, instead of a report")
+TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax that tokens are drawn from; 0: always the most probable token")
+TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the most probable tokens; 0: from all")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest of the most probable tokens that have this probability together; 1: from all")
+SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
 
 
 def main(_: list[str]) -> None:
-    """Writes the report and prints the scores and where it is."""
+    """Writes the report and prints the scores and where it is, or the text that the run writes."""
     with errors.reported():
-        from selssm_jax.reporting import compression, report
+        from selssm_jax.reporting import compression, continuation, report
 
+        if GENERATE.value is not None:
+            how: dict = {"tokens": TOKENS.value, "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "seed": SEED.value}
+            print(continuation.write(WORKDIR.value, GENERATE.value, **how, local_dir=LOCAL_DIR.value))
+            return
         if COMPRESS.value:
             print(compression.summary(compression.write(WORKDIR.value, split=SPLIT.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)))
             return

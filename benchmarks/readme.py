@@ -47,7 +47,7 @@ def text(records: dict[str, dict[str, Any]]) -> str:
     claims = [claim(records[name]) for name in CLAIMS]
     tables = [errors(records["information"]), newton(records["newton_scan"]), fastest(records)]
     smaller = [compressed(records["compress"]), pruned(records["pruning"])]
-    return "\n".join([HEAD, *claims, *tables, recipes(records), *smaller, remembered(records)])
+    return "\n".join([HEAD, *claims, *tables, learned(records["mixers"]), recipes(records), *smaller, remembered(records)])
 
 
 def claim(record: dict[str, Any]) -> str:
@@ -83,6 +83,18 @@ def errors(record: dict[str, Any]) -> str:
             lines = [(row["task"], f"{row['true']:.3f}", *(f"{row[name]:+.3f}" for name in names)) for row in rows]
             parts.append(table(head, [*lines, ("mean absolute", "", *(f"{fmean(abs(row[name]) for row in rows):.3f}" for name in names))]))
     return "\n".join(parts)
+
+
+def learned(record: dict[str, Any]) -> str:
+    """What every mixer learns of the same text in the same time."""
+    runs = sorted(((kind, run) for kind, runs in record["mixers"].items() for run in runs), key=lambda one: one[1]["nats"])
+    rows = [
+        (kind, f"{run['nats']:.3f}", f"{run['steps']:,}", f"{run['cpu_seconds']:.0f}", f"{run['parameters']:,}", f"{run['state_bytes']:,}", str(run["seed"]))
+        for kind, run in runs
+    ]
+    columns = ("mixer", "test nats a character", "steps", "CPU seconds", "parameters", "bytes carried", "seed")
+    words = f"Three layers each, {record['budget_cpu_seconds']:.0f} CPU seconds of training; a mixer of cheap steps takes more of them."
+    return f"## What every mixer learns\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
 
 def compressed(record: dict[str, Any]) -> str:

@@ -27,7 +27,23 @@ TEXTS = [
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Each may import from itself and from those before it only.
-ORDER = ["errors", "shapes", "config", "ops", "layers", "model", "data", "information", "training", "stability", "compression", "interop", "reporting", "cli"]
+ORDER = [
+    "errors",
+    "shapes",
+    "config",
+    "ops",
+    "layers",
+    "model",
+    "generation",
+    "data",
+    "information",
+    "training",
+    "stability",
+    "compression",
+    "interop",
+    "reporting",
+    "cli",
+]
 DATA_MAY_IMPORT = {"errors", "shapes", "config", "data"}
 # Names of distributions that are not the name of their module.
 MODULES = {"absl-py": "absl", "orbax-checkpoint": "orbax", "tensorflow-datasets": "tensorflow_datasets"}

@@ -65,6 +65,7 @@ class PackedModel:
     def apply(self, variables: Mapping[str, Any], inputs: Any = None, state: State | None = None, *, method: str | None = None, **options: Any) -> Any:
         """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is the model's own.
 
+        "initial_state" has room for any number of steps, whatever it is told of them: there are levels for all slots of a cache.
         Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried.
         """
         if method == "initial_state":

@@ -21,6 +21,7 @@ from selssm_jax.ops.discretize import bilinear, zero_order_hold
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.shapes import Activations, Reset
 
+CHUNK = 64  # steps of S4D that are one convolution
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
 RULES = {"zoh": zero_order_hold, "bilinear": bilinear}
 RING = (0.9, 0.999)  # of the moduli of the LRU's poles at the start
@@ -51,6 +52,8 @@ class S4D(nn.Module):
     Attributes:
       d_state: 2 N, the real numbers that N complex poles are. rule: "zoh" or "bilinear".
 
+    A sequence without resets is read as convolutions of some steps each, one step or a packed row by the recurrence itself: the same numbers.
+
     The state is h, (B, d_model, N), complex. Its components are the N poles, in all channels at once.
     """
 
@@ -73,10 +76,10 @@ class S4D(nn.Module):
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
-        a, b = self._discrete()
-        drive = b[None, None] * x.astype(jnp.float32)[..., None]
-        h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
-        y = 2 * (jnp.einsum("btdn,dn->btd", h.real, self.C[0]) - jnp.einsum("btdn,dn->btd", h.imag, self.C[1])) + self.D[None, None] * x
+        start = self.initial_state(len(x)) if state is None else state
+        run = self._by_chunks if reset is None and x.shape[1] > 1 else self._by_steps
+        y, last = run(x.astype(jnp.float32), start, reset)
+        y += self.D[None, None] * x
         return nn.glu(self.outward(nn.gelu(y.astype(self.dtype)))), last
 
     def bounds(self, inputs: Inputs) -> Bounds:
@@ -92,6 +95,43 @@ class S4D(nn.Module):
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_model, self.d_state // 2), jnp.complex64)
+
+    def _by_steps(self, x: Array, start: Array, reset: Array | None) -> tuple[Array, Array]:
+        """(2 Re(C h), last state), by the recurrence: all states exist."""
+        a, b = self._discrete()
+        drive = b[None, None] * x[..., None]
+        h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, start, reset=reset)
+        return self._spoken(h), last
+
+    def _by_chunks(self, x: Array, start: Array, reset: None) -> tuple[Array, Array]:
+        """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no other state exists."""
+        del reset
+        size = min(CHUNK, x.shape[1])
+        count = x.shape[1] // size
+        whole = x[:, : count * size].reshape(len(x), count, size, -1).swapaxes(0, 1)
+        last, y = jax.lax.scan(lambda h, part: self._chunk(h, part), start, whole)
+        y = y.swapaxes(0, 1).reshape(len(x), count * size, -1)
+        if count * size == x.shape[1]:
+            return y, last
+        last, rest = self._chunk(last, x[:, count * size :])
+        return jnp.concatenate([y, rest], axis=1), last
+
+    def _chunk(self, h: Array, x: Array) -> tuple[Array, Array]:
+        """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left of the state before it."""
+        a, b = self._discrete()
+        steps = jnp.arange(x.shape[1] + 1)
+        powers = jnp.exp(jnp.log(a)[None] * steps[:, None, None])  # (L + 1, D, N)
+        kernel = self._spoken((powers[:-1] * b[None])[None])[0]
+        later = powers[1:] * jax.lax.complex(*self.C)[None]
+        kept = jnp.einsum("tdn,bdn->btd", later.real, h.real) - jnp.einsum("tdn,bdn->btd", later.imag, h.imag)
+        y = jnp.einsum("tsd,bsd->btd", _toeplitz(kernel), x) + 2 * kept
+        late = powers[-2::-1] * b[None]
+        own = jax.lax.complex(*(jnp.einsum("sdn,bsd->bdn", part, x) for part in (late.real, late.imag)))
+        return powers[-1][None] * h + own, y
+
+    def _spoken(self, h: Array) -> Array:
+        """2 Re(C h)."""
+        return 2 * (jnp.einsum("btdn,dn->btd", h.real, self.C[0]) - jnp.einsum("btdn,dn->btd", h.imag, self.C[1]))
 
     def _discrete(self) -> tuple[Array, Array]:
         A = jax.lax.complex(-jnp.exp(self.log_decay), self.frequency)
@@ -213,6 +253,14 @@ class LRU(nn.Module):
 
     def _poles(self) -> Array:
         return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
+
+
+def _toeplitz(kernel: Float[Array, "L D"]) -> Float[Array, "L L D"]:
+    """K_{t-s}, 0 for s > t: rows of one circle of 2 L numbers, each a step further round. Copies alone: gathering would make the gradient scatter."""
+    length = len(kernel)
+    circle = jnp.concatenate([kernel[:1], jnp.zeros_like(kernel), kernel[:0:-1]])
+    rows = jnp.tile(circle, (length, 1))[: length * (2 * length - 1)]
+    return rows.reshape(length, 2 * length - 1, -1)[:, :length]
 
 
 def _check(d_model: int, d_state: int) -> None:

@@ -5,12 +5,12 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from selssm_jax.data.pipeline import Dataset
 from selssm_jax.data.vocabulary import LINE_END
+from selssm_jax.generation import generate
 from selssm_jax.model import Reader
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.activity import Sequence
@@ -39,25 +39,6 @@ def show(source: Source) -> list[Block]:
     return _signal(source) if kind == "classification" else _forecast(source)
 
 
-def sample(model: Reader, params: PyTree, prompt: np.ndarray, *, steps: int, temperature: float, seed: int) -> np.ndarray:
-    """Returns `steps` tokens drawn one after another from softmax(logits / temperature), after a prompt.
-
-    One compiled loop of single steps reads the prompt and writes the rest, so memory does not grow with the text.
-    """
-    forced = jnp.concatenate([jnp.asarray(prompt, jnp.int32), jnp.full(steps, -1, jnp.int32)])
-    state = model.apply({"params": params}, 1, method="initial_state")
-
-    def one(carry: tuple[Array, PyTree], given: tuple[Array, Array]) -> tuple[tuple[Array, PyTree], Array]:
-        drawn, state = carry
-        token, key = jnp.where(given[0] >= 0, given[0], drawn), given[1]
-        logits, state = model.apply({"params": params}, token[None], state, method="step", rngs={"noise": key})
-        return (jax.random.categorical(key, logits[0] / temperature).astype(jnp.int32), state), token
-
-    keys = jax.random.split(jax.random.key(seed), len(forced))
-    _, tokens = jax.jit(lambda start: jax.lax.scan(one, start, (forced, keys)))((jnp.int32(0), state))
-    return np.asarray(tokens)[len(prompt) :]
-
-
 def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns -log2 p(target) of every step, in bits: (T, V), (T,) -> (T,)."""
     logits = np.asarray(logits, np.float64)
@@ -83,11 +64,11 @@ def _text(source: Source) -> list[Block]:
         path = figures.save(figures.shaded_text(_names(source, tokens[1:]), shades), source.folder / "passage.png")
         blocks.append(Picture(path, "A passage of the evaluated text, as the model read it: the darker the ground, the larger the value."))
     prompt = tokens[:PROMPT]
-    drawn = sample(source.model, source.params, prompt, steps=DRAWN, temperature=TEMPERATURE, seed=0)
+    drawn = generate(source.model, source.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
     words = (
         f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, one step at a time, at temperature {TEMPERATURE}."
     )
-    prompt_text, drawn_text = (Verbatim(source.dataset.decode(part)) for part in (prompt, drawn))
+    prompt_text, drawn_text = (Verbatim(source.dataset.decode(np.asarray(part))) for part in (prompt, drawn))
     return [*blocks, Paragraph(f"{words} The prompt:"), prompt_text, Paragraph("Written by the model:"), drawn_text]
 
 

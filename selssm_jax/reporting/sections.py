@@ -76,16 +76,23 @@ def costs(results: Results) -> list[Block]:
         (f"training step, {found['batch']['size']:,} sequences of {found['batch']['steps']:,} steps", size(train["peak_bytes"]), train["flops"]),
         ("decoding one step of one sequence", size(decode["peak_bytes"]), decode["flops"]),
     )
+    carried = found["state_bytes_at"]
+    columns = ("", *(f"{int(position):,} steps" if position != "1" else "1 step" for position in carried))
+    states = Table("State of one sequence", columns, (("carried after", *map(size, carried.values())),))
     words = (
-        "The recurrent state is all that is carried from one step to the next, whatever the length. Peak memory is what the compiler allocates for a call: "
-        "arguments, outputs and temporaries, less what they share. Operations are the compiler's own count, in which the body of a loop may be counted once."
+        "The state is all that is carried from one step to the next: that of a recurrence is as large at every position, a cache grows until it is full. "
+        f"{_overtaken(found['crossover'])} Peak memory is what the compiler allocates for a call: arguments, outputs and temporaries, less what they "
+        "share. Operations are the compiler's own count, in which the body of a loop may be counted once."
     )
     groups = tuple((name, count) for name, count in found["parameters"].items())
     total = ("all", sum(found["parameters"].values()))
-    return titled(
-        "Memory and cost",
-        [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), Table("Parameters", ("part of the model", "parameters"), (*groups, total))],
-    )
+    parts = Table("Parameters", ("part of the model", "parameters"), (*groups, total))
+    return titled("Memory and cost", [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), states, parts])
+
+
+def _overtaken(position: int | None) -> str:
+    rival = "Attention layers of the same width and number, which keep all keys and values,"
+    return f"{rival} carry more from step {position:,} on." if position is not None else f"{rival} never carry more."
 
 
 def circumstances(results: Results) -> list[Block]:

@@ -1,11 +1,13 @@
 """What a model costs, against counts by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.config import MIXERS, Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting
 
@@ -22,6 +24,63 @@ def built():
 
 def test_state_bytes_are_two_states_and_two_convolutions(built):
     assert accounting.state_bytes(*built) == 2 * 4 * 6 + 2 * 4 * 2 * 8
+
+
+@functools.cache
+def shapes(kind, **options):
+    """A model of two blocks of one kind, and the shapes of its parameters."""
+    model = SequenceModel(Model(pattern=(kind, kind), d_model=8, d_state=4, heads=2, task=Task("language", vocab=7), **options))
+    return model, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+@pytest.mark.parametrize("kind", sorted(set(MIXERS) - {"attention"}))
+def test_states_are_as_large_at_every_position(kind):
+    sizes = [accounting.state_bytes_at(*shapes(kind, window=16), position) for position in (16, 1_000, 100_000)]
+    assert len(set(sizes)) == 1 and sizes[0] == accounting.state_bytes(*shapes(kind, window=16)) > 0
+
+
+def test_a_cache_grows_by_keys_and_values_until_it_is_full():
+    model, params = shapes("attention", context=100)
+    sizes = [accounting.state_bytes_at(model, params, position) for position in (0, 1, 50, 100, 101, 10**9)]
+    step, count = 2 * 4 * 2 * 8, 2 * 4  # two layers: two vectors of 8 floats a step, and one number
+    assert sizes == [count, count + step, count + 50 * step, count + 100 * step, count + 100 * step, count + 100 * step]
+    assert accounting.transformer_bytes_at(model.config, 50) == 50 * step
+    assert accounting.state_bytes(model, params) == sizes[-1]
+    with pytest.raises(ValueError, match="position=-1 must be at least 0"):
+        accounting.state_bytes_at(model, params, -1)
+
+
+@pytest.mark.parametrize(
+    ("cache", "state", "expected"),
+    [
+        (lambda t: 2 * t, lambda t: 100, 51),  # 100 is not more than 100
+        (lambda t: 2 * t, lambda t: 99, 50),
+        (lambda t: 2 * t, lambda t: 0, 1),
+        (lambda t: 5, lambda t: 4, 0),
+        (lambda t: min(t, 64), lambda t: 64, None),
+        (lambda t: t, lambda t: min(t, 30), 31),
+        (lambda t: t, lambda t: 2**40 - 1, 2**40),
+        (lambda t: t, lambda t: 2**40, None),
+    ],
+)
+def test_a_cache_overtakes_at_the_first_position_where_it_is_larger(cache, state, expected):
+    assert accounting.crossover(cache, state) == expected
+
+
+def test_a_decoding_step_late_in_a_text_holds_the_cache_up_to_there():
+    early, late = (accounting.decode_step(*shapes("attention", context=4_096), position) for position in (64, 2_048))
+    model, params = shapes("attention", context=4_096)
+    grown = accounting.state_bytes_at(model, params, 2_049) - accounting.state_bytes_at(model, params, 65)
+    assert late.argument_bytes - early.argument_bytes == grown
+    assert late.peak_bytes - early.peak_bytes >= grown and late.flops > 4 * early.flops
+    one, other = (accounting.decode_step(*shapes("gru"), position) for position in (64, None))
+    assert one == other
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_a_decoding_step_of_every_mixer_is_weighed(kind):
+    found = accounting.decode_step(*shapes(kind))
+    assert found.peak_bytes >= accounting.state_bytes(*shapes(kind)) and found.flops > 0
 
 
 def test_parameters_by_hand(built):
@@ -51,6 +110,8 @@ def test_account_is_whole_and_grows_with_the_batch(built):
     model, params = built
     found = accounting.account(EXPERIMENT, model, params, ROW)
     assert found["batch"] == {"size": 4, "steps": 10}
+    assert found["state_bytes_at"] == dict.fromkeys(("1", "1024", "65536"), found["state_bytes"])
+    assert found["crossover"] == found["state_bytes"] // (2 * 4 * 2 * 8) + 1
     assert found["parameter_bytes"] == 4 * sum(found["parameters"].values())
     train, decode = found["training_step"], found["decode_step"]
     # a training step holds at least parameters and both moments of Adam, a decoding step at least the parameters and the state

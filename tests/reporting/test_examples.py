@@ -26,21 +26,6 @@ def pictures(blocks):
     return [block.path.name for block in blocks if isinstance(block, Picture)]
 
 
-def test_sampling_at_low_temperature_is_greedy_and_follows_the_prompt(files):
-    _, dataset, model, params = built(files["text"])
-    prompt = dataset.encode("a model is")
-    drawn = examples.sample(model, params, prompt, steps=6, temperature=1e-6, seed=0)
-    logits, _ = jax.jit(model.apply)({"params": params}, jnp.asarray([[*prompt, *drawn]], jnp.int32))
-    np.testing.assert_array_equal(drawn, logits[0, len(prompt) - 1 : -1].argmax(-1))
-
-
-def test_sampling_repeats_by_seed_and_stays_in_the_vocabulary(files):
-    _, dataset, model, params = built(files["text"])
-    first, again, other = (examples.sample(model, params, np.array([0]), steps=60, temperature=0.8, seed=seed) for seed in (1, 1, 2))
-    assert first.shape == (60,) and first.min() >= 0 and first.max() < dataset.task.vocab
-    assert (first == again).all() and (first != other).any()
-
-
 def test_surprise_of_known_odds():
     logits = np.log([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]) + 3
     np.testing.assert_allclose(examples.surprise(logits, np.array([0, 2])), [1, 3], rtol=1e-12)

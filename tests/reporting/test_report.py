@@ -86,6 +86,7 @@ def test_costs_are_measured(saved):
     assert set(costs["training_step"]) == set(costs["decode_step"]) == COST_KEYS
     assert costs["state_bytes"] == 4 * 8 and costs["parameter_bytes"] == 4 * sum(costs["parameters"].values())
     assert costs["batch"] == {"size": 8, "steps": 18}
+    assert costs["state_bytes_at"] == {"1": 32, "1024": 32, "65536": 32} and costs["crossover"] == 1
 
 
 def test_the_machine_is_described_and_not_identified(saved, smoke_run):

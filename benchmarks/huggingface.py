@@ -1,0 +1,134 @@
+"""Claim: Mamba decodes at least 1.5 times as fast as transformers on a CPU, and reads 2048 tokens at least 3 times as fast.
+
+Same weights, the random ones of transformers, on both sides: d_model 768, 24 layers, N 16, a vocabulary of 50280, float32, the size of mamba-130m; one
+sequence, as many threads on both sides. Decoding is greedy, from a prompt of one token: ours one compiled loop, and one compiled step called from Python;
+transformers' `generate`, and its model called step by step with its cache. Beside them how long it takes to read every weight once, as a sum, which
+bounds any decoder from below: each token needs all of them. Forward is one call over 2048 tokens with the logits of all.
+
+transformers runs its PyTorch path, which is what it has on a CPU. Calls take turns; ratios are medians over rounds.
+"""
+
+import os
+import pathlib
+import tempfile
+from functools import partial
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import torch
+import transformers
+
+from selssm_jax.interop import huggingface
+from selssm_jax.model import SequenceModel
+
+SIZE = {"hidden_size": 768, "num_hidden_layers": 24, "state_size": 16, "vocab_size": 50280}
+NEW, FORWARD = 16, 2048  # tokens
+TARGETS = {"generate over our loop": 1.5, "transformers' forward over ours": 3.0}
+
+
+def benchmark(rounds: int) -> dict[str, Any]:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    theirs, ours, params = models()
+    tokens = np.random.default_rng(0).integers(1, SIZE["vocab_size"], (1, FORWARD))
+    decoders, forwards = decoding(theirs, ours, params, tokens[:, :1]), forward(theirs, ours, params, tokens)
+    written = [np.asarray(call(*arguments)).ravel().tolist() for call, arguments in decoders.values()]
+    expected, found = (np.asarray(call(*arguments)) for call, arguments in forwards.values())
+    read = measure.compiled(lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params)), params)
+    times = measure.in_turn(decoders | {"every weight once": (read, (params,))}, rounds)
+    times |= measure.in_turn(forwards, max(3, rounds // 3))
+    nbytes, once = sum(leaf.nbytes for leaf in jax.tree.leaves(params)), times["every weight once"]
+    step = {name: [second / NEW for second in times[name]] for name in decoders}
+    return {
+        "size": SIZE | {"new_tokens": NEW, "forward_tokens": FORWARD, "weights_megabytes": round(nbytes / 1e6, 1)},
+        "threads": {"jax": len(os.sched_getaffinity(0)), "torch": torch.get_num_threads()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "ratios": {
+            "generate over our loop": measure.ratio(step["generate"], step["our loop"]),
+            "generate over our step": measure.ratio(step["generate"], step["our step"]),
+            "transformers' step over our step": measure.ratio(step["transformers' step"], step["our step"]),
+            "our loop over every weight once": measure.ratio(step["our loop"], once),
+            "transformers' forward over ours": measure.ratio(times["transformers' forward"], times["our forward"]),
+        },
+        "targets": TARGETS,
+        "tokens_per_second": {name: round(1 / median(values), 2) for name, values in (step | {"every weight once": once}).items()},
+        "gigabytes_per_second": {name: round(nbytes / 1e9 / median(values), 2) for name, values in (step | {"every weight once": once}).items()},
+        "milliseconds": measure.milliseconds(times),
+        "agreement": {
+            "logits": float(np.abs(expected - found).max() / np.abs(expected).max()),
+            "same_greedy_tokens": all(tokens == written[0] for tokens in written),
+        },
+    }
+
+
+def models() -> tuple[Any, SequenceModel, Any]:
+    """(their model, ours, our parameters), of the same weights."""
+    torch.manual_seed(0)
+    theirs = transformers.MambaForCausalLM(transformers.MambaConfig(**SIZE)).eval()
+    theirs.generation_config.eos_token_id = None
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(pathlib.Path(folder) / "hub")
+        config, params = huggingface.load(pathlib.Path(folder) / "hub")
+    return theirs, SequenceModel(config), params
+
+
+def decoding(theirs: Any, ours: SequenceModel, params: Any, prompt: np.ndarray) -> measure.Calls:
+    """What writes NEW tokens after a prompt of one, in NEW steps."""
+    state = ours.apply({"params": params}, 1, method="initial_state")
+    token = jnp.asarray(prompt[:, 0], jnp.int32)
+
+    def one(params: Any, token: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        logits, state = ours.apply({"params": params}, token, state, method="step")
+        return logits.argmax(-1).astype(jnp.int32), state
+
+    def loop(params: Any, token: jax.Array, state: Any) -> jax.Array:
+        def body(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], jax.Array]:
+            carry = one(params, *carry)
+            return carry, carry[0]
+
+        return jax.lax.scan(body, (token, state), None, NEW)[1]
+
+    step = measure.compiled(one, params, token, state)
+
+    def stepped(params: Any, token: jax.Array, state: Any) -> list[int]:
+        found = []
+        for _ in range(NEW):
+            token, state = step(params, token, state)
+            found.append(int(token[0]))
+        return found
+
+    return {
+        "our loop": (measure.compiled(loop, params, token, state), (params, token, state)),
+        "our step": (stepped, (params, token, state)),
+        "generate": (generate, (theirs, torch.tensor(prompt))),
+        "transformers' step": (their_steps, (theirs, torch.tensor(prompt))),
+    }
+
+
+def generate(theirs: Any, prompt: torch.Tensor) -> np.ndarray:
+    options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "do_sample": False}
+    return theirs.generate(prompt, max_new_tokens=NEW, **options).numpy()[:, prompt.shape[1] :]
+
+
+@torch.no_grad()
+def their_steps(theirs: Any, token: torch.Tensor) -> list[int]:
+    cache, found = None, []
+    for _ in range(NEW):
+        seen = theirs(token, cache=cache, use_cache=True)
+        cache, token = seen.cache, seen.logits[:, -1:].argmax(-1)
+        found.append(int(token))
+    return found
+
+
+def forward(theirs: Any, ours: SequenceModel, params: Any, tokens: np.ndarray) -> measure.Calls:
+    """Logits of all tokens of one sequence."""
+    program = measure.compiled(lambda params, tokens: ours.apply({"params": params}, tokens)[0], params, jnp.asarray(tokens))
+    read = torch.no_grad()(lambda tokens: theirs(tokens, use_cache=False).logits.numpy())
+    return {"transformers' forward": (partial(read, torch.tensor(tokens)), ()), "our forward": (program, (params, jnp.asarray(tokens)))}
+
+
+if __name__ == "__main__":
+    measure.run("huggingface", __doc__ or "", benchmark, rounds=9)

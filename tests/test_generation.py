@@ -1,0 +1,187 @@
+"""Text that a model writes: greedily as by reading everything again, at random as its filtered odds say, and from the command line."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from runs import command
+from selssm_jax import generation
+from selssm_jax.compression.carried import Carried
+from selssm_jax.compression.quantization import fit
+from selssm_jax.compression.streaming import PackedModel, calibration
+from selssm_jax.config import Data, Experiment, Model, Task
+from selssm_jax.data import load
+from selssm_jax.generation import filtered, generate
+from selssm_jax.model import SequenceModel
+from selssm_jax.training.checkpoint import Workdir
+
+LOGITS = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]))
+PROMPT = np.array([[1, 4, 2, 7], [0, 3, 3, 5]])
+LETTERS = "the state of a model is what it keeps of the past and a gate says what to keep\n" * 40
+
+
+@functools.cache
+def made(kind):
+    """A tiny language model of one kind of mixer, with parameters as drawn."""
+    model = SequenceModel(Model(pattern=(kind,), d_model=8, d_state=6, heads=2, context=5, mlp_ratio=0, task=Task("language", vocab=11)))
+    return model, jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+@functools.cache
+def packed(kind):
+    """The same with everything that is carried in four bits a component."""
+    model, params = made(kind)
+    batch = {"inputs": np.tile(PROMPT, 4), "valid": np.ones((2, 16), bool)}
+    layout = Carried(model, params)
+    levels = fit(calibration(model, params, [batch]), (4,) * layout.size, channels=layout.channels()).levels
+    return PackedModel(model, tuple("4" * leaf.size for leaf in layout.leaves)), {**params, "levels": levels}
+
+
+def reread(model, params, prompt, count):
+    """The most probable next token of everything so far, read anew for every one of them; what is ahead of it is padding, which it cannot see."""
+    read = jax.jit(lambda tokens: model.apply({"params": params}, tokens)[0])
+    tokens = np.concatenate([prompt, np.zeros((len(prompt), count), int)], axis=1)
+    for place in range(prompt.shape[1], tokens.shape[1]):
+        tokens[:, place] = read(jnp.asarray(tokens, jnp.int32))[:, place - 1].argmax(-1)
+    return tokens[:, prompt.shape[1] :]
+
+
+@pytest.mark.parametrize("kind", ["selective", "attention", "mamba", "gru"])  # attention looks 5 steps back, its cache has to let go
+def test_greedy_writing_is_reading_everything_again(kind):
+    written = generate(*made(kind), PROMPT, 9)
+    np.testing.assert_array_equal(written, reread(*made(kind), PROMPT, 9))
+    assert written.dtype == jnp.int32 and len(np.unique(written)) > 1
+
+
+@pytest.mark.parametrize("kind", ["selective", "attention"])
+def test_a_packed_model_writes_what_it_reads(kind):
+    np.testing.assert_array_equal(generate(*packed(kind), PROMPT, 6), reread(*packed(kind), PROMPT, 6))
+
+
+def test_one_token_is_written_after_one_token():
+    model, params = made("gru")
+    assert generate(model, params, np.array([[2]]), 1).shape == (1, 1)
+
+
+def test_a_model_is_compiled_once_for_equal_shapes():
+    model, params = made("selective")
+    drawn = functools.partial(generate, model, params, count=3, temperature=0.7, top_k=4)
+    drawn(PROMPT, key=jax.random.key(0))
+    before = generation._written._cache_size()
+    drawn(PROMPT[::-1], key=jax.random.key(1))
+    assert generation._written._cache_size() == before
+
+
+def test_the_same_key_writes_the_same_and_another_something_else():
+    model, params = made("selective")
+    first, again, other = (generate(model, params, PROMPT, 20, temperature=1.0, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any() and (first[0] != first[1]).any()
+    assert first.min() >= 0 and first.max() < 11
+
+
+def test_tokens_are_drawn_as_often_as_their_odds():
+    model, params = made("selective")
+    rows = np.repeat(PROMPT[:1], 4000, axis=0)
+    logits = model.apply({"params": params}, jnp.asarray(PROMPT[:1], jnp.int32))[0][0, -1]
+    odds = jax.nn.softmax(filtered(logits, 0.5, 5, 0.9))
+    counts = np.bincount(generate(model, params, rows, 1, temperature=0.5, top_k=5, top_p=0.9, key=jax.random.key(0))[:, 0], minlength=11)
+    assert 1 < (odds > 0).sum() <= 5 and (counts[odds == 0] == 0).all()
+    np.testing.assert_allclose(counts / len(rows), odds, atol=5 * np.sqrt(0.25 / len(rows)))  # five standard errors of a share
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "expected"),
+    [
+        (1.0, 0, 1.0, [[0.1, 0.4, 0.2, 0.3], [0.25] * 4]),
+        (0.5, 0, 1.0, [[1 / 30, 16 / 30, 4 / 30, 9 / 30], [0.25] * 4]),  # squares
+        (1.0, 2, 1.0, [[0, 4 / 7, 0, 3 / 7], [0.5, 0.5, 0, 0]]),
+        (1.0, 9, 1.0, [[0.1, 0.4, 0.2, 0.3], [0.25] * 4]),
+        (1.0, 0, 0.65, [[0, 4 / 7, 0, 3 / 7], [1 / 3, 1 / 3, 1 / 3, 0]]),
+        (1.0, 0, 0.75, [[0, 4 / 9, 2 / 9, 3 / 9], [1 / 3, 1 / 3, 1 / 3, 0]]),
+        (1.0, 2, 0.55, [[0, 1, 0, 0], [0.5, 0.5, 0, 0]]),  # of 4/7 and 3/7, the odds after top_k
+        (1.0, 0, 1e-6, [[0, 1, 0, 0], [1, 0, 0, 0]]),
+        (0.0, 0, 1.0, [[0, 1, 0, 0], [1, 0, 0, 0]]),
+        (0.0, 3, 0.9, [[0, 1, 0, 0], [1, 0, 0, 0]]),
+    ],
+)
+def test_filtered_odds_by_hand(temperature, top_k, top_p, expected):
+    odds = jax.nn.softmax(filtered(LOGITS, temperature, top_k, top_p), axis=-1)
+    np.testing.assert_allclose(odds, expected, atol=1e-6)
+    assert ((odds == 0) == (np.array(expected) == 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": -0.5}, "temperature=-0.5 must be a number of at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be"),
+        ({"temperature": 1.0}, "key is None, but temperature=1.0"),
+        ({"top_k": -1}, "top_k=-1 must be at least 0"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
+        ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+        ({"count": 0}, "count=0 must be at least 1"),
+        ({"prompt": np.zeros((1, 0), int)}, r"shape \(1, 0\)"),
+        ({"prompt": np.array([[0, 11]])}, "tokens from 0 to 11, but the model's are 0 to 10"),
+    ],
+)
+def test_errors_name_the_setting(changes, words):
+    model, params = made("gru")
+    with pytest.raises(ValueError, match=words):
+        generate(model, params, **({"prompt": PROMPT, "count": 2} | changes))
+
+
+def test_a_model_of_another_task_writes_nothing():
+    model = SequenceModel(Model(pattern=("gru",), d_model=8, d_state=6, task=Task("classification", channels=1, classes=2)))
+    with pytest.raises(ValueError, match="task is classification"):
+        generate(model, {}, PROMPT, 2)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Makes the workdir of a run whose parameters are as drawn, on letters or on a table."""
+
+    def make(source, text):
+        path = tmp_path / "data.txt"
+        path.write_text(text)
+        small = Model(pattern=("gru",), d_model=8, d_state=4, mlp_ratio=0)
+        experiment = Experiment("small", Data(source=source, file=str(path), batch_size=4, length=16, horizon=8), small)
+        dataset = load(experiment.data)
+        model = SequenceModel(Model(**{**vars(small), "task": dataset.task}))
+        params = jax.jit(model.init)(jax.random.key(0), jnp.asarray(next(iter(dataset.evaluate("test", 2)))["inputs"]))["params"]
+        workdir = Workdir(str(tmp_path / "run"), experiment)
+        workdir.describe(dataset.metadata())
+        workdir.save_best(1, params, {})
+        workdir.close()
+        return f"--workdir={tmp_path / 'run'}"
+
+    return make
+
+
+def test_the_command_writes_on_and_refuses_what_it_cannot_read(run, capsys):
+    workdir = run("text", LETTERS)
+    told = []
+    for argv in (["--temperature=0"], ["--top_k=5", "--top_p=0.9", "--seed=1"]):
+        assert command("eval.py", workdir, "--generate=the model", "--tokens=30", *argv) == 0
+        told.append(capsys.readouterr().out)
+    assert all(len(text) == len("the model") + 30 + 1 and text.startswith("the model") for text in told)
+    assert len(set(told)) == 2
+    for argv, words in (
+        (["--generate=Zoë"], ["'Z', 'ë'", "vocabulary"]),
+        (["--generate="], ["no token to begin with"]),
+        (["--generate=a", "--top_p=0"], ["--top_p=0.0 must be above 0"]),
+        (["--generate=a", "--temperature=-1"], ["--temperature=-1.0 must be"]),
+        (["--generate=a", "--tokens=0"], ["--tokens=0 must be at least 1"]),
+    ):
+        assert command("eval.py", workdir, *argv) == 2
+        told = capsys.readouterr().err
+        assert all(part in told for part in words)
+
+
+def test_the_command_refuses_a_run_that_is_not_of_language(run, capsys):
+    workdir = run("csv", "date,x\n" + "".join(f"day {index},{index % 7}\n" for index in range(200)))
+    assert command("eval.py", workdir, "--generate=the") == 2
+    told = capsys.readouterr().err
+    assert "needs a run of language" in told and "is forecasting" in told
