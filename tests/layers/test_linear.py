@@ -10,6 +10,7 @@ from scipy.special import erf
 
 from selssm_jax.compression import pruning
 from selssm_jax.config import Model, Task
+from selssm_jax.layers import linear
 from selssm_jax.layers.bounds import Ball, Box
 from selssm_jax.layers.linear import LRU, S4D, S5, hippo_normal
 from selssm_jax.model import SequenceModel
@@ -100,6 +101,19 @@ def test_equals_the_papers_equations_in_a_loop(name):
     y, last = jax.jit(LAYERS[name].apply)({"params": PARAMS[name]}, X, reset=jnp.asarray(RESET))
     expected, _, _, end = looped(name, X, RESET)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["s4d", "s4d_bilinear"])
+def test_s4d_as_convolutions_equals_its_recurrence_in_a_loop_from_any_state(name, monkeypatch):
+    """Two whole chunks and a rest; what came before is 3 steps by the recurrence, one of them a step by itself."""
+    monkeypatch.setattr(linear, "CHUNK", 3)
+    layer, params = LAYERS[name], {"params": PARAMS[name]}
+    _, before = layer.apply(params, X[:, :2], reset=jnp.zeros((2, 2), bool))
+    _, before = layer.apply(params, X[:, 2:3], before)
+    y, last = layer.apply(params, X[:, 3:], before)
+    expected, _, _, end = looped(name, X, np.zeros((2, STEPS), bool))
+    np.testing.assert_allclose(y, expected[:, 3:], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
 
 
