@@ -82,7 +82,11 @@ class Quadratic:
 
 
 def state_axes(config: Model) -> dict[str, StateAxes]:
-    """Returns, block by block, where the mixer's components are. Raises ValueError for a mixer that does not say."""
+    """Returns, block by block, where the mixer's components are. Raises ValueError for a mixer that does not say, and where each block has two of them."""
+    if config.bidirectional:
+        raise ValueError(
+            "model.bidirectional=True gives a block two mixers of one d_state, whose components are not paired: prune a model of bidirectional=False"
+        )
     found = {}
     for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True)):
         layer: Any = mixer(kind, part)

@@ -21,7 +21,7 @@ class StateAxes:
 
     Attributes:
       components: n, the numbers that can be removed one by one.
-      size: of the mixer's d_state, what one component takes: 2 where it is a complex number, else 1.
+      size: of the mixer's d_state, what one component takes: 2 where it is a complex number, more where numbers go together, else 1.
       axes: the axes of each parameter that run over the components; a parameter that is not named has none, and not every one need be there.
       drive, readout: the parameters, of one such axis each, by which a component is written and is read.
       parts: how many runs of n an axis holds one after another, where it is not 1: real, then imaginary parts.

@@ -12,11 +12,18 @@ from selssm_jax.shapes import Activations, Reset
 class Bidirectional(nn.Module):
     """y_t = forward(x_1 ... x_t) + backward(x_T ... x_t), two mixers of one kind with parameters of their own (Schuster and Paliwal 1997).
 
-    The state is the forward mixer's. The backward one begins anew at the end of every call, so a call is not what its pieces are: read signals whole.
+    The state is the forward mixer's. The backward one begins anew at the end of every call, so a call is not what its pieces are: splits are not equal to
+    the whole here, nor are single steps: read signals whole.
+
+    Parameters and intermediates of the forward mixer are where they are without this wrapper, those of the other under "backward": what is measured and
+    certified of a block is the memory that it carries.
     """
 
     forward: nn.Module
     backward: nn.Module
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.forward)
 
     def __call__(
         self, x: Activations, state: object = None, *, reset: Reset | None = None, valid: Bool[Array, "B T"] | None = None

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.projection import Projection
@@ -24,14 +25,14 @@ class RGLRU(nn.Module):
 
     r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `heads` blocks on the diagonal. x_t is the block's input, mapped to d_state
     numbers and convolved over d_conv steps; the output is W_o (h_t * gelu(W_g u_t)). Lambda starts with a_t uniform in area between `MODULI` at r = 1.
-    The first step is weighed as all others are, so that a document in a packed row is what it is alone.
+    The first step is weighed as all others are, as the paper writes it; RecurrentGemma's code weighs it by 1 in place of the root.
 
     Attributes:
       d_state: width of the recurrence. heads: blocks of the gates' maps. d_conv: width of the convolution.
       dtype: of activations. Gates, the recurrence and its state are float32 whatever it is.
 
     The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, d_state)}. Sown as intermediates: "gate", 1 - a_t, and "state", h_t,
-    (B, T, d_state). Its components cannot be removed one by one: every x_t is read by the gates of a whole block.
+    (B, T, d_state). Gates of one block read all inputs of that block, and blocks have one width: what can be removed is a component of every block at once.
     """
 
     d_model: int
@@ -73,6 +74,13 @@ class RGLRU(nn.Module):
         low, high = (self._rate() * jax.nn.sigmoid(self.b[0] + sign * spread[0]) for sign in (-1, 1))
         drive = jax.nn.sigmoid(self.b[1] + spread[1]) * largest * _root(low) / -jnp.expm1(low)
         return Bounds(jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive)
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the d_state / heads components are: number k of every block, written and read by `heads` numbers each."""
+        own = {f"{name}/{part}": (axis,) for name in ("inward", "branch", "conv") for part, axis in (("kernel", 1), ("bias", 0))}
+        own |= {"b": (1,), "Lambda": (0,), "outward/kernel": (0,)}
+        parts = dict.fromkeys(own, self.heads)
+        return StateAxes(self.d_state // self.heads, own | {"W": (2, 3)}, drive="inward/kernel", readout="outward/kernel", size=self.heads, parts=parts)
 
     def initial_state(self, batch: int, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""

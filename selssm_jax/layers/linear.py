@@ -25,7 +25,7 @@ CHUNK = 64  # steps of S4D that are one convolution
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
 RULES = {"zoh": zero_order_hold, "bilinear": bilinear}
 RING = (0.9, 0.999)  # of the moduli of the LRU's poles at the start
-LARGEST_PHASE = math.pi / 10  # of them: what text and long signals want (Orvieto et al. 2023, section 3.4)
+LARGEST_PHASE = math.pi / 10  # of them: the whole circle by default in Orvieto et al. 2023, this slice of it where memories are long (section 3.4)
 
 State = Complex[Array, "B ..."]
 

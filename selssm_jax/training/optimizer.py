@@ -7,7 +7,7 @@ import optax
 
 from selssm_jax.config import Experiment
 
-UNDECAYED = re.compile(r"(A|dt)(_\w+)?|D|\w*bias|scale|\w*embedding")
+UNDECAYED = re.compile(r"(A|dt)(_\w+)?|log_dt|nu|theta|gamma_log|Lambda|D|b|c|\w*bias|scale|\w*embedding")
 
 
 def build(experiment: Experiment) -> optax.GradientTransformation:

@@ -45,6 +45,15 @@ def test_names_that_never_decay(path):
     assert not optimizer.decayed(path)
 
 
+@pytest.mark.parametrize("kind", ["s4d", "s5", "lru", "rg_lru", "min_gru", "rnn", "lstm", "gru"])
+def test_of_every_mixer_matrices_decay_and_poles_step_sizes_and_biases_do_not(kind):
+    paths = parameters(dataclasses.replace(SMALL, pattern=(kind,), heads=2, task=LANGUAGE))
+    found = {path[-1] for path in paths if path[1] == "mixer" and optimizer.decayed(path)}
+    assert found == {"s4d": {"C", "kernel"}, "s5": {"B", "C", "kernel"}, "lru": {"B", "C"}, "rg_lru": {"W", "kernel"}, "min_gru": {"W", "C"}}.get(
+        kind, {"W", "U", "C"}
+    )
+
+
 def experiment(**options: float) -> Experiment:
     return Experiment(optimizer=Optimizer(warmup_steps=10, peak_rate=1e-2, end_rate=1e-4, **options), training=Training(steps=100))
 
