@@ -63,6 +63,11 @@ class Carried:
             yield leaf, slice(start, start + leaf.size)
             start += leaf.size
 
+    def of_block(self, index: int) -> Int[np.ndarray, "n"]:
+        """Returns which components the mixer of a block carries, in the order in which `of_mixer` has them."""
+        parts = [np.arange(at.start, at.stop) for leaf, at in self.parts() if leaf.name.startswith(f"blocks/{index}/mixer")]
+        return np.concatenate(parts) if parts else np.zeros(0, int)
+
     def vector(self, state: State) -> Float[Array, "R M"]:
         """Returns the components of a state, one row a sequence (or a channel of one)."""
         found = [leaf for leaf, kept in zip(jax.tree.leaves(state), self._is_kept, strict=True) if not kept]

@@ -26,7 +26,7 @@ def verdicts(run: Run, split: str) -> Results:
     """Returns, block by block of a compressed run, what decoders read at the lag of which the packed state says most, in bits, and a verdict.
 
     I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~: exact, so a lower bound from a decoder above it would be a contradiction.
-    Empty where the split has too few sequences to hold any out.
+    Empty where the split has too few sequences to hold any out; without blocks whose states are too wide to be decoded whole.
     """
     if sequences(run, split) < FEWEST:
         return {}
@@ -35,9 +35,12 @@ def verdicts(run: Run, split: str) -> Results:
     few = dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW))
     plain = dataclasses.replace(run, experiment=few, model=packed.model, params={name: part for name, part in run.params.items() if name != LEVELS})
     seen, found = recording(plain, split), {}
-    mixers = [at for leaf, at in Carried(plain.model, plain.params, packed.scope).parts() if leaf.name.endswith("/mixer")]
-    for (name, block), at in zip(seen.blocks.items(), mixers, strict=True):
-        part = Quantizer(quantizer.levels[at], quantizer.bits[at])
+    layout = Carried(plain.model, plain.params, packed.scope)
+    for index, (name, block) in enumerate(seen.blocks.items()):
+        at = layout.of_block(index)
+        if len(at) != block.states.shape[1]:  # a projection of a wide state, or a part of what a mixer carries: not what is packed
+            continue
+        part = Quantizer(quantizer.levels[at], tuple(quantizer.bits[component] for component in at))
         rounded = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
         before, after = (retained(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
         most = int(np.argmax(after["lower"]))
