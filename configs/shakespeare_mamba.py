@@ -5,7 +5,7 @@ Command:        python train.py --config configs/shakespeare_mamba.py --config.d
 Data:           tiny_shakespeare, 85/5/10: trained on the first 85 % of the characters, scored on the last 10 % of them,
                 read as one stream with the state carried; the 5 % between are left for choices.
 Hardware:       1 CPU core
-Time:           STEPS minutes, the whole process
+Time:           10 minutes, the whole process
 Expected score: see benchmarks/records/shakespeare_mamba.json
 """
 

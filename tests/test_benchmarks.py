@@ -73,6 +73,15 @@ def test_the_recurrences_that_ssd_is_measured_against_are_its_own():
         assert jax.numpy.abs(ours - peer(*given)).max() < 1e-4
 
 
+def test_transformers_writes_the_same_and_no_faster(monkeypatch):
+    pytest.importorskip("transformers")
+    script = importlib.import_module("huggingface")
+    monkeypatch.setattr(script, "NEW", 3)
+    found = script.compare(1, {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 2, "vocab_size": 20}, 6, 4)
+    assert found["agreement"]["same_greedy_tokens"] and found["agreement"]["error of ours"] < 1e-4
+    assert found["ratios"]["generate against our loop"]["peer_over_ours"] > 1
+
+
 def test_estimators_are_compared_on_frozen_samples(tmp_path, monkeypatch):
     script = importlib.import_module("information")
     monkeypatch.setattr(script, "ESTIMATORS", {"default": script.estimators.gaussian, "KSG5": script.estimators.ksg})

@@ -80,7 +80,7 @@ class Attention(nn.Module):
         past = self.initial_state(x.shape[0], 0) if state is None else state
         keys, values = (jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v)))
         cache = _Cache(keys, values, _begin(past, x.shape[1], reset))
-        return project(self._read(q, cache).reshape(x.shape), self.outward), cache.last(slots)
+        return project(self._read(q, cache, min(self.window, max(slots, 1))).reshape(x.shape), self.outward), cache.last(slots)
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns that there are none."""
@@ -96,8 +96,9 @@ class Attention(nn.Module):
             "count": jnp.zeros(batch),
         }
 
-    def _read(self, q: Array, cache: "_Cache") -> Array:
-        T, W = q.shape[1], self.window
+    def _read(self, q: Array, cache: "_Cache", W: int) -> Array:
+        """Attention over the last W steps: a cache of fewer slots than the window looks back on no more than it holds, in one call as in many."""
+        T = q.shape[1]
         heads = lambda value: value.reshape(*value.shape[:2], self.heads, -1)  # noqa: E731
         if T <= W:
             return attend(heads(q), heads(cache.keys), heads(cache.values), cache.begin, W)

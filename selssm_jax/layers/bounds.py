@@ -70,6 +70,7 @@ class Bounds:
       noise_cov: covariance of w, (n, n); None without noise.
       update: "retain" or "effective".
       jacobian: largest |df_i/dh_j|, (n,) where it is diagonal, else (n, n), over all states and inputs.
+      averaged: whether the gates that the mixer sows are means over several components each, so that none is that of one.
       unknown: why there are no bounds.
     """
 
@@ -81,6 +82,7 @@ class Bounds:
     noise_cov: Float[Array, "n n"] | None = None
     update: str = "retain"
     jacobian: Float[Array, "n ..."] | None = None
+    averaged: bool = False
     unknown: str = ""
 
     def __post_init__(self) -> None:

@@ -94,12 +94,13 @@ class Mamba(nn.Module):
         return project(y * jax.nn.silu(z), self.outward), {"conv": past, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the range of the gates and the largest drive of all E * N numbers of the state, channel by channel, for all inputs of a set."""
+        """Returns the range of the gates and the largest drive of each of the N states over all channels, for all inputs of a set."""
         x = self.conv.after(Box(inputs.reach(self.inward[:, : self._inner])))
         low, high = _step_sizes(self.dt_bias, x.reach(self.down @ self.up))
         rate = jnp.exp(self.A_log)
         drive = _product(x.largest(self._inner)[:, None], x.reach(self.B)[None], _weight(high[:, None], rate))
-        return Bounds(jnp.zeros(rate.size), _gate(low[:, None], rate).ravel(), _gate(high[:, None], rate).ravel(), drive_bound=drive.ravel())
+        least, most = _gate(low[:, None], rate).min(axis=0), _gate(high[:, None], rate).max(axis=0)
+        return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=drive.max(axis=0), averaged=True)
 
     def state_axes(self) -> StateAxes:
         """Returns where the N states are in the parameters."""

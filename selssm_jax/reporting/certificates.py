@@ -42,8 +42,8 @@ def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
 
 
 def _observed(stated: Bounds, gates: np.ndarray) -> float | None:
-    """|A_T ... A_1|_2^(1/T) of gates that were seen: of a diagonal transition that of its slowest component. None where a gate is a mean over several."""
-    if stated.A is None or gates.shape[-1] != len(stated.A):
+    """|A_T ... A_1|_2^(1/T) of gates that were seen: of a diagonal transition that of its slowest component. None where gates are means over components."""
+    if stated.A is None or stated.averaged:
         return None
     steps = effective_transition(np.asarray(gates, np.float64), np.asarray(stated.A), stated.update)
     with np.errstate(divide="ignore"):  # a product that vanishes has the rate 0

@@ -65,6 +65,17 @@ def test_a_cache_has_room_for_what_will_be_read():
     np.testing.assert_array_equal(small[1]["count"], [6, 6])
 
 
+def test_a_cache_that_overflows_looks_back_as_far_in_one_call_as_in_many():
+    layer, x, params = drawn(9, 16)
+    apply = jax.jit(layer.apply)
+    whole, _ = apply(params, x, layer.initial_state(B, 4))
+    state, parts = layer.initial_state(B, 4), []
+    for start, stop in ((0, 3), (3, 8), (8, 9)):
+        y, state = apply(params, x[:, start:stop], state)
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)
+
+
 def test_a_reset_empties_the_cache():
     layer, x, params = drawn(6, 8)
     _, state = jax.jit(layer.apply)(params, x, None, reset=jnp.zeros((B, 6), bool).at[:, 4].set(True))

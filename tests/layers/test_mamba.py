@@ -136,7 +136,7 @@ def test_no_input_breaks_the_bounds(name, inputs):
     _, gates, drives, _ = looped(name, x, np.zeros((60, 5), bool))
     drives = np.abs(drives) if name == "mamba" else np.abs(drives).max(axis=(3, 4))
     low, high, largest = (np.asarray(value, np.float64) for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound))
-    gates, drives = gates.reshape(300, -1), drives.reshape(300, -1)
+    gates, drives = gates.reshape(-1, 4), drives.reshape(-1, 4)
     assert (gates >= low[None] * (1 - 1e-5)).all() and (gates <= high[None] * (1 + 1e-5)).all()
     assert (drives <= largest[None] * (1 + 1e-5)).all()
     assert (low > 0).all() and (gates.max(axis=0) > 0.3 * high).any()  # not so wide that nothing could break them
