@@ -1,4 +1,4 @@
-"""Writes benchmarks/README.md and its plot from the records.
+"""Writes benchmarks/README.md and its plots from the records.
 
 python benchmarks/readme.py
 """
@@ -12,11 +12,14 @@ from typing import Any
 from compress import control_of
 from matplotlib.figure import Figure
 
+from selssm_jax.reporting import figures
+
 FOLDER = pathlib.Path(__file__).parent
 CLAIMS = (
     *("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile", "gathered_step"),
-    *("information", "information_bounds", "memory", "certificates", "rate", "sparsity", "traces"),
+    *("information", "information_bounds", "memory", "certificates", "rate", "sparsity", "traces", "decoding"),
 )
+DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position
 MARKERS = {
     "linear_scan": "o-",
     "associative_scan": "s--",
@@ -36,16 +39,17 @@ PyTorch will do). No accelerator was at hand: what a record does not have was no
 
 
 def main() -> None:
-    """Writes both files."""
+    """Writes the page and both plots."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "records").glob("*.json"))}
     plot(records["growth"]["growth"]).savefig(FOLDER / "growth.png", dpi=110, metadata={"Software": None})
+    figures.save(figures.carried(lines(records["decoding"])), FOLDER / "decoding.png")
     (FOLDER / "README.md").write_text(text(records))
 
 
 def text(records: dict[str, dict[str, Any]]) -> str:
     """The page."""
     claims = [claim(records[name]) for name in CLAIMS]
-    tables = [errors(records["information"]), newton(records["newton_scan"]), fastest(records)]
+    tables = [errors(records["information"]), newton(records["newton_scan"]), fastest(records), carried(records["decoding"])]
     smaller = [compressed(records["compress"]), pruned(records["pruning"])]
     return "\n".join([HEAD, *claims, *tables, learned(records["mixers"]), recipes(records), *smaller, remembered(records)])
 
@@ -168,6 +172,27 @@ def fastest(records: dict[str, dict[str, Any]]) -> str:
         rows = [(str(tuple(case["shape"])), *(_short(case[column]["median"]) for column in columns)) for case in cases]
         parts.append(table((name, *(column.removesuffix(" value_and_grad") for column in columns)), rows))
     return "\n".join(parts)
+
+
+def carried(record: dict[str, Any]) -> str:
+    """What each mixer carries by position, and what one step of decoding takes."""
+    columns = ("mixer", "bytes after 256 steps", "after 65,536", "slope", "overtaken at step", "peak bytes of a step", "after 65,536", "ms of a step")
+    rows = []
+    for kind, sizes in record["state_bytes"].items():
+        overtaken = record["crossover"].get(kind)
+        ends = (f"{count:,}" for count in (sizes[0], sizes[-1]))
+        times = [f"{found['median']:.2f} at {int(name.split()[1]):,}" for name, found in record["milliseconds"].items() if name.split()[0] == kind]
+        peaks = (f"{count:,}" for count in record["peak_bytes"][kind])
+        rows.append((kind, *ends, f"{record['slopes'][kind]:.3f}", "" if overtaken is None else f"{overtaken:,}", *peaks, "; ".join(times)))
+    size = record["model"]
+    words = f"Two blocks, {size['d_model']} wide, {size['d_state']} state components, float32. Overtaken: the cache of attention is larger from there on."
+    picture = "![State bytes by position](decoding.png)"
+    return f"### What is carried, by position\n\n{words}\n\n{picture}\n\n{table(columns, rows)}"
+
+
+def lines(record: dict[str, Any]) -> list[figures.Curve]:
+    """State bytes by position."""
+    return [figures.Curve(kind, record["positions"], record["state_bytes"][kind]) for kind in DRAWN]
 
 
 def recipes(records: dict[str, dict[str, Any]]) -> str:

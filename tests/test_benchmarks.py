@@ -215,3 +215,11 @@ def test_traces_of_trained_gates_are_measured():
     for block in found["blocks"].values():
         assert block["exact"] == 1 and block["open"] == block["dim_eff"] == pytest.approx(6 / 64, abs=1e-4)
         assert block["changed"] <= block["open"] and block["changed"] < block["bytes"] <= block["open"] + script.ALLOWED
+
+
+def test_decoding_steps_are_timed_at_a_position():
+    script = importlib.import_module("decoding")
+    assert script.slope([7 * position for position in script.POSITIONS]) == 1 and script.slope([5] * len(script.POSITIONS)) == 0
+    times = script.timed({"gru": (4,), "attention": (4, 9)}, 2)
+    assert set(times) == {"gru 4", "attention 4", "attention 9"} and all(found["median"] >= found["min"] > 0 for found in times.values())
+    assert script.overtaken("local_attention") == 129  # a step more than it holds

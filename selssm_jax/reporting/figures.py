@@ -176,6 +176,17 @@ def layout(tokens: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
     return places, line + 1
 
 
+@style()
+def carried(models: Sequence[Curve]) -> Figure:
+    """Bytes of the state of one sequence by position, a line a model, both axes logarithmic: a cache rises by one decade a decade. At most six models."""
+    figure, (ax,) = panels(1, 1, height=3.6)
+    for curve, (color, dash, marker) in zip(models, LINES[: len(models)], strict=True):
+        ax.plot(curve.steps, curve.values, color=color, linestyle=dash, marker=marker, markersize=4, label=curve.name)
+    ax.set(xscale="log", yscale="log", xlabel="position (steps read)", ylabel="state of one sequence (bytes)")
+    figure.legend(loc="outside lower center", ncols=6)
+    return figure
+
+
 def panels(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Axes]]:
     """Returns an empty figure of the width of a page and its panels, row by row."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -35,6 +35,7 @@ FIGURES = {
     "signal": lambda: figures.waveform(RNG.normal(size=(T, 1)), {"block_0": GATES, "block_1": GATES}, duration=2.5, unit="s", title="class 1, predicted 1"),
     "signal without gates": lambda: figures.waveform(RNG.normal(size=(T, 2)), {}, duration=20, unit="steps", title="class 1"),
     "text": lambda: figures.shaded_text(TEXT, {"surprise (bits)": RNG.exponential(size=len(TEXT)), "gate": np.full(len(TEXT), 0.5)}),
+    "states": lambda: figures.carried([Curve("attention", [1, 10, 100], [8, 80, 800]), Curve("gru", [1, 10, 100], [40, 40, 40])]),
     "answers": lambda: figures.answers(list("abcabc" * 10), list("abcabc" * 10), list("abcabd" * 10), np.arange(60) > 40, RNG.uniform(size=60)),
 }
 
@@ -54,6 +55,12 @@ def test_axes_are_labelled():
     assert axes.get_xlabel() == "training step" and axes.get_ylabel() == "nats"
     signal = FIGURES["signal"]().axes
     assert signal[2].get_xlabel() == "time (s)" and signal[0].get_ylabel() == "amplitude"
+
+
+def test_what_is_carried_is_drawn_over_decades():
+    (ax,) = FIGURES["states"]().axes
+    assert ax.get_xscale() == ax.get_yscale() == "log" and "bytes" in ax.get_ylabel()
+    assert [list(line.get_ydata()) for line in ax.lines] == [[8, 80, 800], [40, 40, 40]]
 
 
 def test_lines_differ_in_black_and_white():
