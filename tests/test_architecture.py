@@ -234,14 +234,16 @@ def programs(page: str) -> list[str]:
 
 
 def test_readme_shows_programs_that_run(capsys):
-    layer, recurrence, memory, certificate, packing = programs("README.md")
-    assert max(len(program.splitlines()) for program in (layer, recurrence, memory, certificate, packing)) <= 10
+    layer, recurrence, memory, certificate, foreign, packing = programs("README.md")
+    assert max(len(program.splitlines()) for program in (layer, recurrence, memory, certificate, foreign, packing)) <= 10
     exec(layer, {})
     assert 0 < float(capsys.readouterr().out) < 1
     names: dict = {}
     exec(recurrence, names)
     assert names["y"].shape == (2, 100, 8) and names["h"].shape == (2, 8, 16)
 
+    exec(foreign, {})
+    assert "A_log" in capsys.readouterr().out
     exec(packing, {})
     assert "(3, 3, 2, 0) 3 bytes for three states" in capsys.readouterr().out
     exec(memory, {})
