@@ -211,10 +211,14 @@ class LSTM(_Cell):
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the largest derivatives of (c, h) by (c, h) over all inputs of a set, all |h_j| <= 1 and |c_i| <= i / (1 - f), which are never left."""
-        i, f, _, o = jax.nn.sigmoid(self._logits(inputs)[1])
-        if not bool(jnp.all(f < 1)):
-            return Bounds(unknown="inputs have no bound, so neither have the cells: a forget gate can be as near to 1 as it likes")
-        by_h = STEEPEST * ((i / (1 - f))[:, None] * self._weights(1) + self._weights(0)) + i[:, None] * self._weights(2)
+        largest = self._logits(inputs)[1]
+        i, f, _, o = jax.nn.sigmoid(largest)
+        forgotten = jax.nn.sigmoid(-largest[1])  # 1 - f without a difference
+        if not bool(jnp.all(forgotten > 0)):
+            return Bounds(
+                unknown="the cells have no bound: for some of these inputs, or of inputs without bound, a forget gate is 1 or as near to it as it likes"
+            )
+        by_h = STEEPEST * ((i / forgotten)[:, None] * self._weights(1) + self._weights(0)) + i[:, None] * self._weights(2)
         cells = jnp.concatenate([jnp.diag(f), by_h], axis=1)
         hidden = o[:, None] * cells + jnp.concatenate([jnp.zeros_like(by_h), STEEPEST * self._weights(3)], axis=1)
         return Bounds(jacobian=jnp.concatenate([cells, hidden]))
