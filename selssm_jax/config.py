@@ -221,7 +221,8 @@ class Model:
             )
         if any(size < 1 for size in self.block_states):
             raise InputError(f"{found} is out of range: use at least 1 in every block")
-        if self.transition == "complex" and any(size % 2 for size in self.block_states):
+        read = [size for name, size in zip(self.pattern, self.block_states, strict=False) if name == "selective"]
+        if self.transition == "complex" and any(size % 2 for size in read):
             raise InputError(f"{found} has an odd size, but complex poles come in conjugate pairs: use even sizes, or model.transition='diagonal'")
 
     def _check_shapes(self) -> None:

@@ -124,7 +124,7 @@ def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[P
 def pruned(subject: Subject, how: str) -> Subject:
     """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its arrays really smaller.
 
-    Every block keeps one.
+    Every block keeps one; blocks whose mixer names no axes keep all.
     """
     drawn = _drawn(subject)
     if how == "information":
@@ -157,8 +157,7 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     if target == 1:
         raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
     same = next(one for one in frontier if one.nbytes <= trials.known.float_bytes / target)
-    methods = [same, trials.run(target, VARIANCE), trials.run(target, EQUAL), *trials.pruned(target, "information", INFORMATION)]
-    methods += trials.pruned(target, "magnitude", VARIANCE)
+    methods = [same, trials.run(target, VARIANCE), trials.run(target, EQUAL), *trials.fewer(target)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
     return Compression(trials.known, trials.reference, methods, frontier, trials.tuned(chosen) if options.steps else chosen)
 
@@ -178,6 +177,14 @@ class _Trials:
         model, params = quantised(of, found, int(self.known.float_bytes / factor), rule)
         nbytes = found.constant + found.layout.rows * model.quantizer(params).nbytes
         return self._tell(_judged(of, f"{how}, {rule}" if how else rule, nbytes, model, params))
+
+    def fewer(self, factor: float) -> list[Candidate]:
+        """Candidates of fewer components; none where the mixers do not say what a component is."""
+        pattern = self.subject.model.config.pattern
+        if not pruning.prunable(self.subject.model.config):
+            self.say(f"no component is pruned: no mixer of {', '.join(dict.fromkeys(pattern))} names the axes of its state")
+            return []
+        return [*self.pruned(factor, "information", INFORMATION), *self.pruned(factor, "magnitude", VARIANCE)]
 
     def pruned(self, factor: float, how: str, rule: str) -> list[Candidate]:
         """Half of the components, and half of these again, with as many times the bits for each."""

@@ -1,7 +1,8 @@
 """Fewer components: what each is worth, which to keep, and the smaller model that is left (theory, section 10).
 
-For any mixer that names its state axes (`layers.axes`). A component is scored by how far the outputs, or the loss, go when it is removed, by the
-size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state.
+For any mixer that names its state axes (`layers.axes`); a block whose mixer names none is left whole. A component is scored by how far the outputs,
+or the loss, go when it is removed, by the size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from
+the parameters and from the carried state.
 Batches are those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
 """
 
@@ -19,7 +20,7 @@ from selssm_jax.compression.hankel import gramians
 from selssm_jax.config import Model
 from selssm_jax.errors import suggest
 from selssm_jax.layers.axes import StateAxes
-from selssm_jax.layers.blocks import mixer
+from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives
@@ -82,22 +83,21 @@ class Quadratic:
 
 
 def state_axes(config: Model) -> dict[str, StateAxes]:
-    """Returns, block by block, where the mixer's components are. Raises ValueError for a mixer that does not say, and where each block has two of them."""
-    if config.bidirectional:
-        raise ValueError(
-            "model.bidirectional=True gives a block two mixers of one d_state, whose components are not paired: prune a model of bidirectional=False"
-        )
-    found = {}
-    for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True)):
-        layer: Any = mixer(kind, part)
-        if not callable(getattr(layer, "state_axes", None)):
-            raise ValueError(f"block_{index}: the mixer {kind!r} names no state axes: give it a method state_axes(), see selssm_jax/layers/axes.py")
-        found[f"block_{index}"] = layer.state_axes()
+    """Returns where the mixer's components are, of every block whose mixer says. Raises ValueError where none does: see `prunable`."""
+    found = {name: layer.state_axes() for name, layer in _mixers(config).items() if callable(getattr(layer, "state_axes", None))}
+    if not found:
+        kinds = "two directions of " * config.bidirectional + ", ".join(dict.fromkeys(config.pattern))
+        raise ValueError(f"no block names state axes, found {kinds}: give a mixer a method state_axes(), see selssm_jax/layers/axes.py")
     return found
 
 
+def prunable(config: Model) -> bool:
+    """Returns whether any block's mixer names its state axes, so that components of it can be weighed and removed."""
+    return any(callable(getattr(layer, "state_axes", None)) for layer in _mixers(config).values())
+
+
 def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: str) -> Scores:
-    """Returns what each component of each block is worth, (n,) a block, the larger the more.
+    """Returns what each component is worth, (n,) a block of those that name axes, the larger the more.
 
     Args:
       model, params: as trained; the model's config with its task filled in.
@@ -110,7 +110,7 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
         "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| / (1 - |a_i|^2) for a diagonal transition, a and b with the gates in them.
 
     Raises:
-      ValueError: for an unknown `how`, no batches, "gate" of a mixer that sows none, and "hankel" of a mixer that is not time-invariant.
+      ValueError: for an unknown `how`, no batches, "gate" of a mixer that sows none, "hankel" of one that is not time-invariant, and where no block names axes.
     """
     if how not in SCORES:
         raise ValueError(f"how={how!r} is unknown: {suggest(how, SCORES)}")
@@ -179,19 +179,20 @@ def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
 
     Args:
       config: the model's, with block_states or without. keep: indices of the components to keep, one array a block, in the order in which
-        they shall stand; a block that is not named keeps all.
+        they shall stand; a block that is not named keeps all, as one must whose mixer names no axes.
 
     Raises:
-      ValueError: for a block that there is not, for none or repeated components, and for indices out of range.
+      ValueError: for a block that there is not or that names no axes, for none or repeated components, and for indices out of range.
     """
     axes = state_axes(config)
     for name in keep:
         if name not in axes:
-            raise ValueError(f"keep names {name!r}: {suggest(name, axes)}")
+            raise ValueError(f"keep names {name!r}, no block whose components can be removed: {suggest(name, axes)}")
     kept = {name: _checked(keep.get(name, np.arange(part.components)), part.components, name) for name, part in axes.items()}
     blocks = {name: params[name] | {"mixer": part.take(params[name]["mixer"], kept[name])} for name, part in axes.items()}
-    sizes = tuple(part.size * len(kept[name]) for name, part in axes.items())
-    return dataclasses.replace(config, block_states=sizes), {**params, **blocks}
+    sizes = {f"block_{index}": part.d_state for index, part in enumerate(config.blocks)}
+    sizes |= {name: part.size * len(kept[name]) for name, part in axes.items()}
+    return dataclasses.replace(config, block_states=tuple(sizes.values())), {**params, **blocks}
 
 
 def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTree]:
@@ -330,15 +331,19 @@ def _opened(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[st
 
 def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
     del batches
-    for index, (kind, part) in enumerate(zip(model.config.pattern, model.config.blocks, strict=True)):
-        if not callable(getattr(mixer(kind, part), "dynamics", None)):
-            raise ValueError(f"block_{index}: the mixer {kind!r} is not time-invariant, or does not say how: use another score than 'hankel'")
+    axes, mixers = state_axes(model.config), _mixers(model.config)
+    for name in axes:
+        if not callable(getattr(mixers[name], "dynamics", None)):
+            raise ValueError(
+                f"{name}: a {type(mixers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say how: use another score than 'hankel'"
+            )
     probe = jax.random.normal(jax.random.key(0), (1, 3, model.config.d_model))
-    seen = model.apply({"params": params}, probe, method=lambda model, x: [block.mixer.dynamics(x) for block in model.block])
-    return {
-        name: _carried(name, part, params[name]["mixer"], *(np.asarray(value[0]) for value in dynamics))
-        for (name, part), dynamics in zip(state_axes(model.config).items(), seen, strict=True)
-    }
+    found = {}
+    for name, part in axes.items():
+        own = params[name]["mixer"]
+        A, B = mixers[name].apply({"params": own}, probe, method="dynamics")
+        found[name] = _carried(name, part, own, np.asarray(A[0]), np.asarray(B[0]))
+    return found
 
 
 def _carried(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.ndarray) -> np.ndarray:
@@ -349,6 +354,11 @@ def _carried(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.nd
 
 
 SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "gate": _gate, "hankel": _hankel}
+
+
+def _mixers(config: Model) -> dict[str, Any]:
+    """The mixer of every block, by the block's name."""
+    return {f"block_{index}": mixing(kind, part) for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True))}
 
 
 def _indicator(kept: np.ndarray, size: int) -> np.ndarray:

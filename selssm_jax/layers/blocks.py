@@ -26,6 +26,11 @@ def normalisation(config: Model) -> Callable[[Activations], Activations]:
     return nn.RMSNorm(config.norm_epsilon, dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
 
 
+def mixing(kind: str, config: Model) -> nn.Module:
+    """Returns what a block mixes time by: the mixer `kind`, or two of them where the config is bidirectional."""
+    return Bidirectional(mixer(kind, config), mixer(kind, config)) if config.bidirectional else mixer(kind, config)
+
+
 class GatedMLP(nn.Module):
     """y = W_o (silu(W_g x) * W_u x) (Shazeer 2020, SwiGLU); `width` is the hidden width."""
 
@@ -51,7 +56,7 @@ class Block(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         self.norm = normalisation(config)
-        self.mixer = Bidirectional(*(mixer(self.kind, config) for _ in range(2))) if config.bidirectional else mixer(self.kind, config)
+        self.mixer = mixing(self.kind, config)
         self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
         self.dropout = nn.Dropout(config.dropout)
         hidden = round(config.mlp_ratio * config.d_model)

@@ -70,7 +70,8 @@ class RGLRU(nn.Module):
         params = self.inward.variables["params"]
         u = self.conv.after(Box(inputs.reach(params["kernel"]) + jnp.abs(params["bias"])))
         largest = u.largest(self.d_state)
-        spread = jnp.einsum("hp,ghpq->ghq", largest.reshape(self.heads, -1), jnp.abs(self.W)).reshape(2, -1)
+        read = jnp.where(self.W == 0, 0, jnp.abs(self.W) * largest.reshape(1, self.heads, -1, 1))  # weights of 0 read no infinity
+        spread = read.sum(axis=2).reshape(2, -1)
         low, high = (self._rate() * jax.nn.sigmoid(self.b[0] + sign * spread[0]) for sign in (-1, 1))
         drive = jax.nn.sigmoid(self.b[1] + spread[1]) * largest * _root(low) / -jnp.expm1(low)
         return Bounds(jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive)

@@ -89,7 +89,7 @@ class S4D(nn.Module):
 
     def state_axes(self) -> StateAxes:
         """Returns where the N poles are in the parameters."""
-        return StateAxes(self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="C", readout="C", size=2)
+        return StateAxes(self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="", readout="C", size=2)
 
     def initial_state(self, batch: int, steps: int | None = None) -> State:
         """Returns h_0 = 0; it does not grow with `steps`."""

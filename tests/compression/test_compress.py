@@ -81,3 +81,29 @@ def test_a_loss_that_is_not_finite_stops_with_the_fix(subject):
 
 def test_scores_of_a_metric_are_those_of_the_task(subject):
     assert subject.metric == objectives.PRIMARY["language"]
+
+
+def outcome(of, **changes):
+    """(what compression tried, the lines that it told) of the subject with another pattern and parameters as drawn."""
+    config = dataclasses.replace(of.model.config, **changes)
+    model = SequenceModel(config)
+    x = next(of.dataset.train(2, seed=0))["inputs"]
+    options = dataclasses.replace(of.experiment.compress, factor=4.0, steps=0, calibration=1)
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+    asked = Subject(dataclasses.replace(of.experiment, model=config, compress=options), model, params, of.dataset)
+    lines = []
+    return compress.compress(asked, lines.append), lines
+
+
+def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject):
+    found, lines = outcome(subject, pattern=("local_attention",), window=4, heads=1)
+    assert not any("components" in one.method for one in found.methods) and len(found.methods) == 3
+    assert [line for line in lines if "pruned" in line] == ["no component is pruned: no mixer of local_attention names the axes of its state"]
+
+
+def test_of_a_hybrid_the_blocks_that_name_axes_are_pruned(subject):
+    found, lines = outcome(subject, pattern=("selective", "local_attention"), window=4, heads=1)
+    pruned = [one.model.model.config.block_states for one in found.methods if "components" in one.method]
+    whole = subject.experiment.model.d_state
+    assert pruned == [(whole // 2, whole), (whole // 4, whole)] * 2
+    assert not any("no component is pruned" in line for line in lines)

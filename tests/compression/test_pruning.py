@@ -256,10 +256,88 @@ def test_losses_are_those_of_evaluation():
     assert pruning.loss(model, params, [given, given]) == pytest.approx(float(nats), rel=1e-5)
 
 
-def test_a_mixer_that_names_no_axes_is_refused(monkeypatch):
-    monkeypatch.setattr(pruning, "mixer", lambda kind, config: object())
-    with pytest.raises(ValueError, match="block_0: the mixer 'selective' names no state axes"):
-        pruning.state_axes(LANGUAGE)
+def test_models_that_name_no_axes_are_refused():
+    config = dataclasses.replace(LANGUAGE, pattern=("attention", "tcn"), heads=1)
+    with pytest.raises(ValueError, match="no block names state axes, found attention, tcn: give a mixer a method state_axes"):
+        pruning.state_axes(config)
+    assert not pruning.prunable(config)
+
+
+@pytest.mark.parametrize("kind", ["s4d", "s5", "lru", "min_gru", "rnn", "gru", "lstm"])
+def test_components_of_other_mixers_that_nothing_reads_go_without_a_trace(kind):
+    config = dataclasses.replace(LANGUAGE, pattern=(kind,))
+    model, params = build(config)
+    components = pruning.state_axes(config)["block_0"].components
+    mixer = dict(params["block_0"]["mixer"])
+    axis = 2 if kind == "s4d" else 0
+    of_one = np.arange(1, mixer["C"].shape[axis], components)  # its real and its imaginary part
+    mixer["C"] = mixer["C"].at[(slice(None),) * axis + (of_one,)].set(0)
+    if "U" in mixer:
+        mixer["U"] = mixer["U"].at[1].set(0)
+    params, kept = {**params, "block_0": params["block_0"] | {"mixer": mixer}}, np.array([0, *range(2, components)])
+    assert all(score[1] == 0 and (score[kept] > 0).all() for score in pruning.scores(model, params, [], "magnitude").values())
+    small, left = pruning.prune(config, params, {"block_0": kept})
+    assert small.block_states == ({"s4d": 4, "s5": 4, "lru": 4}.get(kind, 5),)
+    assert jax.tree.map(lambda leaf: leaf.shape, left) == jax.tree.map(lambda leaf: leaf.shape, shapes(SequenceModel(small)))
+    x = batch(config)["inputs"]
+    whole, pruned = (jax.jit(one.apply)({"params": part}, x) for one, part in ((model, params), (SequenceModel(small), left)))
+    np.testing.assert_allclose(pruned[0], whole[0], rtol=1e-4, atol=1e-5)
+    states = zip(*(jax.tree.leaves(one[1]["blocks"][0]["mixer"]) for one in (pruned, whole)), strict=True)
+    assert all(np.allclose(mine, theirs[..., kept], rtol=1e-4, atol=1e-5) for mine, theirs in states)
+
+
+HYBRID = dataclasses.replace(CLASSES, pattern=("attention", "selective"), heads=1, context=8, gate="constant")
+
+
+@pytest.mark.parametrize("how", ["information", "loss", "magnitude", "gate", "hankel"])
+def test_of_a_hybrid_the_blocks_that_name_axes_are_scored_and_pruned(how):
+    model, params = build(HYBRID)
+    found = pruning.scores(model, params, [batch(HYBRID)], how)
+    assert {name: score.shape for name, score in found.items()} == {"block_1": (6,)}
+    best = found["block_1"].argmax()
+    keep = pruning.choose(found, 1)
+    assert keep["block_1"].tolist() == [best]
+    small, left = pruning.prune(HYBRID, params, keep)
+    assert small.block_states == (6, 1) and left["block_0"] is params["block_0"]
+    assert jax.tree.map(lambda leaf: leaf.shape, left) == jax.tree.map(lambda leaf: leaf.shape, shapes(SequenceModel(small)))
+    again = pruning.prune(small, left, {})[0]
+    assert again.block_states == (6, 1)
+
+
+def test_the_other_blocks_of_a_hybrid_cannot_be_pruned_and_keep_their_sizes():
+    _, params = build(HYBRID)
+    with pytest.raises(ValueError, match="keep names 'block_0', no block whose components can be removed: .*known: block_1"):
+        pruning.prune(HYBRID, params, {"block_0": np.arange(2)})
+    sized = dataclasses.replace(HYBRID, block_states=(4, 6))
+    assert pruning.prune(sized, params, {"block_1": np.arange(3)})[0].block_states == (4, 3)
+
+
+def test_sizes_of_blocks_without_complex_poles_may_be_odd():
+    config = dataclasses.replace(LANGUAGE, pattern=("selective", "min_gru"), transition="complex", conv=0)
+    assert pruning.prune(config, build(config)[1], {"block_1": np.arange(3)})[0].block_states == (6, 3)
+
+
+@pytest.mark.parametrize("kind", ["lru", "s5"])
+def test_parts_in_the_hankel_map_of_time_invariant_mixers(kind):
+    """|b| |c| / (1 - |a|^2) of every pole, from the published parameters."""
+    config = dataclasses.replace(LANGUAGE, pattern=(kind,))
+    model, params = build(config)
+    p = {name: np.asarray(value, np.float64) for name, value in params["block_0"]["mixer"].items() if name != "gate"}
+    B, C = (np.sqrt((parts.reshape(2, 3, -1) ** 2).sum(axis=(0, 2))) for parts in (p["B"].T, p["C"]))
+    if kind == "lru":
+        a, b = np.exp(-np.exp(p["nu"]) + 1j * np.exp(p["theta"])), np.exp(p["gamma_log"])
+    else:
+        pole = -np.exp(p["A_log_decay"]) + 1j * p["A_frequency"]
+        a = np.exp(pole * np.exp(p["log_dt"]))
+        b = abs((a - 1) / pole)
+    np.testing.assert_allclose(pruning.scores(model, params, [], "hankel")["block_0"], b * B * C / (1 - abs(a) ** 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("gru", "GRU"), ("min_gru", "MinGRU"), ("mamba", "Mamba"), ("s4d", "S4D")])
+def test_mixers_without_dynamics_have_no_hankel_map(kind, name):
+    model, params = build(dataclasses.replace(LANGUAGE, pattern=(kind,)))
+    with pytest.raises(ValueError, match=rf"block_0: a {name} is not time-invariant, or has no method dynamics\(x\) to say how: use another score"):
+        pruning.scores(model, params, [], "hankel")
 
 
 @pytest.mark.parametrize(
