@@ -306,7 +306,7 @@ def test_of_a_hybrid_the_blocks_that_name_axes_are_scored_and_pruned(how):
 
 def test_the_other_blocks_of_a_hybrid_cannot_be_pruned_and_keep_their_sizes():
     _, params = build(HYBRID)
-    with pytest.raises(ValueError, match="keep names 'block_0', no block whose components can be removed: .*known: block_1"):
+    with pytest.raises(ValueError, match=r"keep names 'block_0', no block whose components can be removed: .*known: block_1"):
         pruning.prune(HYBRID, params, {"block_0": np.arange(2)})
     sized = dataclasses.replace(HYBRID, block_states=(4, 6))
     assert pruning.prune(sized, params, {"block_1": np.arange(3)})[0].block_states == (4, 3)
