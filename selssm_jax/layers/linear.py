@@ -120,7 +120,8 @@ class S4D(nn.Module):
         """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left of the state before it."""
         a, b = self._discrete()
         steps = jnp.arange(x.shape[1] + 1)
-        powers = jnp.exp(jnp.log(a)[None] * steps[:, None, None])  # (L + 1, D, N)
+        logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))  # of a pole that decays below what float32 has, too
+        powers = jnp.exp(logarithm[None] * steps[:, None, None])  # (L + 1, D, N)
         kernel = self._spoken((powers[:-1] * b[None])[None])[0]
         later = powers[1:] * jax.lax.complex(*self.C)[None]
         kept = jnp.einsum("tdn,bdn->btd", later.real, h.real) - jnp.einsum("tdn,bdn->btd", later.imag, h.imag)
