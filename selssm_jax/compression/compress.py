@@ -148,8 +148,13 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
     """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes.
 
     Raises:
-      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few.
+      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few; for a model that reads both ways.
     """
+    if subject.model.config.bidirectional:
+        raise InputError(
+            "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it carries from step to step: "
+            "train it with model.bidirectional=False"
+        )
     options, trials = subject.experiment.compress, _Trials(subject, say)
     factors = sorted({*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])})
     frontier = list({one.nbytes: one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())

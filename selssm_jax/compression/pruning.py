@@ -209,7 +209,9 @@ def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTr
     moved = {names[place]: params[names[index]] for place, index in enumerate(left)}
     sizes = tuple(config.block_states[index] for index in left) if config.block_states else ()
     rest = {name: value for name, value in params.items() if name not in names}
-    return dataclasses.replace(config, pattern=tuple(config.pattern[index] for index in left), block_states=sizes), rest | moved
+    pattern = tuple(config.pattern[index] for index in left)
+    dilations = tuple(steps for index in left for steps in config.blocks[index].dilations)  # those that no config names follow from a block's place
+    return dataclasses.replace(config, pattern=pattern, block_states=sizes, dilations=dilations), rest | moved
 
 
 def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:

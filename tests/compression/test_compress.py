@@ -1,8 +1,10 @@
 """What compression chooses: by relative loss, within what was allowed; and fine-tuning that fails says so."""
 
 import dataclasses
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from runs import experiment
@@ -83,27 +85,32 @@ def test_scores_of_a_metric_are_those_of_the_task(subject):
     assert subject.metric == objectives.PRIMARY["language"]
 
 
-def outcome(of, **changes):
-    """(what compression tried, the lines that it told) of the subject with another pattern and parameters as drawn."""
-    config = dataclasses.replace(of.model.config, **changes)
-    model = SequenceModel(config)
-    x = next(of.dataset.train(2, seed=0))["inputs"]
-    options = dataclasses.replace(of.experiment.compress, factor=4.0, steps=0, calibration=1)
-    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
-    asked = Subject(dataclasses.replace(of.experiment, model=config, compress=options), model, params, of.dataset)
+def of_pattern(subject, *pattern):
+    """The subject with another pattern, parameters as drawn."""
+    config = dataclasses.replace(subject.model.config, pattern=pattern, window=4, heads=1)
+    model, x = SequenceModel(config), next(subject.dataset.train(2, seed=0))["inputs"]
+    return dataclasses.replace(subject, model=model, params=jax.jit(model.init)(jax.random.key(0), x)["params"])
+
+
+def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject, monkeypatch):
+    layout = types.SimpleNamespace(rows=1, size=8, kept_bytes=0)
+    monkeypatch.setattr(compress, "known", lambda subject: compress.Known(layout, "all", np.zeros((2, 8)), np.ones(8)))
+    monkeypatch.setattr(compress, "_judged", lambda subject, method, nbytes, model, params: Candidate(method, nbytes, model, params, {subject.metric: 1.0}))
+    monkeypatch.setattr(compress._Trials, "pruned", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})])
     lines = []
-    return compress.compress(asked, lines.append), lines
+    assert compress._Trials(of_pattern(subject, "local_attention", "tcn"), lines.append).fewer(4.0) == []
+    assert lines[1:] == ["no component is pruned: no mixer of local_attention, tcn names the axes of its state"]
+    assert len(compress._Trials(of_pattern(subject, "selective", "local_attention"), lines.append).fewer(4.0)) == 2
 
 
-def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject):
-    found, lines = outcome(subject, pattern=("local_attention",), window=4, heads=1)
-    assert not any("components" in one.method for one in found.methods) and len(found.methods) == 3
-    assert [line for line in lines if "pruned" in line] == ["no component is pruned: no mixer of local_attention names the axes of its state"]
+def test_a_model_that_reads_both_ways_carries_no_memory_to_compress(subject):
+    both = dataclasses.replace(subject, model=SequenceModel(dataclasses.replace(subject.model.config, bidirectional=True)))
+    with pytest.raises(InputError, match=r"model\.bidirectional=True reads a signal in one piece, .*train it with model\.bidirectional=False"):
+        compress.compress(both)
 
 
-def test_of_a_hybrid_the_blocks_that_name_axes_are_pruned(subject):
-    found, lines = outcome(subject, pattern=("selective", "local_attention"), window=4, heads=1)
-    pruned = [one.model.model.config.block_states for one in found.methods if "components" in one.method]
-    whole = subject.experiment.model.d_state
-    assert pruned == [(whole // 2, whole), (whole // 4, whole)] * 2
-    assert not any("no component is pruned" in line for line in lines)
+def test_of_a_hybrid_the_blocks_that_name_axes_are_halved(subject):
+    hybrid, whole = of_pattern(subject, "selective", "local_attention"), subject.experiment.model.d_state
+    half = pruned(hybrid, "magnitude")
+    assert half.model.config.block_states == (whole // 2, whole)
+    assert pruned(half, "magnitude").model.config.block_states == (whole // 4, whole)

@@ -248,6 +248,13 @@ def test_a_block_that_does_nothing_is_worth_nothing_and_leaves_no_trace():
     jax.tree.map(np.testing.assert_array_equal, left["block_0"], params["block_1"])
 
 
+def test_convolutions_that_are_left_keep_their_dilations():
+    config = dataclasses.replace(LANGUAGE, pattern=("tcn", "selective", "tcn"), kernel=2)
+    _, params = build(config)
+    assert pruning.remove_block(config, params, "block_0")[0].dilations == (2,)
+    assert pruning.remove_block(config, params, "block_1")[0].dilations == (1, 2)
+
+
 def test_losses_are_those_of_evaluation():
     model, params = build(CLASSES)
     given = batch(CLASSES)
@@ -350,7 +357,7 @@ def test_mixers_without_dynamics_have_no_hankel_map(kind, name):
         (lambda model, params: pruning.loss(model, params, []), "the batches are none"),
         (lambda model, params: pruning.choose({"block_0": np.ones(3)}, 4), "budget=4 components: use from 1, one a block, to 3"),
         (lambda model, params: pruning.Quadratic({"a": 1, "b": 1}, np.ones(2), np.eye(2)).choose(1), "budget=1 components: use from 2"),
-        (lambda model, params: pruning.prune(model.config, params, {"block_2": np.arange(2)}), "keep names 'block_2': did you mean"),
+        (lambda model, params: pruning.prune(model.config, params, {"block_2": np.arange(2)}), "keep names 'block_2', no block .*did you mean"),
         (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([], int)}), r"keep\['block_0'\]=\[\]: expected at least one"),
         (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([1, 1])}), "each once, from 0 to 5"),
         (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([6])}), r"\[6\]: expected"),
