@@ -89,27 +89,8 @@ def test_starts_as_flaxs_cell(name):
     assert all(not np.any(params[bias]) for bias in {"b", "c"} & set(params))
 
 
-<<<<<<< HEAD
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
-=======
-@pytest.mark.parametrize("layer", [GRU(N, N), LSTM(N, N)], ids=["gru", "lstm"])
-def test_gates_that_are_sown_are_the_shares_that_a_step_renews(layer):
-    """1 where nothing of the state is kept: its slope by itself, without what gates read, is 1 - gate."""
-    params, x = drawn(layer), inputs()
-    params["U"] = jnp.zeros_like(params["U"])  # the state then reaches the next one by the gate alone
-    name = "c" if isinstance(layer, LSTM) else None
-    start = layer.initial_state(B)
-
-    def after(h):
-        state = start | {"c": h} if name else h
-        _, last = layer.apply({"params": params}, x[:, :1], state)
-        return last["c"] if name else last
-
-    _, slope = jax.jit(lambda h: jax.jvp(after, (h,), (jnp.ones_like(h),)))(jnp.full((B, N), 0.3))
-    gate = layer.apply({"params": params}, x[:, :1], mutable=["intermediates"])[1]["intermediates"]["gate"][0][:, 0]
-    np.testing.assert_allclose(1 - gate, slope, rtol=1e-5, atol=1e-6)
->>>>>>> issue7-tst
 
 
 def min_gru_loop(p, u, reset):
