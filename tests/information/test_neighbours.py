@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,6 +18,15 @@ from selssm_jax.information import neighbours, samplers
 
 FOLDER = pathlib.Path(os.environ.get("SELSSM_TEST_DATA") or REPOSITORY.parent / "shared" / "data") / "mi_benchmark"
 ROUNDING = 2e-3  # nats a few hundred samples: distances are of float32, and a neighbour at the edge counts or does not
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised() -> Iterator[None]:
+    """Without XLA's optimisations, which other tests do without, JAX 0.10.2's CPU programs of distances between neighbours are wrong."""
+    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

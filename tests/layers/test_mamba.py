@@ -175,7 +175,7 @@ def test_pruning_by_gates_needs_a_gate_of_every_component():
     params = model.init(jax.random.key(0), jnp.asarray(tokens))["params"]
     with pytest.raises(ValueError, match=r"block_0: its mixer has 4 gates for 3 components.*use another score than 'gate'"):
         pruning.scores(model, params, [batch], "gate")
-    with pytest.raises(ValueError, match="'mamba2' is not time-invariant"):
+    with pytest.raises(ValueError, match="a Mamba2 is not time-invariant"):
         pruning.scores(model, params, [batch], "hankel")
     assert pruning.scores(model, params, [batch], "information")["block_0"].shape == (3,)
 

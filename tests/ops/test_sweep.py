@@ -19,7 +19,7 @@ TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (2e-2, 2e-2)}
 
 
 @pytest.mark.parametrize("name", OPS)
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_equals_a_float64_loop(name, data):
     op = OPS[name]
