@@ -147,10 +147,14 @@ def _certified(run: Run) -> Results:
         return {name: {"status": status, "rate": rate, "radius": None} for name, (status, rate) in rates.items()}
     levels = np.asarray(run.params["levels"])
     layout = Carried(run.model.model, run.params, run.model.scope)
-    mixers = [at for leaf, at in layout.parts() if leaf.name.endswith("/mixer")]
-    half = [float(np.diff(levels[at], axis=1).max(initial=0.0)) / 2 for at in mixers]
-    radius = [2 * delta / (1 - rate) if rate is not None and rate < 1 else None for delta, (_, rate) in zip(half, rates.values(), strict=True)]
-    return {name: {"status": status, "rate": rate, "radius": near} for (name, (status, rate)), near in zip(rates.items(), radius, strict=True)}
+    # Of a mixer that carries one array, which is what contracts; where it carries past inputs too, their rounding is part of what drives it.
+    steps = {leaf.name: float(np.diff(levels[at], axis=1).max(initial=0.0)) for leaf, at in layout.parts()}
+    found: Results = {}
+    for index, (name, (status, rate)) in enumerate(rates.items()):
+        step = steps.get(f"blocks/{index}/mixer")
+        known = step is not None and rate is not None and rate < 1
+        found[name] = {"status": status, "rate": rate, "radius": step / (1 - rate) if known else None}
+    return found
 
 
 def _rate(stated: Bounds) -> tuple[str, float | None]:
