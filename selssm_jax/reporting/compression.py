@@ -152,8 +152,8 @@ def _certified(run: Run) -> Results:
     found: Results = {}
     for index, (name, (status, rate)) in enumerate(rates.items()):
         step = steps.get(f"blocks/{index}/mixer")
-        known = step is not None and rate is not None and rate < 1
-        found[name] = {"status": status, "rate": rate, "radius": step / (1 - rate) if known else None}
+        radius = None if step is None or rate is None or rate >= 1 else step / (1 - rate)
+        found[name] = {"status": status, "rate": rate, "radius": radius}
     return found
 
 
