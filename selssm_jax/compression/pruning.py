@@ -84,7 +84,7 @@ class Quadratic:
 
 def state_axes(config: Model) -> dict[str, StateAxes]:
     """Returns where the mixer's components are, of every block whose mixer says. Raises ValueError where none does: see `prunable`."""
-    found = {name: layer.state_axes() for name, layer in _mixers(config).items() if callable(getattr(layer, "state_axes", None))}
+    found = _named_axes(config)
     if not found:
         kinds = "two directions of " * config.bidirectional + ", ".join(dict.fromkeys(config.pattern))
         raise ValueError(f"no block names state axes, found {kinds}: give a mixer a method state_axes(), see selssm_jax/layers/axes.py")
@@ -93,7 +93,7 @@ def state_axes(config: Model) -> dict[str, StateAxes]:
 
 def prunable(config: Model) -> bool:
     """Returns whether any block's mixer names its state axes, so that components of it can be weighed and removed."""
-    return any(callable(getattr(layer, "state_axes", None)) for layer in _mixers(config).values())
+    return bool(_named_axes(config))
 
 
 def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: str) -> Scores:
@@ -361,6 +361,10 @@ SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "
 def _mixers(config: Model) -> dict[str, Any]:
     """The mixer of every block, by the block's name."""
     return {f"block_{index}": mixing(kind, part) for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True))}
+
+
+def _named_axes(config: Model) -> dict[str, StateAxes]:
+    return {name: layer.state_axes() for name, layer in _mixers(config).items() if callable(getattr(layer, "state_axes", None))}
 
 
 def _indicator(kept: np.ndarray, size: int) -> np.ndarray:

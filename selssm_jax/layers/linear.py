@@ -139,7 +139,43 @@ class S4D(nn.Module):
         return RULES[self.rule](A, jnp.broadcast_to(jnp.exp(self.log_dt)[:, None], A.shape))
 
 
-class S5(nn.Module):
+class _Shared(nn.Module):
+    """What S5 and the LRU share: h_t = a h_{t-1} + b B x_t, P poles for all channels, with (a, b) of `_discrete`, B (D, 2 P) and C (2 P, D)."""
+
+    d_model: int
+    d_state: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    def dynamics(self, x: Activations) -> Dynamics:
+        """Returns A_t and B_t of every step, which are the same at all of them."""
+        a, b = self._discrete()
+        return _constant_dynamics(a, b[:, None] * _complex(self.B.T, axis=0), x)
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the poles, gates of 1, and the largest drive of each."""
+        a, b = self._discrete()
+        return _invariant(a, jnp.abs(b) * _reach(inputs, self.B))
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the P poles are in the parameters of either layer."""
+        own = dict.fromkeys(("A_log_decay", "A_frequency", "log_dt", "nu", "theta", "gamma_log"), (0,))
+        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
+
+    def initial_state(self, batch: int, steps: int | None = None) -> State:
+        """Returns h_0 = 0; it does not grow with `steps`."""
+        del steps
+        return jnp.zeros((batch, self.d_state // 2), jnp.complex64)
+
+    def _states(self, x: Activations, state: State | None, reset: Reset | None) -> tuple[Complex[Array, "B T P"], State]:
+        """(states of all steps, the last one); the first are sown."""
+        a, b = self._discrete()
+        drive = b[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
+        h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
+        self.sow("intermediates", "state", h)
+        return h, last
+
+
+class S5(_Shared):
     """One system for all channels, P poles: h_t = a h_{t-1} + b B x_t, y_t = 2 Re(C h_t) + D x_t (Smith, Warrington and Linderman 2023).
 
     (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold of a step size a pole. A starts as the eigenvalues of HiPPO's normal matrix of order
@@ -150,10 +186,6 @@ class S5(nn.Module):
 
     The state is h, (B, P), complex. Sown as intermediates: "state", (B, T, P).
     """
-
-    d_model: int
-    d_state: int = 64
-    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         _check(self.d_model, self.d_state)
@@ -169,38 +201,15 @@ class S5(nn.Module):
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
-        a, b = self._discrete()
-        drive = b[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
-        h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
-        self.sow("intermediates", "state", h)
+        h, last = self._states(x, state, reset)
         y = nn.gelu(_read(h, self.C, self.dtype) + self.D.astype(self.dtype)[None, None] * x)
         return y * nn.sigmoid(self.gate(y)), last
-
-    def dynamics(self, x: Activations) -> Dynamics:
-        """Returns A_t and B_t of every step, which are the same at all of them."""
-        a, b = self._discrete()
-        return _constant_dynamics(a, b[:, None] * _complex(self.B.T, axis=0), x)
-
-    def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the poles, gates of 1, and the largest drive of each."""
-        a, b = self._discrete()
-        return _invariant(a, jnp.abs(b) * _reach(inputs, self.B))
-
-    def state_axes(self) -> StateAxes:
-        """Returns where the P poles are in the parameters."""
-        own = {"A_log_decay": (0,), "A_frequency": (0,), "log_dt": (0,)}
-        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
-
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
-        """Returns h_0 = 0; it does not grow with `steps`."""
-        del steps
-        return jnp.zeros((batch, self.d_state // 2), jnp.complex64)
 
     def _discrete(self) -> tuple[Array, Array]:
         return zero_order_hold(jax.lax.complex(-jnp.exp(self.log_decay), self.frequency), jnp.exp(self.log_dt))
 
 
-class LRU(nn.Module):
+class LRU(_Shared):
     """h_t = lambda h_{t-1} + gamma B x_t, y_t = Re(C h_t) + D x_t, lambda = exp(-exp(nu) + i exp(theta)) (Orvieto et al. 2023, section 3).
 
     Moduli of lambda start uniform in area on the ring `RING`, phases uniform up to `LARGEST_PHASE`; gamma starts as sqrt(1 - |lambda|^2), so that a white
@@ -211,10 +220,6 @@ class LRU(nn.Module):
 
     The state is h, (B, P), complex. Sown as intermediates: "state", (B, T, P).
     """
-
-    d_model: int
-    d_state: int = 64
-    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         _check(self.d_model, self.d_state)
@@ -229,31 +234,11 @@ class LRU(nn.Module):
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
-        drive = jnp.exp(self.gamma_log)[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
-        h, last = linear_scan(jnp.broadcast_to(self._poles(), drive.shape), drive, _start(state, drive), reset=reset)
-        self.sow("intermediates", "state", h)
+        h, last = self._states(x, state, reset)
         return _read(h, self.C / 2, self.dtype) + self.D.astype(self.dtype)[None, None] * x, last
 
-    def dynamics(self, x: Activations) -> Dynamics:
-        """Returns A_t and B_t of every step, which are the same at all of them."""
-        return _constant_dynamics(self._poles(), jnp.exp(self.gamma_log)[:, None] * _complex(self.B.T, axis=0), x)
-
-    def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the poles, gates of 1, and the largest drive of each."""
-        return _invariant(self._poles(), jnp.exp(self.gamma_log) * _reach(inputs, self.B))
-
-    def state_axes(self) -> StateAxes:
-        """Returns where the P poles are in the parameters."""
-        own = {"nu": (0,), "theta": (0,), "gamma_log": (0,)}
-        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
-
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
-        """Returns h_0 = 0; it does not grow with `steps`."""
-        del steps
-        return jnp.zeros((batch, self.d_state // 2), jnp.complex64)
-
-    def _poles(self) -> Array:
-        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
+    def _discrete(self) -> tuple[Array, Array]:
+        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta))), jnp.exp(self.gamma_log)
 
 
 def _toeplitz(kernel: Float[Array, "L D"]) -> Float[Array, "L L D"]:

@@ -6,6 +6,9 @@ sow "gate" and "state" among its intermediates, name the axes of its state in it
 (`layers.bounds`).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -41,6 +44,11 @@ def _selective(config: Model) -> SelectiveSSM:
         solver=config.solver,
         dtype=jnp.dtype(config.dtype),
     )
+
+
+def _sized(layer: Callable[..., nn.Module], config: Model) -> nn.Module:
+    """A layer that is its sizes alone."""
+    return layer(config.d_model, config.d_state, dtype=jnp.dtype(config.dtype))
 
 
 def _mamba(config: Model) -> Mamba:
@@ -80,48 +88,20 @@ def _tcn(config: Model) -> TCN:
     return TCN(config.d_model, config.kernel, config.dilations[0], jnp.dtype(config.dtype))
 
 
-def _s4d(config: Model) -> S4D:
-    return S4D(config.d_model, config.d_state, dtype=jnp.dtype(config.dtype))
-
-
-def _s5(config: Model) -> S5:
-    return S5(config.d_model, config.d_state, jnp.dtype(config.dtype))
-
-
-def _lru(config: Model) -> LRU:
-    return LRU(config.d_model, config.d_state, jnp.dtype(config.dtype))
-
-
 def _rg_lru(config: Model) -> RGLRU:
     return RGLRU(config.d_model, config.d_state, config.heads, config.d_conv, jnp.dtype(config.dtype))
 
 
-def _min_gru(config: Model) -> MinGRU:
-    return MinGRU(config.d_model, config.d_state, jnp.dtype(config.dtype))
-
-
-def _rnn(config: Model) -> RNN:
-    return RNN(config.d_model, config.d_state, jnp.dtype(config.dtype))
-
-
-def _lstm(config: Model) -> LSTM:
-    return LSTM(config.d_model, config.d_state, jnp.dtype(config.dtype))
-
-
-def _gru(config: Model) -> GRU:
-    return GRU(config.d_model, config.d_state, jnp.dtype(config.dtype))
-
-
-MIXERS = {
+MIXERS: dict[str, Callable[[Model], nn.Module]] = {
     "selective": _selective,
-    "s4d": _s4d,
-    "s5": _s5,
-    "lru": _lru,
+    "s4d": partial(_sized, S4D),
+    "s5": partial(_sized, S5),
+    "lru": partial(_sized, LRU),
     "rg_lru": _rg_lru,
-    "min_gru": _min_gru,
-    "rnn": _rnn,
-    "lstm": _lstm,
-    "gru": _gru,
+    "min_gru": partial(_sized, MinGRU),
+    "rnn": partial(_sized, RNN),
+    "lstm": partial(_sized, LSTM),
+    "gru": partial(_sized, GRU),
     "mamba": _mamba,
     "mamba2": _mamba2,
     "attention": _attention,

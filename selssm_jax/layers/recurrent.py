@@ -81,8 +81,8 @@ class _Cell(nn.Module):
         self.C = self.param("C", nn.initializers.lecun_normal(), (self.d_state, self.d_model))
 
     def state_axes(self) -> StateAxes:
-        """Returns where the components are in the parameters; those that are left read those that went no more."""
-        return StateAxes(self.d_state, {"W": (2,), "U": (0, 2), "b": (1,), "C": (0,)}, drive="W", readout="C")
+        """Returns where the components are in the parameters, c of a GRU among them; those that are left read those that went no more."""
+        return StateAxes(self.d_state, {"W": (2,), "U": (0, 2), "b": (1,), "c": (0,), "C": (0,)}, drive="W", readout="C")
 
     def _run(self, step: Callable[..., Any], x: Array, start: Any, reset: Array | None) -> tuple[Any, Any]:
         """What `step` gives after every step, (B, T, ...), and the last state; step(state, W x_t + b) -> (state, given)."""
@@ -174,10 +174,6 @@ class GRU(_Cell):
         new = jax.nn.sigmoid(high[0])[:, None] * self._weights(2) + STEEPEST * carried[:, None] * self._weights(0)
         kept = jnp.diag(jax.nn.sigmoid(high[1])) + 2 * STEEPEST * self._weights(1)
         return Bounds(jacobian=kept + jax.nn.sigmoid(-low[1])[:, None] * new)
-
-    def state_axes(self) -> StateAxes:
-        """Returns where the components are in the parameters; those that are left read those that went no more."""
-        return StateAxes(self.d_state, {"W": (2,), "U": (0, 2), "b": (1,), "c": (0,), "C": (0,)}, drive="W", readout="C")
 
     def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
