@@ -18,11 +18,12 @@ from selssm_jax.model import Reader
 State = Any
 PyTree = Any
 KEPT = ("count", "scale")  # leaves that are no vectors of components, by a name on their path
+RECURRENT = ("mixer", "h")  # names of leaves that a recurrence updates, of whatever shape: a mixer's only array, or the one that it calls h
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a state: its name, the shape of a row, and its dtype. A row of two axes is a window of time, the newest last, but that of a state "h"."""
+    """One array of a state: its name, the shape of a row, and its dtype. A row of two axes is a window of time, the newest last, but in `RECURRENT` ones."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +37,7 @@ class Leaf:
     @property
     def slots(self) -> int:
         """How many steps of the past a window holds; 1 for what is no window."""
-        return self.shape[0] if len(self.shape) == 2 and self.name.rpartition("/")[2] != "h" else 1
+        return self.shape[0] if len(self.shape) == 2 and self.name.rpartition("/")[2] not in RECURRENT else 1
 
 
 class Carried:

@@ -247,3 +247,11 @@ def test_a_million_steps_at_constant_memory():
 def test_the_configuration_names_the_bits():
     model, _, _, packed, _ = made("diagonal")
     assert packed.config == dataclasses.replace(model.config, memory_bits=packed.bits)
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("s4d", [1]), ("mamba", [3, 1]), ("tcn", [2, 2]), ("attention", [5, 5]), ("gru", [1])])
+def test_windows_of_time_are_told_from_states_of_two_axes(kind, slots):
+    config = Model(pattern=(kind,), d_model=8, d_state=4, heads=2, context=5, mlp_ratio=0.0, task=Task("language", vocab=7))
+    model = SequenceModel(config)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    assert [leaf.slots for leaf in Carried(model, params).leaves] == slots
