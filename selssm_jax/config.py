@@ -22,7 +22,11 @@ def _check_fields(value: Any, path: str) -> None:
         _check(hints[field.name], getattr(value, field.name), f"{path}.{field.name}")
 
 
-TUPLES = {str: "names, for example ('selective', 'selective')", int: "whole numbers, for example (64, 32)"}
+TUPLES = {
+    str: "names, for example ('selective', 'selective')",
+    int: "whole numbers, for example (64, 32)",
+    float: "numbers, for example (0.001, 0.004)",
+}
 
 
 def _check(hint: Any, found: Any, path: str) -> None:
@@ -31,7 +35,7 @@ def _check(hint: Any, found: Any, path: str) -> None:
             raise InputError(f"{path}={found!r} is not a choice: {suggest(str(found), typing.get_args(hint))}")
     elif typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
-        if not isinstance(found, tuple) or not all(type(item) is kind for item in found):
+        if not isinstance(found, tuple) or not all(type(item) in (kind, *([int] if kind is float else [])) for item in found):
             raise InputError(f"{path}={found!r} must be a tuple of {TUPLES[kind]}")
     elif hint is float and type(found) is int:
         return
@@ -64,6 +68,7 @@ MIXERS = (
     "rnn", "lstm", "gru", "attention", "local_attention", "tcn",
 )  # fmt: skip
 GATED = ("selective", "rg_lru", "mamba", "mamba2", "min_gru", "gru", "lstm")  # mixers that sow their gates
+CONTENDERS = ("selective", "selective_state", "mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")  # what a sweep compares
 CAN_CLOSE = ("hard_sigmoid", "hard_concrete")  # gates that can be exactly 0
 
 
@@ -127,6 +132,7 @@ class Model:
     gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant", "binary", "top_k"] = "sigmoid"
     gate_active: int = 0  # top_k: how many components a step updates
     gate_floor: float = 0.0  # smallest value that a gate can take
+    gate_bias: float = 0.0  # added to the biases that gates start with; positive: more open
     gate_state: Literal["none", "elementwise", "dense"] = "none"  # what of the state before it a gate reads besides the input
     update: Literal["retain", "effective"] = "retain"
     transition: Literal["diagonal", "complex", "dense"] = "diagonal"
@@ -178,6 +184,7 @@ class Model:
         self._check_block_states()
         _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
         _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise", "norm_epsilon")
+        _within(self, "model", -20.0, 20.0, "gate_bias")
         if self.gate_state != "none" and self.scan not in ("auto", "sequential"):
             raise InputError(
                 f"model.scan={self.scan!r} needs gates of the input alone, but model.gate_state={self.gate_state!r} makes them read the state: "
@@ -331,7 +338,8 @@ class Training:
         return bool(self.gate_l1 or self.gate_l0 or self.target_dimension or self.rate)
 
 
-EVALUATION = ("measure", "compress")  # groups that training does not read
+EVALUATION = ("measure", "compress")  # groups that evaluation reads
+UNREAD = (*EVALUATION, "sweep")  # groups that a run's training does not read
 FEWEST = 100  # sequences that a memory can be measured on
 
 
@@ -377,6 +385,44 @@ class Compress:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What `train.py --sweep` compares: models of one size, each tuned by as many trials, then trained from several seeds; nothing of it touches a run.
+
+    The grid of a model is every combination of its sizes (state components; heads; taps), with selective gates gate_biases and penalties too, and
+    of peak rates spaced evenly in their logarithm, as many as make `trials` points.
+    """
+
+    models: tuple[str, ...] = CONTENDERS
+    parameters: int = 0  # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
+    trials: int = 8  # points of each model's grid
+    trial_steps: int = 0  # training steps of a trial; 0: training.steps
+    seeds: int = 3  # that the best point is trained from, at training.steps
+    rates: tuple[float, ...] = (2e-3, 8e-3)  # the lowest and the highest peak rate
+    sizes: tuple[float, ...] = (0.5, 1.0)  # of a model's memory, over what is usual for it beside model.d_state
+    gate_biases: tuple[float, ...] = (0.0,)
+    penalties: tuple[float, ...] = (0.0,)  # weights of the mean gate
+    lengths: tuple[int, ...] = ()  # synthetic: further values of data.length that the trained models are scored at
+
+    def __post_init__(self) -> None:
+        _check_fields(self, "sweep")
+        _at_least(self, "sweep", parameters=0, trials=1, trial_steps=0, seeds=1)
+        for name in self.models:
+            if name not in CONTENDERS:
+                raise InputError(f"sweep.models names {name!r}: {suggest(name, CONTENDERS)}")
+        if len(self.rates) != 2 or not 0 < self.rates[0] <= self.rates[-1]:
+            raise InputError(f"sweep.rates={self.rates} is no range: give the lowest and the highest peak rate, for example (0.002, 0.008)")
+        for key, least in (("sizes", 0.01), ("penalties", 0.0), ("gate_biases", -20.0), ("lengths", 1)):
+            if (not getattr(self, key) and key != "lengths") or any(not least <= value < math.inf for value in getattr(self, key)):
+                raise InputError(f"sweep.{key}={getattr(self, key)} is out of range: give one or more values of at least {least}")
+        most = len(self.sizes) * len(self.gate_biases) * len(self.penalties)
+        if self.trials % most:
+            raise InputError(
+                f"sweep.trials={self.trials} is no multiple of the {most} combinations of sizes, gate_biases and penalties, so that models would get unequal "
+                f"numbers of trials: use a multiple of {most}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run, whole: saved beside its checkpoints, so that a run describes itself."""
 
@@ -387,6 +433,7 @@ class Experiment:
     training: Training = Training()
     measure: Measure = Measure()
     compress: Compress = Compress()
+    sweep: Sweep = Sweep()
 
     def __post_init__(self) -> None:
         _check_fields(self, "config")
@@ -467,7 +514,12 @@ class Experiment:
     @classmethod
     def from_config_dict(cls, config: ml_collections.ConfigDict) -> "Experiment":
         """Returns the experiment that a ConfigDict describes. Raises InputError that names the key and the fix."""
-        return _build(cls, config.to_dict(), "config")
+        return cls.from_dict(config.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Experiment":
+        """Returns the experiment that nested dictionaries describe. Raises InputError that names the key and the fix."""
+        return _build(cls, values, "config")
 
     def overridden(self, assignments: typing.Iterable[str]) -> "Experiment":
         """Returns the experiment with "group.key=value" for keys that only evaluation reads, of the groups measure and compress; values as in JSON.
@@ -481,7 +533,7 @@ class Experiment:
             if group not in EVALUATION:
                 raise InputError(f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE or compress.KEY=VALUE")
             values[group] = values[group] | {key: _parsed(text)}
-        return _build(Experiment, values, "config")
+        return self.from_dict(values)
 
     def to_json(self) -> str:
         """Returns the experiment as indented JSON."""
@@ -491,7 +543,7 @@ class Experiment:
     def from_json(cls, text: str) -> "Experiment":
         """Returns the experiment that `to_json` wrote. Raises InputError for anything else."""
         try:
-            return _build(cls, json.loads(text), "config")
+            return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise InputError(f"the experiment is not JSON ({error}): restore config.json or start in a new workdir") from error
 
@@ -518,8 +570,8 @@ def _parsed(text: str) -> Any:
 def _cast(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_cast(typing.get_args(hint)[0], item, path) for item in value)
     if hint is float and type(value) is int:
         return float(value)
     return value

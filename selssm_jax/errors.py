@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Bad input found before work starts: the message names the thing, what was found, what was expected and the fix."""
 
 
+class Diverged(InputError):
+    """A loss or a gradient that is not finite."""
+
+
 def suggest(found: str, known: Iterable[str]) -> str:
     """Returns "did you mean 'x'? known: x, y, z" for a name that is not among the known ones."""
     known = sorted(known)

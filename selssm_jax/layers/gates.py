@@ -169,8 +169,8 @@ class Envelope:
     lipschitz: Float[Array, "..."] | None
 
 
-def log_uniform_bias(kind: str, low: float, high: float) -> nn.initializers.Initializer:
-    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b: memory over all time scales.
+def log_uniform_bias(kind: str, low: float, high: float, shift: float = 0.0) -> nn.initializers.Initializer:
+    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b - shift: memory over all time scales.
 
     Of gates that jump it is the share of steps at which they open that is log-uniform, where z - b is a standard normal number; of top_k
     gates `active` open all the same, and the bias says which are likely to.
@@ -179,7 +179,7 @@ def log_uniform_bias(kind: str, low: float, high: float) -> nn.initializers.Init
 
     def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         exponent = jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))
-        return inverse(jnp.exp(exponent)).astype(dtype)
+        return (inverse(jnp.exp(exponent)) + shift).astype(dtype)
 
     return init
 
@@ -264,6 +264,7 @@ class Gate(nn.Module):
         at 0, as a gate of the input alone.
       open_range: gates start log-uniform in this range; those that jump open at such a share of the steps (see `log_uniform_bias`).
       active: how many top_k gates are open, at every step exactly; 0 for other kinds.
+      bias: added to the biases that gates start with; positive opens them.
 
     `hard_concrete` draws its gates where a "gates" rng is given (training) and is deterministic where none is.
     """
@@ -274,12 +275,13 @@ class Gate(nn.Module):
     reads_state: str = "none"
     open_range: tuple[float, float] = (0.01, 0.9)
     active: int = 0
+    bias: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cap: Float[Array, "N"] | None = None) -> Opening:
         """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see `capped`)."""
         self._validate()
-        z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range), (self.features,)))
+        z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range, self.bias), (self.features,)))
         noisy = self.kind == "hard_concrete" and self.has_rng("gates")
         return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor, self.active)
 

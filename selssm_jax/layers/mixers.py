@@ -34,6 +34,7 @@ def _selective(config: Model) -> SelectiveSSM:
         gate=config.gate,
         gate_floor=config.gate_floor,
         gate_active=config.gate_active,
+        gate_bias=config.gate_bias,
         gate_state=config.gate_state,
         update=config.update,
         transition=config.transition,

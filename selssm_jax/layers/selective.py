@@ -78,6 +78,7 @@ class SelectiveSSM(nn.Module):
       d_state: N, real components of the state. "complex" holds them as N / 2 numbers, one of each conjugate pair, each
         with one gate.
       gate: see `Gate`. gate_floor: smallest gate. gate_active: components that a step updates, for gate="top_k".
+      gate_bias: added to the biases that gates start with; positive opens them.
       gate_state: "none", G(x_t); "elementwise", a component's gate also reads that component of h_{t-1}; "dense", all of
         them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
@@ -100,6 +101,7 @@ class SelectiveSSM(nn.Module):
     gate: str = "sigmoid"
     gate_floor: float = 0.0
     gate_active: int = 0
+    gate_bias: float = 0.0
     gate_state: str = "none"
     update: str = "retain"
     transition: str = "diagonal"
@@ -113,7 +115,7 @@ class SelectiveSSM(nn.Module):
     def setup(self) -> None:
         self._validate()
         normal = nn.initializers.lecun_normal()
-        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active)
+        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active, bias=self.gate_bias)
         self.A = self._transition()
         parts = 2 if self.transition == "complex" else 1
         self.B = self.param("B", normal, (self.d_model, parts * self._poles))

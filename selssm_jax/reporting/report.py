@@ -98,8 +98,8 @@ def _scores(run: Run, split: str) -> Results:
         "chosen": chosen(run.step, run.history, PRIMARY[task.kind]),
         "task": dataclasses.asdict(task),
         "primary": PRIMARY[task.kind],
-        "metrics": _readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
-        "baselines": {name: _readable(metrics, run) for name, metrics in run.dataset.baselines(split).items()},
+        "metrics": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
+        "baselines": {name: readable(metrics, run) for name, metrics in run.dataset.baselines(split).items()},
         **circumstances_of(run.experiment),
     }
 
@@ -117,8 +117,8 @@ def chosen(step: int, history: list[dict[str, Any]], metric: str) -> str:
     return "last" if mine is None or any(is_better(metric, other, mine) for other in scores.values()) else "best"
 
 
-def _readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:
-    """Adds, to nats a token, bits (nats / ln 2) and for words the perplexity exp(nats). None: not a finite number."""
+def readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:
+    """Returns metrics with, beside nats a token, bits (nats / ln 2) and for words the perplexity exp(nats). None: not a finite number."""
     found = {name: float(value) for name, value in metrics.items()}
     if run.dataset.task.kind == "language" and "nats" in found:
         found["bits"] = found["nats"] / math.log(2)

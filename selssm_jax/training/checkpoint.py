@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from selssm_jax.config import EVALUATION, Experiment
+from selssm_jax.config import UNREAD, Experiment
 from selssm_jax.errors import InputError
 
 FORMAT = 1
@@ -241,7 +241,7 @@ def _lock(path: pathlib.Path) -> Any:
 
 def _check_same(found: Experiment, asked: Experiment, path: pathlib.Path) -> None:
     old, new = (dict(_flatten(dataclasses.asdict(value))) for value in (found, asked))
-    fixed = [key for key in new if key not in MAY_DIFFER and key.partition(".")[0] not in EVALUATION]
+    fixed = [key for key in new if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD]
     differing = [f"{key}: {old[key]!r} there, {new[key]!r} now" for key in fixed if old[key] != new[key]]
     if differing:
         raise InputError(f"{path} holds another experiment's run ({'; '.join(differing)}): use the same config, or a new --workdir")

@@ -15,7 +15,7 @@ import jax
 
 from selssm_jax import data
 from selssm_jax.config import Experiment
-from selssm_jax.errors import InputError
+from selssm_jax.errors import Diverged, InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, optimizer, parallel, step
 from selssm_jax.training.checkpoint import Workdir
@@ -150,7 +150,7 @@ class _Run:
     def _check_finite(self, number: int, means: dict[str, float]) -> None:
         loss, norm = means[objectives.LOSS[self.dataset.task.kind]], means["gradient_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(
+            raise Diverged(
                 f"the loss of step {number} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
                 f"(in a new --workdir), or look for extreme values in the data; {self.workdir.last_good()}"
             )

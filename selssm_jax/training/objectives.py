@@ -17,17 +17,20 @@ from selssm_jax.ops.linear_scan import linear_scan
 Sums = dict[str, Float[Array | np.ndarray, "2"]]  # name -> (weighted sum, weight)
 LOSS = {"language": "nats", "classification": "nats", "forecasting": "mse"}
 PRIMARY = {"language": "nats", "classification": "accuracy", "forecasting": "mse"}
-HIGHER_IS_BETTER = frozenset({"accuracy"})
+HIGHER_IS_BETTER = frozenset({"accuracy", "r2", "direction"})
 
 
 def score(kind: str, outputs: Array, batch: Mapping[str, Array]) -> Sums:
     """Returns the metrics of a batch as (weighted sum, weight): their ratio over any number of batches is exact.
 
-    "language" and "classification": nats, -log p(target), and accuracy. "forecasting": mse and mae over horizon and channels.
+    "language" and "classification": nats, -log p(target), and accuracy. "forecasting": mse and mae over horizon and channels; r2, that
+    is 1 - sum e^2 / sum y^2, out of sample: against the forecast 0, which is the training mean of standardised values (Campbell and
+    Thompson 2008); direction, the share of values forecast on the right side of the last input, those that equal it left out.
     """
     errors = _regression(outputs, batch["targets"]) if kind == "forecasting" else _categorical(outputs, batch["targets"])
     weights = batch["weights"]
-    return {name: jnp.stack([(error * weights).sum(), weights.sum()]) for name, error in errors.items()}
+    sums = {name: jnp.stack([(error * weights).sum(), weights.sum()]) for name, error in errors.items()}
+    return sums | (_shares(outputs, batch) if kind == "forecasting" else {})
 
 
 def _categorical(logits: Array, targets: Array) -> dict[str, Array]:
@@ -38,6 +41,15 @@ def _categorical(logits: Array, targets: Array) -> dict[str, Array]:
 def _regression(outputs: Array, targets: Array) -> dict[str, Array]:
     error = outputs - targets
     return {"mse": (error**2).mean(axis=(1, 2)), "mae": jnp.abs(error).mean(axis=(1, 2))}
+
+
+def _shares(outputs: Array, batch: Mapping[str, Array]) -> Sums:
+    """R2 and the share of right directions, which have weights of their own."""
+    targets, weights, last = batch["targets"], batch["weights"][:, None, None], batch["inputs"][:, -1:]
+    unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
+    moved = (targets != last) * weights
+    right = (jnp.sign(outputs - last) == jnp.sign(targets - last)) * moved
+    return {"r2": jnp.stack([total - unexplained, total]), "direction": jnp.stack([right.sum(), moved.sum()])}
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -158,4 +158,4 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, monk
 
 def test_a_metric_that_is_no_number_is_said_to_be_none(smoke_run):
     run = open_run(smoke_run)
-    assert report._readable({"nats": math.nan}, run) == {"nats": None, "bits": None}
+    assert report.readable({"nats": math.nan}, run) == {"nats": None, "bits": None}

@@ -1,0 +1,24 @@
+"""Electricity transformer temperature, hourly: the next 96 steps from the last 96.
+
+Command:        python train.py --config configs/paper/etth1_96.py --sweep --config.data.local_dir=FOLDER
+Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
+Hardware:       1 CPU core
+Time:           not measured for all nine models, trials and seeds
+Expected score: docs/results.md
+"""
+
+from ml_collections import ConfigDict
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Sweep, Training
+
+
+def get_config() -> ConfigDict:
+    """Returns the task and its sweep; every key can be overridden on the command line."""
+    return Experiment(
+        name="etth1_96",
+        data=Data(source="etth1", length=96, horizon=96, batch_size=32, eval_batch_size=128),
+        model=Model(pattern=("selective",), d_model=32, d_state=64, dropout=0.2, frame=48, stride=24, context=4, linear_skip=96, channels_apart=True),
+        optimizer=Optimizer(peak_rate=6e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
+        training=Training(steps=1200, eval_every=100, checkpoint_every=1200, log_every=20, devices=1),
+        sweep=Sweep(trials=8, trial_steps=300, rates=(2e-3, 8e-3), gate_biases=(0.0, 1.0)),
+    ).to_config_dict()

@@ -1,0 +1,24 @@
+"""Spoken digits from the raw waveform.
+
+Command:        python train.py --config configs/paper/fsdd.py --sweep --config.data.local_dir=FOLDER
+Data:           Free Spoken Digit Dataset, official split: 300 test clips of at most one second at 8 kHz; validation: 300 clips of training
+Hardware:       1 CPU core
+Time:           not measured for all nine models, trials and seeds
+Expected score: docs/results.md
+"""
+
+from ml_collections import ConfigDict
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Sweep, Training
+
+
+def get_config() -> ConfigDict:
+    """Returns the task and its sweep; every key can be overridden on the command line."""
+    return Experiment(
+        name="fsdd",
+        data=Data(source="fsdd", length=8000, batch_size=32, eval_batch_size=100, augment=True),
+        model=Model(pattern=("selective",) * 2, d_model=64, d_state=64, conv=4, dropout=0.1, frame=200, stride=80, filterbank=48, context=100),
+        optimizer=Optimizer(peak_rate=4e-3, end_rate=2e-5, warmup_steps=50),
+        training=Training(steps=400, eval_every=100, checkpoint_every=400, log_every=20, devices=1, select="last"),
+        sweep=Sweep(parameters=90_000, trials=4, trial_steps=100, rates=(3e-3, 6e-3)),
+    ).to_config_dict()

@@ -1,0 +1,24 @@
+"""Characters of WikiText-2, line ends among them.
+
+Command:        python train.py --config configs/paper/wikitext2.py --sweep --config.data.local_dir=FOLDER
+Data:           WikiText-2 in its official splits, character by character, read as one stream with the state carried
+Hardware:       1 CPU core
+Time:           not measured for all nine models, trials and seeds
+Expected score: docs/results.md
+"""
+
+from ml_collections import ConfigDict
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Sweep, Training
+
+
+def get_config() -> ConfigDict:
+    """Returns the task and its sweep; every key can be overridden on the command line."""
+    return Experiment(
+        name="wikitext2",
+        data=Data(source="wikitext2", batch_size=16, length=128, eval_batch_size=16),
+        model=Model(pattern=("selective",) * 2, d_model=128, d_state=128, transition="complex", conv=4, context=128),
+        optimizer=Optimizer(peak_rate=4e-3, end_rate=6e-5, warmup_steps=50, weight_decay=0.1),
+        training=Training(steps=500, eval_every=500, checkpoint_every=500, log_every=20, devices=1, select="last"),
+        sweep=Sweep(parameters=300_000, trials=4, trial_steps=125, rates=(3e-3, 6e-3)),
+    ).to_config_dict()

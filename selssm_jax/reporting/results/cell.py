@@ -1,0 +1,121 @@
+"""The record of a cell, one model on one task: how it was tuned, what each seed scored on the test split, what it costs, and how to run it again."""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from selssm_jax import data
+from selssm_jax.config import Data, Experiment
+from selssm_jax.reporting import accounting
+from selssm_jax.reporting.report import circumstances_of, readable
+from selssm_jax.reporting.results.reading import read
+from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.training.contenders import target
+from selssm_jax.training.evaluation import Evaluator
+from selssm_jax.training.objectives import PRIMARY
+from selssm_jax.training.sweep import Cell, Trained
+
+OF_A_MACHINE = ("data.local_dir", "data.cache_dir", "name")  # no part of what is computed
+LENGTH_BATCH = 4  # examples at a time of sequences that may be long
+Record = dict[str, Any]
+
+
+def write(cell: Cell, config: str, base: Experiment, folder: pathlib.Path) -> pathlib.Path:
+    """Evaluates a cell's runs on the test split and writes FOLDER/MODEL.json; returns its path.
+
+    Args:
+      cell: finished. config: the file that the sweep's experiment came from. base: what that file says, before overrides of the command line.
+      folder: of the task's records; it is made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{cell.model}.json"
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(record(cell, config, base), indent=1, allow_nan=False) + "\n")
+    fresh.replace(path)
+    return path
+
+
+def record(cell: Cell, config: str, base: Experiment) -> Record:
+    """Returns the record as JSON-able values; the test split is read here, once a seed."""
+    sweep, first = cell.sweep.sweep, open_run(cell.runs[0].workdir)
+    steps = cell.sweep.training.steps
+    costs = accounting.account(first.experiment, first.model, first.params, _row(first))
+    found = {
+        "task": cell.sweep.name,
+        "model": cell.model,
+        "kind": first.dataset.task.kind,
+        "metric": PRIMARY[first.dataset.task.kind],
+        "command": f"python train.py --config {config} --sweep --models {cell.model}",
+        "budget": {"trials": sweep.trials, "trial_steps": sweep.trial_steps or steps, "steps": steps, "seeds": sweep.seeds},
+        "parameters": sum(costs["parameters"].values()),
+        "target_parameters": target(cell.sweep, first.dataset.task),
+        "trials": [trial._asdict() for trial in cell.trials],
+        "chosen": cell.chosen,
+        "runs": [_scored(run, config, base) for run in cell.runs],
+        "costs": _costs(costs),
+        "baselines": first.dataset.baselines("test"),
+        "dtype": first.experiment.model.dtype,
+        **circumstances_of(first.experiment),
+    }
+    return found | ({"reading": read(first)} if cell.model == "selective" else {})
+
+
+def command(config: str, base: Experiment, run: Trained) -> str:
+    """Returns the one command that trains and evaluates a run again: the config's file and every key that differs from it."""
+    mine, theirs = (dict(_flat(dataclasses.asdict(experiment))) for experiment in (run.experiment, base))
+    changed = [key for key in mine if mine[key] != theirs[key] and key not in OF_A_MACHINE and not key.startswith("sweep.")]
+    flags = [shlex.quote(f"--config.{key}={mine[key]}") for key in changed]
+    return " ".join(["python train.py", f"--config {config}", f"--workdir runs/{run.experiment.name}_{run.seed}", *flags, "--report"])
+
+
+def _scored(trained: Trained, config: str, base: Experiment) -> Record:
+    """One seed: what it scored, and how to have it again."""
+    run = open_run(trained.workdir)
+    speeds = [record["steps_per_second"] for record in run.history if "steps_per_second" in record]
+    found = {
+        "seed": trained.seed,
+        "command": command(config, base, trained),
+        "step": run.step,
+        "validation": trained.validation,
+        "test": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, "test"), run),
+        "cpu_seconds": trained.cpu_seconds,
+        "seconds_per_step": 1 / statistics.median(speeds) if speeds else None,
+    }
+    return found | ({"lengths": _lengths(run)} if run.experiment.sweep.lengths else {})
+
+
+def _lengths(run: Run) -> dict[str, dict[str, float]]:
+    """The same parameters on test sequences of other lengths, of the same task."""
+    found = {}
+    for length in run.experiment.sweep.lengths:
+        longer: Data = dataclasses.replace(run.experiment.data, length=length, eval_batch_size=LENGTH_BATCH)
+        evaluate = Evaluator(dataclasses.replace(run.experiment, data=longer), run.model)
+        found[str(length)] = evaluate(run.params, data.load(longer), "test")
+    return found
+
+
+def _costs(costs: dict[str, Any]) -> Record:
+    training, decoding = costs["training_step"], costs["decode_step"]
+    return {
+        "state_bytes": costs["state_bytes"],
+        "training_peak_bytes": training["peak_bytes"],
+        "training_flops": training["flops"],
+        "decode_peak_bytes": decoding["peak_bytes"],
+        "decode_flops": decoding["flops"],
+        "batch": costs["batch"]["size"],
+        "steps": costs["batch"]["steps"],
+    }
+
+
+def _row(run: Run) -> dict[str, Any]:
+    batch = next(run.dataset.evaluate("test", 1))
+    return {name: value[0] for name, value in batch.items()}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]

@@ -1,0 +1,69 @@
+"""What a trained selective model keeps of one real example: its gates, and how much of what a step wrote is there at the end."""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from selssm_jax.ops.gating import effective_transition
+from selssm_jax.reporting import activity
+from selssm_jax.reporting.activity import Sequence
+from selssm_jax.reporting.run import Run
+
+LONGEST = 2000  # samples of a signal that are kept, evenly spaced
+CHANNELS = 3  # of a signal
+DIGITS = 4
+
+
+def read(run: Run) -> dict[str, Any]:
+    """Returns the first test example of a run of "selective" blocks with what each block did, as JSON-able values.
+
+    gate: the mean over components, by frame. kept: of what frame s wrote, the share that is still there at the end of the example,
+    sum_i g_si prod_(r>s) |a_ri| / sum_i g_si with a_t = A_t's diagonal (theory, section 1).
+    """
+    size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
+    batches = itertools.islice(run.dataset.evaluate("test", size), 1)
+    sequence = activity.observe(run.model, run.params, batches, carry=False)[1][0]
+    gates = sequence.live_gates(run.model.config.stride)
+    poles = run.model.apply({"params": run.params}, method=lambda model: {f"block_{index}": block.mixer.A for index, block in enumerate(model.block)})
+    blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.update) for name, gate in gates.items()}
+    frames = len(next(iter(gates.values())))
+    positions = np.minimum(np.arange(1, frames + 1) * run.model.config.stride, int(sequence.batch["valid"].sum())) - 1
+    return {"title": _title(run, sequence), "unit": "step", **_shown(run, sequence), "position": positions.tolist(), "blocks": blocks}
+
+
+def kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[np.ndarray, "F"]:
+    """Returns, of what every frame wrote, the share that is still there after the last one; 0 where it wrote nothing."""
+    after = np.cumprod(np.abs(a[::-1]), axis=0)[::-1]
+    survives = np.concatenate([after[1:], np.ones((1, a.shape[1]))])
+    written = gate.sum(axis=1)
+    return np.where(written > 0, (gate * survives).sum(axis=1) / np.where(written > 0, written, 1), 0.0)
+
+
+def _block(gate: np.ndarray, A: np.ndarray, update: str) -> dict[str, list[float]]:
+    a = np.asarray(jax.device_get(effective_transition(gate[None], A, update)))[0]
+    return {"gate": _rounded(gate.mean(axis=1)), "kept": _rounded(kept(gate, a))}
+
+
+def _shown(run: Run, sequence: Sequence) -> dict[str, Any]:
+    """The tokens, or the signal thinned out to what a page can show."""
+    inputs = np.asarray(sequence.batch["inputs"])[: int(sequence.batch["valid"].sum())]
+    if run.dataset.task.kind == "language":
+        return {"tokens": [run.dataset.vocabulary[int(token)] for token in inputs], "signal": None}
+    every = -(-len(inputs) // LONGEST)
+    return {"tokens": None, "signal": [_rounded(row) for row in inputs[::every, :CHANNELS]], "signal_every": every}
+
+
+def _title(run: Run, sequence: Sequence) -> str:
+    """What the example is."""
+    if run.dataset.task.kind != "classification":
+        return f"the first {'window' if run.dataset.task.kind == 'forecasting' else 'sequence'} of the test split"
+    classes = run.dataset.metadata()["classes"]
+    truth, guess = (classes[int(index)] for index in (sequence.batch["targets"], np.argmax(sequence.outputs)))
+    return f"the first signal of the test split: class {truth}, taken for {guess}"
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), DIGITS) for value in values]

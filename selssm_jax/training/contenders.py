@@ -1,0 +1,120 @@
+"""The models that a sweep compares: the same blocks around another mixer, of one number of parameters, each with a grid of equally many points."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.errors import InputError
+from selssm_jax.model import SequenceModel
+
+Point = dict[str, Any]  # "model.d_state" -> 64
+WITHIN = 0.05  # of the number of parameters asked for
+NARROWEST = 1  # hidden units of an MLP
+SHORT = 8  # steps of an input that shapes alone are worked out for
+
+
+class Contender(NamedTuple):
+    """A mixer for all blocks of a model, what of the model goes with it, and which key is the size of its memory."""
+
+    mixer: str
+    key: str  # of the model: "d_state", "heads" or "kernel"
+    size: Callable[[int, float], int]  # (the model's d_state, scale) -> value of `key`
+    changes: dict[str, Any]
+
+
+def _share(numerator: int, denominator: int, multiple: int) -> Callable[[int, float], int]:
+    """A share of d_state, a multiple of a number."""
+    return lambda n, scale: max(multiple, round(n * scale * numerator / denominator / multiple) * multiple)
+
+
+def _alone(usual: int) -> Callable[[int, float], int]:
+    """A number that has nothing to do with d_state."""
+    return lambda n, scale: max(1, round(usual * scale))
+
+
+# LSTM and GRU have dense maps of their state, so that as many components cost more parameters; a Mamba's d_state is of a channel.
+TABLE: dict[str, Contender] = {
+    "selective": Contender("selective", "d_state", _share(1, 1, 2), {}),
+    "selective_state": Contender("selective", "d_state", _share(1, 1, 2), {"gate_state": "elementwise", "transition": "diagonal"}),
+    "mamba": Contender("mamba", "d_state", _alone(16), {"conv": 0}),
+    "s5": Contender("s5", "d_state", _share(1, 1, 2), {}),
+    "lstm": Contender("lstm", "d_state", _share(5, 8, 1), {}),
+    "gru": Contender("gru", "d_state", _share(5, 8, 1), {}),
+    "rnn": Contender("rnn", "d_state", _share(1, 1, 1), {}),
+    "attention": Contender("attention", "heads", _alone(4), {}),
+    "tcn": Contender("tcn", "kernel", _alone(3), {"conv": 0}),
+}
+
+
+def grid(experiment: Experiment, name: str) -> list[Point]:
+    """Returns the sweep.trials points of a contender's grid, each a value for every key that is tuned."""
+    sweep, contender = experiment.sweep, TABLE[name]
+    axes: dict[str, list[Any]] = {f"model.{contender.key}": [contender.size(experiment.model.d_state, scale) for scale in sweep.sizes]}
+    if contender.mixer == "selective":
+        axes |= {"model.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
+    rest = sweep.trials // math.prod(map(len, axes.values()))
+    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.rates, rest)]
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def contender(experiment: Experiment, name: str, point: Point, task: Task) -> Experiment:
+    """Returns the experiment with a contender's mixer in all blocks, at a point of its grid, at the size that the sweep asks for.
+
+    Its number of parameters is that of the sweep by the hidden width of its MLPs. Gates are weighed and biased for selective ones alone.
+
+    Raises:
+      InputError: where no width comes within 5 %: the mixers alone are larger.
+    """
+    there = TABLE[name]
+    gate_l1 = experiment.training.gate_l1 if there.mixer == "selective" else 0.0
+    values = dataclasses.asdict(experiment) | {"name": f"{experiment.name}_{name}"}
+    values["model"] |= {"pattern": (there.mixer,) * len(experiment.model.pattern), "block_states": (), "dilations": ()} | there.changes
+    values["training"] |= {"gate_l1": gate_l1}
+    for key, value in point.items():
+        group, _, field = key.partition(".")
+        values[group][field] = value
+    found = Experiment.from_dict(values)
+    return dataclasses.replace(found, model=_matched(found.model, task, target(experiment, task), name))
+
+
+def target(experiment: Experiment, task: Task) -> int:
+    """Returns the number of parameters that every contender is to have."""
+    return experiment.sweep.parameters or parameters(experiment.model, task)
+
+
+def parameters(model: Model, task: Task) -> int:
+    """Returns the number of parameters of a model for a task, from shapes alone."""
+    whole = SequenceModel(dataclasses.replace(model, task=task))
+    inputs = jnp.zeros((1, SHORT), jnp.int32) if task.kind == "language" else jnp.zeros((1, max(model.frame, model.linear_skip, SHORT), task.channels))
+    keys = {name: jax.random.key(0) for name in ("params", "noise", "gates")}
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(whole.init, keys, inputs)["params"]))
+
+
+def _matched(model: Model, task: Task, wanted: int, name: str) -> Model:
+    """The model with MLPs as wide as makes `wanted` parameters; each hidden unit adds as many as the one before."""
+    one, two = (parameters(_with_hidden(model, width), task) for width in (1, 2))
+    width = max(NARROWEST, 1 + round((wanted - one) / (two - one)))
+    found = _with_hidden(model, width)
+    has = parameters(found, task)
+    if abs(has / wanted - 1) > WITHIN:
+        raise InputError(
+            f"the contender {name!r} has {has:,} parameters with MLPs of {width} hidden units, where sweep.parameters asks for {wanted:,}: "
+            "ask for more, or lower sweep.sizes or model.d_state"
+        )
+    return found
+
+
+def _with_hidden(model: Model, width: int) -> Model:
+    return dataclasses.replace(model, mlp_ratio=width / model.d_model)
+
+
+def _rates(ends: tuple[float, ...], count: int) -> np.ndarray:
+    """Rates spaced evenly in their logarithm, both ends among them; the middle alone where there is one."""
+    return np.geomspace(*ends, count) if count > 1 else np.sqrt(np.prod(ends, keepdims=True))

@@ -1,0 +1,196 @@
+"""A comparison: every contender tuned by equally many trials, chosen on validation, then trained from several seeds. Optuna keeps the trials.
+
+A sweep's folder holds sweep.db, Optuna's own storage with one study a model, and the run of every trial and seed as a folder like any other:
+FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0. What was interrupted goes on where it was.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+from selssm_jax import data
+from selssm_jax.config import Experiment, Task
+from selssm_jax.errors import Diverged
+from selssm_jax.training import contenders, loop
+from selssm_jax.training.contenders import Point
+from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
+
+DATABASE = "sweep.db"
+LOG = "log.txt"  # in a run's folder: what a run alone would have said
+
+
+class Interrupted(Exception):
+    """A run was asked to stop; it is saved."""
+
+
+class Trial(NamedTuple):
+    """One point of a grid, what it reached on validation (nothing where it diverged), and the CPU seconds that it took."""
+
+    point: Point
+    validation: dict[str, float]
+    cpu_seconds: float
+
+
+class Trained(NamedTuple):
+    """The run of one seed at the chosen point, what it reached on validation, and its CPU seconds, compilation among them."""
+
+    seed: int
+    experiment: Experiment
+    workdir: pathlib.Path
+    validation: dict[str, float]
+    cpu_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One model on one task: its trials, the point that did best on validation, and its runs."""
+
+    model: str
+    sweep: Experiment
+    trials: tuple[Trial, ...]
+    chosen: Point
+    runs: tuple[Trained, ...]
+
+
+def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -> Iterator[Cell]:
+    """Yields the cell of every model as it is finished, with progress over the whole sweep on standard error.
+
+    Raises:
+      InputError: for what `fit` and `contender` refuse; all models are built, by their shapes, before the first is trained.
+      Interrupted: where SIGTERM or SIGINT came; the same call goes on.
+    """
+    task = data.load(experiment.data).task
+    for model in models:
+        for point in contenders.grid(experiment, model):
+            contenders.contender(experiment, model, point, task)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _Progress(experiment, models) as progress:
+        for model in models:
+            yield _Cell(experiment, folder, model, task, progress).run()
+
+
+class _Cell:
+    """The way of one model through its trials and seeds."""
+
+    def __init__(self, experiment: Experiment, folder: pathlib.Path, model: str, task: Task, progress: "_Progress") -> None:
+        self.experiment, self.folder, self.model, self.task, self.progress = experiment, folder / model, model, task, progress
+        self.metric = PRIMARY[task.kind]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.grid, self.trial_steps = contenders.grid(experiment, model), experiment.sweep.trial_steps or experiment.training.steps
+        self.axes: dict[str, BaseDistribution] = {key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]}
+        direction = StudyDirection.MAXIMIZE if self.metric in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
+        digest = zlib.crc32(json.dumps([self.grid, self.trial_steps]).encode())  # another grid is another study
+        self.study = optuna.create_study(storage=f"sqlite:///{folder / DATABASE}", study_name=f"{model} {digest:08x}", direction=direction, load_if_exists=True)
+
+    def run(self) -> Cell:
+        """Returns the cell, of which only what is missing is trained."""
+        trials = tuple(self._trial(number, point) for number, point in enumerate(self.grid))
+        chosen = self._best(trials).point
+        runs = tuple(self._seed(seed, chosen) for seed in range(self.experiment.sweep.seeds))
+        return Cell(self.model, self.experiment, trials, chosen, runs)
+
+    def _trial(self, number: int, point: Point) -> Trial:
+        """The trial of a point: as Optuna has it, else trained now."""
+        name, found = f"trial_{number}", self.study.get_trials(states=(TrialState.COMPLETE,))
+        done = next((trial for trial in found if trial.params == point), None) or self._tried(name, point)
+        validation = done.user_attrs["validation"]
+        self.progress.passed(self.model, name, point, self.trial_steps, f"{self.metric} {validation[self.metric]:.4g}" if validation else "diverged")
+        return Trial(point, validation, done.user_attrs["cpu_seconds"])
+
+    def _tried(self, name: str, point: Point) -> FrozenTrial:
+        """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the worst there is."""
+        self.study.enqueue_trial(point)
+        trial = self.study.ask(self.axes)
+        try:
+            validation, seconds = self._fit(self._at(point, self.trial_steps, seed=0), self.folder / name)
+        except BaseException:
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        trial.set_user_attr("validation", validation)
+        trial.set_user_attr("cpu_seconds", round(seconds, 1))
+        return self.study.tell(trial, validation.get(self.metric, float("-inf" if self.metric in HIGHER_IS_BETTER else "inf")))
+
+    def _best(self, trials: Sequence[Trial]) -> Trial:
+        """The first of the trials that did best on validation. Raises Diverged where none has a score."""
+        scored = [trial for trial in trials if trial.validation]
+        if not scored:
+            raise Diverged(f"every trial of {self.model!r} diverged: lower sweep.rates, found {self.experiment.sweep.rates}")
+        best = scored[0]
+        for trial in scored[1:]:
+            best = trial if is_better(self.metric, trial.validation[self.metric], best.validation[self.metric]) else best
+        return best
+
+    def _seed(self, seed: int, chosen: Point) -> Trained:
+        name, steps = f"seed_{seed}", self.experiment.training.steps
+        experiment, workdir = self._at(chosen, steps, seed=seed), self.folder / name
+        validation, seconds = self._fit(experiment, workdir)
+        if not validation:
+            raise Diverged(f"seed {seed} of {self.model!r} diverged at {chosen}, which its trial did not: lower sweep.rates")
+        self.progress.passed(self.model, name, chosen, steps, f"{self.metric} {validation[self.metric]:.4g}")
+        return Trained(seed, experiment, workdir, validation, round(seconds, 1))
+
+    def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
+        found = contenders.contender(self.experiment, self.model, point, self.task)
+        training = dataclasses.replace(found.training, steps=steps, seed=seed)
+        warmup = min(found.optimizer.warmup_steps, steps // 5)
+        optimizer = dataclasses.replace(found.optimizer, warmup_steps=warmup)
+        return dataclasses.replace(found, training=training, optimizer=optimizer, data=dataclasses.replace(found.data, seed=seed))
+
+    def _fit(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
+        """The best validation of a run, none where it diverged, and the CPU seconds of this process that it took."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        start = time.process_time()
+        try:
+            with (workdir / LOG).open("a") as log, contextlib.redirect_stderr(log):
+                outcome = loop.fit(experiment, str(workdir))
+        except Diverged:
+            return {}, time.process_time() - start
+        if not outcome.finished:
+            raise Interrupted(f"stopped in {workdir}, saved")
+        return self._judged(experiment, workdir), time.process_time() - start
+
+    def _judged(self, experiment: Experiment, workdir: pathlib.Path) -> dict[str, float]:
+        """The validation metrics of the parameters that a run leaves: its best, or its last where training.select says so."""
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        validated = [record for record in records if record["split"] == "validation"]
+        found = validated[-1]
+        for record in validated[::-1] if experiment.training.select == "best" else ():
+            found = found if is_better(self.metric, found[self.metric], record[self.metric]) else record
+        return {name: value for name, value in found.items() if name not in ("step", "split", "time")}
+
+
+class _Progress:
+    """A bar over the steps of all trials and seeds of a sweep on a terminal, and a line for each that is there."""
+
+    def __init__(self, experiment: Experiment, models: Sequence[str]) -> None:
+        sweep, steps = experiment.sweep, experiment.training.steps
+        total = len(models) * (sweep.trials * (sweep.trial_steps or steps) + sweep.seeds * steps)
+        self._runs, self._passed = len(models) * (sweep.trials + sweep.seeds), 0
+        self._bar = tqdm(total=total, unit="step", desc=experiment.name, dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0)
+        self._start = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def passed(self, model: str, name: str, point: Point, steps: int, score: str) -> None:
+        """Says that a run is there."""
+        self._passed += 1
+        self._bar.update(steps)
+        at = ", ".join(f"{key.partition('.')[2]} {value:g}" for key, value in point.items())
+        minutes = (time.monotonic() - self._start) / 60
+        self._bar.write(f"{self._passed}/{self._runs}  {minutes:5.1f} min  {model} {name}  {at}: {score}", file=sys.stderr)
