@@ -108,10 +108,11 @@ def _task(path: pathlib.Path) -> Task:
     if "sweep" not in config:
         raise InputError(f"the config {path} has no group 'sweep', which names the models of its task: it is no task of a table")
     words = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem).splitlines()[0]
-    for name in config.sweep.models:
+    named = tuple(config.sweep.models) or tuple(MODELS)
+    for name in named:
         if name not in MODELS:
             raise InputError(f"the config {path} names the model {name!r} in sweep.models: {suggest(name, MODELS)}")
-    models = tuple(name for name in MODELS if name in config.sweep.models)  # in the order of the page
+    models = tuple(name for name in MODELS if name in named)  # in the order of the page
     return Task(str(config.name), words.rstrip("."), str(config.data.source), int(config.data.horizon), models)
 
 
