@@ -1,15 +1,11 @@
 """Evaluates a run exactly over a whole split and writes a report on it: scores, gates, stability, memory, an example.
 
-  python eval.py --workdir runs/quickstart
-  python eval.py --workdir runs/quickstart --split validation
-  python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
-  python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
-  python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
-  python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
-  python eval.py --workdir runs/etth1 --local_dir ~/data           the run's own data, from a folder of yours
-
-The report is RUN/report/index.html, one page with its figures inside, with report.md, the figures and results.json beside
-it. Another split or another file gets a folder of its own, RUN/report-NAME.
+python eval.py --workdir runs/quickstart                         RUN/report/index.html, and results.json beside it
+python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
+python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
+python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
+python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
+python eval.py --table configs/paper                             docs/results.md, from the committed records of all models and tasks
 """
 
 import sys
@@ -20,15 +16,13 @@ from selssm_jax import cli, errors
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "what to evaluate on")
-FILE = flags.DEFINE_string(
-    "file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling; cut into the same splits"
-)
+FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling, in the same splits")
 MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
-COMPRESS = flags.DEFINE_bool(
-    "compress", False, "compress the memory as the run's config.compress says, into RUN-compressed, a run like any other, with a report; takes minutes"
-)
+COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory as config.compress says, into RUN-compressed, a run with a report; takes minutes")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of the run's measure or compress configuration, for example compress.factor=32; may be repeated")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
+TABLE = flags.DEFINE_string("table", "", "write docs/results.md and its figures for the tasks of this folder of configs, from records alone")
+RECORDS = flags.DEFINE_string("records", "benchmarks/records/paper", "table: the folder of TASK/MODEL.json")
 GENERATE = flags.DEFINE_string("generate", None, "write on from this text, as the run's model of language does, instead of a report")
 TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax that tokens are drawn from; 0: always the most probable token")
@@ -38,21 +32,28 @@ SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another te
 
 
 def main(_: list[str]) -> None:
-    """Writes the report and prints the scores and where it is, or the text that the run writes."""
+    """Writes what is asked for and prints the scores and where they are, or the text that the run writes."""
     with errors.reported():
-        from selssm_jax.reporting import compression, continuation, report
+        print(written())
 
-        if GENERATE.value is not None:
-            how: dict = {"tokens": TOKENS.value, "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "seed": SEED.value}
-            print(continuation.write(WORKDIR.value, GENERATE.value, **how, local_dir=LOCAL_DIR.value))
-            return
-        if COMPRESS.value:
-            print(compression.summary(compression.write(WORKDIR.value, split=SPLIT.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)))
-            return
-        if MEASURE.value:
-            print("measuring what the states hold: about a minute for each block", file=sys.stderr, flush=True)
-        results = report.write(WORKDIR.value, split=SPLIT.value, file=FILE.value, local_dir=LOCAL_DIR.value, measure=MEASURE.value, override=OVERRIDE.value)
-        print(report.summary(results))
+
+def written() -> str:
+    """Does what the flags ask for; returns what to print."""
+    if TABLE.value:
+        from selssm_jax.reporting.results import page  # alone: records are read without JAX
+
+        return page.write(TABLE.value, RECORDS.value)
+    from selssm_jax.reporting import compression, continuation, report
+
+    if GENERATE.value is not None:
+        how: dict = {"tokens": TOKENS.value, "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "seed": SEED.value}
+        return continuation.write(WORKDIR.value, GENERATE.value, **how, local_dir=LOCAL_DIR.value)
+    place: dict = {"workdir": WORKDIR.value, "split": SPLIT.value, "local_dir": LOCAL_DIR.value, "override": OVERRIDE.value}
+    if COMPRESS.value:
+        return compression.summary(compression.write(**place))
+    if MEASURE.value:
+        print("measuring what the states hold: about a minute for each block", file=sys.stderr, flush=True)
+    return report.summary(report.write(file=FILE.value, measure=MEASURE.value, **place))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The command lines: flags, a config file, overrides of its keys, and what is said when one is wrong."""
 
-import pathlib
-import runpy
 import sys
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from selssm_jax.config import load
 from selssm_jax.errors import InputError, reported, suggest
 
 
@@ -27,7 +26,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _check_config(argv: list[str]) -> None:
-    config = _load(_config_file(argv))
+    config = load(_config_file(argv))
     for argument in argv:
         if argument.startswith("--config."):
             _check_key(argument.removeprefix("--config.").partition("=")[0].split("."), config)
@@ -52,19 +51,6 @@ def _config_file(argv: list[str]) -> str:
         if name in ("--config", "-config") and (value or following):
             return value or following
     raise InputError(f"--config is missing: name the experiment, for example python {argv[0]} --config configs/quickstart.py")
-
-
-def _load(path: str) -> ConfigDict:
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"there is no config file {path}: {suggest(path, (str(file) for file in pathlib.Path('configs').glob('*.py')))}")
-    try:
-        config = runpy.run_path(path)["get_config"]()
-    except Exception as error:  # whatever someone's own file may do
-        reason = "there is no function get_config in it" if error.args == ("get_config",) else f"{type(error).__name__}: {error}"
-        raise InputError(f"the config file {path} cannot be loaded: {reason}") from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"get_config() of {path} returned {config!r}: end it with return Experiment(...).to_config_dict()")
-    return config
 
 
 def _check_key(path: list[str], config: Any) -> None:

@@ -7,6 +7,8 @@ command-line overrides and refuses, by name, every unknown key, wrong type and i
 import dataclasses
 import json
 import math
+import pathlib
+import runpy
 import typing
 from typing import Any, Literal
 
@@ -575,3 +577,17 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     return value
+
+
+def load(path: str) -> ml_collections.ConfigDict:
+    """Returns what get_config() of a config file returns. Raises InputError where there is no such file or function, or it fails."""
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"there is no config file {path}: {suggest(path, (str(file) for file in pathlib.Path('configs').glob('*.py')))}")
+    try:
+        config = runpy.run_path(path)["get_config"]()
+    except Exception as error:  # whatever someone's own file may do
+        reason = "there is no function get_config in it" if error.args == ("get_config",) else f"{type(error).__name__}: {error}"
+        raise InputError(f"the config file {path} cannot be loaded: {reason}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"get_config() of {path} returned {config!r}: end it with return Experiment(...).to_config_dict()")
+    return config

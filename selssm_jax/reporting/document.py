@@ -29,17 +29,18 @@ pre { background: #f6f6f4; padding: .9rem 1rem; font-size: .86rem; line-height: 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """The title of a section."""
+    """The title of a section, or of a part of one at level 3."""
 
     text: str
+    level: int = 2
 
     def markdown(self) -> str:
-        """Returns a second-level heading."""
-        return f"## {self.text}"
+        """Returns a heading of its level."""
+        return f"{'#' * self.level} {self.text}"
 
     def html(self) -> str:
-        """Returns a second-level heading."""
-        return f"<h2>{html.escape(self.text)}</h2>"
+        """Returns a heading of its level."""
+        return f"<h{self.level}>{html.escape(self.text)}</h{self.level}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +76,16 @@ class Verbatim:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG file beside the document, with a caption that says what is to be seen."""
+    """A PNG file beside the document, or in the folder `below` beside it, with a caption that says what is to be seen."""
 
     path: pathlib.Path
     caption: str
+    below: str = ""
 
     def markdown(self) -> str:
-        """Returns an image that refers to the file by name."""
+        """Returns an image that refers to the file from the document's folder."""
         words = re.sub(r"([\\\[\]])", r"\\\1", self.caption)
-        return f"![{words}]({self.path.name})\n\n*{words}*"
+        return f"![{words}]({pathlib.PurePosixPath(self.below, self.path.name)})\n\n*{words}*"
 
     def html(self) -> str:
         """Returns a figure with the image inside, so that the page is one file."""

@@ -1,0 +1,119 @@
+"""The bar that the project set itself before the runs: what was asked for, what was found, met or missed by how much."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from selssm_jax.reporting.results.claims import LONG, Outcome, every, recalled
+from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, title
+from selssm_jax.reporting.results.study import Study, Task
+
+PEAK, MSE, RECALL = 0.6, 0.375, 0.99
+
+
+class Goal(NamedTuple):
+    """What was asked for, what was found, and whether that is enough: None where it has not been run."""
+
+    asked: str
+    found: str
+    met: Outcome
+    missed_by: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Met, missed by how much, or not run."""
+        return {True: "met", False: f"missed{self.missed_by and f' by {self.missed_by}'}", None: "not run"}[self.met]
+
+
+def goals(study: Study) -> list[Goal]:
+    """Returns every goal with what the records say of it."""
+    return [goal(study) for goal in GOALS]
+
+
+def as_good(study: Study) -> Goal:
+    """At least as good as LSTM and GRU on all three tasks: by the mean over seeds, on every data set of a task."""
+    keys = [(task, rival) for task in study.within(PAPERS) for rival in RIVALS]
+    found = [study.comparisons.get((task.name, rival)) for task, rival in keys]
+    behind = [(task, rival) for (task, rival), test in zip(keys, found, strict=True) if test and not test.as_good]
+    words = f"at least as good in {sum(bool(test and test.as_good) for test in found)} of {len(found)} comparisons" + _missing(found.count(None))
+    met = every(None if test is None else test.as_good for test in found)
+    return Goal("at least as good as LSTM and GRU on all three tasks", words, met, _behind(study, behind))
+
+
+def _behind(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
+    """The widest gap in each family, in its metric's units."""
+    gaps: dict[str, tuple[float, str]] = {}
+    for task, rival in keys:
+        metric = METRICS[study.records[task.name, OURS].metric]
+        gap = abs(study.comparisons[task.name, rival].difference) * metric.scale
+        words = f"up to {gap:.2g} {metric.title} ({task.name}, {title(rival)})"
+        gaps[task.family] = max(gaps.get(task.family, (0.0, "")), (gap, words))
+    return ", ".join(words for _, words in gaps.values())
+
+
+def clearly_better(study: Study) -> Goal:
+    """Better than both with p < 0.05 on two of the three tasks: on every data set of a task."""
+    outcomes = {family: _wins(study, study.within([family])) for family in PAPERS}
+    certain, possible = (sum(value in allowed for value in outcomes.values()) for allowed in ((True,), (True, None)))
+    words = "; ".join(f"{family}: {_counted(study, study.within([family]))}" for family in PAPERS)
+    met = True if certain >= 2 else None if possible >= 2 else False
+    return Goal("better than both with p < 0.05 on two of them", words, met, f"{2 - certain} of the tasks")
+
+
+def _wins(study: Study, tasks: Sequence[Task]) -> Outcome:
+    found = [study.comparisons.get((task.name, rival)) for task in tasks for rival in RIVALS]
+    return every(None if test is None else test.won for test in found)
+
+
+def _counted(study: Study, tasks: Sequence[Task]) -> str:
+    found = [study.comparisons.get((task.name, rival)) for task in tasks for rival in RIVALS]
+    return f"{sum(bool(test and test.won) for test in found)} of {len(found)}{_missing(found.count(None))}"
+
+
+def light(study: Study) -> Goal:
+    """At most 0.6 times the training peak of LSTM and GRU at 4096 steps and more."""
+    asked = f"at most {PEAK} times the training peak of LSTM and GRU at T >= {LONG}"
+    worst: dict[str, float] = {}
+    for rival in RIVALS:
+        ratios = study.scaling.ratios(OURS, rival, "training_peak_bytes", least=LONG) if study.scaling else {}
+        worst |= {rival: max(ratios.values())} if ratios else {}
+    if not worst:
+        return Goal(asked, "not measured", None)
+    words = ", ".join(f"{ratio:.2f} times {title(rival)}'s at most" for rival, ratio in worst.items())
+    over = max(worst.values())
+    met = every([over <= PEAK, *(None for _ in range(len(RIVALS) - len(worst)))])
+    return Goal(asked, words, met, f"{over - PEAK:.2f}")
+
+
+def forecasts(study: Study) -> Goal:
+    """MSE on ETTh1 at horizon 96."""
+    asked = f"ETTh1, 96 steps ahead: MSE at most {MSE}"
+    task = next((task for task in study.from_source("etth1") if task.horizon == 96), None)
+    record = study.of(task).get(OURS) if task else None
+    mse = record.mean("mse") if record else None
+    return Goal(asked, "not run", None) if mse is None else Goal(asked, f"{mse:.4f}", mse <= MSE, f"{mse - MSE:.4f}")
+
+
+def _recall(source: str, asked: str, length: int | None) -> Callable[[Study], Goal]:
+    """The goal of an accuracy, at one length where the task has several."""
+
+    def goal(study: Study) -> Goal:
+        found = next((recalled(study, task, length) for task in study.from_source(source)), None)
+        if found is None:
+            return Goal(asked, "not run", None)
+        return Goal(asked, f"{100 * found[0]:.2f} %", found[0] >= RECALL, f"{100 * (RECALL - found[0]):.2f} points")
+
+    return goal
+
+
+GOALS = (
+    as_good,
+    clearly_better,
+    light,
+    forecasts,
+    _recall("induction_heads", "induction heads, trained at 256: at least 99 % at 4096 steps", 4096),
+    _recall("selective_copying", "selective copying: at least 99 %", None),
+)
+
+
+def _missing(count: int) -> str:
+    return f" ({count} not run)" if count else ""

@@ -1,0 +1,248 @@
+"""The paper's sentences, each with a verdict that is computed from the records: one function a claim.
+
+A claim is made of parts, and each part of checks. It is supported where all hold, not supported where one fails, and not
+run where none fails but some could not be made. Better and worse mean p < 0.05 in the paired test over seeds.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from selssm_jax.reporting.results import paper
+from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, listed, title
+from selssm_jax.reporting.results.readings import contrast
+from selssm_jax.reporting.results.study import Study, Task
+from selssm_jax.reporting.tables import number
+
+SUPPORTED, REFUTED, UNTESTABLE, UNKNOWN = "supported", "not supported", "untestable", "not run"
+LONG = 4096  # steps from which on an input is long
+TOLERANCE = 0.2  # of an exponent: linear is at most 1.2, quadratic at least 1.8
+RECALL = ("selective_copying", "induction_heads")  # data sources whose answers need the distant past
+Outcome = bool | None
+
+
+class Part(NamedTuple):
+    """What was found, with its number, and whether it speaks for the claim; None: it has not been run."""
+
+    text: str
+    holds: Outcome
+
+
+class Verdict(NamedTuple):
+    """A sentence, the parts that decide it, and whether anything could."""
+
+    quote: str
+    parts: tuple[Part, ...]
+    testable: bool = True
+
+    @property
+    def status(self) -> str:
+        """Supported, not supported, untestable or not run."""
+        if not self.testable:
+            return UNTESTABLE
+        return {True: SUPPORTED, False: REFUTED, None: UNKNOWN}[every(part.holds for part in self.parts)]
+
+    @property
+    def reasons(self) -> str:
+        """The parts in words, each with whether it holds."""
+        marks = {True: " (holds)", False: " (fails)", None: ""}
+        return "; ".join(part.text + (marks[part.holds] if self.testable else "") for part in self.parts)
+
+
+def every(outcomes: Iterable[Outcome]) -> Outcome:
+    """Returns False if one is, else None if one is or there are none, else True."""
+    found = list(outcomes)
+    if False in found:
+        return False
+    return None if None in found or not found else True
+
+
+def judge(study: Study) -> list[Verdict]:
+    """Returns the verdict on every claim, in the paper's order."""
+    return [claim(study) for claim in CLAIMS]
+
+
+def printed(_: Study) -> Verdict:
+    """Its numbers themselves."""
+    return Verdict(paper.SUMMARY, (Part("the table names no data, sizes, seeds or hardware, so its numbers cannot be tested", None),), testable=False)
+
+
+def consistent(study: Study) -> Verdict:
+    """Better than recurrent networks everywhere, in less memory and time at great length."""
+    networks = ("lstm", "gru", "rnn")
+    parts = (better(study, study.tasks, networks), at_length(study, networks, "training_peak_bytes"), at_length(study, networks, "training_seconds"))
+    return Verdict(paper.CONSISTENT, parts)
+
+
+def superior(study: Study) -> Verdict:
+    """Better on the paper's three tasks, in much less memory."""
+    tasks = study.within(PAPERS)
+    return Verdict(paper.SUPERIOR, (better(study, tasks, RIVALS), smaller(study, tasks, RIVALS, "training_peak_bytes", paper.SAVING)))
+
+
+def pronounced(study: Study) -> Verdict:
+    """A gain over LSTM and GRU, and more of it on series and language than on signals."""
+    gains = {family: gain(study, study.within([family])) for family in PAPERS}
+    words = listed([f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()])
+    if None in gains.values():
+        return Verdict(paper.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", None),))
+    series, language, signals = (value or 0.0 for value in gains.values())
+    return Verdict(paper.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", min(series, language) > max(signals, 0)),))
+
+
+def robust(study: Study) -> Verdict:
+    """Recall of the distant past is nearly perfect."""
+    return Verdict(paper.ROBUST, tuple(recall(study, task, 0.99) for task in study.from_source(*RECALL)))
+
+
+def savings(study: Study) -> Verdict:
+    """Much less memory in training on the paper's three tasks."""
+    return Verdict(paper.SAVINGS, (smaller(study, study.within(PAPERS), RIVALS, "training_peak_bytes", paper.SAVING),))
+
+
+def reduced(study: Study) -> Verdict:
+    """A smaller state, less memory, and no worse for it."""
+    tasks = study.within(PAPERS)
+    sizes = (smaller(study, tasks, RIVALS, key, 1.0) for key in ("state_bytes", "training_peak_bytes"))
+    return Verdict(paper.REDUCED, (*sizes, no_worse(study, tasks, RIVALS)))
+
+
+def quadratic(study: Study) -> Verdict:
+    """Exponents of memory, and whether a recurrence without gates has another."""
+    grown = {model: study.scaling.exponent(model, "training_peak_bytes") if study.scaling else None for model in ("attention", OURS, "s5")}
+    limits: dict[str, Callable[[float], bool]] = {
+        "attention": lambda found: found >= 2 - TOLERANCE, OURS: lambda found: found <= 1 + TOLERANCE, "s5": lambda found: found > 1 + TOLERANCE
+    }  # fmt: skip
+    notes = {"attention": "", OURS: "", "s5": ", and it has no gates: were they the reason, it would grow faster"}
+    parts = []
+    for model, value in grown.items():
+        text = f"{title(model)}'s training peak grows as T^{value:.2f}" if value is not None else f"{title(model)}'s growth of memory was not measured"
+        parts.append(Part(text + notes[model], None if value is None else limits[model](value)))
+    return Verdict(paper.QUADRATIC, tuple(parts))
+
+
+def convolutions(study: Study) -> Verdict:
+    """Better than a TCN where the distant past is asked for."""
+    return Verdict(paper.CONVOLUTIONS, (better(study, study.from_source(*RECALL), ("tcn",)),))
+
+
+def comparable(study: Study) -> Verdict:
+    """Less memory than Transformer and TCN at great length, and no worse in recall."""
+    others = ("attention", "tcn")
+    return Verdict(paper.COMPARABLE, (at_length(study, others, "training_peak_bytes"), no_worse(study, study.from_source(*RECALL), others)))
+
+
+def flexible(study: Study) -> Verdict:
+    """Gates that open for what matters, and less time than a Transformer at great length."""
+    return Verdict(paper.FLEXIBLE, (adapts(study), at_length(study, ("attention",), "training_seconds")))
+
+
+CLAIMS = (printed, consistent, superior, pronounced, robust, savings, reduced, quadratic, convolutions, comparable, flexible)
+
+
+def better(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part:
+    """Better with p < 0.05 than every rival on every task."""
+    tests = [study.comparisons.get((task.name, rival)) for task in tasks for rival in rivals]
+    won, lost, missing = sum(bool(t and t.won) for t in tests), sum(bool(t and t.lost) for t in tests), tests.count(None)
+    text = f"better than {_names(rivals)} with p < 0.05 in {won} of {len(tests) - missing} comparisons, worse in {lost}"
+    return Part(text + _not_run(missing), every(None if test is None else test.won for test in tests))
+
+
+def no_worse(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part:
+    """Nowhere worse with p < 0.05."""
+    tests = [study.comparisons.get((task.name, rival)) for task in tasks for rival in rivals]
+    lost, missing = sum(bool(test and test.lost) for test in tests), tests.count(None)
+    text = f"worse than {_names(rivals)} with p < 0.05 in {lost} of {len(tests) - missing} comparisons"
+    return Part(text + _not_run(missing), every(None if test is None else not test.lost for test in tests))
+
+
+def cost_ratios(study: Study, tasks: Sequence[Task], rivals: Sequence[str], key: str) -> list[float | None]:
+    """Returns the selective SSM's bytes over each rival's on each task, None where one is not known."""
+    found: list[float | None] = []
+    for task in tasks:
+        records = study.of(task)
+        ours = records[OURS].costs[key] if OURS in records else None
+        theirs = [records[rival].costs[key] if rival in records else None for rival in rivals]
+        found += [ours / other if ours is not None and other else None for other in theirs]
+    return found
+
+
+def smaller(study: Study, tasks: Sequence[Task], rivals: Sequence[str], key: str, most: float) -> Part:
+    """At most `most` times every rival's bytes on every task."""
+    ratios = cost_ratios(study, tasks, rivals, key)
+    known = [ratio for ratio in ratios if ratio is not None]
+    what = {"training_peak_bytes": "training peak", "state_bytes": "state"}[key]
+    text = f"{what} {_span(known)} times that of {_names(rivals)}, at most {most:.2f} asked for" if known else f"{what} not known"
+    return Part(text + _not_run(len(ratios) - len(known)), every(None if ratio is None else ratio <= most for ratio in ratios))
+
+
+def at_length(study: Study, rivals: Sequence[str], quantity: str, most: float = 1.0) -> Part:
+    """At most `most` times every rival's memory or time at all lengths from 4096 on."""
+    what = {"training_peak_bytes": "training peak", "training_seconds": "time of a training step"}[quantity]
+    found = {rival: study.scaling.ratios(OURS, rival, quantity, least=LONG) if study.scaling else {} for rival in rivals}
+    known = [ratio for ratios in found.values() for ratio in ratios.values()]
+    if not known:
+        return Part(f"{what} at T >= {LONG} not measured", None)
+    absent = [title(rival) for rival, ratios in found.items() if not ratios]
+    text = f"{what} at T >= {LONG} {_span(known)} times that of {_names(rivals)}" + (f" ({listed(absent)} not measured)" if absent else "")
+    return Part(text, every([*(ratio <= most for ratio in known), *(None for _ in absent)]))
+
+
+def gain(study: Study, tasks: Sequence[Task]) -> float | None:
+    """Returns the mean share of LSTM's and GRU's error that the selective SSM removes, where an accuracy's error is 1 - accuracy; None if a cell is missing."""
+    shares = []
+    for task in tasks:
+        records = study.of(task)
+        if not {OURS, *RIVALS} <= set(records):
+            return None
+        errors = {model: _error(records[model].mean(records[OURS].metric), records[OURS].metric) for model in (OURS, *RIVALS)}
+        shares += [1 - errors[OURS] / errors[rival] for rival in RIVALS if errors[rival] > 0]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _error(value: float | None, metric: str) -> float:
+    if value is None:
+        return 0.0
+    return 1 - value if METRICS[metric].higher else value
+
+
+def recalled(study: Study, task: Task, length: int | None = None) -> tuple[float, int | None] | None:
+    """Returns (the selective SSM's mean accuracy on a task of recall, length); by default at the greatest where it has several. None if not run."""
+    record = study.of(task).get(OURS)
+    if record is None:
+        return None
+    length = length or max((length for run in record.runs for length in run.lengths), default=None)
+    values = record.at_length(length) if length else record.values("accuracy")
+    return (sum(values.values()) / len(values), length) if values else None
+
+
+def recall(study: Study, task: Task, least: float) -> Part:
+    """At least so accurate on a task of recall."""
+    found = recalled(study, task)
+    if found is None:
+        return Part(f"{task.name} not run", None)
+    accuracy, length = found
+    return Part(f"accuracy on {task.name}{f' at {length} steps' if length else ''} {100 * accuracy:.2f} %", accuracy >= least)
+
+
+def adapts(study: Study) -> Part:
+    """Gates open wider for symbols than for the filler between them."""
+    for task in study.from_source("selective_copying"):
+        record = study.of(task).get(OURS)
+        found = contrast(record.reading) if record and record.reading else None
+        if found:
+            text = f"on {task.name} the mean gate is {number(found.ours)} at {found.what} and {number(found.others)} at {found.rest}"
+            return Part(text, found.ours > found.others)
+    return Part("no reading of gates at symbols and blanks", None)
+
+
+def _names(models: Sequence[str]) -> str:
+    return listed([title(model) for model in models])
+
+
+def _not_run(missing: int) -> str:
+    return f" ({missing} not run)" if missing else ""
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,210 @@
+"""The figures of the page, in the style of `reporting.figures`: every model has a marker and a dash of its own, for black and white print."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from selssm_jax.reporting.figures import BLUE, GREY, LINES, ORANGE, panels, style
+from selssm_jax.reporting.results.names import MODELS, OURS, title
+from selssm_jax.reporting.results.readings import filler
+from selssm_jax.reporting.results.scaling import QUANTITIES, Scaling
+
+MORE = (("#56B4E9", (0, (5, 1)), "P"), ("#E69F00", (0, (3, 1, 1, 1)), "*"), ("#882255", (0, (1, 1)), "<"))
+STYLES = dict(zip(MODELS, (*LINES, *MORE), strict=True))  # (colour, dash, marker) of each model
+LINE, LINES_SHOWN = 64, 4  # tokens of a line of text, lines of it that are drawn
+
+
+class Dot(NamedTuple):
+    """A model's mean and standard deviation, None where it has not been run."""
+
+    model: str
+    mean: float | None
+    deviation: float = 0.0
+
+
+class Point(NamedTuple):
+    """A model's cost and score."""
+
+    model: str
+    cost: float
+    score: float
+
+
+@style()
+def accuracy(tasks: Mapping[str, Sequence[Dot]]) -> Figure:
+    """One panel a task: a row a model, its accuracy (%) as a dot with one standard deviation to both sides."""
+    figure, axes = _grid(len(tasks), 4, 1.95)
+    for index, (ax, (task, dots)) in enumerate(zip(axes, tasks.items(), strict=True)):
+        for row, dot in enumerate(dots):
+            _dot(ax, dot, len(dots) - row)
+        names = [title(dot.model) for dot in dots]
+        ax.set_yticks(range(len(dots), 0, -1), names if index % 4 == 0 else [""] * len(dots))
+        ax.set(title=task, ylim=(0.3, len(dots) + 0.7))
+        ax.margins(x=0.12)
+    figure.supxlabel("accuracy (%)", fontsize=9)
+    return figure
+
+
+def _dot(ax: Axes, dot: Dot, height: int) -> None:
+    if dot.mean is None:
+        ax.text(0.5, height, "not run", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=7, color=GREY, style="italic")
+        return
+    colour, _, marker = STYLES[dot.model]
+    fill = colour if dot.model == OURS else "white"
+    ax.errorbar(dot.mean, height, xerr=dot.deviation, color=colour, marker=marker, markerfacecolor=fill, markersize=5.5, capsize=2.5, linestyle="none")
+
+
+@style()
+def curves(scaling: Scaling) -> Figure:
+    """Memory and time of training and of a forward pass against length, log-log; a ring is where the Transformer overtakes a model."""
+    figure, axes = panels(2, 2, height=6.4)
+    models = [model for model in STYLES if model in scaling.models]
+    for ax, quantity in zip(axes, ("training_peak_bytes", "training_seconds", "forward_peak_bytes", "forward_seconds"), strict=True):
+        for model in models:
+            series = scaling.series(model, quantity)
+            colour, dash, marker = STYLES[model]
+            width = 2.2 if model == OURS else 1.1
+            ax.plot(list(series), list(series.values()), color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=width)
+        _rings(ax, scaling, quantity)
+        ax.set(xscale="log", yscale="log", ylabel=QUANTITIES[quantity], xlabel="length T (steps)")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(scaling.lengths, [_steps(length) for length in scaling.lengths])
+    ring = Line2D([], [], color="black", marker="o", markersize=9, markerfacecolor="none", linestyle="none")
+    handles = [*(_handle(model) for model in models), ring]
+    figure.legend(handles, [*map(title, models), "the Transformer overtakes"], loc="outside lower center", ncols=5)
+    return figure
+
+
+def _rings(ax: Axes, scaling: Scaling, quantity: str) -> None:
+    """Rings on the Transformer's curve, interpolated in logarithms."""
+    series = scaling.series("attention", quantity)
+    places = [length for length in scaling.crossovers.get(quantity, {}).values() if length]
+    if not series or not places:
+        return
+    heights = np.exp(np.interp(np.log(places), np.log(list(series)), np.log(list(series.values()))))
+    ax.plot(places, heights, color="black", marker="o", markersize=9, markerfacecolor="none", linestyle="none")
+
+
+def _steps(length: int) -> str:
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
+@style()
+def frontier(tasks: Mapping[str, tuple[str, Sequence[Point]]], *, higher: Mapping[str, bool], cost: str) -> Figure:
+    """One panel a task, {task: (label of the metric, points)}: score against cost in bytes, and the Pareto front as a step line."""
+    figure, axes = _grid(len(tasks), 4, 2.0)
+    for ax, (task, (label, points)) in zip(axes, tasks.items(), strict=True):
+        front = pareto(points, higher=higher[task])
+        ax.step([point.cost for point in front], [point.score for point in front], where="post", color="black", linewidth=0.9, alpha=0.7)
+        for point in points:
+            colour, _, marker = STYLES[point.model]
+            fill = colour if point.model == OURS else "white"
+            ax.plot(point.cost, point.score, color=colour, marker=marker, markersize=6, markerfacecolor=fill, linestyle="none")
+        ax.set(title=task, ylabel=label)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=4))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _bytes(count)))
+        ax.margins(x=0.15, y=0.15)
+    figure.supxlabel(cost, fontsize=9)
+    drawn = {point.model for _, points in tasks.values() for point in points}
+    models = [model for model in STYLES if model in drawn]
+    figure.legend([_handle(model, line=False) for model in models], [title(model) for model in models], loc="outside upper center", ncols=5)
+    return figure
+
+
+def _bytes(count: float) -> str:
+    """A power of two in the largest unit that keeps it at least 1: "512", "4K", "16M"."""
+    power = min(max(int(count).bit_length() - 1, 0) // 10, 3)
+    return f"{count / 1024**power:.3g}{('', 'K', 'M', 'G')[power]}"
+
+
+def pareto(points: Iterable[Point], *, higher: bool) -> list[Point]:
+    """Returns the points that no other of at most their cost matches in score, from the cheapest on."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.score if higher else point.score)):
+        if not front or (point.score > front[-1].score if higher else point.score < front[-1].score):
+            front.append(point)
+    return front
+
+
+def _handle(model: str, *, line: bool = True) -> Line2D:
+    colour, dash, marker = STYLES[model]
+    fill = colour if line or model == OURS else "white"
+    return Line2D([], [], color=colour, linestyle=dash if line else "none", marker=marker, markersize=5, markerfacecolor=fill)
+
+
+def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """As many panels as asked for, row by row."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, axes = panels(rows, columns, height=0.9 + height * rows)
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+@style()
+def reading(example: Mapping[str, Any]) -> Figure:
+    """A real example over what the model does with it: for each block the mean gate and the share that is kept until the end.
+
+    A text is broken into lines, of which the last are drawn; tokens among filler and signals are drawn in one piece.
+    """
+    tokens, blocks = example.get("tokens"), example["blocks"]
+    broken = bool(tokens and filler(tokens) is None)
+    count = len(tokens or example["signal"])
+    lines = _lines(count) if broken else [(0, count)]
+    tall = [0.3 if tokens else 1.2, *(0.75 if broken else 1.1 for _ in blocks)]
+    figure, axes = panels(len(lines) * len(tall), 1, height=1.2 + sum(tall) * len(lines))
+    axes[0].get_gridspec().set_height_ratios(tall * len(lines))
+    for row, (start, stop) in enumerate(lines):
+        top, *rest = axes[row * len(tall) : (row + 1) * len(tall)]
+        _input(top, example, start, stop, broken=broken)
+        for ax, (name, block) in zip(rest, blocks.items(), strict=True):
+            _gate(ax, np.asarray(example["position"]), block, name)
+        for ax in (top, *rest):
+            ax.set_xlim(start - 0.5, (start + LINE if broken else stop) - 0.5)
+        for ax in rest[:-1]:
+            ax.tick_params(labelbottom=False)
+    axes[0].set_title(example.get("title", ""))
+    axes[-1].set_xlabel(f"position ({example.get('unit', 'step')}s)")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _lines(count: int) -> list[tuple[int, int]]:
+    """(first, beyond the last) token of each line that is drawn."""
+    return [(start, min(start + LINE, count)) for start in range(0, count, LINE)][-LINES_SHOWN:]
+
+
+def _input(ax: Axes, example: Mapping[str, Any], start: int, stop: int, *, broken: bool) -> None:
+    """The tokens as text, those among filler on four heights so that neighbours do not meet; or the signal as lines."""
+    tokens = example.get("tokens")
+    if not tokens:
+        signal = np.asarray(example["signal"], float)
+        for channel, (_, dash, _) in zip(signal.T, (LINES * len(signal.T))[: signal.shape[1]], strict=True):
+            ax.plot(channel, color="black", linestyle=dash, linewidth=0.8)
+        ax.set_ylabel("input")
+        ax.tick_params(labelbottom=False)
+        return
+    blank = filler(tokens)
+    shown = [(index, tokens[index]) for index in range(start, stop) if tokens[index] != blank]
+    for rank, (index, token) in enumerate(shown):
+        height = 0.5 if broken else 0.125 + rank % 4 / 4
+        ax.text(index, height, _visible(token), ha="center", va="center", fontsize=7, family="monospace", parse_math=False)
+    ax.set(ylim=(0, 1))
+    ax.set_axis_off()
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "⏎").replace(" ", "·")
+
+
+def _gate(ax: Axes, position: np.ndarray, block: Mapping[str, Any], name: str) -> None:
+    ax.plot(position, block["gate"], color=BLUE, linewidth=1.3, label="mean gate")
+    ax.plot(position, block["kept"], color=ORANGE, linestyle="--", linewidth=1.3, label="share kept until the end")
+    ax.set(ylim=(-0.04, 1.04), ylabel=name.replace("_", " "), yticks=(0, 1))

@@ -1,0 +1,69 @@
+"""What models, metrics and families of tasks are called, in which order they come, and which way a metric is better."""
+
+from typing import NamedTuple
+
+OURS = "selective"
+MODELS = {
+    "selective": "Selective SSM",
+    "selective_state": "Selective SSM (x, h)",
+    "mamba": "Mamba",
+    "s5": "S5",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "rnn": "RNN",
+    "attention": "Transformer",
+    "tcn": "TCN",
+}
+RIVALS = ("lstm", "gru")  # of the paper's Table 1
+FAMILIES = {
+    "time series": ("etth1", "ettm1", "weather", "csv"),
+    "language": ("tiny_shakespeare", "wikitext2", "text", "python_reference"),
+    "signals": ("fsdd", "smnist", "psmnist", "npz"),
+    "synthetic": ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian"),
+}  # of data.source
+PAPERS = ("time series", "language", "signals")  # the families of the paper's three tasks
+
+
+class Metric(NamedTuple):
+    """A metric's title, whether more of it is better, and what its values are multiplied by to be shown."""
+
+    title: str
+    higher: bool
+    scale: float = 1.0
+
+    @property
+    def direction(self) -> str:
+        """Which way is better, in words."""
+        return f"{self.title}, {'higher' if self.higher else 'lower'} is better"
+
+
+METRICS = {
+    "mse": Metric("MSE", higher=False),
+    "mae": Metric("MAE", higher=False),
+    "r2": Metric("R²", higher=True),
+    "direction": Metric("right direction (%)", higher=True, scale=100.0),
+    "nats": Metric("nats", higher=False),
+    "bits": Metric("bits", higher=False),
+    "accuracy": Metric("accuracy (%)", higher=True, scale=100.0),
+}
+FIELD = {
+    "forecasting": ("mse", "mae", "r2", "direction"),
+    "language": ("nats", "bits", "accuracy"),
+    "classification": ("accuracy", "nats"),
+}  # the metrics of each kind of task
+SHARE = {"forecasting": "direction", "language": "accuracy", "classification": "accuracy"}  # what "prediction accuracy (%)" is
+
+
+def family(source: str) -> str:
+    """Returns the family of tasks that a data source belongs to."""
+    return next(name for name, sources in FAMILIES.items() if source in sources)
+
+
+def title(model: str) -> str:
+    """Returns what a model is called on the page; a name that is not known stays as it is."""
+    return MODELS.get(model, model)
+
+
+def listed(words: list[str]) -> str:
+    """Returns "a", "a and b" or "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,167 @@
+"""Writes docs/results.md and its figures from committed records: `python eval.py --table configs/paper`."""
+
+import pathlib
+import statistics
+from collections.abc import Iterable
+
+from selssm_jax.errors import InputError
+from selssm_jax.reporting import figures as drawing
+from selssm_jax.reporting.document import Block, Heading, Paragraph, Picture, Verbatim, to_markdown
+from selssm_jax.reporting.results import bar, claims, figures, readings, tables
+from selssm_jax.reporting.results.circumstances import circumstances
+from selssm_jax.reporting.results.comparisons import LEVEL
+from selssm_jax.reporting.results.names import METRICS, OURS, SHARE
+from selssm_jax.reporting.results.records import Record
+from selssm_jax.reporting.results.study import Study, Task, open_study
+
+RECORDS, OUT = pathlib.Path("benchmarks/records/paper"), pathlib.Path("docs/results.md")
+
+
+def write(configs: str | pathlib.Path, records: str | pathlib.Path = RECORDS, out: str | pathlib.Path = OUT) -> str:
+    """Reads the records and writes the page and its figures, which go into a folder of its name beside it; returns what to tell.
+
+    No model is run. The same records give the same bytes. Raises InputError for what `open_study` refuses and for a place
+    that cannot be written.
+    """
+    study, out = open_study(pathlib.Path(configs), pathlib.Path(records)), pathlib.Path(out)
+    folder = out.with_suffix("")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        out.write_text(to_markdown("Results", compose(study, folder)), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the page {out} cannot be written: {error.strerror}; free that place") from error
+    return summary(study, out)
+
+
+def summary(study: Study, out: pathlib.Path) -> str:
+    """Returns what a person is told at the end: cells, claims, goals and where the page is."""
+    verdicts, goals = [verdict.status for verdict in claims.judge(study)], [goal.verdict for goal in bar.goals(study)]
+    counted = ", ".join(f"{verdicts.count(status)} {status}" for status in (claims.SUPPORTED, claims.REFUTED, claims.UNTESTABLE, claims.UNKNOWN))
+    met = f"{goals.count('met')} of {len(goals)} goals met, {goals.count('not run')} not run"
+    return f"{len(study.records)} of {study.cells} cells; claims: {counted}; {met}\npage: {out}"
+
+
+def compose(study: Study, folder: pathlib.Path) -> list[Block]:
+    """Returns the page, section by section, and draws its figures into `folder`."""
+    return [
+        Paragraph("The experiments of the paper's section 8, done again with everything named. Every number comes from a committed record."),
+        *circumstances(study),
+        *_table_one(study),
+        *_tasks(study),
+        *_accuracy(study, folder),
+        *_scaling(study, folder),
+        *_frontier(study, folder),
+        *_readings(study, folder),
+        *_claims(study),
+    ]
+
+
+def _table_one(study: Study) -> list[Block]:
+    words = (
+        "The paper's numbers are those that it prints; it names no data, sizes, seeds or hardware for them, so the two are not to be compared digit by digit. "
+        "Ours: the share of forecast values on the right side of the last input (time series), of characters predicted right (language), of signals "
+        "classified right (signals). A MB is 10^6 bytes."
+    )
+    return [Heading("Table 1: accuracy and memory"), Paragraph(words), *tables.table_one(study)]
+
+
+def _tasks(study: Study) -> list[Block]:
+    count = sum(test.p is not None for test in study.comparisons.values())
+    words = (
+        f"Each model is tested against the selective SSM over the seeds that both have: two-sided paired t-test. The page holds {count} such tests, "
+        f"so that about {number_of_false(count)} would show p < {LEVEL:g} if no model differed from another; p (Holm) is corrected for all of them together. "
+        "The gates of Selective SSM (x, h) also read the state. Baselines are in italics."
+    )
+    blocks: list[Block] = [Heading("Every task"), Paragraph(words)]
+    for task in study.tasks:
+        blocks += [Heading(f"{task.name}: {task.title}", level=3), *_task(study, task)]
+    return blocks
+
+
+def number_of_false(count: int) -> str:
+    """Returns how many tests of so many come out below the level by chance alone."""
+    return f"{LEVEL * count:.1f}".removesuffix(".0")
+
+
+def _task(study: Study, task: Task) -> Iterable[Block]:
+    if not study.of(task):
+        return [Paragraph("Not run.")]
+    found = (tables.scores(study, task), tables.lengths(study, task), tables.costs(study, task))
+    return [table for table in found if table]
+
+
+def _picture(folder: pathlib.Path, name: str, figure: figures.Figure, caption: str) -> Picture:
+    return Picture(drawing.save(figure, folder / f"{name}.png"), caption, folder.name)
+
+
+def _accuracy(study: Study, folder: pathlib.Path) -> list[Block]:
+    dots = {task.name: [_dot(model, study.of(task).get(model)) for model in task.models] for task in study.tasks if study.of(task)}
+    caption = "Figure 1. Prediction accuracy of every model on every task, mean and one standard deviation over seeds; each panel has its own scale."
+    return [Heading("Figure 1: accuracy"), _picture(folder, "accuracy", figures.accuracy(dots), caption)]
+
+
+def _dot(model: str, record: Record | None) -> figures.Dot:
+    values = [100 * value for value in record.values(SHARE[record.kind]).values()] if record else []
+    if not values:
+        return figures.Dot(model, None)
+    return figures.Dot(model, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:
+    heading = Heading("Memory and time against length")
+    if study.scaling is None:
+        return [heading, Paragraph("Not measured.")]
+    caption = "Memory and time of every model against the length of its input, both axes logarithmic; rings are where the Transformer comes to need more."
+    found = (tables.growth(study.scaling), tables.crossovers(study.scaling))
+    command = [Verbatim(study.scaling.command)] if study.scaling.command else []
+    return [heading, _picture(folder, "scaling", figures.curves(study.scaling), caption), *(table for table in found if table), *command]
+
+
+def _frontier(study: Study, folder: pathlib.Path) -> list[Block]:
+    blocks: list[Block] = [Heading("Memory and performance")]
+    for name, key, cost in (("state", "state_bytes", "state of one sequence (bytes)"), ("peak", "training_peak_bytes", "peak of a training step (bytes)")):
+        panels, higher = {}, {}
+        for task in study.tasks:
+            points = _points(study, task, key)
+            if points:
+                metric = METRICS[next(iter(study.of(task).values())).metric]
+                panels[task.name], higher[task.name] = (metric.title, points), metric.higher
+        if not panels:
+            blocks.append(Paragraph(f"Not measured: {cost}."))
+            continue
+        caption = f"Score against the {cost}. The line joins the models that no other of at most their memory matches; MSE and nats are better below."
+        blocks.append(_picture(folder, f"frontier_{name}", figures.frontier(panels, higher=higher, cost=cost), caption))
+    return blocks
+
+
+def _points(study: Study, task: Task, key: str) -> list[figures.Point]:
+    points = []
+    for model, record in study.of(task).items():
+        cost, score = record.costs[key], record.mean(record.metric)
+        if cost and score is not None:
+            points.append(figures.Point(model, float(cost), score * METRICS[record.metric].scale))
+    return points
+
+
+def _readings(study: Study, folder: pathlib.Path) -> list[Block]:
+    words = (
+        "A trained selective SSM on one example of the test split. A gate of 0 keeps the state and a gate of 1 writes it anew; "
+        "what is kept is the share of what was written at a step that is still in the state at the end. Both are means over the components of a block."
+    )
+    blocks: list[Block] = [Heading("Reading the gates"), Paragraph(words)]
+    found = {task.name: record.reading for task in study.tasks if (record := study.of(task).get(OURS)) and record.reading}
+    for name, reading in found.items():
+        caption = f"{name}. {readings.caption(reading)}"
+        blocks.append(_picture(folder, f"reading_{name}", figures.reading(reading), caption))
+    return blocks if found else [*blocks, Paragraph("Not run.")]
+
+
+def _claims(study: Study) -> list[Block]:
+    words = (
+        "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say what was done. "
+        "The verdicts are computed from the records: a sentence is supported where all that it says holds. "
+        f"Better and worse mean p < {LEVEL:g} before Holm's correction. "
+        f"Memory is saved significantly where it is at most {claims.paper.SAVING:.2f} times, the smallest saving of the paper's own table."
+    )
+    judged = tables.claims(claims.judge(study))
+    return [Heading("The paper's claims"), Paragraph(words), judged, Heading("The bar"), tables.bar(bar.goals(study))]

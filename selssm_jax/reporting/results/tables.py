@@ -1,0 +1,212 @@
+"""The tables of the page: the paper's Table 1 beside ours, the scores and the costs of every task, scaling, claims and the bar."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from selssm_jax.reporting.results import paper
+from selssm_jax.reporting.results.bar import Goal
+from selssm_jax.reporting.results.claims import LONG, Verdict
+from selssm_jax.reporting.results.comparisons import Comparison
+from selssm_jax.reporting.results.names import FIELD, METRICS, OURS, PAPERS, RIVALS, SHARE, title
+from selssm_jax.reporting.results.records import Record
+from selssm_jax.reporting.results.scaling import QUANTITIES, Scaling
+from selssm_jax.reporting.results.study import Study, Task
+from selssm_jax.reporting.tables import Cell, Table, number, size
+
+Row = tuple[Cell, ...]
+NOT_RUN = "not run"
+THREE = (OURS, *RIVALS)  # the models of the paper's Table 1
+
+
+def spread(values: Iterable[float], scale: float = 1.0) -> str:
+    """Returns "mean ± sd" over seeds, the standard deviation (n - 1) to two digits and the mean as far; a single value stands alone."""
+    found = [scale * value for value in values]
+    mean, deviation = statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+    if not deviation:
+        return number(mean)
+    digits = min(max(0, 1 - int(f"{deviation:e}".split("e")[1])), 5)
+    return f"{mean:,.{digits}f} ± {deviation:.{digits}f}"
+
+
+def megabytes(count: Cell) -> str:
+    """Returns bytes in MB of 10^6."""
+    return f"{count / 1e6:,.1f}" if isinstance(count, int | float) else number(None)
+
+
+def table_one(study: Study) -> list[Table]:
+    """The paper's Table 1: accuracy, memory in training and memory of the state, ours under its printed numbers."""
+    columns = ("", *(title(model) for model in THREE))
+    accuracy = Table("Table 1, prediction accuracy (%), mean ± sd over seeds", columns, tuple(_by_family(study, 0, _accuracy)))
+    peak = Table("Table 1, memory: peak of a training step (MB)", columns, tuple(_by_family(study, 1, _peak, _batch)))
+    state = Table("Table 1, memory: what is carried from step to step (state of one sequence)", columns, tuple(_rows(study, study.within(PAPERS), _state)))
+    return [accuracy, peak, state]
+
+
+def _by_family(study: Study, printed: int, cell: Callable[[Record], Cell], note: Callable[[Study, Task], str] = lambda _, task: task.name) -> Iterable[Row]:
+    """For each of the paper's tasks its printed row, then one row a data set of ours."""
+    for family in PAPERS:
+        yield (f"*{family}: {paper.LABEL}*", *(f"*{paper.TABLE[family, model][printed]}*" for model in THREE))
+        yield from _rows(study, study.within([family]), cell, note)
+
+
+def _rows(study: Study, tasks: Sequence[Task], cell: Callable[[Record], Cell], note: Callable[[Study, Task], str] = lambda _, task: task.name) -> Iterable[Row]:
+    for task in tasks:
+        records = study.of(task)
+        yield (note(study, task), *(cell(records[model]) if model in records else NOT_RUN for model in THREE))
+
+
+def _accuracy(record: Record) -> Cell:
+    share = SHARE[record.kind]
+    values = record.values(share).values()
+    return spread(values, METRICS[share].scale) if values else None
+
+
+def _peak(record: Record) -> Cell:
+    return megabytes(record.costs["training_peak_bytes"])
+
+
+def _state(record: Record) -> Cell:
+    return _bytes(record.costs["state_bytes"])
+
+
+def _batch(study: Study, task: Task) -> str:
+    """The task, and the batch that a training step reads."""
+    costs = next((record.costs for record in study.of(task).values() if record.costs["batch"]), None)
+    return f"{task.name} ({number(costs['batch'])} × {number(costs['steps'])} steps)" if costs else task.name
+
+
+def scores(study: Study, task: Task) -> Table:
+    """Every metric of the field for every model and baseline, and the paired test against the selective SSM."""
+    records = study.of(task)
+    kind, metric = next((record.kind, record.metric) for record in records.values())
+    shown = [name for name in FIELD[kind] if any(record.values(name) for record in records.values())]
+    best = {name: _best(records.values(), name) for name in shown}
+    columns = ("", *(METRICS[name].title for name in shown), "seeds", f"{METRICS[metric].title}, minus selective", "p", "p (Holm)", "pairs", "in words")
+    rows: list[Row] = []
+    for model in task.models:
+        if model not in records:
+            rows.append((title(model), NOT_RUN, *(None for _ in columns[2:])))
+            continue
+        cells = (_score(records[model], name, best[name]) for name in shown)
+        test = _test(study.comparisons.get((task.name, model)), METRICS[metric].scale, ours=model == OURS)
+        rows.append((title(model), *cells, str(len(records[model].runs)), *test))
+    baselines = {name: values for record in reversed(records.values()) for name, values in record.baselines.items()}
+    for name, values in baselines.items():
+        cells = (number(values[key] * METRICS[key].scale) if key in values else None for key in shown)
+        rows.append((f"*{name}*", *cells, *(None for _ in range(6))))
+    return Table(f"Scores on the test split, mean ± sd over seeds; the best mean is bold; tested: {METRICS[metric].direction}", columns, tuple(rows))
+
+
+def _best(records: Iterable[Record], metric: str) -> float | None:
+    means = [mean for record in records if (mean := record.mean(metric)) is not None]
+    return (max if METRICS[metric].higher else min)(means) if means else None
+
+
+def _score(record: Record, metric: str, best: float | None) -> Cell:
+    values = record.values(metric).values()
+    if not values:
+        return None
+    text = spread(values, METRICS[metric].scale)
+    return f"**{text}**" if record.mean(metric) == best else text
+
+
+def _test(test: Comparison | None, scale: float, *, ours: bool) -> Row:
+    if test is None:
+        return (None, None, None, None, "the reference" if ours else "no test: no seed in common with the selective SSM")
+    gap = f"{'+' if test.difference > 0 else ''}{number(test.difference * scale)}"
+    return (gap, probability(test.p), probability(test.holm), str(test.pairs), test.words())
+
+
+def probability(p: float | None) -> str | None:
+    """Returns a p-value to two digits, "< 0.0001" below that."""
+    if p is None:
+        return None
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def lengths(study: Study, task: Task) -> Table | None:
+    """Accuracy at every length, for tasks that are evaluated at several."""
+    records = study.of(task)
+    found = sorted({length for record in records.values() for run in record.runs for length in run.lengths})
+    if not found:
+        return None
+    rows = tuple((title(model), *(_at_length(record, length) for length in found)) for model, record in records.items())
+    return Table("Accuracy (%) at every length, mean ± sd over seeds", ("", *(f"{length:,} steps" for length in found)), rows)
+
+
+def _at_length(record: Record, length: int) -> Cell:
+    values = record.at_length(length).values()
+    return spread(values, 100.0) if values else None
+
+
+def costs(study: Study, task: Task) -> Table:
+    """What each model needs: parameters, bytes, time and operations."""
+    records = study.of(task)
+    rows = tuple((title(model), *_cost(records[model])) if model in records else (title(model), NOT_RUN, *(None for _ in range(6))) for model in task.models)
+    columns = ("", "parameters", "state", "training peak", "decoding peak", "ms a training step", "ms per 1k tokens of training", "FLOPs of a training step")
+    batch = _batch(study, task).removeprefix(task.name).strip(" ()")
+    return Table(f"Costs{f'; a training step reads {batch}' if batch else ''}", columns, rows)
+
+
+def _cost(record: Record) -> Row:
+    costs, seconds = record.costs, record.seconds_per_step
+    tokens = (costs["batch"] or 0) * (costs["steps"] or 0)
+    step = None if seconds is None else f"{1e3 * seconds:.3g}"
+    rate = None if seconds is None or not tokens else f"{1e6 * seconds / tokens:.3g}"
+    peaks = (_bytes(costs[key]) for key in ("state_bytes", "training_peak_bytes", "decode_peak_bytes"))
+    flops = costs["training_flops"]
+    return (f"{record.parameters:,}", *peaks, step, rate, None if flops is None else f"{flops:.2e}")
+
+
+def _bytes(count: int | float | None) -> str | None:
+    return size(None if count is None else int(count))
+
+
+def growth(scaling: Scaling) -> Table:
+    """Training peak and time of a step at 4096 steps and at the longest, and the exponents of both."""
+    at = sorted({LONG, scaling.lengths[-1]} & set(scaling.lengths))
+    rows: list[Row] = []
+    for model in scaling.models:
+        peak, time = scaling.series(model, "training_peak_bytes"), scaling.series(model, "training_seconds")
+        powers = (scaling.exponent(model, key) for key in ("training_peak_bytes", "training_seconds"))
+        memory = (_bytes(peak.get(length)) for length in at)
+        rows.append((title(model), *memory, *(_seconds(time.get(length)) for length in at), *(None if e is None else f"T^{e:.2f}" for e in powers)))
+    columns = ("", *(f"training peak, T = {length:,}" for length in at), *(f"step, T = {length:,}" for length in at), "peak grows as", "time grows as")
+    return Table("Memory and time of a training step", columns, tuple(rows))
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g} s"
+
+
+def crossovers(scaling: Scaling) -> Table | None:
+    """The length from which on a Transformer needs more than each model."""
+    found = {quantity: values for quantity, values in scaling.crossovers.items() if quantity in QUANTITIES}
+    models = [model for model in scaling.models if any(model in values for values in found.values())]
+    if not models:
+        return None
+    rows = tuple((title(model), *(_crossing(values, model) for values in found.values())) for model in models)
+    return Table("Length from which on the Transformer needs more", ("", *(QUANTITIES[quantity].split(" (")[0] for quantity in found)), rows)
+
+
+def _crossing(values: Mapping[str, Any], model: str) -> Cell:
+    if model not in values:
+        return None
+    length = values[model]
+    return "at none measured" if length is None else f"{length:,.0f}"
+
+
+def claims(verdicts: Sequence[Verdict]) -> Table:
+    """Each sentence, its verdict and the numbers."""
+    rows = tuple((f"“{verdict.quote}”", f"**{verdict.status}**", verdict.reasons) for verdict in verdicts)
+    return Table("What section 8 of the paper says", ("sentence", "verdict", "what was found"), rows)
+
+
+def bar(goals: Sequence[Goal]) -> Table:
+    """Each goal, what was found and the verdict."""
+    return Table(
+        "What the project asked of itself before the runs",
+        ("goal", "found", "verdict"),
+        tuple((goal.asked, goal.found, f"**{goal.verdict}**") for goal in goals),
+    )
