@@ -3,6 +3,7 @@
   python train.py --config configs/quickstart.py --report
   python train.py --config configs/etth1.py --workdir runs/mine --config.optimizer.peak_rate=3e-4
   python train.py --config configs/quickstart.py --config.data.source=text --config.data.file=my.txt
+  python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
 
 Every key of the config can be overridden by --config.group.key=value; selssm_jax/config.py lists them all with their meaning.
 Ctrl-C or SIGTERM saves a checkpoint; the same command goes on from there. A run's folder holds config.json, dataset.json,
@@ -15,19 +16,28 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from selssm_jax import cli, errors
+from selssm_jax import cli, config, errors
 from selssm_jax.config import Experiment
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config(), such as configs/quickstart.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME with the config's name")
 REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report (as eval.py does)")
+SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, written when it is tuned, trained and tested")
+MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
+RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
 
 
 def main(_: list[str]) -> None:
-    """Trains, and reports if asked to."""
+    """Trains one run, and reports if asked to; or all runs of a sweep."""
     with errors.reported():
         experiment = Experiment.from_config_dict(CONFIG.value)
         workdir = WORKDIR.value or f"runs/{experiment.name}"
+        if SWEEP.value:
+            from selssm_jax.reporting.results import sweep
+
+            path = config_flags.get_config_filename(flags.FLAGS["config"])
+            sweep.run(experiment, workdir, config=path, base=config.load(path), models=MODELS.value, records=RECORDS.value)
+            return
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         outcome = loop.fit(experiment, workdir)
@@ -35,12 +45,12 @@ def main(_: list[str]) -> None:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: python {shlex.join(sys.argv)}")
             return
         print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
-        if REPORT.value:
-            from selssm_jax.reporting import report
-
-            print(report.summary(report.write(workdir)))
-        else:
+        if not REPORT.value:
             print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")
+            return
+        from selssm_jax.reporting import report
+
+        print(report.summary(report.write(workdir)))
 
 
 if __name__ == "__main__":

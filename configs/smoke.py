@@ -9,7 +9,7 @@ Expected score: none; it is too small and too short to learn the task
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Sweep, Training
 
 
 def get_config() -> ConfigDict:
@@ -20,4 +20,5 @@ def get_config() -> ConfigDict:
         model=Model(pattern=("selective",), d_model=8, d_state=8),
         optimizer=Optimizer(peak_rate=1e-2, end_rate=1e-4, warmup_steps=5),
         training=Training(steps=60, log_every=5, eval_every=20, checkpoint_every=10),
+        sweep=Sweep(models=("selective", "gru"), trials=2, trial_steps=20, seeds=2, sizes=(1.0,), lengths=(32,)),
     ).to_config_dict()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from selssm_jax import data
-from selssm_jax.config import Data, Experiment
+from selssm_jax.config import EVALUATION, Data, Experiment
 from selssm_jax.reporting import accounting
 from selssm_jax.reporting.report import circumstances_of, readable
 from selssm_jax.reporting.results.reading import read
@@ -50,6 +50,7 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         "kind": first.dataset.task.kind,
         "metric": PRIMARY[first.dataset.task.kind],
         "command": f"python train.py --config {config} --sweep --models {cell.model}",
+        "sweep": identity(cell.sweep),
         "budget": {"trials": sweep.trials, "trial_steps": sweep.trial_steps or steps, "steps": steps, "seeds": sweep.seeds},
         "parameters": sum(costs["parameters"].values()),
         "target_parameters": target(cell.sweep, first.dataset.task),
@@ -62,6 +63,14 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         **circumstances_of(first.experiment),
     }
     return found | ({"reading": read(first)} if cell.model == "selective" else {})
+
+
+def identity(sweep: Experiment) -> Record:
+    """Returns all that decides what a sweep finds, as JSON has it: two sweeps with the same have the same records."""
+    decides = {
+        key: value for key, value in _flat(dataclasses.asdict(sweep)) if key not in (*OF_A_MACHINE, "sweep.models") and key.partition(".")[0] not in EVALUATION
+    }
+    return json.loads(json.dumps(decides))
 
 
 def command(config: str, base: Experiment, run: Trained) -> str:

@@ -1,0 +1,50 @@
+"""A sweep from the command line: every cell that is finished becomes a record at once, and what is there already is not done again."""
+
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from selssm_jax.config import CONTENDERS, Experiment
+from selssm_jax.errors import InputError, suggest
+from selssm_jax.reporting.results import cell
+from selssm_jax.training import sweep
+
+
+def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, models: Sequence[str] = (), records: str | None = None) -> None:
+    """Runs the sweep of a task in `workdir` and writes RECORDS/MODEL.json for each of its models; says where it stopped if it was asked to.
+
+    Args:
+      experiment: with its `sweep`. config: the file it came from. base: what that file says, before overrides of the command line.
+      models: of them these alone; empty: experiment.sweep.models.
+      records: the folder of the records; None: `workdir`/records.
+
+    Raises:
+      InputError: for a model that a sweep does not know, and what `sweep.cells` refuses.
+    """
+    for name in models:
+        if name not in CONTENDERS:
+            raise InputError(f"--models names {name!r}: {suggest(name, CONTENDERS)}")
+    folder = pathlib.Path(records or pathlib.Path(workdir) / "records")
+    wanted = [name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)]
+    try:
+        for finished in sweep.cells(experiment, pathlib.Path(workdir), wanted):
+            print(f"wrote {cell.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
+    except sweep.Interrupted as stopped:
+        print(f"{stopped}; to go on: python {shlex.join(sys.argv)}")
+
+
+def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
+    """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
+    try:
+        found = json.loads(path.read_text())["sweep"]
+    except (OSError, ValueError, KeyError):
+        return False
+    if found != cell.identity(experiment):
+        print(f"{path} is of another sweep than this: {name} is run again", file=sys.stderr)
+        return False
+    print(f"{path} is there: {name} is left out; remove it to have it again", file=sys.stderr)
+    return True
