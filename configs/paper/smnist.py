@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
         model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, transition="complex", conv=4, context=784),
         optimizer=Optimizer(peak_rate=4e-3, end_rate=4e-5, warmup_steps=50),
         training=Training(steps=400, eval_every=400, checkpoint_every=400, log_every=20, devices=1, select="last"),
-        sweep=Sweep(parameters=30_000, trials=2, trial_steps=100, rates=(3e-3, 6e-3), sizes=(1.0,)),
+        sweep=Sweep(parameters=30_000, trials=2, trial_steps=100, rates=(2.5e-3, 8e-3), sizes=(1.0,)),
     ).to_config_dict()

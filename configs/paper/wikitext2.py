@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
         model=Model(pattern=("selective",) * 2, d_model=128, d_state=128, transition="complex", conv=4, context=128),
         optimizer=Optimizer(peak_rate=4e-3, end_rate=6e-5, warmup_steps=50, weight_decay=0.1),
         training=Training(steps=500, eval_every=500, checkpoint_every=500, log_every=20, devices=1, select="last"),
-        sweep=Sweep(parameters=300_000, trials=4, trial_steps=125, rates=(3e-3, 6e-3)),
+        sweep=Sweep(parameters=300_000, trials=4, trial_steps=125, rates=(3e-3, 8e-3)),
     ).to_config_dict()
