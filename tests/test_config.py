@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import math
 import pathlib
 import re
 import sys
@@ -16,7 +17,8 @@ from ml_collections import config_flags
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.errors import InputError
 
-CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+FOLDER = pathlib.Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.py"))
 
 
 def build(**overrides: Any) -> Experiment:
@@ -187,6 +189,20 @@ WRONG = [
     ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
     ({"training__rate_form": "mib"}, r"training\.rate_form='mib' is not a choice: did you mean 'vib'\?"),
+    ({"model__gate_bias": 21.0}, r"model.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0"),
+    ({"sweep__models": ("lstn",)}, r"sweep.models names 'lstn': did you mean 'lstm'\?"),
+    ({"sweep__parameters": -1}, r"sweep.parameters=-1 is out of range: use at least 0"),
+    ({"sweep__trials": 0}, r"sweep.trials=0 is out of range: use at least 1"),
+    ({"sweep__trial_steps": -1}, r"sweep.trial_steps=-1 is out of range: use at least 0"),
+    ({"sweep__seeds": 0}, r"sweep.seeds=0 is out of range: use at least 1"),
+    ({"sweep__rates": (0.1, 0.01)}, r"sweep.rates=\(0.1, 0.01\) is no range: give the lowest and the highest"),
+    ({"sweep__rates": (0.1,)}, r"sweep.rates=\(0.1,\) is no range"),
+    ({"sweep__rates": ("x",)}, r"sweep.rates=\('x',\) must be a tuple of numbers"),
+    ({"sweep__sizes": ()}, r"sweep.sizes=\(\) is out of range: give one or more values of at least 0.01"),
+    ({"sweep__penalties": (-1.0,)}, r"sweep.penalties=\(-1.0,\) is out of range"),
+    ({"sweep__gate_biases": (math.inf,)}, r"sweep.gate_biases=\(inf,\) is out of range"),
+    ({"sweep__lengths": (0,)}, r"sweep.lengths=\(0,\) is out of range"),
+    ({"sweep__trials": 3}, r"sweep.trials=3 is no multiple of the 2 combinations of sizes, gate_biases and penalties"),
 ]
 
 
@@ -283,7 +299,7 @@ def test_config_file_loads_and_round_trips(path):
 def test_config_file_tells_command_time_hardware_and_score(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     labelled = dict(re.findall(r"^(\w[\w ]*): +(\S.*)$", text, re.MULTILINE))
-    assert labelled["Command"].startswith(f"python train.py --config configs/{path.stem}.py")
+    assert labelled["Command"].startswith(f"python train.py --config configs/{path.relative_to(FOLDER)}")
     assert re.search(r"CPU|GPU|TPU", labelled["Hardware"])
     assert {"Time", "Expected score"} <= set(labelled)
 

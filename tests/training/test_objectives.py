@@ -18,7 +18,9 @@ def batch_of(kind: str, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     weights = RNG.integers(0, 2, shape).astype(np.float32)
     weights[0] = 0.5
     if kind == "forecasting":
-        return RNG.standard_normal((rows, 4, 3), np.float32), {"targets": RNG.standard_normal((rows, 4, 3), np.float32), "weights": weights}
+        targets, inputs = RNG.standard_normal((rows, 4, 3), np.float32), RNG.standard_normal((rows, 6, 3), np.float32)
+        targets[1, :, 0] = inputs[1, -1, 0]  # a channel that stands still
+        return RNG.standard_normal((rows, 4, 3), np.float32), {"targets": targets, "inputs": inputs, "weights": weights}
     return 3 * RNG.standard_normal((*shape, 7), np.float32), {"targets": RNG.integers(0, 7, shape).astype(np.int32), "weights": weights}
 
 
@@ -45,6 +47,18 @@ def test_regression_scores_are_means_over_horizon_and_channels_of_weighted_rows(
     found = objectives.means(score("forecasting", outputs, batch))
     assert found["mse"] == pytest.approx(np.average((error**2).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
     assert found["mae"] == pytest.approx(np.average(np.abs(error).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
+
+
+def test_r2_is_out_of_sample_and_direction_leaves_out_what_stands_still():
+    outputs, batch = batch_of("forecasting", 6)
+    targets, weights, last = batch["targets"].astype(np.float64), batch["weights"][:, None, None], batch["inputs"][:, -1:]
+    found = objectives.means(score("forecasting", outputs, batch))
+    assert found["r2"] == pytest.approx(1 - (weights * (outputs - targets) ** 2).sum() / (weights * targets**2).sum(), rel=1e-5)
+    moved = weights * (targets != last)
+    assert found["direction"] == pytest.approx((moved * ((outputs > last) == (targets > last))).sum() / moved.sum(), rel=1e-5)
+    batch["weights"][:] = 1
+    assert objectives.means(score("forecasting", batch["targets"], batch))["direction"] == 1
+    assert objectives.means(score("forecasting", np.broadcast_to(last, targets.shape), batch))["direction"] == 0
 
 
 @pytest.mark.parametrize("kind", ["language", "classification", "forecasting"])

@@ -1,0 +1,131 @@
+"""A sweep of two small models, as the command line runs it: records, what is left out, what goes on, and runs that come out the same again."""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import optuna
+import pytest
+
+import runs
+from configs import smoke
+from selssm_jax.config import Sweep
+from selssm_jax.errors import Diverged, InputError
+from selssm_jax.reporting.results import cell, reading, sweep
+from selssm_jax.training import loop
+from selssm_jax.training import sweep as training_sweep
+
+CONFIG = "configs/smoke.py"
+SWEEP = dataclasses.replace(
+    runs.experiment(training__steps=6, training__eval_every=3, training__checkpoint_every=3, optimizer__warmup_steps=1),
+    sweep=Sweep(models=("selective", "gru"), trials=2, trial_steps=3, seeds=2, sizes=(1.0,), lengths=(32,)),
+)
+
+
+def swept(folder: pathlib.Path, *models: str) -> dict[str, dict]:
+    sweep.run(SWEEP, str(folder), config=CONFIG, base=smoke.get_config(), models=models)
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, swept(folder, "selective", "gru")
+
+
+def test_a_record_says_how_a_cell_was_tuned_trained_and_tested(finished):
+    _, records = finished
+    for name, record in records.items():
+        assert (record["model"], record["metric"], record["budget"]) == (name, "nats", {"trials": 2, "trial_steps": 3, "steps": 6, "seeds": 2})
+        assert record["chosen"] in [trial["point"] for trial in record["trials"]]
+        scores = {json.dumps(trial["point"]): trial["validation"]["nats"] for trial in record["trials"]}
+        assert scores[json.dumps(record["chosen"])] == min(scores.values())
+        assert [run["seed"] for run in record["runs"]] == [0, 1]
+        assert all({"nats", "bits", "accuracy"} <= set(run["test"]) and set(run["lengths"]) == {"32"} for run in record["runs"])
+        assert abs(record["parameters"] / record["target_parameters"] - 1) <= 0.05
+        assert all(record["costs"][key] for key in ("state_bytes", "training_peak_bytes", "decode_peak_bytes"))
+        assert not any(str(value).startswith("/") for value in record["config"]["data"].values())
+    assert ("reading" in records["selective"], "reading" in records["gru"]) == (True, False)
+
+
+def test_what_is_there_is_left_out_and_another_sweep_is_not(finished, capsys):
+    folder, records = finished
+    before = runs.content(folder)
+    assert swept(folder, "gru") == records
+    assert "is there: gru is left out" in capsys.readouterr().err
+    assert runs.content(folder) == before
+    other = dataclasses.replace(SWEEP, sweep=dataclasses.replace(SWEEP.sweep, seeds=3))
+    assert not sweep._there(folder / "records" / "gru.json", other, "gru")
+    assert sweep._there(folder / "records" / "gru.json", dataclasses.replace(SWEEP, data=dataclasses.replace(SWEEP.data, cache_dir="elsewhere")), "gru")
+
+
+def test_a_run_comes_out_bit_for_bit_by_the_command_in_its_record(finished, tmp_path):
+    """In a process of its own, as a reader would do it; the clock alone differs."""
+    run = finished[1]["gru"]["runs"][1]
+    words = shlex.split(run["command"])
+    workdir = tmp_path / "again"
+    words = [sys.executable, *[f"--workdir={workdir}" if word.startswith("runs/") else word for word in words[1:] if word != "--workdir"]]
+    done = subprocess.run(words, cwd=runs.REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "report" / "results.json").read_text())["metrics"] == run["test"]
+
+
+def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, monkeypatch, finished, capsys):
+    fit, calls = loop.fit, []
+
+    def stopping(experiment, workdir):
+        calls.append(workdir)
+        return loop.Outcome(1, finished=False, validation={}) if len(calls) == 2 else fit(experiment, workdir)
+
+    monkeypatch.setattr(loop, "fit", stopping)
+    assert swept(tmp_path, "gru") == {}
+    assert "saved; to go on: python" in capsys.readouterr().out
+    assert len(calls) == 2
+    found = swept(tmp_path, "gru")["gru"]
+    assert len(calls) == 2 + 3  # the second trial again, and two seeds
+    assert [run["test"] for run in found["runs"]] == [run["test"] for run in finished[1]["gru"]["runs"]]
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")
+    states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path / training_sweep.DATABASE}").trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_diverges_is_the_worst_and_all_of_them_are_an_error(tmp_path, monkeypatch):
+    fit = loop.fit
+
+    def diverging(experiment, workdir):
+        if experiment.optimizer.peak_rate == max(SWEEP.sweep.rates) or tmp_path / "all" in pathlib.Path(workdir).parents:
+            raise Diverged("the loss is nan")
+        return fit(experiment, workdir)
+
+    monkeypatch.setattr(loop, "fit", diverging)
+    (found,) = training_sweep.cells(SWEEP, tmp_path / "one", ["gru"])
+    assert [bool(trial.validation) for trial in found.trials] == [True, False]
+    assert found.chosen["optimizer.peak_rate"] == min(SWEEP.sweep.rates)
+    with pytest.raises(InputError, match=r"every trial of .gru. diverged: lower sweep\.rates"):
+        list(training_sweep.cells(SWEEP, tmp_path / "all", ["gru"]))
+
+
+def test_the_command_line_refuses_a_model_it_does_not_know(capsys, tmp_path):
+    assert runs.command("train.py", f"--config={CONFIG}", "--sweep", "--models=lstn", f"--workdir={tmp_path}") == 2
+    assert "--models names 'lstn': did you mean 'lstm'?" in capsys.readouterr().err
+
+
+def test_kept_is_the_share_of_a_frames_writing_that_survives():
+    rng = np.random.default_rng(0)
+    gate, a = rng.uniform(size=(2, 5, 3))
+    for s in range(5):
+        survives = np.prod(a[s + 1 :], axis=0)
+        assert reading.kept(gate, a)[s] == pytest.approx((gate[s] * survives).sum() / gate[s].sum())
+    assert reading.kept(np.zeros((2, 3)), a[:2]).tolist() == [0, 0]
+
+
+def test_a_command_names_every_key_that_differs_and_no_folder(finished):
+    for record in finished[1].values():
+        for run in record["runs"]:
+            assert "local_dir" not in run["command"]
+            assert f"--config.training.steps={SWEEP.training.steps}" in run["command"]
+    assert cell.identity(SWEEP)["training.steps"] == 6
