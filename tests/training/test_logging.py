@@ -63,7 +63,7 @@ def test_a_terminal_has_a_bar_with_the_loss_and_the_time_left(tmp_path, monkeypa
     monkeypatch.setattr(sys, "stderr", Terminal())
     log = Logger(tmp_path, [], 5, 40)
     log.record(10, "train", {"nats": 1.5, "steps_per_second": 2.0})
-    log._bar.refresh()
+    log.display.advance(0)
     log.record(10, "validation", {"nats": 1.25})
     log.close()
     shown = sys.stderr.getvalue()
