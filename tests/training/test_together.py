@@ -19,7 +19,7 @@ STEPS = 8
 OPTIONS = {
     "model__gate": "hard_concrete",  # draws at random, as dropout does
     "model__dropout": 0.2,
-    "training__target_dimension": 0.5,  # with a multiplier in the state
+    "training__target_dimension": 0.1,  # with a multiplier in the state
     "training__steps": STEPS,
     "training__log_every": 1,
     "training__eval_every": 4,
@@ -69,11 +69,13 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
         numbers = [name for name in other if name != "split"]
         np.testing.assert_allclose([record[name] for name in numbers], [other[name] for name in numbers], rtol=1e-4, atol=1e-5)
     state, other = (runs.state(folder, STEPS) for folder in (found, expected))
-    assert state["data"] == other["data"] and state["state"]["multiplier"] == pytest.approx(other["state"]["multiplier"], abs=1e-6)
+    assert state["data"] == other["data"]
     assert jax.tree.structure(state) == jax.tree.structure(other)
     for part in ("step", "rng"):
         np.testing.assert_array_equal(state["state"][part], other["state"][part])
-    jax.tree.map(lambda one, another: np.testing.assert_allclose(one, another, rtol=1e-3, atol=5e-5), state["state"]["params"], other["state"]["params"])
+    assert other["state"]["multiplier"] > 0
+    for part in ("params", "multiplier"):
+        jax.tree.map(lambda one, another: np.testing.assert_allclose(one, another, rtol=1e-3, atol=5e-5), state["state"][part], other["state"][part])
 
 
 def test_a_run_among_others_is_the_run_alone(both, alone):
@@ -168,10 +170,10 @@ def test_a_device_without_memory_trains_one_after_another(both, tmp_path, monkey
 
 
 def test_another_failure_of_the_device_is_raised(tmp_path, monkeypatch):
-    def failed(step, after):
+    def failed(self, states, batches):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    patched(monkeypatch, failed)
+    monkeypatch.setattr(together.Vmapped, "__call__", failed)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         fit(tmp_path, (0, 1))
 
