@@ -24,6 +24,7 @@ from selssm_jax.model import SequenceModel
 from selssm_jax.training import loop, optimizer, step, together
 
 RUNS = 3
+COMPILATIONS = 3  # of each, in turn
 LOOKBACK, CHANNELS, HORIZON = 96, 7, 96  # of ETTh1
 VOCAB = 103  # characters of the Python reference
 
@@ -53,14 +54,15 @@ def language() -> tuple[Experiment, Task]:
 
 
 def compare(experiment: Experiment, task: Task, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step of all runs, and seconds to compile it, together and alone."""
+    """Milliseconds of a step of all runs, and to compile it, together and alone."""
     take, states, batches = begin(experiment, task)
     every = together.Vmapped(take, RUNS)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
-    seconds = {
-        "together": measure.seconds_to_compile(jax.vmap(partial(take, axis=None)), every.join(states), jax.tree.map(lambda *rows: np.stack(rows), *batches)),
-        "alone": measure.seconds_to_compile(partial(take, axis=None), states[0], batches[0]),
+    compiled = {
+        "together": (compiling(jax.vmap(partial(take, axis=None))), (every.join(states), jax.tree.map(lambda *rows: np.stack(rows), *batches))),
+        "alone": (compiling(partial(take, axis=None)), (states[0], batches[0])),
     }
+    seconds = measure.in_turn(compiled, COMPILATIONS)
     alone, joint = loop.Alone(take, jax.local_devices()[:1]), stepping(every, states)  # which copies the states
     each = [stepping(alone, [state]) for state in states]
     calls = {"together": (joint, (batches,)), "alone": (lambda: [call([batch]) for call, batch in zip(each, batches, strict=True)], ())}
@@ -70,9 +72,9 @@ def compare(experiment: Experiment, task: Task, rounds: int) -> dict[str, Any]:
         "batch": experiment.data.batch_size,
         "parameters": parameters,
         "milliseconds": measure.milliseconds(times),
-        "seconds_to_compile": seconds,
+        "milliseconds_to_compile": measure.milliseconds(seconds),
         "step_alone_over_together": measure.ratio(times["alone"], times["together"]),
-        "compile_alone_over_together": round(RUNS * seconds["alone"] / seconds["together"], 2),
+        "compile_alone_over_together": round(RUNS * measure.ratio(seconds["alone"], seconds["together"]), 2),
     }
 
 
@@ -93,6 +95,16 @@ def batch(task: Task, rows: int, seed: int) -> step.Batch:
         return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
     inputs, targets = (rng.standard_normal((rows, steps, task.channels), np.float32) for steps in (task.length, task.horizon))
     return {"inputs": inputs, "targets": targets, "weights": np.ones(rows, np.float32), "valid": valid}
+
+
+def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces and compiles a function at every call, from empty caches."""
+
+    def call(*arguments: Any) -> Any:
+        jax.clear_caches()
+        return measure.compiled(function, *arguments)
+
+    return call
 
 
 def stepping(take: loop.Take, states: list[step.TrainState]) -> Callable[[list[step.Batch]], Any]:
