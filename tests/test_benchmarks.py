@@ -1,5 +1,6 @@
 """The benchmarks' page says what the records say, and every script runs: at sizes that take no time, whose numbers mean nothing."""
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -223,3 +224,16 @@ def test_decoding_steps_are_timed_at_a_position():
     times = script.timed({"gru": (4,), "attention": (4, 9)}, 2)
     assert set(times) == {"gru 4", "attention 4", "attention 9"} and all(found["median"] >= found["min"] > 0 for found in times.values())
     assert script.overtaken("local_attention") == 129  # a step more than it holds
+
+
+def test_steps_of_several_runs_are_timed_beside_steps_alone(monkeypatch):
+    script = importlib.import_module("seeds")
+    monkeypatch.setattr(script, "RUNS", 2)
+    monkeypatch.setattr(script.measure, "compiled", jax.eval_shape)  # traced alone
+    experiment, task = script.forecasting()
+    assert (experiment.data.length, experiment.model.linear_skip, experiment.model.stride) == (96, 96, 24)
+    small = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=2))
+    found = script.compare(small, task, 2)
+    assert all(found[name][key]["median"] > 0 for name in ("milliseconds", "milliseconds_to_compile") for key in ("together", "alone"))
+    assert found["step_alone_over_together"] > 0 and found["compile_alone_over_together"] > 0
+    assert script.language()[1].length == 128

@@ -239,12 +239,17 @@ def _lock(path: pathlib.Path) -> Any:
     return held
 
 
-def _check_same(found: Experiment, asked: Experiment, path: pathlib.Path) -> None:
+def differing(found: Experiment, asked: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys in which two experiments differ, such as "data.length", with both values."""
     old, new = (dict(_flatten(dataclasses.asdict(value))) for value in (found, asked))
-    fixed = [key for key in new if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD]
-    differing = [f"{key}: {old[key]!r} there, {new[key]!r} now" for key in fixed if old[key] != new[key]]
-    if differing:
-        raise InputError(f"{path} holds another experiment's run ({'; '.join(differing)}): use the same config, or a new --workdir")
+    return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+
+
+def _check_same(found: Experiment, asked: Experiment, path: pathlib.Path) -> None:
+    fixed = {key: values for key, values in differing(found, asked).items() if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD}
+    if fixed:
+        said = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in fixed.items())
+        raise InputError(f"{path} holds another experiment's run ({said}): use the same config, or a new --workdir")
 
 
 def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:

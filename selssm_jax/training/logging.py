@@ -49,61 +49,87 @@ class Meter:
         return {"steps": self._steps, "seconds": self._seconds, "sums": {name: pair.tolist() for name, pair in self._sums.items()}}
 
 
+class Display:
+    """What a person sees of one or several runs: a progress bar over all their steps on a terminal, plain lines where it is piped."""
+
+    def __init__(self) -> None:
+        self._first, self._last = 0, 0
+        self._bar: Any = None
+
+    def expect(self, first: int, last: int) -> None:
+        """Counts a run in, which goes from step `first` to step `last`; all are counted in before any moves."""
+        self._first, self._last = self._first + first, self._last + last
+
+    def advance(self, steps: int) -> None:
+        """Moves the bar by so many steps of all runs together."""
+        self._open_bar().update(steps)
+
+    def show(self, name: str, step: int, last: int, split: str, metrics: dict[str, float]) -> None:
+        """Shows metrics of a run at a step of `last`: those of training on the bar if there is one, all else as a line."""
+        speed = metrics.get("steps_per_second")
+        numbers = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key != "steps_per_second")
+        if speed and not self._open_bar().disable:
+            self._open_bar().set_postfix_str(name + numbers, refresh=False)
+            return
+        left = f"  {speed:.3g} steps/s  {tqdm.format_interval((last - step) / speed)} left" if speed else ""
+        self.say(f"{name}step {step}/{last}  {split:10s}  {numbers}{left}")
+
+    def say(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open_bar(self) -> Any:
+        if self._bar is None:
+            self._bar = tqdm(total=self._last, initial=self._first, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
+        return self._bar
+
+
 class Logger:
-    """Writes records to metrics.jsonl, TensorBoard and the terminal: a progress bar there, plain lines where it is piped.
+    """Writes a run's records to metrics.jsonl, TensorBoard and the terminal.
 
     Args:
       workdir: the run's folder.
       history: the records up to `first`, the step that the run goes on from. A record after it is forgotten: it comes again.
       last: the run's last step.
+      name: what its lines begin with where several runs have one display, such as "runs/a: ".
+      display: where they are shown; none: a display of its own.
 
     Raises:
       OSError: where a record cannot be written. What was written before it stays.
     """
 
-    def __init__(self, workdir: pathlib.Path, history: list[dict[str, Any]], first: int, last: int) -> None:
-        self.history, self._last = list(history), last
+    def __init__(self, workdir: pathlib.Path, history: list[dict[str, Any]], first: int, last: int, *, name: str = "", display: Display | None = None) -> None:
+        self.history, self._last, self._name = list(history), last, name
+        self.display = display or Display()
+        self.display.expect(first, last)
         self._file = _reopen(workdir / "metrics.jsonl", self.history)
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
         if first:
             self._board.write_event(Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START)))
-        self._bar = tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
         self._start = time.monotonic() - (self.history[-1]["time"] if self.history else 0.0)
-
-    def advance(self) -> None:
-        """Moves the progress bar by one step."""
-        self._bar.update()
 
     def record(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Logs metrics of a split at a step."""
         record = {"step": step, "split": split, **metrics, "time": round(time.monotonic() - self._start, 3)}
         self.history.append(record)
-        self._show(step, split, metrics)
+        self.display.show(self._name, step, self._last, split, metrics)
         self._file.write((json.dumps(record) + "\n").encode())
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
         self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
         self._board.flush()
 
-    def say(self, line: str) -> None:
-        """Prints a line without breaking the progress bar."""
-        self._bar.write(line, file=sys.stderr)
-
     def close(self) -> None:
         """Closes everything; what was logged stays."""
-        self._bar.close()
+        self.display.close()
         self._file.close()
         with contextlib.suppress(OSError):  # every record was flushed; a failure was said then
             self._board.close()
-
-    def _show(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        speed = metrics.get("steps_per_second")
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "steps_per_second")
-        if speed and not self._bar.disable:
-            self._bar.set_postfix_str(numbers, refresh=False)
-            return
-        left = f"  {speed:.3g} steps/s  {tqdm.format_interval((self._last - step) / speed)} left" if speed else ""
-        self.say(f"step {step}/{self._last}  {split:10s}  {numbers}{left}")
 
 
 def _reopen(path: pathlib.Path, history: list[dict[str, Any]]) -> Any:

@@ -1,4 +1,4 @@
-"""The loop: draws a batch, takes a step, logs the step before, and now and then evaluates and saves."""
+"""The loop, of one run or of several that share a step: draws batches, takes the step, logs the one before, now and then evaluates and saves."""
 
 import contextlib
 import dataclasses
@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -20,7 +21,7 @@ from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, optimizer, parallel, step
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.logging import Logger, Meter
+from selssm_jax.training.logging import Display, Logger, Meter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,47 +42,162 @@ def fit(experiment: Experiment, workdir: str) -> Outcome:
       InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share a
         batch, or a loss that is not finite; the message names the last good checkpoint.
     """
-    if experiment.model.memory_bits:
-        raise InputError("model.memory_bits belongs to a compressed run, which eval.py --compress makes of a trained one: train without it")
-    devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
-    with contextlib.closing(Workdir(workdir, experiment)) as folder, _Stop() as stop:
-        dataset = data.load(experiment.data)
-        folder.describe(dataset.metadata())
-        return _Run(experiment, dataset, folder, devices).train(stop)
+    with Stop() as stop:
+        return fit_unless(stop, experiment, workdir)
 
 
-class _Run:
-    """The parts of one training run, wired together."""
-
-    def __init__(self, experiment: Experiment, dataset: Any, workdir: Workdir, devices: list[jax.Device]) -> None:
-        self.experiment, self.dataset, self.workdir = experiment, dataset, workdir
-        self.model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
-        self.evaluate = Evaluator(experiment, self.model)
-        tx = optimizer.build(experiment)
-        self.take = parallel.data_parallel(partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment), devices)
-        self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
-        self.first, history = self._begin(tx, parallel.layout(devices))
-        with workdir.writing():
-            self.log = Logger(workdir.path, history, self.first, experiment.training.steps)
-        if self.first:
-            self.log.say(f"resumed from step {self.first} of {workdir.path}")
-
-    def train(self, stop: "_Stop") -> Outcome:
-        """Runs the loop and leaves everything saved."""
+def fit_unless(stop: "Stop", experiment: Experiment, workdir: str) -> Outcome:
+    """As `fit`, for a caller who watches the signals; no step is taken once `stop` was asked."""
+    devices = choose_devices(experiment)
+    with opened(experiment, workdir, parallel.layout(devices)) as run:
         try:
-            if self.first and self._lacks_validation(self.first):  # it was interrupted
-                self._validate(self.first, stop)
-            reached = self._loop(stop)
+            run.mend(stop)
+            train([run], Alone(run.step, devices), stop, until=experiment.training.steps)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not out_of_memory(error):
                 raise
             raise InputError(
                 f"the device ran out of memory: lower data.batch_size or data.eval_batch_size, raise optimizer.accumulate, or set model.remat=True; "
-                f"{self.workdir.last_good()}"
+                f"{run.workdir.last_good()}"
             ) from error
-        finally:
-            self.log.close()
-        return Outcome(reached, reached == self.experiment.training.steps and not self._lacks_validation(reached), self._last_validation())
+        return run.outcome()
+
+
+def choose_devices(experiment: Experiment) -> list[jax.Device]:
+    """Returns the devices that share a batch.
+
+    Raises:
+      InputError: where they cannot, and for a model that cannot be trained.
+    """
+    if experiment.model.memory_bits:
+        raise InputError("model.memory_bits belongs to a compressed run, which eval.py --compress makes of a trained one: train without it")
+    return parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether memory is what the device lacked."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextlib.contextmanager
+def opened(experiment: Experiment, workdir: str, layout: jax.sharding.Sharding, *, name: str = "", display: Display | None = None) -> Iterator["Run"]:
+    """Opens a run where it stands, and at the end waits until all of it is written; `name` and `display` are those of `Logger`.
+
+    Raises:
+      InputError: for bad data, and for a folder that holds another experiment or cannot be written.
+    """
+    with contextlib.closing(Workdir(workdir, experiment)) as folder:
+        dataset = data.load(experiment.data)
+        folder.describe(dataset.metadata())
+        run = Run(experiment, dataset, folder, layout, name, display)
+        with contextlib.closing(run.log):
+            yield run
+
+
+@runtime_checkable
+class Take(Protocol):
+    """What takes a step with the runs of a group."""
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """Returns the runs' states as one value."""
+        ...
+
+    def split(self, states: Any) -> Sequence[Any]:
+        """Returns each run's state again."""
+        ...
+
+    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[objectives.Sums]]:
+        """Returns the states after a step, and each run's metrics. The states given are used up."""
+        ...
+
+
+def train(runs: Sequence["Run"], take: Take, stop: "Stop", *, until: int) -> None:
+    """Takes runs that stand at the same step to step `until`, or saves and ends where `stop` is asked before.
+
+    A step's metrics are read while the next one runs.
+    """
+    if stop.asked():
+        return
+    leader, number, pending = runs[0], runs[0].number, None
+    states = take.join([run.hand_over() for run in runs])
+    leader.log.display.advance(0)  # shown before the first step is compiled
+    for number in range(leader.number + 1, until + 1):
+        states, sums = take(states, [next(run.batches) for run in runs])
+        _settle(runs, pending)
+        pending = (number, sums)
+        leader.log.display.advance(len(runs))
+        if stop.asked() or leader.pauses(number) or number == until:
+            _settle(runs, pending)
+            pending = None
+            if _pause(runs, number, take.split(states), stop):
+                break
+    for run, state in zip(runs, take.split(states), strict=True):
+        run.number, run.state = number, state
+
+
+def _settle(runs: Sequence["Run"], pending: tuple[int, Sequence[objectives.Sums]] | None) -> None:
+    """Reads a step's metrics: waits for the step."""
+    if pending is None:
+        for run in runs:
+            run.meter.mark()
+        return
+    for run, sums in zip(runs, jax.device_get(pending[1]), strict=True):
+        run.settle(pending[0], sums)
+
+
+def _pause(runs: Sequence["Run"], number: int, states: Sequence[Any], stop: "Stop") -> bool:
+    """Evaluates and saves where that is due; returns whether the runs were asked to stop, which then are all saved."""
+    for run, state in zip(runs, states, strict=True):
+        run.validate(number, state.params, stop)
+    stopping = stop.asked()
+    for run, state in zip(runs, states, strict=True):
+        if stopping or run.due(number, run.experiment.training.checkpoint_every):
+            run.save(number, state)
+    return stopping
+
+
+class Alone:
+    """The step of one run, (state, batch, axis) -> (state, metrics), on devices that share its batch."""
+
+    def __init__(self, take: Callable[..., Any], devices: list[jax.Device]) -> None:
+        self._take = parallel.data_parallel(take, devices)
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """Returns the one state."""
+        return states[0]
+
+    def split(self, states: Any) -> Sequence[Any]:
+        """Returns it again."""
+        return [states]
+
+    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[objectives.Sums]]:
+        """Returns the state after a step, and its metrics."""
+        states, sums = self._take(states, batches[0])
+        return states, [sums]
+
+
+class Run:
+    """The parts of one training run, wired together: all but the taking of steps.
+
+    Attributes:
+      number: the step that it stands at.
+      state: its training state there; none while `train` has it.
+      step: (state, batch, axis) -> (state, metrics), `step.train_step` of this run.
+      evaluate: what scores its parameters; runs of the same model may share one, which is then compiled once.
+    """
+
+    def __init__(self, experiment: Experiment, dataset: Any, workdir: Workdir, layout: jax.sharding.Sharding, name: str, display: Display | None) -> None:
+        self.experiment, self.dataset, self.workdir, self.name = experiment, dataset, workdir, name
+        self.model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
+        self.evaluate = Evaluator(experiment, self.model)
+        tx = optimizer.build(experiment)
+        self.step: Callable[..., Any] = partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment)
+        self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
+        self.number, history = self._begin(tx, layout)
+        with workdir.writing():
+            self.log = Logger(workdir.path, history, self.number, experiment.training.steps, name=name, display=display)
+        if self.number:
+            self.log.display.say(f"resumed from step {self.number} of {workdir.path}")
 
     def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]]]:
         """Sets the state, the meter and the order of the data to where the run stands; returns its step and records."""
@@ -89,6 +205,7 @@ class _Run:
         fresh = partial(step.initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh))
         restored = self.workdir.restore(shapes)
+        self.state: Any
         if restored is None:
             self.batches.set_state(start)
             self.state, self.meter = jax.device_put(fresh(), layout), Meter()
@@ -97,51 +214,53 @@ class _Run:
         self.state, self.meter = restored.state, Meter(restored.progress["meter"])
         return restored.step, restored.progress["history"]
 
-    def _loop(self, stop: "_Stop") -> int:
-        """Takes steps and returns the last one; a step's metrics are read while the next one runs."""
-        number, pending = self.first, None
-        for number in range(self.first + 1, self.experiment.training.steps + 1):
-            self.state, sums = self.take(self.state, next(self.batches))
-            self._settle(pending)
-            pending = (number, sums)
-            self.log.advance()
-            if stop.asked() or self._due(number, self.experiment.training.eval_every) or self._due(number, self.experiment.training.checkpoint_every):
-                self._settle(pending)
-                pending = None
-                if self._pause(number, stop):
-                    break
-        return number
+    def hand_over(self) -> Any:
+        """Returns the state to one who will use it up."""
+        state, self.state = self.state, None
+        return state
 
-    def _settle(self, pending: tuple[int, objectives.Sums] | None) -> None:
-        """Reads a step's metrics: waits for the step, checks that its loss is finite, and logs where that is due."""
-        if pending is None:
-            self.meter.mark()
-            return
-        number, sums = pending[0], jax.device_get(pending[1])
+    def mend(self, stop: "Stop") -> None:
+        """Validates where the run stands if that is due and lacks: it was interrupted."""
+        if self.number:
+            self.validate(self.number, self.state.params, stop)
+
+    def settle(self, number: int, sums: objectives.Sums) -> None:
+        """Takes in a step's metrics: checks that its loss is finite, and logs them where that is due."""
         self._check_finite(number, objectives.means(sums))
         self.meter.add(sums)
-        if self._due(number, self.experiment.training.log_every):
+        if self.due(number, self.experiment.training.log_every):
             self._record(number, "train", self.meter.read())
 
-    def _pause(self, number: int, stop: "_Stop") -> bool:
-        """Evaluates and saves where that is due; returns whether the run was asked to stop, which then is saved."""
-        if self._lacks_validation(number):
-            self._validate(number, stop)
-        stopping = stop.asked()
-        if stopping or self._due(number, self.experiment.training.checkpoint_every):
-            progress = {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history}
-            self.workdir.save(number, self.state, progress)
-        return stopping
-
-    def _validate(self, number: int, stop: "_Stop") -> None:
-        metrics = self.evaluate(self.state.params, self.dataset, "validation", unless=stop.asked)
+    def validate(self, number: int, params: Any, stop: "Stop") -> None:
+        """Scores the parameters of a step if that is due and lacks, and keeps them if they are the best."""
+        if not self._lacks_validation(number):
+            return
+        metrics = self.evaluate(params, self.dataset, "validation", unless=stop.asked)
         if not metrics:
             return
         metric = objectives.PRIMARY[self.dataset.task.kind]
         earlier = [record[metric] for record in self.log.history if record["split"] == "validation"]
         self._record(number, "validation", metrics)
         if all(objectives.is_better(metric, metrics[metric], value) for value in earlier):
-            self.workdir.save_best(number, self.state.params, metrics)
+            self.workdir.save_best(number, params, metrics)
+
+    def save(self, number: int, state: Any) -> None:
+        """Saves all that the run goes on from."""
+        self.workdir.save(number, state, {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history})
+
+    def due(self, number: int, every: int) -> bool:
+        """Whether what is done every so many steps, and after the last, is done after this one."""
+        return number % every == 0 or number == self.experiment.training.steps
+
+    def pauses(self, number: int) -> bool:
+        """Whether the run is evaluated or saved after this step."""
+        return self.due(number, self.experiment.training.eval_every) or self.due(number, self.experiment.training.checkpoint_every)
+
+    def outcome(self) -> Outcome:
+        """Returns how it ended."""
+        records = [record for record in self.log.history if record["split"] == "validation"]
+        last = {name: value for name, value in records[-1].items() if name not in ("step", "split", "time")} if records else {}
+        return Outcome(self.number, self.number == self.experiment.training.steps and not self._lacks_validation(self.number), last)
 
     def _record(self, number: int, split: str, metrics: dict[str, float]) -> None:
         with self.workdir.writing():
@@ -151,29 +270,22 @@ class _Run:
         loss, norm = means[objectives.LOSS[self.dataset.task.kind]], means["gradient_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
-                f"the loss of step {number} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
+                f"{self.name}the loss of step {number} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
                 f"(in a new --workdir), or look for extreme values in the data; {self.workdir.last_good()}"
             )
 
-    def _due(self, number: int, every: int) -> bool:
-        return number % every == 0 or number == self.experiment.training.steps
-
     def _lacks_validation(self, number: int) -> bool:
         there = any(record["step"] == number and record["split"] == "validation" for record in self.log.history)
-        return self._due(number, self.experiment.training.eval_every) and not there
-
-    def _last_validation(self) -> dict[str, float]:
-        records = [record for record in self.log.history if record["split"] == "validation"]
-        return {name: value for name, value in records[-1].items() if name not in ("step", "split", "time")} if records else {}
+        return self.due(number, self.experiment.training.eval_every) and not there
 
 
-class _Stop:
+class Stop:
     """Remembers that SIGTERM or SIGINT came, so that the loop can save and return. A second one ends the process."""
 
     def __init__(self) -> None:
         self._asked = False
 
-    def __enter__(self) -> "_Stop":
+    def __enter__(self) -> "Stop":
         here = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT) if here}
         return self

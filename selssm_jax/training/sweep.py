@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from selssm_jax import data
 from selssm_jax.config import Experiment, Task
 from selssm_jax.errors import Diverged
-from selssm_jax.training import contenders, loop
+from selssm_jax.training import contenders, loop, together
 from selssm_jax.training.contenders import Point
 from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
 
@@ -98,8 +99,7 @@ class _Cell:
         """Returns the cell, of which only what is missing is trained."""
         trials = tuple(self._trial(number, point) for number, point in enumerate(self.grid))
         chosen = self._best(trials).point
-        runs = tuple(self._seed(seed, chosen) for seed in range(self.experiment.sweep.seeds))
-        return Cell(self.model, self.experiment, trials, chosen, runs)
+        return Cell(self.model, self.experiment, trials, chosen, tuple(self._seeds(chosen)))
 
     def _trial(self, number: int, point: Point) -> Trial:
         """The trial of a point: as Optuna has it, else trained now."""
@@ -114,13 +114,22 @@ class _Cell:
         self.study.enqueue_trial(point)
         trial = self.study.ask(self.axes)
         try:
-            validation, seconds = self._fit(self._at(point, self.trial_steps, seed=0), self.folder / name)
+            validation, seconds = self._tested(self._at(point, self.trial_steps, seed=0), self.folder / name)
         except BaseException:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
         trial.set_user_attr("validation", validation)
-        trial.set_user_attr("cpu_seconds", round(seconds, 1))
+        trial.set_user_attr("cpu_seconds", seconds)
         return self.study.tell(trial, validation.get(self.metric, float("-inf" if self.metric in HIGHER_IS_BETTER else "inf")))
+
+    def _tested(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
+        """The validation of a trial, none where it diverged, and its seconds."""
+        start = time.process_time()
+        try:
+            seconds = _train([experiment], [workdir])
+        except Diverged:
+            return {}, round(time.process_time() - start, 1)
+        return self._judged(experiment, workdir), seconds
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
         """The first of the trials that did best on validation. Raises Diverged where none has a score."""
@@ -132,14 +141,16 @@ class _Cell:
             best = trial if is_better(self.metric, trial.validation[self.metric], best.validation[self.metric]) else best
         return best
 
-    def _seed(self, seed: int, chosen: Point) -> Trained:
-        name, steps = f"seed_{seed}", self.experiment.training.steps
-        experiment, workdir = self._at(chosen, steps, seed=seed), self.folder / name
-        validation, seconds = self._fit(experiment, workdir)
-        if not validation:
-            raise Diverged(f"seed {seed} of {self.model!r} diverged at {chosen}, which its trial did not: lower sweep.rates")
-        self.progress.passed(self.model, name, chosen, steps, f"{self.metric} {validation[self.metric]:.4g}")
-        return Trained(seed, experiment, workdir, validation, round(seconds, 1))
+    def _seeds(self, chosen: Point) -> Iterator[Trained]:
+        """The runs of all seeds: by one step on an accelerator; on a CPU, where that is no faster, one by one, so that each comes out again bit for bit."""
+        seeds, steps = range(self.experiment.sweep.seeds), self.experiment.training.steps
+        experiments, workdirs = [self._at(chosen, steps, seed=seed) for seed in seeds], [self.folder / f"seed_{seed}" for seed in seeds]
+        shared = None if jax.default_backend() == "cpu" else _train(experiments, workdirs)
+        for seed, experiment, workdir in zip(seeds, experiments, workdirs, strict=True):
+            seconds = _train([experiment], [workdir]) if shared is None else shared
+            validation = self._judged(experiment, workdir)
+            self.progress.passed(self.model, workdir.name, chosen, steps, f"{self.metric} {validation[self.metric]:.4g}")
+            yield Trained(seed, experiment, workdir, validation, seconds)
 
     def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
         found = contenders.contender(self.experiment, self.model, point, self.task)
@@ -147,19 +158,6 @@ class _Cell:
         warmup = min(found.optimizer.warmup_steps, steps // 5)
         optimizer = dataclasses.replace(found.optimizer, warmup_steps=warmup)
         return dataclasses.replace(found, training=training, optimizer=optimizer, data=dataclasses.replace(found.data, seed=seed))
-
-    def _fit(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
-        """The best validation of a run, none where it diverged, and the CPU seconds of this process that it took."""
-        workdir.mkdir(parents=True, exist_ok=True)
-        start = time.process_time()
-        try:
-            with (workdir / LOG).open("a") as log, contextlib.redirect_stderr(log):
-                outcome = loop.fit(experiment, str(workdir))
-        except Diverged:
-            return {}, time.process_time() - start
-        if not outcome.finished:
-            raise Interrupted(f"stopped in {workdir}, saved")
-        return self._judged(experiment, workdir), time.process_time() - start
 
     def _judged(self, experiment: Experiment, workdir: pathlib.Path) -> dict[str, float]:
         """The validation metrics of the parameters that a run leaves: its best, or its last where training.select says so."""
@@ -169,6 +167,23 @@ class _Cell:
         for record in validated[::-1] if experiment.training.select == "best" else ():
             found = found if is_better(self.metric, found[self.metric], record[self.metric]) else record
         return {name: value for name, value in found.items() if name not in ("step", "split", "time")}
+
+
+def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) -> float:
+    """Trains runs, several of them by one step, and returns the CPU seconds that this process took for each.
+
+    Raises:
+      Interrupted: where a signal came. Diverged: for a loss that is not finite.
+    """
+    for workdir in workdirs:
+        workdir.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    with (workdirs[0] / LOG).open("a") as log, contextlib.redirect_stderr(log):
+        paths = [str(workdir) for workdir in workdirs]
+        outcomes = together.fit_together(experiments, paths) if len(paths) > 1 else [loop.fit(experiments[0], paths[0])]
+    if not all(outcome.finished for outcome in outcomes):
+        raise Interrupted(f"stopped in {workdirs[0].parent}, saved")
+    return round((time.process_time() - start) / len(workdirs), 1)
 
 
 class _Progress:

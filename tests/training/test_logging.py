@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from selssm_jax.training.logging import Logger, Meter
+from selssm_jax.training.logging import Display, Logger, Meter
 
 
 def events(folder: pathlib.Path) -> list[Event]:
@@ -63,13 +63,34 @@ def test_a_terminal_has_a_bar_with_the_loss_and_the_time_left(tmp_path, monkeypa
     monkeypatch.setattr(sys, "stderr", Terminal())
     log = Logger(tmp_path, [], 5, 40)
     log.record(10, "train", {"nats": 1.5, "steps_per_second": 2.0})
-    log._bar.refresh()
+    log.display.advance(0)
     log.record(10, "validation", {"nats": 1.25})
     log.close()
     shown = sys.stderr.getvalue()
     assert "5/40" in shown and "step/s" in shown and "nats 1.5" in shown and "<" in shown
     assert "step 10/40  validation  nats 1.25" in shown
     assert "step 10/40  train" not in shown
+
+
+def test_several_runs_have_one_bar(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    display, logs = Display(), []
+    for name, first in (("a", 5), ("b", 3)):
+        (tmp_path / name).mkdir()
+        logs.append(Logger(tmp_path / name, [], first, 40, name=f"{name}: ", display=display))
+    display.advance(2)
+    logs[1].record(10, "train", {"nats": 1.5, "steps_per_second": 2.0})
+    display.advance(0)
+    logs[0].record(10, "validation", {"nats": 1.25})
+    for log in logs:
+        log.close()
+    shown = sys.stderr.getvalue()
+    assert "8/80" in shown and "10/80" in shown and "b: nats 1.5" in shown and "a: step 10/40  validation  nats 1.25" in shown
+    assert [len(lines(tmp_path / name)) for name in ("a", "b")] == [1, 1]
 
 
 def test_a_meter_goes_on_where_it_was_saved():

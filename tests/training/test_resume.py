@@ -89,7 +89,7 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted):
 
 def test_a_second_signal_ends_the_process_at_once(capfd):
     before = signal.getsignal(signal.SIGINT)
-    with loop._Stop() as stop:
+    with loop.Stop() as stop:
         assert not stop.asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked()

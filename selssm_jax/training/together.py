@@ -1,0 +1,140 @@
+"""Several runs of one experiment, which differ in their seeds alone, trained by one step: vmapped over the runs."""
+
+import contextlib
+import operator
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selssm_jax.config import Experiment
+from selssm_jax.errors import InputError
+from selssm_jax.training import checkpoint, loop, objectives, parallel, step
+from selssm_jax.training.logging import Display
+
+SEEDS = frozenset({"name", "training.seed", "data.seed"})  # what may differ between runs that share a step
+
+
+def fit_together(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> list[loop.Outcome]:
+    """Trains every experiment in its own folder, as `loop.fit` would, but all of them by one step of one device.
+
+    Every run has its own parameters, order of the data, draws, records and checkpoints: its folder is the one that `fit`
+    writes, to rounding, and either goes on with what the other left. Runs that stand behind others go first, with those
+    that stand where they do. Where the device has no memory for all at once, they are trained one after another. SIGTERM
+    and SIGINT save all of them and return early.
+
+    Args:
+      experiments: equal but for training.seed, data.seed and name.
+      workdirs: the folder of each.
+
+    Returns:
+      How each run ended, in the order given.
+
+    Raises:
+      ValueError: for no experiments, or another number of folders.
+      InputError: for experiments that differ in more or not at all, a folder given twice, training.devices that are more than
+        one, and what `loop.fit` raises; a loss that is not finite ends all of them, and the message names the run.
+    """
+    device = _check(experiments, workdirs)
+    with loop.Stop() as stop:
+        try:
+            return _fit(experiments, workdirs, device, stop)
+        except jax.errors.JaxRuntimeError as error:
+            if not loop.out_of_memory(error):
+                raise
+        # Only here has the exception let go of the states.
+        print(f"the device has no memory for a step of {len(experiments)} runs: they are trained one after another", file=sys.stderr)
+        return [loop.fit_unless(stop, *run) for run in zip(experiments, workdirs, strict=True)]
+
+
+def _fit(experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax.Device, stop: loop.Stop) -> list[loop.Outcome]:
+    display, layout = Display(), parallel.layout([device])
+    with contextlib.ExitStack() as folders:
+        runs = [
+            folders.enter_context(loop.opened(experiment, path, layout, name=f"{path}: ", display=display))
+            for experiment, path in zip(experiments, workdirs, strict=True)
+        ]
+        for run in runs:
+            run.evaluate = runs[0].evaluate
+            run.mend(stop)
+        last = experiments[0].training.steps
+        while not stop.asked() and (unfinished := [run for run in runs if run.number < last]):
+            behind = min(run.number for run in unfinished)
+            group = [run for run in unfinished if run.number == behind]
+            ahead = min((run.number for run in unfinished if run.number > behind), default=last)
+            take = Vmapped(group[0].step, len(group)) if len(group) > 1 else loop.Alone(group[0].step, [device])
+            loop.train(group, take, stop, until=ahead)
+        return [run.outcome() for run in runs]
+
+
+class Vmapped:
+    """The step of several runs on one device: their states and batches have a leading axis of runs.
+
+    Args:
+      take: the step of each of them, (state, batch, axis) -> (state, metrics).
+      count: how many there are.
+    """
+
+    def __init__(self, take: Callable[..., Any], count: int) -> None:
+        every = jax.vmap(partial(take, axis=None))
+
+        def taken(states: Any, batches: Any) -> tuple[Any, list[Any]]:
+            states, sums = every(states, batches)
+            return states, _parts(sums, count)
+
+        self._take = jax.jit(taken, donate_argnums=0)
+        self._join = jax.jit(partial(_stacked, jnp.stack))
+        self._split = jax.jit(partial(_parts, count=count))
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """Returns the states with a leading axis of runs."""
+        return self._join(list(states))
+
+    def split(self, states: Any) -> Sequence[Any]:
+        """Returns a copy of each run's own state."""
+        return self._split(states)
+
+    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[objectives.Sums]]:
+        """Returns the states after a step, and each run's metrics. The states given are used up."""
+        return self._take(states, _stacked(np.stack, batches))
+
+
+def _stacked(stack: Callable[[Sequence[Any]], Any], trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: stack(leaves), *trees)
+
+
+def _parts(tree: Any, count: int) -> list[Any]:
+    return [jax.tree.map(operator.itemgetter(index), tree) for index in range(count)]
+
+
+def _check(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> jax.Device:
+    """Returns the device that they share."""
+    if not experiments or len(experiments) != len(workdirs):
+        raise ValueError(f"{len(experiments)} experiments in {len(workdirs)} folders: give at least one, and a folder to each")
+    _check_seeds(experiments)
+    if len({os.path.realpath(path) for path in workdirs}) < len(workdirs):
+        raise InputError(f"runs are trained together in folders of their own, found {', '.join(workdirs)}: give each another")
+    devices = loop.choose_devices(experiments[0])
+    if len(devices) > 1:
+        raise InputError(
+            f"training.devices={experiments[0].training.devices} is {len(devices)} devices here, but runs are trained together on one: "
+            "use training.devices=1, or train each by itself"
+        )
+    return devices[0]
+
+
+def _check_seeds(experiments: Sequence[Experiment]) -> None:
+    """Raises InputError for experiments that one step cannot serve, and for one that is there twice."""
+    for other in experiments[1:]:
+        beyond = {key: values for key, values in checkpoint.differing(experiments[0], other).items() if key not in SEEDS}
+        if beyond:
+            said = "; ".join(f"{key}: {one!r} and {another!r}" for key, (one, another) in beyond.items())
+            raise InputError(f"runs that are trained together differ in training.seed, data.seed and name alone, found {said}: train these apart")
+    seeds = [(run.training.seed, run.data.seed) for run in experiments]
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"runs that are trained together need seeds of their own, found (training.seed, data.seed) = {', '.join(map(str, seeds))}")
