@@ -237,3 +237,35 @@ def test_steps_of_several_runs_are_timed_beside_steps_alone(monkeypatch):
     assert all(found[name][key]["median"] > 0 for name in ("milliseconds", "milliseconds_to_compile") for key in ("together", "alone"))
     assert found["step_alone_over_together"] > 0 and found["compile_alone_over_together"] > 0
     assert script.language()[1].length == 128
+
+
+def test_bytes_and_seconds_are_those_of_the_length(monkeypatch):
+    script = importlib.import_module("scaling")
+    for name, value in {"PARAMETERS": 40_000, "WIDTH": 16, "BLOCKS": 1, "LEAST": 64, "TIMED": {"training": (16,), "forward": (16,)}}.items():
+        monkeypatch.setattr(script, name, value)
+    found = script.benchmark(1, ("tcn", "attention"), (16, 64))
+    for model in found["models"].values():
+        assert (
+            abs(model["parameters"] / 40_000 - 1) < 0.01 and model["training_peak_bytes"][1] > model["training_peak_bytes"][0] > model["forward_peak_bytes"][0]
+        )
+        assert all(model[f"{what}_seconds"][0] > 0 and model[f"{what}_seconds"][1] is None for what in ("training", "forward"))
+    assert found["crossovers"]["state_bytes"] == {"tcn": 16, "attention": None}
+
+
+def test_recurrent_peaks_are_held_against_what_is_claimed():
+    script = importlib.import_module("scaling")
+    found = {name: {"training_peak_bytes": [9, bytes_]} for name, bytes_ in (("selective", 30), ("lstm", 60), ("gru", 40))}
+    ratios = script.claimed(found, {"selective": 10, "lstm": 20, "gru": 40}, (1_024, 4_096))
+    assert {name: ratio["found"] for name, ratio in ratios.items()} == {
+        "training peak at 4096, selective over lstm": 0.5,
+        "training peak at 4096 with remat, selective over lstm": 0.5,
+        "training peak at 4096, selective over gru": 0.75,
+        "training peak at 4096 with remat, selective over gru": 0.25,
+    }
+
+
+def test_attention_has_overtaken_where_it_needs_more_from_there_on():
+    script = importlib.import_module("scaling")
+    found = {"s5": {"bytes": [3, 3, 3, None]}, "attention": {"bytes": [4, 2, 5, 9]}}
+    assert script.overtaken(found, "bytes", "s5", (1, 2, 4, 8)) == 4
+    assert script.overtaken(found | {"s5": {"bytes": [9, 9, 9, 9]}}, "bytes", "s5", (1, 2, 4, 8)) is None
