@@ -21,7 +21,8 @@ def read(run: Run) -> dict[str, Any]:
     """Returns the first test example of a run of "selective" blocks with what each block did, as JSON-able values.
 
     gate: the mean over components, by frame. kept: of what frame s wrote, the share that is still there at the end of the example,
-    sum_i g_si prod_(r>s) |a_ri| / sum_i g_si with a_t = A_t's diagonal (theory, section 1).
+    sum_i g_si prod_(r>s) |a_ri| / sum_i g_si with a_t = A_t's diagonal (theory, section 1). position: the token or, of a signal thinned
+    out to at most LONGEST points, the point at which a frame ends.
     """
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate("test", size), 1)
@@ -30,8 +31,11 @@ def read(run: Run) -> dict[str, Any]:
     poles = run.model.apply({"params": run.params}, method=lambda model: {f"block_{index}": block.mixer.A for index, block in enumerate(model.block)})
     blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.update) for name, gate in gates.items()}
     frames = len(next(iter(gates.values())))
-    positions = np.minimum(np.arange(1, frames + 1) * run.model.config.stride, int(sequence.batch["valid"].sum())) - 1
-    return {"title": _title(run, sequence), "unit": "step", **_shown(run, sequence), "position": positions.tolist(), "blocks": blocks}
+    length = int(sequence.batch["valid"].sum())
+    positions = np.minimum(np.arange(1, frames + 1) * run.model.config.stride, length) - 1
+    every = 1 if run.dataset.task.kind == "language" else -(-length // LONGEST)
+    unit = "step" if every == 1 else f"step of {every} sample"
+    return {"title": _title(run, sequence), "unit": unit, **_shown(run, sequence, every), "position": (positions // every).tolist(), "blocks": blocks}
 
 
 def kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[np.ndarray, "F"]:
@@ -47,13 +51,12 @@ def _block(gate: np.ndarray, A: np.ndarray, update: str) -> dict[str, list[float
     return {"gate": _rounded(gate.mean(axis=1)), "kept": _rounded(kept(gate, a))}
 
 
-def _shown(run: Run, sequence: Sequence) -> dict[str, Any]:
+def _shown(run: Run, sequence: Sequence, every: int) -> dict[str, Any]:
     """The tokens, or the signal thinned out to what a page can show."""
     inputs = np.asarray(sequence.batch["inputs"])[: int(sequence.batch["valid"].sum())]
     if run.dataset.task.kind == "language":
         return {"tokens": [run.dataset.vocabulary[int(token)] for token in inputs], "signal": None}
-    every = -(-len(inputs) // LONGEST)
-    return {"tokens": None, "signal": [_rounded(row) for row in inputs[::every, :CHANNELS]], "signal_every": every}
+    return {"tokens": None, "signal": [_rounded(row) for row in inputs[::every, :CHANNELS]]}
 
 
 def _title(run: Run, sequence: Sequence) -> str:
