@@ -112,9 +112,13 @@ def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:
     if study.scaling is None:
         return [heading, Paragraph("Not measured.")]
     caption = "Memory and time of every model against the length of its input, both axes logarithmic; rings are where the Transformer comes to need more."
+    words = (
+        "The Transformer here makes all T x T scores of its attention, which a fused kernel does not hold: its memory would then grow with T, its time still with "
+        "T squared. A crossover at the shortest length that was measured may lie before it."
+    )
     found = (tables.growth(study.scaling), tables.crossovers(study.scaling))
     command = [Verbatim(study.scaling.command)] if study.scaling.command else []
-    return [heading, _picture(folder, "scaling", figures.curves(study.scaling), caption), *(table for table in found if table), *command]
+    return [heading, Paragraph(words), _picture(folder, "scaling", figures.curves(study.scaling), caption), *(table for table in found if table), *command]
 
 
 def _frontier(study: Study, folder: pathlib.Path) -> list[Block]:
@@ -164,4 +168,6 @@ def _claims(study: Study) -> list[Block]:
         f"Memory is saved significantly where it is at most {claims.paper.SAVING:.2f} times, the smallest saving of the paper's own table."
     )
     judged = tables.claims(claims.judge(study))
-    return [Heading("The paper's claims"), Paragraph(words), judged, Heading("The bar"), tables.bar(bar.goals(study))]
+    goals = bar.goals(study)
+    reasons = [Paragraph(goal.reason) for goal in goals if goal.met is False and goal.reason]
+    return [Heading("The paper's claims"), Paragraph(words), judged, Heading("The bar"), tables.bar(goals), *reasons]
