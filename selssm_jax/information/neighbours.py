@@ -25,6 +25,7 @@ from selssm_jax.information.inputs import Samples, columns, pairs
 BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
 PARTS = 10  # disjoint parts of the samples, whose spread gives the standard error
 JITTER = 1e-5  # standard deviations: what ties are parted by, and what float32 still tells apart
+ROUNDING = 1e-6  # relative, of squared distances: programs that round one differently (fused multiply-adds) must count alike
 COLUMNS, NATS = 6, 2.0  # beyond which a note says that neighbours lose information
 
 
@@ -186,9 +187,15 @@ def _inserted(best: tuple[tuple[Array, ...], ...], new: tuple[Array, ...]) -> tu
 
 
 def _counts(distances: _Distances, turns: int, radii: tuple[Array, Array], *, strict: bool) -> tuple[Array, Array]:
+    """How many others lie within the radii, or strictly within.
+
+    A distance is computed here once more, and may differ by its rounding from the radius that it was: nearer is nearer by more than that.
+    """
+    edges = tuple(radius * (1 - ROUNDING if strict else 1 + ROUNDING) for radius in radii)
+
     def turn(i: Array, counts: tuple[Array, Array]) -> tuple[Array, Array]:
         for u in range(UNROLL):
-            inside = [d < radius if strict else d <= radius for d, radius in zip(distances(i, u), radii, strict=True)]
+            inside = [d < radius if strict else d <= radius for d, radius in zip(distances(i, u), edges, strict=True)]
             counts = tuple(count + one for count, one in zip(counts, inside, strict=True))
         return counts
 

@@ -6,9 +6,9 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import digamma
@@ -18,15 +18,6 @@ from selssm_jax.information import neighbours, samplers
 
 FOLDER = pathlib.Path(os.environ.get("SELSSM_TEST_DATA") or REPOSITORY.parent / "shared" / "data") / "mi_benchmark"
 ROUNDING = 2e-3  # nats a few hundred samples: distances are of float32, and a neighbour at the edge counts or does not
-
-
-@pytest.fixture(scope="module", autouse=True)
-def optimised() -> Iterator[None]:
-    """Without XLA's optimisations, which other tests do without, JAX 0.10.2's CPU programs of distances between neighbours are wrong."""
-    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +43,20 @@ def slow_ksg(x: np.ndarray, y: np.ndarray, k: int, variant: int) -> float:
     nearest = np.argsort(joint, axis=1)[:, :k]
     near = [(d <= np.take_along_axis(d, nearest, 1).max(1, keepdims=True)).sum(1) for d in (of_x, of_y)]
     return digamma(k) - 1 / k + digamma(len(x)) - np.mean(digamma(near[0]) + digamma(near[1]))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_radius_that_was_rounded_elsewhere_counts_alike(strict):
+    """The k-th neighbour is where the radius is: a program that rounds its distance the other way must not see it on the other side."""
+    rng = np.random.default_rng(0)
+    d = rng.uniform(size=(neighbours.UNROLL, neighbours.BLOCK)).astype(np.float32)
+    drawn = jnp.asarray(d)
+    radius = np.sort(d, axis=0)[3]
+    inside = 3 if strict else 4
+    for ulps in (-1, 0, 1):
+        moved = radius if not ulps else np.nextafter(radius, np.float32(2 * ulps), dtype=np.float32)
+        found = neighbours._counts(lambda i, u: (drawn[u], drawn[u]), 1, (jnp.asarray(moved),) * 2, strict=strict)
+        assert all((np.asarray(count) == inside - 1).all() for count in found)  # itself is not counted
 
 
 @pytest.mark.parametrize("variant", [1, 2])
