@@ -456,3 +456,10 @@ def test_a_mistake_is_one_message(name, folder, tmp_path, monkeypatch, capsys):
 
 def test_every_data_source_has_a_family():
     assert sorted(typing.get_args(Source)) == sorted(source for sources in FAMILIES.values() for source in sources)
+
+
+def test_costs_that_are_near_to_each_other_stand_between_two_marks():
+    points = [figures.Point(model, cost, score) for model, cost, score in (("selective", 5208, 0.376), ("lstm", 5432, 0.381))]
+    (ax,) = figures.frontier({"etth1_96": ("MSE", points)}, higher={"etth1_96": False}, cost="bytes").axes
+    low, high = ax.get_xlim()
+    assert low <= 4096 and 8192 <= high

@@ -1,5 +1,6 @@
 """The figures of the page, in the style of `reporting.figures`: every model has a marker and a dash of its own, for black and white print."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,12 +110,19 @@ def frontier(tasks: Mapping[str, tuple[str, Sequence[Point]]], *, higher: Mappin
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(LogLocator(base=2, numticks=4))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _bytes(count)))
-        ax.margins(x=0.15, y=0.15)
+        ax.set_xlim(*_octaves([point.cost for point in points]))
+        ax.margins(y=0.15)
     figure.supxlabel(cost, fontsize=9)
     drawn = {point.model for _, points in tasks.values() for point in points}
     models = [model for model in STYLES if model in drawn]
     figure.legend([_handle(model, line=False) for model in models], [title(model) for model in models], loc="outside upper center", ncols=5)
     return figure
+
+
+def _octaves(costs: Sequence[float]) -> tuple[float, float]:
+    """A little more than the powers of two around the costs, so that an axis has marks however near they are to each other."""
+    low, high = math.floor(math.log2(min(costs))), math.ceil(math.log2(max(costs)))
+    return 2 ** (low - 0.15), 2 ** (max(high, low + 1) + 0.15)
 
 
 def _bytes(count: float) -> str:
