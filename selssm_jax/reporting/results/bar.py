@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from selssm_jax.reporting.results.claims import LONG, Outcome, every, recalled
-from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, title
+from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, listed, title
 from selssm_jax.reporting.results.study import Study, Task
 
 PEAK, MSE, RECALL = 0.6, 0.375, 0.99
@@ -59,8 +59,10 @@ def _behind(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
 def _shown(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
     """How much of what is behind is more than the spread of seeds."""
     lost = [f"{task.name} ({title(rival)})" for task, rival in keys if study.comparisons[task.name, rival].lost]
-    shown = f"{len(lost)} of them beyond the spread of the seeds, p < 0.05{': ' if lost else ''}{', '.join(lost)}"
-    return f"Why not everywhere: by the mean over seeds the selective model is behind in {len(keys)} comparisons, {shown}. Every mixer has the same blocks around it."
+    behind, shown = listed([f"{task.name} ({title(rival)})" for task, rival in keys]), f": {', '.join(lost)}" if lost else ""
+    return (
+        f"Why not everywhere: behind, by the mean over seeds, in {behind}; beyond the spread of the seeds (p < 0.05) in {len(lost) or 'none'} of them{shown}."
+    )
 
 
 def clearly_better(study: Study) -> Goal:
