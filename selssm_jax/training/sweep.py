@@ -30,6 +30,7 @@ from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
 
 DATABASE = "sweep.db"
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
+SECONDS = "cpu_seconds.txt"  # in a run's folder: what it took so far
 
 
 class Interrupted(Exception):
@@ -170,7 +171,7 @@ class _Cell:
 
 
 def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) -> float:
-    """Trains runs, several of them by one step, and returns the CPU seconds that this process took for each.
+    """Trains runs, several of them by one step, and returns the CPU seconds that each took, those before an interruption among them.
 
     Raises:
       Interrupted: where a signal came. Diverged: for a loss that is not finite.
@@ -181,9 +182,17 @@ def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) 
     with (workdirs[0] / LOG).open("a") as log, contextlib.redirect_stderr(log):
         paths = [str(workdir) for workdir in workdirs]
         outcomes = together.fit_together(experiments, paths) if len(paths) > 1 else [loop.fit(experiments[0], paths[0])]
+    seconds = [_added(workdir / SECONDS, (time.process_time() - start) / len(workdirs)) for workdir in workdirs]
     if not all(outcome.finished for outcome in outcomes):
         raise Interrupted(f"stopped in {workdirs[0].parent}, saved")
-    return round((time.process_time() - start) / len(workdirs), 1)
+    return round(max(seconds), 1)
+
+
+def _added(path: pathlib.Path, seconds: float) -> float:
+    """Adds to the number that a file holds, and returns it."""
+    total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
+    path.write_text(f"{total:.3f}\n")
+    return total
 
 
 class _Progress:

@@ -85,9 +85,11 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     assert swept(tmp_path, "gru") == {}
     assert "saved; to go on: python" in capsys.readouterr().out
     assert len(calls) == 2
+    begun = float((tmp_path / "gru" / "trial_1" / training_sweep.SECONDS).read_text())
     found = swept(tmp_path, "gru")["gru"]
     assert len(calls) == 2 + 3  # the second trial again, and two seeds
     assert [run["test"] for run in found["runs"]] == [run["test"] for run in finished[1]["gru"]["runs"]]
+    assert found["trials"][1]["cpu_seconds"] >= round(begun, 1)
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")
     states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path / training_sweep.DATABASE}").trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
