@@ -3,7 +3,7 @@
 Command:        python train.py --config configs/paper/etth1_1.py --sweep --config.data.local_dir=FOLDER
 Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
 Hardware:       1 CPU core
-Time:           not measured for all nine models, trials and seeds
+Time:           not measured
 Expected score: docs/results.md
 """
 

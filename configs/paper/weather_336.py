@@ -3,7 +3,7 @@
 Command:        python train.py --config configs/paper/weather_336.py --sweep --config.data.local_dir=FOLDER
 Data:           Jena weather 2020, 70/10/20, standardised; 21 variates, one model for all of them
 Hardware:       1 CPU core
-Time:           not measured for all nine models, trials and seeds
+Time:           not measured
 Expected score: docs/results.md
 """
 
