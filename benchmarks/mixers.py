@@ -18,17 +18,14 @@ import sys
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import measure
 
 from configs import shakespeare
 from selssm_jax import config
 from selssm_jax.config import Experiment, Task
-from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting
 from selssm_jax.reporting.run import open_run
-from selssm_jax.training import loop
+from selssm_jax.training import contenders, loop
 from selssm_jax.training.evaluation import Evaluator
 
 PARAMETERS, BUDGET, TARGET = 500_000, 150.0, 1.95
@@ -86,8 +83,7 @@ def _ratio(model: config.Model) -> float:
 
 def parameters(model: config.Model) -> int:
     """Parameters of the model, as a language model of the text."""
-    whole = SequenceModel(dataclasses.replace(model, task=Task("language", vocab=VOCAB)))
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(whole.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))))
+    return contenders.parameters(model, Task("language", vocab=VOCAB))
 
 
 def scored(kind: str, seed: int, data: str) -> dict[str, Any]:

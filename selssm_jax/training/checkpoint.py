@@ -199,11 +199,15 @@ def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True))
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    fresh.write_text(text)
     fresh.replace(path)
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
@@ -241,7 +245,7 @@ def _lock(path: pathlib.Path) -> Any:
 
 def differing(found: Experiment, asked: Experiment) -> dict[str, tuple[Any, Any]]:
     """Returns the keys in which two experiments differ, such as "data.length", with both values."""
-    old, new = (dict(_flatten(dataclasses.asdict(value))) for value in (found, asked))
+    old, new = (dict(flatten(dataclasses.asdict(value))) for value in (found, asked))
     return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
 
 
@@ -267,10 +271,11 @@ def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
         raise InputError(f"the data changed since {path.parent} was begun ({', '.join(differing)}): bring back the old data, or use a new --workdir")
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every value of nested dictionaries with its keys joined by points, such as "data.length"."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

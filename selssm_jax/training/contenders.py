@@ -1,6 +1,7 @@
 """The models that a sweep compares: the same blocks around another mixer, of one number of parameters, each with a grid of equally many points."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def target(experiment: Experiment, task: Task) -> int:
     return experiment.sweep.parameters or parameters(experiment.model, task)
 
 
+@functools.cache  # points of a grid that differ in their rates have the same model
 def parameters(model: Model, task: Task) -> int:
     """Returns the number of parameters of a model for a task, from shapes alone."""
     whole = SequenceModel(dataclasses.replace(model, task=task))

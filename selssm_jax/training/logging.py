@@ -14,6 +14,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from selssm_jax.training import objectives
+from selssm_jax.training.checkpoint import write_whole
 
 
 class Meter:
@@ -134,7 +135,5 @@ class Logger:
 
 def _reopen(path: pathlib.Path, history: list[dict[str, Any]]) -> Any:
     """Rewrites a file of records whole or not at all and opens it, unbuffered, for more."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text("".join(json.dumps(record) + "\n" for record in history))
-    fresh.replace(path)
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in history))
     return path.open("ab", buffering=0)

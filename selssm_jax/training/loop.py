@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -26,11 +27,15 @@ from selssm_jax.training.logging import Display, Logger, Meter
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a call of `fit` ended: at which step, whether that was the last one, and the last validation metrics."""
+    """How a call of `fit` ended: at which step, whether that was the last one, and the last validation metrics.
+
+    kept: the validation metrics of the parameters that evaluation reads, the best or the last as training.select says.
+    """
 
     step: int
     finished: bool
     validation: dict[str, float]
+    kept: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def fit(experiment: Experiment, workdir: str) -> Outcome:
@@ -259,8 +264,15 @@ class Run:
     def outcome(self) -> Outcome:
         """Returns how it ended."""
         records = [record for record in self.log.history if record["split"] == "validation"]
-        last = {name: value for name, value in records[-1].items() if name not in ("step", "split", "time")} if records else {}
-        return Outcome(self.number, self.number == self.experiment.training.steps and not self._lacks_validation(self.number), last)
+        scores = [{name: value for name, value in record.items() if name not in ("step", "split", "time")} for record in records]
+        last = scores[-1] if scores else {}
+        kept = functools.reduce(self._better, scores) if scores and self.experiment.training.select == "best" else last
+        return Outcome(self.number, self.number == self.experiment.training.steps and not self._lacks_validation(self.number), last, kept)
+
+    def _better(self, one: dict[str, float], later: dict[str, float]) -> dict[str, float]:
+        """The better of two validations, the first of equals, as `validate` keeps it."""
+        metric = objectives.PRIMARY[self.dataset.task.kind]
+        return later if objectives.is_better(metric, later[metric], one[metric]) else one
 
     def _record(self, number: int, split: str, metrics: dict[str, float]) -> None:
         with self.workdir.writing():

@@ -127,10 +127,10 @@ class _Cell:
         """The validation of a trial, none where it diverged, and its seconds."""
         start = time.process_time()
         try:
-            seconds = _train([experiment], [workdir])
+            (outcome,), seconds = _train([experiment], [workdir])
         except Diverged:
             return {}, round(time.process_time() - start, 1)
-        return self._judged(experiment, workdir), seconds
+        return outcome.kept, seconds
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
         """The first of the trials that did best on validation. Raises Diverged where none has a score."""
@@ -145,13 +145,12 @@ class _Cell:
     def _seeds(self, chosen: Point) -> Iterator[Trained]:
         """The runs of all seeds: by one step on an accelerator; on a CPU, where that is no faster, one by one, so that each comes out again bit for bit."""
         seeds, steps = range(self.experiment.sweep.seeds), self.experiment.training.steps
-        experiments, workdirs = [self._at(chosen, steps, seed=seed) for seed in seeds], [self.folder / f"seed_{seed}" for seed in seeds]
-        shared = None if jax.default_backend() == "cpu" else _train(experiments, workdirs)
-        for seed, experiment, workdir in zip(seeds, experiments, workdirs, strict=True):
-            seconds = _train([experiment], [workdir]) if shared is None else shared
-            validation = self._judged(experiment, workdir)
-            self.progress.passed(self.model, workdir.name, chosen, steps, f"{self.metric} {validation[self.metric]:.4g}")
-            yield Trained(seed, experiment, workdir, validation, seconds)
+        for group in [[seed] for seed in seeds] if jax.default_backend() == "cpu" else [seeds]:
+            experiments, workdirs = [self._at(chosen, steps, seed=seed) for seed in group], [self.folder / f"seed_{seed}" for seed in group]
+            outcomes, seconds = _train(experiments, workdirs)
+            for seed, experiment, workdir, outcome in zip(group, experiments, workdirs, outcomes, strict=True):
+                self.progress.passed(self.model, workdir.name, chosen, steps, f"{self.metric} {outcome.kept[self.metric]:.4g}")
+                yield Trained(seed, experiment, workdir, outcome.kept, seconds)
 
     def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
         found = contenders.contender(self.experiment, self.model, point, self.task)
@@ -160,18 +159,9 @@ class _Cell:
         optimizer = dataclasses.replace(found.optimizer, warmup_steps=warmup)
         return dataclasses.replace(found, training=training, optimizer=optimizer, data=dataclasses.replace(found.data, seed=seed))
 
-    def _judged(self, experiment: Experiment, workdir: pathlib.Path) -> dict[str, float]:
-        """The validation metrics of the parameters that a run leaves: its best, or its last where training.select says so."""
-        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        validated = [record for record in records if record["split"] == "validation"]
-        found = validated[-1]
-        for record in validated[::-1] if experiment.training.select == "best" else ():
-            found = found if is_better(self.metric, found[self.metric], record[self.metric]) else record
-        return {name: value for name, value in found.items() if name not in ("step", "split", "time")}
 
-
-def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) -> float:
-    """Trains runs, several of them by one step, and returns the CPU seconds that each took, those before an interruption among them.
+def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) -> tuple[list[loop.Outcome], float]:
+    """Trains runs, several of them by one step; returns how they ended, and the CPU seconds that each took, those before an interruption among them.
 
     Raises:
       Interrupted: where a signal came. Diverged: for a loss that is not finite.
@@ -185,7 +175,7 @@ def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) 
     seconds = [_added(workdir / SECONDS, (time.process_time() - start) / len(workdirs)) for workdir in workdirs]
     if not all(outcome.finished for outcome in outcomes):
         raise Interrupted(f"stopped in {workdirs[0].parent}, saved")
-    return round(max(seconds), 1)
+    return outcomes, round(max(seconds), 1)
 
 
 def _added(path: pathlib.Path, seconds: float) -> float:

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shlex
 import statistics
-from collections.abc import Iterator
 from typing import Any
 
 from selssm_jax import data
@@ -14,6 +13,7 @@ from selssm_jax.reporting import accounting
 from selssm_jax.reporting.report import circumstances_of, readable
 from selssm_jax.reporting.results.reading import read
 from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.training.checkpoint import differing, flatten, write_whole
 from selssm_jax.training.contenders import target
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.objectives import PRIMARY
@@ -33,16 +33,14 @@ def write(cell: Cell, config: str, base: Experiment, folder: pathlib.Path) -> pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.model}.json"
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(record(cell, config, base), indent=1, allow_nan=False) + "\n")
-    fresh.replace(path)
+    write_whole(path, json.dumps(record(cell, config, base), indent=1, allow_nan=False) + "\n")
     return path
 
 
 def record(cell: Cell, config: str, base: Experiment) -> Record:
     """Returns the record as JSON-able values; the test split is read here, once a seed."""
-    sweep, first = cell.sweep.sweep, open_run(cell.runs[0].workdir)
-    steps = cell.sweep.training.steps
+    sweep, steps, opened = cell.sweep.sweep, cell.sweep.training.steps, [open_run(run.workdir) for run in cell.runs]
+    first = opened[0]
     costs = accounting.account(first.experiment, first.model, first.params, _row(first))
     found = {
         "task": cell.sweep.name,
@@ -56,7 +54,7 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         "target_parameters": target(cell.sweep, first.dataset.task),
         "trials": [trial._asdict() for trial in cell.trials],
         "chosen": cell.chosen,
-        "runs": [_scored(run, config, base) for run in cell.runs],
+        "runs": [_scored(trained, run, command(config, base, trained)) for trained, run in zip(cell.runs, opened, strict=True)],
         "costs": _costs(costs),
         "baselines": first.dataset.baselines("test"),
         "dtype": first.experiment.model.dtype,
@@ -68,26 +66,26 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
 def identity(sweep: Experiment) -> Record:
     """Returns all that decides what a sweep finds, as JSON has it: two sweeps with the same have the same records."""
     decides = {
-        key: value for key, value in _flat(dataclasses.asdict(sweep)) if key not in (*OF_A_MACHINE, "sweep.models") and key.partition(".")[0] not in EVALUATION
+        key: value
+        for key, value in flatten(dataclasses.asdict(sweep))
+        if key not in (*OF_A_MACHINE, "sweep.models") and key.partition(".")[0] not in EVALUATION
     }
     return json.loads(json.dumps(decides))
 
 
 def command(config: str, base: Experiment, run: Trained) -> str:
     """Returns the one command that trains and evaluates a run again: the config's file and every key that differs from it."""
-    mine, theirs = (dict(_flat(dataclasses.asdict(experiment))) for experiment in (run.experiment, base))
-    changed = [key for key in mine if mine[key] != theirs[key] and key not in OF_A_MACHINE and not key.startswith("sweep.")]
-    flags = [shlex.quote(f"--config.{key}={mine[key]}") for key in changed]
+    changed = {key: mine for key, (_, mine) in differing(base, run.experiment).items() if key not in OF_A_MACHINE and not key.startswith("sweep.")}
+    flags = [shlex.quote(f"--config.{key}={value}") for key, value in changed.items()]
     return " ".join(["python train.py", f"--config {config}", f"--workdir runs/{run.experiment.name}_{run.seed}", *flags, "--report"])
 
 
-def _scored(trained: Trained, config: str, base: Experiment) -> Record:
+def _scored(trained: Trained, run: Run, again: str) -> Record:
     """One seed: what it scored, and how to have it again."""
-    run = open_run(trained.workdir)
     speeds = [record["steps_per_second"] for record in run.history if "steps_per_second" in record]
     found = {
         "seed": trained.seed,
-        "command": command(config, base, trained),
+        "command": again,
         "step": run.step,
         "validation": trained.validation,
         "test": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, "test"), run),
@@ -123,8 +121,3 @@ def _costs(costs: dict[str, Any]) -> Record:
 def _row(run: Run) -> dict[str, Any]:
     batch = next(run.dataset.evaluate("test", 1))
     return {name: value[0] for name, value in batch.items()}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
