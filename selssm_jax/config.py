@@ -65,6 +65,7 @@ Source = Literal[
 ]  # fmt: skip
 NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
+SERIES = ("etth1", "ettm1", "weather", "csv", "linear_gaussian")  # what is forecast
 MIXERS = (
     "selective", "s4d", "s5", "lru", "rg_lru", "mamba", "mamba2", "min_gru",
     "rnn", "lstm", "gru", "attention", "local_attention", "tcn",
@@ -304,6 +305,7 @@ class Training:
     keep_checkpoints: int = 2
     select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
     devices: int = 0  # 0: all there are
+    forecast_loss: Literal["mse", "huber"] = "mse"  # huber: squares errors up to one deviation, takes larger ones as they are
     gate_l1: float = 0.0  # weight of the mean gate value
     gate_l0: float = 0.0  # weight of the expected share of open gates (hard_concrete)
     target_dimension: float = 0.0  # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
@@ -443,6 +445,11 @@ class Experiment:
             raise InputError(
                 f"model.bidirectional=True reads a whole signal before it answers, found data.source={self.data.source!r}, where answers come on the way: "
                 f"use bidirectional=False, or one of {', '.join(SIGNALS)}"
+            )
+        if self.training.forecast_loss != "mse" and self.data.source not in SERIES:
+            raise InputError(
+                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found data.source={self.data.source!r}, which has none: "
+                f"leave it out, or use one of {', '.join(SERIES)}"
             )
         unread = [key for key in ("process_noise", "observation_noise", "certified") if getattr(self.model, key)]
         if unread and "selective" not in self.model.pattern:

@@ -188,6 +188,7 @@ WRONG = [
         for key, value, known in (("gate_state", "elementwise", "none"), ("transition", "complex", "diagonal"))
     ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
+    ({"training__forecast_loss": "huber"}, r"forecast_loss='huber' is a loss of forecasts, found data\.source='python_reference', .*one of etth1"),
     ({"training__rate_form": "mib"}, r"training\.rate_form='mib' is not a choice: did you mean 'vib'\?"),
     ({"model__gate_bias": 21.0}, r"model.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0"),
     ({"sweep__models": ("lstn",)}, r"sweep.models names 'lstn': did you mean 'lstm'\?"),

@@ -33,7 +33,8 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
         return params
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(options.peak_rate, options.steps), b2=0.99))
     devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size)
-    plain = dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=Training(seed=options.seed))  # the task's loss alone
+    unpenalised = Training(seed=options.seed, forecast_loss=experiment.training.forecast_loss)
+    plain = dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=unpenalised)
     take = parallel.data_parallel(lambda state, batch, axis: train_step(state, batch, model=model, optimizer=tx, experiment=plain, axis=axis), devices)
     fresh = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(jax.random.key(options.seed)))
     state = jax.device_put(jax.tree.map(jnp.array, fresh), parallel.layout(devices))  # copies: a step uses up what it is given

@@ -43,6 +43,15 @@ def _regression(outputs: Array, targets: Array) -> dict[str, Array]:
     return {"mse": (error**2).mean(axis=(1, 2)), "mae": jnp.abs(error).mean(axis=(1, 2))}
 
 
+def huber(outputs: Array, batch: Mapping[str, Array]) -> Sums:
+    """Returns "huber", twice Huber's loss (1964) of forecasts with delta 1: e^2 where |e| <= 1 deviation of the training values, 2|e| - 1 beyond.
+
+    Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let decide.
+    """
+    error = 2 * optax.huber_loss(outputs, batch["targets"], delta=1.0).mean(axis=(1, 2))
+    return {"huber": jnp.stack([(error * batch["weights"]).sum(), batch["weights"].sum()])}
+
+
 def _shares(outputs: Array, batch: Mapping[str, Array]) -> Sums:
     """R2 and the share of right directions, which have weights of their own."""
     targets, weights, last = batch["targets"], batch["weights"][:, None, None], batch["inputs"][:, -1:]
@@ -64,10 +73,10 @@ def is_better(metric: str, new: float, old: float) -> bool:
     return new > old if metric in HIGHER_IS_BETTER else new < old
 
 
-def weights(kind: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
-    """Returns the weight of every term of the training loss in a batch: the divisors of `score`, `gate_penalties` and `rates`."""
+def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
+    """Returns the weight of every term of the training loss in a batch: the divisors of the loss's name, `gate_penalties` and `rates`."""
     frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
-    return {LOSS[kind]: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
+    return {loss: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
 
 
 def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:

@@ -61,7 +61,7 @@ def train_step(
     """
     kind, stride = model.config.task.kind, _stride(model)
     key = parallel.on_device(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), axis)
-    weights = parallel.total(objectives.weights(kind, batch, stride), axis)
+    weights = parallel.total(objectives.weights(_loss(experiment, kind), batch, stride), axis)
     form, total = experiment.training.rate_form, partial(parallel.total, axis=axis)
     objective = partial(_objective, model=model, terms=_terms(experiment, kind, state), weights=weights, form=form, total=total)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, experiment.optimizer.accumulate), axis)
@@ -122,6 +122,8 @@ def _objective(
         mutable=kept,
     )
     sums = objectives.score(model.config.task.kind, outputs, batch) | objectives.fallbacks(sown.get("diagnostics", {}))
+    if "huber" in terms:
+        sums |= objectives.huber(outputs, batch)
     seen = batch["valid"], _stride(model)
     if "intermediates" in kept:
         sums |= objectives.gate_penalties(sown["intermediates"], *seen) | objectives.dimensions(sown["intermediates"], *seen)
@@ -136,7 +138,12 @@ def _terms(experiment: Experiment, kind: str, state: TrainState) -> dict[str, ja
     penalties = {name: ramp * factor for name in ("gate_l1", "gate_l0", "rate") if (factor := getattr(training, name))}
     if isinstance(state, ConstrainedState):
         penalties["gate_l1"] = ramp * state.multiplier
-    return {objectives.LOSS[kind]: 1.0} | penalties
+    return {_loss(experiment, kind): 1.0} | penalties
+
+
+def _loss(experiment: Experiment, kind: str) -> str:
+    """The name of the task's part of the loss."""
+    return experiment.training.forecast_loss if kind == "forecasting" else objectives.LOSS[kind]
 
 
 def _stride(model: Reader) -> int:

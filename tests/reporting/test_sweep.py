@@ -63,6 +63,17 @@ def test_what_is_there_is_left_out_and_another_sweep_is_not(finished, capsys):
     assert sweep._there(folder / "records" / "gru.json", dataclasses.replace(SWEEP, data=dataclasses.replace(SWEEP.data, cache_dir="elsewhere")), "gru")
 
 
+def test_a_record_from_before_a_key_was_there_has_the_keys_default(finished, tmp_path):
+    record = json.loads((finished[0] / "records" / "gru.json").read_text())
+    del record["sweep"]["training.forecast_loss"], record["sweep"]["sweep.seeds"]  # mse, as ever; but not the 2 seeds of this sweep
+    path = tmp_path / "gru.json"
+    path.write_text(json.dumps(record))
+    assert not sweep._there(path, SWEEP, "gru")
+    record["sweep"]["sweep.seeds"] = 2
+    path.write_text(json.dumps(record))
+    assert sweep._there(path, SWEEP, "gru")
+
+
 def test_a_run_comes_out_bit_for_bit_by_the_command_in_its_record(finished, tmp_path):
     """In a process of its own, as a reader would do it; the clock alone differs."""
     run = finished[1]["gru"]["runs"][1]

@@ -49,6 +49,12 @@ def test_regression_scores_are_means_over_horizon_and_channels_of_weighted_rows(
     assert found["mae"] == pytest.approx(np.average(np.abs(error).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
 
 
+def test_hubers_loss_is_the_squared_error_up_to_one_and_linear_beyond():
+    batch = {"targets": jnp.zeros((2, 2, 1)), "weights": jnp.array([1.0, 3.0])}
+    outputs = jnp.array([[[0.5], [-1]], [[3], [-10]]], jnp.float32)  # e^2 = .25 and 1; 2|e| - 1 = 5 and 19
+    assert objectives.means(objectives.huber(outputs, batch)) == {"huber": pytest.approx((0.625 + 3 * 12) / 4)}
+
+
 def test_r2_is_out_of_sample_and_direction_leaves_out_what_stands_still():
     outputs, batch = batch_of("forecasting", 6)
     targets, weights, last = batch["targets"].astype(np.float64), batch["weights"][:, None, None], batch["inputs"][:, -1:]

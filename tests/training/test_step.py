@@ -94,6 +94,19 @@ def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices(monkeypatch
     assert whole[1][0]["rate"] > 0
 
 
+def test_hubers_loss_bounds_what_one_value_can_do():
+    """Where every error is small it trains as mse does; a value far off moves mse's parameters more the farther it is, and Huber's no more."""
+
+    def moved(loss: str, far: float) -> np.ndarray:
+        take, state, batch = build(runs.experiment(data__source="etth1", training__forecast_loss=loss, optimizer__clip_norm=1e9), "forecasting")
+        batch["targets"][0, 0, 0] = far
+        _, sums = take(state, batch)
+        return jax.device_get(sums)["gradient_norm"][0]
+
+    assert moved("huber", 1e4) == pytest.approx(moved("huber", 1e6), rel=1e-3)
+    assert moved("mse", 1e6) == pytest.approx(100 * moved("mse", 1e4), rel=0.02)
+
+
 def test_the_multiplier_ascends_with_the_violation_and_never_below_zero():
     options = runs.experiment(training__target_dimension=0.1, training__multiplier_rate=0.5, training__penalty_warmup=4)
     _, seen = after(*build(options, "language"), steps=6)
