@@ -2,6 +2,7 @@
 
 Command:        python train.py --config configs/paper/etth1_1.py --sweep --config.data.local_dir=FOLDER
 Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
+Loss:           Huber's, which gains on validation over squared error (one seed: MSE of selective 0.1128 to 0.1124)
 Hardware:       1 CPU core
 Time:           about 2 minutes a model, trials and seeds together
 Expected score: docs/results.md

@@ -203,7 +203,7 @@ def test_what_is_missing_is_said(folder):
     folder.put(record("fsdd", OURS) | {"task": "smnist", "costs": {}})
     text = folder.written()
     assert "11 of 15 cells (a model on a task) have a record; 4 are not run." in text
-    assert "| fsdd | 4 | 30 | 120 | 3 | 2 of 3 | LSTM |" in text and "| shakespeare | – | – | – | – | 0 of 3 | Selective SSM, LSTM, GRU |" in text
+    assert "| fsdd | nats | 4 | 30 | 120 | 3 | 2 of 3 | LSTM |" in text and "| shakespeare | – | – | – | – | – | 0 of 3 | Selective SSM, LSTM, GRU |" in text
     assert "### shakespeare: The task shakespeare\n\nNot run." in text and "| LSTM | not run |" in text
     assert "## Memory and time against length\n\nNot measured." in text
     assert "not read: smnist/selective.json." in text
@@ -337,6 +337,7 @@ def test_the_bar(folder):
     as_good, better, light, forecast, induction, copying = (goal.verdict for goal in bar.goals(folder.study()))
     assert as_good.startswith("missed by up to") and "(fsdd, LSTM)" in as_good and better == "missed by 1 of the tasks"
     assert light == "missed by 0.22" and forecast == "missed by 0.0063" and induction == "missed by 5.00 points" and copying == "met"
+    assert re.fullmatch(r"Why not 0\.375: the best of the 2 other models run on etth1_96, (LSTM|GRU), comes to 0\.\d{4}\.", bar.goals(folder.study())[3].reason)
     for path in (folder.records / "etth1_96").iterdir():
         path.unlink()
     assert bar.goals(folder.study())[3].verdict == "not run"

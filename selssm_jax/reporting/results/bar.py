@@ -105,7 +105,12 @@ def forecasts(study: Study) -> Goal:
     task = next((task for task in study.from_source("etth1") if task.horizon == 96), None)
     record = study.of(task).get(OURS) if task else None
     mse = record.mean("mse") if record else None
-    return Goal(asked, "not run", None) if mse is None else Goal(asked, f"{mse:.4f}", mse <= MSE, f"{mse - MSE:.4f}")
+    if mse is None:
+        return Goal(asked, "not run", None)
+    others = {name: value for name, other in study.of(task).items() if name != OURS and (value := other.mean("mse")) is not None}
+    best = min(others, key=others.__getitem__, default="")
+    reason = f"Why not {MSE}: the best of the {len(others)} other models run on {task.name}, {title(best)}, comes to {others[best]:.4f}." if others else ""
+    return Goal(asked, f"{mse:.4f}", mse <= MSE, f"{mse - MSE:.4f}", reason)
 
 
 def _recall(source: str, asked: str, length: int | None) -> Callable[[Study], Goal]:

@@ -43,15 +43,15 @@ def _distinct(values: Iterable[str]) -> str:
 
 
 def _budget(study: Study) -> Table:
-    columns = ("task", "trials a model", "steps a trial", "steps a run", "seeds", "cells run", "not run")
+    columns = ("task", "trained on", "trials a model", "steps a trial", "steps a run", "seeds", "cells run", "not run")
     return Table("Budget, the same for every model of a task", columns, tuple(_budget_row(study, task) for task in study.tasks))
 
 
 def _budget_row(study: Study, task: Task) -> tuple[str, ...]:
     records = study.of(task).values()
     spent = (_distinct(number(record.budget.get(key)) for record in records) or "–" for key in ("trials", "trial_steps", "steps"))
-    seeds = _distinct(str(len(record.runs)) for record in records) or "–"
-    return (task.name, *spent, seeds, f"{len(records)} of {len(task.models)}", ", ".join(map(title, study.missing(task))) or "–")
+    loss, seeds = (_distinct(values) or "–" for values in ((record.loss for record in records), (str(len(record.runs)) for record in records)))
+    return (task.name, loss, *spent, seeds, f"{len(records)} of {len(task.models)}", ", ".join(map(title, study.missing(task))) or "–")
 
 
 def _commands(study: Study) -> list[Block]:
