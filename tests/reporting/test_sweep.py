@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import optuna
 import pytest
@@ -104,6 +105,27 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")
     states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path / training_sweep.DATABASE}").trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_what_is_compiled_is_kept_and_found_again_unless_there_is_a_folder_for_it(tmp_path):
+    settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in settings]
+    with training_sweep.compiled_once(tmp_path / "left"):
+        assert [getattr(jax.config, name) for name in settings] == before
+    assert not (tmp_path / "left").exists()
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with training_sweep.compiled_once(tmp_path):
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            kept = []
+            for _ in range(2):  # two functions, as two fits have them, of one program
+                jax.jit(lambda x: jax.numpy.sin(x) * 7.25)(1.5)
+                kept.append(sorted(path.name for path in (tmp_path / training_sweep.COMPILED).glob("*-cache")))
+        assert kept[0] and kept[0] == kept[1]
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        training_sweep._keep_compiled(*before)
+    assert [getattr(jax.config, name) for name in settings] == before
 
 
 def test_a_trial_that_diverges_is_the_worst_and_all_of_them_are_an_error(tmp_path, monkeypatch):

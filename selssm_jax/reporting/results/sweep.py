@@ -31,8 +31,9 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
     folder = pathlib.Path(records or pathlib.Path(workdir) / "records")
     wanted = [name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)]
     try:
-        for finished in sweep.cells(experiment, pathlib.Path(workdir), wanted):
-            print(f"wrote {cell.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
+        with sweep.compiled_once(pathlib.Path(workdir)):
+            for finished in sweep.cells(experiment, pathlib.Path(workdir), wanted):
+                print(f"wrote {cell.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
     except sweep.Interrupted as stopped:
         print(f"{stopped}; to go on: python {shlex.join(sys.argv)}")
 
