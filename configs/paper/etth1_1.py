@@ -4,7 +4,7 @@ Command:        python train.py --config configs/paper/etth1_1.py --sweep --conf
 Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
 Loss:           Huber's, which gains on validation over squared error (one seed: MSE of selective 0.1128 to 0.1124)
 Hardware:       1 CPU core
-Time:           about 2 minutes a model, trials and seeds together
+Time:           2 to 3 minutes a model (Mamba: 8), trials and seeds together
 Expected score: docs/results.md
 """
 

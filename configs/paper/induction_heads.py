@@ -3,7 +3,7 @@
 Command:        python train.py --config configs/paper/induction_heads.py --sweep --config.data.local_dir=FOLDER
 Data:           synthetic (Olsson et al. 2022; Gu and Dao 2023): 16 symbols and a mark
 Hardware:       1 CPU core
-Time:           about 12 minutes a model, trials and seeds together
+Time:           about 15 minutes a model, trials and seeds together
 Expected score: docs/results.md
 """
 

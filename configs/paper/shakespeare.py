@@ -3,7 +3,7 @@
 Command:        python train.py --config configs/paper/shakespeare.py --sweep --config.data.local_dir=FOLDER
 Data:           tiny_shakespeare, 85/5/10; scored on the last 10 %, read as one stream with the state carried
 Hardware:       1 CPU core
-Time:           about 6 minutes a model, trials and seeds together
+Time:           5 to 10 minutes a model, trials and seeds together
 Expected score: docs/results.md
 """
 
