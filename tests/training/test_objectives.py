@@ -108,7 +108,7 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
     assert objectives.means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
     assert objectives.means(found)["gate_l0"] == pytest.approx(np.mean([(gate[kept] ** 2).mean() for gate in gates]), rel=1e-5)
     batch = {"valid": jnp.asarray(valid), "weights": jnp.ones(rows)}
-    for name, weight in objectives.weights("classification", batch, stride).items():
+    for name, weight in objectives.weights("nats", batch, stride).items():
         assert weight == (rows if name == "nats" else found.get(name, found["gate_l1"])[1])
 
 

@@ -105,7 +105,7 @@ def forecasts(study: Study) -> Goal:
     task = next((task for task in study.from_source("etth1") if task.horizon == 96), None)
     record = study.of(task).get(OURS) if task else None
     mse = record.mean("mse") if record else None
-    if mse is None:
+    if task is None or mse is None:
         return Goal(asked, "not run", None)
     others = {name: value for name, other in study.of(task).items() if name != OURS and (value := other.mean("mse")) is not None}
     best = min(others, key=others.__getitem__, default="")
