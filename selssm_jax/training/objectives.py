@@ -28,9 +28,12 @@ def score(kind: str, outputs: Array, batch: Mapping[str, Array]) -> Sums:
     Thompson 2008); direction, the share of values forecast on the right side of the last input, those that equal it left out.
     """
     errors = _regression(outputs, batch["targets"]) if kind == "forecasting" else _categorical(outputs, batch["targets"])
-    weights = batch["weights"]
-    sums = {name: jnp.stack([(error * weights).sum(), weights.sum()]) for name, error in errors.items()}
+    sums = {name: _weighted(error, batch) for name, error in errors.items()}
     return sums | (_shares(outputs, batch) if kind == "forecasting" else {})
+
+
+def _weighted(error: Array, batch: Mapping[str, Array]) -> Array:
+    return jnp.stack([(error * batch["weights"]).sum(), batch["weights"].sum()])
 
 
 def _categorical(logits: Array, targets: Array) -> dict[str, Array]:
@@ -48,8 +51,7 @@ def huber(outputs: Array, batch: Mapping[str, Array]) -> Sums:
 
     Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let decide.
     """
-    error = 2 * optax.huber_loss(outputs, batch["targets"], delta=1.0).mean(axis=(1, 2))
-    return {"huber": jnp.stack([(error * batch["weights"]).sum(), batch["weights"].sum()])}
+    return {"huber": _weighted(2 * optax.huber_loss(outputs, batch["targets"], delta=1.0).mean(axis=(1, 2)), batch)}
 
 
 def _shares(outputs: Array, batch: Mapping[str, Array]) -> Sums:
@@ -74,7 +76,7 @@ def is_better(metric: str, new: float, old: float) -> bool:
 
 
 def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
-    """Returns the weight of every term of the training loss in a batch: the divisors of the loss's name, `gate_penalties` and `rates`."""
+    """Returns the weight of every term of the training loss in a batch: the divisors of the sums of `loss`, `gate_penalties` and `rates`."""
     frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
     return {loss: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
 

@@ -48,7 +48,7 @@ class Trial(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The run of one seed at the chosen point, what it reached on validation, and its CPU seconds, compilation among them."""
+    """The run of one seed at the chosen point, what it reached on validation, and its CPU seconds, those of what had to be compiled among them."""
 
     seed: int
     experiment: Experiment

@@ -95,7 +95,7 @@ def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices(monkeypatch
 
 
 def test_hubers_loss_bounds_what_one_value_can_do():
-    """Where every error is small it trains as mse does; a value far off moves mse's parameters more the farther it is, and Huber's no more."""
+    """A value far off moves mse's parameters more the farther it is, and Huber's no more."""
 
     def moved(loss: str, far: float) -> np.ndarray:
         take, state, batch = build(runs.experiment(data__source="etth1", training__forecast_loss=loss, optimizer__clip_norm=1e9), "forecasting")

@@ -107,10 +107,16 @@ def forecasts(study: Study) -> Goal:
     mse = record.mean("mse") if record else None
     if task is None or mse is None:
         return Goal(asked, "not run", None)
-    others = {name: value for name, other in study.of(task).items() if name != OURS and (value := other.mean("mse")) is not None}
-    best = min(others, key=others.__getitem__, default="")
-    reason = f"Why not {MSE}: the best of the {len(others)} other models run on {task.name}, {title(best)}, comes to {others[best]:.4f}." if others else ""
-    return Goal(asked, f"{mse:.4f}", mse <= MSE, f"{mse - MSE:.4f}", reason)
+    return Goal(asked, f"{mse:.4f}", mse <= MSE, f"{mse - MSE:.4f}", _nearest(study, task))
+
+
+def _nearest(study: Study, task: Task) -> str:
+    """How near the best of the other models comes to the goal of MSE."""
+    others = [(mse, title(name)) for name, record in study.of(task).items() if name != OURS and (mse := record.mean("mse")) is not None]
+    if not others:
+        return ""
+    mse, name = min(others)
+    return f"Why not {MSE}: the best of the {len(others)} other models run on {task.name}, {name}, comes to {mse:.4f}."
 
 
 def _recall(source: str, asked: str, length: int | None) -> Callable[[Study], Goal]:

@@ -50,7 +50,8 @@ def _budget(study: Study) -> Table:
 def _budget_row(study: Study, task: Task) -> tuple[str, ...]:
     records = study.of(task).values()
     spent = (_distinct(number(record.budget.get(key)) for record in records) or "–" for key in ("trials", "trial_steps", "steps"))
-    loss, seeds = (_distinct(values) or "–" for values in ((record.loss for record in records), (str(len(record.runs)) for record in records)))
+    loss = _distinct(record.loss for record in records) or "–"
+    seeds = _distinct(str(len(record.runs)) for record in records) or "–"
     return (task.name, loss, *spent, seeds, f"{len(records)} of {len(task.models)}", ", ".join(map(title, study.missing(task))) or "–")
 
 

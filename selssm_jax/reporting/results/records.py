@@ -80,7 +80,7 @@ def read(path: pathlib.Path) -> Record:
     return Record(
         **{key: _need(path, found, key, str) for key in ("task", "model", "kind", "metric", "command", "dtype")},
         **{key: _need(path, found, key, dict) for key in ("budget", "versions", "machine")},
-        loss=found.get("sweep", {}).get("training.forecast_loss", "mse") if kind == "forecasting" else "nats",
+        loss=(found.get("sweep") or {}).get("training.forecast_loss", "mse") if kind == "forecasting" else "nats",
         parameters=_need(path, found, "parameters", int),
         target_parameters=found.get("target_parameters"),
         runs=_runs(path, found, metric),

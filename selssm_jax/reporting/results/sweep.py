@@ -41,10 +41,10 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
 def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
     """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
     try:
-        found = json.loads(path.read_text())["sweep"]
-    except (OSError, ValueError, KeyError):
+        found = cell.identity(Experiment()) | json.loads(path.read_text())["sweep"]  # a key that came later has its default
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    if {**cell.identity(Experiment()), **found} != cell.identity(experiment):  # a key that came later has its default
+    if found != cell.identity(experiment):
         print(f"{path} is of another sweep than this: {name} is run again", file=sys.stderr)
         return False
     print(f"{path} is there: {name} is left out; remove it to have it again", file=sys.stderr)
