@@ -65,7 +65,8 @@ Source = Literal[
 ]  # fmt: skip
 NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
-SERIES = ("etth1", "ettm1", "weather", "csv", "linear_gaussian")  # what is forecast
+TABLES = ("etth1", "ettm1", "weather", "csv")
+SERIES = (*TABLES, "linear_gaussian")  # what is forecast
 MIXERS = (
     "selective", "s4d", "s5", "lru", "rg_lru", "mamba", "mamba2", "min_gru",
     "rnn", "lstm", "gru", "attention", "local_attention", "tcn",
@@ -104,6 +105,7 @@ class Data:
     eval_batch_size: int = 0  # 0: batch_size
     length: int = 256  # steps of one example: context, lookback; signals: the longest kept (0: all)
     horizon: int = 96  # forecasting: values to predict
+    cycle: int = 0  # tables: rows of a cycle whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
     level: Literal["character", "word", "byte", "subword"] = "character"  # text: what a token is; "subword": of imported models alone
     augment: bool = False  # signals: random shift, gain and noise in training
     vocab: int = 16  # synthetic: symbols
@@ -118,9 +120,11 @@ class Data:
         _check_fields(self, "data")
         if self.source in NEEDS_FILE and not self.file:
             raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
-        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1, seed=0)
+        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0, vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1, seed=0)
         if not self.length and self.source not in SIGNALS:
             raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
+        if self.cycle and self.source not in TABLES:
+            raise InputError(f"data.cycle={self.cycle} is of tables, found data.source={self.source!r}: use data.cycle=0, or one of {', '.join(TABLES)}")
         _within(self, "data", 0.0, float("inf"), "noise")
 
 
@@ -164,7 +168,8 @@ class Model:
     pool: Literal["mean", "last"] = "mean"  # classification: over the valid steps
     head_steps: int = 1  # forecasting: how many of the last steps the head reads
     linear_skip: int = 0  # forecasting: the last inputs that also reach the head by one linear map, past the mixers; 0: none
-    normalize: bool = True  # forecasting: reversible instance normalisation
+    normalize: bool = True  # forecasting: reversible instance normalisation, of the level
+    normalize_scale: bool = True  # forecasting: and of the scale, where the level is
     channels_apart: bool = False  # forecasting: one model, applied to every channel by itself
     scan: Literal["auto", "sequential", "associative", "chunked"] = "auto"
     solver: Literal["auto", "sequential", "newton"] = "auto"  # of the recurrence where gates read the state

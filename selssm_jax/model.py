@@ -156,7 +156,7 @@ class SequenceModel(nn.Module):
         return logits.astype(jnp.float32)
 
     def _forecast(self, inputs: Array, state: State, reset: Array | None, deterministic: bool) -> tuple[Array, State]:
-        """Reversible instance normalisation around the model (Kim et al. 2022), every channel by itself if asked for."""
+        """Reversible instance normalisation around the model (Kim et al. 2022; of the level alone: Zeng et al. 2023), every channel by itself if asked for."""
         scale = self.begin(inputs, state)["scale"]
         if self.config.normalize:
             inputs = (inputs - scale["mean"]) / scale["deviation"]
@@ -171,7 +171,8 @@ class SequenceModel(nn.Module):
 
     def _scale(self, inputs: Array, carried: dict[str, Array]) -> dict[str, Array]:
         """Mean and deviation of the first window, kept from then on; a carried deviation of 0 means none yet."""
-        fresh = {"mean": inputs.mean(axis=1, keepdims=True), "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True) + 1e-5)}
+        mean = inputs.mean(axis=1, keepdims=True)
+        fresh = {"mean": mean, "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True) + 1e-5) if self.config.normalize_scale else jnp.ones_like(mean)}
         return jax.tree.map(lambda old, new: jnp.where(carried["deviation"] > 0, old, new), carried, fresh)
 
     def _split_channels(self, inputs: Array) -> Array:

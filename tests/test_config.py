@@ -188,6 +188,8 @@ WRONG = [
         for key, value, known in (("gate_state", "elementwise", "none"), ("transition", "complex", "diagonal"))
     ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
+    ({"data__cycle": -1}, r"data\.cycle=-1 is out of range: use at least 0"),
+    ({"data__cycle": 24}, r"data\.cycle=24 is of tables, found data\.source='python_reference': use data\.cycle=0, or one of etth1, ettm1, weather, csv"),
     ({"training__forecast_loss": "huber"}, r"forecast_loss='huber' is a loss of forecasts, found data\.source='python_reference', .*one of etth1"),
     ({"training__rate_form": "mib"}, r"training\.rate_form='mib' is not a choice: did you mean 'vib'\?"),
     ({"model__gate_bias": 21.0}, r"model.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0"),

@@ -111,6 +111,14 @@ def test_normalised_forecasts_follow_shift_and_scale():
     assert jnp.isfinite(again).all()
 
 
+def test_forecasts_normalised_by_level_alone_follow_shifts_but_not_scale():
+    model, params, x = build(Model(**SMALL, normalize_scale=False, task=FORECAST.task))
+    y, state = run(model, params, x)
+    np.testing.assert_allclose(run(model, params, x + 5)[0], y + 5, rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(run(model, params, 3 * x)[0] - 3 * y).max()) > 0.1
+    np.testing.assert_array_equal(state["scale"]["deviation"], 1)
+
+
 def test_channels_apart_are_one_model_on_every_channel():
     model, params, x = build(Model(**SMALL, channels_apart=True, task=FORECAST.task))
     y, _ = run(model, params, x)

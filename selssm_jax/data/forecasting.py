@@ -30,11 +30,14 @@ def share_split(rows: int) -> dict[str, Rows]:
 def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Mapping[str, Rows], known: Mapping[str, Any], info: Mapping[str, Any]) -> Dataset:
     """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows of stride 1.
 
+    With `cycle`, inputs and targets are the series less its mean course over a cycle of the training rows, which CycleNet (Lin
+    et al. 2024) learns; batches hold it as `course`. Errors are the same as of the series itself.
+
     Validation and test windows look back into the split before, as in the literature, so that every row of a split is
     forecast: ETTh1 with lookback and horizon 96 has 8449, 2785 and 2785 windows.
 
     Args:
-      config: lookback (length), horizon, and what is trained on.
+      config: lookback (length), horizon, cycle, and what is trained on.
       values: (rows, channels).
       names: of the channels.
       split: first row and row after the last of "train", "validation" and "test".
@@ -42,13 +45,12 @@ def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Map
       info: goes into the metadata; names the table in errors.
 
     Raises:
-      InputError: where a split is too short for one window.
+      InputError: where a split is too short for one window, or training for one cycle.
     """
-    train = values[slice(*split["train"])].astype(np.float64)
-    scaling = known.get("scaling") or {"mean": train.mean(axis=0).tolist(), "deviation": train.std(axis=0).tolist()}
-    mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
-    scaled = ((values - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
-    source = _Windows(config.length, config.horizon, config.train_on, scaled, split)
+    scaling = known.get("scaling") or _scaling(values[slice(*split["train"])].astype(np.float64), config.cycle)
+    course = np.resize(scaling["cycle"], values.shape) if "cycle" in scaling else None  # cycle after cycle
+    scaled = _standardised(values, scaling) - (0 if course is None else course)
+    source = _Windows(config.length, config.horizon, config.train_on, scaled.astype(np.float32), split, course)
     source.check(str(info.get("file") or info["source"]))
     counts = {f"{name}_windows": len(source.starts(name)) for name in split}
     return Dataset(
@@ -60,6 +62,20 @@ def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Map
     )
 
 
+def _scaling(train: np.ndarray, cycle: int) -> dict[str, Any]:
+    """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at the first."""
+    if len(train) < cycle:
+        raise InputError(f"data.cycle={cycle} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
+    scaling = {"mean": train.mean(axis=0).tolist(), "deviation": train.std(axis=0).tolist()}
+    scaled = _standardised(train, scaling)
+    return scaling | ({"cycle": [scaled[phase::cycle].mean(axis=0).tolist() for phase in range(cycle)]} if cycle else {})
+
+
+def _standardised(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
+    return (values - mean) / np.where(deviation > 0, deviation, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Windows:
     length: int
@@ -67,6 +83,7 @@ class _Windows:
     train_on: str
     values: np.ndarray
     split: Mapping[str, Rows]
+    course: np.ndarray | None
 
     def check(self, table: str) -> None:
         for name, (first, last) in self.split.items():
@@ -92,7 +109,7 @@ class _Windows:
         """The last value repeated, and ridge regression on the lookback less its last value (NLinear, Zeng et al. 2023).
 
         "ridge" is one map for all channels, "ridge by channel" one for each; fitted on the training windows, with the
-        penalty that serves the validation windows best.
+        penalty that serves the validation windows best. All of them forecast what is left where a cycle was taken off.
         """
         maps = {"repeat last": np.zeros((1, self.length + 1, self.horizon))} | nlinear.fit(self._windows("train"), self._windows("validation"))
         return {name: nlinear.errors(weights, self._windows(split)) for name, weights in maps.items()}
@@ -104,9 +121,11 @@ class _Windows:
         return np.concatenate([self.starts(name) for name in (("train",) if self.train_on == "train" else ("train", "validation"))])
 
     def _take(self, starts: np.ndarray) -> Batch:
-        window = self.values[starts[:, None] + np.arange(self.length + self.horizon)[None]]
-        ones = np.ones(len(starts), np.float32)
-        return {"inputs": window[:, : self.length], "targets": window[:, self.length :], "weights": ones, "valid": np.ones((len(starts), self.length), bool)}
+        rows = starts[:, None] + np.arange(self.length + self.horizon)[None]
+        inputs, targets = np.split(self.values[rows], [self.length], axis=1)
+        ones = {"weights": np.ones(len(starts), np.float32), "valid": np.ones((len(starts), self.length), bool)}
+        course = {} if self.course is None else {"course": self.course[rows].astype(np.float32)}
+        return {"inputs": inputs, "targets": targets, **ones, **course}
 
 
 def read_csv(name: str, text: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -42,7 +42,7 @@ class Dataset:
     A batch is a dictionary of arrays with B rows: `inputs` (B, T) int32 tokens or (B, T, C) float32; `targets` (B, T) tokens,
     (B,) classes or (B, H, C) values; `weights` float32, (B, T) for tokens, else (B,), 0 where nothing is scored; `valid`
     (B, T) bool, False on the padded end of a row; optionally `reset` (B, T) bool, True where another document begins in a
-    packed row.
+    packed row, and `course` (B, T + H, C), what was taken off inputs and targets of a series as its cycle.
 
     Attributes:
       task: what it asks of a model.

@@ -102,7 +102,9 @@ def _forecast(source: Source) -> list[Block]:
     batch, guess, _ = source.seen[0]
     about = source.dataset.metadata()
     scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
-    past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in (batch["inputs"], batch["targets"], guess))
+    before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
+    series = (batch["inputs"] + before, batch["targets"] + ahead, guess + ahead)
+    past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
     names = about.get("channels", ["x"])[:CHANNELS]
     shown = past[-2 * len(truth) :]  # more of the past would leave no room for the forecast
     figure = figures.forecast(shown, truth, guess, names=names, units="value (units of the data)")

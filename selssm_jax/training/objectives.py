@@ -55,8 +55,11 @@ def huber(outputs: Array, batch: Mapping[str, Array]) -> Sums:
 
 
 def _shares(outputs: Array, batch: Mapping[str, Array]) -> Sums:
-    """R2 and the share of right directions, which have weights of their own."""
+    """R2 and the share of right directions, which have weights of their own; of the series with its cycle, where that was taken off."""
     targets, weights, last = batch["targets"], batch["weights"][:, None, None], batch["inputs"][:, -1:]
+    if "course" in batch:
+        before, ahead = jnp.split(batch["course"][:, -1 - targets.shape[1] :], [1], axis=1)
+        last, targets, outputs = last + before, targets + ahead, outputs + ahead
     unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
     moved = (targets != last) * weights
     right = (jnp.sign(outputs - last) == jnp.sign(targets - last)) * moved

@@ -88,6 +88,42 @@ def test_scaling_of_a_run_holds_for_another_table(table):
     assert other.metadata()["scaling"] == known["scaling"]
 
 
+def cyclic(rows=400, cycle=7):
+    """Noise around a course of 7 rows, so that a window tells the phase that it begins at; and the course."""
+    course = np.random.default_rng(1).standard_normal((cycle, 2))
+    return 5 * course[np.arange(rows) % cycle] + 0.01 * np.random.default_rng(0).standard_normal((rows, 2)) + 3, course
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_course_of_a_cycle_is_taken_off_inputs_and_targets_alike(split):
+    values, _ = cyclic()
+    plain, adjusted = (built(values, forecasting.share_split(400), length=10, horizon=5, cycle=cycle) for cycle in (0, 7))
+    whole, rest = (np.concatenate(covered(dataset, split), axis=1) for dataset in (plain, adjusted))
+    course = np.concatenate([batch["course"][batch["weights"] > 0] for batch in adjusted.evaluate(split, 512)])
+    np.testing.assert_allclose(rest + course, whole, atol=1e-6)
+    assert np.abs(rest).max() < 0.05 < whole.std()  # what is left is the noise, on rows that no course was fitted to as well
+    assert "course" not in next(plain.evaluate(split, 4))
+
+
+def test_the_course_reads_training_rows_only_and_holds_for_another_table():
+    values, _ = cyclic()
+    changed = values.copy()
+    changed[280:] *= -3
+    options = {"length": 10, "horizon": 5, "cycle": 7}
+    first, second = (built(table, forecasting.share_split(400), **options) for table in (values, changed))
+    assert first.metadata()["scaling"] == second.metadata()["scaling"]
+    known = json.loads(json.dumps(first.metadata()))
+    other = built(changed, forecasting.share_split(400), known, length=10, horizon=5)
+    for batches in zip(second.evaluate("test", 512), other.evaluate("test", 512), strict=True):
+        np.testing.assert_array_equal(batches[0]["inputs"], batches[1]["inputs"])
+        np.testing.assert_array_equal(batches[0]["course"], batches[1]["course"])
+
+
+def test_a_cycle_longer_than_training_is_refused():
+    with pytest.raises(InputError, match=r"data\.cycle=281 is longer than the 280 training rows, .*: use a shorter one, or 0"):
+        built(cyclic()[0], forecasting.share_split(400), length=10, horizon=5, cycle=281)
+
+
 def test_constant_channel_stays_finite():
     values = np.random.default_rng(0).standard_normal((400, 2))
     values[:, 1] = 3.5

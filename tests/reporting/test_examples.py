@@ -66,11 +66,12 @@ def test_a_signal_shows_its_class_and_gates(files, tmp_path):
     assert f"class {batch['targets'][0]}, predicted {odds.argmax()} (probability {odds.max():.3f})" in blocks[0].caption
 
 
-def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cycle", [0, 19])
+def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch, cycle):
     drawn = {}
     figure = examples.figures.forecast
     monkeypatch.setattr(examples.figures, "forecast", lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options))
-    blocks, _ = shown(files["csv"], tmp_path)
+    blocks, _ = shown(dataclasses.replace(files["csv"], cycle=cycle), tmp_path)
     assert pictures(blocks) == ["forecast.png"] and drawn["names"] == ["sine", "cosine"]
     past, truth, guess = drawn["arrays"]
     assert past.shape == (16, 2) and truth.shape == guess.shape == (8, 2)

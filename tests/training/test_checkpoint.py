@@ -308,6 +308,7 @@ def test_a_config_from_before_there_were_targets_is_gone_on_from(tmp_path):
     config = json.loads(path.read_text())
     for key in ("target_dimension", "multiplier_rate", "rate", "rate_form", "penalty_warmup", "forecast_loss"):
         del config["experiment"]["training"][key]
+    del config["experiment"]["data"]["cycle"], config["experiment"]["model"]["normalize_scale"]
     path.write_text(json.dumps(config))
     assert loop.fit(options, str(tmp_path / "run")).step == 2
     assert read_experiment(str(tmp_path / "run")) == options

@@ -67,6 +67,16 @@ def test_r2_is_out_of_sample_and_direction_leaves_out_what_stands_still():
     assert objectives.means(score("forecasting", np.broadcast_to(last, targets.shape), batch))["direction"] == 0
 
 
+def test_scores_of_a_series_whose_cycle_was_taken_off_are_those_of_the_series():
+    outputs, batch = batch_of("forecasting", 6)
+    course = RNG.standard_normal((6, 10, 3), np.float32)  # of 6 inputs and 4 targets
+    less = {**batch, "inputs": batch["inputs"] - course[:, :6], "targets": batch["targets"] - course[:, 6:], "course": course}
+    less["targets"][1, :, 0] += 1e-3  # what stood still would be told from rounding by chance
+    batch["targets"][1, :, 0] += 1e-3
+    whole, found = (objectives.means(score("forecasting", made, part)) for made, part in ((outputs, batch), (outputs - course[:, 6:], less)))
+    assert found == pytest.approx(whole, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["language", "classification", "forecasting"])
 def test_sums_of_parts_merge_to_those_of_the_whole(kind):
     outputs, batch = batch_of(kind, 8)
