@@ -120,7 +120,8 @@ class Data:
         _check_fields(self, "data")
         if self.source in NEEDS_FILE and not self.file:
             raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
-        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0, vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1, seed=0)
+        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0, seed=0)
+        _at_least(self, "data", vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1)
         if not self.length and self.source not in SIGNALS:
             raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
         if self.cycle and self.source not in TABLES:

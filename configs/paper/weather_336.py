@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     """Returns the task and its sweep; every key can be overridden on the command line."""
     return Experiment(
         name="weather_336",
-        data=Data(source="weather", length=96, horizon=336, batch_size=16, eval_batch_size=128),
+        data=Data(source="weather", length=96, horizon=336, cycle=144, batch_size=16, eval_batch_size=128),
         model=Model(pattern=("selective",), d_model=32, d_state=64, dropout=0.2, frame=48, stride=24, context=4, linear_skip=96, channels_apart=True),
         optimizer=Optimizer(peak_rate=6e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
         training=Training(steps=600, eval_every=50, checkpoint_every=600, log_every=20, devices=1, forecast_loss="huber"),
