@@ -2,6 +2,7 @@
 
 Command:        python train.py --config configs/paper/weather_336.py --sweep --config.data.local_dir=FOLDER
 Data:           Jena weather 2020, 70/10/20, standardised; 21 variates, one model for all of them
+Windows:        less the mean day, which gains on validation (one seed: MSE of selective 0.629 to 0.590)
 Loss:           Huber's, as for 96 steps
 Hardware:       1 CPU core
 Time:           about 5 minutes a model, trials and seeds together

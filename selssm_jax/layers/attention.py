@@ -1,6 +1,8 @@
 """Causal attention over the steps before, whose state is its cache of keys and values."""
 
+import itertools
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +16,8 @@ from selssm_jax.layers.projection import project
 from selssm_jax.shapes import Activations, Reset
 
 BASE = 10_000.0  # of the wave lengths of rotary positions
+FEW = 2**18  # scores that a CPU's cache holds together, a MiB
+QUERIES, PARTS = 32, 4  # by pieces: queries of a piece; parts of a sequence whose pieces are compiled for keys of one length
 HIDDEN = -1e30  # score of what is not seen: exp of it is 0, and it is a number where nothing is seen
 
 State = dict[str, Array]
@@ -36,15 +40,55 @@ def attend(
 ) -> Float[Array, "B T H P"]:
     """y_t = sum_s softmax_s(q_t . k_s / sqrt(P)) v_s over the last `window` steps s up to t that are not before begin_t.
 
-    Queries are the last T of the S steps that keys are of; begin counts in those, from 0. Scores and softmax are float32.
+    Queries are the last T of the S steps that keys are of; begin counts in those, from 0. Scores and softmax are float32. On a CPU only
+    the scores of some queries of one row are there at a time, made again for the gradient (Rabe and Staats 2021): memory O(S), not
+    O(T S), in less time, for they stay in its cache.
     """
-    (T, P), S = (q.shape[1], q.shape[3]), k.shape[1]
-    at = jnp.arange(S)
-    scores = jnp.einsum("bthp,bshp->bhts", rotated(q, at[S - T :]), rotated(k, at), preferred_element_type=jnp.float32) / math.sqrt(P)
-    age = at[S - T :, None] - at[None]
-    seen = ((age >= 0) & (age < window))[None] & (at[None, None] >= begin[..., None])
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, HIDDEN), axis=-1)
-    return jnp.einsum("bhts,bshp->bthp", weights.astype(v.dtype), v)
+    at = jnp.arange(k.shape[1])
+    now = at[len(at) - q.shape[1] :]
+    q, k, v = (value.swapaxes(1, 2) for value in (rotated(q, now), rotated(k, at), v))
+    few = len(now) <= QUERIES or q.shape[0] * q.shape[1] * len(now) * len(at) <= FEW
+    if few or jax.default_backend() != "cpu":
+        y = jax.vmap(partial(_read, now=now, at=at, window=window))(q, k, v, begin)
+    else:
+        y = jax.lax.map(partial(_read_by_pieces, window=window), (q, k, v, begin))
+    return y.swapaxes(1, 2)
+
+
+def _read(q: Array, k: Array, v: Array, begin: Array, now: Array, at: Array, window: int) -> Array:
+    """What queries (H, Q, P) of one row, of its steps `now`, see of keys and values (H, K, P) of its steps `at`."""
+    age = now[:, None] - at[None]
+    seen = (age >= 0) & (age < window) & (at[None] >= begin[:, None])
+    scores = jnp.einsum("hqp,hkp->hqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(seen[None], scores, HIDDEN), axis=-1)
+    return jnp.einsum("hqk,hkp->hqp", weights.astype(v.dtype), v)
+
+
+def _read_by_pieces(row: tuple[Array, Array, Array, Array], window: int) -> Array:
+    """The same for a whole row, QUERIES at a time, in PARTS that leave out the keys that none of their queries sees."""
+    q, k, v, begin = row
+    (H, T, P), S = q.shape, k.shape[1]
+    count, at = -(-T // QUERIES), jnp.arange(S)
+    fill = count * QUERIES - T
+    pieces = (
+        jnp.pad(q, ((0, 0), (0, fill), (0, 0))).reshape(H, count, QUERIES, P).swapaxes(0, 1),
+        jnp.pad(begin, (0, fill)).reshape(count, QUERIES),
+        (S - T + jnp.arange(T + fill)).reshape(count, QUERIES),
+    )
+
+    def part(first: int, last: int) -> Array:
+        seen = slice(max(S - T + first * QUERIES - window + 1, 0), S - T + last * QUERIES)
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def read(piece: tuple[Array, Array, Array]) -> Array:
+            q, begin, now = jax.lax.optimization_barrier(piece)  # else what is seen, known without q, is kept for all pieces: T S bytes
+            return _read(q, k[:, seen], v[:, seen], begin, now, at[seen], window)
+
+        return jax.lax.map(read, tuple(array[first:last] for array in pieces))
+
+    cuts = sorted({count * index // PARTS for index in range(PARTS + 1)})
+    y = jnp.concatenate([part(first, last) for first, last in itertools.pairwise(cuts)])
+    return y.swapaxes(0, 1).reshape(H, T + fill, P)[:, :T]
 
 
 class Attention(nn.Module):

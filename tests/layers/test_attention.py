@@ -1,10 +1,13 @@
 """Attention against a plain loop in float64, whole, over windows and across resets, and how much its cache holds."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.layers import attention
 from selssm_jax.layers.attention import Attention, rotated
 
 B, D, HEADS = 2, 8, 2
@@ -53,6 +56,33 @@ def test_long_calls_after_a_cache_are_the_plain_loop_too():
     _, state = apply(params, x[:, :3])
     y, _ = apply(params, x[:, 3:], state)
     np.testing.assert_allclose(y, plain(params, x, 4, np.zeros((B, 14), bool))[:, 3:], atol=1e-5)
+
+
+@pytest.mark.parametrize(("T", "S", "window"), [(1, 40, 100), (31, 31, 100), (70, 70, 9), (200, 230, 100), (130, 131, 200)])
+def test_by_pieces_it_is_what_it_is_at_once_and_so_are_its_gradients(T, S, window):
+    keys = jax.random.split(jax.random.key(2), 4)
+    q, k, v, weight = (jax.random.normal(key, (HEADS, steps, 4)) for key, steps in zip(keys, (T, S, S, T), strict=True))
+    begin = jnp.where(jnp.arange(T) > T // 2, S - T + T // 2, 0)  # a document ends in the middle
+    at = jnp.arange(S)
+
+    def loss(q, k, v, *, pieces):
+        y = attention._read_by_pieces((q, k, v, begin), window) if pieces else attention._read(q, k, v, begin, at[S - T :], at, window)
+        return (weight * y).sum(), y
+
+    (whole, y), at_once = jax.jit(jax.value_and_grad(partial(loss, pieces=False), (0, 1, 2), has_aux=True))(q, k, v)
+    (_, z), by_pieces = jax.jit(jax.value_and_grad(partial(loss, pieces=True), (0, 1, 2), has_aux=True))(q, k, v)
+    assert abs(float(whole)) > 1e-2
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), (z, by_pieces), (y, at_once))  # sums of up to 230 terms of order 1 in float32
+
+
+def test_memory_of_training_grows_with_the_length_and_not_with_its_square():
+    def peak(T):
+        q = jax.ShapeDtypeStruct((1, T, HEADS, 4), jnp.float32)
+        loss = lambda q, k, v: (attention.attend(q, k, v, jnp.zeros((1, T), jnp.int32), T) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(4096) < 4096**2 * HEADS * 4 / 8  # less than an eighth of the scores
+    assert peak(4096) < 2.2 * peak(2048)
 
 
 def test_a_cache_has_room_for_what_will_be_read():
