@@ -113,8 +113,8 @@ def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:
         return [heading, Paragraph("Not measured.")]
     caption = "Memory and time of every model against the length of its input, both axes logarithmic; rings are where the Transformer comes to need more."
     words = (
-        "The Transformer here makes all T x T scores of its attention, which a fused kernel does not hold: its memory would then grow with T, its time "
-        "still with T squared. A crossover at the shortest length that was measured may lie before it."
+        "The Transformer makes the scores of its attention for some queries at a time on a CPU, and again for the gradient, as a fused kernel does: its "
+        "memory grows with T, its time with T squared. A crossover at the shortest length that was measured may lie before it."
     )
     found = (tables.growth(study.scaling), tables.crossovers(study.scaling))
     command = [Verbatim(study.scaling.command)] if study.scaling.command else []
