@@ -336,6 +336,10 @@ def test_the_bar(folder):
     folder.put(record("fsdd", OURS, level=0.3))
     as_good, better, light, forecast, induction, copying = (goal.verdict for goal in bar.goals(folder.study()))
     assert as_good.startswith("missed by up to") and "(fsdd, LSTM)" in as_good and better == "missed by 1 of the tasks"
+    assert re.fullmatch(
+        r"Why not clearly better: in the 4 comparisons .* -\d+\.\d to \+?-?\d+\.\d % better than its rival, .* \d\.\d to \d\.\d % .*",
+        bar.goals(folder.study())[1].reason,
+    )
     assert light == "missed by 0.22" and forecast == "missed by 0.0063" and induction == "missed by 5.00 points" and copying == "met"
     assert re.fullmatch(r"Why not 0\.375: the best of the 2 other models run on etth1_96, (LSTM|GRU), comes to 0\.\d{4}\.", bar.goals(folder.study())[3].reason)
     for path in (folder.records / "etth1_96").iterdir():
