@@ -48,8 +48,10 @@ def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Map
       InputError: where a split is too short for one window, or training for one cycle.
     """
     scaling = known.get("scaling") or _scaling(values[slice(*split["train"])].astype(np.float64), config.cycle)
-    course = np.resize(scaling["cycle"], values.shape) if "cycle" in scaling else None  # cycle after cycle
-    scaled = _standardised(values, scaling) - (0 if course is None else course)
+    scaled, course = _standardised(values, scaling), None
+    if "cycle" in scaling:
+        course = np.resize(scaling["cycle"], values.shape)  # cycle after cycle
+        scaled, course = scaled - course, course.astype(np.float32)
     source = _Windows(config.length, config.horizon, config.train_on, scaled.astype(np.float32), split, course)
     source.check(str(info.get("file") or info["source"]))
     counts = {f"{name}_windows": len(source.starts(name)) for name in split}
@@ -67,8 +69,10 @@ def _scaling(train: np.ndarray, cycle: int) -> dict[str, Any]:
     if len(train) < cycle:
         raise InputError(f"data.cycle={cycle} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
     scaling = {"mean": train.mean(axis=0).tolist(), "deviation": train.std(axis=0).tolist()}
+    if not cycle:
+        return scaling
     scaled = _standardised(train, scaling)
-    return scaling | ({"cycle": [scaled[phase::cycle].mean(axis=0).tolist() for phase in range(cycle)]} if cycle else {})
+    return scaling | {"cycle": [scaled[phase::cycle].mean(axis=0).tolist() for phase in range(cycle)]}
 
 
 def _standardised(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
@@ -124,7 +128,7 @@ class _Windows:
         rows = starts[:, None] + np.arange(self.length + self.horizon)[None]
         inputs, targets = np.split(self.values[rows], [self.length], axis=1)
         ones = {"weights": np.ones(len(starts), np.float32), "valid": np.ones((len(starts), self.length), bool)}
-        course = {} if self.course is None else {"course": self.course[rows].astype(np.float32)}
+        course = {} if self.course is None else {"course": self.course[rows]}
         return {"inputs": inputs, "targets": targets, **ones, **course}
 
 

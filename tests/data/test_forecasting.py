@@ -89,14 +89,14 @@ def test_scaling_of_a_run_holds_for_another_table(table):
 
 
 def cyclic(rows=400, cycle=7):
-    """Noise around a course of 7 rows, so that a window tells the phase that it begins at; and the course."""
+    """Noise around a course of 7 rows."""
     course = np.random.default_rng(1).standard_normal((cycle, 2))
-    return 5 * course[np.arange(rows) % cycle] + 0.01 * np.random.default_rng(0).standard_normal((rows, 2)) + 3, course
+    return 5 * course[np.arange(rows) % cycle] + 0.01 * np.random.default_rng(0).standard_normal((rows, 2)) + 3
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_course_of_a_cycle_is_taken_off_inputs_and_targets_alike(split):
-    values, _ = cyclic()
+    values = cyclic()
     plain, adjusted = (built(values, forecasting.share_split(400), length=10, horizon=5, cycle=cycle) for cycle in (0, 7))
     whole, rest = (np.concatenate(covered(dataset, split), axis=1) for dataset in (plain, adjusted))
     course = np.concatenate([batch["course"][batch["weights"] > 0] for batch in adjusted.evaluate(split, 512)])
@@ -106,7 +106,7 @@ def test_the_course_of_a_cycle_is_taken_off_inputs_and_targets_alike(split):
 
 
 def test_the_course_reads_training_rows_only_and_holds_for_another_table():
-    values, _ = cyclic()
+    values = cyclic()
     changed = values.copy()
     changed[280:] *= -3
     options = {"length": 10, "horizon": 5, "cycle": 7}
@@ -121,7 +121,7 @@ def test_the_course_reads_training_rows_only_and_holds_for_another_table():
 
 def test_a_cycle_longer_than_training_is_refused():
     with pytest.raises(InputError, match=r"data\.cycle=281 is longer than the 280 training rows, .*: use a shorter one, or 0"):
-        built(cyclic()[0], forecasting.share_split(400), length=10, horizon=5, cycle=281)
+        built(cyclic(), forecasting.share_split(400), length=10, horizon=5, cycle=281)
 
 
 def test_constant_channel_stays_finite():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from selssm_jax.reporting.results.claims import LONG, Outcome, every, recalled
+from selssm_jax.reporting.results.comparisons import Comparison
 from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, listed, title
 from selssm_jax.reporting.results.study import Study, Task
 
@@ -38,12 +39,17 @@ def goals(study: Study) -> list[Goal]:
 
 def as_good(study: Study) -> Goal:
     """At least as good as LSTM and GRU on all three tasks: by the mean over seeds, on every data set of a task."""
-    keys = [(task, rival) for task in study.within(PAPERS) for rival in RIVALS]
-    found = [study.comparisons.get((task.name, rival)) for task, rival in keys]
-    behind = [(task, rival) for (task, rival), test in zip(keys, found, strict=True) if test and not test.as_good]
-    words = f"at least as good in {sum(bool(test and test.as_good) for test in found)} of {len(found)} comparisons" + _missing(found.count(None))
-    met = every(None if test is None else test.as_good for test in found)
+    found = _against_rivals(study, study.within(PAPERS))
+    tests = [*found.values()]
+    behind = [key for key, test in found.items() if test and not test.as_good]
+    words = f"at least as good in {sum(bool(test and test.as_good) for test in tests)} of {len(tests)} comparisons" + _missing(tests.count(None))
+    met = every(None if test is None else test.as_good for test in tests)
     return Goal("at least as good as LSTM and GRU on all three tasks", words, met, _behind(study, behind), _shown(study, behind))
+
+
+def _against_rivals(study: Study, tasks: Sequence[Task]) -> dict[tuple[Task, str], Comparison | None]:
+    """The test of every task against each rival, None where one of the two has not been run."""
+    return {(task, rival): study.comparisons.get((task.name, rival)) for task in tasks for rival in RIVALS}
 
 
 def _behind(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
@@ -77,8 +83,8 @@ def clearly_better(study: Study) -> Goal:
 
 def _leads(study: Study) -> str:
     """By how much the selective SSM leads where it does not win, and how far its own seeds are apart, both in % of the rival's mean."""
-    found = [_lead(study, task, rival) for task in study.within(PAPERS) for rival in RIVALS if (task.name, rival) in study.comparisons]
-    shown = [part for part in found if part]
+    found = _against_rivals(study, study.within(PAPERS))
+    shown = [_lead(study, task, rival, test) for (task, rival), test in found.items() if test and test.p is not None and not test.won]
     if not shown:
         return ""
     leads, spreads = zip(*shown, strict=True)
@@ -88,22 +94,19 @@ def _leads(study: Study) -> str:
     )
 
 
-def _lead(study: Study, task: Task, rival: str) -> tuple[float, float] | None:
-    test, metric = study.comparisons[task.name, rival], study.records[task.name, OURS].metric
-    if test.won or test.p is None:
-        return None
+def _lead(study: Study, task: Task, rival: str, test: Comparison) -> tuple[float, float]:
+    metric = study.records[task.name, OURS].metric
     ours, theirs = (study.records[task.name, model].values(metric).values() for model in (OURS, rival))
     scale = 100 / statistics.fmean(theirs)
     return (1 if test.better else -1) * abs(test.difference) * scale, statistics.stdev(ours) * scale
 
 
 def _wins(study: Study, tasks: Sequence[Task]) -> Outcome:
-    found = [study.comparisons.get((task.name, rival)) for task in tasks for rival in RIVALS]
-    return every(None if test is None else test.won for test in found)
+    return every(None if test is None else test.won for test in _against_rivals(study, tasks).values())
 
 
 def _counted(study: Study, tasks: Sequence[Task]) -> str:
-    found = [study.comparisons.get((task.name, rival)) for task in tasks for rival in RIVALS]
+    found = [*_against_rivals(study, tasks).values()]
     return f"{sum(bool(test and test.won) for test in found)} of {len(found)}{_missing(found.count(None))}"
 
 
