@@ -6,6 +6,7 @@ FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for 
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import sys
@@ -121,7 +122,7 @@ class _Cell:
         self.axes: dict[str, BaseDistribution] = {key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]}
         direction = StudyDirection.MAXIMIZE if self.metric in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
         digest = zlib.crc32(json.dumps([self.grid, self.trial_steps]).encode())  # another grid is another study
-        self.study = optuna.create_study(storage=f"sqlite:///{folder / DATABASE}", study_name=f"{model} {digest:08x}", direction=direction, load_if_exists=True)
+        self.study = _study(folder, f"{model} {digest:08x}", direction)
 
     def run(self) -> Cell:
         """Returns the cell, of which only what is missing is trained."""
@@ -210,6 +211,14 @@ def _added(path: pathlib.Path, seconds: float) -> float:
     total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
     path.write_text(f"{total:.3f}\n")
     return total
+
+
+def _study(folder: pathlib.Path, name: str, direction: StudyDirection) -> optuna.Study:
+    """The study of a name, made where it is not there yet. Sweeps that start in one moment wait for each other: Optuna makes its tables without a lock."""
+    with (folder / ".lock").open("w") as held:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        return optuna.create_study(storage=f"sqlite:///{folder / DATABASE}", study_name=name, direction=direction, load_if_exists=True)
 
 
 class _Progress:

@@ -6,11 +6,14 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import optuna
 import pytest
+from optuna.study import StudyDirection
 
 import runs
 from configs import smoke
@@ -105,6 +108,19 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")
     states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path / training_sweep.DATABASE}").trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_sweeps_of_one_task_that_start_in_one_moment_share_their_database(tmp_path):
+    """Without a lock, two to three of four lose: they find tables half made, or made twice."""
+    start, names = threading.Barrier(4), ("gru 0", "gru 1", "lstm 0", "lstm 0")
+
+    def study(name: str) -> str:
+        start.wait()
+        return training_sweep._study(tmp_path, name, StudyDirection.MINIMIZE).study_name
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert tuple(pool.map(study, names)) == names
+    assert {found.study_name for found in optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")} == set(names)
 
 
 def test_what_is_compiled_is_kept_and_found_again_unless_there_is_a_folder_for_it(tmp_path):
