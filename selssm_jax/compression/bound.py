@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from selssm_jax.compression.quantization import MOST, Quantizer
 from selssm_jax.information import rate_distortion
+from selssm_jax.information.inputs import check_finite, check_real
 
 POINTS = 64  # values that stand for a component's law
 SLOPES = np.geomspace(0.3, 3e4, 12)  # of R(D), in nats for a squared error of one variance
@@ -20,8 +21,15 @@ def floors(values: Float[np.ndarray, "X"], levels: Float[np.ndarray, "L"]) -> Fl
 
     D(R) of the source from below: Blahut and Arimoto's certified points (R_s, D_s) of slope -s give R(D) >= R_s - gap - s (D - D_s), lines that
     no code crosses whose reproductions are values of the source, midpoints of two neighbours, or of `levels`, and so no quantiser with these levels.
+
+    Raises:
+      ValueError: for values or levels that are not real and finite, and no values.
     """
+    check_real(values=values, levels=levels)
+    check_finite(values=values, levels=levels)
     values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"values have shape {values.shape}, expected (X,) with X >= 1 values of one component")
     spread = values.var()
     if spread <= 0:
         return np.zeros(MOST + 1)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from selssm_jax.information.inputs import check_real
 from selssm_jax.model import SequenceModel
 
 Batch = dict[str, Array | np.ndarray]
@@ -33,6 +34,7 @@ def auroc(positive: Float[Array | np.ndarray, "P"], negative: Float[Array | np.n
     Raises:
       ValueError: for a side without scores, or scores that are not finite.
     """
+    check_real(positive=positive, negative=negative)
     sides = {name: np.asarray(side, np.float64) for name, side in (("positive", positive), ("negative", negative))}
     for name, side in sides.items():
         if not side.size:
@@ -52,6 +54,7 @@ def separation(gate: Float[Array | np.ndarray, "M T"], data: Bool[Array | np.nda
     Raises:
       ValueError: for shapes that differ, a step that is both, or no step of one kind.
     """
+    check_real(gate=gate)
     gate, data, noise = np.asarray(gate), np.asarray(data), np.asarray(noise)
     if not gate.shape == data.shape == noise.shape:
         raise ValueError(f"gate has shape {gate.shape}, data {data.shape} and noise {noise.shape}: expected the same, one value a step")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from selssm_jax.information.channel import channel_information
 from selssm_jax.information.gaussian import covariances
-from selssm_jax.information.inputs import check_covariance, floating
+from selssm_jax.information.inputs import check_covariance, check_distribution, check_finite, check_real, check_whole, floating
 
 FLOOR = 8.0  # units of rounding: a variance or correlation of so many cannot be told from zero
 ITERATIONS = 1000  # of one start of the discrete bottleneck at one multiplier: near a transition it converges slowly, and it costs little to stop short
@@ -207,10 +207,16 @@ def variational(
       marginal_mean, marginal_log_variance: of r(t).
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, no examples, and values that are not real and finite.
 
     Source: Alemi, Fischer, Dillon and Murphy 2017; theory, section 7.
     """
+    if mean.ndim != 2 or not len(mean):
+        raise ValueError(f"mean has shape {mean.shape}, expected (N, d) with N >= 1 examples")
+    mean, log_variance, log_likelihood, rate_weight, target_entropy = floating(
+        mean=mean, log_variance=log_variance, log_likelihood=log_likelihood, rate_weight=rate_weight, target_entropy=target_entropy
+    )
+    check_finite(mean=mean, log_variance=log_variance, log_likelihood=log_likelihood, rate_weight=rate_weight, target_entropy=target_entropy)
     centre = jnp.zeros_like(mean[0]) if marginal_mean is None else marginal_mean
     spread = jnp.zeros_like(mean[0]) if marginal_log_variance is None else marginal_log_variance
     found = dict(log_variance=log_variance.shape, log_likelihood=log_likelihood.shape, marginal_mean=centre.shape, marginal_log_variance=spread.shape)
@@ -242,6 +248,7 @@ def memory_efficiency(
     Raises:
       ValueError: for a future_information that does not go with past_information, or is nan, and what `gaussian_relevance` raises.
     """
+    check_real(past_information=past_information, future_information=future_information)
     reached = jnp.asarray(future_information)
     if reached.shape != jnp.shape(past_information):
         raise ValueError(f"future_information has shape {reached.shape}, expected {jnp.shape(past_information)} from past_information")
@@ -263,10 +270,11 @@ def time_series_covariances(autocovariance: Float[Array, "L m m"], *, past: int,
       past, future: how many steps.
 
     Raises:
-      ValueError: for an autocovariance of another shape or of too few lags, and for no steps.
+      ValueError: for an autocovariance of another shape, of too few lags or not real and finite, and for steps that are no whole numbers from 1.
     """
-    if past < 1 or future < 1:
-        raise ValueError(f"past={past} and future={future}, expected at least 1 step of each")
+    check_whole(1, past=past, future=future)
+    (autocovariance,) = floating(autocovariance=autocovariance)
+    check_finite(autocovariance=autocovariance)
     total = past + future
     if autocovariance.ndim != 3 or autocovariance.shape[1] != autocovariance.shape[2] or len(autocovariance) < total:
         raise ValueError(f"autocovariance has shape {autocovariance.shape}, expected (L, m, m) with L >= past + future = {total} lags, lag 0 first")
@@ -286,12 +294,14 @@ def autoregressive_autocovariance(coefficients: Float[Array, "p m m"], innovatio
       coefficients: F_1..F_p. innovation_cov: E. lags: how many, lag 0 among them.
 
     Raises:
-      ValueError: for shapes that do not fit, no lags, or a process that is not stable.
+      ValueError: for shapes that do not fit, no lags, an innovation_cov that is no covariance, or a process that is not stable.
     """
+    coefficients, innovation_cov = floating(coefficients=coefficients, innovation_cov=innovation_cov)
     if coefficients.ndim != 3 or len(coefficients) == 0 or innovation_cov.shape != coefficients.shape[1:]:
         raise ValueError(f"coefficients {coefficients.shape} and innovation_cov {innovation_cov.shape}, expected (p, m, m) with p >= 1 and (m, m)")
-    if lags < 1:
-        raise ValueError(f"lags={lags}, expected at least 1: lag 0 is the variance")
+    check_whole(1, lags=lags)
+    check_finite(coefficients=coefficients)
+    check_covariance("innovation_cov", innovation_cov)
     p, m, _ = coefficients.shape
     F = jnp.concatenate([coefficients.transpose(1, 0, 2).reshape(m, p * m), jnp.eye((p - 1) * m, p * m, dtype=coefficients.dtype)])
     if not isinstance(F, jax.core.Tracer) and (radius := np.abs(np.linalg.eigvals(np.asarray(F, np.float64))).max()) >= 1:
@@ -306,8 +316,11 @@ def sample_autocovariance(samples: Float[Array, "T m"], *, lags: int) -> Float[A
     of p past and f future steps, to first order p f m^2 / (2 T) nats are chance. Cost: O(lags T m^2).
 
     Raises:
-      ValueError: for samples that are not (T, m), or lags not from 1 to T.
+      ValueError: for samples that are not (T, m), real and finite, or lags not from 1 to T.
     """
+    check_whole(1, lags=lags)
+    (samples,) = floating(samples=samples)
+    check_finite(samples=samples)
     if samples.ndim != 2 or not 1 <= lags <= len(samples):
         raise ValueError(f"samples have shape {samples.shape} for lags={lags}, expected (T, m) with T >= lags >= 1")
     centred = samples - samples.mean(0)[None]
@@ -552,8 +565,4 @@ def _check_betas(betas: Array, *, finite: bool) -> None:
 def _check_probabilities(p_xy: Array) -> None:
     if p_xy.ndim != 2 or p_xy.size == 0:
         raise ValueError(f"p_xy has shape {p_xy.shape}, expected (X, Y) with X, Y >= 1")
-    if isinstance(p_xy, jax.core.Tracer):
-        return
-    values = np.asarray(p_xy, np.float64)
-    if not (np.isfinite(values) & (values >= 0)).all() or abs(values.sum() - 1) > 1e3 * float(jnp.finfo(p_xy.dtype).eps):
-        raise ValueError(f"p_xy has least entry {values.min():.6g} and sum {values.sum():.6g}, expected probabilities that sum to 1: use p_xy / p_xy.sum()")
+    check_distribution("p_xy", p_xy.ravel())

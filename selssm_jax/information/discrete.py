@@ -14,6 +14,7 @@ from jax.scipy.special import digamma, entr, gammaln, polygamma
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.information.estimate import Estimate
+from selssm_jax.information.inputs import check_distribution
 
 Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]
 CORRECTIONS = ("none", "miller-madow", "chao-shen", "nsb")
@@ -25,13 +26,26 @@ Table = Int[Array | np.ndarray, "K M"]
 
 
 def entropy_of(p: Float[Array, "*K"]) -> Float[Array, ""]:
-    """H = -sum p log p of a known law, in nats; 0 log 0 = 0. Exact, differentiable where p > 0."""
+    """H = -sum p log p of a known law, in nats; 0 log 0 = 0. Exact, differentiable where p > 0.
+
+    Raises:
+      ValueError: for a p that is no distribution; counts go to `entropy` (values are looked at outside of `jax.jit` only).
+    """
+    check_distribution("p", jnp.ravel(p))
     return jnp.sum(entr(p))
 
 
 def information_of(p_xy: Float[Array, "X Y"]) -> Float[Array, ""]:
-    """I(X; Y) of a known joint law, in nats: H(X) + H(Y) - H(X, Y). Exact."""
-    return entropy_of(p_xy.sum(1)) + entropy_of(p_xy.sum(0)) - entropy_of(p_xy)
+    """I(X; Y) of a known joint law, in nats: H(X) + H(Y) - H(X, Y). Exact.
+
+    Raises:
+      ValueError: for a p_xy that is no joint distribution (X, Y); counts go to `mutual_information`.
+    """
+    p_xy = jnp.asarray(p_xy)
+    if p_xy.ndim != 2:
+        raise ValueError(f"p_xy has shape {p_xy.shape}, expected (X, Y): a probability for each pair of symbols")
+    check_distribution("p_xy", p_xy.ravel())
+    return jnp.sum(entr(p_xy.sum(1))) + jnp.sum(entr(p_xy.sum(0))) - jnp.sum(entr(p_xy))
 
 
 def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) -> Int[np.ndarray, "K M"]:
@@ -40,13 +54,16 @@ def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) 
     Raises:
       ValueError: for labels that are no integers or not paired.
     """
+    x, y = np.asarray(x), np.asarray(y)
+    if x.shape != y.shape:
+        raise ValueError(f"x has shape {x.shape} and y {y.shape}, expected the same: a label of x for each of y; flatten both alike if they are paired so")
     x, y = np.ravel(x), np.ravel(y)
     if not all(np.issubdtype(z.dtype, np.integer) or z.dtype == bool for z in (x, y)):
         raise ValueError(
             f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by np.unique(..., return_inverse=True)"
         )
-    if len(x) != len(y) or not len(x):
-        raise ValueError(f"x has {len(x)} labels and y has {len(y)}: expected as many, and at least one")
+    if not len(x):
+        raise ValueError("x and y have no labels, expected at least one each")
     (rows, i), (columns, j) = (np.unique(z, return_inverse=True) for z in (x, y))
     table = np.zeros((len(rows), len(columns)), int)
     np.add.at(table, (i, j), 1)
@@ -111,39 +128,50 @@ def _nsb(counts: np.ndarray) -> tuple[float, float]:
         return 0.0, 0.0
     with jax.enable_x64(True):  # differences of log gamma functions of large arguments
         beta = jnp.geomspace(RANGE[0], RANGE[1], NODES)
-        log_weight, mean, square = _nsb_terms(jnp.asarray(counts, jnp.float64), beta)
+        value, times = _distinct(counts)
+        log_weight, mean, square = _nsb_terms(jnp.asarray(value, jnp.float64), jnp.asarray(times, jnp.float64), beta)
         weight = jnp.exp(log_weight - log_weight.max())
         weight = weight / weight.sum()
         first, second = float(weight @ mean), float(weight @ square)
     return first, math.sqrt(max(second - first**2, 0.0))
 
 
+def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each count and how often it occurs, filled up by counts that never do to a power of two, so that few shapes are compiled.
+
+    N samples have at most sqrt(2 N) distinct counts and the count 0, however many symbols there are.
+    """
+    value, times = np.unique(counts, return_counts=True)
+    fill = (1 << (len(value) - 1).bit_length()) - len(value)
+    return np.pad(value, (0, fill)), np.pad(times, (0, fill))
+
+
 @jax.jit
-def _nsb_terms(counts: Array, beta: Array) -> tuple[Array, Array, Array]:
+def _nsb_terms(counts: Array, times: Array, beta: Array) -> tuple[Array, Array, Array]:
     """By beta: log of evidence times prior (d prior entropy / d log beta), and mean and mean square of the entropy.
 
-    Distinct counts occur often: the sums go over all symbols, which are few beside the quadrature's nodes in no case that matters.
+    Symbols of one count share their terms: sums over symbols are sums over distinct counts, each taken `times`.
     """
-    K, N = len(counts), counts.sum()
+    K, N = times.sum(), times @ counts
 
     def at(beta: Array) -> tuple[Array, Array, Array]:
         whole = K * beta
-        evidence = gammaln(whole) - gammaln(N + whole) + jnp.sum(gammaln(counts + beta) - gammaln(beta))
+        evidence = gammaln(whole) - gammaln(N + whole) + times @ (gammaln(counts + beta) - gammaln(beta))
         slope = K * polygamma(1, whole + 1) - polygamma(1, beta + 1)  # of psi(K beta + 1) - psi(beta + 1)
         a, A = counts + beta, N + whole
-        mean = digamma(A + 1) - jnp.sum(a * digamma(a + 1)) / A
-        return evidence + jnp.log(slope) + jnp.log(beta), mean, _mean_square(a, A)
+        mean = digamma(A + 1) - times @ (a * digamma(a + 1)) / A
+        return evidence + jnp.log(slope) + jnp.log(beta), mean, _mean_square(a, times, A)
 
     return jax.lax.map(at, beta)
 
 
-def _mean_square(a: Array, A: Array) -> Array:
+def _mean_square(a: Array, times: Array, A: Array) -> Array:
     """E H^2 of a Dirichlet law (Wolpert and Wolf 1995): sums over i != j are products of sums less their diagonals."""
     shift, shifted = digamma(A + 2), polygamma(1, A + 2)
     one = digamma(a + 1) - shift
-    cross = (jnp.sum(a * one) ** 2 - jnp.sum((a * one) ** 2)) - shifted * (jnp.sum(a) ** 2 - jnp.sum(a**2))
+    cross = ((times @ (a * one)) ** 2 - times @ (a * one) ** 2) - shifted * ((times @ a) ** 2 - times @ a**2)
     two = digamma(a + 2) - shift
-    own = jnp.sum(a * (a + 1) * (two**2 + polygamma(1, a + 2) - shifted))
+    own = times @ (a * (a + 1) * (two**2 + polygamma(1, a + 2) - shifted))
     return (cross + own) / (A * (A + 1))
 
 

@@ -21,7 +21,7 @@ from selssm_jax.information.canonical import gaussian
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
 from selssm_jax.information.discrete import count, mutual_information
 from selssm_jax.information.estimate import Direction, Estimate
-from selssm_jax.information.inputs import Samples, pairs
+from selssm_jax.information.inputs import Samples, check_whole, pairs
 from selssm_jax.information.neighbours import ksg, mixed
 
 __all__ = ["Training", "club", "donsker_varadhan", "estimate", "gaussian", "hybrid", "infonce", "ksg", "mixed", "nwj", "sliced", "smile"]
@@ -110,8 +110,7 @@ def sliced(x: Samples, y: Samples, *, slices: int = 64, k: int = 5, seed: int = 
     Raises:
       ValueError: for fewer than 2 slices, and what `ksg` raises.
     """
-    if slices < 2:
-        raise ValueError(f"slices={slices}: expected at least 2, for the spread over directions is the error")
+    check_whole(2, slices=slices)  # the spread over directions is the error
     x, y = pairs(x, y, least=SMALLEST)
     rng = np.random.default_rng(seed)
     values = [ksg(_projected(rng, x), _projected(rng, y), k=k).nats for _ in range(slices)]

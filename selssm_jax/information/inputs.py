@@ -3,6 +3,8 @@
 Shapes and types are always checked; values where they are there to be looked at, outside of `jax.jit`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,37 @@ def check_finite(**arrays: Array) -> None:
     for name, value in arrays.items():
         if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
             raise ValueError(f"{name} holds {np.asarray(value)[~np.isfinite(value)][0]}, expected finite numbers: is anything unstable?")
+
+
+def check_real(**arrays: Array | np.ndarray | float) -> None:
+    """Numbers, and none of them complex: an imaginary part would be dropped, or carried into a result that has no meaning."""
+    for name, value in arrays.items():
+        dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            fix = "give complex numbers as pairs of reals" if jnp.issubdtype(dtype, jnp.complexfloating) else "convert it with .astype(float)"
+            raise ValueError(f"{name} has dtype {dtype}, expected real numbers: {fix}")
+
+
+def check_whole(least: int, **numbers: Any) -> None:
+    """Whole numbers from `least`: 2.5 steps, or nan of them, are a mistake that slicing and shapes would tell of in their own words."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}={value!r}, expected at least {least}, a whole number")
+
+
+def check_distribution(name: str, p: Array | np.ndarray) -> None:
+    """Probabilities over the last axis, or over all axes of a joint law given flat: finite, from 0, of sum 1 up to rounding."""
+    check_real(**{name: p})
+    if not p.size:
+        raise ValueError(f"{name} has shape {p.shape}, expected at least one probability")
+    if isinstance(p, jax.core.Tracer):
+        return
+    rounding = ROUNDINGS * float(jnp.finfo(jnp.promote_types(p.dtype, jnp.float32)).eps)
+    values = np.asarray(p, np.float64)
+    sums = values.sum(-1)
+    if not (np.isfinite(values) & (values >= 0)).all() or (np.abs(sums - 1) > rounding).any():
+        worst = sums.flat[np.argmax(np.where(np.isfinite(sums), np.abs(sums - 1), np.inf))]
+        raise ValueError(f"{name} has least entry {values.min():.6g} and sum {worst:.6g}, expected probabilities that sum to 1: use {name} / {name}.sum()")
 
 
 def check_covariance(name: str, matrix: Array, *, fix: str = "use F @ F.mT of a root F") -> None:

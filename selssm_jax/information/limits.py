@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from selssm_jax.information.estimate import Estimate
+from selssm_jax.information.inputs import check_whole
 
 CONFIDENCE = 0.9999  # that a verdict of "violated" or "consistent" does not come by chance, for each of its two numbers
 HALVINGS, NEWTON = 40, 3  # 2^-40 is near enough for Newton to double its digits from there
@@ -58,10 +59,9 @@ def fano_error(entropy: Number, information: Number | Estimate, cardinality: int
         if information.direction not in ("exact", "upper"):
             raise ValueError(f"information is a {information.direction!r} value ({information.method}): only an upper bound on it bounds errors from below")
         information = information.nats + (2 * information.stderr if information.direction == "upper" and not math.isnan(information.stderr) else 0.0)
-    if not 1 <= list_size < cardinality:
+    check_whole(1, cardinality=cardinality, list_size=list_size, length=length)
+    if list_size >= cardinality:
         raise ValueError(f"list_size={list_size} of cardinality={cardinality}: expected 1 <= list_size < cardinality")
-    if length < 1:
-        raise ValueError(f"length={length}, expected at least 1 symbol")
     entropy, information = (jnp.asarray(value, jnp.result_type(float)) for value in (entropy, information))
     _check_range(entropy, information, length * math.log(cardinality))
     return _fano_inverse((entropy - information) / length, cardinality, list_size)

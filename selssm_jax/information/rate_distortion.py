@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.information.inputs import check_covariance
+from selssm_jax.information.inputs import check_covariance, check_distribution, check_real, check_whole
 
 CENTRING = 0.03  # how far under the present mean product of a mass and its slack the next step of `blahut_arimoto` aims
 BOUNDARY = 0.99  # part of the way to the nearest boundary that one of its steps may go
@@ -185,8 +185,7 @@ def shannon_lower_bound(entropy: Broadcast, dimension: int, distortion: Broadcas
 
     Source: Shannon (1959); Linder and Zamir (1994) for tightness; theory, section 6.
     """
-    if dimension < 1:
-        raise ValueError(f"dimension={dimension}, expected the number of components of the source, from 1")
+    check_whole(1, dimension=dimension)
     entropy, distortion = jnp.broadcast_arrays(*(jnp.asarray(value, dtype=float) for value in (entropy, distortion)))
     _check("entropy", entropy, least=-np.inf, finite=True)
     _check("distortion", distortion)
@@ -218,6 +217,7 @@ def blahut_arimoto(p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, 
 
     Source: Blahut (1972); Arimoto (1972); Koenker and Mizera (2014) for the dual; theory, section 6.
     """
+    check_real(slope=slope)
     slopes = jnp.asarray(slope, dtype=float)
     if slopes.ndim:
         raise ValueError(f"slope has shape {slopes.shape}, expected one number: use curve for many")
@@ -228,7 +228,11 @@ def curve(
     p: Float[Array, "X"], d: Float[Array, "X Y"], slopes: Float[Array, "slopes"], *, tolerance: float = 1e-8, max_iterations: int = 100
 ) -> CertifiedPoint:
     """`blahut_arimoto` at many slopes at once: points of R(D), each with its certificate. Arguments, cost and errors as there."""
-    p, d, slopes = _discrete(p, d, jnp.asarray(slopes, dtype=float))
+    check_real(slopes=slopes)
+    slopes = jnp.asarray(slopes, dtype=float)
+    if slopes.ndim != 1 or not len(slopes):
+        raise ValueError(f"slopes have shape {slopes.shape}, expected (K,) with K >= 1")
+    p, d, slopes = _discrete(p, d, slopes)
     return jax.vmap(lambda slope: _certified(p, d, slope, tolerance, max_iterations))(slopes)
 
 
@@ -284,7 +288,8 @@ def neural(
 
 
 def _check(name: str, value: Array, *, least: float = 0.0, finite: bool = False) -> None:
-    """Numbers are in range, where they are there to be looked at."""
+    """Real numbers in range, where they are there to be looked at."""
+    check_real(**{name: value})
     if isinstance(value, jax.core.Tracer):
         return
     numbers = np.asarray(value, np.float64)
@@ -296,6 +301,7 @@ def _check(name: str, value: Array, *, least: float = 0.0, finite: bool = False)
 
 def _given(cov: Array, name: str, level: ArrayLike) -> tuple[Array, Array]:
     """The variances along the principal axes, and the levels in their type."""
+    check_real(cov=cov, **{name: level})
     cov = jnp.asarray(cov)
     cov = cov.astype(jnp.promote_types(cov.dtype, jnp.float32))
     _check_covariance(cov)
@@ -311,6 +317,12 @@ def _check_covariance(cov: Array) -> None:
         _check("cov", cov, finite=True)
     else:
         check_covariance("cov", cov)
+    if isinstance(cov, jax.core.Tracer):
+        return
+    powers = np.asarray(cov if cov.ndim == 1 else jnp.diagonal(cov))
+    limits = np.finfo(powers.dtype)
+    if powers.sum(dtype=np.float64) > limits.max or ((powers > 0) & (powers < limits.tiny)).any():
+        raise ValueError(f"cov holds variances up to {powers.max():.3g}, whose sum or smallest is out of the range of {powers.dtype}: give it in other units")
 
 
 @jax.jit
@@ -360,11 +372,9 @@ def _discrete(p: Array, d: Array, slopes: Array) -> tuple[Array, Array, Array]:
     if p.ndim != 1 or d.ndim != 2 or len(p) != len(d) or not d.size:
         raise ValueError(f"p has shape {p.shape} and d {d.shape}, expected (X,) and (X, Y)")
     dtype = jnp.promote_types(jnp.promote_types(p.dtype, d.dtype), jnp.float32)
-    _check("p", p, finite=True)
+    check_distribution("p", p)
     _check("d", d)
     _check("slope", slopes, finite=True)
-    if not isinstance(p, jax.core.Tracer) and abs(float(p.sum()) - 1) > 1e3 * float(jnp.finfo(p.dtype).eps):
-        raise ValueError(f"p sums to {float(p.sum()):.6g}, expected 1: use p / p.sum()")
     if not isinstance(d, jax.core.Tracer) and not bool(jnp.isfinite(d).any(1).all()):
         raise ValueError("d has a row of inf, expected a reproduction of finite distortion for every x")
     return p.astype(dtype), d.astype(dtype), slopes.astype(dtype)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.information.crossfit import Training, best_of_training, randomised_scores
+from selssm_jax.information.inputs import check_real
 
 SHARES = (0.6, 0.15)  # of the groups, to fit on and to stop on; the rest is held out
 STRENGTHS = 9  # of a decoder's answer, from none to full, one is chosen for every target on the stopping part
@@ -122,6 +123,7 @@ def _frequencies(labels: np.ndarray, classes: int) -> np.ndarray:
 
 def _split(states: Any, targets: Any, groups: Any, seed: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The states, and the indices to fit on, to stop on and to hold out, cut between groups."""
+    check_real(states=states, targets=targets)
     states, targets = np.asarray(states, np.float32), np.asarray(targets)
     groups = np.arange(len(states)) if groups is None else np.asarray(groups)
     if not len(states) == len(targets) == len(groups):

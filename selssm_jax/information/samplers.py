@@ -18,6 +18,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from selssm_jax.information import gaussian
+from selssm_jax.information.inputs import check_real, check_whole
 
 Matrix = Float[Array | np.ndarray, "d e"]
 
@@ -131,11 +132,12 @@ def discrete_channel(key: PRNGKeyArray, n: int, law: Float[Array | np.ndarray, "
     Raises:
       ValueError: for shapes that do not fit, and rows that are no distributions.
     """
+    check_real(law=law, channel=channel)
     law, channel = np.asarray(law, np.float64), np.asarray(channel, np.float64)
     if channel.ndim != 2 or law.shape != channel.shape[:1]:
         raise ValueError(f"channel has shape {channel.shape} and law {law.shape}, expected (a, b) and (a,): a row of channel for each symbol of law")
     for name, rows in (("law", law[None]), ("channel", channel)):
-        if (rows < 0).any() or (np.abs(rows.sum(1) - 1) > 1e-5).any():
+        if not (rows >= 0).all() or not (np.abs(rows.sum(1) - 1) <= 1e-5).all():
             worst = np.abs(rows.sum(1) - 1).argmax()
             raise ValueError(f"{name}: row {worst} sums to {rows[worst].sum()} with the least entry {rows.min()}, expected distributions; divide by the sums")
     joint = law[:, None] * channel
@@ -297,6 +299,7 @@ def rotation(key: PRNGKeyArray, d: int) -> Float[Array, "d d"]:
 
 def _joint(covariance: Matrix, dim_x: int, name: str) -> tuple[Array, float]:
     """A root of the covariance, and I(x; y) of the normal with it; checked."""
+    check_real(**{name: covariance})
     C = np.asarray(covariance, np.float64)
     if C.ndim != 2 or C.shape[0] != C.shape[1] or not 1 <= dim_x < len(C):
         raise ValueError(f"{name} has shape {C.shape} and dim_x={dim_x}, expected (d, d) and from 1 to d - 1: the first dim_x components are x")
@@ -327,8 +330,7 @@ def _digamma(z: float) -> float:
 
 
 def _count(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"n={n} samples, expected from 1")
+    check_whole(1, n=n)
     return n
 
 

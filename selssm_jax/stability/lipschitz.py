@@ -34,12 +34,19 @@ def spectral_norm_bound(W: np.ndarray) -> float:
 
     By Gram iteration (Delattre et al. 2023): |W|_2^(2 * 2^k) = |G^(2^k)|_2 <= |G^(2^k)|_F with G = W'W, squared k times and
     rescaled each time. Power iteration alone would be a lower bound.
+
+    Raises:
+      ValueError: for a W that is no matrix of finite numbers.
     """
-    G = np.asarray(W, np.float64)
-    if not G.any():
+    W = _read(W)
+    if W.ndim != 2:
+        raise ValueError(f"W has shape {W.shape}, expected a matrix (m, n)")
+    if not W.any():
         return 0.0
-    size = np.linalg.norm(G)
-    G, logarithm = (G / size).T @ (G / size), 2 * np.log(size)
+    largest = np.abs(W).max()
+    W = W / largest  # for the squares of its own entries may be out of range
+    size = np.linalg.norm(W)
+    G, logarithm = (W / size).conj().T @ (W / size), 2 * (np.log(largest) + np.log(size))
     for _ in range(SQUARINGS):
         size = np.linalg.norm(G)
         G, logarithm = (G / size) @ (G / size), 2 * (logarithm + np.log(size))
@@ -51,15 +58,22 @@ def operator_norm(W: np.ndarray, *, norm: str = "max", weights: np.ndarray | Non
     """Returns a certified upper bound of the operator norm of W, (n,) for a diagonal matrix or (n, n).
 
     "max": max_i sum_j |w_ij| v_j / v_i, exact, with `weights` v, ones if None. "euclidean": see `spectral_norm_bound`; exact for a
-    diagonal matrix. Raises ValueError for another norm, or weights with the Euclidean one.
+    diagonal matrix.
+
+    Raises:
+      ValueError: for another norm, weights with the Euclidean one or not positive, and a W that is not of this shape, or not finite.
     """
     _check_norm(norm, weights)
-    W = np.asarray(W)
+    W = _read(W)
+    if W.ndim not in (1, 2) or W.shape[0] != W.shape[-1]:
+        raise ValueError(f"W has shape {W.shape}, expected (n,) for a diagonal matrix, or (n, n)")
     if W.ndim == 1:
         return float(np.abs(W).max(initial=0.0))
     if norm == "euclidean":
         return spectral_norm_bound(W)
-    v = np.ones(len(W)) if weights is None else weights
+    v = np.ones(len(W)) if weights is None else _read(weights, name="weights")
+    if v.shape != (len(W),) or np.iscomplexobj(v) or not (v > 0).all():
+        raise ValueError(f"weights={v}, expected {len(W)} positive numbers, one a component")
     return float(((np.abs(W) @ v) / v).max(initial=0.0))
 
 
@@ -82,9 +96,11 @@ def gate_lipschitz(
       seed: of the starts of the maximisation.
 
     Raises:
-      ValueError: for an unknown kind or norm, or a range that is empty.
+      ValueError: for an unknown kind or norm, a range that is empty, or a W that is not real and finite.
     """
-    W = np.asarray(W, np.float64)
+    W = _read(W)
+    if np.iscomplexobj(W):
+        raise ValueError(f"W has dtype {W.dtype}, expected real numbers: a gate reads the real coordinates of a state")
     low, high = (np.broadcast_to(np.asarray(end, np.float64), (len(W),)) for end in logits)
     if (low > high).any():
         raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
@@ -135,6 +151,14 @@ def _climb(slope: Callable[[jax.Array], jax.Array], steps: int, h: jax.Array) ->
         return (optax.apply_updates(h, updates), state, jnp.maximum(best, value)), None
 
     return jax.lax.scan(step, (h, optimizer.init(h), jnp.zeros(())), None, length=steps)[0][2]
+
+
+def _read(W: np.ndarray, *, name: str = "W") -> np.ndarray:
+    """W in float64 or complex128, of finite numbers: a norm of others is nan, or hides it."""
+    W = np.asarray(W)
+    if W.dtype.kind not in "biufc" or not np.isfinite(W).all():
+        raise ValueError(f"{name} has dtype {W.dtype}, and {'is not finite' if W.dtype.kind in 'fc' else 'is no number'}: expected finite numbers")
+    return W.astype(np.complex128 if W.dtype.kind == "c" else np.float64)
 
 
 def _check_norm(norm: str, weights: np.ndarray | None) -> None:

@@ -486,7 +486,7 @@ MISTAKES = {
     ),
     "nan point": ("memory_efficiency", dict(past_information=1.0, future_information=np.nan, cov_past=ONE, cov_cross=ONE / 2, cov_future=ONE), "holds nan"),
     "few lags": ("time_series_covariances", dict(autocovariance=SERIES, past=2, future=2), r"expected \(L, m, m\) with L >= past \+ future = 4 lags"),
-    "no steps": ("time_series_covariances", dict(autocovariance=SERIES, past=0, future=2), "past=0 and future=2, expected at least 1 step of each"),
+    "no steps": ("time_series_covariances", dict(autocovariance=SERIES, past=0, future=2), "past=0, expected at least 1"),
     "unstable": ("autoregressive_autocovariance", dict(coefficients=TWO[None], innovation_cov=TWO, lags=2), "coefficients have spectral radius 1, expected"),
     "one step": ("autoregressive_autocovariance", dict(coefficients=TWO, innovation_cov=TWO, lags=2), r"expected \(p, m, m\) with p >= 1 and \(m, m\)"),
     "no lag": ("autoregressive_autocovariance", dict(coefficients=TWO[None] / 2, innovation_cov=TWO, lags=0), "lags=0, expected at least 1"),

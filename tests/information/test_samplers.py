@@ -184,7 +184,7 @@ def test_keys_decide():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: samplers.multinormal(KEY, 0, np.eye(2), 1), "n=0 samples, expected from 1"),
+        (lambda: samplers.multinormal(KEY, 0, np.eye(2), 1), "n=0, expected at least 1"),
         (lambda: inspect.unwrap(samplers.multinormal)(KEY, 5, np.ones((2, 3)), 1), r"covariance has shape \(2, 3\) and dim_x=1"),
         (lambda: samplers.multinormal(KEY, 5, np.eye(2), 2), r"shape \(2, 2\) and dim_x=2, expected \(d, d\) and from 1 to d - 1"),
         (lambda: samplers.multinormal(KEY, 5, np.array([[1.0, 0.2], [0.0, 1.0]]), 1), "covariance is not finite and symmetric: use"),
