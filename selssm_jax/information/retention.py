@@ -108,12 +108,15 @@ def horizon(lags: Sequence[int], nats: np.ndarray, stderr: np.ndarray, *, least:
 
 def _probe(pointwise: np.ndarray, entropy: np.ndarray, error: np.ndarray, held_out: np.ndarray, groups: Any) -> Probe:
     groups = held_out if groups is None else np.asarray(groups)[held_out]
+    return Probe(pointwise.mean(axis=0), error_of_mean(pointwise, groups), entropy, error, pointwise, held_out)
+
+
+def error_of_mean(values: Float[np.ndarray, "M K"], groups: Int[np.ndarray, "M"]) -> Float[np.ndarray, "K"]:
+    """Standard errors of the means of M samples, of which those of one group may say the same: sqrt(sum over groups of (sum of v - mean)^2) / M."""
     _, member, size = np.unique(groups, return_inverse=True, return_counts=True)
-    centred = pointwise - pointwise.mean(axis=0, keepdims=True)
-    sums = np.zeros((len(size), pointwise.shape[1]))
-    np.add.at(sums, member, centred)
-    stderr = np.sqrt((sums**2).sum(axis=0)) / len(pointwise)  # samples of one group may say the same
-    return Probe(pointwise.mean(axis=0), stderr, entropy, error, pointwise, held_out)
+    sums = np.zeros((len(size), values.shape[1]))
+    np.add.at(sums, member, values - values.mean(axis=0, keepdims=True))
+    return np.sqrt((sums**2).sum(axis=0)) / len(values)
 
 
 def _frequencies(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from reporting.conftest import built
+from reporting.conftest import WORDS, built
 from runs import command
-from selssm_jax.config import Data, Measure
+from selssm_jax.config import FEWEST, Data, Measure
+from selssm_jax.information import retention
 from selssm_jax.reporting import report
-from selssm_jax.reporting.memory import lags, section
+from selssm_jax.reporting.memory import components, lags, past, section
+from selssm_jax.reporting.memory import measure as measuring
 from selssm_jax.reporting.memory.measure import measure
-from selssm_jax.reporting.memory.recording import Recording, record
+from selssm_jax.reporting.memory.recording import Block, Recording, record, rows_read
 from selssm_jax.reporting.run import open_run
 from selssm_jax.training.checkpoint import Workdir
 
@@ -57,7 +59,7 @@ def test_on_the_channel_decoders_stay_under_what_the_state_holds(channel):
     assert 0.1 < max(kept["lower"]) < exact
     assert block["verdict"]["status"] in ("inconclusive", "consistent") and block["verdict"]["slack"] > 0
     assert block["by_gate"] is None  # gates that do not move
-    assert np.asarray(block["by_component"]["bits"]).shape == (3, len(kept["lags"]))
+    assert np.asarray(block["by_component"]["bits"]).shape == (3, len(block["by_component"]["lags"]))
 
 
 def test_on_the_channel_the_point_lies_under_the_bottleneck_curve(channel):
@@ -107,13 +109,17 @@ def test_models_without_noise_are_decoded_too(source, files, tmp_path):
         files = files | {"npz": dataclasses.replace(files["npz"], file=str(tmp_path / "many.npz"))}
     found = measure(as_run(tmp_path, dataclasses.replace(files[source], eval_batch_size=20), QUICK), "train")
     for block in found["blocks"].values():
-        assert block["information"] == [] and block["verdict"] is None and block["retention"]["fano"] is None
+        assert source == "text" or (block["information"] == [] and block["verdict"] is None and block["retention"]["fano"] is None)
         assert np.isfinite(block["retention"]["lower"]).all()
         assert (block["future"] is None) == (source != "csv")
     words = str(section.memory({"memory": found, "split": "train"}, tmp_path))
     assert found["overlapping"] == (source == "csv") == ("windows of one series" in words)
-    assert "infinitely much of a continuous input" in words and "no compression was applied" in words
+    assert ("infinitely much of a continuous input" in words and "no compression was applied" in words) == (source != "text")
     json.dumps(found)
+    if source == "text":  # tokens are finitely many: 16 of an alphabet of V hold 16 log2 V bits, noise or not
+        most = 16 * np.log2(len(set(WORDS)))
+        assert [block["information"][-1] for block in found["blocks"].values()] == 2 * [{"moment": 15, "capacity": pytest.approx(most)}]
+        assert f"hold at most {most:.2f} bits" in words and "no contradiction" in words
 
 
 def test_gates_that_read_the_state_are_bounded_from_above(files, tmp_path):
@@ -131,7 +137,7 @@ def test_a_gate_that_never_opens_is_said(files, tmp_path):
     shut["block_0"]["mixer"]["G"]["bias"] = bias.at[0].set(-100.0)
     found = measure(dataclasses.replace(run, params=shut), "train")
     assert all("never open" in one["skipped"] for one in found["blocks"]["block_0"]["information"])
-    assert found["blocks"]["block_0"]["verdict"] is None
+    assert "capacity" in found["blocks"]["block_0"]["information"][0] and "no contradiction" in found["blocks"]["block_0"]["verdict"]["reason"]
     assert "Information about all of the past" in str(section.memory({"memory": found, "split": "test"}, tmp_path))  # of block 1
 
 
@@ -168,6 +174,77 @@ def test_too_few_sequences_are_refused_before_work_starts(untrained, capsys):
     assert command("eval.py", f"--workdir={run}", "--measure") == 2
     assert re.search(r"--measure needs at least 100 sequences, and the test split has \d+: use another --split", capsys.readouterr().err)
     assert not (run / "report").exists()
+
+
+def of_past(frames, known, moments):
+    """A recording of states that hold the last `known` inputs exactly, one component each."""
+    states = np.stack([[row[[moment - lag if moment >= lag else 0 for lag in range(known)]] for moment in moments] for row in frames.astype(np.float32)])
+    block = Block(states, None, None)
+    return Recording(frames, np.asarray(moments), np.ones((len(frames), len(moments)), bool), None, {"block_0": block}, None, None), block
+
+
+PROBED = Measure(samples=400, positions=2, longest_lag=3, decoder_steps=150, decoder_width=16)
+
+
+def test_the_horizon_is_looked_for_beyond_the_longest_lag_of_the_first_round():
+    frames = np.random.default_rng(0).integers(0, 2, (400, 24))
+    found = lags.retained(*of_past(frames, 11, [16, 23]), PROBED)  # the inputs of 0 to 10 steps ago
+    tried = found["retention"]["lags"]
+    assert tried[:4] == [0, 1, 2, 3] and tried == sorted(set(tried))
+    assert found["horizon"] == max(lag for lag in tried if lag < 11) > 3
+    assert lags.horizon_in_words(found["retention"]) == f"{found['horizon']} (not {min(lag for lag in tried if lag > 10)})"
+
+
+def test_a_horizon_at_the_beginning_of_the_sequences_is_at_least_so_long():
+    frames = np.random.default_rng(0).normal(size=(400, 10, 1)).astype(np.float32)
+    states = frames[:, ::-1, 0][:, None]  # all inputs, after the last
+    block = Block(states, None, None)
+    found = lags.retained(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
+    assert found["horizon"] == 9 and lags.horizon_in_words(found["retention"]) == "at least 9"
+
+
+def test_the_guard_counts_the_sequences_that_are_read(untrained, capsys):
+    """A text cut into as many streams as the guard needs is not what is read: 316 tokens in 4 streams are 5 windows of 16 each, the last too short."""
+    workdir = untrained("text")
+    run = open_run(workdir)
+    assert measuring.sequences(run, "test") == len(measuring.recording(run, "test").frames) < FEWEST
+    assert command("eval.py", f"--workdir={workdir}", "--measure") == 2
+    assert re.search(rf"the test split has {measuring.sequences(run, 'test')}: use another", capsys.readouterr().err)
+
+
+def test_signals_that_end_before_the_first_moment_are_not_counted(files):
+    _, dataset, model, _ = built(files["npz"])
+    batch = next(iter(dataset.evaluate("test", 3)))
+    batch = batch | {"valid": np.arange(batch["valid"].shape[1])[None] < np.array([[40], [5], [6]])}
+    assert rows_read(model, batch, [5, 9])[0].tolist() == [0, 2]
+
+
+def test_the_exact_value_is_the_ceiling_even_where_an_estimated_bound_stands_below_it():
+    moment = {"moment": 3, "exact": 4.9, "upper": 4.95, "stderr": 0.04, "gaussian_upper": 4.8, "gaussian_upper_stderr": 0.2}
+    assert past.ceiling([moment]).nats * past.BITS == pytest.approx(4.9) and past.ceiling([moment]).stderr == 0
+    closest = past.ceiling([moment | {"exact": None}])  # 4.95 + 2 x 0.04 < 4.8 + 2 x 0.2
+    assert closest.nats * past.BITS == pytest.approx(4.95)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_a_map_of_components_that_is_bias_alone_is_withheld(tokens):
+    rng = np.random.default_rng(1)
+    states, groups = rng.normal(size=(240, 5)), np.repeat(np.arange(120), 2)
+    asked = rng.integers(0, 60, (240, 3)) if tokens else rng.normal(size=(240, 3))
+    apart = components.by_lag(states, asked, groups, [0, 1, 2], tokens=tokens)
+    assert apart["bits"] is None and "120 independent parts" in apart["withheld"]
+    asked[:, 1] = np.argsort(np.argsort(states[:, 3])) // 4 if tokens else states[:, 3]
+    together = components.by_lag(states, asked, groups, [0, 1, 2], tokens=tokens)
+    bits = np.asarray(together["bits"])
+    assert together["withheld"] is None and np.unravel_index(bits.argmax(), bits.shape) == (3, 1)
+    assert abs(np.delete(bits, 3, axis=0)).max() < bits[3, 1] / 2
+
+
+def test_errors_by_gate_count_sequences_and_not_steps():
+    """Ten copies of each sequence tell no more than one."""
+    values, groups = np.random.default_rng(0).normal(size=(50, 1)), np.arange(50)
+    once = retention.error_of_mean(values, groups)
+    np.testing.assert_allclose(retention.error_of_mean(np.repeat(values, 10, axis=0), np.repeat(groups, 10)), once)
 
 
 def test_without_the_flag_nothing_is_measured(untrained):

@@ -50,14 +50,14 @@ def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
 
 
 @style()
-def components(blocks: Mapping[str, Results]) -> Figure:
+def components(maps: Mapping[str, Results]) -> Figure:
     """Components by lags, one image a block, components sorted by the lag of which they know most."""
-    columns = min(len(blocks), 4)
-    figure, axes = panels(-(-len(blocks) // columns), columns, height=0.6 + 2.4 * -(-len(blocks) // columns))
-    tables = {name: np.maximum(np.asarray(block["by_component"]["bits"]), 0) for name, block in blocks.items()}
+    columns = min(len(maps), 4)
+    figure, axes = panels(-(-len(maps) // columns), columns, height=0.6 + 2.4 * -(-len(maps) // columns))
+    tables = {name: np.maximum(np.asarray(one["bits"]), 0) for name, one in maps.items()}
     highest = max(max(table.max() for table in tables.values()), 1e-3)
     for ax, (name, table) in zip(axes, tables.items(), strict=False):
-        lags = blocks[name]["retention"]["lags"]
+        lags = maps[name]["lags"]
         order = np.lexsort((table.max(axis=1), table.argmax(axis=1)))
         image = ax.imshow(table[order], aspect="auto", origin="lower", vmin=0, vmax=highest, interpolation="nearest")
         ax.set_xticks(range(0, len(lags), 3), [str(lag) for lag in lags[::3]])

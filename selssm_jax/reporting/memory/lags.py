@@ -1,38 +1,90 @@
-"""What a state says of single inputs: by lag, by component, and by how open the gates were when they were read (theory, section 4.4)."""
+"""What a state says of single inputs: by lag, and by how open the gates were when they were read (theory, section 4.4)."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from selssm_jax.config import Measure
-from selssm_jax.information import discrete, retention
+from selssm_jax.config import FEWEST, Measure
+from selssm_jax.information import retention
 from selssm_jax.information.estimators import Training
+from selssm_jax.reporting.memory import components
 from selssm_jax.reporting.memory.recording import Block, Recording
 
 Results = dict[str, Any]
 BITS = 1 / math.log(2)
 LARGEST_VOCABULARY = 256  # tokens that are told apart by a decoder: the most frequent ones, and "other"
 CHANNELS = 4  # of values that are decoded
-BINS = 8  # of a component's values, and of an input's, in the table of components
 LAGS = 16  # that are decoded, at most
 STRETCHES = 40  # of a series whose windows overlap
 
 
+class Samples(NamedTuple):
+    """Moments of sequences: their rows and indices of `Recording.moments`, the inputs that decoders are asked for, (N, K, C), and what is held out whole."""
+
+    rows: np.ndarray
+    index: np.ndarray
+    asked: np.ndarray
+    groups: np.ndarray
+
+
 def retained(seen: Recording, block: Block, settings: Measure) -> Results:
-    """What decoders read of x_{t-k} from h_t, by lag; by component; and by how open the gate was when it was read."""
+    """What decoders read of x_{t-k} from h_t, by lag; by component; and by how open the gate was when it was read.
+
+    Lags go to `settings.longest_lag` first, and on from there, to twice as far each time, while the state tells of the longest: until it does not, or to
+    the beginning of the sequences, and then the horizon is as long at least.
+    """
     lags = _lags(seen, settings)
-    rows, index = np.nonzero(seen.live)
-    states, times = block.states[rows, index], seen.moments[index]
-    asked = np.stack([_inputs(seen.frames)[rows, times - lag] for lag in lags], axis=1)  # (N, K, C)
-    tokens = seen.frames.ndim == 2
-    probe = _decoded(states, asked, _groups(seen, rows, times), settings, tokens=tokens)
-    kept = _by_lag(probe, lags, asked, tokens=tokens)
-    found: Results = {"retention": kept, "by_component": _by_component(states, asked[..., 0], tokens=tokens)}
-    found["horizon"] = retention.horizon(lags, np.asarray(kept["lower"]) / BITS, np.asarray(kept["stderr"]) / BITS)
-    found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, rows, times, lags)
+    samples = _samples(seen, lags)
+    probe = _decoded(seen, block, samples, settings)
+    kept = _by_lag(probe, lags, samples.asked, tokens=_is_tokens(seen))
+    while horizon(kept) == kept["lags"][-1] and (further := _further(seen, kept["lags"][-1])):
+        late = _samples(seen, further)
+        kept = _joined(kept, _by_lag(_decoded(seen, block, late, settings), further, late.asked, tokens=_is_tokens(seen)))
+    found: Results = {"retention": kept, "horizon": horizon(kept)}
+    states, asked = block.states[samples.rows, samples.index], samples.asked[..., 0]
+    found["by_component"] = components.by_lag(states, asked, samples.groups, lags, tokens=_is_tokens(seen), seed=settings.seed)
+    found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, samples, seen.moments, lags)
     return found
+
+
+def horizon(kept: Results) -> int | None:
+    """The largest lag of which the state is known to tell, of `retained`'s "retention"; None where it tells of none."""
+    return retention.horizon(kept["lags"], np.asarray(kept["lower"]) / BITS, np.asarray(kept["stderr"]) / BITS)
+
+
+def horizon_in_words(kept: Results) -> str:
+    """The horizon as text: between two lags that were tried, or "at least" where the longest that the sequences have is still known."""
+    found = horizon(kept)
+    if found is None:
+        return "none"
+    missing = next((lag for lag in kept["lags"] if lag > found), None)
+    return f"at least {found:,}" if missing is None else f"{found:,} (not {missing:,})"
+
+
+def _samples(seen: Recording, lags: list[int]) -> Samples:
+    """All moments that lie as far from the beginning as the longest lag asks."""
+    rows, index = np.nonzero(seen.live & (seen.moments >= lags[-1]))
+    times = seen.moments[index]
+    asked = np.stack([_inputs(seen.frames)[rows, times - lag] for lag in lags], axis=1)
+    return Samples(rows, index, asked, _groups(seen, rows, times))
+
+
+def _further(seen: Recording, lag: int) -> list[int]:
+    """Lags beyond `lag`, to twice as far or to the beginning of the sequences; none where they do not reach further."""
+    end = int(max(seen.moments[seen.live.sum(axis=0) >= FEWEST], default=0))
+    longest = end if end <= 3 * lag else 2 * max(lag, 1)
+    return sorted({(lag + longest + 1) // 2, longest} - {lag}) if longest > lag else []
+
+
+def _joined(kept: Results, more: Results) -> Results:
+    """Both, lag by lag; what is about all lags is of the first."""
+    return {name: value + more[name] if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def _is_tokens(seen: Recording) -> bool:
+    return seen.frames.ndim == 2
 
 
 def _groups(seen: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -43,9 +95,10 @@ def _groups(seen: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
     return ((place - place.min()) * STRETCHES // (np.ptp(place) + 1)).astype(int)
 
 
-def _decoded(states: np.ndarray, asked: np.ndarray, groups: np.ndarray, settings: Measure, *, tokens: bool) -> retention.Probe:
-    training = decoder_training(settings)
-    if tokens:
+def _decoded(seen: Recording, block: Block, samples: Samples, settings: Measure) -> retention.Probe:
+    states, training = block.states[samples.rows, samples.index], decoder_training(settings)
+    asked, groups = samples.asked, samples.groups
+    if _is_tokens(seen):
         return retention.tokens(states, asked[..., 0], classes=int(asked.max()) + 1, groups=groups, training=training)
     return retention.values(states, asked.reshape(len(asked), -1), groups=groups, training=training)
 
@@ -89,38 +142,23 @@ def decoder_training(settings: Measure) -> Training:
     return dataclasses.replace(retention.PROBE, steps=settings.decoder_steps, width=settings.decoder_width, seed=settings.seed)
 
 
-def _by_component(states: np.ndarray, asked: np.ndarray, *, tokens: bool) -> Results:
-    """An estimate of I(h_{t,i}; x_{t-k}), (n, K): counts over bins of equal shares, less their bias to first order (Miller and Madow)."""
-    levels = [_binned(component) for component in states.T]
-    labels = [column.astype(int) if tokens else _binned(column) for column in asked.T]
-    bits = [[_counted(level, label) for label in labels] for level in levels]
-    return {"direction": "estimate", "bits": bits}
-
-
-def _binned(values: np.ndarray) -> np.ndarray:
-    edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
-    return np.searchsorted(edges, values, side="right")
-
-
-def _counted(level: np.ndarray, label: np.ndarray) -> float:
-    return discrete.mutual_information(discrete.count(level, label), correction="miller-madow").bits
-
-
-def _by_gate(probe: retention.Probe, gate: np.ndarray, rows: np.ndarray, times: np.ndarray, lags: list[int]) -> Results | None:
+def _by_gate(probe: retention.Probe, gate: np.ndarray, samples: Samples, moments: np.ndarray, lags: list[int]) -> Results | None:
     """What is known of past inputs, by how open the gates were when they were read: means over tenths of the steps."""
     past = [k for k, lag in enumerate(lags) if lag > 0]
     if not past:
         return None
     held_out = probe.held_out
-    opened = np.stack([gate[rows[held_out], times[held_out] - lags[k]] for k in past], axis=1).ravel()
+    rows, times = samples.rows[held_out], moments[samples.index[held_out]]
+    opened = np.stack([gate[rows, times - lags[k]] for k in past], axis=1).ravel()
     if np.ptp(opened) < 1e-6:
         return None
     known = probe.pointwise.reshape(len(held_out), len(lags), -1).mean(axis=2)[:, past].ravel() * BITS
     tenth = np.argsort(np.argsort(opened, kind="stable"), kind="stable") * 10 // len(opened)
-    parts = [known[tenth == part] for part in range(10)]
+    groups = np.repeat(samples.groups[held_out], len(past))
+    parts = [(known[tenth == part], groups[tenth == part]) for part in range(10)]
     return {
         "direction": "lower",
         "gate": [float(opened[tenth == part].mean()) for part in range(10)],
-        "bits": [float(part.mean()) for part in parts],
-        "stderr": [float(part.std() / len(part) ** 0.5) for part in parts],
+        "bits": [float(values.mean()) for values, _ in parts],
+        "stderr": [float(retention.error_of_mean(values[:, None], group)[0]) for values, group in parts],
     }

@@ -4,7 +4,7 @@ All numbers of the results are in bits, and each goes with its direction: exact,
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from selssm_jax.information.estimators import Training
 from selssm_jax.model import Reader
 from selssm_jax.reporting.memory import future, past
 from selssm_jax.reporting.memory.lags import retained
-from selssm_jax.reporting.memory.recording import Recording, record, scored_rows
+from selssm_jax.reporting.memory.recording import Recording, record, rows_read
 from selssm_jax.reporting.run import Run
 
 Results = dict[str, Any]
@@ -33,17 +33,33 @@ def measure(run: Run, split: str) -> Results:
     return found | {"blocks": blocks, "answers": answers}
 
 
-def recording(run: Run, split: str) -> Recording:
+class Plan(NamedTuple):
+    """What is read of a split: batches of so many rows, the moments of a sequence, the steps with answers, and each so-manieth window of a series."""
+
+    batch_size: int
+    moments: list[int]
+    scored: list[int]
+    every: int
+
+
+def plan(run: Run, split: str) -> Plan:
     """Returns what `run.experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the whole split."""
     settings, data = run.experiment.measure, run.experiment.data
-    first = next(iter(run.dataset.evaluate(split, 2)))
+    size = data.eval_batch_size or data.batch_size
+    first = next(iter(run.dataset.evaluate(split, size)))
     scored = _scored_steps(run, first)
-    moments = _moments(run.model, first, settings, scored)
     windows = int(run.dataset.info.get(f"{split}_windows", 0))
     rows = run.model.config.task.channels if run.model.config.channels_apart else 1
     every = max(windows * rows // settings.samples, 1) if windows else 0
-    batches = run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)
-    return record(run.model, run.params, batches, samples=settings.samples, moments=moments, scored=scored, every=every, seed=settings.seed)
+    return Plan(size, _moments(run.model, first, settings, scored), scored, every)
+
+
+def recording(run: Run, split: str) -> Recording:
+    """Returns the states and inputs of the sequences that `plan` names."""
+    settings, read = run.experiment.measure, plan(run, split)
+    batches = run.dataset.evaluate(split, read.batch_size)
+    how: dict[str, Any] = {"samples": settings.samples, "moments": read.moments, "scored": read.scored, "every": read.every, "seed": settings.seed}
+    return record(run.model, run.params, batches, **how)
 
 
 def check_sequences(run: Run, split: str) -> None:
@@ -54,10 +70,11 @@ def check_sequences(run: Run, split: str) -> None:
 
 
 def sequences(run: Run, split: str) -> int:
-    """Returns how many sequences a split has, counted up to as many as a measurement needs."""
-    count = 0
-    for batch in run.dataset.evaluate(split, FEWEST):
-        count += int(scored_rows(batch, len(batch["weights"])).sum())
+    """Returns how many sequences `recording` would read, counted up to as many as a measurement needs."""
+    read, count, first = plan(run, split), 0, 0
+    for batch in run.dataset.evaluate(split, read.batch_size):
+        count += len(rows_read(run.model, batch, read.moments, first=first, every=read.every)[0])
+        first += len(batch["weights"])
         if count >= FEWEST:
             break
     return count
@@ -86,7 +103,7 @@ def _block(run: Run, seen: Recording, name: str, covariances: future.Covariances
     found = {"components": block.states.shape[-1], "information": information} | retained(seen, block, settings)
     ceiling = past.ceiling(information)
     found["retention"]["fano"] = None if ceiling is None else _fano(ceiling, found["retention"])
-    found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"])
+    found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"], information if name == "block_0" else [])
     training = Training(seed=settings.seed, shuffle=seen.starts is None)
     found["future"] = None if covariances is None else future.efficiency(block, information, covariances, training)
     return found
@@ -100,9 +117,16 @@ def _fano(ceiling: Estimate, kept: Results) -> list[float] | None:
     return [float(limits.fano_error(entropy, min(past.limit(ceiling), entropy), kept["symbols"])) for entropy in nats]
 
 
-def _verdict(ceiling: Estimate, kept: Results) -> Results:
-    """Data processing from the state to what a decoder makes of it, at the lag of which it says most."""
+def _verdict(ceiling: Estimate, kept: Results, information: list[Results]) -> Results:
+    """Data processing from the state to what a decoder makes of it, at the lag of which it says most.
+
+    A decoder of V symbols says at most log V. Lower bounds on what the state knows, of `information`, show that it knows more than any decoder can say.
+    """
     most = int(np.argmax(kept["lower"]))
-    downstream = Estimate(kept["lower"][most] / BITS, kept["stderr"][most] / BITS, "lower", f"decoder of lag {kept['lags'][most]}")
-    verdict = limits.data_processing(ceiling, downstream)
+    downstream = [Estimate(kept["lower"][most] / BITS, kept["stderr"][most] / BITS, "lower", f"decoder of lag {kept['lags'][most]}")]
+    if kept["symbols"]:
+        downstream.append(Estimate(math.log(kept["symbols"]), 0.0, "upper", "as many symbols"))
+    lower = [Estimate(one["lower"] / BITS, one["stderr"] / BITS, "lower", "the bracket") for one in information if "lower" in one]
+    least = [min(lower, key=lambda one: one.nats)] if lower and len(lower) == len(information) else []
+    verdict = limits.data_processing([ceiling, *least], downstream)
     return {"status": verdict.status, "slack": verdict.slack * BITS, "reason": verdict.reason}

@@ -19,15 +19,21 @@ BITS = 1 / math.log(2)
 
 
 def known(run: Run, seen: Recording, name: str) -> list[Results]:
-    """I(h_t; inputs) at every moment, for states with noise: bracketed, and exact where the model up to there is linear and its input Gaussian."""
+    """I(h_t; inputs) at every moment.
+
+    For states with noise it is bracketed, and exact where the model up to there is linear and its input Gaussian. Of tokens, noise or not, a state knows at
+    most all that were read, "capacity": t log2 V bits for t tokens of a vocabulary of V. Nothing at all is known where there is neither.
+    """
     law = seen.blocks[name].law
+    capacity: list[Results] = [
+        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if seen.frames.ndim == 2 else {} for moment in seen.moments
+    ]
     if law is None:
-        return []
+        return [{"moment": int(moment)} | most for moment, most in zip(seen.moments, capacity, strict=True) if most]
     exact = _exact(run, seen.moments) if name == "block_0" else None
     given = "the inputs of the block" if run.model.config.gate_state == "none" else "the state before it and the input"
-    return [
-        _at_moment(seen, name, index) | {"exact": None if exact is None else float(exact[index]) * BITS, "given": given} for index in range(len(seen.moments))
-    ]
+    about: list[Results] = [{"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most for index, most in enumerate(capacity)]
+    return [_at_moment(seen, name, index) | about[index] for index in range(len(seen.moments))]
 
 
 def _at_moment(seen: Recording, name: str, index: int) -> Results:
@@ -75,17 +81,23 @@ def _linear_response(model: Reader, params: PyTree, steps: int) -> tuple[jax.Arr
 
 def ceiling(moments: list[Results]) -> Estimate | None:
     """The least upper bound on what the state knows, at the moment where that is largest."""
-    bounds: list[tuple[float, float]] = []
-    for one in moments:
-        pairs = [(one.get("exact"), 0.0), (one.get("upper"), one.get("stderr", 0.0)), (one.get("gaussian_upper"), one.get("gaussian_upper_stderr", 0.0))]
-        finite = [(bound, stderr) for bound, stderr in pairs if bound is not None and math.isfinite(bound)]
-        if not finite:
-            return None
-        bounds.append(min(finite))
-    if not bounds:
+    bounds = [_least_upper(one) for one in moments]
+    if not bounds or None in bounds:
         return None
-    bits, stderr = max(bounds)
-    return Estimate(bits / BITS, stderr / BITS, "upper", "least upper bound of the report")
+    return max((bound for bound in bounds if bound is not None), key=limit)
+
+
+def _least_upper(one: Results) -> Estimate | None:
+    """The upper bound of a moment that says most, its error counted: an exact value needs none, and an estimate may stand below it by chance."""
+    if one.get("exact") is not None:
+        return Estimate(one["exact"] / BITS, 0.0, "upper", "the exact value")
+    pairs = [
+        (one.get("upper"), one.get("stderr", 0.0), "the bracket"),
+        (one.get("gaussian_upper"), one.get("gaussian_upper_stderr", 0.0), "the covariance of the states"),
+        (one.get("capacity"), 0.0, "the tokens read"),
+    ]
+    finite = [Estimate(bits / BITS, stderr / BITS, "upper", method) for bits, stderr, method in pairs if bits is not None and math.isfinite(bits)]
+    return min(finite, key=limit, default=None)
 
 
 def limit(bound: Estimate) -> float:

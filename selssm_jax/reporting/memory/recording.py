@@ -92,11 +92,11 @@ def record(
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), number)
         part = jax.device_get(read(params, batch, key))
-        rows = first + np.repeat(np.arange(len(batch["weights"])), len(part.live) // len(batch["weights"]))
-        kept = np.flatnonzero(scored_rows(batch, len(rows)) & (rows % max(every, 1) == 0))[: samples - count]
-        parts.append(jax.tree.map(operator.itemgetter(kept), part))
-        starts.append(rows[kept] / model.config.stride)
-        count, first = count + len(kept), first + len(batch["weights"])
+        selected, windows = rows_read(model, batch, moments, first=first, every=every)
+        selected, windows = selected[: samples - count], windows[: samples - count]
+        parts.append(jax.tree.map(operator.itemgetter(selected), part))
+        starts.append(windows / model.config.stride)
+        count, first = count + len(selected), first + len(batch["weights"])
         if count >= samples:
             break
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -123,7 +123,7 @@ def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: 
     carried = {} if all("state" in mixer for mixer in mixers.values()) else _carried(model, params, batch, moments, list(mixers))
     laws = {name: part["mixer"]["law"][0] for name, part in sown.get("laws", {}).items()}
     blocks = {name: _block(mixer, carried.get(name), laws.get(name), moments) for name, mixer in mixers.items()}
-    frames, live = _frames(model, batch)
+    frames, live = _frames(model, batch), _live(model, batch)
     answers = _answers(outputs, batch["targets"], scored) if scored else None
     targets = _apart(model, batch["targets"]) if model.config.task.kind == "forecasting" else None
     return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], None, blocks, answers, targets)
@@ -162,21 +162,34 @@ def _narrowed(state: Array) -> Array:
     return state @ jax.random.normal(jax.random.key(0), (state.shape[1], WIDEST)) / WIDEST**0.5
 
 
-def _frames(model: Reader, batch: Batch) -> tuple[Array, Array]:
-    """What was read at each step of the recurrence, and whether the sequence still went on."""
-    inputs, valid = jnp.asarray(batch["inputs"]), jnp.asarray(batch["valid"])
+def _frames(model: Reader, batch: Batch) -> Array:
+    """What was read at each step of the recurrence."""
+    inputs = jnp.asarray(batch["inputs"])
+    return inputs if model.config.task.kind == "language" else _apart(model, inputs[:, _last_of_frames(model, inputs.shape[1])])
+
+
+def _live(model: Reader, batch: Batch) -> Array:
+    """Whether each sequence still went on at each step of the recurrence."""
+    valid = jnp.asarray(batch["valid"])
     if model.config.task.kind == "language":
-        return inputs, valid
+        return valid
+    apart = batch["inputs"].shape[-1] if _channels_apart(model) else 1
+    return jnp.repeat(valid[:, _last_of_frames(model, valid.shape[1])], apart, axis=0)
+
+
+def _last_of_frames(model: Reader, samples: int) -> np.ndarray:
+    """The last sample that each step of the recurrence has read."""
     stride = model.config.stride
-    last = jnp.minimum(jnp.arange(stride - 1, inputs.shape[1] + stride - 1, stride), inputs.shape[1] - 1)
-    inputs = _apart(model, inputs[:, last])
-    return inputs, jnp.repeat(valid[:, last], len(inputs) // len(valid), axis=0)
+    return np.minimum(np.arange(stride - 1, samples + stride - 1, stride), samples - 1)
 
 
 def _apart(model: Reader, values: Array) -> Array:
     """Channels that are read apart are sequences of their own."""
-    apart = model.config.task.kind == "forecasting" and model.config.channels_apart
-    return jnp.asarray(values).swapaxes(1, 2).reshape(-1, values.shape[1], 1) if apart else jnp.asarray(values)
+    return jnp.asarray(values).swapaxes(1, 2).reshape(-1, values.shape[1], 1) if _channels_apart(model) else jnp.asarray(values)
+
+
+def _channels_apart(model: Reader) -> bool:
+    return model.config.task.kind == "forecasting" and model.config.channels_apart
 
 
 def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
@@ -185,7 +198,15 @@ def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
     return Answers(tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens)
 
 
-def scored_rows(batch: Batch, rows: int) -> np.ndarray:
-    """Which rows are data, not what fills the last batch."""
+def rows_read(model: Reader, batch: Batch, moments: Sequence[int], *, first: int = 0, every: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which sequences of a batch are measured, and the row of the split that each is of; where channels run apart, a row has several sequences.
+
+    Not what fills the last batch, and not what ended before the first moment; of windows of one series, every `every`-th. `first` is the row that the
+    batch begins with.
+    """
+    live = np.asarray(_live(model, batch))[:, np.asarray(moments)]
     weights = np.asarray(batch["weights"])
-    return np.repeat(weights.reshape(len(weights), -1).max(axis=1) > 0, rows // len(weights))
+    data = weights.reshape(len(weights), -1).max(axis=1) > 0
+    rows, data = (np.repeat(value, len(live) // len(weights)) for value in (first + np.arange(len(weights)), data))
+    selected = np.flatnonzero(data & (rows % max(every, 1) == 0) & live.any(axis=1))
+    return selected, rows[selected]

@@ -6,8 +6,9 @@ from typing import Any
 from selssm_jax.reporting.document import Block, Paragraph, Picture
 from selssm_jax.reporting.figures import save
 from selssm_jax.reporting.memory import figures
+from selssm_jax.reporting.memory.lags import horizon_in_words
 from selssm_jax.reporting.sections import titled
-from selssm_jax.reporting.tables import Cell, Table
+from selssm_jax.reporting.tables import Cell, Table, number
 
 Results = dict[str, Any]
 READING = (
@@ -22,6 +23,14 @@ OVERLAP = (
 NO_NOISE = (
     "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a continuous input. There is no finite "
     "number; train with model.process_noise for one. The decoders above hold for any model."
+)
+CHANCE = (
+    "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, less what is counted where states are given "
+    "the inputs of other sequences); components are sorted by the lag of which they know most."
+)
+HORIZON = (
+    "The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors, and beside it the next lag that was tried, of which "
+    "so much was not found. Lags are tried on while the longest is still known; 'at least' is where the sequences begin: the state may know what came before."
 )
 
 
@@ -46,7 +55,8 @@ def _row(name: str, block: Results) -> tuple[Cell, ...]:
     most = max(range(len(kept["lags"])), key=lambda k: kept["lower"][k])
     of = kept["entropy"][most] if kept["entropy"] else None
     fano = kept["fano"][most] if kept["fano"] else None
-    return (_title(name), block["components"], kept["lags"][most], kept["lower"][most], kept["stderr"][most], of, kept["error"][most], fano, block["horizon"])
+    bits = kept["lower"][most], kept["stderr"][most]
+    return (_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, horizon_in_words(kept))
 
 
 def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
@@ -54,7 +64,7 @@ def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
     of = next(iter(found["blocks"].values()))["retention"]["of"]
     words = (
         f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, "
-        "if any, is all there is to know. The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors."
+        f"if any, is all there is to know. {HORIZON}"
     )
     return [Picture(path, words)]
 
@@ -67,10 +77,11 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
     given = next(iter(known.values()))[0]["given"]
     words = (
         f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The first block's input is a function of the "
-        "data alone; for later blocks the upper bounds hold for the data too, the lower ones for the block's own input. The last column, an upper bound, is "
-        "the capacity that the covariance of the states leaves."
+        "data alone; for later blocks the upper bounds hold for the data too, the lower ones for the block's own input. The upper bound by covariance is the "
+        "capacity that the covariance of the states leaves. ± is a standard error, of both bounds before it or of the one: a bound may stand beyond the exact "
+        "value by as much, and hardly by three times that. The last column is all that the tokens so far can hold, if they are tokens."
     )
-    columns = ("block", "step", "lower (bits)", "upper (bits)", "± standard error", "resolved", "exact (bits)", "upper by covariance (bits)")
+    columns = ("block", "step", "lower (bits)", "upper (bits)", "±", "resolved", "exact (bits)", "upper by covariance (bits)", "±", "of (bits)")
     rows = tuple(
         (
             _title(name),
@@ -81,6 +92,8 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
             "yes" if one["resolved"] else "no: more",
             one["exact"],
             one.get("gaussian_upper"),
+            one.get("gaussian_upper_stderr"),
+            one.get("capacity"),
         )
         for name, moments in known.items()
         for one in moments
@@ -93,17 +106,26 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
 
 
 def _why_not(found: Results) -> Paragraph:
-    skipped = sorted({one["skipped"] for block in found["blocks"].values() for one in block["information"] if "skipped" in one})
-    return Paragraph(f"All of the past was not measured: {skipped[0]}." if skipped else NO_NOISE)
+    moments = [one for block in found["blocks"].values() for one in block["information"]]
+    skipped = sorted({one["skipped"] for one in moments if "skipped" in one})
+    if skipped:
+        return Paragraph(f"All of the past was not measured: {skipped[0]}.")
+    if not moments:
+        return Paragraph(NO_NOISE)
+    last = max(moments, key=lambda one: one["moment"])
+    return Paragraph(
+        f"All of the past: the inputs are tokens, and {last['moment'] + 1:,} of them hold at most {number(last['capacity'])} bits, so that no state after step "
+        f"{last['moment']:,} knows more (an upper bound; noise or not). For a closer one train with model.process_noise."
+    )
 
 
 def _components(found: Results, folder: pathlib.Path) -> list[Block]:
-    path = save(figures.components(found["blocks"]), folder / "components.png")
-    words = (
-        "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, bias-corrected to first order); components "
-        "are sorted by the lag of which they know most."
-    )
-    return [Picture(path, words)]
+    maps = {name: block["by_component"] for name, block in found["blocks"].items()}
+    drawn = {name: one for name, one in maps.items() if one["bits"] is not None}
+    withheld = [
+        Paragraph(f"{_title(name).capitalize()}: the map of its components is withheld: {one['withheld']}.") for name, one in maps.items() if one["withheld"]
+    ]
+    return [*([Picture(save(figures.components(drawn), folder / "components.png"), CHANCE)] if drawn else []), *withheld]
 
 
 def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
@@ -129,7 +151,7 @@ def _answers(found: Results) -> list[Block]:
         f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after step {answers['moment']} have to hold: "
         "what follows says nothing of them."
     )
-    if answers["fano"] is not None:
+    if answers["fano"]:
         words += (
             f" By Fano's inequality, the upper bounds on what the states know leave no decoder with less than {100 * answers['fano']:.3g} % of wrong answers."
         )
