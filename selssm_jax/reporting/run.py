@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,7 +48,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = ""
     if split not in SPLITS:
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     folder = _folder(workdir)
-    known = _read_json(folder / "dataset.json")
+    known = checkpoint.read_metadata(str(folder))
     experiment, params, step = checkpoint.restore_for_eval(str(folder))
     experiment = experiment.overridden(override)
     source = _source(experiment.data, file, local_dir)
@@ -63,30 +64,31 @@ def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"--workdir={workdir} {found}: give the folder that train.py wrote, for example --workdir=runs/quickstart")
-    if not (folder / "config.json").is_file():
+    if not checkpoint.is_run(folder):
         inside = "is empty" if not any(folder.iterdir()) else "holds no config.json"
         raise InputError(f"--workdir={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or train first")
     return folder
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing, so the run's vocabulary and scaling are unknown: restore it, or train again in a new workdir") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): restore it, or train again in a new workdir") from error
-
-
 def _history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that a crash cut short is left out."""
+    """The records of a run; a last line that a crash cut short is left out, and with a warning every other line that is no record."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        record = _parsed(line)
+        if checkpoint.is_record(record):
+            records.append(record)
+        elif number < len(lines):
+            print(f"warning: line {number} of {path} is no record of metrics: it is left out", file=sys.stderr)
     return records
+
+
+def _parsed(line: str) -> Any:
+    """A JSON value, None where it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _source(trained: config.Data, file: str, local_dir: str) -> config.Data:

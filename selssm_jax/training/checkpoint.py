@@ -11,7 +11,8 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,14 +20,17 @@ import orbax.checkpoint as ocp
 
 from selssm_jax.config import UNREAD, Experiment
 from selssm_jax.errors import InputError
+from selssm_jax.training import checksums
 
 FORMAT = 1
+CONFIG, DATASET = "config.json", "dataset.json"  # in the run's folder, and a copy in every checkpoint
 # What may change between a run and its continuation: nothing that decides what has been learnt so far.
 MAY_DIFFER = frozenset(
     {"name", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
     | {f"training.{key}" for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select", "devices")}
 )
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what Orbax raises for a damaged checkpoint, by damage
+NO_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)  # all else that Orbax raises, a bare Exception too, tells of a damaged checkpoint, by damage
+RESCANS = 100  # of the folder of a run that is being trained while it is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Workdir:
     """The folder of one run.
 
     Opening it checks that it can be written, that no other process trains in it and that it holds no other experiment's
-    run, and changes nothing there.
+    run, and changes nothing there but for clearing what killed saves left.
+
+    A checkpoint is committed by a rename, and holds the SHA-256 of its files (`checksums`) and what the run is by then. The
+    best parameters are committed before the checkpoint that remembers them, and those before them go after it.
 
     Raises:
       InputError: naming what is wrong and the fix.
@@ -57,34 +64,57 @@ class Workdir:
             _check_same(read_experiment(path), experiment, self.path)
             _check_steps(max(taken), experiment.training.steps, self.path)
         self._lock = _lock(self.path)
-        self._manager = _manager(self.path / "checkpoints", experiment.training.keep_checkpoints)
-        self._best = _manager(self.path / "best", 1)
+        self._description: dict[str, str] = {}
+        self._remembered: int | None = None  # the step of the best parameters that the newest committed checkpoint knows of
+        self._manager = self._open("checkpoints", experiment.training.keep_checkpoints)
+        self._best = self._open("best", None)
 
     def describe(self, metadata: dict[str, Any]) -> None:
         """Writes what the run is. Raises InputError if it has begun on other data."""
         metadata = json.loads(json.dumps(metadata))
         if self._begun:
-            _check_same_data(self.path / "dataset.json", metadata)
+            _check_same_data(self.path, metadata)
+        experiment = {"format": FORMAT, "experiment": dataclasses.asdict(self._experiment)}
+        self._description = {DATASET: _json(metadata), CONFIG: _json(experiment)}  # the config last: where it is, there is a run
         with self.writing():
-            _write_json(self.path / "config.json", {"format": FORMAT, "experiment": dataclasses.asdict(self._experiment)})
-            _write_json(self.path / "dataset.json", metadata)
+            for name, text in self._description.items():
+                write_whole(self.path / name, text)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Starts saving a checkpoint; it is written while training goes on, which may change `progress` by then."""
+        """Starts saving a checkpoint; it is written while training goes on, which may change `progress` by then.
+
+        progress: what the run goes on from besides `state`; "best" in it is the step of the best parameters so far.
+        """
         if step in self._manager.all_steps():
             return
         progress = copy.deepcopy(progress)
         with self.writing():
             _check_space(self.path, state)
+            self._best.wait_until_finished()  # a checkpoint remembers no best parameters that a kill could still lose
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)))
+            self._delete_best(before=self._remembered)  # the checkpoint before this one is committed by now
+        self._remembered = progress.get("best")
 
     def save_best(self, step: int, params: Any, metrics: dict[str, float]) -> None:
-        """Saves the parameters that did best on validation so far, in place of any others."""
+        """Starts saving the parameters that did best on validation so far."""
         with self.writing():
             _check_space(self.path, params)
-            for later in [found for found in self._best.all_steps() if found >= step]:
-                self._best.delete(later)  # from before the run fell back to an earlier checkpoint
+            self._delete_best(since=step)  # from before the run fell back to an earlier checkpoint
             self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), metrics=ocp.args.JsonSave(metrics)))
+
+    def recall_best(self, step: int, ranked: Sequence[tuple[int, dict[str, float]]]) -> int | None:
+        """Returns the step of the best parameters that are there for a run at `step`, written again where a checkpoint still has them.
+
+        ranked: (step, metrics) of the validations so far, the best first. None: parameters of none of them are left.
+        """
+        for candidate, metrics in ranked:
+            if candidate in self._best.all_steps() and _is_readable(self.path / "best" / str(candidate) / "params"):
+                self._delete_best(since=step + 1)  # from a future that the run did not go on from
+                return candidate
+            if candidate in self._manager.all_steps() and _is_readable(self.path / "checkpoints" / str(candidate) / "state"):
+                self.save_best(candidate, _restore_item(self.path / "checkpoints" / str(candidate) / "state")["params"], metrics)
+                return candidate
+        return None
 
     def restore(self, state: Any) -> Restored | None:
         """Returns the newest checkpoint that can be read, in the form of `state`; None where there is none yet.
@@ -98,10 +128,13 @@ class Workdir:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, state)
-            except UNREADABLE as error:
+            except NO_DAMAGE:
+                raise
+            except Exception as error:
                 damaged[step] = _first_line(error)
             else:
                 self._set_aside(damaged)
+                self._remembered = restored.progress.get("best")
                 return restored
         if damaged:
             why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -118,7 +151,9 @@ class Workdir:
         with self._lock, self.writing(), contextlib.ExitStack() as every:
             for manager in (self._manager, self._best):
                 every.callback(manager.close)
-                every.callback(manager.wait_until_finished)
+            for manager in (self._best, self._manager):
+                manager.wait_until_finished()
+            self._settle()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -130,10 +165,40 @@ class Workdir:
             why = "the disk is full: free some space" if full else f"{_first_line(error)}: mend that"
             raise InputError(f"{self.path} could not be written, {why} and run the same command again; {self.last_good()}") from error
 
+    def _open(self, name: str, keep: int | None) -> ocp.CheckpointManager:
+        sealed = ocp.AsyncOptions(post_finalization_callback=partial(self._seal, self.path / name))
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True, async_options=sealed
+        )
+        return ocp.CheckpointManager(self.path / name, options=options)
+
+    def _seal(self, folder: pathlib.Path) -> None:
+        """Completes a checkpoint when all its arrays are written, before the rename that commits it: in the thread that writes."""
+        unfinished = list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+        if not unfinished:
+            raise RuntimeError(f"{folder} has no unfinished checkpoint to take the checksums of")
+        for checkpoint in unfinished:
+            for name, text in self._description.items():
+                (checkpoint / name).write_text(text)
+            checksums.seal(checkpoint)
+
+    def _delete_best(self, *, before: int | None = None, since: int | None = None) -> None:
+        """Deletes parameters that are the best no more."""
+        for step in list(self._best.all_steps()):
+            if (before is not None and step < before) or (since is not None and step >= since):
+                self._best.delete(step)
+
+    def _settle(self) -> None:
+        """Leaves the best parameters that the last checkpoint remembers, and newer ones; without any checkpoint, the newest."""
+        newest = max(self._best.all_steps(), default=None)
+        self._delete_best(before=self._remembered if self._manager.all_steps() else newest)
+
     def _restore(self, step: int, state: Any) -> Restored:
+        _check_sums(self.path / "checkpoints" / str(step))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(state), progress=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=items)
-        return Restored(step, found["state"], dict(found["progress"]))
+        restored = self._manager.restore(step, args=items)
+        _check_progress(restored["progress"])
+        return Restored(step, restored["state"], dict(restored["progress"]))
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         for step, why in damaged.items():
@@ -145,42 +210,116 @@ class Workdir:
 
 
 def read_experiment(path: str) -> Experiment:
-    """Returns the experiment that a workdir holds. Raises InputError if it is none, or of a newer version."""
-    config = pathlib.Path(path) / "config.json"
-    if not config.is_file():
-        raise InputError(f"{path} is not a run: it has no config.json; give the --workdir of a training run")
+    """Returns the experiment that a workdir holds, of the newest checkpoint's copy where config.json is lost.
+
+    Raises:
+      InputError: if it holds none, or one of a newer version, or config.json is damaged.
+    """
+    config = pathlib.Path(path) / CONFIG
+    if config.is_file():
+        return _experiment(config)
+    copied = _copy_of(config)
+    if copied is None:
+        raise InputError(f"{path} is not a run: it has no {CONFIG}; give the --workdir of a training run")
+    print(f"warning: {config} is missing: {copied} is read instead", file=sys.stderr)
+    return _experiment(copied)
+
+
+def read_metadata(path: str) -> dict[str, Any]:
+    """Returns what a workdir says of its data: `Dataset.metadata()` of its training.
+
+    Raises:
+      InputError: if it says nothing that can be read, or something else than the newest checkpoint.
+    """
+    place = pathlib.Path(path) / DATASET
+    copied = _copy_of(place)
+    again = f"restore it: {copied} is a copy" if copied else "restore it, or train again in a new workdir"
     try:
-        found = json.loads(config.read_text())
-        version, experiment = int(found["format"]), found["experiment"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{config} is damaged ({_first_line(error)}): restore it, or start in a new --workdir") from error
-    if version > FORMAT:
-        raise InputError(f"{path} was written by a newer version (format {version}, this one reads up to {FORMAT}): upgrade selssm_jax, or use a new --workdir")
-    return Experiment.from_json(json.dumps(experiment))
+        metadata = _read_object(place)
+    except FileNotFoundError as error:
+        raise InputError(f"{place} is missing, so the run's vocabulary and scaling are unknown: {again}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place} cannot be read as JSON ({error}): {again}") from error
+    different = [key for key, value in _read_object(copied).items() if metadata.get(key) != value] if copied else []
+    if different:
+        raise InputError(f"{place} is not what the run was trained on ({', '.join(different)}): {again}")
+    return metadata
+
+
+def is_run(path: str | pathlib.Path) -> bool:
+    """Whether a folder says what run it holds, or one of its checkpoints does."""
+    config = pathlib.Path(path) / CONFIG
+    return config.is_file() or _copy_of(config) is not None
 
 
 def restore_for_eval(path: str) -> tuple[Experiment, Any, int]:
     """Returns (experiment, parameters, step) of a run: best on validation if training.select says so, else the last ones.
 
-    Where those cannot be read the next best are taken, with a warning.
+    Where those cannot be read the next best are taken, with a warning. A run that is being trained can be read at any moment.
 
     Raises:
-      InputError: if `path` is no run, has no checkpoint yet, or none that can be read.
+      InputError: if `path` is no run, has no checkpoint yet, or none that can be read; if config.json is not the checkpoint's.
     """
     experiment = read_experiment(path)
     root = pathlib.Path(path).absolute()
-    best = [root / "best" / str(step) / "params" for step in reversed(_steps(root / "best"))]
-    last = [root / "checkpoints" / str(step) / "state" for step in reversed(_steps(root / "checkpoints"))]
-    candidates = best + last if experiment.training.select == "best" else last + best
-    for item in candidates:
-        try:
-            found = _restore_item(item)
-            return experiment, found if item.name == "params" else found["params"], int(item.parent.name)
-        except UNREADABLE as error:
-            print(f"warning: {item.parent} cannot be read ({_first_line(error)}): trying the next", file=sys.stderr)
+    candidates = _candidates(root, experiment.training.select)
+    for _ in range(RESCANS):
+        chosen, warnings = _first_readable(candidates)
+        again = _candidates(root, experiment.training.select)
+        if chosen or again == candidates:
+            break
+        candidates = again  # training went on, and what was to be read is replaced
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if chosen:
+        checkpoint, params = chosen
+        _check_copy(experiment, checkpoint, root)
+        return experiment, params, int(checkpoint.name)
     if candidates:
         raise InputError(f"no checkpoint of {path} can be read: restore the folder, or train again in a new --workdir")
     raise InputError(f"{path} has no checkpoint yet: train it first (python train.py --config ... --workdir {path})")
+
+
+def _first_readable(candidates: list[tuple[pathlib.Path, str]]) -> tuple[tuple[pathlib.Path, Any] | None, list[str]]:
+    """The checkpoint of the first item that can be read and the parameters in it, and what is to be said of it and those before it."""
+    warnings = []
+    for item, note in candidates:
+        try:
+            _check_sums(item.parent)
+            restored = _restore_item(item)
+        except NO_DAMAGE:
+            raise
+        except Exception as error:
+            warnings.append(f"{item.parent} cannot be read ({_first_line(error)}): trying the next")
+        else:
+            return (item.parent, restored if item.name == "params" else restored["params"]), [*warnings, *([note] if note else [])]
+    return None, warnings
+
+
+def _candidates(root: pathlib.Path, select: str) -> list[tuple[pathlib.Path, str]]:
+    """What parameters are read from, in order, each with what is to be said of those."""
+    known, validated = _remembered_best(root)
+    best = [(root / "best" / str(step) / "params", "") for step in reversed(_steps(root / "best"))]
+    last = [(root / "checkpoints" / str(step) / "state", "") for step in reversed(_steps(root / "checkpoints"))]
+    if select != "best":
+        return last + best
+    if known is None and not validated:
+        return best + last
+    lost = f"the best parameters of {root}{'' if known is None else f', those of step {known},'} are lost: these are others"
+    there = [(item, "") for item, _ in best if known is None or int(item.parent.name) >= known]
+    again = [(item, "") for item, _ in last if item.parent.name == str(known)]
+    rest = [(item, lost) for item, _ in last + best if (item, "") not in there + again]
+    return there + again + rest
+
+
+def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
+    """The step of the best parameters that the newest checkpoint knows of, None of earlier versions, and whether it has validated any."""
+    for step in reversed(_steps(root / "checkpoints")):
+        with contextlib.suppress(Exception):  # damaged: it is named when its parameters are read
+            progress = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "checkpoints" / str(step) / "progress")
+            _check_progress(progress)
+            return progress.get("best"), any(record["split"] == "validation" for record in progress.get("history", ()))
+    return None, False
 
 
 def _restore_item(path: pathlib.Path) -> Any:
@@ -191,12 +330,85 @@ def _restore_item(path: pathlib.Path) -> Any:
     return handler.restore(path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes))
 
 
+def _is_readable(item: pathlib.Path) -> bool:
+    try:
+        return checksums.verify(item.parent) or bool(_restore_item(item))
+    except NO_DAMAGE:
+        raise
+    except Exception:
+        return False
+
+
+def _check_sums(checkpoint: pathlib.Path) -> None:
+    if not checksums.verify(checkpoint):
+        print(f"note: {checkpoint} has no checksums, as those of earlier versions: it is read unchecked", file=sys.stderr)
+
+
+def _check_progress(progress: Any) -> None:
+    """Raises ValueError for what no run goes on from."""
+    if not isinstance(progress, dict):
+        raise ValueError(f"progress is {type(progress).__name__}, expected an object")
+    history, best = progress.get("history", []), progress.get("best")
+    if not isinstance(history, list) or not all(is_record(record) for record in history):
+        raise ValueError("progress.history is no list of records")
+    if best is not None and type(best) is not int:
+        raise ValueError(f"progress.best is {best!r}, expected a step")
+
+
+def is_record(value: Any) -> bool:
+    """Whether a JSON value has the form of a record of metrics: {"step": 10, "split": "train", "nats": 1.2, ...}."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int or not isinstance(value.get("split"), str):
+        return False
+    return all(type(number) in (int, float) for name, number in value.items() if name != "split")
+
+
+def _check_copy(experiment: Experiment, checkpoint: pathlib.Path, root: pathlib.Path) -> None:
+    """Raises InputError where config.json is not what the run was trained with."""
+    if (checkpoint / CONFIG).is_file():
+        fixed = _fixed_differences(_experiment(checkpoint / CONFIG), experiment)
+        if fixed:
+            raise InputError(f"{root / CONFIG} is not what the run was trained with ({fixed}): restore it: {checkpoint / CONFIG} is a copy")
+
+
+def _experiment(config: pathlib.Path) -> Experiment:
+    try:
+        found = _read_object(config)
+        version, experiment = int(found["format"]), found["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        copied = _copy_of(config)
+        again = f"restore it: {copied} is a copy" if copied else "restore it, or start in a new --workdir"
+        raise InputError(f"{config} is damaged ({_first_line(error)}): {again}") from error
+    if version > FORMAT:
+        raise InputError(
+            f"{config.parent} was written by a newer version (format {version}, this one reads up to {FORMAT}): upgrade selssm_jax, or use a new --workdir"
+        )
+    return Experiment.from_json(json.dumps(experiment))
+
+
+def _copy_of(description: pathlib.Path) -> pathlib.Path | None:
+    """The newest checkpoint's copy of config.json or dataset.json; checkpoints of earlier versions have none."""
+    for folder in (description.parent / "checkpoints", description.parent / "best"):
+        for step in reversed(_steps(folder)):
+            copied = folder / str(step) / description.name
+            with contextlib.suppress(checksums.Damaged, OSError):
+                if copied.is_file() and checksums.verify(copied.parent, copied.name):
+                    return copied
+    return None
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError for anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+    return found
+
+
 def _steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
-
-
-def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True))
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -206,8 +418,8 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
@@ -250,10 +462,15 @@ def differing(found: Experiment, asked: Experiment) -> dict[str, tuple[Any, Any]
 
 
 def _check_same(found: Experiment, asked: Experiment, path: pathlib.Path) -> None:
-    fixed = {key: values for key, values in differing(found, asked).items() if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD}
+    fixed = _fixed_differences(found, asked)
     if fixed:
-        said = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in fixed.items())
-        raise InputError(f"{path} holds another experiment's run ({said}): use the same config, or a new --workdir")
+        raise InputError(f"{path} holds another experiment's run ({fixed}): use the same config, or a new --workdir")
+
+
+def _fixed_differences(found: Experiment, asked: Experiment) -> str:
+    """Says in which keys two experiments differ that one run cannot; empty if in none."""
+    fixed = {key: values for key, values in differing(found, asked).items() if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD}
+    return "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in fixed.items())
 
 
 def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
@@ -263,12 +480,13 @@ def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
 
 def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return  # lost or damaged: it is written afresh
-    differing = [key for key in metadata if key in found and found[key] != metadata[key]]
-    if differing:
-        raise InputError(f"the data changed since {path.parent} was begun ({', '.join(differing)}): bring back the old data, or use a new --workdir")
+        found = _read_object(path / DATASET)
+    except (OSError, ValueError):  # lost or damaged: it is written afresh
+        copied = _copy_of(path / DATASET)
+        found = _read_object(copied) if copied else {}
+    changed = [key for key in metadata if key in found and found[key] != metadata[key]]
+    if changed:
+        raise InputError(f"the data changed since {path} was begun ({', '.join(changed)}): bring back the old data, or use a new --workdir")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

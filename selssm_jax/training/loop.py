@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import signal
@@ -186,6 +185,7 @@ class Run:
 
     Attributes:
       number: the step that it stands at.
+      best: the step of the parameters in best/, which did best on validation so far.
       state: its training state there; none while `train` has it.
       step: (state, batch, axis) -> (state, metrics), `step.train_step` of this run.
       evaluate: what scores its parameters; runs of the same model may share one, which is then compiled once.
@@ -198,14 +198,18 @@ class Run:
         tx = optimizer.build(experiment)
         self.step: Callable[..., Any] = partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment)
         self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
-        self.number, history = self._begin(tx, layout)
+        self.number, history, remembered = self._begin(tx, layout)
+        self.best = workdir.recall_best(self.number, self._ranked(history)) if history else None
         with workdir.writing():
             self.log = Logger(workdir.path, history, self.number, experiment.training.steps, name=name, display=display)
         if self.number:
             self.log.display.say(f"resumed from step {self.number} of {workdir.path}")
+        if remembered is not None and self.best != remembered:
+            left = "the best from here on are kept" if self.best is None else f"those of step {self.best} are the best that are left"
+            self.log.display.say(f"warning: the best parameters so far, of step {remembered}, are lost: {left}")
 
-    def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]]]:
-        """Sets the state, the meter and the order of the data to where the run stands; returns its step and records."""
+    def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]], int | None]:
+        """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records and the step of its best."""
         start = self.batches.get_state()
         fresh = partial(step.initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh))
@@ -214,10 +218,12 @@ class Run:
         if restored is None:
             self.batches.set_state(start)
             self.state, self.meter = jax.device_put(fresh(), layout), Meter()
-            return 0, []
+            return 0, [], None
         self.batches.set_state(restored.progress["data"])
         self.state, self.meter = restored.state, Meter(restored.progress["meter"])
-        return restored.step, restored.progress["history"]
+        history = restored.progress["history"]
+        first = next((step for step, _ in self._ranked(history)), None)
+        return restored.step, history, restored.progress.get("best", first)  # checkpoints of earlier versions do not say which is the best
 
     def hand_over(self) -> Any:
         """Returns the state to one who will use it up."""
@@ -243,15 +249,16 @@ class Run:
         metrics = self.evaluate(params, self.dataset, "validation", unless=stop.asked)
         if not metrics:
             return
-        metric = objectives.PRIMARY[self.dataset.task.kind]
-        earlier = [record[metric] for record in self.log.history if record["split"] == "validation"]
+        best = self._scores(self.best)
         self._record(number, "validation", metrics)
-        if all(objectives.is_better(metric, metrics[metric], value) for value in earlier):
+        if best is None or self._improves(metrics, best):
             self.workdir.save_best(number, params, metrics)
+            self.best = number
 
     def save(self, number: int, state: Any) -> None:
         """Saves all that the run goes on from."""
-        self.workdir.save(number, state, {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history})
+        progress = {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history, "best": self.best}
+        self.workdir.save(number, state, progress)
 
     def due(self, number: int, every: int) -> bool:
         """Whether what is done every so many steps, and after the last, is done after this one."""
@@ -263,16 +270,26 @@ class Run:
 
     def outcome(self) -> Outcome:
         """Returns how it ended."""
-        records = [record for record in self.log.history if record["split"] == "validation"]
-        scores = [{name: value for name, value in record.items() if name not in ("step", "split", "time")} for record in records]
-        last = scores[-1] if scores else {}
-        kept = functools.reduce(self._better, scores) if scores and self.experiment.training.select == "best" else last
-        return Outcome(self.number, self.number == self.experiment.training.steps and not self._lacks_validation(self.number), last, kept)
+        last = max((record["step"] for record in self.log.history if record["split"] == "validation"), default=None)
+        chosen = self.best if self.experiment.training.select == "best" else last
+        finished = self.number == self.experiment.training.steps and not self._lacks_validation(self.number)
+        return Outcome(self.number, finished, self._scores(last) or {}, self._scores(chosen) or {})
 
-    def _better(self, one: dict[str, float], later: dict[str, float]) -> dict[str, float]:
-        """The better of two validations, the first of equals, as `validate` keeps it."""
+    def _scores(self, step: int | None) -> dict[str, float] | None:
+        """The validation metrics of a step; None where it has none."""
+        return next((scores for number, scores in _validations(self.log.history) if number == step), None)
+
+    def _improves(self, new: dict[str, float], old: dict[str, float]) -> bool:
         metric = objectives.PRIMARY[self.dataset.task.kind]
-        return later if objectives.is_better(metric, later[metric], one[metric]) else one
+        return objectives.is_better(metric, new[metric], old[metric])
+
+    def _ranked(self, history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+        """The validations of a history as (step, metrics), the best first, and of equals the first."""
+        ranked: list[tuple[int, dict[str, float]]] = []
+        for number, scores in _validations(history):
+            place = sum(not self._improves(scores, better) for _, better in ranked)
+            ranked.insert(place, (number, scores))
+        return ranked
 
     def _record(self, number: int, split: str, metrics: dict[str, float]) -> None:
         with self.workdir.writing():
@@ -289,6 +306,12 @@ class Run:
     def _lacks_validation(self, number: int) -> bool:
         there = any(record["step"] == number and record["split"] == "validation" for record in self.log.history)
         return self.due(number, self.experiment.training.eval_every) and not there
+
+
+def _validations(history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """The validations of a history as (step, metrics)."""
+    without = ("step", "split", "time")
+    return [(record["step"], {name: value for name, value in record.items() if name not in without}) for record in history if record["split"] == "validation"]
 
 
 class Stop:

@@ -145,6 +145,14 @@ def test_a_cut_line_of_the_history_is_left_out(smoke_run, tmp_path):
     assert open_run(tmp_path / "run").history == open_run(smoke_run).history
 
 
+@pytest.mark.parametrize("line", ["[1]", "3", '{"step": "x", "split": "train"}', '{"step": 1, "split": "train", "nats": "low"}', "\x00", "[" * 100_000])
+def test_a_line_of_the_history_that_is_no_record_is_left_out_and_named(line, smoke_run, tmp_path, capsys):
+    path = shutil.copytree(smoke_run, tmp_path / "run") / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    assert open_run(path.parent).history == open_run(smoke_run).history
+    assert f"line 1 of {path} is no record of metrics" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("number", "text"), [(28, "No space left"), (13, "Permission denied")])
 def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, monkeypatch, number, text):
     def refuse(**_):

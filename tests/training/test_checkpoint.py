@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import pathlib
 import shutil
 import threading
+import time
 from contextlib import closing, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import runs
 from selssm_jax.errors import InputError
-from selssm_jax.training import loop
-from selssm_jax.training.checkpoint import Workdir, read_experiment, restore_for_eval
+from selssm_jax.training import checksums, loop
+from selssm_jax.training.checkpoint import Workdir, is_run, read_experiment, read_metadata, restore_for_eval
 
 RECIPE = runs.experiment(training__keep_checkpoints=3)
 METADATA = {"vocabulary": ["a", "b"], "train_tokens": 7}
@@ -138,6 +141,152 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run, capsys, damag
     assert capsys.readouterr().err == ""
 
 
+def flip(path: pathlib.Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def files(checkpoint: pathlib.Path) -> list[str]:
+    return [str(path.relative_to(checkpoint)) for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+
+
+OF_THE_COMMIT = checksums.UNLISTED - {checksums.MANIFEST}  # its time and its mark: no part of what is restored
+
+
+def test_one_flipped_bit_of_any_file_is_noticed(written, tmp_path, capsys):
+    there = files(written / "checkpoints" / "3")
+    assert len(there) > 8 and any("/d/" in name for name in there)
+    for number, name in enumerate(there):
+        run = shutil.copytree(written, tmp_path / str(number))
+        flip(run / "checkpoints" / "3" / name)
+        found = restore(run)
+        np.testing.assert_array_equal(found.state["params"]["w"], found.step)
+        assert found.step == 2 or name in OF_THE_COMMIT
+        assert ("going on from the one before" in capsys.readouterr().err) == (found.step == 2)
+
+
+def test_one_flipped_bit_of_the_best_parameters_is_noticed(written, tmp_path, capsys):
+    for number, name in enumerate(files(written / "best" / "2")):
+        run = shutil.copytree(written, tmp_path / str(number))
+        flip(run / "best" / "2" / name)
+        _, params, step = restore_for_eval(str(run))
+        assert step == (2 if name in OF_THE_COMMIT else 3)
+        np.testing.assert_array_equal(params["w"], 20 if step == 2 else 3)
+        assert (f"{run}/best/2 cannot be read" in capsys.readouterr().err) == (step == 3)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_unchecked_and_says_so(run, capsys):
+    for path in run.rglob(checksums.MANIFEST):
+        path.unlink()
+    assert restore(run).step == 3
+    assert f"{run}/checkpoints/3 has no checksums, as those of earlier versions: it is read unchecked" in capsys.readouterr().err
+    assert restore_for_eval(str(run))[2] == 2
+    assert "best/2 has no checksums" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_cut_array_file_is_a_damaged_checkpoint_whatever_orbax_raises(run, sealed, capsys):
+    """Orbax raises a bare Exception for it."""
+    largest = max((path for path in (run / "checkpoints" / "3" / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    if not sealed:
+        (run / "checkpoints" / "3" / checksums.MANIFEST).unlink()
+    assert restore(run).step == 2
+    assert "going on from the one before" in capsys.readouterr().err
+
+
+def test_memory_that_is_short_is_no_damage(run, monkeypatch):
+    def short(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    before = runs.content(run)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", short)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        restore(run)
+    assert runs.content(run) == before
+
+
+def test_the_best_parameters_are_committed_before_the_checkpoint_that_remembers_them(tmp_path, monkeypatch):
+    """However slow the one rename is: a kill between the two would leave a run that believes in parameters that are not there."""
+    committed = []
+
+    def slow(rename):
+        def renamed(source, target, **options):
+            if pathlib.Path(target).parent.name == "best":
+                time.sleep(0.5)
+            rename(source, target, **options)
+            committed.append(f"{pathlib.Path(target).parent.name}/{pathlib.Path(target).name}")
+
+        return renamed
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, slow(getattr(os, name)))
+    write_validated(tmp_path / "run")
+    order = [place for place in committed if place in ("best/1", "checkpoints/1", "best/2", "checkpoints/2")]
+    assert order == ["best/1", "checkpoints/1", "best/2", "checkpoints/2"]
+
+
+def write_validated(folder: pathlib.Path, best=(1, 2, 2)) -> pathlib.Path:
+    """Writes a run of checkpoints 1, 2, ... of which each remembers the best step so far."""
+    with closing(Workdir(str(folder), RECIPE)) as workdir:
+        workdir.describe(METADATA)
+        for step, remembered in enumerate(best, 1):
+            if remembered == step:
+                workdir.save_best(step, state_at(step)["params"], {"nats": 1 / step})
+            history = [{"step": earlier, "split": "validation", "nats": 1 / earlier} for earlier in range(1, step + 1)]
+            workdir.save(step, state_at(step), {"data": {}, "history": history, "best": remembered})
+    return folder
+
+
+def test_the_best_before_goes_when_no_newer_checkpoint_needs_it(tmp_path):
+    run = write_validated(tmp_path / "run")
+    assert [path.name for path in (run / "best").iterdir()] == ["2"]
+    with closing(Workdir(str(run), RECIPE)) as workdir:
+        workdir.describe(METADATA)
+        workdir.restore(SHAPES)
+        workdir.save_best(4, state_at(4)["params"], {"nats": 0.1})
+    assert sorted(path.name for path in (run / "best").iterdir()) == ["2", "4"], "checkpoint 3 believes in step 2"
+    with closing(Workdir(str(run), RECIPE)) as workdir:
+        workdir.restore(SHAPES)
+        assert workdir.recall_best(3, [(2, {"nats": 0.5}), (1, {"nats": 1.0})]) == 2
+    assert [path.name for path in (run / "best").iterdir()] == ["2"], "step 4 is of a future that was not gone on from"
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda best: flip(best / "2" / checksums.MANIFEST), lambda best: shutil.rmtree(best / "2" / "params")])
+def test_lost_best_parameters_are_written_again_from_the_checkpoint_of_their_step(tmp_path, damage):
+    run = write_validated(tmp_path / "run")
+    before = restore_for_eval(str(run))[1:]
+    damage(run / "best")
+    with closing(Workdir(str(run), RECIPE)) as workdir:
+        workdir.restore(SHAPES)
+        assert workdir.recall_best(3, [(2, {"nats": 0.5}), (1, {"nats": 1.0})]) == 2
+    _, params, step = restore_for_eval(str(run))
+    assert step == before[1] == 2
+    jax.tree.map(np.testing.assert_array_equal, params, before[0])
+
+
+def test_evaluation_names_best_parameters_that_are_lost(tmp_path, capsys):
+    run = write_validated(tmp_path / "run")
+    shutil.rmtree(run / "best")
+    assert restore_for_eval(str(run))[2] == 2, "the checkpoint of that step has them"
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(run / "checkpoints" / "2")
+    assert restore_for_eval(str(run))[2] == 3
+    assert f"warning: the best parameters of {run}, those of step 2, are lost: these are others" in capsys.readouterr().err
+
+
+def test_a_kill_in_the_window_of_an_earlier_version_is_named(tmp_path, capsys):
+    """It left best/ a step behind, and its checkpoints say nothing of the best."""
+    folder = tmp_path / "run"
+    with closing(Workdir(str(folder), RECIPE)) as workdir:
+        workdir.describe(METADATA)
+        workdir.save(1, state_at(1), {"data": {}, "history": [{"step": 1, "split": "validation", "nats": 1.0}]})
+    assert restore_for_eval(str(folder))[2] == 1
+    assert "the best parameters of" in capsys.readouterr().err
+
+
 def test_with_no_readable_checkpoint_nothing_is_touched(run):
     truncate(run / "checkpoints")
     before = runs.content(run)
@@ -165,6 +314,53 @@ def test_a_config_that_cannot_be_read_is_told_and_left_alone(run, text, message)
         with pytest.raises(InputError, match=message):
             read()
     assert runs.content(run) == before
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '"x"', "null", '{"format": [], "experiment": {}}'])
+def test_a_description_of_another_form_is_told_and_the_copy_named(run, text):
+    for name, read in (("config.json", read_experiment), ("dataset.json", read_metadata)):
+        (run / name).write_text(text)
+        before = runs.content(run)
+        with pytest.raises(InputError, match=rf"{name} (is damaged|cannot be read|is not what).*restore it: .*checkpoints/3/{name} is a copy"):
+            read(str(run))
+        assert runs.content(run) == before
+
+
+def test_a_lost_config_is_that_of_the_newest_checkpoint(run, capsys):
+    (run / "config.json").unlink()
+    flip(run / "checkpoints" / "3" / "config.json")
+    assert is_run(run) and read_experiment(str(run)) == RECIPE
+    assert f"config.json is missing: {run}/checkpoints/2/config.json is read instead" in capsys.readouterr().err
+    assert restore_for_eval(str(run))[0] == RECIPE
+    with pytest.raises(InputError, match="holds another experiment's run"):
+        Workdir(str(run), runs.experiment(optimizer__peak_rate=0.5))
+    with closing(Workdir(str(run), RECIPE)) as workdir:
+        workdir.describe(METADATA)
+    assert (run / "config.json").read_text() == (run / "checkpoints" / "2" / "config.json").read_text()
+
+
+def test_a_lost_description_of_the_data_does_not_let_other_data_in(run):
+    (run / "dataset.json").unlink()
+    with closing(Workdir(str(run), RECIPE)) as workdir, pytest.raises(InputError, match=r"the data changed.*\(train_tokens\)"):
+        workdir.describe(METADATA | {"train_tokens": 8})
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [("config.json", '"d_state": 8', '"d_state": 9'), ("dataset.json", '"train_tokens": 7', '"train_tokens": 3')])
+def test_a_description_that_a_bit_changed_is_not_believed(run, name, old, new):
+    """A scale or a floor of gates would be another one, in silence."""
+    text = (run / name).read_text()
+    assert old in text
+    (run / name).write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=rf"{name} is not what the run was trained .*restore it: .*/{name} is a copy"):
+        restore_for_eval(str(run)) if name == "config.json" else read_metadata(str(run))
+
+
+def test_progress_of_another_form_is_a_damaged_checkpoint(run, capsys):
+    for step, progress in ((3, [1]), (2, {"history": [{"step": "x"}]})):
+        (run / "checkpoints" / str(step) / "progress" / "metadata").write_text(json.dumps(progress))
+        (run / "checkpoints" / str(step) / checksums.MANIFEST).unlink()  # as of an earlier version
+    assert restore(run).step == 1
+    assert capsys.readouterr().err.count("going on from the one before") == 2
 
 
 def test_a_run_describes_itself(run):
@@ -239,14 +435,14 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_in_the_background(run, 
 
 def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(run, monkeypatch):
     changed, dumps, here = threading.Event(), json.dumps, threading.current_thread()
-    progress = {"data": {"next": 4}, "history": [{"step": 4}]}
+    progress = {"data": {"next": 4}, "history": [{"step": 4, "split": "train"}]}
     monkeypatch.setattr(json, "dumps", lambda value: (threading.current_thread() is here or changed.wait(60)) and dumps(value))
     with closing(Workdir(str(run), RECIPE)) as workdir:
         workdir.save(4, state_at(4), progress)
         progress["data"]["next"] = 5
         progress["history"].append({"step": 5})
         changed.set()
-    assert restore(run).progress == {"data": {"next": 4}, "history": [{"step": 4}]}
+    assert restore(run).progress == {"data": {"next": 4}, "history": [{"step": 4, "split": "train"}]}
 
 
 @pytest.mark.parametrize(("select", "step", "value"), [("best", 2, 20), ("last", 3, 3)])

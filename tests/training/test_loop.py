@@ -1,14 +1,16 @@
 """fit, whole: the same losses on any devices, a run that goes on with others, and what stops it with a word on how to go on."""
 
+import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import runs
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.training import loop, parallel
+from selssm_jax.training import checkpoint, checksums, loop, parallel
 
 STEPS = 8
 
@@ -76,3 +78,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert [record["step"] for record in runs.history(workdir)][-1] == 5
     assert loop.fit(recipe(devices=1), str(workdir)).finished, "it goes on once the cause is gone"
     assert runs.history(workdir) == runs.history(one_device)
+
+
+def test_deleted_best_parameters_come_back_from_the_checkpoint_of_their_step(one_device, tmp_path, capsys):
+    run = shutil.copytree(one_device, tmp_path / "run")
+    shutil.rmtree(run / "best")
+    outcome = loop.fit(recipe(devices=1), str(run))
+    assert outcome.finished and outcome.kept in [loop.fit(recipe(devices=1), str(one_device)).kept]
+    (found,), (wanted,) = ([path.name for path in (folder / "best").iterdir()] for folder in (run, one_device))
+    assert found == wanted
+    jax.tree.map(np.testing.assert_array_equal, *(checkpoint.restore_for_eval(str(folder))[1] for folder in (run, one_device)))
+    assert "lost" not in capsys.readouterr().err
+
+
+def test_best_parameters_that_nothing_holds_any_more_are_named(one_device, tmp_path, capsys):
+    """The run then says what it evaluates: the best of what is left, and not the score of what is gone."""
+    run = shutil.copytree(one_device, tmp_path / "run")
+    newest = run / "checkpoints" / str(STEPS)
+    progress = json.loads((newest / "progress" / "metadata").read_text())
+    for record in progress["history"]:
+        record["nats"] = 0.5 if record["step"] == 4 else record["nats"]
+    (newest / "progress" / "metadata").write_text(json.dumps(progress | {"best": 4}))
+    (newest / checksums.MANIFEST).unlink()
+    shutil.rmtree(run / "best")
+    shutil.rmtree(run / "checkpoints" / "4")
+    outcome = loop.fit(recipe(devices=1), str(run))
+    assert f"the best parameters so far, of step 4, are lost: those of step {STEPS} are the best that are left" in capsys.readouterr().err
+    assert outcome.kept == outcome.validation and outcome.kept["nats"] > 0.5
+    assert [path.name for path in (run / "best").iterdir()] == [str(STEPS)]
