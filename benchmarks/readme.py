@@ -60,9 +60,18 @@ def claim(record: dict[str, Any]) -> str:
     origin = f"`{record['command']}`, {machine['cpus']} CPU cores, {machine['system']}, {record['dtype']}, JAX {machine['jax']}"
     picture = "\n![Time and memory by number of steps](growth.png)\n" if "growth" in record else ""
     rows = [(what, *_verdict(found)) for what, found in record["ratios"].items()]
-    title = record["claim"].removeprefix("Claim: ").rstrip(".")
-    title = title[0].upper() + title[1:] if title.startswith(("on ", "a ")) else title  # names of functions stay as they are
-    return f"## {title}\n\n{origin}\n{picture}\n{table(('ratio', 'found', 'target', ''), rows)}"
+    return f"## {headline(record)}\n\n{origin}\n{picture}\n{table(('ratio', 'found', 'target', ''), rows)}"
+
+
+def headline(record: dict[str, Any]) -> str:
+    """A script's claim as a title: as a fact where every target is met, else behind how many were missed, or that there was none to miss."""
+    words = record["claim"].removeprefix("Claim: ").rstrip(".")
+    verdicts = [verdict for verdict in (_verdict(found)[2] for found in record["ratios"].values()) if verdict]
+    if "missed" in verdicts:
+        return f"Missed in {verdicts.count('missed')} of {len(verdicts)} targets: {words}"
+    if not verdicts:
+        return f"Measured without a target: {words}"
+    return words[0].upper() + words[1:] if words.startswith(("on ", "a ")) else words  # names of functions stay as they are
 
 
 def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
@@ -71,7 +80,7 @@ def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
     least, most = found.get("at_least"), found.get("at_most")
     if least is None and most is None:
         return f"{value:.3g}", "", ""
-    met = value >= least if least is not None else value <= most
+    met = value >= least if least is not None else value <= most  # a value that is not a number meets nothing
     return f"{value:.3g}", f"at least {least:g}" if least is not None else f"at most {most:g}", "met" if met else "missed"
 
 
@@ -208,7 +217,7 @@ def recipes(records: dict[str, dict[str, Any]]) -> str:
         for record in records.values()
         if "metrics" in record
     ]
-    return f"## Recipes reach their scores\n\n{table(('command', 'test split', 'parameters', 'hardware', 'training'), rows)}"
+    return f"## Scores of whole runs\n\n{table(('command', 'test split', 'parameters', 'hardware', 'training'), rows)}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -33,6 +33,30 @@ def test_the_page_is_that_of_the_records():
     assert (FOLDER / "README.md").read_text() == importlib.import_module("readme").text(dict(sorted(records.items())))
 
 
+def test_a_headline_is_a_fact_only_where_its_record_meets_every_target():
+    records = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "records").glob("*.json")}
+    page = importlib.import_module("readme").text(dict(sorted(records.items())))
+    sections = [section for section in page.split("\n## ")[1:] if "| ratio | found | target |" in section]
+    assert len(sections) > 15
+    for section in sections:
+        title, missed, met = section.splitlines()[0], section.count("| missed |"), section.count("| met |")
+        assert title.startswith(f"Missed in {missed} of {missed + met} targets: ") == (missed > 0), title
+        assert title.startswith("Measured without a target: ") == (missed + met == 0), title
+
+
+@pytest.mark.parametrize(
+    ("ratios", "title"),
+    [
+        ({"speed": {"ours": 3.0, "at_least": 2}, "size": {"ours": 1.0}}, "A scan is fast"),
+        ({"speed": {"ours": 1.0, "at_least": 2}, "error": {"ours": 0.1, "at_most": 1}}, "Missed in 1 of 2 targets: a scan is fast"),
+        ({"speed": {"ours": float("nan"), "at_least": 2}}, "Missed in 1 of 1 targets: a scan is fast"),
+        ({"speed": {"ours": 3.0}}, "Measured without a target: a scan is fast"),
+    ],
+)
+def test_headlines_follow_from_ratios(ratios, title):
+    assert importlib.import_module("readme").headline({"claim": "Claim: a scan is fast.", "ratios": ratios}) == title
+
+
 def test_every_record_names_a_script_that_exists():
     for path in (FOLDER / "records").glob("*.json"):
         program = json.loads(path.read_text())["command"].split()[1]
