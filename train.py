@@ -10,6 +10,7 @@ Ctrl-C or SIGTERM saves a checkpoint; the same command goes on from there. A run
 checkpoints, the best parameters, metrics.jsonl, TensorBoard events and, with --report, the report.
 """
 
+import pathlib
 import shlex
 import sys
 
@@ -32,6 +33,8 @@ def main(_: list[str]) -> None:
     with errors.reported():
         experiment = Experiment.from_config_dict(CONFIG.value)
         workdir = WORKDIR.value or f"runs/{experiment.name}"
+        if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
+            experiment.refuse_unread(sweep=SWEEP.value)
         if SWEEP.value:
             from selssm_jax.reporting.results import sweep
 

@@ -4,17 +4,20 @@ A file `configs/NAME.py` returns `Experiment(...).to_config_dict()`; `Experiment
 command-line overrides and refuses, by name, every unknown key, wrong type and impossible value.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import runpy
 import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
 
 from selssm_jax.errors import InputError, suggest
+from selssm_jax.layers import settings
 
 
 def _check_fields(value: Any, path: str) -> None:
@@ -51,10 +54,32 @@ def _at_least(value: Any, path: str, **limits: float) -> None:
             raise InputError(f"{path}.{key}={getattr(value, key)} is out of range: use at least {least}")
 
 
+def _calls(keys: Mapping[str, str]) -> settings.Say:
+    """What the model's config calls the arguments of a mixer."""
+    return lambda argument: f"model.{keys[argument]}"
+
+
+@contextlib.contextmanager
+def _as_input_error() -> Iterator[None]:
+    """A rule of a layer is one of the config."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def _within(value: Any, path: str, low: float, high: float, *keys: str) -> None:
     for key in keys:
         if not (low <= getattr(value, key) <= high and math.isfinite(getattr(value, key))):
             raise InputError(f"{path}.{key}={getattr(value, key)} is out of range: use a value from {low} to {high}")
+
+
+LARGEST_SEED = 2**32 - 1  # JAX's keys are made of 32 bits: 2**32 would be 0 again, in silence
+
+
+def _seed(value: Any, path: str) -> None:
+    if not 0 <= value.seed <= LARGEST_SEED:
+        raise InputError(f"{path}.seed={value.seed} is out of range: use at least 0 and at most {LARGEST_SEED}")
 
 
 Source = Literal[
@@ -67,13 +92,34 @@ NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
 SERIES = (*TABLES, "linear_gaussian")  # what is forecast
-MIXERS = (
-    "selective", "s4d", "s5", "lru", "rg_lru", "mamba", "mamba2", "min_gru",
-    "rnn", "lstm", "gru", "attention", "local_attention", "tcn",
-)  # fmt: skip
-GATED = ("selective", "rg_lru", "mamba", "mamba2", "min_gru", "gru", "lstm")  # mixers that sow their gates
-CONTENDERS = ("selective", "selective_state", "mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")  # what a sweep compares
-CAN_CLOSE = ("hard_sigmoid", "hard_concrete")  # gates that can be exactly 0
+TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
+SYMBOLS = ("selective_copying", "induction_heads", "delayed_recall")
+SYNTHETIC = (*SYMBOLS, "linear_gaussian")
+MIXERS = tuple(settings.MIXERS)
+GATED = tuple(name for name, mixer in settings.MIXERS.items() if mixer.gated)  # mixers that sow their gates
+# What a sweep compares, and the mixer that each is made of.
+CONTENDERS = {"selective": "selective", "selective_state": "selective"} | {name: name for name in ("mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")}
+# Keys that some data alone make anything of, and keys that another alone makes anything of; those of mixers are in `settings.MIXERS`.
+SOURCES_OF = {
+    "data.file": NEEDS_FILE,
+    "data.level": TEXTS,
+    "data.vocab": SYMBOLS,
+    "data.tokens": ("selective_copying",),
+    "data.lag": ("delayed_recall",),
+    "data.noise": ("linear_gaussian",),
+    "model.tie_embeddings": (*TEXTS, *SYMBOLS),
+    **dict.fromkeys(("data.augment", "model.pool"), SIGNALS),
+    **dict.fromkeys(("data.train_examples", "data.eval_examples"), SYNTHETIC),
+    **dict.fromkeys(("data.horizon", "model.head_steps", "model.linear_skip", "model.normalize", "model.normalize_scale", "model.channels_apart"), SERIES),
+    **dict.fromkeys(("model.frame", "model.stride", "model.filterbank"), (*SIGNALS, *SERIES)),
+}
+ONLY_WITH = {
+    "model.solver": "model.gate_state",
+    "model.memory_scope": "model.memory_bits",
+    "model.memory_rounding": "model.memory_bits",
+    "training.multiplier_rate": "training.target_dimension",
+    "training.rate_form": "training.rate",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +166,8 @@ class Data:
         _check_fields(self, "data")
         if self.source in NEEDS_FILE and not self.file:
             raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
-        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0, seed=0)
+        _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0)
+        _seed(self, "data")
         _at_least(self, "data", vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1)
         if not self.length and self.source not in SIGNALS:
             raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
@@ -137,13 +184,13 @@ class Model:
     d_model: int = 128
     d_state: int = 256  # numbers of the state of a layer; mamba and mamba2: of a channel
     block_states: tuple[int, ...] = ()  # d_state of each block, in the order of the pattern; empty: the same in all
-    gate: Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant", "binary", "top_k"] = "sigmoid"
+    gate: settings.GateKind = "sigmoid"
     gate_active: int = 0  # top_k: how many components a step updates
     gate_floor: float = 0.0  # smallest value that a gate can take
     gate_bias: float = 0.0  # added to the biases that gates start with; positive: more open
-    gate_state: Literal["none", "elementwise", "dense"] = "none"  # what of the state before it a gate reads besides the input
-    update: Literal["retain", "effective"] = "retain"
-    transition: Literal["diagonal", "complex", "dense"] = "diagonal"
+    gate_state: settings.Reads = "none"  # what of the state before it a gate reads besides the input
+    update: settings.Update = "retain"
+    transition: settings.Transition = "diagonal"
     process_noise: float = 0.0  # standard deviation of w_t
     observation_noise: float = 0.0  # standard deviation of v_t
     certified: bool = False  # contraction by construction: needs a gate_floor, and caps how gates read the state
@@ -166,14 +213,14 @@ class Model:
     frame: int = 1  # signals and forecasting: samples of one frame of the encoder
     stride: int = 1  # signals and forecasting: samples from one frame to the next
     filterbank: int = 0  # signals: log-magnitude filters of the encoder; 0: a linear frame encoder
-    pool: Literal["mean", "last"] = "mean"  # classification: over the valid steps
+    pool: settings.Pool = "mean"  # classification: over the valid steps
     head_steps: int = 1  # forecasting: how many of the last steps the head reads
     linear_skip: int = 0  # forecasting: the last inputs that also reach the head by one linear map, past the mixers; 0: none
     normalize: bool = True  # forecasting: reversible instance normalisation, of the level
     normalize_scale: bool = True  # forecasting: and of the scale, where the level is
     channels_apart: bool = False  # forecasting: one model, applied to every channel by itself
-    scan: Literal["auto", "sequential", "associative", "chunked"] = "auto"
-    solver: Literal["auto", "sequential", "newton"] = "auto"  # of the recurrence where gates read the state
+    scan: settings.Method = "auto"
+    solver: settings.Solver = "auto"  # of the recurrence where gates read the state
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
     memory_bits: tuple[str, ...] = ()  # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
     memory_scope: Literal["all", "mixers"] = "all"  # what memory_bits is about: all that is carried, or the mixers' states alone
@@ -188,33 +235,25 @@ class Model:
         for name in self.pattern:
             if name not in MIXERS:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
-        _at_least(self, "model", expand=1, dt_rank=0, d_conv=1, heads=1, groups=1, context=1, window=1, kernel=1)
-        _at_least(self, "model", d_model=1, d_state=1, conv=0, mlp_ratio=0, frame=1, stride=1, filterbank=0, head_steps=1, linear_skip=0)
-        self._check_block_states()
-        _within(self, "model", 0.0, 0.999, "gate_floor", "dropout")
-        _within(self, "model", 0.0, float("inf"), "process_noise", "observation_noise", "norm_epsilon")
-        _within(self, "model", -20.0, 20.0, "gate_bias")
-        if self.gate_state != "none" and self.scan not in ("auto", "sequential"):
-            raise InputError(
-                f"model.scan={self.scan!r} needs gates of the input alone, but model.gate_state={self.gate_state!r} makes them read the state: "
-                "use model.scan='auto', and model.solver='newton' to run in parallel"
-            )
-        if self.gate_state != "none" and self.transition == "complex":
-            raise InputError(f"model.gate_state={self.gate_state!r} reads real states, found model.transition='complex': use 'diagonal' or 'dense'")
-        if self.certified and self.update == "retain" and not self.gate_floor > 0:
-            raise InputError(f"model.certified=True needs gates that stay open a little, found model.gate_floor={self.gate_floor}: use for example 0.01")
-        self._check_jumping_gates()
-        self._check_shapes()
-        if self.certified and self.gate_state != "none" and self.process_noise:
-            raise InputError(
-                f"model.certified=True with model.gate_state={self.gate_state!r} bounds what moves the state, found model.process_noise="
-                f"{self.process_noise}, a Gaussian without bound: use process_noise=0 or gate_state='none'"
-            )
+        _at_least(self, "model", conv=0, mlp_ratio=0, filterbank=0, head_steps=1, linear_skip=0)
+        _within(self, "model", 0.0, 0.999, "dropout")
+        with _as_input_error():
+            for mixer in settings.MIXERS.values():
+                own = {argument: getattr(self, key) for argument, key in mixer.keys.items() if key != "dilations"}
+                settings.ranges(own, _calls(mixer.keys))
+            settings.frames(self.frame, self.stride, "model.{}".format)
+        self._check_blocks()
         for digits in self.memory_bits:
             if not digits or set(digits) - set("012345678"):
                 raise InputError(f"model.memory_bits holds {digits!r}: give each array of the state its components' bits, a digit from 0 to 8 each")
-        if self.stride > self.frame:
-            raise InputError(f"model.stride={self.stride} is larger than model.frame={self.frame}: samples in between would be dropped; use stride <= frame")
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Returns the arguments of the mixer that the pattern calls `name`, of a model of one block."""
+        return self._arguments(name, self.d_state, self.dilations[:1])
+
+    def _arguments(self, name: str, d_state: int, dilations: tuple[int, ...]) -> dict[str, Any]:
+        own = {"d_state": d_state, "dilations": dilations[0] if dilations else 1}
+        return {argument: own[key] if key in own else getattr(self, key) for argument, key in settings.MIXERS[name].keys.items()}
 
     @property
     def blocks(self) -> tuple["Model", ...]:
@@ -229,35 +268,15 @@ class Model:
         rest = iter(given)
         return [(next(rest),) if name == "tcn" else () for name in self.pattern]
 
-    def _check_block_states(self) -> None:
-        found = f"model.block_states={self.block_states}"
+    def _check_blocks(self) -> None:
+        """Raises InputError where sizes are not one a block, or break a rule of the block's mixer."""
         if self.block_states and len(self.block_states) != len(self.pattern):
             raise InputError(
-                f"{found} has {len(self.block_states)} sizes for the {len(self.pattern)} blocks of model.pattern: give one a block, or () for d_state in all"
+                f"model.block_states={self.block_states} has {len(self.block_states)} sizes for the {len(self.pattern)} blocks of model.pattern: "
+                "give one a block, or () for d_state in all"
             )
         if any(size < 1 for size in self.block_states):
-            raise InputError(f"{found} is out of range: use at least 1 in every block")
-        read = [size for name, size in zip(self.pattern, self.block_states, strict=False) if name == "selective"]
-        if self.transition == "complex" and any(size % 2 for size in read):
-            raise InputError(f"{found} has an odd size, but complex poles come in conjugate pairs: use even sizes, or model.transition='diagonal'")
-
-    def _check_shapes(self) -> None:
-        """Raises InputError where widths, heads and groups of the mixers of the pattern do not go together."""
-        inner = self.expand * self.d_model
-        must_divide = [
-            (("attention", "local_attention"), "model.heads", self.heads, "model.d_model", self.d_model),
-            (("mamba2",), "model.heads", self.heads, "model.expand * model.d_model", inner),
-            (("mamba2",), "model.groups", self.groups, "model.heads", self.heads),
-            (("rg_lru",), "model.heads", self.heads, "model.d_state", self.d_state),
-            (("s4d", "s5", "lru"), "a complex number, size", 2, "model.d_state", self.d_state),
-        ]
-        for names, divisor, size, name, whole in must_divide:
-            if set(names) & set(self.pattern) and whole % size:
-                raise InputError(f"{name}={whole} is no multiple of {divisor}={size}, which {' and '.join(names)} need: change one of them")
-        if {"attention", "local_attention"} & set(self.pattern) and self.d_model // self.heads % 2:
-            raise InputError(f"model.d_model / model.heads={self.d_model // self.heads} is odd, but rotary positions turn pairs: use an even width of a head")
-        if self.scan == "associative" and "mamba" in self.pattern:
-            raise InputError("model.scan='associative' would store all states of 'mamba', which has a scan of its own: use 'auto', 'sequential' or 'chunked'")
+            raise InputError(f"model.block_states={self.block_states} is out of range: use at least 1 in every block")
         if self.dilations and len(self.dilations) != self.pattern.count("tcn"):
             raise InputError(
                 f"model.dilations={self.dilations} has {len(self.dilations)} numbers for {self.pattern.count('tcn')} tcn blocks of model.pattern: "
@@ -265,18 +284,11 @@ class Model:
             )
         if any(steps < 1 for steps in self.dilations):
             raise InputError(f"model.dilations={self.dilations} is out of range: use at least 1 step between taps")
-
-    def _check_jumping_gates(self) -> None:
-        gates = self.d_state // 2 if self.transition == "complex" else self.d_state
-        if self.gate == "top_k" and not 1 <= self.gate_active <= gates:
-            raise InputError(f"model.gate_active={self.gate_active} is out of range for model.gate='top_k' of {gates} gates: use a number from 1 to {gates}")
-        if self.gate != "top_k" and self.gate_active:
-            raise InputError(f"model.gate_active={self.gate_active} is read by model.gate='top_k' alone, found model.gate={self.gate!r}: use gate_active=0")
-        if self.certified and self.gate_state != "none" and self.gate in ("binary", "top_k"):
-            raise InputError(
-                f"model.certified=True with model.gate_state={self.gate_state!r} needs gates of bounded slope, found model.gate={self.gate!r}, which jumps: "
-                "use model.gate_state='none', or a gate such as 'hard_sigmoid'"
-            )
+        sizes = self.block_states or (self.d_state,) * len(self.pattern)
+        with _as_input_error():
+            for index, (name, size, taps) in enumerate(zip(self.pattern, sizes, self._steps_between_taps(), strict=True)):
+                calls = {"d_state": f"block_states[{index}]"} if self.block_states else {}
+                settings.given(name, self._arguments(name, size, taps), _calls(settings.MIXERS[name].keys | calls))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +335,7 @@ class Training:
     def __post_init__(self) -> None:
         _check_fields(self, "training")
         _at_least(self, "training", steps=1, log_every=1, eval_every=1, checkpoint_every=1, keep_checkpoints=1, devices=0, penalty_warmup=0)
+        _seed(self, "training")
         _within(self, "training", 0.0, float("inf"), "gate_l1", "gate_l0", "multiplier_rate", "rate")
         _within(self, "training", 0.0, 0.999, "target_dimension")
         if self.target_dimension and self.gate_l1:
@@ -366,7 +379,8 @@ class Measure:
 
     def __post_init__(self) -> None:
         _check_fields(self, "measure")
-        _at_least(self, "measure", samples=FEWEST, positions=1, longest_lag=0, decoder_steps=1, decoder_width=1, seed=0)
+        _at_least(self, "measure", samples=FEWEST, positions=1, longest_lag=0, decoder_steps=1, decoder_width=1)
+        _seed(self, "measure")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,7 +400,8 @@ class Compress:
 
     def __post_init__(self) -> None:
         _check_fields(self, "compress")
-        _at_least(self, "compress", calibration=1, steps=0, seed=0)
+        _at_least(self, "compress", calibration=1, steps=0)
+        _seed(self, "compress")
         _within(self, "compress", 0.0, 1.0, "within")
         _within(self, "compress", 1, 8, "most_bits")
         _within(self, "compress", 0.0, float("inf"), "factor", "peak_rate")
@@ -402,7 +417,7 @@ class Sweep:
     of peak rates spaced evenly in their logarithm, as many as make `trials` points.
     """
 
-    models: tuple[str, ...] = CONTENDERS
+    models: tuple[str, ...] = tuple(CONTENDERS)
     parameters: int = 0  # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
     trials: int = 8  # points of each model's grid
     trial_steps: int = 0  # training steps of a trial; 0: training.steps
@@ -457,11 +472,9 @@ class Experiment:
                 f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found data.source={self.data.source!r}, which has none: "
                 f"leave it out, or use one of {', '.join(SERIES)}"
             )
-        unread = [key for key in ("process_noise", "observation_noise", "certified") if getattr(self.model, key)]
-        if unread and "selective" not in self.model.pattern:
-            raise InputError(
-                f"model.{unread[0]} is read by the mixer 'selective' alone, which model.pattern={self.model.pattern} lacks: leave it out, or add one"
-            )
+        for key in ("process_noise", "observation_noise", "certified"):
+            if getattr(self.model, key) and not set(settings.readers(key)) & set(self.model.pattern):
+                raise InputError(_unread(f"model.{key}", self.model.pattern, settings.readers(key), "model.pattern"))
         if self.optimizer.warmup_steps >= self.training.steps:
             raise InputError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: "
@@ -489,6 +502,34 @@ class Experiment:
         if self.training.rate:
             self._check_rate()
 
+    def refuse_unread(self, *, sweep: bool = False) -> None:
+        """Raises InputError for a key that is set, away from its default, and that nothing of this experiment reads.
+
+        The models of a sweep read too, of one that is asked for or whose group is set. For what is begun: runs of older versions may hold such
+        keys, and go on.
+        """
+        swept = [CONTENDERS[name] for name in self.sweep.models] if sweep or self.sweep != Sweep() else []
+        mixers, source = {*self.model.pattern, *swept}, self.data.source
+        for path in self._changed():
+            readers = settings.readers(path.removeprefix("model.")) if path.startswith("model.") else ()
+            elsewhere = path == "model.d_model" or (path == "model.norm_epsilon" and self.model.norm == "rms")
+            if readers and not elsewhere and not set(readers) & mixers:
+                raise InputError(_unread(path, self.model.pattern, readers, "model.pattern"))
+            if source not in SOURCES_OF.get(path, (source,)):
+                raise InputError(_unread(path, source, SOURCES_OF[path], "data.source"))
+            if path in ONLY_WITH and ONLY_WITH[path] not in self._changed():
+                raise InputError(f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both")
+
+    def _changed(self) -> list[str]:
+        """The keys of data, model and training that are not at their defaults."""
+        groups = (("data", self.data, Data), ("model", self.model, Model), ("training", self.training, Training))
+        return [
+            f"{name}.{field.name}"
+            for name, values, kind in groups
+            for field in dataclasses.fields(kind)
+            if field.name not in ("source", "task") and getattr(values, field.name) != field.default
+        ]
+
     def _check_rate(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its rate is not known."""
         model, form = self.model, self.training.rate_form
@@ -501,7 +542,7 @@ class Experiment:
             )
         if model.transition == "dense":
             raise InputError("training.rate is defined for components that do not mix, found model.transition='dense': use 'diagonal' or 'complex'")
-        if model.gate in CAN_CLOSE and not model.gate_floor:
+        if settings.GATES[model.gate].closes and not model.gate_floor:
             raise InputError(
                 f"training.rate needs noise at every step, but gates of model.gate={model.gate!r} can be exactly 0 and let none in: "
                 "use model.gate_floor=0.001 or so, or model.gate='sigmoid'"
@@ -561,6 +602,12 @@ class Experiment:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise InputError(f"the experiment is not JSON ({error}): restore config.json or start in a new workdir") from error
+
+
+def _unread(path: str, found: Any, readers: Sequence[str], where: str) -> str:
+    """What is said of a key that nothing reads."""
+    who = f"the mixer {readers[0]!r}" if where == "model.pattern" and len(readers) == 1 else ", ".join(readers)
+    return f"{path} is read by {who} alone, which {where}={found!r} lacks: leave it out, or use one"
 
 
 def _build(kind: type, values: Any, path: str) -> Any:

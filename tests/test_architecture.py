@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 import statistics
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -99,7 +100,15 @@ def test_imports_point_upwards_only(path):
     part = path.relative_to(ROOT / "selssm_jax").parts[0].removesuffix(".py")
     assert part in ORDER, f"{part} has no place in the order {ORDER}"
     allowed = DATA_MAY_IMPORT if part == "data" else set(ORDER[: ORDER.index(part) + 1])
+    allowed |= {"layers"} if part == "config" else set()  # their rules alone, as the next test says
     assert parts_imported(path) <= allowed, f"{name(path)} imports {parts_imported(path) - allowed}"
+
+
+def test_the_config_reads_the_rules_of_layers_and_they_know_no_jax():
+    assert {dotted for dotted in imported(ROOT / "selssm_jax" / "config.py") if ".layers" in dotted} == {"selssm_jax.layers.settings"}
+    assert not third_parties([ROOT / "selssm_jax" / "layers" / "settings.py"])
+    script = "import sys, selssm_jax.config; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_recurrences_know_neither_flax_nor_the_config():

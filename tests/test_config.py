@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.errors import InputError
+from selssm_jax.layers import settings
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.py"))
@@ -74,6 +75,7 @@ WRONG = [
     ({"model__pattern": ("lru",), "model__d_state": 7}, r"model\.d_state=7 is no multiple of a complex number, size=2"),
     ({"model__pattern": ("mamba",), "model__scan": "associative"}, r"model\.scan='associative' would store all states of 'mamba'"),
     ({"model__pattern": ("tcn", "tcn"), "model__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
+    ({"model__gate_active": -1}, r"model\.gate_active=-1 is out of range: use at least 0"),
     ({"model__pattern": ("tcn",), "model__dilations": (0,)}, "at least 1 step between taps"),
     ({"model__pattern": ("gru",), "model__process_noise": 0.1}, r"model\.process_noise is read by the mixer 'selective' alone"),
     ({"model__pattern": ("lru",), "training__gate_l1": 0.1}, r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any"),
@@ -151,7 +153,7 @@ WRONG = [
     ({"model__block_states": (8, 4, 0, 2)}, r"model\.block_states=\(8, 4, 0, 2\) is out of range: use at least 1 in every block"),
     (
         {"model__block_states": (8, 4, 3, 2), "model__transition": "complex"},
-        r"model\.block_states=\(8, 4, 3, 2\) has an odd size.*use even sizes, or model\.transition='diagonal'",
+        r"model\.block_states\[2\]=3 is odd.*use even sizes, or model\.transition='diagonal'",
     ),
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
     ({"model__gate_state": "dense", "model__scan": "associative"}, r"model\.scan='associative' needs gates of the input alone.*use model\.scan='auto'"),
@@ -168,6 +170,8 @@ WRONG = [
     ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
     ({"model__gate": "top_k"}, r"model\.gate_active=0 is out of range for model\.gate='top_k' of 256 gates: use a number from 1 to 256"),
     ({"model__gate": "top_k", "model__gate_active": 200, "model__transition": "complex"}, r"of 128 gates: use a number from 1 to 128"),
+    ({"model__d_state": 5, "model__transition": "complex"}, r"model\.d_state=5 is odd.*use even sizes, or model\.transition='diagonal'"),
+    ({"model__transition": "dense", "model__scan": "chunked"}, r"model\.scan='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'"),
     ({"model__gate_active": 3}, r"gate_active=3 is read by model\.gate='top_k' alone, found model\.gate='sigmoid': use gate_active=0"),
     (
         {"model__certified": True, "model__gate_floor": 0.1, "model__gate_state": "dense", "model__gate": "binary"},
@@ -181,7 +185,8 @@ WRONG = [
     ({"training__penalty_warmup": 1000, "training__gate_l1": 0.1}, r"penalty_warmup=1000 ends with no step of training\.steps=1000 left .*use fewer"),
     ({"training__rate": 0.1}, r"training\.rate=0\.1 needs a state with noise, found model\.process_noise=0\.0: .*use for example"),
     ({**NOISY, "model__transition": "dense"}, r"components that do not mix, found model\.transition='dense': use 'diagonal' or 'complex'"),
-    *[({**NOISY, "model__gate": gate}, rf"model\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001") for gate in ("hard_sigmoid", "hard_concrete")],
+    *[({**NOISY, "model__gate": gate}, rf"model\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001") for gate in ("hard_sigmoid", "hard_concrete", "binary")],
+    ({**NOISY, "model__gate": "top_k", "model__gate_active": 3}, r"model\.gate='top_k' can be exactly 0 .*gate_floor=0\.001"),
     ({**NOISY, "training__rate_form": "capacity"}, r"rate_form='capacity' .*do not read the input, found model\.gate='sigmoid': use rate_form='vib'"),
     *[
         ({**NOISY, "training__rate_form": "capacity", "model__gate": "constant", f"model__{key}": value}, rf"model\.{key}='{known}', found '{value}'")
@@ -215,6 +220,49 @@ def test_impossible_value_names_key_and_fix(overrides, message):
         build(**overrides)
 
 
+UNREAD = [
+    ({"model__heads": 8}, r"model\.heads is read by rg_lru, mamba2, attention, local_attention alone, which model\.pattern=.* lacks: leave it out"),
+    ({"model__kernel": 5}, r"model\.kernel is read by the mixer 'tcn' alone"),
+    ({"model__pattern": ("gru",), "model__gate": "tanh"}, r"model\.gate is read by the mixer 'selective' alone"),
+    ({"model__pattern": ("gru",), "model__scan": "sequential"}, r"model\.scan is read by selective, mamba alone"),
+    ({"model__solver": "newton"}, r"model\.solver is read with model\.gate_state alone"),
+    ({"model__frame": 4}, r"model\.frame is read by fsdd, .* alone, which data\.source='python_reference' lacks"),
+    ({"data__lag": 3}, r"data\.lag is read by delayed_recall alone"),
+    ({"data__source": "induction_heads", "data__level": "word"}, r"data\.level is read by python_reference, .* alone"),
+    ({"training__multiplier_rate": 0.5}, r"training\.multiplier_rate is read with training\.target_dimension alone"),
+    ({"model__norm": "none", "model__norm_epsilon": 1e-3}, r"model\.norm_epsilon is read by the mixer 'mamba2' alone"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), UNREAD, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_a_key_that_nothing_reads_is_refused_when_a_run_begins(overrides, message):
+    experiment = build(**overrides)
+    with pytest.raises(InputError, match=message):
+        experiment.refuse_unread()
+    assert Experiment.from_json(experiment.to_json()) == experiment  # a run of an older version
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_configs_set_nothing_that_is_not_read(path):
+    Experiment.from_config_dict(load(path)).refuse_unread()
+
+
+def test_the_models_of_a_sweep_read_their_keys():
+    experiment = build(model__context=64)
+    experiment.refuse_unread(sweep=True)
+    with pytest.raises(InputError, match=r"model\.context is read by the mixer 'attention' alone"):
+        experiment.refuse_unread()
+
+
+@pytest.mark.parametrize("group", ["data", "training", "measure", "compress"])
+def test_a_seed_is_of_32_bits_for_a_larger_one_would_be_a_small_one_again(group):
+    """jax.random.key(2**32) is key(0), and key(2**63) an OverflowError."""
+    build(**{f"{group}__seed": 2**32 - 1})
+    for seed in (2**32, 2**63, 10**40):
+        with pytest.raises(InputError, match=rf"{group}\.seed={seed} is out of range: use at least 0 and at most 4294967295"):
+            build(**{f"{group}__seed": seed})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"data": 3}', '{"name": null}'])
 def test_json_of_something_else_is_refused(text):
     with pytest.raises(InputError, match=r"not JSON|must be a group|expected str"):
@@ -231,6 +279,8 @@ def test_every_validated_limit_is_in_the_table():
             checked |= {f"{group}__{keyword.arg}" for keyword in call.keywords}
         if call.func.id == "_within" and group:
             checked |= {f"{group}__{key.value}" for key in call.args[4:]}
+    keys = {key for mixer in settings.MIXERS.values() for argument, key in mixer.keys.items() if argument in {**settings.LEAST, **settings.RANGES}}
+    checked |= {f"model__{key}" for key in keys}
     assert checked, "config.py's validators were not found"
     assert checked <= {key for overrides, _ in WRONG for key in overrides}
 

@@ -22,6 +22,7 @@ from selssm_jax.errors import suggest
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.layers.variables import parameters
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives
 
@@ -114,7 +115,7 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
     """
     if how not in SCORES:
         raise ValueError(f"how={how!r} is unknown: {suggest(how, SCORES)}")
-    return SCORES[how](model, params, batches)
+    return SCORES[how](model, parameters(params), batches)
 
 
 def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Quadratic:
@@ -184,7 +185,7 @@ def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
     Raises:
       ValueError: for a block that there is not or that names no axes, for none or repeated components, and for indices out of range.
     """
-    axes = state_axes(config)
+    axes, params = state_axes(config), parameters(params)
     for name in keep:
         if name not in axes:
             raise ValueError(f"keep names {name!r}, no block whose components can be removed: {suggest(name, axes)}")

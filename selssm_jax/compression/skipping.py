@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.gates import Gate
+from selssm_jax.layers.variables import parameters
 from selssm_jax.ops import gathered_step
 from selssm_jax.ops.gathered_step import Memory, Rows
 
@@ -70,6 +71,7 @@ def gathered(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -
       ValueError: for a layer that cannot skip, or a capacity out of range; it says the fix.
     """
     _check(layer)
+    params = parameters(params)
     A = layer.apply({"params": params}, method=lambda bound: bound.A)
     if capacity is None:
         capacity = layer.gate_active if layer.gate == "top_k" else max(1, layer.d_state // SHARE)

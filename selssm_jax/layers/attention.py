@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.projection import project
 from selssm_jax.shapes import Activations, Reset
@@ -109,10 +110,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        if self.d_model % (2 * self.heads):
-            raise ValueError(f"d_model={self.d_model} is no multiple of 2 * heads={2 * self.heads}: every head needs pairs of components to turn")
-        if self.window < 1:
-            raise ValueError(f"window={self.window} must be at least 1: a step sees itself")
+        settings.check("attention", self)
         normal = nn.initializers.lecun_normal()
         self.inward = self.param("in", normal, (self.d_model, 3 * self.d_model))
         self.outward = self.param("out", normal, (self.d_model, self.d_model))

@@ -5,6 +5,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Box, Inputs
 from selssm_jax.layers.projection import project
 from selssm_jax.shapes import Activations, Reset
@@ -22,6 +23,7 @@ class ShortConv(nn.Module):
     @nn.compact
     def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the last width - 1 inputs)."""
+        settings.whole("width", self.width, 1)
         kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1), (self.width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         state = self.initial_state(x.shape[0], x.dtype) if state is None else state
@@ -55,6 +57,8 @@ class DilatedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the inputs that later steps still see)."""
+        settings.whole("taps", self.taps, 1)
+        settings.whole("dilation", self.dilation, 1)
         width = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1)), (self.taps, width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -19,11 +19,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Inputs
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.gating import carried, row_sums
 
-READS = ("none", "elementwise", "dense")
 TEMPERATURE, LOW, HIGH = 2.0 / 3.0, -0.1, 1.1  # Louizos, Welling and Kingma (2018), section 4
 
 
@@ -120,8 +120,8 @@ INVERSE: dict[str, Callable[[Array], Array]] = {
     "hard_concrete": lambda g: jax.scipy.special.logit((g - LOW) / (HIGH - LOW)),
     "constant": jax.scipy.special.logit,
 }
-JUMPING = ("binary", "top_k")
-KINDS = (*SMOOTH, *JUMPING)
+KINDS = tuple(settings.GATES)
+JUMPING = tuple(kind for kind, can in settings.GATES.items() if can.jumps)
 
 
 STEEPEST = {
@@ -130,8 +130,7 @@ STEEPEST = {
     "hard_sigmoid": 1 / 6,
     "hard_concrete": (HIGH - LOW) / 4,
     "constant": 1 / 4,
-    "binary": math.inf,
-    "top_k": math.inf,
+    **dict.fromkeys(JUMPING, math.inf),
 }
 LINEAR = {"hard_sigmoid": 3.0, "hard_concrete": math.log((1 - LOW) / -LOW)}  # |z| beyond which a gate that can close or open fully has
 DRAWN = (HIGH - LOW) / 4 / TEMPERATURE  # slope of a hard concrete gate whose noise is drawn
@@ -286,14 +285,10 @@ class Gate(nn.Module):
         return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor, self.active)
 
     def _validate(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"gate kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
-        if self.reads_state not in READS:
-            raise ValueError(f"reads_state={self.reads_state!r} is unknown: use one of {', '.join(READS)}")
-        if self.kind == "top_k" and not 1 <= self.active <= self.features:
-            raise ValueError(f"active={self.active} of {self.features} top_k gates cannot be open: use a number from 1 to {self.features}")
-        if self.kind != "top_k" and self.active:
-            raise ValueError(f"active={self.active} is of kind 'top_k', found kind={self.kind!r}: use active=0")
+        own = {"gate": "kind", "gate_floor": "floor", "gate_active": "active", "gate_bias": "bias", "gate_state": "reads_state"}
+        settings.whole("features", self.features, 1)
+        settings.ranges({name: getattr(self, argument) for name, argument in own.items()}, own.__getitem__)
+        settings.gate({"gate": self.kind, "gate_active": self.active, "features": self.features}, own.__getitem__)
 
     def _logits(self, x: Array, bias: Array) -> Array:
         if self.kind == "constant":

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
@@ -42,8 +43,7 @@ class RGLRU(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        if min(self.d_model, self.d_state, self.heads, self.d_conv) < 1 or self.d_state % self.heads:
-            raise ValueError(f"d_state={self.d_state} must be a multiple of heads={self.heads}, and all sizes at least 1")
+        settings.check("rg_lru", self)
         width = self.d_state // self.heads
         blocks = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
         self.inward, self.branch, self.outward = (Projection(size, dtype=self.dtype) for size in (self.d_state, self.d_state, self.d_model))

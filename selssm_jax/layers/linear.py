@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.projection import Projection, project
@@ -63,9 +64,8 @@ class S4D(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        _check(self.d_model, self.d_state)
-        if self.rule not in RULES:
-            raise ValueError(f"rule={self.rule!r} is unknown: use one of {', '.join(RULES)}")
+        settings.check("s4d", self)
+        settings.choice("rule", self.rule, settings.Rule)
         shape = (self.d_model, self.d_state // 2)
         self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), shape)
         self.frequency = self.param("A_frequency", _harmonics, shape)
@@ -188,7 +188,7 @@ class S5(_Shared):
     """
 
     def setup(self) -> None:
-        _check(self.d_model, self.d_state)
+        settings.check("s5", self)
         poles = self.d_state // 2
         start, vectors = hippo_normal(poles)
         self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), (poles,))
@@ -222,7 +222,7 @@ class LRU(_Shared):
     """
 
     def setup(self) -> None:
-        _check(self.d_model, self.d_state)
+        settings.check("lru", self)
         poles = self.d_state // 2
         self.nu = self.param("nu", _log_decays, (poles,))
         self.theta = self.param("theta", lambda key, shape: jnp.log(LARGEST_PHASE * jax.random.uniform(key, shape, minval=1e-3)), (poles,))
@@ -247,11 +247,6 @@ def _toeplitz(kernel: Float[Array, "L D"]) -> Float[Array, "L L D"]:
     circle = jnp.concatenate([kernel[:1], jnp.zeros_like(kernel), kernel[:0:-1]])
     rows = jnp.tile(circle, (length, 1))[: length * (2 * length - 1)]
     return rows.reshape(length, 2 * length - 1, -1)[:, :length]
-
-
-def _check(d_model: int, d_state: int) -> None:
-    if d_model < 1 or d_state < 2 or d_state % 2:
-        raise ValueError(f"d_model={d_model} must be at least 1, and d_state={d_state} even: its numbers are the two of each complex pole")
 
 
 def _start(state: State | None, drive: Array) -> State:

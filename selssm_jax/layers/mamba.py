@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
@@ -66,7 +67,7 @@ class Mamba(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        _at_least_one(d_model=self.d_model, d_state=self.d_state, expand=self.expand, d_conv=self.d_conv)
+        settings.check("mamba", self)
         normal = nn.initializers.lecun_normal()
         inner, rank = self._inner, self.dt_rank or math.ceil(self.d_model / 16)
         self.inward = self.param("in", normal, (self.d_model, 2 * inner))
@@ -142,7 +143,7 @@ class Mamba2(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self._validate()
+        settings.check("mamba2", self)
         normal = nn.initializers.lecun_normal()
         inner, mapped = self._inner, self.groups * self.d_state
         self.inward = self.param("in", normal, (self.d_model, 2 * inner))
@@ -200,21 +201,8 @@ class Mamba2(nn.Module):
     def _inner(self) -> int:
         return self.expand * self.d_model
 
-    def _validate(self) -> None:
-        _at_least_one(d_model=self.d_model, d_state=self.d_state, heads=self.heads, groups=self.groups, expand=self.expand, d_conv=self.d_conv)
-        if self._inner % self.heads:
-            raise ValueError(f"expand * d_model={self._inner} is no multiple of heads={self.heads}: change one of them")
-        if self.heads % self.groups:
-            raise ValueError(f"heads={self.heads} is no multiple of groups={self.groups}: change one of them")
-
     def _parted(self, x: Array, count: int) -> Array:
         return x.reshape(*x.shape[:2], count, -1)
-
-
-def _at_least_one(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1")
 
 
 def _log_of_uniform_poles(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:

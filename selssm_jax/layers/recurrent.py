@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.projection import project
@@ -34,7 +35,7 @@ class MinGRU(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        _check(self.d_model, self.d_state)
+        settings.check("min_gru", self)
         self.W = self.param("W", JOINED, (self.d_model, 2, self.d_state))
         self.b = self.param("b", nn.initializers.zeros, (2, self.d_state))
         self.C = self.param("C", nn.initializers.lecun_normal(), (self.d_state, self.d_model))
@@ -74,7 +75,7 @@ class _Cell(nn.Module):
     gates = 1  # runs of d_state numbers that a cell computes from x_t and from h_{t-1}
 
     def setup(self) -> None:
-        _check(self.d_model, self.d_state)
+        settings.check("rnn", self)  # those of an LSTM and a GRU too
         self.W = self.param("W", JOINED, (self.d_model, self.gates, self.d_state))
         self.U = self.param("U", _orthogonal, (self.d_state, self.gates, self.d_state))
         self.b = self.param("b", nn.initializers.zeros, (self.gates, self.d_state))
@@ -221,11 +222,6 @@ class LSTM(_Cell):
         """Returns zeros; they do not grow with `steps`."""
         del steps
         return {"h": jnp.zeros((batch, self.d_state)), "c": jnp.zeros((batch, self.d_state))}
-
-
-def _check(d_model: int, d_state: int) -> None:
-    if d_model < 1 or d_state < 1:
-        raise ValueError(f"d_model={d_model} and d_state={d_state} must be at least 1")
 
 
 def _projected(x: Array, W: Array) -> Array:

@@ -10,18 +10,17 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
-from selssm_jax.layers.gates import DRAWN, JUMPING, STEEPEST, Gate, Opening, expected_open
+from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
 from selssm_jax.ops.linear_scan import linear_scan
-from selssm_jax.ops.newton_scan import SOLVERS, nonlinear_scan
+from selssm_jax.ops.newton_scan import nonlinear_scan
 from selssm_jax.shapes import Activations, Reset
 
-UPDATES = ("retain", "effective")
-TRANSITIONS = ("diagonal", "complex", "dense")
 INPUT_RADIUS = 2.0  # of the inputs of a certified layer, times sqrt(D), the norm of a normalised input
 CAP_SHARE = 0.9  # of what the certificate allows gates to read of the state
 RADIUS = 1 - 2.0**-20  # largest |a|: the float32 values of tanh and exp reach 1, the parametrisation must not
@@ -113,7 +112,7 @@ class SelectiveSSM(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self._validate()
+        settings.check("selective", self)
         normal = nn.initializers.lecun_normal()
         self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active, bias=self.gate_bias)
         self.A = self._transition()
@@ -185,37 +184,6 @@ class SelectiveSSM(nn.Module):
     @property
     def _poles(self) -> int:
         return self.d_state // 2 if self.transition == "complex" else self.d_state
-
-    def _validate(self) -> None:
-        if self.update not in UPDATES:
-            raise ValueError(f"update={self.update!r} is unknown: use one of {', '.join(UPDATES)}")
-        if self.transition not in TRANSITIONS:
-            raise ValueError(f"transition={self.transition!r} is unknown: use one of {', '.join(TRANSITIONS)}")
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver={self.solver!r} is unknown: use one of {', '.join(SOLVERS)}")
-        if self.gate_state != "none" and self.method not in ("auto", "sequential"):
-            raise ValueError(
-                f"method={self.method!r} needs a linear recurrence, but with gate_state={self.gate_state!r} the gates read the state and steps do not "
-                "compose: use method='auto', and solver='newton' to run in parallel"
-            )
-        if self.gate_state != "none" and self.transition == "complex":
-            raise ValueError(f"gate_state={self.gate_state!r} reads real states: use transition='diagonal' or 'dense', or gate_state='none'")
-        if self.certified and self.update == "retain" and not self.gate_floor > 0:
-            raise ValueError(f"certified=True needs gates that stay open a little, found gate_floor={self.gate_floor}: use for example gate_floor=0.01")
-        if self._capped and self.gate in JUMPING:
-            raise ValueError(
-                f"certified=True with gate_state={self.gate_state!r} needs gates of bounded slope, found gate={self.gate!r}, which jumps: use "
-                "gate_state='none', or a gate such as 'hard_sigmoid'"
-            )
-        if self._capped and self.process_noise:
-            raise ValueError(
-                f"certified=True with gate_state={self.gate_state!r} bounds what moves the state, found process_noise={self.process_noise}, a Gaussian "
-                "without bound: use process_noise=0 or gate_state='none'"
-            )
-        if self.d_model < 1 or self.d_state < 1:
-            raise ValueError(f"d_model={self.d_model} and d_state={self.d_state} must be at least 1")
-        if self.transition == "complex" and self.d_state % 2:
-            raise ValueError(f"d_state={self.d_state} is odd, but complex poles come in conjugate pairs: use an even d_state")
 
     def _transition(self) -> Array:
         n = self._poles

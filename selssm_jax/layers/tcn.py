@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.convolution import DilatedConv
 from selssm_jax.shapes import Activations, Reset
@@ -28,9 +29,7 @@ class TCN(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        for name, size in (("d_model", self.d_model), ("kernel", self.kernel), ("dilation", self.dilation)):
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
+        settings.check("tcn", self)
         self.first, self.second = (DilatedConv(self.d_model, self.kernel, self.dilation, self.dtype) for _ in range(2))
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from selssm_jax.layers.bounds import Bounds, Box
+from selssm_jax.layers.variables import parameters
 from selssm_jax.stability import asymptotics, pathwise
 from selssm_jax.stability.laws import GateLaw
 from selssm_jax.stability.recurrence import Recurrence, read
@@ -121,7 +122,7 @@ def certify(layer: nn.Module, params: Any, *, input_bound: float | None = None) 
     """Certifies a layer from what its method `bounds` says of it (`layers.bounds.Bounds`).
 
     Args:
-      layer: any Flax module; one without a method `bounds` gets "not established". params: its parameters.
+      layer: any Flax module; one without a method `bounds` gets "not established". params: its parameters, or what `init` returned, with them in it.
       input_bound: largest |x_d| of any input; None: any input whatever. Bounded inputs keep sigmoid gates away from 0, and bound what
         moves the state.
 
@@ -133,7 +134,7 @@ def certify(layer: nn.Module, params: Any, *, input_bound: float | None = None) 
         return unknown(f"{type(layer).__name__} states no bounds: give it a method `bounds(inputs)` that returns layers.bounds.Bounds")
     if input_bound is not None and not 0 <= input_bound < math.inf:
         raise ValueError(f"input_bound={input_bound} is no bound: use a finite number from 0, or None for any input")
-    return certify_bounds(layer.apply({"params": params}, Box(math.inf if input_bound is None else input_bound), method="bounds"))
+    return certify_bounds(layer.apply({"params": parameters(params)}, Box(math.inf if input_bound is None else input_bound), method="bounds"))
 
 
 def certify_bounds(bounds: Bounds) -> Certificate:
@@ -167,8 +168,8 @@ def _of_the_class(found: Certificate) -> Certificate:
 
 
 def certify_model(model: nn.Module, params: Any) -> dict[str, Certificate]:
-    """Certifies every block of a `SequenceModel`, for all inputs that its norms can pass on."""
-    return {name: certify_bounds(bounds) for name, bounds in model.apply({"params": params}, method="bounds").items()}
+    """Certifies every block of a `SequenceModel`, for all inputs that its norms can pass on; `params` as in `certify`."""
+    return {name: certify_bounds(bounds) for name, bounds in model.apply({"params": parameters(params)}, method="bounds").items()}
 
 
 def unknown(reason: str) -> Certificate:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.config import CONTENDERS, Experiment, Model, Task
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 
@@ -22,9 +22,8 @@ SHORT = 8  # steps of an input that shapes alone are worked out for
 
 
 class Contender(NamedTuple):
-    """A mixer for all blocks of a model, what of the model goes with it, and which key is the size of its memory."""
+    """What goes with a mixer in all blocks of a model (`config.CONTENDERS`), and which key is the size of its memory."""
 
-    mixer: str
     key: str  # of the model: "d_state", "heads" or "kernel"
     size: Callable[[int, float], int]  # (the model's d_state, scale) -> value of `key`
     changes: dict[str, Any]
@@ -42,15 +41,15 @@ def _alone(usual: int) -> Callable[[int, float], int]:
 
 # LSTM and GRU have dense maps of their state, so that as many components cost more parameters; a Mamba's d_state is of a channel.
 TABLE: dict[str, Contender] = {
-    "selective": Contender("selective", "d_state", _share(1, 1, 2), {}),
-    "selective_state": Contender("selective", "d_state", _share(1, 1, 2), {"gate_state": "elementwise", "transition": "diagonal"}),
-    "mamba": Contender("mamba", "d_state", _alone(16), {"conv": 0}),
-    "s5": Contender("s5", "d_state", _share(1, 1, 2), {}),
-    "lstm": Contender("lstm", "d_state", _share(5, 8, 1), {}),
-    "gru": Contender("gru", "d_state", _share(5, 8, 1), {}),
-    "rnn": Contender("rnn", "d_state", _share(1, 1, 1), {}),
-    "attention": Contender("attention", "heads", _alone(4), {}),
-    "tcn": Contender("tcn", "kernel", _alone(3), {"conv": 0}),
+    "selective": Contender("d_state", _share(1, 1, 2), {}),
+    "selective_state": Contender("d_state", _share(1, 1, 2), {"gate_state": "elementwise", "transition": "diagonal"}),
+    "mamba": Contender("d_state", _alone(16), {"conv": 0}),
+    "s5": Contender("d_state", _share(1, 1, 2), {}),
+    "lstm": Contender("d_state", _share(5, 8, 1), {}),
+    "gru": Contender("d_state", _share(5, 8, 1), {}),
+    "rnn": Contender("d_state", _share(1, 1, 1), {}),
+    "attention": Contender("heads", _alone(4), {}),
+    "tcn": Contender("kernel", _alone(3), {"conv": 0}),
 }
 
 
@@ -58,7 +57,7 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     """Returns the sweep.trials points of a contender's grid, each a value for every key that is tuned."""
     sweep, contender = experiment.sweep, TABLE[name]
     axes: dict[str, list[Any]] = {f"model.{contender.key}": [contender.size(experiment.model.d_state, scale) for scale in sweep.sizes]}
-    if contender.mixer == "selective":
+    if CONTENDERS[name] == "selective":
         axes |= {"model.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
     axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.rates, rest)]
@@ -74,9 +73,9 @@ def contender(experiment: Experiment, name: str, point: Point, task: Task) -> Ex
       InputError: where no width comes within 5 %: the mixers alone are larger.
     """
     there = TABLE[name]
-    gate_l1 = experiment.training.gate_l1 if there.mixer == "selective" else 0.0
+    gate_l1 = experiment.training.gate_l1 if CONTENDERS[name] == "selective" else 0.0
     values = dataclasses.asdict(experiment) | {"name": f"{experiment.name}_{name}"}
-    values["model"] |= {"pattern": (there.mixer,) * len(experiment.model.pattern), "block_states": (), "dilations": ()} | there.changes
+    values["model"] |= {"pattern": (CONTENDERS[name],) * len(experiment.model.pattern), "block_states": (), "dilations": ()} | there.changes
     values["training"] |= {"gate_l1": gate_l1}
     for key, value in point.items():
         group, _, field = key.partition(".")

@@ -150,7 +150,9 @@ def test_a_model_of_it_is_pruned_to_a_smaller_one():
     assert logits.shape == (2, 5, 4) and state["blocks"][0]["mixer"]["h"].shape == (2, 4)
 
 
-@pytest.mark.parametrize(("fields", "words"), [({"heads": 4}, "d_state=6 must be a multiple of heads=4"), ({"d_conv": 0}, "all sizes at least 1")])
+@pytest.mark.parametrize(
+    ("fields", "words"), [({"heads": 4}, "d_state=6 is no multiple of heads=4"), ({"d_conv": 0}, "d_conv=0 is out of range: use at least 1")]
+)
 def test_refuses_what_cannot_be(fields, words):
     with pytest.raises(ValueError, match=words):
         LAYER.clone(**fields).init(jax.random.key(0), X)

@@ -226,9 +226,9 @@ def test_components_are_scored_by_their_part_in_the_hankel_map(name):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (S4D(D, 5), "d_state=5 even"),
-        (S5(D, 0), "d_state=0 even"),
-        (LRU(0, 4), "d_model=0 must be at least 1"),
+        (S4D(D, 5), "d_state=5 is no multiple of a complex number, size=2"),
+        (S5(D, 0), "d_state=0 is out of range: use at least 1"),
+        (LRU(0, 4), "d_model=0 is out of range: use at least 1"),
         (S4D(D, 4, rule="euler"), "rule='euler' is unknown: use one of zoh, bilinear"),
     ],
 )

@@ -183,11 +183,11 @@ def test_pruning_by_gates_needs_a_gate_of_every_component():
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (Mamba(D, 0), "d_state=0 must be at least 1"),
-        (Mamba(D, 4, d_conv=0), "d_conv=0 must be at least 1"),
+        (Mamba(D, 0), "d_state=0 is out of range: use at least 1"),
+        (Mamba(D, 4, d_conv=0), "d_conv=0 is out of range: use at least 1"),
         (Mamba2(D, 4, heads=5), r"expand \* d_model=12 is no multiple of heads=5"),
         (Mamba2(D, 4, heads=4, groups=3), "heads=4 is no multiple of groups=3"),
-        (Mamba(D, 4, method="associative"), "method='associative' is unknown"),
+        (Mamba(D, 4, method="associative"), "method='associative' would store all states of 'mamba'.*use 'auto', 'sequential' or 'chunked'"),
     ],
 )
 def test_refuses_what_cannot_be(layer, words):

@@ -282,10 +282,15 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
         ({"transition": "full"}, "transition='full' is unknown: use one of diagonal, complex, dense"),
         ({"d_state": 3, "transition": "complex"}, "d_state=3 is odd"),
         ({"solver": "deer"}, "solver='deer' is unknown: use one of auto, sequential, newton"),
-        ({"gate_state": "elementwise", "method": "associative"}, "method='associative' needs a linear recurrence, .* use method='auto', and solver='newton'"),
-        ({"gate_state": "dense", "transition": "complex"}, "gate_state='dense' reads real states: use transition='diagonal' or 'dense'"),
-        ({"gate_state": "all"}, "reads_state='all' is unknown"),
-        ({"d_state": 0}, "must be at least 1"),
+        (
+            {"gate_state": "elementwise", "method": "associative"},
+            "method='associative' needs .* a linear recurrence.* use method='auto', and solver='newton'",
+        ),
+        ({"gate_state": "dense", "transition": "complex"}, "gate_state='dense' reads real states, found transition='complex': use 'diagonal' or 'dense'"),
+        ({"gate_state": "all"}, "gate_state='all' is unknown: use one of none, elementwise, dense"),
+        ({"d_state": 0}, "d_state=0 is out of range: use at least 1"),
+        ({"gate_floor": 2.0}, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
+        ({"transition": "dense", "method": "chunked"}, "method='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'"),
     ],
 )
 def test_impossible_layers_are_refused(fields, words):

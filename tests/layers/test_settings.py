@@ -1,0 +1,150 @@
+"""The rules of layers: each layer refuses what the config refuses, in its own words, and what a rule lets pass computes."""
+
+import itertools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selssm_jax.config import Model, Task
+from selssm_jax.errors import InputError
+from selssm_jax.layers import settings
+from selssm_jax.layers.convolution import DilatedConv, ShortConv
+from selssm_jax.layers.encoders import FrameEncoder
+from selssm_jax.layers.gates import JUMPING, KINDS, Gate
+from selssm_jax.layers.heads import ClassHead, ForecastHead
+from selssm_jax.layers.mixers import MIXERS
+from selssm_jax.ops.dense_scan import METHODS as OF_MATRICES
+from selssm_jax.ops.linear_scan import METHODS
+from selssm_jax.ops.newton_scan import SOLVERS
+from selssm_jax.ops.selective_scan import METHODS as OF_MAMBA
+
+D = 8
+ODD = {"d_model": 6, "d_state": 5, "heads": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "dilation": 2, "gate_active": 2}
+FLOATS = {
+    "gate_floor": (2.0, 0.1),
+    "gate_bias": (-1.0, 30.0),
+    "process_noise": (0.3, -1.0),
+    "observation_noise": (0.3, float("nan")),
+    "norm_epsilon": (1e-6, -1.0),
+}
+SIZES = {"d_model": D, "d_state": 4, "heads": 2}
+
+
+def values_of(argument):
+    """Values of an argument that are tried: possible ones and others, of another type among them."""
+    if argument in settings.LEAST:
+        return (settings.LEAST[argument] - 1, 2.5, ODD[argument])
+    if argument in settings.RANGES:
+        return FLOATS[argument]
+    return (*typing.get_args(settings.CHOICES[argument]), "none of these")
+
+
+def pairs_of(name):
+    """Every pair of values of two arguments of a mixer."""
+    for one, other in itertools.combinations(settings.MIXERS[name].keys, 2):
+        for value, another in itertools.product(values_of(one), values_of(other)):
+            yield {one: value, other: another}
+
+
+def layer_refuses(name, arguments):
+    keys, width = {key: jax.random.key(0) for key in ("params", "noise", "gates")}, arguments["d_model"] if arguments["d_model"] in (6, D) else D
+    try:
+        jax.eval_shape(MIXERS[name](**arguments).init, keys, jnp.zeros((1, 3, width)))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def config_refuses(name, arguments):
+    keys = settings.MIXERS[name].keys
+    values = {keys[argument]: (value,) if keys[argument] == "dilations" else value for argument, value in arguments.items()}
+    try:
+        Model(pattern=(name,), **values)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_table_says_which_gates_jump_and_which_can_be_exactly_0():
+    extremes = jnp.array([[-1e4, 1e4]])
+    for kind in KINDS:
+        gate = Gate(2, kind, active=1 if kind == "top_k" else 0)
+        variables = gate.init(jax.random.key(0), jnp.zeros((1, 1, 2)))
+        found = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=extremes).at()
+        assert settings.GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")  # those round to 0, and are not
+        assert settings.GATES[kind].jumps == (kind in JUMPING)
+
+
+def test_methods_and_solvers_are_those_of_the_recurrences():
+    assert typing.get_args(settings.Method) == METHODS and typing.get_args(settings.Solver) == SOLVERS
+    for name, known in (("dense", OF_MATRICES), ("mamba", OF_MAMBA)):
+        assert set(METHODS) - settings.WITHOUT[name][0] == set(known)
+
+
+@pytest.mark.parametrize("name", sorted(settings.MIXERS))
+def test_the_config_refuses_a_layer_where_the_layer_refuses_itself(name):
+    """All pairs of values of two arguments by the config, which asks the layer's own rules; a few of them by the layer."""
+    refused: dict[bool, list] = {True: [], False: []}
+    for pair in pairs_of(name):
+        arguments = {key: value for key, value in SIZES.items() if key in settings.MIXERS[name].keys} | {"d_model": D} | pair
+        refused[bool(config_refuses(name, arguments))].append(arguments)
+    rng = np.random.default_rng(0)
+    for expected, tried in refused.items():
+        for index in rng.choice(len(tried), min(6 if expected else 1, len(tried)), replace=False):
+            assert bool(layer_refuses(name, tried[index])) == expected, tried[index]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(settings.MIXERS))
+def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike(name):
+    for pair in pairs_of(name):
+        arguments = {key: value for key, value in SIZES.items() if key in settings.MIXERS[name].keys} | {"d_model": D} | pair
+        assert bool(layer_refuses(name, arguments)) == bool(config_refuses(name, arguments)), (pair, layer_refuses(name, arguments))
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "words"),
+    [
+        (MIXERS["selective"](D, 4, gate_floor=2.0), 1, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
+        (MIXERS["selective"](D, 4, process_noise=-1.0), 1, "process_noise=-1.0 is out of range"),
+        (MIXERS["selective"](D, 4, process_noise=float("nan")), 1, "process_noise=nan is out of range"),
+        (MIXERS["selective"](D, 4, certified="no"), 1, "certified='no' is unknown: use one of True, False"),
+        (MIXERS["mamba2"](D, 4, norm_epsilon=-1.0), 1, "norm_epsilon=-1.0 is out of range"),
+        (MIXERS["mamba"](D, 4, dt_rank=-1), 1, "dt_rank=-1 is out of range: use at least 0"),
+        (MIXERS["gru"](D, 4.0), 1, "d_state=4.0 is of type float, expected int"),
+        (MIXERS["attention"](12, heads=4), 1, "d_model / heads=3 is odd"),
+        (MIXERS["attention"](D, heads=0), 1, "heads=0 is out of range"),
+        (Gate(4, floor=-0.1), 1, "floor=-0.1 is out of range"),
+        (Gate(4, bias=99.0), 1, "bias=99.0 is out of range"),
+        (ShortConv(0, D), 1, "width=0 is out of range"),
+        (DilatedConv(D, 0), 1, "taps=0 is out of range"),
+        (FrameEncoder(D, 8, frame=2, stride=3), 1, "stride=3 is larger than frame=2"),
+        (ClassHead(3, D, "max"), 3, "pool='max' is unknown: use one of mean, last"),
+        (ForecastHead(0, 2, D), 3, "horizon=0 is out of range"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_check_what_the_config_checks(layer, inputs, words):
+    x = jnp.zeros((1, 2, layer.d_model if hasattr(layer, "d_model") else D))
+    more = {1: (), 3: (x, {}) if isinstance(layer, ForecastHead) else ({}, jnp.ones((1, 2), bool))}[inputs]
+    with pytest.raises(ValueError, match=words):
+        layer.init(jax.random.key(0), x, *more)
+
+
+def test_rules_reach_every_block():
+    """Sizes of blocks were not asked for top-k gates, heads of an RG-LRU and poles of an LRU."""
+    task = Task("language", vocab=5)
+    for pattern, states, more, words in (
+        (("selective",) * 2, (8, 2), {"gate": "top_k", "gate_active": 4}, "gate_active=4 is out of range .* of 2 gates"),
+        (("rg_lru",) * 2, (8, 6), {"heads": 4}, r"model\.block_states\[1\]=6 is no multiple of model\.heads=4"),
+        (("lru", "gru", "lru"), (8, 3, 3), {}, r"model\.block_states\[2\]=3 is no multiple of a complex number"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Model(pattern, D, block_states=states, task=task, **more)
+    with pytest.raises(InputError, match=r"model\.d_state=5 is odd.*model\.transition='diagonal'"):
+        Model(("selective",), D, 5, transition="complex")
+    with pytest.raises(InputError, match=r"model\.scan='chunked' is not written for matrices"):
+        Model(("selective",), D, 4, transition="dense", scan="chunked")
