@@ -1,6 +1,7 @@
-"""What no quantiser can do better: squared error against bits, component by component (theory, section 6)."""
+"""What no quantiser can do better, squared error against bits (theory, section 6), and how far apart rounding can keep two states."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +59,25 @@ def squared_error(quantizer: Quantizer, samples: Float[np.ndarray, "S M"], compo
         pairs.append((((snapped[:, index] - source) ** 2).mean() / variance, floors(source, levels[index, : 2**bits])[bits] / variance))
     measured, bound = np.mean(pairs, axis=0)
     return float(measured), float(bound)
+
+
+def rounding_errors(quantizer: Quantizer, rounding: Literal["nearest", "stochastic"]) -> Float[np.ndarray, "M"]:
+    """Returns the most by which rounding moves each component of a state between its outermost levels.
+
+    To the nearest: half the largest distance of two neighbouring levels; stochastic: the whole of it, for either neighbour may be drawn.
+    """
+    levels, used = np.asarray(quantizer.levels, np.float64), 2 ** np.asarray(quantizer.bits)[:, None]
+    gaps = np.where(np.arange(1, levels.shape[1])[None] < used, np.diff(levels, axis=1), 0).max(axis=1, initial=0)
+    return gaps / 2 if rounding == "nearest" else gaps
+
+
+def rounding_radius(errors: Float[np.ndarray, "n"], rate: float, weights: Float[np.ndarray, "n"]) -> float:
+    """Returns 2 max_i(delta_i / v_i) / (1 - rate): how near two packed states come to each other for certain, |h - k|_v = max_i |h_i - k_i| / v_i.
+
+    Both read the same inputs; the step shrinks |.|_v by `rate` < 1. What lies beyond the outermost levels is first cut off there, which moves no two
+    states apart; then each is moved by at most delta, so a distance d becomes at most rate d + 2 max_i(delta_i / v_i), whatever noise either rounding draws.
+
+    Args:
+      errors: delta, as of `rounding_errors`; of a complex component hypot of those of its two parts.
+    """
+    return 2 * float((errors / weights).max(initial=0.0)) / (1 - rate)

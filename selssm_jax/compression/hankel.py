@@ -7,6 +7,8 @@ from jaxtyping import Array, Float, Inexact
 from scipy.linalg import solve_discrete_lyapunov
 
 Matrix = Inexact[Array | np.ndarray, "..."]
+ACCURACY = 1e-6  # relative error of a Gramian that is proved, or the Gramian is refused
+REFINEMENTS = 3  # of a solution by the solution of its residual
 
 
 class Hankel(NamedTuple):
@@ -29,39 +31,95 @@ class Gramians(NamedTuple):
 def gramians(A: Matrix, B: Matrix, C: Matrix) -> Gramians:
     """Returns the Gramians of h_t = A h_{t-1} + B x_t, y_t = C h_t, in float64: A P A* + B B* = P, A* Q A + C* C = Q.
 
+    Every solution is checked: see `solve_lyapunov`.
+
     Args:
       A: (n, n), or (n,), its diagonal; real or complex. B: (n, m). C: (p, n).
 
     Raises:
-      ValueError: for shapes that do not fit, and for an A that is not stable: the sums have no limit then.
+      ValueError: for shapes that do not fit, for numbers that are not finite, for an A that is not stable, as the sums have no limit then, and
+        for one so near to that, or so far from normal, that float64 does not determine its Gramians to `ACCURACY`.
     """
-    A, B, C = (np.asarray(value) for value in (A, B, C))
-    if A.ndim not in (1, 2) or B.ndim != 2 or C.ndim != 2 or A.shape != (len(B),) * A.ndim or C.shape[1] != len(B):
-        raise ValueError(f"A {A.shape}, B {B.shape} and C {C.shape} are no system: expected (n,) or (n, n), (n, m) and (p, n)")
+    A, B, C = as_system(A, B, C)
     poles = A if A.ndim == 1 else np.linalg.eigvals(A)
     if not abs(poles).max(initial=0) < 1:
         raise ValueError(f"A has a pole of modulus {abs(poles).max():g}, expected all below 1: an unstable system has no Gramians")
     past, future = B @ B.conj().T, C.conj().T @ C
     if A.ndim == 2:
-        return Gramians(solve_discrete_lyapunov(A, past), solve_discrete_lyapunov(A.conj().T, future))
+        return Gramians(solve_lyapunov(A, past), solve_lyapunov(A.conj().T, future))
     turns = 1 - A[:, None] * A.conj()[None]
+    _check_error(4 * np.finfo(float).eps / abs(turns).min(initial=1))
     return Gramians(past / turns, future / turns.conj())
+
+
+def solve_lyapunov(A: Inexact[np.ndarray, "n n"], Q: Inexact[np.ndarray, "n n"]) -> Inexact[np.ndarray, "n n"]:
+    """Returns X with A X A* - X + Q = 0 for a stable A and a Hermitian Q, refined, and proved right by its residual.
+
+    With E = A E A* + I, a residual R of X leaves an error of at most |R| |E| in the spectral norm; that E itself is right, and A stable, follows from
+    E > 0 and a residual of E below 1 (Lyapunov). SciPy's solver alone is wrong for real A and complex Q (scipy#26177), and loses digits near a pole of -1.
+
+    Raises:
+      ValueError: where the error cannot be shown to be below `ACCURACY` of |X|.
+    """
+    kind = np.result_type(A, Q, np.float64)
+    A, Q, identity = A.astype(kind), Q.astype(kind), np.eye(len(A), dtype=kind)
+    (X, left), (E, error) = (_refined(A, right) for right in (Q, identity))
+    stable = error < 0.5 and np.linalg.eigvalsh(E).min(initial=1) > 0
+    size = np.linalg.norm(X, 2) if X.size else 0.0
+    _check_error(left * np.linalg.norm(E, 2) / (1 - error) / size if stable and size else (0.0 if stable else np.inf))
+    return X
+
+
+def as_system(A: Matrix, B: Matrix, C: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the three in one dtype, float64 or complex128. Raises ValueError for shapes that do not fit and numbers that are not finite."""
+    A, B, C = (np.asarray(value) for value in (A, B, C))
+    if A.ndim not in (1, 2) or B.ndim != 2 or C.ndim != 2 or A.shape != (len(B),) * A.ndim or C.shape[1] != len(B):
+        raise ValueError(f"A {A.shape}, B {B.shape} and C {C.shape} are no system: expected (n,) or (n, n), (n, m) and (p, n)")
+    kind = np.result_type(A, B, C, np.float64)
+    A, B, C = (value.astype(kind) for value in (A, B, C))
+    for name, value in (("A", A), ("B", B), ("C", C)):
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} holds numbers that are not finite: expected a system that can be run")
+    return A, B, C
 
 
 def hankel_singular_values(A: Matrix, B: Matrix, C: Matrix) -> Hankel:
     """sigma_i = sqrt(lambda_i(P Q)): the singular values of the map from all past inputs to all future outputs, h between them.
 
     Invariant under any change of the state's coordinates; sigma_1 <= largest gain over frequencies <= 2 sum_i sigma_i. They are those of
-    the Hankel matrix with blocks C A^{i+j} B, i, j >= 0, which counts the present input and output in. Arguments and errors: see `gramians`.
+    the Hankel matrix with blocks C A^{i+j} B, i, j >= 0, which counts the present input and output in. Values below about 1e-8 sigma_1 are rounding.
+    Arguments and errors: see `gramians`.
 
     Source: Glover 1984; Al-Saggaf and Franklin 1987 for the bound in discrete time.
     """
     past, future = gramians(A, B, C)
-    values = np.linalg.svd(_root(future).conj().T @ _root(past), compute_uv=False)
+    values = np.linalg.svd(root(future).conj().T @ root(past), compute_uv=False)
     return Hankel(values, 2 * np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]]))
 
 
-def _root(gramian: np.ndarray) -> np.ndarray:
-    """R with R R* the Gramian; eigenvalues that rounding made negative are 0."""
+def root(gramian: Inexact[np.ndarray, "n n"]) -> Inexact[np.ndarray, "n n"]:
+    """Returns R with R R* the Gramian; eigenvalues that rounding made negative are 0."""
     values, vectors = np.linalg.eigh((gramian + gramian.conj().T) / 2)
     return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def _refined(A: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, float]:
+    """(the Hermitian solution, the spectral norm of its residual)."""
+    X = solve_discrete_lyapunov(A, Q)
+    best, least = X, np.inf
+    for _ in range(REFINEMENTS):
+        X = (X + X.conj().T) / 2
+        residual = A @ X @ A.conj().T - X + Q
+        if not np.isfinite(residual).all() or not (size := float(np.linalg.norm(residual, 2))) < least:
+            break
+        best, least = X, size
+        X = X + solve_discrete_lyapunov(A, residual)
+    return best, least
+
+
+def _check_error(relative: float) -> None:
+    if not relative <= ACCURACY:
+        raise ValueError(
+            f"the Gramians are known to a relative error of {relative:.2g} only, expected at most {ACCURACY:g}: A is too near to an unstable matrix, or too "
+            "far from a normal one, for float64; scale the state's components alike, or move the poles inwards"
+        )

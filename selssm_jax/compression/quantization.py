@@ -11,14 +11,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, UInt8
+from jaxtyping import Array, Float, Inexact, Int, Integer, UInt8
+
+from selssm_jax.compression.levels import least_error_levels
 
 MOST = 8  # bits of a component
 POOLED = 50_000  # samples that levels of a channel are fitted to; fewer, down to FEWEST, where all of them together would be more than LARGEST
 FEWEST, LARGEST = 512, 2**25
-LLOYD, SETTLED = 200, 1e-6  # most iterations of Lloyd and Max, and the share by which the last one lowers the error
 
-Samples = Float[Array | np.ndarray, "M N"]
+JOIN = "give real and imaginary parts as components of their own (compression.carried.components)"
+
+Samples = Inexact[Array | np.ndarray, "M N"]
 Bits = Int[Array | np.ndarray, "N"]
 
 
@@ -46,16 +49,19 @@ class Quantizer:
         """Bytes of one packed state: ceil(sum of bits / 8)."""
         return -(-sum(self.bits) // 8)
 
-    def quantize(self, h: Float[Array | np.ndarray, "... N"], noise: Float[Array, "... N"] | None = None) -> Int[Array, "... N"]:
+    def quantize(self, h: Inexact[Array | np.ndarray, "... N"], noise: Float[Array, "... N"] | None = None) -> Int[Array, "... N"]:
         """Returns codes: the nearest level; with `noise`, uniform in [0, 1), a level on either side so that the mean is h (stochastic rounding).
 
         Rounding to the nearest loses every update that is smaller than half the distance of two levels; stochastic rounding keeps it on average.
+
+        Raises ValueError for complex numbers, for numbers that are not finite, which have no nearest level, and for another number of components. Inside
+        `jax.jit` nothing can be raised for values: NaN then gets the lowest level's code, while `snap` returns NaN for it.
         """
-        return self._by_bits(_codes, *(jnp.asarray(value) for value in (h, noise) if value is not None))
+        return self._by_bits(_codes, *(self._real(jnp.asarray(value)) for value in (h, noise) if value is not None))
 
     def dequantize(self, codes: Int[Array, "... N"]) -> Float[Array, "... N"]:
-        """Returns the levels of codes."""
-        return self._by_bits(_chosen, codes)
+        """Returns the levels of codes. Raises ValueError, outside `jax.jit`, for a code that no level has."""
+        return self._by_bits(_chosen, self._coded(codes))
 
     def snap(self, h: Float[Array, "... N"], noise: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns `dequantize(quantize(h, noise))`, for training: exact forward, straight through backward.
@@ -66,13 +72,16 @@ class Quantizer:
         return self._by_bits(_snapped, *(value for value in (h, noise) if value is not None))
 
     def pack(self, codes: Int[Array, "... N"]) -> UInt8[Array, "... b"]:
-        """Returns codes as `nbytes` bytes, the highest bit of each first."""
+        """Returns codes as `nbytes` bytes, the highest bit of each first. Raises ValueError, outside `jax.jit`, for a code that no level has."""
         component, shift = self._places()
+        codes = self._coded(codes)
         return jnp.packbits(((codes[..., component] >> shift.reshape((1,) * (codes.ndim - 1) + shift.shape)) & 1).astype(jnp.uint8), axis=-1)
 
     def unpack(self, packed: UInt8[Array, "... b"]) -> Int[Array, "... N"]:
-        """Returns the codes that were packed."""
+        """Returns the codes that were packed. Raises ValueError for another number of bytes."""
         count = np.asarray(self.bits)
+        if packed.shape[-1] != self.nbytes:
+            raise ValueError(f"packed states of {packed.shape[-1]} bytes, expected {self.nbytes}: they were packed by another quantiser")
         bits = jnp.unpackbits(packed, axis=-1, count=int(count.sum())).astype(jnp.int32)
         bits = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, 1)])  # there is a bit to read where a component has none
         place = np.arange(count.max(initial=0))[:, None]
@@ -80,6 +89,24 @@ class Quantizer:
         worth = np.where(place < count, 1 << np.maximum(count - 1 - place, 0), 0)
         values = (bits[..., row] * one.reshape((1,) * (bits.ndim - 1) + one.shape) for row, one in zip(at, worth, strict=True))
         return sum(values, jnp.zeros((*bits.shape[:-1], len(count)), jnp.int32))
+
+    def _real(self, h: Array) -> Array:
+        if jnp.iscomplexobj(h):
+            raise ValueError(f"states of dtype {h.dtype}, expected real numbers: {JOIN}")
+        if not h.ndim or h.shape[-1] != len(self.bits):
+            raise ValueError(f"states of shape {h.shape}, expected (..., {len(self.bits)}), one number a component")
+        if not isinstance(h, jax.core.Tracer) and not bool(jnp.isfinite(h).all()):
+            raise ValueError("states hold numbers that are not finite, which no level is near to: find where they come from before packing them")
+        return h
+
+    def _coded(self, codes: Array) -> Array:
+        if codes.shape[-1] != len(self.bits):
+            raise ValueError(f"codes of shape {codes.shape}, expected (..., {len(self.bits)}), one a component")
+        if not isinstance(codes, jax.core.Tracer) and bool(
+            ((codes < 0) | (codes >= 2 ** np.asarray(self.bits).reshape((1,) * (codes.ndim - 1) + (-1,)))).any()
+        ):
+            raise ValueError("codes are not all from 0 to 2^bits - 1 of their components: they were made by another quantiser")
+        return codes
 
     def _by_bits(self, function: Callable[..., Array], *values: Array) -> Array:
         """Applies a function of (levels (1, ..., n, L), values (..., n)) to the components of each number of bits by themselves: 1 bit needs 2 levels."""
@@ -156,22 +183,26 @@ def allocate(
 
 
 def fit(samples: Samples, bits: tuple[int, ...], *, channels: Bits | None = None) -> Quantizer:
-    """Returns the quantiser of least squared error on samples of states, (M, N): Lloyd's and Max's conditions, component by component.
+    """Returns the quantiser of least squared error on samples of states, (M, N), component by component: see `levels.least_error_levels`.
 
-    Levels are the means of what is nearest to them. Component 0 bits: its mean.
+    Levels are the means of what is nearest to them (Lloyd 1957, Max 1960). Component of 0 bits: its mean.
 
     Args:
       channels: a number for each component; those of one number are taken to hold the same quantity, as the slots of a window do, and are fitted
         on all their samples together: what moves from one slot to the next of as many bits is then not rounded again. None: all apart.
 
     Raises:
-      ValueError: for samples that are not finite (M, N), or bits that are not from 0 to 8, one a component.
+      ValueError: for samples that are not real and finite, (M, N), within the range of float32, or bits that are not whole numbers from 0 to 8, one a
+        component.
     """
     values = np.asarray(samples)
-    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"samples have shape {values.shape}, expected finite numbers (M, N), at least one sample")
-    if len(bits) != values.shape[1] or not all(0 <= count <= MOST for count in bits):
+    if np.iscomplexobj(values):
+        raise ValueError(f"samples of dtype {values.dtype}, expected real numbers: {JOIN}")
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all() or np.abs(values).max() > np.finfo(np.float32).max:
+        raise ValueError(f"samples have shape {values.shape}, expected finite numbers (M, N) that float32 can hold, at least one sample")
+    if len(bits) != values.shape[1] or not all(0 <= count <= MOST and count == int(count) for count in bits):
         raise ValueError(f"bits={bits} do not fit {values.shape[1]} components: give each from 0 to {MOST}")
+    bits = tuple(int(count) for count in bits)
     channels = np.arange(len(bits)) if channels is None else np.asarray(channels)
     if channels.shape != (len(bits),):
         raise ValueError(f"channels of shape {channels.shape} for {len(bits)} components: give each a number")
@@ -179,29 +210,15 @@ def fit(samples: Samples, bits: tuple[int, ...], *, channels: Bits | None = None
     starts = np.flatnonzero(np.diff(channels[order], prepend=channels[order[0]] - 1))
     members = {int(channels[part[0]]): part for part in np.split(order, starts[1:])}
     pooled = max(FEWEST, min(POOLED, LARGEST // len(members)))
-    found: dict[tuple[int, int], np.ndarray] = {}
-    for channel, count in sorted(set(zip(channels.tolist(), bits, strict=True))):
-        samples = values[:, members[channel]].ravel()
-        found[channel, count] = _lloyd(samples[:: -(-len(samples) // pooled)], 2**count)
-    most = 2 ** max(bits)
-    levels = [_padded(found[one], most) for one in zip(channels.tolist(), bits, strict=True)]
-    return Quantizer(jnp.asarray(np.stack(levels), jnp.float32), tuple(bits))
+    levels = np.zeros((len(bits), 2 ** max(bits)), np.float32)
+    for count in sorted(set(bits)):
+        own = sorted({channel for channel, most in zip(channels.tolist(), bits, strict=True) if most == count})
+        for channel, one in zip(own, least_error_levels([_thinned(values[:, members[channel]], pooled) for channel in own], 2**count), strict=True):
+            of_channel = members[channel][np.asarray(bits)[members[channel]] == count]
+            levels[of_channel] = np.pad(one, (0, levels.shape[1] - len(one)), mode="edge")[None]
+    return Quantizer(jnp.asarray(levels), tuple(bits))
 
 
-def _padded(levels: np.ndarray, most: int) -> np.ndarray:
-    return np.pad(levels, (0, most - len(levels)), mode="edge")
-
-
-def _lloyd(samples: Float[np.ndarray, "M"], count: int) -> Float[np.ndarray, "L"]:
-    """Levels from the quantiles on; sums over sorted samples make an iteration as cheap as its thresholds."""
-    ordered = np.sort(samples).astype(np.float64)
-    sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (ordered, ordered**2))
-    levels, error = np.quantile(ordered, (np.arange(count) + 0.5) / count), np.finfo(np.float64).max
-    for _ in range(LLOYD):
-        edges = np.concatenate([[0], np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2), [len(ordered)]])
-        held, total, power = np.diff(edges), np.diff(sums[edges]), np.diff(squares[edges])
-        levels = np.where(held > 0, total / np.maximum(held, 1), levels)
-        before, error = error, float((power - 2 * levels * total + held * levels**2).sum())
-        if before - error <= SETTLED * before:
-            break
-    return levels
+def _thinned(samples: Float[np.ndarray, "M n"], most: int) -> Float[np.ndarray, "S"]:
+    """At most about `most` of the numbers: whole rows, evenly spaced, so that no slot of a window is left out."""
+    return samples[:: -(-samples.size // most)].ravel()

@@ -1,6 +1,7 @@
 """The report of a compression: what was tried at which bytes, what was chosen, what it lost, and which bounds hold."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -8,16 +9,18 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from selssm_jax.compression import bound, saving
+from selssm_jax.compression.bound import rounding_errors, rounding_radius
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, points, relative_loss
+from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.search import knee
 from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.errors import InputError
-from selssm_jax.layers.bounds import Bounds
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting, processing
 from selssm_jax.reporting.document import Block, Paragraph, Picture, to_html, to_markdown
@@ -26,11 +29,13 @@ from selssm_jax.reporting.report import circumstances_of, writable
 from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.reporting.sections import circumstances, titled
 from selssm_jax.reporting.tables import Cell, Table, size
-from selssm_jax.stability import certify_bounds
+from selssm_jax.stability import Certificate, certify_bounds
+from selssm_jax.stability.verdict import Verdict
 from selssm_jax.training.evaluation import Evaluator
 
 FORMAT = 1  # of compression.json
 COMPONENTS = 8  # whose D(R) is computed
+MARKERS = ("s", "^", "D", "v", "P", "X")
 Results = dict[str, Any]
 READING = (
     "{scope} Bytes are those of one sequence. "
@@ -50,9 +55,11 @@ FRONTIER = (
 )
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
-    "A certificate is about exact arithmetic. A packed state is rounded after every step, by at most half the distance of two levels, in the range of the "
-    "levels: two states under the same inputs then approach each other at the certified rate until they differ by no more than the radius given, "
-    "2 delta / (1 - rate), where that is certified; and, whatever the rate, never leave the levels, which are finitely many."
+    "A certificate is about exact arithmetic. A packed state is rounded after every step, within the levels by at most delta: half the largest distance of "
+    "two neighbouring levels where it is rounded to the nearest, the whole of it under stochastic rounding, which may draw either (here: {rounding}). Two "
+    "states under the same inputs then approach each other at the certified rate until no component differs by more than the radius given, "
+    "2 delta / (1 - rate) with delta in the certificate's norm, where that is certified; and, whatever the rate, they never leave the levels, which are "
+    "finitely many."
 )
 
 
@@ -110,6 +117,7 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "within": run.experiment.compress.within,
         "components": COMPONENTS,
         "scope": found.known.scope,
+        "rounding": run.experiment.compress.rounding,
         "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
         "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(saving.stored(smaller.experiment, smaller.params))},
         "disk_bytes": saving.nbytes(smaller.workdir / "best"),
@@ -142,24 +150,34 @@ def _error(one: Candidate, known: Known) -> Results:
 def _certified(run: Run) -> Results:
     """By block, the certified rate of a step and, of a packed state, how near two states come to each other for certain."""
     stated = run.model.apply({"params": run.params}, method="bounds")
-    rates = {name: _rate(bounds) for name, bounds in stated.items()}
-    if not isinstance(run.model, PackedModel):
-        return {name: {"status": status, "rate": rate, "radius": None} for name, (status, rate) in rates.items()}
-    levels = np.asarray(run.params["levels"])
-    layout = Carried(run.model.model, run.params, run.model.scope)
-    # Of a mixer that carries one array, which is what contracts; where it carries past inputs too, their rounding is part of what drives it.
-    steps = {leaf.name: float(np.diff(levels[at], axis=1).max(initial=0.0)) for leaf, at in layout.parts()}
-    found: Results = {}
-    for index, (name, (status, rate)) in enumerate(rates.items()):
-        step = steps.get(f"blocks/{index}/mixer")
-        radius = None if step is None or rate is None or rate >= 1 else step / (1 - rate)
-        found[name] = {"status": status, "rate": rate, "radius": radius}
-    return found
+    certificates = {name: certify_bounds(bounds) for name, bounds in stated.items()}
+    return {name: _row_of(certificate.contraction) | {"radius": _radius(run, name, certificate)} for name, certificate in certificates.items()}
 
 
-def _rate(stated: Bounds) -> tuple[str, float | None]:
-    found = certify_bounds(stated).contraction
-    return found.status, found.rate if found.status == "holds" else None
+def _row_of(verdict: Verdict) -> Results:
+    return {"status": verdict.status, "rate": verdict.rate if verdict.status == "holds" else None}
+
+
+def _radius(run: Run, block: str, certificate: Certificate) -> float | None:
+    """Of a mixer that carries one array, which is what contracts; where it carries past inputs too, their rounding is part of what drives it."""
+    verdict = certificate.contraction
+    if not isinstance(run.model, PackedModel) or verdict.status != "holds" or verdict.rate is None or verdict.rate >= 1 or verdict.weights is None:
+        return None
+    layout, quantizer = Carried(run.model.model, run.params, run.model.scope), run.model.quantizer(run.params)
+    parts = {leaf.name: (leaf, at) for leaf, at in layout.parts()}
+    if (name := block.replace("block_", "blocks/") + "/mixer") not in parts:
+        return None
+    leaf, at = parts[name]
+    turns = 2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1  # real parts, then imaginary ones
+    errors, reach = (np.sqrt((part[at].reshape(turns, -1) ** 2).sum(axis=0)) for part in (rounding_errors(quantizer, run.model.rounding), _largest(quantizer)))
+    box = certificate.invariant_radius
+    if len(errors) != len(verdict.weights) or (certificate.uniform.status != "holds" and (box is None or (reach > box).any())):
+        return None  # gates that read the state are certified on their box, which levels could lie outside of
+    return rounding_radius(errors, verdict.rate, verdict.weights)
+
+
+def _largest(quantizer: Quantizer) -> np.ndarray:
+    return np.abs(np.asarray(quantizer.levels, np.float64)).max(axis=1)
 
 
 def _write(results: Results, folder: pathlib.Path) -> None:
@@ -169,7 +187,7 @@ def _write(results: Results, folder: pathlib.Path) -> None:
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
     blocks += titled("Methods at equal bytes", [_methods(results)])
     blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)] if results["data_processing"] else [Paragraph(TOO_FEW)])
-    blocks += titled("Stability", [Paragraph(ROUNDING), _stability(results)])
+    blocks += titled("Stability", [Paragraph(ROUNDING.format(rounding=results["rounding"])), _stability(results)])
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
     blocks += circumstances(results)
     (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
@@ -245,7 +263,7 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     left.plot(
         [one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information"
     )
-    for one, marker in zip(results["methods"][1:], ("s", "^", "D", "v", "P", "X"), strict=True):
+    for one, marker in zip(results["methods"][1:], itertools.cycle(MARKERS), strict=False):  # however many were tried
         left.plot(one["bytes"], one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=one["method"])
     left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen")
     left.axhline(reference, color="black", linestyle="--", linewidth=1, label="float32")

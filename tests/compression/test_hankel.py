@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selssm_jax.compression.hankel import gramians, hankel_singular_values
+from selssm_jax.compression.hankel import gramians, hankel_singular_values, solve_lyapunov
 
 
 def test_hankel_singular_values_of_known_systems():
@@ -53,7 +53,47 @@ def test_balanced_truncation_errs_by_no_more_than_the_bound():
             assert found.values[k] * 0.999 <= max(errors) <= found.error_bound[k]
 
 
+@pytest.mark.parametrize("n", [5, 12])
+@pytest.mark.parametrize("complex_parts", ["B", "C", "BC", "ABC"])
+def test_gramians_solve_their_equations_whichever_parts_are_complex(n, complex_parts):
+    """SciPy's solver alone is wrong for real A and complex right sides from n = 10 on (scipy#26177)."""
+    rng = np.random.default_rng(n)
+    A, B_, C = (
+        rng.standard_normal(shape) + 1j * rng.standard_normal(shape) * (name in complex_parts) for name, shape in (("A", (n, n)), ("B", (n, 2)), ("C", (2, n)))
+    )
+    A = A * 0.9 / abs(np.linalg.eigvals(A)).max()
+    past, future = gramians(A.real if "A" not in complex_parts else A, B_, C)
+    np.testing.assert_allclose(A @ past @ A.conj().T - past, -B_ @ B_.conj().T, atol=1e-11 * abs(past).max())
+    np.testing.assert_allclose(A.conj().T @ future @ A - future, -C.conj().T @ C, atol=1e-11 * abs(future).max())
+
+
+@pytest.mark.parametrize("near", [1e-4, 1e-7])
+def test_a_pole_near_minus_one_costs_no_digits_of_the_residual(near):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    A, b = basis @ np.diag([near - 1, *rng.uniform(-0.8, 0.8, 11)]) @ basis.T, rng.standard_normal((12, 1))
+    X = solve_lyapunov(A, b @ b.T)
+    assert abs(A @ X @ A.T - X + b @ b.T).max() < 1e-14 * abs(X).max()
+
+
+def test_a_gramian_that_float64_does_not_determine_is_refused():
+    """A Jordan block: SciPy returns 1.7e22 with a residual of 1e5. And a pole so near to the circle that 1 - |a|^2 is rounding."""
+    jordan = 0.9 * np.eye(12) + np.eye(12, k=1)
+    with pytest.raises(ValueError, match=r"known to a relative error of .* too far from a normal one"):
+        gramians(jordan, np.ones((12, 1)), np.ones((1, 12)))
+    with pytest.raises(ValueError, match="known to a relative error of"):
+        gramians(np.array([0.5, 1 - 1e-13]), np.ones((2, 1)), np.ones((1, 2)))
+
+
+def test_gramians_of_float32_systems_are_computed_in_float64():
+    a = np.float32([0.9999, 0.5])
+    past = gramians(a, np.ones((2, 1), np.float32), np.ones((1, 2), np.float32)).past
+    np.testing.assert_allclose(past[0, 0], 1 / (1 - float(a[0]) ** 2), rtol=1e-11)
+
+
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="B holds numbers that are not finite"):
+        gramians(np.full(2, 0.5), np.array([[1.0], [np.nan]]), np.ones((1, 2)))
     with pytest.raises(ValueError, match="a pole of modulus 1, expected all below 1"):
         gramians(np.ones(2), np.ones((2, 1)), np.ones((1, 2)))
     with pytest.raises(ValueError, match="are no system: expected"):

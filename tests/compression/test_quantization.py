@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.compression.quantization import allocate, fit
+from selssm_jax.compression import quantization
+from selssm_jax.compression.quantization import Quantizer, allocate, fit
 from selssm_jax.information import rate_distortion
+
+HALF = Quantizer(jnp.array([[0.0, 1.0], [0.0, 1.0]]), (1, 1))
 
 
 def gaussians(count=20_000, scales=(4.0, 2.0, 1.0, 0.5, 0.1), seed=0):
@@ -99,6 +102,19 @@ def test_no_quantised_state_lies_below_the_rate_distortion_function(budget):
     assert errors.mean() < 4 * least  # a scalar quantiser is within a factor of pi sqrt(3) / 2 at high rate, and whole bits cost the rest
 
 
+def test_what_is_not_a_number_stays_so_where_nothing_can_be_raised():
+    snapped = np.asarray(jax.jit(HALF.snap)(jnp.array([[np.nan, 0.2]])))
+    assert np.isnan(snapped[0, 0]) and np.isfinite(snapped[0, 1])
+
+
+def test_every_slot_of_a_window_is_among_the_samples_that_its_levels_are_fitted_to(monkeypatch):
+    """Two slots of one channel, whose samples are thinned by two: every second number would be one slot alone."""
+    monkeypatch.setattr(quantization, "POOLED", 1000)
+    monkeypatch.setattr(quantization, "FEWEST", 1000)
+    samples = np.stack([np.full(1000, -1.0), np.full(1000, 1.0)], axis=1)
+    np.testing.assert_array_equal(fit(samples, (1, 1), channels=np.zeros(2, int)).levels, [[-1, 1], [-1, 1]])
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -107,6 +123,15 @@ def test_no_quantised_state_lies_below_the_rate_distortion_function(budget):
         (lambda: fit(np.full((3, 2), np.nan), (1, 1)), "expected finite numbers"),
         (lambda: fit(np.ones((3, 2)), (1, 9)), r"bits=\(1, 9\) do not fit 2 components"),
         (lambda: fit(np.ones((3, 2)), (1,)), "do not fit 2 components"),
+        (lambda: fit(np.full((3, 1), 1e39), (1,)), "that float32 can hold"),
+        (lambda: fit(np.ones((3, 2)) * 1j, (1, 1)), "dtype complex128, expected real numbers"),
+        (lambda: HALF.quantize(jnp.array([np.nan, 0])), "not finite"),
+        (lambda: HALF.quantize(jnp.array([0, np.inf])), "not finite"),
+        (lambda: HALF.quantize(jnp.array([0j, 1])), "dtype complex64, expected real numbers"),
+        (lambda: HALF.quantize(jnp.zeros(3)), r"states of shape \(3,\), expected \(..., 2\)"),
+        (lambda: HALF.dequantize(jnp.array([0, 2])), "not all from 0 to 2\\^bits - 1"),
+        (lambda: HALF.pack(jnp.array([-1, 0])), "not all from 0 to 2\\^bits - 1"),
+        (lambda: HALF.unpack(jnp.zeros(2, jnp.uint8)), "packed states of 2 bytes, expected 1"),
     ],
 )
 def test_mistakes_are_named(call, complaint):
