@@ -14,7 +14,7 @@ FINEST, COARSEST, PER_CELL = 1024, 256, 8  # bins of a histogram, most and least
 TOGETHER = 2**22  # cells times bins of all histograms that are solved at once
 
 
-def least_error_levels(samples: Sequence[Float[np.ndarray, "M"]], count: int) -> list[Float[np.ndarray, "L"]]:
+def least_error_levels(samples: Sequence[Float[np.ndarray, "_"]], count: int) -> list[Float[np.ndarray, "L"]]:
     """Returns, for each of several sets of samples, `count` rising levels of least mean squared error; the last is repeated where fewer values occur.
 
     Exact on a histogram whose bins are finer than the cells, and from there on a fixed point of Lloyd's iteration on the samples themselves.

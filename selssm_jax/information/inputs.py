@@ -33,7 +33,7 @@ def check_shape(name: str, value: Array, shapes: list[tuple[int, ...]], origin: 
         raise ValueError(f"{name} has shape {value.shape}, expected {' or '.join(map(str, shapes))} from {origin}; repeat a constant with jnp.broadcast_to")
 
 
-def check_finite(**arrays: Array) -> None:
+def check_finite(**arrays: Array | np.ndarray) -> None:
     """Neither inf nor nan."""
     for name, value in arrays.items():
         if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
