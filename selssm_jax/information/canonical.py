@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from selssm_jax.information.estimate import Estimate
-from selssm_jax.information.inputs import Samples, pairs
+from selssm_jax.information.inputs import Samples, centred, pairs
 
+DECISIVE = 0.5  # share of a direction's variance that is one sample's, above which it decides alone
 RANK = 1e-6  # share of the largest variance under which a direction counts as none: columns that say the same
 
 
@@ -30,21 +31,35 @@ def gaussian(x: Samples, y: Samples) -> Estimate:
     bases = [_orthonormal(value) for value in arrays]
     dx, dy = (basis.shape[1] for basis in bases)
     lost = {name: value.shape[1] - basis.shape[1] for name, value, basis in zip("xy", arrays, bases, strict=True)}
-    notes = tuple(f"{count} columns of {name} follow from the others" for name, count in lost.items() if count)
+    notes = [f"{count} columns of {name} follow from the others" for name, count in lost.items() if count]
+    notes += [
+        f"row {row} of {name} alone makes {share:.0%} of a direction's variance: no normal law; rank first, as `estimate` does, or leave it out"
+        for name, (row, share) in ((name, _leverage(basis)) for name, basis in zip("xy", bases, strict=True))
+        if share > DECISIVE
+    ]
     square = np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0, 1) ** 2 if dx and dy else np.zeros(0)
     stderr = math.sqrt(square.sum() / N + dx * dy / (2 * N**2))
     if (square > 1 - 1e-12).any():
         return Estimate(math.inf, 0.0, "estimate", "Gaussian", (*notes, "x and y share a direction without noise"))
     nats = float(-0.5 * np.log1p(-square).sum()) - _bias(N, dx, dy)
-    return Estimate(nats, stderr, "estimate", "Gaussian (canonical correlations, bias-corrected)", notes)
+    return Estimate(nats, stderr, "estimate", "Gaussian (canonical correlations, bias-corrected)", tuple(notes))
 
 
 def _orthonormal(z: np.ndarray) -> np.ndarray:
     """An orthonormal basis of the centred, scaled columns."""
+    z, _ = centred(z)
     z = z - z.mean(axis=0, keepdims=True)
     scale = np.sqrt((z**2).mean(axis=0, keepdims=True))
     vectors, sizes, _ = np.linalg.svd(z / np.where(scale > 0, scale, 1), full_matrices=False)
     return vectors[:, sizes > RANK * max(float(sizes.max(initial=0)), np.finfo(float).tiny)]
+
+
+def _leverage(basis: np.ndarray) -> tuple[int, float]:
+    """The row that weighs most in an orthonormal basis, and the squared length of its projection: 1 of a direction that is its own."""
+    if not basis.shape[1]:
+        return 0, 0.0
+    weights = (basis**2).sum(axis=1)
+    return int(weights.argmax()), float(weights.max())
 
 
 def _bias(N: int, dx: int, dy: int) -> float:

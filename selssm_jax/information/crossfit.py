@@ -17,6 +17,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array
 
 from selssm_jax.information.critics import Bound, Critic
+from selssm_jax.information.inputs import ranks
 
 LARGEST = 2048  # samples that are scored against one another in an evaluation: memory grows with its square
 CHECKS = 24  # how often a training run is looked at on its validation part
@@ -78,7 +79,8 @@ def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Tr
     order = mixed(np.arange(len(x)))[: size * training.folds].reshape(training.folds, size)
     cut = size // 2  # of the rest, for validation
     rests = np.stack([mixed(np.delete(order, k, axis=0).ravel()) for k in range(training.folds)])
-    pick = lambda indices: (jnp.asarray(x[indices], jnp.float32), jnp.asarray(y[indices], jnp.float32))  # noqa: E731
+    places = [ranks(z).astype(np.float32) for z in (x, y)]  # all that is used of the samples, and exact
+    pick = lambda indices: tuple(jnp.asarray(z[indices]) for z in places)  # noqa: E731
     keys = jax.random.split(jax.random.key(training.seed), training.folds)
     values = _run((*pick(rests[:, cut:]), *pick(rests[:, :cut]), *pick(order), keys), critic, bound, training)
     return HeldOut(*(np.asarray(value, np.float64).reshape(training.folds, -1) for value in values))

@@ -21,7 +21,7 @@ from selssm_jax.information.canonical import gaussian
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
 from selssm_jax.information.discrete import count, mutual_information
 from selssm_jax.information.estimate import Direction, Estimate
-from selssm_jax.information.inputs import Samples, check_whole, pairs
+from selssm_jax.information.inputs import Samples, check_rounding, check_whole, pairs, scores
 from selssm_jax.information.neighbours import ksg, mixed
 
 __all__ = ["Training", "club", "donsker_varadhan", "estimate", "gaussian", "hybrid", "infonce", "ksg", "mixed", "nwj", "sliced", "smile"]
@@ -94,8 +94,10 @@ def club(x: Samples, y: Samples, *, log_conditional: Callable[[Array, Array], Ar
     if log_conditional is None:
         return _estimated(x, y, critics.CONDITIONAL, critics.CLUB, training, "estimate", "CLUB, fitted normal conditional")
     x, y = pairs(x, y, least=2)
-    scores = lambda a: jax.vmap(lambda b: log_conditional(a, b))(jnp.asarray(y))  # noqa: E731
-    values = np.asarray(jax.lax.map(lambda pair: _gap(scores, *pair), (jnp.asarray(x), jnp.arange(len(x))), batch_size=64), np.float64)
+    for name, z in (("x", x), ("y", y)):
+        check_rounding(name, z)
+    densities = lambda a: jax.vmap(lambda b: log_conditional(a, b))(jnp.asarray(y))  # noqa: E731
+    values = np.asarray(jax.lax.map(lambda pair: _gap(densities, *pair), (jnp.asarray(x), jnp.arange(len(x))), batch_size=64), np.float64)
     if not np.isfinite(values).all():
         raise ValueError("log_conditional gives -inf or nan for some pairs: CLUB needs a density that is positive everywhere")
     return Estimate(float(values.mean()), float(values.std() / len(x) ** 0.5), "upper", "CLUB, exact conditional")
@@ -142,7 +144,7 @@ def _bound_or_gaussian(held_out: HeldOut, x: np.ndarray, y: np.ndarray, training
     if gain > 2 * chance:
         why = f"the critic finds {gain:.3f} nats more in held-out samples than a Gaussian copula does"
         return _noted(Estimate(bound, error, "lower", "InfoNCE, hybrid critic", (why,)), held_out)
-    normal = gaussian(*(np.asarray(crossfit.normal_scores(jnp.asarray(z), jnp.asarray(z))) for z in (x, y)))
+    normal = gaussian(*(scores(z, np.random.default_rng(0)) for z in (x, y)))
     why = "a trained critic finds nothing in held-out samples that a Gaussian copula does not"
     return dataclasses.replace(normal, method="Gaussian copula (normal scores, canonical correlations, bias-corrected)", notes=(why, *normal.notes))
 
@@ -179,7 +181,7 @@ def _noted(found: Estimate, held_out: HeldOut) -> Estimate:
 def _witnessed(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
     """`found`, with a note and a warning where a Gaussian or nearest-neighbour value says that its critic has found nothing of what there is."""
     x, y = x[:WITNESSES], y[:WITNESSES]
-    witnesses = [gaussian(*(np.asarray(crossfit.normal_scores(jnp.asarray(z), jnp.asarray(z))) for z in (x, y)))]
+    witnesses = [gaussian(*(scores(z, np.random.default_rng(0)) for z in (x, y)))]
     witnesses += [ksg(x, y)] if max(x.shape[1], y.shape[1]) <= NEIGHBOURS else []
     strongest = max(witnesses, key=lambda witness: witness.nats)
     if found.nats > strongest.nats - COLLAPSE - 3 * math.hypot(found.stderr, strongest.stderr):
@@ -189,8 +191,8 @@ def _witnessed(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
     return dataclasses.replace(found, notes=(*found.notes, note))
 
 
-def _gap(scores: Callable[[Array], Array], x: Array, own: Array) -> Array:
-    log_p = scores(x)
+def _gap(densities: Callable[[Array], Array], x: Array, own: Array) -> Array:
+    log_p = densities(x)
     return (log_p[own] - jnp.mean(log_p)) * (len(log_p) / (len(log_p) - 1))  # against the others only
 
 

@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
 Samples = Num[Array | np.ndarray, "N"] | Num[Array | np.ndarray, "N _"]
 """What public functions take: rows are samples, columns components; one component may go without the second axis."""
 ROUNDINGS = 1e3  # units of rounding that a covariance may be away from one
+WHOLE = 2**53  # up to which float64 tells all whole numbers apart
+QUARTERS = 1.349  # standard deviations between the quartiles of a normal law
+ROUGH = 1e-3  # standard deviations that rounding may take
+OUTLYING = 1e3  # standard deviations in `spread`s above which outliers, and little else, make them
+TAIL = 1e6  # spreads, from which on only the order of magnitude of an outlier is kept near
 
 
 def floating(**given: Array | float) -> list[Array]:
@@ -99,13 +106,23 @@ def _least_eigenvalue(matrix: np.ndarray, rounding: float) -> float:
 
 
 def columns(name: str, samples: Array | np.ndarray) -> np.ndarray:
-    """Samples as float64 (N, d)."""
+    """Samples as float64 (N, d), the one entrance of all that is estimated from them: nothing is rounded to less before it is ranked or scaled.
+
+    Whole numbers too large for float64 are counted from the least of their column, which no measure of information notices.
+    """
     value = np.asarray(samples)
-    if value.ndim not in (1, 2) or not value.size or value.dtype.kind not in "biuf":
+    real = jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.kind in "biu"  # bfloat16 is no kind of NumPy's own
+    if value.ndim not in (1, 2) or not value.size or not real:
         raise ValueError(f"{name} has shape {value.shape} and dtype {value.dtype}, expected real numbers (N,) or (N, d)")
+    if np.ma.is_masked(samples):
+        raise ValueError(f"{name} has {np.ma.count_masked(samples)} masked values, expected none: leave such rows out of all samples, or a fill value enters")
+    value = value.reshape(len(value), -1)
+    if value.dtype.kind in "iu" and max(int(value.max()), -int(value.min())) > WHOLE:
+        value = np.stack([(column - column.min()).view(f"u{column.itemsize}") for column in value.T], axis=1)
+    value = value.astype(np.float64)
     if not np.isfinite(value).all():
         raise ValueError(f"{name} holds {value[~np.isfinite(value)][0]}, expected finite numbers; leave such rows out of all samples")
-    return value.reshape(len(value), -1).astype(np.float64)
+    return value
 
 
 def pairs(x: Array | np.ndarray, y: Array | np.ndarray, *, least: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,3 +133,62 @@ def pairs(x: Array | np.ndarray, y: Array | np.ndarray, *, least: int) -> tuple[
     if len(x) < least:
         raise ValueError(f"{len(x)} samples, expected at least {least}")
     return x, y
+
+
+def check_rounding(name: str, z: np.ndarray) -> None:
+    """JAX's floating type tells the samples apart, where they must stay in their own units."""
+    error = np.abs(np.asarray(jnp.asarray(z), np.float64) - z).max(axis=0)
+    if (error > ROUGH * z.std(axis=0)).any() or not np.isfinite(error).all():
+        raise ValueError(
+            f"{name} loses {error.max():.3g} to the rounding of {jnp.asarray(z).dtype}, beside a spread of {z.std(axis=0).min():.3g}: take "
+            "its place away from both the samples and the density, or set jax_enable_x64"
+        )
+
+
+def centred(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns from their medians, in units 2^e that leave them between -2 and 2, and e: an exact change of units, so that no square over- or underflows."""
+    exponent = np.frexp(np.abs(z).max(axis=0))[1]
+    z = np.ldexp(z, -exponent[None])
+    return z - np.median(z, axis=0, keepdims=True), exponent
+
+
+def spread(z: np.ndarray) -> np.ndarray:
+    """The deviation of the middle half of centred columns, whatever the outliers; of what is not the median where half or more is; 0 of a constant."""
+
+    def middle(column: np.ndarray) -> float:
+        low, high = np.quantile(column, [0.25, 0.75])
+        rest = np.abs(column[column != 0])
+        return float(high - low) / QUARTERS if high > low else float(np.median(rest)) if len(rest) else 0.0
+
+    return np.array([middle(column) for column in z.T])
+
+
+def standardised(z: np.ndarray) -> np.ndarray:
+    """Columns from their medians in standard deviations; where outliers alone make these, in `spread`s, far tails shortened by a logarithm.
+
+    Either is an invertible map of each column, so information is the same. A fill value of 1e36 leaves the others as far apart as they were.
+    """
+    z, _ = centred(z)
+    deviation, middle = z.std(axis=0), spread(z)
+    outlying = deviation > OUTLYING * middle
+    scale = np.where(outlying, middle, deviation)
+    z = z / np.where(scale > 0, scale, 1)[None]
+    far = outlying[None] & (np.abs(z) > TAIL)
+    return np.where(far, np.sign(z) * TAIL * (1 + np.log(np.maximum(np.abs(z) / TAIL, 1))), z)
+
+
+def ranks(z: np.ndarray) -> np.ndarray:
+    """Places of values among the different values of their column, from 0: as much information, and exact in float32."""
+    return np.stack([np.unique(column, return_inverse=True)[1].ravel() for column in z.T], axis=1)
+
+
+def scores(z: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Normal quantiles of the ranks of each column: mid-ranks, or, with a generator, ranks whose ties are put in a random order.
+
+    In random order the scores have no ties and a law that is normal whatever that of z is; and z can be read from them, so that they say as much
+    of anything else as z does.
+    """
+    if rng is None:
+        return ndtri((rankdata(z, axis=0) - 0.5) / len(z))
+    order = np.lexsort((rng.random(z.shape), z), axis=0)
+    return ndtri((np.argsort(order, axis=0) + 0.5) / len(z))

@@ -16,16 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import gammaln
 from jaxtyping import Array
 
 from selssm_jax.information.estimate import Estimate
-from selssm_jax.information.inputs import Samples, columns, pairs
+from selssm_jax.information.inputs import TAIL, Samples, centred, columns, pairs, spread, standardised
 
 BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
-PARTS = 10  # disjoint parts of the samples, whose spread gives the standard error
-JITTER = 1e-5  # standard deviations: what ties are parted by, and what float32 still tells apart
+PARTS = 10  # disjoint parts of the samples, whose mean shows what fewer samples, and so larger distances, make of the value
+STEEPEST = 2.0  # times what the parts change: the most that smoothing is allowed for
+JITTER = 1e-5  # deviations of the middle half: what ties are parted by
+SMALLEST, LARGEST = 1e-18, 1e18  # distances whose squares float32 holds
+MERGED = 0.01  # share of the steps between neighbouring values that float32 may lose; else all is computed in float64
 ROUNDING = 1e-6  # relative, of squared distances: programs that round one differently (fused multiply-adds) must count alike
+FARTHEST = 1e150  # whose square float64 holds
+DEPENDENT = 1e-12  # relative, of a direction in which columns do not vary
 COLUMNS, NATS = 6, 2.0  # beyond which a note says that neighbours lose information
 
 
@@ -44,13 +49,14 @@ class _Neighbours(NamedTuple):
 def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Estimate:
     """I(x; y) by Kraskov, Stoegbauer and Grassberger (2004), in nats.
 
-    With eps_i the distance to the k-th neighbour in the larger of the (Euclidean) distances in x and in y, of standardised columns:
+    With eps_i the distance to the k-th neighbour in the larger of the (Euclidean) distances in x and in y, of `inputs.standardised` columns:
       variant 1: psi(k) + psi(N) - <psi(n_x + 1) + psi(n_y + 1)>, n_x and n_y the others nearer than eps_i in x and in y;
       variant 2: psi(k) - 1/k + psi(N) - <psi(n_x) + psi(n_y)>, counted up to the largest distance of the k neighbours in x, and in y.
 
     No bound: low where the law bends within eps_i, hence in many columns and at high information; a note says where it is out of its
     range. Ties, which the method does not know, are parted by noise of 1e-5 standard deviations, with a warning; a constant column
-    says nothing. The standard error is that of disjoint tenths, never of a bootstrap, whose repetitions are ties. Cost: O(N^2 d).
+    says nothing. The standard error is that of the mean over samples, never of a bootstrap, whose repetitions are ties, and beside it what smoothing
+    has cost by `smoothing`. Cost: O(N^2 d).
 
     Raises:
       ValueError: for samples that are no numbers, not finite or not paired, k below 1 or not below N, and another variant.
@@ -58,9 +64,8 @@ def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Es
     if variant not in (1, 2):
         raise ValueError(f"variant={variant!r} is unknown: use 1 or 2")
     x, y, notes = _prepared(x, y, k)
-    values = partial(_ksg, k=k, variant=variant)
-    nats, stderr = values(x, y), _stderr(values, x, y, k)
-    return Estimate(nats, stderr, "estimate", f"KSG {variant}, k={k}", (*notes, *_range(nats, x.shape[1] + y.shape[1])))
+    nats, deviation, shift = _value(partial(_ksg, k=k, variant=variant), x, y, k)
+    return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG {variant}, k={k}", (*notes, *_range(nats, x.shape[1] + y.shape[1])))
 
 
 def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
@@ -72,39 +77,66 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     """
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
-    x, y = _standardised(x), _standardised(y)
-    nats, stderr = _mixed(x, y, k), _stderr(partial(_mixed, k=k), x, y, k)
-    return Estimate(nats, stderr, "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
+    x, y = _rounded(standardised(x), standardised(y))
+    nats, deviation, shift = _value(partial(_mixed, k=k), x, y, k)
+    return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
 
 
 def entropy(x: Samples, *, k: int = 5) -> float:
-    """The differential entropy of x by Kozachenko and Leonenko (1987), in nats: psi(N) - psi(k) + log V_d + d <log eps_i>.
+    """The differential entropy of x by Kozachenko and Leonenko (1987), in nats: psi(N) - psi(k) + log V_d + d <log eps_i> + sum_j log s_j.
 
-    Euclidean distances in the units of x; -inf where more than k samples coincide. An estimate. Cost and errors: see `ksg`.
+    Euclidean distances of columns in units s_j of their own, the deviation of their middle half, so that any unit will do. -inf where the law has
+    no density: where more than k samples coincide, a column is constant or columns follow from one another. An estimate. Cost: see `ksg`.
+
+    Raises:
+      ValueError: for samples that are no numbers or not finite, k below 1 or not below N, and values so far apart that their squares overflow.
     """
     x = columns("x", x)
     _check_k(k, len(x))
-    N, d = x.shape
-    radius = _neighbours(x - x.mean(axis=0, keepdims=True), np.zeros((N, 1)), k, "radius").radius.astype(np.float64)
+    (z, exponent), (N, d) = centred(x), x.shape
+    scale = spread(z)
+    if not scale.all():
+        return -math.inf
+    farthest = float((np.abs(z).max(axis=0) / scale).max())
+    if not farthest < FARTHEST:
+        raise ValueError(f"x reaches to {farthest:.0e} times the spread of its middle half, expected under {FARTHEST:.0e}: leave fill values out")
+    z = z / scale[None]
+    near = z[np.abs(z).max(axis=1) <= TAIL]
+    if np.linalg.matrix_rank(near, tol=DEPENDENT * np.linalg.norm(near)) < d:
+        return -math.inf
+    radius = _neighbours(*_rounded(z, np.zeros((N, 1))), k, "radius").radius.astype(np.float64)
     with np.errstate(divide="ignore"):
         mean = float(np.mean(np.log(radius))) / 2
     volume = 0.5 * d * math.log(math.pi) - float(gammaln(d / 2 + 1))
-    return float(digamma(jnp.float32(N))) - float(digamma(jnp.float32(k))) + volume + d * mean
+    unit = float(np.sum(np.log(scale) + exponent * math.log(2)))
+    return _psi(N) - _psi(k) + volume + d * mean + unit
 
 
-def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> float:
+def smoothing(value: float, of_parts: float, parts: int, columns: int) -> tuple[float, float]:
+    """How much less than the truth a nearest-neighbour value may be, and how unsure that is, from the mean value of so many parts of the samples.
+
+    The distances to neighbours fall as N^(-1/d), and what they smooth away with them, at edges, or with their squares, in smooth laws: with
+    a = 1/d and 2/d the value of all samples still lacks (value - of_parts) / (parts^a - 1). Returns the middle of the two and half of their distance.
+    """
+    most, least = (min(1 / math.expm1(a / columns * math.log(parts)), STEEPEST) for a in (1, 2))
+    return (most + least) / 2 * (value - of_parts), (most - least) / 2 * abs(value - of_parts)
+
+
+def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> np.ndarray:
+    """The terms whose mean is the value, one a sample."""
     found = _neighbours(x, y, k, "below" if variant == 1 else "each")
     counts = np.stack([found.of_x, found.of_y]).astype(np.float64) + (1 if variant == 1 else 0)
-    return _psi(k) - (0 if variant == 1 else 1 / k) + _psi(len(x)) - float(np.mean(_psi_table(len(x))[counts.astype(int)].sum(axis=0)))
+    return _psi(k) - (0 if variant == 1 else 1 / k) + _psi(len(x)) - _psi_table(len(x))[counts.astype(int)].sum(axis=0)
 
 
-def _mixed(x: np.ndarray, y: np.ndarray, k: int) -> float:
+def _mixed(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
+    """The terms whose mean is the value, one a sample."""
     found = _neighbours(x, y, k, "below")
     tied = np.asarray(found.radius) == 0
     own = np.where(tied, _same(np.concatenate([x, y], axis=1)), k)
     of_x, of_y = (np.where(tied, _same(z), np.asarray(count).astype(int) + 1) for z, count in ((x, found.of_x), (y, found.of_y)))
     psi = _psi_table(len(x))
-    return float(np.mean(psi[own] - psi[of_x] - psi[of_y])) + math.log(len(x))
+    return psi[own] - psi[of_x] - psi[of_y] + math.log(len(x))
 
 
 def _same(z: np.ndarray) -> np.ndarray:
@@ -123,15 +155,19 @@ def _psi_table(largest: int) -> np.ndarray:
 
 
 def _neighbours(x: np.ndarray, y: np.ndarray, k: int, counted: str) -> _Neighbours:
-    """Squared radii and counts; counted: "below" the joint radius, up to "each" one's own, or the "radius" alone.
+    """Squared radii and counts of `_rounded` samples; counted: "below" the joint radius, up to "each" one's own, or the "radius" alone.
 
     On a CPU the samples are shared by threads, for XLA runs a loop on one core.
     """
-    x, y = (np.asarray(z, np.float32) for z in (x, y))
+
+    def of(row: np.ndarray) -> _Neighbours:
+        with jax.enable_x64(x.dtype == np.float64):  # a setting of each thread
+            return jax.device_get(_neighbours_of(x[row], y[row], x, y, k, counted))
+
     workers = min(_cores(), -(-len(x) // BLOCK)) if jax.default_backend() == "cpu" else 1
     rows = np.arange(workers * -(-len(x) // workers)).reshape(workers, -1) % len(x)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda row: jax.device_get(_neighbours_of(x[row], y[row], x, y, k, counted)), rows))
+        found = list(pool.map(of, rows))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
 
 
@@ -169,7 +205,7 @@ def _radii(distances: _Distances, turns: int, k: int, counted: str) -> tuple[Arr
             best = _inserted(best, (jnp.maximum(of_x, of_y), *((of_x, of_y) if counted == "each" else ())))
         return best
 
-    far = jnp.full(BLOCK, jnp.inf)
+    far = jnp.full_like(distances(jnp.zeros((), int), 0)[0], jnp.inf)
     best = lax.fori_loop(0, turns, turn, tuple((far,) * (3 if counted == "each" else 1) for _ in range(k + 1)))
     if counted != "each":
         return best[k][0], best[k][0]
@@ -199,8 +235,8 @@ def _counts(distances: _Distances, turns: int, radii: tuple[Array, Array], *, st
             counts = tuple(count + one for count, one in zip(counts, inside, strict=True))
         return counts
 
-    none = jnp.zeros(BLOCK)
-    itself = 1.0 if not strict else (radii[0] > 0).astype(jnp.float32)
+    none = jnp.zeros_like(radii[0])
+    itself = 1.0 if not strict else (radii[0] > 0).astype(none.dtype)
     return tuple(count - itself for count in lax.fori_loop(0, turns, turn, (none, none)))
 
 
@@ -212,13 +248,16 @@ def _square(mine: Array, theirs: Array) -> Array:
     return total
 
 
-def _stderr(estimator: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray, k: int) -> float:
-    size = len(x) // PARTS
-    if size <= 2 * k:
-        return math.nan
+def _value(terms: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, k: int) -> tuple[float, float, tuple[float, float]]:
+    """The value, its standard error over samples, and what smoothing has cost; nan for too few samples."""
+    own, parts = terms(x, y), min(PARTS, len(x) // (4 * k))
+    nats, deviation = float(own.mean()), float(own.std() / len(own) ** 0.5)
+    if parts < 2:
+        return nats, deviation, (math.nan, math.nan)
+    cut = [z[: parts * (len(z) // parts)].reshape(parts, -1, z.shape[1]) for z in (x, y)]
     with ThreadPoolExecutor(_cores()) as pool:
-        parts = list(pool.map(estimator, *(z[: PARTS * size].reshape(PARTS, size, -1) for z in (x, y))))
-    return float(np.std(parts, ddof=1) / PARTS**0.5)
+        of_parts = float(np.mean(list(pool.map(terms, *cut))))
+    return nats, deviation, smoothing(nats, of_parts, parts, x.shape[1] + y.shape[1])
 
 
 def _range(nats: float, columns: int) -> tuple[str, ...]:
@@ -233,17 +272,26 @@ def _prepared(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.
     _check_k(k, len(x))
     rng, notes = np.random.default_rng(0), []
     tied = len(np.unique(np.concatenate([x, y], axis=1), axis=0)) < len(x) or any(len(np.unique(column)) < len(x) // 2 for column in (*x.T, *y.T))
-    x, y = _standardised(x), _standardised(y)
+    x, y = standardised(x), standardised(y)
     if tied:
-        x, y = (z + JITTER * rng.standard_normal(z.shape) for z in (x, y))
+        x, y = (z + JITTER * np.where((width := spread(z)) > 0, width, 1)[None] * rng.standard_normal(z.shape) for z in (x, y))
         notes = ["ties were parted by noise of 1e-5 standard deviations; if they mean something, use mixed()"]
         warnings.warn(f"samples coincide: {notes[0]}", stacklevel=3)
-    return x, y, tuple(notes)
+    return *_rounded(x, y), tuple(notes)
 
 
-def _standardised(z: np.ndarray) -> np.ndarray:
-    deviation = z.std(axis=0, keepdims=True)
-    return (z - z.mean(axis=0, keepdims=True)) / np.where(deviation > 0, deviation, 1)
+def _rounded(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float32 where that keeps apart what is apart, else in float64; ties are looked for, and counted, among these numbers alone."""
+
+    def lost(column: np.ndarray) -> float:
+        column = np.sort(column)
+        apart = np.diff(column) > 0
+        if column[-1] - column[0] > LARGEST:
+            return 1.0
+        return float((np.diff(column.astype(np.float32)) < SMALLEST)[apart].mean()) if apart.any() else 0.0
+
+    dtype = np.float32 if all(lost(column) <= MERGED for column in (*x.T, *y.T)) else np.float64
+    return x.astype(dtype), y.astype(dtype)
 
 
 def _check_k(k: int, N: int) -> None:

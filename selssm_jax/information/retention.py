@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.information.crossfit import Training, best_of_training, randomised_scores
-from selssm_jax.information.inputs import check_real
+from selssm_jax.information.inputs import check_real, ranks
 
 SHARES = (0.6, 0.15)  # of the groups, to fit on and to stop on; the rest is held out
 STRENGTHS = 9  # of a decoder's answer, from none to full, one is chosen for every target on the stopping part
@@ -93,7 +93,8 @@ def values(
     states, parts = _split(states, targets, groups, training.seed)
     fit, _, held_out = parts
     places = np.random.default_rng(training.seed).uniform(1e-3, 1 - 1e-3, np.shape(targets))  # the first and the last rank have no end
-    scores = np.asarray(jax.jit(randomised_scores)(jnp.asarray(targets)[fit], jnp.asarray(targets), jnp.asarray(places, jnp.float32)))
+    order = jnp.asarray(ranks(np.asarray(targets)).astype(np.float32))
+    scores = np.asarray(jax.jit(randomised_scores)(order[fit], order, jnp.asarray(places, jnp.float32)))
     start = jnp.zeros((scores.shape[1], 2))
     log_q, square = _decode(states, scores, parts, start, "values", training)
     own = -0.5 * (scores[held_out] ** 2 + np.log(2 * np.pi))
@@ -127,7 +128,7 @@ def _frequencies(labels: np.ndarray, classes: int) -> np.ndarray:
 def _split(states: Any, targets: Any, groups: Any, seed: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The states, and the indices to fit on, to stop on and to hold out, cut between groups."""
     check_real(states=states, targets=targets)
-    states, targets = np.asarray(states, np.float32), np.asarray(targets)
+    states, targets = np.asarray(states), np.asarray(targets)
     groups = np.arange(len(states)) if groups is None else np.asarray(groups)
     if not len(states) == len(targets) == len(groups):
         raise ValueError(f"states, targets and groups have {len(states)}, {len(targets)} and {len(groups)} rows: expected one each for every moment")
@@ -146,8 +147,8 @@ def _decode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log q, score) of the held-out samples, (M, K) each; the score is 1 for a right label, or the squared error of a value."""
     fit = parts[0]
-    mean, deviation = states[fit].mean(axis=0), states[fit].std(axis=0)
-    states = (states - mean[None]) / np.where(deviation > 0, deviation, 1)[None]
+    mean, deviation = states[fit].mean(axis=0, dtype=np.float64), states[fit].std(axis=0, dtype=np.float64)
+    states = ((states - mean[None]) / np.where(deviation > 0, deviation, 1)[None]).astype(np.float32)
     data = tuple((jnp.asarray(states[part]), jnp.asarray(targets[part])) for part in parts)
     return tuple(np.asarray(result, np.float64) for result in _fit_and_decode(data, start, kind, training))
 

@@ -74,3 +74,20 @@ def test_a_shared_direction_is_infinite_and_no_direction_is_nothing():
 def test_mistakes(x, message):
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(canonical.gaussian)(x, np.random.default_rng(0).normal(size=(10, 2)))
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e200, 1e300])
+def test_any_unit_will_do(unit):
+    x, y = np.random.default_rng(4).normal(size=(2, 200, 2))
+    assert canonical.gaussian(unit * (x + y), y).nats == pytest.approx(canonical.gaussian(x + y, y).nats, abs=1e-9)
+
+
+def test_one_row_that_decides_alone_is_named():
+    """A fill value in both makes perfect correlation of nothing."""
+    x, y = np.random.default_rng(5).normal(size=(2, 200))
+    assert not canonical.gaussian(x, y).notes
+    x[3] = y[3] = 1e10
+    found = canonical.gaussian(x, y)
+    assert found.nats > 5 and found.notes[:2] == tuple(
+        f"row 3 of {name} alone makes 100% of a direction's variance: no normal law; rank first, as `estimate` does, or leave it out" for name in "xy"
+    )

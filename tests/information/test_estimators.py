@@ -73,6 +73,13 @@ def test_marginals_do_not_matter(correlated):
     assert mapped.nats == pytest.approx(plain.nats, abs=1e-3)  # exp and cubes of float32 merge a few ranks
 
 
+@pytest.mark.parametrize(("place", "unit"), [(1e8, 1.0), (0.0, 1e-20)])
+def test_neither_places_nor_units_matter(correlated, place, unit):
+    """Times and counters around 1e8, of which float32 leaves whole numbers: ranks are taken in float64."""
+    x, y = (np.asarray(z, np.float64) for z in correlated[:2])
+    assert estimators.hybrid(place + unit * x, place - unit * y, training=QUICK) == estimators.hybrid(x, -y, training=QUICK)
+
+
 def test_a_seed_decides_everything(correlated):
     once, again = (estimators.infonce(correlated.x, correlated.y, training=QUICK) for _ in range(2))
     other = estimators.infonce(correlated.x, correlated.y, training=Training(steps=150, batch=256, width=64, seed=1))
@@ -101,6 +108,12 @@ def test_club_with_the_exact_conditional_is_an_upper_bound():
     found = estimators.club(x, y, log_conditional=lambda a, b: jax.scipy.stats.norm.logpdf(b, r * a, math.sqrt(1 - r**2)).sum())
     assert found.direction == "upper" and found.nats > truth
     assert abs(found.nats - r**2 / (1 - r**2)) < 4 * found.stderr
+
+
+def test_club_refuses_samples_whose_differences_float32_loses():
+    x = 1e8 + np.random.default_rng(0).normal(size=(200, 1))
+    with pytest.raises(ValueError, match=r"x loses .* to the rounding of float32"):
+        estimators.club(x, x - 1e8, log_conditional=lambda a, b: -0.5 * (b - a + 1e8).sum() ** 2)
 
 
 def test_club_with_a_fitted_conditional_is_an_estimate(correlated):

@@ -158,6 +158,92 @@ def test_many_columns_and_nats_are_noted(normal):
     assert "probably too low" in neighbours.ksg(x[:300], x[:300] + 1e-3 * y[:300]).notes[0]
 
 
+@pytest.fixture(scope="module")
+def pair():
+    """400 independent pairs, and a third column that the first tells much of, 0.51 nats."""
+    rng = np.random.default_rng(5)
+    x, y, w = rng.normal(size=(3, 400))
+    return x, y, 0.8 * x + 0.6 * w
+
+
+FILLS = (1e10, 9.96921e36, 1e200)  # netCDF's among them
+
+
+@pytest.mark.parametrize("method", [neighbours.ksg, neighbours.mixed])
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_fill_value_in_both_makes_no_information(pair, fill, method):
+    """infomeasure#7: in float32 one such value makes ties of all others."""
+    x, y, _ = (z.copy() for z in pair)
+    x[7] = y[7] = fill
+    found = method(x, y)
+    assert abs(found.nats) < 0.05 + 3 * found.stderr and found.stderr < 0.1
+
+
+@pytest.mark.parametrize("method", [neighbours.ksg, neighbours.mixed])
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_fill_value_in_one_hides_no_information(pair, fill, method):
+    """Scaled by its own size it makes a constant of the rest of its column."""
+    x, _, z = (column.copy() for column in pair)
+    plain = method(x, z)
+    x[7] = -fill
+    assert method(x, z).nats == pytest.approx(plain.nats, abs=0.03) and plain.nats > 0.3
+
+
+@pytest.mark.parametrize("method", [neighbours.ksg, neighbours.mixed])
+def test_clusters_further_apart_than_float32_tells_keep_their_inside(pair, method):
+    """Two groups a million deviations apart, 0.51 nats within each and log 2 of which it is."""
+    x, _, z = pair
+    group = 1e8 * (np.arange(400) % 2)
+    assert method(x + group, z + group).nats == pytest.approx(method(x, z).nats + math.log(2), abs=0.1)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-20, 1e-16, 1e20, 1e25, 1e200])
+def test_entropy_in_any_unit(pair, unit):
+    plain = neighbours.entropy(pair[0])
+    assert abs(plain - 1.419) < 0.15
+    assert neighbours.entropy(unit * pair[0]) - math.log(unit) == pytest.approx(plain, abs=1e-3)
+
+
+@pytest.mark.parametrize("units", [(1e-20, 1e20), (1.0, 1e9)])
+def test_entropy_of_columns_in_units_of_their_own(pair, units):
+    """Of distances in the larger unit the smaller column would be none of it."""
+    both = np.stack(pair[:2], axis=1)
+    assert neighbours.entropy(both * units) - math.log(units[0]) - math.log(units[1]) == pytest.approx(neighbours.entropy(both), abs=1e-3)
+
+
+@pytest.mark.parametrize("place", [1e8, -1e12])
+def test_entropy_and_information_of_what_lies_far_from_zero(pair, place):
+    x, _, z = pair
+    assert neighbours.entropy(x + place) == pytest.approx(neighbours.entropy(x), abs=1e-3)
+    assert neighbours.ksg(x + place, z - place).nats == pytest.approx(neighbours.ksg(x, z).nats, abs=0.01)
+
+
+@pytest.mark.parametrize("outlier", [1e10, 9.96921e36])
+def test_entropy_with_one_outlier_is_finite(pair, outlier):
+    """It adds one term, the logarithm of its own distance, over N."""
+    found = neighbours.entropy(np.r_[pair[0][1:], outlier])
+    assert found == pytest.approx(neighbours.entropy(pair[0]) + math.log(outlier) / 400, abs=0.02)
+
+
+@pytest.mark.parametrize("other", [np.zeros, lambda n: 3 * np.arange(n) / n])
+def test_entropy_of_columns_without_a_density_is_minus_infinity(other):
+    """A constant column, and one that follows from another: neighbours alone would give a number."""
+    x = np.arange(400) / 400
+    assert neighbours.entropy(np.stack([x, other(400)], axis=1)) == -math.inf
+
+
+def test_entropy_refuses_what_its_squares_cannot_hold(pair):
+    with pytest.raises(ValueError, match=r"x reaches to .* times the spread of its middle half"):
+        neighbours.entropy(np.r_[pair[0][1:], 1.7e308])
+
+
+def test_the_stated_error_covers_the_edges_of_a_law():
+    """y = x + a narrow uniform noise: the value lacks 0.1 nats, ten times what samples spread."""
+    x, y, information = samplers.additive_uniform(jax.random.key(3), 400, 0.05)
+    found = neighbours.ksg(np.asarray(x), np.asarray(y))
+    assert found.nats < information - 0.05 and abs(found.nats - information) < 3 * found.stderr < 0.7
+
+
 GOOD = np.random.default_rng(3).normal(size=(100, 2))
 
 

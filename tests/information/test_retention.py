@@ -53,6 +53,15 @@ def test_values_are_found_by_the_channel_formula():
     assert np.isinf(found.entropy).all()
 
 
+def test_values_and_states_may_lie_far_from_zero():
+    """At 1e8 float32 holds every eighth whole number: neither targets nor states may be rounded before they are ranked or scaled."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(1000, 1))
+    states = x + 0.5 * rng.normal(size=(1000, 1))
+    near, far = (retention.values(place + states, place + x, training=QUICK).nats[0] for place in (0.0, 1e8))
+    assert far == pytest.approx(near, abs=0.02) and near > 0.5
+
+
 def test_groups_are_never_on_both_sides_of_the_split():
     """States that only name their sequence know nothing that holds for other sequences; cut between samples, they would seem to."""
     rng = np.random.default_rng(3)
