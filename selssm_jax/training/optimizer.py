@@ -4,6 +4,7 @@ import re
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from selssm_jax.config import Experiment
 
@@ -23,7 +24,7 @@ def schedule(experiment: Experiment) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, options.peak_rate, options.warmup_steps, experiment.training.steps, options.end_rate)
 
 
-def decay_mask(params: optax.Params) -> optax.Params:
+def decay_mask(params: PyTree) -> PyTree:
     """Returns True for every parameter that weight decay shrinks."""
     return jax.tree_util.tree_map_with_path(lambda path, _: decayed(tuple(str(key.key) for key in path)), params)
 
