@@ -27,8 +27,9 @@ def errors(maps: np.ndarray, windows: Windows) -> dict[str, float]:
     squared, absolute, channels = 0.0, 0.0, windows.values.shape[1]
     for channel, weights in zip(range(channels), np.broadcast_to(maps, (channels, *maps.shape[1:])), strict=True):
         x, y = _pairs(windows, channel)
-        wrong = x @ weights.astype(np.float32) - y
-        squared += float(np.square(wrong).mean(dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):  # values near 1e38: the error is inf, and a report says that it is no number
+            wrong = x @ weights.astype(np.float32) - y
+        squared += float(np.square(wrong, dtype=np.float64).mean())
         absolute += float(np.abs(wrong).mean(dtype=np.float64))
     return {"mse": squared / channels, "mae": absolute / channels}
 

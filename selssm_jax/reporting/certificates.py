@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,20 +13,24 @@ from matplotlib.figure import Figure
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.ops.gating import effective_transition
 from selssm_jax.reporting.document import Block, Paragraph, Picture
-from selssm_jax.reporting.figures import LINES, panels, save, style
+from selssm_jax.reporting.figures import LINES, finite, legend, panels, save, style
+from selssm_jax.reporting.memory.lags import horizon_in_words
 from selssm_jax.reporting.run import Run
 from selssm_jax.reporting.sections import titled
-from selssm_jax.reporting.tables import Table
+from selssm_jax.reporting.tables import Cell, Table, number
 from selssm_jax.stability import Certificate, certify_bounds
+from selssm_jax.stability.certificate import unknown
 
 Results = dict[str, Any]
 LONGEST = 1e9  # steps that are drawn
+NEARLY_ONE = 0.99995  # a rate that is written 1.0000: a thousandth is left after 138,000 steps
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 READING = (
     "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass on, so it is the worst case: two states "
     "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); beside it, the rate seen in the gates of one "
     "sequence. The certified horizon is where they differ by less than a thousandth of what they did: nothing older can matter. Where nothing is established, "
-    "trajectories may still meet. A stationary law can be established where paths need not meet. The condition as printed in the paper, |A| L_G < 1, proves "
-    "nothing; it is given for comparison."
+    "trajectories may still meet; a rate that is 1 to four digits is of no use. A stationary law can be established where paths need not meet. The condition "
+    "as printed in the paper, |A| L_G < 1, proves nothing; it is given for comparison."
 )
 CURVES = (
     "The certified share of an old difference that can be left after so many steps, C rate^k (lines), and what was measured to be known of an input so many "
@@ -36,9 +41,17 @@ CURVES = (
 def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
     """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words, and what `gates` (T, n) of one sequence did."""
     bounds = run.model.apply({"params": run.params}, method="bounds")
-    found = {name: certify_bounds(stated) for name, stated in bounds.items()}
+    found = {name: _certified(stated) for name, stated in bounds.items()}
     observed = {name: _observed(bounds[name], gates[name]) if name in gates else None for name in found}
     return {name: json.loads(one.to_json()) | {"words": str(one), "step": _step(one), "observed_rate": observed[name]} for name, one in found.items()}
+
+
+def _certified(stated: Bounds) -> Certificate:
+    """A block's certificate; of constants that no recurrence can have, weights that are not numbers, nothing is known."""
+    try:
+        return certify_bounds(stated)
+    except ValueError as error:
+        return unknown(f"The bounds that the layer states are those of no recurrence: {error}")
 
 
 def _observed(stated: Bounds, gates: np.ndarray) -> float | None:
@@ -60,7 +73,7 @@ def _observed(stated: Bounds, gates: np.ndarray) -> float | None:
 def stability(results: Results, folder: pathlib.Path) -> list[Block]:
     """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to draw."""
     found = results["stability"]
-    measured = {name: block["horizon"] for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
+    measured = {name: horizon_in_words(block) for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
     columns = (
         "block",
         "paths",
@@ -71,27 +84,43 @@ def stability(results: Results, folder: pathlib.Path) -> list[Block]:
         "stationary law",
         "as printed",
     )
-    rows = tuple(
-        (
-            name.replace("_", " "),
-            block["state_dependent"]["status"],
-            block["step"]["rate"],
-            block["observed_rate"],
-            block["horizon"],
-            measured.get(name),
-            block["stationary_law"]["status"],
-            block["printed_condition"]["status"],
-        )
-        for name, block in found.items()
-    )
-    reasons: list[Block] = [Paragraph(f"{name.replace('_', ' ')}: {block['state_dependent']['reason']}") for name, block in found.items()]
-    blocks = [Paragraph(READING), Table("Certificates by block", columns, rows), *reasons]
-    drawn = {name: block["step"] for name, block in found.items() if block["step"]["rate"] is not None}
+    rows = tuple((name.replace("_", " "), *_row(block, measured.get(name))) for name, block in found.items())
+    blocks: list[Block] = [Paragraph(READING), Table("Certificates by block", columns, rows), *map(Paragraph, _reasons(found))]
+    drawn = {name: block["step"] for name, block in found.items() if is_useful(block)}
     if drawn:
         kept = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
         longest = min(LONGEST, max(1000.0, *(found[name]["horizon"] for name in drawn)))
         blocks.append(Picture(save(reach(drawn, kept, longest), folder / "stability.png"), CURVES))
     return titled("Stability", blocks)
+
+
+def is_useful(block: Results) -> bool:
+    """Whether a block is certified to forget within a number of steps that anybody can wait for: at a rate that is not 1 to four digits."""
+    rate, steps = block["step"]["rate"], block["horizon"]
+    return rate is not None and 0 <= rate < NEARLY_ONE and steps is not None and math.isfinite(steps)
+
+
+def _row(block: Results, measured: str | None) -> tuple[Cell, ...]:
+    rate, paths = block["step"]["rate"], block["state_dependent"]["status"]
+    certified: tuple[Cell, ...] = (paths, rate, block["horizon"])
+    if rate is not None and not is_useful(block):
+        certified = (f"{paths}, at no useful rate", f"1 - {1 - rate:.1e}" if rate < 1 else number(rate), f"over {math.log(1e-3) / math.log(NEARLY_ONE):,.0f}")
+    return (*certified[:2], block["observed_rate"], certified[2], measured, block["stationary_law"]["status"], block["printed_condition"]["status"])
+
+
+def _reasons(found: Results) -> list[str]:
+    """Each reason once, before it the blocks that it is of; where it differs in numbers alone, those of all of them."""
+    groups: dict[str, dict[str, str]] = {}
+    for name, block in found.items():
+        reason = block["state_dependent"]["reason"]
+        groups.setdefault(NUMBER.sub("#", reason), {})[name.replace("_", " ")] = reason
+    return [f"{', '.join(reasons)}: {_merged(list(reasons.values()))}" for reasons in groups.values()]
+
+
+def _merged(reasons: list[str]) -> str:
+    numbers = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
+    lists = (", ".join(dict.fromkeys(values)) for values in numbers)
+    return NUMBER.sub(lambda _: next(lists), reasons[0])
 
 
 @style()
@@ -109,11 +138,11 @@ def reach(certified: Mapping[str, Results], kept: Mapping[str, Results], longest
             label=name.replace("_", " "),
         )
         if name in kept and max(kept[name]["lower"]) > 0:
-            lags, share = np.asarray(kept[name]["lags"]), np.asarray(kept[name]["lower"]) / max(kept[name]["lower"])
+            lags, share = np.asarray(kept[name]["lags"]), finite(kept[name]["lower"]) / max(kept[name]["lower"])
             seen = lags > 0
             ax.plot(lags[seen], np.clip(share[seen], 0, 1), color=colour, marker=marker, markersize=3.5, linestyle="none")
     ax.set(xscale="log", ylim=(-0.03, 1.05), xlabel="lag k (steps)", ylabel="share that can be left")
-    figure.legend(loc="outside lower center", ncols=6)
+    legend(figure, ax)
     return figure
 
 

@@ -14,11 +14,12 @@ from selssm_jax.generation import generate
 from selssm_jax.model import Reader
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.activity import Sequence
-from selssm_jax.reporting.document import Block, Paragraph, Picture, Verbatim
+from selssm_jax.reporting.document import Block, Paragraph, Picture, Shaded, Token, Verbatim
 
 PASSAGE, PROMPT, DRAWN = 400, 64, 480  # steps
 TEMPERATURE = 0.8  # of the softmax
 CHANNELS = 8  # of a forecast, drawn
+LETTER = 4  # bytes of the longest letter in UTF-8
 
 
 class Source(NamedTuple):
@@ -58,11 +59,10 @@ def _text(source: Source) -> list[Block]:
     tokens, logits = passage.batch["inputs"], passage.outputs
     blocks: list[Block] = []
     if len(tokens) > 1:
-        shades = {"surprise (bits): how unexpected the token was": surprise(logits[:-1], tokens[1:])}
+        words = "A passage of the evaluated text, as the model read it; the darker the ground,"
+        blocks.append(_shaded(source, tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
         if passage.gates:
-            shades["mean gate: how much of the state the token updates"] = mean_gate(passage.gates)[1:]
-        path = figures.save(figures.shaded_text(_names(source, tokens[1:]), shades), source.folder / "passage.png")
-        blocks.append(Picture(path, "A passage of the evaluated text, as the model read it: the darker the ground, the larger the value."))
+            blocks.append(_shaded(source, tokens[1:], mean_gate(passage.gates)[1:], f"{words} the more of the state the token updates, as the mean gate."))
     prompt = tokens[:PROMPT]
     drawn = generate(source.model, source.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
     words = (
@@ -72,6 +72,13 @@ def _text(source: Source) -> list[Block]:
     return [*blocks, Paragraph(f"{words} The prompt:"), prompt_text, Paragraph("Written by the model:"), drawn_text]
 
 
+def _shaded(source: Source, tokens: np.ndarray, values: np.ndarray, caption: str) -> Shaded:
+    pieces = _pieces(source, tokens)
+    means = np.array([values[piece].mean() for _, piece in pieces])
+    ends = _ends(means)
+    return Shaded(tuple(Token(text, shade) for (text, _), shade in zip(pieces, _shades(means, ends), strict=True)), ends, caption)
+
+
 def _answers(source: Source) -> list[Block]:
     """A sequence of a task with scored steps, and what the model answered there."""
     batch, outputs, gates = source.seen[0]
@@ -79,9 +86,22 @@ def _answers(source: Source) -> list[Block]:
     scored = batch["weights"] > 0
     gate = mean_gate(gates) if gates else np.zeros(len(tokens))
     right = sum(mine == theirs for mine, theirs, counts in zip(guess, truth, scored, strict=True) if counts)
-    path = figures.save(figures.answers(tokens, truth, guess, scored, gate), source.folder / "answers.png")
+    ends = _ends(gate)
+    steps = zip(tokens, _shades(gate, ends), guess, truth, scored, strict=True)
+    shown = tuple(Token(text, shade, mine if counts else None, theirs) for text, shade, mine, theirs, counts in steps)
     words = f"The first sequence of the split, and under its scored steps what the model answered: {right} of {int(scored.sum())} are right."
-    return [Picture(path, f"{words} The darker the ground, the more of the state the step updates.")]
+    return [Shaded(shown, ends, f"{words} The darker the ground, the more of the state the step updates: the mean gate.")]
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The scale of a shade: from the first to the last percentile, so that a few large values leave the others visible."""
+    real = values[np.isfinite(values)]
+    low, high = np.quantile(real, (0.01, 0.99)) if len(real) else (0.0, 0.0)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _shades(values: np.ndarray, ends: tuple[float, float]) -> list[float]:
+    return np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1).tolist()
 
 
 def _signal(source: Source) -> list[Block]:
@@ -91,10 +111,13 @@ def _signal(source: Source) -> list[Block]:
     rate, length = about.get("sample_rate"), int(batch["valid"].sum())
     odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     truth, guess = (about["classes"][int(index)] for index in (batch["targets"], logits.argmax()))
-    title = f"class {truth}, predicted {guess} (probability {odds.max():.3f})"
+    odds = f"(probability {odds.max():.3f})"
+    names = (figures.drawable(str(name), f"number {int(index)}") for name, index in ((truth, batch["targets"]), (guess, logits.argmax())))
+    title = "class {}, predicted {} ".format(*names) + odds
     gates = source.seen[0].live_gates(source.model.config.stride)
     figure = figures.waveform(batch["inputs"][:length], gates, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
-    return [Picture(figures.save(figure, source.folder / "signal.png"), f"The first signal of the split and the gates that it opened: {title}.")]
+    words = f"The first signal of the split and the gates that it opened: class {truth}, predicted {guess} {odds}."
+    return [Picture(figures.save(figure, source.folder / "signal.png"), words)]
 
 
 def _forecast(source: Source) -> list[Block]:
@@ -109,6 +132,8 @@ def _forecast(source: Source) -> list[Block]:
     shown = past[-2 * len(truth) :]  # more of the past would leave no room for the forecast
     figure = figures.forecast(shown, truth, guess, names=names, units="value (units of the data)")
     words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
+    if any(figures.drawable(str(name), "") != name for name in names):
+        words += " Channels: " + ", ".join(f"{number}, {name}" for number, name in enumerate(names, start=1)) + "."
     return [Picture(figures.save(figure, source.folder / "forecast.png"), words)]
 
 
@@ -125,8 +150,19 @@ def _join(seen: list[Sequence]) -> Sequence:
 
 def _names(source: Source, tokens: np.ndarray) -> list[str]:
     """The tokens as a person reads them, one string each; words with the space behind them, lines ended."""
-    if source.dataset.level in ("byte", "subword"):
-        return [source.dataset.decode(token) for token in np.asarray(tokens)[:, None]]
     space = source.dataset.separator
     names = [source.dataset.vocabulary[token] for token in tokens]
     return ["\n" if name == LINE_END else name + space for name in names]
+
+
+def _pieces(source: Source, tokens: np.ndarray) -> list[tuple[str, slice]]:
+    """The text of tokens in pieces that can be read, and which tokens each is made of: a letter may be several bytes."""
+    if source.dataset.level not in ("byte", "subword"):
+        return [(name, slice(place, place + 1)) for place, name in enumerate(_names(source, tokens))]
+    pieces, first = [], 0
+    for stop in range(1, len(tokens) + 1):
+        text = source.dataset.decode(np.asarray(tokens[first:stop]))
+        if text and (not text.endswith("\ufffd") or stop - first == LETTER or stop == len(tokens)):
+            pieces.append((text, slice(first, stop)))
+            first = stop
+    return pieces

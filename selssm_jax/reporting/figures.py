@@ -1,22 +1,23 @@
 """Figures of a report, as Matplotlib figures without a window: readable in black and white and by colour-blind people.
 
-Lines differ by dash and marker as well as by colour (Okabe and Ito), images are cividis, the ground of text goes from white
-to their blue, axes carry units. Every function takes plain arrays and returns a `Figure`; `save` writes it as PNG.
+Lines differ by dash and marker as well as by colour (Okabe and Ito), images are cividis, axes carry units. Every function
+takes plain arrays and returns a `Figure`; `save` writes it as PNG. No text is read as a formula, no number breaks an axis.
 """
 
 import contextlib
 import pathlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
+
+from selssm_jax.reporting.tables import clean, number
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"), ("-", "--", "-.", ":", "-", "--"), ("o", "s", "^", "D", "v", "x"), strict=True))
@@ -24,10 +25,14 @@ RC = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#444444",
     "axes.grid": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.4, "image.cmap": "cividis",
+    "text.parse_math": False,  # names of columns and classes are anybody's, and "$\\frac{$" is one of them
 }  # fmt: skip
-SHADES = LinearSegmentedColormap.from_list("shades", ["white", BLUE, "#002B45"])
 WIDTH, DPI = 8.2, 130
-COLUMNS, ACROSS = 96, 32  # characters of a line of shaded text, tokens of a line of answers
+LABEL = 48  # characters of a name that are drawn
+CHARACTER, HANDLE = 4.6, 42.0  # points of a letter of a legend, and of what stands before its name
+SPREAD = 10  # of errors, from which on their axis is logarithmic
+LARGEST = 1e150  # that is drawn: the lay-out of an axis squares what it holds
+FIRST = 0.1  # share of the steps of a curve that may leave the figure: they would flatten all that follows
 
 
 class Curve(NamedTuple):
@@ -48,22 +53,61 @@ def style() -> Iterator[None]:
 @style()
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as PNG and returns its path."""
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"):
+        for kind in ("major", "minor"):
+            if isinstance(getattr(axis, f"get_{kind}_formatter")(), LogFormatterSciNotation):
+                getattr(axis, f"set_{kind}_formatter")(Decades(base=axis.get_transform().base, labelOnlyBase=kind == "major"))
     figure.savefig(path, dpi=DPI, facecolor="white")
     return path
 
 
 @style()
 def learning_curve(train: Curve, validation: Curve, *, label: str, chosen: int, references: Mapping[str, float]) -> Figure:
-    """A metric in training and on validation, the step whose parameters were evaluated, and references as horizontal lines."""
+    """A metric in training and on validation, the step whose parameters were evaluated, and references as horizontal lines.
+
+    The axis holds all points after the first tenth of the steps, and the reference that is nearest to the last; others may leave it, and are named then.
+    """
     figure, (ax,) = panels(1, 1, height=3.6)
-    ax.plot(train.steps, train.values, color=BLUE, alpha=0.75, linewidth=1, label=train.name)
-    ax.plot(validation.steps, validation.values, color=ORANGE, marker="o", markersize=4, label=validation.name)
+    ax.plot(train.steps, finite(train.values), color=BLUE, alpha=0.75, linewidth=1, label=train.name)
+    ax.plot(validation.steps, finite(validation.values), color=ORANGE, marker="o", markersize=4, label=validation.name)
     ax.axvline(chosen, color="black", linestyle=":", linewidth=1.1, label=f"evaluated: step {chosen}")
+    low, high = _ends([train, validation], list(references.values()))
     for dash, (name, value) in zip(("--", "-.", (0, (1, 1))), references.items(), strict=False):
-        ax.axhline(value, color=GREY, linestyle=dash, linewidth=1, label=name)
-    ax.set(xlabel="training step", ylabel=label, xlim=(0, None))
-    figure.legend(loc="outside lower center", ncols=5)
+        outside = high is not None and low is not None and not low <= value <= high
+        ax.axhline(value, color=GREY, linestyle=dash, linewidth=1, label=f"{name}: {number(value)}, not drawn" if outside else name)
+    ax.set(xlabel="training step", ylabel=label, xlim=(0, None), ylim=(low, high))
+    legend(figure, ax)
     return figure
+
+
+@style()
+def by_horizon(errors: Sequence[float], rival: Sequence[float], *, label: str) -> Figure:
+    """Errors by step of the horizon, and those of repeating the last value."""
+    figure, (ax,) = panels(1, 1, height=3.0)
+    steps = np.arange(1, len(errors) + 1)
+    ax.plot(steps, finite(errors), color=BLUE, marker="o" if len(steps) < 30 else None, markersize=4, label="this model")
+    ax.plot(steps, finite(rival), color=GREY, linestyle="--", label="repeating the last value")
+    ax.set(xlabel="step of the horizon", ylabel=label)
+    drawn = np.concatenate([line.get_ydata() for line in ax.lines])
+    if np.nanmin(drawn, initial=np.inf) > 0 and np.nanmax(drawn, initial=0) > SPREAD * np.nanmin(drawn, initial=np.inf):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, None)
+    legend(figure, ax)
+    return figure
+
+
+def _ends(curves: Sequence[Curve], references: Sequence[float]) -> tuple[float | None, float | None]:
+    last = max((step for curve in curves for step in curve.steps), default=0)
+    late = [value for curve in curves for step, value in zip(curve.steps, curve.values, strict=True) if step > FIRST * last]
+    values = finite(late)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None, None
+    near = min(references, key=lambda value: abs(value - values[-1]), default=values[-1])
+    values = np.append(values, near)
+    room = 0.06 * np.ptp(values) or 0.06 * abs(values[0]) or 1.0
+    return float(values.min() - room), float(values.max() + room)
 
 
 @style()
@@ -84,7 +128,7 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
     rows[0, 2].set_title("components updated, by position")
     for ax, label in zip(rows[-1], ("gate value", "component (rank)", "position (steps)"), strict=True):
         ax.set_xlabel(label)
-    figure.legend(*rows[0, 2].get_legend_handles_labels(), loc="outside lower right", ncols=4)
+    legend(figure, rows[0, 2])
     return figure
 
 
@@ -95,17 +139,17 @@ def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: S
     figure, axes = panels(-(-len(names) // columns), columns, height=0.9 + 1.45 * -(-len(names) // columns), sharex=True)
     before, after = np.arange(-len(past), 0), np.arange(len(truth))
     for channel, (ax, name) in enumerate(zip(axes, names, strict=False)):
-        ax.plot(before, past[:, channel], color=GREY, linewidth=1, label="input")
-        ax.plot(after, truth[:, channel], color="black", label="what followed")
-        ax.plot(after, guess[:, channel], color=ORANGE, linestyle="--", linewidth=1.7, label="forecast")
+        ax.plot(before, finite(past[:, channel]), color=GREY, linewidth=1, label="input")
+        ax.plot(after, finite(truth[:, channel]), color="black", label="what followed")
+        ax.plot(after, finite(guess[:, channel]), color=ORANGE, linestyle="--", linewidth=1.7, label="forecast")
         ax.axvline(-0.5, color="black", linestyle=":", linewidth=0.8)
-        ax.set_title(name, loc="left")
+        ax.set_title(drawable(name, f"channel {channel + 1}"), loc="left")
     _drop(axes[len(names) :])
     for ax in axes[: len(names)][-columns:]:
         ax.tick_params(labelbottom=True)
     figure.supylabel(units, fontsize=9)
     figure.supxlabel("time from the moment of the forecast (steps)", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    legend(figure, axes[0], place="outside upper right")
     return figure
 
 
@@ -113,7 +157,7 @@ def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: S
 def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: float, unit: str, title: str) -> Figure:
     """A signal (T, C) over its gates, {block: (F, n)}: one image a block, components sorted by their mean."""
     figure, (top, *rows) = panels(1 + len(gates), 1, height=1.9 + 1.15 * len(gates), sharex=True)
-    top.plot(np.linspace(0, duration, len(signal), endpoint=False), signal, color="black", linewidth=0.7)
+    top.plot(np.linspace(0, duration, len(signal), endpoint=False), finite(signal), color="black", linewidth=0.7)
     top.set(title=title, ylabel="amplitude", xlim=(0, duration))
     for ax, (name, gate) in zip(rows, gates.items(), strict=True):
         order = np.argsort(gate.mean(0))
@@ -127,63 +171,13 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
 
 
 @style()
-def shaded_text(tokens: Sequence[str], shades: Mapping[str, np.ndarray]) -> Figure:
-    """The same text once for every shade, {label: one value a token}: the darker its ground, the larger the value."""
-    places, lines = layout(tokens)
-    figure, axes = panels(len(shades), 1, height=(0.75 + 0.175 * lines) * len(shades))
-    for ax, (label, values) in zip(axes, shades.items(), strict=True):
-        norm = _norm(values)
-        _shade(ax, tokens, places, norm(values))
-        ax.set(xlim=(0, COLUMNS), ylim=(lines, 0))
-        _shade_bar(figure, ax, norm, label)
-    return figure
-
-
-@style()
-def answers(tokens: Sequence[str], truth: Sequence[str], guess: Sequence[str], scored: np.ndarray, gate: np.ndarray) -> Figure:
-    """A token sequence with its mean gate as the ground; under each scored step the model's answer, a wrong one boxed over the truth."""
-    lines = [range(start, min(start + ACROSS, len(tokens))) for start in range(0, len(tokens), ACROSS)]
-    heights = [1.7 if scored[line.start : line.stop].any() else 0.62 for line in lines]
-    figure, (ax,) = panels(1, 1, height=0.7 + 0.36 * sum(heights))
-    norm = _norm(gate)
-    for line, top in zip(lines, np.cumsum([0.0, *heights[:-1]]), strict=True):
-        for column, index in enumerate(line):
-            _tile(ax, (column, top, 1, 0.56), tokens[index], norm(gate[index]))
-            if scored[index]:
-                _answer(ax, column + 0.5, top, guess[index], truth[index])
-    ax.set(xlim=(0, ACROSS), ylim=(sum(heights), 0))
-    _shade_bar(figure, ax, norm, "mean gate of the step")
-    return figure
-
-
-def _answer(ax: Axes, x: float, top: float, guess: str, truth: str) -> None:
-    if guess == truth:
-        _mark(ax, x, top + 0.85, guess, "black")
-        return
-    _mark(ax, x, top + 0.85, guess, ORANGE, bbox={"boxstyle": "square,pad=0.15", "edgecolor": ORANGE, "facecolor": "white"})
-    _mark(ax, x, top + 1.27, truth, GREY)
-
-
-def layout(tokens: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
-    """Returns ((column, line) of every token, number of lines): left to right, broken at newlines and at COLUMNS."""
-    places, column, line = [], 0, 0
-    for token in tokens:
-        width = max(len(token), 1)
-        if column and column + width > COLUMNS:
-            column, line = 0, line + 1
-        places.append((column, line))
-        column, line = (0, line + 1) if token == "\n" else (column + width, line)
-    return places, line + 1
-
-
-@style()
 def carried(models: Sequence[Curve]) -> Figure:
     """Bytes of the state of one sequence by position, a line a model, both axes logarithmic: a cache rises by one decade a decade. At most six models."""
     figure, (ax,) = panels(1, 1, height=3.6)
     for curve, (color, dash, marker) in zip(models, LINES[: len(models)], strict=True):
         ax.plot(curve.steps, curve.values, color=color, linestyle=dash, marker=marker, markersize=4, label=curve.name)
     ax.set(xscale="log", yscale="log", xlabel="position (steps read)", ylabel="state of one sequence (bytes)")
-    figure.legend(loc="outside lower center", ncols=6)
+    legend(figure, ax)
     return figure
 
 
@@ -192,6 +186,49 @@ def panels(rows: int, columns: int, *, height: float, sharex: bool = False) -> t
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
     return figure, list(axes.ravel())
+
+
+def legend(figure: Figure, ax: Axes, *, place: str = "outside lower center") -> None:
+    """Writes the legend of a panel outside of it, in as many columns as the figure is wide enough for."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    labels = [shortened(label) for label in labels]
+    across = max(1, min(len(labels), int(figure.get_figwidth() * 72 / (HANDLE + CHARACTER * max(map(len, labels))))))
+    figure.legend(handles, labels, loc=place, ncols=across)
+
+
+class Decades(LogFormatter):
+    """Ticks of a logarithmic axis as plain numbers, where Matplotlib would write formulas."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Returns the label of a tick, empty where Matplotlib would leave it out."""
+        return _tick(x) if super().__call__(x, pos) else ""
+
+
+def _tick(value: float) -> str:
+    """A number as an axis shows it: 0.01, 100, 65,536, 1e9."""
+    return f"{value:,g}" if 1e-4 < abs(value) < 1e6 else f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
+def finite(values: Any) -> np.ndarray:
+    """Returns values that can be drawn: what is not a number, or is too large for an axis, is a gap."""
+    values = np.asarray([np.nan if value is None else value for value in values] if isinstance(values, list | tuple) else values, np.float64)
+    return np.where(np.abs(values) < LARGEST, values, np.nan)
+
+
+def shortened(text: str) -> str:
+    """Returns a name in at most `LABEL` characters of one line."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= LABEL else f"{line[: LABEL - 1]}…"
+
+
+def drawable(text: str, instead: str) -> str:
+    """Returns a name as a figure can show it, or `instead`: where the figures' font lacks a letter of it, or it is written from right to left."""
+    line = shortened(text)
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    shown = line and all(ord(letter) in glyphs and unicodedata.bidirectional(letter) not in ("R", "AL", "AN") for letter in line)
+    return line if shown else instead
 
 
 def _histogram(ax: Axes, block: Mapping[str, Any]) -> None:
@@ -218,33 +255,6 @@ def _dimensions(ax: Axes, block: Mapping[str, Any]) -> None:
 
 
 DIMENSIONS = {"effective_dimension": "effective, sum of g", "participation_ratio": "participation ratio", "hard_count": "gates above 1/2"}
-
-
-def _norm(values: np.ndarray) -> Normalize:
-    """The scale of a shade: from the first to the last percentile, so that a few large values leave the others visible."""
-    low, high = np.quantile(values, (0.01, 0.99))
-    return Normalize(low, max(high, low + 1e-6), clip=True)
-
-
-def _shade(ax: Axes, tokens: Sequence[str], places: list[tuple[int, int]], levels: np.ndarray) -> None:
-    for token, (column, line), level in zip(tokens, places, levels, strict=True):
-        _tile(ax, (column, line + 0.04, max(len(token), 1), 0.92), token.replace("\n", "⏎"), level)
-
-
-def _tile(ax: Axes, place: tuple[float, float, float, float], text: str, level: float) -> None:
-    """Writes text on a rectangle (x, y, width, height) of the shade `level`."""
-    x, y, width, height = place
-    ax.add_patch(Rectangle((x, y), width, height, facecolor=SHADES(level), linewidth=0))
-    _mark(ax, x + width / 2, y + height / 2, text, "white" if level > 0.4 else "black", family="monospace")
-
-
-def _mark(ax: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
-    ax.text(x, y, text, ha="center", va="center_baseline", fontsize=8, color=colour, parse_math=False, **options)
-
-
-def _shade_bar(figure: Figure, ax: Axes, norm: Normalize, label: str) -> None:
-    ax.set_axis_off()
-    figure.colorbar(ScalarMappable(norm, SHADES), ax=ax, location="top", label=label, ticks=MaxNLocator(5), fraction=0.02, pad=0.01, shrink=0.5, aspect=40)
 
 
 def _drop(axes: Sequence[Axes]) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,14 +19,16 @@ import jax
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import accounting, activity, certificates, examples, sections
+from selssm_jax.reporting import accounting, activity, breakdown, certificates, examples, sections
 from selssm_jax.reporting.activity import Sequence
-from selssm_jax.reporting.document import to_html, to_markdown
+from selssm_jax.reporting.document import Block, Paragraph, to_html, to_markdown
 from selssm_jax.reporting.memory.measure import check_sequences
 from selssm_jax.reporting.memory.measure import measure as measure_memory
 from selssm_jax.reporting.memory.section import memory as memory_section
 from selssm_jax.reporting.run import Run, open_run
-from selssm_jax.reporting.tables import number
+from selssm_jax.reporting.tables import clean, number
+from selssm_jax.reporting.verdict import verdict
+from selssm_jax.stability.verdict import plain
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.objectives import PRIMARY, is_better
 
@@ -50,40 +53,55 @@ def write(
     if measure:
         check_sequences(run, split)
     other = [*([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]
+    said = _command(run.workdir, split=split, file=file, measure=measure, override=override)
     with writable(run.workdir / "-".join(["report", *other])) as folder:
-        return _compose(run, split, folder, with_memory=measure) | {"report": str(folder / "index.html")}
+        return _compose(run, split, folder, with_memory=measure, command=said) | {"report": str(folder / "index.html")}
 
 
-def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool) -> Results:
+def _command(workdir: pathlib.Path, *, split: str, file: str, measure: bool, override: Iterable[str]) -> str:
+    """What makes this report again, without the folders of this machine."""
+    place = workdir.name if workdir.is_absolute() else str(workdir)
+    flags = [*([f"--split={split}"] if split != "test" else []), *([f"--file={pathlib.Path(file).name}"] if file else [])]
+    flags += ["--measure"] * measure + [f"--override={assignment}" for assignment in override]
+    return shlex.join(["python", "eval.py", f"--workdir={place}", *flags])
+
+
+def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool, command: str) -> Results:
     """Measures, draws and writes."""
     start = time.perf_counter()
-    results = _scores(run, split)
+    results = _scores(run, split) | {"command": command}
     sums, seen = _observe(run, split)
     first = seen[0].live_gates(run.model.config.stride)
     results["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
     results["stability"] = certificates.certify_run(run, first)
+    results["errors"] = breakdown.errors(run, split)
     source = examples.Source(run.model, run.params, run.dataset, seen, folder)
-    blocks = [*sections.scores(results), *sections.learning(results, run.history, folder), *sections.gates(results, folder)]
+    blocks = [*sections.scores(results), *sections.errors(results, folder), *sections.learning(results, run.history, folder)]
+    blocks += sections.gates(results, folder)
     if with_memory:
         results["memory"] = measure_memory(run, split)
         blocks += memory_section(results, folder)
     blocks += certificates.stability(results, folder)
     blocks += [*sections.titled("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
     results["seconds"] = time.perf_counter() - start
-    title = f"{run.experiment.name}, {split} split"
-    (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    _write(results, [Paragraph(verdict(results), lead=True), *blocks], folder)
     return results
 
 
+def _write(results: Results, blocks: list[Block], folder: pathlib.Path) -> None:
+    title = f"{results['title']}, {results['split']} split"
+    (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def summary(results: Results) -> str:
-    """Returns the scores beside the baselines, and where the report is, as lines for a terminal."""
-    rows = {f"{results['name']} ({results['split']})": results["metrics"], **results["baselines"]}
+    """Returns the scores beside the baselines, the verdict, and where the report is, as lines for a terminal."""
+    rows = {f"{results['title']} ({results['split']})": results["metrics"], **results["baselines"]}
     width = max(map(len, rows))
     lines = [f"{name:{width}s}  " + "  ".join(f"{metric} {number(value)}" for metric, value in metrics.items()) for name, metrics in rows.items()]
-    return "\n".join([*lines, f"report: {results['report']}"])
+    return "\n".join([*lines, clean(verdict(results)), f"report: {results['report']}"])
 
 
 def _scores(run: Run, split: str) -> Results:
@@ -92,6 +110,7 @@ def _scores(run: Run, split: str) -> Results:
     return {
         "format": FORMAT,
         "name": run.experiment.name,
+        "title": title_of(run.experiment),
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
@@ -99,9 +118,21 @@ def _scores(run: Run, split: str) -> Results:
         "task": dataclasses.asdict(task),
         "primary": PRIMARY[task.kind],
         "metrics": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
-        "baselines": {name: readable(metrics, run) for name, metrics in run.dataset.baselines(split).items()},
+        "baselines": _baselines(run, split),
+        "validation_baselines": _baselines(run, "validation"),
+        "training_seconds": max((record.get("time", 0.0) for record in run.history), default=None),
         **circumstances_of(run.experiment),
     }
+
+
+def _baselines(run: Run, split: str) -> Results:
+    return {name: readable(metrics, run) for name, metrics in run.dataset.baselines(split).items()}
+
+
+def title_of(experiment: Experiment) -> str:
+    """Returns what a run is called: by its own file, if it reads one, beside the recipe that it took; else by the recipe."""
+    file = pathlib.Path(experiment.data.file).name
+    return f"{file} (recipe {experiment.name})" if file else experiment.name
 
 
 def circumstances_of(experiment: Experiment) -> Results:

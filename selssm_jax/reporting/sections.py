@@ -1,6 +1,7 @@
 """The sections of a report: each turns results into headings, words, tables and figures."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -11,7 +12,13 @@ from selssm_jax.reporting.tables import Cell, Table, size
 
 Results = dict[str, Any]
 CURVES = {"language": ("nats",), "classification": ("nats", "accuracy"), "forecasting": ("mse",)}
-UNITS = {"accuracy": "accuracy (share)", "mse": "mean squared error (scaled units)", "mae": "mean absolute error (scaled units)"}
+UNITS = {
+    "accuracy": "accuracy (share)",
+    "mse": "mean squared error (scaled units)",
+    "mae": "mean absolute error (scaled units)",
+    "r2": "R² (against forecasting the training mean)",
+}
+MOST, SQUARE = 30, 16  # rows of a table of channels or classes; classes of a whole confusion matrix
 COLUMNS = ("nats", "bits", "perplexity", "accuracy", "mse", "mae")
 
 
@@ -39,12 +46,53 @@ def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Pa
         train, validation = _curve("training", "train", metric, history), _curve("validation", "validation", metric, history)
         if not train.steps and not validation.steps:
             continue
-        references = {f"{name} ({results['split']})": values[metric] for name, values in results["baselines"].items() if metric in values}
+        references = {f"{name} (validation)": values[metric] for name, values in results["validation_baselines"].items() if values.get(metric) is not None}
         figure = figures.learning_curve(train, validation, label=_unit(metric, results), chosen=results["step"], references=references)
-        words = "Training and validation over the steps of the run. The dotted line is the step whose parameters were evaluated."
+        words = "Training and validation over the steps of the run, and what simple baselines score on validation. The dotted line is the step whose "
+        words += "parameters were evaluated. The first tenth of the steps may leave the figure."
         words += " The validation split was part of the training data." if results["config"]["data"]["train_on"] == "train+validation" else ""
         blocks.append(Picture(figures.save(figure, folder / f"learning_{metric}.png"), words))
     return titled("Learning curve", blocks or [Paragraph("The run holds no metrics.jsonl, so there is no curve to draw.")])
+
+
+def errors(results: Results, folder: pathlib.Path) -> list[Block]:
+    """Where the model errs: by step of the horizon and by channel, or by class; nothing for language."""
+    found = results["errors"]
+    if found is None:
+        return []
+    return titled("Where it errs", _by_class(found) if "confusion" in found else _by_step_and_channel(found, folder))
+
+
+def _by_step_and_channel(found: Results, folder: pathlib.Path) -> list[Block]:
+    steps, channels = found["by_horizon"], found["by_channel"]
+    figure = figures.by_horizon(steps["mse"], steps["repeat last"], label=UNITS["mse"])
+    words = "Mean squared error by step of the horizon, over all channels, beside that of repeating the last value."
+    order = sorted(range(len(channels["names"])), key=lambda channel: -_or_infinite(channels["mse"][channel]))
+    shown = order[:MOST]
+    rows = tuple((channels["names"][channel], *(channels[key][channel] for key in ("mse", "mae", "repeat last"))) for channel in shown)
+    which = "" if len(shown) == len(order) else f", the worst {len(shown)} of {len(order)}"
+    table = Table(f"Errors by channel{which}", ("channel", UNITS["mse"], UNITS["mae"], "mean squared error of repeating the last value"), rows)
+    return [Picture(figures.save(figure, folder / "errors_by_horizon.png"), words), table]
+
+
+def _or_infinite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _by_class(found: Results) -> list[Block]:
+    """Recall by class, and the table of confusions, or where there are many classes the commonest of them."""
+    names, table = found["classes"], found["confusion"]
+    totals, named = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]
+    share = lambda part, whole: part / whole if whole else None  # noqa: E731
+    rows = [(name, totals[k], share(table[k][k], totals[k]), share(table[k][k], named[k])) for k, name in enumerate(names)]
+    rows = sorted(rows, key=lambda row: 2.0 if row[2] is None else row[2])[:MOST]
+    which = "" if len(rows) == len(names) else f", the worst {len(rows)} of {len(names)} classes"
+    recall = Table(f"Recall and precision by class{which}", ("class", "signals", "recall (share found)", "precision (share right)"), tuple(rows))
+    if len(names) <= SQUARE:
+        lines = tuple((name, *row) for name, row in zip(names, table, strict=True))
+        return [recall, Table("Confusion matrix: rows are the true class, columns the predicted one", ("", *names), lines)]
+    pairs = sorted(((count, i, j) for i, row in enumerate(table) for j, count in enumerate(row) if i != j and count), reverse=True)[:MOST]
+    return [recall, Table("The commonest confusions", ("class", "taken for", "times"), tuple((names[i], names[j], count) for count, i, j in pairs))]
 
 
 def gates(results: Results, folder: pathlib.Path) -> list[Block]:
@@ -100,7 +148,10 @@ def circumstances(results: Results) -> list[Block]:
     machine = results["machine"]
     where = f"{machine['platform']}, {machine['cpus']} CPU cores, {machine['devices']} × {machine['device']}"
     rows = (("machine", where), *((name, version) for name, version in results["versions"].items()))
-    return titled("Circumstances", [Table("Software and machine", ("", ""), rows), Verbatim(json.dumps(results["config"], indent=2))])
+    return titled(
+        "Circumstances",
+        [Table("Software and machine", ("", ""), rows), Verbatim(json.dumps(results["config"], indent=2, ensure_ascii=False), folded="Configuration")],
+    )
 
 
 def _curve(name: str, split: str, metric: str, history: list[dict[str, Any]]) -> Curve:

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import math
+import re
 
 Cell = str | int | float | None
 
@@ -11,12 +12,13 @@ Cell = str | int | float | None
 class Table:
     """A caption, column names and rows of cells. Raises ValueError where a row has not one cell a column.
 
-    Numbers are aligned right and written by `number`; None is a dash.
+    Numbers are aligned right and written by `number`; None is a dash. With `markup` cells are Markdown already, as a page that is only that may have them.
     """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    markup: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -27,17 +29,23 @@ class Table:
         """Returns the table in GitHub's Markdown, under its caption in bold."""
         rule = ["---:" if self._numeric(column) else ":---" for column in range(len(self.columns))]
         lines = [self.columns, rule, *([number(cell) for cell in row] for row in self.rows)]
-        return f"**{self.caption}**\n\n" + "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+        return f"**{escape_markdown(self.caption)}**\n\n" + "\n".join(f"| {' | '.join(map(self._escape, line))} |" for line in lines)
 
     def html(self) -> str:
-        """Returns the table as an HTML element."""
+        """Returns the table as an HTML element that scrolls by itself where the page is too narrow for it."""
         head = "".join(self._cell("th", name, column) for column, name in enumerate(self.columns))
         body = "".join(f"<tr>{''.join(self._cell('td', cell, column) for column, cell in enumerate(row))}</tr>\n" for row in self.rows)
-        return f"<table><caption>{html.escape(self.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+        table = f"<table><caption>{escape_html(self.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+        return f'<div class="scroll" tabindex="0">{table}</div>'
+
+    def _escape(self, cell: str) -> str:
+        if self.markup:
+            return _one_line(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+        return escape_markdown(cell).replace("\\<", "&lt;")
 
     def _cell(self, tag: str, cell: Cell, column: int) -> str:
         kind = ' class="number"' if self._numeric(column) else ""
-        return f"<{tag}{kind}>{html.escape(number(cell))}</{tag}>"
+        return f"<{tag}{kind}>{escape_html(number(cell))}</{tag}>"
 
     def _numeric(self, column: int) -> bool:
         cells = [row[column] for row in self.rows]
@@ -66,5 +74,20 @@ def size(count: int | None) -> str | None:
     return f"{count} B" if power == 0 else f"{count / 1024**power:.2f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def escape_markdown(text: str) -> str:
+    """Returns text as Markdown that shows it as it is, in one line: no emphasis, link, table, tag or formula is made of it."""
+    return re.sub(r"([\\`*_\[\]<|$~])", r"\\\1", _one_line(text))
+
+
+def escape_html(text: str) -> str:
+    """Returns text as HTML that shows it as it is; what no page may hold (controls, halves of surrogate pairs) becomes a replacement character."""
+    return html.escape(clean(text))
+
+
+def clean(text: str) -> str:
+    """Returns text that any encoding of Unicode can write: controls other than tab and line end, and halves of surrogate pairs, become U+FFFD."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+", " ", clean(text))

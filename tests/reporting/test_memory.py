@@ -192,7 +192,7 @@ def test_the_horizon_is_looked_for_beyond_the_longest_lag_of_the_first_round():
     tried = found["retention"]["lags"]
     assert tried[:4] == [0, 1, 2, 3] and tried == sorted(set(tried))
     assert found["horizon"] == max(lag for lag in tried if lag < 11) > 3
-    assert lags.horizon_in_words(found["retention"]) == f"{found['horizon']} (not {min(lag for lag in tried if lag > 10)})"
+    assert lags.horizon_in_words(found) == f"{found['horizon']} (not {min(lag for lag in tried if lag > 10)})"
 
 
 def test_a_horizon_at_the_beginning_of_the_sequences_is_at_least_so_long():
@@ -200,7 +200,7 @@ def test_a_horizon_at_the_beginning_of_the_sequences_is_at_least_so_long():
     states = frames[:, ::-1, 0][:, None]  # all inputs, after the last
     block = Block(states, None, None)
     found = lags.retained(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
-    assert found["horizon"] == 9 and lags.horizon_in_words(found["retention"]) == "at least 9"
+    assert found["horizon"] == 9 and lags.horizon_in_words(found) == "at least 9"
 
 
 def test_the_guard_counts_the_sequences_that_are_read(untrained, capsys):

@@ -14,7 +14,7 @@ from selssm_jax.training.evaluation import Evaluator
 
 KEYS = {
     "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "stability",
-    "costs", "seconds",
+    "costs", "seconds", "title", "command", "validation_baselines", "training_seconds", "errors",
 }  # fmt: skip
 BLOCK_KEYS = {
     "components", "steps", "mean", "effective_dimension", "hard_count", "participation_ratio", "compression_factor", "selectivity", "histogram",
@@ -99,10 +99,10 @@ def test_the_machine_is_described_and_not_identified(saved, smoke_run):
 def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
     folder = smoke_run / "report"
     figures = {path.name for path in folder.glob("*.png")}
-    assert figures == {"learning_nats.png", "gates.png", "stability.png", "answers.png"}
+    assert figures == {"learning_nats.png", "gates.png", "stability.png"}  # examples of text are text
     text, page = (folder / "report.md").read_text(), (folder / "index.html").read_text()
     assert all(f"]({name})" in text for name in figures)
-    assert page.count("data:image/png;base64,") == 4 and 'src="http' not in page
+    assert page.count("data:image/png;base64,") == 3 and 'src="http' not in page
     for title in ("Learning curve", "Gate activity", "An example", "Memory and cost", "Circumstances"):
         assert f"## {title}" in text and f"<h2>{title}</h2>" in page
     assert f"training step {saved['step']} of 12: the best on the validation split" in text
@@ -111,7 +111,7 @@ def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
 def test_summary_names_every_rival_and_the_page(written):
     lines = report.summary(written | {"report": "run/report/index.html"}).splitlines()
     assert lines[0].startswith("smoke (test)  ") and "nats" in lines[0] and "bits" in lines[0]
-    assert [line.split("  ")[0] for line in lines[1:-1]] == list(written["baselines"]) and lines[-1] == "report: run/report/index.html"
+    assert [line.split("  ")[0] for line in lines[1:-2]] == list(written["baselines"]) and lines[-1] == "report: run/report/index.html"
 
 
 def test_another_file_is_evaluated_at_the_runs_vocabulary(untrained, tmp_path):
@@ -167,3 +167,59 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, monk
 def test_a_metric_that_is_no_number_is_said_to_be_none(smoke_run):
     run = open_run(smoke_run)
     assert report.readable({"nats": math.nan}, run) == {"nats": None, "bits": None}
+
+
+def test_the_verdict_is_on_top_and_on_the_terminal(written, smoke_run):
+    said = report.verdict(written)
+    page, text = (smoke_run / "report" / "index.html").read_text(), (smoke_run / "report" / "report.md").read_text()
+    assert page.index(said.split(" on the ")[0]) < page.index("Parameters of training step") and text.splitlines()[2].startswith("> nats")
+    assert said in report.summary(written | {"report": "index.html"}) and said.endswith("Command: python eval.py --workdir=run")
+    assert written["training_seconds"] > 0 and "guessing" in said
+
+
+def test_own_data_are_called_by_their_file(untrained):
+    workdir = untrained("csv")
+    results = report.write(workdir)
+    assert results["title"] == "waves.csv (recipe small)" and "waves.csv (recipe small)" in (workdir / "report" / "report.md").read_text().splitlines()[0]
+    errors = results["errors"]  # by step and channel: their means are the scores
+    assert errors["by_channel"]["names"] == ["sine", "cosine"] and len(errors["by_horizon"]["mse"]) == 8
+    for metric in ("mse", "mae"):
+        assert np.mean(errors["by_horizon"][metric]) == pytest.approx(results["metrics"][metric], rel=1e-5)
+        assert np.mean(errors["by_channel"][metric]) == pytest.approx(results["metrics"][metric], rel=1e-5)
+    assert np.mean(errors["by_horizon"]["repeat last"]) == pytest.approx(results["baselines"]["repeat last"]["mse"], rel=1e-5)
+    assert "Errors by channel" in (workdir / "report" / "report.md").read_text()
+
+
+def test_own_signals_have_a_confusion_matrix(untrained):
+    workdir = untrained("npz")
+    results = report.write(workdir, split="train")
+    table = np.asarray(results["errors"]["confusion"])
+    assert table.shape == (2, 2) and np.trace(table) / table.sum() == pytest.approx(results["metrics"]["accuracy"])
+    text = (workdir / "report-train" / "report.md").read_text()
+    assert "Confusion matrix" in text and "recall (share found)" in text
+
+
+def test_curves_stand_beside_baselines_of_their_own_split(smoke_run, tmp_path, monkeypatch):
+    drawn = {}
+    curve = report.sections.figures.learning_curve
+    monkeypatch.setattr(report.sections.figures, "learning_curve", lambda *curves, **options: drawn.update(options) or curve(*curves, **options))
+    results = json.loads((smoke_run / "report" / "results.json").read_text()) | {
+        "validation_baselines": {"uniform guess": {"nats": 1.25}, "none": {"nats": None}}
+    }
+    report.sections.learning(results, open_run(smoke_run).history, tmp_path)
+    assert drawn["references"] == {"uniform guess (validation)": 1.25}
+
+
+def test_hostile_columns_and_rows_are_reported(files, tmp_path, untrained):
+    """A column that is half a formula, one in another script, half a surrogate pair's worth of control characters, and a test row of 1e38."""
+    rows = [f"{np.sin(index / 4):.4f},{np.cos(index / 3):.4f}" for index in range(200)]
+    rows[190] = "1e38,0.5"
+    path = tmp_path / "hostile.csv"
+    path.write_text("$\\frac{$,温度 *|<b>\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    workdir = untrained("csv", file=str(path))
+    results = report.write(workdir)
+    page = (workdir / "report" / "index.html").read_text(encoding="utf-8")
+    assert "$\\frac{$" in page and "温度 *|&lt;b&gt;" in page
+    assert r"\$\\frac{\$" in (workdir / "report" / "report.md").read_text(encoding="utf-8")
+    json.loads((workdir / "report" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["metrics"]["mse"] is None or results["metrics"]["mse"] > 1e30

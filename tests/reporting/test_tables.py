@@ -2,7 +2,7 @@
 
 import pytest
 
-from selssm_jax.reporting.tables import Table, number, size
+from selssm_jax.reporting.tables import Table, clean, escape_markdown, number, size
 
 TABLE = Table("Scores | of <it>", ("name", "nats", "steps"), (("a|b", 1.53125, 1200), ("<script>", None, 7)))
 
@@ -23,7 +23,7 @@ def test_size(count, text):
 
 def test_markdown_is_a_table_of_as_many_lines_as_rows():
     lines = TABLE.markdown().splitlines()
-    assert lines[0] == "**Scores | of <it>**"
+    assert lines[0] == r"**Scores \| of \<it>**"
     assert lines[2:] == ["| name | nats | steps |", "| :--- | ---: | ---: |", r"| a\|b | 1.531 | 1,200 |", "| &lt;script> | – | 7 |"]
 
 
@@ -37,3 +37,19 @@ def test_html_escapes_and_aligns():
 def test_a_ragged_table_is_refused():
     with pytest.raises(ValueError, match=r"table 'Ragged': the row \(1,\) has 1 cells, expected 2"):
         Table("Ragged", ("a", "b"), ((1,),))
+
+
+def test_a_caption_and_a_cell_are_no_markup():
+    table = Table("*a* [b](c) $\\frac{$", ("_x_", "n"), (("`y` | ~z~\n# w", 1),))
+    assert table.markdown().splitlines()[0] == r"**\*a\* \[b\](c) \$\\frac{\$**"
+    assert table.markdown().splitlines()[2] == r"| \_x\_ | n |" and table.markdown().splitlines()[4] == r"| \`y\` \| \~z\~ # w | 1 |"
+    assert Table("a", ("b",), (("**c** | d",),), markup=True).markdown().splitlines()[4] == r"| **c** \| d |"
+
+
+def test_what_no_file_can_hold_is_replaced():
+    assert clean("a\x00b\ud800c\td\n") == "a\ufffdb\ufffdc\td\n" and escape_markdown("a\r\nb") == "a b"
+    Table("\ud800", ("\x00",), (("\udfff",),)).html().encode()
+
+
+def test_a_table_scrolls_by_itself():
+    assert TABLE.html().startswith('<div class="scroll"') and TABLE.html().endswith("</table></div>")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from selssm_jax.reporting.figures import BLUE, LINES, ORANGE, panels, style
+from selssm_jax.reporting.figures import BLUE, LINES, ORANGE, legend, panels, style
 
 Results = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ def retention(blocks: Mapping[str, Results]) -> Figure:
         ax.plot(kept["lags"], kept["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input")
     _lag_axis(ax, kept["lags"])
     ax.set(ylabel="known of that input (bits)")
-    figure.legend(loc="outside lower center", ncols=4)
+    legend(figure, ax)
     return figure
 
 
@@ -45,7 +45,7 @@ def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
         ax.set(title=_title(name), xlabel="step", ylabel="known of all inputs (bits)")  # not from 0: the intervals are to be seen
     for ax in axes[len(known) :]:
         ax.remove()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(figure, axes[0])
     return figure
 
 
@@ -79,7 +79,7 @@ def by_gate(parts: Mapping[str, Results]) -> Figure:
         error = 2 * np.asarray(part["stderr"])
         ax.errorbar(part["gate"], part["bits"], error, color=colour, linestyle=dash, marker=marker, markersize=4, capsize=2, label=_title(name))
     ax.set(xlabel="mean gate when the input was read (0 keeps, 1 updates)", ylabel="still known of it (bits, lower bound)")
-    figure.legend(loc="outside lower center", ncols=6)
+    legend(figure, ax)
     return figure
 
 
@@ -94,7 +94,7 @@ def bottleneck(points: Mapping[str, Results]) -> Figure:
         at = edge if one["past"] is None else one["past"]
         ax.errorbar([at], [one["future"]], [2 * one["stderr"]], color=colour, marker=marker, markersize=6, capsize=3, linestyle="none", label=_title(name))
     ax.set(xlabel="known of the past (bits, at most)", ylabel="known of the future (bits, at least)", xlim=(0, 1.05 * edge), ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=4)
+    legend(figure, ax)
     return figure
 
 

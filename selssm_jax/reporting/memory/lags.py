@@ -54,12 +54,12 @@ def horizon(kept: Results) -> int | None:
     return retention.horizon(kept["lags"], np.asarray(kept["lower"]) / BITS, np.asarray(kept["stderr"]) / BITS)
 
 
-def horizon_in_words(kept: Results) -> str:
+def horizon_in_words(block: Results) -> str:
     """The horizon as text: between two lags that were tried, or "at least" where the longest that the sequences have is still known."""
-    found = horizon(kept)
+    found = block["horizon"]
     if found is None:
         return "none"
-    missing = next((lag for lag in kept["lags"] if lag > found), None)
+    missing = next((lag for lag in block["retention"]["lags"] if lag > found), None)
     return f"at least {found:,}" if missing is None else f"{found:,} (not {missing:,})"
 
 

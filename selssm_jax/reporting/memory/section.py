@@ -56,7 +56,7 @@ def _row(name: str, block: Results) -> tuple[Cell, ...]:
     of = kept["entropy"][most] if kept["entropy"] else None
     fano = kept["fano"][most] if kept["fano"] else None
     bits = kept["lower"][most], kept["stderr"][most]
-    return (_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, horizon_in_words(kept))
+    return (_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, horizon_in_words(block))
 
 
 def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:

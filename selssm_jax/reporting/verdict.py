@@ -1,0 +1,116 @@
+"""The verdict on a run in one paragraph: its score in words, what it remembers, whether it certainly forgets, and what it takes."""
+
+from typing import Any
+
+from selssm_jax.reporting.certificates import is_useful
+from selssm_jax.reporting.memory.lags import horizon_in_words
+from selssm_jax.reporting.tables import number, size
+from selssm_jax.training.objectives import HIGHER_IS_BETTER, is_better
+
+Results = dict[str, Any]
+OPTIMUM = "optimal"  # of the baselines: what a perfect model scores, and no rival
+RIVALS = {
+    "repeat last": "repeating the last value",
+    "ridge": "ridge regression",
+    "ridge by channel": "ridge regression by channel",
+    "zero": "forecasting 0",
+    "majority class": "always naming the commonest class",
+    "unigram entropy": "the frequencies of single tokens",
+    "bigram entropy": "the frequencies of pairs of tokens",
+    "uniform guess": "guessing",
+}
+FLOOR = 0.03  # that is advised: it costs the quickstart nothing
+
+
+def verdict(results: Results) -> str:
+    """Returns the paragraph that stands on top of a report and on the terminal."""
+    parts = (_score(results), _memory(results), _forgetting(results), _cost(results), f"Command: {results['command']}")
+    return " ".join(parts)
+
+
+def _score(results: Results) -> str:
+    """The score of the split beside the best simple baseline."""
+    metric = results["primary"]
+    score = results["metrics"].get(metric)
+    if score is None:
+        return f"The {metric} on the {results['split']} split is not a finite number: the parameters are of no use."
+    rivals = {name: values[metric] for name, values in results["baselines"].items() if values.get(metric) is not None and name != OPTIMUM}
+    words = f"{_shown(metric, score)} on the {results['split']} split"
+    if not rivals:
+        return f"{words}; there is no simple baseline to hold it against."
+    best = next(iter(rivals))
+    for name, value in rivals.items():
+        best = name if is_better(metric, value, rivals[best]) else best
+    return f"{words}, {_compared(metric, score, rivals[best])} {RIVALS.get(best, best)} ({_shown(metric, rivals[best], name=False)}), the best simple baseline."
+
+
+def _compared(metric: str, score: float, rival: float) -> str:
+    """How the score stands to the rival's: in percent of an error, in points of a share."""
+    if score == rival:
+        return "just as good as"
+    better = "better" if is_better(metric, score, rival) else "worse"
+    if metric in HIGHER_IS_BETTER:
+        return f"{number(100 * abs(score - rival))} points {better} than"
+    if rival == 0:
+        return f"{better} than"
+    percent = 100 * abs(score - rival) / abs(rival)
+    return f"{percent:.0f} % {better} than" if 0.5 <= percent < 1000 else f"{number(percent)} % {better} than"
+
+
+def _shown(metric: str, value: float, *, name: bool = True) -> str:
+    text = f"{number(100 * value)} %" if metric == "accuracy" else number(value)
+    return f"{metric} {text}" if name else text
+
+
+def _memory(results: Results) -> str:
+    if "memory" not in results:
+        return "What it remembers was not measured: add --measure."
+    blocks, answers = results["memory"]["blocks"], results["memory"]["answers"]
+    best, kept = max(((name, block["retention"]) for name, block in blocks.items()), key=lambda one: max(one[1]["lower"]))
+    place = max(range(len(kept["lags"])), key=lambda k: kept["lower"][k])
+    if kept["lower"][place] <= 2 * kept["stderr"][place]:
+        words = "It remembers nothing that decoders find"
+    else:
+        known = f"{number(kept['lower'][place])} ± {number(kept['stderr'][place])} bits of the input {kept['lags'][place]:,} steps ago"
+        furthest = max(blocks.values(), key=lambda block: -1 if block["horizon"] is None else block["horizon"])
+        words = f"It remembers at least {known} ({_block(best)}), and something of inputs {horizon_in_words(furthest)} steps back"
+    if answers:
+        held = max((answers["model"], answers["decoder"]), key=lambda one: one["bits"])
+        words += f"; of the {number(answers['entropy'])} bits asked for at least {number(held['bits'])}"
+    return f"{words}."
+
+
+def _forgetting(results: Results) -> str:
+    """Whether every block is certified at a rate that is of use, and what to set where one is not."""
+    found = results["stability"]
+    missing = [name for name, block in found.items() if not is_useful(block)]
+    if not missing:
+        longest = max(block["horizon"] for block in found.values())
+        return f"It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within {longest:,.0f} steps."
+    which = "" if len(missing) == len(found) else f" ({', '.join(map(_block, missing))})"
+    return f"It is not certain to forget{which}: {_advice(results['config']['model'], missing)}."
+
+
+def _advice(model: Results, missing: list[str]) -> str:
+    mixers = sorted({model["pattern"][int(name.removeprefix("block_"))] for name in missing})
+    if mixers != ["selective"]:
+        return f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a model.gate_floor have one"
+    if model["update"] == "retain" and not model["gate_floor"]:
+        return f"gates may shut, or as good as shut, for as long as they like; train with model.gate_floor={FLOOR}" + (
+            " and model.certified=True" if model["gate_state"] != "none" else ""
+        )
+    return "train with model.certified=True" if not model["certified"] else f"raise model.gate_floor={model['gate_floor']}"
+
+
+def _cost(results: Results) -> str:
+    seconds = results["training_seconds"]
+    trained = "training time not recorded" if seconds is None else f"trained in {_duration(seconds)}"
+    return f"State of one sequence: {size(results['costs']['state_bytes'])}; {trained}, this report in {_duration(results['seconds'])}."
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _block(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,90 @@
+"""The verdict: one paragraph in words that follow from the results, and never from anything else."""
+
+import copy
+import re
+
+import pytest
+
+from selssm_jax.reporting.verdict import verdict
+
+
+def held(rate, horizon):
+    return {"step": {"rate": rate, "constant": 1.0}, "horizon": horizon}
+
+
+RESULTS = {
+    "primary": "mse",
+    "split": "test",
+    "metrics": {"mse": 0.615},
+    "baselines": {"ridge": {"mse": 0.7}, "repeat last": {"mse": 0.5}, "optimal": {"mse": 0.1}},
+    "stability": {"block_0": held(0.9, 66), "block_1": held(0.99, 688)},
+    "config": {"model": {"pattern": ["selective"] * 2, "update": "retain", "gate_floor": 0.03, "gate_state": "none", "certified": False}},
+    "costs": {"state_bytes": 1536},
+    "training_seconds": 95.2,
+    "seconds": 12.0,
+    "command": "python eval.py --workdir=runs/x",
+}
+RETENTION = {"lags": [0, 1, 4], "lower": [1.5, 0.5, 0.0], "stderr": [0.01, 0.01, 0.01]}
+MEMORY = {
+    "blocks": {"block_0": {"horizon": 1, "retention": RETENTION}, "block_1": {"horizon": None, "retention": RETENTION | {"lower": [0.1, 0, 0]}}},
+    "answers": None,
+}
+
+
+def changed(**values):
+    return copy.deepcopy(RESULTS) | values
+
+
+def test_a_run_in_one_paragraph():
+    assert verdict(RESULTS) == (
+        "mse 0.6150 on the test split, 23 % worse than repeating the last value (0.5000), the best simple baseline. What it remembers was not measured: "
+        "add --measure. It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within 688 steps. State of one "
+        "sequence: 1.50 KiB; trained in 95 s, this report in 12 s. Command: python eval.py --workdir=runs/x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("primary", "score", "baselines", "words"),
+    [
+        ("mse", 0.25, {"repeat last": {"mse": 0.5, "mae": 1.0}}, "50 % better than repeating the last value (0.5000)"),
+        (
+            "accuracy",
+            0.981,
+            {"majority class": {"accuracy": 0.1}},
+            "accuracy 98.10 % on the test split, 88.10 points better than always naming",
+        ),
+        ("accuracy", 0.1, {"majority class": {"accuracy": 0.1}}, "just as good as"),
+        ("nats", 1.0, {"unigram entropy": {"nats": 3.0}, "bigram entropy": {"nats": 2.0}}, "50 % better than the frequencies of pairs of tokens"),
+        ("mse", 1.0, {"zero": {"mse": 0.0}}, "worse than forecasting 0"),
+        ("mse", 1.0, {"repeat last": {"mse": None}}, "no simple baseline"),
+        ("mse", None, {"repeat last": {"mse": 1.0}}, "not a finite number"),
+        ("mse", 1.0, {"a rival of one's own": {"mse": 1.001}}, "better than a rival of one's own"),
+    ],
+)
+def test_the_score_is_held_against_the_best_simple_baseline(primary, score, baselines, words):
+    assert words in verdict(changed(primary=primary, metrics={primary: score}, baselines=baselines))
+
+
+def test_what_is_remembered_is_in_bits_and_steps():
+    words = verdict(changed(memory=MEMORY))
+    assert "at least 1.500 ± 0.01000 bits of the input 0 steps ago (block 0), and something of inputs 1 (not 4) steps back." in words
+    asked = MEMORY | {"answers": {"entropy": 64.0, "model": {"bits": 63.42}, "decoder": {"bits": 28.5}}}
+    assert "of the 64.00 bits asked for at least 63.42" in verdict(changed(memory=asked))
+    nothing = {"blocks": {"block_0": {"horizon": None, "retention": RETENTION | {"lower": [0.01, -0.2, 0.0]}}}, "answers": None}
+    assert "remembers nothing that decoders find" in verdict(changed(memory=nothing))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"gate_floor": 0.0}, r"\(block 1\): gates may shut.* model\.gate_floor=0\.03\."),
+        ({"gate_floor": 0.0, "gate_state": "dense"}, r"model\.gate_floor=0\.03 and model\.certified=True"),
+        ({"gate_floor": 0.1, "gate_state": "dense"}, r"train with model\.certified=True\."),
+        ({"gate_floor": 0.1, "certified": True}, r"raise model\.gate_floor=0\.1"),
+        ({"pattern": ["selective", "attention"]}, r"of attention no useful rate"),
+    ],
+)
+def test_where_nothing_is_certain_it_says_what_to_set(model, words):
+    config = {"model": RESULTS["config"]["model"] | model}
+    for rate, horizon in ((None, None), (1 - 1e-9, 4e9)):
+        assert re.search(words, verdict(changed(config=config, stability={"block_0": held(0.9, 66), "block_1": held(rate, horizon)})))
