@@ -15,8 +15,8 @@ from absl import app, flags
 from selssm_jax import cli, errors
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
-SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "what to evaluate on")
-FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling, in the same splits")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "what to evaluate on; default: test, and of another --file the whole")
+FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling")
 MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
 COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory as config.compress says, into RUN-compressed, a run with a report; takes minutes")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of the run's measure or compress configuration, for example compress.factor=32; may be repeated")
@@ -48,12 +48,12 @@ def written() -> str:
     if GENERATE.value is not None:
         how: dict = {"tokens": TOKENS.value, "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "seed": SEED.value}
         return continuation.write(WORKDIR.value, GENERATE.value, **how, local_dir=LOCAL_DIR.value)
-    place: dict = {"workdir": WORKDIR.value, "split": SPLIT.value, "local_dir": LOCAL_DIR.value, "override": OVERRIDE.value}
+    place: dict = {"workdir": WORKDIR.value, "file": FILE.value, "local_dir": LOCAL_DIR.value, "override": OVERRIDE.value}
     if COMPRESS.value:
-        return compression.summary(compression.write(**place))
+        return compression.summary(compression.write(split=SPLIT.value or "test", **place))
     if MEASURE.value:
         print("measuring what the states hold: about a minute for each block", file=sys.stderr, flush=True)
-    return report.summary(report.write(file=FILE.value, measure=MEASURE.value, **place))
+    return report.summary(report.write(split=SPLIT.value or "", measure=MEASURE.value, **place))
 
 
 if __name__ == "__main__":

@@ -136,6 +136,8 @@ class Task:
     classes: int = 0
     length: int = 0
     horizon: int = 0
+    frame: int = 0  # signals: samples of a frame that suit the data, and from one to the next, for models that leave it to them
+    stride: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Data:
     length: int = 256  # steps of one example: context, lookback; signals: the longest kept (0: all)
     horizon: int = 96  # forecasting: values to predict
     cycle: int = 0  # tables: rows of a cycle whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
+    gaps: Literal["refuse", "ignore"] = "refuse"  # csv: times that are missing or come twice; ignored, each row follows the one before
     level: Literal["character", "word", "byte", "subword"] = "character"  # text: what a token is; "subword": of imported models alone
     augment: bool = False  # signals: random shift, gain and noise in training
     vocab: int = 16  # synthetic: symbols
@@ -210,8 +213,8 @@ class Model:
     norm_epsilon: float = 1e-6  # added to the mean square under its root
     dropout: float = 0.0
     tie_embeddings: bool = False  # language: the readout is the transposed embedding
-    frame: int = 1  # signals and forecasting: samples of one frame of the encoder
-    stride: int = 1  # signals and forecasting: samples from one frame to the next
+    frame: int = 1  # signals and forecasting: samples of one frame of the encoder; 0: what suits the data, for signals 25 ms of sound
+    stride: int = 1  # signals and forecasting: samples from one frame to the next; 0: what suits the data, for signals 10 ms of sound
     filterbank: int = 0  # signals: log-magnitude filters of the encoder; 0: a linear frame encoder
     pool: settings.Pool = "mean"  # classification: over the valid steps
     head_steps: int = 1  # forecasting: how many of the last steps the head reads
@@ -241,7 +244,8 @@ class Model:
             for mixer in settings.MIXERS.values():
                 own = {argument: getattr(self, key) for argument, key in mixer.keys.items() if key != "dilations"}
                 settings.ranges(own, _calls(mixer.keys))
-            settings.frames(self.frame, self.stride, "model.{}".format)
+            if self.frame or self.stride:  # both 0: what suits the data
+                settings.frames(self.frame, self.stride, "model.{}".format)
         self._check_blocks()
         for digits in self.memory_bits:
             if not digits or set(digits) - set("012345678"):
@@ -254,6 +258,10 @@ class Model:
     def _arguments(self, name: str, d_state: int, dilations: tuple[int, ...]) -> dict[str, Any]:
         own = {"d_state": d_state, "dilations": dilations[0] if dilations else 1}
         return {argument: own[key] if key in own else getattr(self, key) for argument, key in settings.MIXERS[name].keys.items()}
+
+    def of_task(self, task: Task) -> "Model":
+        """Returns the model of a task: frames that are left to the data are as the task has them."""
+        return dataclasses.replace(self, task=task, frame=self.frame or task.frame or 1, stride=self.stride or task.stride or 1)
 
     @property
     def blocks(self) -> tuple["Model", ...]:

@@ -76,7 +76,7 @@ def measure(beta: float, workdir: str | pathlib.Path) -> Point:
     """Returns the point of a finished run."""
     experiment, params, _ = checkpoint.restore_for_eval(str(workdir))
     dataset = data.load(experiment.data)
-    model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
+    model = SequenceModel(experiment.model.of_task(dataset.task))
     evaluator = Evaluator(experiment, model)
     loss = evaluator(params, dataset, "validation")[objectives.LOSS[dataset.task.kind]]
     nats = memory(model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.rate_form)

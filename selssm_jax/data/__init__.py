@@ -8,7 +8,7 @@ from selssm_jax.data import sources
 from selssm_jax.data.pipeline import Batches, Dataset
 from selssm_jax.errors import InputError
 
-__all__ = ["Batches", "Dataset", "load"]
+__all__ = ["Batches", "Dataset", "load", "remembered"]
 
 LOADERS: Mapping[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "python_reference": sources.python_reference,
@@ -45,6 +45,23 @@ def load(config: Data, known: Mapping[str, Any] | None = None) -> Dataset:
     if "task" in known:
         _check_task(dataset.task, known["task"], config.file or config.source)
     return dataset
+
+
+def begun(config: Data, metadata: Mapping[str, Any]) -> Dataset:
+    """Returns the training data of a run that goes on, at the scale of its beginning where that was another than today's; see `signals.scaled`."""
+    old = config.source == "npz" and "task" in metadata and "scaling" not in metadata
+    return load(config, metadata if old else None)
+
+
+def remembered(known: Mapping[str, Any]) -> Dataset:
+    """Returns the data set of a run without its examples, from its metadata: what its task is, and how text becomes tokens."""
+    task = Task(**{key: value for key, value in known["task"].items() if key in Task.__dataclass_fields__})
+    words = {key: known[key] for key in ("level", "tokenizer") if key in known}
+    return Dataset(task, _no_examples, _no_examples, dict(known), lambda split: {}, vocabulary=tuple(known.get("vocabulary") or ()), **words)
+
+
+def _no_examples(*_: Any) -> Any:
+    raise ValueError("this data set was opened without its examples: load it from its source")
 
 
 def _check_task(task: Task, trained: Mapping[str, Any], name: str) -> None:

@@ -1,16 +1,15 @@
 """Numeric tables to forecast: the literature's splits, scaling and windows, any CSV, and linear baselines."""
 
-import csv
 import dataclasses
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data, Task
-from selssm_jax.data import nlinear
-from selssm_jax.data.pipeline import Batch, Dataset, in_order, shuffled_rows
+from selssm_jax.data import nlinear, tables
+from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
+from selssm_jax.data.scaling import blocks, moments
 from selssm_jax.errors import InputError
 
 Rows = tuple[int, int]
@@ -27,7 +26,26 @@ def share_split(rows: int) -> dict[str, Rows]:
     return {"train": (0, train), "validation": (train, rows - test), "test": (rows - test, rows)}
 
 
-def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Mapping[str, Rows], known: Mapping[str, Any], info: Mapping[str, Any]) -> Dataset:
+def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], cycle: int) -> tuple[int, list[str]]:
+    """Returns the place of a table's first row in the cycle of a run, by the clocks (first time, step) of both; and what was assumed, as words.
+
+    Raises InputError where the step is another one.
+    """
+    if not cycle or not known:
+        return 0, []
+    if clock is None or not known.get("clock"):
+        return 0, ["its first row taken for the beginning of the run's cycle"]
+    (first, step), (begun, usual) = clock, known["clock"]
+    if abs(step - usual) > 0.01 * abs(usual):
+        raise InputError(
+            f"the table has a row every {step / 1e6:g} seconds, the run's had one every {usual / 1e6:g}, and data.cycle={cycle} counts rows: resample it"
+        )
+    return round((first - begun) / usual) % cycle, []
+
+
+def dataset(
+    config: Data, values: np.ndarray, names: tuple[str, ...], split: Mapping[str, Rows], known: Mapping[str, Any], info: Mapping[str, Any], *, phase: int = 0
+) -> Dataset:
     """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows of stride 1.
 
     With `cycle`, inputs and targets are the series less its mean course over a cycle of the training rows, which CycleNet (Lin
@@ -38,29 +56,29 @@ def dataset(config: Data, values: np.ndarray, names: tuple[str, ...], split: Map
 
     Args:
       config: lookback (length), horizon, cycle, and what is trained on.
-      values: (rows, channels).
+      values: (rows, channels); overwritten where they are float32.
       names: of the channels.
       split: first row and row after the last of "train", "validation" and "test".
-      known: metadata of a training run, whose scaling then holds.
+      known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the split "whole".
       info: goes into the metadata; names the table in errors.
+      phase: the place of the first row in the cycle of a training run.
 
     Raises:
       InputError: where a split is too short for one window, or training for one cycle.
     """
-    scaling = known.get("scaling") or _scaling(values[slice(*split["train"])].astype(np.float64), config.cycle)
-    scaled, course = _standardised(values, scaling), None
-    if "cycle" in scaling:
-        course = np.resize(scaling["cycle"], values.shape)  # cycle after cycle
-        scaled, course = scaled - course, course.astype(np.float32)
-    source = _Windows(config.length, config.horizon, config.train_on, scaled.astype(np.float32), split, course)
-    source.check(str(info.get("file") or info["source"]))
-    counts = {f"{name}_windows": len(source.starts(name)) for name in split}
+    scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.cycle)
+    course = np.resize(np.roll(scaling["cycle"], -phase, axis=0), values.shape) if "cycle" in scaling else None  # cycle after cycle
+    scaled, course = _scaled(values, scaling, course), None if course is None else course.astype(np.float32)
+    source = _Windows(config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course)
+    counts = {f"{name}_windows": len(source.starts(name)) for name in source.split if known or name != WHOLE}
+    source.check(str(info.get("file") or info["source"]), (WHOLE,) if known else SPLITS)
     return Dataset(
         task=Task("forecasting", channels=values.shape[1], length=config.length, horizon=config.horizon),
         draw=source.draw,
         cover=source.cover,
         info={**info, **counts, "channels": list(names), "scaling": scaling, "train_on": config.train_on},
         baselines=source.baselines,
+        sizes={name: len(source.starts(name)) for name in source.split},
     )
 
 
@@ -68,16 +86,26 @@ def _scaling(train: np.ndarray, cycle: int) -> dict[str, Any]:
     """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at the first."""
     if len(train) < cycle:
         raise InputError(f"data.cycle={cycle} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
-    scaling = {"mean": train.mean(axis=0).tolist(), "deviation": train.std(axis=0).tolist()}
+    mean, deviation = moments(train)
+    scaling = {"mean": mean.tolist(), "deviation": deviation.tolist()}
     if not cycle:
         return scaling
-    scaled = _standardised(train, scaling)
+    scaled = _standardised(train.astype(np.float64), scaling)
     return scaling | {"cycle": [scaled[phase::cycle].mean(axis=0).tolist() for phase in range(cycle)]}
 
 
 def _standardised(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
     mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
     return (values - mean) / np.where(deviation > 0, deviation, 1)
+
+
+def _scaled(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | None) -> np.ndarray:
+    """Standardised rows less their course, in float32; values that are in float32 are overwritten, so that a large table is held once."""
+    scaled = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
+    for rows in blocks(len(values), values.shape[1]):
+        part = _standardised(values[rows].astype(np.float64), scaling)
+        scaled[rows] = part if course is None else part - course[rows]
+    return scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +117,9 @@ class _Windows:
     split: Mapping[str, Rows]
     course: np.ndarray | None
 
-    def check(self, table: str) -> None:
-        for name, (first, last) in self.split.items():
+    def check(self, table: str, splits: Iterable[str]) -> None:
+        for name in splits:
+            first, last = self.split[name]
             if not len(self.starts(name)):
                 raise InputError(
                     f"the {name} split of {table} has {last - first} rows, too few for one window of data.length={self.length} "
@@ -114,9 +143,12 @@ class _Windows:
 
         "ridge" is one map for all channels, "ridge by channel" one for each; fitted on the training windows, with the
         penalty that serves the validation windows best. All of them forecast what is left where a cycle was taken off.
+        A table as a whole has no windows beside it to fit on: the last value alone is repeated.
         """
-        maps = {"repeat last": np.zeros((1, self.length + 1, self.horizon))} | nlinear.fit(self._windows("train"), self._windows("validation"))
-        return {name: nlinear.errors(weights, self._windows(split)) for name, weights in maps.items()}
+        maps: dict[str, np.ndarray | None] = {"repeat last": None}
+        if split != WHOLE and all(len(self.starts(name)) for name in ("train", "validation")):
+            maps |= nlinear.fit(self._windows("train"), self._windows("validation"))
+        return nlinear.scores(maps, self._windows(split))
 
     def _windows(self, split: str) -> nlinear.Windows:
         return nlinear.Windows(self.values, self.starts(split), self.length, self.horizon)
@@ -133,63 +165,6 @@ class _Windows:
 
 
 def read_csv(name: str, text: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns (values, column names) of a table of numbers: one row a time step, one column a channel.
-
-    A header is recognised, and a first column is left out where it holds dates or has no name. Cells stand between commas;
-    between semicolons or tabs where the first line has no comma.
-
-    Raises:
-      InputError: for an empty table, a ragged row, a cell that is no finite number; it names line and column.
-    """
-    rows = _rows(name, text)
-    first = rows[0][1]
-    header = _is_header(first)
-    body = rows[1:] if header else rows
-    if not body:
-        raise InputError(f"{name} has no numbers below its header: give one row a time step and one column a channel")
-    dates = all(_number(row[0]) is None for _, row in (body[0], body[-1]))  # one such cell among numbers is an error below
-    skip = int(dates or (header and not first[0].strip())) if len(first) > 1 else 0
-    names = tuple(cell.strip() for cell in first) if header else tuple(f"column {index + 1}" for index in range(len(first)))
-    for line, row in body:
-        if len(row) != len(first):
-            raise InputError(f"{name} line {line} has {len(row)} cells, its first line has {len(first)}: every row needs the same columns")
-    return _values(name, body, skip), names[skip:]
-
-
-def _rows(name: str, text: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and cells of all lines that are not blank."""
-    head = text.lstrip().split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next((mark for mark in ",;\t" if mark in head), ","))
-    try:
-        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise InputError(f"{name} line {reader.line_num} is no CSV ({error}): give numbers between commas") from error
-    if not rows:
-        raise InputError(f"{name} is empty: give a CSV with one row a time step and one column a channel")
-    return rows
-
-
-def _is_header(first: list[str]) -> bool:
-    """Whether the first line names the columns: it holds words, or counts them from 0 behind a first cell that is no number."""
-    rest = first[1:] or first
-    words = all(_number(cell) is None for cell in rest) and any(cell.strip() for cell in rest)
-    return words or (_number(first[0]) is None and rest == [str(index) for index in range(len(rest))])
-
-
-def _values(name: str, body: list[tuple[int, list[str]]], skip: int) -> np.ndarray:
-    try:
-        values = np.array([row[skip:] for _, row in body], np.float64)
-    except ValueError:
-        values = np.array(np.nan)
-    if not np.isfinite(values).all():
-        cells = ((line, column, cell) for line, row in body for column, cell in enumerate(row[skip:], start=skip + 1))
-        line, column, cell = next(found for found in cells if (value := _number(found[2])) is None or not np.isfinite(value))
-        raise InputError(f"{name} line {line} column {column} holds {cell!r}, expected a finite number: fill it in or drop the row")
-    return values
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
+    """Returns (values, column names) of a table in memory; see `tables.read`. Raises InputError as it does."""
+    table = tables.read(name, tables.opener_of(text), most_rows=text.count("\n") + text.count("\r") + 1)
+    return table.values.astype(np.float64), table.names

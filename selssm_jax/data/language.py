@@ -1,14 +1,14 @@
 """Text as examples: random training windows, streams for evaluation, entropy baselines."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data, Task
 from selssm_jax.data import counter, vocabulary
-from selssm_jax.data.pipeline import SPLITS, Batch, Dataset
+from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset
 from selssm_jax.errors import InputError
 
 CUTS = (0.85, 0.9)  # train | validation | test of a text without a split of its own: train + validation is its first 90 %
@@ -16,13 +16,16 @@ UNIGRAM_COUNT = 0.01  # added to the count of every token
 BIGRAM_COUNT = 5.0  # weight of the unigram distribution in that of the next token, in counts
 
 
-def dataset(config: Data, text: str | Mapping[str, str], known: tuple[str, ...] | None, info: Mapping[str, object], tokenizer: str = "") -> Dataset:
+Text = str | Iterable[str] | Mapping[str, str]
+
+
+def dataset(config: Data, text: Text, known: tuple[str, ...] | None, info: Mapping[str, object], tokenizer: str = "") -> Dataset:
     """Returns the language task of a text.
 
     Args:
       config: what a token is (level), the window (length), and what is trained on.
-      text: one text, cut in reading order at 85 % and 90 % of its tokens, or the three splits.
-      known: the vocabulary of a training run, else it is read off the text.
+      text: one text, whole or in pieces, cut in reading order at 85 % and 90 % of its tokens, or the three splits.
+      known: the vocabulary of a training run, else it is read off the text; the text then need not be cut into splits that are long enough.
       info: goes into the metadata; names the text in errors.
       tokenizer: of subwords; see `vocabulary.tokenise`.
 
@@ -30,21 +33,29 @@ def dataset(config: Data, text: str | Mapping[str, str], known: tuple[str, ...] 
       InputError: for a text shorter than a window, or with tokens that the vocabulary lacks.
     """
     name = str(info.get("file") or info["source"])
-    streams, names = _encoded(config.level, text, known, name, tokenizer)
-    _check(name, streams, config.length)
+    streams, names, unknown = _encoded(config.level, text, known, name, tokenizer)
+    _check(name, streams if not known else {WHOLE: streams.get(WHOLE, streams["test"])}, config.length)
     train = streams["train"] if config.train_on == "train" else np.concatenate([streams["train"], streams["validation"]])
     source = _Streams(config.length, len(names), train, streams)
     return Dataset(
         task=Task("language", vocab=len(names), length=config.length),
         draw=source.draw,
         cover=source.cover,
-        info={**info, **{f"{split}_tokens": len(stream) for split, stream in streams.items()}, "train_on": config.train_on},
+        info={**info, **{f"{split}_tokens": len(streams[split]) for split in SPLITS}, "train_on": config.train_on},
         baselines=source.baselines,
         carries=True,
         vocabulary=names,
         level=config.level,
         tokenizer=tokenizer,
+        sizes={split: max(len(stream) - 1, 0) for split, stream in streams.items()},
+        reading=_account(name, config.level, streams, len(names), unknown) if WHOLE in streams else "",
     )
+
+
+def _account(name: str, level: str, streams: Mapping[str, np.ndarray], kinds: int, unknown: int) -> str:
+    strange = f"; {unknown:,} of them are not in the vocabulary and read as <unk>" if unknown else ""
+    parts = ", ".join(f"{len(streams[split]):,} {split}" for split in SPLITS)
+    return f"{name}: read and kept {len(streams[WHOLE]):,} {level} tokens, vocabulary {kinds:,}{strange}; as splits {parts}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +85,34 @@ class _Streams:
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
         """Cross-entropy of the split in nats a token, under frequencies of tokens and of pairs counted on the training text.
 
-        p(x) = (n(x) + a) / sum, and p(y | x) = (n(x, y) + b p(y)) / (n(x) + b), with a = UNIGRAM_COUNT and b = BIGRAM_COUNT.
+        p(x) = (n(x) + a) / sum, and p(y | x) = (n(x, y) + b p(y)) / (n(x) + b), with a = UNIGRAM_COUNT and b = BIGRAM_COUNT. A text as a whole
+        has no training text beside it: all tokens are as probable.
         """
-        before, after = self.splits[split][:-1].astype(np.int64), self.splits[split][1:]
-        counts = np.bincount(self.train, minlength=self.vocab)
+        if split == WHOLE or len(self.train) < 2:
+            return {"uniform entropy": {"nats": float(np.log(self.vocab))}}
+        counts = vocabulary.counted(self.train, self.vocab)
         unigram = (counts + UNIGRAM_COUNT) / (counts + UNIGRAM_COUNT).sum()
-        pairs, seen = np.unique(self.train[:-1].astype(np.int64) * self.vocab + self.train[1:], return_counts=True)
-        place = np.minimum(np.searchsorted(pairs, before * self.vocab + after), len(pairs) - 1)
-        together = np.where(pairs[place] == before * self.vocab + after, seen[place], 0)
-        followed = np.bincount(self.train[:-1], minlength=self.vocab)
-        bigram = (together + BIGRAM_COUNT * unigram[after]) / (followed[before] + BIGRAM_COUNT)
-        return {name: {"nats": float(-np.log(p).mean())} for name, p in (("unigram entropy", unigram[after]), ("bigram entropy", bigram))}
+        followed = vocabulary.counted(self.train[:-1], self.vocab)
+        pairs, seen = self._pairs()
+        total, stream = np.zeros(2), self.splits[split]
+        for first in range(0, len(stream) - 1, vocabulary.BLOCK):
+            part = stream[first : first + vocabulary.BLOCK + 1].astype(np.int64)
+            before, after = part[:-1], part[1:]
+            place = np.minimum(np.searchsorted(pairs, before * self.vocab + after), len(pairs) - 1)
+            together = np.where(pairs[place] == before * self.vocab + after, seen[place], 0)
+            bigram = (together + BIGRAM_COUNT * unigram[after]) / (followed[before] + BIGRAM_COUNT)
+            total += [-np.log(unigram[after]).sum(), -np.log(bigram).sum()]
+        return {name: {"nats": float(nats / (len(stream) - 1))} for name, nats in zip(("unigram entropy", "bigram entropy"), total, strict=True)}
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of the training text, in order, as first * vocab + second, and how often each is there."""
+        pairs, seen = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for first in range(0, len(self.train) - 1, vocabulary.BLOCK):
+            part = self.train[first : first + vocabulary.BLOCK + 1].astype(np.int64)
+            fresh, times = np.unique(part[:-1] * self.vocab + part[1:], return_counts=True)
+            pairs, place = np.unique(np.concatenate([pairs, fresh]), return_inverse=True)
+            seen = np.bincount(place, np.concatenate([seen, times]), len(pairs)).astype(np.int64)
+        return pairs, seen
 
 
 def cut(sequence: Any) -> dict[str, Any]:
@@ -93,16 +121,16 @@ def cut(sequence: Any) -> dict[str, Any]:
     return {split: sequence[first:last] for split, first, last in zip(SPLITS, marks[:-1], marks[1:], strict=True)}
 
 
-def _encoded(
-    level: str, text: str | Mapping[str, str], known: tuple[str, ...] | None, name: str, tokenizer: str
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    if isinstance(text, str):
-        whole = vocabulary.tokenise(text, level, tokenizer)
-        names = known or vocabulary.build(cut(whole), level)
-        return cut(vocabulary.encode(whole, names, name)), names
-    parts = {split: vocabulary.tokenise(part, level, tokenizer) for split, part in text.items()}
-    names = known or vocabulary.build(parts, level)
-    return {split: vocabulary.encode(part, names, f"the {split} split of {name}") for split, part in parts.items()}, names
+def _encoded(level: str, text: Text, known: tuple[str, ...] | None, name: str, tokenizer: str) -> tuple[dict[str, np.ndarray], tuple[str, ...], int]:
+    """The streams of the splits, the vocabulary, and how many tokens are not in it."""
+    if isinstance(text, Mapping):
+        parts = {split: vocabulary.tokenise(part, level, tokenizer) for split, part in text.items()}
+        names = known or vocabulary.build(parts, level)
+        return {split: vocabulary.encode(part, names, f"the {split} split of {name}") for split, part in parts.items()}, names, 0
+    tokens = vocabulary.tokenise(text, level, tokenizer)
+    names = known or vocabulary.build(cut(tokens), level)
+    stream = vocabulary.encode(tokens, names, name)
+    return {**cut(stream), WHOLE: stream}, names, vocabulary.unknown(tokens, names)
 
 
 def _check(name: str, streams: Mapping[str, np.ndarray], length: int) -> None:
@@ -115,5 +143,6 @@ def _check(name: str, streams: Mapping[str, np.ndarray], length: int) -> None:
 
 
 def _language_batch(tokens: np.ndarray) -> Batch:
+    tokens = tokens.astype(np.int32)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     return {"inputs": inputs, "targets": targets, "weights": np.ones(inputs.shape, np.float32), "valid": np.ones(inputs.shape, bool)}

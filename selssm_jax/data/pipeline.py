@@ -19,6 +19,7 @@ from selssm_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
+WHOLE = "whole"  # every split together: another file than the run's own is evaluated so
 
 
 @runtime_checkable
@@ -53,6 +54,8 @@ class Dataset:
       baselines: split -> {name: metrics} of rivals that need no training, or of the known optimum.
       vocabulary: the token names of a language task. level: what a token of a text is (`vocabulary.tokenise`).
       tokenizer: what makes subwords, the content of a tokenizer.json; empty for other levels.
+      sizes: examples of each split, where they are counted.
+      reading: of a file of one's own, what was read, kept, cut and left out, in one line.
     """
 
     task: Task
@@ -64,6 +67,8 @@ class Dataset:
     vocabulary: tuple[str, ...] = ()
     level: str = "character"
     tokenizer: str = ""
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reading: str = ""
 
     def train(self, batch_size: int, *, seed: int) -> Batches:
         """Returns the endless training batches of a seed; each of several processes draws its own rows of them.
@@ -83,10 +88,19 @@ class Dataset:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def evaluate(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """Returns batches that cover `split` exactly once."""
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is unknown: use one of {', '.join(SPLITS)}")
+        """Returns batches that cover `split` exactly once. Raises InputError where it has no example."""
+        if split not in (*SPLITS, WHOLE):
+            raise ValueError(f"split={split!r} is unknown: use one of {', '.join((*SPLITS, WHOLE))}")
+        self.check(split)
         return self.cover(split, batch_size)
+
+    def check(self, split: str) -> None:
+        """Raises InputError where a split has no example."""
+        name = self.info.get("file") or self.info.get("source")
+        if split == WHOLE and WHOLE not in self.sizes:
+            raise InputError(f"{name} has splits of its own: evaluate one of {', '.join(SPLITS)}")
+        if not self.sizes.get(split, 1):
+            raise InputError(f"the {split} split of {name} is too small for one example: evaluate --split={WHOLE}, or give more data")
 
     def metadata(self) -> dict[str, Any]:
         """Returns what a run must remember of its data, as JSON."""
@@ -99,7 +113,7 @@ class Dataset:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the tokens of a text; the inverse of `decode`. Raises InputError for what the vocabulary lacks."""
-        return vocabularies.encode(vocabularies.tokenise(text, self.level, self.tokenizer), self.vocabulary, "the text")
+        return vocabularies.encode(vocabularies.tokenise(text, self.level, self.tokenizer), self.vocabulary, "the text").astype(np.int32)
 
     @property
     def separator(self) -> str:

@@ -1,34 +1,46 @@
-"""Labelled signals of any length: padded to one, augmented in training, masked."""
+"""Labelled signals of any length: brought to one scale, padded to one length, augmented in training, masked."""
 
 import dataclasses
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data, Task
-from selssm_jax.data.pipeline import Batch, Dataset, in_order, shuffled_rows
+from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
+from selssm_jax.data.scaling import robust_moments
 from selssm_jax.errors import InputError
 
+READ = {"signal", "label", "split", "classes", "sample_rate", "wave", "offset"}  # arrays of an NPZ
+MOST_CHANNELS = 64  # beyond it, more channels than samples are taken for a slip
+FRAME_SECONDS, SOUND, FRAMES = (0.025, 0.01), 4000.0, 100
 SHIFT, GAIN, NOISE = 0.1, 0.4, (-9.0, -5.0)  # augmentation: share of the length, deviation of log gain, range of log noise level
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Signals one after the other: clip i is wave[offset[i]:offset[i + 1]] * scale, (samples, channels), with its label.
+    """Signals one after the other: clip i is (wave[offset[i]:offset[i + 1]] - level) * scale, (samples, channels), with its label.
 
-    The wave keeps the type that it came in, so that a set of bytes takes no more room than it has to.
+    The wave keeps the type that it came in, so that a set of bytes takes no more room than it has to. Level and scale are of every
+    channel; without a level the scale is one number.
     """
 
     wave: np.ndarray
     offset: np.ndarray
     label: np.ndarray
-    scale: float = 1.0
+    scale: float | np.ndarray = 1.0
+    level: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Samples of every clip."""
+        return np.diff(self.offset)
 
     def select(self, rows: np.ndarray) -> "Clips":
         """Returns some of the clips."""
@@ -37,8 +49,11 @@ class Clips:
         return dataclasses.replace(self, wave=np.concatenate([self.wave[:0], *pieces]), offset=offset, label=self.label[rows])
 
 
-def dataset(config: Data, splits: Mapping[str, Clips], classes: tuple[str, ...], info: Mapping[str, object]) -> Dataset:
+def dataset(config: Data, splits: Mapping[str, Clips], classes: tuple[str, ...], info: Mapping[str, object], *, frame: int = 0, stride: int = 0) -> Dataset:
     """Returns the task of naming a signal's class. Signals are cut or padded at their end to data.length samples, 0: the longest.
+
+    Splits may have "whole" among them, all clips of a file that is evaluated; the others may then be empty. `frame` and `stride` are
+    what the data ask of an encoder, where a model leaves it to them.
 
     With data.augment, training clips are moved by up to 10 % of their length, made louder or softer, and noise is added;
     which way is a function of the data's seed and the example's number.
@@ -47,17 +62,18 @@ def dataset(config: Data, splits: Mapping[str, Clips], classes: tuple[str, ...],
       InputError: for a split without signals.
     """
     for name, clips in splits.items():
-        if not len(clips):
+        if not len(clips) and WHOLE not in splits:
             raise InputError(f"the {name} split of {info.get('file') or info['source']} has no signals: give every split at least one")
     train = splits["train"] if config.train_on == "train" else _joined(splits["train"], splits["validation"])
-    length = config.length or max(int(np.diff(clips.offset).max()) for clips in splits.values())
+    length = config.length or max(int(clips.lengths.max(initial=0)) for clips in splits.values())
     source = _Signals(length, config.augment, train, splits)
     return Dataset(
-        task=Task("classification", channels=train.wave.shape[1], classes=len(classes), length=length),
+        task=Task("classification", channels=train.wave.shape[1], classes=len(classes), length=length, frame=frame, stride=stride),
         draw=source.draw,
         cover=source.cover,
-        info={**info, **{f"{name}_clips": len(clips) for name, clips in splits.items()}, "classes": list(classes), "train_on": config.train_on},
+        info={**info, **{f"{name}_clips": len(splits[name]) for name in SPLITS}, "classes": list(classes), "train_on": config.train_on},
         baselines=source.baselines,
+        sizes={name: len(clips) for name, clips in splits.items()},
     )
 
 
@@ -80,15 +96,18 @@ class _Signals:
         return in_order(len(clips), batch_size, lambda rows: self._take(clips, rows))
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
-        """The commonest class of training, and its share of the split."""
-        common = np.bincount(self.train.label).argmax()
+        """The commonest class of training, and its share of the split; of a file as a whole, which has no training, its own commonest."""
+        common = np.bincount((self.splits[WHOLE] if split == WHOLE else self.train).label).argmax()
         return {"majority class": {"accuracy": float((self.splits[split].label == common).mean())}}
 
     def _take(self, clips: Clips, rows: np.ndarray) -> Batch:
         inputs = np.zeros((len(rows), self.length, clips.wave.shape[1]), np.float32)
         sizes = np.minimum(clips.offset[rows + 1] - clips.offset[rows], self.length)
         for signal, start, size in zip(inputs, clips.offset[rows], sizes, strict=True):
-            np.multiply(clips.wave[start : start + size], np.float32(clips.scale), out=signal[:size], casting="unsafe")
+            if clips.level is None:
+                np.multiply(clips.wave[start : start + size], np.float32(clips.scale), out=signal[:size], casting="unsafe")
+            else:
+                signal[:size] = (clips.wave[start : start + size].astype(np.float64) - clips.level) * clips.scale
         valid = np.arange(self.length)[None] < sizes[:, None]
         return {"inputs": inputs, "targets": clips.label[rows].astype(np.int32), "weights": np.ones(len(rows), np.float32), "valid": valid}
 
@@ -110,10 +129,10 @@ def _joined(first: Clips, second: Clips) -> Clips:
     return dataclasses.replace(first, wave=np.concatenate([first.wave, second.wave]), offset=offset, label=np.concatenate([first.label, second.label]))
 
 
-def read_npz(name: str, raw: bytes) -> dict[str, np.ndarray]:
+def read_npz(name: str, stream: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """Returns the arrays of an NPZ. Raises InputError where it is none, or holds pickled objects."""
     try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as found:
+        with stream, np.load(stream, allow_pickle=False) as found:
             return dict(found)
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name} is no NPZ of plain arrays ({error}): write it with numpy.savez(signal=..., label=...)") from error
@@ -130,7 +149,85 @@ def clips(name: str, arrays: Mapping[str, np.ndarray]) -> Clips:
     wave, offset = _from_signal(name, arrays["signal"]) if "signal" in arrays else _from_wave(name, arrays["wave"], arrays["offset"])
     if len(offset) != len(label) + 1:
         raise InputError(f"{name} has {len(offset) - 1} signals and {len(label)} labels: give one label for each signal")
-    return Clips(wave, offset, label.astype(np.int64), 1 / np.iinfo(wave.dtype).max if np.issubdtype(wave.dtype, np.integer) else 1.0)
+    return Clips(wave, offset, label.astype(np.int64))
+
+
+def named(name: str, every: Clips, arrays: Mapping[str, np.ndarray], known: Mapping[str, Any]) -> tuple[Clips, tuple[str, ...]]:
+    """Returns the clips with labels as a run numbers its classes, and the classes' names.
+
+    Raises InputError for a label that has no class, and for a class that the run never saw.
+    """
+    own = [str(label) for label in arrays["classes"]] if "classes" in arrays else []
+    classes = list(known.get("classes") or own or map(str, range(int(every.label.max()) + 1)))
+    count = len(own) or len(classes)
+    if not 0 <= every.label.min() <= every.label.max() < count:
+        raise InputError(f"{name} has labels from {every.label.min()} to {every.label.max()}, expected 0 to {count - 1}: renumber them, or name every class")
+    if not own or own == classes or classes == [str(number) for number in range(len(classes))]:
+        return every, tuple(classes)
+    strange = sorted({own[label] for label in np.unique(every.label)} - set(classes))
+    if strange:
+        raise InputError(f"{name} has the class {strange[0]!r}, which the run never saw; it knows {', '.join(classes)}: rename it, or leave its signals out")
+    number = np.array([classes.index(label) if label in classes else -1 for label in own])
+    return dataclasses.replace(every, label=number[every.label]), tuple(classes)
+
+
+def sample_rate(name: str, arrays: Mapping[str, np.ndarray], known: Mapping[str, Any]) -> dict[str, float]:
+    """Returns {"sample_rate": hertz} where an NPZ states it. Raises InputError where it is no positive number, or not that of the run."""
+    if "sample_rate" not in arrays:
+        return {}
+    rate = float(arrays["sample_rate"]) if arrays["sample_rate"].size == 1 and arrays["sample_rate"].dtype.kind in "iuf" else float("nan")
+    if not 0 < rate < float("inf"):
+        raise InputError(f"{name}: 'sample_rate' is {arrays['sample_rate']}, expected one positive number, in hertz")
+    if known.get("sample_rate", rate) != rate:
+        raise InputError(f"{name} is sampled at {rate:g} hertz, the run was trained at {known['sample_rate']:g}: resample the signals")
+    return {"sample_rate": rate}
+
+
+def scaled(parts: Mapping[str, Clips], known: Mapping[str, Any], name: str) -> tuple[dict[str, Clips], dict[str, Any]]:
+    """Returns the clips of every split less the level and over the scale of each channel in training, whatever their type, and both as metadata.
+
+    Level and deviation are `scaling.robust_moments`. A training run's hold for its evaluation; one from before they were remembered
+    knew one number, "scale", for real numbers, and took whole numbers over the largest of their type.
+    """
+    train = parts["train"].wave
+    if "scaling" not in known and "task" in known:
+        old = 1 / np.iinfo(train.dtype).max if np.issubdtype(train.dtype, np.integer) else known.get("scale", 1.0)
+        return {name: dataclasses.replace(part, scale=old) for name, part in parts.items()}, {key: known[key] for key in ("scale",) if key in known}
+    if "scaling" in known:
+        level, deviation = (np.array(known["scaling"][key]) for key in ("mean", "deviation"))
+        if len(level) != train.shape[1]:
+            raise InputError(f"{name} has {train.shape[1]} channels, the run was trained with {len(level)}: give signals of the same channels")
+    else:
+        level, deviation = robust_moments(train)
+    scale = 1 / np.where(deviation > 0, deviation, 1)
+    found = {name: dataclasses.replace(part, level=level, scale=scale) for name, part in parts.items()}
+    return found, {"scaling": {"mean": level.tolist(), "deviation": deviation.tolist()}}
+
+
+def frames(longest: int, sample_rate: float) -> tuple[int, int]:
+    """Returns the samples of a frame and from one to the next: 25 and 10 milliseconds of what is sampled as sound is, else some hundred in a clip."""
+    stride = round(FRAME_SECONDS[1] * sample_rate) if sample_rate >= SOUND else -(-longest // FRAMES)
+    return max(round(stride * FRAME_SECONDS[0] / FRAME_SECONDS[1]), 1), max(stride, 1)
+
+
+def account(name: str, arrays: Mapping[str, np.ndarray], every: Clips, parts: Mapping[str, Clips], length: int) -> str:
+    """Returns what was read, kept, cut, padded and left out of an NPZ, in one line."""
+    lengths = every.lengths
+    cut, padded = int((lengths > length).sum()), int((lengths < length).sum())
+    unread = sorted(set(arrays) - READ)
+    samples = f"{lengths.min():,}" if lengths.min() == lengths.max() else f"{lengths.min():,} to {lengths.max():,}"
+    return "; ".join(
+        [
+            f"{name}: read {len(every):,} clips of {samples} samples and {every.wave.shape[1]} channel{'s' * (every.wave.shape[1] > 1)} ({every.wave.dtype})",
+            f"kept {', '.join(f'{len(parts[split]):,} {split}' for split in SPLITS)}, the first {length:,} samples of each: {cut:,} cut, {padded:,} padded",
+            f"left out {', '.join(map(repr, unread))}" if unread else "nothing left out",
+        ]
+    )
+
+
+def longest(config: Data, every: Clips) -> int:
+    """Returns data.length, or less where no clip needs it: the longest one, with room to be moved by augmentation."""
+    return min(config.length, int(every.lengths.max() * (1 + SHIFT * config.augment)))
 
 
 def split(name: str, arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray:
@@ -145,6 +242,11 @@ def split(name: str, arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray
 
 
 def _from_signal(name: str, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if signal.ndim == 3 and signal.shape[2] > max(signal.shape[1], MOST_CHANNELS):
+        raise InputError(
+            f"{name}: 'signal' has shape {signal.shape}, which would be {signal.shape[2]} channels of {signal.shape[1]} samples each: the order is "
+            "(clips, samples, channels); swap its last two axes"
+        )
     if signal.ndim not in (2, 3) or not signal.size:
         raise InputError(f"{name}: 'signal' has shape {signal.shape}, expected (clips, samples) or (clips, samples, channels)")
     _check_numbers(name, "signal", signal)

@@ -2,16 +2,14 @@
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data
-from selssm_jax.data import forecasting, language, signals, synthetic
-from selssm_jax.data.pipeline import SPLITS, Dataset
-from selssm_jax.errors import InputError
+from selssm_jax.data import files, forecasting, language, signals, synthetic, tables
+from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 
 Known = Mapping[str, Any]  # metadata of a training run
 VALIDATION_TAKES = range(5, 10)  # spoken digits: takes 0-4 are the official test, these are held out of training
@@ -43,15 +41,8 @@ def wikitext2(config: Data, known: Known) -> Dataset:
 
 def text_file(config: Data, known: Known) -> Dataset:
     """A text file in UTF-8, cut in reading order."""
-    raw = _read(config.file)
-    try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{config.file} is not UTF-8 (byte {error.start}, line {line}): convert it, for example with iconv") from error
-    if not text.strip():
-        raise InputError(f"{config.file} is empty: give a text to model")
-    return _text(config, known, text, _own(config, raw))
+    file = files.open_own(config.file)
+    return _text(config, known, file.pieces(), _own(config, file))
 
 
 def table(config: Data, known: Known) -> Dataset:
@@ -68,14 +59,18 @@ def table(config: Data, known: Known) -> Dataset:
 
 
 def csv_file(config: Data, known: Known) -> Dataset:
-    """A CSV of numbers, split 70/10/20 in time."""
-    raw = _read(config.file)
-    values, names = forecasting.read_csv(config.file, raw.decode("utf-8-sig", errors="replace"))
-    if known.get("scaling") and len(known["scaling"]["mean"]) != values.shape[1]:
-        raise InputError(
-            f"{config.file} has {values.shape[1]} channels, the run was trained on {len(known['scaling']['mean'])}: give a table with the same columns"
-        )
-    return forecasting.dataset(config, values, names, forecasting.share_split(len(values)), known, _own(config, raw))
+    """A CSV of numbers, split 70/10/20 in time; for a run, its columns by name, in the run's order."""
+    file = files.open_own(config.file)
+    gaps = "ignore" if file.sha256 == known.get("sha256") else config.gaps  # as the run was trained on it
+    found = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
+    if "channels" in known:
+        found = tables.matched(config.file, found, tuple(known["channels"]))
+    phase, notes = forecasting.phase(found.clock, known, config.cycle)
+    info = _own(config, file) | ({"clock": list(found.clock)} if found.clock else {})
+    dataset = forecasting.dataset(config, found.values, found.names, forecasting.share_split(len(found.values)), known, info, phase=phase)
+    shown = ", ".join(found.names[:8]) + (", ..." if len(found.names) > 8 else "")
+    kept = f"{config.file}: read and kept {len(found.values):,} rows of {len(found.names):,} columns ({shown})"
+    return dataclasses.replace(dataset, reading="; ".join([kept, *found.notes, *notes, *([] if found.notes else ["nothing left out"])]))
 
 
 def spoken_digits(config: Data, known: Known) -> Dataset:
@@ -112,26 +107,24 @@ def npz_file(config: Data, known: Known) -> Dataset:
     """An NPZ of signals with labels, written by numpy.savez.
 
     `signal` (clips, samples[, channels]), or `wave` (samples[, channels]) with `offset`, clip i being wave[offset[i]:offset[i + 1]];
-    and `label` (clips,) from 0. Whole numbers are scaled by the range of their type, others by the largest of training.
+    and `label` (clips,) from 0. Every channel is brought to the level and scale of its training clips.
     Optional: `split` (clips,), 0 training, 1 validation, 2 test, without which a fixed shuffle is cut 80/10/10; `classes`,
-    their names; `sample_rate`.
+    their names; `sample_rate`, in hertz. For a run, classes that have names are matched by them, and the sample rate is to be the same.
     """
-    raw = _read(config.file)
-    arrays = signals.read_npz(config.file, raw)
-    clips = signals.clips(config.file, arrays)
-    names = known.get("classes") or [str(name) for name in arrays.get("classes", range(int(clips.label.max()) + 1))]
-    if not 0 <= clips.label.min() <= clips.label.max() < len(names):
-        raise InputError(
-            f"{config.file} has labels from {clips.label.min()} to {clips.label.max()}, expected 0 to {len(names) - 1}: renumber them, or name every class"
-        )
+    file = files.open_own(config.file)
+    arrays = signals.read_npz(config.file, file.open())
+    clips, classes = signals.named(config.file, signals.clips(config.file, arrays), arrays, known)
+    info = _own(config, file) | signals.sample_rate(config.file, arrays, known)
     split = signals.split(config.file, arrays, len(clips))
-    splits = {name: clips.select(np.flatnonzero(split == number)) for number, name in enumerate(SPLITS)}
-    info = _own(config, raw) | ({"sample_rate": float(arrays["sample_rate"])} if "sample_rate" in arrays else {})
-    if not np.issubdtype(clips.wave.dtype, np.integer):
-        scale = known.get("scale", 1.0) if known else 1 / (float(np.abs(splits["train"].wave).max(initial=0)) or 1.0)
-        splits = {name: dataclasses.replace(part, scale=scale) for name, part in splits.items()}
-        info["scale"] = scale
-    return signals.dataset(config, splits, tuple(names), info)
+    parts = {name: clips.select(np.flatnonzero(split == number)) for number, name in enumerate(SPLITS)}
+    parts, scaling = signals.scaled(parts | ({WHOLE: clips} if known else {}), known, config.file)
+    longest = int(clips.lengths.max())
+    old = "task" in known and "frame" not in known["task"]  # of a run from before signals were kept no longer than they are
+    if config.length and not old:
+        config = dataclasses.replace(config, length=signals.longest(config, clips))
+    frame, stride = (known["task"].get(key, 0) for key in ("frame", "stride")) if "task" in known else signals.frames(longest, info.get("sample_rate", 0.0))
+    dataset = signals.dataset(config, parts, classes, info | scaling, frame=frame, stride=stride)
+    return dataclasses.replace(dataset, reading=signals.account(config.file, arrays, clips, parts, dataset.task.length))
 
 
 def synthetic_task(config: Data, known: Known) -> Dataset:
@@ -145,19 +138,12 @@ def _texts(config: Data, records: Mapping[str, list[dict[str, Any]]], hashes: di
     return {split: texts[split] for split in SPLITS}, {"source": config.source, "sha256": hashes}
 
 
-def _text(config: Data, known: Known, text: str | Mapping[str, str], info: Mapping[str, object]) -> Dataset:
+def _text(config: Data, known: Known, text: language.Text, info: Mapping[str, object]) -> Dataset:
     return language.dataset(config, text, tuple(known.get("vocabulary") or ()) or None, info, known.get("tokenizer", ""))
 
 
-def _read(path: str) -> bytes:
-    try:
-        return pathlib.Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(f"data.file={path!r} cannot be read ({error.strerror}): set it to an existing file") from error
-
-
-def _own(config: Data, raw: bytes) -> dict[str, Any]:
-    return {"source": config.source, "file": config.file, "sha256": hashlib.sha256(raw).hexdigest()}
+def _own(config: Data, file: files.OwnFile) -> dict[str, Any]:
+    return {"source": config.source, "file": config.file, "sha256": file.sha256}
 
 
 def _recordings(records: list[dict[str, Any]]) -> signals.Clips:

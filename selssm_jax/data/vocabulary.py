@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from selssm_jax.errors import InputError
 
 LINE_END, UNKNOWN = "<eos>", "<unk>"
+BLOCK = 1 << 20  # tokens that are looked at in one go
 BYTES = tuple(map(chr, range(256)))  # their names: byte b is called by the character U+00b
 
 
@@ -28,21 +31,23 @@ class Tokens:
         return Tokens(self.kinds, self.codes[part])
 
 
-def tokenise(text: str, level: str, tokenizer: str = "") -> Tokens:
-    """Returns the tokens of a text.
+def tokenise(text: str | Iterable[str], level: str, tokenizer: str = "") -> Tokens:
+    """Returns the tokens of a text, whose codes are of the narrowest type that holds them.
 
     Args:
+      text: whole, or in pieces one after the other, of which one at a time is held; subwords alone need the whole.
       level: "character"; "byte", those of its UTF-8; "word", between white space, with <eos> for every line's end; "subword".
       tokenizer: the content of the tokenizer.json that makes subwords.
 
     Raises:
       InputError: for subwords without a tokenizer, or without the package `tokenizers`, which reads it.
     """
+    pieces = [text] if isinstance(text, str) else text
     if level == "subword":
-        return _subwords(text, tokenizer)
+        return _subwords("".join(pieces), tokenizer)
     if level == "byte":
-        return _characters(text.encode().decode("latin-1"))
-    return _words(text) if level == "word" else _characters(text)
+        return _characters(piece.encode().decode("latin-1") for piece in pieces)
+    return _words(pieces) if level == "word" else _characters(pieces)
 
 
 def build(splits: Mapping[str, Tokens], level: str) -> tuple[str, ...]:
@@ -60,23 +65,43 @@ def build(splits: Mapping[str, Tokens], level: str) -> tuple[str, ...]:
 
 
 def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray:
-    """Returns the tokens as places in a vocabulary, int32; unknown words are <unk> where the vocabulary has it.
+    """Returns the tokens as places in a vocabulary, in the narrowest type that holds them; unknown words are <unk> where the vocabulary has it.
 
     Raises:
       InputError: for other unknown tokens; it names them and where the first one stands in the text called `name`.
     """
     number = {token: index for index, token in enumerate(vocabulary)}
-    table = np.array([number.get(kind, number.get(UNKNOWN, -1)) for kind in tokens.kinds], np.int32)
-    encoded = table[tokens.codes]
-    if encoded.size and encoded.min() < 0:
-        first = int((encoded < 0).argmax())
-        missing = sorted({tokens.kinds[code] for code in np.unique(tokens.codes[encoded < 0])})
+    table = np.array([number.get(kind, number.get(UNKNOWN, -1)) for kind in tokens.kinds], np.int64)
+    strange = np.flatnonzero(table < 0)
+    place = next((index for index in range(0, len(tokens) if strange.size else 0, BLOCK) if np.isin(tokens.codes[index : index + BLOCK], strange).any()), None)
+    if place is not None:
+        first = place + int(np.isin(tokens.codes[place : place + BLOCK], strange).argmax())
+        missing = sorted(_present(Tokens(tokens.kinds, tokens.codes), 1) & {tokens.kinds[code] for code in strange})
         shown = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
         raise InputError(
             f"{name} has {len(missing)} kind(s) of token that the training vocabulary lacks: {shown}; the first, {tokens.kinds[tokens.codes[first]]!r}, "
             f"is {_where(tokens, first)}; replace them in the text, or train on a text that has them"
         )
-    return encoded
+    return np.maximum(table, 0).astype(narrowest(len(vocabulary)))[tokens.codes]
+
+
+def unknown(tokens: Tokens, vocabulary: tuple[str, ...]) -> int:
+    """Returns how many tokens `encode` takes for <unk> because the vocabulary lacks them."""
+    strange = [code for code, kind in enumerate(tokens.kinds) if kind not in set(vocabulary)] if UNKNOWN in vocabulary else []
+    return int(counted(tokens.codes, len(tokens.kinds))[strange].sum())
+
+
+def narrowest(kinds: int) -> type[np.integer]:
+    """Returns the type that holds 0 to kinds - 1."""
+    return np.uint8 if kinds <= 1 << 8 else np.uint16 if kinds <= 1 << 16 else np.int32
+
+
+def counted(codes: np.ndarray, kinds: int) -> np.ndarray:
+    """Returns how often each of 0 to kinds - 1 occurs, without a wider copy of the codes."""
+    total = np.zeros(kinds, np.int64)
+    for first in range(0, len(codes), BLOCK):
+        total += np.bincount(codes[first : first + BLOCK], minlength=kinds)
+    return total
 
 
 def decode(tokens: np.ndarray, vocabulary: tuple[str, ...], level: str, tokenizer: str = "") -> str:
@@ -90,18 +115,29 @@ def decode(tokens: np.ndarray, vocabulary: tuple[str, ...], level: str, tokenize
     return re.sub(rf" ?{LINE_END} ?", "\n", " ".join(kinds)) if level == "word" else "".join(kinds)
 
 
-def _characters(text: str) -> Tokens:
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    present = np.flatnonzero(np.bincount(points))
-    table = np.zeros(int(present[-1]) + 1 if present.size else 0, np.int32)
-    table[present] = np.arange(len(present))
-    return Tokens(tuple(map(chr, present)), table[points])
+def _characters(pieces: Iterable[str]) -> Tokens:
+    table = np.full(sys.maxunicode + 1, -1, np.int32)
+    kinds: list[str] = []
+    blocks = []
+    for piece in pieces:
+        points = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), np.uint32)
+        present = np.flatnonzero(np.bincount(points))
+        fresh = present[table[present] < 0]
+        table[fresh] = len(kinds) + np.arange(len(fresh))
+        kinds += map(chr, fresh)
+        blocks.append(table[points].astype(narrowest(len(kinds))))
+    return _joined(kinds, blocks)
+
+
+def _joined(kinds: list[str], blocks: list[np.ndarray]) -> Tokens:
+    kind = narrowest(len(kinds))
+    return Tokens(tuple(kinds), np.concatenate([np.empty(0, kind), *blocks], dtype=kind))
 
 
 def _subwords(text: str, tokenizer: str) -> Tokens:
     found = _reader(tokenizer).encode(text, add_special_tokens=False)
     _, first, codes = np.unique(np.array(found.ids, np.int64), return_index=True, return_inverse=True)
-    return Tokens(tuple(found.tokens[place] for place in first), codes.astype(np.int32))
+    return Tokens(tuple(found.tokens[place] for place in first), codes.astype(narrowest(len(first))))
 
 
 @functools.lru_cache(maxsize=1)
@@ -115,16 +151,20 @@ def _reader(tokenizer: str) -> Any:
     return tokenizers.Tokenizer.from_str(tokenizer)
 
 
-def _words(text: str) -> Tokens:
+def _words(pieces: Iterable[str]) -> Tokens:
     number: dict[str, int] = {}
-    codes: list[int] = []
-    for index, line in enumerate(text.split("\n")):
-        codes += [number.setdefault(word, len(number)) for word in ([LINE_END] if index else []) + line.split()]
-    return Tokens(tuple(number), np.array(codes, np.int32))
+    blocks, rest = [], ""
+    for piece in itertools.chain(pieces, [""]):
+        text = rest + piece
+        end = max(text.rfind(" "), text.rfind("\n")) + 1 if piece else len(text)  # a word may go on in the next piece
+        text, rest = text[:end], text[end:]
+        codes = [number.setdefault(word, len(number)) for word in text.replace("\n", f" {LINE_END} ").split()]
+        blocks.append(np.array(codes, narrowest(len(number))))
+    return _joined(list(number), blocks)
 
 
 def _present(tokens: Tokens, times: int) -> set[str]:
-    counts = np.bincount(tokens.codes, minlength=len(tokens.kinds))
+    counts = counted(tokens.codes, len(tokens.kinds))
     return {kind for kind, count in zip(tokens.kinds, counts, strict=True) if count >= times}
 
 

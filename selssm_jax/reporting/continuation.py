@@ -24,7 +24,7 @@ def write(
         raise InputError(f"--{error}") from error
     if tokens < 1:
         raise InputError(f"--tokens={tokens} must be at least 1: it is how many tokens are written")
-    run = open_run(workdir, local_dir=local_dir)
+    run = open_run(workdir, local_dir=local_dir, examples=False)
     prompt = _prompt(run, text)
     key = jax.random.key(seed)
     written = generate(run.model, run.params, prompt[None], tokens, temperature=temperature, top_k=top_k, top_p=top_p, key=key)

@@ -38,22 +38,21 @@ PACKAGES = ("selssm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 Results = dict[str, Any]
 
 
-def write(
-    workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", measure: bool = False, override: Iterable[str] = ()
-) -> Results:
+def write(workdir: str | pathlib.Path, *, split: str = "", file: str = "", local_dir: str = "", measure: bool = False, override: Iterable[str] = ()) -> Results:
     """Evaluates the run in `workdir` on a whole split and writes its report; returns what results.json holds.
 
     With `measure` it also measures what the states know, as the run's `measure` configuration says.
 
-    The report goes to workdir/report (workdir/report-NAME for another split or file): index.html, one file with its
-    figures inside; report.md with the figures beside it; results.json. Raises InputError for what `open_run` refuses,
-    for a folder that cannot be written, and for a split too small to be measured.
+    Without a split it is the test split, of another file the whole. The report goes to workdir/report (workdir/report-NAME for another
+    split or file): index.html, one file with its figures inside; report.md with the figures beside it; results.json. Raises InputError for
+    what `open_run` refuses, for a folder that cannot be written, and for a split too small to be measured.
     """
     run = open_run(workdir, split=split, file=file, local_dir=local_dir, override=override)
+    given, split = split, run.split
     if measure:
         check_sequences(run, split)
-    other = [*([split] if split != "test" else []), *([pathlib.Path(file).stem] if file else [])]
-    said = _command(run.workdir, split=split, file=file, measure=measure, override=override)
+    other = [*([given] if given not in ("", "test") else []), *([pathlib.Path(file).stem] if file else [])]
+    said = _command(run.workdir, split=given or "test", file=file, measure=measure, override=override)
     with writable(run.workdir / "-".join(["report", *other])) as folder:
         return _compose(run, split, folder, with_memory=measure, command=said) | {"report": str(folder / "index.html")}
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 from selssm_jax import config, data
 from selssm_jax.compression import saving, weights
 from selssm_jax.config import Experiment
-from selssm_jax.data.pipeline import SPLITS, Dataset
+from selssm_jax.data import provenance
+from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.model import Reader
 from selssm_jax.training import checkpoint
@@ -36,25 +37,41 @@ class Run:
     step: int
     dataset: Dataset
     history: list[dict[str, Any]]
+    split: str = "test"
 
 
-def open_run(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", override: Iterable[str] = ()) -> Run:
+def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", local_dir: str = "", override: Iterable[str] = (), examples: bool = True) -> Run:
     """Opens the run in `workdir`, with its own data or, at the run's vocabulary and scaling, with another file's.
 
-    `override` changes what evaluation reads of its configuration, "compress.factor=32".
+    Args:
+      workdir: of the run.
+      split: to evaluate; empty: the test split of the run's own data, whose file is known by its content, and another file as a whole.
+      file: of the user's, in place of the one that the run was trained on.
+      local_dir: a folder that holds the originals of public data.
+      override: changes what evaluation reads of the configuration, "compress.factor=32".
+      examples: False opens no data at all: the run then knows its tokens, and has no examples.
 
-    Raises InputError where there is no such split, no such folder, no run in it, no checkpoint, or no such data.
+    Raises:
+      InputError: where there is no such split, no such folder, no run in it, no checkpoint, or no such data; for a file that only the run's
+        folder names, unless this user wrote it there; and for the run's own file where it has changed.
     """
-    if split not in SPLITS:
+    if split and split not in (*SPLITS, WHOLE):
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     folder = _folder(workdir)
     known = checkpoint.read_metadata(str(folder))
     experiment, params, step = checkpoint.restore_for_eval(str(folder))
     experiment = experiment.overridden(override)
-    source = _source(experiment.data, file, local_dir)
-    dataset = data.load(source, known)
+    source = _source(folder, experiment.data, file, local_dir, examples=examples)
+    dataset = data.load(source, known) if examples else data.remembered(known)
+    split = split or (WHOLE if file and not _is_own(dataset, known) else "test")
+    if examples:
+        _check_file(dataset, known, file)
+        dataset.check(split)
+    if dataset.reading:
+        print(dataset.reading, file=sys.stderr, flush=True)
     model = saving.opened(experiment.model, dataset.task)
-    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decoded(params), step, dataset, _history(folder / "metrics.jsonl"))
+    history = _history(folder / "metrics.jsonl")
+    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decoded(params), step, dataset, history, split)
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -91,12 +108,33 @@ def _parsed(line: str) -> Any:
         return None
 
 
-def _source(trained: config.Data, file: str, local_dir: str) -> config.Data:
-    """The run's data, read from elsewhere where the caller says so."""
-    changes: dict[str, Any] = {"local_dir": local_dir} if local_dir else {}
+def _source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: str, *, examples: bool) -> config.Data:
+    """The run's data, read from elsewhere where the caller says so; what its folder says of places counts where this user wrote it."""
+    ours = checkpoint.places_are_ours(str(folder), trained)
+    if not ours and (trained.local_dir or trained.cache_dir) and examples and not file:
+        print(f"the folders that {folder} names are not followed: this user did not write them there; --local_dir names one", file=sys.stderr, flush=True)
+    source = trained if ours else provenance.without_places(trained)
+    if local_dir:
+        source = dataclasses.replace(source, local_dir=local_dir)
     if file:
         kinds = [kind for kind, sources in OWN_FILE.items() if trained.source in sources]
         if not kinds:
             raise InputError(f"--file={file} cannot replace the synthetic task {trained.source!r} that this run was trained on: leave --file out")
-        changes |= {"source": kinds[0], "file": file}
-    return dataclasses.replace(trained, **changes)
+        changes: dict[str, Any] = {"source": kinds[0], "file": file}
+        return dataclasses.replace(source, **changes)
+    if trained.source in config.NEEDS_FILE and not ours and examples:
+        raise InputError(
+            f"{folder} was trained on a file of someone's, {pathlib.Path(trained.file).name!r}, and this user did not write there where it lies: "
+            "name it yourself, --file=PATH; it is known by its content"
+        )
+    return source
+
+
+def _is_own(dataset: Dataset, known: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that the run was trained on, by its content."""
+    return "sha256" in known and dataset.info.get("sha256") == known["sha256"]
+
+
+def _check_file(dataset: Dataset, known: Mapping[str, Any], file: str) -> None:
+    if not file and dataset.info.get("source") in config.NEEDS_FILE and "sha256" in known and not _is_own(dataset, known):
+        raise InputError(f"{dataset.info['file']} is not what the run was trained on, it has changed: bring it back, or name it as another file, --file=...")

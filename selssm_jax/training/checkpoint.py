@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from selssm_jax.config import UNREAD, Experiment
+from selssm_jax.config import UNREAD, Data, Experiment, Task
+from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
 from selssm_jax.training import checksums
 
@@ -26,7 +27,7 @@ FORMAT = 1
 CONFIG, DATASET = "config.json", "dataset.json"  # in the run's folder, and a copy in every checkpoint
 # What may change between a run and its continuation: nothing that decides what has been learnt so far.
 MAY_DIFFER = frozenset(
-    {"name", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
+    {"name", "data.file", "data.gaps", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
     | {f"training.{key}" for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select", "devices")}
 )
 NO_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)  # all else that Orbax raises, a bare Exception too, tells of a damaged checkpoint, by damage
@@ -69,12 +70,19 @@ class Workdir:
         self._manager = self._open("checkpoints", experiment.training.keep_checkpoints)
         self._best = self._open("best", None)
 
+    def metadata(self) -> dict[str, Any]:
+        """Returns what the run remembers of its data; nothing where it has not begun, or that is lost."""
+        try:
+            return _read_object(self.path / DATASET) if self._begun else {}
+        except (OSError, ValueError):
+            return {}
+
     def describe(self, metadata: dict[str, Any]) -> None:
         """Writes what the run is. Raises InputError if it has begun on other data."""
         metadata = json.loads(json.dumps(metadata))
         if self._begun:
             _check_same_data(self.path, metadata)
-        experiment = {"format": FORMAT, "experiment": dataclasses.asdict(self._experiment)}
+        experiment = {"format": FORMAT, "experiment": dataclasses.asdict(self._experiment), "seal": provenance.seal(self._experiment.data)}
         self._description = {DATASET: _json(metadata), CONFIG: _json(experiment)}  # the config last: where it is, there is a run
         with self.writing():
             for name, text in self._description.items():
@@ -225,6 +233,16 @@ def read_experiment(path: str) -> Experiment:
     return _experiment(copied)
 
 
+def places_are_ours(path: str, source: Data) -> bool:
+    """Whether the files and folders that a workdir's experiment names as its data were written there by this user; see `provenance`."""
+    config = pathlib.Path(path) / CONFIG
+    place = config if config.is_file() else _copy_of(config)
+    try:
+        return place is not None and provenance.intact(source, _read_object(place).get("seal"))
+    except (OSError, ValueError):
+        return False
+
+
 def read_metadata(path: str) -> dict[str, Any]:
     """Returns what a workdir says of its data: `Dataset.metadata()` of its training.
 
@@ -240,7 +258,7 @@ def read_metadata(path: str) -> dict[str, Any]:
         raise InputError(f"{place} is missing, so the run's vocabulary and scaling are unknown: {again}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{place} cannot be read as JSON ({error}): {again}") from error
-    different = [key for key, value in _read_object(copied).items() if metadata.get(key) != value] if copied else []
+    different = [key for key, value in _read_object(copied).items() if key != "file" and metadata.get(key) != value] if copied else []
     if different:
         raise InputError(f"{place} is not what the run was trained on ({', '.join(different)}): {again}")
     return metadata
@@ -484,7 +502,9 @@ def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     except (OSError, ValueError):  # lost or damaged: it is written afresh
         copied = _copy_of(path / DATASET)
         found = _read_object(copied) if copied else {}
-    changed = [key for key in metadata if key in found and found[key] != metadata[key]]
+    if "task" in found:
+        found["task"] = dataclasses.asdict(Task()) | found["task"]  # a key that came later has its default
+    changed = [key for key in metadata if key in found and key != "file" and found[key] != metadata[key]]  # a file is known by its content
     if changed:
         raise InputError(f"the data changed since {path} was begun ({', '.join(changed)}): bring back the old data, or use a new --workdir")
 

@@ -92,8 +92,8 @@ def target(experiment: Experiment, task: Task) -> int:
 @functools.cache  # points of a grid that differ in their rates have the same model
 def parameters(model: Model, task: Task) -> int:
     """Returns the number of parameters of a model for a task, from shapes alone."""
-    whole = SequenceModel(dataclasses.replace(model, task=task))
-    inputs = jnp.zeros((1, SHORT), jnp.int32) if task.kind == "language" else jnp.zeros((1, max(model.frame, model.linear_skip, SHORT), task.channels))
+    whole = SequenceModel(model.of_task(task))
+    inputs = jnp.zeros((1, SHORT), jnp.int32) if task.kind == "language" else jnp.zeros((1, max(whole.config.frame, model.linear_skip, SHORT), task.channels))
     keys = {name: jax.random.key(0) for name in ("params", "noise", "gates")}
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(whole.init, keys, inputs)["params"]))
 

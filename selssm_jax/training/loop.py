@@ -91,8 +91,10 @@ def opened(experiment: Experiment, workdir: str, layout: jax.sharding.Sharding, 
       InputError: for bad data, and for a folder that holds another experiment or cannot be written.
     """
     with contextlib.closing(Workdir(workdir, experiment)) as folder:
-        dataset = data.load(experiment.data)
+        dataset = data.begun(experiment.data, folder.metadata())
         folder.describe(dataset.metadata())
+        if dataset.reading and display is None:
+            print(dataset.reading, file=sys.stderr, flush=True)
         run = Run(experiment, dataset, folder, layout, name, display)
         with contextlib.closing(run.log):
             yield run
@@ -193,7 +195,7 @@ class Run:
 
     def __init__(self, experiment: Experiment, dataset: Any, workdir: Workdir, layout: jax.sharding.Sharding, name: str, display: Display | None) -> None:
         self.experiment, self.dataset, self.workdir, self.name = experiment, dataset, workdir, name
-        self.model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
+        self.model = SequenceModel(experiment.model.of_task(dataset.task))
         self.evaluate = Evaluator(experiment, self.model)
         tx = optimizer.build(experiment)
         self.step: Callable[..., Any] = partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment)

@@ -32,7 +32,7 @@ from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
 
 DATABASE = "sweep.db"
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
-COMPILED = "compiled"  # in a sweep's folder
+COMPILED = "compiled"  # in the folder of prepared data: a program from a run's folder could be anyone's
 SECONDS = "cpu_seconds.txt"  # in a run's folder: what it took so far
 
 

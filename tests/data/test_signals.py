@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selssm_jax import data
-from selssm_jax.config import Data
+from selssm_jax.config import Data, Model
 from selssm_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -15,8 +15,9 @@ CLIPS = [RNG.standard_normal(size).astype(np.float32) for size in LENGTHS]
 LABELS = np.arange(50) % 3
 SPLITS = ("train", "validation", "test")
 SPLIT = np.repeat([0, 1, 2], [30, 8, 12])
-# Real numbers are scaled by the largest of training.
-SCALED = [clip / max(np.abs(other).max() for other in CLIPS[:30]) for clip in CLIPS]
+# Signals are standardised by training.
+TRAIN = np.concatenate(CLIPS[:30]).astype(np.float64)
+SCALED = [(clip - TRAIN.mean()) / TRAIN.std() for clip in CLIPS]
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_signals_are_cut_or_padded_at_their_end(load, split, rows):
     assert found["inputs"].shape == (len(rows), 16, 1)
     for place, row in enumerate(rows):
         size = min(LENGTHS[row], 16)
-        np.testing.assert_allclose(found["inputs"][place, :size, 0], SCALED[row][:16], rtol=1e-6)
+        np.testing.assert_allclose(found["inputs"][place, :size, 0], SCALED[row][:16], rtol=1e-5)
         assert (found["inputs"][place, size:] == 0).all()
         np.testing.assert_array_equal(found["valid"][place], np.arange(16) < size)
     np.testing.assert_array_equal(found["targets"], LABELS[list(rows)])
@@ -66,8 +67,10 @@ def test_signals_of_one_length_may_have_channels(load, channels):
     dataset = load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}, length=0)
     assert (dataset.task.channels, dataset.task.length, dataset.task.classes) == (max(channels, 1), 12, 2)
     assert not dataset.carries
-    expected = (signal / np.abs(signal[:20]).max()).reshape(40, 12, -1)
-    np.testing.assert_allclose(np.concatenate([covered(dataset, split)["inputs"] for split in SPLITS]), expected, rtol=1e-5)
+    expected = signal.reshape(40, 12, -1)
+    train = expected[:20].reshape(240, -1)
+    expected = (expected - train.mean(axis=0)) / train.std(axis=0)
+    np.testing.assert_allclose(np.concatenate([covered(dataset, split)["inputs"] for split in SPLITS]), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_file_without_a_split_is_cut_80_10_10_by_a_fixed_shuffle(load):
@@ -81,17 +84,85 @@ def test_file_without_a_split_is_cut_80_10_10_by_a_fixed_shuffle(load):
     assert labels == [covered(again, split)["targets"].tolist() for split in SPLITS]
 
 
-def test_whole_numbers_become_shares_of_their_range(load):
-    signal = np.array([[-(2**15), 0, 2**14, 2**15 - 1]] * 10, np.int16)
-    found = covered(load({"signal": signal, "label": np.zeros(10, int)}, length=4), "test")
-    np.testing.assert_allclose(found["inputs"][0, :, 0], [-1, 0, 0.5, 1], atol=1e-4)
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.int16, np.uint8, np.float32, np.float64])
+def test_signals_are_standardised_whatever_their_type(load, kind):
+    signal = np.random.default_rng(0).integers(20, 220, (40, 50)).astype(kind)
+    found = covered(load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}), "train")["inputs"]
+    train = signal[:20].astype(float)
+    np.testing.assert_allclose(found[..., 0], ((train - train.mean()) / train.std())[:, :16], atol=1e-5)
+
+
+def test_a_level_far_from_zero_is_taken_off_before_anything_is_rounded(load):
+    beat = np.random.default_rng(0).standard_normal((40, 50))
+    found, near = (covered(load({"signal": far + beat, "label": np.arange(40) % 2}), "test")["inputs"] for far in (1e9, 0))
+    np.testing.assert_allclose(found, near, atol=1e-5)
+
+
+@pytest.mark.parametrize(("wild", "most"), [(1, 1.05), (45, 2.5)])
+def test_wild_values_do_not_scale_all_else_away(load, wild, most):
+    signal = np.random.default_rng(0).standard_normal((40, 50))
+    signal.reshape(-1)[np.random.default_rng(1).permutation(1000)[:wild]] = 1e9
+    found = load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}).metadata()["scaling"]
+    assert 0.95 < found["deviation"][0] < most and abs(found["mean"][0]) < 0.8
+
+
+def test_channels_have_a_scale_each_and_rare_events_their_own(load):
+    signal = np.random.default_rng(0).standard_normal((40, 500, 3)) * [1e-12, 1.0, 0.0]
+    signal[:, 7, 2] = 5.0  # a spike in a channel that stands still
+    found = covered(load({"signal": signal, "label": np.arange(40) % 2}, length=0), "train")["inputs"]
+    np.testing.assert_allclose(found.std(axis=(0, 1)), 1, rtol=0.05)
+
+
+def test_a_run_from_before_keeps_its_scale(load):
+    known = load(packed()).metadata()
+    del known["scaling"]
+    known["task"] = {key: value for key, value in known["task"].items() if key not in ("frame", "stride")}
+    old = load(packed(), {**known, "scale": 0.25})
+    np.testing.assert_allclose(covered(old, "test")["inputs"][0, :9, 0], 0.25 * CLIPS[38][:9], rtol=1e-6)
+    whole = {"signal": np.full((10, 4), 2**14, np.int16), "label": np.zeros(10, int)}
+    np.testing.assert_allclose(covered(load(whole, known), "test")["inputs"][:, :4], 0.5, atol=1e-4)
+
+
+def test_no_signal_is_padded_beyond_the_longest_and_what_is_cut_is_said(load):
+    dataset = load(packed(), length=8000)
+    assert dataset.task.length == 20 and covered(dataset, "test")["inputs"].shape[1] == 20
+    assert (
+        "read 50 clips of 5 to 20 samples and 1 channel (float32); kept 30 train, 8 validation, 12 test, the first 20 samples of each: 0 cut" in dataset.reading
+    )
+    cut = load(packed() | {"patient": np.arange(50)}).reading
+    assert "the first 16 samples of each: 10 cut, 30 padded; left out 'patient'" in cut
+
+
+def test_classes_are_matched_by_name(load):
+    known = load({**packed(), "classes": ["a", "b", "c"]}).metadata()
+    turned = load({**packed(labels=2 - LABELS), "classes": ["c", "b", "a"]}, known)
+    np.testing.assert_array_equal(covered(turned, "test")["targets"], LABELS[38:])
+    with pytest.raises(InputError, match=r"has the class 'd', which the run never saw; it knows a, b, c"):
+        load({**packed(), "classes": ["a", "b", "d"]}, known)
+
+
+def test_signals_of_another_rate_or_of_swapped_axes_are_refused(load):
+    known = load({**packed(), "sample_rate": 8000}).metadata()
+    with pytest.raises(InputError, match="is sampled at 16000 hertz, the run was trained at 8000: resample"):
+        load({**packed(), "sample_rate": 16_000}, known)
+    with pytest.raises(InputError, match=r"which would be 400 channels of 2 samples each: the order is \(clips, samples, channels\); swap"):
+        load({"signal": np.zeros((20, 2, 400)), "label": np.zeros(20, int)})
+
+
+@pytest.mark.parametrize(("samples", "rate", "frames"), [(187, 0, (5, 2)), (4000, 8000, (200, 80)), (44_100, 44_100, (1102, 441)), (5000, 360, (125, 50))])
+def test_frames_that_suit_the_data_are_of_time(load, samples, rate, frames):
+    signal = {"signal": np.random.default_rng(0).standard_normal((10, samples)), "label": np.zeros(10, int)}
+    task = load(signal | ({"sample_rate": rate} if rate else {}), length=0).task
+    assert (task.frame, task.stride) == frames
+    model = Model(frame=0, stride=0).of_task(task)
+    assert (model.frame, model.stride) == frames and Model(frame=4, stride=3).of_task(task).frame == 4
 
 
 def test_scale_of_a_run_holds_for_another_file(load):
     known = json.loads(json.dumps(load(packed()).metadata()))
     louder = packed([10 * clip for clip in CLIPS])
     found = covered(load(louder, known), "test")
-    np.testing.assert_allclose(found["inputs"][0, : LENGTHS[38], 0][:16], 10 * SCALED[38][:16], rtol=1e-5)
+    np.testing.assert_allclose(found["inputs"][0, : LENGTHS[38], 0][:16], ((10 * CLIPS[38] - TRAIN.mean()) / TRAIN.std())[:16], rtol=1e-4)
 
 
 def test_training_without_augmentation_shows_the_clips_as_they_are(load):
@@ -104,7 +175,7 @@ def test_training_without_augmentation_shows_the_clips_as_they_are(load):
 
 def test_training_on_validation_adds_its_clips(load):
     batch = next(load(packed(), train_on="train+validation").train(38, seed=0))
-    np.testing.assert_allclose(np.sort(batch["inputs"][:, 0, 0]), np.sort([clip[0] for clip in SCALED[:38]]), rtol=1e-5)
+    np.testing.assert_allclose(np.sort(batch["inputs"][:, 0, 0]), np.sort([clip[0] for clip in SCALED[:38]]), rtol=1e-4)
 
 
 def test_augmentation_is_a_function_of_seed_and_number(load):

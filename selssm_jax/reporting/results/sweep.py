@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from selssm_jax.config import CONTENDERS, Experiment
+from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.reporting.results import cell
 from selssm_jax.training import sweep
@@ -31,7 +32,7 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
     folder = pathlib.Path(records or pathlib.Path(workdir) / "records")
     wanted = [name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)]
     try:
-        with sweep.compiled_once(pathlib.Path(workdir)):
+        with sweep.compiled_once(cache_root(experiment.data.cache_dir)):
             for finished in sweep.cells(experiment, pathlib.Path(workdir), wanted):
                 print(f"wrote {cell.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
     except sweep.Interrupted as stopped:

@@ -1,0 +1,92 @@
+"""A file of one's own: opened as often as its readers need, and known by its content, wherever it lies."""
+
+import codecs
+import dataclasses
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterator
+
+from selssm_jax.errors import InputError
+
+CHUNK = 1 << 20  # bytes read at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFile:
+    """A file and its identity.
+
+    Attributes:
+      path: as the user gave it.
+      size: bytes.
+      sha256: of its content.
+      newlines: how many line ends it has.
+      content: of what can be read only once, such as a pipe; None where the file can be opened again.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    newlines: int
+    content: bytes | None = None
+
+    def open(self) -> io.BufferedReader | io.BytesIO:
+        """Returns the content from its beginning, to be read piece by piece."""
+        return pathlib.Path(self.path).expanduser().open("rb") if self.content is None else io.BytesIO(self.content)
+
+    def pieces(self) -> Iterator[str]:
+        """Yields the text in pieces, with a line feed alone for line ends. Raises InputError where it is not UTF-8, or white space alone."""
+        rest, empty = "", True
+        for number, piece in enumerate(self._decoded()):
+            text = rest + (piece.removeprefix("\ufeff") if not number else piece)
+            rest = "\r" if text.endswith("\r") and piece else ""  # the line feed may come in the next piece
+            text = text.removesuffix(rest).replace("\r\n", "\n")
+            empty = empty and not text.strip()
+            yield text
+        if empty:
+            raise InputError(f"{self.path} is empty: give a text to model")
+
+    def _decoded(self) -> Iterator[str]:
+        """The content as text, chunk by chunk, and an empty string at its end."""
+        decoder, before, lines = codecs.getincrementaldecoder("utf-8")(), 0, 1
+        with self.open() as stream:
+            chunk = b"start"
+            while chunk:
+                chunk = stream.read(CHUNK)
+                try:
+                    text = decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    place = before - (len(error.object) - len(chunk)) + error.start
+                    line = lines + error.object[: error.start].count(b"\n")
+                    raise InputError(f"{self.path} is not UTF-8 (byte {place}, line {line}): convert it, for example with iconv") from error
+                before, lines = before + len(chunk), lines + text.count("\n")
+                if text or not chunk:
+                    yield text
+
+    def open_text(self) -> io.TextIOBase:
+        """Returns the text, line ends as they are: of UTF-8, of UTF-16 where a byte order mark says so, else of Windows-1252."""
+        with self.open() as stream:
+            start = stream.read(CHUNK)
+        if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return io.TextIOWrapper(self.open(), "utf-16", newline="", errors="replace")
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(start)
+        except UnicodeDecodeError:
+            return io.TextIOWrapper(self.open(), "cp1252", newline="", errors="replace")
+        return io.TextIOWrapper(self.open(), "utf-8-sig", newline="", errors="replace")
+
+
+def open_own(path: str) -> OwnFile:
+    """Returns a file of the user's after one reading of it. Raises InputError where it cannot be read."""
+    try:
+        place = pathlib.Path(path).expanduser()
+        content = None if place.is_file() else place.read_bytes()
+        size, newlines, digest = 0, 0, hashlib.sha256()
+        with place.open("rb") if content is None else io.BytesIO(content) as stream:
+            while chunk := stream.read(CHUNK):
+                size, newlines = size + len(chunk), newlines + chunk.count(b"\n")
+                digest.update(chunk)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"data.file={path!r} cannot be read ({reason}): set it to an existing file") from error
+    return OwnFile(path, size, digest.hexdigest(), newlines, content)

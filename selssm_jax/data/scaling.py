@@ -1,0 +1,53 @@
+"""Level and scale of every channel, over arrays of any type and size, in float64."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+BLOCK = 1 << 18  # numbers that are cast at a time
+AT_ONCE = 1 << 20  # the most that are summed in one go
+TAIL, REACH = 0.05, 2.0  # a value counts up to REACH times the range of the middle 90 % beyond it
+TAILS = (TAIL, 0.01, 0.001)  # of signals that stand still for most of the time, the middle has no range until it is taken wide enough
+SAMPLE = 1 << 20  # numbers of a channel that quantiles are taken over
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yields slices of rows that hold at most BLOCK numbers each."""
+    size = max(BLOCK // max(columns, 1), 1)
+    for first in range(0, rows, size):
+        yield slice(first, first + size)
+
+
+def moments(values: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation of every column of (rows, columns), of values cut to [low, high] where given."""
+    parts = list(blocks(*values.shape)) if values.size > AT_ONCE else [slice(None)]
+
+    def part(rows: slice) -> np.ndarray:
+        wide = values[rows].astype(np.float64)
+        return wide if low is None else np.clip(wide, low, high)
+
+    if len(parts) < 2:
+        whole = part(parts[0])
+        return whole.mean(axis=0), whole.std(axis=0)
+    mean = sum(part(rows).sum(axis=0) for rows in parts) / len(values)
+    square = sum(np.square(part(rows) - mean).sum(axis=0) for rows in parts)
+    return np.asarray(mean), np.sqrt(square / len(values))
+
+
+def robust_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a mean and a deviation of every column that few wild values cannot move far.
+
+    Values further than REACH times the range of the middle 90 % beyond it count as if they stood there: eight deviations of a Gaussian,
+    so that ordinary data are taken as they are, and up to a twentieth of wild values on either side changes the scale by a factor, not at will.
+    A column that is constant but for rare values has their plain deviation.
+    """
+    low, high = np.full(values.shape[1], -np.inf), np.full(values.shape[1], np.inf)
+    every = max(len(values) // SAMPLE, 1)
+    for column in range(values.shape[1]):
+        sample = values[::every, column].astype(np.float64)
+        for tail in TAILS:
+            first, last = np.quantile(sample, (tail, 1 - tail))
+            if last > first:
+                low[column], high[column] = first - REACH * (last - first), last + REACH * (last - first)
+                break
+    return moments(values, low, high)

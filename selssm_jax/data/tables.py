@@ -1,0 +1,454 @@
+"""Tables of numbers as people write them: read right, or refused by the name of what is unclear; what is left out is said."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from selssm_jax.data import times
+from selssm_jax.errors import InputError
+
+Opener = Callable[[], io.TextIOBase]
+SAMPLE = 100  # rows that the layout is read from
+CELLS = 1 << 14  # read at a time
+MARKS = (";", "\t", "|", ",")  # between cells; a comma stands for decimals too, so it comes last
+COUNTS = {"", "unnamed: 0", "index", "idx", "id", "row", "rows", "no", "nr", "n", "#", "i", "t", "step", "year"}  # names of columns that count rows
+# Digits with a sign, marks of decimals and thousands, and what people write behind a number.
+_NUMBERLIKE = re.compile(r"[+-]?[$€£¥]?\s*[+-]?(\d[\d.,'\s]*|[.,]\d+)(e[+-]?\d+)?\s*(%|‰|[$€£¥]|[a-zµ°²³/]{1,5})?", re.IGNORECASE)
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
+_UNSIGNED = re.compile(r"\s*\d+\s*")
+_DIGITS = re.compile(r"\s*\d{8}(\d{4}(\d\d)?)?\s*")  # of a date, 20201231
+_GROUP_POINT = r"\d{1,3}(\.\d{3})"
+_DECIMAL_COMMA = re.compile(rf"[+-]?(({_GROUP_POINT}*|\d+),\d+(e[+-]?\d+)?|,\d+|{_GROUP_POINT}{{2,}})", re.IGNORECASE)
+_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)  # commas between thousands
+_COMMA, _POINT = ",", "."
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Values (rows, columns), the columns' names, whether the file gives them, what was noticed in reading, as words.
+
+    `clock` is the time of the first row and the usual step, in microseconds, where dates tell.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    named: bool
+    notes: tuple[str, ...] = ()
+    clock: tuple[float, float] | None = None
+
+
+class _Layout(NamedTuple):
+    """How the lines of a file are to be read."""
+
+    mark: str  # between cells
+    names: tuple[str, ...]
+    named: bool
+    numbers: tuple[int, ...]  # columns that hold numbers
+    times: tuple[int, ...]  # columns whose words are dates; with two, the second is the time of day
+    labels: tuple[int, ...]  # a column of other words
+
+
+def read(name: str, opener: Opener, *, most_rows: int, gaps: str = "refuse") -> Table:
+    """Returns the table that a text holds: one row a time step, one column a channel.
+
+    Commas, semicolons, tabs or bars between cells, a line of names, decimal commas and marks between thousands are told from
+    the text as a whole. Left out, and said in `notes`: a column of times, of row numbers, or of one label a row. Rows that begin with
+    the newest are turned round.
+
+    Args:
+      name: of the file, for messages.
+      opener: opens the text at its beginning; it is read in pieces, once or twice.
+      most_rows: about the number of rows, for which memory is set aside.
+      gaps: "refuse" raises where a time is missing or there twice, "ignore" takes such rows as if each followed the one before.
+
+    Raises:
+      InputError: for an empty table, a ragged row, a cell that is no finite number, and for whatever could be read in two ways.
+    """
+    layout = _layout(name, opener)
+    decimal = _POINT
+    try:
+        values, words = _read(name, opener, layout, most_rows, decimal)
+    except _Commas:
+        decimal = _decimal_mark(name, opener, layout)
+        values, words = _read(name, opener, layout, most_rows, decimal)
+    notes = ["decimal commas"] if decimal == _COMMA else []
+    return _in_time(name, layout, values, words, notes, gaps)
+
+
+class _Commas(Exception):
+    """A number holds a comma: what it means depends on the other numbers of the table."""
+
+
+# The layout, from the first rows.
+
+
+def _layout(name: str, opener: Opener) -> _Layout:
+    with opener() as text:
+        lines = [line for line in itertools.islice(text, 4 * SAMPLE) if line.strip(" \t\r\n,;")][: SAMPLE + 1]
+    mark = _mark(lines)
+    rows = [row for _, row in itertools.islice(_rows(name, opener, mark), SAMPLE + 1)]
+    if not rows:
+        raise InputError(f"{name} is empty: give a CSV with one row a time step and one column a channel")
+    named = _is_header(name, rows)
+    body = rows[1:] if named else rows
+    if not body:
+        raise InputError(f"{name} has no numbers below its header: give one row a time step and one column a channel")
+    if not named and mark == _COMMA:
+        _refuse_split_decimals(name, rows)
+    width = len(rows[0])
+    names = tuple(cell.strip() for cell in rows[0]) if named else tuple(f"column {index + 1}" for index in range(width))
+    twice = [label for label, count in Counter(names).items() if count > 1 and label]
+    if twice:
+        raise InputError(f"{name} names {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
+    return _Layout(mark, names, named, *_kinds([row for row in body if len(row) == width], names))
+
+
+def _mark(lines: list[str]) -> str:
+    """What stands between cells: the first mark that cuts all lines into equally many, else the first that the first line has."""
+    for mark in MARKS:
+        counts = {len(row) for row in csv.reader(lines, delimiter=mark)} if lines else set()
+        if len(counts) == 1 and counts != {1}:
+            return mark
+    below = [line.strip() for line in lines[1:]]
+    if below and "," not in lines[0] and all(line.count(",") == 1 and _DECIMAL_COMMA.fullmatch(line) for line in below):
+        return "\x1f"  # one column of decimal commas below its name
+    return next((mark for mark in (",", ";", "\t", "|") if lines and mark in lines[0]), ",")
+
+
+def _rows(name: str, opener: Opener, mark: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of all lines that are not blank."""
+    with opener() as text:
+        reader = csv.reader(text, delimiter=mark)
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise InputError(f"{name} line {reader.line_num} is no CSV ({error}): give numbers between commas") from error
+
+
+def _is_header(name: str, rows: list[list[str]]) -> bool:
+    """Whether the first line names the columns. Raises InputError where it may be names or numbers."""
+    first, body = rows[0], rows[1:]
+    rest = first[1:] or first
+    if not any(map(_numeric, rest)):
+        return any(cell.strip() for cell in rest)
+    if not _numeric(first[0]) and all(map(_numeric, rest)) and len(first) > 1:
+        counts = rest == [str(index) for index in range(len(rest))]
+        dated = bool(body) and times.fields(first[0]) is None and all(times.fields(row[0]) is not None for row in body)
+        return counts or dated
+    return all(map(_numeric, first)) and _counts_columns(name, first, body)
+
+
+def _counts_columns(name: str, first: list[str], body: list[list[str]]) -> bool:
+    """Whether a first line of numbers 0, 1, 2 is the names that pandas gives: a column of decimals stands below them."""
+    if len(first) < 2 or not all(_UNSIGNED.fullmatch(cell) for cell in first):
+        return False
+    start = int(first[0])
+    if [int(cell) for cell in first] != list(range(start, start + len(first))) or not body:
+        return False
+    decimals = any(all(index < len(row) and "." in row[index] for row in body) for index in range(len(first)))
+    if start == 0 and decimals:
+        return True
+    if decimals or start == 0:
+        raise InputError(
+            f"{name} line 1 holds {', '.join(first)}, which may be names of columns or numbers: put a line of names with letters above the numbers"
+        )
+    return False
+
+
+def _refuse_split_decimals(name: str, rows: list[list[str]]) -> None:
+    """Raises InputError where commas may stand in numbers as well as between them: whole numbers alone, in pairs, without names."""
+    pairs = all(len(row) % 2 == 0 and all(map(_WHOLE.fullmatch, row)) and all(map(_UNSIGNED.fullmatch, row[1::2])) for row in rows)
+    if pairs:
+        raise InputError(
+            f"{name} line 1 holds {','.join(rows[0])}, which may be {len(rows[0])} whole numbers or {len(rows[0]) // 2} with decimal commas: "
+            "put a line of names above the numbers"
+        )
+
+
+def _kinds(body: list[list[str]], names: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Columns of numbers, of dates, and of labels, by the cells of the first rows; words in other columns are refused where they are read."""
+    width = len(names)
+    words = [index for index in range(width) if width > 1 and body and not any(_numeric(row[index]) for row in body)]
+    compact = [index for index in range(width) if times.speaks_of_time(names[index]) and all(_DIGITS.fullmatch(row[index]) for row in body)]
+    dates = [index for index in sorted({*words, *compact}) if body and all(times.fields(row[index]) is not None for row in body)][:1]
+    if dates and (clock := dates[0] + 1) in words and all(re.fullmatch(r"\s*\d?\d:\d\d(:\d\d)?(\.\d+)?\s*", row[clock]) for row in body):
+        dates.append(clock)
+    labels = [index for index in words if index == 0 and not dates and not any(_NUMBERLIKE.fullmatch(row[0].strip()) for row in body)]
+    return tuple(index for index in range(width) if index not in (*dates, *labels)), tuple(dates), tuple(labels)
+
+
+def _numeric(cell: str) -> bool:
+    """Whether a cell is a number as people write one: with a point or a comma for decimals, and marks between thousands."""
+    text = cell.strip()
+    return _number(text) is not None or bool(_DECIMAL_COMMA.fullmatch(text) or _GROUPED.fullmatch(text))
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+# The cells.
+
+
+class _Growing:
+    """Rows in float32 for as long as that loses nothing, else in float64: whole numbers of few digits then take no more room than their text."""
+
+    def __init__(self, most_rows: int, columns: int) -> None:
+        self._values, self._count = np.empty((most_rows, columns), np.float32), 0
+
+    def append(self, block: np.ndarray) -> None:
+        """Adds rows."""
+        self._values = _with_room(self._values, self._count + len(block))
+        if self._values.dtype == np.float32 and not np.array_equal(block.astype(np.float32), block):
+            wide = np.empty(self._values.shape, np.float64)
+            wide[: self._count] = self._values[: self._count]
+            self._values = wide
+        self._values[self._count : self._count + len(block)] = block
+        self._count += len(block)
+
+    def array(self) -> np.ndarray:
+        """Returns all rows so far."""
+        return self._values[: self._count]
+
+
+def _with_room(rows: np.ndarray, count: int) -> np.ndarray:
+    """The rows, with room for `count`."""
+    return rows if count <= len(rows) else np.concatenate([rows, np.empty((max(count, 2 * len(rows)) - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+class _Words:
+    """What the words of rows say of their order: dates, or labels that end with numbers."""
+
+    def __init__(self, layout: _Layout) -> None:
+        self._layout, self.dates = layout, times.Dates()
+        self._labels: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def append(self, name: str, block: list[tuple[int, list[str]]]) -> None:
+        """Adds rows. Raises InputError for a cell that is no date among dates."""
+        if self._layout.times:
+            self.dates.append(np.array([self._date(name, line, row) for line, row in block], np.int64))
+        for column in self._layout.labels:
+            cells = [row[column].strip() for _, row in block]
+            ends = [re.search(r"\d+$", cell) for cell in cells]
+            self._labels.append((np.array([hash(cell) for cell in cells]), np.array([float(end[0]) if end else np.nan for end in ends])))
+
+    def order(self, name: str) -> tuple[np.ndarray | None, str]:
+        """Returns times and "date", or numbers that order the rows, None where words do not, and "label".
+
+        Raises InputError for a label that more than one row has, and for dates that cannot be told.
+        """
+        column = self._layout.names[(*self._layout.times, *self._layout.labels)[0]]
+        if self._layout.labels:
+            labels, ends = (np.concatenate(parts) for parts in zip(*self._labels, strict=True))
+            order = np.argsort(labels, kind="stable")
+            if (again := np.flatnonzero(np.diff(labels[order]) == 0)).size:
+                first, second = order[again[0]] + 1, order[again[0] + 1] + 1
+                raise InputError(
+                    f"{name}: column {column!r} holds the same words in rows {first} and {second}: give one row a time step, without columns of words"
+                )
+            return (ends if np.isfinite(ends).all() else None), "label"
+        if (moments := self.dates.moments()) is not None:
+            return moments, "date"
+        if not (sign := self.dates.one_way()):
+            raise InputError(f"{name}: the dates of column {column!r} follow no one order of day, month and year: sort the rows, and write 2020-12-31 23:59")
+        return np.array([0, sign]), "label"
+
+    def _date(self, name: str, line: int, row: list[str]) -> tuple[int, ...]:
+        cell = " ".join(row[column].strip() for column in self._layout.times)
+        found = times.fields(cell)
+        if found is None:
+            raise InputError(
+                f"{name} line {line} column {self._layout.times[0] + 1} holds {cell!r}, expected a date as in the other rows: mend it or drop the row"
+            )
+        return found
+
+
+def _read(name: str, opener: Opener, layout: _Layout, most_rows: int, decimal: str) -> tuple[np.ndarray, _Words]:
+    """Values of the columns of numbers, and of every row its date, as `times.fields` has it, or its label."""
+    values, words = _Growing(most_rows, len(layout.numbers)), _Words(layout)
+    rows = itertools.islice(_rows(name, opener, layout.mark), int(layout.named), None)
+    size = max(CELLS // len(layout.names), 1)
+    while block := list(itertools.islice(rows, size)):
+        for line, row in block:
+            if len(row) != len(layout.names):
+                raise InputError(f"{name} line {line} has {len(row)} cells, its first line has {len(layout.names)}: every row needs the same columns")
+        values.append(_values(name, block, layout.numbers, decimal))
+        words.append(name, block)
+    return values.array(), words
+
+
+def _values(name: str, block: list[tuple[int, list[str]]], columns: tuple[int, ...], decimal: str) -> np.ndarray:
+    cells = [[row[column] for column in columns] for _, row in block]
+    if decimal == _COMMA:
+        cells = [[_with_point(cell) for cell in row] for row in cells]
+    try:
+        values = np.array(cells, np.float64)
+    except ValueError:
+        values = np.array([[_plain(cell, decimal) for cell in row] for row in cells], np.float64)
+    if not np.isfinite(values).all():
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        line, found = block[row]
+        raise InputError(
+            f"{name} line {line} column {columns[column] + 1} holds {found[columns[column]]!r}, expected a finite number: fill it in or drop the row"
+            + (", and write numbers without units" if _NUMBERLIKE.fullmatch(found[columns[column]].strip()) else "")
+        )
+    return values
+
+
+def _plain(cell: str, decimal: str) -> float:
+    """The number of a cell with marks between thousands; not a number for other words."""
+    text = cell.strip()
+    value = _number(text)
+    if value is not None or ("," not in text and not _DECIMAL_COMMA.fullmatch(text)):
+        return np.nan if value is None else value
+    if not _DECIMAL_COMMA.fullmatch(text) and not _GROUPED.fullmatch(text):
+        return np.nan
+    if decimal == _POINT:
+        raise _Commas
+    return float(text.replace(",", ""))
+
+
+def _with_point(cell: str) -> str:
+    text = cell.strip()
+    return text.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", text) else cell
+
+
+def _decimal_mark(name: str, opener: Opener, layout: _Layout) -> str:
+    """Whether commas in numbers are of decimals (","), or of thousands (""), by all numbers of the table that can be read in one way only.
+
+    Raises InputError where none can, or some in one way and some in the other.
+    """
+    evidence: dict[str, str] = {}
+    unclear = ""
+    for line, row in itertools.islice(_rows(name, opener, layout.mark), int(layout.named), None):
+        for column in layout.numbers:
+            text = row[column].strip() if column < len(row) else ""
+            meaning = _meaning(text)
+            if meaning is not None:
+                evidence.setdefault(meaning, f"line {line} column {column + 1} holds {text!r}")
+            elif "," in text:
+                unclear = unclear or f"line {line} column {column + 1} holds {text!r}"
+    if len(evidence) == 1:
+        return next(iter(evidence))
+    if evidence:
+        raise InputError(f"{name} {evidence[_COMMA]} with a decimal comma, and {evidence['']} with a decimal point: write all numbers in one way")
+    raise InputError(f"{name} {unclear}, which may be a number of thousands or one with a decimal comma: write it without marks between thousands")
+
+
+def _meaning(text: str) -> str | None:
+    """Returns a comma for a number that has a decimal comma for certain, nothing for one with a decimal point, None for one that could have either."""
+    if not any(mark in text for mark in ".,"):
+        return None
+    comma, point = bool(_DECIMAL_COMMA.fullmatch(text)), bool(_GROUPED.fullmatch(text)) or _number(text) is not None
+    if point and not comma and _number(text) is not None and re.fullmatch(r"[+-]?[1-9]\d{0,2}\.\d{3}", text):
+        return None  # thousands, where decimals have a comma
+    if comma and point:
+        return _COMMA if re.fullmatch(r"[+-]?0\d*,\d+", text) else None
+    return _COMMA if comma else "" if point else None
+
+
+# Rows in time.
+
+
+def _in_time(name: str, layout: _Layout, values: np.ndarray, words: _Words, notes: list[str], gaps: str) -> Table:
+    """The table with its rows in order of time, less the columns that tell when or which row."""
+    names = [layout.names[column] for column in layout.numbers]
+    left_out = [layout.names[column] for column in (*layout.times, *layout.labels)]
+    if not names:
+        raise InputError(f"{name} has no column of numbers besides {left_out[0]!r}: give one column for each channel")
+    moments, unit = words.order(name) if left_out else (None, "")
+    if not left_out:
+        place, unit = _counted(name, names, layout.named, values)
+        if unit:
+            left_out, moments = [names.pop(place)], values[:, place].copy()
+            values = values[:, 1:] if place == 0 else np.delete(values, place, axis=1)
+    _check_names(name, names, layout.named)
+    if left_out:
+        notes.append(f"left out {' and '.join(map(repr, left_out))} ({_UNITS[unit]})")
+    if moments is not None and times.newest_first(moments):
+        values, moments = values[::-1], moments[::-1]
+        notes.append("newest first, turned round")
+    if moments is not None and unit != "label":
+        _check_steps(name, moments, unit, notes, gaps)
+    clock = (float(moments[0]), float(np.median(np.diff(moments)))) if moments is not None and unit == "date" and len(moments) > 1 else None
+    return Table(values, tuple(names), layout.named, tuple(notes), clock)
+
+
+_UNITS = {"date": "times", "time": "times", "label": "labels", "row": "row numbers"}
+
+
+def _check_names(name: str, names: list[str], named: bool) -> None:
+    for place, label in enumerate(names):
+        if named and not label:
+            raise InputError(f"{name}: column {place + 1} of its numbers has no name, and is not the first that counts its rows: name it, or drop it")
+
+
+def _counted(name: str, names: list[str], named: bool, values: np.ndarray) -> tuple[int, str]:
+    """The column of numbers that tells the time ("time") or the row ("row"), if there is one, else ""."""
+    for place, label in enumerate(names if len(values) > 1 else []):
+        column = values[:, place]
+        if times.epoch(column) and (times.speaks_of_time(label) or (place == 0 and (not named or label.lower() in COUNTS))):
+            return place, "time"
+    first, steps = names[0].lower(), np.diff(values[:, 0])
+    if len(names) < 2 or not len(steps) or not named:
+        return 0, ""
+    one_way = bool((steps > 0).all() or (steps < 0).all())
+    if times.speaks_of_time(first):
+        if not (steps >= 0).all() and not (steps <= 0).all():
+            raise InputError(f"{name}: column {names[0]!r} neither rises nor falls, so it is no time: sort the rows by it, or give it another name")
+        return 0, "time"
+    if first in COUNTS and (values[:, 0] == np.round(values[:, 0])).all() and (one_way or first in ("", "unnamed: 0")):
+        return 0, "row"
+    return 0, ""
+
+
+def _check_steps(name: str, moments: np.ndarray, unit: str, notes: list[str], gaps: str) -> None:
+    place = times.irregular(moments)
+    if place is None:
+        return
+    before, after = (times.written(float(moments[row]), unit) for row in (place - 1, place))
+    step = "comes twice" if before == after else f"is followed by {after}, which is not the step of the other rows"
+    if gaps == "refuse":
+        raise InputError(
+            f"{name}: {before} {step}: fill what is missing and keep one row a time, or set data.gaps='ignore' to take each row as following the one before"
+        )
+    notes.append(f"irregular times ignored, the first after {before}")
+
+
+def matched(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
+    """Returns the columns that a run was trained on, by their names, in its order; by place where the run's columns have none.
+
+    Raises InputError where a column is missing, or has no name to be told by.
+    """
+    if table.named and set(wanted) <= set(table.names):
+        rest = [label for label in table.names if label not in wanted]
+        order = [table.names.index(label) for label in wanted]
+        notes = [f"left out {', '.join(map(repr, rest))} (not of the run)"] if rest else []
+        values = table.values if order == list(range(len(table.names))) else table.values[:, order]
+        return dataclasses.replace(table, values=values, names=wanted, notes=(*table.notes, *notes))
+    unnamed = all(re.fullmatch(r"(column|channel) \d+", label) for label in wanted)
+    if len(table.names) != len(wanted) and (unnamed or not table.named):
+        raise InputError(f"{name} has {len(table.names)} channels, the run was trained on {len(wanted)}: give a table with the same columns")
+    if unnamed:
+        return dataclasses.replace(table, names=wanted, notes=(*table.notes, "columns by place: the run's have no names"))
+    if not table.named:
+        raise InputError(f"{name} has no line of names, by which the run tells its columns: put {','.join(wanted)} above the numbers, in the table's order")
+    missing = ", ".join(repr(label) for label in wanted if label not in table.names)
+    raise InputError(f"{name} lacks {missing}, which the run was trained on, and has {', '.join(map(repr, table.names))}: add or rename the columns")
+
+
+def opener_of(text: str) -> Opener:
+    """Returns what opens a text in memory."""
+    return lambda: io.StringIO(text, newline="")
