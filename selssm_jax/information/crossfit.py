@@ -5,6 +5,7 @@ part of them, and evaluated on the fold itself, once. So no sample that is evalu
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,23 +56,37 @@ class Training:
 
 
 class HeldOut(NamedTuple):
-    """Values of the samples of every fold by the critic that did not see them, (folds, samples), and by the same critic before training."""
+    """Values of the samples of every fold by the critic that did not see them, (folds, samples), and by the same critic before training.
+
+    Of the first folds also by a critic that was trained on half as many samples, (halves, samples).
+    """
 
     trained: np.ndarray
     untrained: np.ndarray
+    halved: np.ndarray
 
     def mean_and_error(self, values: np.ndarray) -> tuple[float, float]:
         """The mean, and the larger of its standard errors from the samples' and from the folds' spread."""
         folds = values.mean(axis=1)
         return float(values.mean()), max(float(values.std() / values.size**0.5), float(folds.std(ddof=1) / len(folds) ** 0.5))
 
+    def lost(self) -> tuple[float, float]:
+        """How much less a critic finds that saw half of the training samples, and the standard error of that: the same samples judge both."""
+        apart = self.trained[: len(self.halved)] - self.halved
+        return float(apart.mean()), float(apart.std() / apart.size**0.5)
 
-def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Training) -> HeldOut:
+    def ceiling(self) -> float:
+        """The most that an InfoNCE bound of these folds can say: log K."""
+        return math.log(min(self.trained.shape[1], LARGEST))
+
+
+def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Training, *, halves: int = 0) -> HeldOut:
     """Cross-fits `critic` on (N, dx) and (N, dy) and returns the values of `bound` on the held-out folds.
 
     Marginals become normal scores, by ranks among the training samples of each fold: information is the same for every
     monotone map of a column, heavy tails no longer matter, and nothing of a held-out sample enters its own critic.
-    A few samples are left out where the folds or the groups of an evaluation do not divide their number.
+    A few samples are left out where the folds or the groups of an evaluation do not divide their number. For the first `halves` folds
+    a second critic is trained on half of the samples, each twice, so that it is one program more times and not one program more.
     """
     rng = np.random.default_rng(training.seed)
     size = len(x) // training.folds
@@ -82,8 +97,12 @@ def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Tr
     places = [ranks(z).astype(np.float32) for z in (x, y)]  # all that is used of the samples, and exact
     pick = lambda indices: tuple(jnp.asarray(z[indices]) for z in places)  # noqa: E731
     keys = jax.random.split(jax.random.key(training.seed), training.folds)
-    values = _run((*pick(rests[:, cut:]), *pick(rests[:, :cut]), *pick(order), keys), critic, bound, training)
-    return HeldOut(*(np.asarray(value, np.float64).reshape(training.folds, -1) for value in values))
+    again = np.r_[np.arange(training.folds), np.arange(halves)]
+    seen = rests[again, cut:]
+    seen[training.folds :] = seen[training.folds :, np.arange(seen.shape[1]) % -(-seen.shape[1] // 2)]
+    values = _run((*pick(seen), *pick(rests[again, :cut]), *pick(order[again]), keys[again]), critic, bound, training)
+    trained, untrained = (np.asarray(value, np.float64).reshape(len(again), -1) for value in values)
+    return HeldOut(trained[: training.folds], untrained[: training.folds], trained[training.folds :])
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

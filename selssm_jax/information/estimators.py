@@ -16,18 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from selssm_jax.information import critics, crossfit
+from selssm_jax.information import agreement, critics, crossfit
 from selssm_jax.information.canonical import gaussian
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
-from selssm_jax.information.discrete import count, mutual_information
 from selssm_jax.information.estimate import Direction, Estimate
-from selssm_jax.information.inputs import Samples, check_rounding, check_whole, pairs, scores
+from selssm_jax.information.inputs import Samples, check_rounding, check_whole, pairs
 from selssm_jax.information.neighbours import ksg, mixed
 
 __all__ = ["Training", "club", "donsker_varadhan", "estimate", "gaussian", "hybrid", "infonce", "ksg", "mixed", "nwj", "sliced", "smile"]
 
-NEIGHBOURS = 6  # columns of x and of y, and
-RELIABLE = 2.0  # nats, up to which nearest neighbours are a witness (theory, section 8)
 WITNESSES = 4000  # samples a nearest-neighbour witness looks at
 COLLAPSE = 0.1  # nats by which a witness must contradict a bound, beyond three standard errors
 DEFAULT = Training()
@@ -120,44 +117,23 @@ def sliced(x: Samples, y: Samples, *, slices: int = 64, k: int = 5, seed: int = 
 
 
 def estimate(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate:
-    """The estimator that these samples ask for; `method` and `notes` say which it was and why.
+    """The value on which the methods that these samples allow agree, with an error that holds their differences; see `agreement`.
 
-    Integers in one column each are labels: the counts' plug-in value, corrected (`discrete.mutual_information`). Else three are run:
-    `hybrid`, a held-out lower bound; the bias-corrected Gaussian value of the normal scores; `ksg`. Where the hybrid critic finds
-    nothing that the Gaussian one does not, two standard errors beyond chance, the law is taken for a Gaussian copula, and the Gaussian value
-    is returned: it is unbiased there. Else the bound is. In either case nearest neighbours, which lose information by smoothing and
-    rarely invent any, take over where they say more by three standard errors, in up to 6 columns each.
+    Whatever the columns are, only their ranks are used, taken in float64: no unit, place or outlier matters.
+      Few different values on both sides: labels, by `discrete.of_labels`; where its corrections differ, as numbers too.
+      Else the mean, weighted by errors, of the bound of `hybrid` and what half of the samples say it still lacks, or, where the critic finds
+      no more than chance beyond it, the unbiased Gaussian value of the normal scores; and, for at most three columns in all, or labels beside
+      numbers, nearest neighbours corrected for smoothing. In up to 6 columns each neighbours are asked too whether they contradict the rest: they
+      are heard where they say more by three standard errors and nothing of the same samples paired at random.
+
+    The error holds the spread over samples, half of each correction, and the differences between methods. It cannot hold what no method sees: structure
+    finer than the samples, in columns that are many. Direction: "estimate"; "lower" where the bound is saturated and nothing else can tell, or where
+    no whole number repeats and each tells the other.
 
     Cost: about 10 s for 5,000 samples on two cores. Errors: see `infonce`.
     """
-    if all(np.issubdtype(np.asarray(z).dtype, np.integer) and np.squeeze(z).ndim == 1 for z in (x, y)):
-        found = mutual_information(count(x, y), correction="miller-madow")
-        return dataclasses.replace(found, notes=("integers in one column each are taken for labels; give floats to have them taken for numbers", *found.notes))
-    x, y = pairs(x, y, least=SMALLEST)
-    held_out = crossfit.fit(x, y, critics.HYBRID, critics.INFONCE, training)
-    return _overruled(_bound_or_gaussian(held_out, x, y, training), x, y)
-
-
-def _bound_or_gaussian(held_out: HeldOut, x: np.ndarray, y: np.ndarray, training: Training) -> Estimate:
-    bound, error = held_out.mean_and_error(held_out.trained)
-    gain, chance = held_out.mean_and_error(held_out.trained - held_out.untrained)
-    if gain > 2 * chance:
-        why = f"the critic finds {gain:.3f} nats more in held-out samples than a Gaussian copula does"
-        return _noted(Estimate(bound, error, "lower", "InfoNCE, hybrid critic", (why,)), held_out)
-    normal = gaussian(*(scores(z, np.random.default_rng(0)) for z in (x, y)))
-    why = "a trained critic finds nothing in held-out samples that a Gaussian copula does not"
-    return dataclasses.replace(normal, method="Gaussian copula (normal scores, canonical correlations, bias-corrected)", notes=(why, *normal.notes))
-
-
-def _overruled(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
-    """Nearest neighbours in place of `found` where they say significantly more."""
-    if max(x.shape[1], y.shape[1]) > NEIGHBOURS:
-        return found
-    witness = ksg(x, y)
-    if witness.nats <= found.nats + 3 * math.hypot(witness.stderr, found.stderr):
-        return found
-    why = f"nearest neighbours say more than {found.method} ({found.nats:.3f} nats), and their bias in so few columns is towards less"
-    return dataclasses.replace(witness, notes=(why, *witness.notes))
+    whole = all(np.issubdtype(np.asarray(z).dtype, np.integer) for z in (x, y))
+    return agreement.estimate(*pairs(x, y, least=2 if whole else SMALLEST), training, whole=whole)
 
 
 def _estimated(
@@ -172,8 +148,7 @@ def _estimated(
 
 
 def _noted(found: Estimate, held_out: HeldOut) -> Estimate:
-    ceiling = math.log(min(held_out.trained.shape[1], crossfit.LARGEST))
-    if found.nats < ceiling - 1:
+    if found.nats < (ceiling := held_out.ceiling()) - agreement.SATURATION:
         return found
     return dataclasses.replace(found, notes=(*found.notes, f"saturated: within a nat of the bound's ceiling, log K = {ceiling:.2f}; give more samples"))
 
@@ -181,8 +156,7 @@ def _noted(found: Estimate, held_out: HeldOut) -> Estimate:
 def _witnessed(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
     """`found`, with a note and a warning where a Gaussian or nearest-neighbour value says that its critic has found nothing of what there is."""
     x, y = x[:WITNESSES], y[:WITNESSES]
-    witnesses = [gaussian(*(scores(z, np.random.default_rng(0)) for z in (x, y)))]
-    witnesses += [ksg(x, y)] if max(x.shape[1], y.shape[1]) <= NEIGHBOURS else []
+    witnesses = [agreement.copula(x, y), *agreement.neighbours(x, y)]
     strongest = max(witnesses, key=lambda witness: witness.nats)
     if found.nats > strongest.nats - COLLAPSE - 3 * math.hypot(found.stderr, strongest.stderr):
         return found

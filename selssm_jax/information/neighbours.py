@@ -30,6 +30,7 @@ SMALLEST, LARGEST = 1e-18, 1e18  # distances whose squares float32 holds
 MERGED = 0.01  # share of the steps between neighbouring values that float32 may lose; else all is computed in float64
 ROUNDING = 1e-6  # relative, of squared distances: programs that round one differently (fused multiply-adds) must count alike
 FARTHEST = 1e150  # whose square float64 holds
+APART = 1e6  # of labels, in units of what lies beside them
 DEPENDENT = 1e-12  # relative, of a direction in which columns do not vary
 COLUMNS, NATS = 6, 2.0  # beyond which a note says that neighbours lose information
 
@@ -82,6 +83,19 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
 
 
+def of_scores(x: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
+    """`ksg` of columns without ties on one scale, such as `inputs.scores` in random order, with what smoothing has cost added."""
+    nats, deviation, (lack, unsure) = _value(partial(_ksg, k=k, variant=1), *_rounded(x, y), k)
+    return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG 1, k={k}, corrected for smoothing")
+
+
+def mixtures(label: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
+    """`mixed` of labels (N,), any two of which are as far apart as can be, and columns (N, d), with what smoothing has cost added (Ross 2014)."""
+    terms = partial(_mixed, k=k)
+    nats, deviation, (lack, unsure) = _value(terms, *_rounded(APART * label[:, None], y), k, columns=y.shape[1])
+    return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG for mixtures, k={k}, within labels")
+
+
 def entropy(x: Samples, *, k: int = 5) -> float:
     """The differential entropy of x by Kozachenko and Leonenko (1987), in nats: psi(N) - psi(k) + log V_d + d <log eps_i> + sum_j log s_j.
 
@@ -116,10 +130,11 @@ def smoothing(value: float, of_parts: float, parts: int, columns: int) -> tuple[
     """How much less than the truth a nearest-neighbour value may be, and how unsure that is, from the mean value of so many parts of the samples.
 
     The distances to neighbours fall as N^(-1/d), and what they smooth away with them, at edges, or with their squares, in smooth laws: with
-    a = 1/d and 2/d the value of all samples still lacks (value - of_parts) / (parts^a - 1). Returns the middle of the two and half of their distance.
+    a = 1/d and 2/d the value of all samples still lacks (value - of_parts) / (parts^a - 1). Returns the middle of the two, and as much as its error:
+    which of them holds, and whether either does already, the samples do not say.
     """
-    most, least = (min(1 / math.expm1(a / columns * math.log(parts)), STEEPEST) for a in (1, 2))
-    return (most + least) / 2 * (value - of_parts), (most - least) / 2 * abs(value - of_parts)
+    lack = float(np.mean([min(1 / math.expm1(a / columns * math.log(parts)), STEEPEST) for a in (1, 2)])) * (value - of_parts)
+    return lack, abs(lack)
 
 
 def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> np.ndarray:
@@ -248,7 +263,9 @@ def _square(mine: Array, theirs: Array) -> Array:
     return total
 
 
-def _value(terms: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, k: int) -> tuple[float, float, tuple[float, float]]:
+def _value(
+    terms: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, k: int, *, columns: int | None = None
+) -> tuple[float, float, tuple[float, float]]:
     """The value, its standard error over samples, and what smoothing has cost; nan for too few samples."""
     own, parts = terms(x, y), min(PARTS, len(x) // (4 * k))
     nats, deviation = float(own.mean()), float(own.std() / len(own) ** 0.5)
@@ -257,7 +274,7 @@ def _value(terms: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray,
     cut = [z[: parts * (len(z) // parts)].reshape(parts, -1, z.shape[1]) for z in (x, y)]
     with ThreadPoolExecutor(_cores()) as pool:
         of_parts = float(np.mean(list(pool.map(terms, *cut))))
-    return nats, deviation, smoothing(nats, of_parts, parts, x.shape[1] + y.shape[1])
+    return nats, deviation, smoothing(nats, of_parts, parts, columns or x.shape[1] + y.shape[1])
 
 
 def _range(nats: float, columns: int) -> tuple[str, ...]:
