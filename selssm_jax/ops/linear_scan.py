@@ -1,11 +1,15 @@
 """h_t = a_t h_{t-1} + b_t, elementwise: the recurrence under every diagonal state space model (theory, section 3)."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
+
+from selssm_jax.ops.boundaries import carried, composed_or_stepped, said, vary_alike
 
 METHODS = ("auto", "sequential", "associative", "chunked")
 CHUNK = 256  # steps that "chunked" composes at once
@@ -28,6 +32,11 @@ def linear_scan(
     "sequential" has blocks of one step and runs in place, without transposes or temporaries; "associative" is one block
     of all steps and needs some 2.5 arrays more; "chunked" has blocks of `CHUNK` steps, and temporaries of their size.
 
+    A composed block multiplies factors before it meets a state, and products leave the range of numbers where single steps do not: factors above 1
+    that grow beyond it, states far below it that grow again, what is not finite. Where growth times drives could pass the middle of the range,
+    1e19 in float32, or anything is not finite, all steps are run one by one, whatever the method. What is lost to products too small for
+    the range is below 1e-19 elsewhere.
+
     "auto" is decided where the program is lowered. On a CPU it is sequential: the fastest at every shape measured, with
     and without gradients (benchmarks/records/linear_scan.json). On any other platform steps are too short to be run one
     by one: it is associative, and chunked for arrays of more than `LARGE` elements. That choice is by reasoning: no
@@ -43,7 +52,8 @@ def linear_scan(
     Args:
       a: factor of every step, real or complex. b: drive of every step.
       h0: state before the first step that is run; zero if None. Complex only if a or b is.
-      reset: True forgets everything that came before that step in the direction of the scan, h0 too.
+      reset: True forgets everything that came before that step in the direction of the scan, h0 too. It forgets what is not finite too, and so do the
+        gradients; with a reset given any factor of exactly 0 does.
       reverse: runs from the last step to the first.
       method: "auto", "sequential", "associative" or "chunked".
 
@@ -63,7 +73,7 @@ def linear_scan(
     h0 = jnp.zeros((b.shape[0], *b.shape[2:]), wide) if h0 is None else h0.astype(wide)
     if reset is not None:
         a = jnp.where(reset.reshape(*reset.shape, *[1] * (a.ndim - 2)), 0, a)
-    return _scan(method, reverse, False, a.astype(dtype), b.astype(dtype), h0)
+    return _scan(_Run(method, reverse, False, reset is not None), *vary_alike((a.astype(dtype), b.astype(dtype), h0)))
 
 
 def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: str) -> None:
@@ -85,46 +95,59 @@ def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: st
         raise ValueError(f"reset has shape {reset.shape} and dtype {reset.dtype}, expected (B, T) = {a.shape[:2]} and bool")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(method: str, reverse: bool, delayed: bool, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
+class _Run(NamedTuple):
+    """How a scan runs. `delayed`: as the adjoint. `forgets`: a factor of 0 hides a state that is not finite: no need, nor cost, without a reset."""
+
+    method: str
+    reverse: bool
+    delayed: bool
+    forgets: bool
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(run: _Run, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
     """The recurrence and, delayed, its adjoint, which meets each factor one step later.
 
     Plain: h_t = a_t h_{t-1} + b_t; returns h and its last. Delayed: h_t = a_{t-1} h_{t-1} + b_t with a_0 = 1; returns h
     and a_T h_T. Each is the transpose of the other run in the other direction, so this one function and its rule give
     gradients of every order.
     """
-    run, length = partial(_in_blocks, reverse, delayed), b.shape[1]
+    length = b.shape[1]
     blocks = {"sequential": 1, "associative": length, "chunked": min(CHUNK, length)}
-    if method == "auto":
-        parallel = blocks["chunked" if b.size > LARGE else "associative"]
-        return lax.platform_dependent(a, b, h0, cpu=partial(run, blocks["sequential"]), default=partial(run, parallel))
-    return run(blocks[method], a, b, h0)
+
+    def by(method: str) -> Callable[..., tuple[Array, Array]]:
+        stepped, composed = (partial(_in_blocks, run, block) for block in (1, blocks[method]))
+        return stepped if blocks[method] == 1 else lambda a, b, h0: composed_or_stepped(_in_range(a, b, h0), composed, stepped, a, b, h0)
+
+    if run.method == "auto":
+        return lax.platform_dependent(a, b, h0, cpu=by("sequential"), default=by("chunked" if b.size > LARGE else "associative"))
+    return by(run.method)(a, b, h0)
 
 
-def _scan_forward(method: str, reverse: bool, delayed: bool, a: Array, b: Array, h0: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
-    h, last = _scan(method, reverse, delayed, a, b, h0)
+def _scan_forward(run: _Run, a: Array, b: Array, h0: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    h, last = _scan(run, a, b, h0)
     return (h, last), (a, h, h0)
 
 
-def _scan_backward(method: str, reverse: bool, delayed: bool, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-    a, h, h0 = saved
-    dh, dlast = cotangents
-    u, dh0 = _scan(method, not reverse, not delayed, a, dh, dlast)
-    da = h * _previous(u, dlast, reverse=not reverse) if delayed else u * _previous(h, h0, reverse=reverse)
+def _scan_backward(run: _Run, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    a, h, h0, dh, dlast = vary_alike((*saved, *cotangents))
+    u, dh0 = _scan(run._replace(reverse=not run.reverse, delayed=not run.delayed), a, dh, dlast)
+    da = carried(_previous(u, dlast, reverse=not run.reverse), h) if run.delayed else carried(u, _previous(h, h0, reverse=run.reverse))
     return da, u, dh0
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _in_blocks(reverse: bool, delayed: bool, block: int, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _in_blocks(run: _Run, block: int, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
     """Replaces b by h block by block in one buffer; what does not fill a block comes last.
 
     A block is written when the next one is about to be read. So the buffer's only reader sees it after the write, and
     XLA has no reason to keep the old one: reading and writing in one step may cost a copy of the whole buffer a step.
     """
-    wide, length = h0.dtype, b.shape[1]
+    (_, reverse, delayed, forgets), wide, length = run, h0.dtype, b.shape[1]
+    carry = said if delayed else carried if forgets else jnp.multiply
     count, rest = divmod(length, block)
     offset, shift = (rest, 1) if reverse else (0, -1)
 
@@ -133,17 +156,17 @@ def _in_blocks(reverse: bool, delayed: bool, block: int, a: Array, b: Array, h0:
 
     def solve(start: Array | int, size: int, h: Array, buffer: Array) -> Array:
         factors = _read(a, start + shift if delayed else start, size).astype(wide)
-        return _compose(factors, _read(buffer, start, size), _newest(h, reverse=reverse), reverse=reverse)
+        return _compose(factors, _read(buffer, start, size), _newest(h, reverse=reverse), carry, reverse=reverse)
 
-    def body(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        h, buffer = carry
+    def body(n: Array, states: tuple[Array, Array]) -> tuple[Array, Array]:
+        h, buffer = states
         buffer = _write(buffer, h, at(n - 1))
         return solve(at(n), block, h, buffer), buffer
 
     buffer = b.astype(wide)
     factors = _read(a, at(0), block).astype(wide)
     factors = _previous(factors, jnp.ones_like(h0), reverse=reverse) if delayed else factors
-    h = _compose(factors, _read(buffer, at(0), block), h0, reverse=reverse)
+    h = _compose(factors, _read(buffer, at(0), block), h0, carry, reverse=reverse)
     if count > 1:
         h, buffer = lax.fori_loop(1, count, body, (h, buffer))
     buffer = _write(buffer, h, at(count - 1))
@@ -152,13 +175,23 @@ def _in_blocks(reverse: bool, delayed: bool, block: int, a: Array, b: Array, h0:
         h = solve(start, rest, h, buffer)
         buffer = _write(buffer, h, start)
     last = _newest(h, reverse=reverse)
-    return buffer.astype(b.dtype), _newest(a, reverse=reverse).astype(wide) * last if delayed else last
+    if not delayed:
+        return buffer.astype(b.dtype), last
+    return buffer.astype(b.dtype), carry(_newest(a, reverse=reverse).astype(wide), last)
 
 
-def _compose(a: Array, b: Array, before: Array, *, reverse: bool) -> Array:
+def _in_range(a: Array, b: Array, h0: Array) -> Array:
+    """Whether no product of factors, times a drive, passes the middle of the range of numbers: none overflows then, and what underflows is small."""
+    size = lambda values: jnp.abs(values.astype(h0.dtype))  # noqa: E731
+    growth = jnp.prod(jnp.maximum(size(a), 1), axis=1)
+    limit = jnp.finfo(h0.dtype).tiny ** -0.5
+    return (size(b) * growth[:, None] <= limit).all() & (size(h0) * growth <= limit).all()  # false for what is no number
+
+
+def _compose(a: Array, b: Array, before: Array, carry: Callable[[Array, Array], Array], *, reverse: bool) -> Array:
     """States inside one block from the state before it, (B, *S)."""
     if a.shape[1] == 1:
-        return a * before[:, None] + b
+        return carry(a, before[:, None]) + b
     decay, h = lax.associative_scan(lambda x, y: (x[0] * y[0], y[0] * x[1] + y[1]), (a, b), axis=1, reverse=reverse)
     return decay * before[:, None] + h
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, weighted
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
@@ -58,7 +59,7 @@ def selective_scan(
     Args:
       x: inputs. dt: step sizes, positive. A: poles, negative. B: input maps. C: readouts. D: weight of x in y; none if None.
       h0: state before the first step; zero if None.
-      reset: True forgets everything before that step.
+      reset: True forgets everything before that step, what is not finite too.
       method: "auto", "sequential" or "chunked".
 
     Returns:
@@ -71,9 +72,9 @@ def selective_scan(
     _check(x, dt, A, B, C, D, h0, reset, method)
     wide = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
     start = jnp.zeros((x.shape[0], A.shape[1], A.shape[0]), wide) if h0 is None else h0.swapaxes(1, 2).astype(wide)
-    y, last, _ = _scan(method, _Inputs(x, dt, A.T.astype(wide), B, C, start), reset)
+    y, last, _ = _scan(method, *vary_alike((_Inputs(x, dt, A.T.astype(wide), B, C, start), reset)))
     if D is not None:
-        y += D.astype(wide)[None, None] * x
+        y += weighted(D.astype(wide)[None, None], x.astype(wide))
     return y.astype(x.dtype), last.swapaxes(1, 2)
 
 
@@ -107,13 +108,23 @@ def _scan_forward(method: str, given: _Inputs, reset: Array | None) -> tuple[tup
 
 
 def _scan_backward(method: str, saved: tuple[_Inputs, Array | None, Array], cotangents: tuple[Array, Array, Array]) -> tuple[_Inputs, None]:
-    dy, dlast, _ = cotangents
-    return _gradient(method, *saved, dy, dlast), None
+    given, reset, starts, (dy, dlast, _) = vary_alike((*saved, cotangents))
+    return _gradient(method, given, reset, starts, dy, dlast), None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
-    return _choose(method, _gradient_by_steps, _gradient_by_chunks)(given, reset, starts, dy, dlast)
+    plain = _choose(method, _gradient_by_steps, _gradient_by_chunks)
+    return composed_or_stepped(all_finite((given, starts)), plain, partial(_gradient_of_numbers, plain), given, reset, starts, dy, dlast)
+
+
+def _gradient_of_numbers(plain: Callable[..., _Inputs], given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+    """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
+    clean = given._replace(**{name: finite(getattr(given, name)) for name in ("x", "dt", "B", "C", "h0")})
+    gradient = plain(clean, reset, finite(starts), dy, dlast)
+    none = jnp.zeros(given.x.shape[:2], bool) if reset is None else reset
+    rows = lost((given.x, given.dt, given.B, given.C), given.h0, none, dy, dlast)
+    return _Inputs(*(poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in gradient._asdict().items()))
 
 
 def _gradient_forward(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> tuple[_Inputs, tuple]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, weighted
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
@@ -45,13 +46,16 @@ def ssd(
     state (benchmarks/records/ssd.json, 2 cores); elsewhere it takes all chunks of `CHUNK` at once, by reasoning: no
     accelerator was measured.
 
+    Products with masks do not hide what is not finite. Where anything is not, chunks give way to single steps, and the gradient is that of the numbers
+    that are, NaN where others are read.
+
     Products and states are float32 (or wider) whatever the inputs are. Gradients of any order, reverse mode alone.
 
     Args:
       x: inputs of H heads. dt: step sizes, positive. A: one pole a head, negative.
       B, C: input maps and readouts of G groups; head i reads group i // (H / G).
       D: weight of x in y; none if None. h0: state before the first step; zero if None.
-      reset: True forgets everything before that step.
+      reset: True forgets everything before that step, what is not finite too.
       chunk: K, or "auto".
 
     Returns:
@@ -68,9 +72,9 @@ def ssd(
     start = jnp.zeros(state, wide) if h0 is None else h0.astype(wide).reshape(state)
     reset = jnp.zeros(x.shape[:2], bool) if reset is None else reset
     given = _Inputs(x, dt, A.astype(wide).reshape(heads), B, C, jnp.moveaxis(start, 4, 2))
-    y, last = _run(None if chunk == "auto" else chunk, given, reset)
+    y, last = _run(None if chunk == "auto" else chunk, *vary_alike((given, reset)))
     if D is not None:
-        y += D.astype(wide)[None, None, :, None] * x
+        y += weighted(D.astype(wide)[None, None, :, None], x.astype(wide))
     return y.astype(x.dtype), jnp.moveaxis(last, 2, 4).reshape(x.shape[0], *x.shape[2:], B.shape[3])
 
 
@@ -92,8 +96,18 @@ class _Inputs(NamedTuple):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(chunk: int | None, given: _Inputs, reset: Array) -> tuple[Array, Array]:
     """(y, last state)."""
-    on_cpu = partial(_chunk_by_chunk, chunk) if chunk else _by_steps
-    return lax.platform_dependent(given, reset, cpu=on_cpu, default=partial(_by_chunks, chunk or CHUNK))
+
+    def where_safe(form: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
+        return lambda given, reset: composed_or_stepped(_is_safe(given), form, _by_steps, given, reset)
+
+    on_cpu = where_safe(partial(_chunk_by_chunk, chunk)) if chunk else _by_steps
+    return lax.platform_dependent(given, reset, cpu=on_cpu, default=where_safe(partial(_by_chunks, chunk or CHUNK)))
+
+
+def _is_safe(given: _Inputs) -> Array:
+    """Whether all is finite and decays: a chunk then holds no product that is no number."""
+    rate = given.dt.astype(given.A.dtype) * given.A.reshape(1, 1, -1)
+    return all_finite(given) & (rate <= 0).all()
 
 
 def _run_forward(chunk: int | None, given: _Inputs, reset: Array) -> tuple[tuple[Array, Array], tuple[_Inputs, Array]]:
@@ -101,13 +115,18 @@ def _run_forward(chunk: int | None, given: _Inputs, reset: Array) -> tuple[tuple
 
 
 def _run_backward(chunk: int | None, saved: tuple[_Inputs, Array], cotangents: tuple[Array, Array]) -> tuple[_Inputs, None]:
-    return _gradient(chunk, *saved, cotangents), None
+    return _gradient(chunk, *vary_alike((*saved, cotangents))), None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
-    on_cpu = partial(_pullback, partial(_chunk_by_chunk, chunk or _cpu_chunk(given)))
-    return lax.platform_dependent(given, reset, cotangents, cpu=on_cpu, default=partial(_pullback, partial(_by_chunks, chunk or CHUNK)))
+
+    def by(form: Callable[..., Any]) -> Callable[..., _Inputs]:
+        ways = partial(_pullback, form), partial(_pullback_of_numbers, form)
+        return lambda *given: composed_or_stepped(all_finite(given[0]), *ways, *given)
+
+    on_cpu = by(partial(_chunk_by_chunk, chunk or _cpu_chunk(given)))
+    return lax.platform_dependent(given, reset, cotangents, cpu=on_cpu, default=by(partial(_by_chunks, chunk or CHUNK)))
 
 
 def _gradient_forward(chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> tuple[_Inputs, tuple[Any, ...]]:
@@ -129,6 +148,16 @@ def _pullback(run: Callable[..., Any], given: _Inputs, reset: Array, cotangents:
     return jax.vjp(lambda given: run(given, reset), given)[1](cotangents)[0]
 
 
+def _pullback_of_numbers(run: Callable[..., Any], given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
+    """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
+    clean = given._replace(**{name: finite(getattr(given, name)) for name in ("x", "dt", "B", "C", "h0")})
+    gradient = _pullback(run, clean, reset, cotangents)
+    rows = lost((given.x, given.dt, given.B, given.C), given.h0, reset, *cotangents)
+    return gradient._replace(
+        **{name: poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in gradient._asdict().items()}
+    )
+
+
 def _cpu_chunk(given: _Inputs) -> int:
     """The power of two near sqrt(N P) / 2: the fastest for the gradient from 16 x 16 to 128 x 128 states a head."""
     width = math.sqrt(given.h0.shape[2] * given.h0.shape[4]) / 2
@@ -140,10 +169,11 @@ def _by_steps(given: _Inputs, reset: Array) -> tuple[Array, Array]:
 
     def body(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         h, y = carry
-        x, dt, B, C, forget = (at(value, t, h.dtype) for value in (given.x, given.dt, given.B, given.C, reset))
+        x, dt, B, C = (at(value, t, h.dtype) for value in (given.x, given.dt, given.B, given.C))
+        forget = at(reset, t, bool)
         x, dt = x.reshape(h.shape[:-1]), dt.reshape(h.shape[:-2])
-        kept = jnp.exp(dt * given.A[None]) * (1 - forget)[:, None, None]
-        h = kept[..., None, None] * h + (x * dt[..., None])[..., None] * B[:, :, None, None]
+        kept = jnp.exp(dt * given.A[None])[..., None, None] * h
+        h = jnp.where(forget[:, None, None, None, None], 0, kept) + (x * dt[..., None])[..., None] * B[:, :, None, None]
         return h, put(y, jnp.einsum("bgrpn,bgn->bgrp", h, C).reshape(y.shape[0], *y.shape[2:]), t)
 
     y = jnp.zeros(given.x.shape, given.h0.dtype)
