@@ -76,10 +76,12 @@ class SequenceModel(nn.Module):
         Args:
           inputs: (B, T) tokens or (B, T, C) values. state: from `initial_state` or an earlier call.
           reset: True forgets everything before that step (tokens, or signals with stride 1).
-          valid: False at padding to the right, which a class head leaves out.
+          valid: False at padding to the right, which is not read: a signal is 0 there, and a class head leaves it out.
           deterministic: no dropout.
         """
         state = self._unread(inputs.shape[0]) if state is None else state
+        if valid is not None and inputs.ndim == 3:
+            inputs = jnp.where(valid[..., None], inputs, 0)
         if self.config.task.kind == "forecasting":
             return self._forecast(inputs, state, reset, deterministic)
         x, encoder = self._encode(inputs, state["encoder"])

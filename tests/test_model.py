@@ -92,6 +92,15 @@ def test_padding_does_not_change_a_class(config):
     np.testing.assert_allclose(run(model, params, padded, valid=valid)[0], run(model, params, x)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [SIGNAL, VECTOR], ids=["mean", "last"])
+def test_padding_that_is_not_finite_reaches_neither_a_class_nor_its_gradient(config):
+    model, params, x = build(config)
+    valid = jnp.arange(T + 3)[None] < jnp.array([[T], [T]])
+    slopes = jax.jit(jax.grad(lambda params, x: jnp.square(model.apply(params, x, valid=valid)[0]).sum()))
+    found, expected = (slopes(params, jnp.concatenate([x, jnp.full((B, 3, x.shape[-1]), fill)], axis=1)) for fill in (jnp.nan, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_without_norms_a_model_of_constant_gates_is_affine():
     """What the closed form of a linear channel needs: f(x) + f(z) = f(x + z) + f(0)."""
     config = dataclasses.replace(FORECAST, pattern=("selective",), gate="constant", norm="none", conv=0, mlp_ratio=0.0, linear_skip=0)

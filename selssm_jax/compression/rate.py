@@ -112,7 +112,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
 def _sums(means: Array, variances: Array, frames: Array) -> Sums:
     weights = jnp.repeat(frames, len(means) // len(frames), axis=0)[..., None]
     sums = {"mean": means, "power": variances + means**2, "log": jnp.log(variances)}
-    return {name: (weights * value).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
+    return {name: (weights * objectives.counted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
 
 
 def _nats(sums: Sums) -> float:

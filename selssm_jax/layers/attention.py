@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.projection import project
+from selssm_jax.ops.boundaries import finite, poison
 from selssm_jax.shapes import Activations, Reset
 
 BASE = 10_000.0  # of the wave lengths of rotary positions
@@ -60,9 +61,11 @@ def _read(q: Array, k: Array, v: Array, begin: Array, now: Array, at: Array, win
     """What queries (H, Q, P) of one row, of its steps `now`, see of keys and values (H, K, P) of its steps `at`."""
     age = now[:, None] - at[None]
     seen = (age >= 0) & (age < window) & (at[None] >= begin[:, None])
-    scores = jnp.einsum("hqp,hkp->hqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    bad = ~(jnp.isfinite(k) & jnp.isfinite(v)).all(axis=(0, 2))
+    scores = jnp.einsum("hqp,hkp->hqk", q, finite(k), preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(seen[None], scores, HIDDEN), axis=-1)
-    return jnp.einsum("hqk,hkp->hqp", weights.astype(v.dtype), v)
+    y = jnp.einsum("hqk,hkp->hqp", weights.astype(v.dtype), finite(v))  # a weight of 0 would not hide what is not finite
+    return poison(y, (seen & bad[None]).any(axis=1)[None, :, None])
 
 
 def _read_by_pieces(row: tuple[Array, Array, Array, Array], window: int) -> Array:

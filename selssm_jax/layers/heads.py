@@ -25,7 +25,7 @@ class ClassHead(nn.Module):
         settings.choice("pool", self.pool, settings.Pool)
         x = x.astype(jnp.float32)
         count = state["count"] + valid.sum(axis=1)
-        pooled = state["sum"] + (x * valid[..., None]).sum(axis=1) if self.pool == "mean" else self._last(x, state["sum"], valid)
+        pooled = state["sum"] + jnp.where(valid[..., None], x, 0).sum(axis=1) if self.pool == "mean" else self._last(x, state["sum"], valid)
         scale = jnp.maximum(count, 1)[:, None] if self.pool == "mean" else 1
         return Projection(self.classes, name="out")(pooled / scale), {"sum": pooled, "count": count}
 

@@ -18,6 +18,7 @@ from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.projection import Projection, project
 from selssm_jax.layers.selective import Dynamics
+from selssm_jax.ops.boundaries import finite, poison
 from selssm_jax.ops.discretize import bilinear, zero_order_hold
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.shapes import Activations, Reset
@@ -117,7 +118,12 @@ class S4D(nn.Module):
         return jnp.concatenate([y, rest], axis=1), last
 
     def _chunk(self, h: Array, x: Array) -> tuple[Array, Array]:
-        """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left of the state before it."""
+        """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left of the state before it.
+
+        Products with masks do not hide what is not finite: they are of what is, and steps after the other are set to NaN.
+        """
+        bad, ill = ~jnp.isfinite(x), ~jnp.isfinite(h).all(axis=-1)
+        x, h = finite(x), finite(h)
         a, b = self._discrete()
         steps = jnp.arange(x.shape[1] + 1)
         logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))  # of a pole that decays below what float32 has, too
@@ -128,7 +134,8 @@ class S4D(nn.Module):
         y = jnp.einsum("tsd,bsd->btd", _toeplitz(kernel), x) + 2 * kept
         late = powers[-2::-1] * b[None]
         own = jax.lax.complex(*(jnp.einsum("sdn,bsd->bdn", part, x) for part in (late.real, late.imag)))
-        return powers[-1][None] * h + own, y
+        bad = jnp.einsum("ts,bsd->btd", jnp.tri(x.shape[1], dtype=x.dtype), bad.astype(x.dtype)) + ill[:, None] > 0
+        return poison(powers[-1][None] * h + own, bad[:, -1, :, None]), poison(y, bad)
 
     def _spoken(self, h: Array) -> Array:
         """2 Re(C h)."""

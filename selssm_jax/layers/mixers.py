@@ -1,4 +1,4 @@
-"""The mixers that a block pattern can name: a table from a name to its layer; `settings` says which keys are its arguments.
+"""The mixers that a block pattern can name: `LAYERS`, from a name to its layer, whose arguments `settings` says, and `MIXERS`, to what a config makes of it.
 
 Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that carry the state, and a reset hides
 all that came before it. `initial_state(batch, steps=None)` is the state before the first step; where it is a cache, with room for `steps`. A mixer may
@@ -7,6 +7,7 @@ sow "gate" and "state" among its intermediates, name the axes of its state in it
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -20,13 +21,7 @@ from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
 from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.layers.tcn import TCN
 
-
-def mixer(name: str, config: Model) -> nn.Module:
-    """Returns the mixer that a block pattern calls `name`, of the config of one block."""
-    return MIXERS[name](**config.arguments(name), dtype=jnp.dtype(config.dtype))
-
-
-MIXERS: dict[str, Callable[..., nn.Module]] = {
+LAYERS: dict[str, Callable[..., nn.Module]] = {
     "selective": SelectiveSSM,
     "s4d": S4D,
     "s5": S5,
@@ -42,3 +37,11 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "local_attention": Attention,
     "tcn": TCN,
 }
+
+
+def mixer(name: str, config: Model) -> nn.Module:
+    """Returns the mixer that a block pattern calls `name`, of the config of one block."""
+    return LAYERS[name](**config.arguments(name), dtype=jnp.dtype(config.dtype))
+
+
+MIXERS: dict[str, Callable[[Model], nn.Module]] = {name: partial(mixer, name) for name in LAYERS}

@@ -23,25 +23,6 @@ def said(factor: Inexact[Array, "..."], cotangent: Inexact[Array, "..."]) -> Ine
     return jnp.where((factor == 0) | (cotangent == 0), 0, factor * cotangent)
 
 
-@jax.custom_vjp
-def weighted(weight: Inexact[Array, "..."], x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
-    """Returns weight * x, the weight of x's rank; an x that nothing reads is nothing to the weight's gradient, whatever it is."""
-    return weight * x
-
-
-def _weighted_forward(weight: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
-    return weight * x, (weight, x)
-
-
-def _weighted_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    weight, x = saved
-    shared = tuple(axis for axis, size in enumerate(weight.shape) if size == 1)
-    return carried(dy, x).sum(axis=shared, keepdims=True), weight * dy
-
-
-weighted.defvjp(_weighted_forward, _weighted_backward)
-
-
 def finite(values: Inexact[Array, "*s"]) -> Inexact[Array, "*s"]:
     """Returns the values with 0 in place of what is not finite: for products with masks. Its gradient is 0 there."""
     return jnp.where(jnp.isfinite(values), values, 0)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, weighted
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
 
 METHODS = ("auto", "sequential", "chunked")
+Number = Callable[[Array], Array]  # what is read of an input: itself, or 0 where it is not finite
 CHUNK = 64  # steps whose states are alive at once; the state before each chunk is saved for the gradient
 
 
@@ -74,7 +75,7 @@ def selective_scan(
     start = jnp.zeros((x.shape[0], A.shape[1], A.shape[0]), wide) if h0 is None else h0.swapaxes(1, 2).astype(wide)
     y, last, _ = _scan(method, *vary_alike((_Inputs(x, dt, A.T.astype(wide), B, C, start), reset)))
     if D is not None:
-        y += weighted(D.astype(wide)[None, None], x.astype(wide))
+        y += D.astype(wide)[None, None] * x
     return y.astype(x.dtype), last.swapaxes(1, 2)
 
 
@@ -114,17 +115,20 @@ def _scan_backward(method: str, saved: tuple[_Inputs, Array | None, Array], cota
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
-    plain = _choose(method, _gradient_by_steps, _gradient_by_chunks)
-    return composed_or_stepped(all_finite((given, starts)), plain, partial(_gradient_of_numbers, plain), given, reset, starts, dy, dlast)
+    plain, careful = (_choose(method, partial(_gradient_by_steps, number), partial(_gradient_by_chunks, number)) for number in (_as_it_is, finite))
+    return composed_or_stepped(all_finite((given, starts)), plain, partial(_gradient_of_numbers, careful), given, reset, starts, dy, dlast)
 
 
-def _gradient_of_numbers(plain: Callable[..., _Inputs], given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+def _gradient_of_numbers(gradient: Callable[..., _Inputs], given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
     """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
-    clean = given._replace(**{name: finite(getattr(given, name)) for name in ("x", "dt", "B", "C", "h0")})
-    gradient = plain(clean, reset, finite(starts), dy, dlast)
     none = jnp.zeros(given.x.shape[:2], bool) if reset is None else reset
     rows = lost((given.x, given.dt, given.B, given.C), given.h0, none, dy, dlast)
-    return _Inputs(*(poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in gradient._asdict().items()))
+    values = gradient(given, reset, finite(starts), dy, dlast)._asdict()
+    return _Inputs(*(poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in values.items()))
+
+
+def _as_it_is(value: Array) -> Array:
+    return value
 
 
 def _gradient_forward(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> tuple[_Inputs, tuple]:
@@ -175,13 +179,13 @@ def _chunk(h: Array, A: Array, x: Array, dt: Array, B: Array, C: Array, reset: A
     return last, jnp.einsum("btnd,btn->btd", h, C.astype(h.dtype))
 
 
-def _gradient_by_chunks(given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+def _gradient_by_chunks(number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
     parts = [_cut(value) for value in (given.x, given.dt, given.B, given.C)]
 
     def body(carry: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], tuple]:
         dh, dA = carry
         h, dy, reset, *inputs = part
-        pullback = jax.vjp(partial(_chunk, reset=reset), h, given.A, *inputs)[1]
+        pullback = jax.vjp(partial(_chunk, reset=reset), h, given.A, *map(number, inputs))[1]
         dh, share, *rest = pullback((dh, dy))
         return (dh, dA + share), tuple(rest)
 
@@ -211,7 +215,7 @@ def _by_steps(given: _Inputs, reset: Array | None) -> tuple[Array, Array, Array]
 
     def body(t: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         h, y = carry
-        h = _step(given, reset, t, h)
+        h = _step(_as_it_is, given, reset, t, h)
         return h, put(y, jnp.einsum("bnd,bn->bd", h, at(given.C, t, h.dtype)), t)
 
     def chunk(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], Array]:
@@ -226,9 +230,9 @@ def _by_steps(given: _Inputs, reset: Array | None) -> tuple[Array, Array, Array]
     return y, last, starts
 
 
-def _step(given: _Inputs, reset: Array | None, t: Array | int, h: Array) -> Array:
+def _step(number: Number, given: _Inputs, reset: Array | None, t: Array | int, h: Array) -> Array:
     """The state after step t."""
-    x, dt, B = (at(value, t, h.dtype) for value in (given.x, given.dt, given.B))
+    x, dt, B = (number(at(value, t, h.dtype)) for value in (given.x, given.dt, given.B))
     kept = jnp.exp(dt[:, None] * given.A[None]) * h
     return _unless(reset, t, kept) + (dt * x)[:, None] * B[..., None]
 
@@ -243,18 +247,18 @@ class _Gradients(NamedTuple):
     C: Array
 
 
-def _gradient_by_steps(given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+def _gradient_by_steps(number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
     """One pass backwards, chunk by chunk: the states of a chunk once more, then its steps in reverse."""
 
     def chunk(carry: tuple[Array, _Gradients], piece: tuple[Array, Array]) -> tuple[tuple[Array, _Gradients], None]:
         start, before = piece
         count = jnp.minimum(CHUNK, steps - start)
-        states = _states(given, reset, start, count, before)
+        states = _states(number, given, reset, start, count, before)
 
         def body(n: Array, carry: tuple[Array, _Gradients]) -> tuple[Array, _Gradients]:
             k = count - 1 - n
             around = at(states, k, before.dtype), at(states, k + 1, before.dtype)
-            return _step_back(given, reset, start + k, around, at(dy, start + k, before.dtype), *carry)
+            return _step_back(number, given, reset, start + k, around, at(dy, start + k, before.dtype), *carry)
 
         return lax.fori_loop(0, count, body, carry), None
 
@@ -265,12 +269,12 @@ def _gradient_by_steps(given: _Inputs, reset: Array | None, starts: Array, dy: A
     return _Inputs(dx, ddt, found.A.sum(0), dB, dC, dh)
 
 
-def _states(given: _Inputs, reset: Array | None, start: Array, count: Array, before: Array) -> Array:
+def _states(number: Number, given: _Inputs, reset: Array | None, start: Array, count: Array, before: Array) -> Array:
     """(B, CHUNK + 1, N, D): the state before a chunk and after each of its steps."""
 
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         h, states = carry
-        h = _step(given, reset, start + k, h)
+        h = _step(number, given, reset, start + k, h)
         return h, put(states, h, k + 1)
 
     states = jnp.zeros((before.shape[0], CHUNK + 1, *before.shape[1:]), before.dtype)
@@ -278,11 +282,11 @@ def _states(given: _Inputs, reset: Array | None, start: Array, count: Array, bef
 
 
 def _step_back(
-    given: _Inputs, reset: Array | None, t: Array, around: tuple[Array, Array], dy: Array, after: Array, found: _Gradients
+    number: Number, given: _Inputs, reset: Array | None, t: Array, around: tuple[Array, Array], dy: Array, after: Array, found: _Gradients
 ) -> tuple[Array, _Gradients]:
     """(cotangent of the state before step t, gradients with those of t); `around`, the states there; `after`, what later steps say."""
     before, h = around
-    x, dt, B, C = (at(value, t, h.dtype) for value in (given.x, given.dt, given.B, given.C))
+    x, dt, B, C = (number(at(value, t, h.dtype)) for value in (given.x, given.dt, given.B, given.C))
     dh = after + C[..., None] * dy[:, None]
     carried = _unless(reset, t, jnp.exp(dt[:, None] * given.A[None]) * dh)
     ddecay = carried * before  # with respect to dt A

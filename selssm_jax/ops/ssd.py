@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, weighted
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
@@ -74,7 +74,7 @@ def ssd(
     given = _Inputs(x, dt, A.astype(wide).reshape(heads), B, C, jnp.moveaxis(start, 4, 2))
     y, last = _run(None if chunk == "auto" else chunk, *vary_alike((given, reset)))
     if D is not None:
-        y += weighted(D.astype(wide)[None, None, :, None], x.astype(wide))
+        y += D.astype(wide)[None, None, :, None] * x
     return y.astype(x.dtype), jnp.moveaxis(last, 2, 4).reshape(x.shape[0], *x.shape[2:], B.shape[3])
 
 

@@ -27,13 +27,22 @@ def score(kind: str, outputs: Array, batch: Mapping[str, Array]) -> Sums:
     is 1 - sum e^2 / sum y^2, out of sample: against the forecast 0, which is the training mean of standardised values (Campbell and
     Thompson 2008); direction, the share of values forecast on the right side of the last input, those that equal it left out.
     """
+    outputs = counted(outputs, batch["weights"])
+    if kind == "forecasting":
+        batch = {**batch, "targets": counted(batch["targets"], batch["weights"])}
     errors = _regression(outputs, batch["targets"]) if kind == "forecasting" else _categorical(outputs, batch["targets"])
     sums = {name: _weighted(error, batch) for name, error in errors.items()}
     return sums | (_shares(outputs, batch) if kind == "forecasting" else {})
 
 
+def counted(values: Array, weights: Array) -> Array:
+    """Returns the values, (B, ...), 0 where the weight of their row or step is: a product with it would not hide what is not finite, nor its gradient."""
+    return jnp.where(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)) == 0, 0, values)
+
+
 def _weighted(error: Array, batch: Mapping[str, Array]) -> Array:
-    return jnp.stack([(error * batch["weights"]).sum(), batch["weights"].sum()])
+    weights = batch["weights"]
+    return jnp.stack([(counted(error, weights) * weights).sum(), weights.sum()])
 
 
 def _categorical(logits: Array, targets: Array) -> dict[str, Array]:
@@ -51,14 +60,15 @@ def huber(outputs: Array, batch: Mapping[str, Array]) -> Sums:
 
     Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let decide.
     """
-    return {"huber": _weighted(2 * optax.huber_loss(outputs, batch["targets"], delta=1.0).mean(axis=(1, 2)), batch)}
+    outputs, targets = (counted(values, batch["weights"]) for values in (outputs, batch["targets"]))
+    return {"huber": _weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch)}
 
 
 def _shares(outputs: Array, batch: Mapping[str, Array]) -> Sums:
     """R2 and the share of right directions, which have weights of their own; of the series with its cycle, where that was taken off."""
-    targets, weights, last = batch["targets"], batch["weights"][:, None, None], batch["inputs"][:, -1:]
+    targets, weights, last = batch["targets"], batch["weights"][:, None, None], counted(batch["inputs"][:, -1:], batch["weights"])
     if "course" in batch:
-        before, ahead = jnp.split(batch["course"][:, -1 - targets.shape[1] :], [1], axis=1)
+        before, ahead = jnp.split(counted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1)
         last, targets, outputs = last + before, targets + ahead, outputs + ahead
     unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
     moved = (targets != last) * weights
@@ -143,7 +153,7 @@ def _rate(means: Array, variances: Array, frames: Array, total: Callable[[Array]
     """Sum over valid frames of the divergence from the batch's moments; where channels run apart, each is a row of its own."""
     channels = len(means) // len(frames)
     weights = jnp.repeat(frames, channels, axis=0).ravel() / channels
-    means, variances = (part.reshape(-1, part.shape[-1]) for part in (means, variances))
+    means, variances = (jnp.where(weights[:, None] == 0, hidden, part.reshape(-1, part.shape[-1])) for part, hidden in ((means, 0), (variances, 1)))
     r = jax.lax.stop_gradient(variational.marginal(means, variances, weights, total=total))
     return (weights * variational.divergence(means, variances, r)).sum()
 
@@ -160,4 +170,4 @@ def _mixers(sown: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _over_frames(gate: Array, frames: Array) -> Array:
     """Sum over valid frames of the mean gate; where channels run apart, each is a row of its own."""
-    return (gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1) * frames).sum()
+    return (counted(gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1), frames) * frames).sum()

@@ -120,6 +120,36 @@ def test_no_gradient_crosses_a_reset(kind):
 
 
 @ALL
+def test_what_is_not_finite_crosses_no_reset_and_comes_from_no_later_step(kind):
+    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
+    params = jax.jit(layer.init)(jax.random.key(1), x)
+    state = layer.initial_state(B)
+    ill = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan if leaf.ndim > 1 else 5.0), state)  # a count is a number
+    first, middle = (jnp.zeros((B, T), bool).at[:, at].set(True) for at in (0, 4))
+    run = jax.jit(lambda x, state, reset: layer.apply(params, x, state, reset=reset)[0])
+    np.testing.assert_allclose(run(x, ill, first), run(x, state, first), **CLOSE)
+    np.testing.assert_allclose(run(x.at[:, 2].set(jnp.nan), state, middle)[:, 4:], run(x, state, middle)[:, 4:], **CLOSE)
+    later = x.at[:, 6].set(jnp.nan)
+    for reset in (middle, None):  # a layer may have a way of its own for sequences without resets
+        found, expected = run(later, state, reset), run(x, state, reset)
+        np.testing.assert_allclose(found[:, :6], expected[:, :6], **CLOSE)
+        assert np.isnan(np.asarray(found[:, 6])).all()
+
+
+@pytest.mark.slow
+@ALL
+def test_no_gradient_reads_a_state_that_a_reset_hides(kind):
+    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
+    params = jax.jit(layer.init)(jax.random.key(1), x)
+    state, reset = layer.initial_state(B), jnp.zeros((B, T), bool).at[:, 0].set(True)
+    ill = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan if leaf.ndim > 1 else 5.0), state)
+    slopes = jax.jit(jax.grad(lambda params, x, state: jnp.square(layer.apply(params, x, state, reset=reset)[0]).sum(), argnums=(0, 1)))
+    jax.tree.map(lambda found, expected: np.testing.assert_allclose(found, expected, **CLOSE), slopes(params, x, ill), slopes(params, x, state))
+
+
+@ALL
 def test_bfloat16_activations_are_numbers_and_states_stay_wide(kind):
     model, params = subject(kind, dtype="bfloat16")
     logits, state = read(model, params, tokens())

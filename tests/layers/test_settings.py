@@ -15,7 +15,7 @@ from selssm_jax.layers.convolution import DilatedConv, ShortConv
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.gates import JUMPING, KINDS, Gate
 from selssm_jax.layers.heads import ClassHead, ForecastHead
-from selssm_jax.layers.mixers import MIXERS
+from selssm_jax.layers.mixers import LAYERS
 from selssm_jax.ops.dense_scan import METHODS as OF_MATRICES
 from selssm_jax.ops.linear_scan import METHODS
 from selssm_jax.ops.newton_scan import SOLVERS
@@ -52,7 +52,7 @@ def pairs_of(name):
 def layer_refuses(name, arguments):
     keys, width = {key: jax.random.key(0) for key in ("params", "noise", "gates")}, arguments["d_model"] if arguments["d_model"] in (6, D) else D
     try:
-        jax.eval_shape(MIXERS[name](**arguments).init, keys, jnp.zeros((1, 3, width)))
+        jax.eval_shape(LAYERS[name](**arguments).init, keys, jnp.zeros((1, 3, width)))
     except ValueError as error:
         return str(error)
     return ""
@@ -108,15 +108,15 @@ def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike
 @pytest.mark.parametrize(
     ("layer", "inputs", "words"),
     [
-        (MIXERS["selective"](D, 4, gate_floor=2.0), 1, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
-        (MIXERS["selective"](D, 4, process_noise=-1.0), 1, "process_noise=-1.0 is out of range"),
-        (MIXERS["selective"](D, 4, process_noise=float("nan")), 1, "process_noise=nan is out of range"),
-        (MIXERS["selective"](D, 4, certified="no"), 1, "certified='no' is unknown: use one of True, False"),
-        (MIXERS["mamba2"](D, 4, norm_epsilon=-1.0), 1, "norm_epsilon=-1.0 is out of range"),
-        (MIXERS["mamba"](D, 4, dt_rank=-1), 1, "dt_rank=-1 is out of range: use at least 0"),
-        (MIXERS["gru"](D, 4.0), 1, "d_state=4.0 is of type float, expected int"),
-        (MIXERS["attention"](12, heads=4), 1, "d_model / heads=3 is odd"),
-        (MIXERS["attention"](D, heads=0), 1, "heads=0 is out of range"),
+        (LAYERS["selective"](D, 4, gate_floor=2.0), 1, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
+        (LAYERS["selective"](D, 4, process_noise=-1.0), 1, "process_noise=-1.0 is out of range"),
+        (LAYERS["selective"](D, 4, process_noise=float("nan")), 1, "process_noise=nan is out of range"),
+        (LAYERS["selective"](D, 4, certified="no"), 1, "certified='no' is unknown: use one of True, False"),
+        (LAYERS["mamba2"](D, 4, norm_epsilon=-1.0), 1, "norm_epsilon=-1.0 is out of range"),
+        (LAYERS["mamba"](D, 4, dt_rank=-1), 1, "dt_rank=-1 is out of range: use at least 0"),
+        (LAYERS["gru"](D, 4.0), 1, "d_state=4.0 is of type float, expected int"),
+        (LAYERS["attention"](12, heads=4), 1, "d_model / heads=3 is odd"),
+        (LAYERS["attention"](D, heads=0), 1, "heads=0 is out of range"),
         (Gate(4, floor=-0.1), 1, "floor=-0.1 is out of range"),
         (Gate(4, bias=99.0), 1, "bias=99.0 is out of range"),
         (ShortConv(0, D), 1, "width=0 is out of range"),

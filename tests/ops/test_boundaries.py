@@ -72,7 +72,8 @@ def test_what_is_not_finite_before_a_reset_or_later_reaches_neither_values_nor_g
         found, seen = both(name, method)(ill, fixed, h0.at[1].set(bad))
         np.testing.assert_allclose(seen[:, RESET:LATER], y[:, RESET:LATER], **CLOSE)
         assert not np.isfinite(np.asarray(seen[1, :RESET])).any(), "what it reaches is no number"
-        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, **CLOSE), found, expected)
+        for one, other in zip(jax.tree.leaves((found[0], found[1][:1], found[2])), jax.tree.leaves((expected[0], expected[1][:1], expected[2])), strict=True):
+            np.testing.assert_allclose(one, other, **CLOSE)  # all but D, which meets x alone and no state
 
 
 @pytest.mark.parametrize("name", ["selective_scan", pytest.param("ssd", marks=pytest.mark.slow)])

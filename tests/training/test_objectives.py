@@ -200,3 +200,27 @@ def test_channels_apart_weigh_as_rows_of_their_own():
     together = objectives.rates(sown(law), jnp.asarray(valid), 1)["rate"]
     assert float(together[0] / together[1]) == pytest.approx(float(apart[0] / apart[1]), rel=1e-5)
     assert together[1] == valid.sum()
+
+
+@pytest.mark.parametrize("kind", ["language", "classification", "forecasting"])
+def test_what_is_not_finite_where_the_weight_is_zero_reaches_neither_scores_nor_gradients(kind):
+    outputs, batch = batch_of(kind, 6)
+    hidden = batch["weights"] == 0
+    assert hidden.any()
+    ill = np.where(hidden.reshape(*hidden.shape, *[1] * (outputs.ndim - hidden.ndim)), np.nan, outputs).astype(np.float32)
+
+    def loss(outputs):
+        sums = objectives.score(kind, outputs, jax.tree.map(jnp.asarray, batch))
+        sums |= objectives.huber(outputs, jax.tree.map(jnp.asarray, batch)) if kind == "forecasting" else {}
+        return sum(pair[0] for pair in sums.values()), sums
+
+    found, expected = (jax.grad(loss, has_aux=True)(jnp.asarray(values)) for values in (ill, outputs))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), found, expected)
+
+
+def test_gates_and_laws_of_padding_may_be_anything():
+    valid = jnp.arange(4)[None] < jnp.array([[4], [2]])
+    ill = jnp.where(valid[..., None], 0.5, jnp.nan) * jnp.ones((2, 4, 3))
+    sown = {"block_0": {"mixer": {"gate": (ill,), "law": (Law(ill, ill, ill),)}}}
+    sums = objectives.gate_penalties(sown, valid, 1) | objectives.dimensions(sown, valid, 1) | objectives.rates(sown, valid, 1)
+    assert all(np.isfinite(np.asarray(pair)).all() for pair in sums.values())
