@@ -2,7 +2,7 @@
 
 Every method here errs in a way of its own: a held-out bound lacks what its critic could not learn from so few samples, neighbours smooth, a
 Gaussian copula sees one kind of dependence, counts are biased where cells are few. So each value comes corrected by what the same method makes of
-fewer samples, and its error holds half of that correction. Values that contradict one another beyond three of their errors are not averaged: the
+fewer samples, and its error holds how unsure that correction is. Values that contradict one another beyond two of their errors are not averaged: the
 lower one is blind, for each of these methods loses information, and none of them finds any in the same samples paired at random.
 """
 
@@ -35,7 +35,7 @@ DEPENDENT = 4.0  # deviations of pairs at random that no chance explains
 
 
 class _Sides(NamedTuple):
-    """Samples as numbers, and the label of each row; how many different rows there are."""
+    """Samples as numbers, and the label of each row."""
 
     x: np.ndarray
     y: np.ndarray
@@ -44,6 +44,7 @@ class _Sides(NamedTuple):
 
     @property
     def kinds(self) -> tuple[int, int]:
+        """How many different rows x and y have."""
         return int(self.label_x.max()) + 1, int(self.label_y.max()) + 1
 
 
@@ -51,7 +52,7 @@ def estimate(x: np.ndarray, y: np.ndarray, training: Training, *, whole: bool) -
     """The value of all methods that `inputs.pairs` allow, weighed by their errors; whole: the samples were integers. See `estimators.estimate`."""
     sides = _Sides(x, y, *(np.unique(z, axis=0, return_inverse=True)[1].ravel() for z in (x, y)))
     N = len(x)
-    counted = discrete.of_labels(sides.label_x, sides.label_y) if REPEATED * max(sides.kinds) <= N else None
+    counted = discrete.of_labels(sides.label_x, sides.label_y, shuffle=training.shuffle) if REPEATED * max(sides.kinds) <= N else None
     if counted is not None and (counted.dispute <= SURE or (whole and N < crossfit.SMALLEST)):
         return counted.estimate
     pairs(x, y, least=crossfit.SMALLEST)
@@ -88,10 +89,10 @@ def _of_numbers(sides: _Sides, training: Training) -> Estimate:
     held_out = crossfit.fit(x, y, critics.HYBRID, critics.INFONCE, training, halves=min(HALVES, training.folds))
     bound, _ = held_out.mean_and_error(held_out.trained)
     central = _of_critic(held_out, sides)
-    witnesses = neighbours(x, y)
+    witnesses = neighbours(x, y, shuffle=training.shuffle)
     beyond = x.shape[1] + y.shape[1] - 2
     close = [dataclasses.replace(one, stderr=math.hypot(one.stderr, UNSEEN * beyond * one.nats)) for one in witnesses if beyond <= FINE - 2]
-    central += close + _within_labels(sides)
+    central += close + _within_labels(sides, shuffle=training.shuffle)
     found = _agreed(central) if central else _saturated(held_out, bound)
     for witness in witnesses:
         if (gap := witness.nats - found.nats) > CONTRADICTION * math.hypot(witness.stderr, found.stderr):
@@ -123,26 +124,34 @@ def _saturated(held_out: HeldOut, bound: float) -> Estimate:
     return Estimate(bound, held_out.mean_and_error(held_out.trained)[1], "lower", "InfoNCE, hybrid critic", (why,))
 
 
-def neighbours(x: np.ndarray, y: np.ndarray) -> list[Estimate]:
-    """Nearest neighbours among the scores of (N, dx) and (N, dy); none in too many columns, and where they see something in pairs at random."""
+def neighbours(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> list[Estimate]:
+    """Nearest neighbours among the scores of (N, dx) and (N, dy); none in too many columns, and where they see something in pairs at random.
+
+    shuffle: False for rows in the order of time, of which each is like the next: y is then moved in time and not mixed.
+    """
     if max(x.shape[1], y.shape[1]) > NEIGHBOURS:
         return []
-    rng = np.random.default_rng(0)
-    rows, shuffled = rng.permutation(len(x))[:LARGEST], rng.permutation(min(len(x), LARGEST))
+    rows, apart = _rows(len(x), shuffle=shuffle)
     x, y = (z[rows] for z in _scores(x, y))
-    return _without_chance(of_scores(x, y), of_scores(x, y[shuffled]))
+    return _without_chance(of_scores(x, y), of_scores(x, y[apart]))
 
 
-def _within_labels(sides: _Sides) -> list[Estimate]:
+def _rows(N: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that neighbours are asked about, in order, and an order of these that pairs each with another."""
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.permutation(N)[:LARGEST])
+    return rows, rng.permutation(len(rows)) if shuffle else np.roll(np.arange(len(rows)), len(rows) // 2)
+
+
+def _within_labels(sides: _Sides, *, shuffle: bool) -> list[Estimate]:
     """Neighbours of numbers within labels, where one side alone has few values."""
     few = [FEW * kinds <= len(sides.x) for kinds in sides.kinds]
     label, numbers = (sides.label_x, sides.y) if few[0] else (sides.label_y, sides.x)
     if few[0] == few[1] or numbers.shape[1] > NEIGHBOURS:
         return []
-    rng = np.random.default_rng(0)
-    rows, shuffled = rng.permutation(len(label))[:LARGEST], rng.permutation(min(len(label), LARGEST))
-    label, numbers = label[rows], scores(numbers, rng)[rows]
-    return _without_chance(mixtures(label, numbers), mixtures(label[shuffled], numbers))
+    rows, apart = _rows(len(label), shuffle=shuffle)
+    label, numbers = label[rows], scores(numbers, np.random.default_rng(0))[rows]
+    return _without_chance(mixtures(label, numbers), mixtures(label[apart], numbers))
 
 
 def _without_chance(found: Estimate, chance: Estimate) -> list[Estimate]:

@@ -5,6 +5,7 @@ information of frequencies lies over the truth for the same reason. The correcti
 """
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,7 +19,8 @@ from selssm_jax.information.inputs import check_distribution
 
 Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]
 CORRECTIONS = ("none", "miller-madow", "chao-shen", "nsb")
-PERMUTATIONS = 20  # pairings at random
+PERMUTATIONS, FEWER = 20, 3  # pairings at random; of NSB, each of which is a quadrature
+MANY, DENSE = 1_000_000, 100  # samples, and samples a cell, above which no bias is looked for
 NODES = 2000  # of the quadrature over NSB's concentration
 RANGE = (1e-7, 1e7)  # of the concentration, over the number of symbols
 
@@ -92,7 +94,9 @@ def entropy(counts: Counts, *, correction: Correction = "none") -> Estimate:
 def mutual_information(counts: Table, *, correction: Correction = "none") -> Estimate:
     """I(X; Y) from a table of counts, in nats: H(X) + H(Y) - H(X, Y), each corrected as in `entropy`.
 
-    The standard error is the spread of the pointwise information over samples; it knows nothing of the bias. Errors: see `entropy`.
+    The standard error is the spread of the pointwise information over samples, and beside it the value of the same correction for pairs at random,
+    which should be 0, as far as the labels do not tell one another: the bias that is left. Cost: `PERMUTATIONS` pairings of the samples, for up to
+    a million of them. Errors: see `entropy`.
     """
     counts = _checked(counts, 2, correction)
     parts = [_entropy(part, correction)[0] for part in (counts.sum(1), counts.sum(0), counts.ravel())]
@@ -101,26 +105,48 @@ def mutual_information(counts: Table, *, correction: Correction = "none") -> Est
     seen = p > 0
     pointwise = np.log(p[seen] / product[seen])
     spread = math.sqrt(max(float(p[seen] @ pointwise**2 - (p[seen] @ pointwise) ** 2), 0.0) / counts.sum())
-    return Estimate(parts[0] + parts[1] - parts[2], spread, "estimate", f"mutual information of counts, {_named(correction)}", _few(counts))
+    nats = parts[0] + parts[1] - parts[2]
+    stderr = math.hypot(spread, _bias_left(counts, nats, parts[0] + parts[1], correction))
+    return Estimate(nats, stderr, "estimate", f"mutual information of counts, {_named(correction)}", _few(counts))
 
 
-def of_labels(x: np.ndarray, y: np.ndarray) -> "Counted":
+def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
+    """What the correction finds in pairs at random, in the share of the smaller entropy that is not explained; 0 for more than MANY samples."""
+    total = int(counts.sum())
+    if total > MANY or total > DENSE * counts.size:
+        return 0.0
+    x, y = (np.repeat(place.ravel(), counts.ravel()) for place in np.indices(counts.shape))
+    pairings = _pairings(y, FEWER if correction == "nsb" else PERMUTATIONS, shuffle=True)
+    chance = float(np.mean([single - _entropy(np.bincount(x * counts.shape[1] + z, minlength=counts.size), correction)[0] for z in pairings]))
+    least = min(_entropy(side, "none")[0] for side in (counts.sum(1), counts.sum(0)))
+    return abs(chance) * (1 - min(max((nats - chance) / max(least - chance, 1e-9), 0.0), 1.0))
+
+
+def _pairings(y: np.ndarray, count: int, *, shuffle: bool) -> Iterator[np.ndarray]:
+    """y in random orders, or, not to be shuffled, moved in time by random steps."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield rng.permutation(y) if shuffle else np.roll(y, int(rng.integers(len(y) // 4, 3 * len(y) // 4 + 1)))
+
+
+def of_labels(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> "Counted":
     """I(X; Y) of paired labels 0, 1, ..., (N,), in nats, by the middle of three corrections that agree where cells are many times counted.
 
     With P the plug-in value, P0 its mean over pairs at random and H the smaller entropy by Miller and Madow,
       H (P - P0) / (H_plugin - P0): nothing for independent labels and H for labels that tell one another (Vinh, Epps and Bailey 2010);
       Miller-Madow and Chao-Shen, each less the share 1 - P/H of what it finds in pairs at random.
     The standard error holds the spread of the pointwise information, that over pairs at random and half of the difference of the three. Cost: O(N log N).
+
+    shuffle: False for rows in the order of time, of which each is like the next: pairs at random are then made by moving y in time.
     """
     N, kinds = len(x), int(y.max()) + 1
     sides = [np.unique(z, return_counts=True)[1] for z in (x, y)]
     joint = lambda other: np.unique(x.astype(np.int64) * kinds + other, return_counts=True)[1]  # noqa: E731
-    rng = np.random.default_rng(0)
     methods: tuple[Correction, ...] = ("none", "miller-madow", "chao-shen")
     single = np.array([[_entropy(side, method)[0] for side in sides] for method in methods])
     information = lambda counts: single.sum(axis=1) - [_entropy(counts, method)[0] for method in methods]  # noqa: E731
     own = information(joint(y))
-    chance = np.array([information(joint(rng.permutation(y))) for _ in range(PERMUTATIONS)])
+    chance = np.array([information(joint(other)) for other in _pairings(y, PERMUTATIONS, shuffle=shuffle)])
     room, most, deviation = float(single[0].min() - chance[:, 0].mean()), float(single[1].min()), float(chance[:, 0].std(ddof=1))
     part = (own[0] - chance[:, 0].mean()) / room if room > 0 else 0.0
     values = np.array([part * most, *(own - (1 - np.clip(part, 0, 1)) * chance.mean(axis=0))[1:]])
