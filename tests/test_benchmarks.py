@@ -83,6 +83,20 @@ def test_newton_is_compared_with_the_loop():
     assert found["converged"] and found["error"] < 1e-5
 
 
+def test_newton_is_attacked_and_says_converged_of_no_state_that_is_far_from_the_loops():
+    script = importlib.import_module("newton_attack")
+    rows = script.attack(("gate", "latch", "logistic map", "sizes far apart, declared diagonal"), {60: 40}, "float32")
+    assert [row["false"] for row in rows] == [0, 0, 0, 0] and all(row["converged"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", ["float32", "bfloat16", "float64"])
+def test_newton_is_attacked_by_every_kind_of_step(inputs):
+    script = importlib.import_module("newton_attack")
+    rows = script.attack(tuple(script.KINDS), {2: 50, 40: 50, 500: 10}, inputs, seed=1)
+    assert sum(row["false"] for row in rows) == 0
+
+
 @pytest.mark.parametrize(("name", "shape"), [("linear_scan", (1, 64, 4)), ("ssd", (1, 64, 2, 4, 4))])
 def test_methods_are_compared_at_every_shape(name, shape):
     script = importlib.import_module(name)

@@ -11,21 +11,23 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from selssm_jax.ops.dense_scan import dense_scan
+from selssm_jax.ops.enclosure import Linearized, encloses, rounding_unit
 from selssm_jax.ops.linear_scan import linear_scan
 
 JACOBIANS = ("diagonal", "dense")
 SOLVERS = ("auto", "sequential", "newton")
-LEAST_TRUST = 2.0**-7  # below it a step follows f alone, and is taken whatever it does to the residual
 FLOOR = 8.0  # units of rounding: a residual of so many cannot be told from zero
+CLOSE = 1000.0  # times tol: how far from the loop's states, relative to its component, a state may be proved to lie
 
 Step = Callable[[Array, Any], Array]
 Linear = Callable[[Array], Array]
 
 
 class Solve(NamedTuple):
-    """How a solve ended: the largest |h_t - f(h_{t-1}, x_t)| over the largest |h| until then, the steps taken, and whether it is solved.
+    """How a solve ended: the residual of its last states, the corrections made, and whether those states are close to the loop's.
 
-    Until then, for a correction may expand so far that what follows hides under it every error before.
+    The residual is the largest |h_t - f(h_{t-1}, x_t)| of any component over the largest size which that component had until then; inf where
+    anything is not finite. It does not decide: where f expands, a small residual belongs to states far from the loop's.
     """
 
     residual: Float[Array, ""]
@@ -40,10 +42,10 @@ def newton_scan(
 
     Each iteration evaluates step and its Jacobian J_t at all t of the current trajectory, and solves the recurrence that is
     linear there, u_t = J_t u_{t-1} + (step(h_{t-1}, x_t) - h_t), for the correction u in one parallel scan (DEER, Lim et
-    al. 2024). A correction that does not lower the residual is not taken; J is scaled down then, J <- trust J, until one
-    does (in the spirit of ELK, Gonzalez et al. 2024), and at last to 0: the iteration h_t <- step(h_{t-1}, x_t), which is
-    right up to step k after k of them. So it ends, at the latest after some 2 T iterations, but it pays only where step
-    contracts in h (theory, section 5 B5); elsewhere expect `converged` to be False, and take `jax.lax.scan`.
+    al. 2024). After k iterations the first k states are the loop's, whatever step is, so that it ends after T of them; but it
+    pays only where step contracts in h (theory, section 5 B5). `converged` is earned: the states returned lie within
+    `CLOSE` tol of the loop's, each relative to its own component, by an enclosure of all rounding and all residuals
+    (`ops.enclosure`). Where it cannot be proved `converged` is False, though the states may be right: take `jax.lax.scan`.
 
     Work O(T N) an iteration for "diagonal", O(T N^3) for "dense". No iteration is differentiated: derivatives are those of
     the equation at its solution, one more linear scan, forward or in reverse, of any order. They are wrong where
@@ -54,11 +56,11 @@ def newton_scan(
       h0: state before the first step. xs: what the steps read, leaves (T, ...).
       jacobian: "diagonal" where component i of step depends on component i of h alone, else "dense". Diagonal for a step
         that is not diagonal still converges, if at all, to the right states, but its derivatives are wrong.
-      tol: largest residual that counts as solved, relative to the largest |h| until then; never less than `FLOOR` roundings.
+      tol: largest residual at which iterations end, relative to the component's size until then; never less than `FLOOR` roundings.
       max_iters: iterations after which it gives up.
 
     Returns:
-      (h, solve): all states, float32 or wider, and how it ended.
+      (h, solve): all states, float32 or wider, or h0 at every step where it has not converged, and how it ended.
 
     Raises:
       ValueError: for an unknown Jacobian, shapes that do not fit, no steps, or a tol or max_iters out of range.
@@ -67,25 +69,24 @@ def newton_scan(
     _check(h0, xs, jacobian, tol, max_iters)
     h0 = h0.astype(jnp.promote_types(h0.dtype, jnp.float32))
 
-    def mismatch(h: Array) -> Array:
-        before = jnp.concatenate([h0[None], h[:-1]])
-        return h - jax.vmap(step)(before, xs).astype(h.dtype)
-
-    floor = max(tol, FLOOR * float(jnp.finfo(h0.dtype).eps))
-    guess = jnp.broadcast_to(h0, (len(jax.tree.leaves(xs)[0]), len(h0)))
-    h, report = lax.custom_root(
-        mismatch,
-        guess - mismatch(guess),
-        partial(_iterate, FORMS[jacobian], floor, max_iters),
-        partial(_solve_linear, FORMS[jacobian]),
-        has_aux=True,
+    step = _in_full_precision(step)
+    solver = _Solver(
+        FORMS[jacobian],
+        lambda before: jax.vmap(step)(before, xs).astype(h0.dtype),
+        h0,
+        rounding_unit(step, h0, jax.tree.map(lambda leaf: leaf[0], xs)),
+        max(tol, FLOOR * float(jnp.finfo(h0.dtype).eps)),
+        max_iters,
     )
+    guess = solver.images(jnp.broadcast_to(h0, (len(jax.tree.leaves(xs)[0]), len(h0))))
+    h, report = lax.custom_root(lambda h: h - solver.images(solver.before(h)), guess, solver.solve, partial(_solve_linear, FORMS[jacobian]), has_aux=True)
     return h, Solve(report.residual, report.iterations.astype(jnp.int32), report.converged > 0)
 
 
 def sequential_scan(step: Step, h0: Float[Array, "N"], xs: Any) -> Float[Array, "T N"]:
     """Solves h_t = step(h_{t-1}, x_t) one step after the other; the arguments are those of `newton_scan`."""
     h0 = h0.astype(jnp.promote_types(h0.dtype, jnp.float32))
+    step = _in_full_precision(step)
 
     def body(h: Array, x: Any) -> tuple[Array, Array]:
         h = step(h, x).astype(h.dtype)
@@ -164,6 +165,16 @@ def _check(h0: Array, xs: Any, jacobian: str, tol: float, max_iters: int) -> Non
         raise ValueError(f"tol={tol} and max_iters={max_iters}: use a tol from 0 and at least one iteration")
 
 
+def _in_full_precision(step: Step) -> Step:
+    """Products of float32 in float32: accelerators round their factors to 8 or 11 bits unless they are asked not to."""
+
+    def precise(h: Array, x: Any) -> Array:
+        with jax.default_matmul_precision("highest"):
+            return step(h, x)
+
+    return precise
+
+
 class _Form(NamedTuple):
     """How J is read off a linear map u_t - J_t u_{t-1}, or off its transpose u_t - J_{t+1}' u_{t+1}, and how it is inverted."""
 
@@ -206,40 +217,65 @@ def _solve_linear(form: _Form, linear: Linear, b: Array) -> Array:
 
 
 class _State(NamedTuple):
-    """Of the iteration: the trajectory, its mismatch, the Jacobian there, and how far J is trusted."""
+    """Of the iteration: the trajectory, step's images of it, the Jacobian there, the residual, and the corrections made."""
 
     h: Array
-    mismatch: Array
+    images: Array
     J: Array
     residual: Array
-    trust: Array
     iterations: Array
 
 
-def _iterate(form: _Form, floor: float, max_iters: int, mismatch: Linear, guess: Array) -> tuple[Array, Solve]:
-    """Damped Newton from `guess`."""
+class _Solver(NamedTuple):
+    """Newton's method for one sequence: `images` is step at every t, `unit` the rounding of one step, `floor` the residual at which it ends."""
 
-    def at(h: Array, trust: Array, iterations: Array) -> _State:
-        value, linear = jax.linearize(mismatch, h)
-        scale = jnp.maximum(lax.cummax(jnp.abs(h).max(axis=1)), jnp.finfo(h.dtype).tiny)
-        return _State(h, value, form.slopes(linear, h), (jnp.abs(value).max(axis=1) / scale).max(), trust, iterations)
+    form: _Form
+    images: Linear
+    h0: Array
+    unit: float
+    floor: float
+    max_iters: int
 
-    def corrected(state: _State) -> Array:
-        trusted = jnp.where(state.trust < LEAST_TRUST, 0, state.trust)
-        return state.h - form.scan(trusted * state.J, state.mismatch, reverse=False)
+    def before(self, h: Array) -> Array:
+        """The states before each step."""
+        return jnp.concatenate([self.h0[None], h[:-1]])
 
-    def unsolved(state: _State) -> Array:
-        return (state.residual > floor) & (state.iterations < max_iters)
+    def linearized(self, h: Array) -> Linearized:
+        """step at the states h, and its slopes there."""
+        images, linear = jax.linearize(self.images, self.before(h))
+        return Linearized(images, linear, self.form.slopes(lambda u: u - linear(u), h))
 
-    def improve(state: _State) -> _State:
-        new = at(corrected(state), jnp.minimum(4 * state.trust, 1), state.iterations + 1)
-        old = state._replace(trust=state.trust / 4, iterations=state.iterations + 1)
-        taken = (new.residual < state.residual) | (state.trust < LEAST_TRUST)
-        return jax.tree.map(partial(jnp.where, taken), new, old)
+    def residual(self, h: Array, images: Array) -> Array:
+        """The largest mismatch over the component's size until then."""
+        scale = jnp.maximum(lax.cummax(jnp.abs(h)), jnp.maximum(jnp.abs(self.h0), jnp.finfo(h.dtype).tiny)[None])
+        residual = jnp.abs(images - h) / scale
+        # A maximum may drop NaN: XLA's of float32 on a CPU does, over 4,096 numbers and more.
+        return jnp.where(jnp.isfinite(residual).all(), residual.max(), jnp.inf)
 
-    one, zero = jnp.ones((), guess.dtype), jnp.zeros((), guess.dtype)
-    end = lax.while_loop(unsolved, improve, at(guess, one, zero))
-    solved = end.residual <= floor
-    # The last correction is known already: it takes the state from a small residual to a small error.
-    # The report is in floats, for custom_root differentiates what it returns.
-    return jnp.where(solved, corrected(end), end.h), Solve(end.residual, end.iterations, solved.astype(guess.dtype))
+    def at(self, h: Array, iterations: Array) -> _State:
+        """The iteration that has come to h."""
+        found = self.linearized(h)
+        return _State(h, found.images, found.J, self.residual(h, found.images), iterations)
+
+    def corrected(self, state: _State) -> Array:
+        """h + u, as f(h_{t-1}) + J u_{t-1}: what is right already stays so beside the largest errors. Always finite."""
+        mismatch = state.images - state.h
+        new = state.images + (self.form.scan(state.J, mismatch, reverse=False) - mismatch)
+        image = jnp.where(jnp.isfinite(state.images), state.images, state.h)
+        return jnp.where(jnp.isfinite(new), new, image)
+
+    def solve(self, _: Linear, guess: Array) -> tuple[Array, Solve]:
+        """Iterates from `guess`, corrects once more, and asks whether what it returns is close to the loop's states."""
+        end = lax.while_loop(
+            lambda state: (state.residual > self.floor) & (state.iterations < self.max_iters),
+            lambda state: self.at(self.corrected(state), state.iterations + 1),
+            self.at(guess, jnp.zeros((), guess.dtype)),
+        )
+        h = self.corrected(end)
+        there = self.linearized(h)
+        residual = self.residual(h, there.images)
+        close = encloses(self.images, there, self.form.scan, self.before(h), h, unit=self.unit, close=CLOSE * self.floor)
+        # The report is in floats, for custom_root differentiates what it returns.
+        # So that derivatives are finite where a batch computes them only to throw them away.
+        h = jnp.where(close, h, self.h0[None])
+        return h, Solve(residual, end.iterations, close.astype(guess.dtype))

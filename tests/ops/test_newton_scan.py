@@ -177,6 +177,115 @@ def test_auto_is_sequential_on_a_cpu_and_newton_elsewhere():
     assert whiles("auto", "tpu", steps=1) == whiles("sequential", "tpu", steps=1), "a model that reads step by step solves nothing"
 
 
+# What has said "converged" and was wrong.
+
+
+def loop(step, h0, xs):
+    return jax.lax.scan(lambda h, x: (step(h, x),) * 2, h0, xs)[1]
+
+
+def solve(step, h0, xs, **options):
+    return jax.jit(partial(newton_scan, step, **options))(h0, xs)
+
+
+def test_steep_gates_that_throw_the_solver_far_off_do_not_converge():
+    """Gates of gain 20: the last of one iteration's corrections was unchecked, and ended at 1e26."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    w, a = 20 * jax.random.normal(keys[0], (32,)), jax.random.uniform(keys[1], (32,), minval=0.3, maxval=0.95)
+
+    def step(h, u):
+        g = 0.05 + 0.95 * jax.nn.sigmoid(w * h + u[0])
+        return (1 - g) * h + g * (a * h + u[1])
+
+    xs = jax.random.normal(keys[2], (4096, 32)), 0.5 * jax.random.normal(keys[3], (4096, 32))
+    h, ended = solve(step, jnp.zeros(32), xs)
+    assert not ended.converged or error(h, np.asarray(loop(step, jnp.zeros(32), xs))) < 1e-4
+
+
+def test_chaos_that_overflows_does_not_converge_at_any_length():
+    """A float32 maximum over 4,096 numbers or more drops NaN on a CPU."""
+    _, ended = solve(lambda h, x: 3.9 * h * (1 - h), jnp.full(1, 0.3), jnp.zeros((4096, 1)), max_iters=20)
+    assert not ended.converged and ended.residual > 0.01
+
+
+def test_chaos_that_is_solved_step_by_step_is_not_called_close():
+    """Every state solves its equation to the last bit, and 200 steps double a rounding 100 times: the loop's states may be any others."""
+    _, ended = solve(lambda h, x: 3.9 * h * (1 - h), jnp.full(1, 0.3), jnp.zeros((90, 1)), max_iters=200)
+    assert ended.residual < 1e-6 and not ended.converged
+
+
+def test_a_small_component_beside_a_large_one_converges_by_its_own_size():
+    given = draw(200, gain=contractive_gain(0.5))
+    (W, A), h0, (z, drive) = given
+    unit = jnp.array([1e6, 1.0, 1e-3, 1e-9])
+
+    def step(h, now):
+        return unit * gate_step(W, A, h / unit, now)
+
+    expected = loop(step, unit * h0, (z, drive)) / unit[None]
+    h, ended = solve(step, unit * h0, (z, drive))
+    assert ended.converged
+    np.testing.assert_allclose(h / unit[None], expected, atol=1e-5)
+    h, ended = solve(step, unit * h0, (z, drive), max_iters=1)
+    assert not ended.converged or np.abs(h / unit[None] - expected).max() < 1e-4
+
+
+def test_a_component_that_was_large_once_is_judged_by_what_it_is_now():
+    """From 1e8 down to 1 in some steps: an error of 1e-3 of the largest would be all of it."""
+
+    def step(h, x):
+        return 0.5 * h + jnp.sin(20 * x + jnp.tanh(h)) / 2
+
+    xs = jnp.linspace(0, 1, 64)[:, None]
+    h, ended = solve(step, jnp.full(1, 1e8), xs)
+    assert not ended.converged or np.abs(h - loop(step, jnp.full(1, 1e8), xs))[40:].max() < 1e-4
+
+
+def test_a_step_that_rounds_to_bfloat16_is_not_called_close():
+    """XLA may round elsewhere in a loop than in a vector, and then it is another step by 0.4 %."""
+
+    def step(h, x):
+        return 0.5 * h + jax.nn.sigmoid(x)
+
+    x = jax.random.normal(jax.random.key(0), (64, 3))
+    assert solve(step, jnp.zeros(3), x)[1].converged
+    assert not solve(step, jnp.zeros(3), x.astype(jnp.bfloat16))[1].converged
+    assert solve(lambda h, x: step(h, x.astype(h.dtype)), jnp.zeros(3), x.astype(jnp.bfloat16))[1].converged
+
+
+def test_a_step_declared_diagonal_that_is_not_is_held_to_what_its_other_components_do():
+    """Rows of the Jacobian that sum to 0 hide an expansion by 3 from a diagonal."""
+    R = 3 * jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]) / 3**0.5
+    x = jax.random.normal(jax.random.key(0), (40, 3))
+
+    def step(h, x):
+        return jnp.tanh(R @ h + x)
+
+    h, ended = solve(step, jnp.ones(3), x)
+    assert not ended.converged or error(h, np.asarray(loop(step, jnp.ones(3), x))) < 1e-3
+
+
+@pytest.mark.parametrize("solver", ["sequential", "newton"])
+def test_a_batch_of_solves_that_fails_and_is_thrown_away_leaves_no_nan_in_gradients(solver):
+    """Under vmap both branches are computed, and 0 times the infinite derivative of a state of 1e38 is NaN."""
+
+    def last(r):
+        h, fell_back = nonlinear_scan(lambda h, x: r * h * (1 - h), jnp.full((1, 1), 0.3), jnp.zeros((1, 120, 1)), solver=solver)
+        return h[0, -1, 0], fell_back
+
+    slope, fell_back = jax.jit(jax.vmap(jax.grad(last, has_aux=True)))(jnp.array([2.5, 3.9]))
+    assert fell_back.tolist() == [False, solver == "newton"] and jnp.isfinite(slope).all()
+    np.testing.assert_allclose(slope[0], 1 / 2.5**2, rtol=1e-3)  # of the fixed point 1 - 1 / r
+
+
+def test_solving_takes_as_many_iterations_as_newton_needs_beyond_contraction():
+    """No correction is refused: 61 iterations it took when those were that made the residual larger."""
+    weights, h0, sequences = draw(1000, 8, gain=contractive_gain(300))
+    h, ended = solve(partial(gate_step, *weights), h0, sequences)
+    assert ended.converged and ended.iterations <= 32
+    assert error(h, np.asarray(loop(partial(gate_step, *weights), h0, sequences))) < 1e-5
+
+
 # Mistakes.
 
 XS = (np.ones((5, 3), np.float32),)
