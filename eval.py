@@ -19,7 +19,7 @@ SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "what 
 FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling")
 MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
 COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory as config.compress says, into RUN-compressed, a run with a report; takes minutes")
-OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of the run's measure or compress configuration, for example compress.factor=32; may be repeated")
+OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of what evaluation reads, such as compress.factor=32 or data.gaps=ignore; may be repeated")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
 TABLE = flags.DEFINE_string("table", "", "write docs/results.md and its figures for the tasks of this folder of configs, from records alone")
 RECORDS = flags.DEFINE_string("records", "benchmarks/records/paper", "table: the folder of TASK/MODEL.json")

@@ -102,6 +102,7 @@ CONTENDERS = {"selective": "selective", "selective_state": "selective"} | {name:
 # Keys that some data alone make anything of, and keys that another alone makes anything of; those of mixers are in `settings.MIXERS`.
 SOURCES_OF = {
     "data.file": NEEDS_FILE,
+    "data.gaps": ("csv",),
     "data.level": TEXTS,
     "data.vocab": SYMBOLS,
     "data.tokens": ("selective_copying",),
@@ -151,7 +152,7 @@ class Data:
     train_on: Literal["train", "train+validation"] = "train"
     batch_size: int = 32
     eval_batch_size: int = 0  # 0: batch_size
-    length: int = 256  # steps of one example: context, lookback; signals: the longest kept (0: all)
+    length: int = 256  # steps of one example: context, lookback; signals: the longest kept; 0: what suits a file of yours, and signals whole
     horizon: int = 96  # forecasting: values to predict
     cycle: int = 0  # tables: rows of a cycle whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
     gaps: Literal["refuse", "ignore"] = "refuse"  # csv: times that are missing or come twice; ignored, each row follows the one before
@@ -172,7 +173,7 @@ class Data:
         _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0)
         _seed(self, "data")
         _at_least(self, "data", vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1)
-        if not self.length and self.source not in SIGNALS:
+        if not self.length and self.source not in (*SIGNALS, "text", "csv"):
             raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
         if self.cycle and self.source not in TABLES:
             raise InputError(f"data.cycle={self.cycle} is of tables, found data.source={self.source!r}: use data.cycle=0, or one of {', '.join(TABLES)}")
@@ -369,6 +370,7 @@ class Training:
         return bool(self.gate_l1 or self.gate_l0 or self.target_dimension or self.rate)
 
 
+OF_FILES = ("data.gaps",)  # how another file is read, which evaluation may be told too
 EVALUATION = ("measure", "compress")  # groups that evaluation reads
 UNREAD = (*EVALUATION, "sweep")  # groups that a run's training does not read
 FEWEST = 100  # sequences that a memory can be measured on
@@ -586,7 +588,7 @@ class Experiment:
         return _build(cls, values, "config")
 
     def overridden(self, assignments: typing.Iterable[str]) -> "Experiment":
-        """Returns the experiment with "group.key=value" for keys that only evaluation reads, of the groups measure and compress; values as in JSON.
+        """Returns the experiment with "group.key=value" for keys that evaluation reads, of the groups measure and compress, and data.gaps; values as in JSON.
 
         Raises InputError for other groups, and for what is refused anywhere else.
         """
@@ -594,7 +596,7 @@ class Experiment:
         for assignment in assignments:
             name, _, text = assignment.partition("=")
             group, _, key = name.partition(".")
-            if group not in EVALUATION:
+            if group not in EVALUATION and name not in OF_FILES:
                 raise InputError(f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE or compress.KEY=VALUE")
             values[group] = values[group] | {key: _parsed(text)}
         return self.from_dict(values)

@@ -1,6 +1,7 @@
 """Numeric tables to forecast: the literature's splits, scaling and windows, any CSV, and linear baselines."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,11 @@ def share_split(rows: int) -> dict[str, Rows]:
     """70 % training, 20 % test at the end, validation between (Wu et al. 2021)."""
     train, test = int(rows * 0.7), int(rows * 0.2)
     return {"train": (0, train), "validation": (train, rows - test), "test": (rows - test, rows)}
+
+
+def lookback(rows: int, horizon: int) -> int:
+    """Returns the rows to look back on where a config leaves that to the table: four horizons, less where training would have few windows."""
+    return max(min(4 * horizon, (share_split(rows)["train"][1] - horizon) // 2), 1)
 
 
 def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], cycle: int) -> tuple[int, list[str]]:
@@ -147,8 +153,12 @@ class _Windows:
         """
         maps: dict[str, np.ndarray | None] = {"repeat last": None}
         if split != WHOLE and all(len(self.starts(name)) for name in ("train", "validation")):
-            maps |= nlinear.fit(self._windows("train"), self._windows("validation"))
+            maps |= self._ridge
         return nlinear.scores(maps, self._windows(split))
+
+    @functools.cached_property
+    def _ridge(self) -> dict[str, np.ndarray]:
+        return nlinear.fit(self._windows("train"), self._windows("validation"))
 
     def _windows(self, split: str) -> nlinear.Windows:
         return nlinear.Windows(self.values, self.starts(split), self.length, self.horizon)

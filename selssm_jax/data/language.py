@@ -12,6 +12,7 @@ from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset
 from selssm_jax.errors import InputError
 
 CUTS = (0.85, 0.9)  # train | validation | test of a text without a split of its own: train + validation is its first 90 %
+CONTEXT = 128  # tokens of a window where a config leaves its length to the text
 UNIGRAM_COUNT = 0.01  # added to the count of every token
 BIGRAM_COUNT = 5.0  # weight of the unigram distribution in that of the next token, in counts
 
@@ -23,7 +24,7 @@ def dataset(config: Data, text: Text, known: tuple[str, ...] | None, info: Mappi
     """Returns the language task of a text.
 
     Args:
-      config: what a token is (level), the window (length), and what is trained on.
+      config: what a token is (level), the window (length; 0: CONTEXT, less where the text is short), and what is trained on.
       text: one text, whole or in pieces, cut in reading order at 85 % and 90 % of its tokens, or the three splits.
       known: the vocabulary of a training run, else it is read off the text; the text then need not be cut into splits that are long enough.
       info: goes into the metadata; names the text in errors.
@@ -34,11 +35,12 @@ def dataset(config: Data, text: Text, known: tuple[str, ...] | None, info: Mappi
     """
     name = str(info.get("file") or info["source"])
     streams, names, unknown = _encoded(config.level, text, known, name, tokenizer)
-    _check(name, streams if not known else {WHOLE: streams.get(WHOLE, streams["test"])}, config.length)
+    length = config.length or max(min(CONTEXT, len(streams["train"]) // 8), 1)
+    _check(name, streams if not known else {WHOLE: streams.get(WHOLE, streams["test"])}, length)
     train = streams["train"] if config.train_on == "train" else np.concatenate([streams["train"], streams["validation"]])
-    source = _Streams(config.length, len(names), train, streams)
+    source = _Streams(length, len(names), train, streams)
     return Dataset(
-        task=Task("language", vocab=len(names), length=config.length),
+        task=Task("language", vocab=len(names), length=length),
         draw=source.draw,
         cover=source.cover,
         info={**info, **{f"{split}_tokens": len(streams[split]) for split in SPLITS}, "train_on": config.train_on},

@@ -65,6 +65,8 @@ def csv_file(config: Data, known: Known) -> Dataset:
     found = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
     if "channels" in known:
         found = tables.matched(config.file, found, tuple(known["channels"]))
+    length = config.length or known.get("task", {}).get("length") or forecasting.lookback(len(found.values), config.horizon)
+    config = dataclasses.replace(config, length=length)
     phase, notes = forecasting.phase(found.clock, known, config.cycle)
     info = _own(config, file) | ({"clock": list(found.clock)} if found.clock else {})
     dataset = forecasting.dataset(config, found.values, found.names, forecasting.share_split(len(found.values)), known, info, phase=phase)

@@ -13,7 +13,7 @@ import numpy as np
 from selssm_jax.errors import InputError
 
 LINE_END, UNKNOWN = "<eos>", "<unk>"
-BLOCK = 1 << 20  # tokens that are looked at in one go
+BLOCK = 1 << 18  # tokens that are looked at in one go
 BYTES = tuple(map(chr, range(256)))  # their names: byte b is called by the character U+00b
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from selssm_jax.config import Experiment
+from selssm_jax.data.pipeline import SPLITS
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import accounting, activity, breakdown, certificates, examples, sections
 from selssm_jax.reporting.activity import Sequence
@@ -113,12 +114,12 @@ def _scores(run: Run, split: str) -> Results:
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
-        "chosen": chosen(run.step, run.history, PRIMARY[task.kind]),
+        "chosen": chosen(run.step, run.history, PRIMARY[task.kind]) if run.experiment.data.train_on == "train" else "last",
         "task": dataclasses.asdict(task),
         "primary": PRIMARY[task.kind],
         "metrics": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
         "baselines": _baselines(run, split),
-        "validation_baselines": _baselines(run, "validation"),
+        "validation_baselines": _baselines(run, "validation") if split in SPLITS else {},  # another file has no validation of the run's
         "training_seconds": max((record.get("time", 0.0) for record in run.history), default=None),
         **circumstances_of(run.experiment),
     }

@@ -423,6 +423,42 @@ def test_damaged_archive_of_spoken_digits_is_refused(load, folder, damage, messa
         load("fsdd")
 
 
+@pytest.mark.parametrize("damage", ["torn", "flipped"])
+def test_a_kept_archive_without_a_published_hash_is_fetched_again_when_it_is_bad(load, web, folder, tmp_path, damage):
+    files, asked = web
+    archive(folder / "whole.zip", recordings())
+    files[origins.SPOKEN_DIGITS.url] = whole = (folder / "whole.zip").read_bytes()
+    load("fsdd", local_dir="", length=0)
+    (kept,) = (tmp_path / "cache" / "downloads").iterdir()
+    first, last = np.array_split(np.frombuffer(whole, np.uint8), 2)
+    kept.write_bytes(first.tobytes() + (b"" if damage == "torn" else (last[:400] ^ 255).tobytes() + last[400:].tobytes()))
+    load("fsdd", local_dir="", length=0)
+    assert kept.read_bytes() == whole and len(asked) == 2
+
+
+def test_a_damaged_archive_is_not_kept_and_is_named(load, web, folder, tmp_path):
+    files, _ = web
+    archive(folder / "one.zip", {(1, "ann", 0): np.zeros(9, np.int16)})
+    files[origins.SPOKEN_DIGITS.url] = (folder / "one.zip").read_bytes()
+    with pytest.raises(InputError, match=r"^https://.*master\.zip: the archive of spoken digits holds 1 recordings, expected 3000"):
+        load("fsdd", local_dir="")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_bad_kept_file_is_named_where_it_cannot_be_fetched_again(load, publish, web, tmp_path, monkeypatch):
+    files, _ = web
+    files[origins.SHAKESPEARE.url] = PLAYS.encode()
+    publish(public.TinyShakespeare, {"text": PLAYS.encode()})
+    load("tiny_shakespeare", local_dir="")
+    (kept,) = (tmp_path / "cache" / "downloads").iterdir()
+    kept.write_bytes(b"torn")
+    shutil.rmtree(tmp_path / "cache" / "prepared")
+    files.clear()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(InputError, match=rf"^{kept} is not the published file.*; and https://.* could not be fetched \(no network\)"):
+        load("tiny_shakespeare", local_dir="")
+
+
 def idx(array):
     """An array of bytes in the format of the MNIST files."""
     return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes(), compresslevel=1)

@@ -4,12 +4,14 @@ import collections
 import itertools
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from selssm_jax import data
 from selssm_jax.config import Data
+from selssm_jax.data import files, vocabulary
 from selssm_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -244,3 +246,56 @@ def test_subwords_are_those_of_the_tokenizer(load):
     assert dataset.encode("ab ab ba\n").tolist() == [2, 4, 3, 1, 0, 5]
     assert dataset.decode(dataset.encode("ab ab ba\n")) == "ab ab ba\n"
     assert dataset.metadata()["tokenizer"] == tokenizer.to_str() and dataset.task.vocab == 6
+
+
+# Texts of one's own.
+
+
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [("the state keeps what a gate lets in\n", "character"), ("春眠不觉晓，处处闻啼鸟。\n", "character"), ("the state keeps what\n", "word")],
+)
+def test_memory_is_a_few_times_the_text(tmp_path, words, level):
+    path = tmp_path / "long.txt"
+    path.write_text(words * (6_000_000 // len(words.encode())), encoding="utf-8")
+    tracemalloc.start()
+    try:
+        dataset = data.load(Data(source="text", file=str(path), level=level, length=16))
+        dataset.baselines("test")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * path.stat().st_size + 24e6  # of a piece of a mebibyte, its characters in several types
+    first = next(iter(dataset.evaluate("train", 1)))
+    assert first["inputs"].dtype == np.int32 and dataset.decode(first["inputs"][0]).startswith(words[:4])
+
+
+def test_pieces_of_a_text_are_the_text(tmp_path, monkeypatch):
+    text = "\ufeffzwölf Boxkämpfer\r\njagen Viktor\r über\n\n den großen Sylter Deich 春眠不觉晓 🙂"
+    path = tmp_path / "small.txt"
+    path.write_bytes(text.encode())
+    whole = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    for size in (1, 2, 3, 5, 1000):
+        monkeypatch.setattr(files, "CHUNK", size)
+        pieces = list(files.open_own(str(path)).pieces())
+        assert "".join(pieces) == whole
+        for level in ("character", "byte", "word"):
+            here, there = vocabulary.tokenise(iter(pieces), level), vocabulary.tokenise(whole, level)
+            assert [here.kinds[code] for code in here.codes] == [there.kinds[code] for code in there.codes]
+
+
+@pytest.mark.parametrize("size", [4, 7, 1000])
+def test_a_byte_that_is_no_utf8_is_named_wherever_it_lies(tmp_path, monkeypatch, size):
+    path = tmp_path / "old.txt"
+    path.write_bytes(b"one\ntwo\nth\xe9 three\n")
+    monkeypatch.setattr(files, "CHUNK", size)
+    with pytest.raises(InputError, match=r"old\.txt is not UTF-8 \(byte 10, line 3\)"):
+        list(files.open_own(str(path)).pieces())
+
+
+def test_words_that_a_run_never_saw_are_counted(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("a b c a b c\n" * 40)
+    known = data.load(Data(source="text", file=str(path), level="word", length=4)).metadata()
+    path.write_text("a x b y\n" * 9)
+    assert "18 of them are not in the vocabulary and read as <unk>" in data.load(Data(source="text", file=str(path), level="word", length=4), known).reading

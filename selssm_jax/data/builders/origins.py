@@ -10,6 +10,7 @@ import pathlib
 import urllib.request
 import uuid
 import zlib
+from collections.abc import Callable
 
 from selssm_jax.errors import InputError
 
@@ -25,6 +26,7 @@ class Origin:
     names: tuple[str, ...]
     sha256: str
     packed: bool = False  # the origin itself is gzipped, and stays so
+    check: Callable[[bytes], object] | None = None  # raises InputError for a content that is damaged, where no sha256 tells
 
 
 SHAKESPEARE = Origin(
@@ -111,22 +113,29 @@ def _checked(found: bytes, origin: Origin, where: str) -> bytes:
             + (f" from {origin.url}" if origin.url else "")
             + ', or use data.source "csv", "text" or "npz" for data of your own'
         )
+    if origin.check:
+        try:
+            origin.check(found)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
     return found
 
 
 def _downloaded(origin: Origin, folder: pathlib.Path) -> bytes:
-    """A file's content from the folder of downloads; what is not there, or not whole, is fetched, checked and put there."""
+    """A file's content from the folder of downloads; what is not there, or not whole, is fetched, and put there once it is found whole."""
     path = folder / f"{hashlib.sha256(origin.url.encode()).hexdigest()[:12]}-{origin.url.rsplit('/', 1)[-1]}"
+    damage = ""
     if path.is_file():
-        kept = _read(path, dataclasses.replace(origin, packed=True))
-        if hashlib.sha256(kept).hexdigest() == origin.sha256 or not origin.sha256:
-            return kept
+        try:
+            return _checked(_read(path, dataclasses.replace(origin, packed=True)), origin, str(path))
+        except InputError as error:
+            damage = f"{error}; and "
     try:
         with urllib.request.urlopen(origin.url, timeout=60) as answer:
             found = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
-            f"{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the network, "
+            f"{damage}{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the network, "
             f"or set data.local_dir to a folder that holds {origin.names[0]}"
         ) from error
     write(path, _checked(found, origin, origin.url))

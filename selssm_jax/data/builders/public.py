@@ -6,6 +6,7 @@ place, since TFDS orders records by hashed key.
 
 import abc
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -144,10 +145,31 @@ class JenaWeather(_Table):
     URL = "https://www.bgc-jena.mpg.de/wetter/"
 
 
+def _recordings(raw: bytes) -> list[Record]:
+    """Reads recordings/DIGIT_SPEAKER_TAKE.wav of the repository's archive, by digit, speaker and take."""
+    pattern = re.compile(r"(?:.*/)?recordings/(\d)_(\w+)_(\d+)\.wav$")
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            found = sorted((int(name[1]), name[2], int(name[3]), name[0]) for name in map(pattern.match, archive.namelist()) if name)
+            clips = [{"wave": _samples(archive.read(path)), "label": digit, "index": take} for digit, _, take, path in found]
+    except (zipfile.BadZipFile, wave.Error, EOFError, ValueError) as error:
+        raise InputError(f"the archive of spoken digits is damaged ({error}): fetch it again, or put fsdd.npz into data.local_dir") from error
+    if len({name[:3] for name in found}) != 3000:
+        raise InputError(f"the archive of spoken digits holds {len(clips)} recordings, expected 3000: fetch it again, or put fsdd.npz into data.local_dir")
+    return clips
+
+
+def _samples(raw: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(raw)) as clip:
+        if (found := (clip.getnchannels(), clip.getsampwidth(), clip.getframerate())) != (1, 2, 8000):
+            raise ValueError(f"channels, bytes a sample and rate are {found}, expected (1, 2, 8000)")
+        return np.frombuffer(clip.readframes(clip.getnframes()), np.int16)
+
+
 class SpokenDigits(Public):
     """Free Spoken Digit Dataset, CC BY-SA 4.0: 3,000 recordings of six speakers at 8 kHz; takes 0-4 of each are the official test."""
 
-    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"archive": origins.SPOKEN_DIGITS}
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"archive": dataclasses.replace(origins.SPOKEN_DIGITS, check=_recordings)}
     FEATURES: ClassVar[Mapping[str, Any]] = {"wave": Tensor(shape=(None,), dtype=np.int16), "label": np.int32, "index": np.int32}
     URL = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 
@@ -195,27 +217,6 @@ def _unpacked(raw: bytes) -> list[Record]:
     wave_, offset, label, index = (packed[name] for name in ("wave", "offset", "label", "index"))
     pieces = np.split(wave_, offset[1:-1])
     return [{"wave": piece, "label": int(digit), "index": int(take)} for piece, digit, take in zip(pieces, label, index, strict=True)]
-
-
-def _recordings(raw: bytes) -> list[Record]:
-    """Reads recordings/DIGIT_SPEAKER_TAKE.wav of the repository's archive, by digit, speaker and take."""
-    pattern = re.compile(r"(?:.*/)?recordings/(\d)_(\w+)_(\d+)\.wav$")
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            found = sorted((int(name[1]), name[2], int(name[3]), name[0]) for name in map(pattern.match, archive.namelist()) if name)
-            clips = [{"wave": _samples(archive.read(path)), "label": digit, "index": take} for digit, _, take, path in found]
-    except (zipfile.BadZipFile, wave.Error, EOFError, ValueError) as error:
-        raise InputError(f"the archive of spoken digits is damaged ({error}): fetch it again, or put fsdd.npz into data.local_dir") from error
-    if len({name[:3] for name in found}) != 3000:
-        raise InputError(f"the archive of spoken digits holds {len(clips)} recordings, expected 3000: fetch it again, or put fsdd.npz into data.local_dir")
-    return clips
-
-
-def _samples(raw: bytes) -> np.ndarray:
-    with wave.open(io.BytesIO(raw)) as clip:
-        if (found := (clip.getnchannels(), clip.getsampwidth(), clip.getframerate())) != (1, 2, 8000):
-            raise ValueError(f"channels, bytes a sample and rate are {found}, expected (1, 2, 8000)")
-        return np.frombuffer(clip.readframes(clip.getnframes()), np.int16)
 
 
 def _idx(raw: bytes) -> np.ndarray:
