@@ -114,7 +114,7 @@ class SequenceModel(nn.Module):
         if kind != "language":
             state["head"] = self.head.initial_state(rows)
         if kind == "forecasting":
-            state["scale"] = {name: jnp.zeros((batch, 1, self.config.task.channels)) for name in ("mean", "deviation")}
+            state["scale"] = {name: jnp.zeros((batch, 1, self.config.task.channels), jnp.float32) for name in ("mean", "deviation")}
         return state
 
     def begin(self, inputs: Inputs, state: State) -> State:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.boundaries import finite, poison
 from selssm_jax.shapes import Activations, Reset
@@ -31,7 +32,7 @@ def rotated(x: Float[Array, "B T H P"], positions: Int[Array, "T"]) -> Float[Arr
     Products of two of these depend on the difference of their positions alone.
     """
     half = x.shape[-1] // 2
-    angle = positions[:, None] * BASE ** (-jnp.arange(half) / half)[None]
+    angle = positions[:, None] * BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)[None]
     cos, sin = (part.astype(x.dtype)[None, :, None] for part in (jnp.cos(angle), jnp.sin(angle)))
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
@@ -95,7 +96,7 @@ def _read_by_pieces(row: tuple[Array, Array, Array, Array], window: int) -> Arra
     return y.swapaxes(0, 1).reshape(H, T + fill, P)[:, :T]
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """y = W_o [heads of softmax(q_t . k_s / sqrt(P)) v_s], s the last `window` steps up to t, with rotary positions (Vaswani et al. 2017, Su et al. 2021).
 
     Attributes:
@@ -138,7 +139,7 @@ class Attention(nn.Module):
         return {
             "keys": jnp.zeros((batch, slots, self.d_model), self.dtype),
             "values": jnp.zeros((batch, slots, self.d_model), self.dtype),
-            "count": jnp.zeros(batch),
+            "count": jnp.zeros(batch, jnp.float32),
         }
 
     def _read(self, q: Array, cache: "_Cache", W: int) -> Array:

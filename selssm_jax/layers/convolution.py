@@ -7,11 +7,12 @@ from jaxtyping import Array, Float
 
 from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Box, Inputs
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.shapes import Activations, Reset
 
 
-class ShortConv(nn.Module):
+class ShortConv(Layer):
     """y_t = sum_{k < width} w_k * x_{t-k} + bias, a causal convolution of every channel by itself.
 
     The state holds the last width - 1 inputs, (B, width - 1, D). A reset hides all inputs before it.
@@ -43,7 +44,7 @@ class ShortConv(nn.Module):
         return jnp.zeros((batch, self.width - 1, self.features), dtype)
 
 
-class DilatedConv(nn.Module):
+class DilatedConv(Layer):
     """y_t = sum_{k < taps} x_{t - k dilation} W_k + bias, a causal convolution over all channels.
 
     The state holds the last (taps - 1) dilation inputs, (B, W, D). A reset hides all inputs before it.

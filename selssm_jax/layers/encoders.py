@@ -8,10 +8,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.layers import settings
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 
 
-class FrameEncoder(nn.Module):
+class FrameEncoder(Layer):
     """Cuts a signal into frames that end every `stride` samples and maps each to the model's width, causally.
 
     A frame holds the last `frame` samples of all channels (zeros before the first). With `filterbank` = F it first goes
@@ -45,7 +46,7 @@ class FrameEncoder(nn.Module):
 
     def initial_state(self, batch: int) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""
-        return jnp.zeros((batch, self.frame - self.stride, self.channels))
+        return jnp.zeros((batch, self.frame - self.stride, self.channels), jnp.float32)
 
     def _frames(self, samples: Array, count: int) -> Array:
         index = np.arange(count)[:, None] * self.stride + np.arange(self.frame)[None]

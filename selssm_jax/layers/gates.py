@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Inputs
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.gating import carried, row_sums
 
@@ -250,7 +251,7 @@ def _certain(low: Array, high: Array, active: int) -> tuple[Array, Array]:
     return (rivals <= active).astype(low.dtype), (above < active).astype(low.dtype)
 
 
-class Gate(nn.Module):
+class Gate(Layer):
     """g_t = floor + (1 - floor) sigma(W_x x_t + W_h h_{t-1} + b), one value in [0, 1] a component (theory, section 2).
 
     Attributes:

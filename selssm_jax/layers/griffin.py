@@ -10,6 +10,7 @@ from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.shapes import Activations, Reset
@@ -21,7 +22,7 @@ LEAST_VARIANCE = 1e-8  # 1 - a^2 is kept above it: the slope of a root has no bo
 State = dict[str, Array]
 
 
-class RGLRU(nn.Module):
+class RGLRU(Layer):
     """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = exp(-8 softplus(Lambda) r_t) (De et al. 2024, Griffin, section 2.4).
 
     r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `heads` blocks on the diagonal. x_t is the block's input, mapped to d_state
@@ -86,7 +87,7 @@ class RGLRU(nn.Module):
     def initial_state(self, batch: int, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
-        return {"conv": jnp.zeros((batch, self.d_conv - 1, self.d_state), self.dtype), "h": jnp.zeros((batch, self.d_state))}
+        return {"conv": jnp.zeros((batch, self.d_conv - 1, self.d_state), self.dtype), "h": jnp.zeros((batch, self.d_state), jnp.float32)}
 
     def _rate(self) -> Array:
         """log a_t at r = 1."""

@@ -5,10 +5,11 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.layers import settings
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 
 
-class ClassHead(nn.Module):
+class ClassHead(Layer):
     """Class logits of a whole signal, from the mean over its valid steps or from the last of them.
 
     The state is {"sum": (B, D), "count": (B,)} ("last": sum is the last valid step), so that a signal may come in pieces.
@@ -31,7 +32,7 @@ class ClassHead(nn.Module):
 
     def initial_state(self, batch: int) -> dict[str, Array]:
         """Returns the state of a signal without a step."""
-        return {"sum": jnp.zeros((batch, self.features)), "count": jnp.zeros(batch)}
+        return {"sum": jnp.zeros((batch, self.features), jnp.float32), "count": jnp.zeros(batch, jnp.float32)}
 
     def _last(self, x: Array, before: Array, valid: Array) -> Array:
         steps = jnp.where(valid, jnp.arange(1, x.shape[1] + 1)[None], 0).max(axis=1)
@@ -39,7 +40,7 @@ class ClassHead(nn.Module):
         return jnp.take_along_axis(padded, steps[:, None, None], axis=1)[:, 0]
 
 
-class ForecastHead(nn.Module):
+class ForecastHead(Layer):
     """The next `horizon` values of every channel at once: linear in the last `steps` features and the last `skip` inputs.
 
     The linear path past the mixers is that of LSTNet's autoregressive part (Lai et al. 2018), here one map for all channels; it
@@ -70,4 +71,4 @@ class ForecastHead(nn.Module):
 
     def initial_state(self, batch: int) -> dict[str, Array]:
         """Returns features and inputs of zero."""
-        return {"features": jnp.zeros((batch, self.steps, self.features)), "inputs": jnp.zeros((batch, self.skip, self.channels))}
+        return {"features": jnp.zeros((batch, self.steps, self.features), jnp.float32), "inputs": jnp.zeros((batch, self.skip, self.channels), jnp.float32)}

@@ -16,6 +16,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection, project
 from selssm_jax.layers.selective import Dynamics
 from selssm_jax.ops.boundaries import finite, poison
@@ -45,11 +46,11 @@ def hippo_normal(poles: int) -> tuple[np.ndarray, np.ndarray]:
     return -0.5 + 1j * frequencies[order], vectors[:, order]
 
 
-class S4D(nn.Module):
+class S4D(Layer):
     """d_model systems of one input each, N poles a system: h_t = a h_{t-1} + b x_t, y_t = 2 Re(C h_t) + D x_t (Gu, Gupta, Goel and Re 2022).
 
     (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold (or the bilinear rule) of a step size a channel; the input map is 1. A starts as
-    -1/2 + i pi n (S4D-Lin). The outputs then go, as published, through a GELU and a gated linear map over channels.
+    -1/2 + i pi n (S4D-Lin). The outputs then go, as published, through a GELU, that of the error function, and a gated linear map over channels.
 
     Attributes:
       d_state: 2 N, the real numbers that N complex poles are. rule: "zoh" or "bilinear".
@@ -81,7 +82,7 @@ class S4D(nn.Module):
         run = self._by_chunks if reset is None and x.shape[1] > 1 else self._by_steps
         y, last = run(x.astype(jnp.float32), start, reset)
         y += self.D[None, None] * x
-        return nn.glu(self.outward(nn.gelu(y.astype(self.dtype)))), last
+        return nn.glu(self.outward(nn.gelu(y.astype(self.dtype), approximate=False))), last
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the poles of all channels, gates of 1, and the largest drive of each."""
@@ -146,7 +147,7 @@ class S4D(nn.Module):
         return RULES[self.rule](A, jnp.broadcast_to(jnp.exp(self.log_dt)[:, None], A.shape))
 
 
-class _Shared(nn.Module):
+class _Shared(Layer):
     """What S5 and the LRU share: h_t = a h_{t-1} + b B x_t, P poles for all channels, with (a, b) of `_discrete`, B (D, 2 P) and C (2 P, D)."""
 
     d_model: int
@@ -304,7 +305,7 @@ def _in_basis(rotation: np.ndarray) -> Any:
     """Initialises B, (D, 2 P), as V* B' of a random real B' with entries of variance 1 / D."""
 
     def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Array:
-        real = jax.random.normal(key, (rotation.shape[1], shape[0])) / math.sqrt(shape[0])
+        real = jax.random.normal(key, (rotation.shape[1], shape[0]), jnp.float32) / math.sqrt(shape[0])
         B = jnp.asarray(rotation, jnp.complex64) @ real
         return jnp.concatenate([B.real, B.imag]).T
 
@@ -315,7 +316,7 @@ def _out_of_basis(vectors: np.ndarray) -> Any:
     """Initialises C, (2 P, D), as C' V of a random real C' with entries of variance 1 / 2 P."""
 
     def init(key: PRNGKeyArray, shape: tuple[int, int]) -> Array:
-        real = jax.random.normal(key, (shape[1], len(vectors))) / math.sqrt(len(vectors))
+        real = jax.random.normal(key, (shape[1], len(vectors)), jnp.float32) / math.sqrt(len(vectors))
         C = real @ jnp.asarray(vectors, jnp.complex64)
         return jnp.concatenate([C.real.T, C.imag.T])
 

@@ -17,6 +17,7 @@ from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.selective_scan import selective_scan
 from selssm_jax.ops.ssd import ssd
@@ -42,7 +43,7 @@ def log_counts(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype))[None], shape)
 
 
-class Mamba(nn.Module):
+class Mamba(Layer):
     """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, N states for each of E channels (Gu and Dao 2023, section 3.4).
 
     x_t and z_t, E = expand * d_model wide each, are linear in the input; x_t then goes through a causal convolution of width d_conv and a silu.
@@ -110,14 +111,14 @@ class Mamba(nn.Module):
     def initial_state(self, batch: int, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
-        return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state))}
+        return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state), jnp.float32)}
 
     @property
     def _inner(self) -> int:
         return self.expand * self.d_model
 
 
-class Mamba2(nn.Module):
+class Mamba2(Layer):
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t B_t', y_t = h_t C_t + D x_t in each of H heads, h of P x N (Dao and Gu 2024, section 7).
 
     x_t, of H heads of P = expand * d_model / H, B_t and C_t, of G groups of N, are linear in the input and go through a causal convolution of width
@@ -195,7 +196,7 @@ class Mamba2(nn.Module):
         del steps
         mapped = self.groups * self.d_state
         past = {name: jnp.zeros((batch, self.d_conv - 1, width), self.dtype) for name, width in (("x", self._inner), ("B", mapped), ("C", mapped))}
-        return past | {"h": jnp.zeros((batch, self.heads, self._inner // self.heads, self.d_state))}
+        return past | {"h": jnp.zeros((batch, self.heads, self._inner // self.heads, self.d_state), jnp.float32)}
 
     @property
     def _inner(self) -> int:

@@ -5,6 +5,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from selssm_jax.layers.parameters import Layer
+
 
 def project(x: Float[Array, "*b D"], kernel: Float[Array, "D E"]) -> Float[Array, "*b E"]:
     """x W, computed in x's precision as one product of two matrices.
@@ -16,7 +18,7 @@ def project(x: Float[Array, "*b D"], kernel: Float[Array, "D E"]) -> Float[Array
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-class Projection(nn.Module):
+class Projection(Layer):
     """y = x W + b, or x W without `use_bias`; parameters "kernel" and "bias" in float32."""
 
     features: int

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.shapes import Activations, Reset
@@ -23,7 +24,7 @@ STEEPEST = 0.25  # slope of a sigmoid
 JOINED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=2, batch_axis=1)  # LeCun's, of maps that share their input
 
 
-class MinGRU(nn.Module):
+class MinGRU(Layer):
     """h_t = (1 - z_t) h_{t-1} + z_t h~_t, z_t = sigmoid(W_z x_t + b_z), h~_t = W_h x_t + b_h, y_t = W_o h_t (Feng et al. 2024, section 3.1).
 
     That is the published form without its logarithms, which keep states positive. The state is h, (B, d_state). Sown as intermediates: "gate", z_t, and
@@ -62,10 +63,10 @@ class MinGRU(nn.Module):
     def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
-        return jnp.zeros((batch, self.d_state))
+        return jnp.zeros((batch, self.d_state), jnp.float32)
 
 
-class _Cell(nn.Module):
+class _Cell(Layer):
     """What the three cells share: W x_t of all steps at once, then a loop over U h_{t-1}, then y_t = C h_t. States are float32."""
 
     d_model: int
@@ -136,7 +137,7 @@ class RNN(_Cell):
     def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
-        return jnp.zeros((batch, self.d_state))
+        return jnp.zeros((batch, self.d_state), jnp.float32)
 
 
 class GRU(_Cell):
@@ -179,7 +180,7 @@ class GRU(_Cell):
     def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
-        return jnp.zeros((batch, self.d_state))
+        return jnp.zeros((batch, self.d_state), jnp.float32)
 
 
 class LSTM(_Cell):
@@ -221,7 +222,7 @@ class LSTM(_Cell):
     def initial_state(self, batch: int, steps: int | None = None) -> dict[str, Array]:
         """Returns zeros; they do not grow with `steps`."""
         del steps
-        return {"h": jnp.zeros((batch, self.d_state)), "c": jnp.zeros((batch, self.d_state))}
+        return {"h": jnp.zeros((batch, self.d_state), jnp.float32), "c": jnp.zeros((batch, self.d_state), jnp.float32)}
 
 
 def _projected(x: Array, W: Array) -> Array:

@@ -14,6 +14,7 @@ from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
+from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
@@ -66,7 +67,7 @@ def within_rows(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
     return raw / jnp.maximum(rows, 1)
 
 
-class SelectiveSSM(nn.Module):
+class SelectiveSSM(Layer):
     """h_t = (1 - g_t) h_{t-1} + g_t (A h_{t-1} + B x_t + w_t),  y_t = C h_t + D x_t + v_t,  g_t = G(x_t, h_{t-1}).
 
     That is update "retain", A_t = I - G_t (I - A) and B_t = G_t B: a gate of 0 keeps a component exactly. Update
@@ -242,7 +243,7 @@ class SelectiveSSM(nn.Module):
         if not self.process_noise:
             return drive
         parts = 2 if self.transition == "complex" else 1
-        noise = self.process_noise * jax.random.normal(self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]))
+        noise = self.process_noise * jax.random.normal(self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]), jnp.float32)
         return drive + (self._complex(noise) if self.transition == "complex" else noise)
 
     def _law(self, opening: Opening, drive: Array, before: Array | None, reset: Array | None) -> Law:

@@ -178,6 +178,52 @@ def test_a_second_call_compiles_nothing(kind):
     assert traced == 1
 
 
+@ALL
+def test_types_are_the_same_under_x64_and_one_step_after_the_other(kind):
+    with jax.enable_x64(True):
+        layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+        x = jnp.zeros((B, T, SIZES["d_model"]), jnp.float32)
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+        steps = lambda params, x: jax.lax.scan(lambda h, u: layer.apply(params, u[:, None], h)[::-1], layer.initial_state(B), x.swapaxes(0, 1))[1]  # noqa: E731
+        for given in (params, *(jax.tree.map(lambda leaf, to=to: leaf.update(dtype=to), params) for to in (jnp.bfloat16, jnp.float16, jnp.float64))):
+            assert jax.eval_shape(steps, given, x).dtype == jnp.float32
+        for given in (params, jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), params)):
+            slopes = jax.eval_shape(jax.grad(lambda params, x: layer.apply(params, x)[0].sum()), given, x)
+            jax.tree.map(lambda slope, leaf: pytest.fail(f"{slope.dtype} of {leaf.dtype}") if slope.dtype != leaf.dtype else None, slopes, given)
+
+
+TASKS = {
+    "language": (Task("language", vocab=VOCAB), ()),
+    "classification": (Task("classification", channels=2, classes=3), (2,)),
+    "forecasting": (Task("forecasting", channels=2, horizon=3), (2,)),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_states_of_models_keep_their_types_under_x64(task):
+    task, width = TASKS[task]
+    with jax.enable_x64(True):
+        model = SequenceModel(Model(pattern=("selective", "mamba"), frame=2 if task.kind == "classification" else 1, task=task, **SIZES))
+        x = jnp.zeros((B, T, *width), jnp.float32 if width else jnp.int32)
+        params = jax.eval_shape(model.init, jax.random.key(0), x)
+        state = jax.eval_shape(lambda params: model.apply(params, B, method="initial_state"), params)
+        after = jax.eval_shape(lambda params, state, x: model.apply(params, x, state)[1], params, state, x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+        assert jax.tree.map(lambda leaf: leaf.dtype, state) == jax.tree.map(lambda leaf: leaf.dtype, after)
+
+
+@pytest.mark.parametrize("kind", ["selective", "s4d", "lru", "mamba"])
+def test_parameters_of_half_precision_are_those_numbers(kind):
+    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.jit(layer.init)(jax.random.key(1), x))
+    found, expected = (
+        jax.jit(lambda params: layer.apply(params, x)[0])(jax.tree.map(lambda leaf, to=to: leaf.astype(to), half)) for to in ("bfloat16", "float32")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
 class Foreign(nn.Module):
     """Someone else's Linen model around one of our layers."""
 
