@@ -15,7 +15,19 @@ from selssm_jax.stability.lipschitz import spectral_norm_bound
 
 SCRIPT = pathlib.Path(__file__).with_name("bad_arguments.py")
 # Functions that compile little; the slow test calls them all.
-QUICK = ["discrete", "rate_distortion.gauss", "rate_distortion.water", "limits", "samplers", "hankel", "sparsity", "trace", "operator", "spectral"]
+QUICK = [
+    "discrete",
+    "rate_distortion.gauss",
+    "rate_distortion.water",
+    "limits",
+    "samplers",
+    "hankel",
+    "quantization",
+    "sparsity",
+    "trace",
+    "operator",
+    "spectral",
+]
 
 
 def attack(*names: str) -> dict:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, Int, Integer, UInt8
 
 from selssm_jax.compression.levels import least_error_levels
+from selssm_jax.information.inputs import check_real
 
 MOST = 8  # bits of a component
 POOLED = 50_000  # samples that levels of a channel are fitted to; fewer, down to FEWEST, where all of them together would be more than LARGEST
@@ -100,6 +101,8 @@ class Quantizer:
         return h
 
     def _coded(self, codes: Array) -> Array:
+        if not jnp.issubdtype(codes.dtype, jnp.integer):
+            raise ValueError(f"codes of dtype {codes.dtype}, expected whole numbers, as `quantize` gives them")
         if codes.shape[-1] != len(self.bits):
             raise ValueError(f"codes of shape {codes.shape}, expected (..., {len(self.bits)}), one a component")
         if not isinstance(codes, jax.core.Tracer) and bool(
@@ -164,6 +167,7 @@ def allocate(
     Raises:
       ValueError: for negative variances or weights, or a budget out of range.
     """
+    check_real(variances=variances, **({} if weights is None else {"weights": weights}))
     left = np.asarray(variances, np.float64) * (1 if weights is None else np.asarray(weights, np.float64))
     if left.ndim != 1 or not (np.isfinite(left).all() and (left >= 0).all()):
         raise ValueError(f"variances times weights are {left}, expected finite numbers from 0, one a component")

@@ -40,8 +40,14 @@ def joint_spectral_radius(matrices: np.ndarray, *, gap: float = GAP, nodes: int 
 
     A product is followed no further once the smallest |P_j|^(1/j) of its beginnings P_j is within `gap` of the best lower bound.
     The search gives up, with a wider bracket, at more than `nodes` products of one length, or at length `depth`.
+
+    Raises:
+      ValueError: for matrices that are not real and finite.
     """
-    search = _Search(np.asarray(matrices, np.float64))
+    matrices = np.asarray(matrices)
+    if np.iscomplexobj(matrices) or not np.isfinite(matrices).all():
+        raise ValueError(f"matrices of dtype {matrices.dtype} are not all real and finite: a complex matrix is a real one of twice the size")
+    search = _Search(matrices.astype(np.float64))
     while len(search.words) and search.length < depth and len(search.words) * len(matrices) <= nodes:
         search.extend(gap)
     upper = float(max(search.lower + gap, search.rates.max(initial=0.0)))
