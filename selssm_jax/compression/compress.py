@@ -1,4 +1,4 @@
-"""A trained model to a smaller memory: candidates at equal bytes, the frontier of bytes and loss, the chosen one fine-tuned (theory, section 10).
+"""From a trained model to a smaller memory: candidates at equal bytes, the frontier of bytes and loss, the chosen one fine-tuned (theory, section 10).
 
 Levels, variances and sensitivities come from training batches, every choice from the validation split; the test split is not read here.
 """
@@ -7,12 +7,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from selssm_jax.compression import pruning, quantization
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
+from selssm_jax.compression.progress import Progress
 from selssm_jax.compression.search import Point, smallest
 from selssm_jax.compression.sensitivity import error_weights
 from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration
@@ -26,6 +28,7 @@ from selssm_jax.training.evaluation import Evaluator
 PyTree = Any
 FACTORS = (4.0, 8.0, 16.0, 32.0)  # of the frontier, beside the one that is asked for
 PRUNED = 2  # one component of so many is kept, where components are pruned before the rest is packed
+HALF, QUARTER = "half", "a quarter"
 EQUAL, VARIANCE, INFORMATION = "equal bits", "bits by variance", "bits by information"
 
 
@@ -69,13 +72,14 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One compressed model: how it was made, what it carries, and its metrics on the validation split."""
+    """One compressed model: how it was made, what it carries, its metrics on the validation split, and which components are left where some were removed."""
 
     method: str
     nbytes: int
     model: Reader
     params: PyTree
     validation: dict[str, float]
+    keep: pruning.Keep = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +130,23 @@ def pruned(subject: Subject, how: str) -> Subject:
 
     Every block keeps one; blocks whose mixer names no axes keep all.
     """
-    drawn = _drawn(subject)
-    if how == "information":
-        found = pruning.quadratic(subject.model, subject.params, drawn).divergence
-        keep = found.choose(max(sum(found.sizes.values()) // PRUNED, len(found.sizes)))
-    else:
-        scores = pruning.scores(subject.model, subject.params, drawn, how)
-        keep = pruning.choose(scores, max(sum(map(len, scores.values())) // PRUNED, len(scores)))
+    return reduced(subject, best_half(subject, how))
+
+
+def reduced(subject: Subject, keep: pruning.Keep) -> Subject:
+    """Returns the subject with these components alone."""
     config, params = pruning.prune(subject.model.config, subject.params, keep)
     return dataclasses.replace(subject, model=SequenceModel(config), params=params)
+
+
+def best_half(subject: Subject, how: str) -> pruning.Keep:
+    """Returns the half of all components that `how` finds best, at least one a block."""
+    drawn = _drawn(subject)
+    if how == "information":
+        quadratic = pruning.quadratic(subject.model, subject.params, drawn).divergence
+        return quadratic.choose(max(sum(quadratic.sizes.values()) // PRUNED, len(quadratic.sizes)))
+    scores = pruning.scores(subject.model, subject.params, drawn, how)
+    return pruning.choose(scores, max(sum(map(len, scores.values())) // PRUNED, len(scores)))
 
 
 def _drawn(subject: Subject) -> list[dict[str, np.ndarray]]:
@@ -144,18 +156,19 @@ def _drawn(subject: Subject) -> list[dict[str, np.ndarray]]:
     return [next(batches) for _ in range(count)]
 
 
-def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -> Compression:
-    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes.
+def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, progress: Progress | None = None) -> Compression:
+    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes; what `progress` holds of it already is not done again.
 
     Raises:
-      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few; for a model that reads both ways.
+      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few; for a model that reads both ways; where
+        the model's own metric on validation is not finite.
     """
     if subject.model.config.bidirectional:
         raise InputError(
             "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it carries from step to step: "
             "train it with model.bidirectional=False"
         )
-    options, trials = subject.experiment.compress, _Trials(subject, say)
+    options, trials = subject.experiment.compress, _Trials(subject, say, progress or Progress())
     factors = sorted({*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])})
     frontier = list({one.nbytes: one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())
     target = options.factor or _most(frontier, trials.reference, options.within, subject.metric)
@@ -170,18 +183,28 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None) -
 class _Trials:
     """What is tried on one subject: all at bytes that are a share of its own, all judged on its validation split."""
 
-    def __init__(self, subject: Subject, say: Callable[[str], None]) -> None:
-        self.subject, self.known, self.say = subject, known(subject), say
-        self.reference = _judged(subject, "float32", self.known.float_bytes, subject.model, subject.params)
+    def __init__(self, subject: Subject, say: Callable[[str], None], progress: Progress) -> None:
+        self.subject, self.say, self.progress = subject, say, progress
+        self.known = self._calibrated()
         self.most = self.known.float_bytes / (self.known.constant + self.known.layout.rows)  # times fewer: a byte a row
+        self.reference = self._judged("float32", lambda: Candidate("float32", self.known.float_bytes, subject.model, subject.params, {}))
+        if not np.isfinite(self.reference.validation[subject.metric]):
+            raise InputError(f"the run's own validation {subject.metric} is {self.reference.validation[subject.metric]}: train it anew before compressing it")
         self._tell(self.reference)
+        self._halves: dict[str, pruning.Keep] = {}
 
-    def run(self, factor: float, rule: str, subject: Subject | None = None, how: str = "") -> Candidate:
-        """Packs the subject, or another that was made of it, into so many times fewer bytes than the subject has."""
-        of, found = (self.subject, self.known) if subject is None else (subject, known(subject))
-        model, params = quantised(of, found, int(self.known.float_bytes / factor), rule)
-        nbytes = found.constant + found.layout.rows * model.quantizer(params).nbytes
-        return self._tell(_judged(of, f"{how}, {rule}" if how else rule, nbytes, model, params))
+    def run(self, factor: float, rule: str, share: str = "", how: str = "") -> Candidate:
+        """Packs the subject, or a share of its components, into so many times fewer bytes than the subject has."""
+        method = f"{share} of the components by {how}, {rule}" if how else rule
+
+        def make() -> Candidate:
+            keep = self._kept(share, how) if how else {}
+            of = reduced(self.subject, keep) if keep else self.subject
+            found = known(of) if keep else self.known
+            model, params = quantised(of, found, int(self.known.float_bytes / factor), rule)
+            return Candidate(method, found.constant + found.layout.rows * model.quantizer(params).nbytes, model, params, {}, keep)
+
+        return self._tell(self._judged(f"{method} at {factor}", make))
 
     def fewer(self, factor: float) -> list[Candidate]:
         """Candidates of fewer components; none where the mixers do not say what a component is."""
@@ -193,35 +216,77 @@ class _Trials:
 
     def pruned(self, factor: float, how: str, rule: str) -> list[Candidate]:
         """Half of the components, and half of these again, with as many times the bits for each."""
-        half = pruned(self.subject, how)
-        shares = {"half": half, "a quarter": pruned(half, how)}
-        return [self.run(factor, rule, left, f"{share} of the components by {how}") for share, left in shares.items()]
+        return [self.run(factor, rule, share, how) for share in (HALF, QUARTER)]
 
     def tuned(self, chosen: Candidate) -> Candidate:
         """The candidate after fine-tuning, where that did not make it worse."""
-        params = finetune(self.subject.experiment, chosen.model, chosen.params, self.subject.dataset)
-        found = self._tell(_judged(self.subject, f"{chosen.method}, fine-tuned", chosen.nbytes, chosen.model, params))
+        params = finetune(self.subject.experiment, chosen.model, chosen.params, self.subject.dataset, self.progress)
+        found = self._tell(_scored(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params)))
         return min(found, chosen, key=lambda one: loss_of(one.validation, self.subject.metric))
+
+    def _calibrated(self) -> Known:
+        """What is known of the subject's memory, of `progress` if it has it."""
+        scope = self.subject.experiment.compress.scope
+        if (item := self.progress.recall("calibration")) is not None:
+            return Known(Carried(self.subject.model, self.subject.params, scope), scope, item[1]["samples"], item[1]["weights"])
+        fresh = known(self.subject)
+        self.progress.keep("calibration", {}, {"samples": fresh.samples, "weights": fresh.weights})
+        return fresh
+
+    def _kept(self, share: str, how: str) -> pruning.Keep:
+        """The components that are left, by their places in the subject."""
+        if how not in self._halves:
+            self._halves[how] = best_half(self.subject, how)
+        half = self._halves[how]
+        if share == HALF:
+            return half
+        return {name: half[name][left] for name, left in best_half(reduced(self.subject, half), how).items()}
+
+    def _judged(self, name: str, make: Callable[[], Candidate]) -> Candidate:
+        """The candidate with its scores, as `progress` has it or made and judged now."""
+        if (item := self.progress.recall(name)) is not None:
+            return _rebuilt(self.subject, *item)
+        one = _scored(self.subject, make())
+        bits = one.model.bits if isinstance(one.model, PackedModel) else None
+        values = {"method": one.method, "nbytes": one.nbytes, "validation": one.validation, "bits": bits}
+        levels = {} if bits is None else {LEVELS: one.params[LEVELS]}
+        self.progress.keep(name, values, {f"keep/{block}": left for block, left in one.keep.items()} | levels)
+        return one
 
     def _tell(self, one: Candidate) -> Candidate:
         self.say(_line(one, self.reference, self.subject.metric))
         return one
 
 
+def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Candidate:
+    """A candidate from what was kept of it: how many bits and which levels, and which components are left."""
+    keep = {name.removeprefix("keep/"): array for name, array in arrays.items() if name.startswith("keep/")}
+    of, options = reduced(subject, keep) if keep else subject, subject.experiment.compress
+    model: Reader = of.model
+    params = of.params
+    if values["bits"] is not None:
+        model, params = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding), {**of.params, LEVELS: jnp.asarray(arrays[LEVELS])}
+    return Candidate(values["method"], values["nbytes"], model, params, values["validation"], keep)
+
+
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
-    """Returns by which share of the reference a metric is worse; negative where it is better."""
+    """Returns by which share of the reference a metric is worse, negative where it is better; of a reference of 0, which has no shares, by how much."""
     worse = reference[metric] - metrics[metric] if metric in objectives.HIGHER_IS_BETTER else metrics[metric] - reference[metric]
-    return worse / abs(reference[metric])
+    return worse / (abs(reference[metric]) or 1.0)
 
 
 def loss_of(metrics: Mapping[str, float], metric: str) -> float:
-    """Returns the metric as a number that is better when smaller."""
-    return -metrics[metric] if metric in objectives.HIGHER_IS_BETTER else metrics[metric]
+    """Returns the metric as a number that is better when smaller: infinity where it is not finite, for a model that diverges is the worst of all."""
+    value = metrics[metric] if np.isfinite(metrics[metric]) else np.inf
+    return -value if metric in objectives.HIGHER_IS_BETTER and np.isfinite(value) else value
 
 
 def points(candidates: list[Candidate], reference: Candidate, metric: str) -> list[Point]:
-    """Returns candidates as points of a frontier, named by their factor: bytes, and 1 + the relative loss on validation, the reference itself last."""
-    found = [(one.nbytes, 1 + relative_loss(one.validation, reference.validation, metric)) for one in candidates]
+    """Returns candidates as points of a frontier, named by their factor: bytes, and 1 + the relative loss on validation, the reference itself last.
+
+    Those that diverged, so that they have no loss, are no points.
+    """
+    found = [(one.nbytes, 1 + relative_loss(one.validation, reference.validation, metric)) for one in candidates if np.isfinite(one.validation[metric])]
     return [*(Point(f"{reference.nbytes / nbytes:.1f}x", nbytes, loss) for nbytes, loss in found), Point("float32", reference.nbytes, 1.0)]
 
 
@@ -231,8 +296,8 @@ def _most(frontier: list[Candidate], reference: Candidate, within: float, metric
     return reference.nbytes / smallest(found, within=within, reference=found[-1]).nbytes
 
 
-def _judged(subject: Subject, method: str, nbytes: int, model: Reader, params: PyTree) -> Candidate:
-    return Candidate(method, nbytes, model, params, Evaluator(subject.experiment, model)(params, subject.dataset, "validation"))
+def _scored(subject: Subject, one: Candidate) -> Candidate:
+    return dataclasses.replace(one, validation=Evaluator(subject.experiment, one.model)(one.params, subject.dataset, "validation"))
 
 
 def _line(one: Candidate, reference: Candidate, metric: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from selssm_jax.compression import bound, saving
 from selssm_jax.compression.bound import rounding_errors, rounding_radius
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, points, relative_loss
+from selssm_jax.compression.progress import fingerprint, resumed
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.search import knee
 from selssm_jax.compression.streaming import PackedModel
@@ -30,11 +32,12 @@ from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.reporting.sections import circumstances, titled
 from selssm_jax.reporting.tables import Cell, Table, size
 from selssm_jax.stability import Certificate, certify_bounds
-from selssm_jax.stability.verdict import Verdict
+from selssm_jax.stability.verdict import Verdict, plain
 from selssm_jax.training.evaluation import Evaluator
 
 FORMAT = 1  # of compression.json
 COMPONENTS = 8  # whose D(R) is computed
+MADE = "run"  # the compressed run, until it is whole
 MARKERS = ("s", "^", "D", "v", "P", "X")
 Results = dict[str, Any]
 READING = (
@@ -66,7 +69,8 @@ ROUNDING = (
 def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", local_dir: str = "", override: Iterable[str] = ()) -> Results:
     """Compresses the run in `workdir` as its `compress` configuration says; writes the compressed run to WORKDIR-compressed, with a report inside.
 
-    The report is WORKDIR-compressed/compression/index.html, with report.md, figures and compression.json beside it.
+    The report is WORKDIR-compressed/compression/index.html, with report.md, figures and compression.json beside it. Until all is there, the work is in
+    WORKDIR-compressed.unfinished: stopped at any moment, the same command goes on from what that folder holds.
 
     Raises:
       InputError: for what `open_run` refuses, for a run that is compressed already, and for a folder that exists or cannot be written.
@@ -75,17 +79,28 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     if not isinstance(run.model, SequenceModel):
         raise InputError(f"--workdir={workdir} holds a compressed run: give the run that it was made of")
     folder = run.workdir.with_name(f"{run.workdir.name}-compressed")
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
     saving.check_free(folder)
     start = time.perf_counter()
     subject = Subject(run.experiment, run.model, run.params, run.dataset)
-    found = compress(subject, lambda line: print(line, file=sys.stderr, flush=True))
+    with resumed(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
+        found = compress(subject, lambda line: print(line, file=sys.stderr, flush=True), progress)
+        smaller = _saved(run, found, unfinished / MADE)
+        with writable(smaller.workdir / "compression") as place:
+            results = _results(run, smaller, found, split, subject.metric)
+            results["seconds"] = time.perf_counter() - start
+            _write(results, place)
+        smaller.workdir.rename(folder)
+        shutil.rmtree(unfinished)
+    return results | {"workdir": str(folder), "report": str(folder / "compression" / "index.html")}
+
+
+def _saved(run: Run, found: Compression, folder: pathlib.Path) -> Run:
+    """Writes the compressed run in place of what an earlier attempt may have left of it."""
+    if folder.exists():
+        shutil.rmtree(folder)
     saved = saving.save(folder, run.experiment, found.chosen.model, found.chosen.params, run.dataset, run.step, found.chosen.validation)
-    smaller = dataclasses.replace(run, workdir=folder, experiment=saved, model=found.chosen.model, params=found.chosen.params)
-    with writable(folder / "compression") as place:
-        results = _results(run, smaller, found, split, subject.metric)
-        results["seconds"] = time.perf_counter() - start
-        _write(results, place)
-    return results | {"workdir": str(folder), "report": str(place / "index.html")}
+    return dataclasses.replace(run, workdir=folder, experiment=saved, model=found.chosen.model, params=found.chosen.params)
 
 
 def summary(results: Results) -> str:
@@ -192,7 +207,7 @@ def _write(results: Results, folder: pathlib.Path) -> None:
     blocks += circumstances(results)
     (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
-    (folder / "compression.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "compression.json").write_text(json.dumps(plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _outcome(results: Results) -> Table:
@@ -273,6 +288,7 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     right.plot(bits, [one["error"] for one in points], color=BLUE, marker="o", markersize=4, linestyle="none", label="measured")
     order = np.argsort(bits)
     right.plot(np.asarray(bits)[order], np.asarray([one["error_bound"] or np.nan for one in points])[order], color="black", linestyle=":", label="D(R)")
-    right.set(yscale="log", xlabel="mean bits of a component", ylabel="squared error / variance")
+    positive = any(one["error"] > 0 for one in points)  # none where components have no more values than levels
+    right.set(yscale="log" if positive else "linear", xlabel="mean bits of a component", ylabel="squared error / variance")
     figure.legend(loc="outside lower center", ncols=4)
     return figure

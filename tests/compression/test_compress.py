@@ -10,8 +10,10 @@ import pytest
 from runs import experiment
 from selssm_jax import data
 from selssm_jax.compression import compress
+from selssm_jax.compression import finetune as finetuning
 from selssm_jax.compression.compress import Candidate, Subject, known, pruned, quantised, relative_loss
 from selssm_jax.compression.finetune import finetune
+from selssm_jax.compression.progress import Progress
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives
@@ -95,12 +97,12 @@ def of_pattern(subject, *pattern):
 def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject, monkeypatch):
     layout = types.SimpleNamespace(rows=1, size=8, kept_bytes=0)
     monkeypatch.setattr(compress, "known", lambda subject: compress.Known(layout, "all", np.zeros((2, 8)), np.ones(8)))
-    monkeypatch.setattr(compress, "_judged", lambda subject, method, nbytes, model, params: Candidate(method, nbytes, model, params, {subject.metric: 1.0}))
+    monkeypatch.setattr(compress, "_scored", lambda subject, one: dataclasses.replace(one, validation={subject.metric: 1.0}))
     monkeypatch.setattr(compress._Trials, "pruned", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})])
     lines = []
-    assert compress._Trials(of_pattern(subject, "local_attention", "tcn"), lines.append).fewer(4.0) == []
+    assert compress._Trials(of_pattern(subject, "local_attention", "tcn"), lines.append, Progress()).fewer(4.0) == []
     assert lines[1:] == ["no component is pruned: no mixer of local_attention, tcn names the axes of its state"]
-    assert len(compress._Trials(of_pattern(subject, "selective", "local_attention"), lines.append).fewer(4.0)) == 2
+    assert len(compress._Trials(of_pattern(subject, "selective", "local_attention"), lines.append, Progress()).fewer(4.0)) == 2
 
 
 def test_a_model_that_reads_both_ways_carries_no_memory_to_compress(subject):
@@ -114,3 +116,83 @@ def test_of_a_hybrid_the_blocks_that_name_axes_are_halved(subject):
     half = pruned(hybrid, "magnitude")
     assert half.model.config.block_states == (whole // 2, whole)
     assert pruned(half, "magnitude").model.config.block_states == (whole // 4, whole)
+
+
+class Stopped(BaseException):
+    """A kill, at a moment of a test's choice."""
+
+
+def counted(monkeypatch, module, name, function, stop):
+    """Replaces a function by another that counts its calls, and stops at the call of number stop[name]."""
+    calls = []
+
+    def call(*args, **options):
+        if len(calls) == stop.get(name, -1):
+            del stop[name]
+            raise Stopped
+        calls.append(args)
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_were_not(subject, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    layout = known(subject).layout
+    samples = rng.standard_normal((50, layout.size)) * rng.random(layout.size)
+
+    def calibrated(of):
+        return dataclasses.replace(compress.Known(compress.Carried(of.model, of.params), "all", samples, np.ones(layout.size)), **fewer(of))
+
+    def fewer(of):
+        size = compress.Carried(of.model, of.params).size
+        return {"samples": samples[:, :size], "weights": np.ones(size)}
+
+    def scored(of, one):
+        return dataclasses.replace(one, validation={of.metric: 2.0 + np.cos(one.nbytes + len(one.method))})
+
+    def half(of, how):
+        return {"block_0": np.arange(of.model.config.block_states[0] if of.model.config.block_states else of.model.config.d_state)[::2]}
+
+    stop: dict[str, int] = {}
+    doubles = {"known": calibrated, "_scored": scored, "best_half": half, "finetune": lambda experiment, model, params, dataset, progress: params}
+    calls = {name: counted(monkeypatch, compress, name, double, stop) for name, double in doubles.items()}
+    whole = compress.compress(subject)
+    once = {name: len(args) for name, args in calls.items()}
+    assert once["_scored"] >= 9 and once["best_half"] == 4
+    for name, count in once.items():
+        for moment in sorted({0, count // 2, count - 1}):
+            progress, stop[name] = Progress(tmp_path / f"{name}{moment}"), moment + len(calls[name])
+            progress.folder.mkdir()
+            with pytest.raises(Stopped):
+                compress.compress(subject, progress=progress)
+            before = len(calls["_scored"])
+            again = compress.compress(subject, progress=progress)
+            assert [(one.method, one.nbytes, one.validation) for one in again.methods] == [(one.method, one.nbytes, one.validation) for one in whole.methods]
+            assert again.chosen.method == whole.chosen.method and again.chosen.model == whole.chosen.model
+            jax.tree.map(np.testing.assert_array_equal, again.chosen.params, whole.chosen.params)
+            if name == "_scored":
+                assert len(calls["_scored"]) - before <= once["_scored"] - min(moment, once["_scored"] - 1)  # what was scored is not scored again
+
+
+def test_fine_tuning_that_is_stopped_goes_on_bit_for_bit(subject, tmp_path, monkeypatch):
+    asked = changed(subject, steps=8)
+    whole = finetune(asked.experiment, asked.model, asked.params, asked.dataset)
+    monkeypatch.setattr(finetuning, "SECONDS", -1.0)
+    stop = {"_keep": 4}
+    counted(monkeypatch, finetuning, "_keep", finetuning._keep, stop)
+    progress = Progress(tmp_path)
+    with pytest.raises(Stopped):
+        finetune(asked.experiment, asked.model, asked.params, asked.dataset, progress)
+    assert progress.recall(finetuning.ITEM) is not None
+    jax.tree.map(np.testing.assert_array_equal, finetune(asked.experiment, asked.model, asked.params, asked.dataset, progress), whole)
+
+
+def test_a_model_that_diverges_is_chosen_by_no_one_and_a_metric_of_zero_divides_nothing():
+    make = lambda nbytes, nats: Candidate("", nbytes, None, {}, {"nats": nats})  # noqa: E731
+    one, other = make(8, float("nan")), make(4, 3.0)
+    assert min([one, other], key=lambda candidate: compress.loss_of(candidate.validation, "nats")) is other
+    assert [point.nbytes for point in compress.points([one, other], make(64, 1.0), "nats")] == [4, 64]
+    assert relative_loss({"accuracy": 0.0}, {"accuracy": 0.0}, "accuracy") == 0
+    assert relative_loss({"mse": 0.5}, {"mse": 0.0}, "mse") == 0.5

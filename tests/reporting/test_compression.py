@@ -1,18 +1,26 @@
 """eval.py --compress as a person calls it: a smaller run that opens like any other, a report, and clear refusals before work starts."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
-from runs import REPOSITORY, command
+from runs import REPOSITORY, command, experiment
+from selssm_jax import data
 from selssm_jax.compression import compress
 from selssm_jax.compression.streaming import PackedModel, packed_bytes
+from selssm_jax.layers.mixers import MIXERS
+from selssm_jax.model import SequenceModel
+from selssm_jax.reporting import compression as report
 from selssm_jax.reporting.accounting import state_bytes
 from selssm_jax.reporting.run import open_run
+from selssm_jax.training.checkpoint import Workdir
 
 
 def compressed(run, folder, *overrides):
@@ -87,6 +95,80 @@ def test_the_states_of_mixers_alone(smoke_run, tmp_path, monkeypatch):
     monkeypatch.setattr(compress, "FACTORS", (4.0, 16.0))
     results, _ = compressed(smoke_run, tmp_path, "compress.scope=mixers", "compress.factor=0", "compress.within=1.0", "compress.steps=0")
     assert results["scope"] == "mixers" and results["compressed"]["bytes"] == min(one["bytes"] for one in results["frontier"])
+
+
+def drawn(folder, **changes):
+    """The workdir of configs/smoke.py with these changes, parameters as drawn."""
+    config = experiment(data__eval_examples=8, model__heads=2, model__context=18, model__window=4, **changes)
+    dataset = data.load(config.data)
+    model = SequenceModel(dataclasses.replace(config.model, task=dataset.task))
+    params = jax.jit(model.init)(jax.random.key(0), next(dataset.train(2, seed=0))["inputs"])["params"]
+    workdir = Workdir(str(folder), config)
+    workdir.describe(dataset.metadata())
+    workdir.save_best(1, params, {})
+    workdir.close()
+    return folder
+
+
+QUICK = ("compress.factor=4", "compress.steps=2", "compress.calibration=1")
+
+
+def test_a_mixer_without_components_to_prune_is_compressed_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "FACTORS", ())
+    results, made = compressed(drawn(tmp_path / "run", model__pattern=("tcn",), model__kernel=3), tmp_path, *QUICK)
+    assert [one["method"] for one in results["methods"]] == ["bits by information", "bits by variance", "equal bits"]
+    assert (made / "compression" / "index.html").is_file() and not made.with_name("run-compressed.unfinished").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 30])
+def test_the_frontier_is_drawn_however_many_methods_were_tried(count):
+    score = {"validation": {"nats": 1.0}, "bytes": 8, "error_bits": 2.0, "error": 0.1, "error_bound": 0.05}
+    results = {"metric": "nats", "methods": [score | {"method": f"method {index}"} for index in range(count)], "frontier": [score], "within": 0.01}
+    figure = report.frontier(results | {"compressed": score, "reference": score})
+    assert len({line.get_label() for line in figure.axes[0].lines} & {f"method {index}" for index in range(count)}) == count - 1
+    plt.close(figure)
+
+
+HYBRIDS = [("selective", "local_attention"), ("mamba", "lstm", "tcn")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [*((name,) for name in sorted(MIXERS)), *HYBRIDS], ids="+".join)
+def test_every_mixer_is_measured_and_compressed_to_the_end_by_the_commands(pattern, tmp_path):
+    run = drawn(tmp_path / "run", model__pattern=pattern, model__kernel=3, model__d_model=16)
+    quick = ("measure.samples=64", "measure.positions=2", "measure.longest_lag=3", "measure.decoder_steps=5", "measure.decoder_width=8")
+    assert command("eval.py", f"--workdir={run}", "--split=train", "--measure", *(f"--override={name}" for name in quick)) == 0
+    results, made = compressed(run, tmp_path, *QUICK)
+    assert results["compressed"]["factor"] >= 4
+    assert command("eval.py", f"--workdir={made}") == 0
+
+
+@pytest.mark.slow
+def test_a_compression_that_is_killed_at_any_moment_goes_on_and_gives_the_same(smoke_run, tmp_path):
+    """SIGKILL after ever longer times, until one process comes to the end; beside one that was left alone."""
+    for name in ("whole", "killed"):
+        shutil.copytree(smoke_run, tmp_path / name)
+    call = [sys.executable, "eval.py", "--compress", *(f"--override={name}" for name in ("compress.factor=8", "compress.steps=200", "compress.calibration=2"))]
+    subprocess.run([*call, f"--workdir={tmp_path / 'whole'}"], cwd=REPOSITORY, capture_output=True, check=True)
+    kills, patience = 0, 12.0
+    while True:
+        process = subprocess.Popen([*call, f"--workdir={tmp_path / 'killed'}"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.wait(patience) == 0, process.stderr.read()
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            assert not (tmp_path / "killed-compressed").exists()
+            kills, patience = kills + 1, patience + 3.0
+        finally:
+            process.stderr.close()
+    assert kills >= 2 and not (tmp_path / "killed-compressed.unfinished").exists()
+    one, other = (json.loads((tmp_path / f"{name}-compressed" / "compression" / "compression.json").read_text()) for name in ("whole", "killed"))
+    for part in ("reference", "compressed", "methods", "frontier"):
+        assert one[part] == other[part]
+    left, right = (open_run(tmp_path / f"{name}-compressed").params for name in ("whole", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def test_refusals_come_before_work(smaller, smoke_run, tmp_path, capsys):
