@@ -1,10 +1,11 @@
-"""Claim: memory falls 16 times at 1 % of the metric, and a compressed model beats one that was trained from the start with as many bytes in float32.
+"""Claim: the memory of a sequence falls 16 times at 1 % of the metric, and a compressed model beats one that was trained with as many bytes in float32.
 
   python train.py --config configs/NAME.py --workdir RUN ... ; python eval.py --workdir RUN --compress    # for every task and seed
   python benchmarks/compress.py --runs RUN [RUN ...] --controls SMALL [SMALL ...]
 
 RUN are folders that were compressed, SMALL folders of small float32 models. The record holds, for each, how it was trained and compressed, its bytes and
 its score on the test split, which each run's report read once; and, for each task, the loss by seed, and the difference to the controls of the same seed.
+Bytes are those of one sequence; the table of levels, which all sequences share, is beside them (`table_of`).
 """
 
 import argparse
@@ -85,6 +86,25 @@ def control(run: pathlib.Path) -> dict[str, Any]:
         "model": model,
         "test": test,
     }
+
+
+def table_of(run: dict[str, Any]) -> tuple[int, bool]:
+    """(bytes of the table of levels that all sequences share, whether they are exact rather than the most there can be).
+
+    Reports say it since tables are counted and shared. Before, every component had a row of float32 of its own: what the parameters grew by, where none of
+    them was removed, else one of 2^most_bits for each component.
+    """
+    after, grown = run["compressed"], run["parameter_bytes"]["after"] - run["parameter_bytes"]["before"]
+    if "table_bytes" in after:
+        return after["table_bytes"], True
+    if "of the components" not in after["method"]:
+        return grown, True
+    return round(8 * after["bytes"] / after["bits"]) * 4 * 2 ** run["compress"]["most_bits"], False
+
+
+def pays_from(run: dict[str, Any]) -> int:
+    """From how many sequences on all bytes together, the table counted, are fewer than in float32."""
+    return table_of(run)[0] // (run["reference"]["bytes"] - run["compressed"]["bytes"]) + 1
 
 
 def control_of(run: dict[str, Any], controls: list[dict[str, Any]]) -> dict[str, Any] | None:

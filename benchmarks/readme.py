@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from compress import control_of
+from compress import control_of, pays_from, table_of
 from matplotlib.figure import Figure
 
 from selssm_jax.reporting import figures
@@ -112,16 +112,32 @@ def learned(record: dict[str, Any]) -> str:
 
 def compressed(record: dict[str, Any]) -> str:
     """What compressed runs score, beside themselves in float32 and beside controls of as many bytes."""
-    columns = ("task, memory", "bytes", "seed", "metric", "float32", "compressed", "loss", "how", "a float32 model of so many bytes", "scores")
+    columns = (
+        "task, memory",
+        "bytes of a sequence",
+        "table for all",
+        "fewer in all from",
+        "seed",
+        "metric",
+        "float32",
+        "compressed",
+        "loss",
+        "how",
+        "a float32 model of so many bytes",
+        "scores",
+    )
     rows = []
     for run in record["runs"]:
         metric, (before, after) = run["metric"], (run["reference"], run["compressed"])
         rival = control_of(run, record["controls"])
         control = (f"{rival['bytes'][run['scope']]:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
         scores = metric, f"{before['test'][metric]:.4g}", f"{after['test'][metric]:.4g}", f"{after['lost']:+.2%}"
-        rows.append((f"{run['task']}, {run['scope']}", f"{before['bytes']:,} to {after['bytes']:,}", str(run["seed"]), *scores, after["method"], *control))
+        shared, exact = table_of(run)
+        sizes = f"{before['bytes']:,} to {after['bytes']:,}", f"{'' if exact else 'at most '}{shared:,}", f"{pays_from(run):,} sequences"
+        rows.append((f"{run['task']}, {run['scope']}", *sizes, str(run["seed"]), *scores, after["method"], *control))
     words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; "
-    words += "choices were made on the validation split, scores are of the test split."
+    words += "choices were made on the validation split, scores are of the test split. The table of levels is read by all sequences and counted beside them: "
+    words += "these runs gave every component a table of its own, before tables were shared and their bytes were part of what is asked for."
     return f"## Compressed runs\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
 

@@ -117,6 +117,7 @@ SOURCES_OF = {
 ONLY_WITH = {
     "model.solver": "model.gate_state",
     "model.memory_scope": "model.memory_bits",
+    "model.memory_tables": "model.memory_bits",
     "model.memory_rounding": "model.memory_bits",
     "training.multiplier_rate": "training.target_dimension",
     "training.rate_form": "training.rate",
@@ -227,6 +228,7 @@ class Model:
     solver: settings.Solver = "auto"  # of the recurrence where gates read the state
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
     memory_bits: tuple[str, ...] = ()  # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
+    memory_tables: tuple[int, ...] = ()  # of every component that is carried, which table of levels it reads; empty: each its own
     memory_scope: Literal["all", "mixers"] = "all"  # what memory_bits is about: all that is carried, or the mixers' states alone
     memory_rounding: Literal["nearest", "stochastic"] = "nearest"  # how what is carried is rounded to its levels
     remat: bool = False  # recompute a block's activations in the backward pass
@@ -251,6 +253,9 @@ class Model:
         for digits in self.memory_bits:
             if not digits or set(digits) - set("012345678"):
                 raise InputError(f"model.memory_bits holds {digits!r}: give each array of the state its components' bits, a digit from 0 to 8 each")
+        pairs = set(zip(self.memory_tables, "".join(self.memory_bits), strict=False))
+        if self.memory_tables and (len(self.memory_tables) != sum(map(len, self.memory_bits)) or len(pairs) != len(set(self.memory_tables))):
+            raise InputError("model.memory_tables does not fit model.memory_bits: give each component the number of a table, and those of one table equal bits")
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Returns the arguments of the mixer that the pattern calls `name`, of a model of one block."""
@@ -400,6 +405,7 @@ class Compress:
     factor: float = 16.0  # how many times fewer bytes are carried than in float32; 0: the most that keeps the loss within `within`
     scope: Literal["all", "mixers"] = "all"  # what is packed: all that is carried (states, past inputs, pooled features), or mixers' states alone
     rounding: Literal["nearest", "stochastic"] = "stochastic"  # the nearest level swallows small updates step after step
+    sequences: int = 32  # carried at once, among which the table of levels is shared: bytes of one are its own and its share of the table
     within: float = 0.01  # relative loss of the metric that is allowed
     most_bits: int = 6  # of one component
     calibration: int = 4  # training batches that levels, variances and sensitivities are taken from

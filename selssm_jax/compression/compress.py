@@ -4,6 +4,7 @@ Levels, variances and sensitivities come from training batches, every choice fro
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selssm_jax.compression import pruning, quantization
+from selssm_jax.compression import pruning, quantization, sharing
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
 from selssm_jax.compression.search import Point, smallest
 from selssm_jax.compression.sensitivity import error_weights
-from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration
-from selssm_jax.config import Experiment
+from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration, flat_levels
+from selssm_jax.config import Compress, Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import Reader, SequenceModel
@@ -72,7 +73,11 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One compressed model: how it was made, what it carries, its metrics on the validation split, and which components are left where some were removed."""
+    """One compressed model: how it was made, what it takes, its metrics on the validation split, and which components are left where some were removed.
+
+    Attributes:
+      nbytes: that one sequence carries. table: bytes that all sequences share, of the levels and of which component reads which.
+    """
 
     method: str
     nbytes: int
@@ -80,6 +85,16 @@ class Candidate:
     params: PyTree
     validation: dict[str, float]
     keep: pruning.Keep = dataclasses.field(default_factory=dict)
+    table: int = 0
+
+    def share(self, sequences: int) -> float:
+        """Returns the bytes of one sequence and its share of the table, where so many are carried at once."""
+        return self.nbytes + self.table / sequences
+
+    def pays_from(self, reference: "Candidate") -> int | None:
+        """Returns from how many sequences on all of it is fewer bytes than the reference, the table counted; None where it never is."""
+        saved = reference.nbytes - self.nbytes
+        return self.table // saved + 1 if saved > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,24 +120,52 @@ def known(subject: Subject) -> Known:
     return Known(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
 
 
-def quantised(subject: Subject, known: Known, nbytes: int, rule: str) -> tuple[PackedModel, PyTree]:
-    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, bits by one of the three rules.
+def quantised(subject: Subject, known: Known, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
+    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, its share of the table of levels counted; bits by one of three rules.
 
-    "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error itself.
+    "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error itself. Of all ways to share tables
+    (`sharing.groupings`) the one is taken whose errors cost least on the samples, for what tables take is not there for bits.
 
     Raises:
-      InputError: where not even the numbers that stay as they are fit.
+      InputError: where not even the numbers that stay as they are fit, and one table for all.
     """
-    most, layout = subject.experiment.compress.most_bits, known.layout
-    budget = 8 * ((nbytes - known.constant) // layout.rows)
-    if budget < 0:
-        raise InputError(f"{nbytes} bytes cannot hold the {known.constant} bytes that stay as they are: lower compress.factor")
+    layout, options = known.layout, subject.experiment.compress
     variances = known.samples.var(axis=0, dtype=np.float64)
-    errors = {EQUAL: np.ones(layout.size), VARIANCE: variances, INFORMATION: layout.newest_most(known.weights * variances)}[rule]
-    bits = quantization.allocate(errors, min(budget, most * layout.size), most=most)
-    quantizer = quantization.fit(known.samples, bits, channels=layout.channels())
-    digits = tuple("".join(map(str, bits[at])) for _, at in layout.parts())
-    return PackedModel(subject.model, digits, known.scope, subject.experiment.compress.rounding), {**subject.params, LEVELS: quantizer.levels}
+    weights = known.weights if rule == INFORMATION else np.ones(layout.size)
+    errors = {EQUAL: np.ones(layout.size), VARIANCE: variances, INFORMATION: layout.newest_most(weights * variances)}[rule]
+    best: tuple[float, quantization.Quantizer, tuple[int, ...]] | None = None
+    for groups in sharing.groupings(known.samples, layout.channels(), weights):
+        if (bits := _affordable(known, options, nbytes, errors, groups)) is None:
+            continue
+        quantizer = quantization.fit(known.samples, bits, channels=groups)
+        cost = float(weights @ sharing.squared_errors(quantizer, known.samples))
+        if best is None or cost < best[0]:
+            best = cost, quantizer, sharing.numbered(groups, bits)
+    if best is None:
+        raise InputError(
+            f"{nbytes:.4g} bytes a sequence cannot hold the {known.constant} that stay as they are and a share of a table of levels: lower compress.factor, or "
+            f"raise compress.sequences={options.sequences}, the sequences that share it"
+        )
+    _, quantizer, tables = best
+    digits = tuple("".join(map(str, quantizer.bits[at])) for _, at in layout.parts())
+    model = PackedModel(subject.model, digits, known.scope, options.rounding, tables)
+    return model, {**subject.params, LEVELS: flat_levels(quantizer, tables)}
+
+
+def _affordable(known: Known, options: Compress, nbytes: float, errors: np.ndarray, groups: np.ndarray) -> tuple[int, ...] | None:
+    """The bits of most use that fit, what is carried and the share of the tables together; None where none do."""
+    layout, most = known.layout, options.most_bits
+    budget = min(8 * int((nbytes - known.constant) // layout.rows), most * layout.size)
+    while budget >= 0:
+        bits = quantization.allocate(errors, budget, most=most)
+        shared = sharing.table_bytes(sharing.numbered(groups, bits), bits) / options.sequences
+        excess = known.constant + layout.rows * -(-sum(bits) // 8) + shared - nbytes
+        if excess <= 0:
+            return bits
+        if not budget:
+            break
+        budget = max(0, budget - max(8, 8 * int(excess / layout.rows / 4)))  # tables shrink with bits: a quarter of the excess, and look again
+    return None
 
 
 def pruned(subject: Subject, how: str) -> Subject:
@@ -170,11 +213,11 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, p
         )
     options, trials = subject.experiment.compress, _Trials(subject, say, progress or Progress())
     factors = sorted({*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])})
-    frontier = list({one.nbytes: one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())
-    target = options.factor or _most(frontier, trials.reference, options.within, subject.metric)
+    frontier = list({one.share(options.sequences): one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())
+    target = options.factor or _most(frontier, trials.reference, options, subject.metric)
     if target == 1:
         raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
-    same = next(one for one in frontier if one.nbytes <= trials.known.float_bytes / target)
+    same = next(one for one in frontier if one.share(options.sequences) <= trials.known.float_bytes / target)
     methods = [same, trials.run(target, VARIANCE), trials.run(target, EQUAL), *trials.fewer(target)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
     return Compression(trials.known, trials.reference, methods, frontier, trials.tuned(chosen) if options.steps else chosen)
@@ -186,7 +229,9 @@ class _Trials:
     def __init__(self, subject: Subject, say: Callable[[str], None], progress: Progress) -> None:
         self.subject, self.say, self.progress = subject, say, progress
         self.known = self._calibrated()
-        self.most = self.known.float_bytes / (self.known.constant + self.known.layout.rows)  # times fewer: a byte a row
+        layout, sequences = self.known.layout, subject.experiment.compress.sequences
+        least = sharing.table_bytes((0,) * layout.size, (1,) * layout.size) / sequences  # one table of a bit
+        self.most = self.known.float_bytes / (self.known.constant + layout.rows * -(-layout.size // 8) + least)  # times fewer
         self.reference = self._judged("float32", lambda: Candidate("float32", self.known.float_bytes, subject.model, subject.params, {}))
         if not np.isfinite(self.reference.validation[subject.metric]):
             raise InputError(f"the run's own validation {subject.metric} is {self.reference.validation[subject.metric]}: train it anew before compressing it")
@@ -201,8 +246,9 @@ class _Trials:
             keep = self._kept(share, how) if how else {}
             of = reduced(self.subject, keep) if keep else self.subject
             found = known(of) if keep else self.known
-            model, params = quantised(of, found, int(self.known.float_bytes / factor), rule)
-            return Candidate(method, found.constant + found.layout.rows * model.quantizer(params).nbytes, model, params, {}, keep)
+            model, params = quantised(of, found, self.known.float_bytes / factor, rule)
+            carried = found.constant + found.layout.rows * model.quantizer(params).nbytes
+            return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params))
 
         return self._tell(self._judged(f"{method} at {factor}", make))
 
@@ -248,13 +294,14 @@ class _Trials:
             return _rebuilt(self.subject, *item)
         one = _scored(self.subject, make())
         bits = one.model.bits if isinstance(one.model, PackedModel) else None
-        values = {"method": one.method, "nbytes": one.nbytes, "validation": one.validation, "bits": bits}
+        tables = one.model.tables if isinstance(one.model, PackedModel) else ()
+        values = {"method": one.method, "nbytes": one.nbytes, "table": one.table, "validation": one.validation, "bits": bits, "tables": tables}
         levels = {} if bits is None else {LEVELS: one.params[LEVELS]}
         self.progress.keep(name, values, {f"keep/{block}": left for block, left in one.keep.items()} | levels)
         return one
 
     def _tell(self, one: Candidate) -> Candidate:
-        self.say(_line(one, self.reference, self.subject.metric))
+        self.say(_line(one, self.reference, self.subject.metric, self.subject.experiment.compress.sequences))
         return one
 
 
@@ -265,8 +312,9 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
     model: Reader = of.model
     params = of.params
     if values["bits"] is not None:
-        model, params = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding), {**of.params, LEVELS: jnp.asarray(arrays[LEVELS])}
-    return Candidate(values["method"], values["nbytes"], model, params, values["validation"], keep)
+        model = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding, tuple(values["tables"]))
+        params = {**of.params, LEVELS: jnp.asarray(arrays[LEVELS])}
+    return Candidate(values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"])
 
 
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
@@ -281,25 +329,29 @@ def loss_of(metrics: Mapping[str, float], metric: str) -> float:
     return -value if metric in objectives.HIGHER_IS_BETTER and np.isfinite(value) else value
 
 
-def points(candidates: list[Candidate], reference: Candidate, metric: str) -> list[Point]:
-    """Returns candidates as points of a frontier, named by their factor: bytes, and 1 + the relative loss on validation, the reference itself last.
+def points(candidates: list[Candidate], reference: Candidate, metric: str, sequences: int) -> list[Point]:
+    """Returns candidates as points of a frontier, named by their factor: bytes with the share of the table, and 1 + the relative loss on validation.
 
-    Those that diverged, so that they have no loss, are no points.
+    The reference itself is last; those that diverged, so that they have no loss, are no points.
     """
-    found = [(one.nbytes, 1 + relative_loss(one.validation, reference.validation, metric)) for one in candidates if np.isfinite(one.validation[metric])]
-    return [*(Point(f"{reference.nbytes / nbytes:.1f}x", nbytes, loss) for nbytes, loss in found), Point("float32", reference.nbytes, 1.0)]
+    made = [
+        (one.share(sequences), 1 + relative_loss(one.validation, reference.validation, metric)) for one in candidates if np.isfinite(one.validation[metric])
+    ]
+    return [*(Point(f"{reference.nbytes / nbytes:.1f}x", math.ceil(nbytes), loss) for nbytes, loss in made), Point("float32", reference.nbytes, 1.0)]
 
 
-def _most(frontier: list[Candidate], reference: Candidate, within: float, metric: str) -> float:
+def _most(frontier: list[Candidate], reference: Candidate, options: Compress, metric: str) -> float:
     """The largest factor of the frontier whose loss is allowed; 1 where none is."""
-    found = points(frontier, reference, metric)
-    return reference.nbytes / smallest(found, within=within, reference=found[-1]).nbytes
+    measured = points(frontier, reference, metric, options.sequences)
+    return reference.nbytes / smallest(measured, within=options.within, reference=measured[-1]).nbytes
 
 
 def _scored(subject: Subject, one: Candidate) -> Candidate:
     return dataclasses.replace(one, validation=Evaluator(subject.experiment, one.model)(one.params, subject.dataset, "validation"))
 
 
-def _line(one: Candidate, reference: Candidate, metric: str) -> str:
+def _line(one: Candidate, reference: Candidate, metric: str, sequences: int) -> str:
     lost = relative_loss(one.validation, reference.validation, metric)
-    return f"{one.method:28s} {one.nbytes:8,d} bytes  {reference.nbytes / one.nbytes:5.1f}x  validation {metric} {one.validation[metric]:.4f}  ({lost:+.2%})"
+    shared = f" and {one.table:,d} for all" if one.table else ""
+    score = f"validation {metric} {one.validation[metric]:.4f}  ({lost:+.2%})"
+    return f"{one.method:28s} {one.nbytes:8,d} bytes{shared}  {reference.nbytes / one.share(sequences):5.1f}x  {score}"

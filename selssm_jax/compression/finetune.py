@@ -59,7 +59,7 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
                 _keep(progress, parallel.one_copy(state))
                 latest = time.monotonic()
     tuned = parallel.one_copy(state.params)
-    return tuned | {LEVELS: model.quantizer(tuned).settled().levels} if isinstance(model, PackedModel) else tuned
+    return tuned | {LEVELS: model.settled(tuned)} if isinstance(model, PackedModel) else tuned
 
 
 def _finite(loss: float, number: int) -> float:

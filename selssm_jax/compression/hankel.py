@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Inexact
-from scipy.linalg import solve_discrete_lyapunov
+
+from selssm_jax.information.lyapunov import check_accuracy, solve_lyapunov
 
 Matrix = Inexact[Array | np.ndarray, "..."]
-ACCURACY = 1e-6  # relative error of a Gramian that is proved, or the Gramian is refused
-REFINEMENTS = 3  # of a solution by the solution of its residual
 
 
 class Hankel(NamedTuple):
@@ -31,14 +30,14 @@ class Gramians(NamedTuple):
 def gramians(A: Matrix, B: Matrix, C: Matrix) -> Gramians:
     """Returns the Gramians of h_t = A h_{t-1} + B x_t, y_t = C h_t, in float64: A P A* + B B* = P, A* Q A + C* C = Q.
 
-    Every solution is checked: see `solve_lyapunov`.
+    Every solution is checked: see `information.lyapunov`.
 
     Args:
       A: (n, n), or (n,), its diagonal; real or complex. B: (n, m). C: (p, n).
 
     Raises:
       ValueError: for shapes that do not fit, for numbers that are not finite, for an A that is not stable, as the sums have no limit then, and
-        for one so near to that, or so far from normal, that float64 does not determine its Gramians to `ACCURACY`.
+        for one so near to that, or so far from normal, that float64 does not determine its Gramians.
     """
     A, B, C = as_system(A, B, C)
     poles = A if A.ndim == 1 else np.linalg.eigvals(A)
@@ -48,26 +47,8 @@ def gramians(A: Matrix, B: Matrix, C: Matrix) -> Gramians:
     if A.ndim == 2:
         return Gramians(solve_lyapunov(A, past), solve_lyapunov(A.conj().T, future))
     turns = 1 - A[:, None] * A.conj()[None]
-    _check_error(4 * np.finfo(float).eps / abs(turns).min(initial=1))
+    check_accuracy(4 * np.finfo(float).eps / abs(turns).min(initial=1))
     return Gramians(past / turns, future / turns.conj())
-
-
-def solve_lyapunov(A: Inexact[np.ndarray, "n n"], Q: Inexact[np.ndarray, "n n"]) -> Inexact[np.ndarray, "n n"]:
-    """Returns X with A X A* - X + Q = 0 for a stable A and a Hermitian Q, refined, and proved right by its residual.
-
-    With E = A E A* + I, a residual R of X leaves an error of at most |R| |E| in the spectral norm; that E itself is right, and A stable, follows from
-    E > 0 and a residual of E below 1 (Lyapunov). SciPy's solver alone is wrong for real A and complex Q (scipy#26177), and loses digits near a pole of -1.
-
-    Raises:
-      ValueError: where the error cannot be shown to be below `ACCURACY` of |X|.
-    """
-    kind = np.result_type(A, Q, np.float64)
-    A, Q, identity = A.astype(kind), Q.astype(kind), np.eye(len(A), dtype=kind)
-    (X, left), (E, error) = (_refined(A, right) for right in (Q, identity))
-    stable = error < 0.5 and np.linalg.eigvalsh(E).min(initial=1) > 0
-    size = np.linalg.norm(X, 2) if X.size else 0.0
-    _check_error(left * np.linalg.norm(E, 2) / (1 - error) / size if stable and size else (0.0 if stable else np.inf))
-    return X
 
 
 def as_system(A: Matrix, B: Matrix, C: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,25 +82,3 @@ def root(gramian: Inexact[np.ndarray, "n n"]) -> Inexact[np.ndarray, "n n"]:
     """Returns R with R R* the Gramian; eigenvalues that rounding made negative are 0."""
     values, vectors = np.linalg.eigh((gramian + gramian.conj().T) / 2)
     return vectors * np.sqrt(np.maximum(values, 0))
-
-
-def _refined(A: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, float]:
-    """(the Hermitian solution, the spectral norm of its residual)."""
-    X = solve_discrete_lyapunov(A, Q)
-    best, least = X, np.inf
-    for _ in range(REFINEMENTS):
-        X = (X + X.conj().T) / 2
-        residual = A @ X @ A.conj().T - X + Q
-        if not np.isfinite(residual).all() or not (size := float(np.linalg.norm(residual, 2))) < least:
-            break
-        best, least = X, size
-        X = X + solve_discrete_lyapunov(A, residual)
-    return best, least
-
-
-def _check_error(relative: float) -> None:
-    if not relative <= ACCURACY:
-        raise ValueError(
-            f"the Gramians are known to a relative error of {relative:.2g} only, expected at most {ACCURACY:g}: A is too near to an unstable matrix, or too "
-            "far from a normal one, for float64; scale the state's components alike, or move the poles inwards"
-        )

@@ -17,8 +17,8 @@ PyTree = Any
 
 def opened(config: Model, task: Task) -> Reader:
     """Returns the model of a configuration: one that carries its state packed where `memory_bits` says in how many bits."""
-    model = SequenceModel(dataclasses.replace(config.of_task(task), memory_bits=(), memory_scope="all", memory_rounding="nearest"))
-    return PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding) if config.memory_bits else model
+    model = SequenceModel(dataclasses.replace(config.of_task(task), memory_bits=(), memory_tables=(), memory_scope="all", memory_rounding="nearest"))
+    return PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding, config.memory_tables) if config.memory_bits else model
 
 
 def check_free(folder: pathlib.Path) -> None:

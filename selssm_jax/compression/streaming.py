@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from selssm_jax.compression import sharing
 from selssm_jax.compression.carried import Carried, of_mixer
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
@@ -38,29 +39,56 @@ class Reading(NamedTuple):
 class PackedModel:
     """A `SequenceModel` whose state is packed: the same `apply`, and a state of bytes.
 
-    Its parameters are those of the model, and "levels", (M, L), the reproduction values of every component that is carried. Its state is
-    {"packed": (R, b) uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
+    Its parameters are those of the model, and "levels": the reproduction values of all tables, one after another, (K,); or, where `tables` is empty, of every
+    component that is carried by itself, (M, L). Its state is {"packed": (R, b) uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
 
     Attributes:
       model: what reads. bits: of every component, one string of digits a leaf that is packed, in the state's order.
       scope: what is packed: "all" that is carried, or the states of the "mixers" alone.
       rounding: to the "nearest" level, or "stochastic", by a dither that the state itself decides (`dither`): small updates, which the nearest level
         swallows step after step, then survive on average.
+      tables: which table of levels each component reads; components of one table have equal bits. Empty: each its own.
     """
 
     model: SequenceModel
     bits: tuple[str, ...]
     scope: Literal["all", "mixers"] = "all"
     rounding: Literal["nearest", "stochastic"] = "nearest"
+    tables: tuple[int, ...] = ()
 
     @property
     def config(self) -> Model:
         """The configuration of the model, which names the bits."""
-        return dataclasses.replace(self.model.config, memory_bits=self.bits, memory_scope=self.scope, memory_rounding=self.rounding)
+        return dataclasses.replace(self.model.config, memory_bits=self.bits, memory_scope=self.scope, memory_rounding=self.rounding, memory_tables=self.tables)
 
     def quantizer(self, params: Mapping[str, Any]) -> Quantizer:
         """Returns the quantiser of all components."""
-        return Quantizer(params[LEVELS], tuple(int(digit) for leaf in self.bits for digit in leaf))
+        bits = self.component_bits
+        if not self.tables:
+            return Quantizer(params[LEVELS], bits)
+        places = _places(tuple(bits[index] for index in self._first()))
+        return Quantizer(params[LEVELS][places[np.asarray(self.tables), : 2 ** max(bits)]], bits)
+
+    @property
+    def component_bits(self) -> tuple[int, ...]:
+        """Bits of all components, leaf after leaf."""
+        return tuple(int(digit) for leaf in self.bits for digit in leaf)
+
+    def table_bytes(self, params: Mapping[str, Any]) -> int:
+        """Returns the bytes that all sequences share: the levels, and for each component the number of its table, or of its bits where each has its own."""
+        return sharing.table_bytes(self.tables, self.component_bits) if self.tables else params[LEVELS].nbytes + -(-4 * len(self.component_bits) // 8)
+
+    def settled(self, params: Mapping[str, Any]) -> Array:
+        """Returns the levels in rising order again, which training may have left."""
+        if not self.tables:
+            return self.quantizer(params).settled().levels
+        bits = tuple(self.component_bits[index] for index in self._first())
+        rising = Quantizer(params[LEVELS][_places(bits)], bits).settled().levels
+        return jnp.concatenate([row[: 2**count] for row, count in zip(rising, bits, strict=True)])
+
+    def _first(self) -> Int[np.ndarray, "k"]:
+        """Of every table, the first component that reads it."""
+        return np.unique(self.tables, return_index=True)[1]
 
     def apply(self, variables: Mapping[str, Any], inputs: Any = None, state: State | None = None, *, method: str | None = None, **options: Any) -> Any:
         """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is the model's own.
@@ -97,6 +125,18 @@ class PackedModel:
         codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
         after = {"packed": quantizer.pack(codes), "kept": layout.kept(found.state)}
         return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
+
+
+def flat_levels(quantizer: Quantizer, tables: tuple[int, ...]) -> Float[Array, "K"]:
+    """Returns the levels of all tables, one after another, of a quantiser whose components of one table have the same ones."""
+    first = np.unique(tables, return_index=True)[1]
+    return jnp.concatenate([quantizer.levels[index, : 2 ** quantizer.bits[index]] for index in first])
+
+
+def _places(bits: tuple[int, ...]) -> Int[np.ndarray, "k L"]:
+    """Of tables of so many bits each, where their levels are among all; the last one's is repeated where a table has fewer."""
+    sizes = 2 ** np.asarray(bits)
+    return (np.cumsum(sizes) - sizes)[:, None] + np.minimum(np.arange(sizes.max())[None], sizes[:, None] - 1)
 
 
 def dither(codes: Int[Array, "R M"]) -> Float[Array, "R M"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from selssm_jax.information.channel import channel_information
 from selssm_jax.information.gaussian import covariances
 from selssm_jax.information.inputs import check_covariance, check_distribution, check_finite, check_real, check_whole, floating
+from selssm_jax.information.lyapunov import solve_lyapunov
 
 FLOOR = 8.0  # units of rounding: a variance or correlation of so many cannot be told from zero
 ITERATIONS = 1000  # of one start of the discrete bottleneck at one multiplier: near a transition it converges slowly, and it costs little to stop short
@@ -288,13 +289,15 @@ def time_series_covariances(autocovariance: Float[Array, "L m m"], *, past: int,
 def autoregressive_autocovariance(coefficients: Float[Array, "p m m"], innovation_cov: Float[Array, "m m"], *, lags: int) -> Float[Array, "lags m m"]:
     """E x_{t+k} x_t', k = 0..lags-1, of the stationary x_t = F_1 x_{t-1} + .. + F_p x_{t-p} + e_t, e_t ~ N(0, E). Exact.
 
-    The companion form's stationary covariance is sum_j F^j E F'^j, summed by doubling. Cost: O((p m)^3).
+    The companion form's stationary covariance is sum_j F^j E F'^j: solved and proved in float64 (`lyapunov.solve_lyapunov`); inside `jax.jit` and under
+    gradients summed by doubling in the type that is given, which loses a digit for each that the radius is nearer to 1. Cost: O((p m)^3).
 
     Args:
       coefficients: F_1..F_p. innovation_cov: E. lags: how many, lag 0 among them.
 
     Raises:
-      ValueError: for shapes that do not fit, no lags, an innovation_cov that is no covariance, or a process that is not stable.
+      ValueError: for shapes that do not fit, no lags, an innovation_cov that is no covariance, a process that is not stable, or so nearly unstable that
+        float64 does not determine its covariance.
     """
     coefficients, innovation_cov = floating(coefficients=coefficients, innovation_cov=innovation_cov)
     if coefficients.ndim != 3 or len(coefficients) == 0 or innovation_cov.shape != coefficients.shape[1:]:
@@ -304,9 +307,15 @@ def autoregressive_autocovariance(coefficients: Float[Array, "p m m"], innovatio
     check_covariance("innovation_cov", innovation_cov)
     p, m, _ = coefficients.shape
     F = jnp.concatenate([coefficients.transpose(1, 0, 2).reshape(m, p * m), jnp.eye((p - 1) * m, p * m, dtype=coefficients.dtype)])
-    if not isinstance(F, jax.core.Tracer) and (radius := np.abs(np.linalg.eigvals(np.asarray(F, np.float64))).max()) >= 1:
+    if isinstance(F, jax.core.Tracer) or isinstance(innovation_cov, jax.core.Tracer):
+        return _autoregressive_autocovariance(F, innovation_cov, lags)
+    companion, driven = np.asarray(F, np.float64), np.pad(np.asarray(innovation_cov, np.float64), (0, (p - 1) * m))
+    if (radius := np.abs(np.linalg.eigvals(companion)).max()) >= 1:
         raise ValueError(f"coefficients have spectral radius {radius:.6g}, expected under 1: no stationary law; difference the process, or scale them down")
-    return _autoregressive_autocovariance(F, innovation_cov, lags)
+    lagged = [solve_lyapunov(companion, driven)]
+    while len(lagged) < lags:
+        lagged.append(companion @ lagged[-1])
+    return jnp.asarray(np.stack(lagged)[:, :m, :m], F.dtype)
 
 
 def sample_autocovariance(samples: Float[Array, "T m"], *, lags: int) -> Float[Array, "lags m m"]:

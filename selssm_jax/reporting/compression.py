@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,7 +42,8 @@ MADE = "run"  # the compressed run, until it is whole
 MARKERS = ("s", "^", "D", "v", "P", "X")
 Results = dict[str, Any]
 READING = (
-    "{scope} Bytes are those of one sequence. "
+    "{scope} Bytes are those that one sequence carries; the table of levels, and which component reads which, is read by all sequences and counted once: what "
+    "is given as times fewer counts the share of one of {sequences} sequences carried at once (compress.sequences). "
     "Methods and factors were compared on the validation split, without fine-tuning; levels, variances and sensitivities come from training batches; the "
     "chosen model was then fine-tuned on training batches, and it and the original were scored on the {split} split once."
 )
@@ -52,7 +54,7 @@ SCOPES = {
     "all that is carried is given beside it.",
 }
 FRONTIER = (
-    "Left: bytes of memory of one sequence against the metric on validation; the line is the frontier of bits by information without fine-tuning, the star "
+    "Left: bytes that one sequence carries against the metric on validation; the line is the frontier of bits by information without fine-tuning, the star "
     "the chosen model, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
     "against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
 )
@@ -108,7 +110,8 @@ def summary(results: Results) -> str:
     metric, before, after = results["metric"], results["reference"], results["compressed"]
     return "\n".join(
         [
-            f"{results['name']}: {before['bytes']:,} bytes of memory to {after['bytes']:,}, {before['bytes'] / after['bytes']:.1f} times fewer",
+            f"{results['name']}: {before['bytes']:,} bytes of memory a sequence to {after['bytes']:,}, and a table of {after['table_bytes']:,} for all",
+            _times(results),
             f"{results['split']} {metric}: {before['test'][metric]:.4f} to {after['test'][metric]:.4f} ({after['lost']:+.2%} loss)",
             f"the compressed run: {results['workdir']}   (python eval.py --workdir {results['workdir']})",
             f"report: {results['report']}",
@@ -116,22 +119,32 @@ def summary(results: Results) -> str:
     )
 
 
+def _times(results: Results) -> str:
+    """How many times fewer bytes, the table counted, for as many sequences as were meant, for one, and from how many on it pays."""
+    before, after = results["reference"]["bytes"], results["compressed"]
+    alone = before / (after["bytes"] + after["table_bytes"])
+    pays = "never fewer" if after["pays_from"] is None else f"fewer from {after['pays_from']:,} on"
+    return f"{after['factor']:.1f} times fewer for {results['sequences']:,} sequences, {alone:.2g} times for one, {pays}"
+
+
 def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str) -> Results:
     """Everything that compression.json holds."""
+    row = partial(_row, reference=found.reference, metric=metric, sequences=run.experiment.compress.sequences)
     test = {name: Evaluator(one.experiment, one.model)(one.params, one.dataset, split) for name, one in (("before", run), ("after", smaller))}
     return {
         "format": FORMAT,
         "name": run.experiment.name,
         "split": split,
         "metric": metric,
-        "reference": _row(found.reference, found.reference, metric) | {"test": test["before"], "lost": 0.0},
-        "compressed": _row(found.chosen, found.reference, metric) | {"test": test["after"], "lost": relative_loss(test["after"], test["before"], metric)},
-        "methods": [_row(one, found.reference, metric) for one in found.methods],
-        "frontier": [_row(one, found.reference, metric) | _error(one, found.known) for one in found.frontier],
-        "knee": knee(points(found.frontier, found.reference, metric)).name,
+        "reference": row(found.reference) | {"test": test["before"], "lost": 0.0},
+        "compressed": row(found.chosen) | {"test": test["after"], "lost": relative_loss(test["after"], test["before"], metric)},
+        "methods": [row(one) for one in found.methods],
+        "frontier": [row(one) | _error(one, found.known) for one in found.frontier],
+        "knee": knee(points(found.frontier, found.reference, metric, run.experiment.compress.sequences)).name,
         "within": run.experiment.compress.within,
         "components": COMPONENTS,
         "scope": found.known.scope,
+        "sequences": run.experiment.compress.sequences,
         "rounding": run.experiment.compress.rounding,
         "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
         "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(saving.stored(smaller.experiment, smaller.params))},
@@ -142,12 +155,14 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
     }
 
 
-def _row(one: Candidate, reference: Candidate, metric: str) -> Results:
+def _row(one: Candidate, *, reference: Candidate, metric: str, sequences: int) -> Results:
     bits = [int(digit) for leaf in one.model.bits for digit in leaf] if isinstance(one.model, PackedModel) else []
     return {
         "method": one.method,
         "bytes": one.nbytes,
-        "factor": reference.nbytes / one.nbytes,
+        "table_bytes": one.table,
+        "pays_from": one.pays_from(reference),
+        "factor": reference.nbytes / one.share(sequences),
         "validation": one.validation,
         "validation_lost": relative_loss(one.validation, reference.validation, metric),
         "bits": float(np.mean(bits)) if bits else 32.0,
@@ -196,7 +211,7 @@ def _largest(quantizer: Quantizer) -> np.ndarray:
 
 
 def _write(results: Results, folder: pathlib.Path) -> None:
-    blocks: list[Block] = [Paragraph(READING.format(split=results["split"], scope=SCOPES[results["scope"]])), _outcome(results)]
+    blocks: list[Block] = [Paragraph(READING.format(split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"])), _outcome(results)]
     figure = save(frontier(results), folder / "frontier.png")
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
@@ -212,7 +227,18 @@ def _write(results: Results, folder: pathlib.Path) -> None:
 
 def _outcome(results: Results) -> Table:
     metric = results["metric"]
-    columns = ("", "memory", "times fewer", "all that is carried", f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters as stored")
+    columns = (
+        "",
+        "a sequence",
+        "table for all",
+        "times fewer",
+        "pays from",
+        "all that is carried",
+        f"{results['split']} {metric}",
+        "loss",
+        f"validation {metric}",
+        "parameters as stored",
+    )
     rows = tuple(_outcome_row(results, name, key, disk) for name, key, disk in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
     return Table("The model before and after", columns, rows)
 
@@ -221,22 +247,35 @@ def _outcome_row(results: Results, name: str, key: str, disk: str) -> tuple[Cell
     one, metric = results[key], results["metric"]
     stored, carried = size(results["parameter_bytes"][disk]), size(results["carried_bytes"][disk])
     scores = one["test"][metric], f"{one['lost']:+.2%}", one["validation"][metric]
-    return (name, f"{one['bytes']:,} B", one["factor"], carried, *scores, stored)
+    return (name, f"{one['bytes']:,} B", f"{one['table_bytes']:,} B", one["factor"], _sequences(one["pays_from"]), carried, *scores, stored)
+
+
+def _sequences(count: int | None) -> str:
+    return "" if count is None else f"{count:,} sequence{'s' * (count > 1)}"
 
 
 def _frontier(results: Results) -> Table:
-    columns = ("times fewer", "bytes", "mean bits", f"validation {results['metric']}", "loss", "squared error", "D(R)")
+    columns = ("times fewer", "bytes", "table", "mean bits", f"validation {results['metric']}", "loss", "squared error", "D(R)")
     rows = tuple(
-        (one["factor"], one["bytes"], one["bits"], one["validation"][results["metric"]], f"{one['validation_lost']:+.2%}", one["error"], one["error_bound"])
+        (
+            one["factor"],
+            one["bytes"],
+            one["table_bytes"],
+            one["bits"],
+            one["validation"][results["metric"]],
+            f"{one['validation_lost']:+.2%}",
+            one["error"],
+            one["error_bound"],
+        )
         for one in results["frontier"]
     )
     return Table("Bits by information, not fine-tuned", columns, rows)
 
 
 def _methods(results: Results) -> Table:
-    columns = ("method", "bytes", f"validation {results['metric']}", "loss")
+    columns = ("method", "bytes", "table", "times fewer", f"validation {results['metric']}", "loss")
     rows = tuple(
-        (one["method"], one["bytes"], one["validation"][results["metric"]], f"{one['validation_lost']:+.2%}")
+        (one["method"], one["bytes"], one["table_bytes"], one["factor"], one["validation"][results["metric"]], f"{one['validation_lost']:+.2%}")
         for one in [*results["methods"], results["compressed"]]
     )
     return Table("What was tried at the bytes that were asked for", columns, rows)

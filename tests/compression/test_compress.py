@@ -14,6 +14,7 @@ from selssm_jax.compression import finetune as finetuning
 from selssm_jax.compression.compress import Candidate, Subject, known, pruned, quantised, relative_loss
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
+from selssm_jax.config import Compress
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives
@@ -43,9 +44,9 @@ def test_losses_are_relative_and_positive_where_worse():
 
 def test_the_most_that_is_allowed_is_taken():
     make = lambda nbytes, nats: Candidate("", nbytes, None, {}, {"nats": nats})  # noqa: E731
-    points = [make(16, 1.0), make(8, 1.005), make(4, 1.2)]
-    assert compress._most(points, make(64, 1.0), 0.01, "nats") == 8
-    assert compress._most(points, make(64, 0.5), 0.01, "nats") == 1  # none is good enough
+    points, options = [make(16, 1.0), make(8, 1.005), make(4, 1.2)], Compress(within=0.01)
+    assert compress._most(points, make(64, 1.0), options, "nats") == 8
+    assert compress._most(points, make(64, 0.5), options, "nats") == 1  # none is good enough
 
 
 def test_half_of_the_components_are_really_gone(subject):
@@ -60,10 +61,13 @@ def test_half_of_the_components_are_really_gone(subject):
 def test_every_rule_keeps_to_the_bytes(subject, scope):
     found = known(changed(subject, scope=scope))
     for rule in (compress.EQUAL, compress.VARIANCE, compress.INFORMATION):
-        model, params = quantised(changed(subject, scope=scope), found, found.float_bytes // 16, rule)
-        assert model.quantizer(params).nbytes == found.float_bytes // 16
-    with pytest.raises(InputError, match=r"lower compress\.factor"):
-        quantised(subject, found, -1, compress.EQUAL)
+        model, params = quantised(changed(subject, scope=scope), found, found.float_bytes / 16, rule)
+        total = model.quantizer(params).nbytes + model.table_bytes(params) / subject.experiment.compress.sequences
+        assert 0.5 * found.float_bytes / 16 < total <= found.float_bytes / 16
+        assert model.table_bytes(params) == params["levels"].nbytes + -(-sum(map(len, model.bits)) * max(model.tables).bit_length() // 8)
+    for nbytes in (-1, 0.1):
+        with pytest.raises(InputError, match=r"lower compress\.factor, or raise compress\.sequences"):
+            quantised(subject, found, nbytes, compress.EQUAL)
 
 
 def test_fine_tuning_lowers_the_loss_and_leaves_levels_in_order(subject):
@@ -193,6 +197,6 @@ def test_a_model_that_diverges_is_chosen_by_no_one_and_a_metric_of_zero_divides_
     make = lambda nbytes, nats: Candidate("", nbytes, None, {}, {"nats": nats})  # noqa: E731
     one, other = make(8, float("nan")), make(4, 3.0)
     assert min([one, other], key=lambda candidate: compress.loss_of(candidate.validation, "nats")) is other
-    assert [point.nbytes for point in compress.points([one, other], make(64, 1.0), "nats")] == [4, 64]
+    assert [point.nbytes for point in compress.points([one, other], make(64, 1.0), "nats", 32)] == [4, 64]
     assert relative_loss({"accuracy": 0.0}, {"accuracy": 0.0}, "accuracy") == 0
     assert relative_loss({"mse": 0.5}, {"mse": 0.0}, "mse") == 0.5

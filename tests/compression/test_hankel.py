@@ -1,9 +1,12 @@
 """Hankel singular values: of systems where they are known, of the Hankel matrix itself, and as bounds of truncation."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.compression.hankel import gramians, hankel_singular_values, solve_lyapunov
+from selssm_jax.compression.hankel import gramians, hankel_singular_values
+from selssm_jax.information.bottleneck import autoregressive_autocovariance
+from selssm_jax.information.lyapunov import solve_lyapunov
 
 
 def test_hankel_singular_values_of_known_systems():
@@ -83,6 +86,16 @@ def test_a_gramian_that_float64_does_not_determine_is_refused():
         gramians(jordan, np.ones((12, 1)), np.ones((1, 12)))
     with pytest.raises(ValueError, match="known to a relative error of"):
         gramians(np.array([0.5, 1 - 1e-13]), np.ones((2, 1)), np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(("radius", "turn"), [(0.9, 0.5), (0.999, 0.01), (0.9999, 0.01)])
+def test_a_nearly_unstable_process_has_the_covariance_that_its_poles_give(radius, turn):
+    """Of x_t = c x_{t-1} + d x_{t-2} + e_t: (1 - d) / ((1 + d) ((1 - d)^2 - c^2)) (Box and Jenkins, 3.2.28). Doubling in float32 gives NaN for the last."""
+    coefficients = jnp.asarray([[[2 * radius * np.cos(turn)]], [[-(radius**2)]]], jnp.float32)
+    c, d = np.asarray(coefficients, np.float64).ravel()
+    found = autoregressive_autocovariance(coefficients, jnp.ones((1, 1)), lags=2).ravel()
+    variance = (1 - d) / ((1 + d) * ((1 - d) ** 2 - c**2))
+    np.testing.assert_allclose(found, [variance, variance * c / (1 - d)], rtol=1e-5)
 
 
 def test_gramians_of_float32_systems_are_computed_in_float64():

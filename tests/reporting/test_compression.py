@@ -136,7 +136,7 @@ HYBRIDS = [("selective", "local_attention"), ("mamba", "lstm", "tcn")]
 @pytest.mark.parametrize("pattern", [*((name,) for name in sorted(MIXERS)), *HYBRIDS], ids="+".join)
 def test_every_mixer_is_measured_and_compressed_to_the_end_by_the_commands(pattern, tmp_path):
     run = drawn(tmp_path / "run", model__pattern=pattern, model__kernel=3, model__d_model=16)
-    quick = ("measure.samples=64", "measure.positions=2", "measure.longest_lag=3", "measure.decoder_steps=5", "measure.decoder_width=8")
+    quick = ("measure.samples=100", "measure.positions=2", "measure.longest_lag=3", "measure.decoder_steps=5", "measure.decoder_width=8")
     assert command("eval.py", f"--workdir={run}", "--split=train", "--measure", *(f"--override={name}" for name in quick)) == 0
     results, made = compressed(run, tmp_path, *QUICK)
     assert results["compressed"]["factor"] >= 4
