@@ -12,7 +12,7 @@ import sys
 
 from absl import app, flags
 
-from selssm_jax import cli, errors
+from selssm_jax import cli
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "what to evaluate on; default: test, and of another --file the whole")
@@ -33,7 +33,7 @@ SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another te
 
 def main(_: list[str]) -> None:
     """Writes what is asked for and prints the scores and where they are, or the text that the run writes."""
-    with errors.reported():
+    with cli.command():
         print(written())
 
 

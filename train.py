@@ -6,8 +6,8 @@
   python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
 
 Every key of the config can be overridden by --config.group.key=value; selssm_jax/config.py lists them all with their meaning.
-Ctrl-C or SIGTERM saves a checkpoint; the same command goes on from there. A run's folder holds config.json, dataset.json,
-checkpoints, the best parameters, metrics.jsonl, TensorBoard events and, with --report, the report.
+Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 saves a checkpoint and ends with exit code 75; the same command goes on from there.
+A run's folder holds config.json, dataset.json, checkpoints, the best parameters, metrics.jsonl, TensorBoard events and, with --report, the report.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records
 
 def main(_: list[str]) -> None:
     """Trains one run, and reports if asked to; or all runs of a sweep."""
-    with errors.reported():
+    with cli.command():
         experiment = Experiment.from_config_dict(CONFIG.value)
         workdir = WORKDIR.value or f"runs/{experiment.name}"
         if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
@@ -39,14 +39,14 @@ def main(_: list[str]) -> None:
             from selssm_jax.reporting.results import sweep
 
             path = config_flags.get_config_filename(flags.FLAGS["config"])
-            sweep.run(experiment, workdir, config=path, base=config.load(path), models=MODELS.value, records=RECORDS.value)
-            return
+            finished = sweep.run(experiment, workdir, config=path, base=config.load(path), models=MODELS.value, records=RECORDS.value)
+            sys.exit(0 if finished else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         outcome = loop.fit(experiment, workdir)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: python {shlex.join(sys.argv)}")
-            return
+            sys.exit(errors.UNFINISHED)
         print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
         if not REPORT.value:
             print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")

@@ -118,7 +118,7 @@ def training(name: str, length: int, *, remat: bool = False) -> Lowered:
 
         return call
 
-    return parallel.data_parallel(one, jax.local_devices()[:1]).lower(drawn(name), batch(length)), start
+    return parallel.data_parallel(one, jax.local_devices()[:1], remat=remat).lower(drawn(name), batch(length)), start
 
 
 def forward(name: str, length: int) -> Lowered:

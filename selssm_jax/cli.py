@@ -1,13 +1,59 @@
 """The command lines: flags, a config file, overrides of its keys, and what is said when one is wrong."""
 
+import contextlib
+import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from selssm_jax.config import load
-from selssm_jax.errors import InputError, reported, suggest
+from selssm_jax.errors import INTERRUPTED, InputError, reported, suggest
+
+
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """What every command does about a user's mistake, about Ctrl-C, and where nobody reads its output any more: it ends in one line, or goes on."""
+    lasting = Lasting(sys.stdout), Lasting(sys.stderr)
+    with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]), reported():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+class Lasting:
+    """A stream that may lose its reader, a pipe or a terminal: what is written after that goes nowhere, and is no error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes at once."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self._close()
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what was held back."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._close()
+
+    def _close(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -5,6 +5,9 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator
 
+UNFINISHED = 75  # the exit code of a run that was asked to stop and is saved: EX_TEMPFAIL of sysexits.h, "try again"
+INTERRUPTED = 130  # of a command that Ctrl-C ended
+
 
 class InputError(ValueError):
     """Bad input found before work starts: the message names the thing, what was found, what was expected and the fix."""

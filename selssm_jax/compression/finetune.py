@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +41,8 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
     devices = parallel.choose_devices(experiment.training.devices, experiment.data.batch_size)
     unpenalised = Training(seed=options.seed, forecast_loss=experiment.training.forecast_loss)
     plain = dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=unpenalised)
-    take = parallel.data_parallel(lambda state, batch, axis: train_step(state, batch, model=model, optimizer=tx, experiment=plain, axis=axis), devices)
+    one = partial(train_step, model=model, optimizer=tx, experiment=plain)
+    take = parallel.data_parallel(one, devices, remat=experiment.model.remat)
     fresh = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(jax.random.key(options.seed)))
     progress = progress or Progress()
     state = jax.device_put(jax.tree.map(jnp.array, _restored(progress, fresh)), parallel.layout(devices))  # copies: a step uses up what it is given

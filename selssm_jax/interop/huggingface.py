@@ -33,7 +33,7 @@ from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.data.vocabulary import BYTES
 from selssm_jax.errors import InputError, reported, suggest
 from selssm_jax.model import SequenceModel
-from selssm_jax.training.checkpoint import Workdir
+from selssm_jax.training.checkpoint import Workdir, check_place
 
 PyTree = Any
 Weights = dict[str, np.ndarray]
@@ -228,6 +228,7 @@ def import_run(folder: str | pathlib.Path, workdir: str, *, file: str = "", leng
     Raises:
       InputError: for what `load` refuses, a folder without a tokenizer that can be read, a text that has other tokens, and a folder that is in use.
     """
+    check_place(workdir)
     config, params = load(folder)
     taken = pathlib.Path(workdir)
     if taken.exists() and any(taken.iterdir() if taken.is_dir() else [taken]):

@@ -16,7 +16,7 @@ from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.model import Reader
-from selssm_jax.training import checkpoint
+from selssm_jax.training import checkpoint, parallel
 
 # The source that reads a file of yours, by what the run was trained on.
 OWN_FILE = {
@@ -55,6 +55,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
       InputError: where there is no such split, no such folder, no run in it, no checkpoint, or no such data; for a file that only the run's
         folder names, unless this user wrote it there; and for the run's own file where it has changed.
     """
+    parallel.check_one_process()
     if split and split not in (*SPLITS, WHOLE):
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     folder = _folder(workdir)
@@ -77,6 +78,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
     if not str(workdir):
         raise InputError("--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart")
+    checkpoint.check_local(str(workdir))
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"

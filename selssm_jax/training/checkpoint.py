@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -57,6 +58,7 @@ class Workdir:
     """
 
     def __init__(self, path: str, experiment: Experiment) -> None:
+        check_place(path)
         self.path, self._experiment = pathlib.Path(path).absolute(), experiment
         _check_writable(self.path)
         taken = _steps(self.path / "checkpoints") + _steps(self.path / "best")
@@ -215,6 +217,23 @@ class Workdir:
             print(f"warning: checkpoint {step} of {self.path} cannot be read ({why}): moved to {place}, going on from the one before", file=sys.stderr)
         if damaged:
             self._manager.reload()
+
+
+def check_local(path: str, flag: str = "--workdir") -> None:
+    """Raises InputError for a place that is no folder of this machine, such as gs://bucket/run."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        raise InputError(f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give one, and copy it afterwards")
+
+
+def check_place(path: str) -> None:
+    """Raises InputError, before work starts, for a folder that a run cannot be written to by its name alone."""
+    check_local(path)
+    strange = sorted(set("[]*\\\0") & set(os.path.abspath(path)))
+    if strange:
+        raise InputError(
+            f"--workdir {path!r} has {' '.join(map(repr, strange))} in its name, which Orbax reads as a pattern, so that checkpoints would be lost: "
+            "choose a name without [ ] * and backslashes"
+        )
 
 
 def read_experiment(path: str) -> Experiment:

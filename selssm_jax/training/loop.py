@@ -23,6 +23,8 @@ from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
 
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -40,7 +42,7 @@ class Outcome:
 def fit(experiment: Experiment, workdir: str) -> Outcome:
     """Trains until training.steps, from the newest checkpoint of `workdir` if there is one.
 
-    SIGTERM and SIGINT save a checkpoint and return early. The same command goes on from there, bit for bit on one CPU.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for bit on one CPU.
 
     Raises:
       InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share a
@@ -56,7 +58,7 @@ def fit_unless(stop: "Stop", experiment: Experiment, workdir: str) -> Outcome:
     with opened(experiment, workdir, parallel.layout(devices)) as run:
         try:
             run.mend(stop)
-            train([run], Alone(run.step, devices), stop, until=experiment.training.steps)
+            train([run], Alone(run.step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -165,8 +167,8 @@ def _pause(runs: Sequence["Run"], number: int, states: Sequence[Any], stop: "Sto
 class Alone:
     """The step of one run, (state, batch, axis) -> (state, metrics), on devices that share its batch."""
 
-    def __init__(self, take: Callable[..., Any], devices: list[jax.Device]) -> None:
-        self._take = parallel.data_parallel(take, devices)
+    def __init__(self, take: Callable[..., Any], devices: list[jax.Device], *, remat: bool) -> None:
+        self._take = parallel.data_parallel(take, devices, remat=remat)
 
     def join(self, states: Sequence[Any]) -> Any:
         """Returns the one state."""
@@ -317,14 +319,19 @@ def _validations(history: list[dict[str, Any]]) -> list[tuple[int, dict[str, flo
 
 
 class Stop:
-    """Remembers that SIGTERM or SIGINT came, so that the loop can save and return. A second one ends the process."""
+    """Remembers that a signal to stop came, so that the loop can save and return. A second one ends the process.
+
+    SIGTERM and SIGINT, SIGHUP of a terminal that is closed, and SIGUSR1, by which Slurm warns of the end of a job. One that the process was told to ignore,
+    as by nohup, stays ignored.
+    """
 
     def __init__(self) -> None:
         self._asked = False
 
     def __enter__(self) -> "Stop":
         here = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT) if here}
+        numbers = [number for number in STOPPING if here and signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -340,4 +347,5 @@ class Stop:
         if self._asked:
             sys.exit(128 + number)
         self._asked = True
-        os.write(2, b"\nstopping after this step, and saving; once more to quit at once\n")  # print() is not safe inside a signal
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this step, and saving; once more to quit at once\n")  # print() is not safe inside a signal

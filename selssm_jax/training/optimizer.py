@@ -14,12 +14,13 @@ UNDECAYED = re.compile(r"(A|dt)(_\w+)?|log_dt|nu|theta|gamma_log|Lambda|D|b|c|\w
 def build(experiment: Experiment) -> optax.GradientTransformation:
     """Returns clipping by the whole gradient's norm, then AdamW (Loshchilov and Hutter 2019)."""
     options = experiment.optimizer
-    adamw = optax.adamw(schedule(experiment), options.b1, options.b2, weight_decay=options.weight_decay, mask=decay_mask)
+    rate = schedule(experiment)
+    adamw = optax.adamw(lambda steps_before: rate(steps_before + 1), options.b1, options.b2, weight_decay=options.weight_decay, mask=decay_mask)
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw) if options.clip_norm else adamw
 
 
 def schedule(experiment: Experiment) -> optax.Schedule:
-    """Returns linear warm-up to peak_rate, then a cosine to end_rate at the last step."""
+    """Returns the rate of step 1, 2, ...: linear warm-up to peak_rate at step warmup_steps, then a cosine to end_rate at the last step."""
     options = experiment.optimizer
     return optax.warmup_cosine_decay_schedule(0.0, options.peak_rate, options.warmup_steps, experiment.training.steps, options.end_rate)
 

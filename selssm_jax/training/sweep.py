@@ -7,26 +7,31 @@ FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for 
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import pathlib
+import sqlite3
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import optuna
 from jax.experimental.compilation_cache import compilation_cache
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from tqdm import tqdm
 
 from selssm_jax import data
-from selssm_jax.config import Experiment, Task
+from selssm_jax.config import UNREAD, Experiment
+from selssm_jax.data import Dataset
 from selssm_jax.errors import Diverged
 from selssm_jax.training import contenders, loop, together
+from selssm_jax.training.checkpoint import check_place, flatten
 from selssm_jax.training.contenders import Point
 from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
 
@@ -34,6 +39,7 @@ DATABASE = "sweep.db"
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
 COMPILED = "compiled"  # in the folder of prepared data: a program from a run's folder could be anyone's
 SECONDS = "cpu_seconds.txt"  # in a run's folder: what it took so far
+OF_A_MACHINE = ("data.local_dir", "data.cache_dir", "name")  # no part of what is computed
 
 
 class Interrupted(Exception):
@@ -101,34 +107,40 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
       InputError: for what `fit` and `contender` refuse; all models are built, by their shapes, before the first is trained.
       Interrupted: where SIGTERM or SIGINT came; the same call goes on.
     """
-    task = data.load(experiment.data).task
+    check_place(str(folder))
+    dataset = data.load(experiment.data)
     for model in models:
         for point in contenders.grid(experiment, model):
-            contenders.contender(experiment, model, point, task)
+            contenders.contender(experiment, model, point, dataset.task)
     folder.mkdir(parents=True, exist_ok=True)
     with _Progress(experiment, models) as progress:
         for model in models:
-            yield _Cell(experiment, folder, model, task, progress).run()
+            yield _Cell(experiment, folder, model, dataset, progress).run()
 
 
 class _Cell:
     """The way of one model through its trials and seeds."""
 
-    def __init__(self, experiment: Experiment, folder: pathlib.Path, model: str, task: Task, progress: "_Progress") -> None:
-        self.experiment, self.folder, self.model, self.task, self.progress = experiment, folder / model, model, task, progress
-        self.metric = PRIMARY[task.kind]
+    def __init__(self, experiment: Experiment, folder: pathlib.Path, model: str, dataset: Dataset, progress: "_Progress") -> None:
+        self.experiment, self.folder, self.model, self.task, self.progress = experiment, folder / model, model, dataset.task, progress
+        self.metric = PRIMARY[self.task.kind]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.grid, self.trial_steps = contenders.grid(experiment, model), experiment.sweep.trial_steps or experiment.training.steps
         self.axes: dict[str, BaseDistribution] = {key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]}
         direction = StudyDirection.MAXIMIZE if self.metric in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
-        digest = zlib.crc32(json.dumps([self.grid, self.trial_steps]).encode())  # another grid is another study
-        self.study = _study(folder, f"{model} {digest:08x}", direction)
+        self.study = _study(folder, f"{model} {self._identity(dataset)}", direction)
 
     def run(self) -> Cell:
         """Returns the cell, of which only what is missing is trained."""
         trials = tuple(self._trial(number, point) for number, point in enumerate(self.grid))
         chosen = self._best(trials).point
         return Cell(self.model, self.experiment, trials, chosen, tuple(self._seeds(chosen)))
+
+    def _identity(self, dataset: Dataset) -> str:
+        """A name for all that decides what the trials reach: another experiment, or other data, is another study."""
+        points = [flatten(dataclasses.asdict(self._at(point, self.trial_steps, seed=0))) for point in self.grid]
+        decides = [[item for item in point if item[0] not in OF_A_MACHINE and item[0].partition(".")[0] not in UNREAD] for point in points]
+        return hashlib.sha256(json.dumps([decides, dataset.metadata()], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _trial(self, number: int, point: Point) -> Trial:
         """The trial of a point: as Optuna has it, else trained now."""
@@ -139,17 +151,19 @@ class _Cell:
         return Trial(point, validation, done.user_attrs["cpu_seconds"])
 
     def _tried(self, name: str, point: Point) -> FrozenTrial:
-        """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the worst there is."""
-        self.study.enqueue_trial(point)
-        trial = self.study.ask(self.axes)
+        """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the worst there is.
+
+        A trial is told whole, when it is there: a kill leaves neither a point that waits nor one that runs for ever.
+        """
         try:
             validation, seconds = self._tested(self._at(point, self.trial_steps, seed=0), self.folder / name)
         except BaseException:
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.add_trial(create_trial(state=TrialState.FAIL, params=point, distributions=self.axes))
             raise
-        trial.set_user_attr("validation", validation)
-        trial.set_user_attr("cpu_seconds", seconds)
-        return self.study.tell(trial, validation.get(self.metric, float("-inf" if self.metric in HIGHER_IS_BETTER else "inf")))
+        value = validation.get(self.metric, float("-inf" if self.metric in HIGHER_IS_BETTER else "inf"))
+        reached = create_trial(params=point, distributions=self.axes, value=value, user_attrs={"validation": validation, "cpu_seconds": seconds})
+        self.study.add_trial(reached)
+        return reached
 
     def _tested(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
         """The validation of a trial, none where it diverged, and its seconds."""
@@ -218,7 +232,13 @@ def _study(folder: pathlib.Path, name: str, direction: StudyDirection) -> optuna
     with (folder / ".lock").open("w") as held:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(held, fcntl.LOCK_EX)
-        return optuna.create_study(storage=f"sqlite:///{folder / DATABASE}", study_name=name, direction=direction, load_if_exists=True)
+        return optuna.create_study(storage=storage(folder), study_name=name, direction=direction, load_if_exists=True)
+
+
+def storage(folder: pathlib.Path) -> RDBStorage:
+    """Returns the trials of a sweep's folder. It may have any name: in an address, "?" and "%" would lead elsewhere, by SQLAlchemy's version."""
+    connect = partial(sqlite3.connect, folder / DATABASE, check_same_thread=False)
+    return RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect})
 
 
 class _Progress:

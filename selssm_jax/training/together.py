@@ -67,7 +67,8 @@ def _fit(experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax
             behind = min(run.number for run in unfinished)
             group = [run for run in unfinished if run.number == behind]
             ahead = min((run.number for run in unfinished if run.number > behind), default=last)
-            take = Vmapped(group[0].step, len(group)) if len(group) > 1 else loop.Alone(group[0].step, [device])
+            remat = experiments[0].model.remat
+            take = Vmapped(group[0].step, len(group), remat=remat) if len(group) > 1 else loop.Alone(group[0].step, [device], remat=remat)
             loop.train(group, take, stop, until=ahead)
         return [run.outcome() for run in runs]
 
@@ -77,17 +78,17 @@ class Vmapped:
 
     Args:
       take: the step of each of them, (state, batch, axis) -> (state, metrics).
-      count: how many there are.
+      count: how many there are. remat: whether their model recomputes its activations.
     """
 
-    def __init__(self, take: Callable[..., Any], count: int) -> None:
+    def __init__(self, take: Callable[..., Any], count: int, *, remat: bool = False) -> None:
         every = jax.vmap(partial(take, axis=None))
 
         def taken(states: Any, batches: Any) -> tuple[Any, list[Any]]:
             states, sums = every(states, batches)
             return states, _parts(sums, count)
 
-        self._take = jax.jit(taken, donate_argnums=0)
+        self._take = jax.jit(taken, donate_argnums=0, compiler_options=parallel.compiler_options(remat=remat))
         self._join = jax.jit(partial(_stacked, jnp.stack))
         self._split = jax.jit(partial(_parts, count=count))
 

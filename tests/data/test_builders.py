@@ -19,7 +19,7 @@ import pytest
 
 from selssm_jax import data
 from selssm_jax.config import Data
-from selssm_jax.data.builders import origins, public
+from selssm_jax.data.builders import origins, prepare, public
 from selssm_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -145,6 +145,17 @@ def test_remains_of_a_killed_preparation_do_no_harm(load, plays, tmp_path):
     (remains / half.name).write_bytes(half.read_bytes()[:100])
     shutil.rmtree(prepared)
     assert whole_text(load("tiny_shakespeare", length=1000)) == expected_text()
+    assert not (tmp_path / "cache" / ".tiny_shakespeare.0").exists(), "and are cleared"
+
+
+def test_a_preparation_that_still_runs_is_not_cleared(load, plays, tmp_path):
+    plays()
+    running = tmp_path / "cache" / ".tiny_shakespeare.1"
+    running.mkdir(parents=True)
+    with prepare._held(running) as is_free:
+        assert is_free
+        load("tiny_shakespeare")
+    assert running.is_dir()
 
 
 def test_second_preparation_that_was_faster_is_kept(load, plays, monkeypatch):

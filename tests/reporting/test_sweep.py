@@ -1,9 +1,11 @@
 """A sweep of two small models, as the command line runs it: records, what is left out, what goes on, and runs that come out the same again."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,6 +110,84 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")
     states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path / training_sweep.DATABASE}").trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+class Killed(BaseException):
+    """What no handler of errors may mend."""
+
+
+RATE = "optimizer.peak_rate"
+
+
+def scored(experiment, _):
+    """In place of a training: a score that says the point."""
+    return loop.Outcome(1, finished=True, validation={}, kept={"nats": experiment.optimizer.peak_rate})
+
+
+@pytest.mark.parametrize("method", ["ask", "add_trial", "tell"])
+def test_a_sweep_killed_at_any_moment_writes_no_score_under_another_point(tmp_path, monkeypatch, method):
+    """As optuna#2021: a point that waits since a kill is asked for before any other."""
+    monkeypatch.setattr(loop, "fit", scored)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, method, lambda *_, **__: (_ for _ in ()).throw(Killed()))
+        with contextlib.suppress(Killed):
+            list(training_sweep.cells(SWEEP, tmp_path, ["gru"]))
+    (found,) = training_sweep.cells(SWEEP, tmp_path, ["gru"])
+    assert len(found.trials) == 2 and all(trial.validation["nats"] == trial.point[RATE] for trial in found.trials)
+    assert found.chosen[RATE] == min(SWEEP.sweep.rates)
+    (study,) = optuna.get_all_study_summaries(training_sweep.storage(tmp_path))
+    trials = optuna.load_study(study_name=study.study_name, storage=training_sweep.storage(tmp_path)).trials
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}, "none waits or runs for ever"
+    assert all(trial.user_attrs["validation"]["nats"] == trial.params[RATE] for trial in trials if trial.state.name == "COMPLETE")
+
+
+@pytest.mark.parametrize(("group", "change"), [("optimizer", {"weight_decay": 0.2}), ("data", {"batch_size": 4}), ("model", {"d_model": 24})])
+def test_another_experiment_does_not_take_over_the_trials_of_a_folder(finished, tmp_path, group, change):
+    """Its runs are there too, and named."""
+    folder = shutil.copytree(finished[0], tmp_path / "sweep")
+    other = dataclasses.replace(SWEEP, **{group: dataclasses.replace(getattr(SWEEP, group), **change)})
+    with pytest.raises(InputError, match=rf"trial_0 holds another experiment's run \(.*{group}\.{next(iter(change))}: .* there, .* now"):
+        list(training_sweep.cells(other, folder, ["gru"]))
+    assert len(optuna.get_all_study_summaries(training_sweep.storage(folder))) == 3
+
+
+def test_the_same_experiment_on_other_data_is_another_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "fit", scored)
+    load, tokens = training_sweep.data.load, []
+
+    def other(config):
+        dataset = load(config)
+        return dataclasses.replace(dataset, info=dict(dataset.info) | {"sha256": str(len(tokens))})
+
+    monkeypatch.setattr(training_sweep.data, "load", other)
+    for _ in range(2):
+        list(training_sweep.cells(SWEEP, tmp_path, ["gru"]))
+        tokens.append(None)
+    assert len(optuna.get_all_study_summaries(training_sweep.storage(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%41", "a?uri=true", "{x}", "#1 ü"])
+def test_the_database_lies_in_the_folder_of_any_name(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    training_sweep._study(folder, "gru", StudyDirection.MINIMIZE)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (folder / training_sweep.DATABASE).stat().st_size > 0
+
+
+@pytest.mark.parametrize(("workdir", "records"), [("gs://bucket/sweep", None), ("lr=[0.1]", None), ("sweep", "gs://bucket/records")])
+def test_a_sweep_in_a_place_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, workdir, records):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no folder of this machine|reads as a pattern"):
+        sweep.run(SWEEP, workdir, config=CONFIG, base=smoke.get_config(), records=records)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_sweep_ends_with_75(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "fit", lambda *_: loop.Outcome(1, finished=False, validation={}))
+    models = ["--models=gru", "--config.sweep.trials=1", "--config.sweep.sizes=(1.0,)"]
+    assert runs.command("train.py", f"--config={CONFIG}", "--sweep", f"--workdir={tmp_path / 'sweep'}", *models) == 75
+    assert "saved; to go on: python" in capsys.readouterr().out
 
 
 def test_sweeps_of_one_task_that_start_in_one_moment_share_their_database(tmp_path):

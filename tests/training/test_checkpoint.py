@@ -19,6 +19,7 @@ import pytest
 
 import runs
 from selssm_jax.errors import InputError
+from selssm_jax.reporting.run import open_run
 from selssm_jax.training import checksums, loop
 from selssm_jax.training.checkpoint import Workdir, is_run, read_experiment, read_metadata, restore_for_eval
 
@@ -271,7 +272,7 @@ def test_evaluation_names_best_parameters_that_are_lost(tmp_path, capsys):
     run = write_validated(tmp_path / "run")
     shutil.rmtree(run / "best")
     assert restore_for_eval(str(run))[2] == 2, "the checkpoint of that step has them"
-    assert capsys.readouterr().err == ""
+    assert "warning" not in capsys.readouterr().err
     shutil.rmtree(run / "checkpoints" / "2")
     assert restore_for_eval(str(run))[2] == 3
     assert f"warning: the best parameters of {run}, those of step 2, are lost: these are others" in capsys.readouterr().err
@@ -366,6 +367,30 @@ def test_progress_of_another_form_is_a_damaged_checkpoint(run, capsys):
 def test_a_run_describes_itself(run):
     assert read_experiment(str(run)) == RECIPE
     assert json.loads((run / "dataset.json").read_text()) == METADATA
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "back\\slash", "a*b", "a[!b]c"])
+def test_a_folder_that_orbax_would_read_as_a_pattern_is_refused_before_anything_is_written(tmp_path, name):
+    """Its steps are listed, but their arrays are looked for elsewhere."""
+    for place in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(InputError, match=r"in its name, which Orbax reads as a pattern.*choose a name without \[ \] \* and backslashes"):
+            Workdir(str(place), RECIPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%41", "{x} y", "#1", "~"])
+def test_a_folder_of_another_strange_name_is_read_back(tmp_path, name):
+    run = write(tmp_path / name, steps=(1,), best=1)
+    assert restore(run).step == restore_for_eval(str(run))[2] == 1
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
+def test_a_place_that_is_no_local_folder_is_refused_by_name(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda: Workdir(place, RECIPE), lambda: open_run(place)):
+        with pytest.raises(InputError, match=rf"{place} is no folder of this machine"):
+            use()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", ["file", "file/below"])

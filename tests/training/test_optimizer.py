@@ -71,7 +71,22 @@ def test_without_a_gradient_only_decaying_parameters_shrink():
         updates, state = tx.update(still, state, params)
     np.testing.assert_array_equal(updates["A"], np.zeros(3))
     np.testing.assert_array_equal(updates["in"]["bias"], np.zeros(2))
-    np.testing.assert_allclose(updates["in"]["kernel"], np.full((2, 2), -2e-3 * 0.5), rtol=1e-5)  # rate 2e-3 at the third step
+    np.testing.assert_allclose(updates["in"]["kernel"], np.full((2, 2), -3e-3 * 0.5), rtol=1e-5)  # rate 3e-3 at the third step
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_the_first_step_moves_and_the_last_one_has_the_rate_at_the_end(warmup):
+    """A schedule of optax begins at step 0: the first step of a warm-up did nothing, and end_rate came after the last."""
+    recipe = dataclasses.replace(experiment(), optimizer=dataclasses.replace(experiment(weight_decay=1.0).optimizer, warmup_steps=warmup))
+    tx, params = optimizer.build(recipe), {"in": {"kernel": jnp.ones((1, 1))}}
+    state, rates = tx.init(params), []
+    update = jax.jit(tx.update)
+    for _ in range(recipe.training.steps):
+        updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
+        rates.append(-float(updates["in"]["kernel"][0, 0]))
+    assert rates[0] == pytest.approx(1e-2 / max(warmup, 1), rel=1e-3)
+    assert max(rates) == pytest.approx(1e-2, rel=1e-3)
+    assert rates[-1] == pytest.approx(1e-4, rel=1e-5)
 
 
 @pytest.mark.parametrize(("clip_norm", "same"), [(1.0, True), (0.0, False)])

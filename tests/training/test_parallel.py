@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.errors import InputError
-from selssm_jax.training import parallel
+from selssm_jax.training import parallel, together
 
 
 def test_all_devices_or_the_first_few():
@@ -22,6 +22,38 @@ def test_more_devices_than_there_are():
 def test_rows_that_devices_cannot_share():
     with pytest.raises(InputError, match=r"data\.batch_size over optimizer\.accumulate is 6, which 4 devices cannot share equally: use a multiple of 4"):
         parallel.choose_devices(4, 6)
+
+
+def test_a_process_of_a_cluster_is_refused_by_name(monkeypatch):
+    """Its local devices alone would train, beside another process that does the same."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for count in (0, 1):
+        with pytest.raises(InputError, match=r"process 0 of a cluster of 2, and each would train or evaluate alone: .*start one process"):
+            parallel.choose_devices(count, 8)
+
+
+def test_what_is_recomputed_is_not_kept_on_a_cpu_too():
+    """XLA drops the barriers that jax.checkpoint sets and merges the values, as in jax#8609: 25 MiB became 30 instead of 10."""
+
+    def layer(x, w):
+        for _ in range(4):
+            x = jnp.tanh(x @ w)
+        return x
+
+    def loss(w, x):
+        for _ in range(6):
+            x = jax.checkpoint(layer)(x, w)
+        return (x**2).sum()
+
+    def step(state, batch, *, axis=None):
+        return state - jax.grad(loss)(state, batch), {}
+
+    state, batch = jnp.zeros((64, 64)), jnp.zeros((256, 64))
+    take = {remat: parallel.data_parallel(step, jax.local_devices()[:1], remat=remat) for remat in (False, True)}
+    take["together"] = together.Vmapped(step, 1, remat=True)._take
+    given = {False: (state, batch), True: (state, batch), "together": (state[None], batch[None])}
+    peak = {name: one.lower(*given[name]).compile().memory_analysis().temp_size_in_bytes for name, one in take.items()}
+    assert peak[True] < 0.6 * peak[False] and peak["together"] < 0.6 * peak[False]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -72,7 +72,7 @@ def test_sigterm_saves_and_names_the_command_to_go_on(uninterrupted, tmp_path):
     workdir = tmp_path / "a run"  # a name that must be quoted
     process = start(workdir)
     out, errors = signal_at(process, random.Random(0).randint(20, 120), signal.SIGTERM)
-    assert process.returncode == 0, errors
+    assert process.returncode == 75, errors  # so that "train.py && eval.py" does not evaluate half a run
     stopped, command = re.search(rf"stopped at step (\d+) of {STEPS}, saved; to go on: python (.*)", out).groups()
     assert (workdir / "checkpoints" / stopped).is_dir()
     again = subprocess.run([sys.executable, *shlex.split(command)], cwd=runs.REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
@@ -98,3 +98,23 @@ def test_a_second_signal_ends_the_process_at_once(capfd):
     assert ended.value.code == 128 + signal.SIGINT
     assert "once more" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_stop_is_remembered(number, capfd):
+    """SIGHUP comes when a terminal is closed, SIGUSR1 from Slurm before a job ends; both ended the process at once."""
+    with loop.Stop() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.asked()
+    assert "saving" in capfd.readouterr().err
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop.Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

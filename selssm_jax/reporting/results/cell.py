@@ -17,9 +17,8 @@ from selssm_jax.training.checkpoint import differing, flatten, write_whole
 from selssm_jax.training.contenders import target
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.objectives import PRIMARY
-from selssm_jax.training.sweep import Cell, Trained
+from selssm_jax.training.sweep import OF_A_MACHINE, Cell, Trained
 
-OF_A_MACHINE = ("data.local_dir", "data.cache_dir", "name")  # no part of what is computed
 LENGTH_BATCH = 4  # examples at a time of sequences that may be long
 Record = dict[str, Any]
 

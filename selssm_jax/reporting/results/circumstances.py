@@ -70,6 +70,7 @@ def _limits(study: Study) -> list[Block]:
         "The budgets are small, and a model that is best within them need not be best with more steps, parameters or tuning.",
         "Hyperparameters were chosen on the validation split alone; the test split was read once a run. "
         "On a CPU a run comes out bit for bit on as many cores as are named above (one: taskset -c 0 before the command); on more, last digits differ. "
+        "Records made before the learning rate of step n was that of its schedule at n come out by the version that made them: theirs was a step behind. "
         "Peaks are the compiler's own count for one step of the batch that is named, on this device. "
         "Times are medians over the seeds, on a machine that may have had other work, and compare models only roughly.",
         _matching(study.records.values()),

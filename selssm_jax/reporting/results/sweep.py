@@ -13,10 +13,13 @@ from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.reporting.results import cell
 from selssm_jax.training import sweep
+from selssm_jax.training.checkpoint import check_local, check_place
 
 
-def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, models: Sequence[str] = (), records: str | None = None) -> None:
+def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, models: Sequence[str] = (), records: str | None = None) -> bool:
     """Runs the sweep of a task in `workdir` and writes RECORDS/MODEL.json for each of its models; says where it stopped if it was asked to.
+
+    Returns whether it came to its end.
 
     Args:
       experiment: with its `sweep`. config: the file it came from. base: what that file says, before overrides of the command line.
@@ -29,6 +32,8 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
     for name in models:
         if name not in CONTENDERS:
             raise InputError(f"--models names {name!r}: {suggest(name, CONTENDERS)}")
+    check_place(workdir)
+    check_local(records or "", "--records")
     folder = pathlib.Path(records or pathlib.Path(workdir) / "records")
     wanted = [name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)]
     try:
@@ -37,6 +42,8 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
                 print(f"wrote {cell.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
     except sweep.Interrupted as stopped:
         print(f"{stopped}; to go on: python {shlex.join(sys.argv)}")
+        return False
+    return True
 
 
 def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
