@@ -1,5 +1,6 @@
 """Residual blocks: a mixer over time, then a gated MLP over width, each after its own norm."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +87,8 @@ class Block(nn.Module):
         """Returns what the mixer states of itself for all that can reach it, through the norm and the convolution, whatever the model reads."""
         if not callable(getattr(self.mixer, "bounds", None)):
             return Bounds(unknown=f"the mixer {self.kind!r} states no bounds")
-        return self.mixer.bounds(self._reaching())
+        bounds = self.mixer.bounds(self._reaching())
+        return bounds if self.conv is None else dataclasses.replace(bounds, delay=bounds.delay + self.config.conv - 1)
 
     def _reaching(self) -> Inputs:
         """The set of the mixer's inputs: |x / scale|_2 <= sqrt(D) after an RMS norm, anything without one."""

@@ -69,7 +69,9 @@ class Bounds:
       drive_bound: largest |u_i|, u = B x + w; inf where there is none.
       noise_cov: covariance of w, (n, n); None without noise.
       update: "retain" or "effective".
-      jacobian: largest |df_i/dh_j|, (n,) where it is diagonal, else (n, n), over all states and inputs.
+      jacobian: largest |df_i/dh_j|, (n,) where it is diagonal, else (n, n), over all inputs and all states of `box`.
+      box: largest |h_i| of the states that `jacobian` is about, (n,), a set that is never left once entered; None: all states whatever.
+      delay: steps that an input is still read after its own, d_conv - 1 behind a convolution: only then does the recurrence begin to forget it.
       averaged: whether the gates that the mixer sows are means over several components each, so that none is that of one.
       unknown: why there are no bounds.
     """
@@ -82,6 +84,8 @@ class Bounds:
     noise_cov: Float[Array, "n n"] | None = None
     update: str = "retain"
     jacobian: Float[Array, "n ..."] | None = None
+    box: Float[Array, "n"] | None = None
+    delay: int = 0
     averaged: bool = False
     unknown: str = ""
 

@@ -75,7 +75,7 @@ class RGLRU(Layer):
         spread = read.sum(axis=2).reshape(2, -1)
         low, high = (self._rate() * jax.nn.sigmoid(self.b[0] + sign * spread[0]) for sign in (-1, 1))
         drive = jax.nn.sigmoid(self.b[1] + spread[1]) * largest * _root(low) / -jnp.expm1(low)
-        return Bounds(jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive)
+        return Bounds(jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive, delay=self.d_conv - 1)
 
     def state_axes(self) -> StateAxes:
         """Returns where the d_state / heads components are: number k of every block, written and read by `heads` numbers each."""

@@ -25,6 +25,7 @@ from selssm_jax.shapes import Activations, Reset
 
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
 SMALLEST = 1e-4  # of a step size at the start
+LEAST_SILU = -0.2784645428  # min of x sigmoid(x), rounded down
 POLES = (1.0, 16.0)  # between which those of Mamba-2 start, uniformly
 
 State = dict[str, Array]
@@ -98,11 +99,11 @@ class Mamba(Layer):
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates and the largest drive of each of the N states over all channels, for all inputs of a set."""
         x = self.conv.after(Box(inputs.reach(self.inward[:, : self._inner])))
-        low, high = _step_sizes(self.dt_bias, x.reach(self.down @ self.up))
+        low, high = _step_sizes(self.dt_bias, *_logits_after_silu(x, self.down @ self.up))
         rate = jnp.exp(self.A_log)
         drive = _product(x.largest(self._inner)[:, None], x.reach(self.B)[None], _weight(high[:, None], rate))
         least, most = _gate(low[:, None], rate).min(axis=0), _gate(high[:, None], rate).max(axis=0)
-        return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=drive.max(axis=0), averaged=True)
+        return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=drive.max(axis=0), delay=self.d_conv - 1, averaged=True)
 
     def state_axes(self) -> StateAxes:
         """Returns where the N states are in the parameters."""
@@ -178,10 +179,11 @@ class Mamba2(Layer):
         """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
         x = self.x_conv.after(Box(inputs.reach(self.inward[:, self._inner :]))).largest(self._inner).reshape(self.heads, -1).max(axis=1)
         B = self.B_conv.after(Box(inputs.reach(self.B))).largest(self.groups * self.d_state).reshape(self.groups, -1).max(axis=1)
-        low, high = _step_sizes(self.dt_bias, inputs.reach(self.rate))
+        reach = inputs.reach(self.rate)
+        low, high = _step_sizes(self.dt_bias, -reach, reach)
         rate = jnp.exp(self.A_log)
         drive = _product(x, jnp.repeat(B, self.heads // self.groups), _weight(high, rate))
-        return Bounds(jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive)
+        return Bounds(jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive, delay=self.d_conv - 1)
 
     def state_axes(self) -> StateAxes:
         """Returns where the N states are in the parameters: in those of B and C, group after group.
@@ -210,9 +212,17 @@ def _log_of_uniform_poles(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.
     return jnp.log(jax.random.uniform(key, shape, dtype, *POLES))
 
 
-def _step_sizes(bias: Array, reach: Array) -> tuple[Array, Array]:
-    """The smallest and the largest softplus(z + bias), |z| <= reach."""
-    return jax.nn.softplus(bias - reach), jax.nn.softplus(bias + reach)
+def _logits_after_silu(x: Inputs, kernel: Array) -> tuple[Array, Array]:
+    """The smallest and the largest silu(x) @ kernel: a silu of any x is at most |x|, and never below `LEAST_SILU`."""
+    most = x.largest(len(kernel))
+    above, below = Box(most), Box(jnp.minimum(most, -LEAST_SILU))
+    up, down = jnp.maximum(kernel, 0), jnp.maximum(-kernel, 0)
+    return -(above.reach(down) + below.reach(up)), above.reach(up) + below.reach(down)
+
+
+def _step_sizes(bias: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The smallest and the largest softplus(z + bias), low <= z <= high."""
+    return jax.nn.softplus(bias + low), jax.nn.softplus(bias + high)
 
 
 def _gate(dt: Array, rate: Array) -> Array:

@@ -175,7 +175,7 @@ class GRU(_Cell):
         carried = self._weights(2).sum(axis=1) + jnp.abs(self.c)
         new = jax.nn.sigmoid(high[0])[:, None] * self._weights(2) + STEEPEST * carried[:, None] * self._weights(0)
         kept = jnp.diag(jax.nn.sigmoid(high[1])) + 2 * STEEPEST * self._weights(1)
-        return Bounds(jacobian=kept + jax.nn.sigmoid(-low[1])[:, None] * new)
+        return Bounds(jacobian=kept + jax.nn.sigmoid(-low[1])[:, None] * new, box=jnp.ones(self.d_state))
 
     def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
@@ -217,7 +217,7 @@ class LSTM(_Cell):
         by_h = STEEPEST * (reach[:, None] * self._weights(1) + self._weights(0)) + i[:, None] * self._weights(2)
         cells = jnp.concatenate([jnp.diag(f), by_h], axis=1)
         hidden = o[:, None] * cells + jnp.concatenate([jnp.zeros_like(by_h), STEEPEST * self._weights(3)], axis=1)
-        return Bounds(jacobian=jnp.concatenate([cells, hidden]))
+        return Bounds(jacobian=jnp.concatenate([cells, hidden]), box=jnp.concatenate([reach, jnp.ones_like(reach)]))
 
     def initial_state(self, batch: int, steps: int | None = None) -> dict[str, Array]:
         """Returns zeros; they do not grow with `steps`."""

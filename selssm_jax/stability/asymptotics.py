@@ -14,7 +14,7 @@ READS = "The gates read the state: their law is not one of products."
 
 
 def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
-    """B2: E|h_t - k_t|^2 <= C rate^t |h_0 - k_0|^2 under shared inputs and noise."""
+    """B2: E|h_t - k_t|^2 <= C rate^t |h_0 - k_0|^2 under shared inputs and noise, with a C for the maximum and one for the Euclidean norm."""
     if given.reads_state:
         return Verdict("not established", reason=READS)
     if given.law is None:
@@ -24,27 +24,32 @@ def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
     if found.interval[0] >= 1:
         return Verdict("refuted", found.radius, f"{words}: second moments grow.", Direction(found.direction, found.radius), interval=found.interval)
     if found.interval[1] < 1 and found.constant is not None:
-        return Verdict("holds", found.rate, f"{words}.", constant=found.constant, interval=found.interval)
+        return Verdict("holds", found.rate, f"{words}.", **_constants(found.constant, len(given.A)), interval=found.interval)
     return Verdict("not established", found.radius, f"{words}: too near 1 to tell.", interval=found.interval)
 
 
 def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
     """Without a law: by uniform contraction, or the dimension-free bound for gates independent in time (theory, section 5 B2)."""
     if uniform.status == "holds":
-        return squared(uniform)
+        return squared(uniform, len(given.A))
     norm, least = operator_norm(given.A, norm="euclidean"), float(given.low.min())
     if norm < 1 and least > 0 and given.update == "retain":
         rate = 1 - least * (1 - norm**2)
         words = f"For gates independent in time, of mean gate_min or more: 1 - g (1 - |A|_2^2) with |A|_2 = {norm:.6g}."
-        return Verdict("holds", rate, words, constant=float(given.high.max() / least))
+        return Verdict("holds", rate, words, **_constants(float(given.high.max() / least), len(given.A)))
     return Verdict("not established", reason="Nothing is known of the gates' law: give gate_law.")
 
 
-def squared(uniform: Verdict) -> Verdict:
+def _constants(euclidean: float, components: int) -> dict[str, float]:
+    """Of a bound of sum_i E e_i^2: components that shrink in turn may each be the largest in its time, so that their maximum shrinks n times later."""
+    return {"constant": components * euclidean, "euclidean_constant": euclidean}
+
+
+def squared(uniform: Verdict, components: int) -> Verdict:
     """Contraction of every path, as one of second moments."""
     if uniform.status != "holds" or uniform.rate is None:
         return Verdict("not established", reason="Paths are not known to contract.")
-    return Verdict("holds", uniform.rate**2, "Every path contracts.", constant=uniform.constant**2)
+    return Verdict("holds", uniform.rate**2, "Every path contracts.", constant=uniform.constant**2, euclidean_constant=components * uniform.constant**2)
 
 
 def lyapunov(given: Recurrence, uniform: Verdict) -> Verdict:

@@ -46,8 +46,10 @@ class Certificate:
       state_dependent: B5, as uniform, for gates that read the state, on the invariant box |h_i| <= invariant_radius_i.
       stationary_law: the law of h_t has one limit, wherever it began. It may hold where paths do not contract (B6).
       printed_condition: of the paper; it implies none of the above (docs/theorems.md).
-      invariant_radius: (n,), never left once entered; None where there is none.
+      invariant_radius: (n,), never left once entered; None where there is none, or none is needed. A state that a caller sets may lie outside: of that
+        one `state_dependent` says nothing.
       constants: what the verdicts rest on: components, gates' range, rho(|A|), |A|_2, L_G, the largest drive.
+      delay: steps that a convolution before the recurrence still reads an input after its own.
     """
 
     uniform: Verdict
@@ -59,6 +61,7 @@ class Certificate:
     printed_condition: Verdict
     invariant_radius: np.ndarray | None
     constants: dict[str, float]
+    delay: int = 0
 
     @property
     def contraction(self) -> Verdict:
@@ -68,16 +71,17 @@ class Certificate:
     def horizon(self, eps: float = 1e-3) -> float:
         """Returns the memory horizon: steps after which two states differ by less than eps times what they did; inf if none is certified.
 
-        log(eps / C) / log(kappa): an upper bound of what any input or start can still be worth. Raises ValueError for eps outside (0, 1).
+        delay + log(eps / C) / log(kappa): an upper bound of what any input or start can still be worth, counted from the first step that no longer
+        reads it. Raises ValueError for eps outside (0, 1).
         """
         if not 0 < eps < 1:
             raise ValueError(f"eps={eps} is no precision: use a number between 0 and 1")
-        return self.contraction.horizon(eps)
+        return self.delay + self.contraction.horizon(eps)
 
     def to_json(self) -> str:
         """Returns everything, witnesses included, as one JSON object; infinite numbers are null."""
         found = {name: getattr(self, name).portable() for name in NAMES}
-        rest = {"invariant_radius": self.invariant_radius, "constants": self.constants, "horizon": self.horizon()}
+        rest = {"invariant_radius": self.invariant_radius, "delay": self.delay, "constants": self.constants, "horizon": self.horizon()}
         return json.dumps(found | plain(rest), allow_nan=False)
 
     def __str__(self) -> str:
@@ -142,7 +146,8 @@ def certify_bounds(bounds: Bounds) -> Certificate:
     if bounds.unknown:
         return unknown(bounds.unknown)
     if bounds.jacobian is not None:
-        return _of_jacobian(np.asarray(bounds.jacobian, np.float64))
+        box = None if bounds.box is None else np.asarray(bounds.box, np.float64)
+        return dataclasses.replace(_of_jacobian(np.asarray(bounds.jacobian, np.float64), box), delay=bounds.delay)
     lipschitz = 0.0 if bounds.gate_lipschitz is None else bounds.gate_lipschitz
     found = certify_recurrence(
         bounds.A,
@@ -153,6 +158,7 @@ def certify_bounds(bounds: Bounds) -> Certificate:
         noise_cov=bounds.noise_cov,
         update=bounds.update,
     )
+    found = dataclasses.replace(found, delay=bounds.delay)
     known = bounds.gate_lipschitz is None and np.array_equal(bounds.gate_min, bounds.gate_max)
     return found if known else _of_the_class(found)
 
@@ -196,17 +202,21 @@ def _certificate(given: Recurrence) -> Certificate:
     )
 
 
-def _of_jacobian(J: np.ndarray) -> Certificate:
-    """A recurrence of another form, |df_i/dh_j| <= J_ij: two states approach as under the nonnegative matrix J."""
+def _of_jacobian(J: np.ndarray, box: np.ndarray | None) -> Certificate:
+    """A recurrence of another form, |df_i/dh_j| <= J_ij on a box: two states there approach as under the nonnegative matrix J."""
     path = pathwise.of_jacobian(J)
+    if box is not None and path.status == "holds":
+        words = f"For states within |h_i| <= {box.max():.4g}, where all are that began at 0; one that a caller sets may lie outside, and steps stretch there"
+        path = dataclasses.replace(path, reason=f"{path.reason} {words}.")
     nothing = unknown("the recurrence is not a gated linear update; its Jacobian alone was stated")
     law = asymptotics.from_contraction(path)
     return dataclasses.replace(
         nothing,
         uniform=path,
         state_dependent=path,
-        mean_square=asymptotics.squared(path),
+        mean_square=asymptotics.squared(path, len(J)),
         lyapunov=asymptotics.exponent_of(path),
         stationary_law=law or nothing.stationary_law,
+        invariant_radius=box,
         constants={"components": float(len(J))},
     )

@@ -94,7 +94,7 @@ def _gates(given: Any, n: int, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MeanSquare:
-    """E|e_t|^2 <= constant rate^t |e_0|^2, proved where constant is a number.
+    """E|e_t|_2^2 <= constant rate^t |e_0|_2^2, in the Euclidean norm, proved where constant is a number.
 
     Attributes:
       radius: root of the map of second moments. interval: of the radius, wider than a point for sampled gates.

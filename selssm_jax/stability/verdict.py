@@ -21,7 +21,9 @@ class Verdict:
       rate: factor of a step (`lyapunov`: nats a step); None where there is none.
       reason: why, with the numbers.
       witness: what shows a refutation; `simulate` replays it.
-      constant: C, so that distances (`mean_square`: their squares) stay under C rate^t times the first, in the maximum norm.
+      constant: C, so that distances (`mean_square`: expected squares of them) stay under C rate^t times the first, in the maximum norm.
+      euclidean_constant: C of the same statement in the Euclidean norm; None where it was not derived. For n components either is at most n times the
+        other in `mean_square`: max_i h_i^2 <= sum_i h_i^2 <= n max_i h_i^2.
       weights: v, (n,): in max_i |h_i| / v_i the constant is 1; None where the norm is another.
       interval: of the rate, where it was estimated.
     """
@@ -31,6 +33,7 @@ class Verdict:
     reason: str = ""
     witness: Witness | None = None
     constant: float = 1.0
+    euclidean_constant: float | None = None
     weights: np.ndarray | None = None
     interval: tuple[float, float] | None = None
 

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from scipy import linalg
 
 from selssm_jax.ops.gating import carried, invariant_radius, pull, step_factor
 from selssm_jax.stability import MarkovGates, certify_recurrence
@@ -192,3 +193,33 @@ def test_formulas_are_the_same_in_jax():
 def test_what_cannot_be_a_recurrence_is_said(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         certify_recurrence(**({"A": np.full(2, 0.5), "gate_min": 0.2} | changes))
+
+
+def test_the_constant_of_second_moments_holds_in_the_norm_that_it_is_stated_for():
+    """A Hadamard transition gathers 16 equal components into one: its square, in the maximum norm, grows 15.7 times in a step, and shrinks in the Euclidean."""
+    A = 0.99 * linalg.hadamard(16) / 4
+    e = A @ np.ones(16)
+    for law in (None, [(1.0, 1.0)]):
+        found = certify_recurrence(A, gate_min=1.0, gate_law=law).mean_square
+        assert found.status == "holds" and found.rate < 1
+        assert np.abs(e).max() ** 2 == pytest.approx(15.7, rel=0.01) and np.abs(e).max() ** 2 <= found.constant * found.rate
+        assert e @ e <= found.euclidean_constant * found.rate * 16
+    assert found.constant == pytest.approx(16 * found.euclidean_constant), "of a law, whose rate is that of the Euclidean norm"
+
+
+def test_second_moments_of_components_that_survive_in_turn_need_as_many_times_the_constant():
+    """Of n components one survives a step, each as often: every E e_i^2 falls to 1 / n, and max_i e_i^2 stays 1."""
+    n = 5
+    law = [(1 / n, 1.0 - np.eye(n)[survivor]) for survivor in range(n)]
+    found = certify_recurrence(np.zeros(n), gate_min=0.0, gate_law=law).mean_square
+    assert found.rate == pytest.approx(1 / n) and found.constant * found.rate >= 1 - 1e-12
+    assert found.euclidean_constant * found.rate * n >= 1 - 1e-12, "sum_i E e_i^2 = 1 of a start of ones"
+
+
+def test_paths_that_contract_in_the_maximum_norm_have_second_moments_in_both():
+    A = np.array([[0.0, 0.9], [0.0, 0.0]])
+    found = certify_recurrence(A, gate_min=1.0)
+    e = A @ np.array([0.0, 1.0])
+    verdict = found.mean_square
+    slack = 1 + 1e-9
+    assert np.abs(e).max() ** 2 <= slack * verdict.constant * verdict.rate and e @ e <= slack * verdict.euclidean_constant * verdict.rate

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.config import Model, Task
 from selssm_jax.layers.attention import Attention
 from selssm_jax.layers.bounds import Ball, Box
 from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.linear import LRU, S4D, S5
-from selssm_jax.layers.mamba import Mamba, Mamba2
+from selssm_jax.layers.mamba import Mamba, Mamba2, _logits_after_silu
 from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
 from selssm_jax.layers.tcn import TCN
-from selssm_jax.stability import certify
+from selssm_jax.model import SequenceModel
+from selssm_jax.stability import certify, certify_model
 
 D, N, RADIUS = 2, 4, 1.5
 INVARIANT = {"s4d": S4D(D, N), "s5": S5(D, N), "lru": LRU(D, N)}
@@ -213,3 +215,49 @@ def test_weights_of_zero_read_no_infinity():
         bounds = stated(layer, params, Box(math.inf))
         for value in (bounds.A, bounds.gate_min, bounds.gate_max, bounds.drive_bound):
             assert not bool(jnp.isnan(value).any()), kind
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "rg_lru"])
+def test_a_horizon_counts_the_steps_that_a_convolution_still_reads_an_input(kind):
+    layer = GATED[kind]
+    found = certify(layer, start(layer), input_bound=RADIUS)
+    assert found.delay == layer.d_conv - 1 > 0
+    assert found.horizon() == found.contraction.horizon(1e-3) + layer.d_conv - 1
+
+
+def test_a_horizon_counts_the_convolution_of_its_block_too():
+    config = Model(pattern=("rg_lru",), d_model=4, d_state=4, conv=3, d_conv=4, task=Task("language", vocab=5))
+    model = SequenceModel(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+    (found,) = certify_model(model, params).values()
+    assert found.delay == (3 - 1) + (4 - 1)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_cells_state_the_box_that_their_certificate_holds_on_and_that_a_state_may_lie_outside(kind):
+    layer = CELLS[kind]
+    params = scaled(layer, 0.1)
+    found = certify(layer, params, input_bound=RADIUS)
+    assert found.contraction.status == "holds" and "may lie outside" in found.contraction.reason
+    assert found.invariant_radius is not None and (found.invariant_radius[-N:] == 1).all()
+    most = np.asarray(stated(layer, params, Box(RADIUS)).jacobian)
+    inside = points_of_a_cell(layer, params)
+    outside = jax.tree.map(lambda leaf: 40 * leaf, inside)
+    J = np.abs(np.asarray(jacobians(layer, params, outside, box_inputs()[:, -1])))
+    assert (most[None] * 1.01 < J).any(), "outside a step may stretch more than is certified"
+
+
+def test_a_cell_without_gates_is_certified_wherever_its_state_is():
+    assert certify(CELLS["rnn"], scaled(CELLS["rnn"], 0.3)).invariant_radius is None
+
+
+def test_what_a_silu_lets_through_is_not_as_far_below_zero_as_above():
+    rng = np.random.default_rng(0)
+    kernel, radius = rng.normal(size=(6, 3)), rng.uniform(1.3, 5, 6)
+    low, high = _logits_after_silu(Box(jnp.asarray(radius, jnp.float32)), jnp.asarray(kernel, jnp.float32))
+    x = rng.uniform(-radius, radius, (20_000, 6))
+    x = np.concatenate([x, radius * np.sign(kernel.T), np.where(kernel.T > 0, np.maximum(-radius, -1.2784645), radius)])
+    reached = np.asarray(jax.nn.silu(x)) @ kernel
+    assert (reached >= np.asarray(low) - 1e-5).all() and (reached <= np.asarray(high) + 1e-5).all()
+    assert (reached.min(axis=0) <= 0.9 * np.asarray(low)).all()
+    assert (-np.asarray(low) < np.abs(kernel).T @ radius - 0.5).all(), "what was said when both sides were alike"
