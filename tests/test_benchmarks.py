@@ -139,6 +139,24 @@ def test_estimators_are_compared_on_frozen_samples(tmp_path, monkeypatch):
     assert found["ratios"]["best reference estimator, N=5000, nats"]["reference"] == pytest.approx(sum(row["true"] for row in found["errors"]["5000"]) / 2)
 
 
+def test_stated_errors_are_held_against_truths(monkeypatch):
+    script = importlib.import_module("coverage")
+    assert sum(len(laws) for laws in script.KINDS.values()) == 60
+    quick = {"discrete": ("binary channel", "ten floats and themselves"), "independent": ("coins", "twenty labels each")}
+    monkeypatch.setattr(script, "KINDS", {kind: {name: script.KINDS[kind][name] for name in names} for kind, names in quick.items()})
+    found = script.benchmark()
+    assert [row["law"] for row in found["rows"]] == [name for names in quick.values() for name in names]
+    assert found["ratios"]["laws within three stated errors, of 4"]["ours"] == 4 and found["ratios"]["median stated error, nats"]["ours"] < 0.05
+
+
+@pytest.mark.parametrize(("law", "truth"), [("normal .8, both rounded to .05", 0.5108), ("a coin and a number", 0.3369), ("ten floats and themselves", 2.3026)])
+def test_truths_of_laws_are_those_of_their_quadratures(law, truth):
+    """Rounding to a twentieth loses next to nothing of -1/2 log(1 - .64); a coin in noise of its own size is the binary-input Gaussian channel."""
+    script = importlib.import_module("coverage")
+    (found,) = (laws[law] for laws in script.KINDS.values() if law in laws)
+    assert found[1](np.random.default_rng(0))[2] == pytest.approx(truth, abs=1e-3)
+
+
 def test_lower_bounds_are_measured_over_seeds(monkeypatch):
     script = importlib.import_module("information")
     for name in ("ESTIMATORS", "LOWER"):

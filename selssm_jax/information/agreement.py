@@ -137,10 +137,10 @@ def neighbours(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> list[Es
 
 
 def _rows(N: int, *, shuffle: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that neighbours are asked about, in order, and an order of these that pairs each with another."""
+    """The rows that neighbours are asked about, and an order of these that pairs each with another."""
     rng = np.random.default_rng(0)
-    rows = np.sort(rng.permutation(N)[:LARGEST])
-    return rows, rng.permutation(len(rows)) if shuffle else np.roll(np.arange(len(rows)), len(rows) // 2)
+    rows = rng.permutation(N)[:LARGEST]
+    return (rows, rng.permutation(len(rows))) if shuffle else (np.sort(rows), np.roll(np.arange(len(rows)), len(rows) // 2))
 
 
 def _within_labels(sides: _Sides, *, shuffle: bool) -> list[Estimate]:

@@ -78,7 +78,7 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     """
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
-    x, y = _rounded(standardised(x), standardised(y))
+    x, y = _rounded(*(standardised(z)[_mixed_order(len(z))] for z in (x, y)))
     nats, deviation, shift = _value(partial(_mixed, k=k), x, y, k)
     return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
 
@@ -294,7 +294,12 @@ def _prepared(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.
         x, y = (z + JITTER * np.where((width := spread(z)) > 0, width, 1)[None] * rng.standard_normal(z.shape) for z in (x, y))
         notes = ["ties were parted by noise of 1e-5 standard deviations; if they mean something, use mixed()"]
         warnings.warn(f"samples coincide: {notes[0]}", stacklevel=3)
-    return *_rounded(x, y), tuple(notes)
+    return *_rounded(*(z[_mixed_order(len(z))] for z in (x, y))), tuple(notes)
+
+
+def _mixed_order(N: int) -> np.ndarray:
+    """Samples may come sorted, and a part of the samples that is cut from these in a row would be no small sample of their law."""
+    return np.random.default_rng(1).permutation(N)
 
 
 def _rounded(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
