@@ -1,4 +1,4 @@
-"""Claim: the stated errors of `estimators.estimate` cover: sixty laws of known information, fifteen of them independent.
+"""Claim: on sixty laws of known information, fifteen of them independent, the stated errors of `estimators.estimate` cover the truth.
 
   python benchmarks/coverage.py
 
