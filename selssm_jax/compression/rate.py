@@ -75,7 +75,7 @@ def priced(experiment: Experiment, beta: float) -> Experiment:
 def measure(beta: float, workdir: str | pathlib.Path) -> Point:
     """Returns the point of a finished run."""
     experiment, params, _ = checkpoint.restore_for_eval(str(workdir))
-    dataset = data.load(experiment.data)
+    dataset = data.load(checkpoint.own_places(str(workdir), experiment.data))
     model = SequenceModel(experiment.model.of_task(dataset.task))
     evaluator = Evaluator(experiment, model)
     loss = evaluator(params, dataset, "validation")[objectives.LOSS[dataset.task.kind]]

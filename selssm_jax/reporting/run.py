@@ -112,24 +112,13 @@ def _parsed(line: str) -> Any:
 
 def _source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: str, *, examples: bool) -> config.Data:
     """The run's data, read from elsewhere where the caller says so; what its folder says of places counts where this user wrote it."""
-    ours = checkpoint.places_are_ours(str(folder), trained)
-    if not ours and (trained.local_dir or trained.cache_dir) and examples and not file:
-        print(f"the folders that {folder} names are not followed: this user did not write them there; --local_dir names one", file=sys.stderr, flush=True)
-    source = trained if ours else provenance.without_places(trained)
-    if local_dir:
-        source = dataclasses.replace(source, local_dir=local_dir)
+    changes: dict[str, Any] = {"local_dir": local_dir} if local_dir else {}
     if file:
         kinds = [kind for kind, sources in OWN_FILE.items() if trained.source in sources]
         if not kinds:
             raise InputError(f"--file={file} cannot replace the synthetic task {trained.source!r} that this run was trained on: leave --file out")
-        changes: dict[str, Any] = {"source": kinds[0], "file": file}
-        return dataclasses.replace(source, **changes)
-    if trained.source in config.NEEDS_FILE and not ours and examples:
-        raise InputError(
-            f"{folder} was trained on a file of someone's, {pathlib.Path(trained.file).name!r}, and this user did not write there where it lies: "
-            "name it yourself, --file=PATH; it is known by its content"
-        )
-    return source
+        return dataclasses.replace(provenance.without_places(trained), **(changes | {"source": kinds[0], "file": file}))
+    return dataclasses.replace(checkpoint.own_places(str(folder), trained) if examples else provenance.without_places(trained), **changes)
 
 
 def _is_own(dataset: Dataset, known: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from selssm_jax.config import UNREAD, Data, Experiment, Task
+from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
 from selssm_jax.training import checksums
@@ -252,14 +252,25 @@ def read_experiment(path: str) -> Experiment:
     return _experiment(copied)
 
 
-def places_are_ours(path: str, source: Data) -> bool:
-    """Whether the files and folders that a workdir's experiment names as its data were written there by this user; see `provenance`."""
+def own_places(path: str, source: Data) -> Data:
+    """Returns a workdir's data with the files and folders that it names where this user wrote them there, else without folders; see `provenance`.
+
+    Raises:
+      InputError: for data that is a file which someone else named.
+    """
     config = pathlib.Path(path) / CONFIG
     place = config if config.is_file() else _copy_of(config)
-    try:
-        return place is not None and provenance.intact(source, _read_object(place).get("seal"))
-    except (OSError, ValueError):
-        return False
+    with contextlib.suppress(OSError, ValueError):
+        if place is not None and provenance.intact(source, _read_object(place).get("seal")):
+            return source
+    if source.source in NEEDS_FILE:
+        raise InputError(
+            f"{path} was trained on a file of someone's, {pathlib.Path(source.file).name!r}, and this user did not write there where it lies: "
+            "name it yourself, --file=PATH; it is known by its content"
+        )
+    if source.local_dir or source.cache_dir:
+        print(f"the folders that {path} names are not followed: this user did not write them there; --local_dir names one", file=sys.stderr, flush=True)
+    return provenance.without_places(source)
 
 
 def read_metadata(path: str) -> dict[str, Any]:

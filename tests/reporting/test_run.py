@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runs import command, experiment
+from selssm_jax.compression import rate
 from selssm_jax.config import Data
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
@@ -72,6 +73,8 @@ def test_a_file_that_only_a_stranger_names_is_never_opened(untrained, tmp_path, 
     monkeypatch.setattr(pathlib.Path, "open", lambda path, *args, **options: opened.append(path.name) or plain(path, *args, **options))
     with pytest.raises(InputError, match=r"was trained on a file of someone's, 'secret.txt', .*name it yourself, --file=PATH"):
         open_run(workdir)
+    with pytest.raises(InputError, match=r"was trained on a file of someone's"):
+        rate.measure(0.0, workdir)
     assert "secret.txt" not in opened
 
 
