@@ -16,7 +16,7 @@ from selssm_jax.reporting import figures
 
 FOLDER = pathlib.Path(__file__).parent
 CLAIMS = (
-    *("linear_scan", "selective_scan", "ssd", "newton_scan", "growth", "floor", "compile", "gathered_step"),
+    *("linear_scan", "selective_scan", "ssd", "newton_scan", "newton_attack", "growth", "floor", "compile", "gathered_step"),
     *("information", "information_bounds", "coverage", "memory", "certificates", "rate", "sparsity", "traces", "decoding", "huggingface", "scaling", "seeds"),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

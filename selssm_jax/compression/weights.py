@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from selssm_jax.ops.extremes import largest
+
 PyTree = Any
 LARGEST = 127  # of a signed byte, kept symmetric
 
@@ -30,6 +32,6 @@ def decoded(params: PyTree) -> PyTree:
 
 
 def _column_scaled(matrix: Array) -> dict[str, Array]:
-    scale = jnp.abs(matrix).max(axis=-2, keepdims=True) / LARGEST
+    scale = largest(jnp.abs(matrix), -2, keepdims=True) / LARGEST
     codes = jnp.round(matrix / jnp.where(scale > 0, scale, 1))
     return {"int8": codes.astype(jnp.int8), "scale": scale}

@@ -19,6 +19,7 @@ from selssm_jax.information.channel import channel_information
 from selssm_jax.information.gaussian import covariances
 from selssm_jax.information.inputs import check_covariance, check_distribution, check_finite, check_real, check_whole, floating
 from selssm_jax.information.lyapunov import solve_lyapunov
+from selssm_jax.ops.extremes import largest
 
 FLOOR = 8.0  # units of rounding: a variance or correlation of so many cannot be told from zero
 ITERATIONS = 1000  # of one start of the discrete bottleneck at one multiplier: near a transition it converges slowly, and it costs little to stop short
@@ -493,7 +494,7 @@ def _settle(p_x: Array, p_y_x: Array, encoder: Array, beta: Array) -> Array:
         p_t, p_ty = _joint_of_code(p_x, p_y_x, encoder)
         log_p_y_t = jnp.log(jnp.maximum(p_ty / jnp.maximum(p_t, tiny)[:, None], tiny))
         new = jax.nn.softmax(jnp.log(jnp.maximum(p_t, tiny))[None] + beta * _matmul(p_y_x, log_p_y_t.T))
-        return new, jnp.max(jnp.abs(new - encoder)), count + 1
+        return new, largest(jnp.abs(new - encoder)), count + 1
 
     def moving(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[1] > TOLERANCE) & (carry[2] < ITERATIONS)

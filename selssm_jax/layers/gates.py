@@ -23,6 +23,7 @@ from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops.extremes import largest, smallest
 from selssm_jax.ops.gating import carried, row_sums
 
 TEMPERATURE, LOW, HIGH = 2.0 / 3.0, -0.1, 1.1  # Louizos, Welling and Kingma (2018), section 4
@@ -224,7 +225,7 @@ class Opening:
         """
         axes = tuple(range(self.z.ndim - 1))
         spread = jnp.zeros_like(reach) if self.W is None else carried(self.W, reach)
-        ends = self.z.min(axis=axes) - spread, self.z.max(axis=axes) + spread
+        ends = smallest(self.z, axes) - spread, largest(self.z, axes) + spread
         drawn = self.kind == "hard_concrete" and self.noise is not None
         if drawn:
             low, high = jnp.zeros_like(reach), jnp.ones_like(reach)

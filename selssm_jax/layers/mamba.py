@@ -19,6 +19,7 @@ from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops.extremes import largest, smallest
 from selssm_jax.ops.selective_scan import selective_scan
 from selssm_jax.ops.ssd import ssd
 from selssm_jax.shapes import Activations, Reset
@@ -102,8 +103,8 @@ class Mamba(Layer):
         low, high = _step_sizes(self.dt_bias, *_logits_after_silu(x, self.down @ self.up))
         rate = jnp.exp(self.A_log)
         drive = _product(x.largest(self._inner)[:, None], x.reach(self.B)[None], _weight(high[:, None], rate))
-        least, most = _gate(low[:, None], rate).min(axis=0), _gate(high[:, None], rate).max(axis=0)
-        return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=drive.max(axis=0), delay=self.d_conv - 1, averaged=True)
+        least, most = smallest(_gate(low[:, None], rate), 0), largest(_gate(high[:, None], rate), 0)
+        return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=largest(drive, 0), delay=self.d_conv - 1, averaged=True)
 
     def state_axes(self) -> StateAxes:
         """Returns where the N states are in the parameters."""
@@ -177,8 +178,9 @@ class Mamba2(Layer):
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
-        x = self.x_conv.after(Box(inputs.reach(self.inward[:, self._inner :]))).largest(self._inner).reshape(self.heads, -1).max(axis=1)
-        B = self.B_conv.after(Box(inputs.reach(self.B))).largest(self.groups * self.d_state).reshape(self.groups, -1).max(axis=1)
+        x = self.x_conv.after(Box(inputs.reach(self.inward[:, self._inner :]))).largest(self._inner)
+        B = self.B_conv.after(Box(inputs.reach(self.B))).largest(self.groups * self.d_state)
+        x, B = largest(x.reshape(self.heads, -1), 1), largest(B.reshape(self.groups, -1), 1)
         reach = inputs.reach(self.rate)
         low, high = _step_sizes(self.dt_bias, -reach, reach)
         rate = jnp.exp(self.A_log)

@@ -17,6 +17,7 @@ from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_ope
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.dense_scan import dense_scan
+from selssm_jax.ops.extremes import largest
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.newton_scan import nonlinear_scan
@@ -228,10 +229,10 @@ class SelectiveSSM(Layer):
 
     def _step_factor(self, opening: Opening, drive: Array, state: Array) -> Array:
         """kappa of this very call: its own drives and starts are the bounds."""
-        largest = jnp.abs(drive).max(axis=(0, 1))
-        reach = jnp.maximum(invariant_radius(self.A, largest), jnp.abs(state).max(axis=0))
+        most = largest(jnp.abs(drive), (0, 1))
+        reach = jnp.maximum(invariant_radius(self.A, most), largest(jnp.abs(state), 0))
         gates = opening.envelope(reach)
-        return jax.lax.stop_gradient(step_factor(self.A, gates.low, gates.high, gates.lipschitz, reach, largest, self.update))
+        return jax.lax.stop_gradient(step_factor(self.A, gates.low, gates.high, gates.lipschitz, reach, most, self.update))
 
     def _drive(self, x: Array) -> Array:
         """B x_t in the recurrence's precision."""

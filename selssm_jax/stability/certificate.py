@@ -145,6 +145,8 @@ def certify_bounds(bounds: Bounds) -> Certificate:
     """Certifies what a mixer states of itself."""
     if bounds.unknown:
         return unknown(bounds.unknown)
+    if any(np.isnan(np.asarray(value)).any() for value in vars(bounds).values() if hasattr(value, "dtype")):
+        return unknown("a weight is NaN, and so are the bounds that rest on it: the parameters are those of a run that diverged, or of a damaged file")
     if bounds.jacobian is not None:
         box = None if bounds.box is None else np.asarray(bounds.box, np.float64)
         return dataclasses.replace(_of_jacobian(np.asarray(bounds.jacobian, np.float64), box), delay=bounds.delay)
