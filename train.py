@@ -1,6 +1,6 @@
 """Trains the model that a config describes, and goes on where a run of the same folder stopped.
 
-  python train.py --config configs/quickstart.py --report
+  python train.py --config configs/quickstart.py --report --measure --compress
   python train.py --config configs/etth1.py --workdir runs/mine --config.optimizer.peak_rate=3e-4
   python train.py --config configs/quickstart.py --config.data.source=text --config.data.file=my.txt
   python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
@@ -23,6 +23,8 @@ from selssm_jax.config import Experiment
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config(), such as configs/quickstart.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME with the config's name")
 REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report (as eval.py does)")
+MEASURE = flags.DEFINE_bool("measure", False, "with --report: also measure how many bits of the past the states hold, as config.measure says")
+COMPRESS = flags.DEFINE_bool("compress", False, "with --report: then compress the memory as config.compress says, into WORKDIR-compressed")
 SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, written when it is tuned, trained and tested")
 MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
 RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
@@ -32,6 +34,8 @@ def main(_: list[str]) -> None:
     """Trains one run, and reports if asked to; or all runs of a sweep."""
     with cli.command():
         experiment = Experiment.from_config_dict(CONFIG.value)
+        if (MEASURE.value or COMPRESS.value) and not REPORT.value:
+            raise errors.InputError("--measure and --compress say what is reported of a run when it is trained: add --report")
         workdir = WORKDIR.value or f"runs/{experiment.name}"
         if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
             experiment.refuse_unread(sweep=SWEEP.value)
@@ -51,9 +55,11 @@ def main(_: list[str]) -> None:
         if not REPORT.value:
             print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")
             return
-        from selssm_jax.reporting import report
+        from selssm_jax.reporting import compression, report
 
-        print(report.summary(report.write(workdir)))
+        print(report.summary(report.write(workdir, measure=MEASURE.value)), flush=True)
+        if COMPRESS.value:
+            print(compression.summary(compression.write(workdir)))
 
 
 if __name__ == "__main__":

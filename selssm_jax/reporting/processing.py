@@ -25,7 +25,8 @@ FEW = {"samples": 400, "positions": 4, "longest_lag": 16, "decoder_steps": 150, 
 def verdicts(run: Run, split: str) -> Results:
     """Returns, block by block of a compressed run, what decoders read at the lag of which the packed state says most, in bits, and a verdict.
 
-    I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~: exact, so a lower bound from a decoder above it would be a contradiction.
+    I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~, and for tokens at most log V: exact, so a lower bound from a decoder above it is "violated".
+    Where the bits of h~ are no more than a decoder reads of h, x -> h -> h~ loses information for certain: "consistent". Else neither is shown, "inconclusive".
     Empty where the split has too few sequences to hold any out; without blocks whose states are too wide to be decoded whole.
     """
     if sequences(run, split) < FEWEST:
@@ -44,8 +45,7 @@ def verdicts(run: Run, split: str) -> Results:
         rounded = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
         before, after = (retained(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
         most = int(np.argmax(after["lower"]))
-        downstream = Estimate(after["lower"][most] / BITS, after["stderr"][most] / BITS, "lower", "decoder of the packed state")
-        verdict = limits.data_processing(Estimate(sum(part.bits) / BITS, 0.0, "upper", "bits of the packed state"), downstream)
+        verdict = _verdict(before, after, most, sum(part.bits))
         found[name] = {
             "lag": after["lags"][most],
             "state": before["lower"][most],
@@ -55,3 +55,14 @@ def verdicts(run: Run, split: str) -> Results:
             "status": verdict.status,
         }
     return found
+
+
+def _verdict(before: Results, after: Results, lag: int, bits: int) -> limits.Verdict:
+    """Of x -> h -> h~ at a lag, from what decoders read of both states and from the most that the packed one can hold."""
+    read = lambda kept, name: Estimate(kept["lower"][lag] / BITS, kept["stderr"][lag] / BITS, "lower", name)  # noqa: E731
+    held = [Estimate(bits / BITS, 0.0, "upper", "bits of the packed state")]
+    if after["symbols"]:
+        held.append(Estimate(math.log(after["symbols"]), 0.0, "upper", "as many symbols"))
+    packed = read(after, "decoder of the packed state")
+    broken = limits.data_processing(held, packed)
+    return broken if broken.status == "violated" else limits.data_processing(read(before, "decoder of the state"), [packed, *held])

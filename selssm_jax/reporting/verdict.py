@@ -71,7 +71,8 @@ def _memory(results: Results) -> str:
     if kept["lower"][place] <= 2 * kept["stderr"][place]:
         words = "It remembers nothing that decoders find"
     else:
-        known = f"{number(kept['lower'][place])} ± {number(kept['stderr'][place])} bits of the input {kept['lags'][place]:,} steps ago"
+        lag = kept["lags"][place]
+        known = f"{kept['lower'][place]:.2f} ± {kept['stderr'][place]:.2f} bits of the input {lag:,} step{'s' if lag != 1 else ''} ago"
         furthest = max(blocks.values(), key=lambda block: -1 if block["horizon"] is None else block["horizon"])
         words = f"It remembers at least {known} ({_block(best)}), and something of inputs {horizon_in_words(furthest)} steps back"
     if answers:

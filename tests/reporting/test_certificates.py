@@ -1,10 +1,14 @@
 """The section on stability: rates seen in gates, and its table and figure with and without what was measured."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.layers.bounds import Bounds
+from configs import quickstart
+from selssm_jax.config import Experiment
+from selssm_jax.layers.bounds import Ball, Bounds
+from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.reporting import certificates
 from selssm_jax.reporting.document import Picture
 
@@ -76,3 +80,14 @@ def test_the_same_sentence_is_said_once():
 def test_weights_that_are_not_numbers_have_no_certificate():
     broken = Bounds(A=jnp.full(3, jnp.nan), gate_min=jnp.zeros(3), gate_max=jnp.ones(3))
     assert certificates._certified(broken).contraction.status == "not established"
+
+
+def test_the_quickstart_is_certain_to_forget_within_a_thousand_steps():
+    """Of any weights: gates of at least the floor, and components that start as slow as they do."""
+    experiment = Experiment.from_config_dict(quickstart.get_config())
+    layer = SelectiveSSM(experiment.model.d_model, experiment.model.d_state, gate_floor=experiment.model.gate_floor)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 2, experiment.model.d_model)))["params"]
+    found = certificates._certified(
+        layer.apply({"params": params}, Ball(jnp.ones(experiment.model.d_model), float(experiment.model.d_model) ** 0.5), method="bounds")
+    )
+    assert found.contraction.status == "holds" and found.horizon() < 1000

@@ -123,3 +123,18 @@ def test_a_report_is_written_and_its_scores_are_printed(smoke_run, capsys):
     out, page = capsys.readouterr().out, smoke_run / "report-validation" / "index.html"
     assert out.startswith("smoke (validation)  ") and out.endswith(f"report: {page}\n")
     assert pathlib.Path(page).is_file()
+
+
+@pytest.mark.parametrize("flag", ["--measure", "--compress"])
+def test_training_measures_and_compresses_with_a_report_alone(flag, tmp_path, capsys):
+    assert command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", flag) == 2
+    assert "add --report" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_command_trains_reports_measures_and_compresses(tmp_path, capsys):
+    steps = ["--config.training.steps=8", "--config.optimizer.warmup_steps=2", "--config.compress.steps=0", "--config.data.eval_examples=120"]
+    assert command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--report", "--measure", "--compress", *steps) == 0
+    printed = capsys.readouterr().out
+    assert "It remembers" in printed and "times fewer" in printed
+    assert (tmp_path / "run" / "report" / "index.html").is_file() and (tmp_path / "run-compressed" / "compression" / "index.html").is_file()

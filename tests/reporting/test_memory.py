@@ -226,6 +226,16 @@ def test_the_exact_value_is_the_ceiling_even_where_an_estimated_bound_stands_bel
     assert closest.nats * past.BITS == pytest.approx(4.95)
 
 
+def test_what_a_label_can_hold_makes_data_processing_say_consistent():
+    """A state that provably knows 5 bits knows more than any decoder of a symbol of 16 can say; of values there is no such bound."""
+    retained = {"lags": [0, 1], "lower": [3.0, 1.0], "stderr": [0.01, 0.01], "symbols": 16}
+    information = [{"moment": 3, "lower": 5.0, "upper": 6.0, "stderr": 0.02}]
+    ceiling = past.ceiling(information)
+    assert measuring._verdict(ceiling, retained, information)["status"] == "consistent"
+    assert measuring._verdict(ceiling, retained | {"symbols": None}, information)["status"] == "inconclusive"
+    assert measuring._verdict(ceiling, retained | {"lower": [7.0, 1.0]}, information)["status"] == "violated"
+
+
 @pytest.mark.parametrize("tokens", [True, False])
 def test_a_map_of_components_that_is_bias_alone_is_withheld(tokens):
     rng = np.random.default_rng(1)

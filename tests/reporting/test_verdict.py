@@ -67,7 +67,7 @@ def test_the_score_is_held_against_the_best_simple_baseline(primary, score, base
 
 def test_what_is_remembered_is_in_bits_and_steps():
     words = verdict(changed(memory=MEMORY))
-    assert "at least 1.500 ± 0.01000 bits of the input 0 steps ago (block 0), and something of inputs 1 (not 4) steps back." in words
+    assert "at least 1.50 ± 0.01 bits of the input 0 steps ago (block 0), and something of inputs 1 (not 4) steps back." in words
     asked = MEMORY | {"answers": {"entropy": 64.0, "model": {"bits": 63.42}, "decoder": {"bits": 28.5}}}
     assert "of the 64.00 bits asked for at least 63.42" in verdict(changed(memory=asked))
     nothing = {"blocks": {"block_0": {"horizon": None, "retention": RETENTION | {"lower": [0.01, -0.2, 0.0]}}}, "answers": None}
