@@ -5,9 +5,8 @@
   python train.py --config configs/quickstart.py --config.data.source=text --config.data.file=my.txt
   python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
 
-Every key of the config can be overridden by --config.group.key=value; selssm_jax/config.py lists them all with their meaning.
-Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 saves a checkpoint and ends with exit code 75; the same command goes on from there.
-A run's folder holds config.json, dataset.json, checkpoints, the best parameters, metrics.jsonl, TensorBoard events and, with --report, the report.
+Every key of the config can be overridden by --config.group.key=value; selssm_jax/config.py lists them all with their meaning. Ctrl-C, SIGTERM, SIGHUP
+or SIGUSR1 saves a checkpoint and ends with exit code 75; the same command goes on from there. README.md says what a run's folder holds.
 """
 
 import pathlib
@@ -23,8 +22,8 @@ from selssm_jax.config import Experiment
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config(), such as configs/quickstart.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME with the config's name")
 REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report (as eval.py does)")
-MEASURE = flags.DEFINE_bool("measure", False, "with --report: also measure how many bits of the past the states hold, as config.measure says")
-COMPRESS = flags.DEFINE_bool("compress", False, "with --report: then compress the memory as config.compress says, into WORKDIR-compressed")
+MEASURE = flags.DEFINE_bool("measure", False, "a report that also says how many bits of the past the states hold, as config.measure says")
+COMPRESS = flags.DEFINE_bool("compress", False, "after a report, compress the memory as config.compress says, into WORKDIR-compressed")
 SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, written when it is tuned, trained and tested")
 MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
 RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
@@ -34,8 +33,6 @@ def main(_: list[str]) -> None:
     """Trains one run, and reports if asked to; or all runs of a sweep."""
     with cli.command():
         experiment = Experiment.from_config_dict(CONFIG.value)
-        if (MEASURE.value or COMPRESS.value) and not REPORT.value:
-            raise errors.InputError("--measure and --compress say what is reported of a run when it is trained: add --report")
         workdir = WORKDIR.value or f"runs/{experiment.name}"
         if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
             experiment.refuse_unread(sweep=SWEEP.value)
@@ -52,7 +49,7 @@ def main(_: list[str]) -> None:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: python {shlex.join(sys.argv)}")
             sys.exit(errors.UNFINISHED)
         print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
-        if not REPORT.value:
+        if not (REPORT.value or MEASURE.value or COMPRESS.value):
             print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")
             return
         from selssm_jax.reporting import compression, report

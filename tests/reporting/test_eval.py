@@ -125,12 +125,6 @@ def test_a_report_is_written_and_its_scores_are_printed(smoke_run, capsys):
     assert pathlib.Path(page).is_file()
 
 
-@pytest.mark.parametrize("flag", ["--measure", "--compress"])
-def test_training_measures_and_compresses_with_a_report_alone(flag, tmp_path, capsys):
-    assert command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", flag) == 2
-    assert "add --report" in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_one_command_trains_reports_measures_and_compresses(tmp_path, capsys):
     steps = ["--config.training.steps=8", "--config.optimizer.warmup_steps=2", "--config.compress.steps=0", "--config.data.eval_examples=120"]
