@@ -1,12 +1,9 @@
 """Trains the model that a config describes, and goes on where a run of the same folder stopped.
 
   python train.py --config configs/quickstart.py --report --measure --compress
-  python train.py --config configs/etth1.py --workdir runs/mine --config.optimizer.peak_rate=3e-4
-  python train.py --config configs/quickstart.py --config.data.source=text --config.data.file=my.txt
   python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
 
-Every key of the config can be overridden by --config.group.key=value; selssm_jax/config.py lists them all with their meaning. Ctrl-C, SIGTERM, SIGHUP
-or SIGUSR1 saves a checkpoint and ends with exit code 75; the same command goes on from there. README.md says what a run's folder holds.
+Every key can be overridden by --config.group.key=value (selssm_jax/config.py). Ctrl-C and signals save, with exit code 75: the same command goes on.
 """
 
 import pathlib
@@ -40,8 +37,8 @@ def main(_: list[str]) -> None:
             from selssm_jax.reporting.results import sweep
 
             path = config_flags.get_config_filename(flags.FLAGS["config"])
-            finished = sweep.run(experiment, workdir, config=path, base=config.load(path), models=MODELS.value, records=RECORDS.value)
-            sys.exit(0 if finished else errors.UNFINISHED)
+            done = sweep.run(experiment, workdir, config=path, base=config.load(path), models=MODELS.value, records=RECORDS.value)
+            sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         outcome = loop.fit(experiment, workdir)
