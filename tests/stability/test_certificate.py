@@ -8,7 +8,7 @@ import pytest
 from scipy import linalg
 
 from selssm_jax.ops.gating import carried, invariant_radius, pull, step_factor
-from selssm_jax.stability import MarkovGates, certify_recurrence
+from selssm_jax.stability import MarkovGates, certify_recurrence, switching
 from selssm_jax.stability.contraction import Growth, contract, perron_root
 from selssm_jax.stability.simulate import gated_update, laws_agree
 from selssm_jax.stability.switching import joint_spectral_radius
@@ -223,3 +223,25 @@ def test_paths_that_contract_in_the_maximum_norm_have_second_moments_in_both():
     verdict = found.mean_square
     slack = 1 + 1e-9
     assert np.abs(e).max() ** 2 <= slack * verdict.constant * verdict.rate and e @ e <= slack * verdict.euclidean_constant * verdict.rate
+
+
+@pytest.mark.parametrize("update", ["retain", "effective"])
+def test_a_large_transition_is_searched_in_bounded_work_to_the_same_answer(update, monkeypatch):
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        A, low, high = rng.standard_normal((10, 10)) / 3, rng.uniform(0.05, 0.3, 10), np.ones(10)
+        expected = switching.growing_gates(A, low, high, update)[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(switching, "EXACT", 4)
+            gates, growth = switching.growing_gates(A, low, high, update)
+        assert growth == pytest.approx(expected, rel=0.01) and (growth >= 1) == (expected >= 1)
+        assert growth == pytest.approx(np.abs(np.linalg.eigvals(switching.period_product(A, gates, update))).max() ** (1 / len(gates)))
+
+
+def test_the_roots_of_a_few_products_are_computed_however_many_components_there_are(monkeypatch):
+    roots = []
+    eigvals = np.linalg.eigvals
+    monkeypatch.setattr(np.linalg, "eigvals", lambda matrix: roots.append(len(matrix)) or eigvals(matrix))
+    A = np.random.default_rng(0).standard_normal((96, 96)) / 10
+    found = certify_recurrence(A, gate_min=0.1).uniform
+    assert found.status in ("refuted", "not established") and len(roots) <= switching.FOLLOWED
