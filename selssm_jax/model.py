@@ -13,7 +13,7 @@ from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import FrameEncoder, frame_valid
 from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.projection import Projection
-from selssm_jax.shapes import Reset, Signal, Tokens
+from selssm_jax.shapes import Reset, Rows, Signal, Tokens
 
 Inputs = Tokens | Signal
 State = dict[str, Any]
@@ -97,7 +97,7 @@ class SequenceModel(nn.Module):
         outputs, state = self(inputs[:, None], state)
         return (outputs[:, 0] if self.config.task.kind == "language" else outputs), state
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns the state before the first step of `batch` sequences.
 
         With `steps`, no more of them will be read, and a cache that grows with them has room for no more.
@@ -105,7 +105,7 @@ class SequenceModel(nn.Module):
         rows = batch * self.config.task.channels if self._apart else batch
         return self._unread(batch) | {"blocks": tuple(block.initial_state(rows, steps) for block in self.block)}
 
-    def _unread(self, batch: int) -> State:
+    def _unread(self, batch: Rows) -> State:
         """The state before the first step, None for blocks, which so know that there is nothing before it."""
         kind = self.config.task.kind
         rows = batch * self.config.task.channels if self._apart else batch

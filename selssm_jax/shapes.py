@@ -4,9 +4,12 @@ B batch, T time, D model width, N state components, H heads or horizon, K lag, C
 The aliases are read by people and checked in tests (jaxtyping's import hook); at run time they cost nothing.
 """
 
+from typing import Any
+
 from jaxtyping import Array, Bool, Float, Int
 
 Activations = Float[Array, "B T D"]
 Reset = Bool[Array, "B T"]
 Tokens = Int[Array, "B T"]
 Signal = Float[Array, "B T C"]
+Rows = Any  # how many sequences: a whole number, or a dimension of `jax.export`, which may be any

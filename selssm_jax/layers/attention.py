@@ -16,7 +16,7 @@ from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.boundaries import finite, poison
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 BASE = 10_000.0  # of the wave lengths of rotary positions
 FEW = 2**18  # scores that a CPU's cache holds together, a MiB
@@ -50,7 +50,7 @@ def attend(
     at = jnp.arange(k.shape[1])
     now = at[len(at) - q.shape[1] :]
     q, k, v = (value.swapaxes(1, 2) for value in (rotated(q, now), rotated(k, at), v))
-    few = len(now) <= QUERIES or q.shape[0] * q.shape[1] * len(now) * len(at) <= FEW
+    few = len(now) <= QUERIES or (isinstance(q.shape[0], int) and q.shape[0] * q.shape[1] * len(now) * len(at) <= FEW)  # a batch of any size may be large
     if few or jax.default_backend() != "cpu":
         y = jax.vmap(partial(_read, now=now, at=at, window=window))(q, k, v, begin)
     else:
@@ -133,7 +133,7 @@ class Attention(Layer):
         del inputs
         return Bounds(unknown=f"attention holds a window of {self.window} steps: it forgets what is older at once and whole, which is no contraction")
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty cache with room for all that is seen, or for `steps` if no more will be read."""
         slots = self.window if steps is None else min(steps, self.window)
         return {
@@ -151,10 +151,10 @@ class Attention(Layer):
         past, blocks = cache.keys.shape[1] - T, -(-T // W)
         pad = lambda value, before: jnp.pad(value, ((0, 0), (before, blocks * W - T), (0, 0)))  # noqa: E731
         keys, values = (_overlapping(pad(value, W - past), W) for value in (cache.keys, cache.values))
-        begin = pad(cache.begin[..., None] + W - past, 0).reshape(len(q), blocks, W) - W * jnp.arange(blocks)[None, :, None]
+        begin = pad(cache.begin[..., None] + W - past, 0).reshape(q.shape[0], blocks, W) - W * jnp.arange(blocks)[None, :, None]
         rows = lambda value: heads(value.reshape(-1, value.shape[-2], self.d_model))  # noqa: E731
-        y = attend(rows(pad(q, 0).reshape(len(q), blocks, W, -1)), rows(keys), rows(values), begin.reshape(-1, W), W)
-        return y.reshape(len(q), blocks * W, -1)[:, :T]
+        y = attend(rows(pad(q, 0).reshape(q.shape[0], blocks, W, q.shape[2])), rows(keys), rows(values), begin.reshape(-1, W), W)
+        return y.reshape(q.shape[0], blocks * W, q.shape[2])[:, :T]
 
 
 class _Cache(NamedTuple):
@@ -174,7 +174,7 @@ class _Cache(NamedTuple):
 
 def _begin(past: State, steps: int, reset: Array | None) -> Array:
     slots = past["keys"].shape[1]
-    first = jnp.broadcast_to((slots - past["count"].astype(jnp.int32))[:, None], (len(past["count"]), steps))
+    first = jnp.broadcast_to((slots - past["count"].astype(jnp.int32))[:, None], (past["count"].shape[0], steps))
     if reset is None:
         return first
     return jax.lax.cummax(jnp.where(reset, slots + jnp.arange(steps)[None], first), axis=1)
@@ -187,5 +187,5 @@ def _newest(value: Array, slots: int) -> Array:
 
 def _overlapping(value: Array, size: int) -> Array:
     """(B, (n + 1) size, D) as (B, n, 2 size, D): every block after the one before it."""
-    blocks = value.reshape(len(value), -1, size, value.shape[-1])
+    blocks = value.reshape(value.shape[0], value.shape[1] // size, size, value.shape[-1])
     return jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=2)

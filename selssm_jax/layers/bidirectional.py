@@ -6,7 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool
 
 from selssm_jax.layers.bounds import Bounds, Inputs
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 
 class Bidirectional(nn.Module):
@@ -41,7 +41,7 @@ class Bidirectional(nn.Module):
         """Returns those of the forward mixer, whose state is carried."""
         return self.forward.bounds(inputs)
 
-    def initial_state(self, batch: int, steps: int | None = None) -> object:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> object:
         """Returns the forward mixer's."""
         return self.forward.initial_state(batch, steps)
 

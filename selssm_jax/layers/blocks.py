@@ -17,7 +17,7 @@ from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.mixers import mixer
 from selssm_jax.layers.projection import Projection
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 ROUNDINGS = 8  # units of the activations' precision that a normalised input may be too long by
 
@@ -99,7 +99,7 @@ class Block(nn.Module):
         inputs: Inputs = Ball(self.variables["params"]["norm"]["scale"], rounding * math.sqrt(config.d_model))
         return inputs if self.conv is None else self.conv.after(inputs)
 
-    def initial_state(self, batch: int, steps: int | None = None) -> dict[str, Any]:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> dict[str, Any]:
         """Returns the state before the first step; a cache has room for `steps` of them, and for all that it looks back on if None."""
         past = self.conv.initial_state(batch, jnp.dtype(self.config.dtype)) if self.conv is not None else None
         return {"conv": past, "mixer": self.mixer.initial_state(batch, steps)}

@@ -9,7 +9,7 @@ from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Box, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 
 class ShortConv(Layer):
@@ -39,7 +39,7 @@ class ShortConv(Layer):
         params = self.variables["params"]
         return Box(jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params["bias"]))
 
-    def initial_state(self, batch: int, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B W D"]:
+    def initial_state(self, batch: Rows, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B W D"]:
         """Returns a past of zeros."""
         return jnp.zeros((batch, self.width - 1, self.features), dtype)
 

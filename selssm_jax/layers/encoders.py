@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from selssm_jax.layers import settings
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
+from selssm_jax.shapes import Rows
 
 
 class FrameEncoder(Layer):
@@ -44,7 +45,7 @@ class FrameEncoder(Layer):
             y = self._log_magnitudes(y)
         return Projection(self.features, dtype=self.dtype, name="in")(y), samples[:, samples.shape[1] - (self.frame - self.stride) :]
 
-    def initial_state(self, batch: int) -> Float[Array, "B W C"]:
+    def initial_state(self, batch: Rows) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""
         return jnp.zeros((batch, self.frame - self.stride, self.channels), jnp.float32)
 

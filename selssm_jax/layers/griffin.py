@@ -13,7 +13,7 @@ from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 from selssm_jax.ops.linear_scan import linear_scan
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 SHARPNESS = 8.0  # c of a = exp(-c softplus(Lambda) r)
 MODULI = (0.9, 0.999)  # of a at r = 1, at the start
@@ -84,7 +84,7 @@ class RGLRU(Layer):
         parts = dict.fromkeys(own, self.heads)
         return StateAxes(self.d_state // self.heads, own | {"W": (2, 3)}, drive="inward/kernel", readout="outward/kernel", size=self.heads, parts=parts)
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
         return {"conv": jnp.zeros((batch, self.d_conv - 1, self.d_state), self.dtype), "h": jnp.zeros((batch, self.d_state), jnp.float32)}

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from selssm_jax.layers import settings
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
+from selssm_jax.shapes import Rows
 
 
 class ClassHead(Layer):
@@ -30,7 +31,7 @@ class ClassHead(Layer):
         scale = jnp.maximum(count, 1)[:, None] if self.pool == "mean" else 1
         return Projection(self.classes, name="out")(pooled / scale), {"sum": pooled, "count": count}
 
-    def initial_state(self, batch: int) -> dict[str, Array]:
+    def initial_state(self, batch: Rows) -> dict[str, Array]:
         """Returns the state of a signal without a step."""
         return {"sum": jnp.zeros((batch, self.features), jnp.float32), "count": jnp.zeros(batch, jnp.float32)}
 
@@ -69,6 +70,6 @@ class ForecastHead(Layer):
             y += jnp.einsum("bsc,sh->bhc", state["inputs"], kernel)
         return y, state
 
-    def initial_state(self, batch: int) -> dict[str, Array]:
+    def initial_state(self, batch: Rows) -> dict[str, Array]:
         """Returns features and inputs of zero."""
         return {"features": jnp.zeros((batch, self.steps, self.features), jnp.float32), "inputs": jnp.zeros((batch, self.skip, self.channels), jnp.float32)}

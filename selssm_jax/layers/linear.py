@@ -19,10 +19,10 @@ from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection, project
 from selssm_jax.layers.selective import Dynamics
-from selssm_jax.ops.boundaries import finite, poison
+from selssm_jax.ops.boundaries import finite, poison, vary_alike
 from selssm_jax.ops.discretize import bilinear, zero_order_hold
 from selssm_jax.ops.linear_scan import linear_scan
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 CHUNK = 64  # steps of S4D that are one convolution
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
@@ -78,7 +78,7 @@ class S4D(Layer):
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
-        start = self.initial_state(len(x)) if state is None else state
+        start = self.initial_state(x.shape[0]) if state is None else state
         run = self._by_chunks if reset is None and x.shape[1] > 1 else self._by_steps
         y, last = run(x.astype(jnp.float32), start, reset)
         y += self.D[None, None] * x
@@ -93,7 +93,7 @@ class S4D(Layer):
         """Returns where the N poles are in the parameters."""
         return StateAxes(self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="", readout="C", size=2)
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_model, self.d_state // 2), jnp.complex64)
@@ -110,9 +110,9 @@ class S4D(Layer):
         del reset
         size = min(CHUNK, x.shape[1])
         count = x.shape[1] // size
-        whole = x[:, : count * size].reshape(len(x), count, size, -1).swapaxes(0, 1)
-        last, y = jax.lax.scan(lambda h, part: self._chunk(h, part), start, whole)
-        y = y.swapaxes(0, 1).reshape(len(x), count * size, -1)
+        whole = x[:, : count * size].reshape(x.shape[0], count, size, x.shape[2]).swapaxes(0, 1)
+        last, y = jax.lax.scan(lambda h, part: self._chunk(h, part), vary_alike((start, x))[0], whole)
+        y = y.swapaxes(0, 1).reshape(x.shape[0], count * size, x.shape[2])
         if count * size == x.shape[1]:
             return y, last
         last, rest = self._chunk(last, x[:, count * size :])
@@ -169,7 +169,7 @@ class _Shared(Layer):
         own = dict.fromkeys(("A_log_decay", "A_frequency", "log_dt", "nu", "theta", "gamma_log"), (0,))
         return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_state // 2), jnp.complex64)

@@ -22,7 +22,7 @@ from selssm_jax.layers.projection import project
 from selssm_jax.ops.extremes import largest, smallest
 from selssm_jax.ops.selective_scan import selective_scan
 from selssm_jax.ops.ssd import ssd
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
 SMALLEST = 1e-4  # of a step size at the start
@@ -110,7 +110,7 @@ class Mamba(Layer):
         """Returns where the N states are in the parameters."""
         return StateAxes(self.d_state, {"A_log": (1,), "B": (1,), "C": (1,)}, drive="B", readout="C")
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
         return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state), jnp.float32)}
@@ -195,7 +195,7 @@ class Mamba2(Layer):
         columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in (("", (1,)), ("_conv/kernel", (1,)), ("_conv/bias", (0,)))}
         return StateAxes(self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.groups))
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
         mapped = self.groups * self.d_state

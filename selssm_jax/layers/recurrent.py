@@ -17,8 +17,9 @@ from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.ops.linear_scan import linear_scan
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 STEEPEST = 0.25  # slope of a sigmoid
 JOINED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=2, batch_axis=1)  # LeCun's, of maps that share their input
@@ -60,7 +61,7 @@ class MinGRU(Layer):
         """Returns where the components are in the parameters."""
         return StateAxes(self.d_state, {"W": (2,), "b": (1,), "C": (0,)}, drive="W", readout="C")
 
-    def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_state), jnp.float32)
@@ -95,12 +96,12 @@ class _Cell(Layer):
             return step(state, read)
 
         read = _projected(x.astype(self.dtype).swapaxes(0, 1), self.W) + self.b[None, None]
-        last, given = jax.lax.scan(body, start, (read, None if reset is None else reset.T))
+        last, given = jax.lax.scan(body, vary_alike((start, read, self.U))[0], (read, None if reset is None else reset.T))
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), given), last
 
     def _recurrent(self, h: Array) -> Array:
         """U h, (B, gates, N)."""
-        return (h @ self.U.reshape(self.d_state, -1)).reshape(len(h), self.gates, self.d_state)
+        return (h @ self.U.reshape(self.d_state, -1)).reshape(h.shape[0], self.gates, self.d_state)
 
     def _logits(self, inputs: Inputs) -> tuple[Array, Array]:
         """The least and the largest of W x + U h + b over all inputs of a set and |h_j| <= 1, (gates, N)."""
@@ -125,7 +126,7 @@ class RNN(_Cell):
             h = jnp.tanh(read[:, 0] + h @ self.U[:, 0])
             return h, h
 
-        h, last = self._run(step, x, self.initial_state(len(x)) if state is None else state, reset)
+        h, last = self._run(step, x, self.initial_state(x.shape[0]) if state is None else state, reset)
         self.sow("intermediates", "state", h)
         return project(h.astype(self.dtype), self.C), last
 
@@ -134,7 +135,7 @@ class RNN(_Cell):
         del inputs
         return Bounds(jacobian=self._weights(0))
 
-    def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_state), jnp.float32)
@@ -161,7 +162,7 @@ class GRU(_Cell):
             h = z * h + (1 - z) * jnp.tanh(read[:, 2] + r * (own[:, 2] + self.c[None]))
             return h, (h, 1 - z)
 
-        (h, gate), last = self._run(step, x, self.initial_state(len(x)) if state is None else state, reset)
+        (h, gate), last = self._run(step, x, self.initial_state(x.shape[0]) if state is None else state, reset)
         self.sow("intermediates", "gate", gate)
         self.sow("intermediates", "state", h)
         return project(h.astype(self.dtype), self.C), last
@@ -177,7 +178,7 @@ class GRU(_Cell):
         kept = jnp.diag(jax.nn.sigmoid(high[1])) + 2 * STEEPEST * self._weights(1)
         return Bounds(jacobian=kept + jax.nn.sigmoid(-low[1])[:, None] * new, box=jnp.ones(self.d_state))
 
-    def initial_state(self, batch: int, steps: int | None = None) -> Float[Array, "B N"]:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> Float[Array, "B N"]:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_state), jnp.float32)
@@ -202,7 +203,7 @@ class LSTM(_Cell):
             h = o * jnp.tanh(c)
             return {"h": h, "c": c}, (h, c, 1 - f)
 
-        (h, c, gate), last = self._run(step, x, self.initial_state(len(x)) if state is None else state, reset)
+        (h, c, gate), last = self._run(step, x, self.initial_state(x.shape[0]) if state is None else state, reset)
         self.sow("intermediates", "gate", gate)
         self.sow("intermediates", "state", jnp.concatenate([c, h], axis=-1))
         return project(h.astype(self.dtype), self.C), last
@@ -219,7 +220,7 @@ class LSTM(_Cell):
         hidden = o[:, None] * cells + jnp.concatenate([jnp.zeros_like(by_h), STEEPEST * self._weights(3)], axis=1)
         return Bounds(jacobian=jnp.concatenate([cells, hidden]), box=jnp.concatenate([reach, jnp.ones_like(reach)]))
 
-    def initial_state(self, batch: int, steps: int | None = None) -> dict[str, Array]:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> dict[str, Array]:
         """Returns zeros; they do not grow with `steps`."""
         del steps
         return {"h": jnp.zeros((batch, self.d_state), jnp.float32), "c": jnp.zeros((batch, self.d_state), jnp.float32)}

@@ -16,12 +16,13 @@ from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.extremes import largest
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.newton_scan import nonlinear_scan
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 INPUT_RADIUS = 2.0  # of the inputs of a certified layer, times sqrt(D), the norm of a normalised input
 CAP_SHARE = 0.9  # of what the certificate allows gates to read of the state
@@ -178,7 +179,7 @@ class SelectiveSSM(Layer):
             settled={"A": within_rows} if self.transition == "dense" else {},
         )
 
-    def initial_state(self, batch: int, steps: int | None = None) -> Inexact[Array, "B N"]:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> Inexact[Array, "B N"]:
         """Returns h_0 = 0 for `batch` sequences; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self._poles), jnp.complex64 if self.transition == "complex" else jnp.float32)
@@ -277,8 +278,9 @@ class SelectiveSSM(Layer):
             target = self._carried(h) + drive
             return (1 - gate) * h + gate * target if self.update == "retain" else gate * target
 
-        state = self.initial_state(len(drive)) if state is None else state
+        state = self.initial_state(drive.shape[0]) if state is None else state
         dense = "dense" in (self.transition, self.gate_state)
+        state, *_ = vary_alike((state, opening, drive, self.A))
         xs = (opening.z, opening.noise, drive, reset)
         factor = self._step_factor(opening, drive, state) if self.solver == "auto" else None  # no other asks for it
         h, fell_back = nonlinear_scan(step, state, xs, jacobian="dense" if dense else "diagonal", solver=self.solver, factor=factor)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from selssm_jax.layers import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.convolution import DilatedConv
-from selssm_jax.shapes import Activations, Reset
+from selssm_jax.shapes import Activations, Reset, Rows
 
 State = dict[str, Array]
 
@@ -45,7 +45,7 @@ class TCN(nn.Module):
         steps = 2 * (self.kernel - 1) * self.dilation
         return Bounds(unknown=f"a TCN holds a window: it forgets what is older than {steps} steps at once and whole, which is no contraction")
 
-    def initial_state(self, batch: int, steps: int | None = None) -> State:
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns a past of zeros; it does not grow with `steps`."""
         del steps
         return {name: jnp.zeros((batch, (self.kernel - 1) * self.dilation, self.d_model), self.dtype) for name in ("first", "second")}

@@ -69,6 +69,11 @@ def composed_or_stepped(safe: Bool[Array, ""], composed: Callable[..., Any], ste
     return turn[1]
 
 
+def zeros_beside(shape: Sequence[Any], like: Any, dtype: Any) -> Array:
+    """Returns zeros for the carry of a loop that reads the tree `like`: they vary over the mesh axes that it varies over."""
+    return vary_alike((jnp.zeros(shape, dtype), like))[0]
+
+
 def vary_alike(tree: Any) -> Any:
     """Returns the arrays of a tree as all varying over the mesh axes that any of them varies over, inside `jax.shard_map`; elsewhere as they are.
 

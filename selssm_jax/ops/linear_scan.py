@@ -120,7 +120,7 @@ def _scan(run: _Run, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
         return stepped if blocks[method] == 1 else lambda a, b, h0: composed_or_stepped(_in_range(a, b, h0), composed, stepped, a, b, h0)
 
     if run.method == "auto":
-        return lax.platform_dependent(a, b, h0, cpu=by("sequential"), default=by("chunked" if b.size > LARGE else "associative"))
+        return lax.platform_dependent(a, b, h0, cpu=by("sequential"), default=by("chunked" if _is_large(b) else "associative"))
     return by(run.method)(a, b, h0)
 
 
@@ -178,6 +178,11 @@ def _in_blocks(run: _Run, block: int, a: Array, b: Array, h0: Array) -> tuple[Ar
     if not delayed:
         return buffer.astype(b.dtype), last
     return buffer.astype(b.dtype), carry(_newest(a, reverse=reverse).astype(wide), last)
+
+
+def _is_large(b: Array) -> bool:
+    """Whether b has more than `LARGE` elements, or as many as may be: a batch of any size, of `jax.export`."""
+    return not all(isinstance(size, int) for size in b.shape) or b.size > LARGE
 
 
 def _in_range(a: Array, b: Array, h0: Array) -> Array:

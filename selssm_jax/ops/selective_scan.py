@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, zeros_beside
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
@@ -190,7 +190,7 @@ def _gradient_by_chunks(number: Number, given: _Inputs, reset: Array | None, sta
         return (dh, dA + share), tuple(rest)
 
     pieces = (starts, _cut(dy), None if reset is None else _cut(reset), *parts)
-    (dh, dA), rest = lax.scan(body, (dlast, jnp.zeros_like(given.A)), pieces, reverse=True)
+    (dh, dA), rest = lax.scan(body, (dlast, zeros_beside(given.A.shape, given, given.A.dtype)), pieces, reverse=True)
     dx, ddt, dB, dC = (_join(value, dy.shape[1]) for value in rest)
     return _Inputs(dx, ddt, dA, dB, dC, dh)
 
@@ -223,9 +223,9 @@ def _by_steps(given: _Inputs, reset: Array | None) -> tuple[Array, Array, Array]
 
     steps = given.x.shape[1]
     if steps == 1:  # decoding: the loops would cost more than the step
-        last, y = body(0, (given.h0, jnp.zeros(given.x.shape, given.h0.dtype)))
+        last, y = body(0, (given.h0, zeros_beside(given.x.shape, given, given.h0.dtype)))
         return y, last, given.h0[None]
-    y = jnp.zeros(given.x.shape, given.h0.dtype)
+    y = zeros_beside(given.x.shape, given, given.h0.dtype)
     (last, y), starts = lax.scan(chunk, (given.h0, y), jnp.arange(0, steps, CHUNK))
     return y, last, starts
 
@@ -263,7 +263,7 @@ def _gradient_by_steps(number: Number, given: _Inputs, reset: Array | None, star
         return lax.fori_loop(0, count, body, carry), None
 
     steps = dy.shape[1]
-    none = _Gradients(*(jnp.zeros(value.shape, starts.dtype) for value in (given.x, given.dt, given.h0, given.B, given.C)))
+    none = _Gradients(*(zeros_beside(value.shape, given, starts.dtype) for value in (given.x, given.dt, given.h0, given.B, given.C)))
     (dh, found), _ = lax.scan(chunk, (dlast, none), (jnp.arange(0, steps, CHUNK), starts), reverse=True)
     dx, ddt, dB, dC = (value.astype(like.dtype) for value, like in zip(found[:2] + found[3:], given[:2] + given[3:5], strict=True))
     return _Inputs(dx, ddt, found.A.sum(0), dB, dC, dh)
@@ -277,7 +277,7 @@ def _states(number: Number, given: _Inputs, reset: Array | None, start: Array, c
         h = _step(number, given, reset, start + k, h)
         return h, put(states, h, k + 1)
 
-    states = jnp.zeros((before.shape[0], CHUNK + 1, *before.shape[1:]), before.dtype)
+    states = zeros_beside((before.shape[0], CHUNK + 1, *before.shape[1:]), given, before.dtype)
     return lax.fori_loop(0, count, body, (before, put(states, before, 0)))[1]
 
 

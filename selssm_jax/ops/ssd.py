@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, zeros_beside
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
@@ -176,7 +176,7 @@ def _by_steps(given: _Inputs, reset: Array) -> tuple[Array, Array]:
         h = jnp.where(forget[:, None, None, None, None], 0, kept) + (x * dt[..., None])[..., None] * B[:, :, None, None]
         return h, put(y, jnp.einsum("bgrpn,bgn->bgrp", h, C).reshape(y.shape[0], *y.shape[2:]), t)
 
-    y = jnp.zeros(given.x.shape, given.h0.dtype)
+    y = zeros_beside(given.x.shape, given, given.h0.dtype)
     last, y = lax.fori_loop(0, reset.shape[1], body, (jnp.moveaxis(given.h0, 2, 4), y))
     return y, jnp.moveaxis(last, 4, 2)
 

@@ -1,0 +1,74 @@
+"""Every mixer inside `jax.shard_map` as it is by default, under jit with a batch that is spread over devices, and exported for a batch of any size."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from selssm_jax.config import Model
+from selssm_jax.layers.mixers import MIXERS, mixer
+
+B, T = 4, 5
+SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}
+ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
+# S4D is left out: XLA aborts the process on its gradient over several devices of a CPU.
+VALUES = pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "min_gru" else pytest.mark.slow) for kind in sorted(set(MIXERS) - {"s4d"})])
+DATA, WHOLE = PartitionSpec("data"), PartitionSpec()
+
+
+def subject(kind, **changes):
+    """(loss and gradient by parameters of a batch, parameters, the batch)."""
+    layer = mixer(kind, Model(pattern=(kind,), **SIZES | changes).blocks[0])
+    x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
+    return layer, jax.jit(layer.init)(jax.random.key(1), x), x
+
+
+def mesh():
+    return Mesh(np.array(jax.devices()[:2]), ("data",))
+
+
+def slopes(layer, params, x, reset=None):
+    return jax.grad(lambda params: jnp.square(layer.apply(params, x, reset=reset)[0]).sum())(params)
+
+
+def in_shards(layer):
+    """Gradients of replicated parameters, which `shard_map` sums over devices itself."""
+
+    def run(params, x, reset):
+        return slopes(layer, params, x), slopes(layer, params, x, reset)
+
+    return jax.jit(jax.shard_map(run, mesh=mesh(), in_specs=(WHOLE, DATA, DATA), out_specs=WHOLE))
+
+
+@ALL
+def test_types_agree_inside_shard_map(kind):
+    layer, params, x = subject(kind)
+    reset = jnp.zeros((B, T), bool)
+    assert jax.tree.structure(jax.eval_shape(in_shards(layer), params, x, reset)[0]) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("changes", [{"gate_state": "elementwise"}, {"transition": "dense"}, {"gate_state": "dense"}], ids=str)
+def test_types_agree_inside_shard_map_whatever_the_recurrence_is(changes):
+    layer, params, x = subject("selective", **changes)
+    jax.eval_shape(in_shards(layer), params, x, jnp.zeros((B, T), bool))
+
+
+@VALUES
+def test_gradients_in_shards_and_of_a_spread_batch_are_those_of_the_whole(kind):
+    layer, params, x = subject(kind)
+    reset = jnp.zeros((B, T), bool).at[:, 2].set(True)
+    run = jax.jit(lambda params, x, reset: (slopes(layer, params, x), slopes(layer, params, x, reset)))
+    expected = run(params, x, reset)
+    spread = jax.device_put((x, reset), NamedSharding(mesh(), DATA))
+    for found in (in_shards(layer)(params, x, reset), run(jax.device_put(params, NamedSharding(mesh(), WHOLE)), *spread)):
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4), found, expected)
+
+
+@ALL
+def test_one_export_reads_a_batch_of_any_size(kind):
+    layer, params, x = subject(kind)
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *x.shape[1:]), x.dtype)
+    export = jax.export.export(jax.jit(lambda x: layer.apply(params, x)[0]))(shape)
+    assert export.out_avals[0].shape[1:] == x.shape[1:] and str(export.out_avals[0].shape[0]) == "b"
