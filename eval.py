@@ -8,8 +8,6 @@ python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run wr
 python eval.py --table configs/paper                             docs/results.md, from the committed records of all models and tasks
 """
 
-import sys
-
 from absl import app, flags
 
 from selssm_jax import cli
@@ -23,37 +21,38 @@ OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of what evaluation r
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
 TABLE = flags.DEFINE_string("table", "", "write docs/results.md and its figures for the tasks of this folder of configs, from records alone")
 RECORDS = flags.DEFINE_string("records", "benchmarks/records/paper", "table: the folder of TASK/MODEL.json")
-GENERATE = flags.DEFINE_string("generate", None, "write on from this text, as the run's model of language does, instead of a report")
+GENERATE = flags.DEFINE_multi_string("generate", [], "write on from this text, instead of a report, as the run's language model does; may be repeated")
 TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax that tokens are drawn from; 0: always the most probable token")
 TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the most probable tokens; 0: from all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest of the most probable tokens that have this probability together; 1: from all")
+STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
 SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
 
 
 def main(_: list[str]) -> None:
     """Writes what is asked for and prints the scores and where they are, or the text that the run writes."""
     with cli.command():
-        print(written())
+        cli.show(written())
 
 
-def written() -> str:
-    """Does what the flags ask for; returns what to print."""
+def written() -> cli.Pieces:
+    """Does what the flags ask for; returns what to print, in pieces."""
     if TABLE.value:
         from selssm_jax.reporting.results import page  # alone: records are read without JAX
 
-        return page.write(TABLE.value, RECORDS.value)
+        return [page.write(TABLE.value, RECORDS.value)]
     from selssm_jax.reporting import compression, continuation, report
 
-    if GENERATE.value is not None:
-        how: dict = {"tokens": TOKENS.value, "temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "seed": SEED.value}
-        return continuation.write(WORKDIR.value, GENERATE.value, **how, local_dir=LOCAL_DIR.value)
+    if GENERATE.value:
+        how: dict = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP, LOCAL_DIR)}
+        return continuation.tell(WORKDIR.value, GENERATE.value, **how)
     place: dict = {"workdir": WORKDIR.value, "file": FILE.value, "local_dir": LOCAL_DIR.value, "override": OVERRIDE.value}
     if COMPRESS.value:
-        return compression.summary(compression.write(split=SPLIT.value or "test", **place))
+        return [compression.summary(compression.write(split=SPLIT.value or "test", **place))]
     if MEASURE.value:
-        print("measuring what the states hold: about a minute for each block", file=sys.stderr, flush=True)
-    return report.summary(report.write(split=SPLIT.value or "", measure=MEASURE.value, **place))
+        cli.notify("measuring what the states hold: about a minute for each block")
+    return [report.summary(report.write(split=SPLIT.value or "", measure=MEASURE.value, **place))]
 
 
 if __name__ == "__main__":

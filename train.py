@@ -29,15 +29,15 @@ RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records
 def main(_: list[str]) -> None:
     """Trains one run, and reports if asked to; or all runs of a sweep."""
     with cli.command():
-        experiment = Experiment.from_config_dict(CONFIG.value)
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        experiment, base = Experiment.from_config_dict(CONFIG.value), config.load(path)
         workdir = WORKDIR.value or f"runs/{experiment.name}"
         if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
-            experiment.refuse_unread(sweep=SWEEP.value)
+            experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
         if SWEEP.value:
             from selssm_jax.reporting.results import sweep
 
-            path = config_flags.get_config_filename(flags.FLAGS["config"])
-            done = sweep.run(experiment, workdir, config=path, base=config.load(path), models=MODELS.value, records=RECORDS.value)
+            done = sweep.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from absl import app, flags
@@ -56,6 +56,9 @@ class Lasting:
         return getattr(self._stream, name)
 
 
+Pieces = Iterable[str]  # of what a command prints
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake is one message and exit code 2, --help is the command's own text and flags.
 
@@ -69,6 +72,18 @@ def parse(argv: list[str]) -> list[str]:
         if "config" in flags.FLAGS:
             _check_config(argv)
         return _flags(argv)
+
+
+def notify(message: str) -> None:
+    """Says something on standard error, where it is in nobody's way."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def show(pieces: Pieces) -> None:
+    """Prints each piece as soon as it is there, and ends the line."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 def _check_config(argv: list[str]) -> None:

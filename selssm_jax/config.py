@@ -44,6 +44,8 @@ def _check(hint: Any, found: Any, path: str) -> None:
             raise InputError(f"{path}={found!r} must be a tuple of {TUPLES[kind]}")
     elif hint is float and type(found) is int:
         return
+    elif type(found) is str and "\0" in found:
+        raise InputError(f"{path}={found!r} holds the character NUL, which no file's name can: take it out")
     elif type(found) is not hint:
         raise InputError(f"{path}={found!r} is of type {type(found).__name__}, expected {hint.__name__}")
 
@@ -74,6 +76,7 @@ def _within(value: Any, path: str, low: float, high: float, *keys: str) -> None:
             raise InputError(f"{path}.{key}={getattr(value, key)} is out of range: use a value from {low} to {high}")
 
 
+LEAST_NOISE, LEAST_OPEN = 1e-6, -10.0  # of a state whose rate is priced: its variance stays in float32
 LARGEST_SEED = 2**32 - 1  # JAX's keys are made of 32 bits: 2**32 would be 0 again, in silence
 
 
@@ -202,6 +205,10 @@ class Model:
     expand: int = 2  # mamba, mamba2: inner width over d_model
     dt_rank: int = 0  # mamba: rank of the map to step sizes; 0: d_model / 16, rounded up
     d_conv: int = 4  # mamba, mamba2: width of their own short convolution
+    projection_bias: bool = False  # mamba, mamba2: biases of their maps in and out
+    conv_bias: bool = True  # mamba, mamba2: of their own short convolution
+    inner_norm_epsilon: float = 0.0  # mamba: added to the mean squares of three norms more, of dt, B and C, as Falcon Mamba has them; 0: no such norms
+    dt_limit: tuple[float, ...] = ()  # mamba2: the smallest and the largest step size; empty: any
     heads: int = 4  # attention, mamba2; rg_lru: blocks of its gates' maps
     groups: int = 1  # mamba2: heads // groups of them share their B and C
     context: int = 1024  # attention: the steps that it looks back on, itself among them
@@ -238,12 +245,15 @@ class Model:
         _check_fields(self, "model")
         if not self.pattern:
             raise InputError("model.pattern is empty: name at least one mixer, for example ('selective',)")
+        if len(self.pattern) > settings.MOST_BLOCKS:
+            raise InputError(f"model.pattern has {len(self.pattern)} blocks, which nothing compiles: use at most {settings.MOST_BLOCKS}")
         for name in self.pattern:
             if name not in MIXERS:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
-        _at_least(self, "model", conv=0, mlp_ratio=0, filterbank=0, head_steps=1, linear_skip=0)
+        _at_least(self, "model", mlp_ratio=0, filterbank=0, head_steps=1, linear_skip=0)
         _within(self, "model", 0.0, 0.999, "dropout")
         with _as_input_error():
+            settings.whole("model.conv", self.conv, 0, settings.MOST["d_conv"])
             for mixer in settings.MIXERS.values():
                 own = {argument: getattr(self, key) for argument, key in mixer.keys.items() if key != "dilations"}
                 settings.ranges(own, _calls(mixer.keys))
@@ -518,23 +528,37 @@ class Experiment:
         if self.training.rate:
             self._check_rate()
 
-    def refuse_unread(self, *, sweep: bool = False) -> None:
+    def refuse_unread(self, base: "Experiment | None" = None, *, sweep: bool = False) -> None:
         """Raises InputError for a key that is set, away from its default, and that nothing of this experiment reads.
 
         The models of a sweep read too, of one that is asked for or whose group is set. For what is begun: runs of older versions may hold such
         keys, and go on.
+
+        Args:
+          base: the experiment of a config file before anything was overridden: what it sets and reads may lie idle once its data or mixers are others.
         """
+        known = {} if base is None else base.unread(sweep=sweep)
+        for path, message in self.unread(sweep=sweep).items():
+            group, _, key = path.partition(".")
+            inherited = base is not None and path not in known and getattr(getattr(self, group), key) == getattr(getattr(base, group), key)
+            if not inherited:
+                raise InputError(message)
+
+    def unread(self, *, sweep: bool = False) -> dict[str, str]:
+        """Returns the keys that are set and that nothing reads, each with what is to be said of it."""
         swept = [CONTENDERS[name] for name in self.sweep.models] if sweep or self.sweep != Sweep() else []
-        mixers, source = {*self.model.pattern, *swept}, self.data.source
-        for path in self._changed():
+        mixers, source, found = {*self.model.pattern, *swept}, self.data.source, {}
+        changed = self._changed()
+        for path in changed:
             readers = settings.readers(path.removeprefix("model.")) if path.startswith("model.") else ()
             elsewhere = path == "model.d_model" or (path == "model.norm_epsilon" and self.model.norm == "rms")
             if readers and not elsewhere and not set(readers) & mixers:
-                raise InputError(_unread(path, self.model.pattern, readers, "model.pattern"))
-            if source not in SOURCES_OF.get(path, (source,)):
-                raise InputError(_unread(path, source, SOURCES_OF[path], "data.source"))
-            if path in ONLY_WITH and ONLY_WITH[path] not in self._changed():
-                raise InputError(f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both")
+                found[path] = _unread(path, self.model.pattern, readers, "model.pattern")
+            elif source not in SOURCES_OF.get(path, (source,)):
+                found[path] = _unread(path, source, SOURCES_OF[path], "data.source")
+            elif path in ONLY_WITH and ONLY_WITH[path] not in changed:
+                found[path] = f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both"
+        return found
 
     def _changed(self) -> list[str]:
         """The keys of data, model and training that are not at their defaults."""
@@ -558,6 +582,16 @@ class Experiment:
             )
         if model.transition == "dense":
             raise InputError("training.rate is defined for components that do not mix, found model.transition='dense': use 'diagonal' or 'complex'")
+        if model.process_noise < LEAST_NOISE:
+            raise InputError(
+                f"training.rate takes the logarithm of the state's variance, found model.process_noise={model.process_noise}, whose square float32 cannot "
+                f"hold once a gate has let it in: use at least {LEAST_NOISE}"
+            )
+        if model.gate_bias < LEAST_OPEN and not model.gate_floor:
+            raise InputError(
+                f"training.rate needs noise at every step, but gates of model.gate_bias={model.gate_bias} are so small that float32 has no square of them: "
+                f"use model.gate_floor=0.001 or so, or a bias of at least {LEAST_OPEN}"
+            )
         if settings.GATES[model.gate].closes and not model.gate_floor:
             raise InputError(
                 f"training.rate needs noise at every step, but gates of model.gate={model.gate!r} can be exactly 0 and let none in: "

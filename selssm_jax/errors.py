@@ -25,11 +25,22 @@ def suggest(found: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Returns whether memory is what an error is about: Python's own, or JAX's, which says so by a code on a GPU and in words on a CPU."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("resource_exhausted", "out of memory", "bad_alloc"))
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns an `InputError` into one message on standard error and exit code 2, without a traceback."""
+    """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2, without a traceback."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "lower data.batch_size, data.eval_batch_size or data.length, or use a machine with more"
+        print(f"error: there is not enough memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}): {advice}", file=sys.stderr)
         sys.exit(2)

@@ -1,15 +1,28 @@
-"""Text from a model: a prompt read in one parallel pass, then a token after another, the recurrent state carried and nothing else."""
+"""Text from a model: prompts read in one parallel pass, then a token after another, the recurrent state carried and nothing else.
+
+generate(model, params, prompts, 100)                  all tokens, in one compiled loop
+for tokens in stream(model, params, prompts, 100):     the same, one step at a time
+"""
 
 import dataclasses
 import functools
 import math
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from selssm_jax.layers.settings import whole
+from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Reader
+
+NOTHING = -1  # stands after a stop token, where no token is
+MOST = 10_000_000  # tokens of one call
+SMALLEST = float(np.finfo(np.float32).tiny)  # temperature: below it float32 has 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +30,7 @@ class Sampling:
     """How a token is drawn. Raises ValueError, which names the setting, where one is out of its range.
 
     Attributes:
-      temperature: of the softmax; 0 takes the most probable token.
+      temperature: of the softmax; 0 takes the most probable token, as does what float32 cannot hold.
       top_k: only so many of the most probable tokens are drawn; 0: all.
       top_p: only the fewest of the most probable tokens that together have this probability are drawn; 1: all.
     """
@@ -27,8 +40,12 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise ValueError(f"{name}={getattr(self, name)!r} is of type {type(getattr(self, name)).__name__}, expected a number")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature={self.temperature} must be a number of at least 0: 0 takes the most probable token, 1 draws as the model says")
+        whole("top_k", self.top_k, -(2**31))
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be at least 0: 0 draws from all tokens, 1 takes the most probable one")
         if not 0 < self.top_p <= 1:
@@ -38,13 +55,14 @@ class Sampling:
 def generate(
     model: Reader,
     params: PyTree,
-    prompt: Int[Array, "B P"] | Int[np.ndarray, "B P"],
+    prompt: Any,
     count: int,
     *,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     key: Array | None = None,
+    stop: Sequence[int] = (),
 ) -> Int[Array, "B N"]:
     """Returns the `count` tokens that a language model writes after each prompt, (B, P) -> (B, count).
 
@@ -54,30 +72,67 @@ def generate(
 
     Args:
       model: a `SequenceModel`, or one that carries its state packed, which reads its prompt step by step too.
+      params: its parameters, or what `init` returned, with them in it.
+      prompt: whole numbers, (B, P), or a list of lists of unequal lengths, each written on as it would be alone.
       temperature, top_k, top_p: see `Sampling`.
       key: needed above temperature 0; noise in a model's state is drawn from it too.
+      stop: tokens that end a row; such a token is its last, and after it stands `NOTHING`, -1.
 
     Raises:
-      ValueError: for a model of another task, a prompt without tokens or with tokens that the model does not have, count < 1, a setting out
-        of its range, or no key where tokens are drawn.
+      ValueError: for a model of another task, a prompt without tokens, of numbers that are not whole or with tokens that the model does not have,
+        a count below 1 or over `MOST`, a setting out of its range, no key where tokens are drawn, and logits that are not finite.
     """
-    sampling = Sampling(temperature, top_k, top_p)
-    _check(model, np.asarray(prompt), count)
-    if key is None and temperature > 0:
-        raise ValueError(f"key is None, but temperature={temperature} draws tokens at random: give a key, for example jax.random.key(0)")
-    return _written(params, jnp.asarray(prompt, jnp.int32), jax.random.key(0) if key is None else key, model=model, count=count, sampling=sampling)
+    begun = _begun(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
+    written, bad = _written(parameters(params), begun.tokens, begun.reset, begun.key, model=model, count=count, sampling=begun.sampling, stop=begun.stop)
+    for step in np.flatnonzero(np.asarray(bad).any(axis=1))[:1]:
+        _refuse(int(step), np.asarray(bad)[step])
+    return written
+
+
+def stream(
+    model: Reader,
+    params: PyTree,
+    prompt: Any,
+    count: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    key: Array | None = None,
+    stop: Sequence[int] = (),
+) -> Iterator[Int[np.ndarray, "B"]]:
+    """Yields the tokens that `generate` returns, (B,) a step, each as soon as it is drawn, and ends where every row has stopped.
+
+    Arguments and errors are those of `generate`; what can be said before a token is drawn is raised by the call itself.
+    """
+    begun = _begun(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
+    return _steps(begun, functools.partial(_step, parameters(params), model=model, sampling=begun.sampling, stop=begun.stop), model, parameters(params), count)
+
+
+def _steps(begun: "_Begun", step: Any, model: Reader, params: PyTree, count: int) -> Iterator[np.ndarray]:
+    keys = jax.random.split(begun.key, count)
+    now = _first(params, begun.tokens, begun.reset, keys[0], model=model, count=count, sampling=begun.sampling, stop=begun.stop)
+    for index in range(count):
+        now = now if not index else step(now, keys[index])
+        if bool(now.bad.any()):
+            _refuse(index, np.asarray(now.bad))
+        yield np.asarray(now.token)
+        if bool(now.done.all()):
+            return
 
 
 def filtered(logits: Float[Array, "*B V"], temperature: float, top_k: int, top_p: float) -> Float[Array, "*B V"]:
-    """Returns logits / temperature, -inf for tokens that are not to be drawn: all but the `top_k` largest, and of these all but the nucleus.
+    """Returns logits / temperature, up to one number a row, -inf for tokens that are not to be drawn.
+
+    Those are all but the `top_k` largest, and of these all but the nucleus.
 
     The nucleus is the fewest of the most probable tokens whose probabilities, after temperature and `top_k`, sum to at least `top_p` (Holtzman
     et al. 2020). Temperature 0 leaves the largest alone; of equal logits the first counts as larger. Raises as `Sampling`.
     """
     Sampling(temperature, top_k, top_p)
-    if not temperature:
+    if temperature < SMALLEST:
         temperature, top_k = 1.0, 1
-    scaled = logits / temperature
+    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature  # a small temperature must not carry the largest to infinity
     if not top_k and top_p == 1:
         return scaled
     values, places = jax.lax.top_k(scaled, min(top_k, logits.shape[-1]) or logits.shape[-1])
@@ -87,37 +142,103 @@ def filtered(logits: Float[Array, "*B V"], temperature: float, top_k: int, top_p
     return jnp.put_along_axis(jnp.full_like(scaled, -jnp.inf), places, kept, axis=-1, inplace=False)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count", "sampling"))
-def _written(params: PyTree, prompt: Array, key: Array, *, model: Reader, count: int, sampling: Sampling) -> Array:
-    read = functools.partial(model.apply, {"params": params})
+class _Begun(NamedTuple):
+    """What a call is about, checked: prompts filled up on the left, True in `reset` where one begins, None where all are equally long."""
+
+    tokens: Array
+    reset: Array | None
+    key: Array
+    sampling: Sampling
+    stop: tuple[int, ...]
+
+
+class _Now(NamedTuple):
+    """The step that was just taken: its tokens, whether rows have ended, whether their logits were no numbers, and the state after it."""
+
+    token: Array
+    done: Array
+    bad: Array
+    state: PyTree
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
+def _written(
+    params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: Reader, count: int, sampling: Sampling, stop: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """(tokens (B, count), whether logits were no numbers, (count, B))."""
     keys = jax.random.split(key, count)
 
-    def one(carried: tuple[Array, PyTree], key: Array) -> tuple[tuple[Array, PyTree], Array]:
-        token, state = carried
-        logits, state = read(token, state, method="step", rngs={"noise": key})
-        token = _drawn(logits, key, sampling)
-        return (token, state), token
+    def one(now: _Now, key: Array) -> tuple[_Now, tuple[Array, Array]]:
+        now = _step(params, now, key, model=model, sampling=sampling, stop=stop)
+        return now, (now.token, now.bad)
 
-    state = read(len(prompt), prompt.shape[1] + count, method="initial_state")
-    logits, state = read(prompt, state, rngs={"noise": keys[0]})
-    first = _drawn(logits[:, -1], keys[0], sampling)
-    _, rest = jax.lax.scan(one, (first, state), keys[1:])
-    return jnp.concatenate([first[None], rest]).T
+    first = _first(params, prompt, reset, keys[0], model=model, count=count, sampling=sampling, stop=stop)
+    _, (rest, bad) = jax.lax.scan(one, first, keys[1:])
+    return jnp.concatenate([first.token[None], rest]).T, jnp.concatenate([first.bad[None], bad])
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
+def _first(params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: Reader, count: int, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
+    state = model.apply({"params": params}, len(prompt), prompt.shape[1] + count, method="initial_state")
+    logits, state = model.apply({"params": params}, prompt, state, reset=reset, rngs={"noise": key})
+    return _after(logits[:, -1], state, jnp.zeros(len(prompt), bool), key, sampling, stop)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling", "stop"))
+def _step(params: PyTree, now: _Now, key: Array, *, model: Reader, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
+    logits, state = model.apply({"params": params}, jnp.maximum(now.token, 0), now.state, method="step", rngs={"noise": key})
+    return _after(logits, state, now.done, key, sampling, stop)
+
+
+def _after(logits: Array, state: PyTree, done: Array, key: Array, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
+    token = jnp.where(done, NOTHING, _drawn(logits, key, sampling))
+    bad = ~jnp.isfinite(logits).all(axis=-1) & ~done
+    return _Now(token, done | jnp.isin(token, jnp.array(stop, jnp.int32)) if stop else done, bad, state)
 
 
 def _drawn(logits: Array, key: Array, sampling: Sampling) -> Array:
-    if not sampling.temperature:
+    if sampling.temperature < SMALLEST:
         return logits.argmax(axis=-1).astype(jnp.int32)
     return jax.random.categorical(key, filtered(logits, *dataclasses.astuple(sampling))).astype(jnp.int32)
 
 
-def _check(model: Reader, prompt: np.ndarray, count: int) -> None:
+def _begun(model: Reader, prompt: Any, count: Any, sampling: Sampling, key: Array | None, stop: Any) -> _Begun:
     task = model.config.task
     if task.kind != "language":
         raise ValueError(f"the model's task is {task.kind}: only a language model writes tokens")
-    if prompt.ndim != 2 or not prompt.size:
-        raise ValueError(f"prompt has the shape {prompt.shape}, expected (B, P) with at least one token in each of at least one row")
-    if prompt.min() < 0 or prompt.max() >= task.vocab:
-        raise ValueError(f"prompt holds tokens from {prompt.min()} to {prompt.max()}, but the model's are 0 to {task.vocab - 1}")
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1 token")
+    rows = _rows(prompt, task.vocab)
+    whole("count", count, -MOST)
+    if not 1 <= count <= MOST:
+        raise ValueError(f"count={count} must be at least 1 token, a whole number, and at most {MOST}")
+    if key is None and sampling.temperature > 0:
+        raise ValueError(f"key is None, but temperature={sampling.temperature} draws tokens at random: give a key, for example jax.random.key(0)")
+    if not all(np.issubdtype(type(token), np.integer) and 0 <= token < task.vocab for token in stop):
+        raise ValueError(f"stop={stop!r} holds what is no token: the model's are 0 to {task.vocab - 1}")
+    longest = max(map(len, rows))
+    filled = np.stack([np.concatenate([np.zeros(longest - len(row), np.int32), row]) for row in rows])
+    starts = np.array([longest - len(row) for row in rows])
+    reset = jnp.asarray(starts[:, None] == np.arange(longest)[None]) if starts.any() else None
+    return _Begun(jnp.asarray(filled), reset, jax.random.key(0) if key is None else key, sampling, tuple(map(int, stop)))
+
+
+def _rows(prompt: Any, vocab: int) -> list[np.ndarray]:
+    """The prompts, int32, one array a row."""
+    ragged = isinstance(prompt, list | tuple)
+    rows = [np.asarray(row) for row in prompt]
+    if not rows or any(row.ndim != 1 or not row.size for row in rows):
+        shape = [row.shape for row in rows] if ragged else np.shape(prompt)
+        raise ValueError(f"prompt has the shape {shape}, expected (B, P) with at least one token in each of at least one row")
+    for row in rows:
+        if not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"prompt is of type {row.dtype}, expected tokens, which are whole numbers: convert it with .astype(int) if it holds such")
+    low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+    if low < 0 or high >= vocab:
+        raise ValueError(f"prompt holds tokens from {low} to {high}, but the model's are 0 to {vocab - 1}")
+    return [row.astype(np.int32) for row in rows]
+
+
+def _refuse(step: int, bad: np.ndarray) -> None:
+    raise ValueError(
+        f"the logits of token {step} of row {int(bad.argmax())} are not finite, so no token can be drawn: the parameters hold nan or are too large, "
+        "or the state has overflown"
+    )

@@ -75,6 +75,8 @@ WRONG = [
     ({"model__pattern": ("lru",), "model__d_state": 7}, r"model\.d_state=7 is no multiple of a complex number, size=2"),
     ({"model__pattern": ("mamba",), "model__scan": "associative"}, r"model\.scan='associative' would store all states of 'mamba'"),
     ({"model__pattern": ("tcn", "tcn"), "model__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
+    ({"model__inner_norm_epsilon": -1.0}, r"model\.inner_norm_epsilon=-1\.0 is out of range"),
+    ({"model__pattern": ("mamba2",), "model__dt_limit": (0.2, 0.1)}, r"model\.dt_limit=\(0\.2, 0\.1\) is no range"),
     ({"model__gate_active": -1}, r"model\.gate_active=-1 is out of range: use at least 0"),
     ({"model__pattern": ("tcn",), "model__dilations": (0,)}, "at least 1 step between taps"),
     ({"model__pattern": ("gru",), "model__process_noise": 0.1}, r"model\.process_noise is read by the mixer 'selective' alone"),
@@ -240,6 +242,15 @@ def test_a_key_that_nothing_reads_is_refused_when_a_run_begins(overrides, messag
     with pytest.raises(InputError, match=message):
         experiment.refuse_unread()
     assert Experiment.from_json(experiment.to_json()) == experiment  # a run of an older version
+
+
+def test_what_a_config_file_sets_may_lie_idle_once_its_data_or_mixers_are_others():
+    base = build(data__source="induction_heads", data__vocab=4, model__gate="tanh")
+    build(data__vocab=4, model__gate="tanh", model__pattern=("gru",)).refuse_unread(base)
+    with pytest.raises(InputError, match=r"data\.vocab is read by"):
+        build(data__vocab=5, model__gate="tanh").refuse_unread(base)
+    with pytest.raises(InputError, match=r"model\.heads is read by"):
+        build(model__heads=8).refuse_unread(build(model__heads=8))  # the file's own
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))

@@ -1,6 +1,7 @@
 """Text that a model writes: greedily as by reading everything again, at random as its filtered odds say, and from the command line."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import fit
 from selssm_jax.compression.streaming import PackedModel, calibration
 from selssm_jax.config import Data, Experiment, Model, Task
-from selssm_jax.data import load
-from selssm_jax.generation import filtered, generate
+from selssm_jax.data import load, vocabulary
+from selssm_jax.errors import InputError
+from selssm_jax.generation import filtered, generate, stream
 from selssm_jax.model import SequenceModel
+from selssm_jax.reporting import continuation
 from selssm_jax.training.checkpoint import Workdir
 
 LOGITS = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]))
@@ -123,6 +126,16 @@ def test_filtered_odds_by_hand(temperature, top_k, top_p, expected):
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
         ({"count": 0}, "count=0 must be at least 1"),
+        ({"count": 2.5}, "count=2.5 is of type float, expected int"),
+        ({"count": 10**9}, "count=1000000000 must be .* at most 10000000"),
+        ({"prompt": np.array([[3.7]])}, "prompt is of type float64, expected tokens"),
+        ({"prompt": [[1.0, 2.0], [3.0]]}, "prompt is of type float64, expected tokens"),
+        ({"prompt": np.array([[True]])}, "prompt is of type bool"),
+        ({"prompt": [[1, 2], []]}, r"shape \[\(2,\), \(0,\)\]"),
+        ({"prompt": np.array([[0, -1]])}, "tokens from -1 to 0"),
+        ({"prompt": np.array([1, 2])}, r"shape \(2,\)"),
+        ({"stop": (11,)}, r"stop=\(11,\) holds what is no token"),
+        ({"stop": ("a",)}, r"stop=\('a',\) holds what is no token"),
         ({"prompt": np.zeros((1, 0), int)}, r"shape \(1, 0\)"),
         ({"prompt": np.array([[0, 11]])}, "tokens from 0 to 11, but the model's are 0 to 10"),
     ],
@@ -130,7 +143,90 @@ def test_filtered_odds_by_hand(temperature, top_k, top_p, expected):
 def test_errors_name_the_setting(changes, words):
     model, params = made("gru")
     with pytest.raises(ValueError, match=words):
-        generate(model, params, **({"prompt": PROMPT, "count": 2} | changes))
+        inspect.unwrap(generate)(model, params, **({"prompt": PROMPT, "count": 2} | changes))  # without the check of types that tests add
+
+
+@pytest.mark.parametrize(("form", "kind"), [(made, "selective"), (made, "attention"), (packed, "selective")])
+def test_prompts_of_unequal_length_are_written_on_as_each_is_alone(kind, form):
+    prompts = [[1, 4, 2, 7], [3], [5, 5]]
+    together = generate(*form(kind), prompts, 5)
+    for prompt, row in zip(prompts, together, strict=True):
+        np.testing.assert_array_equal(row, generate(*form(kind), [prompt], 5)[0])
+
+
+def test_a_stop_token_is_the_last_of_its_row():
+    model, params = made("selective")
+    free = np.asarray(generate(model, params, PROMPT, 9))
+    token = int(free[0, 3])
+    stopped = np.asarray(generate(model, params, PROMPT, 9, stop=(token,)))
+    for row, whole in zip(stopped, free, strict=True):
+        ends = np.flatnonzero(whole == token)
+        length = ends[0] + 1 if ends.size else 9
+        np.testing.assert_array_equal(row, np.where(np.arange(9) < length, whole, generation.NOTHING))
+    assert (stopped[0] == generation.NOTHING).any()
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.8, "top_p": 0.9, "key": jax.random.key(2)}])
+def test_a_stream_is_the_same_tokens_one_step_at_a_time(how):
+    model, params = made("gru")
+    steps = list(stream(model, params, [[1, 2], [3]], 6, **how))
+    np.testing.assert_array_equal(np.stack(steps, axis=1), generate(model, params, [[1, 2], [3]], 6, **how))
+    assert len(list(stream(model, params, [[1, 2]], 6, stop=range(11), **how))) == 1  # every token ends it
+    with pytest.raises(ValueError, match="count=0"):
+        stream(model, params, PROMPT, 0)  # at once, before a token is asked for
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_an_error_and_no_token(spoiled):
+    model, params = made("gru")
+    bad = {**params, "head": {"kernel": params["head"]["kernel"].at[0, 3].set(spoiled)}}
+    for how in ({}, {"temperature": 1.0, "key": jax.random.key(0)}):
+        with pytest.raises(ValueError, match="the logits of token 0 of row 0 are not finite"):
+            generate(model, bad, PROMPT, 3, **how)
+        with pytest.raises(ValueError, match="the logits of token 0 of row 0 are not finite"):
+            next(stream(model, bad, PROMPT, 3, **how))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-42, 1e-300])
+def test_a_tiny_temperature_is_greedy(temperature):
+    """Logits over it overflow, and odds of nan drew token 0."""
+    odds = jax.nn.softmax(filtered(LOGITS[:1] * 1e3, temperature, 0, 1.0), axis=-1)
+    np.testing.assert_array_equal(odds, [[0, 1, 0, 0]])
+    model, params = made("gru")
+    if temperature == 1e-38:
+        np.testing.assert_array_equal(generate(model, params, PROMPT, 4, temperature=temperature, key=jax.random.key(0)), generate(model, params, PROMPT, 4))
+
+
+def test_what_init_returns_is_taken_as_parameters_are():
+    model, params = made("gru")
+    np.testing.assert_array_equal(generate(model, {"params": params}, PROMPT, 3), generate(model, params, PROMPT, 3))
+
+
+@pytest.mark.parametrize(
+    ("texts", "stop", "told"),
+    [
+        (["a", "ab", "abc"], (), ["a", "b", "c"]),
+        (["a", "ab<", "ab<e", "ab<e>", "ab<e>f"], ("<e>",), ["a", "b"]),
+        (["a", "ab<", "ab<x"], ("<e>",), ["a", "b", "<x"]),
+        (["a", "a\ufffd", "aé"], (), ["a", "é"]),
+        (["stop", "stop s", "stop st", "stop stop"], ("stop",), ["stop", " "]),  # the beginning is the user's own
+        (["a", "ab"], ("b", "ab"), ["a"]),
+    ],
+)
+def test_what_is_told_is_whole_characters_and_nothing_of_what_ends_it(texts, stop, told):
+    assert [piece for piece in continuation._cut(texts, texts[0], stop) if piece] == told
+
+
+def test_a_tokenizers_own_beginning_is_read_and_not_shown():
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "a": 1, "</s>": 2}, unk_token="a"))
+    made.add_special_tokens(["<s>", "</s>"])
+    assert vocabulary.beginning("subword", made.to_str()).tolist() == []
+    made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    assert vocabulary.beginning("subword", made.to_str()).tolist() == [0]
+    assert vocabulary.beginning("byte").tolist() == []
+    with pytest.raises(InputError, match="tokenizer cannot be read"):
+        vocabulary.beginning("subword", "{}")
 
 
 def test_a_model_of_another_task_writes_nothing():
@@ -168,12 +264,20 @@ def test_the_command_writes_on_and_refuses_what_it_cannot_read(run, capsys):
         told.append(capsys.readouterr().out)
     assert all(len(text) == len("the model") + 30 + 1 and text.startswith("the model") for text in told)
     assert len(set(told)) == 2
+    end = told[0].removeprefix("the model")[9:12]
+    assert command("eval.py", workdir, "--generate=the model", "--tokens=30", "--temperature=0", f"--stop={end}") == 0
+    assert capsys.readouterr().out.strip("\n") == "the model" + told[0].removeprefix("the model").partition(end)[0]
+    assert command("eval.py", workdir, "--generate=the model", "--generate=a", "--tokens=30", "--temperature=0") == 0
+    first, second = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert first == told[0].rstrip("\n") and second.startswith("a") and len(second) == 31
     for argv, words in (
         (["--generate=Zoë"], ["'Z', 'ë'", "vocabulary"]),
         (["--generate="], ["no token to begin with"]),
         (["--generate=a", "--top_p=0"], ["--top_p=0.0 must be above 0"]),
         (["--generate=a", "--temperature=-1"], ["--temperature=-1.0 must be"]),
         (["--generate=a", "--tokens=0"], ["--tokens=0 must be at least 1"]),
+        (["--generate=a", "--stop="], ["--stop is empty"]),
+        (["--generate=a", f"--seed={2**63}"], ["--seed=9223372036854775808 is out of range"]),
     ):
         assert command("eval.py", workdir, *argv) == 2
         told = capsys.readouterr().err

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from selssm_jax.config import Data, Task
-from selssm_jax.data import sources
+from selssm_jax.data import capacity, sources
 from selssm_jax.data.pipeline import Batches, Dataset
 from selssm_jax.errors import InputError
 
@@ -41,6 +41,7 @@ def load(config: Data, known: Mapping[str, Any] | None = None) -> Dataset:
       InputError: where a file is missing, damaged, too small, or holds what the run never saw.
     """
     known = known or {}
+    capacity.check_examples(config)
     dataset = LOADERS[config.source](config, known)
     if "task" in known:
         _check_task(dataset.task, known["task"], config.file or config.source)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from selssm_jax.config import Data, Task
+from selssm_jax.data import capacity
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
 from selssm_jax.data.scaling import robust_moments
 from selssm_jax.errors import InputError
 
 READ = {"signal", "label", "split", "classes", "sample_rate", "wave", "offset"}  # arrays of an NPZ
+FEW = 1000  # classes that there may be whatever the number of signals
 MOST_CHANNELS = 64  # beyond it, more channels than samples are taken for a slip
 FRAME_SECONDS, SOUND, FRAMES = (0.025, 0.01), 4000.0, 100
 SHIFT, GAIN, NOISE = 0.1, 0.4, (-9.0, -5.0)  # augmentation: share of the length, deviation of log gain, range of log noise level
@@ -132,8 +134,12 @@ def _joined(first: Clips, second: Clips) -> Clips:
 def read_npz(name: str, stream: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """Returns the arrays of an NPZ. Raises InputError where it is none, or holds pickled objects."""
     try:
-        with stream, np.load(stream, allow_pickle=False) as found:
-            return dict(found)
+        with stream:
+            capacity.check_archive(name, stream)
+            with np.load(stream, allow_pickle=False) as found:
+                return dict(found)
+    except InputError:
+        raise
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name} is no NPZ of plain arrays ({error}): write it with numpy.savez(signal=..., label=...)") from error
 
@@ -157,8 +163,10 @@ def named(name: str, every: Clips, arrays: Mapping[str, np.ndarray], known: Mapp
 
     Raises InputError for a label that has no class, and for a class that the run never saw.
     """
-    own = [str(label) for label in arrays["classes"]] if "classes" in arrays else []
-    classes = list(known.get("classes") or own or map(str, range(int(every.label.max()) + 1)))
+    own, largest = [str(label) for label in arrays["classes"]] if "classes" in arrays else [], int(every.label.max())
+    if not own and not known.get("classes") and largest >= max(FEW, 10 * len(every)):
+        raise InputError(f"{name} has labels up to {largest} for {len(every)} signals: renumber them from 0 on, or name every class in 'classes'")
+    classes = list(known.get("classes") or own or map(str, range(largest + 1)))
     count = len(own) or len(classes)
     if not 0 <= every.label.min() <= every.label.max() < count:
         raise InputError(f"{name} has labels from {every.label.min()} to {every.label.max()}, expected 0 to {count - 1}: renumber them, or name every class")

@@ -104,6 +104,15 @@ def counted(codes: np.ndarray, kinds: int) -> np.ndarray:
     return total
 
 
+def beginning(level: str, tokenizer: str = "") -> np.ndarray:
+    """Returns the tokens that a tokenizer itself puts before a text, int32: a beginning-of-text token, or none. Raises as `tokenise` does."""
+    if level != "subword":
+        return np.zeros(0, np.int32)
+    whole = _reader(tokenizer).encode("a", add_special_tokens=True)
+    count = next((index for index, special in enumerate(whole.special_tokens_mask) if not special), 0)
+    return np.array(whole.ids[:count], np.int32)
+
+
 def decode(tokens: np.ndarray, vocabulary: tuple[str, ...], level: str, tokenizer: str = "") -> str:
     """Returns the text of a sequence of tokens; bytes that are no UTF-8 become U+FFFD. Raises as `tokenise` does."""
     numbers = np.asarray(tokens).ravel()
@@ -148,7 +157,10 @@ def _reader(tokenizer: str) -> Any:
         import tokenizers
     except ImportError as error:
         raise InputError("the model reads subwords, which the package tokenizers makes: install it, pip install 'selssm_jax[subword]'") from error
-    return tokenizers.Tokenizer.from_str(tokenizer)
+    try:
+        return tokenizers.Tokenizer.from_str(tokenizer)
+    except Exception as error:  # whatever its parser says of a file of another form
+        raise InputError(f"the model's tokenizer cannot be read ({error}): restore tokenizer.json, and import the model again") from error
 
 
 def _words(pieces: Iterable[str]) -> Tokens:

@@ -13,20 +13,21 @@ from selssm_jax.shapes import Activations, Reset, Rows
 
 
 class ShortConv(Layer):
-    """y_t = sum_{k < width} w_k * x_{t-k} + bias, a causal convolution of every channel by itself.
+    """y_t = sum_{k < width} w_k * x_{t-k} + bias, a causal convolution of every channel by itself; without the bias if not `use_bias`.
 
     The state holds the last width - 1 inputs, (B, width - 1, D). A reset hides all inputs before it.
     """
 
     width: int
     features: int
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the last width - 1 inputs)."""
-        settings.whole("width", self.width, 1)
+        settings.whole("width", self.width, 1, settings.MOST["d_conv"])
         kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1), (self.width, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(self.features)
         state = self.initial_state(x.shape[0], x.dtype) if state is None else state
         past = Past(state.astype(x.dtype), x, reset)
         y = jnp.broadcast_to(bias.astype(x.dtype)[None, None], x.shape)
@@ -37,7 +38,7 @@ class ShortConv(Layer):
     def after(self, inputs: Inputs) -> Box:
         """Returns what inputs of a set can become: |y_d| <= sum_k |w_kd| max|x_d| + |bias_d|, which a silu does not enlarge."""
         params = self.variables["params"]
-        return Box(jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params["bias"]))
+        return Box(jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params.get("bias", 0.0)))
 
     def initial_state(self, batch: Rows, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B W D"]:
         """Returns a past of zeros."""
@@ -58,7 +59,7 @@ class DilatedConv(Layer):
     @nn.compact
     def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the inputs that later steps still see)."""
-        settings.whole("taps", self.taps, 1)
+        settings.whole("taps", self.taps, 1, settings.MOST["kernel"])
         settings.whole("dilation", self.dilation, 1)
         width = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1)), (self.taps, width, self.features))

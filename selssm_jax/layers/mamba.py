@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
-from selssm_jax.layers.bounds import Bounds, Box, Inputs
+from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -53,7 +53,8 @@ class Mamba(Layer):
 
     Attributes:
       d_model: width of inputs and outputs. d_state: N. expand: E / d_model.
-      dt_rank: rank of the map to step sizes; 0: d_model / 16, rounded up. d_conv: width of the convolution.
+      dt_rank: rank of the map to step sizes; 0: d_model / 16, rounded up. d_conv: width of the convolution, without its bias if not conv_bias.
+      projection_bias: whether the maps in and out have biases.
       method: how the recurrence is run; see `selective_scan`.
       dtype: of activations. Step sizes, the recurrence and its state are float32 whatever it is.
 
@@ -68,13 +69,15 @@ class Mamba(Layer):
     d_conv: int = 4
     method: str = "auto"
     dtype: DTypeLike = jnp.float32
+    projection_bias: bool = False
+    conv_bias: bool = True
 
     def setup(self) -> None:
         settings.check("mamba", self)
         normal = nn.initializers.lecun_normal()
         inner, rank = self._inner, self.dt_rank or math.ceil(self.d_model / 16)
         self.inward = self.param("in", normal, (self.d_model, 2 * inner))
-        self.conv = ShortConv(self.d_conv, inner)
+        self.conv = ShortConv(self.d_conv, inner, self.conv_bias)
         self.down = self.param("down", normal, (inner, rank))
         self.up = self.param("up", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), (rank, inner))
         self.dt_bias = self.param("dt_bias", step_size_bias, (inner,))
@@ -83,26 +86,28 @@ class Mamba(Layer):
         self.C = self.param("C", normal, (inner, self.d_state))
         self.D = self.param("D", nn.initializers.ones, (inner,))
         self.outward = self.param("out", normal, (inner, self.d_model))
+        self.inward_bias, self.outward_bias = _biases(self, inner=2 * inner, out=self.d_model)
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
         past, h = (None, None) if state is None else (state["conv"], state["h"])
-        x, z = jnp.split(project(x.astype(self.dtype), self.inward), 2, axis=-1)
+        x, z = jnp.split(_biased(project(x.astype(self.dtype), self.inward), self.inward_bias), 2, axis=-1)
         x, past = self.conv(x, past, reset=reset)
         x = jax.nn.silu(x)
-        dt = jax.nn.softplus(project(project(x, self.down), self.up).astype(jnp.float32) + self.dt_bias[None, None])
+        dt = jax.nn.softplus(project(self._scaled(project(x, self.down)), self.up).astype(jnp.float32) + self.dt_bias[None, None])
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "gate", -jnp.expm1(-dt[..., None] * jnp.exp(self.A_log)[None, None]).mean(axis=2))
         A = -jnp.exp(self.A_log)
-        y, h = selective_scan(x, dt, A, project(x, self.B), project(x, self.C), self.D, h, reset=reset, method=self.method)
-        return project(y * jax.nn.silu(z), self.outward), {"conv": past, "h": h}
+        B, C = (self._scaled(project(x, kernel)) for kernel in (self.B, self.C))
+        y, h = selective_scan(x, dt, A, B, C, self.D, h, reset=reset, method=self.method)
+        return _biased(project(y * jax.nn.silu(z), self.outward), self.outward_bias), {"conv": past, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates and the largest drive of each of the N states over all channels, for all inputs of a set."""
-        x = self.conv.after(Box(inputs.reach(self.inward[:, : self._inner])))
-        low, high = _step_sizes(self.dt_bias, *_logits_after_silu(x, self.down @ self.up))
+        x = self.conv.after(Box(_biased(inputs.reach(self.inward), self.inward_bias, size=True)[: self._inner]))
+        low, high = _step_sizes(self.dt_bias, *self._logits_of_steps(x))
         rate = jnp.exp(self.A_log)
-        drive = _product(x.largest(self._inner)[:, None], x.reach(self.B)[None], _weight(high[:, None], rate))
+        drive = _product(x.largest(self._inner)[:, None], self._reach_of_maps(x)[None], _weight(high[:, None], rate))
         least, most = smallest(_gate(low[:, None], rate), 0), largest(_gate(high[:, None], rate), 0)
         return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=largest(drive, 0), delay=self.d_conv - 1, averaged=True)
 
@@ -115,9 +120,49 @@ class Mamba(Layer):
         del steps
         return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state), jnp.float32)}
 
+    def _scaled(self, value: Array) -> Array:
+        """What is made of W_down x_t, B_t and C_t before they are used: nothing."""
+        return value
+
+    def _logits_of_steps(self, x: Box) -> tuple[Array, Array]:
+        """The smallest and the largest W_up W_down x."""
+        return _logits_after_silu(x, self.down @ self.up)
+
+    def _reach_of_maps(self, x: Box) -> Array:
+        """The largest |B_t|, one a component."""
+        return x.reach(self.B)
+
     @property
     def _inner(self) -> int:
         return self.expand * self.d_model
+
+
+class FalconMamba(Mamba):
+    """Mamba whose W_down x_t, B_t and C_t are divided by their root mean squares (Zuo et al. 2024, Falcon Mamba, section 2).
+
+    Attributes:
+      inner_norm_epsilon: added to these mean squares under their roots.
+
+    The norms tie the N components to one another, so none can be removed by itself: it names no state axes.
+    """
+
+    inner_norm_epsilon: float = 1e-6
+
+    state_axes = None  # type: ignore[assignment]
+
+    def _scaled(self, value: Array) -> Array:
+        wide = value.astype(jnp.float32)
+        return (wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.inner_norm_epsilon)).astype(value.dtype)
+
+    def _logits_of_steps(self, x: Box) -> tuple[Array, Array]:
+        del x
+        rank = len(self.up)
+        reach = Ball(jnp.ones(rank), math.sqrt(rank)).reach(self.up)
+        return -reach, reach
+
+    def _reach_of_maps(self, x: Box) -> Array:
+        del x
+        return jnp.full(self.d_state, math.sqrt(self.d_state))
 
 
 class Mamba2(Layer):
@@ -130,6 +175,8 @@ class Mamba2(Layer):
     Attributes:
       d_model: width of inputs and outputs. d_state: N. heads, groups: H and G. expand: H P / d_model. d_conv: width of the convolutions.
       norm_epsilon: added to the mean square under its root.
+      projection_bias: whether the maps in and out have biases. conv_bias: whether the convolutions have.
+      dt_limit: the smallest and the largest step size, to which others are clipped; empty: any.
       dtype: of activations. Step sizes, the recurrence and its state are float32 whatever it is.
 
     The state is {"x", "B", "C": the last d_conv - 1 inputs of the convolutions, "h": (B, H, P, N)}. Its components are the N states, in all heads at once.
@@ -144,6 +191,9 @@ class Mamba2(Layer):
     d_conv: int = 4
     norm_epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
+    projection_bias: bool = False
+    conv_bias: bool = True
+    dt_limit: tuple[float, ...] = ()
 
     def setup(self) -> None:
         settings.check("mamba2", self)
@@ -153,36 +203,39 @@ class Mamba2(Layer):
         self.B = self.param("B", normal, (self.d_model, mapped))
         self.C = self.param("C", normal, (self.d_model, mapped))
         self.rate = self.param("rate", normal, (self.d_model, self.heads))
-        self.x_conv, self.B_conv, self.C_conv = (ShortConv(self.d_conv, width) for width in (inner, mapped, mapped))
+        self.x_conv, self.B_conv, self.C_conv = (ShortConv(self.d_conv, width, self.conv_bias) for width in (inner, mapped, mapped))
         self.dt_bias = self.param("dt_bias", step_size_bias, (self.heads,))
         self.A_log = self.param("A_log", _log_of_uniform_poles, (self.heads,))
         self.D = self.param("D", nn.initializers.ones, (self.heads,))
         self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
         self.outward = self.param("out", normal, (inner, self.d_model))
+        sizes = {"inner": 2 * inner, "B": mapped, "C": mapped, "rate": self.heads, "out": self.d_model}
+        self.inward_bias, self.B_bias, self.C_bias, self.rate_bias, self.outward_bias = _biases(self, **sizes)
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
         u, state = x.astype(self.dtype), dict.fromkeys(("x", "B", "C", "h")) if state is None else state
-        z, x = jnp.split(project(u, self.inward), 2, axis=-1)
+        z, x = jnp.split(_biased(project(u, self.inward), self.inward_bias), 2, axis=-1)
         x, past_x = self.x_conv(x, state["x"], reset=reset)
-        B, past_B = self.B_conv(project(u, self.B), state["B"], reset=reset)
-        C, past_C = self.C_conv(project(u, self.C), state["C"], reset=reset)
-        dt = jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + self.dt_bias[None, None])
+        B, past_B = self.B_conv(_biased(project(u, self.B), self.B_bias), state["B"], reset=reset)
+        C, past_C = self.C_conv(_biased(project(u, self.C), self.C_bias), state["C"], reset=reset)
+        dt = self._limited(jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + _biased(self.dt_bias, self.rate_bias)[None, None]))
         self.sow("intermediates", "gate", -jnp.expm1(-dt * jnp.exp(self.A_log)[None, None]))
         heads, B, C = (self._parted(jax.nn.silu(value), count) for value, count in ((x, self.heads), (B, self.groups), (C, self.groups)))
         if self.has_variable("params", "mask"):
             C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
         y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, state["h"], reset=reset)
         y = self.norm(self._parted(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
-        return project(y.reshape(z.shape), self.outward), {"x": past_x, "B": past_B, "C": past_C, "h": h}
+        return _biased(project(y.reshape(z.shape), self.outward), self.outward_bias), {"x": past_x, "B": past_B, "C": past_C, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
-        x = self.x_conv.after(Box(inputs.reach(self.inward[:, self._inner :]))).largest(self._inner)
-        B = self.B_conv.after(Box(inputs.reach(self.B))).largest(self.groups * self.d_state)
+        read = _biased(inputs.reach(self.inward), self.inward_bias, size=True)[self._inner :]
+        x = self.x_conv.after(Box(read)).largest(self._inner)
+        B = self.B_conv.after(Box(_biased(inputs.reach(self.B), self.B_bias, size=True))).largest(self.groups * self.d_state)
         x, B = largest(x.reshape(self.heads, -1), 1), largest(B.reshape(self.groups, -1), 1)
         reach = inputs.reach(self.rate)
-        low, high = _step_sizes(self.dt_bias, -reach, reach)
+        low, high = (self._limited(end) for end in _step_sizes(_biased(self.dt_bias, self.rate_bias), -reach, reach))
         rate = jnp.exp(self.A_log)
         drive = _product(x, jnp.repeat(B, self.heads // self.groups), _weight(high, rate))
         return Bounds(jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive, delay=self.d_conv - 1)
@@ -192,7 +245,8 @@ class Mamba2(Layer):
 
         C goes through a silu before it reads, so what a component is worth is asked by "mask", which multiplies it after that.
         """
-        columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in (("", (1,)), ("_conv/kernel", (1,)), ("_conv/bias", (0,)))}
+        own: dict[str, tuple[int, ...]] = {"": (1,), "_bias": (0,), "_conv/kernel": (1,), "_conv/bias": (0,)}
+        columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in own.items()}
         return StateAxes(self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.groups))
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
@@ -206,8 +260,24 @@ class Mamba2(Layer):
     def _inner(self) -> int:
         return self.expand * self.d_model
 
+    def _limited(self, dt: Array) -> Array:
+        return jnp.clip(dt, *self.dt_limit) if self.dt_limit else dt
+
     def _parted(self, x: Array, count: int) -> Array:
         return x.reshape(*x.shape[:2], count, -1)
+
+
+def _biases(layer: Mamba | Mamba2, **sizes: int) -> list[Array | None]:
+    """The biases of a mixer's maps, parameters "in_bias" and so on; None where it has none."""
+    names = {name: "in_bias" if name == "inner" else f"{name}_bias" for name in sizes}
+    return [layer.param(names[name], nn.initializers.zeros, (size,)) if layer.projection_bias else None for name, size in sizes.items()]
+
+
+def _biased(value: Array, bias: Array | None, *, size: bool = False) -> Array:
+    """value + bias along the last axis; of a bound on |value|, that on |value + bias|, if `size`."""
+    if bias is None:
+        return value
+    return value + (jnp.abs(bias) if size else bias).astype(value.dtype).reshape((1,) * (value.ndim - 1) + bias.shape)
 
 
 def _log_of_uniform_poles(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:

@@ -8,6 +8,7 @@ sow "gate" and "state" among its intermediates, name the axes of its state in it
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,10 +17,15 @@ from selssm_jax.config import Model
 from selssm_jax.layers.attention import Attention
 from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.linear import LRU, S4D, S5
-from selssm_jax.layers.mamba import Mamba, Mamba2
+from selssm_jax.layers.mamba import FalconMamba, Mamba, Mamba2
 from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
 from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.layers.tcn import TCN
+
+
+def _mamba(d_model: Any, d_state: Any = 16, *, inner_norm_epsilon: Any = 0.0, **rest: Any) -> Mamba:
+    return FalconMamba(d_model, d_state, **rest, inner_norm_epsilon=inner_norm_epsilon) if inner_norm_epsilon else Mamba(d_model, d_state, **rest)
+
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "selective": SelectiveSSM,
@@ -31,7 +37,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "rnn": RNN,
     "lstm": LSTM,
     "gru": GRU,
-    "mamba": Mamba,
+    "mamba": _mamba,
     "mamba2": Mamba2,
     "attention": Attention,
     "local_attention": Attention,

@@ -40,10 +40,12 @@ LEAST: dict[str, int] = {
     **dict.fromkeys(("d_model", "d_state", "expand", "d_conv", "heads", "groups", "window", "kernel", "dilation"), 1),
     **dict.fromkeys(("gate_active", "dt_rank"), 0),
 }
+MOST_BLOCKS = 10_000  # of a model: each is compiled
+MOST: dict[str, int] = dict.fromkeys(("kernel", "d_conv"), 4096)  # taps, which are written out one by one: more would take a day to compile
 RANGES: dict[str, tuple[float, float]] = {
     "gate_floor": (0.0, 0.999),
     "gate_bias": (-20.0, 20.0),
-    **dict.fromkeys(("process_noise", "observation_noise", "norm_epsilon"), (0.0, math.inf)),
+    **dict.fromkeys(("process_noise", "observation_noise", "norm_epsilon", "inner_norm_epsilon"), (0.0, math.inf)),
 }
 CHOICES: dict[str, Any] = {
     "gate": GateKind,
@@ -52,7 +54,7 @@ CHOICES: dict[str, Any] = {
     "transition": Transition,
     "method": Method,
     "solver": Solver,
-    "certified": Literal[True, False],
+    **dict.fromkeys(("certified", "projection_bias", "conv_bias"), Literal[True, False]),
 }
 # The methods that a recurrence does not have, and why.
 WITHOUT = {
@@ -61,12 +63,14 @@ WITHOUT = {
 }
 
 
-def whole(name: str, value: Any, least: int) -> None:
-    """Raises ValueError where the value is no whole number of at least `least`."""
+def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError where the value is no whole number of at least `least`, and at most `most`."""
     if type(value) is bool or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name}={value!r} is of type {type(value).__name__}, expected int")
     if value < least:
         raise ValueError(f"{name}={value} is out of range: use at least {least}")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name}={value} is out of range: use at most {most}")
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:
@@ -93,7 +97,7 @@ def ranges(arguments: Mapping[str, Any], say: Say) -> None:
     """Raises ValueError where an argument is out of the range that it has by itself, whatever the others are."""
     for name, value in arguments.items():
         if name in LEAST:
-            whole(say(name), value, LEAST[name])
+            whole(say(name), value, LEAST[name], MOST.get(name))
         if name in RANGES:
             within(say(name), value, *RANGES[name])
         if name in CHOICES:
@@ -166,6 +170,9 @@ def mamba2(arguments: Mapping[str, Any], say: Say) -> None:
     inner, heads = arguments["expand"] * arguments["d_model"], arguments["heads"]
     multiple(f"{say('expand')} * {say('d_model')}", inner, say("heads"), heads, "mamba2")
     multiple(say("heads"), heads, say("groups"), arguments["groups"], "mamba2")
+    limit = arguments["dt_limit"]
+    if limit and not (len(limit) == 2 and 0 <= limit[0] < limit[1]):
+        raise ValueError(f"{say('dt_limit')}={limit} is no range: give the smallest and the largest step size, for example (0.001, 0.1), or () for any")
 
 
 def rg_lru(arguments: Mapping[str, Any], say: Say) -> None:
@@ -202,6 +209,7 @@ class Mixer(NamedTuple):
 
 
 _GATES = ("gate", "gate_floor", "gate_active", "gate_bias", "gate_state")
+_BIASES = ("projection_bias", "conv_bias")
 MIXERS: dict[str, Mixer] = {
     "selective": Mixer(
         selective, _same("d_state", *_GATES, "update", "transition", "process_noise", "observation_noise", "certified", "solver", method="scan"), gated=True
@@ -210,8 +218,8 @@ MIXERS: dict[str, Mixer] = {
     "s5": Mixer(poles, _same("d_state")),
     "lru": Mixer(poles, _same("d_state")),
     "rg_lru": Mixer(rg_lru, _same("d_state", "heads", "d_conv"), gated=True),
-    "mamba": Mixer(mamba, _same("d_state", "expand", "dt_rank", "d_conv", method="scan"), gated=True),
-    "mamba2": Mixer(mamba2, _same("d_state", "heads", "groups", "expand", "d_conv", "norm_epsilon"), gated=True),
+    "mamba": Mixer(mamba, _same("d_state", "expand", "dt_rank", "d_conv", *_BIASES, "inner_norm_epsilon", method="scan"), gated=True),
+    "mamba2": Mixer(mamba2, _same("d_state", "heads", "groups", "expand", "d_conv", "norm_epsilon", *_BIASES, "dt_limit"), gated=True),
     "min_gru": Mixer(sizes, _same("d_state"), gated=True),
     "rnn": Mixer(sizes, _same("d_state")),
     "lstm": Mixer(sizes, _same("d_state"), gated=True),
@@ -224,7 +232,7 @@ MIXERS: dict[str, Mixer] = {
 
 def check(name: str, layer: Any) -> None:
     """Raises ValueError where a layer's own arguments break a rule of the mixer that it is."""
-    given(name, {argument: getattr(layer, argument) for argument in MIXERS[name].keys}, str)
+    given(name, {argument: getattr(layer, argument) for argument in MIXERS[name].keys if hasattr(layer, argument)}, str)
 
 
 def given(name: str, arguments: Mapping[str, Any], say: Say) -> None:

@@ -16,7 +16,7 @@ from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.model import Reader
-from selssm_jax.training import checkpoint, parallel
+from selssm_jax.training import capacity, checkpoint, parallel
 
 # The source that reads a file of yours, by what the run was trained on.
 OWN_FILE = {
@@ -68,6 +68,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
     if examples:
         _check_file(dataset, known, file)
         dataset.check(split)
+        capacity.check(experiment, dataset.task, trained=False)
     if dataset.reading:
         print(dataset.reading, file=sys.stderr, flush=True)
     model = saving.opened(experiment.model, dataset.task)

@@ -16,9 +16,9 @@ import jax
 
 from selssm_jax import data
 from selssm_jax.config import Experiment
-from selssm_jax.errors import Diverged, InputError
+from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives, optimizer, parallel, step
+from selssm_jax.training import capacity, objectives, optimizer, parallel, step
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
@@ -59,7 +59,7 @@ def fit_unless(stop: "Stop", experiment: Experiment, workdir: str) -> Outcome:
         try:
             run.mend(stop)
             train([run], Alone(run.step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
-        except jax.errors.JaxRuntimeError as error:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             raise InputError(
@@ -80,11 +80,6 @@ def choose_devices(experiment: Experiment) -> list[jax.Device]:
     return parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
 
 
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether memory is what the device lacked."""
-    return "RESOURCE_EXHAUSTED" in str(error)
-
-
 @contextlib.contextmanager
 def opened(experiment: Experiment, workdir: str, layout: jax.sharding.Sharding, *, name: str = "", display: Display | None = None) -> Iterator["Run"]:
     """Opens a run where it stands, and at the end waits until all of it is written; `name` and `display` are those of `Logger`.
@@ -94,6 +89,7 @@ def opened(experiment: Experiment, workdir: str, layout: jax.sharding.Sharding, 
     """
     with contextlib.closing(Workdir(workdir, experiment)) as folder:
         dataset = data.begun(experiment.data, folder.metadata())
+        capacity.check(experiment, dataset.task)
         folder.describe(dataset.metadata())
         if dataset.reading and display is None:
             print(dataset.reading, file=sys.stderr, flush=True)

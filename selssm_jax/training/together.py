@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selssm_jax.config import Experiment
-from selssm_jax.errors import InputError
+from selssm_jax.errors import InputError, out_of_memory
 from selssm_jax.training import checkpoint, loop, objectives, parallel, step
 from selssm_jax.training.logging import Display
 
@@ -45,7 +45,7 @@ def fit_together(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> 
         try:
             return _fit(experiments, workdirs, device, stop)
         except jax.errors.JaxRuntimeError as error:
-            if not loop.out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         # Only here has the exception let go of the states.
         print(f"the device has no memory for a step of {len(experiments)} runs: they are trained one after another", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Checkpoints of transformers: the same logits and the same tokens, and nothing but an exact fit is taken."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -160,13 +161,20 @@ def test_shapes_must_fit(copied):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"use_bias": True}, "use_bias=True, which is not supported: only False is"),
-        ({"use_conv_bias": False}, "use_conv_bias=False"),
+        ({"use_bias": True}, r"4 missing: backbone\.layers\.0\.mixer\.in_proj\.bias, .*out_proj\.bias"),
+        ({"use_conv_bias": False}, r"2 left over: backbone\.layers\.0\.mixer\.conv1d\.bias"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', which is not supported: only 'silu' is"),
-        ({"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
-        ({"norm_before_gate": True}, "norm_before_gate"),
+        ({"time_step_limit": [0.1, 0.0]}, r"time_step_limit=\[0.1, 0.0\], expected the smallest and the largest step size"),
+        ({"time_step_limit": 3}, "time_step_limit=3, expected"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config=.*not supported"),
+        ({"hidden_size": "8"}, "hidden_size='8', expected a whole number"),
+        ({"state_size": [3]}, r"state_size=\[3\], expected a whole number"),
+        ({"vocab_size": 10**12}, "vocab_size=1000000000000, expected a whole number from 1 to 2147483647"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but there are tensors of 2 layers"),
+        ({"use_conv_bias": "yes"}, "use_conv_bias='yes', expected true or false"),
+        ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0, expected a positive number"),
         ({"mystery": 1}, "mystery=1, which is not known"),
-        ({"model_type": "falcon_mamba"}, "model_type='falcon_mamba': known: mamba, mamba2"),
+        ({"model_type": "bamba"}, "model_type='bamba': did you mean 'mamba'.*known: falcon_mamba, mamba, mamba2"),
         ({"expand": 4, "intermediate_size": 16, "head_dim": 4}, "config.json has (intermediate_size|head_dim)="),
     ],
 )
@@ -178,6 +186,105 @@ def test_settings_that_would_change_the_model_are_refused_by_name(copied, settin
 def test_settings_that_change_nothing_are_read(copied):
     folder = copied(time_step_limit=[0.0, {"__float__": "Infinity"}], residual_in_fp32=True, _name_or_path="somewhere", hidden_act="swish")
     assert huggingface.load(folder)[0].d_model == 8
+
+
+CODESTRAL = {  # mistralai/Mamba-Codestral-7B-v0.1 but for its sizes
+    **{"architectures": ["Mamba2ForCausalLM"], "bos_token_id": 0, "chunk_size": 256, "conv_kernel": 4, "eos_token_id": 0, "expand": 2, "head_dim": 8},
+    **{"hidden_act": "silu", "hidden_size": 16, "initializer_range": 0.1, "intermediate_size": 32, "layer_norm_epsilon": 1e-5, "model_type": "mamba2"},
+    **{"n_groups": 2, "norm_before_gate": True, "num_heads": 4, "num_hidden_layers": 2, "pad_token_id": 0, "rescale_prenorm_residual": False},
+    **{"residual_in_fp32": True, "rms_norm": True, "state_size": 4, "tie_word_embeddings": False, "time_step_floor": 1e-4, "time_step_init_scheme": "random"},
+    **{"time_step_limit": [0.0, math.inf], "time_step_max": 0.1, "time_step_min": 0.001, "time_step_rank": 1, "time_step_scale": 1.0},
+    **{"torch_dtype": "bfloat16", "use_bias": False, "use_cache": True, "use_conv_bias": True, "vocab_size": 40},
+}
+
+
+def test_the_configuration_of_codestral_is_read():
+    config = huggingface.model_config(CODESTRAL)
+    assert (config.pattern, config.heads, config.groups, config.tie_embeddings, config.dt_limit) == (("mamba2",) * 2, 4, 2, False, ())
+
+
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2"])
+def test_keys_that_are_left_out_are_those_of_their_class(kind):
+    """`save_pretrained` leaves out what is at its default."""
+    transformers = pytest.importorskip("transformers")
+    theirs = {"mamba": "Mamba", "falcon_mamba": "FalconMamba", "mamba2": "Mamba2"}[kind]
+    full = getattr(transformers, f"{theirs}Config")().to_dict()
+    ours = {key: value for key, value in (huggingface.DEFAULTS | huggingface.KINDS[kind][3]).items() if key in full}
+    ours.pop("time_step_rank")  # "auto", which their class resolves
+    assert {key: list(full[key]) if key == "time_step_limit" else full[key] for key in ours} == ours
+    assert huggingface.model_config({"model_type": kind}) == huggingface.model_config(full)
+    assert huggingface.model_config({"model_type": kind, "id2label": {"0": "a"}, "tie_encoder_decoder": False, "top_k": 50}).d_model == full["hidden_size"]
+
+
+VARIANTS = {
+    "Mamba": {"time_step_rank": 3, "use_bias": True, "use_conv_bias": False},
+    "Mamba2": SETTINGS["mamba2"] | {"use_bias": True, "use_conv_bias": False, "time_step_limit": (0.05, 0.3)},
+    "FalconMamba": {"time_step_rank": 3, "mixer_rms_eps": 1e-3},
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_biases_limits_and_norms_are_those_of_transformers_and_go_back(kind, torch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**SIZES, **VARIANTS[kind])).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.4 * torch.randn_like(weight)
+        expected = model(torch.tensor(TOKENS)).logits.numpy()
+    model.save_pretrained(tmp_path / "hub")
+    config, params = huggingface.load(tmp_path / "hub")
+    ours = SequenceModel(config)
+    read = jax.jit(lambda tokens, state: ours.apply({"params": params}, tokens, state))
+    close(read(jnp.asarray(TOKENS), None)[0], expected)
+    first, state = ours.apply({"params": params}, jnp.asarray(TOKENS[:, :PROMPT]))
+    close(np.concatenate([first, ours.apply({"params": params}, jnp.asarray(TOKENS[:, PROMPT:]), state)[0]], axis=1), expected)
+    huggingface.save(tmp_path / "back", config, params)
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("hub", "back"))
+    assert before.keys() == after.keys() and all(before[key].tobytes() == after[key].tobytes() for key in before)
+    assert huggingface.load(tmp_path / "back")[0] == config
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, r"mixer\.D holds 1 of 16 numbers that are not finite"), (np.inf, "1 of 16 numbers")])
+def test_weights_that_are_no_numbers_are_refused_on_both_ways(copied, made, value, words, tmp_path):
+    key = "backbone.layers.1.mixer.D" if made[1].pattern[0] == "mamba" else "backbone.layers.1.mixer.norm.weight"
+    spoil = lambda weights: weights | {key: np.where(np.arange(16) == 3, np.float32(value), weights[key])}  # noqa: E731
+    with pytest.raises(InputError, match=words.replace(r"mixer\.D", key.removeprefix("backbone.layers.1."))):
+        huggingface.load(copied(spoil))
+    with pytest.raises(InputError, match="is of type int8, expected floating-point"):
+        huggingface.parameters(made[1], {key: value.astype(np.int8) for key, value in load_file(made[0] / "model.safetensors").items()})
+    params = {**made[2], "norm": {"scale": jnp.full(8, value)}}
+    with pytest.raises(InputError, match="the parameter norm/scale holds 8 of 8 numbers"):
+        huggingface.save(tmp_path / "new", made[1], params)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", "[1, 2]", "config.json holds a list, expected an object"),
+        ("model.safetensors.index.json", "[]", "index.json holds a list, expected an object"),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "weight_map of .* holds a list, expected an object"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 3}}', "weight_map of .* no names of files"),
+        ("config.json", "[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_lists_where_objects_belong_are_named(copied, name, content, words):
+    folder = copied()
+    if name != "config.json":
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=words):
+        huggingface.load(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"model": []}, {"model": {"vocab": 3}}, {"model": {"vocab": {"a": "b"}}}, {"added_tokens": {}}, {"added_tokens": ["a"]}]
+)
+def test_a_tokenizer_of_another_form_is_named(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="restore it"):
+        huggingface.vocabulary_of(tmp_path, 5)
 
 
 def test_a_tied_readout_may_be_there_twice_but_not_differ(tmp_path):
@@ -222,6 +329,10 @@ def test_several_files_and_other_precisions_are_read(made, tmp_path):
         (Model(pattern=("mamba",), task=Task(vocab=9)), "model.mlp_ratio=2.0"),
         (Model(pattern=("mamba",) * 2, block_states=(2, 3), mlp_ratio=0.0, task=Task(vocab=9)), "one d_state of all blocks"),
         (Model(pattern=("mamba",), mlp_ratio=0.0), "language models"),
+        (Model(pattern=("mamba",), mlp_ratio=0.0, bidirectional=True, task=Task(vocab=9)), "model.bidirectional=True"),
+        (Model(pattern=("mamba",), mlp_ratio=0.0, norm="none", task=Task(vocab=9)), "model.norm='none'"),
+        (Model(pattern=("mamba",), mlp_ratio=0.0, memory_bits=("4",), task=Task(vocab=9)), "model.memory_bits=.* has no place"),
+        (Model(pattern=("mamba",), mlp_ratio=0.0, conv=4, task=Task(vocab=9)), "model.conv=4"),
     ],
 )
 def test_models_without_a_place_in_the_layout_are_refused(config, words, tmp_path):

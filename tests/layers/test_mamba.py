@@ -10,7 +10,7 @@ import pytest
 from selssm_jax.compression import pruning
 from selssm_jax.config import Model, Task
 from selssm_jax.layers.bounds import Ball, Box
-from selssm_jax.layers.mamba import Mamba, Mamba2, step_size_bias
+from selssm_jax.layers.mamba import FalconMamba, Mamba, Mamba2, step_size_bias
 from selssm_jax.model import SequenceModel
 from selssm_jax.stability import certify
 
@@ -193,3 +193,28 @@ def test_pruning_by_gates_needs_a_gate_of_every_component():
 def test_refuses_what_cannot_be(layer, words):
     with pytest.raises(ValueError, match=words):
         layer.init(jax.random.key(0), X)
+
+
+VARIANTS = {
+    "biases": Mamba(D, 4, projection_bias=True, conv_bias=False),
+    "Falcon's norms": FalconMamba(D, 4, projection_bias=True, inner_norm_epsilon=1e-3),
+    "limited steps": Mamba2(D, 4, 2, 1, projection_bias=True, conv_bias=False, dt_limit=(0.02, 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_imported_models_carry_their_state_and_keep_their_bounds(name):
+    layer = VARIANTS[name]
+    drawn = jax.jit(layer.init)(jax.random.key(0), X)
+    params = {"params": jax.tree.map(lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), drawn["params"])}
+    (y, last), sown = layer.apply(params, X, mutable="intermediates")
+    first, state = layer.apply(params, X[:, :3])
+    second, state = layer.apply(params, X[:, 3:], state)
+    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), y, rtol=2e-4, atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), state, last)
+    bounds = layer.apply(params, Box(float(jnp.abs(X).max())), method="bounds")
+    gate, low, high, drive, h = map(np.asarray, (sown["intermediates"]["gate"][0], bounds.gate_min, bounds.gate_max, bounds.drive_bound, last["h"]))
+    assert (gate >= low * (1 - 1e-5)).all() and (gate <= high * (1 + 1e-5)).all()
+    largest = np.abs(h).max(axis=(0, 2, 3) if name == "limited steps" else (0, 1))
+    assert (largest <= drive * (1 + 1e-5)).all()  # h is a mean of drives, by gates
+    assert callable(getattr(layer, "state_axes", None)) == (name != "Falcon's norms")

@@ -24,6 +24,7 @@ from selssm_jax.ops.selective_scan import METHODS as OF_MAMBA
 D = 8
 ODD = {"d_model": 6, "d_state": 5, "heads": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "dilation": 2, "gate_active": 2}
 FLOATS = {
+    "inner_norm_epsilon": (1e-6, -1.0),
     "gate_floor": (2.0, 0.1),
     "gate_bias": (-1.0, 30.0),
     "process_noise": (0.3, -1.0),
@@ -39,6 +40,8 @@ def values_of(argument):
         return (settings.LEAST[argument] - 1, 2.5, ODD[argument])
     if argument in settings.RANGES:
         return FLOATS[argument]
+    if argument == "dt_limit":
+        return ((), (0.01, 0.2), (0.2, 0.01), (0.1,))
     return (*typing.get_args(settings.CHOICES[argument]), "none of these")
 
 

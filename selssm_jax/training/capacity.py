@@ -1,0 +1,98 @@
+"""Whether a model, its training and what it carries can fit, by an estimate from below; see `data.capacity`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.data import capacity
+from selssm_jax.data.capacity import NUMBER
+
+COPIES = 4  # of every parameter in training: itself, its gradient, two moments
+WIDE = 4  # float32 numbers of one of complex128
+
+
+def available() -> int:
+    """Returns the bytes of memory of the device that computes."""
+    device = jax.local_devices()[0]
+    stated = (device.memory_stats() or {}) if device.platform != "cpu" else {}
+    return int(stated.get("bytes_limit", 0)) or capacity.machine()
+
+
+def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
+    """Raises InputError where a model for a task cannot fit, with its batches; `trained`: with gradients and moments.
+
+    From sizes alone: nothing is traced, for a model of a billion taps would take a day to be.
+    """
+    model, data = experiment.model, experiment.data
+    rows = data.batch_size if trained else data.eval_batch_size or data.batch_size
+    rows *= task.channels if model.channels_apart else 1
+    steps = -(-max(task.length, 1) // model.stride)
+    width = jnp.dtype(model.dtype).itemsize
+    copies = COPIES if trained else 1
+    parts: dict[str, float] = {f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * _around(model, task))}
+    for index, block in enumerate(model.blocks):
+        name, sizes = block.pattern[0], block.arguments(block.pattern[0])
+        hidden = model.mlp_ratio * model.d_model
+        said = ", ".join(f"{key}={value}" for key, value in sizes.items() if type(value) is int)
+        parts[f"block {index}, {name} of {said}, model.mlp_ratio={model.mlp_ratio}"] = copies * NUMBER * (weights(name, sizes) + 3 * hidden * model.d_model)
+        parts[f"what block {index} carries for {rows} rows: {name} of {said}, model.conv={model.conv}"] = float(
+            rows * NUMBER * (carried(name, sizes) + max(model.conv - 1, 0) * model.d_model)
+        )
+    parts[f"activations of {rows} rows (data.batch_size) of {steps} steps (data.length), d_model={model.d_model}"] = float(
+        rows * steps * model.d_model * width * len(model.pattern)
+    )
+    answers = {"language": steps * task.vocab, "classification": task.classes, "forecasting": task.horizon * max(task.channels, 1)}[task.kind]
+    parts[f"answers to {rows} rows (data.batch_size), {task}"] = float(rows * answers * NUMBER)
+    capacity.refuse(parts, available())
+
+
+def weights(name: str, sizes: Mapping[str, Any]) -> float:
+    """Returns how many numbers the parameters of a mixer are at least, or what they are made of when they are drawn."""
+    d, n, inner = sizes["d_model"], sizes.get("d_state", 0), sizes.get("expand", 0) * sizes["d_model"]
+    dense = "dense" in (sizes.get("transition"), sizes.get("gate_state"))
+    return {
+        "selective": 3 * d * n + n**2 * dense,
+        "s4d": 2 * d * n,
+        "s5": 2 * d * n + n**2 * WIDE,
+        "lru": 2 * d * n,
+        "rg_lru": 3 * d * n + 2 * n**2 / sizes.get("heads", 1),
+        "mamba": 3 * d * inner + 3 * inner * n + inner * sizes.get("d_conv", 0),
+        "mamba2": 3 * d * inner + 2 * d * n * sizes.get("groups", 0) + inner * sizes.get("d_conv", 0),
+        "min_gru": 3 * d * n,
+        "rnn": 2 * d * n + n**2,
+        "lstm": 5 * d * n + 4 * n**2,
+        "gru": 4 * d * n + 3 * n**2,
+        "attention": 4 * d**2,
+        "local_attention": 4 * d**2,
+        "tcn": 2 * d**2 * sizes.get("kernel", 0),
+    }[name]
+
+
+def carried(name: str, sizes: Mapping[str, Any]) -> float:
+    """Returns how many numbers a mixer carries for one sequence at least."""
+    d, n, past = sizes["d_model"], sizes.get("d_state", 0), max(sizes.get("d_conv", 1) - 1, 0)
+    inner = sizes.get("expand", 0) * d
+    return {
+        "s4d": d * n,
+        "mamba": inner * (n + past),
+        "mamba2": inner * (n + past),
+        "rg_lru": n * (1 + past),
+        "attention": 2 * d * sizes.get("window", 0),
+        "local_attention": 2 * d * sizes.get("window", 0),
+        "tcn": 2 * d * (sizes.get("kernel", 1) - 1) * sizes.get("dilation", 1),
+    }.get(name, n)
+
+
+def _around(model: Model, task: Task) -> float:
+    """Numbers of the encoder and the head, and what filters are drawn from, in float64."""
+    channels = 1 if model.channels_apart else max(task.channels, 1)
+    if task.kind == "language":
+        return model.d_model * task.vocab * (1 if model.tie_embeddings else 2)
+    frame = model.frame * channels
+    encoder = model.d_model * (model.filterbank or frame) + 4 * frame * model.filterbank
+    if task.kind == "classification":
+        return encoder + model.d_model * task.classes
+    return encoder + model.d_model * model.head_steps * task.horizon * channels + model.linear_skip * task.horizon
