@@ -1,0 +1,192 @@
+"""Every key of the configuration at hostile values, and hostile files and folders: a run, or one message and exit code 2, in bounded time.
+
+The whole, `pytest -m slow tests/test_hostile_values.py`, takes most of an hour; a few of each kind run always.
+"""
+
+import dataclasses
+import io
+import os
+import pathlib
+import signal
+import typing
+import zipfile
+
+import numpy as np
+import pytest
+
+import runs
+from selssm_jax.config import Experiment
+
+CONFIG = f"--config={runs.REPOSITORY / 'configs' / 'smoke.py'}"
+SHORT = [f"--config.training.{key}={value}" for key, value in {"steps": 1, "devices": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1}.items()]
+SHORT += ["--config.optimizer.warmup_steps=0"]
+SECONDS = 300  # of one case: compiling and all
+WHOLE = ("-1", "0", "1", "3", "7", "50000", "4294967296", "9223372036854775808", "1" + "0" * 30, "1.5", "nan", "", "x", "None", "True", "(1,)")
+REAL = ("-1", "-1e-9", "0", "1e-45", "0.5", "0.999", "1", "1e10", "1e300", "inf", "-inf", "nan", "", "x", "None", "(1,)")
+WORDS = ("", "x", "None", "3", "é", "a/b", "[x]", "$HOME", "'", '"', "\n", "%s", "{}", "\\", "-", "x" * 300)
+TUPLES = (
+    "()",
+    "(1,)",
+    "(1, 2)",
+    "(0,)",
+    "(-1,)",
+    "('x',)",
+    "('selective',)",
+    "('tcn', 'gru')",
+    "(1.5,)",
+    "(nan,)",
+    "x",
+    "3",
+    "[",
+    "((1,),)",
+    "(" + "1," * 300 + ")",
+    "None",
+)
+TRUTHS = ("True", "False", "0", "1", "2", "yes", "", "None", "nan", "(1,)")
+
+
+def values_of(hint: typing.Any) -> tuple[str, ...]:
+    if typing.get_origin(hint) is tuple:
+        return TUPLES
+    return {int: WHOLE, float: REAL, bool: TRUTHS}.get(hint, WORDS)
+
+
+def cases() -> list[tuple[str, str]]:
+    """(key, value) for every key of every group."""
+    found = []
+    for group, kind in typing.get_type_hints(Experiment).items():
+        if not dataclasses.is_dataclass(kind):
+            found += [(group, value) for value in values_of(kind)]
+            continue
+        for name, hint in typing.get_type_hints(kind).items():
+            if not dataclasses.is_dataclass(hint):
+                found += [(f"{group}.{name}", value) for value in values_of(hint)]
+    return found
+
+
+def tried(capsys, *arguments: str) -> int:
+    """Runs train.py in this process and asserts that it ends as a command should."""
+
+    def late(number, frame):
+        raise TimeoutError(f"{arguments} did not end in {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        code = runs.command("train.py", CONFIG, *SHORT, *arguments)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    told = capsys.readouterr().err
+    assert code in (0, 2), (arguments, code, told)
+    assert "Traceback" not in told and (code == 0 or "error: " in told), (arguments, told)
+    return code
+
+
+def archive(**arrays: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    return packed.getvalue()
+
+
+def files() -> dict[str, tuple[str, bytes]]:
+    """Contents that are no text, no table or no signals, or nearly, by the source that reads them."""
+    signals = archive(signal=np.sin(np.arange(480.0)).reshape(24, 20), label=np.arange(24) % 3)
+    table = b"date,x,y\n" + b"".join(f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{i},{-i}\n".encode() for i in range(200))
+    text = b"the state of a model is what it keeps of the past\n" * 40
+    random = np.random.default_rng(0).bytes(4096)
+    pickled = archive(signal=np.ones((4, 20)), label=np.zeros(4, int), more=np.array([{}, []], object))
+    deep = io.BytesIO()
+    with zipfile.ZipFile(deep, "w") as packed:
+        packed.writestr(
+            "signal.npy", b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (4000000000000000,), }".ljust(117) + b"\n"
+        )
+    found = {"pickled": ("npz", pickled), "claims": ("npz", deep.getvalue())}
+    for source, whole in (("text", text), ("csv", table), ("npz", signals)):
+        bad = {
+            "empty": b"",
+            "random": random,
+            "NUL": b"\0" * 999,
+            "newlines": b"\n" * 999,
+            "one byte": whole[:1],
+            "BOM": b"\xff\xfe" + whole,
+            "long line": b"a," * 50_000,
+        }
+        bad |= {f"cut at {share}": whole[: len(whole) * share // 8] for share in range(1, 8)}
+        bad |= {f"flipped {place}": whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :] for place in range(0, len(whole), len(whole) // 40)}
+        bad |= {f"doubled {part}": whole + whole[part:] for part in (0, 1, 7)}
+        bad |= {other: content for other, content in (("a text", text), ("a table", table), ("signals", signals)) if content != whole}
+        found |= {f"{source}: {name}": (source, content) for name, content in bad.items()}
+    for name, array in {
+        "complex": np.ones((4, 20), complex),
+        "strings": np.array([["a"] * 20] * 4),
+        "empty": np.ones((0, 20)),
+        "deep": np.ones((2, 2, 2, 2)),
+    }.items():
+        found[f"npz: {name}"] = "npz", archive(signal=array, label=np.zeros(len(array), int))
+    for name, label in {"nan": np.full(4, np.nan), "large": np.full(4, 2**62), "negative": np.full(4, -1), "wide": np.zeros((4, 2), int)}.items():
+        found[f"npz: label {name}"] = "npz", archive(signal=np.ones((4, 20)), label=label)
+    return found
+
+
+PLACES = {
+    "a file": lambda place: place.write_text("mine"),
+    "below a file": lambda place: place.write_text("mine"),
+    "a link to itself": lambda place: place.symlink_to(place),
+    "a link to nothing": lambda place: place.symlink_to(place.parent / "nothing"),
+    "another program's folder": lambda place: (place.mkdir(), (place / "config.json").write_text("[]")),
+    "a config of null": lambda place: (place.mkdir(), (place / "config.json").write_text("null")),
+    "a config of NUL": lambda place: (place.mkdir(), (place / "config.json").write_bytes(b"\0" * 99)),
+    "a folder as config": lambda place: (place / "config.json").mkdir(parents=True),
+    "a data set of lists": lambda place: (place.mkdir(), (place / "dataset.json").write_text("[1]")),
+}
+
+
+def write(place: pathlib.Path, content: bytes) -> pathlib.Path:
+    place.write_bytes(content)
+    return place
+
+
+def test_there_are_as_many_values_and_files_as_were_tried():
+    assert len(cases()) > 1481 and len(files()) + len(PLACES) >= 180
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.seed", "1" + "0" * 30), ("model.d_state", "9223372036854775808"), ("optimizer.b1", "nan"), ("model.dilations", "[")],
+)
+def test_a_few_hostile_values_are_refused(key, value, tmp_path, capsys):
+    assert tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.{key}={value}") == 2
+
+
+@pytest.mark.parametrize("name", ["pickled", "claims", "csv: random", "text: empty", "npz: cut at 4", "npz: label large"])
+def test_a_few_hostile_files_are_refused(name, tmp_path, capsys):
+    source, content = files()[name]
+    place = write(tmp_path / "file", content)
+    assert tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", sorted({key for key, _ in cases()}))
+def test_every_key_at_every_hostile_value_is_a_run_or_a_message(key, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, value in enumerate(value for name, value in cases() if name == key):
+        tried(capsys, f"--workdir={tmp_path / str(number)}", f"--config.{key}={value}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", files())
+def test_every_hostile_file_is_a_run_or_a_message(name, tmp_path, capsys):
+    source, content = files()[name]
+    place = write(tmp_path / "file", content)
+    shape = ["--config.data.length=8", "--config.data.horizon=4"] if source == "csv" else ["--config.data.length=8"]
+    tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}", *shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLACES)
+def test_every_hostile_folder_is_a_run_or_a_message(name, tmp_path, capsys):
+    place = tmp_path / "run"
+    PLACES[name](place)
+    assert tried(capsys, f"--workdir={place / 'below' if name == 'below a file' else place}") == 2
+    assert os.path.lexists(place)
