@@ -1,10 +1,12 @@
 """What the recurrences say of inputs that do not fit."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array
 
 
-def check_inputs(inputs: dict[str, Array | None], shapes: dict[str, tuple[int, ...]], origin: str) -> None:
+def check_inputs(inputs: dict[str, Array | None], shapes: dict[str, tuple[Any, ...]], origin: str) -> None:
     """Checks the shapes that `shapes` names and the types of all: "reset" is of truth values, the others are real.
 
     Raises:

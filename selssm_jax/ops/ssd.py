@@ -212,7 +212,7 @@ def _cut(value: Array, size: int) -> Array:
     return value.reshape(value.shape[0], -1, size, *value.shape[2:])
 
 
-def _join(y: Array, shape: tuple[int, ...]) -> Array:
+def _join(y: Array, shape: tuple[Any, ...]) -> Array:
     """(b, c, k, g, r, p) as (B, T, H, P)."""
     return y.reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
 

@@ -49,7 +49,9 @@ def test_types_agree_inside_shard_map(kind):
     assert jax.tree.structure(jax.eval_shape(in_shards(layer), params, x, reset)[0]) == jax.tree.structure(params)
 
 
-@pytest.mark.parametrize("changes", [{"gate_state": "elementwise"}, {"transition": "dense"}, {"gate_state": "dense"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"gate_state": "elementwise", "solver": "sequential"}, {"transition": "dense"}, {"gate_state": "dense", "solver": "sequential"}], ids=str
+)
 def test_types_agree_inside_shard_map_whatever_the_recurrence_is(changes):
     layer, params, x = subject("selective", **changes)
     jax.eval_shape(in_shards(layer), params, x, jnp.zeros((B, T), bool))
