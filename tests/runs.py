@@ -41,11 +41,15 @@ def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in ("time", "steps_per_second")} for record in records]
 
 
+def progress(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """Returns what a checkpoint holds besides the training state."""
+    return json.loads((workdir / "checkpoints" / str(step) / "progress" / "metadata").read_text())
+
+
 def state(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     """Returns the training state and the data iterator's state that a checkpoint holds."""
     folder = workdir / "checkpoints" / str(step)
-    progress = json.loads((folder / "progress" / "metadata").read_text())
-    return {"state": checkpoint._restore_item(folder / "state"), "data": progress["data"]}
+    return {"state": checkpoint._restore_item(folder / "state"), "data": progress(workdir, step)["data"]}
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:

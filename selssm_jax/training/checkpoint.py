@@ -110,7 +110,7 @@ class Workdir:
         with self.writing():
             _check_space(self.path, params)
             self._delete_best(since=step)  # from before the run fell back to an earlier checkpoint
-            self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), metrics=ocp.args.JsonSave(metrics)))
+            self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(metrics)))
 
     def recall_best(self, step: int, ranked: Sequence[tuple[int, dict[str, float]]]) -> int | None:
         """Returns the step of the best parameters that are there for a run at `step`, written again where a checkpoint still has them.
@@ -180,7 +180,13 @@ class Workdir:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True, async_options=sealed
         )
-        return ocp.CheckpointManager(self.path / name, options=options)
+        try:
+            return ocp.CheckpointManager(self.path / name, options=options)
+        except NO_DAMAGE:
+            raise
+        except Exception as error:  # of earlier versions it reads the scores of the best parameters at once
+            self._lock.close()
+            raise InputError(f"{self.path / name} cannot be opened ({_first_line(error)}): remove what is damaged in it") from error
 
     def _seal(self, folder: pathlib.Path) -> None:
         """Completes a checkpoint when all its arrays are written, before the rename that commits it: in the thread that writes."""

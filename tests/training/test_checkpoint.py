@@ -268,6 +268,13 @@ def test_lost_best_parameters_are_written_again_from_the_checkpoint_of_their_ste
     jax.tree.map(np.testing.assert_array_equal, params, before[0])
 
 
+@pytest.mark.parametrize("damage", [b"", b"[", b"\xff"])
+def test_damaged_scores_of_the_best_parameters_do_not_keep_a_run_from_going_on(run, damage):
+    """Orbax reads an item called "metrics" when the folder is opened, and raised a JSONDecodeError."""
+    (run / "best" / "2" / "scores" / "metadata").write_bytes(damage)
+    assert restore(run).step == 3
+
+
 def test_evaluation_names_best_parameters_that_are_lost(tmp_path, capsys):
     run = write_validated(tmp_path / "run")
     shutil.rmtree(run / "best")
