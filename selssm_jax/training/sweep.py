@@ -24,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.pool import NullPool
 from tqdm import tqdm
 
 from selssm_jax import data
@@ -236,9 +237,12 @@ def _study(folder: pathlib.Path, name: str, direction: StudyDirection) -> optuna
 
 
 def storage(folder: pathlib.Path) -> RDBStorage:
-    """Returns the trials of a sweep's folder. It may have any name: in an address, "?" and "%" would lead elsewhere, by SQLAlchemy's version."""
+    """Returns the trials of a sweep's folder, which may have any name: in an address, "?" and "%" would lead elsewhere, by SQLAlchemy's version.
+
+    No connection outlives its question: one that waits in a pool is closed by nobody.
+    """
     connect = partial(sqlite3.connect, folder / DATABASE, check_same_thread=False)
-    return RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect})
+    return RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect, "poolclass": NullPool})
 
 
 class _Progress:

@@ -107,8 +107,8 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     assert len(calls) == 2 + 3  # the second trial again, and two seeds
     assert [run["test"] for run in found["runs"]] == [run["test"] for run in finished[1]["gru"]["runs"]]
     assert found["trials"][1]["cpu_seconds"] >= round(begun, 1)
-    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")
-    states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path / training_sweep.DATABASE}").trials]
+    (study,) = optuna.get_all_study_summaries(training_sweep.storage(tmp_path))
+    states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=training_sweep.storage(tmp_path)).trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
@@ -200,7 +200,7 @@ def test_sweeps_of_one_task_that_start_in_one_moment_share_their_database(tmp_pa
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert tuple(pool.map(study, names)) == names
-    assert {found.study_name for found in optuna.get_all_study_summaries(f"sqlite:///{tmp_path / training_sweep.DATABASE}")} == set(names)
+    assert {found.study_name for found in optuna.get_all_study_summaries(training_sweep.storage(tmp_path))} == set(names)
 
 
 def test_what_is_compiled_is_kept_and_found_again_unless_there_is_a_folder_for_it(tmp_path):
