@@ -1,5 +1,6 @@
 """Verdicts on averages and on laws: second moments, almost sure forgetting, the stationary law (theory, section 5 B2, B3, B6)."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -24,7 +25,7 @@ def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
     if found.interval[0] >= 1:
         return Verdict("refuted", found.radius, f"{words}: second moments grow.", Direction(found.direction, found.radius), interval=found.interval)
     if found.interval[1] < 1 and found.constant is not None:
-        return Verdict("holds", found.rate, f"{words}.", **_constants(found.constant, len(given.A)), interval=found.interval)
+        return _with_constants(Verdict("holds", found.rate, f"{words}.", interval=found.interval), found.constant, len(given.A))
     return Verdict("not established", found.radius, f"{words}: too near 1 to tell.", interval=found.interval)
 
 
@@ -36,13 +37,13 @@ def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
     if norm < 1 and least > 0 and given.update == "retain":
         rate = 1 - least * (1 - norm**2)
         words = f"For gates independent in time, of mean gate_min or more: 1 - g (1 - |A|_2^2) with |A|_2 = {norm:.6g}."
-        return Verdict("holds", rate, words, **_constants(float(given.high.max() / least), len(given.A)))
+        return _with_constants(Verdict("holds", rate, words), float(given.high.max() / least), len(given.A))
     return Verdict("not established", reason="Nothing is known of the gates' law: give gate_law.")
 
 
-def _constants(euclidean: float, components: int) -> dict[str, float]:
-    """Of a bound of sum_i E e_i^2: components that shrink in turn may each be the largest in its time, so that their maximum shrinks n times later."""
-    return {"constant": components * euclidean, "euclidean_constant": euclidean}
+def _with_constants(verdict: Verdict, euclidean: float, components: int) -> Verdict:
+    """A bound of sum_i E e_i^2, in both norms: components that shrink in turn may each be the largest in its time, and their maximum shrinks n times later."""
+    return dataclasses.replace(verdict, constant=components * euclidean, euclidean_constant=euclidean)
 
 
 def squared(uniform: Verdict, components: int) -> Verdict:
