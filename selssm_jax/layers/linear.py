@@ -108,15 +108,16 @@ class S4D(Layer):
     def _by_chunks(self, x: Array, start: Array, reset: None) -> tuple[Array, Array]:
         """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no other state exists."""
         del reset
-        size = min(CHUNK, x.shape[1])
-        count = x.shape[1] // size
-        whole = x[:, : count * size].reshape(x.shape[0], count, size, x.shape[2]).swapaxes(0, 1)
-        last, y = jax.lax.scan(lambda h, part: self._chunk(h, part), vary_alike((start, x))[0], whole)
-        y = y.swapaxes(0, 1).reshape(x.shape[0], count * size, x.shape[2])
-        if count * size == x.shape[1]:
-            return y, last
-        last, rest = self._chunk(last, x[:, count * size :])
-        return jnp.concatenate([y, rest], axis=1), last
+        last, looped, parts = vary_alike((start, x))[0], x.shape[1] // CHUNK * CHUNK, []
+        if looped > CHUNK:  # XLA aborts the process on the gradient of a loop of one turn over a batch in shards
+            whole = x[:, :looped].reshape(x.shape[0], -1, CHUNK, x.shape[2]).swapaxes(0, 1)
+            last, y = jax.lax.scan(lambda h, part: self._chunk(h, part), last, whole)
+            parts.append(y.swapaxes(0, 1).reshape(x.shape[0], looped, x.shape[2]))
+            x = x[:, looped:]
+        for first in range(0, x.shape[1], CHUNK):
+            last, y = self._chunk(last, x[:, first : first + CHUNK])
+            parts.append(y)
+        return jnp.concatenate(parts, axis=1), last
 
     def _chunk(self, h: Array, x: Array) -> tuple[Array, Array]:
         """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left of the state before it.

@@ -21,6 +21,8 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops.boundaries import vary_alike
+
 WIDTH = 8.0  # how much wider than the linear candidate the tube is in which f is looked at, and may end up
 PATTERNS, PERIOD = 2, 64  # of random signs, and the steps after which they repeat themselves
 NOISE = 4.0  # roundings by which f may seem to depart from its linear part
@@ -106,7 +108,7 @@ def encloses(
     if slopes.ndim == 2:
         scale = jnp.concatenate([jnp.abs(before[:1]), size[:-1]]) + tiny
         slopes += _crossing(there.linear, signs, scale) / scale
-    start = (slopes, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    start = vary_alike((slopes, jnp.zeros((), bool), jnp.zeros((), jnp.int32), there.images))[:3]
     return jax.lax.while_loop(lambda state: ~state[1] & (state[2] < ROUNDS), tried, start)[1]
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from selssm_jax.ops.boundaries import vary_alike, zeros_beside
 from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.enclosure import Linearized, encloses, rounding_unit
 from selssm_jax.ops.linear_scan import linear_scan
@@ -121,7 +122,8 @@ def nonlinear_scan(
         raise ValueError(f"solver={solver!r} is unknown: use one of {', '.join(SOLVERS)}")
 
     def in_order(h0: Array, xs: Any) -> tuple[Array, Array]:
-        return jax.vmap(partial(sequential_scan, step))(h0, xs), jnp.zeros((), bool)
+        h = jax.vmap(partial(sequential_scan, step))(h0, xs)
+        return h, zeros_beside((), h, bool)
 
     def newton(h0: Array, xs: Any) -> tuple[Array, Array]:
         h, solve = jax.vmap(partial(newton_scan, step, jacobian=jacobian))(h0, xs)
@@ -194,7 +196,8 @@ def _diagonal_scan(J: Array, b: Array, *, reverse: bool) -> Array:
 
 def _dense_slopes(linear: Linear, like: Array) -> Array:
     """(T, N, N), the same column of every J_t at a time."""
-    return jax.vmap(lambda e: e[None] - linear(jnp.broadcast_to(e, like.shape)), out_axes=-1)(jnp.eye(like.shape[1], dtype=like.dtype))
+    unit, _ = vary_alike((jnp.eye(like.shape[1], dtype=like.dtype), like))
+    return jax.vmap(lambda e: e[None] - linear(jnp.broadcast_to(e, like.shape)), out_axes=-1)(unit)
 
 
 def _dense_scan(J: Array, b: Array, *, reverse: bool) -> Array:
@@ -269,7 +272,7 @@ class _Solver(NamedTuple):
         end = lax.while_loop(
             lambda state: (state.residual > self.floor) & (state.iterations < self.max_iters),
             lambda state: self.at(self.corrected(state), state.iterations + 1),
-            self.at(guess, jnp.zeros((), guess.dtype)),
+            self.at(guess, zeros_beside((), guess, guess.dtype)),
         )
         h = self.corrected(end)
         there = self.linearized(h)
