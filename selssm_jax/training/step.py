@@ -13,7 +13,7 @@ import optax
 
 from selssm_jax.config import Experiment, Training
 from selssm_jax.model import Reader, SequenceModel
-from selssm_jax.training import objectives, parallel
+from selssm_jax.training import draws, objectives, parallel
 
 Batch = dict[str, jax.Array | np.ndarray]
 
@@ -55,16 +55,17 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
 
-    The loss is the mean over all weighted targets of the batch, wherever its rows lie: neither the number of devices nor
-    that of micro-batches changes it. Only what is drawn at random (dropout, noise, hard concrete gates) is drawn anew for
-    each of them, from (training.seed, step, device, micro-batch).
+    The loss is the mean over all weighted targets of the batch, wherever its rows lie, and what is drawn at random (dropout,
+    noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the whole batch): neither
+    the number of devices nor that of micro-batches changes it beyond rounding. Only "fell_back" counts each share's solves.
     """
     kind, stride = model.config.task.kind, _stride(model)
-    key = parallel.on_device(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), axis)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     weights = parallel.total(objectives.weights(_loss(experiment, kind), batch, stride), axis)
     form, total = experiment.training.rate_form, partial(parallel.total, axis=axis)
     objective = partial(_objective, model=model, terms=_terms(experiment, kind, state), weights=weights, form=form, total=total)
-    gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, experiment.optimizer.accumulate), axis)
+    shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(experiment.optimizer.accumulate)
+    gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, shares), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
     state = dataclasses.replace(state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
@@ -87,16 +88,20 @@ def _ramp(step: jax.Array, training: Training) -> jax.Array | float:
     return jnp.minimum(1, (step + 1) / training.penalty_warmup) if training.penalty_warmup else 1.0
 
 
-def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[Any, objectives.Sums]:
-    """Sum of gradients and metrics over micro-batches, one after the other."""
+def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, shares: jax.Array) -> tuple[Any, objectives.Sums]:
+    """Sum of gradients and metrics over micro-batches, one after the other; `shares` are their numbers among those of all devices."""
     gradient = jax.grad(objective, has_aux=True)
-    if parts == 1:
-        return gradient(params, batch, key)
-    micro = jax.tree.map(lambda rows: rows.reshape(parts, -1, *rows.shape[1:]), batch)
-    keys = jax.random.split(key, parts)
-    shape = jax.eval_shape(gradient, params, jax.tree.map(lambda rows: rows[0], micro), key)
+    if len(shares) == 1:
+        return gradient(params, batch, draws.by_row(key, shares[0]))
+    micro = jax.tree.map(lambda rows: rows.reshape(len(shares), -1, *rows.shape[1:]), batch)
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        rows, share = part
+        return jax.tree.map(jnp.add, total, gradient(params, rows, draws.by_row(key, share))), None
+
+    shape = jax.eval_shape(gradient, params, jax.tree.map(lambda rows: rows[0], micro), draws.by_row(key, 0))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(params, *part)), None), zero, (micro, keys))[0]
+    return jax.lax.scan(add, zero, (micro, shares))[0]
 
 
 def _objective(

@@ -78,12 +78,11 @@ def test_sums_over_devices_are_those_of_the_whole_batch(count):
     assert len(parallel.one_copy(state)["w"].devices()) == 1
 
 
-def test_each_device_draws_its_own():
+def test_devices_are_numbered_as_their_rows_are():
     def step(state, batch, *, axis):
-        key = parallel.on_device(jax.random.key(0), axis)
-        return state, parallel.total(jax.random.normal(key, (3,)), axis)
+        return state, parallel.total(parallel.device_number(axis) * batch["x"].sum(), axis)
 
-    devices = jax.local_devices()[:2]
-    both = parallel.data_parallel(step, devices)(jax.device_put(jnp.zeros(1), parallel.layout(devices)), np.zeros((2, 1), np.float32))[1]
-    each = [jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (3,)) for index in range(2)]
-    np.testing.assert_allclose(both, each[0] + each[1], rtol=1e-6)
+    for count, expected in ((1, 0), (4, 1 * 10 + 2 * 100 + 3 * 1000)):
+        devices = parallel.choose_devices(count, 4)
+        take = parallel.data_parallel(step, devices)
+        assert take(jax.device_put(jnp.zeros(1), parallel.layout(devices)), {"x": np.array([1, 10, 100, 1000])})[1] == expected

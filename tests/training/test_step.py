@@ -11,7 +11,6 @@ import pytest
 
 import runs
 from selssm_jax.config import Experiment, Optimizer, Task, Training
-from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import objectives, optimizer, parallel, step
 
@@ -84,9 +83,38 @@ def test_micro_batches_and_devices_change_nothing(kind, model, ways):
         assert_same(whole, after(*build(runs.experiment(**penalised, optimizer__accumulate=parts), kind, count=count, **model)))
 
 
-def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices(monkeypatch):
-    """Without the noise's draws, which differ: the state's law holds it still, and so the rate."""
-    monkeypatch.setattr(SelectiveSSM, "_noisy", lambda self, drive: drive)
+DRAWING = {"dropout": 0.1, "process_noise": 0.3, "observation_noise": 0.2, "gate": "hard_concrete"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "ways"),
+    [
+        ("language", DRAWING, ((2, 2),)),
+        pytest.param("language", DRAWING, ((1, 4), (2, 1), (4, 1)), marks=pytest.mark.slow),
+        pytest.param("classification", {**DRAWING, "frame": 4, "stride": 2, "bidirectional": True, "remat": True}, ((2, 2),), marks=pytest.mark.slow),
+        pytest.param("language", {**DRAWING, "transition": "complex", "gate": "sigmoid"}, ((2, 2), (4, 1)), marks=pytest.mark.slow),
+        pytest.param("forecasting", {**DRAWING, "channels_apart": True}, ((2, 2), (4, 1)), marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_drawn_hangs_on_the_row_and_not_on_where_it_is_read(kind, model, ways):
+    """Dropout, noise and gates that are drawn: losses, gradients and parameters of three steps."""
+    whole = after(*build(runs.experiment(), kind, **model))
+    for count, parts in ways:
+        assert_same(whole, after(*build(runs.experiment(optimizer__accumulate=parts), kind, count=count, **model)))
+
+
+def test_rows_and_steps_draw_apart():
+    """Equal rows, of which dropout makes unequal ones, at every step anew."""
+    take, state, batch = build(runs.experiment(optimizer__peak_rate=1e-12), "language", dropout=0.5)
+    equal = {name: np.repeat(rows[:1], 8, axis=0) for name, rows in batch.items()}
+    lone = equal | {"weights": equal["weights"] * (np.arange(8) == 0)[:, None]}
+    fresh = jax.tree.map(jax.numpy.copy, state)
+    _, (together, later) = after(take, state, equal, steps=2)
+    _, (first,) = after(take, fresh, lone, steps=1)
+    assert abs(together["nats"] - first["nats"]) > 1e-3 and abs(together["nats"] - later["nats"]) > 1e-4
+
+
+def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices():
     options = runs.experiment(**NOISY, training__target_dimension=0.1, training__penalty_warmup=5)
     whole, shared = (after(*build(options, "language", count=count, process_noise=0.3)) for count in (1, 2))
     assert_same(whole, shared)
