@@ -10,7 +10,7 @@ import numpy as np
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.model import Reader
-from selssm_jax.training import objectives, parallel
+from selssm_jax.training import draws, objectives, parallel
 
 
 class Evaluator:
@@ -50,6 +50,6 @@ class Evaluator:
 
 
 def _evaluate_batch(model: Reader, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[objectives.Sums, Any]:
-    noise = jax.random.fold_in(jax.random.key(0), number)
+    noise = draws.by_row(jax.random.key(0), number)
     outputs, state = model.apply({"params": params}, batch["inputs"], state, reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": noise})
     return objectives.score(model.config.task.kind, outputs, batch), state

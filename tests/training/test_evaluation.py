@@ -88,6 +88,13 @@ def test_noise_is_the_same_every_time(sources):
     assert noisy[0] == noisy[1]
 
 
+def test_noise_is_the_same_for_any_batch_size(sources):
+    """It is drawn for each example by its number in the split."""
+    dataset, model, params = build(sources["npz"], process_noise=0.5, observation_noise=0.5)
+    few, many = (evaluate(dataclasses.replace(sources["npz"], eval_batch_size=size), dataset, model, params) for size in (2, 3))
+    assert few == pytest.approx(many, rel=1e-5)
+
+
 def test_an_evaluation_can_be_interrupted(sources, drawn):
     assert evaluate(sources["npz"], *drawn["npz"], unless=lambda: True) == {}
     assert evaluate(sources["npz"], *drawn["npz"], "validation").keys() == {"nats", "accuracy"}
