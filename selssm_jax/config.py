@@ -18,6 +18,7 @@ import ml_collections
 
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.layers import settings
+from selssm_jax.paths import check_regular
 
 
 def _check_fields(value: Any, path: str) -> None:
@@ -691,8 +692,12 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
 
 def load(path: str) -> ml_collections.ConfigDict:
     """Returns what get_config() of a config file returns. Raises InputError where there is no such file or function, or it fails."""
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"there is no config file {path}: {suggest(path, (str(file) for file in pathlib.Path('configs').glob('*.py')))}")
+    try:
+        check_regular(path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no config file {path}: {suggest(path, (str(file) for file in pathlib.Path('configs').glob('*.py')))}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"the config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}): name an existing file") from error
     try:
         config = runpy.run_path(path)["get_config"]()
     except Exception as error:  # whatever someone's own file may do

@@ -30,6 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Each may import from itself and from those before it only.
 ORDER = [
     "errors",
+    "paths",
     "shapes",
     "config",
     "ops",
@@ -45,7 +46,7 @@ ORDER = [
     "reporting",
     "cli",
 ]
-DATA_MAY_IMPORT = {"errors", "shapes", "config", "data"}
+DATA_MAY_IMPORT = {"errors", "paths", "shapes", "config", "data"}
 # Names of distributions that are not the name of their module.
 MODULES = {"absl-py": "absl", "orbax-checkpoint": "orbax", "tensorflow-datasets": "tensorflow_datasets"}
 # Dependencies that no line of the package imports, and why they are declared.

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Integer, UInt8
 
+from selssm_jax.paths import check_regular
+
 States = Inexact[Array | np.ndarray, "T N"]
 FORMAT = 1  # of saved files
 
@@ -66,7 +68,8 @@ class Trace:
 
 
 def load(path: str | pathlib.Path) -> Trace:
-    """Reads what `Trace.save` wrote. Raises ValueError for another file."""
+    """Reads what `Trace.save` wrote. Raises ValueError for another file, OSError for none."""
+    check_regular(path)
     names = {field.name for field in dataclasses.fields(Trace)}
     with np.load(path, allow_pickle=False) as found:
         if set(found) != names | {"format"} or found["format"] != FORMAT:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from selssm_jax.errors import InputError
+from selssm_jax.paths import check_regular
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -21,18 +22,16 @@ class OwnFile:
       size: bytes.
       sha256: of its content.
       newlines: how many line ends it has.
-      content: of what can be read only once, such as a pipe; None where the file can be opened again.
     """
 
     path: str
     size: int
     sha256: str
     newlines: int
-    content: bytes | None = None
 
-    def open(self) -> io.BufferedReader | io.BytesIO:
+    def open(self) -> io.BufferedReader:
         """Returns the content from its beginning, to be read piece by piece."""
-        return pathlib.Path(self.path).expanduser().open("rb") if self.content is None else io.BytesIO(self.content)
+        return pathlib.Path(self.path).expanduser().open("rb")
 
     def pieces(self) -> Iterator[str]:
         """Yields the text in pieces, with a line feed alone for line ends. Raises InputError where it is not UTF-8, or white space alone."""
@@ -77,16 +76,16 @@ class OwnFile:
 
 
 def open_own(path: str) -> OwnFile:
-    """Returns a file of the user's after one reading of it. Raises InputError where it cannot be read."""
+    """Returns a file of the user's after one reading of it. Raises InputError where it cannot be read, or is no regular file."""
     try:
         place = pathlib.Path(path).expanduser()
-        content = None if place.is_file() else place.read_bytes()
+        check_regular(place)
         size, newlines, digest = 0, 0, hashlib.sha256()
-        with place.open("rb") if content is None else io.BytesIO(content) as stream:
+        with place.open("rb") as stream:
             while chunk := stream.read(CHUNK):
                 size, newlines = size + len(chunk), newlines + chunk.count(b"\n")
                 digest.update(chunk)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"data.file={path!r} cannot be read ({reason}): set it to an existing file") from error
-    return OwnFile(path, size, digest.hexdigest(), newlines, content)
+    return OwnFile(path, size, digest.hexdigest(), newlines)

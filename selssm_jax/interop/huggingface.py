@@ -35,6 +35,7 @@ from selssm_jax.errors import InputError, reported, suggest
 from selssm_jax.layers import settings as layers
 from selssm_jax.layers.variables import parameters as parameters_of
 from selssm_jax.model import SequenceModel
+from selssm_jax.paths import check_regular
 from selssm_jax.training.checkpoint import Workdir, check_place
 
 PyTree = Any
@@ -321,7 +322,7 @@ def import_run(folder: str | pathlib.Path, workdir: str, *, file: str = "", leng
 def vocabulary_of(folder: pathlib.Path, size: int) -> dict[str, Any]:
     """Returns what a run must remember of how text becomes tokens: "vocabulary", "level" and, of subwords, "tokenizer"."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         if size < len(BYTES):
             raise InputError(f"{folder} has no tokenizer.json, and a vocabulary of {size} tokens is too small for bytes: nothing says what its tokens mean")
         return {"vocabulary": _named(enumerate(BYTES), size), "separator": "", "level": "byte"}
@@ -451,9 +452,9 @@ def _checked_folder(folder: str | pathlib.Path) -> pathlib.Path:
     place = pathlib.Path(folder)
     if not place.is_dir():
         raise InputError(f"{folder} is no folder: give a local one, with config.json and {WHOLE}; nothing is downloaded")
-    if not (place / "config.json").is_file():
+    if not (place / "config.json").exists():
         raise InputError(f"{folder} holds no config.json: give the folder of a checkpoint in the layout of transformers")
-    if not (place / WHOLE).is_file() and not (place / INDEX).is_file():
+    if not (place / WHOLE).exists() and not (place / INDEX).exists():
         if any(place.glob("*.bin")) or any(place.glob("*.pt")):
             raise InputError(
                 f"{folder} holds {PICKLE} or the like alone, a pickle, which can run any code when it is opened, so it is not read: "
@@ -465,7 +466,7 @@ def _checked_folder(folder: str | pathlib.Path) -> pathlib.Path:
 
 def _tensors(folder: pathlib.Path) -> Weights:
     """All tensors of a checkpoint, of one file or of several that an index names."""
-    if (folder / WHOLE).is_file():
+    if (folder / WHOLE).exists():
         return _read_tensors(folder / WHOLE)
     placed = _object(_read_json(folder / INDEX).get("weight_map", {}), f"weight_map of {folder / INDEX}")
     if not all(isinstance(name, str) for name in placed.values()):
@@ -482,6 +483,7 @@ def _tensors(folder: pathlib.Path) -> Weights:
 
 def _read_tensors(path: pathlib.Path) -> Weights:
     try:
+        check_regular(path)
         with safetensors.safe_open(path, framework="flax") as file:
             return {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118  no mapping
     except (OSError, safetensors.SafetensorError) as error:
@@ -490,6 +492,7 @@ def _read_tensors(path: pathlib.Path) -> Weights:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
+        check_regular(path)
         return _object(json.loads(path.read_text()), str(path))
     except (OSError, ValueError, RecursionError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{path} cannot be read as JSON ({error}): restore it") from error

@@ -22,10 +22,12 @@ import orbax.checkpoint as ocp
 from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
+from selssm_jax.paths import check_regular
 from selssm_jax.training import checksums
 
 FORMAT = 1
 CONFIG, DATASET = "config.json", "dataset.json"  # in the run's folder, and a copy in every checkpoint
+LOCK = ".lock"
 # What may change between a run and its continuation: nothing that decides what has been learnt so far.
 MAY_DIFFER = frozenset(
     {"name", "data.file", "data.gaps", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
@@ -249,7 +251,7 @@ def read_experiment(path: str) -> Experiment:
       InputError: if it holds none, or one of a newer version, or config.json is damaged.
     """
     config = pathlib.Path(path) / CONFIG
-    if config.is_file():
+    if config.exists():
         return _experiment(config)
     copied = _copy_of(config)
     if copied is None:
@@ -303,7 +305,7 @@ def read_metadata(path: str) -> dict[str, Any]:
 def is_run(path: str | pathlib.Path) -> bool:
     """Whether a folder says what run it holds, or one of its checkpoints does."""
     config = pathlib.Path(path) / CONFIG
-    return config.is_file() or _copy_of(config) is not None
+    return config.exists() or _copy_of(config) is not None
 
 
 def restore_for_eval(path: str) -> tuple[Experiment, Any, int]:
@@ -451,7 +453,8 @@ def _copy_of(description: pathlib.Path) -> pathlib.Path | None:
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises ValueError for anything else."""
+    """Reads a JSON object. Raises ValueError for anything else, and OSError where it is no file to read."""
+    check_regular(path)
     try:
         found = json.loads(path.read_text())
     except RecursionError as error:
@@ -486,8 +489,10 @@ def _check_writable(path: pathlib.Path) -> None:
         for folder in (path, path / "checkpoints", path / "best"):
             with tempfile.TemporaryFile(dir=_folder(folder)) as probe:
                 probe.write(b"x")
+        with contextlib.suppress(FileNotFoundError):
+            check_regular(path / LOCK)  # a pipe of that name would wait for a reader
     except OSError as error:
-        raise InputError(f"--workdir {path} cannot be written ({error.strerror}: {error.filename}): choose another folder, or free it") from error
+        raise InputError(f"--workdir {path} cannot be written ({_reason(error, path / LOCK)}): choose another folder, or free it") from error
 
 
 def _check_space(path: pathlib.Path, tree: Any) -> None:
@@ -498,7 +503,7 @@ def _check_space(path: pathlib.Path, tree: Any) -> None:
 
 def _lock(path: pathlib.Path) -> Any:
     """Holds the folder for this process; the lock ends with it, however it ends."""
-    held = (path / ".lock").open("w")
+    held = (path / LOCK).open("w")
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -552,6 +557,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _reason(error: OSError, path: pathlib.Path) -> str:
+    """What the system says of a file, or what this program says of the file at `path`."""
+    return f"{error.strerror}: {error.filename}" if error.strerror else f"{path}: {error}"
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,8 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+from selssm_jax.paths import check_regular
+
 MANIFEST = "checksums.json"
 # Orbax writes the time of a commit after the sums were taken; nothing that a run goes on from is read from these.
 UNLISTED = frozenset({MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
@@ -28,6 +30,7 @@ def verify(folder: pathlib.Path, only: str = "") -> bool:
       OSError: where one cannot be read.
     """
     try:
+        check_regular(folder / MANIFEST)
         sums = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         return False

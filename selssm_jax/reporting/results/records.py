@@ -8,6 +8,7 @@ import statistics
 from typing import Any, NoReturn
 
 from selssm_jax.errors import InputError, suggest
+from selssm_jax.paths import check_regular
 from selssm_jax.reporting.results.names import FIELD, METRICS
 
 COSTS = ("state_bytes", "training_peak_bytes", "training_flops", "decode_peak_bytes", "decode_flops", "batch", "steps")
@@ -93,6 +94,7 @@ def read(path: pathlib.Path) -> Record:
 def contents(path: pathlib.Path) -> dict[str, Any]:
     """Returns the object of a JSON file. Raises InputError that names the file where it holds none."""
     try:
+        check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         damaged(path, str(error))

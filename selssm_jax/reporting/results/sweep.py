@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from selssm_jax.config import CONTENDERS, Experiment
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
+from selssm_jax.paths import check_regular
 from selssm_jax.reporting.results import cell
 from selssm_jax.training import sweep
 from selssm_jax.training.checkpoint import check_local, check_place
@@ -49,6 +50,7 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
 def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
     """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
     try:
+        check_regular(path)
         found = cell.identity(Experiment()) | json.loads(path.read_text())["sweep"]  # a key that came later has its default
     except (OSError, ValueError, KeyError, TypeError):
         return False
