@@ -74,7 +74,7 @@ SETTINGS = {
 FILES = {
     "no file named": Mistake(("--config.data.source=text",), ("data.file is empty", "set data.file")),
     "missing file": Mistake(data("text", "absent.txt"), ("absent.txt", "No such file", "existing file")),
-    "a folder as a file": Mistake(data("text", "."), ("data.file", "Is a directory", "existing file")),
+    "a folder as a file": Mistake(data("text", "."), ("data.file", "it is a folder, expected a regular file", "existing file")),
     "empty text": Mistake(data("text", "empty"), ("empty is empty", "give a text")),
     "text that is not UTF-8": Mistake(data("text", "latin1.txt"), ("latin1.txt is not UTF-8", "line 2", "iconv")),
     "text shorter than a window": Mistake(data("text", "short.txt"), ("short.txt", "data.length=16", "a longer text or a shorter data.length")),

@@ -1,11 +1,12 @@
 """Texts as tokens, and back: characters, bytes of UTF-8, words with <eos> for the end of a line, or what a model's own tokenizer makes of them."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,8 @@ def beginning(level: str, tokenizer: str = "") -> np.ndarray:
     """Returns the tokens that a tokenizer itself puts before a text, int32: a beginning-of-text token, or none. Raises as `tokenise` does."""
     if level != "subword":
         return np.zeros(0, np.int32)
-    whole = _reader(tokenizer).encode("a", add_special_tokens=True)
+    with _parsing():
+        whole = _reader(tokenizer).encode("a", add_special_tokens=True)
     count = next((index for index, special in enumerate(whole.special_tokens_mask) if not special), 0)
     return np.array(whole.ids[:count], np.int32)
 
@@ -117,7 +119,8 @@ def decode(tokens: np.ndarray, vocabulary: tuple[str, ...], level: str, tokenize
     """Returns the text of a sequence of tokens; bytes that are no UTF-8 become U+FFFD. Raises as `tokenise` does."""
     numbers = np.asarray(tokens).ravel()
     if level == "subword":
-        return _reader(tokenizer).decode(numbers.tolist(), skip_special_tokens=False)
+        with _parsing():
+            return _reader(tokenizer).decode(numbers.tolist(), skip_special_tokens=False)
     if level == "byte":
         return bytes(number for number in numbers.tolist() if number < len(BYTES)).decode(errors="replace")
     kinds = [vocabulary[token] for token in numbers]
@@ -144,7 +147,8 @@ def _joined(kinds: list[str], blocks: list[np.ndarray]) -> Tokens:
 
 
 def _subwords(text: str, tokenizer: str) -> Tokens:
-    found = _reader(tokenizer).encode(text, add_special_tokens=False)
+    with _parsing():
+        found = _reader(tokenizer).encode(text, add_special_tokens=False)
     _, first, codes = np.unique(np.array(found.ids, np.int64), return_index=True, return_inverse=True)
     return Tokens(tuple(found.tokens[place] for place in first), codes.astype(narrowest(len(first))))
 
@@ -157,9 +161,18 @@ def _reader(tokenizer: str) -> Any:
         import tokenizers
     except ImportError as error:
         raise InputError("the model reads subwords, which the package tokenizers makes: install it, pip install 'selssm_jax[subword]'") from error
-    try:
+    with _parsing():
         return tokenizers.Tokenizer.from_str(tokenizer)
-    except Exception as error:  # whatever its parser says of a file of another form
+
+
+@contextlib.contextmanager
+def _parsing() -> Iterator[None]:
+    """Says what a tokenizer of another form means: its package, of Rust, raises a bare Exception, or where it gives up a PanicException, which is none."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, InputError | MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
         raise InputError(f"the model's tokenizer cannot be read ({error}): restore tokenizer.json, and import the model again") from error
 
 

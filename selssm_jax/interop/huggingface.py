@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -210,7 +211,10 @@ def model_config(settings: Mapping[str, Any]) -> Model:
         if key in settings and settings[key] != implied and (key, mixer) != ("head_dim", "mamba"):
             raise InputError(f"config.json has {key}={settings[key]}, but hidden_size, expand and num_heads make it {implied}: other values are not supported")
     task = Task("language", vocab=settings["vocab_size"])
-    return Model(pattern=(mixer,) * settings["num_hidden_layers"], mlp_ratio=0.0, task=task, **values)
+    try:
+        return Model(pattern=(mixer,) * settings["num_hidden_layers"], mlp_ratio=0.0, task=task, **values)
+    except InputError as error:
+        raise InputError(f"config.json describes no model that there is: {error}") from error
 
 
 def settings_of(config: Model) -> dict[str, Any]:
@@ -259,7 +263,7 @@ def parameters(config: Model, weights: Mapping[str, np.ndarray]) -> PyTree:
     if tied is not None and not np.array_equal(tied, rest.get("backbone.embeddings.weight")):
         raise InputError("lm_head.weight differs from backbone.embeddings.weight, but config.json has tie_word_embeddings=true: set it to false")
     rows = list(_rows(config))
-    _check_keys({row.key for row in rows}, set(rest))
+    _check_keys({row.key for row in rows}, set(rest), asker="config.json")
     for row in rows:
         value, parts = rest[row.key], [row.theirs(np.broadcast_to(np.float32(0), shapes[target])).shape for target in row.targets]
         wanted = (sum(part[0] for part in parts), *parts[0][1:])
@@ -387,11 +391,11 @@ def _shapes(config: Model) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten_dict(found, sep="/").items()}
 
 
-def _check_keys(expected: set[str], found: set[str], what: str = "tensors") -> None:
+def _check_keys(expected: set[str], found: set[str], what: str = "tensors", asker: str = "the configuration") -> None:
     missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing or unknown:
         parts = [f"{len(names)} {word}: {', '.join(names)}" for word, names in (("missing", missing), ("left over", unknown)) if names]
-        raise InputError(f"the {what} are not those that the configuration asks for, {'; '.join(parts)}")
+        raise InputError(f"the {what} are not those that {asker} asks for, {'; '.join(parts)}")
 
 
 def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
@@ -411,7 +415,7 @@ def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
         if type(settings[key]) is not bool:
             raise InputError(f"config.json has {key}={settings[key]!r}, expected true or false")
     for key in ("layer_norm_epsilon", *({"mixer_rms_eps"} & {*names})):
-        if type(settings[key]) not in (int, float) or not 0 < settings[key] < math.inf:
+        if type(settings[key]) not in (int, float) or not 0 < settings[key] <= sys.float_info.max:
             raise InputError(f"config.json has {key}={settings[key]!r}, expected a positive number")
     _check_limit(settings["time_step_limit"], any_range="time_step_limit" in names)
 
@@ -419,7 +423,7 @@ def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
 def _check_limit(limit: Any, *, any_range: bool) -> None:
     """Of the step sizes of a Mamba-2, or that there is none, of a Mamba."""
     numbers = isinstance(limit, list | tuple) and len(limit) == 2 and all(type(end) in (int, float) for end in limit)
-    if not numbers or not 0 <= limit[0] < limit[1]:
+    if not numbers or not 0 <= limit[0] < limit[1] or not (limit[1] <= sys.float_info.max or limit[1] == math.inf):
         raise InputError(f"config.json has time_step_limit={limit!r}, expected the smallest and the largest step size, [0.0, Infinity] for any")
     if not any_range and tuple(limit) != (0.0, math.inf):
         raise InputError(f"config.json has time_step_limit={limit!r}, which a Mamba has not: only [0.0, Infinity] is supported")
@@ -444,7 +448,11 @@ def _check_finite(name: str, value: np.ndarray) -> None:
 def _without_floats_in_words(settings: Any) -> Any:
     """JSON has no infinity: newer versions write {"__float__": "Infinity"}."""
     if isinstance(settings, dict):
-        return float(settings["__float__"]) if set(settings) == {"__float__"} else {key: _without_floats_in_words(value) for key, value in settings.items()}
+        if set(settings) != {"__float__"}:
+            return {key: _without_floats_in_words(value) for key, value in settings.items()}
+        if (word := settings["__float__"]) not in ("Infinity", "-Infinity", "NaN"):
+            raise InputError(f'config.json has {{"__float__": {word!r}}}, expected "Infinity", "-Infinity" or "NaN": restore it')
+        return float(word)
     return [_without_floats_in_words(value) for value in settings] if isinstance(settings, list) else settings
 
 
@@ -473,10 +481,10 @@ def _tensors(folder: pathlib.Path) -> Weights:
         raise InputError(f"weight_map of {folder / INDEX} holds what are no names of files: restore it")
     found: Weights = {}
     for name in sorted(set(placed.values())):
-        if pathlib.PurePath(name).name != name:
-            raise InputError(f"{INDEX} names the file {name!r}: expected files of the folder itself")
+        if pathlib.PurePath(name).name != name or name in ("", "..") or not (folder / name).exists():
+            raise InputError(f"{INDEX} names the file {name!r}: expected files of the folder itself, that are there")
         part = _read_tensors(folder / name)
-        _check_keys({key for key, file in placed.items() if file == name}, set(part), f"tensors of {name}")
+        _check_keys({key for key, file in placed.items() if file == name}, set(part), f"tensors of {name}", INDEX)
         found |= part
     return found
 

@@ -5,6 +5,7 @@ A rule reads a layer's own arguments. `Say` turns the name of one into what the 
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -77,7 +78,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
     """Raises ValueError where the value is no finite number from `low` to `high`."""
     if type(value) is bool or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}={value!r} is of type {type(value).__name__}, expected float")
-    if not (low <= float(value) <= high and math.isfinite(value)):
+    if not low <= value <= min(high, sys.float_info.max):  # a whole number may be larger than any
         raise ValueError(f"{name}={value} is out of range: use a value from {low} to {high}")
 
 

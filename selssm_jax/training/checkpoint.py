@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -128,10 +128,12 @@ class Workdir:
                 return candidate
         return None
 
-    def restore(self, state: Any) -> Restored | None:
+    def restore(self, state: Any, take: Callable[[dict[str, Any]], None] = lambda progress: None) -> Restored | None:
         """Returns the newest checkpoint that can be read, in the form of `state`; None where there is none yet.
 
         Newer ones that cannot be read are moved to WORKDIR/unreadable with a warning.
+
+        take: goes on from the progress of a checkpoint, or raises whatever it will: then that checkpoint cannot be read, and the one before is taken.
 
         Raises:
           InputError: if there are checkpoints, but none can be read. Nothing is moved then.
@@ -140,6 +142,7 @@ class Workdir:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, state)
+                take(restored.progress)
             except NO_DAMAGE:
                 raise
             except Exception as error:
@@ -565,4 +568,5 @@ def _reason(error: OSError, path: pathlib.Path) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    return (reason or type(error).__name__).splitlines()[0][:200]

@@ -18,13 +18,18 @@ from selssm_jax.training.checkpoint import write_whole
 
 
 class Meter:
-    """Means of the metrics, and steps a second of training alone, since the last reading."""
+    """Means of the metrics, and steps a second of training alone, since the last reading.
+
+    saved: what `save` returned. Raises KeyError, TypeError, AttributeError or ValueError for another form.
+    """
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         self._steps, self._sums, self._seconds = 0, {}, 0.0
-        if saved:
+        if saved is not None:
             self._steps, self._seconds = saved["steps"], saved["seconds"]
-            self._sums = {name: np.array(pair) for name, pair in saved["sums"].items()}
+            self._sums = {name: np.array(pair, np.float64) for name, pair in saved["sums"].items()}
+            if type(self._steps) is not int or type(self._seconds) not in (int, float) or any(pair.shape != (2,) for pair in self._sums.values()):
+                raise ValueError(f"a meter of another form: {saved!r}")
         self.mark()
 
     def mark(self) -> None:
@@ -113,7 +118,7 @@ class Logger:
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
         if first:
             self._board.write_event(Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START)))
-        self._start = time.monotonic() - (self.history[-1]["time"] if self.history else 0.0)
+        self._start = time.monotonic() - (self.history[-1].get("time", 0.0) if self.history else 0.0)
 
     def record(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Logs metrics of a split at a step."""

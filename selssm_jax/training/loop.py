@@ -213,17 +213,24 @@ class Run:
         start = self.batches.get_state()
         fresh = partial(step.initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh))
-        restored = self.workdir.restore(shapes)
+        restored = self.workdir.restore(shapes, self._go_on)
         self.state: Any
         if restored is None:
             self.batches.set_state(start)
             self.state, self.meter = jax.device_put(fresh(), layout), Meter()
             return 0, [], None
-        self.batches.set_state(restored.progress["data"])
-        self.state, self.meter = restored.state, Meter(restored.progress["meter"])
+        self.state = restored.state
         history = restored.progress["history"]
         first = next((step for step, _ in self._ranked(history)), None)
         return restored.step, history, restored.progress.get("best", first)  # checkpoints of earlier versions do not say which is the best
+
+    def _go_on(self, progress: dict[str, Any]) -> None:
+        """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of another form."""
+        if not all(type(place) is int for place in progress["data"].values()):
+            raise ValueError(f"progress.data is {progress['data']!r}, expected the number of the next batch")
+        self.batches.set_state(progress["data"])
+        self.meter = Meter(dict(progress["meter"]))
+        self._ranked(progress["history"])  # every validation has the metric that decides
 
     def hand_over(self) -> Any:
         """Returns the state to one who will use it up."""

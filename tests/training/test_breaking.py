@@ -148,6 +148,8 @@ def test_no_damage_of_a_file_of_a_checkpoint_is_silent(tmp_path, capsys):
     for path, damage in damaged(run):
         count += 1
         capsys.readouterr()
+        if path.is_relative_to(run / "checkpoints" / "3"):
+            shutil.rmtree(run / "checkpoints" / "6")  # so that the damaged one is read
         named = path.name in TRUSTED and path.parent.name.isdigit()  # nothing is read from it
         try:
             with closing(Workdir(str(run), recipe)) as workdir:
@@ -163,7 +165,7 @@ def test_no_damage_of_a_file_of_a_checkpoint_is_silent(tmp_path, capsys):
         shutil.rmtree(run)
         shutil.copytree(intact, run)
     with capsys.disabled():
-        print(f"\n{count} damaged files, {len(silent)} silent")
+        print("", f"{count} damaged files, {len(silent)} silent", *silent, sep="\n")
     assert silent == [] and count >= 464
 
 

@@ -50,6 +50,46 @@ def test_a_run_goes_on_with_other_devices(one_device, tmp_path):
         assert_same_records(workdir, one_device)
 
 
+OTHER_FORMS = {
+    "no meter": lambda progress: progress.pop("meter"),
+    "a meter of null": lambda progress: progress.update(meter=None),
+    "a meter of words": lambda progress: progress.update(meter={"steps": "x", "seconds": 1.0, "sums": {}}),
+    "sums of one number": lambda progress: progress.update(meter={"steps": 1, "seconds": 1.0, "sums": {"nats": [1.0]}}),
+    "sums of a list": lambda progress: progress.update(meter={"steps": 1, "seconds": 1.0, "sums": [1.0]}),
+    "no data": lambda progress: progress.pop("data"),
+    "data of a list": lambda progress: progress.update(data=[]),
+    "a fraction of a batch": lambda progress: progress.update(data={"next_index": 1.5}),
+    "a batch below the first": lambda progress: progress.update(data={"next_index": -9}),
+    "no history": lambda progress: progress.pop("history"),
+    "a validation without a score": lambda progress: progress.update(history=[{"step": 4, "split": "validation"}] * 2),
+}
+
+
+def spoiled(checkpoint, change):
+    """Changes the progress of a checkpoint to what one of an earlier version, without checksums, might hold."""
+    progress = json.loads((checkpoint / "progress" / "metadata").read_text())
+    change(progress)
+    (checkpoint / "progress" / "metadata").write_text(json.dumps(progress))
+    (checkpoint / checksums.MANIFEST).unlink()
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_progress_that_no_run_can_go_on_from_is_named(name, one_device, tmp_path):
+    run = shutil.copytree(one_device, tmp_path / "run")
+    for place in (run / "checkpoints").iterdir():
+        spoiled(place, OTHER_FORMS[name])
+    with pytest.raises(InputError, match=rf"no checkpoint in .* can be read \(step {STEPS}: .*; step 4: .*\): restore the folder"):
+        loop.fit(recipe(devices=1), str(run))
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_one_with_a_spoiled_meter(one_device, tmp_path, capsys):
+    run = shutil.copytree(one_device, tmp_path / "run")
+    spoiled(run / "checkpoints" / str(STEPS), OTHER_FORMS["a meter of null"])
+    assert loop.fit(recipe(devices=1), str(run)).finished
+    assert f"checkpoint {STEPS} of {run} cannot be read" in capsys.readouterr().err
+    assert_same_records(run, one_device)
+
+
 def test_devices_are_counted_against_the_micro_batch(tmp_path):
     with pytest.raises(InputError, match=r"data\.batch_size over optimizer\.accumulate is 2, which 4 devices cannot share"):
         loop.fit(recipe(devices=4, accumulate=4), str(tmp_path / "run"))
