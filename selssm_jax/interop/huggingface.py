@@ -423,7 +423,7 @@ def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
 def _check_limit(limit: Any, *, any_range: bool) -> None:
     """Of the step sizes of a Mamba-2, or that there is none, of a Mamba."""
     numbers = isinstance(limit, list | tuple) and len(limit) == 2 and all(type(end) in (int, float) for end in limit)
-    if not numbers or not 0 <= limit[0] < limit[1] or not (limit[1] <= sys.float_info.max or limit[1] == math.inf):
+    if not numbers or not 0 <= limit[0] < limit[1] or any(math.inf > end > sys.float_info.max for end in limit):
         raise InputError(f"config.json has time_step_limit={limit!r}, expected the smallest and the largest step size, [0.0, Infinity] for any")
     if not any_range and tuple(limit) != (0.0, math.inf):
         raise InputError(f"config.json has time_step_limit={limit!r}, which a Mamba has not: only [0.0, Infinity] is supported")
@@ -477,7 +477,7 @@ def _tensors(folder: pathlib.Path) -> Weights:
     if (folder / WHOLE).exists():
         return _read_tensors(folder / WHOLE)
     placed = _object(_read_json(folder / INDEX).get("weight_map", {}), f"weight_map of {folder / INDEX}")
-    if not all(isinstance(name, str) for name in placed.values()):
+    if not placed or not all(isinstance(name, str) for name in placed.values()):
         raise InputError(f"weight_map of {folder / INDEX} holds what are no names of files: restore it")
     found: Weights = {}
     for name in sorted(set(placed.values())):

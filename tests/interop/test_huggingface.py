@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from runs import command
 from selssm_jax.config import Model, Task
+from selssm_jax.data import vocabulary
 from selssm_jax.errors import InputError
 from selssm_jax.interop import huggingface
 from selssm_jax.model import SequenceModel
@@ -285,6 +287,100 @@ def test_a_tokenizer_of_another_form_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="restore it"):
         huggingface.vocabulary_of(tmp_path, 5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "c"]]}},
+        {"model": {"type": "BPE", "vocab": {"aa": 0, "b": 1}, "merges": [["b", "a"]]}},
+        {"model": {"type": "WordLevel", "vocab": {"ab": 0}, "unk_token": "<none>"}},
+        {"model": {"type": "Unigram", "vocab": [["ab", -1.0], ["b", -2.0]], "unk_id": None}},
+    ],
+    ids=["a token that is none", "a package that gives up", "unknown words without a token", "unknown characters without a token"],
+)
+def test_whatever_a_tokenizer_says_of_a_file_of_another_form_is_named(tmp_path, content):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **content}))
+    known = huggingface.vocabulary_of(tmp_path, 5)
+    assert known["level"] == "subword"
+    with pytest.raises(InputError, match=r"tokenizer cannot be read .*restore tokenizer\.json"):
+        vocabulary.tokenise("ab ab zz", known["level"], known["tokenizer"])
+
+
+HUGE = 10**400  # JSON has numbers of any size
+HOSTILE = [None, [], {}, 0, -1, 3.5, "x", "", True, [[1]], {"a": {"b": []}}, HUGE, math.nan, math.inf, 2**31 - 1, {"__float__": []}, {"__float__": "x"}]
+
+
+def places(value, path=()):
+    """Paths to every part of a JSON value."""
+    yield path
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(part, (*path, key))
+
+
+def replaced(value, path, fresh):
+    """A copy of a JSON value with another part at a path."""
+    if not path:
+        return fresh
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = replaced(value[path[0]], path[1:], fresh)
+    return copied
+
+
+def refusal(folder, name, content):
+    """What refuses a checkpoint with a file of this content; empty where it is read."""
+    (folder / name).write_text(json.dumps(content))
+    try:
+        huggingface.load(folder)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", {"__float__": []}),
+        ("architectures", {"__float__": "x"}),
+        ("layer_norm_epsilon", HUGE),
+        ("time_step_limit", [0, HUGE]),
+        ("n_groups", 3),
+        ("conv_kernel", 2**31 - 1),
+        ("num_hidden_layers", 1),
+        ("use_bias", True),
+    ],
+)
+def test_a_setting_of_another_form_names_its_file(key, value, tmp_path):
+    config = MODELS["mamba2"]
+    huggingface.save(tmp_path, config, SequenceModel(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
+    assert "config.json" in refusal(tmp_path, "config.json", json.loads((tmp_path / "config.json").read_text()) | {key: value})
+
+
+@pytest.mark.parametrize("place", ["", "..", "nowhere", "config.json\0"])
+def test_an_index_that_leads_elsewhere_names_its_file(place, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json names the file"):
+        huggingface.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_no_json_of_another_form_ends_in_a_traceback(made, tmp_path, capsys):
+    """Every part of config.json and of an index in place of every hostile value."""
+    folder = shutil.copytree(made[0], tmp_path / "copied")
+    settings, keys = json.loads((folder / "config.json").read_text()), sorted(load_file(folder / "model.safetensors"))
+    said = [refusal(folder, "config.json", replaced(settings, path, value)) for path in places(settings) for value in HOSTILE]
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    index = {"metadata": {"total_size": 3}, "weight_map": dict.fromkeys(keys, "one.safetensors")}
+    parts = [path for path in places(index) if not path[1:] or path[1] in ("total_size", keys[0])]
+    named = [not words or "config.json" in words for words in said]
+    told = [refusal(folder, "model.safetensors.index.json", replaced(index, path, value)) for path in parts for value in HOSTILE]
+    named += [not words or "model.safetensors.index.json" in words for words in told]
+    with capsys.disabled():
+        print(f"\n{len(named)} values: {sum(not words for words in said + told)} read, {named.count(False)} refused without the name of the file")
+    assert all(named)
 
 
 def test_a_tied_readout_may_be_there_twice_but_not_differ(tmp_path):
