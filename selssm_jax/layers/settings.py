@@ -78,7 +78,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
     """Raises ValueError where the value is no finite number from `low` to `high`."""
     if type(value) is bool or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}={value!r} is of type {type(value).__name__}, expected float")
-    if not low <= value <= min(high, sys.float_info.max):  # a whole number may be larger than any
+    if value < low or not value <= min(high, sys.float_info.max):  # no NaN, and no whole number that is larger than any float
         raise ValueError(f"{name}={value} is out of range: use a value from {low} to {high}")
 
 

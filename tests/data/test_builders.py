@@ -19,7 +19,7 @@ import pytest
 
 from selssm_jax import data
 from selssm_jax.config import Data
-from selssm_jax.data.builders import origins, prepare, public
+from selssm_jax.data.builders import origins, public
 from selssm_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -152,10 +152,22 @@ def test_a_preparation_that_still_runs_is_not_cleared(load, plays, tmp_path):
     plays()
     running = tmp_path / "cache" / ".tiny_shakespeare.1"
     running.mkdir(parents=True)
-    with prepare._held(running) as is_free:
+    with origins.held(running) as is_free:
         assert is_free
         load("tiny_shakespeare")
     assert running.is_dir()
+
+
+def test_parts_of_killed_downloads_are_cleared_and_those_that_still_come_are_not(load, plays, tmp_path):
+    plays()
+    downloads = tmp_path / "cache" / "downloads"
+    downloads.mkdir(parents=True)
+    killed, running, kept = (downloads / name for name in (f".a-one.txt.{'0' * 32}", f".b-two.txt.{'f' * 32}", ".keep"))
+    for path in (killed, running, kept):
+        path.write_bytes(b"to be, or")
+    with origins.held(running):
+        load("tiny_shakespeare")
+    assert sorted(downloads.iterdir()) == [running, kept]
 
 
 def test_second_preparation_that_was_faster_is_kept(load, plays, monkeypatch):

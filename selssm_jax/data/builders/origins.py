@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import http.client
 import os
 import pathlib
+import shutil
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from selssm_jax.errors import InputError
 
@@ -62,6 +64,10 @@ MNIST = {
 }
 
 
+DOWNLOADS = "downloads"  # the folder of the cache that holds them
+UNFINISHED = ".*." + 32 * "[0-9a-f]"  # names of files that are being written there
+
+
 def cache_root(cache_dir: str) -> pathlib.Path:
     """Returns the folder of prepared data: data.cache_dir, else $SELSSM_DATA_DIR, else ~/.cache/selssm_jax."""
     return pathlib.Path(cache_dir or os.environ.get("SELSSM_DATA_DIR") or "~/.cache/selssm_jax").expanduser().absolute()
@@ -86,7 +92,7 @@ def content(origin: Origin, local_dir: str, cache_dir: str) -> bytes:
         return _checked(_read(path, origin), origin, str(path))
     if not origin.url:
         raise InputError(f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it")
-    return _downloaded(origin, cache_root(cache_dir) / "downloads")
+    return _downloaded(origin, cache_root(cache_dir) / DOWNLOADS)
 
 
 def missing(local_dir: str, *origins: Origin) -> str:
@@ -143,16 +149,46 @@ def _downloaded(origin: Origin, folder: pathlib.Path) -> bytes:
 
 
 def write(path: pathlib.Path, found: bytes) -> None:
-    """Writes a file of the cache whole or not at all. Raises InputError where the folder cannot take it."""
+    """Writes a file of the cache whole or not at all; of a process that is killed an `UNFINISHED` one is left. Raises InputError where the folder is full."""
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(found)
-        fresh.replace(path)
+        fresh.touch()
+        with held(fresh):
+            fresh.write_bytes(found)
+            fresh.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise InputError(unwritable(path.parent, error)) from error
+
+
+def clear(leavings: Iterable[pathlib.Path]) -> None:
+    """Removes files and folders that no process holds: whoever made them was killed."""
+    for path in leavings:
+        with held(path) as is_free, contextlib.suppress(OSError):
+            if is_free:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[bool]:
+    """Holds a file or folder for this process, and says whether no other does; the hold ends with the process, however it ends."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # gone by now
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        is_free = False
+    else:
+        is_free = True
+    try:
+        yield is_free
+    finally:
+        os.close(handle)
 
 
 def unwritable(folder: pathlib.Path, error: Exception) -> str:

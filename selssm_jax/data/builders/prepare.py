@@ -1,11 +1,9 @@
 """Preparing a builder's records once, whole or not at all, and reading them back in order."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import logging
-import os
 import pathlib
 import shutil
 import uuid
@@ -41,13 +39,10 @@ def _prepare(builder: type[Public], local_dir: str, cache_dir: str, folder: path
     """Prepares in a folder aside and moves it into place: a killed or a second preparation leaves no half data set."""
     root = origins.cache_root(cache_dir)
     aside = root / f".{builder.name}.{uuid.uuid4().hex}"
-    for left in root.glob(f".{builder.name}.*"):
-        with _held(left) as is_free:
-            if is_free:  # its preparation was killed
-                shutil.rmtree(left, ignore_errors=True)
+    origins.clear([*root.glob(f".{builder.name}.*"), *(root / origins.DOWNLOADS).glob(origins.UNFINISHED)])
     try:
         aside.mkdir(parents=True)
-        with _held(aside), _quiet():
+        with origins.held(aside), _quiet():
             builder(local_dir=local_dir, cache_dir=cache_dir, data_dir=str(aside)).download_and_prepare()
         folder.parent.mkdir(parents=True, exist_ok=True)
         (aside / builder.name / str(builder.VERSION)).rename(folder)
@@ -56,26 +51,6 @@ def _prepare(builder: type[Public], local_dir: str, cache_dir: str, folder: path
             raise InputError(origins.unwritable(folder.parent, error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _held(folder: pathlib.Path) -> Iterator[bool]:
-    """Holds a folder for this process, and says whether no other does; the hold ends with the process, however it ends."""
-    try:
-        held = os.open(folder, os.O_RDONLY)
-    except OSError:  # gone by now
-        yield False
-        return
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks
-        is_free = False
-    else:
-        is_free = True
-    try:
-        yield is_free
-    finally:
-        os.close(held)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Every origin is fixed by a hash or counted; the cache stands where it is asked to, and holds whole files only."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,20 @@ def test_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"downloads cannot hold prepared data \(.*No space left on device\): set data\.cache_dir"):
         origins.write(tmp_path / "downloads" / "a.txt", b"to be, or not to be")
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_what_the_next_clears(tmp_path):
+    """It holds the file as long as it lives."""
+    writing = "import os, pathlib, signal; pathlib.Path.replace = lambda *_: (print('here', flush=True), signal.pause())"
+    writing += f"; from selssm_jax.data.builders import origins; origins.write(pathlib.Path({str(tmp_path / 'a.txt')!r}), b'to be')"
+    process = subprocess.Popen([sys.executable, "-c", writing], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "here\n"
+    origins.clear(tmp_path.glob(origins.UNFINISHED))
+    assert len(list(tmp_path.iterdir())) == 1
+    process.kill()
+    process.communicate()
+    origins.clear(tmp_path.glob(origins.UNFINISHED))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_is_the_configs_else_the_environments_else_at_home(monkeypatch):
