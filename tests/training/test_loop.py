@@ -101,8 +101,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     build = parallel.data_parallel
 
-    def poisoned(step, devices):
-        take = build(step, devices)
+    def poisoned(step, devices, **how):
+        take = build(step, devices, **how)
 
         def taken(state, batch):
             state, sums = take(state, batch)
