@@ -68,6 +68,8 @@ class Workdir:
         if self._begun:
             _check_same(read_experiment(path), experiment, self.path)
             _check_steps(max(taken), experiment.training.steps, self.path)
+        else:
+            _check_descriptions(self.path)
         self._lock = _lock(self.path)
         self._description: dict[str, str] = {}
         self._remembered: int | None = None  # the step of the best parameters that the newest committed checkpoint knows of
@@ -496,6 +498,19 @@ def _check_writable(path: pathlib.Path) -> None:
             check_regular(path / LOCK)  # a pipe of that name would wait for a reader
     except OSError as error:
         raise InputError(f"--workdir {path} cannot be written ({_reason(error, path / LOCK)}): choose another folder, or free it") from error
+
+
+def _check_descriptions(path: pathlib.Path) -> None:
+    """Raises InputError where a folder without checkpoints has a config.json or dataset.json that no run wrote: they would be written over."""
+    for name, keys in {CONFIG: {"format", "experiment"}, DATASET: set()}.items():
+        try:
+            missing = keys - _read_object(path / name).keys()
+            if missing:
+                raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path / name} is of no run ({_first_line(error)}), and would be written over: use another --workdir, or move it away") from error
 
 
 def _check_space(path: pathlib.Path, tree: Any) -> None:

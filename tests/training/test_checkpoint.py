@@ -371,6 +371,22 @@ def test_progress_of_another_form_is_a_damaged_checkpoint(run, capsys):
     assert capsys.readouterr().err.count("going on from the one before") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", "[]", "it holds a list"),
+        ("config.json", "\0", "Expecting value"),
+        ("config.json", '{"model_type": "mamba"}', "it has no experiment and no format"),
+        ("dataset.json", "[1]", "it holds a list"),
+    ],
+)
+def test_files_of_another_program_are_not_written_over(name, content, says, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name} is of no run \({says}.*use another --workdir"):
+        Workdir(str(tmp_path), RECIPE)
+    assert (tmp_path / name).read_text() == content
+
+
 def test_a_run_describes_itself(run):
     assert read_experiment(str(run)) == RECIPE
     assert json.loads((run / "dataset.json").read_text()) == METADATA
