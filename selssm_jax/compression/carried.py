@@ -44,7 +44,7 @@ class Carried:
     """How the state of a model is laid out: `vector` joins the components of all leaves but those that are kept as they are, `state` is its inverse."""
 
     def __init__(self, model: Reader, params: PyTree, scope: str = "all") -> None:
-        like = jax.eval_shape(lambda: model.apply({"params": params}, 1, method="initial_state"))
+        like = jax.eval_shape(lambda params: model.apply({"params": params}, 1, method="initial_state"), params)
         paths, self._tree = jax.tree_util.tree_flatten_with_path(like)
         self._is_kept = [_kept(path, leaf.size, scope) for path, leaf in paths]
         packed = [(path, leaf) for (path, leaf), kept in zip(paths, self._is_kept, strict=True) if not kept]

@@ -36,13 +36,15 @@ def spectral_norm_bound(W: np.ndarray) -> float:
     rescaled each time. Power iteration alone would be a lower bound.
 
     Raises:
-      ValueError: for a W that is no matrix of finite numbers.
+      ValueError: for a W that is no matrix of numbers.
     """
     W = _read(W)
     if W.ndim != 2:
         raise ValueError(f"W has shape {W.shape}, expected a matrix (m, n)")
     if not W.any():
         return 0.0
+    if np.isinf(W).any():
+        return math.inf
     largest = np.abs(W).max()
     W = W / largest  # for the squares of its own entries may be out of range
     size = np.linalg.norm(W)
@@ -61,7 +63,7 @@ def operator_norm(W: np.ndarray, *, norm: str = "max", weights: np.ndarray | Non
     diagonal matrix.
 
     Raises:
-      ValueError: for another norm, weights with the Euclidean one or not positive, and a W that is not of this shape, or not finite.
+      ValueError: for another norm, weights with the Euclidean one or not positive and finite, and a W that is not of this shape, or holds nan.
     """
     _check_norm(norm, weights)
     W = _read(W)
@@ -72,7 +74,7 @@ def operator_norm(W: np.ndarray, *, norm: str = "max", weights: np.ndarray | Non
     if norm == "euclidean":
         return spectral_norm_bound(W)
     v = np.ones(len(W)) if weights is None else _read(weights, name="weights")
-    if v.shape != (len(W),) or np.iscomplexobj(v) or not (v > 0).all():
+    if v.shape != (len(W),) or np.iscomplexobj(v) or not ((v > 0) & (v < np.inf)).all():
         raise ValueError(f"weights={v}, expected {len(W)} positive numbers, one a component")
     return float(((np.abs(W) @ v) / v).max(initial=0.0))
 
@@ -99,8 +101,8 @@ def gate_lipschitz(
       ValueError: for an unknown kind or norm, a range that is empty, or a W that is not real and finite.
     """
     W = _read(W)
-    if np.iscomplexobj(W):
-        raise ValueError(f"W has dtype {W.dtype}, expected real numbers: a gate reads the real coordinates of a state")
+    if np.iscomplexobj(W) or not np.isfinite(W).all():
+        raise ValueError(f"W has dtype {W.dtype}, expected real and finite numbers: a gate reads the real coordinates of a state")
     low, high = (np.broadcast_to(np.asarray(end, np.float64), (len(W),)) for end in logits)
     if (low > high).any():
         raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
@@ -154,10 +156,10 @@ def _climb(slope: Callable[[jax.Array], jax.Array], steps: int, h: jax.Array) ->
 
 
 def _read(W: np.ndarray, *, name: str = "W") -> np.ndarray:
-    """W in float64 or complex128, of finite numbers: a norm of others is nan, or hides it."""
+    """W in float64 or complex128, of numbers without nan, which a norm would hide. Gates that jump have infinite slopes, and infinite norms."""
     W = np.asarray(W)
-    if W.dtype.kind not in "biufc" or not np.isfinite(W).all():
-        raise ValueError(f"{name} has dtype {W.dtype}, and {'is not finite' if W.dtype.kind in 'fc' else 'is no number'}: expected finite numbers")
+    if W.dtype.kind not in "biufc" or np.isnan(W).any():
+        raise ValueError(f"{name} has dtype {W.dtype}, and holds {'nan' if W.dtype.kind in 'fc' else 'no numbers'}: expected numbers")
     return W.astype(np.complex128 if W.dtype.kind == "c" else np.float64)
 
 

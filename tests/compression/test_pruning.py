@@ -217,7 +217,7 @@ def test_sizes_of_weights_and_activity_of_gates():
     np.testing.assert_allclose(pruning.scores(model, params, [], "magnitude")["block_0"], size[0] * size[1])
 
     given = batch(CLASSES)
-    seen = model.apply({"params": params}, given["inputs"], mutable=["intermediates"])[1]["intermediates"]
+    seen = model.apply({"params": params}, given["inputs"], valid=given["valid"], mutable=["intermediates"])[1]["intermediates"]
     gates, valid = np.asarray(seen["block_1"]["mixer"]["gate"][0]), np.asarray(given["valid"])[:, ::2]
     np.testing.assert_allclose(pruning.scores(model, params, [given, given], "gate")["block_1"], gates[valid].mean(axis=0), rtol=1e-5)
 
