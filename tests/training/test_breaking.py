@@ -176,8 +176,8 @@ def test_a_run_that_is_trained_is_read_at_any_moment(tmp_path, capsys):
     command = [sys.executable, "train.py", "--config", "configs/smoke.py", f"--workdir={workdir}", *runs.overrides(often)]
     process = subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        for line in process.stderr:
-            if "validation" in line:
+        for _ in process.stderr:
+            if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):  # committed; before that there is nothing to read
                 break
         drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # it must not wait for a reader
         steps = set()
