@@ -153,7 +153,13 @@ def test_there_are_as_many_values_and_files_as_were_tried():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("data.seed", "1" + "0" * 30), ("model.d_state", "9223372036854775808"), ("optimizer.b1", "nan"), ("model.dilations", "[")],
+    [
+        ("data.seed", "1" + "0" * 30),
+        ("model.d_state", "9223372036854775808"),
+        ("optimizer.b1", "nan"),
+        ("model.norm_epsilon", "1e300"),
+        ("model.dilations", "["),
+    ],
 )
 def test_a_few_hostile_values_are_refused(key, value, tmp_path, capsys):
     assert tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.{key}={value}") == 2

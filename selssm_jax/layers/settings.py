@@ -3,7 +3,6 @@
 A rule reads a layer's own arguments. `Say` turns the name of one into what the caller calls it: "gate_floor" for a layer, "model.gate_floor" for the config.
 """
 
-import math
 import numbers
 import sys
 from collections.abc import Callable, Mapping
@@ -46,7 +45,7 @@ MOST: dict[str, int] = dict.fromkeys(("kernel", "d_conv"), 4096)  # taps, which 
 RANGES: dict[str, tuple[float, float]] = {
     "gate_floor": (0.0, 0.999),
     "gate_bias": (-20.0, 20.0),
-    **dict.fromkeys(("process_noise", "observation_noise", "norm_epsilon", "inner_norm_epsilon"), (0.0, math.inf)),
+    **dict.fromkeys(("process_noise", "observation_noise", "norm_epsilon", "inner_norm_epsilon"), (0.0, 1e38)),  # of float32
 }
 CHOICES: dict[str, Any] = {
     "gate": GateKind,
