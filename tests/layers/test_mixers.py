@@ -26,6 +26,7 @@ B, T, VOCAB = 2, 9, 7
 SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
+DIFFERENT = ("attention", "gru", "mamba2", "s5", "selective")  # in the form of their states, for laws that take long
 
 
 def test_the_configuration_knows_the_same_names():
@@ -235,7 +236,7 @@ class Foreign(nn.Module):
         return nn.Dense(1)(y)
 
 
-@ALL
+@pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(MIXERS)])
 def test_one_layer_trains_in_plain_jax_in_linen_and_in_nnx(kind):
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
