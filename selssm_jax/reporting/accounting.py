@@ -93,7 +93,7 @@ def training_step(experiment: Experiment, model: Reader, params: PyTree, batch: 
     optimizer = build(experiment)
     state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key_data(jax.random.key(0)))
     step = partial(train_step, model=model, optimizer=optimizer, experiment=experiment)
-    return cost(parallel.data_parallel(step, jax.local_devices()[:1]), state, batch)
+    return cost(parallel.data_parallel(step, jax.local_devices()[:1], remat=experiment.model.remat), state, batch)
 
 
 def decode_step(model: Reader, params: PyTree, position: int | None = None) -> Cost:

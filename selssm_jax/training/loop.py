@@ -163,7 +163,7 @@ def _pause(runs: Sequence["Run"], number: int, states: Sequence[Any], stop: "Sto
 class Alone:
     """The step of one run, (state, batch, axis) -> (state, metrics), on devices that share its batch."""
 
-    def __init__(self, take: Callable[..., Any], devices: list[jax.Device], *, remat: bool) -> None:
+    def __init__(self, take: Callable[..., Any], devices: list[jax.Device], *, remat: bool = False) -> None:
         self._take = parallel.data_parallel(take, devices, remat=remat)
 
     def join(self, states: Sequence[Any]) -> Any:
