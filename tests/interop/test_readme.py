@@ -12,7 +12,7 @@ from selssm_jax.config import Model, Task
 from selssm_jax.interop import huggingface
 from selssm_jax.model import SequenceModel
 
-TEXT = "the state keeps what the gates let in, and forgets the rest at the rate of its poles\n" * 200
+TEXT = "the state keeps what the gates let in, and forgets the rest at the rate of its poles\n" * 500  # a tenth of it, the test split, is 131 sequences
 # What makes each command quick; nothing of what it does is left out.
 QUICK = {
     "huggingface": ["--length=32", "--batch_size=8"],
