@@ -16,6 +16,7 @@ import numpy as np
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
+from selssm_jax.training.checkpoint import write_whole
 
 VALUES = "values.json"  # the name of an item's JSON among its arrays
 CHECKSUM = hashlib.sha256().digest_size  # bytes before an item's arrays
@@ -47,10 +48,8 @@ class Progress:
         path, content = self._path(name), io.BytesIO()
         text = np.frombuffer(json.dumps(dict(values)).encode(), np.uint8)
         np.savez(content, **{VALUES: text}, **{key: np.asarray(value) for key, value in arrays.items()})
-        fresh = path.with_suffix(".new")
         try:
-            fresh.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
-            fresh.replace(path)
+            write_whole(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
         except OSError as error:
             raise InputError(f"{self.folder} could not be written ({error.strerror}): mend that and run the same command again, it goes on") from error
 

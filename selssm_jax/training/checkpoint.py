@@ -473,10 +473,10 @@ def _steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file whole or not at all."""
     fresh = path.with_suffix(".new")
-    fresh.write_text(text)
+    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
     fresh.replace(path)
 
 
