@@ -9,7 +9,7 @@ from selssm_jax.stability import laws
 from selssm_jax.stability.lipschitz import operator_norm
 from selssm_jax.stability.recurrence import Recurrence
 from selssm_jax.stability.simulate import Direction, GatePath
-from selssm_jax.stability.verdict import Verdict
+from selssm_jax.stability.verdict import MARGINAL, Verdict
 
 READS = "The gates read the state: their law is not one of products."
 
@@ -22,11 +22,11 @@ def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
         return _any_law(given, uniform)
     found = laws.mean_square(given.law)
     words = f"The mean-square radius is {found.radius:.6g}" + (f", between {found.interval[0]:.6g} and {found.interval[1]:.6g}" if given.law.sampled else "")
-    if found.interval[0] >= 1:
+    if found.radius >= 1 and found.interval[0] >= 1 - MARGINAL:
         return Verdict("refuted", found.radius, f"{words}: second moments grow.", Direction(found.direction, found.radius), interval=found.interval)
     if found.interval[1] < 1 and found.constant is not None:
         return _with_constants(Verdict("holds", found.rate, f"{words}.", interval=found.interval), found.constant, len(given.A))
-    return Verdict("not established", found.radius, f"{words}: too near 1 to tell.", interval=found.interval)
+    return Verdict("not established", found.radius, f"{words}, which is not proved, or too near 1 to tell.", interval=found.interval)
 
 
 def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:

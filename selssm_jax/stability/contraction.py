@@ -21,6 +21,7 @@ HALVINGS = 60  # of the interval that holds the root: to float64's own precision
 POLICIES = 100  # of one policy iteration, which ends after a few
 SHARES = (1e-4, 1e-3, 1e-2, 0.1, 0.3)  # how far above the root, as shares of what is left to 1, weights are tried
 PRECISION = 1e-3  # at which the memory horizon of weights is compared
+ROUNDING = 4 * np.finfo(np.float64).eps  # of a sum of nonnegative products, by term: more than there can be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def contract(growth: Growth) -> Contraction:
 
 
 def perron_root(growth: Growth) -> float:
-    """Returns the smallest c, up to rounding from above, such that F(v) <= c v for some v > 0 (theory: rho of |A| where g = 1)."""
+    """Returns the smallest c, up to rounding and from above, such that F(v) <= c v for some v > 0 (theory: rho of |A| where g = 1)."""
     least, most = 0.0, float(growth(np.ones(len(growth.low))).max())
     if growth.separable:
         return most
@@ -127,9 +128,9 @@ def feasible(growth: Growth) -> bool:
 
 
 def _weights(growth: Growth, c: float) -> np.ndarray | None:
-    """v = 1 + F(v) / c, so that F(v) < c v; None where c is under the root.
+    """v > 0 with F(v) < c v, checked; None where c is under the root, or so near to it that float64 cannot tell.
 
-    By policy iteration: (I - N / c) v = 1 for a nonnegative N has a positive solution if and only if rho(N) < c.
+    By policy iteration, of v = 1 + F(v) / c: (I - N / c) v = 1 for a nonnegative N has a positive solution if and only if rho(N) < c.
     """
     v = np.ones(len(growth.low))
     if c <= 0:
@@ -142,9 +143,41 @@ def _weights(growth: Growth, c: float) -> np.ndarray | None:
         if not (np.isfinite(new).all() and new.min() > 0):
             return None
         if (new <= v * (1 + 1e-13)).all():
-            return new
+            return _scaled(growth, new, c)
         v = new
     return None
+
+
+def _scaled(growth: Growth, v: np.ndarray, c: float) -> np.ndarray | None:
+    """The solution of policy iteration, or the one of (I - N / c) u = v, whose slack is of the same share in every component, however large it is."""
+    if below(growth, v, 0, c):
+        return v
+    try:
+        u = np.linalg.solve(np.eye(len(v)) - growth.policy(v) / c, v)
+    except np.linalg.LinAlgError:
+        return None
+    return u if np.isfinite(u).all() and u.min() > 0 and below(growth, u, 0, c) else None
+
+
+def below(growth: Growth, v: np.ndarray, constant: np.ndarray | float, c: float = 1.0) -> bool:
+    """Returns whether F(v) + constant <= c v, all of them from 0 on, with room for the rounding of the left side."""
+    return bool((growth(v) + constant <= c * v * (1 - (len(v) + 4) * ROUNDING)).all())
+
+
+def fixed_bound(N: np.ndarray, constant: np.ndarray) -> np.ndarray | None:
+    """Returns an M, (n,), with N M + constant <= M for a nonnegative N, (n,) or (n, n), checked; None where none was found.
+
+    It is the solution of equality, and as much of a v with N v < v on top as makes room for rounding.
+    """
+    growth, n = Growth(N, N), len(constant)
+    v = np.ones(n) if growth.separable else _weights(growth, 1.0)
+    if v is None or not below(growth, v, 0):
+        return None
+    M = constant / (1 - N) if growth.separable else np.maximum(np.linalg.solve(np.eye(n) - N, constant), 0)
+    lack = growth(M) + constant - M + 4 * (n + 4) * ROUNDING * M
+    share = np.maximum(lack, 0) / (v - growth(v))
+    M = M + v * (share if growth.separable else share.max())
+    return M if np.isfinite(M).all() and below(growth, M, constant) else None
 
 
 def _measured(growth: Growth, v: np.ndarray) -> Contraction:

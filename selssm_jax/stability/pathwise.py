@@ -11,9 +11,8 @@ from selssm_jax.stability.lipschitz import operator_norm
 from selssm_jax.stability.recurrence import Recurrence
 from selssm_jax.stability.simulate import GateSequence, diverging_pair
 from selssm_jax.stability.switching import CORNERS, corners, growing_gates, joint_spectral_radius
-from selssm_jax.stability.verdict import Verdict
+from selssm_jax.stability.verdict import MARGINAL, Verdict
 
-MARGINAL = 1e-10  # a growth of 1 may come out so much smaller in float64
 SHARE_HALVINGS = 30
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selssm_jax.ops.gating import pull
-from selssm_jax.stability.contraction import Growth, feasible, gated, perron_root
+from selssm_jax.stability.contraction import Growth, fixed_bound, gated, perron_root
 from selssm_jax.stability.laws import GateLaw, Law, read_law
 from selssm_jax.stability.lipschitz import operator_norm
 
@@ -54,10 +54,7 @@ class Recurrence:
             return None
         scale = np.ones(len(self.A)) if self.update == "retain" else self.high
         size = np.abs(self.A) * (scale if self.A.ndim == 1 else scale[:, None])
-        if not feasible(Growth(size, size)):
-            return None
-        target = scale * self.drive
-        return target / (1 - size) if size.ndim == 1 else np.maximum(np.linalg.solve(np.eye(len(size)) - size, target), 0)
+        return fixed_bound(size, scale * self.drive)
 
     def coupled(self, radius: np.ndarray, share: float = 1.0) -> Growth:
         """How differences grow on the box |h_i| <= radius_i under gates that read the state, by `share` of what they may."""

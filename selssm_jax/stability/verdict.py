@@ -10,6 +10,7 @@ from selssm_jax.stability.contraction import horizon
 from selssm_jax.stability.simulate import Witness
 
 Status = Literal["holds", "refuted", "not established"]
+MARGINAL = 1e-10  # a growth of 1 may come out so much smaller in float64
 
 
 @dataclasses.dataclass(frozen=True)
