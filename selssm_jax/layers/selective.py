@@ -94,7 +94,7 @@ class SelectiveSSM(Layer):
       dtype: of activations. The gate, the recurrence and the state are float32 whatever it is.
 
     Sown as intermediates: "gate" and "state", (B, T, N); "open", P(g > 0), (B, T, N), for a hard concrete gate. Sown as
-    diagnostics: "fell_back", whether Newton had to give way to the loop, for a gate that reads the state. Sown as laws: "law", a
+    diagnostics: "fell_back", (B,), which sequences Newton could not solve, so that the loop did, for a gate that reads the state. Sown as laws: "law", a
     `Law`, for a positive process noise.
     """
 

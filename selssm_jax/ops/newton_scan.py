@@ -98,7 +98,7 @@ def sequential_scan(step: Step, h0: Float[Array, "N"], xs: Any) -> Float[Array, 
 
 def nonlinear_scan(
     step: Step, h0: Float[Array, "B N"], xs: Any, *, jacobian: str = "diagonal", solver: str = "auto", factor: Float[Array, ""] | None = None
-) -> tuple[Float[Array, "B T N"], Bool[Array, ""]]:
+) -> tuple[Float[Array, "B T N"], Bool[Array, "B"]]:
     """Solves h_t = step(h_{t-1}, x_t) for a batch, and is right whatever step is.
 
     "newton" takes `sequential_scan` for the whole batch where `newton_scan` does not converge for one of its sequences.
@@ -113,7 +113,7 @@ def nonlinear_scan(
       factor: kappa, a bound of step's Lipschitz constant in h on the states that are met (`gating.step_factor`); None: unknown, and "auto" tries newton.
 
     Returns:
-      (h, fell_back): all states, and whether newton had to give way.
+      (h, fell_back): all states, and the sequences that newton was asked to solve and could not, for which the whole batch gave way.
 
     Raises:
       ValueError: for an unknown solver, and what `newton_scan` raises.
@@ -123,12 +123,11 @@ def nonlinear_scan(
 
     def in_order(h0: Array, xs: Any) -> tuple[Array, Array]:
         h = jax.vmap(partial(sequential_scan, step))(h0, xs)
-        return h, zeros_beside((), h, bool)
+        return h, zeros_beside(h.shape[:1], h, bool)
 
     def newton(h0: Array, xs: Any) -> tuple[Array, Array]:
         h, solve = jax.vmap(partial(newton_scan, step, jacobian=jacobian))(h0, xs)
-        solved = solve.converged.all()
-        return lax.cond(solved, lambda: h, lambda: in_order(h0, xs)[0]), ~solved
+        return lax.cond(solve.converged.all(), lambda: h, lambda: in_order(h0, xs)[0]), ~solve.converged
 
     def where_certified(h0: Array, xs: Any) -> tuple[Array, Array]:
         return newton(h0, xs) if factor is None else lax.cond(factor < 1, newton, in_order, h0, xs)

@@ -159,9 +159,12 @@ def _rate(means: Array, variances: Array, frames: Array, total: Callable[[Array]
 
 
 def fallbacks(diagnostics: Mapping[str, Any]) -> Sums:
-    """Returns "fell_back", the share of solves that gave way to the loop, for models whose gates read the state."""
-    solves = [fell_back for mixer in _mixers(diagnostics) for fell_back in mixer.get("fell_back", ())]
-    return {"fell_back": jnp.stack([jnp.stack(solves).sum().astype(jnp.float32), jnp.float32(len(solves))])} if solves else {}
+    """Returns "fell_back", the share of sequences, over blocks, that Newton could not solve, for models whose gates read the state."""
+    solves = [jnp.ravel(fell_back) for mixer in _mixers(diagnostics) for fell_back in mixer.get("fell_back", ())]
+    if not solves:
+        return {}
+    every = jnp.concatenate(solves).astype(jnp.float32)
+    return {"fell_back": jnp.stack([every.sum(), jnp.float32(every.size)])}
 
 
 def _mixers(sown: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -57,7 +57,7 @@ def train_step(
 
     The loss is the mean over all weighted targets of the batch, wherever its rows lie, and what is drawn at random (dropout,
     noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the whole batch): neither
-    the number of devices nor that of micro-batches changes it beyond rounding. Only "fell_back" counts each share's solves.
+    the number of devices nor that of micro-batches changes it beyond rounding.
     """
     kind, stride = model.config.task.kind, _stride(model)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

@@ -100,7 +100,7 @@ def test_gates_that_read_the_state_equal_the_loop(update, transition, gate_state
     expected, end = layer_loop(layer, params, np.asarray(x, np.float64), h0, reset)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
-    assert not sown["diagnostics"]["fell_back"][0]
+    assert not sown["diagnostics"]["fell_back"][0].any()
 
 
 @pytest.mark.parametrize("gate_state", ["elementwise", "dense"])
@@ -125,7 +125,7 @@ def test_where_newton_does_not_converge_the_layer_falls_back_says_so_and_is_righ
     params["params"]["G"]["bias"] = jnp.zeros(N)  # half open: what the state adds to the logits moves the gates
     x = jax.random.normal(jax.random.key(4), (B, 600, D))
     (y, last), sown = layer.apply(params, x, mutable=["diagnostics"])
-    assert sown["diagnostics"]["fell_back"][0]
+    assert sown["diagnostics"]["fell_back"][0].any()
     expected, end = layer.clone(solver="sequential").apply(params, x)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-4)

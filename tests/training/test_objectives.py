@@ -123,7 +123,7 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
 
 
 def test_solves_that_gave_way_are_counted_over_blocks():
-    seen = {f"block_{index}": {"mixer": {"fell_back": (jnp.asarray(index == 2),)}} for index in range(4)}
+    seen = {f"block_{index}": {"mixer": {"fell_back": (jnp.full(3, index == 2),)}} for index in range(4)}
     assert objectives.means(objectives.fallbacks(seen)) == {"fell_back": 0.25}
     assert objectives.fallbacks({}) == {}
 

@@ -103,6 +103,31 @@ def test_what_is_drawn_hangs_on_the_row_and_not_on_where_it_is_read(kind, model,
         assert_same(whole, after(*build(runs.experiment(optimizer__accumulate=parts), kind, count=count, **model)))
 
 
+@pytest.mark.parametrize(("count", "parts"), [(2, 1), (1, 4)])
+def test_the_share_of_solves_that_gave_way_counts_sequences_and_not_shares(count, parts):
+    """Two of eight sequences are beyond Newton: by shares it was 1 for the whole batch, a half for two devices, and a quarter for four micro-batches."""
+    experiment = runs.experiment(optimizer__accumulate=parts)
+    solved = jax.numpy.arange(8) >= 2
+
+    class Reader:
+        config = dataclasses.replace(experiment.model, task=TASKS["language"])
+
+        def apply(self, variables, inputs, **_):
+            logits = jax.numpy.broadcast_to(variables["params"]["bias"], (*inputs.shape, 5))
+            return (logits, None), {"diagnostics": {"block_0": {"mixer": {"fell_back": (~solved[inputs[:, 0]],)}}}}
+
+    tx = optimizer.build(experiment)
+    params = {"bias": jax.numpy.zeros(5)}
+    key = jax.random.key_data(jax.random.key(0))
+    state = step.TrainState(jax.numpy.int32(0), params, tx.init(params), key)
+    batch = ragged(TASKS["language"])
+    batch["inputs"][:, 0] = np.arange(8)
+    devices = parallel.choose_devices(count, 8)
+    take = parallel.data_parallel(partial(step.train_step, model=Reader(), optimizer=tx, experiment=experiment), devices)
+    _, sums = take(jax.device_put(state, parallel.layout(devices)), batch)
+    assert objectives.means(jax.device_get(sums))["fell_back"] == 0.25
+
+
 def test_rows_and_steps_draw_apart():
     """Equal rows, of which dropout makes unequal ones, at every step anew."""
     take, state, batch = build(runs.experiment(optimizer__peak_rate=1e-12), "language", dropout=0.5)
