@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from selssm_jax.layers.settings import whole
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Reader
+from selssm_jax.ops.extremes import largest
 
 NOTHING = -1  # stands after a stop token, where no token is
 MOST = 10_000_000  # tokens of one call
@@ -132,7 +133,7 @@ def filtered(logits: Float[Array, "*B V"], temperature: float, top_k: int, top_p
     Sampling(temperature, top_k, top_p)
     if temperature < SMALLEST:
         temperature, top_k = 1.0, 1
-    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature  # a small temperature must not carry the largest to infinity
+    scaled = (logits - largest(logits, -1, keepdims=True)) / temperature  # a small temperature must not carry the largest to infinity
     if not top_k and top_p == 1:
         return scaled
     values, places = jax.lax.top_k(scaled, min(top_k, logits.shape[-1]) or logits.shape[-1])

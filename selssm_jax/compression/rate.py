@@ -123,5 +123,5 @@ def _nats(sums: Sums) -> float:
 def _counted(batch: Batch, model: SequenceModel) -> Array:
     """1 for valid steps of rows that are data, not what fills the last batch."""
     valid = jnp.asarray(batch["valid"])
-    real = jnp.asarray(batch["weights"]).reshape(len(valid), -1).max(axis=1) > 0
+    real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)
     return frame_valid(valid & real[:, None], 1 if model.config.task.kind == "language" else model.config.stride).astype(jnp.float32)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from selssm_jax.ops.extremes import largest
+
 FLOOR = 32.0  # units of rounding: a variance of so many cannot be told from zero (32 is what sums over n <= 16 and long times leave)
 SQUARINGS = 48  # 2^48 is a power at which a sum of n powers is the greatest of them
 
@@ -108,7 +110,7 @@ def _eliminate(N: Array) -> tuple[Array, Array, Array]:
     def step(k: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         V, L, left = carry
         unit = jax.nn.one_hot(jnp.argmax(left, axis=-1), left.shape[-1], dtype=N.dtype)
-        pivot = left.max(-1)
+        pivot = largest(left, -1)
         counts = pivot > _tolerance(N)
         scale = jnp.where(counts, lax.rsqrt(jnp.where(counts, pivot, 1)), 0)[..., None]
         known = jnp.sum(L * unit[..., :, None], axis=-2)[..., None, :]

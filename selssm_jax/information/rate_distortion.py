@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.information.inputs import check_covariance, check_distribution, check_real, check_whole
+from selssm_jax.ops.extremes import largest, smallest
 
 CENTRING = 0.03  # how far under the present mean product of a mass and its slack the next step of `blahut_arimoto` aims
 BOUNDARY = 0.99  # part of the way to the nearest boundary that one of its steps may go
@@ -276,7 +277,7 @@ def neural(
     samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32))
     shuffle, *keys = jax.random.split(jax.random.key(seed), 3)
     half = len(samples) // 2
-    scale = samples.std(0).max()
+    scale = largest(samples.std(0))
     halves = jax.random.permutation(shuffle, (samples - samples.mean(0)[None]) / scale)[: 2 * half].reshape(2, half, -1)
     fit = partial(_cross_fitted, codebook=codebook, hidden=hidden, steps=steps, batch=batch)
     rates, distortions = jax.vmap(fit, in_axes=(0, 0, 0, None, None))(
@@ -393,9 +394,9 @@ class _Search(NamedTuple):
 
 @jax.jit
 def _certified(p: Array, d: Array, slope: Array, tolerance: Array, max_iterations: Array) -> CertifiedPoint:
-    least = d.min(1)
-    excess = jnp.where(jnp.isfinite(d), d - least[:, None], 0)
-    A = jnp.where(jnp.isfinite(d), jnp.exp(-slope * excess), 0)  # scaled by row to a greatest entry of 1, so that no row vanishes
+    least = smallest(d, 1)
+    excess = jnp.where(d == jnp.inf, 0, d - least[:, None])
+    A = jnp.where(d == jnp.inf, 0, jnp.exp(-slope * excess))  # scaled by row to a greatest entry of 1, so that no row vanishes
     p = p / p.sum()
     q = _central_path(p, A, tolerance, max_iterations)
     mixture = _einsum("xj,j->x", A, q)
@@ -409,7 +410,8 @@ def _certified(p: Array, d: Array, slope: Array, tolerance: Array, max_iteration
 def _certificate(p: Array, A: Array, q: Array) -> tuple[Array, Array]:
     """c and log max c - sum q c log c, which is a sum of terms from 0, for sum q c = 1."""
     c = _einsum("x,xj->j", p / _einsum("xj,j->x", A, q), A)
-    return c, (q * c * (jnp.log(c.max()) - jnp.log(jnp.where(c > jnp.finfo(c.dtype).tiny, c, c.max())))).sum()
+    most = largest(c)
+    return c, (q * c * (jnp.log(most) - jnp.log(jnp.where(c > jnp.finfo(c.dtype).tiny, c, most)))).sum()
 
 
 def _central_path(p: Array, A: Array, tolerance: Array, max_iterations: Array) -> Array:
@@ -420,8 +422,9 @@ def _central_path(p: Array, A: Array, tolerance: Array, max_iterations: Array) -
     eps = jnp.finfo(A.dtype).eps
     uniform = jnp.full_like(A[0], 1 / A.shape[1])
     c, gap = _certificate(p, A, uniform)
-    q = 2 * c.max() * uniform
-    start = _Search(q, 1 - c / (2 * c.max()), p / (A @ q), uniform, gap, jnp.zeros((), int))
+    most = largest(c)
+    q = 2 * most * uniform
+    start = _Search(q, 1 - c / (2 * most), p / (A @ q), uniform, gap, jnp.zeros((), int))
 
     def unsolved(state: _Search) -> Array:
         # Beyond products of the size of rounding, or broken by it, the steps say nothing more.
@@ -447,7 +450,7 @@ def _step(p: Array, A: Array, q: Array, u: Array, v: Array) -> tuple[Array, Arra
     dq = root * jax.scipy.linalg.solve(matrix, root * (_einsum("x,xj->j", p / g - v, A) - u) + aim / root, assume_a="pos")
     dv = (p - v * g - v * _einsum("xj,j->x", A, dq)) / g
     du = -_einsum("xj,x->j", A, dv)
-    fastest = jnp.concatenate([-dq / q, -du / u, jnp.where(v > 0, -dv / jnp.where(v > 0, v, 1), 0)]).max()
+    fastest = largest(jnp.concatenate([-dq / q, -du / u, jnp.where(v > 0, -dv / jnp.where(v > 0, v, 1), 0)]))
     length = jnp.minimum(1, BOUNDARY / jnp.maximum(fastest, BOUNDARY))
     return q + length * dq, u + length * du, v + length * dv
 
@@ -464,7 +467,7 @@ def _check_neural(samples: Array, slope: ArrayLike, settings: dict[str, Any]) ->
         raise ValueError(f"codebook={settings['codebook']}, expected from {TRAINED}")
     if settings["steps"] % CHECKS:
         raise ValueError(f"steps={settings['steps']}, expected a multiple of {CHECKS}, the checks of a training")
-    if not float(samples.std(0).max()) > 0:
+    if not float(largest(samples.std(0))) > 0:
         raise ValueError("samples do not vary: such a source has R(D) = 0 at every D")
 
 

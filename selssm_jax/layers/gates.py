@@ -238,18 +238,19 @@ class Opening:
         if self.W is None:
             return None
         if self.kind == "top_k":
-            read = jnp.abs(self.W) if self.W.ndim == 1 else jnp.abs(self.W).max(axis=0)
-            return jnp.where(varies[:, None] & (read > 0)[None], jnp.inf, 0)
+            read = self.W != 0 if self.W.ndim == 1 else (self.W != 0).any(axis=0)
+            return jnp.where(varies[:, None] & read[None], jnp.inf, 0)
         slope = (1 - self.floor) * jnp.broadcast_to(DRAWN if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape)
         slope = slope if self.W.ndim == 1 else slope[:, None]
         return jnp.where(self.W == 0, 0, jnp.abs(self.W) * jnp.where(self.W == 0, 0, slope))
 
 
 def _certain(low: Array, high: Array, active: int) -> tuple[Array, Array]:
-    """(1 where a component is among the `active` largest, 0 where it is not), for all low <= z <= high: (N,) each."""
+    """(1 where a component is among the `active` largest, 0 where it is not), for all low <= z <= high: (N,) each; nothing of NaN."""
     rivals = len(low) - jnp.searchsorted(jnp.sort(high), low, side="left")  # that may be as large, itself included
     above = len(low) - jnp.searchsorted(jnp.sort(low), high, side="right")  # that are larger whatever happens
-    return (rivals <= active).astype(low.dtype), (above < active).astype(low.dtype)
+    ranked = ~(jnp.isnan(low) | jnp.isnan(high)).any()
+    return (ranked & (rivals <= active)).astype(low.dtype), (~ranked | (above < active)).astype(low.dtype)
 
 
 class Gate(Layer):

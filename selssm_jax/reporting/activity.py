@@ -152,7 +152,7 @@ def reader(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, S
 def _counted(batch: Batch, gate: Array, model: Reader) -> Array:
     """Which steps of a gate count: valid ones of rows that are no padding; a row may have one gate row a channel."""
     valid = jnp.asarray(batch["valid"])
-    real = jnp.asarray(batch["weights"]).reshape(len(valid), -1).max(axis=1) > 0
+    real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)
     frames = frame_valid(valid & real[:, None], model.config.stride if valid.shape[1] != gate.shape[1] else 1)
     return jnp.repeat(frames, gate.shape[0] // frames.shape[0], axis=0)
 

@@ -108,7 +108,7 @@ def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, u
         raise ValueError(f"gate_law has probabilities that sum to {P.sum(axis=1)}, expected numbers from 0 that sum to 1")
     if (gates < low - 1e-6).any() or (gates > high + 1e-6).any():
         raise ValueError(f"gate_law has gates in [{gates.min():.4g}, {gates.max():.4g}], outside gate_min and gate_max: widen these or mend the law")
-    if A.ndim == 2 and row_sums(A).max() > np.sqrt(np.finfo(np.float64).max):
+    if A.ndim == 2 and np.max(row_sums(A)) > np.sqrt(np.finfo(np.float64).max):
         raise ValueError(f"A holds numbers up to {np.abs(A).max():.4g}, whose squares float64 does not have: second moments cannot be computed")
     _check_one_class(P)
     return Law(P / P.sum(axis=1, keepdims=True), gates, A, update, callable(given))

@@ -14,6 +14,8 @@ import numpy as np
 import optax
 
 from selssm_jax.layers.gates import JUMPING, Opening, largest_slope
+from selssm_jax.ops.boundaries import finite
+from selssm_jax.ops.extremes import largest
 
 NORMS = ("max", "euclidean")
 SQUARINGS = 16  # of the Gram matrix: its Frobenius norm exceeds the spectral one by n^(1/2^17) at most
@@ -136,21 +138,21 @@ def maximised_ratio(
 
     def slope(h: jax.Array) -> jax.Array:
         J = jax.jacobian(gate)(h)
-        return jnp.linalg.norm(J, ord=2) if norm == "euclidean" else ((jnp.abs(J) @ v) / v).max()
+        return jnp.linalg.norm(J, ord=2) if norm == "euclidean" else largest((jnp.abs(J) @ v) / v)
 
     best = jax.vmap(partial(_climb, slope, steps))(jnp.asarray(starts, jnp.float32))
-    return float(best.max())
+    return float(largest(best))
 
 
 def _climb(slope: Callable[[jax.Array], jax.Array], steps: int, h: jax.Array) -> jax.Array:
-    """The largest slope on the way up."""
+    """The largest slope on the way up, of the states at which it is a number."""
     optimizer = optax.adam(RATE * (1e-3 + jnp.abs(h).max()))
 
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
         h, state, best = carry
         value, gradient = jax.value_and_grad(slope)(h)
         updates, state = optimizer.update(jnp.nan_to_num(-gradient), state)
-        return (optax.apply_updates(h, updates), state, jnp.maximum(best, value)), None
+        return (optax.apply_updates(h, updates), state, jnp.maximum(best, finite(value))), None
 
     return jax.lax.scan(step, (h, optimizer.init(h), jnp.zeros(())), None, length=steps)[0][2]
 

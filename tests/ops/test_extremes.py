@@ -37,6 +37,13 @@ def test_the_range_of_gates_that_hold_nan_is_none():
     assert low[0] == 0.55 and jnp.isnan(low[1])
 
 
+@pytest.mark.parametrize("W", [jnp.full((3, 3), jnp.nan), jnp.zeros(3).at[1].set(jnp.nan)], ids=["dense", "elementwise"])
+def test_gates_that_may_read_anything_have_no_lipschitz_constant(W):
+    """The largest |W| of a column of NaN is not above 0: such a top_k gate was said to read nothing."""
+    bounds = Opening(jnp.zeros((2, 3)), None, W, "top_k", 0.0, 1).envelope(jnp.ones(3))
+    assert not np.isfinite(np.asarray(bounds.lipschitz)[:, 1]).any()
+
+
 def test_a_weight_that_is_nan_stays_so_in_eight_bits():
     matrix = jnp.ones((5000, 2)).at[7, 1].set(jnp.nan)
     restored = decoded(encoded({"w": matrix}))["w"]

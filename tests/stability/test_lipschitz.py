@@ -106,3 +106,9 @@ def test_any_function_of_the_state_can_be_climbed():
 def test_bad_input_is_said(call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call()
+
+
+def test_states_at_which_a_slope_is_no_number_hide_no_other():
+    """One climb that leaves the domain made the lower bound NaN, or, past 4,096 starts, none at all."""
+    found = maximised_ratio(jnp.sqrt, np.array([[1.0, 2.0], [0.01, 1.0]]))
+    assert found == pytest.approx(5, rel=1e-3)  # 1 / (2 sqrt(.01)), from where Adam steps below 0
