@@ -31,7 +31,7 @@ from selssm_jax import data
 from selssm_jax.config import UNREAD, Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import Diverged
-from selssm_jax.training import contenders, loop, together
+from selssm_jax.training import contenders, loop, parallel, together
 from selssm_jax.training.checkpoint import check_place, flatten
 from selssm_jax.training.contenders import Point
 from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
@@ -108,6 +108,7 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
       InputError: for what `fit` and `contender` refuse; all models are built, by their shapes, before the first is trained.
       Interrupted: where SIGTERM or SIGINT came; the same call goes on.
     """
+    parallel.check_one_process()
     check_place(str(folder))
     dataset = data.load(experiment.data)
     for model in models:

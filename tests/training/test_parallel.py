@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
+from selssm_jax import data
 from selssm_jax.errors import InputError
-from selssm_jax.training import parallel, together
+from selssm_jax.reporting import compression, continuation, report
+from selssm_jax.training import loop, parallel, sweep, together
 
 
 def test_all_devices_or_the_first_few():
@@ -30,6 +33,26 @@ def test_a_process_of_a_cluster_is_refused_by_name(monkeypatch):
     for count in (0, 1):
         with pytest.raises(InputError, match=r"process 0 of a cluster of 2, and each would train or evaluate alone: .*start one process"):
             parallel.choose_devices(count, 8)
+
+
+ENTRANCES = {
+    "fit": lambda folder: loop.fit(runs.experiment(), str(folder)),
+    "together": lambda folder: together.fit_together([runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]),
+    "sweep": lambda folder: list(sweep.cells(runs.experiment(), folder, ["ssm"])),
+    "eval": report.write,
+    "compress": compression.write,
+    "generate": lambda folder: list(continuation.tell(folder, ["a"], tokens=1, temperature=1.0, top_k=0, top_p=1.0, seed=0)),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_every_entrance_refuses_a_cluster_before_it_reads_or_writes(entrance, tmp_path, monkeypatch):
+    """A sweep would have prepared its data and built all models first, in every process."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("data were read"))
+    with pytest.raises(InputError, match="process 0 of a cluster of 2"):
+        ENTRANCES[entrance](tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_recomputed_is_not_kept_on_a_cpu_too():
