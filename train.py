@@ -39,18 +39,18 @@ def main(_: list[str]) -> None:
 
             done = sweep.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
-        from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
+        from selssm_jax.reporting import ahead, compression, report  # here, so that a mistake in the command line is said at once
+        from selssm_jax.training import loop
 
-        outcome = loop.fit(experiment, workdir)
+        asked = {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
+        outcome = loop.fit(experiment, workdir, check=lambda dataset: ahead.check(experiment, workdir, dataset, **asked))
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: python {shlex.join(sys.argv)}")
             sys.exit(errors.UNFINISHED)
         print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
-        if not (REPORT.value or MEASURE.value or COMPRESS.value):
+        if not any(asked.values()):
             print(f"to evaluate: python eval.py --workdir {shlex.quote(workdir)}")
             return
-        from selssm_jax.reporting import compression, report
-
         print(report.summary(report.write(workdir, measure=MEASURE.value)), flush=True)
         if COMPRESS.value:
             print(compression.summary(compression.write(workdir)))

@@ -67,8 +67,8 @@ class Known:
 
     @property
     def constant(self) -> int:
-        """Bytes of the memory that are not packed: none, where the memory is the mixers' states alone."""
-        return self.layout.kept_bytes if self.scope == "all" else 0
+        """Bytes of the memory that are not packed."""
+        return _constant(self.layout.kept_bytes, self.scope)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,14 +142,41 @@ def quantised(subject: Subject, known: Known, nbytes: float, rule: str) -> tuple
         if best is None or cost < best[0]:
             best = cost, quantizer, sharing.numbered(groups, bits)
     if best is None:
-        raise InputError(
-            f"{nbytes:.4g} bytes a sequence cannot hold the {known.constant} that stay as they are and a share of a table of levels: lower compress.factor, or "
-            f"raise compress.sequences={options.sequences}, the sequences that share it"
-        )
+        raise _too_few(nbytes, known.constant, options)
     _, quantizer, tables = best
     digits = tuple("".join(map(str, quantizer.bits[at])) for _, at in layout.parts())
     model = PackedModel(subject.model, digits, known.scope, options.rounding, tables)
     return model, {**subject.params, LEVELS: flat_levels(quantizer, tables)}
+
+
+def _constant(kept_bytes: int, scope: str) -> int:
+    """Bytes of a memory that are not packed: none, where the memory is the mixers' states alone."""
+    return kept_bytes if scope == "all" else 0
+
+
+def _too_few(nbytes: float, constant: int, options: Compress) -> InputError:
+    return InputError(
+        f"{nbytes:.4g} bytes a sequence cannot hold the {constant} that stay as they are and a share of a table of levels: lower compress.factor, or "
+        f"raise compress.sequences={options.sequences}, the sequences that share it"
+    )
+
+
+def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -> None:
+    """Raises InputError, before work starts, where no memory can be what is asked for; `params` may be shapes alone.
+
+    For a model that reads both ways, and for a compress.factor that leaves too few bytes for what is not packed and a table without a bit.
+    """
+    if model.config.bidirectional:
+        raise InputError(
+            "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it carries from step to step: "
+            "train it with model.bidirectional=False"
+        )
+    options = experiment.compress
+    layout = Carried(model, params, options.scope)
+    constant = _constant(layout.kept_bytes, options.scope)
+    allowed = (4 * layout.rows * layout.size + constant) / options.factor if options.factor else math.inf
+    if constant + sharing.table_bytes((0,) * layout.size, (0,) * layout.size) / options.sequences > allowed:
+        raise _too_few(allowed, constant, options)
 
 
 def _affordable(known: Known, options: Compress, nbytes: float, errors: np.ndarray, groups: np.ndarray) -> tuple[int, ...] | None:
@@ -206,11 +233,7 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, p
       InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few; for a model that reads both ways; where
         the model's own metric on validation is not finite.
     """
-    if subject.model.config.bidirectional:
-        raise InputError(
-            "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it carries from step to step: "
-            "train it with model.bidirectional=False"
-        )
+    check_memory(subject.experiment, subject.model, subject.params)
     options, trials = subject.experiment.compress, _Trials(subject, say, progress or Progress())
     factors = sorted({*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])})
     frontier = list({one.share(options.sequences): one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,11 +19,13 @@ from matplotlib.figure import Figure
 from selssm_jax.compression import bound, saving
 from selssm_jax.compression.bound import rounding_errors, rounding_radius
 from selssm_jax.compression.carried import Carried
-from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, compress, points, relative_loss
+from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, check_memory, compress, points, relative_loss
 from selssm_jax.compression.progress import fingerprint, resumed
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.search import knee
 from selssm_jax.compression.streaming import PackedModel
+from selssm_jax.config import Experiment
+from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting, processing
@@ -80,7 +83,7 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     run = open_run(workdir, split=split, file=file, local_dir=local_dir, override=override)
     if not isinstance(run.model, SequenceModel):
         raise InputError(f"--workdir={workdir} holds a compressed run: give the run that it was made of")
-    folder = run.workdir.with_name(f"{run.workdir.name}-compressed")
+    folder = _beside(run.workdir)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     saving.check_free(folder)
     start = time.perf_counter()
@@ -95,6 +98,17 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
         smaller.workdir.rename(folder)
         shutil.rmtree(unfinished)
     return results | {"workdir": str(folder), "report": str(folder / "compression" / "index.html")}
+
+
+def check(experiment: Experiment, model: SequenceModel, dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Raises InputError, before a run in `workdir` is trained, for what its compression would be refused for whatever its parameters are."""
+    saving.check_free(_beside(workdir))
+    inputs = jnp.asarray(next(dataset.evaluate("validation", 1))["inputs"])
+    check_memory(experiment, model, jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"]))
+
+
+def _beside(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.with_name(f"{workdir.name}-compressed")
 
 
 def _saved(run: Run, found: Compression, folder: pathlib.Path) -> Run:

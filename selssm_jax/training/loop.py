@@ -39,23 +39,24 @@ class Outcome:
     kept: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def fit(experiment: Experiment, workdir: str) -> Outcome:
+def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
     """Trains until training.steps, from the newest checkpoint of `workdir` if there is one.
 
-    SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for bit on one CPU.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for bit on one CPU. `check` sees the
+    data before anything is written, and may raise.
 
     Raises:
       InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share a
         batch, or a loss that is not finite; the message names the last good checkpoint.
     """
     with Stop() as stop:
-        return fit_unless(stop, experiment, workdir)
+        return fit_unless(stop, experiment, workdir, check=check)
 
 
-def fit_unless(stop: "Stop", experiment: Experiment, workdir: str) -> Outcome:
+def fit_unless(stop: "Stop", experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
     """As `fit`, for a caller who watches the signals; no step is taken once `stop` was asked."""
     devices = choose_devices(experiment)
-    with opened(experiment, workdir, parallel.layout(devices)) as run:
+    with opened(experiment, workdir, parallel.layout(devices), check=check) as run:
         try:
             run.mend(stop)
             train([run], Alone(run.step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
@@ -81,8 +82,16 @@ def choose_devices(experiment: Experiment) -> list[jax.Device]:
 
 
 @contextlib.contextmanager
-def opened(experiment: Experiment, workdir: str, layout: jax.sharding.Sharding, *, name: str = "", display: Display | None = None) -> Iterator["Run"]:
-    """Opens a run where it stands, and at the end waits until all of it is written; `name` and `display` are those of `Logger`.
+def opened(
+    experiment: Experiment,
+    workdir: str,
+    layout: jax.sharding.Sharding,
+    *,
+    name: str = "",
+    display: Display | None = None,
+    check: Callable[[data.Dataset], None] | None = None,
+) -> Iterator["Run"]:
+    """Opens a run where it stands, and at the end waits until all of it is written; `name` and `display` are those of `Logger`, `check` that of `fit`.
 
     Raises:
       InputError: for bad data, and for a folder that holds another experiment or cannot be written.
@@ -90,6 +99,8 @@ def opened(experiment: Experiment, workdir: str, layout: jax.sharding.Sharding, 
     with contextlib.closing(Workdir(workdir, experiment)) as folder:
         dataset = data.begun(experiment.data, folder.metadata())
         capacity.check(experiment, dataset.task)
+        if check is not None:
+            check(dataset)
         folder.describe(dataset.metadata())
         if dataset.reading and display is None:
             print(dataset.reading, file=sys.stderr, flush=True)

@@ -4,11 +4,12 @@ All numbers of the results are in bits, and each goes with its direction: exact,
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from selssm_jax.config import FEWEST, Measure
+from selssm_jax.config import FEWEST, SYNTHETIC, Experiment, Measure
+from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.information import limits
 from selssm_jax.information.estimate import Estimate
@@ -33,6 +34,26 @@ def measure(run: Run, split: str) -> Results:
     return found | {"blocks": blocks, "answers": answers}
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """What sequences are counted of: a run, or one that is not trained yet."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """What it was, or is to be, trained as."""
+        ...
+
+    @property
+    def model(self) -> Reader:
+        """Its model."""
+        ...
+
+    @property
+    def dataset(self) -> Dataset:
+        """Its data."""
+        ...
+
+
 class Plan(NamedTuple):
     """What is read of a split: batches of so many rows, the moments of a sequence, the steps with answers, and each so-manieth window of a series."""
 
@@ -42,7 +63,7 @@ class Plan(NamedTuple):
     every: int
 
 
-def plan(run: Run, split: str) -> Plan:
+def plan(run: Readable, split: str) -> Plan:
     """Returns what `run.experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the whole split."""
     settings, data = run.experiment.measure, run.experiment.data
     size = data.eval_batch_size or data.batch_size
@@ -62,14 +83,16 @@ def recording(run: Run, split: str) -> Recording:
     return record(run.model, run.params, batches, **how)
 
 
-def check_sequences(run: Run, split: str) -> None:
+def check_sequences(run: Readable, split: str) -> None:
     """Raises InputError, before work starts, where the split has too few sequences to measure a memory on."""
     count = sequences(run, split)
     if count < FEWEST:
-        raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split, or a longer --file")
+        data = run.experiment.data
+        more = f"raise data.eval_examples={data.eval_examples}" if data.source in SYNTHETIC else f"give more data, or a shorter data.length={data.length}"
+        raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of eval.py; or {more}")
 
 
-def sequences(run: Run, split: str) -> int:
+def sequences(run: Readable, split: str) -> int:
     """Returns how many sequences `recording` would read, counted up to as many as a measurement needs."""
     read, count, first = plan(run, split), 0, 0
     for batch in run.dataset.evaluate(split, read.batch_size):
@@ -80,7 +103,7 @@ def sequences(run: Run, split: str) -> int:
     return count
 
 
-def _scored_steps(run: Run, batch: dict[str, Any]) -> list[int]:
+def _scored_steps(run: Readable, batch: dict[str, Any]) -> list[int]:
     """The steps of a task whose answers are all fixed before the first of them, and are therefore in the state if anywhere; else none."""
     if run.dataset.info.get("answer_nats") is None:
         return []
