@@ -30,6 +30,11 @@ class Progress:
 
     folder: pathlib.Path | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything is kept."""
+        return self.folder is not None and any(self.folder.glob("*.item"))
+
     def recall(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Returns the values and arrays that were kept under a name; None where none were, or where their checksum does not agree any more."""
         if self.folder is None or not (path := self._path(name)).is_file():

@@ -100,12 +100,18 @@ def is_useful(block: Results) -> bool:
     return rate is not None and 0 <= rate < NEARLY_ONE and steps is not None and math.isfinite(steps)
 
 
+def with_rate(status: str, rate: float | None, *, useful: bool) -> tuple[str, Cell]:
+    """Returns a status and the rate that is certified with it, in words where it is of no use."""
+    if rate is None or useful:
+        return status, rate
+    return f"{status}, at no useful rate", f"1 - {1 - rate:.1e}" if rate < 1 else number(rate)
+
+
 def _row(block: Results, measured: str | None) -> tuple[Cell, ...]:
-    rate, paths = block["step"]["rate"], block["state_dependent"]["status"]
-    certified: tuple[Cell, ...] = (paths, rate, block["horizon"])
-    if rate is not None and not is_useful(block):
-        certified = (f"{paths}, at no useful rate", f"1 - {1 - rate:.1e}" if rate < 1 else number(rate), f"over {math.log(1e-3) / math.log(NEARLY_ONE):,.0f}")
-    return (*certified[:2], block["observed_rate"], certified[2], measured, block["stationary_law"]["status"], block["printed_condition"]["status"])
+    rate, paths, useful = block["step"]["rate"], block["state_dependent"]["status"], is_useful(block)
+    horizon = block["horizon"] if rate is None or useful else f"over {math.log(1e-3) / math.log(NEARLY_ONE):,.0f}"
+    others = measured, block["stationary_law"]["status"], block["printed_condition"]["status"]
+    return (*with_rate(paths, rate, useful=useful), block["observed_rate"], horizon, *others)
 
 
 def _reasons(found: Results) -> list[str]:

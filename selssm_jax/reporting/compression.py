@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shlex
 import shutil
 import sys
 import time
@@ -29,12 +30,14 @@ from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting, processing
+from selssm_jax.reporting.certificates import NEARLY_ONE, with_rate
 from selssm_jax.reporting.document import Block, Paragraph, Picture, to_html, to_markdown
-from selssm_jax.reporting.figures import BLUE, GREY, ORANGE, panels, save, style
-from selssm_jax.reporting.report import circumstances_of, writable
+from selssm_jax.reporting.figures import BLUE, GREY, ORANGE, legend, panels, save, style
+from selssm_jax.reporting.report import circumstances_of, command, writable
 from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.reporting.sections import circumstances, titled
-from selssm_jax.reporting.tables import Cell, Table, size
+from selssm_jax.reporting.tables import Cell, Table, clean, size
+from selssm_jax.reporting.verdict import verdict_on_compression
 from selssm_jax.stability import Certificate, certify_bounds
 from selssm_jax.stability.verdict import Verdict, plain
 from selssm_jax.training.evaluation import Evaluator
@@ -57,9 +60,9 @@ SCOPES = {
     "all that is carried is given beside it.",
 }
 FRONTIER = (
-    "Left: bytes that one sequence carries against the metric on validation; the line is the frontier of bits by information without fine-tuning, the star "
-    "the chosen model, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of their variance, "
-    "against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
+    "Left: bytes of one sequence, its share of the table counted, against the metric on validation; the line is the frontier of bits by information without "
+    "fine-tuning, the star the chosen model, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of "
+    "their variance, against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
 )
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
@@ -89,10 +92,11 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     start = time.perf_counter()
     subject = Subject(run.experiment, run.model, run.params, run.dataset)
     with resumed(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
+        told = {"resumed": progress.begun, "command": command(run.workdir, "--compress", split=split, file=file, override=override)}
         found = compress(subject, lambda line: print(line, file=sys.stderr, flush=True), progress)
         smaller = _saved(run, found, unfinished / MADE)
         with writable(smaller.workdir / "compression") as place:
-            results = _results(run, smaller, found, split, subject.metric)
+            results = _results(run, smaller, found, split, subject.metric) | told
             results["seconds"] = time.perf_counter() - start
             _write(results, place)
         smaller.workdir.rename(folder)
@@ -121,24 +125,8 @@ def _saved(run: Run, found: Compression, folder: pathlib.Path) -> Run:
 
 def summary(results: Results) -> str:
     """Returns the outcome as lines for a terminal."""
-    metric, before, after = results["metric"], results["reference"], results["compressed"]
-    return "\n".join(
-        [
-            f"{results['name']}: {before['bytes']:,} bytes of memory a sequence to {after['bytes']:,}, and a table of {after['table_bytes']:,} for all",
-            _times(results),
-            f"{results['split']} {metric}: {before['test'][metric]:.4f} to {after['test'][metric]:.4f} ({after['lost']:+.2%} loss)",
-            f"the compressed run: {results['workdir']}   (python eval.py --workdir {results['workdir']})",
-            f"report: {results['report']}",
-        ]
-    )
-
-
-def _times(results: Results) -> str:
-    """How many times fewer bytes, the table counted, for as many sequences as were meant, for one, and from how many on it pays."""
-    before, after = results["reference"]["bytes"], results["compressed"]
-    alone = before / (after["bytes"] + after["table_bytes"])
-    pays = "never fewer" if after["pays_from"] is None else f"fewer from {after['pays_from']:,} on"
-    return f"{after['factor']:.1f} times fewer for {results['sequences']:,} sequences, {alone:.2g} times for one, {pays}"
+    made = f"the compressed run: {results['workdir']}   (python eval.py --workdir {shlex.quote(results['workdir'])})"
+    return "\n".join([results["name"], clean(verdict_on_compression(results)), made, f"report: {results['report']}"])
 
 
 def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str) -> Results:
@@ -225,7 +213,8 @@ def _largest(quantizer: Quantizer) -> np.ndarray:
 
 
 def _write(results: Results, folder: pathlib.Path) -> None:
-    blocks: list[Block] = [Paragraph(READING.format(split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"])), _outcome(results)]
+    blocks: list[Block] = [Paragraph(verdict_on_compression(results), lead=True)]
+    blocks += [Paragraph(READING.format(split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"])), _outcome(results)]
     figure = save(frontier(results), folder / "frontier.png")
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
@@ -316,10 +305,13 @@ def _processing(results: Results) -> Table:
 def _stability(results: Results) -> Table:
     before, after = results["certificates"]["before"], results["certificates"]["after"]
     columns = ("block", "before", "rate of a step", "after", "rate of a step", "radius of rounding")
-    rows = tuple(
-        (name.replace("_", " "), before[name]["status"], before[name]["rate"], one["status"], one["rate"], one["radius"]) for name, one in after.items()
-    )
+    rows = tuple((name.replace("_", " "), *_certificate(before[name]), *_certificate(one), one["radius"]) for name, one in after.items())
     return Table("Certificates of contraction by block", columns, rows)
+
+
+def _certificate(found: Results) -> tuple[Cell, ...]:
+    rate = found["rate"]
+    return with_rate(found["status"], rate, useful=rate is not None and rate < NEARLY_ONE)
 
 
 @style()
@@ -328,20 +320,20 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     figure, (left, right) = panels(1, 2, height=3.6)
     metric, points, chosen = results["metric"], results["frontier"], results["compressed"]
     reference = results["reference"]["validation"][metric]
-    left.plot(
-        [one["bytes"] for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information"
-    )
+    share = lambda one: results["reference"]["bytes"] / one["factor"]  # noqa: E731  bytes of one sequence, and of the table's as many as are its
+    left.plot([share(one) for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information")
     for one, marker in zip(results["methods"][1:], itertools.cycle(MARKERS), strict=False):  # however many were tried
-        left.plot(one["bytes"], one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=one["method"])
-    left.plot(chosen["bytes"], chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen")
+        name = one["method"].replace(" of the components", "")
+        left.plot(share(one), one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=name)
+    left.plot(share(chosen), chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen")
     left.axhline(reference, color="black", linestyle="--", linewidth=1, label="float32")
     left.axhspan(reference * (1 - results["within"]), reference * (1 + results["within"]), color=GREY, alpha=0.15)
-    left.set(xscale="log", xlabel="bytes of memory of one sequence", ylabel=f"validation {metric}")
+    left.set(xscale="log", xlabel="bytes of one sequence, its share of the table counted", ylabel=f"validation {metric}")
     bits = [one["error_bits"] for one in points]
     right.plot(bits, [one["error"] for one in points], color=BLUE, marker="o", markersize=4, linestyle="none", label="measured")
     order = np.argsort(bits)
     right.plot(np.asarray(bits)[order], np.asarray([one["error_bound"] or np.nan for one in points])[order], color="black", linestyle=":", label="D(R)")
     positive = any(one["error"] > 0 for one in points)  # none where components have no more values than levels
     right.set(yscale="log" if positive else "linear", xlabel="mean bits of a component", ylabel="squared error / variance")
-    figure.legend(loc="outside lower center", ncols=4)
+    legend(figure, left, right)
     return figure

@@ -29,7 +29,8 @@ caption { font-weight: 600; padding-bottom: .35rem; }
 table { border-collapse: collapse; font-size: .93rem; overflow-wrap: normal; }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: baseline; max-width: 26rem; }
 th { border-bottom: 2px solid #1a1a1a; }
-td { overflow-wrap: anywhere; min-width: 4.5rem; }
+td { overflow-wrap: break-word; min-width: 4.5rem; }
+td.long { min-width: 12rem; }
 .number { text-align: right; padding-left: .9rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.number { white-space: normal; }
 pre { background: #f6f6f4; padding: .9rem 1rem; font-size: .86rem; line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; }

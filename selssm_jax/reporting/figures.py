@@ -188,12 +188,12 @@ def panels(rows: int, columns: int, *, height: float, sharex: bool = False) -> t
     return figure, list(axes.ravel())
 
 
-def legend(figure: Figure, ax: Axes, *, place: str = "outside lower center") -> None:
-    """Writes the legend of a panel outside of it, in as many columns as the figure is wide enough for."""
-    handles, labels = ax.get_legend_handles_labels()
-    if not handles:
+def legend(figure: Figure, *axes: Axes, place: str = "outside lower center") -> None:
+    """Writes the legend of panels outside of them, in as many columns as the figure is wide enough for."""
+    entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
+    if not entries:
         return
-    labels = [shortened(label) for label in labels]
+    handles, labels = [handle for handle, _ in entries], [shortened(label) for _, label in entries]
     across = max(1, min(len(labels), int(figure.get_figwidth() * 72 / (HANDLE + CHARACTER * max(map(len, labels))))))
     figure.legend(handles, labels, loc=place, ncols=across)
 

@@ -53,16 +53,16 @@ def write(workdir: str | pathlib.Path, *, split: str = "", file: str = "", local
     if measure:
         check_sequences(run, split)
     other = [*([given] if given not in ("", "test") else []), *([pathlib.Path(file).stem] if file else [])]
-    said = _command(run.workdir, split=given or "test", file=file, measure=measure, override=override)
+    said = command(run.workdir, *["--measure"] * measure, split=given or "test", file=file, override=override)
     with writable(run.workdir / "-".join(["report", *other])) as folder:
         return _compose(run, split, folder, with_memory=measure, command=said) | {"report": str(folder / "index.html")}
 
 
-def _command(workdir: pathlib.Path, *, split: str, file: str, measure: bool, override: Iterable[str]) -> str:
-    """What makes this report again, without the folders of this machine."""
+def command(workdir: pathlib.Path, *asked: str, split: str, file: str, override: Iterable[str]) -> str:
+    """Returns the command that makes a report again, without the folders of this machine; `asked` are flags besides the places."""
     place = workdir.name if workdir.is_absolute() else str(workdir)
     flags = [*([f"--split={split}"] if split != "test" else []), *([f"--file={pathlib.Path(file).name}"] if file else [])]
-    flags += ["--measure"] * measure + [f"--override={assignment}" for assignment in override]
+    flags += [*asked, *(f"--override={assignment}" for assignment in override)]
     return shlex.join(["python", "eval.py", f"--workdir={place}", *flags])
 
 

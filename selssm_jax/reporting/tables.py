@@ -6,6 +6,7 @@ import math
 import re
 
 Cell = str | int | float | None
+LONG = 24  # characters, from which a cell has a column that stays wide enough to read them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Table:
         return escape_markdown(cell).replace("\\<", "&lt;")
 
     def _cell(self, tag: str, cell: Cell, column: int) -> str:
-        kind = ' class="number"' if self._numeric(column) else ""
-        return f"<{tag}{kind}>{escape_html(number(cell))}</{tag}>"
+        text = number(cell)
+        kind = ' class="number"' if self._numeric(column) else ' class="long"' if tag == "td" and len(text) > LONG else ""
+        return f"<{tag}{kind}>{escape_html(text)}</{tag}>"
 
     def _numeric(self, column: int) -> bool:
         cells = [row[column] for row in self.rows]

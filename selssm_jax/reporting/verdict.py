@@ -1,5 +1,6 @@
-"""The verdict on a run in one paragraph: its score in words, what it remembers, whether it certainly forgets, and what it takes."""
+"""The verdict in one paragraph: on a run its score in words, what it remembers, whether it certainly forgets, and what it takes; on a compression its price."""
 
+import math
 from typing import Any
 
 from selssm_jax.reporting.certificates import is_useful
@@ -26,6 +27,47 @@ def verdict(results: Results) -> str:
     """Returns the paragraph that stands on top of a report and on the terminal."""
     parts = (_score(results), _memory(results), _forgetting(results), _cost(results), f"Command: {results['command']}")
     return " ".join(parts)
+
+
+def verdict_on_compression(results: Results) -> str:
+    """Returns the paragraph that stands on top of the report of a compression and on the terminal: bytes, what they cost in score, when they pay."""
+    parts = (_bytes(results), _price(results), _pays(results), _compressed_in(results), f"Command: {results['command']}")
+    return " ".join(parts)
+
+
+def _bytes(results: Results) -> str:
+    before, after, carried = results["reference"]["bytes"], results["compressed"], results["carried_bytes"]
+    table = f" and a table of {after['table_bytes']:,} for all sequences"
+    words = f"{'Memory' if results['scope'] == 'all' else 'States of the mixers'} of one sequence: {before:,} bytes to {after['bytes']:,}{table}"
+    return words + ("." if results["scope"] == "all" else f"; all that is carried: {carried['before']:,} bytes to {carried['after']:,}.")
+
+
+def _price(results: Results) -> str:
+    """The score after fine-tuning, beside that of the run before."""
+    metric, split = results["metric"], results["split"]
+    before, after = (results[name]["test"][metric] for name in ("reference", "compressed"))
+    if not math.isfinite(after):
+        return f"The {metric} on the {split} split is not a finite number: the compressed run is of no use."
+    return f"{_shown(metric, after)} on the {split} split, {_compared(metric, after, before)} the run before ({_shown(metric, before, name=False)})."
+
+
+def _pays(results: Results) -> str:
+    """From how many sequences on it is any fewer bytes, and how many times fewer for as many as were meant, and for one; the table counted."""
+    before, after, meant = results["reference"]["bytes"], results["compressed"], results["sequences"]
+    if after["pays_from"] is None:
+        return "It never pays: no number of sequences takes fewer bytes than before."
+    alone = before / (after["bytes"] + after["table_bytes"])
+    at = "any number of sequences" if after["pays_from"] == 1 else f"{after['pays_from']:,} sequences carried at once on"
+    times = f"{_times(after['factor'])} times fewer bytes for {meant:,} of them" + (f", {_times(alone)} times for one" if meant > 1 else "")
+    return f"It pays {'for' if after['pays_from'] == 1 else 'from'} {at}: {times}."
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.1f}" if factor >= 1 else number(factor)
+
+
+def _compressed_in(results: Results) -> str:
+    return f"Compressed in {_duration(results['seconds'])}{', counted since it was resumed' if results['resumed'] else ''}."
 
 
 def _score(results: Results) -> str:

@@ -19,7 +19,10 @@ from selssm_jax.layers.mixers import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import compression as report
 from selssm_jax.reporting.accounting import state_bytes
+from selssm_jax.reporting.figures import save
 from selssm_jax.reporting.run import open_run
+from selssm_jax.reporting.tables import escape_markdown
+from selssm_jax.reporting.verdict import verdict_on_compression
 from selssm_jax.training.checkpoint import Workdir
 
 
@@ -49,6 +52,7 @@ def test_memory_is_as_small_as_was_asked_for(smaller):
 def test_the_report_has_all_its_parts(smaller):
     results, made = smaller
     page = (made / "compression" / "report.md").read_text()
+    assert page.splitlines()[2] == f"> {escape_markdown(verdict_on_compression(results))}"
     for title in ("Memory and loss", "Methods at equal bytes", "Data processing", "Stability"):
         assert f"## {title}" in page
     assert {path.name for path in (made / "compression").iterdir()} == {"index.html", "report.md", "compression.json", "frontier.png"}
@@ -121,12 +125,24 @@ def test_a_mixer_without_components_to_prune_is_compressed_to_the_end(tmp_path, 
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 30])
-def test_the_frontier_is_drawn_however_many_methods_were_tried(count):
-    score = {"validation": {"nats": 1.0}, "bytes": 8, "error_bits": 2.0, "error": 0.1, "error_bound": 0.05}
-    results = {"metric": "nats", "methods": [score | {"method": f"method {index}"} for index in range(count)], "frontier": [score], "within": 0.01}
+def test_the_frontier_is_drawn_however_many_methods_were_tried(count, tmp_path):
+    score = {"validation": {"nats": 1.0}, "bytes": 8, "error_bits": 2.0, "error": 0.1, "error_bound": 0.05, "factor": 4.0}
+    names = [f"method {index}" for index in range(count)]
+    names[1:2] = ["a quarter of the components by information, bits by information"][: count - 1]
+    results = {"metric": "nats", "methods": [score | {"method": name} for name in names], "frontier": [score], "within": 0.01}
     figure = report.frontier(results | {"compressed": score, "reference": score})
-    assert len({line.get_label() for line in figure.axes[0].lines} & {f"method {index}" for index in range(count)}) == count - 1
+    drawn = {line.get_label() for line in figure.axes[0].lines}
+    assert len(drawn & {"a quarter by information, bits by information", *names}) == count - 1
+    save(figure, tmp_path / "frontier.png")
+    inside, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= inside.x0 and inside.x1 <= whole.x1 and whole.y0 <= inside.y0 and inside.y1 <= whole.y1
     plt.close(figure)
+
+
+def test_a_rate_of_no_use_is_said_as_such():
+    one = {"status": "holds", "rate": 1 - 1e-9, "radius": 1e7}
+    table = report._stability({"certificates": {"before": {"block_0": one | {"rate": 0.9}}, "after": {"block_0": one}}})
+    assert table.rows == (("block 0", "holds", 0.9, "holds, at no useful rate", "1 - 1.0e-09", 1e7),)
 
 
 HYBRIDS = [("selective", "local_attention"), ("mamba", "lstm", "tcn")]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from selssm_jax.reporting.document import STYLE
 from selssm_jax.reporting.tables import Table, clean, escape_markdown, number, size
 
 TABLE = Table("Scores | of <it>", ("name", "nats", "steps"), (("a|b", 1.53125, 1200), ("<script>", None, 7)))
@@ -53,3 +54,9 @@ def test_what_no_file_can_hold_is_replaced():
 
 def test_a_table_scrolls_by_itself():
     assert TABLE.html().startswith('<div class="scroll"') and TABLE.html().endswith("</table></div>")
+
+
+def test_a_cell_of_many_words_keeps_a_width_to_read_them_and_no_word_is_broken():
+    html = Table("", ("method", "verdict"), (("half of the components by information", "inconclusive"),)).html()
+    assert '<td class="long">half of' in html and "<td>inconclusive</td>" in html
+    assert "td.long { min-width: 12rem; }" in STYLE and "td { overflow-wrap: break-word;" in STYLE

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from selssm_jax.reporting.verdict import verdict
+from selssm_jax.reporting.verdict import verdict, verdict_on_compression
 
 
 def held(rate, horizon):
@@ -88,3 +88,48 @@ def test_where_nothing_is_certain_it_says_what_to_set(model, words):
     config = {"model": RESULTS["config"]["model"] | model}
     for rate, horizon in ((None, None), (1 - 1e-9, 4e9)):
         assert re.search(words, verdict(changed(config=config, stability={"block_0": held(0.9, 66), "block_1": held(rate, horizon)})))
+
+
+PACKED = {
+    "metric": "nats",
+    "split": "test",
+    "scope": "all",
+    "sequences": 32,
+    "reference": {"bytes": 2304, "test": {"nats": 1.274}},
+    "compressed": {"bytes": 130, "table_bytes": 5000, "pays_from": 3, "factor": 8.049, "test": {"nats": 1.281}},
+    "carried_bytes": {"before": 2400, "after": 226},
+    "seconds": 61.3,
+    "resumed": False,
+    "command": "python eval.py --workdir=runs/x --compress",
+}
+
+
+def test_a_compression_in_one_paragraph():
+    assert verdict_on_compression(PACKED) == (
+        "Memory of one sequence: 2,304 bytes to 130 and a table of 5,000 for all sequences. nats 1.281 on the test split, 1 % worse than the run before "
+        "(1.274). It pays from 3 sequences carried at once on: 8.0 times fewer bytes for 32 of them, 0.4491 times for one. Compressed in 61 s. "
+        "Command: python eval.py --workdir=runs/x --compress"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compressed": {"pays_from": None}}, "It never pays: no number of sequences takes fewer bytes than before."),
+        ({"compressed": {"pays_from": 1}, "sequences": 1}, "It pays for any number of sequences: 8.0 times fewer bytes for 1 of them."),
+        (
+            {"scope": "mixers"},
+            "States of the mixers of one sequence: 2,304 bytes to 130 and a table of 5,000 for all sequences; all that is carried: 2,400 bytes to",
+        ),
+        ({"compressed": {"test": {"nats": float("nan")}}}, "The nats on the test split is not a finite number: the compressed run is of no use."),
+        ({"compressed": {"test": {"nats": 1.274}}}, "just as good as the run before"),
+        (
+            {"metric": "accuracy", "reference": {"test": {"accuracy": 0.98}}, "compressed": {"test": {"accuracy": 0.97}}},
+            "accuracy 97.00 % on the test split, 1.000 points worse than the run before (98.00 %)",
+        ),
+        ({"resumed": True}, "Compressed in 61 s, counted since it was resumed."),
+    ],
+)
+def test_a_compression_is_said_in_the_terms_of_its_task(changes, words):
+    told = {name: {**PACKED[name], **value} if isinstance(value, dict) else value for name, value in changes.items()}
+    assert words in verdict_on_compression(PACKED | told)
