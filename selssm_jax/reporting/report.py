@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from selssm_jax.config import Experiment
-from selssm_jax.data.pipeline import SPLITS
+from selssm_jax.data.pipeline import SPLITS, WHOLE
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import accounting, activity, breakdown, certificates, examples, sections
 from selssm_jax.reporting.activity import Sequence
@@ -114,7 +114,8 @@ def _scores(run: Run, split: str) -> Results:
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
-        "chosen": chosen(run.step, run.history, PRIMARY[task.kind]) if run.experiment.data.train_on == "train" else "last",
+        "chosen": chosen(run.step, run.history, PRIMARY[task.kind]) if run.experiment.training.select == "best" else "last",
+        "seen": seen(run, split),
         "task": dataclasses.asdict(task),
         "primary": PRIMARY[task.kind],
         "metrics": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
@@ -146,6 +147,14 @@ def chosen(step: int, history: list[dict[str, Any]], metric: str) -> str:
     scores = {record["step"]: record[metric] for record in history if record.get("split") == "validation" and metric in record}
     mine = scores.pop(step, None)
     return "last" if mine is None or any(is_better(metric, other, mine) for other in scores.values()) else "best"
+
+
+def seen(run: Run, split: str) -> str | None:
+    """Returns "trained" where a split holds what the run was trained on, "chosen" where its parameters were chosen on it, else None."""
+    trained = {"train": ("train", WHOLE), "train+validation": ("train", "validation", WHOLE)}[run.experiment.data.train_on]
+    if not run.own:
+        return None
+    return "trained" if split in trained else "chosen" if split == "validation" and run.experiment.training.select == "best" else None
 
 
 def readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:

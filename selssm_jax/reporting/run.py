@@ -28,7 +28,7 @@ OWN_FILE = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `open_run` found. `history` holds the records of metrics.jsonl, `step` the step of the parameters."""
+    """What `open_run` found. `history` holds the records of metrics.jsonl, `step` the step of the parameters; `own`: the data are those of its training."""
 
     workdir: pathlib.Path
     experiment: Experiment
@@ -38,6 +38,7 @@ class Run:
     dataset: Dataset
     history: list[dict[str, Any]]
     split: str = "test"
+    own: bool = True
 
 
 def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", local_dir: str = "", override: Iterable[str] = (), examples: bool = True) -> Run:
@@ -64,7 +65,8 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
     experiment = experiment.overridden(override)
     source = _source(folder, experiment.data, file, local_dir, examples=examples)
     dataset = data.load(source, known) if examples else data.remembered(known)
-    split = split or (WHOLE if file and not _is_own(dataset, known) else "test")
+    own = not file or _is_own(dataset, known)
+    split = split or ("test" if own else WHOLE)
     if examples:
         _check_file(dataset, known, file)
         dataset.check(split)
@@ -73,7 +75,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
         print(dataset.reading, file=sys.stderr, flush=True)
     model = saving.opened(experiment.model, dataset.task)
     history = _history(folder / "metrics.jsonl")
-    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decoded(params), step, dataset, history, split)
+    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decoded(params), step, dataset, history, split, own)
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:

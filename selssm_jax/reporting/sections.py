@@ -30,6 +30,7 @@ def titled(title: str, blocks: list[Block]) -> list[Block]:
 def scores(results: Results) -> list[Block]:
     """What was evaluated, and its metrics beside the baselines."""
     how = {"best": "the best on the validation split", "last": "the last that was saved"}[results["chosen"]]
+    how += ", which was part of the training data" * (results["chosen"] == "best" and results["config"]["data"]["train_on"] == "train+validation")
     which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
     words = f"{which} The scores are exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}

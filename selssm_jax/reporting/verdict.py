@@ -20,6 +20,7 @@ RIVALS = {
     "bigram entropy": "the frequencies of pairs of tokens",
     "uniform guess": "guessing",
 }
+SEEN = {"trained": ", data that it was trained on", "chosen": ", by which its parameters were chosen", None: ""}  # after the name of a split
 FLOOR = 0.03  # that is advised: it costs the quickstart nothing
 
 
@@ -77,7 +78,7 @@ def _score(results: Results) -> str:
     if score is None:
         return f"The {metric} on the {results['split']} split is not a finite number: the parameters are of no use."
     rivals = {name: values[metric] for name, values in results["baselines"].items() if values.get(metric) is not None and name != OPTIMUM}
-    words = f"{_shown(metric, score)} on the {results['split']} split"
+    words = f"{_shown(metric, score)} on the {results['split']} split{SEEN[results['seen']]}"
     if not rivals:
         return f"{words}; there is no simple baseline to hold it against."
     best = next(iter(rivals))

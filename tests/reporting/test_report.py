@@ -1,5 +1,6 @@
 """Reports of small runs: what is measured, how it is written down, and that it is exact."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -7,14 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
+from reporting.conftest import built
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import report
-from selssm_jax.reporting.run import open_run
+from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.training.evaluation import Evaluator
 
 KEYS = {
     "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "stability",
-    "costs", "seconds", "title", "command", "validation_baselines", "training_seconds", "errors",
+    "costs", "seconds", "title", "command", "validation_baselines", "training_seconds", "errors", "seen",
 }  # fmt: skip
 BLOCK_KEYS = {
     "components", "steps", "mean", "effective_dimension", "hard_count", "participation_ratio", "compression_factor", "selectivity", "histogram",
@@ -197,6 +199,44 @@ def test_own_signals_have_a_confusion_matrix(untrained):
     assert table.shape == (2, 2) and np.trace(table) / table.sum() == pytest.approx(results["metrics"]["accuracy"])
     text = (workdir / "report-train" / "report.md").read_text()
     assert "Confusion matrix" in text and "recall (share found)" in text
+
+
+TRUTHS = [  # train_on, select, whether the step was the best on validation; what is said of the parameters, and which splits the run has seen
+    ("train", "best", True, "the best on the validation split.", {"train": "trained", "validation": "chosen", "test": None, "whole": "trained"}),
+    ("train", "last", True, "the last that was saved.", {"train": "trained", "validation": None, "test": None, "whole": "trained"}),
+    ("train", "best", False, "the last that was saved.", {"train": "trained", "validation": "chosen", "test": None, "whole": "trained"}),
+    (
+        "train+validation",
+        "best",
+        True,
+        "the best on the validation split, which was part of the training data.",
+        {"train": "trained", "validation": "trained", "test": None, "whole": "trained"},
+    ),
+    ("train+validation", "last", True, "the last that was saved.", {"train": "trained", "validation": "trained", "test": None, "whole": "trained"}),
+]
+
+
+@pytest.mark.parametrize(("train_on", "select", "best", "words", "splits"), TRUTHS)
+def test_the_caption_of_own_signals_is_what_their_parameters_are(train_on, select, best, words, splits, files, tmp_path, monkeypatch):
+    small, dataset, model, params = built(dataclasses.replace(files["npz"], train_on=train_on))
+    small = dataclasses.replace(small, training=dataclasses.replace(small.training, select=select))
+    history = [{"step": step, "split": "validation", "accuracy": value} for step, value in ((3, 0.5), (5, 0.4 if best else 0.6))]
+    run = Run(tmp_path, small, model, params, 3, dataset, history)
+    monkeypatch.setattr(report, "Evaluator", lambda *_: lambda *_: {"nats": 1.0, "accuracy": 0.5})
+    results = report._scores(run, "test")
+    assert str(report.sections.scores(results)[0].text).startswith(f"Parameters of training step 3 of 5: {words}")
+    assert {split: report.seen(run, split) for split in splits} == splits
+    caption = "The validation split was part of the training data."
+    shown = report.sections.learning(results, history, tmp_path)
+    assert all((caption in picture.caption) == (train_on == "train+validation") for picture in shown if hasattr(picture, "caption"))
+
+
+def test_another_file_was_not_seen_and_the_run_s_own_was(untrained, files, tmp_path):
+    workdir, other = untrained("npz"), tmp_path / "other.npz"
+    with np.load(files["npz"].file) as arrays:
+        np.savez(other, signal=arrays["signal"][::-1], label=arrays["label"][::-1])
+    told = {name: report.seen(open_run(workdir, file=str(file), split="train"), "train") for name, file in (("own", files["npz"].file), ("other", other))}
+    assert told == {"own": "trained", "other": None}
 
 
 def test_curves_stand_beside_baselines_of_their_own_split(smoke_run, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ def held(rate, horizon):
 RESULTS = {
     "primary": "mse",
     "split": "test",
+    "seen": None,
     "metrics": {"mse": 0.615},
     "baselines": {"ridge": {"mse": 0.7}, "repeat last": {"mse": 0.5}, "optimal": {"mse": 0.1}},
     "stability": {"block_0": held(0.9, 66), "block_1": held(0.99, 688)},
@@ -63,6 +64,11 @@ def test_a_run_in_one_paragraph():
 )
 def test_the_score_is_held_against_the_best_simple_baseline(primary, score, baselines, words):
     assert words in verdict(changed(primary=primary, metrics={primary: score}, baselines=baselines))
+
+
+@pytest.mark.parametrize(("seen", "words"), [("trained", "data that it was trained on"), ("chosen", "by which its parameters were chosen")])
+def test_a_score_on_data_that_the_run_has_seen_says_so(seen, words):
+    assert verdict(changed(seen=seen)).startswith(f"mse 0.6150 on the test split, {words}, 23 % worse than")
 
 
 def test_what_is_remembered_is_in_bits_and_steps():
