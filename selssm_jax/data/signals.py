@@ -12,7 +12,7 @@ import numpy as np
 from selssm_jax.config import Data, Task
 from selssm_jax.data import capacity
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
-from selssm_jax.data.scaling import robust_moments
+from selssm_jax.data.scaling import blocks, robust_moments
 from selssm_jax.errors import InputError
 
 READ = {"signal", "label", "split", "classes", "sample_rate", "wave", "offset"}  # arrays of an NPZ
@@ -46,9 +46,11 @@ class Clips:
 
     def select(self, rows: np.ndarray) -> "Clips":
         """Returns some of the clips."""
-        pieces = [self.wave[self.offset[row] : self.offset[row + 1]] for row in rows]
-        offset = np.cumsum([0, *map(len, pieces)])
-        return dataclasses.replace(self, wave=np.concatenate([self.wave[:0], *pieces]), offset=offset, label=self.label[rows])
+        offset = np.concatenate([[0], np.cumsum(self.lengths[rows])])
+        wave = np.empty((offset[-1], self.wave.shape[1]), self.wave.dtype)
+        for row, start, stop in zip(rows, offset[:-1], offset[1:], strict=True):
+            wave[start:stop] = self.wave[self.offset[row] : self.offset[row + 1]]
+        return dataclasses.replace(self, wave=wave, offset=offset, label=self.label[rows])
 
 
 def dataset(config: Data, splits: Mapping[str, Clips], classes: tuple[str, ...], info: Mapping[str, object], *, frame: int = 0, stride: int = 0) -> Dataset:
@@ -132,12 +134,12 @@ def _joined(first: Clips, second: Clips) -> Clips:
 
 
 def read_npz(name: str, stream: io.BufferedIOBase) -> dict[str, np.ndarray]:
-    """Returns the arrays of an NPZ. Raises InputError where it is none, or holds pickled objects."""
+    """Returns the arrays of an NPZ, those that nothing reads without what is in them. Raises InputError where it is none, or holds pickled objects."""
     try:
         with stream:
             capacity.check_archive(name, stream)
             with np.load(stream, allow_pickle=False) as found:
-                return dict(found)
+                return {key: found[key] if key in READ else found[key].ravel()[:0].copy() for key in found.files}
     except InputError:
         raise
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
@@ -273,6 +275,9 @@ def _from_wave(name: str, wave: np.ndarray, offset: np.ndarray) -> tuple[np.ndar
 def _check_numbers(name: str, key: str, values: np.ndarray) -> None:
     if not np.issubdtype(values.dtype, np.floating) and not np.issubdtype(values.dtype, np.integer):
         raise InputError(f"{name}: {key!r} is of type {values.dtype}, expected real numbers")
-    if not np.isfinite(values).all():
-        first = np.argwhere(~np.isfinite(values))[0].tolist()
-        raise InputError(f"{name}: {key!r} holds {values[tuple(first)]} at {first}, expected finite numbers: fill it in or drop the signal")
+    flat = values.reshape(-1, *values.shape[-1:] * (values.ndim > 1))
+    for rows in blocks(len(flat), flat[:1].size) if values.dtype.kind == "f" else ():
+        strange = np.argwhere(~np.isfinite(flat[rows]))
+        if len(strange):
+            place = np.unravel_index(np.ravel_multi_index(strange[0] + [rows.start, *[0] * (flat.ndim - 1)], flat.shape), values.shape)
+            raise InputError(f"{name}: {key!r} holds {values[place]} at {list(map(int, place))}, expected finite numbers: fill it in or drop the signal")

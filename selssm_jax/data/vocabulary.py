@@ -15,6 +15,7 @@ from selssm_jax.errors import InputError
 
 LINE_END, UNKNOWN = "<eos>", "<unk>"
 BLOCK = 1 << 18  # tokens that are looked at in one go
+WINDOW, AHEAD = 1 << 16, 1 << 10  # characters of which subwords are made in one go, and of what follows them
 BYTES = tuple(map(chr, range(256)))  # their names: byte b is called by the character U+00b
 
 
@@ -36,7 +37,7 @@ def tokenise(text: str | Iterable[str], level: str, tokenizer: str = "") -> Toke
     """Returns the tokens of a text, whose codes are of the narrowest type that holds them.
 
     Args:
-      text: whole, or in pieces one after the other, of which one at a time is held; subwords alone need the whole.
+      text: whole, or in pieces one after the other, of which one at a time is held; of subwords all are, as text.
       level: "character"; "byte", those of its UTF-8; "word", between white space, with <eos> for every line's end; "subword".
       tokenizer: the content of the tokenizer.json that makes subwords.
 
@@ -45,7 +46,7 @@ def tokenise(text: str | Iterable[str], level: str, tokenizer: str = "") -> Toke
     """
     pieces = [text] if isinstance(text, str) else text
     if level == "subword":
-        return _subwords("".join(pieces), tokenizer)
+        return _subwords(list(pieces), tokenizer)
     if level == "byte":
         return _characters(piece.encode().decode("latin-1") for piece in pieces)
     return _words(pieces) if level == "word" else _characters(pieces)
@@ -146,11 +147,54 @@ def _joined(kinds: list[str], blocks: list[np.ndarray]) -> Tokens:
     return Tokens(tuple(kinds), np.concatenate([np.empty(0, kind), *blocks], dtype=kind))
 
 
-def _subwords(text: str, tokenizer: str) -> Tokens:
+def _subwords(pieces: list[str], tokenizer: str) -> Tokens:
+    """What a tokenizer makes of a text: block after block where it looks at a text word by word, else in one go."""
     with _parsing():
-        found = _reader(tokenizer).encode(text, add_special_tokens=False)
-    _, first, codes = np.unique(np.array(found.ids, np.int64), return_index=True, return_inverse=True)
-    return Tokens(tuple(found.tokens[place] for place in first), codes.astype(narrowest(len(first))))
+        reader, names = _reader(tokenizer), dict[int, str]()
+        blocks = _in_blocks(pieces, reader, names) or [_numbers(reader.encode("".join(pieces), add_special_tokens=False), None, names)]
+    present = np.array(sorted(names), np.int64)
+    table = np.zeros(present.max(initial=0) + 1, narrowest(len(present)))
+    table[present] = np.arange(len(present))
+    return _joined([names[number] for number in present.tolist()], [table[block] for block in blocks])
+
+
+def _in_blocks(pieces: list[str], reader: Any, names: dict[int, str]) -> list[np.ndarray]:
+    """The numbers of a text's tokens by blocks of it, their names into `names`; nothing, and no names, where blocks would not have those of the whole.
+
+    A block ends between two words of the tokenizer, and must have seen the first tokens of the next one as that sees them: what it looks at word
+    by word, from left to right, then hangs on nothing outside of the block.
+    """
+    blocks: list[np.ndarray] = []
+    rest, ahead = "", list[int]()
+    for piece in [*pieces, None]:
+        rest += piece or ""
+        while len(rest) > WINDOW + AHEAD or (piece is None and rest):
+            found = reader.encode(rest[: WINDOW + AHEAD], add_special_tokens=False)
+            whole = len(rest) <= WINDOW + AHEAD
+            end = None if whole else _last_boundary(found, rest)
+            if found.ids[: len(ahead)] != ahead or not (whole or end):
+                names.clear()
+                return []
+            blocks.append(_numbers(found, end, names))
+            ahead = (
+                [] if end is None else [number for number, (_, last) in zip(found.ids[end:], found.offsets[end:], strict=True) if last <= WINDOW + AHEAD // 2]
+            )
+            rest = "" if end is None else rest[found.offsets[end - 1][1] :]
+    return blocks
+
+
+def _numbers(found: Any, end: int | None, names: dict[int, str]) -> np.ndarray:
+    """The numbers of the first tokens of an encoding, whose names go into `names`."""
+    for number, token in zip(found.ids[:end], found.tokens[:end], strict=True):
+        names.setdefault(number, token)
+    return np.array(found.ids[:end], np.int32)
+
+
+def _last_boundary(found: Any, text: str) -> int | None:
+    """The last token of the first WINDOW characters that begins a word: one with a space before it if any, for without it many tokenizers would add one."""
+    words, places = found.word_ids, found.offsets
+    starts = [i for i in range(1, len(words)) if words[i] != words[i - 1] and 0 < places[i - 1][1] <= WINDOW]
+    return next((i for i in reversed(starts) if text[places[i - 1][1]] == " "), starts[-1] if starts else None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,7 +206,10 @@ def _reader(tokenizer: str) -> Any:
     except ImportError as error:
         raise InputError("the model reads subwords, which the package tokenizers makes: install it, pip install 'selssm_jax[subword]'") from error
     with _parsing():
-        return tokenizers.Tokenizer.from_str(tokenizer)
+        reader = tokenizers.Tokenizer.from_str(tokenizer)
+        reader.no_truncation()  # a text is read whole, whatever a model's own examples were cut to
+        reader.no_padding()
+        return reader
 
 
 @contextlib.contextmanager

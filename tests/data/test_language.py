@@ -4,6 +4,8 @@ import collections
 import itertools
 import json
 import math
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -246,6 +248,72 @@ def test_subwords_are_those_of_the_tokenizer(load):
     assert dataset.encode("ab ab ba\n").tolist() == [2, 4, 3, 1, 0, 5]
     assert dataset.decode(dataset.encode("ab ab ba\n")) == "ab ab ba\n"
     assert dataset.metadata()["tokenizer"] == tokenizer.to_str() and dataset.task.vocab == 6
+
+
+def trained(kind):
+    """A small tokenizer of a kind, on TEXT and some words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="a"))
+    if kind == "bytes":
+        made.pre_tokenizer, made.post_processor = tokenizers.pre_tokenizers.ByteLevel(), tokenizers.processors.ByteLevel(trim_offsets=True)
+    elif kind == "metaspace":
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    elif kind == "spaces":
+        made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    elif kind == "one word":
+        made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("_"), tokenizers.normalizers.Replace(" ", "_")])
+    made.train_from_iterator([TEXT, WORDS], tokenizers.trainers.BpeTrainer(vocab_size=120, show_progress=False, special_tokens=["<s>"]))
+    return made
+
+
+WORDS = "the state keeps  what a gate, lets in.\n\n\tAnd 春眠不觉晓，处处闻啼鸟 it's naïve <s> é " * 9
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "spaces", "one word"])
+@pytest.mark.parametrize(
+    "text", [WORDS, TEXT, "é" * 300, " \n" * 200, "a", "naïve" * 90 + " " + WORDS], ids=["words", "drawn", "long", "blank", "a", "long word"]
+)
+def test_subwords_of_pieces_are_those_of_the_whole(kind, text, monkeypatch):
+    made = trained(kind)
+    whole = made.encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(vocabulary, "WINDOW", 90)
+    monkeypatch.setattr(vocabulary, "AHEAD", 60)
+    names: dict[int, str] = {}
+    blocks = vocabulary._in_blocks([text], made, names)
+    assert not blocks or np.concatenate(blocks).tolist() == whole
+    assert len(blocks) > 5 or text is not WORDS or kind == "one word"
+    for size in (7, 64, 10**6):
+        found = vocabulary.tokenise([text[first : first + size] for first in range(0, len(text), size)], "subword", made.to_str())
+        assert [found.kinds[code] for code in found.codes] == [made.id_to_token(number) for number in whole]
+
+
+def test_no_tokenizer_cuts_a_text_to_the_length_of_its_model():
+    made = trained("bytes")
+    made.enable_truncation(5)
+    made.enable_padding(length=4000)
+    assert len(vocabulary.tokenise(WORDS, "subword", made.to_str())) == len(trained("bytes").encode(WORDS).ids) > 5
+
+
+MEASURED = """
+import resource, sys
+from selssm_jax.data import vocabulary
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+tokenizer, words, count = open(sys.argv[1]).read(), sys.argv[2], int(sys.argv[3])
+vocabulary.tokenise([words * 9], "subword", tokenizer)
+before = peak()
+tokens = vocabulary.tokenise((words * 900 for _ in range(count)), "subword", tokenizer)
+print(len(tokens), peak() - before)
+"""
+
+
+def test_memory_of_subwords_is_a_few_times_the_text(tmp_path):
+    """In a process of its own: the tokenizer's memory is not Python's."""
+    (tmp_path / "tokenizer.json").write_text(trained("bytes").to_str())
+    words = "the state keeps what a gate lets in\n"
+    call = [sys.executable, "-c", MEASURED, str(tmp_path / "tokenizer.json"), words, "40"]
+    count, peak = map(int, subprocess.run(call, capture_output=True, text=True, check=True).stdout.split())
+    size = len(words) * 900 * 40
+    assert count > size / 5 and peak < 3 * size + 40e6, f"{peak / size:.2f} times the text"
 
 
 # Texts of one's own.

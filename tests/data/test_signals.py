@@ -1,6 +1,7 @@
 """Signals: padded, cut and masked; augmented in training alone and always in the same way; files of one's own."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -301,3 +302,40 @@ def test_pickles_are_never_opened(load):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"data\.file=.*nowhere\.npz.*No such file"):
         data.load(Data(source="npz", file=str(tmp_path / "nowhere.npz")))
+
+
+def many(kind):
+    """Arrays of some ten megabytes."""
+    size, rows = {"real": (1000, 4000), "bytes": (2000, 6000), "short": (10, 200_000)}[kind]
+    label = np.arange(rows) % 2
+    if kind == "real":
+        return {"signal": RNG.standard_normal((rows, size), np.float32), "label": label}
+    return {"wave": RNG.integers(-9, 9, rows * size, np.int8), "offset": np.arange(0, rows * size + 1, size), "label": label}
+
+
+# Of clips of ten bytes their places are more than they are; a scale is of quantiles of a million samples in float64.
+@pytest.mark.parametrize(("kind", "most", "evaluated"), [("real", 3, False), ("real", 3, True), ("bytes", 3, True), ("short", 4.5, True)])
+def test_memory_is_a_few_times_the_arrays(tmp_path, kind, most, evaluated):
+    path = tmp_path / "many.npz"
+    np.savez(path, **many(kind))
+    config = Data(source="npz", file=str(path), length=8, train_on="train+validation")
+    known = data.load(config).metadata() if evaluated else None
+    tracemalloc.start()
+    try:
+        data.load(config, known).baselines("test")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most * sum(array.nbytes for array in many(kind).values()) + (8e6 if evaluated else 40e6)
+
+
+def test_what_nothing_reads_of_an_npz_takes_no_memory(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, **packed(), **{f"more{number}": np.zeros(1_000_000) for number in range(5)})
+    tracemalloc.start()
+    try:
+        dataset = data.load(Data(source="npz", file=str(path)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6 and "left out 'more0', 'more1'" in dataset.reading
