@@ -220,7 +220,7 @@ class Workdir:
         _check_sums(self.path / "checkpoints" / str(step))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(state), progress=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        _check_progress(restored["progress"])
+        _check_progress(restored["progress"], step)
         return Restored(step, restored["state"], dict(restored["progress"]))
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
@@ -378,7 +378,7 @@ def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
     for step in reversed(_steps(root / "checkpoints")):
         with contextlib.suppress(Exception):  # damaged: it is named when its parameters are read
             progress = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "checkpoints" / str(step) / "progress")
-            _check_progress(progress)
+            _check_progress(progress, step)
             return progress.get("best"), any(record["split"] == "validation" for record in progress.get("history", ()))
     return None, False
 
@@ -405,15 +405,18 @@ def _check_sums(checkpoint: pathlib.Path) -> None:
         print(f"note: {checkpoint} has no checksums, as those of earlier versions: it is read unchecked", file=sys.stderr)
 
 
-def _check_progress(progress: Any) -> None:
-    """Raises ValueError for what no run goes on from."""
+def _check_progress(progress: Any, step: int) -> None:
+    """Raises ValueError for what no run goes on from: records are of steps up to this one, and the best of them is the step of a validation."""
     if not isinstance(progress, dict):
         raise ValueError(f"progress is {type(progress).__name__}, expected an object")
     history, best = progress.get("history", []), progress.get("best")
     if not isinstance(history, list) or not all(is_record(record) for record in history):
         raise ValueError("progress.history is no list of records")
-    if best is not None and type(best) is not int:
-        raise ValueError(f"progress.best is {best!r}, expected a step")
+    if not all(0 < record["step"] <= step for record in history):
+        raise ValueError(f"progress.history has records of steps that are not from 1 to {step}")
+    validated = [record["step"] for record in history if record["split"] == "validation"]
+    if best is not None and (type(best) is not int or best not in validated):
+        raise ValueError(f"progress.best is {best!r}, expected the step of a validation in progress.history, one of {validated}")
 
 
 def is_record(value: Any) -> bool:

@@ -237,7 +237,7 @@ class Run:
 
     def _go_on(self, progress: dict[str, Any]) -> None:
         """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of another form."""
-        if not all(type(place) is int for place in progress["data"].values()):
+        if not all(type(place) is int and place >= 0 for place in progress["data"].values()):
             raise ValueError(f"progress.data is {progress['data']!r}, expected the number of the next batch")
         self.batches.set_state(progress["data"])
         self.meter = Meter(dict(progress["meter"]))

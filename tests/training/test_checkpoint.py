@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import threading
 import time
@@ -369,6 +370,39 @@ def test_progress_of_another_form_is_a_damaged_checkpoint(run, capsys):
         (run / "checkpoints" / str(step) / checksums.MANIFEST).unlink()  # as of an earlier version
     assert restore(run).step == 1
     assert capsys.readouterr().err.count("going on from the one before") == 2
+
+
+VALIDATED = [{"step": step, "split": split, "nats": 1.0} for step in (1, 2) for split in ("train", "validation")]
+
+
+@pytest.mark.parametrize(
+    ("progress", "says"),
+    [
+        ({"best": 3}, r"progress\.best is 3, expected the step of a validation in progress\.history, one of \[1, 2\]"),
+        ({"best": -1}, r"progress\.best is -1"),
+        ({"best": 10**30}, r"progress\.best is 10{30}"),
+        ({"best": True}, r"progress\.best is True"),
+        ({"best": 1.0}, r"progress\.best is 1\.0"),
+        ({"best": 1, "history": VALIDATED[::2]}, r"progress\.best is 1, .*one of \[\]"),  # trained, and never validated
+        ({"history": [*VALIDATED, VALIDATED[-1] | {"step": 4}]}, r"records of steps that are not from 1 to 3"),
+        ({"history": [VALIDATED[0] | {"step": -5}]}, r"records of steps that are not from 1 to 3"),
+    ],
+    ids=range(8),
+)
+def test_progress_that_remembers_what_was_not_is_a_damaged_checkpoint(progress, says, run, capsys):
+    whole = {"data": {"next": 3}, "history": VALIDATED, "best": 2} | progress
+    (run / "checkpoints" / "3" / "progress" / "metadata").write_text(json.dumps(whole))
+    (run / "checkpoints" / "3" / checksums.MANIFEST).unlink()  # as of an earlier version
+    assert restore_for_eval(str(run))[0] == RECIPE, "reading goes on from what is there"
+    assert restore(run).step == 2
+    assert re.search(rf"warning: checkpoint 3 of .* cannot be read \(.*{says}", capsys.readouterr().err)
+
+
+def test_the_best_of_a_validation_is_remembered(run):
+    whole = {"data": {"next": 3}, "history": VALIDATED, "best": 2}
+    (run / "checkpoints" / "3" / "progress" / "metadata").write_text(json.dumps(whole))
+    (run / "checkpoints" / "3" / checksums.MANIFEST).unlink()
+    assert restore(run).progress == whole
 
 
 @pytest.mark.parametrize(
