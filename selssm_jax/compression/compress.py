@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selssm_jax.compression import pruning, quantization, sharing
+from selssm_jax.compression import pruning, quantization, sharing, truncation
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
@@ -31,6 +31,7 @@ FACTORS = (4.0, 8.0, 16.0, 32.0)  # of the frontier, beside the one that is aske
 PRUNED = 2  # one component of so many is kept, where components are pruned before the rest is packed
 HALF, QUARTER = "half", "a quarter"
 EQUAL, VARIANCE, INFORMATION = "equal bits", "bits by variance", "bits by information"
+BALANCED = "balanced truncation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Candidate:
 
     Attributes:
       nbytes: that one sequence carries. table: bytes that all sequences share, of the levels and of which component reads which.
+      truncated: blocks that balanced truncation has made smaller, and what is proved of each.
     """
 
     method: str
@@ -86,6 +88,7 @@ class Candidate:
     validation: dict[str, float]
     keep: pruning.Keep = dataclasses.field(default_factory=dict)
     table: int = 0
+    truncated: dict[str, truncation.Truncation] = dataclasses.field(default_factory=dict)
 
     def share(self, sequences: int) -> float:
         """Returns the bytes of one sequence and its share of the table, where so many are carried at once."""
@@ -209,6 +212,17 @@ def reduced(subject: Subject, keep: pruning.Keep) -> Subject:
     return dataclasses.replace(subject, model=SequenceModel(config), params=params)
 
 
+def balanced(subject: Subject) -> tuple[Subject, dict[str, truncation.Truncation]]:
+    """Returns the subject whose time-invariant blocks have half of their components, by balanced truncation, and what is proved of each block.
+
+    Raises ValueError where float64 does not determine what a block carries.
+    """
+    config, sizes = subject.model.config, pruning.components(subject.model.config)
+    keep = {name: max(sizes[name] // PRUNED, 1) for name in truncation.truncatable(config)}
+    config, params, proved = truncation.truncate(config, subject.params, keep)
+    return dataclasses.replace(subject, model=SequenceModel(config), params=params), proved
+
+
 def best_half(subject: Subject, how: str) -> pruning.Keep:
     """Returns the half of all components that `how` finds best, at least one a block."""
     drawn = _drawn(subject)
@@ -266,12 +280,12 @@ class _Trials:
         method = f"{share} of the components by {how}, {rule}" if how else rule
 
         def make() -> Candidate:
-            keep = self._kept(share, how) if how else {}
-            of = reduced(self.subject, keep) if keep else self.subject
-            found = known(of) if keep else self.known
+            keep = self._kept(share, how) if how and how != BALANCED else {}
+            of, proved = balanced(self.subject) if how == BALANCED else (reduced(self.subject, keep) if keep else self.subject, {})
+            found = known(of) if how else self.known
             model, params = quantised(of, found, self.known.float_bytes / factor, rule)
             carried = found.constant + found.layout.rows * model.quantizer(params).nbytes
-            return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params))
+            return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params), proved)
 
         return self._tell(self._judged(f"{method} at {factor}", make))
 
@@ -281,7 +295,17 @@ class _Trials:
         if not pruning.prunable(self.subject.model.config):
             self.say(f"no component is pruned: no mixer of {', '.join(dict.fromkeys(pattern))} names the axes of its state")
             return []
-        return [*self.pruned(factor, "information", INFORMATION), *self.pruned(factor, "magnitude", VARIANCE)]
+        return [*self.pruned(factor, "information", INFORMATION), *self.pruned(factor, "magnitude", VARIANCE), *self.truncated(factor)]
+
+    def truncated(self, factor: float) -> list[Candidate]:
+        """Half of the components of time-invariant blocks, by balanced truncation, where there are any and float64 can do it."""
+        if not truncation.truncatable(self.subject.model.config):
+            return []
+        try:
+            return [self.run(factor, INFORMATION, HALF, BALANCED)]
+        except ValueError as error:
+            self.say(f"nothing is truncated: {error}")
+            return []
 
     def pruned(self, factor: float, how: str, rule: str) -> list[Candidate]:
         """Half of the components, and half of these again, with as many times the bits for each."""
@@ -319,6 +343,7 @@ class _Trials:
         bits = one.model.bits if isinstance(one.model, PackedModel) else None
         tables = one.model.tables if isinstance(one.model, PackedModel) else ()
         values = {"method": one.method, "nbytes": one.nbytes, "table": one.table, "validation": one.validation, "bits": bits, "tables": tables}
+        values["truncated"] = bool(one.truncated)
         levels = {} if bits is None else {LEVELS: one.params[LEVELS]}
         self.progress.keep(name, values, {f"keep/{block}": left for block, left in one.keep.items()} | levels)
         return one
@@ -331,13 +356,16 @@ class _Trials:
 def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Candidate:
     """A candidate from what was kept of it: how many bits and which levels, and which components are left."""
     keep = {name.removeprefix("keep/"): array for name, array in arrays.items() if name.startswith("keep/")}
-    of, options = reduced(subject, keep) if keep else subject, subject.experiment.compress
+    options, proved = subject.experiment.compress, dict[str, truncation.Truncation]()
+    of = reduced(subject, keep) if keep else subject
+    if values.get("truncated"):
+        of, proved = balanced(subject)
     model: Reader = of.model
     params = of.params
     if values["bits"] is not None:
         model = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding, tuple(values["tables"]))
         params = {**of.params, LEVELS: jnp.asarray(arrays[LEVELS])}
-    return Candidate(values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"])
+    return Candidate(values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"], proved)
 
 
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:

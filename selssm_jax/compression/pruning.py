@@ -97,6 +97,11 @@ def prunable(config: Model) -> bool:
     return bool(_named_axes(config))
 
 
+def components(config: Model) -> dict[str, int]:
+    """Returns how many components every block has whose mixer says."""
+    return {name: part.components for name, part in _named_axes(config).items()}
+
+
 def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: str) -> Scores:
     """Returns what each component is worth, (n,) a block of those that name axes, the larger the more.
 

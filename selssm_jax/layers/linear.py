@@ -4,7 +4,7 @@ Their recurrence is h_t = a h_{t-1} + b(x_t), complex and diagonal; what a step 
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,20 @@ STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
 RULES = {"zoh": zero_order_hold, "bilinear": bilinear}
 RING = (0.9, 0.999)  # of the moduli of the LRU's poles at the start
 LARGEST_PHASE = math.pi / 10  # of them: the whole circle by default in Orvieto et al. 2023, this slice of it where memories are long (section 3.4)
+LEAST_PHASE = 1e-12  # that its logarithm has
 
 State = Complex[Array, "B ..."]
+
+
+class Systems(NamedTuple):
+    """What time-invariant layers are, S systems side by side: h_t = a h_{t-1} + B x_t, y_t = Re(C h_t), in complex128.
+
+    a: (S, n). B: (S, n, m). C: (S, p, n). A layer returns its own by `systems`, and by `of_systems` the parameters that others would have.
+    """
+
+    a: Complex[np.ndarray, "S n"]
+    B: Complex[np.ndarray, "S n m"]
+    C: Complex[np.ndarray, "S p n"]
 
 
 def hippo_normal(poles: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,6 +104,19 @@ class S4D(Layer):
     def state_axes(self) -> StateAxes:
         """Returns where the N poles are in the parameters."""
         return StateAxes(self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="", readout="C", size=2)
+
+    def systems(self) -> Systems:
+        """Returns the systems of all channels, of one input and one output each."""
+        a, b = self._discrete()
+        return Systems(*(np.asarray(part, complex) for part in (a, b[..., None], 2 * jax.lax.complex(*self.C)[:, None])))
+
+    def of_systems(self, systems: Systems) -> dict[str, np.ndarray]:
+        """Returns the parameters of these systems, of as many poles as they have, at the step sizes that there are."""
+        a, dt = systems.a, np.exp(np.asarray(self.log_dt, np.float64))[:, None]
+        A = np.log(a) / dt if self.rule == "zoh" else 2 / dt * (a - 1) / (a + 1)
+        b = (a - 1) / A if self.rule == "zoh" else dt / (1 - dt * A / 2)
+        C = systems.C[:, 0] * systems.B[..., 0] / (2 * b)
+        return {"A_log_decay": np.log(-A.real), "A_frequency": A.imag, "C": np.stack([C.real, C.imag])}
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns h_0 = 0; it does not grow with `steps`."""
@@ -155,6 +180,8 @@ class _Shared(Layer):
     d_state: int = 64
     dtype: DTypeLike = jnp.float32
 
+    READ = 1.0  # y = READ Re(C h)
+
     def dynamics(self, x: Activations) -> Dynamics:
         """Returns A_t and B_t of every step, which are the same at all of them."""
         a, b = self._discrete()
@@ -164,6 +191,17 @@ class _Shared(Layer):
         """Returns the poles, gates of 1, and the largest drive of each."""
         a, b = self._discrete()
         return _invariant(a, jnp.abs(b) * _reach(inputs, self.B))
+
+    def systems(self) -> Systems:
+        """Returns the one system of all channels."""
+        a, b = self._discrete()
+        return Systems(*(np.asarray(part, complex)[None] for part in (a, b[:, None] * _complex(self.B.T, axis=0), self.READ * _complex(self.C, axis=0).T)))
+
+    def of_systems(self, systems: Systems) -> dict[str, np.ndarray]:
+        """Returns the parameters of such a system, of as many poles as it has."""
+        poles, b = self._of_poles(systems.a[0])
+        B, C = systems.B[0].T / b, systems.C[0].T / self.READ
+        return poles | {"B": np.concatenate([B.real, B.imag], axis=1), "C": np.concatenate([C.real, C.imag])}
 
     def state_axes(self) -> StateAxes:
         """Returns where the P poles are in the parameters of either layer."""
@@ -196,6 +234,8 @@ class S5(_Shared):
     The state is h, (B, P), complex. Sown as intermediates: "state", (B, T, P).
     """
 
+    READ = 2.0
+
     def setup(self) -> None:
         settings.check("s5", self)
         poles = self.d_state // 2
@@ -216,6 +256,11 @@ class S5(_Shared):
 
     def _discrete(self) -> tuple[Array, Array]:
         return zero_order_hold(jax.lax.complex(-jnp.exp(self.log_decay), self.frequency), jnp.exp(self.log_dt))
+
+    def _of_poles(self, a: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The parameters of poles, at steps of 1, and b."""
+        A = np.log(a)
+        return {"A_log_decay": np.log(-A.real), "A_frequency": A.imag, "log_dt": np.zeros(len(a))}, (a - 1) / A
 
 
 class LRU(_Shared):
@@ -248,6 +293,11 @@ class LRU(_Shared):
 
     def _discrete(self) -> tuple[Array, Array]:
         return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta))), jnp.exp(self.gamma_log)
+
+    def _of_poles(self, a: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The parameters of poles, phases from 0 to 2 pi, and gamma, 1."""
+        phase = np.maximum(np.angle(a) % (2 * np.pi), LEAST_PHASE)
+        return {"nu": np.log(-np.log(np.abs(a))), "theta": np.log(phase), "gamma_log": np.zeros(len(a))}, np.ones(len(a))
 
 
 def _toeplitz(kernel: Float[Array, "L D"]) -> Float[Array, "L L D"]:

@@ -64,6 +64,11 @@ FRONTIER = (
     "fine-tuning, the star the chosen model, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of "
     "their variance, against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
 )
+TRUNCATED = (
+    "Balanced truncation is of time-invariant blocks. Whatever the input, what the recurrence of a block gives differs after it by at most the first gain "
+    "times the size of the input: twice the sum of the Hankel singular values that went. It is for states that are not yet packed, in exact arithmetic, and "
+    "before what a layer makes of its output. The second gain is the largest Hankel singular value, to hold the first against."
+)
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
     "A certificate is about exact arithmetic. A packed state is rounded after every step, within the levels by at most delta: half the largest distance of "
@@ -168,6 +173,7 @@ def _row(one: Candidate, *, reference: Candidate, metric: str, sequences: int) -
         "validation": one.validation,
         "validation_lost": relative_loss(one.validation, reference.validation, metric),
         "bits": float(np.mean(bits)) if bits else 32.0,
+        "truncated": {name: proved._asdict() for name, proved in one.truncated.items()},
     }
 
 
@@ -218,7 +224,7 @@ def _write(results: Results, folder: pathlib.Path) -> None:
     figure = save(frontier(results), folder / "frontier.png")
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
     blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
-    blocks += titled("Methods at equal bytes", [_methods(results)])
+    blocks += titled("Methods at equal bytes", [_methods(results), *_truncations(results)])
     blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)] if results["data_processing"] else [Paragraph(TOO_FEW)])
     blocks += titled("Stability", [Paragraph(ROUNDING.format(rounding=results["rounding"])), _stability(results)])
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
@@ -282,6 +288,14 @@ def _methods(results: Results) -> Table:
         for one in [*results["methods"], results["compressed"]]
     )
     return Table("What was tried at the bytes that were asked for", columns, rows)
+
+
+def _truncations(results: Results) -> list[Block]:
+    """What is proved of the blocks that were truncated; nothing where none were."""
+    proved = {name: block for one in results["methods"] for name, block in one["truncated"].items()}
+    columns = ("block", "components before", "after", "gain of the difference, at most", "gain of the whole, at least")
+    rows = tuple((name.replace("_", " "), *(one[key] for key in ("before", "after", "error_bound", "largest"))) for name, one in proved.items())
+    return [Paragraph(TRUNCATED), Table("Balanced truncation by block", columns, rows)] if proved else []
 
 
 def _said(results: Results) -> str:
