@@ -122,6 +122,18 @@ def test_of_a_hybrid_the_blocks_that_name_axes_are_halved(subject):
     assert pruned(half, "magnitude").model.config.block_states == (whole // 4, whole)
 
 
+def test_half_of_a_time_invariant_block_goes_by_balanced_truncation_and_is_rebuilt(subject):
+    whole = of_pattern(subject, "s5", "lstm")
+    small, proved = compress.balanced(whole)
+    assert list(proved) == ["block_0"] and proved["block_0"].error_bound > 0
+    sizes = [part.d_state for part in whole.model.config.blocks]
+    assert small.model.config.block_states == (sizes[0] // 2, sizes[1])
+    values = {"method": "half", "nbytes": 1, "table": 0, "validation": {}, "bits": None, "tables": (), "truncated": True}
+    again = compress._rebuilt(whole, values, {})
+    assert again.truncated == proved and again.model.config == small.model.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
+
+
 class Stopped(BaseException):
     """A kill, at a moment of a test's choice."""
 
