@@ -47,6 +47,8 @@ summary { cursor: pointer; padding: .3rem 0; }
 @media (max-width: 40rem) {
   body { margin: 1.2rem auto; padding: 0 .9rem; }
   figure img { max-width: none; width: 42rem; }
+  th, td { max-width: 16rem; }
+  td.long { min-width: 9rem; }
   caption { position: sticky; left: 0; width: calc(100vw - 2rem); }
 }
 """
