@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from selssm_jax.ops.extremes import largest
+
 
 @runtime_checkable
 class Inputs(Protocol):
@@ -16,6 +18,9 @@ class Inputs(Protocol):
 
     def reach(self, kernel: Float[Array, "D E"]) -> Float[Array, "E"]:
         """Returns the largest |x @ kernel| of every column over the set."""
+
+    def length(self, kernel: Float[Array, "D E"]) -> Float[Array, ""]:
+        """Returns an upper bound of |x @ kernel|_2 over the set."""
 
     def largest(self, width: int) -> Float[Array, "D"]:
         """Returns the largest |x_d| of every component over the set."""
@@ -32,6 +37,10 @@ class Box:
         radius = self.largest(kernel.shape[0])[:, None]
         return jnp.where(kernel == 0, 0, jnp.abs(kernel) * radius).sum(axis=0)
 
+    def length(self, kernel: Float[Array, "D E"]) -> Float[Array, ""]:
+        """Returns the length of what each column can reach."""
+        return jnp.linalg.norm(self.reach(kernel))
+
     def largest(self, width: int) -> Float[Array, "D"]:
         """Returns the radius of every component."""
         return jnp.broadcast_to(jnp.asarray(self.radius, jnp.float32), (width,))
@@ -47,6 +56,11 @@ class Ball:
     def reach(self, kernel: Float[Array, "D E"]) -> Float[Array, "E"]:
         """Returns radius |scale * kernel_e|_2, by Cauchy and Schwarz; it is attained."""
         return self.radius * jnp.linalg.norm(self.scale[:, None] * kernel, axis=0)
+
+    def length(self, kernel: Float[Array, "D E"]) -> Float[Array, ""]:
+        """Returns radius |diag(scale) kernel|_2, a thousandth more for what float32 rounds."""
+        scaled = self.scale[:, None] * kernel
+        return 1.001 * self.radius * jnp.sqrt(largest(jnp.linalg.eigvalsh(scaled @ scaled.T if scaled.shape[0] < scaled.shape[1] else scaled.T @ scaled)))
 
     def largest(self, width: int) -> Float[Array, "D"]:
         """Returns radius |scale_d|."""

@@ -1,5 +1,7 @@
 """Convolutions over time that carry their own past."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -40,9 +42,40 @@ class ShortConv(Layer):
         params = self.variables["params"]
         return Box(jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params.get("bias", 0.0)))
 
+    def after_map(self, inputs: Inputs, kernel: Float[Array, "D E"], bias: Float[Array, "E"]) -> "Convolved":
+        """Returns what x @ kernel + bias of inputs x of a set can become."""
+        params = self.variables["params"]
+        box = self.after(Box(inputs.reach(kernel) + jnp.abs(bias)))
+        taps = params["kernel"]
+        return Convolved(box.radius, inputs, taps[:, None] * kernel[None], taps * bias[None], params.get("bias", jnp.zeros(self.features)))
+
     def initial_state(self, batch: Rows, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B W D"]:
         """Returns a past of zeros."""
         return jnp.zeros((batch, self.width - 1, self.features), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolved(Box):
+    """y = bias + sum_k (x_{t-k} @ maps_k + shifts_k), x of a set and steps that were not read left out: a box, and what sums over it are at most.
+
+    A box lets every component be largest at once, and forgets that they are maps of the same few inputs: the sums know it.
+    """
+
+    inputs: Inputs
+    maps: Float[Array, "W D E"]
+    shifts: Float[Array, "W E"]
+    bias: Float[Array, "E"]
+
+    def sums(self, kernel: Float[Array, "E F"]) -> tuple[Float[Array, "F"], Float[Array, "F"]]:
+        """Returns the smallest and the largest y @ kernel."""
+        reach = sum(self.inputs.reach(part @ kernel) for part in self.maps) + jnp.abs(self.shifts @ kernel).sum(axis=0)
+        return self.bias @ kernel - reach, self.bias @ kernel + reach
+
+    @property
+    def longest(self) -> Float[Array, ""]:
+        """An upper bound of |y|_2."""
+        fixed = jnp.linalg.norm(self.shifts, axis=1).sum() + jnp.linalg.norm(self.bias)
+        return sum((self.inputs.length(part) for part in self.maps), fixed)
 
 
 class DilatedConv(Layer):

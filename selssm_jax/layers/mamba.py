@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
-from selssm_jax.layers.convolution import ShortConv
+from selssm_jax.layers.convolution import Convolved, ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.extremes import largest, smallest
@@ -104,10 +104,11 @@ class Mamba(Layer):
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates and the largest drive of each of the N states over all channels, for all inputs of a set."""
-        x = self.conv.after(Box(_biased(inputs.reach(self.inward), self.inward_bias, size=True)[: self._inner]))
+        inner = self._inner
+        x = self.conv.after_map(inputs, self.inward[:, :inner], jnp.zeros(inner) if self.inward_bias is None else self.inward_bias[:inner])
         low, high = _step_sizes(self.dt_bias, *self._logits_of_steps(x))
         rate = jnp.exp(self.A_log)
-        drive = _product(x.largest(self._inner)[:, None], self._reach_of_maps(x)[None], _weight(high[:, None], rate))
+        drive = _product(x.largest(inner)[:, None], self._reach_of_maps(x)[None], _weight(high[:, None], rate))
         least, most = smallest(_gate(low[:, None], rate), 0), largest(_gate(high[:, None], rate), 0)
         return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=largest(drive, 0), delay=self.d_conv - 1, averaged=True)
 
@@ -124,9 +125,11 @@ class Mamba(Layer):
         """What is made of W_down x_t, B_t and C_t before they are used: nothing."""
         return value
 
-    def _logits_of_steps(self, x: Box) -> tuple[Array, Array]:
+    def _logits_of_steps(self, x: Convolved) -> tuple[Array, Array]:
         """The smallest and the largest W_up W_down x."""
-        return _logits_after_silu(x, self.down @ self.up)
+        kernel = self.down @ self.up
+        ends = zip(_logits_after_silu(x, kernel), _logits_after_parted_silu(x, kernel), strict=True)
+        return jnp.maximum(*next(ends)), jnp.minimum(*next(ends))
 
     def _reach_of_maps(self, x: Box) -> Array:
         """The largest |B_t|, one a component."""
@@ -154,7 +157,7 @@ class FalconMamba(Mamba):
         wide = value.astype(jnp.float32)
         return (wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.inner_norm_epsilon)).astype(value.dtype)
 
-    def _logits_of_steps(self, x: Box) -> tuple[Array, Array]:
+    def _logits_of_steps(self, x: Convolved) -> tuple[Array, Array]:
         del x
         rank = len(self.up)
         reach = Ball(jnp.ones(rank), math.sqrt(rank)).reach(self.up)
@@ -290,6 +293,22 @@ def _logits_after_silu(x: Inputs, kernel: Array) -> tuple[Array, Array]:
     above, below = Box(most), Box(jnp.minimum(most, -LEAST_SILU))
     up, down = jnp.maximum(kernel, 0), jnp.maximum(-kernel, 0)
     return -(above.reach(down) + below.reach(up)), above.reach(up) + below.reach(down)
+
+
+def _logits_after_parted_silu(x: Convolved, kernel: Array) -> tuple[Array, Array]:
+    """As above, by silu(x) = x / 2 + e(x) with e(x) = x tanh(x / 2) / 2, from 0 to |x| / 2.
+
+    The first part is linear in the input, and by Cauchy and Schwarz a sum of the second is at most |x|_2 |kernel|_2 / 2.
+    """
+    most = x.largest(len(kernel))
+    even, longest = Box(most * jnp.tanh(most / 2) / 2), x.longest
+
+    def above(kernel: Array) -> Array:
+        length = jnp.linalg.norm(kernel, axis=0)
+        return jnp.minimum(even.reach(kernel), jnp.where(length == 0, 0, longest * length / 2))
+
+    low, high = x.sums(kernel)
+    return low / 2 - above(jnp.maximum(-kernel, 0)), high / 2 + above(jnp.maximum(kernel, 0))
 
 
 def _step_sizes(bias: Array, low: Array, high: Array) -> tuple[Array, Array]:

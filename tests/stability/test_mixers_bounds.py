@@ -251,6 +251,38 @@ def test_a_cell_without_gates_is_certified_wherever_its_state_is():
     assert certify(CELLS["rnn"], scaled(CELLS["rnn"], 0.3)).invariant_radius is None
 
 
+@pytest.mark.parametrize("kind", ["ball", "box", "box with a bias before the convolution"])
+def test_sums_over_channels_know_that_these_read_the_same_inputs(kind):
+    """Ascent on the inputs of four steps: step sizes stay within what is stated, which is less wide than where all channels are largest at once."""
+    layer, rng, D = Mamba(32, 4, projection_bias="bias" in kind), np.random.default_rng(0), 32
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 2, D)))["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.2 * jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), params)
+    inputs = Ball(jnp.ones(D), D**0.5) if kind == "ball" else Box(0.5)
+
+    @functools.partial(jax.grad, has_aux=True)
+    def rise(u):
+        u = u / jnp.linalg.norm(u, axis=-1, keepdims=True) * D**0.5 if kind == "ball" else jnp.clip(u, -0.5, 0.5)
+        (_, _), seen = layer.apply({"params": params}, u, capture_intermediates=lambda module, _: module.name == "conv", mutable=["intermediates"])
+        logits = jax.nn.silu(seen["intermediates"]["conv"]["__call__"][0][0][:, -1]) @ params["down"] @ params["up"]
+        return (logits * sign).sum(), logits
+
+    def stated(layer):
+        bias = jnp.zeros(2 * D) if layer.inward_bias is None else layer.inward_bias[: 2 * D]
+        x = layer.conv.after_map(inputs, layer.inward[:, : 2 * D], bias)
+        return layer._logits_of_steps(x), _logits_after_silu(x, layer.down @ layer.up)
+
+    (low, high), boxed = layer.apply({"params": params}, method=stated)
+    sign = jnp.where(jnp.arange(2 * D)[:, None] == jnp.arange(2 * D)[None], rng.choice([-1.0, 1.0], 2 * D)[:, None], 0)
+    u, climb = jnp.asarray(rng.standard_normal((2 * D, 4, D)), jnp.float32), jax.jit(rise)
+    for _ in range(40):
+        up, logits = climb(u)
+        assert (logits >= low[None] - 1e-4).all() and (logits <= high[None] + 1e-4).all()
+        u = u + 0.3 * up / (1e-9 + jnp.linalg.norm(up, axis=-1, keepdims=True))
+    share = (logits * sign).sum(axis=1) / jnp.where(sign.sum(axis=1) > 0, high, -low)
+    assert share.max() > 0.15, "not so wide that nothing could break them"
+    assert ((high - low) < (0.8 if kind == "ball" else 0.95) * (boxed[1] - boxed[0])).all()
+
+
 def test_what_a_silu_lets_through_is_not_as_far_below_zero_as_above():
     rng = np.random.default_rng(0)
     kernel, radius = rng.normal(size=(6, 3)), rng.uniform(1.3, 5, 6)
