@@ -75,21 +75,23 @@ class SequenceModel(nn.Module):
 
         Args:
           inputs: (B, T) tokens or (B, T, C) values. state: from `initial_state` or an earlier call.
-          reset: True forgets everything before that step (tokens, or signals with stride 1).
+          reset: True forgets everything before that step (tokens, or signals with stride 1). Values before the last reset are not read at all, so that what is
+            not finite there reaches neither outputs nor gradients; encoders, heads and a forecast's scale begin anew.
           valid: False at padding to the right, which is not read: a signal is 0 there, and a class head leaves it out.
           deterministic: no dropout.
         """
         state = self._unread(inputs.shape[0]) if state is None else state
         if valid is not None and inputs.ndim == 3:
             inputs = jnp.where(valid[..., None], inputs, 0)
+        inputs, state, read = self._since_reset(inputs, state, reset)
         if self.config.task.kind == "forecasting":
-            return self._forecast(inputs, state, reset, deterministic)
+            return self._forecast(inputs, state, reset, read, deterministic)
         x, encoder = self._encode(inputs, state["encoder"])
         valid = frame_valid(jnp.ones(inputs.shape[:2], bool) if valid is None else valid, self.config.stride)
         x, blocks = self._mix(x, state["blocks"], reset, valid, deterministic)
         if self.config.task.kind == "language":
             return self._next_token(x), {"encoder": encoder, "blocks": blocks}
-        logits, head = self.head(x, state["head"], valid)
+        logits, head = self.head(x, state["head"], valid if read is None else valid & read)
         return logits, {"encoder": encoder, "blocks": blocks, "head": head}
 
     def step(self, inputs: Array, state: State) -> tuple[Array, State]:
@@ -105,6 +107,21 @@ class SequenceModel(nn.Module):
         rows = batch * self.config.task.channels if self._apart else batch
         return self._unread(batch) | {"blocks": tuple(block.initial_state(rows, steps) for block in self.block)}
 
+    def _since_reset(self, inputs: Array, state: State, reset: Array | None) -> tuple[Array, State, Array | None]:
+        """(inputs, state, which steps are read) of a call whose only output is of its end: nothing before the last reset, nor, behind one, what was carried."""
+        if reset is None or inputs.ndim != 3:
+            return inputs, state, None
+        count = jnp.cumsum(reset, axis=1)
+        read = count == count[:, -1:]
+        fresh = reset.any(axis=1)
+
+        def begun(leaf: Array) -> Array:
+            rows = jnp.repeat(fresh, leaf.shape[0] // len(fresh))
+            return jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
+
+        parts = {name: state[name] for name in state if name != "blocks"}
+        return jnp.where(read[..., None], inputs, 0), state | jax.tree.map(begun, parts), read
+
     def _unread(self, batch: Rows) -> State:
         """The state before the first step, None for blocks, which so know that there is nothing before it."""
         kind = self.config.task.kind
@@ -117,11 +134,11 @@ class SequenceModel(nn.Module):
             state["scale"] = {name: jnp.zeros((batch, 1, self.config.task.channels), jnp.float32) for name in ("mean", "deviation")}
         return state
 
-    def begin(self, inputs: Inputs, state: State) -> State:
-        """Returns `state` with what the first call decides for a whole sequence: the scale of a forecast, from all of its inputs."""
+    def begin(self, inputs: Inputs, state: State, read: Bool[Array, "B T"] | None = None) -> State:
+        """Returns `state` with what the first call decides for a whole sequence: the scale of a forecast, from all of its inputs, or those of `read`."""
         if self.config.task.kind != "forecasting" or not self.config.normalize:
             return state
-        return state | {"scale": self._scale(inputs, state["scale"])}
+        return state | {"scale": self._scale(inputs, state["scale"], None if read is None else read[..., None])}
 
     def bounds(self) -> dict[str, Bounds]:
         """Returns, block by block, what its mixer states of itself for all inputs that can reach it (`layers.bounds`)."""
@@ -157,24 +174,31 @@ class SequenceModel(nn.Module):
         logits = self.encoder.attend(x) if self.head is None else self.head(x)
         return logits.astype(jnp.float32)
 
-    def _forecast(self, inputs: Array, state: State, reset: Array | None, deterministic: bool) -> tuple[Array, State]:
+    def _forecast(self, inputs: Array, state: State, reset: Array | None, read: Array | None, deterministic: bool) -> tuple[Array, State]:
         """Reversible instance normalisation around the model (Kim et al. 2022; of the level alone: Zeng et al. 2023), every channel by itself if asked for."""
-        scale = self.begin(inputs, state)["scale"]
+        scale = self.begin(inputs, state, read)["scale"]
         if self.config.normalize:
             inputs = (inputs - scale["mean"]) / scale["deviation"]
+            inputs = inputs if read is None else jnp.where(read[..., None], inputs, 0)
         series = self._split_channels(inputs)
         x, encoder = self._encode(series, state["encoder"])
-        x, blocks = self._mix(x, state["blocks"], reset, None, deterministic)
+        every = None if reset is None or not self._apart else self.config.task.channels
+        x, blocks = self._mix(x, state["blocks"], reset if every is None else jnp.repeat(reset, every, axis=0), None, deterministic)
+        if read is not None:
+            x = jnp.where((read if every is None else jnp.repeat(read, every, axis=0))[..., None], x, 0)
         y, head = self.head(x, series, state["head"])
         y = self._join_channels(y)
         if self.config.normalize:
             y = y * scale["deviation"] + scale["mean"]
         return y, {"encoder": encoder, "blocks": blocks, "head": head, "scale": scale}
 
-    def _scale(self, inputs: Array, carried: dict[str, Array]) -> dict[str, Array]:
+    def _scale(self, inputs: Array, carried: dict[str, Array], read: Array | None) -> dict[str, Array]:
         """Mean and deviation of the first window, kept from then on; a carried deviation of 0 means none yet."""
-        mean = inputs.mean(axis=1, keepdims=True)
-        fresh = {"mean": mean, "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True) + 1e-5) if self.config.normalize_scale else jnp.ones_like(mean)}
+        mean = inputs.mean(axis=1, keepdims=True, where=read)
+        fresh = {
+            "mean": mean,
+            "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True, where=read) + 1e-5) if self.config.normalize_scale else jnp.ones_like(mean),
+        }
         return jax.tree.map(lambda old, new: jnp.where(carried["deviation"] > 0, old, new), carried, fresh)
 
     def _split_channels(self, inputs: Array) -> Array:

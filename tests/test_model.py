@@ -172,3 +172,32 @@ def test_every_block_sows_its_gate_and_state():
     for block in ("block_0", "block_1"):
         mixer = sown["intermediates"][block]["mixer"]
         assert mixer["gate"][0].shape == mixer["state"][0].shape == (B, T, 6)
+
+
+SIGNALS = {
+    "mean": (Task("classification", channels=2, classes=3, length=12), {"pool": "mean", "frame": 3}),
+    "last": (Task("classification", channels=2, classes=3, length=12), {"pool": "last"}),
+    "forecast": (Task("forecasting", channels=2, horizon=3, length=12), {"head_steps": 9, "linear_skip": 9, "normalize_scale": True}),
+    "apart": (Task("forecasting", channels=2, horizon=3, length=12), {"channels_apart": True}),
+}
+
+
+@pytest.mark.parametrize("name", ["mean", "forecast", *(pytest.param(name, marks=pytest.mark.slow) for name in ("last", "apart"))])
+def test_a_document_before_a_reset_moves_neither_outputs_nor_states_nor_parameters(name):
+    """A mean over all steps, a window of the head, a forecast's scale and an encoder's frame read it; and a NaN in it made all gradients of parameters NaN."""
+    task, options = SIGNALS[name]
+    model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=4, task=task, **options))
+    x = jax.random.normal(jax.random.key(0), (2, 12, 2))
+    params = model.init(jax.random.key(1), x)
+    reset = jnp.zeros((2, 12), bool).at[:, 5].set(True)
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def read(params, x, state, reset):
+        y, state = model.apply(params, x, state, reset=reset)
+        return jnp.square(y).sum(), (y, state)
+
+    expected = read(params, x[:, 5:], None, None)
+    _, carried = model.apply(params, jnp.full_like(x, jnp.nan))
+    for given in ((x, None, reset), (x.at[:, :5].set(jnp.nan), None, reset), (x[:, 5:], carried, reset[:, 5:])):
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), read(params, *given), expected)
+    assert not np.isfinite(model.apply(params, x.at[:, 7].set(jnp.nan), reset=reset)[0]).any(), "what is read after it is no number"
