@@ -228,12 +228,19 @@ def recipes(records: dict[str, dict[str, Any]]) -> str:
             ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items()),
             f"{record['parameters']:,}",
             f"{record['machine']['cpus']} CPU cores",
-            f"{record['seconds']['training_process']:.0f} s",
+            f"{record['seconds']['training_process']:.0f} s{_of_cores(record)}",
         )
         for record in records.values()
         if "metrics" in record
     ]
     return f"## Scores of whole runs\n\n{table(('command', 'test split', 'parameters', 'hardware', 'training'), rows)}"
+
+
+def _of_cores(record: dict[str, Any]) -> str:
+    """CPU seconds, where they were measured, and how busy the machine was."""
+    if "cpu_seconds" not in record:
+        return ""
+    return f" ({record['cpu_seconds']['training_process']:.0f} CPU s, at a load of {record['load_average_at_start']:g})"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -5,12 +5,15 @@
   python benchmarks/recipe.py channel --measure
 
 The record, benchmarks/records/NAME.json, holds the command, the metrics of the test split beside the baselines, seconds of
-the whole training process and of the whole evaluation process, seeds, software and machine.
+the whole training process and of the whole evaluation process, by the clock and of all cores together, how busy the machine was
+when they began, seeds, software and machine.
 """
 
 import argparse
 import json
+import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -31,23 +34,30 @@ def main() -> None:
     workdir = pathlib.Path(chosen.workdir or ROOT / "runs" / record)
     if (workdir / "config.json").exists():
         parser.error(f"{workdir} holds a run, whose time would not be the whole time: remove it, or give another --workdir")
+    busy = round(os.getloadavg()[0], 1)
     training = _timed(["train.py", f"--config=configs/{chosen.name}.py", f"--workdir={workdir}", *overrides])
     evaluation = _timed(["eval.py", f"--workdir={workdir}", *(["--measure"] if chosen.measure else [])])
     results = json.loads((workdir / "report" / "results.json").read_text())
     path = ROOT / "benchmarks" / "records" / f"{record}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(_record(chosen.name, record, overrides, results, training, evaluation), indent=2) + "\n")
+    path.write_text(json.dumps(_record(chosen.name, record, overrides, results, training, evaluation, busy), indent=2) + "\n")
     print(f"wrote {path.relative_to(ROOT)}")
 
 
-def _timed(arguments: list[str]) -> float:
-    """Seconds of a whole process, start and compilation included."""
-    start = time.perf_counter()
+def _timed(arguments: list[str]) -> tuple[float, float]:
+    """Seconds of a whole process, start and compilation included: by the clock, and of all cores together."""
+    start, before = time.perf_counter(), _used()
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
-    return time.perf_counter() - start
+    return round(time.perf_counter() - start, 1), round(_used() - before, 1)
 
 
-def _record(name: str, record: str, overrides: list[str], results: dict, training: float, evaluation: float) -> dict:
+def _used() -> float:
+    """CPU seconds of all processes that this one has started and that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _record(name: str, record: str, overrides: list[str], results: dict, training: tuple, evaluation: tuple, busy: float) -> dict:
     shown = [override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override for override in overrides]
     command = " ".join(
         ["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *(["--measure"] if "memory" in results else []), *shown]
@@ -58,8 +68,10 @@ def _record(name: str, record: str, overrides: list[str], results: dict, trainin
     kept = ("metrics", "baselines", "split", "step", "chosen", "versions", "machine")
     return {
         "command": command,
-        "seconds": {"training_process": round(training, 1), "evaluation_process": round(evaluation, 1)},
+        "seconds": {"training_process": training[0], "evaluation_process": evaluation[0]},
+        "cpu_seconds": {"training_process": training[1], "evaluation_process": evaluation[1]},
         **{key: results[key] for key in kept},
+        "load_average_at_start": busy,
         "parameters": sum(results["costs"]["parameters"].values()),
         "seeds": {"training": config["training"]["seed"], "data": config["data"]["seed"]},
         "dtype": config["model"]["dtype"],

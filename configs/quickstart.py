@@ -7,7 +7,7 @@ Command:        python train.py --config configs/quickstart.py --report --measur
 Data:           the text of pydoc_data.topics, cut in time: 85 % training, 5 % validation, 10 % test
 Hardware:       2 CPU cores, or any accelerator
 Time:           3 minutes: a minute of training, the report, the measurement and the compression
-Expected score: test 1.27 nats a character; 1.21 after 1,000 steps without a floor (benchmarks/records/quickstart.json)
+Expected score: test 1.27 nats a character (benchmarks/records/quickstart.json); 1.21 after 1,000 steps without a floor
 """
 
 from ml_collections import ConfigDict
