@@ -25,13 +25,13 @@ import measure
 import numpy as np
 from jax import Array
 
-from selssm_jax.ops.gathered_step import Memory, Rows, gathered_step, refreshed, rows
+from selssm_jax.ops import GatheredMemory, GatheredRows, gather_rows, gathered_step, refresh_memory
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
 CASES = (*((n, width, "diagonal") for width in (64, 256) for n in (1024, 4096, 16_384)), (4096, 64, "dense"))
 STEPS, DRIFT_STEPS, SEED = 16, (1000, 10_000), 0
 TARGET = 0.1  # share of open gates that is claimed to pay, from 4096 components on
-Step = Callable[..., Memory]
+Step = Callable[..., GatheredMemory]
 Program = tuple[Step, tuple]
 
 
@@ -92,7 +92,7 @@ def draw(n: int, width: int, transition: str) -> dict[str, Any]:
     B, C, W_x = jax.random.normal(keys[1], (width, n)), jax.random.normal(keys[2], (n, width)), jax.random.normal(keys[3], (width, n)) / math.sqrt(width)
     x = jax.random.normal(keys[4], (STEPS, width))
     x = x * (math.sqrt(width) / jnp.linalg.norm(x, axis=1, keepdims=True))
-    return {"A": A, "B": B, "C": C, "W_x": W_x, "x": list(x), "rows": rows(A, B, C), "transition": transition}
+    return {"A": A, "B": B, "C": C, "W_x": W_x, "x": list(x), "rows": gather_rows(A, B, C), "transition": transition}
 
 
 def peers(arrays: dict[str, Any]) -> dict[str, Program]:
@@ -138,14 +138,14 @@ def gates(W_x: Array, bias: Array, x: Array) -> Array:
     return (x @ W_x + bias > 0).astype(jnp.float32)
 
 
-def dense(memory: Memory, gate: Array, x: Array, A: Array, B: Array, C: Array) -> Memory:
+def dense(memory: GatheredMemory, gate: Array, x: Array, A: Array, B: Array, C: Array) -> GatheredMemory:
     """The peer: all rows, B and C as a layer holds them."""
     h = memory.h
     h = h + gate * ((A @ h if A.ndim == 2 else A * h) - h + x @ B)
-    return Memory(h, h @ C)
+    return GatheredMemory(h, h @ C)
 
 
-def gathered(capacity: int, memory: Memory, gate: Array, x: Array, weights: Rows) -> Memory:
+def gathered(capacity: int, memory: GatheredMemory, gate: Array, x: Array, weights: GatheredRows) -> GatheredMemory:
     """Ours."""
     return gathered_step(memory, gate, x, weights, capacity=capacity)
 
@@ -160,11 +160,11 @@ def compiled(step: Step) -> Step:
     return jax.jit(step, donate_argnums=0)
 
 
-def decoder(program: Step, n: int, weights: tuple, inputs: list[Array], opened: list[Array | None]) -> Callable[[], Memory]:
+def decoder(program: Step, n: int, weights: tuple, inputs: list[Array], opened: list[Array | None]) -> Callable[[], GatheredMemory]:
     """STEPS steps in a row from where the last call ended, every one awaited."""
-    memory = Memory(jnp.zeros(n), jnp.zeros(len(inputs[0])))
+    memory = GatheredMemory(jnp.zeros(n), jnp.zeros(len(inputs[0])))
 
-    def call() -> Memory:
+    def call() -> GatheredMemory:
         nonlocal memory
         for gate, x in zip(opened, inputs, strict=True):
             memory = jax.block_until_ready(program(memory, gate, x, *weights))
@@ -177,14 +177,14 @@ def drift(n: int = 4096, width: int = 64, share: float = TARGET, counts: tuple[i
     """How far the carried C h is from one computed anew."""
     weights = draw(n, width, "diagonal")["rows"]
 
-    def body(memory: Memory, key: Array) -> tuple[Memory, None]:
+    def body(memory: GatheredMemory, key: Array) -> tuple[GatheredMemory, None]:
         gate = (jax.random.uniform(key, (n,)) < share).astype(jnp.float32)
         return gathered_step(memory, gate, jax.random.normal(key, (width,)), weights, capacity=n), None
 
     found = {}
     for steps in counts:
         keys = jax.random.split(jax.random.key(SEED), steps)
-        memory = jax.jit(lambda keys: jax.lax.scan(body, refreshed(jnp.zeros(n), weights), keys)[0])(keys)
+        memory = jax.jit(lambda keys: jax.lax.scan(body, refresh_memory(jnp.zeros(n), weights), keys)[0])(keys)
         exact = np.asarray(memory.h, np.float64) @ np.asarray(weights.BC[:, width:], np.float64)
         found[f"after {steps} steps"] = float(np.abs(np.asarray(memory.read) - exact).max() / np.abs(exact).max())
     return found

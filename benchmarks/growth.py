@@ -18,8 +18,7 @@ import measure
 import numpy as np
 from jax import Array, lax
 
-from selssm_jax.ops import linear_scan, newton_scan, selective_scan, ssd
-from selssm_jax.ops.newton_scan import sequential_scan
+from selssm_jax.ops import linear_scan, newton_scan, selective_scan, sequential_scan, ssd
 
 LENGTHS = tuple(1024 * 4**power for power in range(5))
 SLOPE, COMPILE = 1.05, 1.5

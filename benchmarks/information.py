@@ -24,7 +24,7 @@ import measure
 import numpy as np
 
 from selssm_jax.information import estimators, samplers
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 
 TASKS = tuple(samplers.TASKS)

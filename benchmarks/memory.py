@@ -17,7 +17,7 @@ import measure
 import numpy as np
 
 from selssm_jax.information import bracket, estimators, gaussian, limits, samplers
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 
 STEPS, WIDTH, LAGS = 4096, 16, 1024  # of the closed form

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import measure
 from jax import Array
 
-from selssm_jax.ops.newton_scan import Solve, newton_scan, sequential_scan
+from selssm_jax.ops import Solve, newton_scan, sequential_scan
 
 FLOOR, ALPHA, DRIVE = 0.3, 0.5, 1.0
 LARGEST = FLOOR * (1 - ALPHA) ** 2 / (2 * DRIVE) * 4 / (1 - FLOOR)  # |W| at which L_G = (1 - floor) |W| / 4 meets B5

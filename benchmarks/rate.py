@@ -21,7 +21,7 @@ from scipy.linalg import toeplitz
 from configs import channel
 from selssm_jax.compression import rate
 from selssm_jax.config import Experiment
-from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.ops import linear_scan
 from selssm_jax.reporting.run import Run, open_run
 
 BETAS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.06, 0.1)

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from selssm_jax.config import load
+from selssm_jax import invocation
+from selssm_jax.config import find_recipe, load
 from selssm_jax.errors import INTERRUPTED, InputError, reported, suggest
 
 
@@ -59,19 +60,23 @@ class Lasting:
 Pieces = Iterable[str]  # of what a command prints
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake is one message and exit code 2, --help is the command's own text and flags.
+def parser(module: str) -> Callable[[list[str]], list[str]]:
+    """Returns what parses the flags that a module of a command defines; a mistake is one message and exit code 2, --help is that module's text and flags.
 
     The config file and the names of overridden keys are checked first: the flags' own messages about them help little.
     """
-    app.define_help_flags()
-    if {"-h", "-help", "--help"} & set(argv):
-        app.usage(shorthelp=True, writeto_stdout=True)
-        sys.exit(0)
-    with reported():
-        if "config" in flags.FLAGS:
-            _check_config(argv)
-        return _flags(argv)
+
+    def parse(argv: list[str]) -> list[str]:
+        app.define_help_flags()
+        if {"-h", "-help", "--help"} & set(argv):
+            print(_help(module))
+            sys.exit(0)
+        with reported():
+            if "config" in flags.FLAGS:
+                argv = _with_config(argv)
+            return _flags(argv)
+
+    return parse
 
 
 def notify(message: str) -> None:
@@ -86,32 +91,44 @@ def show(pieces: Pieces) -> None:
     print()
 
 
-def _check_config(argv: list[str]) -> None:
-    config = load(_config_file(argv))
+def _help(module: str) -> str:
+    text = sys.modules[module].__doc__ or ""
+    for name in ("train", "eval"):
+        text = text.replace(f"python {name}.py", invocation.command(name))
+    return f"{text}\nflags:\n{flags.FLAGS.module_help(module)}"
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """The arguments with the config file's path in the place of a recipe's name, once file and keys are checked."""
+    place, name = _config_argument(argv)
+    path = find_recipe(name)
+    config = load(path)
     for argument in argv:
         if argument.startswith("--config."):
             _check_key(argument.removeprefix("--config.").partition("=")[0].split("."), config)
+    return [*argv[:place], *([f"--config={path}"] if "=" in argv[place] else ["--config", path]), *argv[place + (1 if "=" in argv[place] else 2) :]]
 
 
 def _flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, TypeError, ValueError) as error:
-        raise InputError(f"{error}; see python {argv[0]} --help") from error
+        raise InputError(f"{error}; see {invocation.again(argv[:1])} --help") from error
     if len(rest) > 1:
-        raise InputError(f"{rest[1]!r} is no flag: write --name=value; see python {argv[0]} --help")
+        raise InputError(f"{rest[1]!r} is no flag: write --name=value; see {invocation.again(argv[:1])} --help")
     verbosity = flags.FLAGS["verbosity"]
     if verbosity.using_default_value:  # absl's default tells of every file that a checkpoint is made of; errors are raised anyway
         verbosity.value, verbosity.using_default_value = -3, False
     return rest
 
 
-def _config_file(argv: list[str]) -> str:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+def _config_argument(argv: list[str]) -> tuple[int, str]:
+    """Where --config stands and what it names."""
+    for place, (argument, following) in enumerate(zip(argv, [*argv[1:], ""], strict=True)):
         name, _, value = argument.partition("=")
         if name in ("--config", "-config") and (value or following):
-            return value or following
-    raise InputError(f"--config is missing: name the experiment, for example python {argv[0]} --config configs/quickstart.py")
+            return place, value or following
+    raise InputError(f"--config is missing: name the experiment, for example {invocation.command('train', '--config', 'quickstart')}")
 
 
 def _check_key(path: list[str], config: Any) -> None:

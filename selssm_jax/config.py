@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import runpy
 import typing
@@ -690,12 +691,28 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+def find_recipe(name: str) -> str:
+    """Returns the path of a config file: the file of that name, else the recipe of that name among those that came with the package."""
+    if os.path.lexists(name):
+        return name
+    place = pathlib.PurePath(name.removeprefix("configs/").removesuffix(".py") + ".py")
+    path = _recipes() / place
+    return str(path) if ".." not in place.parts and not place.is_absolute() and path.is_file() else name
+
+
+def _recipes() -> pathlib.Path:
+    """The folder of the recipes: beside this file where the package is installed, else the clone's."""
+    installed = pathlib.Path(__file__).parent / "recipes"
+    return installed if installed.exists() else pathlib.Path(__file__).parent.parent / "configs"
+
+
 def load(path: str) -> ml_collections.ConfigDict:
     """Returns what get_config() of a config file returns. Raises InputError where there is no such file or function, or it fails."""
     try:
         check_regular(path)
     except FileNotFoundError as error:
-        raise InputError(f"there is no config file {path}: {suggest(path, (str(file) for file in pathlib.Path('configs').glob('*.py')))}") from error
+        near = [str(file) for file in pathlib.Path("configs").glob("*.py")] or [file.stem for file in _recipes().glob("*.py")]
+        raise InputError(f"there is no config file {path}: {suggest(path, near)}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"the config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}): name an existing file") from error
     try:

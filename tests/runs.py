@@ -60,6 +60,8 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 def command(script: str, *arguments: str) -> int:
     """Runs train.py or eval.py in this process, as a fresh one would, and returns its exit code."""
     known, before = set(flags.FLAGS), sys.argv
+    for name in [name for name in sys.modules if name.startswith("selssm_jax.commands")]:  # their flags are defined anew
+        del sys.modules[name]
     sys.argv = [str(REPOSITORY / script), *arguments]
     try:
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ import pytest
 
 from selssm_jax.config import Experiment, Task
 from selssm_jax.model import SequenceModel
-from selssm_jax.ops.linear_scan import CHUNK
+from selssm_jax.ops import CHUNK
 from selssm_jax.training import optimizer, step
 
 # Recipes for files of one's own are left out: their lengths come from the file.
@@ -89,7 +89,7 @@ def loops(text: str) -> list[int]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_training_step_lowers_with_the_method_of_the_platform(path, platform, monkeypatch):
     for op in ("linear_scan", "dense_scan"):  # the method alone, without the single steps that it gives way to
-        monkeypatch.setattr(sys.modules[f"selssm_jax.ops.{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+        monkeypatch.setattr(sys.modules[f"selssm_jax.ops._{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
     experiment = load(path)
     task = TASKS[experiment.data.source]
     task = dataclasses.replace(task, length=experiment.data.length or task.length, horizon=experiment.data.horizon)

@@ -18,8 +18,7 @@ from jaxtyping import Array, Float
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.variables import parameters
-from selssm_jax.ops import gathered_step
-from selssm_jax.ops.gathered_step import Memory, Rows
+from selssm_jax.ops import GatheredMemory, GatheredRows, gather_rows, gathered_step, refresh_memory
 
 PyTree = Any
 HARD = ("hard_sigmoid", "hard_concrete", "binary", "top_k")  # kinds of which a gate can be 0
@@ -30,27 +29,27 @@ SHARE = 4  # 1 / SHARE of the components is the default capacity
 class Decoder:
     """A layer as a step, made by `gathered`; a pytree, so that `jax.jit` takes its weights as arguments.
 
-    The memory of B sequences is a `Memory` of h, (B, N), the layer's own state, and C h, (B, D), which follows it.
+    The memory of B sequences is a `GatheredMemory` of h, (B, N), the layer's own state, and C h, (B, D), which follows it.
     """
 
-    weights: Rows
+    weights: GatheredRows
     skip: Float[Array, "D"]
     gates: PyTree
     layer: SelectiveSSM = flax.struct.field(pytree_node=False)
     capacity: int = flax.struct.field(pytree_node=False)
 
-    def start(self, h: Float[Array, "B N"]) -> Memory:
+    def start(self, h: Float[Array, "B N"]) -> GatheredMemory:
         """Returns the memory of states of the layer, C h computed anew: before the first step, or to set its rounding back (see `gathered_step`)."""
-        return jax.vmap(lambda h: gathered_step.refreshed(h, self.weights))(h)
+        return jax.vmap(lambda h: refresh_memory(h, self.weights))(h)
 
-    def step(self, x: Float[Array, "B D"], state: Memory) -> tuple[Float[Array, "B D"], Memory]:
+    def step(self, x: Float[Array, "B D"], state: GatheredMemory) -> tuple[Float[Array, "B D"], GatheredMemory]:
         """Reads one input of every sequence and returns (y, memory), as one step of the layer does; sequences take their turns."""
         layer = self.layer
         gate = Gate(layer.d_state, layer.gate, layer.gate_floor, layer.gate_state, active=layer.gate_active)
         opened = gate.apply({"params": self.gates}, x[:, None]).at(state.h[:, None])[:, 0]
 
-        def one(now: tuple[Memory, Array, Array]) -> Memory:
-            return gathered_step.gathered_step(*now, self.weights, capacity=self.capacity)
+        def one(now: tuple[GatheredMemory, Array, Array]) -> GatheredMemory:
+            return gathered_step(*now, self.weights, capacity=self.capacity)
 
         if len(x) == 1:
             state = jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], (state, opened, x))))
@@ -77,7 +76,7 @@ def gathered(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -
         capacity = layer.gate_active if layer.gate == "top_k" else max(1, layer.d_state // SHARE)
     if not 1 <= capacity <= layer.d_state:
         raise ValueError(f"capacity={capacity} is no number of components: use one from 1 to {layer.d_state}")
-    return Decoder(gathered_step.rows(A, params["B"], params["C"]), params["D"], params["G"], layer, capacity)
+    return Decoder(gather_rows(A, params["B"], params["C"]), params["D"], params["G"], layer, capacity)
 
 
 def _check(layer: SelectiveSSM) -> None:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from selssm_jax.information import critics, crossfit, discrete
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.canonical import gaussian
 from selssm_jax.information.crossfit import HeldOut, Training
-from selssm_jax.information.estimate import Estimate
 from selssm_jax.information.inputs import pairs, scores
 from selssm_jax.information.neighbours import mixtures, of_scores
 

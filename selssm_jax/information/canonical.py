@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.inputs import Samples, centred, pairs
 
 DECISIVE = 0.5  # share of a direction's variance that is one sample's, above which it decides alone

@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.special import digamma, entr, gammaln, polygamma
 from jaxtyping import Array, Float, Int
 
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.inputs import check_distribution
 
 Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]

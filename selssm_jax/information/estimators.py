@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array
 
 from selssm_jax.information import agreement, critics, crossfit
+from selssm_jax.information._estimate import Direction, Estimate
 from selssm_jax.information.canonical import gaussian
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
-from selssm_jax.information.estimate import Direction, Estimate
 from selssm_jax.information.inputs import Samples, check_rounding, check_whole, pairs
 from selssm_jax.information.neighbours import ksg, mixed
 

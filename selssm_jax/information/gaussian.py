@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from selssm_jax.information.channel import channel_information, congruent, each, einsum, gain, inverse
 from selssm_jax.information.inputs import check_covariance, check_finite, check_shape, floating
-from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.ops import linear_scan
 
 METHODS = ("auto", "sequential", "associative")
 Transitions = Float[Array, "T n"] | Float[Array, "T n n"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.inputs import check_whole
 
 CONFIDENCE = 0.9999  # that a verdict of "violated" or "consistent" does not come by chance, for each of its two numbers

@@ -19,7 +19,7 @@ from jax import lax
 from jax.scipy.special import gammaln
 from jaxtyping import Array
 
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.inputs import TAIL, Samples, centred, columns, pairs, spread, standardised
 
 BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache

@@ -29,7 +29,7 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from selssm_jax import data
+from selssm_jax import data, invocation
 from selssm_jax.config import SOURCES_OF, Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.data.vocabulary import BYTES
 from selssm_jax.errors import InputError, reported, suggest
@@ -373,7 +373,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     with reported():
         found = import_run(chosen.folder, chosen.workdir, file=chosen.file, length=chosen.length, batch_size=chosen.batch_size)
-        print(f"{chosen.workdir}: {len(found.model.pattern)} blocks of {found.model.pattern[0]}, d_model {found.model.d_model}; python eval.py --workdir ...")
+        model = found.model
+        print(f"{chosen.workdir}: {len(model.pattern)} blocks of {model.pattern[0]}, d_model {model.d_model}; {invocation.command('eval')} --workdir ...")
 
 
 def _rows(config: Model) -> Iterable[Row]:

@@ -12,7 +12,7 @@ from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
-from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.ops import linear_scan
 from selssm_jax.shapes import Activations, Reset, Rows
 
 SHARPNESS = 8.0  # c of a = exp(-c softplus(Lambda) r)

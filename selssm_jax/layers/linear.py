@@ -19,9 +19,9 @@ from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection, project
 from selssm_jax.layers.selective import Dynamics
+from selssm_jax.ops import linear_scan
 from selssm_jax.ops.boundaries import finite, poison, vary_alike
 from selssm_jax.ops.discretize import bilinear, zero_order_hold
-from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.shapes import Activations, Reset, Rows
 
 CHUNK = 64  # steps of S4D that are one convolution

@@ -19,9 +19,8 @@ from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import Convolved, ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops import selective_scan, ssd
 from selssm_jax.ops.extremes import largest, smallest
-from selssm_jax.ops.selective_scan import selective_scan
-from selssm_jax.ops.ssd import ssd
 from selssm_jax.shapes import Activations, Reset, Rows
 
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly

@@ -17,8 +17,8 @@ from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops import linear_scan
 from selssm_jax.ops.boundaries import vary_alike
-from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.shapes import Activations, Reset, Rows
 
 STEEPEST = 0.25  # slope of a sigmoid

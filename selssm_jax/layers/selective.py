@@ -16,12 +16,10 @@ from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan
 from selssm_jax.ops.boundaries import vary_alike
-from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.extremes import largest
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
-from selssm_jax.ops.linear_scan import linear_scan
-from selssm_jax.ops.newton_scan import nonlinear_scan
 from selssm_jax.shapes import Activations, Reset, Rows
 
 INPUT_RADIUS = 2.0  # of the inputs of a certified layer, times sqrt(D), the norm of a normalised input

@@ -1,8 +1,29 @@
 """Recurrences as pure functions of arrays."""
 
-from selssm_jax.ops.linear_scan import linear_scan
-from selssm_jax.ops.newton_scan import newton_scan
-from selssm_jax.ops.selective_scan import selective_scan
-from selssm_jax.ops.ssd import ssd
+from selssm_jax.ops._dense_scan import dense_scan
+from selssm_jax.ops._gathered_step import GatheredMemory, GatheredRows, dense_step, gather_rows, gathered_step, refresh_memory
+from selssm_jax.ops._linear_scan import linear_scan
+from selssm_jax.ops._newton_scan import Solve, expected_iterations, newton_scan, nonlinear_scan, sequential_scan
+from selssm_jax.ops._selective_scan import selective_scan
+from selssm_jax.ops._ssd import ssd
+from selssm_jax.ops.discretize import bilinear, zero_order_hold
 
-__all__ = ["linear_scan", "newton_scan", "selective_scan", "ssd"]
+__all__ = [
+    "GatheredMemory",
+    "GatheredRows",
+    "Solve",
+    "bilinear",
+    "dense_scan",
+    "dense_step",
+    "expected_iterations",
+    "gather_rows",
+    "gathered_step",
+    "linear_scan",
+    "newton_scan",
+    "nonlinear_scan",
+    "refresh_memory",
+    "selective_scan",
+    "sequential_scan",
+    "ssd",
+    "zero_order_hold",
+]

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import shlex
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from selssm_jax import invocation
 from selssm_jax.compression import bound, saving
 from selssm_jax.compression.bound import rounding_errors, rounding_radius
 from selssm_jax.compression.carried import Carried
@@ -130,7 +130,7 @@ def _saved(run: Run, found: Compression, folder: pathlib.Path) -> Run:
 
 def summary(results: Results) -> str:
     """Returns the outcome as lines for a terminal."""
-    made = f"the compressed run: {results['workdir']}   (python eval.py --workdir {shlex.quote(results['workdir'])})"
+    made = f"the compressed run: {results['workdir']}   ({invocation.command('eval', '--workdir', results['workdir'])})"
     return "\n".join([results["name"], clean(verdict_on_compression(results)), made, f"report: {results['report']}"])
 
 

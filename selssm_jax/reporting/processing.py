@@ -12,7 +12,7 @@ from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.streaming import LEVELS
 from selssm_jax.config import FEWEST
 from selssm_jax.information import limits
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.reporting.memory.lags import retained
 from selssm_jax.reporting.memory.measure import recording, sequences
 from selssm_jax.reporting.run import Run

@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import platform
-import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import jax
 
+from selssm_jax import invocation
 from selssm_jax.config import Experiment
 from selssm_jax.data.pipeline import SPLITS, WHOLE
 from selssm_jax.errors import InputError
@@ -63,7 +63,7 @@ def command(workdir: pathlib.Path, *asked: str, split: str, file: str, override:
     place = workdir.name if workdir.is_absolute() else str(workdir)
     flags = [*([f"--split={split}"] if split != "test" else []), *([f"--file={pathlib.Path(file).name}"] if file else [])]
     flags += [*asked, *(f"--override={assignment}" for assignment in override)]
-    return shlex.join(["python", "eval.py", f"--workdir={place}", *flags])
+    return invocation.command("eval", f"--workdir={place}", *flags)
 
 
 def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool, command: str) -> Results:

@@ -1,7 +1,5 @@
 """Does a memory contract, at which rate, and what shows it where it does not? Certificates that are true, and their witnesses."""
 
-from selssm_jax.stability.certificate import Certificate, certify, certify_bounds, certify_model, certify_recurrence
-from selssm_jax.stability.laws import MarkovGates
-from selssm_jax.stability.verdict import Verdict
+import lazy_loader
 
-__all__ = ["Certificate", "MarkovGates", "Verdict", "certify", "certify_bounds", "certify_model", "certify_recurrence"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """From a config to a trained model: objectives, optimiser, steps, the loop and its checkpoints."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from selssm_jax import invocation
 from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
@@ -338,7 +339,7 @@ def restore_for_eval(path: str) -> tuple[Experiment, Any, int]:
         return experiment, params, int(checkpoint.name)
     if candidates:
         raise InputError(f"no checkpoint of {path} can be read: restore the folder, or train again in a new --workdir")
-    raise InputError(f"{path} has no checkpoint yet: train it first (python train.py --config ... --workdir {path})")
+    raise InputError(f"{path} has no checkpoint yet: train it first ({invocation.command('train')} --config ... --workdir {path})")
 
 
 def _first_readable(candidates: list[tuple[pathlib.Path, str]]) -> tuple[tuple[pathlib.Path, Any] | None, list[str]]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from selssm_jax.information import variational
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.layers.selective import Law
-from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.ops import linear_scan
 
 Sums = dict[str, Float[Array | np.ndarray, "2"]]  # name -> (weighted sum, weight)
 LOSS = {"language": "nats", "classification": "nats", "forecasting": "mse"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.information import agreement, crossfit, discrete, estimators, samplers
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 
 QUICK = Training(steps=60, batch=128, width=32)

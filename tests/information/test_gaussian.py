@@ -426,7 +426,7 @@ def test_jit_vmap_and_the_plain_call_agree():
 @pytest.mark.parametrize("kind", ["diagonal", "dense"])
 def test_auto_is_sequential_on_a_cpu_and_parallel_elsewhere(kind, monkeypatch):
     for op in ("linear_scan", "dense_scan"):  # the method alone, without the single steps that it gives way to
-        monkeypatch.setattr(sys.modules[f"selssm_jax.ops.{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+        monkeypatch.setattr(sys.modules[f"selssm_jax.ops._{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
     system = given(draw(kind, 3, 64), kind, jnp.float32)
 
     def whiles(method, platform):

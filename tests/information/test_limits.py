@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.information import canonical, estimators, limits, samplers
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 
 EXACT = 1e-10

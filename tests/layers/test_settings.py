@@ -16,10 +16,9 @@ from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.gates import JUMPING, KINDS, Gate
 from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.mixers import LAYERS
-from selssm_jax.ops.dense_scan import METHODS as OF_MATRICES
-from selssm_jax.ops.linear_scan import METHODS
-from selssm_jax.ops.newton_scan import SOLVERS
-from selssm_jax.ops.selective_scan import METHODS as OF_MAMBA
+from selssm_jax.ops import METHODS, SOLVERS
+from selssm_jax.ops import METHODS as OF_MAMBA
+from selssm_jax.ops import METHODS as OF_MATRICES
 
 D = 8
 ODD = {"d_model": 6, "d_state": 5, "heads": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "dilation": 2, "gate_active": 2}

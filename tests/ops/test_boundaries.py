@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from recurrences import OPS
-from selssm_jax.ops import linear_scan
-from selssm_jax.ops.dense_scan import dense_scan
+from selssm_jax.ops import dense_scan, linear_scan
 
 B, T, RESET, LATER = 2, 12, 6, 9
 CLOSE = {"rtol": 2e-3, "atol": 1e-4}
@@ -111,7 +110,7 @@ def way(matrices, method):
 @pytest.mark.parametrize("case", GROWTH)
 @pytest.mark.parametrize(("matrices", "method"), WAYS)
 def test_factors_that_grow_beyond_the_range_of_numbers(case, matrices, method, monkeypatch):
-    monkeypatch.setattr(sys.modules["selssm_jax.ops.linear_scan"], "CHUNK", 5)
+    monkeypatch.setattr(sys.modules["selssm_jax.ops._linear_scan"], "CHUNK", 5)
     factors, drives, start = GROWTH[case]
     a, b = (np.full((1, LENGTH), rest, np.float32) for rest in (1, 0))
     a[0, : len(factors)], b[0, : len(drives)] = factors, drives

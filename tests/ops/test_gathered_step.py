@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.ops.gathered_step import Memory, dense_step, gathered_step, refreshed, rows
+from selssm_jax.ops import GatheredMemory, dense_step, gather_rows, gathered_step, refresh_memory
 
 N, D = 200, 6
 
@@ -15,7 +15,7 @@ N, D = 200, 6
 def system(*, dense, n=N, seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     A = jax.random.normal(keys[0], (n, n)) / n if dense else jax.random.uniform(keys[0], (n,), minval=-1)
-    return rows(A, jax.random.normal(keys[1], (D, n)), jax.random.normal(keys[2], (n, D))), jax.random.normal(keys[3], (n,))
+    return gather_rows(A, jax.random.normal(keys[1], (D, n)), jax.random.normal(keys[2], (n, D))), jax.random.normal(keys[3], (n,))
 
 
 def gates(share, seed=0, n=N):
@@ -36,7 +36,7 @@ def loop(h, gate, x, weights):
 @pytest.mark.parametrize("n", [1, 33, N])
 def test_both_steps_equal_the_loop_and_closed_components_keep_every_bit(dense, n):
     weights, h = system(dense=dense, n=n)
-    x, before = jax.random.normal(jax.random.key(1), (D,)), refreshed(h, weights)
+    x, before = jax.random.normal(jax.random.key(1), (D,)), refresh_memory(h, weights)
     for step in (dense_step, *(jax.jit(partial(gathered_step, capacity=capacity)) for capacity in {max(1, n // 3), n})):
         for share in (0.0, 0.1, 1.0):
             gate = gates(share, n=n)
@@ -56,7 +56,7 @@ def test_steps_whose_gates_change_follow_the_dense_ones_across_the_capacity(dens
     assert 0 < beyond < 1
 
     def run(step):
-        return jax.lax.scan(lambda memory, now: (step(memory, *now, weights),) * 2, refreshed(h, weights), (opened, x))[1]
+        return jax.lax.scan(lambda memory, now: (step(memory, *now, weights),) * 2, refresh_memory(h, weights), (opened, x))[1]
 
     found, expected = run(partial(gathered_step, capacity=50)), run(dense_step)
     np.testing.assert_allclose(found.h, expected.h, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_rows_of_closed_components_are_not_read():
     gate, x = gates(0.1), jnp.ones(D)
     spoilt = weights._replace(A=jnp.where(gate[:, None] > 0, weights.A, jnp.nan), BC=jnp.where(gate[:, None] > 0, weights.BC, jnp.nan))
     spoilt = spoilt._replace(A=spoilt.A.at[-1].set(weights.A[-1]), BC=spoilt.BC.at[-1].set(weights.BC[-1]))  # read to fill a chunk, times 0
-    memory = Memory(h, jnp.zeros(D))
+    memory = GatheredMemory(h, jnp.zeros(D))
     found, expected = (gathered_step(memory, gate, x, given, capacity=100) for given in (spoilt, weights))
     assert (found.h == expected.h).all() and (found.read == expected.read).all()
     assert jnp.isnan(dense_step(memory, gate, x, spoilt).h).any()
@@ -77,7 +77,7 @@ def test_rows_of_closed_components_are_not_read():
 
 def test_what_is_read_drifts_by_rounding_and_is_set_back():
     weights, h = system(dense=False)
-    memory = refreshed(h, weights)
+    memory = refresh_memory(h, weights)
 
     def body(memory, key):
         opened = (jax.random.uniform(key, (N,)) < 0.1).astype(jnp.float32)
@@ -87,14 +87,14 @@ def test_what_is_read_drifts_by_rounding_and_is_set_back():
     exact = np.asarray(memory.h, np.float64) @ np.asarray(weights.BC[:, D:], np.float64)
     drift = np.abs(np.asarray(memory.read) - exact).max() / np.abs(exact).max()
     assert 0 < drift < 1e-7 * np.sqrt(10_000) * 10
-    assert np.abs(np.asarray(refreshed(memory.h, weights).read) - exact).max() / np.abs(exact).max() < 1e-6
+    assert np.abs(np.asarray(refresh_memory(memory.h, weights).read) - exact).max() / np.abs(exact).max() < 1e-6
 
 
 def test_no_program_copies_the_weights():
     """Temporaries of a gathered step are those of a chunk and of index lists, far below the weights."""
     n, width = 16_384, 128
-    weights = rows(jnp.ones(n), jnp.ones((width, n)), jnp.ones((n, width)))
-    memory = refreshed(jnp.ones(n), weights)
+    weights = gather_rows(jnp.ones(n), jnp.ones((width, n)), jnp.ones((n, width)))
+    memory = refresh_memory(jnp.ones(n), weights)
     program = jax.jit(partial(gathered_step, capacity=n // 8), donate_argnums=0).lower(memory, jnp.ones(n), jnp.ones(width), weights).compile()
     assert program.memory_analysis().temp_size_in_bytes < weights.BC.nbytes / 8
 
@@ -103,9 +103,9 @@ def test_no_program_copies_the_weights():
 def test_impossible_capacities_are_refused(capacity):
     weights, h = system(dense=False)
     with pytest.raises(ValueError, match=f"capacity={capacity} is no number of components: use one from 1 to {N}"):
-        gathered_step(refreshed(h, weights), gates(0.1), jnp.ones(D), weights, capacity=capacity)
+        gathered_step(refresh_memory(h, weights), gates(0.1), jnp.ones(D), weights, capacity=capacity)
 
 
 def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"\(3,\), \(2, 3\) and \(2, 3\), expected"):
-        rows(jnp.ones(3), jnp.ones((2, 3)), jnp.ones((2, 3)))
+        gather_rows(jnp.ones(3), jnp.ones((2, 3)), jnp.ones((2, 3)))

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 from functools import cache, partial
 
 import jax
@@ -12,16 +11,15 @@ import numpy as np
 import pytest
 from jax import lax
 
-from selssm_jax.ops import linear_scan
+from selssm_jax.ops import _linear_scan, linear_scan
 
-SOURCE = sys.modules["selssm_jax.ops.linear_scan"]  # the package gives this name to the function
 METHODS = ["sequential", "associative", "chunked"]
 
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
     """Several chunks and one that is not full, at lengths that compile in no time."""
-    monkeypatch.setattr(SOURCE, "CHUNK", 6)
+    monkeypatch.setattr(_linear_scan, "CHUNK", 6)
 
 
 def loop(a, b, h0, reset, *, reverse):
@@ -285,7 +283,7 @@ def test_pmap():
 @pytest.fixture
 def safe(monkeypatch):
     """The method alone, without the single steps that it gives way to."""
-    monkeypatch.setattr(SOURCE, "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+    monkeypatch.setattr(_linear_scan, "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
 
 
 def exported(platforms, shape, method="auto"):
@@ -301,7 +299,7 @@ def exported(platforms, shape, method="auto"):
 def test_auto_picks_the_method_of_the_platform_it_is_lowered_for(platform):
     assert exported(["cpu"], (2, 64, 3)).count("stablehlo.while(") == 2  # a loop over time, forward and backward
     assert exported([platform], (2, 64, 3)).count("stablehlo.while(") == 0  # a tree
-    assert exported([platform], (2, SOURCE.LARGE // 64, 64)).count("stablehlo.while(") == 2  # a loop over chunks
+    assert exported([platform], (2, _linear_scan.LARGE // 64, 64)).count("stablehlo.while(") == 2  # a loop over chunks
 
 
 @pytest.mark.usefixtures("safe")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recurrences import error
-from selssm_jax.ops.newton_scan import newton_scan, nonlinear_scan, sequential_scan
+from selssm_jax.ops import newton_scan, nonlinear_scan, sequential_scan
 
 FLOOR, ALPHA, DRIVE = 0.3, 0.5, 1.0  # smallest gate, largest |a|, largest |drive|
 

@@ -90,7 +90,7 @@ def test_float64_stays_float64():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators_without_a_loop(platform, monkeypatch):
     for op in ("ssd", "linear_scan"):  # the chunks alone, without the single steps that they give way to
-        monkeypatch.setattr(sys.modules[f"selssm_jax.ops.{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+        monkeypatch.setattr(sys.modules[f"selssm_jax.ops._{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
 
     def gradient(*given):
         return jax.grad(lambda given: jnp.sum(OP.run(*given, None, "auto")[0]))(given)

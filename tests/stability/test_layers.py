@@ -13,7 +13,7 @@ from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.bounds import Ball, Bounds, Box
 from selssm_jax.layers.gates import JUMPING, KINDS
 from selssm_jax.model import SequenceModel
-from selssm_jax.ops.newton_scan import expected_iterations, newton_scan
+from selssm_jax.ops import expected_iterations, newton_scan
 from selssm_jax.stability import certify, certify_model
 
 WIDTH, STATE = 8, 12

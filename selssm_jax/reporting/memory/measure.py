@@ -12,7 +12,7 @@ from selssm_jax.config import FEWEST, SYNTHETIC, Experiment, Measure
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.information import limits
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 from selssm_jax.model import Reader
 from selssm_jax.reporting.memory import future, past

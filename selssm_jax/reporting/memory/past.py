@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from selssm_jax.information import bracket, gaussian
-from selssm_jax.information.estimate import Estimate
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.model import Reader
 from selssm_jax.reporting.memory.recording import Recording
 from selssm_jax.reporting.run import Run

@@ -14,7 +14,7 @@ from selssm_jax.compression.carried import components, of_mixer
 from selssm_jax.information import bracket
 from selssm_jax.layers.selective import Law
 from selssm_jax.model import Reader, State
-from selssm_jax.ops.linear_scan import linear_scan
+from selssm_jax.ops import linear_scan
 
 Batch = dict[str, Array | np.ndarray]
 WIDEST = 1024  # components of a carried state that are kept; wider ones are projected

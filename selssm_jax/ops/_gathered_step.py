@@ -17,21 +17,21 @@ CHUNK = 2**17  # numbers of the rows that are read at a time: what stays in a ca
 FEWEST, MOST = 8, 512  # rows of a chunk: each costs about a microsecond, and more on many cores, and what is not filled is wasted
 
 
-class Rows(NamedTuple):
-    """Weights with one row a component, made by `rows`: A, (N,) or (N, N); B_i and the column i of C side by side, (N, 2 D), so that one read has both."""
+class GatheredRows(NamedTuple):
+    """Weights with one row a component, made by `gather_rows`: A, (N,) or (N, N); B_i and the column i of C side by side, (N, 2 D) for one read."""
 
     A: Float[Array, "N ..."]
     BC: Float[Array, "N E"]
 
 
-class Memory(NamedTuple):
+class GatheredMemory(NamedTuple):
     """The state h, and C h, which follows it."""
 
     h: Float[Array, "N"]
     read: Float[Array, "D"]
 
 
-def rows(A: Float[Array, "_ ..."], B: Float[Array, "_ _"], C: Float[Array, "_ _"]) -> Rows:
+def gather_rows(A: Float[Array, "_ ..."], B: Float[Array, "_ _"], C: Float[Array, "_ _"]) -> GatheredRows:
     """Returns the weights of h <- h + g (A h - h + x B), y = h C as a step reads them; to be done once, for it copies.
 
     A is (N,) if diagonal, else (N, N); B is (D, N), C is (N, D). Raises ValueError for shapes that do not fit.
@@ -39,30 +39,30 @@ def rows(A: Float[Array, "_ ..."], B: Float[Array, "_ _"], C: Float[Array, "_ _"
     n = len(A)
     if A.shape not in ((n,), (n, n)) or B.shape[1] != n or C.shape != B.shape[::-1]:
         raise ValueError(f"A, B and C have shapes {A.shape}, {B.shape} and {C.shape}, expected (N,) or (N, N), (D, N) and (N, D)")
-    return Rows(A, jnp.concatenate([B.T, C], axis=1))
+    return GatheredRows(A, jnp.concatenate([B.T, C], axis=1))
 
 
-def refreshed(h: Float[Array, "N"], weights: Rows) -> Memory:
+def refresh_memory(h: Float[Array, "N"], weights: GatheredRows) -> GatheredMemory:
     """Returns the memory of a state, C h computed anew from all rows."""
-    return Memory(h, (h @ weights.BC)[weights.BC.shape[1] // 2 :])
+    return GatheredMemory(h, (h @ weights.BC)[weights.BC.shape[1] // 2 :])
 
 
-def dense_step(memory: Memory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: Rows) -> Memory:
+def dense_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: GatheredRows) -> GatheredMemory:
     """The step that reads every row: the reference."""
     h = memory.h
     carried = weights.A @ h if weights.A.ndim == 2 else weights.A * h
-    return refreshed(h + gate * (carried - h + weights.BC @ _beside_zeros(x)), weights)
+    return refresh_memory(h + gate * (carried - h + weights.BC @ _beside_zeros(x)), weights)
 
 
-def gathered_step(memory: Memory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: Rows, *, capacity: int) -> Memory:
+def gathered_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: GatheredRows, *, capacity: int) -> GatheredMemory:
     """Returns the memory after one step of one sequence, from the rows of open components alone.
 
     A component whose gate is 0 keeps every bit. `read` follows by the changes, read + sum_i (h_i' - h_i) C_i, and so gathers the rounding of
-    its sums: about 2e-7 sqrt(T) of its size after T steps in float32, which `refreshed` sets back to one rounding; so does every dense step.
+    its sums: about 2e-7 sqrt(T) of its size after T steps in float32, which `refresh_memory` sets back to one rounding; so does every dense step.
 
     Args:
       gate: g in [0, 1], of which a share is exactly 0. x: the input.
-      capacity: open gates up to which rows are gathered; a step of more is dense, so that the result is right whatever the gates do. Memory is
+      capacity: open gates up to which rows are gathered; a step of more is dense, so that the result is right whatever the gates do. GatheredMemory is
         set aside for so many; time goes with the gates that are open. Under `jax.vmap` both ways would be run: use `jax.lax.map` for a batch.
 
     Raises:
@@ -73,7 +73,7 @@ def gathered_step(memory: Memory, gate: Float[Array, "N"], x: Float[Array, "D"],
         raise ValueError(f"capacity={capacity} is no number of components: use one from 1 to {n}")
     places, count = _places(gate > 0)
 
-    def gathered(memory: Memory) -> Memory:
+    def gathered(memory: GatheredMemory) -> GatheredMemory:
         size = _rows_at_once(weights, capacity)
         length = -(-capacity // size) * size
         where = jnp.where(gate > 0, places, length)  # out of range: dropped
@@ -85,7 +85,7 @@ def gathered_step(memory: Memory, gate: Float[Array, "N"], x: Float[Array, "D"],
     return lax.cond(count <= capacity, gathered, lambda memory: dense_step(memory, gate, x, weights), memory)
 
 
-def _update(memory: Memory, gate: Array, x: Array, weights: Rows, active: Int[Array, "K"], count: Int[Array, ""], size: int) -> Memory:
+def _update(memory: GatheredMemory, gate: Array, x: Array, weights: GatheredRows, active: Int[Array, "K"], count: Int[Array, ""], size: int) -> GatheredMemory:
     """Steps the first `count` components of `active`, `size` at a time: their rows are used while they are near."""
     h = memory.h
     before, gate = h.at[active].get(mode="clip"), gate.at[active].get(mode="fill", fill_value=0)
@@ -103,10 +103,10 @@ def _update(memory: Memory, gate: Array, x: Array, weights: Rows, active: Int[Ar
 
     after, change = lax.fori_loop(0, (count + size - 1) // size, chunk, (before, jnp.zeros_like(beside)))
     h = h.at[active].set(after, mode="drop", unique_indices=True, indices_are_sorted=True)
-    return Memory(h, memory.read + change[len(x) :])
+    return GatheredMemory(h, memory.read + change[len(x) :])
 
 
-def _rows_at_once(weights: Rows, capacity: int) -> int:
+def _rows_at_once(weights: GatheredRows, capacity: int) -> int:
     """A chunk's rows: equal parts of the capacity."""
     width = weights.BC.shape[1] + (len(weights.A) if weights.A.ndim == 2 else 0)
     most = min(MOST, max(FEWEST, CHUNK // width))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from selssm_jax.ops._dense_scan import dense_scan
+from selssm_jax.ops._linear_scan import linear_scan
 from selssm_jax.ops.boundaries import vary_alike, zeros_beside
-from selssm_jax.ops.dense_scan import dense_scan
 from selssm_jax.ops.enclosure import Linearized, encloses, rounding_unit
-from selssm_jax.ops.linear_scan import linear_scan
 
 JACOBIANS = ("diagonal", "dense")
 SOLVERS = ("auto", "sequential", "newton")

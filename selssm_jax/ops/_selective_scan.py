@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops._linear_scan import linear_scan
 from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, zeros_beside
 from selssm_jax.ops.inputs import check_inputs
-from selssm_jax.ops.linear_scan import linear_scan
 from selssm_jax.ops.stepping import at, put
 
 METHODS = ("auto", "sequential", "chunked")

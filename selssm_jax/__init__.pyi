@@ -1,0 +1,44 @@
+from . import (
+    compression as compression,
+)
+from . import (
+    config as config,
+)
+from . import (
+    data as data,
+)
+from . import (
+    errors as errors,
+)
+from . import (
+    generation as generation,
+)
+from . import (
+    information as information,
+)
+from . import (
+    interop as interop,
+)
+from . import (
+    layers as layers,
+)
+from . import (
+    model as model,
+)
+from . import (
+    ops as ops,
+)
+from . import (
+    reporting as reporting,
+)
+from . import (
+    shapes as shapes,
+)
+from . import (
+    stability as stability,
+)
+from . import (
+    training as training,
+)
+
+__version__: str

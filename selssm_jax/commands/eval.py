@@ -1,0 +1,62 @@
+"""Evaluates a run exactly over a whole split and writes a report on it: scores, gates, stability, memory, an example.
+
+python eval.py --workdir runs/quickstart                         RUN/report/index.html, and results.json beside it
+python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
+python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
+python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
+python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
+python eval.py --table configs/paper                             docs/results.md, from the committed records of all models and tasks
+
+After "pip install" the same command is selssm-eval, in any folder.
+"""
+
+from absl import app, flags
+
+from selssm_jax import cli
+
+WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "what to evaluate on; default: test, and of another --file the whole")
+FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling")
+MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
+COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory as config.compress says, into RUN-compressed, a run with a report; takes minutes")
+OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of what evaluation reads, such as compress.factor=32 or data.gaps=ignore; may be repeated")
+LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
+TABLE = flags.DEFINE_string("table", "", "write docs/results.md and its figures for the tasks of this folder of configs, from records alone")
+RECORDS = flags.DEFINE_string("records", "benchmarks/records/paper", "table: the folder of TASK/MODEL.json")
+GENERATE = flags.DEFINE_multi_string("generate", [], "write on from this text, instead of a report, as the run's language model does; may be repeated")
+TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax that tokens are drawn from; 0: always the most probable token")
+TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the most probable tokens; 0: from all")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest of the most probable tokens that have this probability together; 1: from all")
+STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
+SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
+
+
+def run() -> None:
+    """Runs the command as its flags say."""
+    app.run(_main, flags_parser=cli.parser(__name__))
+
+
+def _main(_: list[str]) -> None:
+    """Writes what is asked for and prints the scores and where they are, or the text that the run writes."""
+    with cli.command():
+        cli.show(_written())
+
+
+def _written() -> cli.Pieces:
+    """Does what the flags ask for; returns what to print, in pieces."""
+    if TABLE.value:
+        from selssm_jax.reporting.results import page  # alone: records are read without JAX
+
+        return [page.write(TABLE.value, RECORDS.value)]
+    from selssm_jax.reporting import compression, continuation, report
+
+    if GENERATE.value:
+        how: dict = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP, LOCAL_DIR)}
+        return continuation.tell(WORKDIR.value, GENERATE.value, **how)
+    place: dict = {"workdir": WORKDIR.value, "file": FILE.value, "local_dir": LOCAL_DIR.value, "override": OVERRIDE.value}
+    if COMPRESS.value:
+        return [compression.summary(compression.write(split=SPLIT.value or "test", **place))]
+    if MEASURE.value:
+        cli.notify("measuring what the states hold: about a minute for each block")
+    return [report.summary(report.write(split=SPLIT.value or "", measure=MEASURE.value, **place))]

@@ -1,0 +1,37 @@
+from . import (
+    finetune as finetune,
+)
+from . import (
+    hankel as hankel,
+)
+from . import (
+    pruning as pruning,
+)
+from . import (
+    quantization as quantization,
+)
+from . import (
+    rate as rate,
+)
+from . import (
+    reduction as reduction,
+)
+from . import (
+    search as search,
+)
+from . import (
+    skipping as skipping,
+)
+from . import (
+    sparsity as sparsity,
+)
+from . import (
+    streaming as streaming,
+)
+from . import (
+    trace as trace,
+)
+from .quantization import Quantizer as Quantizer
+from .reduction import balanced_truncation as balanced_truncation
+from .reduction import merge_equal_poles as merge_equal_poles
+from .streaming import PackedModel as PackedModel
