@@ -25,7 +25,8 @@ from selssm_jax import config
 from selssm_jax.config import Experiment, Task
 from selssm_jax.reporting import accounting
 from selssm_jax.reporting.run import open_run
-from selssm_jax.training import contenders, loop
+from selssm_jax.sweep import compared_models
+from selssm_jax.training import loop
 from selssm_jax.training.evaluation import Evaluator
 
 PARAMETERS, BUDGET, TARGET = 500_000, 150.0, 1.95
@@ -83,7 +84,7 @@ def _ratio(model: config.Model) -> float:
 
 def parameters(model: config.Model) -> int:
     """Parameters of the model, as a language model of the text."""
-    return contenders.parameters(model, Task("language", vocab=VOCAB))
+    return compared_models.parameters(model, Task("language", vocab=VOCAB))
 
 
 def scored(kind: str, seed: int, data: str) -> dict[str, Any]:

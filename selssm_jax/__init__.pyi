@@ -38,6 +38,9 @@ from . import (
     stability as stability,
 )
 from . import (
+    sweep as sweep,
+)
+from . import (
     training as training,
 )
 

@@ -58,6 +58,7 @@ class Lasting:
 
 
 Pieces = Iterable[str]  # of what a command prints
+MOVED = {"table": "in a clone, write python -m experiments.paper --configs FOLDER"}  # flags of earlier versions
 
 
 def parser(module: str) -> Callable[[list[str]], list[str]]:
@@ -112,6 +113,9 @@ def _with_config(argv: list[str]) -> list[str]:
 def _flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        fix = MOVED.get(error.flagname, f"see {invocation.again(argv[:1])} --help")
+        raise InputError(f"{error}; {fix}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise InputError(f"{error}; see {invocation.again(argv[:1])} --help") from error
     if len(rest) > 1:

@@ -15,8 +15,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "selssm_jax").rglob("*.py"))
+STUDIES = sorted((ROOT / "experiments").rglob("*.py"))
 COMMANDS = sorted(ROOT.glob("*.py"))
-EVERYTHING = PACKAGE + [path for folder in ("configs", "benchmarks", "tests", "docs") for path in sorted((ROOT / folder).rglob("*.py"))] + COMMANDS
+EVERYTHING = (
+    PACKAGE + [path for folder in ("configs", "benchmarks", "experiments", "tests", "docs") for path in sorted((ROOT / folder).rglob("*.py"))] + COMMANDS
+)
 TEXTS = [
     *EVERYTHING,
     *ROOT.glob("*.md"),
@@ -46,6 +49,7 @@ ORDER = [
     "compression",
     "interop",
     "reporting",
+    "sweep",
     "cli",
     "commands",
 ]
@@ -159,7 +163,7 @@ def test_every_module_has_a_docstring():
 
 def test_everything_public_has_a_docstring():
     # Flax gives `setup` its meaning.
-    bare = [f"{name(path)}:{dotted}" for path in PACKAGE for dotted, node in public(path) if not ast.get_docstring(node) and not dotted.endswith(".setup")]
+    bare = [f"{name(path)}:{dotted}" for path in PACKAGE + STUDIES for dotted, node in public(path) if not ast.get_docstring(node) and not dotted.endswith(".setup")]
     assert bare == []
 
 
@@ -203,7 +207,7 @@ def distribution(requirement: str) -> str:
 
 
 def third_parties(paths: list[pathlib.Path]) -> set[str]:
-    own = {"selssm_jax", "train", "eval", "configs", "benchmarks", "tests"} | {path.stem for path in (ROOT / "tests").iterdir()}
+    own = {"selssm_jax", "train", "eval", "configs", "benchmarks", "experiments", "tests"} | {path.stem for path in (ROOT / "tests").iterdir()}
     return {dotted.split(".")[0] for path in paths for dotted in imported(path)} - set(sys.stdlib_module_names) - own
 
 

@@ -8,13 +8,13 @@ import socket
 import pytest
 
 import runs
+from experiments.paper import records
 from selssm_jax import config
 from selssm_jax.compression import trace
 from selssm_jax.data.files import open_own
 from selssm_jax.errors import InputError
 from selssm_jax.interop import huggingface
 from selssm_jax.paths import check_regular
-from selssm_jax.reporting.results import records
 from selssm_jax.training import checkpoint, checksums
 from selssm_jax.training.checkpoint import Workdir
 

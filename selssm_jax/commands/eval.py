@@ -5,7 +5,6 @@ python eval.py --workdir runs/shakespeare --file my_text.txt     another text, a
 python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
 python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
 python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
-python eval.py --table configs/paper                             docs/results.md, from the committed records of all models and tasks
 
 After "pip install" the same command is selssm-eval, in any folder.
 """
@@ -21,8 +20,6 @@ MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the
 COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory as config.compress says, into RUN-compressed, a run with a report; takes minutes")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of what evaluation reads, such as compress.factor=32 or data.gaps=ignore; may be repeated")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
-TABLE = flags.DEFINE_string("table", "", "write docs/results.md and its figures for the tasks of this folder of configs, from records alone")
-RECORDS = flags.DEFINE_string("records", "benchmarks/records/paper", "table: the folder of TASK/MODEL.json")
 GENERATE = flags.DEFINE_multi_string("generate", [], "write on from this text, instead of a report, as the run's language model does; may be repeated")
 TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax that tokens are drawn from; 0: always the most probable token")
@@ -45,10 +42,6 @@ def _main(_: list[str]) -> None:
 
 def _written() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
-    if TABLE.value:
-        from selssm_jax.reporting.results import page  # alone: records are read without JAX
-
-        return [page.write(TABLE.value, RECORDS.value)]
     from selssm_jax.reporting import compression, continuation, report
 
     if GENERATE.value:

@@ -40,9 +40,9 @@ def _main(_: list[str]) -> None:
         if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
             experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
         if SWEEP.value:
-            from selssm_jax.reporting.results import sweep
+            from selssm_jax.sweep import command
 
-            done = sweep.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
+            done = command.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.reporting import ahead, compression, report  # here, so that a mistake in the command line is said at once
         from selssm_jax.training import loop

@@ -12,8 +12,8 @@ from selssm_jax.compression import rate
 from selssm_jax.config import Data
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
-from selssm_jax.reporting.results import sweep
 from selssm_jax.reporting.run import _source, open_run
+from selssm_jax.sweep import command as sweep
 from selssm_jax.training import checkpoint
 from selssm_jax.training.checkpoint import Workdir
 

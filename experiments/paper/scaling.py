@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from selssm_jax.reporting.results.records import contents, damaged
+from experiments.paper.records import contents, damaged
 
 QUANTITIES = {
     "training_peak_bytes": "peak of a training step (bytes)",

@@ -21,7 +21,7 @@ NARROWEST = 1  # hidden units of an MLP
 SHORT = 8  # steps of an input that shapes alone are worked out for
 
 
-class Contender(NamedTuple):
+class ComparedModel(NamedTuple):
     """What goes with a mixer in all blocks of a model (`config.CONTENDERS`), and which key is the size of its memory."""
 
     key: str  # of the model: "d_state", "heads" or "kernel"
@@ -40,23 +40,23 @@ def _alone(usual: int) -> Callable[[int, float], int]:
 
 
 # LSTM and GRU have dense maps of their state, so that as many components cost more parameters; a Mamba's d_state is of a channel.
-TABLE: dict[str, Contender] = {
-    "selective": Contender("d_state", _share(1, 1, 2), {}),
-    "selective_state": Contender("d_state", _share(1, 1, 2), {"gate_state": "elementwise", "transition": "diagonal"}),
-    "mamba": Contender("d_state", _alone(16), {"conv": 0}),
-    "s5": Contender("d_state", _share(1, 1, 2), {}),
-    "lstm": Contender("d_state", _share(5, 8, 1), {}),
-    "gru": Contender("d_state", _share(5, 8, 1), {}),
-    "rnn": Contender("d_state", _share(1, 1, 1), {}),
-    "attention": Contender("heads", _alone(4), {}),
-    "tcn": Contender("kernel", _alone(3), {"conv": 0}),
+COMPARED: dict[str, ComparedModel] = {
+    "selective": ComparedModel("d_state", _share(1, 1, 2), {}),
+    "selective_state": ComparedModel("d_state", _share(1, 1, 2), {"gate_state": "elementwise", "transition": "diagonal"}),
+    "mamba": ComparedModel("d_state", _alone(16), {"conv": 0}),
+    "s5": ComparedModel("d_state", _share(1, 1, 2), {}),
+    "lstm": ComparedModel("d_state", _share(5, 8, 1), {}),
+    "gru": ComparedModel("d_state", _share(5, 8, 1), {}),
+    "rnn": ComparedModel("d_state", _share(1, 1, 1), {}),
+    "attention": ComparedModel("heads", _alone(4), {}),
+    "tcn": ComparedModel("kernel", _alone(3), {"conv": 0}),
 }
 
 
 def grid(experiment: Experiment, name: str) -> list[Point]:
-    """Returns the sweep.trials points of a contender's grid, each a value for every key that is tuned."""
-    sweep, contender = experiment.sweep, TABLE[name]
-    axes: dict[str, list[Any]] = {f"model.{contender.key}": [contender.size(experiment.model.d_state, scale) for scale in sweep.sizes]}
+    """Returns the sweep.trials points of a compared model's grid, each a value for every key that is tuned."""
+    sweep, model = experiment.sweep, COMPARED[name]
+    axes: dict[str, list[Any]] = {f"model.{model.key}": [model.size(experiment.model.d_state, scale) for scale in sweep.sizes]}
     if CONTENDERS[name] == "selective":
         axes |= {"model.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
@@ -64,15 +64,15 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def contender(experiment: Experiment, name: str, point: Point, task: Task) -> Experiment:
-    """Returns the experiment with a contender's mixer in all blocks, at a point of its grid, at the size that the sweep asks for.
+def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Experiment:
+    """Returns the experiment with a compared model's mixer in all blocks, at a point of its grid, at the size that the sweep asks for.
 
     Its number of parameters is that of the sweep by the hidden width of its MLPs. Gates are weighed and biased for selective ones alone.
 
     Raises:
       InputError: where no width comes within 5 %: the mixers alone are larger.
     """
-    there = TABLE[name]
+    there = COMPARED[name]
     gate_l1 = experiment.training.gate_l1 if CONTENDERS[name] == "selective" else 0.0
     values = dataclasses.asdict(experiment) | {"name": f"{experiment.name}_{name}"}
     values["model"] |= {"pattern": (CONTENDERS[name],) * len(experiment.model.pattern), "block_states": (), "dilations": ()} | there.changes
@@ -85,7 +85,7 @@ def contender(experiment: Experiment, name: str, point: Point, task: Task) -> Ex
 
 
 def target(experiment: Experiment, task: Task) -> int:
-    """Returns the number of parameters that every contender is to have."""
+    """Returns the number of parameters that every compared model is to have."""
     return experiment.sweep.parameters or parameters(experiment.model, task)
 
 

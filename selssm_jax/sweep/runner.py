@@ -1,4 +1,4 @@
-"""A comparison: every contender tuned by equally many trials, chosen on validation, then trained from several seeds. Optuna keeps the trials.
+"""A comparison: every model tuned by equally many trials, chosen on validation, then trained from several seeds. Optuna keeps the trials.
 
 A sweep's folder holds sweep.db, Optuna's own storage with one study a model, the run of every trial and seed as a folder like any other,
 FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for them. What was interrupted goes on where it was.
@@ -31,9 +31,10 @@ from selssm_jax import data
 from selssm_jax.config import UNREAD, Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import Diverged
-from selssm_jax.training import contenders, loop, parallel, together
+from selssm_jax.sweep import compared_models
+from selssm_jax.sweep.compared_models import Point
+from selssm_jax.training import loop, parallel, together
 from selssm_jax.training.checkpoint import check_place, flatten
-from selssm_jax.training.contenders import Point
 from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
 
 DATABASE = "sweep.db"
@@ -105,15 +106,15 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
     """Yields the cell of every model as it is finished, with progress over the whole sweep on standard error.
 
     Raises:
-      InputError: for what `fit` and `contender` refuse; all models are built, by their shapes, before the first is trained.
+      InputError: for what `fit` and `configure` refuse; all models are built, by their shapes, before the first is trained.
       Interrupted: where SIGTERM or SIGINT came; the same call goes on.
     """
     parallel.check_one_process()
     check_place(str(folder))
     dataset = data.load(experiment.data)
     for model in models:
-        for point in contenders.grid(experiment, model):
-            contenders.contender(experiment, model, point, dataset.task)
+        for point in compared_models.grid(experiment, model):
+            compared_models.configure(experiment, model, point, dataset.task)
     folder.mkdir(parents=True, exist_ok=True)
     with _Progress(experiment, models) as progress:
         for model in models:
@@ -127,7 +128,7 @@ class _Cell:
         self.experiment, self.folder, self.model, self.task, self.progress = experiment, folder / model, model, dataset.task, progress
         self.metric = PRIMARY[self.task.kind]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.grid, self.trial_steps = contenders.grid(experiment, model), experiment.sweep.trial_steps or experiment.training.steps
+        self.grid, self.trial_steps = compared_models.grid(experiment, model), experiment.sweep.trial_steps or experiment.training.steps
         self.axes: dict[str, BaseDistribution] = {key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]}
         direction = StudyDirection.MAXIMIZE if self.metric in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
         self.study = _study(folder, f"{model} {self._identity(dataset)}", direction)
@@ -197,7 +198,7 @@ class _Cell:
                 yield Trained(seed, experiment, workdir, outcome.kept, seconds)
 
     def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
-        found = contenders.contender(self.experiment, self.model, point, self.task)
+        found = compared_models.configure(self.experiment, self.model, point, self.task)
         training = dataclasses.replace(found.training, steps=steps, seed=seed)
         warmup = min(found.optimizer.warmup_steps, steps // 5)
         optimizer = dataclasses.replace(found.optimizer, warmup_steps=warmup)

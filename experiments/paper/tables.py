@@ -4,14 +4,14 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from selssm_jax.reporting.results import paper
-from selssm_jax.reporting.results.bar import Goal
-from selssm_jax.reporting.results.claims import LONG, Verdict
-from selssm_jax.reporting.results.comparisons import Comparison
-from selssm_jax.reporting.results.names import FIELD, METRICS, OURS, PAPERS, RIVALS, SHARE, title
-from selssm_jax.reporting.results.records import Record
-from selssm_jax.reporting.results.scaling import QUANTITIES, Scaling
-from selssm_jax.reporting.results.study import Study, Task
+from experiments.paper import quotes
+from experiments.paper.claims import LONG, Verdict
+from experiments.paper.comparisons import Comparison
+from experiments.paper.goals import Goal
+from experiments.paper.names import FIELD, METRICS, OURS, PAPERS, RIVALS, SHARE, title
+from experiments.paper.records import Record
+from experiments.paper.scaling import QUANTITIES, Scaling
+from experiments.paper.study import Study, Task
 from selssm_jax.reporting.tables import Cell, Table, number, size
 
 Row = tuple[Cell, ...]
@@ -46,7 +46,7 @@ def table_one(study: Study) -> list[Table]:
 def _by_family(study: Study, printed: int, cell: Callable[[Record], Cell], note: Callable[[Study, Task], str] = lambda _, task: task.name) -> Iterable[Row]:
     """For each of the paper's tasks its printed row, then one row a data set of ours."""
     for family in PAPERS:
-        yield (f"*{family}: {paper.LABEL}*", *(f"*{paper.TABLE[family, model][printed]}*" for model in THREE))
+        yield (f"*{family}: {quotes.LABEL}*", *(f"*{quotes.TABLE[family, model][printed]}*" for model in THREE))
         yield from _rows(study, study.within([family]), cell, note)
 
 

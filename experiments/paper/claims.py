@@ -7,10 +7,10 @@ run where none fails but some could not be made. Better and worse mean p < 0.05 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from selssm_jax.reporting.results import paper
-from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, listed, title
-from selssm_jax.reporting.results.readings import contrast
-from selssm_jax.reporting.results.study import Study, Task
+from experiments.paper import quotes
+from experiments.paper.gate_captions import contrast
+from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, listed, title
+from experiments.paper.study import Study, Task
 from selssm_jax.reporting.tables import number
 
 SUPPORTED, REFUTED, UNTESTABLE, UNKNOWN = "supported", "not supported", "untestable", "not run"
@@ -63,20 +63,20 @@ def judge(study: Study) -> list[Verdict]:
 
 def printed(_: Study) -> Verdict:
     """Its numbers themselves."""
-    return Verdict(paper.SUMMARY, (Part("the table names no data, sizes, seeds or hardware, so its numbers cannot be tested", None),), testable=False)
+    return Verdict(quotes.SUMMARY, (Part("the table names no data, sizes, seeds or hardware, so its numbers cannot be tested", None),), testable=False)
 
 
 def consistent(study: Study) -> Verdict:
     """Better than recurrent networks everywhere, in less memory and time at great length."""
     networks = ("lstm", "gru", "rnn")
     parts = (better(study, study.tasks, networks), at_length(study, networks, "training_peak_bytes"), at_length(study, networks, "training_seconds"))
-    return Verdict(paper.CONSISTENT, parts)
+    return Verdict(quotes.CONSISTENT, parts)
 
 
 def superior(study: Study) -> Verdict:
     """Better on the paper's three tasks, in much less memory."""
     tasks = study.within(PAPERS)
-    return Verdict(paper.SUPERIOR, (better(study, tasks, RIVALS), smaller(study, tasks, RIVALS, "training_peak_bytes", paper.SAVING)))
+    return Verdict(quotes.SUPERIOR, (better(study, tasks, RIVALS), smaller(study, tasks, RIVALS, "training_peak_bytes", quotes.SAVING)))
 
 
 def pronounced(study: Study) -> Verdict:
@@ -84,26 +84,26 @@ def pronounced(study: Study) -> Verdict:
     gains = {family: gain(study, study.within([family])) for family in PAPERS}
     words = listed([f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()])
     if None in gains.values():
-        return Verdict(paper.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", None),))
+        return Verdict(quotes.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", None),))
     series, language, signals = (value or 0.0 for value in gains.values())
-    return Verdict(paper.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", min(series, language) > max(signals, 0)),))
+    return Verdict(quotes.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", min(series, language) > max(signals, 0)),))
 
 
 def robust(study: Study) -> Verdict:
     """Recall of the distant past is nearly perfect."""
-    return Verdict(paper.ROBUST, tuple(recall(study, task, 0.99) for task in study.from_source(*RECALL)))
+    return Verdict(quotes.ROBUST, tuple(recall(study, task, 0.99) for task in study.from_source(*RECALL)))
 
 
 def savings(study: Study) -> Verdict:
     """Much less memory in training on the paper's three tasks."""
-    return Verdict(paper.SAVINGS, (smaller(study, study.within(PAPERS), RIVALS, "training_peak_bytes", paper.SAVING),))
+    return Verdict(quotes.SAVINGS, (smaller(study, study.within(PAPERS), RIVALS, "training_peak_bytes", quotes.SAVING),))
 
 
 def reduced(study: Study) -> Verdict:
     """A smaller state, less memory, and no worse for it."""
     tasks = study.within(PAPERS)
     sizes = (smaller(study, tasks, RIVALS, key, 1.0) for key in ("state_bytes", "training_peak_bytes"))
-    return Verdict(paper.REDUCED, (*sizes, no_worse(study, tasks, RIVALS)))
+    return Verdict(quotes.REDUCED, (*sizes, no_worse(study, tasks, RIVALS)))
 
 
 def quadratic(study: Study) -> Verdict:
@@ -117,23 +117,23 @@ def quadratic(study: Study) -> Verdict:
     for model, value in grown.items():
         text = f"{title(model)}'s training peak grows as T^{value:.2f}" if value is not None else f"{title(model)}'s growth of memory was not measured"
         parts.append(Part(text + notes[model], None if value is None else limits[model](value)))
-    return Verdict(paper.QUADRATIC, tuple(parts))
+    return Verdict(quotes.QUADRATIC, tuple(parts))
 
 
 def convolutions(study: Study) -> Verdict:
     """Better than a TCN where the distant past is asked for."""
-    return Verdict(paper.CONVOLUTIONS, (better(study, study.from_source(*RECALL), ("tcn",)),))
+    return Verdict(quotes.CONVOLUTIONS, (better(study, study.from_source(*RECALL), ("tcn",)),))
 
 
 def comparable(study: Study) -> Verdict:
     """Less memory than Transformer and TCN at great length, and no worse in recall."""
     others = ("attention", "tcn")
-    return Verdict(paper.COMPARABLE, (at_length(study, others, "training_peak_bytes"), no_worse(study, study.from_source(*RECALL), others)))
+    return Verdict(quotes.COMPARABLE, (at_length(study, others, "training_peak_bytes"), no_worse(study, study.from_source(*RECALL), others)))
 
 
 def flexible(study: Study) -> Verdict:
     """Gates that open for what matters, and less time than a Transformer at great length."""
-    return Verdict(paper.FLEXIBLE, (adapts(study), at_length(study, ("attention",), "training_seconds")))
+    return Verdict(quotes.FLEXIBLE, (adapts(study), at_length(study, ("attention",), "training_seconds")))
 
 
 CLAIMS = (printed, consistent, superior, pronounced, robust, savings, reduced, quadratic, convolutions, comparable, flexible)

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from experiments.paper.gate_captions import filler
+from experiments.paper.names import MODELS, OURS, title
+from experiments.paper.scaling import QUANTITIES, Scaling
 from selssm_jax.reporting.figures import BLUE, GREY, LINES, ORANGE, panels, style
-from selssm_jax.reporting.results.names import MODELS, OURS, title
-from selssm_jax.reporting.results.readings import filler
-from selssm_jax.reporting.results.scaling import QUANTITIES, Scaling
 
 MORE = (("#56B4E9", (0, (5, 1)), "P"), ("#E69F00", (0, (3, 1, 1, 1)), "*"), ("#882255", (0, (1, 1)), "<"))
 STYLES = dict(zip(MODELS, (*LINES, *MORE), strict=True))  # (colour, dash, marker) of each model

@@ -1,18 +1,19 @@
-"""Writes docs/results.md and its figures from committed records: `python eval.py --table configs/paper`."""
+"""Writes docs/results.md and its figures from committed records: `python -m experiments.paper`."""
 
 import pathlib
 import statistics
 from collections.abc import Iterable
 
+from experiments.paper import claims, figures, gate_captions, tables
+from experiments.paper.comparisons import LEVEL
+from experiments.paper.goals import evaluate as evaluate_goals
+from experiments.paper.names import METRICS, OURS, SHARE
+from experiments.paper.records import Record
+from experiments.paper.setting import circumstances
+from experiments.paper.study import Study, Task, open_study
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import figures as drawing
 from selssm_jax.reporting.document import Block, Heading, Paragraph, Picture, Verbatim, to_markdown
-from selssm_jax.reporting.results import bar, claims, figures, readings, tables
-from selssm_jax.reporting.results.circumstances import circumstances
-from selssm_jax.reporting.results.comparisons import LEVEL
-from selssm_jax.reporting.results.names import METRICS, OURS, SHARE
-from selssm_jax.reporting.results.records import Record
-from selssm_jax.reporting.results.study import Study, Task, open_study
 
 RECORDS, OUT = pathlib.Path("benchmarks/records/paper"), pathlib.Path("docs/results.md")
 
@@ -35,7 +36,7 @@ def write(configs: str | pathlib.Path, records: str | pathlib.Path = RECORDS, ou
 
 def summary(study: Study, out: pathlib.Path) -> str:
     """Returns what a person is told at the end: cells, claims, goals and where the page is."""
-    verdicts, goals = [verdict.status for verdict in claims.judge(study)], [goal.verdict for goal in bar.goals(study)]
+    verdicts, goals = [verdict.status for verdict in claims.judge(study)], [goal.verdict for goal in evaluate_goals(study)]
     counted = ", ".join(f"{verdicts.count(status)} {status}" for status in (claims.SUPPORTED, claims.REFUTED, claims.UNTESTABLE, claims.UNKNOWN))
     met = f"{goals.count('met')} of {len(goals)} goals met, {goals.count('not run')} not run"
     return f"{len(study.records)} of {study.cells} cells; claims: {counted}; {met}\npage: {out}"
@@ -155,7 +156,7 @@ def _readings(study: Study, folder: pathlib.Path) -> list[Block]:
     blocks: list[Block] = [Heading("Reading the gates"), Paragraph(words)]
     found = {task.name: record.reading for task in study.tasks if (record := study.of(task).get(OURS)) and record.reading}
     for name, reading in found.items():
-        caption = f"{name}. {readings.caption(reading)}"
+        caption = f"{name}. {gate_captions.caption(reading)}"
         blocks.append(_picture(folder, f"reading_{name}", figures.reading(reading), caption))
     return blocks if found else [*blocks, Paragraph("Not run.")]
 
@@ -165,9 +166,9 @@ def _claims(study: Study) -> list[Block]:
         "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say what was done. "
         "The verdicts are computed from the records: a sentence is supported where all that it says holds. "
         f"Better and worse mean p < {LEVEL:g} before Holm's correction. "
-        f"Memory is saved significantly where it is at most {claims.paper.SAVING:.2f} times, the smallest saving of the paper's own table."
+        f"Memory is saved significantly where it is at most {claims.quotes.SAVING:.2f} times, the smallest saving of the paper's own table."
     )
     judged = tables.claims(claims.judge(study))
-    goals = bar.goals(study)
+    goals = evaluate_goals(study)
     reasons = [Paragraph(goal.reason) for goal in goals if goal.met is False and goal.reason]
     return [Heading("The paper's claims"), Paragraph(words), judged, Heading("The bar"), tables.bar(goals), *reasons]

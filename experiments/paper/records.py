@@ -7,9 +7,9 @@ import pathlib
 import statistics
 from typing import Any, NoReturn
 
+from experiments.paper.names import FIELD, METRICS
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
-from selssm_jax.reporting.results.names import FIELD, METRICS
 
 COSTS = ("state_bytes", "training_peak_bytes", "training_flops", "decode_peak_bytes", "decode_flops", "batch", "steps")
 

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from selssm_jax.reporting.results.claims import LONG, Outcome, every, recalled
-from selssm_jax.reporting.results.comparisons import Comparison
-from selssm_jax.reporting.results.names import METRICS, OURS, PAPERS, RIVALS, listed, title
-from selssm_jax.reporting.results.study import Study, Task
+from experiments.paper.claims import LONG, Outcome, every, recalled
+from experiments.paper.comparisons import Comparison
+from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, listed, title
+from experiments.paper.study import Study, Task
 
 PEAK, MSE, RECALL = 0.6, 0.375, 0.99
 HELD = (
@@ -32,7 +32,7 @@ class Goal(NamedTuple):
         return {True: "met", False: f"missed{self.missed_by and f' by {self.missed_by}'}", None: "not run"}[self.met]
 
 
-def goals(study: Study) -> list[Goal]:
+def evaluate(study: Study) -> list[Goal]:
     """Returns every goal with what the records say of it."""
     return [goal(study) for goal in GOALS]
 

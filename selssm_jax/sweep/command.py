@@ -12,8 +12,7 @@ from selssm_jax.config import CONTENDERS, Experiment
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
-from selssm_jax.reporting.results import cell
-from selssm_jax.training import sweep
+from selssm_jax.sweep import record, runner
 from selssm_jax.training.checkpoint import check_local, check_place
 
 
@@ -28,7 +27,7 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
       records: the folder of the records; None: `workdir`/records.
 
     Raises:
-      InputError: for a model that a sweep does not know, and what `sweep.cells` refuses.
+      InputError: for a model that a sweep does not know, and what `runner.cells` refuses.
     """
     for name in models:
         if name not in CONTENDERS:
@@ -38,10 +37,10 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
     folder = pathlib.Path(records or pathlib.Path(workdir) / "records")
     wanted = [name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)]
     try:
-        with sweep.compiled_once(cache_root(experiment.data.cache_dir)):
-            for finished in sweep.cells(experiment, pathlib.Path(workdir), wanted):
-                print(f"wrote {cell.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
-    except sweep.Interrupted as stopped:
+        with runner.compiled_once(cache_root(experiment.data.cache_dir)):
+            for finished in runner.cells(experiment, pathlib.Path(workdir), wanted):
+                print(f"wrote {record.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
+    except runner.Interrupted as stopped:
         print(f"{stopped}; to go on: python {shlex.join(sys.argv)}")
         return False
     return True
@@ -51,10 +50,10 @@ def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
     """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
     try:
         check_regular(path)
-        found = cell.identity(Experiment()) | json.loads(path.read_text())["sweep"]  # a key that came later has its default
+        found = record.identity(Experiment()) | json.loads(path.read_text())["sweep"]  # a key that came later has its default
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if found != cell.identity(experiment):
+    if found != record.identity(experiment):
         print(f"{path} is of another sweep than this: {name} is run again", file=sys.stderr)
         return False
     print(f"{path} is there: {name} is left out; remove it to have it again", file=sys.stderr)

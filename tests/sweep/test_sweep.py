@@ -21,9 +21,9 @@ import runs
 from configs import smoke
 from selssm_jax.config import Sweep
 from selssm_jax.errors import Diverged, InputError
-from selssm_jax.reporting.results import cell, reading, sweep
+from selssm_jax.sweep import command, gate_example, runner
+from selssm_jax.sweep import record as records_of
 from selssm_jax.training import loop
-from selssm_jax.training import sweep as training_sweep
 
 CONFIG = "configs/smoke.py"
 SWEEP = dataclasses.replace(
@@ -33,7 +33,7 @@ SWEEP = dataclasses.replace(
 
 
 def swept(folder: pathlib.Path, *models: str) -> dict[str, dict]:
-    sweep.run(SWEEP, str(folder), config=CONFIG, base=smoke.get_config(), models=models)
+    command.run(SWEEP, str(folder), config=CONFIG, base=smoke.get_config(), models=models)
     return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))}
 
 
@@ -65,8 +65,8 @@ def test_what_is_there_is_left_out_and_another_sweep_is_not(finished, capsys):
     assert "is there: gru is left out" in capsys.readouterr().err
     assert runs.content(folder) == before
     other = dataclasses.replace(SWEEP, sweep=dataclasses.replace(SWEEP.sweep, seeds=3))
-    assert not sweep._there(folder / "records" / "gru.json", other, "gru")
-    assert sweep._there(folder / "records" / "gru.json", dataclasses.replace(SWEEP, data=dataclasses.replace(SWEEP.data, cache_dir="elsewhere")), "gru")
+    assert not command._there(folder / "records" / "gru.json", other, "gru")
+    assert command._there(folder / "records" / "gru.json", dataclasses.replace(SWEEP, data=dataclasses.replace(SWEEP.data, cache_dir="elsewhere")), "gru")
 
 
 def test_a_record_from_before_a_key_was_there_has_the_keys_default(finished, tmp_path):
@@ -74,10 +74,10 @@ def test_a_record_from_before_a_key_was_there_has_the_keys_default(finished, tmp
     del record["sweep"]["training.forecast_loss"], record["sweep"]["sweep.seeds"]  # mse, as ever; but not the 2 seeds of this sweep
     path = tmp_path / "gru.json"
     path.write_text(json.dumps(record))
-    assert not sweep._there(path, SWEEP, "gru")
+    assert not command._there(path, SWEEP, "gru")
     record["sweep"]["sweep.seeds"] = 2
     path.write_text(json.dumps(record))
-    assert sweep._there(path, SWEEP, "gru")
+    assert command._there(path, SWEEP, "gru")
 
 
 def test_a_run_comes_out_bit_for_bit_by_the_command_in_its_record(finished, tmp_path):
@@ -102,13 +102,13 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     assert swept(tmp_path, "gru") == {}
     assert "saved; to go on: python" in capsys.readouterr().out
     assert len(calls) == 2
-    begun = float((tmp_path / "gru" / "trial_1" / training_sweep.SECONDS).read_text())
+    begun = float((tmp_path / "gru" / "trial_1" / runner.SECONDS).read_text())
     found = swept(tmp_path, "gru")["gru"]
     assert len(calls) == 2 + 3  # the second trial again, and two seeds
     assert [run["test"] for run in found["runs"]] == [run["test"] for run in finished[1]["gru"]["runs"]]
     assert found["trials"][1]["cpu_seconds"] >= round(begun, 1)
-    (study,) = optuna.get_all_study_summaries(training_sweep.storage(tmp_path))
-    states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=training_sweep.storage(tmp_path)).trials]
+    (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
+    states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
@@ -131,12 +131,12 @@ def test_a_sweep_killed_at_any_moment_writes_no_score_under_another_point(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, method, lambda *_, **__: (_ for _ in ()).throw(Killed()))
         with contextlib.suppress(Killed):
-            list(training_sweep.cells(SWEEP, tmp_path, ["gru"]))
-    (found,) = training_sweep.cells(SWEEP, tmp_path, ["gru"])
+            list(runner.cells(SWEEP, tmp_path, ["gru"]))
+    (found,) = runner.cells(SWEEP, tmp_path, ["gru"])
     assert len(found.trials) == 2 and all(trial.validation["nats"] == trial.point[RATE] for trial in found.trials)
     assert found.chosen[RATE] == min(SWEEP.sweep.rates)
-    (study,) = optuna.get_all_study_summaries(training_sweep.storage(tmp_path))
-    trials = optuna.load_study(study_name=study.study_name, storage=training_sweep.storage(tmp_path)).trials
+    (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
+    trials = optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}, "none waits or runs for ever"
     assert all(trial.user_attrs["validation"]["nats"] == trial.params[RATE] for trial in trials if trial.state.name == "COMPLETE")
 
@@ -147,39 +147,39 @@ def test_another_experiment_does_not_take_over_the_trials_of_a_folder(finished, 
     folder = shutil.copytree(finished[0], tmp_path / "sweep")
     other = dataclasses.replace(SWEEP, **{group: dataclasses.replace(getattr(SWEEP, group), **change)})
     with pytest.raises(InputError, match=rf"trial_0 holds another experiment's run \(.*{group}\.{next(iter(change))}: .* there, .* now"):
-        list(training_sweep.cells(other, folder, ["gru"]))
-    assert len(optuna.get_all_study_summaries(training_sweep.storage(folder))) == 3
+        list(runner.cells(other, folder, ["gru"]))
+    assert len(optuna.get_all_study_summaries(runner.storage(folder))) == 3
 
 
 def test_the_same_experiment_on_other_data_is_another_study(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "fit", scored)
-    load, tokens = training_sweep.data.load, []
+    load, tokens = runner.data.load, []
 
     def other(config):
         dataset = load(config)
         return dataclasses.replace(dataset, info=dict(dataset.info) | {"sha256": str(len(tokens))})
 
-    monkeypatch.setattr(training_sweep.data, "load", other)
+    monkeypatch.setattr(runner.data, "load", other)
     for _ in range(2):
-        list(training_sweep.cells(SWEEP, tmp_path, ["gru"]))
+        list(runner.cells(SWEEP, tmp_path, ["gru"]))
         tokens.append(None)
-    assert len(optuna.get_all_study_summaries(training_sweep.storage(tmp_path))) == 2
+    assert len(optuna.get_all_study_summaries(runner.storage(tmp_path))) == 2
 
 
 @pytest.mark.parametrize("name", ["a?b", "50%41", "a?uri=true", "{x}", "#1 ü"])
 def test_the_database_lies_in_the_folder_of_any_name(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
-    training_sweep._study(folder, "gru", StudyDirection.MINIMIZE)
+    runner._study(folder, "gru", StudyDirection.MINIMIZE)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (folder / training_sweep.DATABASE).stat().st_size > 0
+    assert (folder / runner.DATABASE).stat().st_size > 0
 
 
 @pytest.mark.parametrize(("workdir", "records"), [("gs://bucket/sweep", None), ("lr=[0.1]", None), ("sweep", "gs://bucket/records")])
 def test_a_sweep_in_a_place_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, workdir, records):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no folder of this machine|reads as a pattern"):
-        sweep.run(SWEEP, workdir, config=CONFIG, base=smoke.get_config(), records=records)
+        command.run(SWEEP, workdir, config=CONFIG, base=smoke.get_config(), records=records)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,31 +196,31 @@ def test_sweeps_of_one_task_that_start_in_one_moment_share_their_database(tmp_pa
 
     def study(name: str) -> str:
         start.wait()
-        return training_sweep._study(tmp_path, name, StudyDirection.MINIMIZE).study_name
+        return runner._study(tmp_path, name, StudyDirection.MINIMIZE).study_name
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert tuple(pool.map(study, names)) == names
-    assert {found.study_name for found in optuna.get_all_study_summaries(training_sweep.storage(tmp_path))} == set(names)
+    assert {found.study_name for found in optuna.get_all_study_summaries(runner.storage(tmp_path))} == set(names)
 
 
 def test_what_is_compiled_is_kept_and_found_again_unless_there_is_a_folder_for_it(tmp_path):
     settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = [getattr(jax.config, name) for name in settings]
-    with training_sweep.compiled_once(tmp_path / "left"):
+    with runner.compiled_once(tmp_path / "left"):
         assert [getattr(jax.config, name) for name in settings] == before
     assert not (tmp_path / "left").exists()
     jax.config.update("jax_compilation_cache_dir", None)
     try:
-        with training_sweep.compiled_once(tmp_path):
+        with runner.compiled_once(tmp_path):
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
             kept = []
             for _ in range(2):  # two functions, as two fits have them, of one program
                 jax.jit(lambda x: jax.numpy.sin(x) * 7.25)(1.5)
-                kept.append(sorted(path.name for path in (tmp_path / training_sweep.COMPILED).glob("*-cache")))
+                kept.append(sorted(path.name for path in (tmp_path / runner.COMPILED).glob("*-cache")))
         assert kept[0] and kept[0] == kept[1]
         assert jax.config.jax_compilation_cache_dir is None
     finally:
-        training_sweep._keep_compiled(*before)
+        runner._keep_compiled(*before)
     assert [getattr(jax.config, name) for name in settings] == before
 
 
@@ -233,11 +233,11 @@ def test_a_trial_that_diverges_is_the_worst_and_all_of_them_are_an_error(tmp_pat
         return fit(experiment, workdir)
 
     monkeypatch.setattr(loop, "fit", diverging)
-    (found,) = training_sweep.cells(SWEEP, tmp_path / "one", ["gru"])
+    (found,) = runner.cells(SWEEP, tmp_path / "one", ["gru"])
     assert [bool(trial.validation) for trial in found.trials] == [True, False]
     assert found.chosen["optimizer.peak_rate"] == min(SWEEP.sweep.rates)
     with pytest.raises(InputError, match=r"every trial of .gru. diverged: lower sweep\.rates"):
-        list(training_sweep.cells(SWEEP, tmp_path / "all", ["gru"]))
+        list(runner.cells(SWEEP, tmp_path / "all", ["gru"]))
 
 
 def test_the_command_line_refuses_a_model_it_does_not_know(capsys, tmp_path):
@@ -250,8 +250,8 @@ def test_kept_is_the_share_of_a_frames_writing_that_survives():
     gate, a = rng.uniform(size=(2, 5, 3))
     for s in range(5):
         survives = np.prod(a[s + 1 :], axis=0)
-        assert reading.kept(gate, a)[s] == pytest.approx((gate[s] * survives).sum() / gate[s].sum())
-    assert reading.kept(np.zeros((2, 3)), a[:2]).tolist() == [0, 0]
+        assert gate_example.kept(gate, a)[s] == pytest.approx((gate[s] * survives).sum() / gate[s].sum())
+    assert gate_example.kept(np.zeros((2, 3)), a[:2]).tolist() == [0, 0]
 
 
 def test_a_command_names_every_key_that_differs_and_no_folder(finished):
@@ -259,4 +259,4 @@ def test_a_command_names_every_key_that_differs_and_no_folder(finished):
         for run in record["runs"]:
             assert "local_dir" not in run["command"]
             assert f"--config.training.steps={SWEEP.training.steps}" in run["command"]
-    assert cell.identity(SWEEP)["training.steps"] == 6
+    assert records_of.identity(SWEEP)["training.steps"] == 6

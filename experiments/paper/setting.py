@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.paper.names import listed, title
+from experiments.paper.records import Record
+from experiments.paper.study import Study, Task
 from selssm_jax.reporting.document import Block, Heading, Paragraph, Verbatim
-from selssm_jax.reporting.results.names import listed, title
-from selssm_jax.reporting.results.records import Record
-from selssm_jax.reporting.results.study import Study, Task
 from selssm_jax.reporting.tables import Table, number
 
 MATCHED = 0.05  # of the target, as the models' parameters are to agree
@@ -57,7 +57,7 @@ def _budget_row(study: Study, task: Task) -> tuple[str, ...]:
 
 def _commands(study: Study) -> list[Block]:
     record = next(record for task in study.tasks for record in study.of(task).values())
-    page = f"python eval.py --table {study.configs.as_posix()}"
+    page = f"python -m experiments.paper --configs {study.configs.as_posix()}"
     lines = [record.command, record.runs[0].command, page]
     words = "The commands that make a cell (trials, runs and record), one run of it alone, and this page. Every record holds its own."
     return [Paragraph(words), Verbatim("\n".join(line for line in lines if line))]

@@ -12,7 +12,7 @@ import runs
 from selssm_jax.config import CONTENDERS, Experiment, Sweep, Task, load
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import contenders
+from selssm_jax.sweep import compared_models
 
 PAPER = sorted((pathlib.Path(__file__).parents[2] / "configs" / "paper").glob("*.py"))
 TASKS = {
@@ -29,17 +29,17 @@ def sweeping(**changes) -> Experiment:
 
 
 def test_the_table_holds_the_names_that_a_config_may_give():
-    assert list(contenders.TABLE) == list(CONTENDERS)
+    assert list(compared_models.COMPARED) == list(CONTENDERS)
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_a_contender_has_the_parameters_that_are_asked_for_by_its_mlp_alone(name):
     base = sweeping()
-    point = contenders.grid(base, name)[-1]
-    found = contenders.contender(base, name, point, LANGUAGE)
+    point = compared_models.grid(base, name)[-1]
+    found = compared_models.configure(base, name, point, LANGUAGE)
     model = SequenceModel(dataclasses.replace(found.model, task=LANGUAGE))
     drawn = sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]))
-    assert abs(drawn / 40_000 - 1) <= contenders.WITHIN
+    assert abs(drawn / 40_000 - 1) <= compared_models.WITHIN
     assert found.data == base.data
     assert found.optimizer == dataclasses.replace(base.optimizer, peak_rate=point["optimizer.peak_rate"])
     assert found.model.d_model == base.model.d_model
@@ -48,34 +48,34 @@ def test_a_contender_has_the_parameters_that_are_asked_for_by_its_mlp_alone(name
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_every_contender_gets_as_many_trials_none_of_them_twice(name):
-    points = contenders.grid(sweeping(), name)
+    points = compared_models.grid(sweeping(), name)
     assert len(points) == len({tuple(point.items()) for point in points}) == 8
     assert {"optimizer.peak_rate"} < set(points[0])
 
 
 def test_gate_biases_and_penalties_are_for_selective_gates_alone():
     base = sweeping(penalties=(0.0, 0.01))
-    assert {point["model.gate_bias"] for point in contenders.grid(base, "selective")} == {0.0, 1.0}
-    assert {point["training.gate_l1"] for point in contenders.grid(base, "selective")} == {0.0, 0.01}
-    assert not {"model.gate_bias", "training.gate_l1"} & set(contenders.grid(base, "gru")[0])
+    assert {point["model.gate_bias"] for point in compared_models.grid(base, "selective")} == {0.0, 1.0}
+    assert {point["training.gate_l1"] for point in compared_models.grid(base, "selective")} == {0.0, 0.01}
+    assert not {"model.gate_bias", "training.gate_l1"} & set(compared_models.grid(base, "gru")[0])
 
 
 def test_rates_are_spaced_evenly_in_their_logarithm():
-    rates = sorted({point["optimizer.peak_rate"] for point in contenders.grid(sweeping(rates=(1e-3, 8e-3)), "gru")})
+    rates = sorted({point["optimizer.peak_rate"] for point in compared_models.grid(sweeping(rates=(1e-3, 8e-3)), "gru")})
     assert rates == pytest.approx([1e-3, 2e-3, 4e-3, 8e-3])
-    (middle,) = {point["optimizer.peak_rate"] for point in contenders.grid(sweeping(trials=4, rates=(1e-3, 4e-3)), "selective")}
+    (middle,) = {point["optimizer.peak_rate"] for point in compared_models.grid(sweeping(trials=4, rates=(1e-3, 4e-3)), "selective")}
     assert middle == pytest.approx(2e-3)
 
 
 def test_without_a_number_the_configured_model_gives_it():
     base = sweeping(parameters=0)
-    assert contenders.target(base, LANGUAGE) == contenders.parameters(base.model, LANGUAGE)
+    assert compared_models.target(base, LANGUAGE) == compared_models.parameters(base.model, LANGUAGE)
 
 
 def test_mixers_that_are_larger_than_the_whole_are_refused():
     base = sweeping(parameters=5_000)
     with pytest.raises(InputError, match=r"'lstm' has [\d,]+ parameters with MLPs of 1 hidden units, where sweep.parameters asks for 5,000"):
-        contenders.contender(base, "lstm", contenders.grid(base, "lstm")[-1], LANGUAGE)
+        compared_models.configure(base, "lstm", compared_models.grid(base, "lstm")[-1], LANGUAGE)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -86,5 +86,7 @@ def test_the_largest_contenders_of_the_papers_tasks_can_be_built(path):
     task = dataclasses.replace(TASKS[kind], horizon=base.data.horizon if kind == "forecasting" else 0)
     assert base.name == path.stem
     for name in ("lstm", "tcn"):
-        point = contenders.grid(base, name)[-1]
-        assert math.isclose(contenders.parameters(contenders.contender(base, name, point, task).model, task), contenders.target(base, task), rel_tol=0.05)
+        point = compared_models.grid(base, name)[-1]
+        assert math.isclose(
+            compared_models.parameters(compared_models.configure(base, name, point, task).model, task), compared_models.target(base, task), rel_tol=0.05
+        )

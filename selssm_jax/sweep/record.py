@@ -11,13 +11,13 @@ from selssm_jax import data
 from selssm_jax.config import EVALUATION, Data, Experiment
 from selssm_jax.reporting import accounting
 from selssm_jax.reporting.report import circumstances_of, readable
-from selssm_jax.reporting.results.reading import read
 from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.sweep.compared_models import target
+from selssm_jax.sweep.gate_example import read
+from selssm_jax.sweep.runner import OF_A_MACHINE, Cell, Trained
 from selssm_jax.training.checkpoint import differing, flatten, write_whole
-from selssm_jax.training.contenders import target
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.objectives import PRIMARY
-from selssm_jax.training.sweep import OF_A_MACHINE, Cell, Trained
 
 LENGTH_BATCH = 4  # examples at a time of sequences that may be long
 Record = dict[str, Any]

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from experiments.paper.comparisons import Comparison, corrected, paired
+from experiments.paper.names import FAMILIES, METRICS, MODELS, OURS, family
+from experiments.paper.records import Record, read
+from experiments.paper.scaling import Scaling
+from experiments.paper.scaling import read as read_scaling
 from selssm_jax.config import load
 from selssm_jax.errors import InputError, suggest
-from selssm_jax.reporting.results.comparisons import Comparison, corrected, paired
-from selssm_jax.reporting.results.names import FAMILIES, METRICS, MODELS, OURS, family
-from selssm_jax.reporting.results.records import Record, read
-from selssm_jax.reporting.results.scaling import Scaling
-from selssm_jax.reporting.results.scaling import read as read_scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +89,17 @@ def open_study(configs: pathlib.Path, records: pathlib.Path) -> Study:
     found = {(path.parent.name, path.stem): read(path) for path in paths if (path.parent.name, path.stem) in known}
     if not found:
         example = f"python train.py --config {(configs / tasks[0].name).as_posix()}.py --sweep"
-        raise InputError(f"--records={records} holds no record of the {len(tasks)} tasks of --table={configs}: make some with {example}")
+        raise InputError(f"--records={records} holds no record of the {len(tasks)} tasks of --configs={configs}: make some with {example}")
     strays = tuple(f"{path.parent.name}/{path.name}" for path in paths if (path.parent.name, path.stem) not in known)
     return Study(configs, tasks, found, read_scaling(records.parent / "scaling.json"), strays)
 
 
 def _tasks(configs: pathlib.Path) -> tuple[Task, ...]:
     if not configs.is_dir():
-        raise InputError(f"--table={configs} does not exist: name the folder of the tasks' configs, for example configs/paper")
+        raise InputError(f"--configs={configs} does not exist: name the folder of the tasks' configs, for example configs/paper")
     tasks = [_task(path) for path in sorted(configs.glob("*.py")) if path.stem != "__init__"]
     if not tasks:
-        raise InputError(f"--table={configs} holds no config: name the folder of the tasks' configs, for example configs/paper")
+        raise InputError(f"--configs={configs} holds no config: name the folder of the tasks' configs, for example configs/paper")
     return tuple(sorted(tasks, key=lambda task: (list(FAMILIES).index(task.family), _natural(task.name))))
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import runpy
+import sys
 import typing
 
 import numpy as np
@@ -10,13 +12,13 @@ import pytest
 from scipy import stats
 
 import runs
+from experiments.paper import claims, comparisons, figures, gate_captions, goals, page, quotes, records, setting, tables
+from experiments.paper import scaling as scales
+from experiments.paper.names import FAMILIES, FIELD, METRICS, MODELS, OURS
+from experiments.paper.study import open_study
 from selssm_jax.config import Source
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import document
-from selssm_jax.reporting.results import bar, circumstances, claims, comparisons, figures, page, paper, readings, records, tables
-from selssm_jax.reporting.results import scaling as scales
-from selssm_jax.reporting.results.names import FAMILIES, FIELD, METRICS, MODELS, OURS
-from selssm_jax.reporting.results.study import open_study
 
 TASKS = {
     "etth1_96": ("etth1", "forecasting", "mse"),
@@ -219,7 +221,7 @@ def test_costs_that_are_not_known_are_dashes(tmp_path):
 
 def test_parameters_that_do_not_match_are_said(folder):
     folder.put(record("fsdd", "gru", parameters=1100))
-    said = "".join(block.markdown() for block in circumstances.circumstances(folder.study()))
+    said = "".join(block.markdown() for block in setting.circumstances(folder.study()))
     assert "at most 10.0 % from the task's target; beyond 5 %: GRU on fsdd (+10.0 %)." in said
 
 
@@ -267,60 +269,60 @@ def test_damaged_scaling_is_named(tmp_path):
 def test_claims_hold_where_the_records_say_so(folder):
     folder.put_scaling(scaling())
     study = folder.study()
-    for quote in (paper.SUPERIOR, paper.ROBUST, paper.SAVINGS, paper.REDUCED):
+    for quote in (quotes.SUPERIOR, quotes.ROBUST, quotes.SAVINGS, quotes.REDUCED):
         assert verdict(study, quote).status == claims.SUPPORTED, verdict(study, quote)
-    assert verdict(study, paper.SUMMARY).status == claims.UNTESTABLE
-    assert verdict(study, paper.CONSISTENT).status == claims.UNKNOWN, "no RNN was run"
-    assert verdict(study, paper.CONVOLUTIONS).status == claims.UNKNOWN
+    assert verdict(study, quotes.SUMMARY).status == claims.UNTESTABLE
+    assert verdict(study, quotes.CONSISTENT).status == claims.UNKNOWN, "no RNN was run"
+    assert verdict(study, quotes.CONVOLUTIONS).status == claims.UNKNOWN
     assert len({found.quote for found in claims.judge(study)}) == len(claims.CLAIMS) == 11
 
 
 def test_a_verdict_flips_with_its_records(folder):
     folder.put_scaling(scaling())
     folder.put(record("fsdd", OURS, level=0.3))
-    found = verdict(folder.study(), paper.SUPERIOR)
+    found = verdict(folder.study(), quotes.SUPERIOR)
     assert found.status == claims.REFUTED and "in 4 of 6 comparisons, worse in 2 (fails)" in found.reasons
     folder.put(record("selective_copying", OURS, level=0.3))
-    assert verdict(folder.study(), paper.ROBUST).status == claims.REFUTED
+    assert verdict(folder.study(), quotes.ROBUST).status == claims.REFUTED
     folder.put(record("fsdd", OURS, costs={"training_peak_bytes": 3 * 10**6}))
-    assert verdict(folder.study(), paper.SAVINGS).status == claims.REFUTED
+    assert verdict(folder.study(), quotes.SAVINGS).status == claims.REFUTED
     (folder.records / "etth1_96" / "selective.json").unlink()
     (folder.records / "fsdd" / "selective.json").unlink()
-    assert verdict(folder.study(), paper.SAVINGS).status == claims.UNKNOWN
+    assert verdict(folder.study(), quotes.SAVINGS).status == claims.UNKNOWN
 
 
 def test_gain_must_be_larger_on_series_and_language(folder):
     for level, status in ((0.5, claims.REFUTED), (0.006, claims.SUPPORTED)):
         for rival in ("lstm", "gru"):
             folder.put(record("fsdd", rival, level=level))
-        assert verdict(folder.study(), paper.PRONOUNCED).status == status
+        assert verdict(folder.study(), quotes.PRONOUNCED).status == status
 
 
 def test_quadratic_memory_and_whether_gates_are_the_reason(folder):
-    assert verdict(folder.study(), paper.QUADRATIC).status == claims.UNKNOWN
+    assert verdict(folder.study(), quotes.QUADRATIC).status == claims.UNKNOWN
     found = scaling()
     folder.put_scaling(found)
-    judged = verdict(folder.study(), paper.QUADRATIC)
+    judged = verdict(folder.study(), quotes.QUADRATIC)
     assert [part.holds for part in judged.parts] == [True, True, False], "S5 is linear without gates"
     assert "Transformer's training peak grows as T^2.00 (holds)" in judged.reasons
     found["models"]["s5"]["training_peak_bytes"] = found["models"]["attention"]["training_peak_bytes"]
     folder.put_scaling(found)
-    assert verdict(folder.study(), paper.QUADRATIC).status == claims.SUPPORTED
+    assert verdict(folder.study(), quotes.QUADRATIC).status == claims.SUPPORTED
     folder.put_scaling(found | {"models": found["models"] | {OURS: scaling(power=1.5)["models"][OURS]}})
-    assert verdict(folder.study(), paper.QUADRATIC).status == claims.REFUTED
+    assert verdict(folder.study(), quotes.QUADRATIC).status == claims.REFUTED
 
 
 def test_against_transformers_and_convolutions(tmp_path):
     folder = Folder(tmp_path, ["selective_copying", "induction_heads"], (OURS, "attention", "tcn"))
     folder.put_scaling(scaling())
     study = folder.study()
-    for quote in (paper.CONVOLUTIONS, paper.COMPARABLE, paper.FLEXIBLE):
+    for quote in (quotes.CONVOLUTIONS, quotes.COMPARABLE, quotes.FLEXIBLE):
         assert verdict(study, quote).status == claims.SUPPORTED, verdict(study, quote)
-    assert "mean gate is 0.8000 at symbols" in verdict(study, paper.FLEXIBLE).reasons
+    assert "mean gate is 0.8000 at symbols" in verdict(study, quotes.FLEXIBLE).reasons
     folder.put_scaling(scaling(ours=3.0))
-    assert verdict(folder.study(), paper.COMPARABLE).status == claims.REFUTED
+    assert verdict(folder.study(), quotes.COMPARABLE).status == claims.REFUTED
     folder.put(record("induction_heads", "tcn", level=0.005))
-    assert verdict(folder.study(), paper.CONVOLUTIONS).status == claims.REFUTED
+    assert verdict(folder.study(), quotes.CONVOLUTIONS).status == claims.REFUTED
 
 
 def test_verdict_of_parts():
@@ -329,22 +331,24 @@ def test_verdict_of_parts():
 
 def test_the_bar(folder):
     folder.put_scaling(scaling())
-    assert [goal.verdict for goal in bar.goals(folder.study())] == ["met"] * 6
+    assert [goal.verdict for goal in goals.evaluate(folder.study())] == ["met"] * 6
     folder.put_scaling(scaling(ours=0.82))
     folder.put(record("etth1_96", OURS, level=0.38))
     folder.put(record("induction_heads", OURS, level=0.06))
     folder.put(record("fsdd", OURS, level=0.3))
-    as_good, better, light, forecast, induction, copying = (goal.verdict for goal in bar.goals(folder.study()))
+    as_good, better, light, forecast, induction, copying = (goal.verdict for goal in goals.evaluate(folder.study()))
     assert as_good.startswith("missed by up to") and "(fsdd, LSTM)" in as_good and better == "missed by 1 of the tasks"
     assert re.fullmatch(
         r"Why not clearly better: in the 4 comparisons .* -\d+\.\d to \+?-?\d+\.\d % better than its rival, .* \d\.\d to \d\.\d % .*",
-        bar.goals(folder.study())[1].reason,
+        goals.evaluate(folder.study())[1].reason,
     )
     assert light == "missed by 0.22" and forecast == "missed by 0.0063" and induction == "missed by 5.00 points" and copying == "met"
-    assert re.fullmatch(r"Why not 0\.375: the best of the 2 other models run on etth1_96, (LSTM|GRU), comes to 0\.\d{4}\.", bar.goals(folder.study())[3].reason)
+    assert re.fullmatch(
+        r"Why not 0\.375: the best of the 2 other models run on etth1_96, (LSTM|GRU), comes to 0\.\d{4}\.", goals.evaluate(folder.study())[3].reason
+    )
     for path in (folder.records / "etth1_96").iterdir():
         path.unlink()
-    assert bar.goals(folder.study())[3].verdict == "not run"
+    assert goals.evaluate(folder.study())[3].verdict == "not run"
 
 
 # Figures and readings
@@ -378,18 +382,18 @@ def test_pareto_front_is_what_nothing_cheaper_matches():
 
 def test_captions_state_numbers_of_the_reading():
     found = {task: record(task, OURS)["reading"] for task in READINGS}
-    assert readings.caption(found["selective_copying"]) == (
+    assert gate_captions.caption(found["selective_copying"]) == (
         "In block 0 the mean gate is 0.8000 at symbols and 0.1000 at the filler between them, 8.000 times as much."
     )
-    assert "at spaces and line ends and 0.2000 at other characters" in readings.caption(found["shakespeare"])
-    assert "have a correlation of +1.00" in readings.caption(found["etth1_96"])
-    assert "at least half of what was written in the last 0 steps" in readings.caption(found["fsdd"]), "a constant signal has no correlation"
+    assert "at spaces and line ends and 0.2000 at other characters" in gate_captions.caption(found["shakespeare"])
+    assert "have a correlation of +1.00" in gate_captions.caption(found["etth1_96"])
+    assert "at least half of what was written in the last 0 steps" in gate_captions.caption(found["fsdd"]), "a constant signal has no correlation"
 
 
 def test_half_life_counts_from_the_end():
     example = {"position": [0, 2, 4, 6], "blocks": {"a": {"kept": [0.9, 0.2, 0.6, 0.9]}, "b": {"kept": [0.6, 0.7, 0.8, 0.9]}}}
-    assert readings.half_life(example) == ("b", 6)
-    assert readings.half_life(example | {"blocks": {"a": example["blocks"]["a"]}}) == ("a", 2)
+    assert gate_captions.half_life(example) == ("b", 6)
+    assert gate_captions.half_life(example | {"blocks": {"a": example["blocks"]["a"]}}) == ("a", 2)
 
 
 def test_a_long_text_is_drawn_in_its_last_lines():
@@ -408,13 +412,30 @@ def test_pictures_and_headings_say_their_place(tmp_path):
 # The command
 
 
+def command(*arguments: str) -> int:
+    """Runs the command in this process and returns its exit code."""
+    before, sys.argv = sys.argv, ["experiments.paper", *arguments]
+    try:
+        runpy.run_module("experiments.paper", run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+def test_the_flag_of_earlier_versions_names_the_command(capsys):
+    assert runs.command("eval.py", "--table=configs/paper") == 2
+    assert "python -m experiments.paper" in capsys.readouterr().err
+
+
 def test_command_writes_the_page(tmp_path, monkeypatch, capsys):
     folder = Folder(tmp_path, ["fsdd"])
     monkeypatch.chdir(tmp_path)
-    assert runs.command("eval.py", "--table=configs", "--records=records/paper") == 0
+    assert command("--configs=configs", "--records=records/paper") == 0
     out = capsys.readouterr().out
     assert out.startswith("3 of 3 cells; claims: ") and out.endswith("page: docs/results.md\n")
-    assert "python eval.py --table configs\n" in folder.out.read_text()
+    assert "python -m experiments.paper --configs configs\n" in folder.out.read_text()
 
 
 def strange(configs, text):
@@ -422,25 +443,25 @@ def strange(configs, text):
 
 
 MISTAKES = {
-    "no folder of configs": (["--table=absent"], lambda folder: None, ["--table=absent does not exist", "configs/paper"]),
-    "no configs in it": (["--table=docs"], lambda folder: folder.out.parent.mkdir(), ["--table=docs holds no config"]),
-    "no folder of records": (["--table=configs", "--records=absent"], lambda folder: None, ["--records=absent does not exist", "train.py --sweep"]),
-    "no records in it": (["--table=configs", "--records=configs"], lambda folder: None, ["holds no record of the 5 tasks", "configs/etth1_96.py --sweep"]),
+    "no folder of configs": (["--configs=absent"], lambda folder: None, ["--configs=absent does not exist", "configs/paper"]),
+    "no configs in it": (["--configs=docs"], lambda folder: folder.out.parent.mkdir(), ["--configs=docs holds no config"]),
+    "no folder of records": (["--configs=configs", "--records=absent"], lambda folder: None, ["--records=absent does not exist", "train.py --sweep"]),
+    "no records in it": (["--configs=configs", "--records=configs"], lambda folder: None, ["holds no record of the 5 tasks", "configs/etth1_96.py --sweep"]),
     "a damaged record": (
-        ["--table=configs", "--records=records/paper"],
+        ["--configs=configs", "--records=records/paper"],
         lambda folder: (folder.records / "fsdd" / "gru.json").write_text("{"),
         ["records/paper/fsdd/gru.json is damaged", "restore it"],
     ),
     "a config that is no task": (
-        ["--table=configs"],
+        ["--configs=configs"],
         lambda folder: strange(folder.configs, CONFIG.format(name="other", source="fsdd", models=()).replace("sweep", "swoop")),
         ["other.py has no group 'sweep'"],
     ),
     "an unknown model": (
-        ["--table=configs"], lambda folder: strange(folder.configs, CONFIG.format(name="other", source="fsdd", models=("ltsm",))), ["did you mean 'lstm'"]
+        ["--configs=configs"], lambda folder: strange(folder.configs, CONFIG.format(name="other", source="fsdd", models=("ltsm",))), ["did you mean 'lstm'"]
     ),
     "a file where the page goes": (
-        ["--table=configs", "--records=records/paper"],
+        ["--configs=configs", "--records=records/paper"],
         lambda folder: folder.out.parent.write_text(""),
         ["docs/results.md cannot be written", "free that place"],
     ),
@@ -452,7 +473,7 @@ def test_a_mistake_is_one_message(name, folder, tmp_path, monkeypatch, capsys):
     arguments, change, says = MISTAKES[name]
     monkeypatch.chdir(tmp_path)
     change(folder)
-    assert runs.command("eval.py", *arguments) == 2
+    assert command(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and "Traceback" not in err
     for words in says:

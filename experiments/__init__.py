@@ -1,0 +1,1 @@
+"""Studies made with the package, run from a clone."""
