@@ -194,7 +194,7 @@ class Model:
     d_model: int = 128
     d_state: int = 256  # numbers of the state of a layer; mamba and mamba2: of a channel
     block_states: tuple[int, ...] = ()  # d_state of each block, in the order of the pattern; empty: the same in all
-    gate: settings.GateKind = "sigmoid"
+    gate: str = "sigmoid"  # one of settings.GATES
     gate_active: int = 0  # top_k: how many components a step updates
     gate_floor: float = 0.0  # smallest value that a gate can take
     gate_bias: float = 0.0  # added to the biases that gates start with; positive: more open

@@ -17,7 +17,7 @@ import pytest
 
 from selssm_jax.config import Experiment, Task
 from selssm_jax.model import SequenceModel
-from selssm_jax.ops import CHUNK
+from selssm_jax.ops._linear_scan import CHUNK
 from selssm_jax.training import optimizer, step
 
 # Recipes for files of one's own are left out: their lengths come from the file.

@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from selssm_jax.layers import SelectiveSSM
+from selssm_jax.layers import SelectiveSSM, settings
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.variables import parameters
 from selssm_jax.ops import GatheredMemory, GatheredRows, gather_rows, gathered_step, refresh_memory
 
 PyTree = Any
-HARD = ("hard_sigmoid", "hard_concrete", "binary", "top_k")  # kinds of which a gate can be 0
 SHARE = 4  # 1 / SHARE of the components is the default capacity
 
 
@@ -80,8 +79,9 @@ def gathered(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -
 
 
 def _check(layer: SelectiveSSM) -> None:
-    if layer.gate not in HARD:
-        raise ValueError(f"gate={layer.gate!r} is never 0, so nothing can be skipped: train one of {', '.join(HARD)}")
+    if not settings.GATES[layer.gate].closes:
+        closing = [name for name, kind in settings.GATES.items() if kind.closes]
+        raise ValueError(f"gate={layer.gate!r} is never 0, so nothing can be skipped: train one of {', '.join(closing)}")
     if layer.gate_floor:
         raise ValueError(f"gate_floor={layer.gate_floor} keeps every gate open, so nothing can be skipped: train with gate_floor=0")
     if layer.update != "retain":

@@ -8,9 +8,11 @@ Two kinds jump, "binary" and "top_k": their gates are 0 or 1 and nothing in betw
 place of theirs, which is 0 (straight-through, Bengio et al. 2013). What is learned then is no gradient of the loss.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -108,53 +110,98 @@ def expected_open(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.sigmoid(z - TEMPERATURE * math.log(-LOW / HIGH))
 
 
-SMOOTH: dict[str, Callable[[Array], Array]] = {
-    "sigmoid": sigmoid,
-    "tanh": rescaled_tanh,
-    "hard_sigmoid": hard_sigmoid,
-    "hard_concrete": hard_concrete,
-    "constant": sigmoid,
-}
-INVERSE: dict[str, Callable[[Array], Array]] = {
-    "sigmoid": jax.scipy.special.logit,
-    "tanh": lambda g: jnp.arctanh(2 * g - 1),
-    "hard_sigmoid": lambda g: 6 * (g - 0.5),
-    "hard_concrete": lambda g: jax.scipy.special.logit((g - LOW) / (HIGH - LOW)),
-    "constant": jax.scipy.special.logit,
-}
-KINDS = tuple(settings.GATES)
-JUMPING = tuple(kind for kind, can in settings.GATES.items() if can.jumps)
+@dataclasses.dataclass(frozen=True)
+class GateKind:
+    """What a kind of gate is: a map from logits to [0, 1], never falling, with what start values and certificates need of it.
+
+    Attributes:
+      function: z -> g, elementwise and differentiable.
+      inverse: g -> z, for the biases that gates start with. Of gates that jump, it is the share of open steps that is mapped, for normal z.
+      slope: (|z|, numpy or jax.numpy) -> the largest |dg/dz| at that distance from 0 or beyond: it must not rise with |z|. Of gates that jump
+        it is not read.
+      draw: (z, noise) -> g where a layer trains with noise in its gates; None: gates are never drawn.
+      drawn_slope: the largest |dg/dz| of a drawn gate.
+
+    That a kind jumps or closes fully is in `settings.GATES`, which the config reads; `register_gate` enters both.
+    """
+
+    function: Callable[[Array], Array]
+    inverse: Callable[[Array], Array]
+    slope: Callable[[Any, Any], Any]
+    draw: Callable[[Array, Array], Array] | None = None
+    drawn_slope: float = math.inf
 
 
-STEEPEST = {
-    "sigmoid": 1 / 4,
-    "tanh": 1 / 2,
-    "hard_sigmoid": 1 / 6,
-    "hard_concrete": (HIGH - LOW) / 4,
-    "constant": 1 / 4,
-    **dict.fromkeys(JUMPING, math.inf),
+def _bell(steepness: float) -> Callable[[Any, Any], Any]:
+    """Slope of a sigmoid of `steepness` z."""
+    return lambda z, xp: steepness * xp.exp(-steepness * z) / (1 + xp.exp(-steepness * z)) ** 2
+
+
+def _never(z: Any, xp: Any) -> Any:
+    return xp.full_like(z, xp.inf)
+
+
+CLOSED_BELOW = math.log((1 - LOW) / -LOW)  # |z| beyond which a deterministic hard concrete gate is 0 or 1
+GATES: dict[str, GateKind] = {
+    "sigmoid": GateKind(sigmoid, jax.scipy.special.logit, _bell(1.0)),
+    "tanh": GateKind(rescaled_tanh, lambda g: jnp.arctanh(2 * g - 1), _bell(2.0)),
+    "hard_sigmoid": GateKind(hard_sigmoid, lambda g: 6 * (g - 0.5), lambda z, xp: xp.where(z < 3, 1 / 6, 0.0)),
+    "hard_concrete": GateKind(
+        hard_concrete,
+        lambda g: jax.scipy.special.logit((g - LOW) / (HIGH - LOW)),
+        lambda z, xp: xp.where(z < CLOSED_BELOW, (HIGH - LOW) * _bell(1.0)(z, xp), 0.0),
+        draw=hard_concrete,
+        drawn_slope=(HIGH - LOW) / 4 / TEMPERATURE,
+    ),
+    "constant": GateKind(sigmoid, jax.scipy.special.logit, _bell(1.0)),
+    "binary": GateKind(binary, jax.scipy.special.ndtri, _never),
+    "top_k": GateKind(binary, jax.scipy.special.ndtri, _never),  # of the others of its step: `Opening` asks `top_k`
 }
-LINEAR = {"hard_sigmoid": 3.0, "hard_concrete": math.log((1 - LOW) / -LOW)}  # |z| beyond which a gate that can close or open fully has
-DRAWN = (HIGH - LOW) / 4 / TEMPERATURE  # slope of a hard concrete gate whose noise is drawn
+
+
+def register_gate(name: str, kind: GateKind, *, closes: bool = False) -> None:
+    """Makes an own kind of gate known to layers and configs: `SelectiveSSM(gate=name)`, `model.gate=name`, trained, measured and certified as the others.
+
+    Args:
+      name: what it is called from now on.
+      kind: what it is. closes: whether it can be exactly 0, so that a step leaves no trace.
+
+    Raises:
+      ValueError: for a name that is taken, values outside [0, 1] or that fall, an inverse that is none, or a slope that is exceeded or rises.
+    """
+    if name in GATES:
+        raise ValueError(f"the gate {name!r} is there already: give another name")
+    _check_gate(name, kind)
+    settings.GATES[name] = settings.Kind(jumps=False, closes=closes)
+    GATES[name] = kind
+
+
+def _check_gate(name: str, kind: GateKind) -> None:
+    z = np.linspace(-30, 30, 6001, dtype=np.float32)
+    g = np.asarray(kind.function(jnp.asarray(z)))
+    if g.shape != z.shape or not (np.isfinite(g).all() and (g >= 0).all() and (g <= 1).all() and (np.diff(g) >= -1e-6).all()):
+        raise ValueError(f"the gate {name!r} is no map to [0, 1] that never falls: its values at -30 to 30 go from {g.min()} to {g.max()}")
+    shares = np.asarray([0.02, 0.3, 0.8], np.float32)
+    back = np.asarray(kind.function(kind.inverse(jnp.asarray(shares))))
+    if not np.allclose(back, shares, atol=1e-4):
+        raise ValueError(f"the inverse of the gate {name!r} is none: it maps {shares} to logits whose gates are {back}")
+    bound, steepness = np.asarray(kind.slope(abs(z), np)), np.asarray(jax.vmap(jax.grad(kind.function))(jnp.asarray(z)))
+    if not ((np.abs(steepness) <= bound * (1 + 1e-4) + 1e-6).all() and (np.diff(bound[z >= 0]) <= 1e-6).all()):
+        raise ValueError(f"the slope of the gate {name!r} is no bound: it must be at least |dg/dz| at |z| and beyond, and must not rise with |z|")
 
 
 def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: Array | np.ndarray | float = jnp.inf) -> Array | np.ndarray | float:
-    """Returns max |dg/dz| over low <= z <= high, exactly: every gate is steepest at 0 and less so away from it; inf where it may jump.
+    """Returns max |dg/dz| over low <= z <= high: every gate is steepest at 0 and less so away from it; inf where it may jump.
 
-    Of the gate itself, whatever its backward pass takes for it. That of a deterministic hard concrete gate; with noise it is at most `DRAWN`,
+    Of the gate itself, whatever its backward pass takes for it. That of a deterministic hard concrete gate; with noise it is at most `drawn_slope`,
     wherever z is. A top_k gate may jump at any z, for the others of its step decide where. Raises ValueError for an unknown kind.
     """
-    if kind not in STEEPEST:
-        raise ValueError(f"gate kind {kind!r} is unknown: use one of {', '.join(KINDS)}")
+    if kind not in GATES:
+        raise ValueError(f"gate kind {kind!r} is unknown: use one of {', '.join(GATES)}")
     xp = np if isinstance(low, np.ndarray | float) else jnp
-    if kind in JUMPING:
+    if settings.GATES[kind].jumps:
         return xp.where((kind == "top_k") | (low <= xp.zeros_like(low)) & (high > xp.zeros_like(low)), xp.inf, 0.0)
-    z = abs(xp.clip(xp.zeros_like(low), low, high))
-    if kind == "hard_sigmoid":
-        return xp.where(z < LINEAR[kind], STEEPEST[kind], 0.0)
-    decay = xp.exp(-z * (2 if kind == "tanh" else 1))
-    slope = STEEPEST[kind] * 4 * decay / (1 + decay) ** 2
-    return xp.where(z < LINEAR[kind], slope, 0.0) if kind == "hard_concrete" else slope
+    return GATES[kind].slope(abs(xp.clip(xp.zeros_like(low), low, high)), xp)
 
 
 @flax.struct.dataclass
@@ -176,7 +223,7 @@ def log_uniform_bias(kind: str, low: float, high: float, shift: float = 0.0) -> 
     Of gates that jump it is the share of steps at which they open that is log-uniform, where z - b is a standard normal number; of top_k
     gates `active` open all the same, and the bias says which are likely to.
     """
-    inverse = jax.scipy.special.ndtri if kind in JUMPING else INVERSE[kind]
+    inverse = GATES[kind].inverse
 
     def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         exponent = jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))
@@ -206,11 +253,10 @@ class Opening:
 
     def _opened(self, z: Array) -> Array:
         """sigma(z)."""
-        if self.kind == "hard_concrete":
-            return hard_concrete(z, self.noise)
-        if self.kind == "top_k":
-            return top_k(z, self.active)
-        return binary(z) if self.kind == "binary" else SMOOTH[self.kind](z)
+        kind = GATES[self.kind]
+        if kind.draw and self.noise is not None:
+            return kind.draw(z, self.noise)
+        return top_k(z, self.active) if self.kind == "top_k" else kind.function(z)
 
     def logits(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns z_t + W h_{t-1}."""
@@ -226,7 +272,7 @@ class Opening:
         axes = tuple(range(self.z.ndim - 1))
         spread = jnp.zeros_like(reach) if self.W is None else carried(self.W, reach)
         ends = smallest(self.z, axes) - spread, largest(self.z, axes) + spread
-        drawn = self.kind == "hard_concrete" and self.noise is not None
+        drawn = bool(GATES[self.kind].draw) and self.noise is not None
         if drawn:
             low, high = jnp.zeros_like(reach), jnp.ones_like(reach)
         else:
@@ -240,7 +286,7 @@ class Opening:
         if self.kind == "top_k":
             read = self.W != 0 if self.W.ndim == 1 else (self.W != 0).any(axis=0)
             return jnp.where(varies[:, None] & read[None], jnp.inf, 0)
-        slope = (1 - self.floor) * jnp.broadcast_to(DRAWN if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape)
+        slope = (1 - self.floor) * jnp.broadcast_to(GATES[self.kind].drawn_slope if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape)
         slope = slope if self.W.ndim == 1 else slope[:, None]
         return jnp.where(self.W == 0, 0, jnp.abs(self.W) * jnp.where(self.W == 0, 0, slope))
 
@@ -284,7 +330,7 @@ class Gate(Layer):
         """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see `capped`)."""
         self._validate()
         z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range, self.bias), (self.features,)))
-        noisy = self.kind == "hard_concrete" and self.has_rng("gates")
+        noisy = bool(GATES[self.kind].draw) and self.has_rng("gates")
         return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor, self.active)
 
     def _validate(self) -> None:
@@ -314,7 +360,7 @@ class Gate(Layer):
         z = jnp.stack([params["bias"] - reach, params["bias"] + reach])
         return Opening(
             z,
-            jnp.zeros_like(z) if self.kind == "hard_concrete" else None,
+            jnp.zeros_like(z) if GATES[self.kind].draw else None,
             W if W is None or cap is None else capped(W, cap),
             self.kind,
             self.floor,

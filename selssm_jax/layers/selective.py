@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 from selssm_jax.layers import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
-from selssm_jax.layers.gates import DRAWN, STEEPEST, Gate, Opening, expected_open
+from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan
@@ -222,7 +222,7 @@ class SelectiveSSM(Layer):
         if not self._capped:
             return None
         drive = self._largest_drive(self._projected)
-        slope = (1 - self.gate_floor) * (DRAWN if self.gate == "hard_concrete" else STEEPEST[self.gate])
+        slope = (1 - self.gate_floor) * (GATES[self.gate].drawn_slope if GATES[self.gate].draw else largest_slope(self.gate))
         room = CAP_SHARE * (1 - row_sums(self.A)) * (self.gate_floor if self.update == "retain" else 1)
         return room / (slope * pull(self.A, invariant_radius(self.A, drive), drive, self.update) + jnp.finfo(jnp.float32).tiny)
 

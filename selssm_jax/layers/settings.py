@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
+from selssm_jax.errors import suggest
+
 Say = Callable[[str], str]
-GateKind = Literal["sigmoid", "tanh", "hard_sigmoid", "hard_concrete", "constant", "binary", "top_k"]
 Reads = Literal["none", "elementwise", "dense"]
 Update = Literal["retain", "effective"]
 Transition = Literal["diagonal", "complex", "dense"]
@@ -48,7 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("process_noise", "observation_noise", "norm_epsilon", "inner_norm_epsilon"), (0.0, 1e38)),  # of float32
 }
 CHOICES: dict[str, Any] = {
-    "gate": GateKind,
+    "gate": GATES,
     "gate_state": Reads,
     "update": Update,
     "transition": Transition,
@@ -82,8 +83,11 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 
 def choice(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError where the value is none of a Literal's."""
-    if value not in get_args(kind):
+    """Raises ValueError where the value is none of a Literal's, or of a table's names."""
+    if isinstance(kind, Mapping):
+        if not isinstance(value, str) or value not in kind:
+            raise ValueError(f"{name}={value!r} is unknown: {suggest(str(value), kind)}")
+    elif value not in get_args(kind):
         raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(map(str, get_args(kind)))}")
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selssm_jax.layers.gates import JUMPING, Opening, largest_slope
+from selssm_jax.layers import settings
+from selssm_jax.layers.gates import Opening, largest_slope
 from selssm_jax.ops.boundaries import finite
 from selssm_jax.ops.extremes import largest
 
@@ -94,7 +95,7 @@ def gate_lipschitz(
     """Returns both sides of L_G of g = floor + (1 - floor) sigma(z + W h), for z + W h within `logits`.
 
     Args:
-      kind: one of `layers.gates.KINDS`. W: (n,) for gates that read their own component alone, else (n, n).
+      kind: one of `layers.gates.GATES`. W: (n,) for gates that read their own component alone, else (n, n).
       norm, weights: see `operator_norm`.
       logits: range of z + W h, numbers or (n,); a range away from 0 has smaller slopes.
       seed: of the starts of the maximisation.
@@ -109,7 +110,7 @@ def gate_lipschitz(
     if (low > high).any():
         raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
     slopes = (1 - floor) * np.asarray(largest_slope(kind, low, high), np.float64)
-    if kind in JUMPING:
+    if settings.GATES[kind].jumps:
         return _of_jumps(kind, bool((np.isinf(slopes) & (W != 0 if W.ndim == 1 else (W != 0).any(axis=1))).any()), norm)
     upper = operator_norm(slopes * W if W.ndim == 1 else slopes[:, None] * W, norm=norm, weights=weights)
     steepest = Opening(jnp.asarray(np.clip(0, low, high), jnp.float32), None, jnp.asarray(W, jnp.float32), kind, floor)

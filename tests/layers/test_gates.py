@@ -7,23 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.layers import gates
+from selssm_jax.config import Model
+from selssm_jax.layers import SelectiveSSM, gates, settings
+from selssm_jax.stability import certify
 
-KINDS = sorted(gates.SMOOTH)
+KINDS = sorted(kind for kind, can in settings.GATES.items() if not can.jumps)
 Z = jnp.linspace(-12, 12, 4001)
 ACTIVE = {"top_k": 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gate_is_monotone_within_the_unit_interval(kind):
-    g = gates.SMOOTH[kind](Z)
+    g = gates.GATES[kind].function(Z)
     assert (g >= 0).all() and (g <= 1).all()
     assert (jnp.diff(g) >= -2e-7).all() and g[0] < 0.01 and g[-1] > 0.99  # monotone up to float32 rounding
 
 
 @pytest.mark.parametrize(("kind", "constant"), [("sigmoid", 1 / 4), ("tanh", 1 / 2), ("hard_sigmoid", 1 / 6)])
 def test_slope_reaches_and_never_exceeds_the_lipschitz_constant(kind, constant):
-    slopes = jax.vmap(jax.grad(lambda z: gates.SMOOTH[kind](z)))(Z)
+    slopes = jax.vmap(jax.grad(lambda z: gates.GATES[kind].function(z)))(Z)
     # theory, section 2; 1e-6 for float32
     assert slopes.max() <= constant + 1e-6
     assert slopes.max() >= constant * 0.999
@@ -49,13 +51,13 @@ def test_expected_open_is_the_share_of_open_draws(z):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bias_makes_gates_log_uniform(kind):
     bias = gates.log_uniform_bias(kind, 0.01, 0.9)(jax.random.key(0), (20_000,))
-    logs = np.log(gates.SMOOTH[kind](bias))
+    logs = np.log(gates.GATES[kind].function(bias))
     assert np.log(0.01) - 1e-3 <= logs.min() and logs.max() <= np.log(0.9) + 1e-3
     # mean of a uniform in [log .01, log .9], 5 standard errors
     assert abs(logs.mean() - (np.log(0.01) + np.log(0.9)) / 2) < 5 * 1.3 / np.sqrt(20_000)
 
 
-@pytest.mark.parametrize("kind", gates.KINDS)
+@pytest.mark.parametrize("kind", sorted(gates.GATES))
 def test_floor_bounds_every_gate_from_below(kind):
     x = 50 * jax.random.normal(jax.random.key(0), (2, 64, 8))
     gate = gates.Gate(4, kind, 0.25, active=ACTIVE.get(kind, 0))
@@ -105,7 +107,7 @@ def test_top_k_gates_learn_as_a_sigmoid_about_the_last_that_is_open():
     np.testing.assert_allclose(moved, slopes / jnp.arange(1.0, 5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", gates.JUMPING)
+@pytest.mark.parametrize("kind", ["binary", "top_k"])
 def test_gates_that_jump_start_to_open_at_log_uniform_shares_of_the_steps(kind):
     bias = gates.log_uniform_bias(kind, 0.01, 0.9)(jax.random.key(0), (20_000,))
     logs = np.log(jax.scipy.stats.norm.cdf(bias))  # P(b + N(0, 1) > 0)
@@ -140,7 +142,7 @@ def test_gates_that_read_the_state_start_as_gates_of_the_input_and_add_its_part(
 
 
 def test_an_unknown_kind_names_the_choices():
-    with pytest.raises(ValueError, match="'relu' is unknown: use one of sigmoid, tanh"):
+    with pytest.raises(ValueError, match="'relu' is unknown: known: binary, constant"):
         gates.Gate(4, "relu").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
     with pytest.raises(ValueError, match="reads_state='all' is unknown: use one of none, elementwise, dense"):
         gates.Gate(4, reads_state="all").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
@@ -150,3 +152,52 @@ def test_an_unknown_kind_names_the_choices():
 def test_impossible_numbers_of_open_gates_are_refused(kind, active, words):
     with pytest.raises(ValueError, match=words):
         gates.Gate(4, kind, active=active).init(jax.random.key(0), jnp.zeros((1, 1, 2)))
+
+
+def softsign(z):
+    return (1 + z / (1 + jnp.abs(z))) / 2
+
+
+def softsign_slope(z, xp):
+    return 0.5 / (1 + z) ** 2
+
+
+SOFTSIGN = gates.GateKind(softsign, lambda g: (2 * g - 1) / (1 - jnp.abs(2 * g - 1)), softsign_slope)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    for table in (gates.GATES, settings.GATES):  # undone after the test
+        monkeypatch.setitem(table, "softsign", None)
+        del table["softsign"]
+    gates.register_gate("softsign", SOFTSIGN)
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_own_kind_of_gate_is_used_as_the_others_are():
+    layer = SelectiveSSM(4, 6, gate="softsign", gate_floor=0.1, gate_state="elementwise", certified=True)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    params = layer.init(jax.random.key(1), x)
+    (y, _), sown = layer.apply(params, x, mutable="intermediates")
+    gate = sown["intermediates"]["gate"][0]
+    assert y.shape == (2, 5, 4) and gate.min() > 0.1 and gate.max() < 1
+    assert Model(gate="softsign").gate == "softsign"
+    assert gates.largest_slope("softsign") == 0.5 and np.isclose(gates.largest_slope("softsign", 1.0, 2.0), 0.125)
+    assert certify(layer, params, input_bound=1.0).state_dependent.status == "holds"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("sigmoid", {}, "there already"),
+        ("high", {"function": lambda z: 2 * softsign(z)}, "no map to"),
+        ("falling", {"function": lambda z: softsign(-z)}, "never falls"),
+        ("other", {"inverse": lambda g: g}, "inverse"),
+        ("steep", {"slope": lambda z, xp: 0.4 / (1 + z) ** 2}, "no bound"),
+        ("rising", {"slope": lambda z, xp: 0.5 + z}, "must not rise"),
+    ],
+)
+def test_what_is_no_gate_is_refused(name, changes, says):
+    with pytest.raises(ValueError, match=says):
+        gates.register_gate(name, dataclasses.replace(SOFTSIGN, **changes))
+    assert set(gates.GATES) == set(settings.GATES)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.layers.gates import KINDS
+from selssm_jax.layers.gates import GATES
 from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
 
 B, T, D, N = 2, 13, 3, 4
 PAIRS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"]))
 READS = list(itertools.product(["retain", "effective"], ["diagonal", "dense"], ["elementwise", "dense"], ["sigmoid", "hard_concrete", "binary", "top_k"]))
-VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], KINDS))
+VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], GATES))
 
 
 def build(**fields):

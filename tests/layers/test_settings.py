@@ -13,12 +13,13 @@ from selssm_jax.errors import InputError
 from selssm_jax.layers import settings
 from selssm_jax.layers.convolution import DilatedConv, ShortConv
 from selssm_jax.layers.encoders import FrameEncoder
-from selssm_jax.layers.gates import JUMPING, KINDS, Gate
+from selssm_jax.layers.gates import GATES, Gate
 from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.mixers import LAYERS
-from selssm_jax.ops import METHODS, SOLVERS
-from selssm_jax.ops import METHODS as OF_MAMBA
-from selssm_jax.ops import METHODS as OF_MATRICES
+from selssm_jax.ops._dense_scan import METHODS as OF_MATRICES
+from selssm_jax.ops._linear_scan import METHODS
+from selssm_jax.ops._newton_scan import SOLVERS
+from selssm_jax.ops._selective_scan import METHODS as OF_MAMBA
 
 D = 8
 ODD = {"d_model": 6, "d_state": 5, "heads": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "dilation": 2, "gate_active": 2}
@@ -72,12 +73,13 @@ def config_refuses(name, arguments):
 
 def test_a_table_says_which_gates_jump_and_which_can_be_exactly_0():
     extremes = jnp.array([[-1e4, 1e4]])
-    for kind in KINDS:
+    for kind in GATES:
         gate = Gate(2, kind, active=1 if kind == "top_k" else 0)
         variables = gate.init(jax.random.key(0), jnp.zeros((1, 1, 2)))
         found = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=extremes).at()
         assert settings.GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")  # those round to 0, and are not
-        assert settings.GATES[kind].jumps == (kind in JUMPING)
+        between = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=jnp.array([[-0.5, 0.5]])).at()
+        assert settings.GATES[kind].jumps == bool(jnp.isin(between, jnp.array([0.0, 1.0])).all())
 
 
 def test_methods_and_solvers_are_those_of_the_recurrences():

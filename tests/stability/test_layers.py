@@ -9,9 +9,9 @@ from flax import linen as nn
 
 from selssm_jax.compression.skipping import gathered
 from selssm_jax.config import Model, Task
-from selssm_jax.layers import SelectiveSSM
+from selssm_jax.layers import SelectiveSSM, settings
 from selssm_jax.layers.bounds import Ball, Bounds, Box
-from selssm_jax.layers.gates import JUMPING, KINDS
+from selssm_jax.layers.gates import GATES
 from selssm_jax.model import SequenceModel
 from selssm_jax.ops import expected_iterations, newton_scan
 from selssm_jax.stability import certify, certify_model
@@ -40,7 +40,7 @@ def made(seed=0, scale=1.0, **form):
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [(form, kind) for form in FORMS for kind in KINDS if kind not in JUMPING or "gate_state" not in form],
+    [(form, kind) for form in FORMS for kind in GATES if not settings.GATES[kind].jumps or "gate_state" not in form],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
@@ -58,7 +58,7 @@ def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
     assert (distances <= allowed * (1 + 1e-5) + 1e-5 * first).all()  # float32 states
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("reads", ["none", "elementwise", "dense"])
 def test_bounds_hold_for_every_input_of_the_set(kind, reads):
     layer, params = made(gate=kind, gate_state=reads, gate_floor=0.1)
@@ -150,7 +150,7 @@ def test_certified_needs_a_floor_and_bounded_noise():
         SelectiveSSM(WIDTH, STATE, certified=True, gate_floor=0.1, gate_state="dense", process_noise=0.1).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
 
 
-@pytest.mark.parametrize("kind", JUMPING)
+@pytest.mark.parametrize("kind", [kind for kind, can in settings.GATES.items() if can.jumps])
 @pytest.mark.parametrize("reads", ["elementwise", "dense"])
 def test_of_gates_that_jump_with_the_state_no_contraction_is_certified(kind, reads):
     layer, params = made(gate=kind, gate_state=reads, gate_floor=0.3, process_noise=0.1)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.layers import gates
-from selssm_jax.layers.gates import SMOOTH, Opening, largest_slope
+from selssm_jax.layers import gates, settings
+from selssm_jax.layers.gates import GATES, Opening, largest_slope
 from selssm_jax.stability.lipschitz import gate_lipschitz, maximised_ratio, operator_norm, spectral_norm_bound
 
-KINDS = sorted(SMOOTH)
+KINDS = sorted(kind for kind, can in settings.GATES.items() if not can.jumps)
 PAIRS = 100_000
 
 
@@ -40,7 +40,7 @@ def test_random_pairs_lie_under_the_bound(kind, size, norm, dense):
 @pytest.mark.parametrize("kind", KINDS)
 def test_slopes_of_a_range_are_the_largest_there(kind, ends):
     z = jnp.linspace(max(ends[0], -12), min(ends[1], 12), 4001)
-    seen = float(jax.vmap(jax.grad(SMOOTH[kind]))(z)[1:-1].max())
+    seen = float(jax.vmap(jax.grad(GATES[kind].function))(z)[1:-1].max())
     bound = float(largest_slope(kind, *ends))
     assert seen <= bound + 1e-6 and seen >= 0.99 * bound - 1e-6
     assert float(largest_slope(kind, jnp.float32(ends[0]), jnp.float32(ends[1]))) == pytest.approx(bound, rel=1e-5)
@@ -67,7 +67,7 @@ def test_gates_that_jump_have_no_constant_where_they_may_and_zero_where_they_can
 def test_a_drawn_gate_is_no_steeper_than_said():
     z, noise = jnp.linspace(-9, 9, 999)[:, None], gates.logistic(jax.random.key(0), jnp.zeros((1, 2000)))
     slopes = jax.vmap(jax.vmap(jax.grad(lambda z, noise: gates.hard_concrete(z, noise)), (None, 0)), (0, None))(z[:, 0], noise[0])
-    assert gates.DRAWN * 0.99 < float(slopes.max()) <= gates.DRAWN + 1e-6
+    assert gates.GATES["hard_concrete"].drawn_slope * 0.99 < float(slopes.max()) <= gates.DRAWN + 1e-6
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 7), (40, 40), (3, 9)])
