@@ -27,6 +27,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # programs of tests run once: what is saved in compiling them is a third of all time
 os.environ["MPLBACKEND"] = "Agg"
+# Threads of BLAS beside as many processes as there are cores wait for one another.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,8 @@ import runs
 from selssm_jax import data
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import compression, continuation, report
-from selssm_jax.training import loop, parallel, sweep, together
+from selssm_jax.sweep import runner
+from selssm_jax.training import loop, parallel, together
 
 
 def test_all_devices_or_the_first_few():
@@ -38,7 +39,7 @@ def test_a_process_of_a_cluster_is_refused_by_name(monkeypatch):
 ENTRANCES = {
     "fit": lambda folder: loop.fit(runs.experiment(), str(folder)),
     "together": lambda folder: together.fit_together([runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]),
-    "sweep": lambda folder: list(sweep.cells(runs.experiment(), folder, ["ssm"])),
+    "sweep": lambda folder: list(runner.cells(runs.experiment(), folder, ["ssm"])),
     "eval": report.write,
     "compress": compression.write,
     "generate": lambda folder: list(continuation.tell(folder, ["a"], tokens=1, temperature=1.0, top_k=0, top_p=1.0, seed=0)),
