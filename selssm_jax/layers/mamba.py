@@ -304,7 +304,7 @@ def _logits_after_parted_silu(x: Convolved, kernel: Array) -> tuple[Array, Array
 
     def above(kernel: Array) -> Array:
         length = jnp.linalg.norm(kernel, axis=0)
-        return jnp.minimum(even.reach(kernel), jnp.where(length == 0, 0, longest * length / 2))
+        return jnp.minimum(even.reach(kernel), jnp.where((kernel == 0).all(axis=0), 0, longest * length / 2))
 
     low, high = x.sums(kernel)
     return low / 2 - above(jnp.maximum(-kernel, 0)), high / 2 + above(jnp.maximum(kernel, 0))
