@@ -41,6 +41,9 @@ from . import (
     sweep as sweep,
 )
 from . import (
+    testing as testing,
+)
+from . import (
     training as training,
 )
 

@@ -3,6 +3,7 @@
 They are environment variables where JAX has one, so that commands started by a test run under the same settings.
 """
 
+import json
 import os
 import pathlib
 import sys
@@ -31,10 +32,19 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]  # of test functions, as tests/durations.py measured them
+SLOW = 1.0  # seconds from which on a case is left out of a developer's loop
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
 CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]
 install_import_hook(CHECKED, "typechecking.check")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what takes long as slow."""
+    for item in items:
+        if item.get_closest_marker("exhaustive") or SECONDS.get(item.nodeid.partition("[")[0], 0) >= SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,6 +47,7 @@ ORDER = [
     "training",
     "stability",
     "compression",
+    "testing",
     "interop",
     "reporting",
     "sweep",

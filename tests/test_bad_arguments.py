@@ -14,7 +14,7 @@ from selssm_jax.information import discrete, rate_distortion
 from selssm_jax.stability.lipschitz import spectral_norm_bound
 
 SCRIPT = pathlib.Path(__file__).with_name("bad_arguments.py")
-# Functions that compile little; the slow test calls them all.
+# Functions that compile little; the exhaustive test calls them all.
 QUICK = [
     "discrete",
     "rate_distortion.gauss",
@@ -42,7 +42,7 @@ def test_bad_arguments_of_quick_functions_are_refused():
     assert report["silent"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bad_arguments_of_all_functions_are_refused():
     report = attack()
     assert report["calls"] > 1000

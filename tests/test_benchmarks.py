@@ -63,7 +63,7 @@ def test_every_record_names_a_script_that_exists():
         assert (FOLDER.parent / program).is_file(), path.name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_op_of_growth_and_its_floor_is_measured():
     growth = importlib.import_module("growth")
     for run, draw in growth.OPS.values():
@@ -72,7 +72,7 @@ def test_every_op_of_growth_and_its_floor_is_measured():
     assert growth.slope([3.0 * steps for steps in growth.LENGTHS]) == pytest.approx(1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_certificates_are_timed_and_paid_for():
     script = importlib.import_module("certificates")
     assert script.six_blocks(components=8) > 0 and script.dense(components=4) > 0
@@ -91,7 +91,7 @@ def test_newton_is_attacked_and_says_converged_of_no_state_that_is_far_from_the_
     assert [row["false"] for row in rows] == [0, 0, 0, 0] and all(row["converged"] > 0 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("inputs", ["float32", "bfloat16", "float64"])
 def test_newton_is_attacked_by_every_kind_of_step(inputs):
     script = importlib.import_module("newton_attack")
@@ -99,7 +99,7 @@ def test_newton_is_attacked_by_every_kind_of_step(inputs):
     assert sum(row["false"] for row in rows) == 0
 
 
-@pytest.mark.parametrize(("name", "shape"), [("linear_scan", (1, 64, 4)), pytest.param("ssd", (1, 64, 2, 4, 4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "shape"), [("linear_scan", (1, 64, 4)), pytest.param("ssd", (1, 64, 2, 4, 4), marks=pytest.mark.exhaustive)])
 def test_methods_are_compared_at_every_shape(name, shape):
     script = importlib.import_module(name)
     found = (script.every_method if name == "linear_scan" else script.every_chunk)(shape, 1)

@@ -132,7 +132,7 @@ def covering(left: list[Point], seed: int, size: int = 8):
         yield point
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_every_pair_of_values_is_let_pass_or_refused_by_name(every):
     """Of the fast form, every fifth."""
     tried = pairs()
@@ -173,7 +173,7 @@ def test_settings_that_cannot_go_together_are_refused(point):
     assert refused(point)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(8))
 def test_a_step_of_every_pair_is_made_of_numbers(part):
     let_pass = [pair for pair in pairs() if not refused(pair)]

@@ -1,6 +1,6 @@
 """Every key of the configuration at hostile values, and hostile files and folders: a run, or one message and exit code 2, in bounded time.
 
-The whole, `pytest -m slow tests/test_hostile_values.py`, takes most of an hour; a few of each kind run always.
+The whole, `pytest -m exhaustive tests/test_hostile_values.py`, takes most of an hour; a few of each kind run always.
 """
 
 import dataclasses
@@ -172,7 +172,7 @@ def test_a_few_hostile_files_are_refused(name, tmp_path, capsys):
     assert tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("key", sorted({key for key, _ in cases()}))
 def test_every_key_at_every_hostile_value_is_a_run_or_a_message(key, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -180,7 +180,7 @@ def test_every_key_at_every_hostile_value_is_a_run_or_a_message(key, tmp_path, c
         tried(capsys, f"--workdir={tmp_path / str(number)}", f"--config.{key}={value}")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", files())
 def test_every_hostile_file_is_a_run_or_a_message(name, tmp_path, capsys):
     source, content = files()[name]
@@ -189,7 +189,7 @@ def test_every_hostile_file_is_a_run_or_a_message(name, tmp_path, capsys):
     tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}", *shape)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", PLACES)
 def test_every_hostile_folder_is_a_run_or_a_message(name, tmp_path, capsys):
     place = tmp_path / "run"

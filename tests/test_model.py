@@ -182,7 +182,7 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("name", ["mean", "forecast", *(pytest.param(name, marks=pytest.mark.slow) for name in ("last", "apart"))])
+@pytest.mark.parametrize("name", ["mean", "forecast", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("last", "apart"))])
 def test_a_document_before_a_reset_moves_neither_outputs_nor_states_nor_parameters(name):
     """A mean over all steps, a window of the head, a forecast's scale and an encoder's frame read it; and a NaN in it made all gradients of parameters NaN."""
     task, options = SIGNALS[name]

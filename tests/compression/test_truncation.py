@@ -64,7 +64,7 @@ def test_a_truncated_block_is_within_the_hankel_bound(kind):
     assert np.isfinite(outputs(small, fewer)).all()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("s5", marks=pytest.mark.slow), "s4d"])
+@pytest.mark.parametrize("kind", [pytest.param("s5", marks=pytest.mark.exhaustive), "s4d"])
 def test_what_carries_nothing_goes_without_a_trace(kind):
     """Half of the components are not read; equal poles of one channel have one component's work."""
     config, params = drawn(kind)

@@ -76,7 +76,7 @@ def test_products_along_diagonals_are_those_of_the_windows(length, horizon):
     np.testing.assert_allclose(cross, design.T @ (y - x[:, -1:]), atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fits_of_many_channels_are_affordable():
     # 321 channels took 300 s: x'x was summed window by window.
     rng = np.random.default_rng(0)

@@ -365,7 +365,7 @@ def test_an_index_that_leads_elsewhere_names_its_file(place, tmp_path):
         huggingface.load(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_json_of_another_form_ends_in_a_traceback(made, tmp_path, capsys):
     """Every part of config.json and of an index in place of every hostile value."""
     folder = shutil.copytree(made[0], tmp_path / "copied")

@@ -21,12 +21,14 @@ from selssm_jax import config
 from selssm_jax.config import Model, Task
 from selssm_jax.layers.mixers import MIXERS, mixer
 from selssm_jax.model import SequenceModel
+from selssm_jax.testing import check_mixer
 
 B, T, VOCAB = 2, 9, 7
 SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
 DIFFERENT = ("attention", "gru", "mamba2", "s5", "selective")  # in the form of their states, for laws that take long
+SOME = pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in sorted(MIXERS)])
 
 
 def test_the_configuration_knows_the_same_names():
@@ -120,6 +122,11 @@ def test_no_gradient_crosses_a_reset(kind):
     assert np.all(np.asarray(before) == 0)
 
 
+@SOME
+def test_the_public_laws_hold(kind):
+    check_mixer(mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0]), d_model=SIZES["d_model"])
+
+
 @ALL
 def test_what_is_not_finite_crosses_no_reset_and_comes_from_no_later_step(kind):
     layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
@@ -138,7 +145,7 @@ def test_what_is_not_finite_crosses_no_reset_and_comes_from_no_later_step(kind):
         assert np.isnan(np.asarray(found[:, 6])).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @ALL
 def test_no_gradient_reads_a_state_that_a_reset_hides(kind):
     layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
@@ -236,7 +243,7 @@ class Foreign(nn.Module):
         return nn.Dense(1)(y)
 
 
-@pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(MIXERS)])
+@SOME
 def test_one_layer_trains_in_plain_jax_in_linen_and_in_nnx(kind):
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])

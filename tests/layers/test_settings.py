@@ -101,7 +101,7 @@ def test_the_config_refuses_a_layer_where_the_layer_refuses_itself(name):
             assert bool(layer_refuses(name, tried[index])) == expected, tried[index]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sorted(settings.MIXERS))
 def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike(name):
     for pair in pairs_of(name):

@@ -13,7 +13,7 @@ from selssm_jax.layers.mixers import MIXERS, mixer
 B, T = 4, 5
 SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
-VALUES = pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "min_gru" else pytest.mark.slow) for kind in sorted(MIXERS)])
+VALUES = pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "min_gru" else pytest.mark.exhaustive) for kind in sorted(MIXERS)])
 DATA, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -57,7 +57,7 @@ def test_types_agree_inside_shard_map_whatever_the_recurrence_is(changes):
     jax.eval_shape(in_shards(layer), params, x, jnp.zeros((B, T), bool))
 
 
-@pytest.mark.parametrize("gate_state", ["elementwise", pytest.param("dense", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gate_state", ["elementwise", pytest.param("dense", marks=pytest.mark.exhaustive)])
 def test_newtons_states_in_shards_are_those_of_the_whole(gate_state):
     """Each device solves for its own rows, in iterations of its own number."""
     layer, params, x = subject("selective", gate_state=gate_state, solver="newton")
@@ -82,7 +82,7 @@ def test_gradients_in_shards_and_of_a_spread_batch_are_those_of_the_whole(kind):
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4), found, expected)
 
 
-@pytest.mark.parametrize("steps", [T, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (70, 130))], ids=str)
+@pytest.mark.parametrize("steps", [T, *(pytest.param(steps, marks=pytest.mark.exhaustive) for steps in (70, 130))], ids=str)
 def test_pieces_of_s4d_in_shards_are_those_of_the_whole(steps):
     """A piece, a piece and a rest, a loop and a rest: XLA aborts the process on the gradient of a loop of one turn."""
     layer, params, _ = subject("s4d")

@@ -47,7 +47,7 @@ METHODS = {
 }
 SLOW = [("ssd", 4)]
 PAIRS = [(name, method) for name, methods in METHODS.items() for method in methods]
-EVERY = pytest.mark.parametrize(("name", "method"), [pytest.param(*pair, marks=pytest.mark.slow if pair in SLOW else ()) for pair in PAIRS])
+EVERY = pytest.mark.parametrize(("name", "method"), [pytest.param(*pair, marks=pytest.mark.exhaustive if pair in SLOW else ()) for pair in PAIRS])
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def test_what_is_not_finite_before_a_reset_or_later_reaches_neither_values_nor_g
             np.testing.assert_allclose(one, other, **CLOSE)  # all but D, which meets x alone and no state
 
 
-@pytest.mark.parametrize("name", ["selective_scan", pytest.param("ssd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["selective_scan", pytest.param("ssd", marks=pytest.mark.exhaustive)])
 def test_a_gradient_that_reads_what_is_not_finite_is_no_number(name):
     sequences, fixed, h0 = drawn(name)
     ill = (sequences[0].at[0, 1].set(jnp.nan), *sequences[1:])

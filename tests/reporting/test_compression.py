@@ -148,7 +148,7 @@ def test_a_rate_of_no_use_is_said_as_such():
 HYBRIDS = [("selective", "local_attention"), ("mamba", "lstm", "tcn")]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pattern", [*((name,) for name in sorted(MIXERS)), *HYBRIDS], ids="+".join)
 def test_every_mixer_is_measured_and_compressed_to_the_end_by_the_commands(pattern, tmp_path):
     run = drawn(tmp_path / "run", model__pattern=pattern, model__kernel=3, model__d_model=16)
@@ -159,7 +159,7 @@ def test_every_mixer_is_measured_and_compressed_to_the_end_by_the_commands(patte
     assert command("eval.py", f"--workdir={made}") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_compression_that_is_killed_at_any_moment_goes_on_and_gives_the_same(smoke_run, tmp_path):
     """SIGKILL after ever longer times, until one process comes to the end; beside one that was left alone."""
     for name in ("whole", "killed"):

@@ -125,7 +125,7 @@ def test_a_report_is_written_and_its_scores_are_printed(smoke_run, capsys):
     assert pathlib.Path(page).is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_command_trains_reports_measures_and_compresses(tmp_path, capsys):
     steps = ["--config.training.steps=8", "--config.optimizer.warmup_steps=2", "--config.compress.steps=0", "--config.data.eval_examples=120"]
     assert command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--report", "--measure", "--compress", *steps) == 0

@@ -1,4 +1,4 @@
-"""What breaks a run from outside, counted: kills at any moment, damage of any file, and reading while it is trained. Minutes: -m slow."""
+"""What breaks a run from outside, counted: kills at any moment, damage of any file, and reading while it is trained. Minutes: -m exhaustive."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from selssm_jax.reporting.run import open_run
 from selssm_jax.training import checksums, loop
 from selssm_jax.training.checkpoint import Workdir, restore_for_eval
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 KILLS = 77
 READS = 200
 STEPS = 240

@@ -90,10 +90,10 @@ DRAWING = {"dropout": 0.1, "process_noise": 0.3, "observation_noise": 0.2, "gate
     ("kind", "model", "ways"),
     [
         ("language", DRAWING, ((2, 2),)),
-        pytest.param("language", DRAWING, ((1, 4), (2, 1), (4, 1)), marks=pytest.mark.slow),
-        pytest.param("classification", {**DRAWING, "frame": 4, "stride": 2, "bidirectional": True, "remat": True}, ((2, 2),), marks=pytest.mark.slow),
-        pytest.param("language", {**DRAWING, "transition": "complex", "gate": "sigmoid"}, ((2, 2), (4, 1)), marks=pytest.mark.slow),
-        pytest.param("forecasting", {**DRAWING, "channels_apart": True}, ((2, 2), (4, 1)), marks=pytest.mark.slow),
+        pytest.param("language", DRAWING, ((1, 4), (2, 1), (4, 1)), marks=pytest.mark.exhaustive),
+        pytest.param("classification", {**DRAWING, "frame": 4, "stride": 2, "bidirectional": True, "remat": True}, ((2, 2),), marks=pytest.mark.exhaustive),
+        pytest.param("language", {**DRAWING, "transition": "complex", "gate": "sigmoid"}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
+        pytest.param("forecasting", {**DRAWING, "channels_apart": True}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
     ],
 )
 def test_what_is_drawn_hangs_on_the_row_and_not_on_where_it_is_read(kind, model, ways):

@@ -1,0 +1,182 @@
+"""Laws that every mixer and every estimator obeys, to be run on one's own: `check_mixer(layer, d_model=16)`, `check_estimator(estimator)`.
+
+Each raises AssertionError with the law that is broken and where. What passes can be used wherever this package uses its own: split over time, stepped,
+packed with resets, streamed, compressed; or reported beside other estimates.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from selssm_jax.information import Estimate, samplers
+
+ROWS, STEPS, CUTS, RESET = 2, 9, (1, 5), 4
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}  # of float32 sums of a few dozen terms in another order
+CLOSE_GRADIENTS = {"rtol": 2e-3, "atol": 5e-5}
+SAMPLES = 1000
+BIAS = 0.05  # nats by which an estimate may be off beside its stated error
+
+State = Any
+
+
+class Subject(NamedTuple):
+    """A layer with parameters as drawn, and an input."""
+
+    layer: nn.Module
+    params: Any
+    x: Float[Array, "B T D"]
+
+    def read(self, x: Array, state: State = None, reset: Array | None = None, params: Any = None) -> tuple[Array, State]:
+        """Returns outputs and the last state."""
+        return self.layer.apply(self.params if params is None else params, x, state, reset=reset)
+
+    def read_in_pieces(self, params: Any = None) -> tuple[Array, State]:
+        """As `read`, in calls that end at `CUTS`."""
+        outputs, state = [], None
+        for piece in jnp.split(self.x, CUTS, axis=1):
+            y, state = self.read(piece, state, params=params)
+            outputs.append(y)
+        return jnp.concatenate(outputs, axis=1), state
+
+
+def check_mixer(layer: nn.Module, *, d_model: int) -> None:
+    """Raises AssertionError where a layer breaks a law of mixers, in values or gradients.
+
+    A mixer is called as `layer(x, state=None, *, reset=None) -> (y, state)`, x and y (B, T, d_model), reset (B, T) bool, and has `initial_state(batch)`.
+    Its laws: one call is any split of it, with the state carried, in values, states and gradients of parameters; one step after the other, from
+    `initial_state` on and under `jax.lax.scan`, is one call; no output depends on a later input, and some on an earlier one; a reset before step t
+    makes it the first: values, gradients, and even NaN before it are not seen; rows of a batch do not see one another.
+
+    Args:
+      layer: a Flax Linen module. d_model: width of its input.
+    """
+    x = jax.random.normal(jax.random.key(0), (ROWS, STEPS, d_model))
+    subject = Subject(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
+    for law in MIXER_LAWS:
+        law(subject)
+
+
+def _is_any_split(subject: Subject) -> None:
+    (whole, last), (y, state) = jax.jit(subject.read)(subject.x), jax.jit(subject.read_in_pieces)()
+    assert whole.shape == subject.x.shape, f"outputs have shape {whole.shape}, expected that of the input, {subject.x.shape}"
+    _compare("the outputs of one call and of its pieces", y, whole, CLOSE)
+    _compare("the states after one call and after its pieces", state, last, CLOSE)
+
+
+def _has_the_gradients_of_any_split(subject: Subject) -> None:
+    def slopes(read: Callable[[Any], tuple[Array, State]]) -> Any:
+        return jax.jit(jax.grad(lambda params: jnp.square(read(params)[0]).mean()))(subject.params)
+
+    whole = slopes(lambda params: subject.read(subject.x, params=params))
+    _compare("the gradients of parameters through one call and through its pieces", slopes(subject.read_in_pieces), whole, CLOSE_GRADIENTS)
+
+
+def _is_one_step_after_the_other(subject: Subject) -> None:
+    def step(state: State, x: Array) -> tuple[State, Array]:
+        y, state = subject.read(x[:, None], state)
+        return state, y[:, 0]
+
+    start = subject.layer.apply(subject.params, ROWS, method="initial_state")
+    y = jax.jit(lambda: jax.lax.scan(step, start, subject.x.swapaxes(0, 1))[1])().swapaxes(0, 1)
+    _compare("the outputs of one step after the other, from initial_state on, and of one call", y, jax.jit(subject.read)(subject.x)[0], CLOSE)
+
+
+def _is_causal(subject: Subject) -> None:
+    slope = jax.jit(jax.jacrev(lambda x: subject.read(x)[0][0].sum(axis=-1)))(subject.x)[:, 0]  # of y_t by x_s
+    size = np.abs(np.asarray(slope)).sum(axis=-1)
+    later = np.argwhere(np.triu(size, 1))
+    assert not len(later), f"the output of step {later[0][0]} depends on the input of step {later[0][1]}, which is later"
+    assert np.tril(size, -1).any(), "no output depends on an earlier input: nothing is remembered"
+
+
+def _forgets_at_a_reset(subject: Subject) -> None:
+    reset = jnp.zeros((ROWS, STEPS), bool).at[:, RESET].set(True)
+    read = jax.jit(lambda x: subject.read(x, reset=reset)[0])
+    alone = jax.jit(subject.read)(subject.x[:, RESET:])[0]
+    _compare("the outputs after a reset and those of the rest alone", read(subject.x)[:, RESET:], alone, CLOSE)
+    ill = read(subject.x.at[:, RESET - 1].set(jnp.nan))[:, RESET:]
+    _compare("the outputs after a reset where an input before it is NaN and those of the rest alone", ill, alone, CLOSE)
+    slope = jax.jit(jax.grad(lambda x: jnp.square(subject.read(x, reset=reset)[0][:, RESET:]).sum()))(subject.x)[:, :RESET]
+    assert not np.asarray(slope).any(), "outputs after a reset have a gradient in inputs before it"
+
+
+def _keeps_rows_apart(subject: Subject) -> None:
+    read = jax.jit(lambda x: subject.read(x)[0])
+    other = subject.x.at[1].set(jnp.nan)
+    _compare("the outputs of a row beside another one", read(other)[0], read(subject.x)[0], CLOSE)
+
+
+MIXER_LAWS: tuple[Callable[[Subject], None], ...] = (
+    _is_any_split,
+    _has_the_gradients_of_any_split,
+    _is_one_step_after_the_other,
+    _is_causal,
+    _forgets_at_a_reset,
+    _keeps_rows_apart,
+)
+
+
+def _compare(which: str, one: Any, other: Any, close: dict[str, float]) -> None:
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (one, other)]
+    assert shapes[0] == shapes[1], f"{which} differ in form: {shapes[0]} and {shapes[1]}"
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.allclose(a, b, **close), f"{which} differ by up to {np.abs(a - b).max()}"
+
+
+Estimator = Callable[[Any, Any], Estimate]
+
+
+def check_estimator(estimator: Estimator) -> None:
+    """Raises AssertionError where an estimator of mutual information breaks what its `Estimate` promises.
+
+    `estimator(x, y)` takes rows paired, x (N, dx) and y (N, dy), and returns an `Estimate` in nats. Of correlated Gaussians of known information a
+    "lower" one is at most the truth and an "upper" one at least, up to three standard errors; any other is within three of it and .05. Independent
+    samples have none, up to the same. Neither the units of x, 1e-20, nor its place, 1e8, move the value by more than its error. The order of
+    the pairs does not matter. NaN, complex numbers and unequal numbers of rows are a ValueError (or a TypeError, where shapes are checked at every call).
+    """
+    draw = samplers.multinormal(jax.random.key(1), SAMPLES, samplers.dense_covariance(2, 2, 0.4), 2)
+    x, y = np.asarray(draw.x, np.float64), np.asarray(draw.y, np.float64)
+    found = _check_estimate(estimator(x, y))
+    _check_truth(found, float(draw.information))
+    apart = samplers.independent(jax.random.key(2), SAMPLES, 2, 2)
+    _check_truth(_check_estimate(estimator(np.asarray(apart.x), np.asarray(apart.y))), 0.0)
+    order = np.random.default_rng(0).permutation(SAMPLES)
+    for what, other in (
+        ("in units of 1e-20", estimator(1e-20 * x, y)),
+        ("around 1e8", estimator(1e8 + x, y)),
+        ("with its pairs in another order", estimator(x[order], y[order])),
+    ):
+        room = BIAS + 3 * math.hypot(*(0.0 if math.isnan(one.stderr) else one.stderr for one in (found, other)))
+        assert abs(other.nats - found.nats) <= room, f"the same sample {what} has {other.nats} nats, and {found.nats} before"
+    _check_refusals(estimator, x, y)
+
+
+def _check_estimate(found: Any) -> Estimate:
+    assert isinstance(found, Estimate), f"found {type(found).__name__}, expected an information.Estimate"
+    assert found.method, "the method of the estimate is not named"
+    return found
+
+
+def _check_truth(found: Estimate, truth: float) -> None:
+    room = BIAS + 3 * (0.0 if math.isnan(found.stderr) else found.stderr)
+    above, below = found.nats - truth > room, truth - found.nats > room
+    wrong = {"lower": above, "upper": below}.get(found.direction, above or below)
+    assert not wrong, f"a sample of {truth:.3f} nats is said to have {found}, {found.direction}: off by more than three of its errors and {BIAS}"
+
+
+def _check_refusals(estimator: Estimator, x: np.ndarray, y: np.ndarray) -> None:
+    holed = x.copy()
+    holed[0, 0] = np.nan
+    for what, pair in (("NaN", (holed, y)), ("complex numbers", (x + 1j, y)), ("unequal numbers of rows", (x[1:], y))):
+        try:
+            found = estimator(*pair)
+        except (ValueError, TypeError):
+            continue
+        raise AssertionError(f"{what} are answered by {found}, where a ValueError is expected")
