@@ -1,7 +1,10 @@
 """The command lines: flags, a config file, overrides of its keys, and what is said when one is wrong."""
 
 import contextlib
+import importlib
 import os
+import pathlib
+import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
@@ -12,6 +15,7 @@ from ml_collections import ConfigDict
 from selssm_jax import invocation
 from selssm_jax.config import find_recipe, load
 from selssm_jax.errors import INTERRUPTED, InputError, reported, suggest
+from selssm_jax.paths import check_regular
 
 
 @contextlib.contextmanager
@@ -73,11 +77,25 @@ def parser(module: str) -> Callable[[list[str]], list[str]]:
             print(_help(module))
             sys.exit(0)
         with reported():
+            for _, extension in _given(argv, "extend"):
+                extend(extension)
             if "config" in flags.FLAGS:
                 argv = _with_config(argv)
             return _flags(argv)
 
     return parse
+
+
+def extend(extension: str) -> None:
+    """Runs a file of one's own that registers mixers, gates or data, or imports a module that does. Raises InputError where that fails."""
+    try:
+        if extension.endswith(".py"):
+            check_regular(extension)
+            runpy.run_path(extension, run_name=pathlib.Path(extension).stem)
+        else:
+            importlib.import_module(extension)
+    except Exception as error:  # whatever someone's own file may do
+        raise InputError(f"--extend={extension} cannot be run ({type(error).__name__}: {error}): name a .py file or an installed module") from error
 
 
 def notify(message: str) -> None:
@@ -126,12 +144,18 @@ def _flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _config_argument(argv: list[str]) -> tuple[int, str]:
-    """Where --config stands and what it names."""
+def _given(argv: list[str], flag: str) -> Iterator[tuple[int, str]]:
+    """Where a flag stands, and its value, before the flags are parsed."""
     for place, (argument, following) in enumerate(zip(argv, [*argv[1:], ""], strict=True)):
         name, _, value = argument.partition("=")
-        if name in ("--config", "-config") and (value or following):
-            return place, value or following
+        if name in (f"--{flag}", f"-{flag}") and (value or following):
+            yield place, value or following
+
+
+def _config_argument(argv: list[str]) -> tuple[int, str]:
+    """Where --config stands and what it names."""
+    for place, name in _given(argv, "config"):
+        return place, name
     raise InputError(f"--config is missing: name the experiment, for example {invocation.command('train', '--config', 'quickstart')}")
 
 

@@ -100,8 +100,6 @@ SERIES = (*TABLES, "linear_gaussian")  # what is forecast
 TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
 SYMBOLS = ("selective_copying", "induction_heads", "delayed_recall")
 SYNTHETIC = (*SYMBOLS, "linear_gaussian")
-MIXERS = tuple(settings.MIXERS)
-GATED = tuple(name for name, mixer in settings.MIXERS.items() if mixer.gated)  # mixers that sow their gates
 # What a sweep compares, and the mixer that each is made of.
 CONTENDERS = {"selective": "selective", "selective_state": "selective"} | {name: name for name in ("mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")}
 # Keys that some data alone make anything of, and keys that another alone makes anything of; those of mixers are in `settings.MIXERS`.
@@ -250,8 +248,9 @@ class Model:
         if len(self.pattern) > settings.MOST_BLOCKS:
             raise InputError(f"model.pattern has {len(self.pattern)} blocks, which nothing compiles: use at most {settings.MOST_BLOCKS}")
         for name in self.pattern:
-            if name not in MIXERS:
-                raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}")
+            if name not in settings.MIXERS:
+                hint = "; if a file of yours registers it, name that file by --extend"
+                raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, settings.MIXERS)}{hint}")
         _at_least(self, "model", mlp_ratio=0, filterbank=0, head_steps=1, linear_skip=0)
         _within(self, "model", 0.0, 0.999, "dropout")
         with _as_input_error():
@@ -513,10 +512,10 @@ class Experiment:
                 f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
                 "use a multiple of it"
             )
-        if (self.training.gate_l1 or self.training.target_dimension) and not set(GATED) & set(self.model.pattern):
+        if (self.training.gate_l1 or self.training.target_dimension) and not set(settings.gated()) & set(self.model.pattern):
             raise InputError(
                 f"training.gate_l1={self.training.gate_l1} and target_dimension={self.training.target_dimension} weigh gates, and no mixer of model.pattern="
-                f"{self.model.pattern} has any: set both to 0, or use one of {', '.join(GATED)}"
+                f"{self.model.pattern} has any: set both to 0, or use one of {', '.join(settings.gated())}"
             )
         if self.training.gate_l0 and self.model.gate != "hard_concrete":
             raise InputError(

@@ -11,6 +11,8 @@ from .convolution import ShortConv as ShortConv
 from .encoders import FrameEncoder as FrameEncoder
 from .gates import Envelope as Envelope
 from .gates import Gate as Gate
+from .gates import GateKind as GateKind
+from .gates import register_gate as register_gate
 from .griffin import RGLRU as RGLRU
 from .heads import ClassHead as ClassHead
 from .heads import ForecastHead as ForecastHead
@@ -21,6 +23,7 @@ from .mamba import FalconMamba as FalconMamba
 from .mamba import Mamba as Mamba
 from .mamba import Mamba2 as Mamba2
 from .mixers import mixer as mixer
+from .mixers import register_mixer as register_mixer
 from .parameters import Layer as Layer
 from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM

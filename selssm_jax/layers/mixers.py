@@ -1,4 +1,4 @@
-"""The mixers that a block pattern can name: `LAYERS`, from a name to its layer, whose arguments `settings` says, and `MIXERS`, to what a config makes of it.
+"""The mixers that a block pattern can name: `LAYERS`, from a name to its layer, whose arguments `settings.MIXERS` says.
 
 Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that carry the state, and a reset hides
 all that came before it. `initial_state(batch, steps=None)` is the state before the first step; where it is a cache, with room for `steps`. A mixer may
@@ -6,14 +6,15 @@ sow "gate" and "state" among its intermediates, name the axes of its state in it
 (`layers.bounds`).
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from selssm_jax.config import Model
+from selssm_jax.errors import suggest
+from selssm_jax.layers import settings
 from selssm_jax.layers.attention import Attention
 from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.linear import LRU, S4D, S5
@@ -50,4 +51,27 @@ def mixer(name: str, config: Model) -> nn.Module:
     return LAYERS[name](**config.arguments(name), dtype=jnp.dtype(config.dtype))
 
 
-MIXERS: dict[str, Callable[[Model], nn.Module]] = {name: partial(mixer, name) for name in LAYERS}
+def register_mixer(
+    name: str, layer: Callable[..., nn.Module], *, keys: Sequence[str] = ("d_state",), gated: bool = False, undecayed: Sequence[str] = ()
+) -> None:
+    """Makes an own mixer known: `model.pattern` may name it, and it is trained, measured, compared and compressed by the same commands as the others.
+
+    `testing.check_mixer` says whether a layer is one. Commands read the file that registers it by `--extend FILE.py`.
+
+    Args:
+      name: what a pattern calls it.
+      layer: called as layer(d_model=..., **{key: model.key}, dtype=...); returns a Linen module.
+      keys: which keys of `config.Model` are arguments of it, besides d_model.
+      gated: whether it sows "gate" among its intermediates.
+      undecayed: names of its parameters that weight decay spares, such as poles; those of the package and all biases are spared anyway.
+
+    Raises:
+      ValueError: for a name that is taken, and a key that no model has.
+    """
+    if name in LAYERS:
+        raise ValueError(f"the mixer {name!r} is there already: give another name")
+    for key in keys:
+        if key not in Model.__dataclass_fields__:
+            raise ValueError(f"the mixer {name!r} asks for model.{key}: {suggest(key, Model.__dataclass_fields__)}")
+    settings.MIXERS[name] = settings.Mixer(settings.sizes, {key: key for key in ("d_model", *keys)}, gated, tuple(undecayed))
+    LAYERS[name] = layer

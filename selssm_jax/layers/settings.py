@@ -205,11 +205,12 @@ def _same(*names: str, **others: str) -> dict[str, str]:
 
 
 class Mixer(NamedTuple):
-    """A mixer's rule, which key of the config each of its arguments is, and whether it sows gates."""
+    """A mixer's rule, which key of the config each of its arguments is, whether it sows gates, and its own parameters that weight decay spares."""
 
     rule: Callable[[Mapping[str, Any], Say], None]
     keys: dict[str, str]
     gated: bool = False
+    undecayed: tuple[str, ...] = ()
 
 
 _GATES = ("gate", "gate_floor", "gate_active", "gate_bias", "gate_state")
@@ -232,6 +233,16 @@ MIXERS: dict[str, Mixer] = {
     "local_attention": Mixer(attention, _same("heads", "window")),
     "tcn": Mixer(sizes, _same("kernel", dilation="dilations")),
 }
+
+
+def gated() -> tuple[str, ...]:
+    """Returns the mixers that sow their gates."""
+    return tuple(name for name, mixer in MIXERS.items() if mixer.gated)
+
+
+def undecayed() -> frozenset[str]:
+    """Returns the names of parameters that own mixers ask weight decay to spare."""
+    return frozenset(name for mixer in MIXERS.values() for name in mixer.undecayed)
 
 
 def check(name: str, layer: Any) -> None:

@@ -68,7 +68,7 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
         "attention": 4 * d**2,
         "local_attention": 4 * d**2,
         "tcn": 2 * d**2 * sizes.get("kernel", 0),
-    }[name]
+    }.get(name, 0.0)  # of an own mixer nothing is known
 
 
 def carried(name: str, sizes: Mapping[str, Any]) -> float:

@@ -17,9 +17,9 @@ import pytest
 from flax import nnx
 from flax.nnx import bridge
 
-from selssm_jax import config
 from selssm_jax.config import Model, Task
-from selssm_jax.layers.mixers import MIXERS, mixer
+from selssm_jax.layers.mixers import LAYERS, mixer
+from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.testing import check_mixer
 
@@ -32,7 +32,7 @@ SOME = pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.pa
 
 
 def test_the_configuration_knows_the_same_names():
-    assert set(MIXERS) == set(config.MIXERS)
+    assert set(MIXERS) == set(LAYERS)
 
 
 @functools.cache

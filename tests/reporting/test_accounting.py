@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.config import MIXERS, Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting
 

@@ -15,7 +15,7 @@ from runs import REPOSITORY, command, experiment
 from selssm_jax import data
 from selssm_jax.compression import compress
 from selssm_jax.compression.streaming import PackedModel, packed_bytes
-from selssm_jax.layers.mixers import MIXERS
+from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import compression as report
 from selssm_jax.reporting.accounting import state_bytes

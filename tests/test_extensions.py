@@ -1,0 +1,108 @@
+"""What people add from outside, without a line of the package changed: a file in a folder of theirs, named by --extend."""
+
+import json
+
+import pytest
+
+import runs
+from selssm_jax.layers import gates, mixers, settings
+
+OWN = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+from selssm_jax.layers import GateKind, SelectiveSSM, register_gate, register_mixer
+from selssm_jax.ops import linear_scan
+
+
+class Average(nn.Module):
+    d_model: int
+    d_state: int = 4
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, state=None, *, reset=None):
+        a = nn.sigmoid(self.param("decay_rate", nn.initializers.normal(), (self.d_state,)))
+        drive = (1 - a)[None, None] * nn.Dense(self.d_state, use_bias=False)(x)
+        h, last = linear_scan(jnp.broadcast_to(a[None, None], drive.shape), drive, state, reset=reset)
+        return nn.Dense(self.d_model)(h), last
+
+    def initial_state(self, batch, steps=None):
+        return jnp.zeros((batch, self.d_state))
+
+
+register_mixer("average", Average, undecayed=("decay_rate",))
+register_gate(
+    "softsign",
+    GateKind(
+        lambda z: (1 + z / (1 + jnp.abs(z))) / 2,
+        lambda g: (2 * g - 1) / (1 - jnp.abs(2 * g - 1)),
+        lambda z, xp: 0.5 / (1 + z) ** 2,
+    ),
+)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file of one's own; what it registers is gone after the test."""
+    tables = (mixers.LAYERS, settings.MIXERS, settings.GATES, gates.GATES)
+    before = [dict(table) for table in tables]
+    (tmp_path / "own.py").write_text(OWN)
+    yield tmp_path / "own.py"
+    for table, items in zip(tables, before, strict=True):
+        table.clear()
+        table.update(items)
+
+
+def forget(name):
+    """As a new process knows nothing of what an earlier one registered."""
+    for table in (mixers.LAYERS, settings.MIXERS, settings.GATES, gates.GATES):
+        table.pop(name, None)
+
+
+def test_an_own_mixer_and_an_own_gate_train_and_report(own, tmp_path, capsys):
+    run = tmp_path / "run"
+    pattern = "--config.model.pattern=('average','selective')"
+    short = [
+        "--config.model.gate=softsign",
+        "--config.training.steps=4",
+        "--config.optimizer.warmup_steps=1",
+        "--config.training.eval_every=4",
+        "--config.training.checkpoint_every=4",
+    ]
+    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", pattern, *short) == 0, capsys.readouterr().err
+    for name in ("average", "softsign"):
+        forget(name)
+    assert runs.command("eval.py", f"--workdir={run}") == 2
+    assert "--extend" in capsys.readouterr().err
+    assert runs.command("eval.py", f"--workdir={run}", f"--extend={own}") == 0
+    results = json.loads((run / "report" / "results.json").read_text())
+    assert results["metrics"]["nats"] > 0 and set(results["gates"]) >= {"block_1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "own.py cannot be run (FileNotFoundError"),
+        ("raise RuntimeError('broken')", "own.py cannot be run (RuntimeError: broken)"),
+        ("from selssm_jax.layers import register_mixer\nregister_mixer('gru', int)", "'gru' is there already"),
+        ("from selssm_jax.layers import register_mixer\nregister_mixer('new', int, keys=('d_stat',))", "asks for model.d_stat: did you mean 'd_state'?"),
+    ],
+)
+def test_an_extension_that_fails_is_one_message(text, says, own, tmp_path, capsys):
+    own.unlink()
+    if text:
+        own.write_text(text)
+    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={tmp_path / 'run'}") == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_weight_decay_spares_what_an_own_mixer_says(own):
+    from selssm_jax import cli
+    from selssm_jax.training.optimizer import decayed
+
+    assert decayed(("block_0", "mixer", "decay_rate"))
+    cli.extend(str(own))
+    assert not decayed(("block_0", "mixer", "decay_rate")) and decayed(("block_0", "mixer", "kernel"))
