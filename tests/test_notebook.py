@@ -46,7 +46,17 @@ def test_no_cell_complains(executed):
     assert [output.text for output in streams if "Warning" in output.text or "Error" in output.text] == []
 
 
-def test_it_is_kept_without_outputs():
+def test_it_is_stored_as_it_ran_from_first_to_last():
+    """The site shows the stored outputs, and does not run the notebook."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
-    assert [cell.outputs for cell in notebook.cells if cell.cell_type == "code" and cell.outputs] == []
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert [output for output in outputs if output.output_type == "error"] == []
+    assert "finished=True" in outputs_of(notebook, "execute_result") and sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert all("execution" not in cell.metadata for cell in notebook.cells) and ":absl:" not in texts(notebook)
+
+
+def outputs_of(notebook, kind) -> str:
+    return "".join(output.data["text/plain"] for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == kind)

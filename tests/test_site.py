@@ -1,0 +1,43 @@
+"""The documentation site reads docstrings as they are meant. That the site can be built, and that its links lead somewhere, .ci/run checks."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+    if not importlib.util.find_spec("griffe"):
+        pytest.skip("needs the extra 'docs'")
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_argument_has_an_entry_of_its_own(docstrings):
+    text = "Adds.\n\nArgs:\n  x, y: numbers,\n    real. n: how many; m: see `f`. Note: no argument.\n\nReturns:\n  x: the sum. y: none.\n"
+    lines = docstrings.split_entries(text, {"x", "y", "n", "m"}).splitlines()
+    assert lines == [
+        *["Adds.", "", "Args:", "  x: numbers,", "    real.", "  y: numbers,", "    real."],
+        *["  n: how many;", "  m: see `f`. Note: no argument.", "", "Returns:", "  x: the sum. y: none."],
+    ]
+
+
+def test_markdown_changes_no_formula(docstrings):
+    text = "h_t * <x_t> of `a_b`.\n\n    a_1 * b_1\n\nArgs:\n  a_b: of x_t.\n    More_.\n\nRaises:\n  ValueError: if x_t < 0.\n\nEnd_."
+    assert docstrings.escape_markdown(text) == (
+        "h\\_t \\* &lt;x\\_t> of `a_b`.\n\n    a_1 * b_1\n\nArgs:\n  a_b: of x\\_t.\n    More\\_.\n\nRaises:\n  ValueError: if x\\_t &lt; 0.\n\nEnd\\_."
+    )
+
+
+def test_every_page_has_a_place_in_the_navigation():
+    navigation = re.search(r"^nav:\n(.*?)^\w", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE | re.DOTALL)[1]
+    listed = re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert [page.name for page in PAGES if page.name not in listed] == []
