@@ -160,11 +160,11 @@ def _notebook(source: str, address: str, config: MkDocsConfig) -> Iterator[File]
         yield File.generated(config, f"{os.path.dirname(address)}/{name}", content=picture)
 
 
-def _navigation() -> list[dict[str, str | list[str]]]:
-    tree: list[dict[str, str | list[str]]] = []
+def _navigation() -> list[dict[str, str | list[str | dict[str, str]]]]:
+    tree: list[dict[str, str | list[str | dict[str, str]]]] = []
     for part in _public_names(PACKAGE):
-        inside = [address for address, _ in _reference() if address.startswith(f"reference/{part}/")]
-        tree.append({part: inside or f"reference/{part}.md"})
+        index, *modules = [address for address, _ in _reference() if address.startswith((f"reference/{part}/", f"reference/{part}.md"))]
+        tree.append({part: [index, *({pathlib.Path(module).stem: module} for module in modules)] if _is_package(PACKAGE / part) else index})
     return tree
 
 
