@@ -27,8 +27,8 @@ from selssm_jax.data import Dataset
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting.accounting import state_bytes
 from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.objectives import LOSS
 
 SHARES = (2, 4, 8, 16)  # one component of so many is kept
 SEQUENCES, TEST_BATCHES, AT_ONCE = 256, 24, 32  # of calibration in all, of the test split at most, and of a batch of calibration
@@ -84,7 +84,7 @@ def main() -> None:
 
 def pruned(run: Run, sequences: int, test_batches: int) -> dict[str, Any]:
     """Metrics of the test split of one run, whole and at every share by every method."""
-    start, kind = time.perf_counter(), run.model.config.task.kind
+    start, kind = time.perf_counter(), kind_of(run.model.config.task)
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = calibration(run.dataset, size, sequences)
     test = dataclasses.replace(run.dataset, cover=lambda split, size: itertools.islice(run.dataset.cover(split, size), test_batches))
@@ -102,7 +102,7 @@ def pruned(run: Run, sequences: int, test_batches: int) -> dict[str, Any]:
     return {
         "task": run.experiment.name,
         "seed": run.experiment.training.seed,
-        "loss": LOSS[kind],
+        "loss": kind.loss,
         "components": components,
         "calibration": {"split": "validation", "sequences": sum(len(batch["weights"]) for batch in batches)},
         "test": {"batches": len(list(test.evaluate("test", size))), "of": len(list(run.dataset.evaluate("test", size)))},

@@ -41,6 +41,9 @@ from . import (
     sweep as sweep,
 )
 from . import (
+    tasks as tasks,
+)
+from . import (
     testing as testing,
 )
 from . import (

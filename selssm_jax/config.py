@@ -135,7 +135,7 @@ class Task:
     `horizon` values of every channel.
     """
 
-    kind: Literal["language", "classification", "forecasting"] = "language"
+    kind: str = "language"  # one of selssm_jax.tasks.TASKS
     vocab: int = 0
     channels: int = 0
     classes: int = 0

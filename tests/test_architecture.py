@@ -41,6 +41,7 @@ ORDER = [
     "config",
     "ops",
     "layers",
+    "tasks",
     "model",
     "generation",
     "data",

@@ -17,7 +17,8 @@ from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
 from selssm_jax.layers import settings
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives, optimizer, step
+from selssm_jax.tasks.scores import means
+from selssm_jax.training import optimizer, step
 
 VALUES = {
     "data.source": ("induction_heads", "linear_gaussian"),
@@ -114,8 +115,8 @@ def take_a_step(point: Point) -> None:
     batch = next(dataset.train(made.data.batch_size, seed=0))
     state = step.initial(made, model, tx, batch)
     state, sums = jax.jit(lambda state, batch: step.train_step(state, batch, model=model, optimizer=tx, experiment=made))(state, batch)
-    means = objectives.means(jax.device_get(sums))
-    assert all(math.isfinite(value) for value in means.values()), (point, means)
+    scores = means(jax.device_get(sums))
+    assert all(math.isfinite(value) for value in scores.values()), (point, scores)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))), point
 
 

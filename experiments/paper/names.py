@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from selssm_jax.tasks.scores import higher_is_better
+
 OURS = "selective"
 MODELS = {
     "selective": "Selective SSM",
@@ -25,11 +27,16 @@ PAPERS = ("time series", "language", "signals")  # the families of the paper's t
 
 
 class Metric(NamedTuple):
-    """A metric's title, whether more of it is better, and what its values are multiplied by to be shown."""
+    """A metric's name, its title on the page, and what its values are multiplied by to be shown."""
 
+    name: str
     title: str
-    higher: bool
     scale: float = 1.0
+
+    @property
+    def higher(self) -> bool:
+        """Whether more of it is better."""
+        return higher_is_better(self.name)
 
     @property
     def direction(self) -> str:
@@ -38,13 +45,16 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "mse": Metric("MSE", higher=False),
-    "mae": Metric("MAE", higher=False),
-    "r2": Metric("R²", higher=True),
-    "direction": Metric("right direction (%)", higher=True, scale=100.0),
-    "nats": Metric("nats", higher=False),
-    "bits": Metric("bits", higher=False),
-    "accuracy": Metric("accuracy (%)", higher=True, scale=100.0),
+    metric.name: metric
+    for metric in (
+        Metric("mse", "MSE"),
+        Metric("mae", "MAE"),
+        Metric("r2", "R²"),
+        Metric("direction", "right direction (%)", scale=100.0),
+        Metric("nats", "nats"),
+        Metric("bits", "bits"),
+        Metric("accuracy", "accuracy (%)", scale=100.0),
+    )
 }
 FIELD = {
     "forecasting": ("mse", "mae", "r2", "direction"),

@@ -23,7 +23,8 @@ from selssm_jax.config import Compress, Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import Reader, SequenceModel
-from selssm_jax.training import objectives
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import higher_is_better
 from selssm_jax.training.evaluation import Evaluator
 
 PyTree = Any
@@ -46,7 +47,7 @@ class Subject:
     @property
     def metric(self) -> str:
         """What the task is judged by."""
-        return objectives.PRIMARY[self.dataset.task.kind]
+        return kind_of(self.dataset.task).primary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,14 +371,14 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
 
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
     """Returns by which share of the reference a metric is worse, negative where it is better; of a reference of 0, which has no shares, by how much."""
-    worse = reference[metric] - metrics[metric] if metric in objectives.HIGHER_IS_BETTER else metrics[metric] - reference[metric]
+    worse = reference[metric] - metrics[metric] if higher_is_better(metric) else metrics[metric] - reference[metric]
     return worse / (abs(reference[metric]) or 1.0)
 
 
 def loss_of(metrics: Mapping[str, float], metric: str) -> float:
     """Returns the metric as a number that is better when smaller: infinity where it is not finite, for a model that diverges is the worst of all."""
     value = metrics[metric] if np.isfinite(metrics[metric]) else np.inf
-    return -value if metric in objectives.HIGHER_IS_BETTER and np.isfinite(value) else value
+    return -value if higher_is_better(metric) and np.isfinite(value) else value
 
 
 def points(candidates: list[Candidate], reference: Candidate, metric: str, sequences: int) -> list[Point]:

@@ -17,7 +17,9 @@ from selssm_jax.config import Experiment, Optimizer, Training
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import Reader
-from selssm_jax.training import objectives, parallel
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import means
+from selssm_jax.training import parallel
 from selssm_jax.training.step import TrainState, train_step
 
 PyTree = Any
@@ -47,7 +49,7 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
     progress = progress or Progress()
     state = jax.device_put(jax.tree.map(jnp.array, _restored(progress, fresh)), parallel.layout(devices))  # copies: a step uses up what it is given
     batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed + 1 + options.seed)
-    done, loss = int(parallel.one_copy(state.step)), objectives.LOSS[dataset.task.kind]
+    done, loss = int(parallel.one_copy(state.step)), kind_of(dataset.task).loss
     for _ in range(done):
         next(batches)
     latest = time.monotonic()
@@ -55,9 +57,9 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
         for number in bar:
             state, sums = take(state, next(batches))
             if number % 10 == 0:
-                bar.set_postfix_str(f"{loss} {_finite(objectives.means(jax.device_get(sums))[loss], number):.4g}", refresh=False)
+                bar.set_postfix_str(f"{loss} {_finite(means(jax.device_get(sums))[loss], number):.4g}", refresh=False)
             if number + 1 == options.steps or time.monotonic() - latest > SECONDS:
-                _finite(objectives.means(jax.device_get(sums))[loss], number + 1)
+                _finite(means(jax.device_get(sums))[loss], number + 1)
                 _keep(progress, parallel.one_copy(state))
                 latest = time.monotonic()
     tuned = parallel.one_copy(state.params)

@@ -24,7 +24,7 @@ from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives
+from selssm_jax.tasks.registry import kind_of
 
 PyTree = Any
 Batch = Mapping[str, Array | np.ndarray]
@@ -232,8 +232,8 @@ def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> floa
 
     Raises ValueError where there are no batches or nothing in them is scored.
     """
-    name = objectives.LOSS[model.config.task.kind]
-    score = jax.jit(lambda params, batch: objectives.score(model.config.task.kind, _outputs(model, params, batch, jax.random.key(0)), batch)[name])
+    kind = kind_of(model.config.task)
+    score = jax.jit(lambda params, batch: kind.score(_outputs(model, params, batch, jax.random.key(0)), batch)[kind.loss])
     total = sum(np.asarray(score(params, dict(batch)), np.float64) for batch in batches)
     if not np.any(total):
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
@@ -252,8 +252,7 @@ class _Slopes:
 
 def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, params: PyTree, batch: Batch, key: PRNGKeyArray) -> _Slopes:
     sizes = {name: part.components for name, part in axes.items()}
-    kind = model.config.task.kind
-    name = objectives.LOSS[kind]
+    kind = kind_of(model.config.task)
 
     def losses(mask: Array, row: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
         masks = _by_block(mask, sizes)
@@ -262,10 +261,10 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
         outputs = _outputs(model, {**params, **masked}, row, noise)
 
         def score(targets: Array) -> Array:
-            return objectives.score(kind, outputs, {**row, "targets": targets})[name]
+            return kind.score(outputs, {**row, "targets": targets})[kind.loss]
 
         real = score(row["targets"])
-        targets, factors = _as_the_model_has_them(kind, outputs, draws, key)
+        targets, factors = kind.drawn_targets(jax.lax.stop_gradient(outputs), draws, key)
         return jnp.concatenate([real[:1], factors * jax.vmap(lambda target: score(target)[0])(targets)]), real[1]
 
     def row(now: tuple[Batch, PRNGKeyArray]) -> _Slopes:
@@ -275,19 +274,6 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
 
     rows = len(batch["weights"])
     return jax.lax.map(row, (batch, jax.random.split(key, rows)), batch_size=min(CHUNK, rows))
-
-
-def _as_the_model_has_them(kind: str, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """(targets, factors c): with u the gradients at these targets, sum (c u)(c u)' is, at least on average, a row's Gauss-Newton matrix.
-
-    Of M squares' mean that matrix is 2/M J'J, and u = -2/M J'e.
-    """
-    known = jax.lax.stop_gradient(outputs)
-    if kind == "classification":
-        return jnp.arange(known.shape[-1])[:, None], jnp.sqrt(jax.nn.softmax(known[0]))
-    if kind == "language":
-        return jax.random.categorical(key, known, shape=(draws, *known.shape[:-1])), jnp.full(draws, 1 / np.sqrt(draws))
-    return known[None] + jax.random.normal(key, (draws, *known.shape)), jnp.full(draws, np.sqrt(known.size / 2 / draws))
 
 
 def _outputs(model: SequenceModel, params: PyTree, batch: Batch, key: PRNGKeyArray) -> Array:
@@ -322,7 +308,7 @@ def _opened(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[st
     """(sums of each component's gate over valid steps, how many these are)."""
     given = {"reset": batch.get("reset"), "valid": batch["valid"], "rngs": {"noise": jax.random.key(0)}}
     seen = model.apply({"params": params}, batch["inputs"], **given, mutable=["intermediates"])[1]["intermediates"]
-    valid = frame_valid(batch["valid"], model.config.stride)
+    valid = frame_valid(batch["valid"], kind_of(model.config.task).stride(model.config))
     total = {}
     for name, part in state_axes(model.config).items():
         if "gate" not in seen.get(name, {}).get("mixer", {}):

@@ -19,6 +19,8 @@ from selssm_jax import data
 from selssm_jax.config import Experiment
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import SequenceModel
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import counted
 from selssm_jax.training import checkpoint, loop, objectives
 from selssm_jax.training.evaluation import Evaluator
 
@@ -78,7 +80,7 @@ def measure(beta: float, workdir: str | pathlib.Path) -> Point:
     dataset = data.load(checkpoint.own_places(str(workdir), experiment.data))
     model = SequenceModel(experiment.model.of_task(dataset.task))
     evaluator = Evaluator(experiment, model)
-    loss = evaluator(params, dataset, "validation")[objectives.LOSS[dataset.task.kind]]
+    loss = evaluator(params, dataset, "validation")[kind_of(dataset.task).loss]
     nats = memory(model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.rate_form)
     return Point(beta, sum(nats.values()) / math.log(2), loss, pathlib.Path(workdir))
 
@@ -112,7 +114,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
 def _sums(means: Array, variances: Array, frames: Array) -> Sums:
     weights = jnp.repeat(frames, len(means) // len(frames), axis=0)[..., None]
     sums = {"mean": means, "power": variances + means**2, "log": jnp.log(variances)}
-    return {name: (weights * objectives.counted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
+    return {name: (weights * counted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
 
 
 def _nats(sums: Sums) -> float:
@@ -124,4 +126,4 @@ def _counted(batch: Batch, model: SequenceModel) -> Array:
     """1 for valid steps of rows that are data, not what fills the last batch."""
     valid = jnp.asarray(batch["valid"])
     real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)
-    return frame_valid(valid & real[:, None], 1 if model.config.task.kind == "language" else model.config.stride).astype(jnp.float32)
+    return frame_valid(valid & real[:, None], kind_of(model.config.task).stride(model.config)).astype(jnp.float32)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.streaming import read
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives
+from selssm_jax.tasks.registry import kind_of
 
 PyTree = Any
 
@@ -26,18 +26,17 @@ def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mappin
     Args:
       batches: as a dataset draws them, of training or validation, never of test.
     """
-    layout, kind = Carried(model, params, scope), model.config.task.kind
-    stride = 1 if kind == "language" else model.config.stride
+    layout, kind = Carried(model, params, scope), kind_of(model.config.task)
 
     @jax.jit
     def squares(batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        steps = -(-batch["inputs"].shape[1] // stride)
+        steps = kind.frames(model.config, batch["inputs"].shape[1])
 
         def loss(errors: Array) -> tuple[Array, Array]:
             add = lambda vector, error: (vector + error, None)  # noqa: E731
             options = {"scope": scope, "reset": batch.get("reset"), "valid": batch["valid"]}
             outputs = read(model, params, batch["inputs"], None, add, errors, **options).outputs
-            total, weight = objectives.score(kind, outputs, batch)[objectives.LOSS[kind]]
+            total, weight = kind.score(outputs, batch)[kind.loss]
             return total, weight
 
         gradient, weight = jax.grad(loss, has_aux=True)(jnp.zeros((steps, layout.rows * len(batch["inputs"]), layout.size)))

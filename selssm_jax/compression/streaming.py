@@ -18,6 +18,7 @@ from selssm_jax.compression.carried import Carried, of_mixer
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
 from selssm_jax.model import SequenceModel
+from selssm_jax.tasks.registry import kind_of
 
 State = Any
 PyTree = Any
@@ -100,7 +101,7 @@ class PackedModel:
             return self._initial(variables["params"], inputs)
         if method == "step":
             outputs, after = self._sequence(variables["params"], inputs[:, None], state, **options)
-            return (outputs[:, 0] if self.config.task.kind == "language" else outputs), after
+            return (outputs[:, 0] if kind_of(self.config.task).every_step else outputs), after
         if method is not None:
             return self.model.apply({"params": _own(variables["params"])}, method=method)
         return self._sequence(variables["params"], inputs, state, **options)
@@ -180,17 +181,17 @@ def read(
 ) -> Reading:
     """Reads a sequence a step at a time, and after every one lets `update` change the vector of all that is carried.
 
-    A step is a token, or a stride of a signal; what is left of a stride at the end of one is read too. Outputs are those of every step for
-    language, else those after the last.
+    A step is a token, or a stride of a signal; what is left of a stride at the end of one is read too. Outputs are those of every step where
+    every step is answered, else those after the last.
 
     Args:
       update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked; None for none.
     """
-    layout, language = Carried(model, params, scope), model.config.task.kind == "language"
+    layout, kind = Carried(model, params, scope), kind_of(model.config.task)
     state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
     state = model.apply({"params": params}, inputs, state, method="begin")
-    stride = 1 if language else model.config.stride
-    looped = _steps(model, inputs) - (not language)  # the head speaks after the last step alone
+    stride = kind.stride(model.config)
+    looped = kind.frames(model.config, inputs.shape[1]) - (not kind.every_step)  # the head speaks after the last step alone
 
     def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Array | None, Any, Any]]:
         number, x, piece, reset, valid = now
@@ -207,7 +208,7 @@ def read(
 
     arrays, ahead = (inputs, reset, valid), jax.tree.map(lambda leaf: leaf[:looped], xs)
     steps = (jnp.arange(looped), ahead, *(_strides(array, looped, stride) for array in arrays))
-    if language:
+    if kind.every_step:
         state, (outputs, given, sown) = jax.lax.scan(step, state, steps)
         return Reading(_frames(outputs), state, given, _merged(sown))
     state, many = jax.lax.scan(onward, state, steps)
@@ -240,13 +241,9 @@ def calibration(
 
 def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> np.ndarray:
     """(S, R, M) to samples, of valid steps alone."""
-    stride = 1 if model.config.task.kind == "language" else model.config.stride
+    stride = kind_of(model.config.task).stride(model.config)
     valid = np.asarray(batch["valid"])[:, ::stride].T
     return given[np.repeat(valid, given.shape[1] // valid.shape[1], axis=1)]
-
-
-def _steps(model: SequenceModel, inputs: Array) -> int:
-    return inputs.shape[1] if model.config.task.kind == "language" else -(-inputs.shape[1] // model.config.stride)
 
 
 def _own(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from selssm_jax.config import Experiment, Model
 from selssm_jax.model import Reader
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import parallel
 from selssm_jax.training.optimizer import build
 from selssm_jax.training.step import TrainState, train_step
@@ -101,8 +102,8 @@ def decode_step(model: Reader, params: PyTree, position: int | None = None) -> C
 
     The frame is the one after `position` others, with a cache that has room for so many and itself; None: any, with a cache that is full.
     """
-    task, steps = model.config.task, model.config.stride
-    inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32) if task.kind == "language" else jax.ShapeDtypeStruct((1, steps, task.channels), jnp.float32)
+    kind = kind_of(model.config.task)
+    inputs = kind.inputs(model.config, 1, kind.stride(model.config))
 
     def step(params: PyTree, inputs: Array, state: PyTree, key: Array) -> tuple[Array, PyTree]:
         return model.apply({"params": params}, inputs, state, rngs={"noise": key})

@@ -30,8 +30,9 @@ from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.reporting.tables import clean, number
 from selssm_jax.reporting.verdict import verdict
 from selssm_jax.stability.verdict import plain
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import is_better
 from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.objectives import PRIMARY, is_better
 
 FORMAT = 1  # of results.json
 GATE_BATCHES = 8  # evaluation batches whose gates are measured
@@ -71,7 +72,7 @@ def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool, c
     start = time.perf_counter()
     results = _scores(run, split) | {"command": command}
     sums, seen = _observe(run, split)
-    first = seen[0].live_gates(run.model.config.stride)
+    first = seen[0].live_gates(kind_of(run.dataset.task).stride(run.model.config))
     results["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
     results["costs"] = accounting.account(run.experiment, run.model, run.params, seen[0].batch)
     results["stability"] = certificates.certify_run(run, first)
@@ -114,10 +115,10 @@ def _scores(run: Run, split: str) -> Results:
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
-        "chosen": chosen(run.step, run.history, PRIMARY[task.kind]) if run.experiment.training.select == "best" else "last",
+        "chosen": chosen(run.step, run.history, kind_of(task).primary) if run.experiment.training.select == "best" else "last",
         "seen": seen(run, split),
         "task": dataclasses.asdict(task),
-        "primary": PRIMARY[task.kind],
+        "primary": kind_of(task).primary,
         "metrics": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
         "baselines": _baselines(run, split),
         "validation_baselines": _baselines(run, "validation") if split in SPLITS else {},  # another file has no validation of the run's

@@ -6,7 +6,7 @@ from typing import Any
 from selssm_jax.reporting.certificates import is_useful
 from selssm_jax.reporting.memory.lags import horizon_in_words
 from selssm_jax.reporting.tables import number, size
-from selssm_jax.training.objectives import HIGHER_IS_BETTER, is_better
+from selssm_jax.tasks.scores import higher_is_better, is_better
 
 Results = dict[str, Any]
 OPTIMUM = "optimal"  # of the baselines: what a perfect model scores, and no rival
@@ -92,7 +92,7 @@ def _compared(metric: str, score: float, rival: float) -> str:
     if score == rival:
         return "just as good as"
     better = "better" if is_better(metric, score, rival) else "worse"
-    if metric in HIGHER_IS_BETTER:
+    if higher_is_better(metric):
         return f"{number(100 * abs(score - rival))} points {better} than"
     if rival == 0:
         return f"{better} than"

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from selssm_jax.config import CONTENDERS, Experiment, Model, Task
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
+from selssm_jax.tasks.registry import kind_of
 
 Point = dict[str, Any]  # "model.d_state" -> 64
 WITHIN = 0.05  # of the number of parameters asked for
@@ -93,7 +93,7 @@ def target(experiment: Experiment, task: Task) -> int:
 def parameters(model: Model, task: Task) -> int:
     """Returns the number of parameters of a model for a task, from shapes alone."""
     whole = SequenceModel(model.of_task(task))
-    inputs = jnp.zeros((1, SHORT), jnp.int32) if task.kind == "language" else jnp.zeros((1, max(whole.config.frame, model.linear_skip, SHORT), task.channels))
+    inputs = kind_of(task).inputs(whole.config, 1, max(whole.config.frame, model.linear_skip, SHORT))
     keys = {name: jax.random.key(0) for name in ("params", "noise", "gates")}
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(whole.init, keys, inputs)["params"]))
 

@@ -15,9 +15,9 @@ from selssm_jax.reporting.run import Run, open_run
 from selssm_jax.sweep.compared_models import target
 from selssm_jax.sweep.gate_example import read
 from selssm_jax.sweep.runner import OF_A_MACHINE, Cell, Trained
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.checkpoint import differing, flatten, write_whole
 from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.objectives import PRIMARY
 
 LENGTH_BATCH = 4  # examples at a time of sequences that may be long
 Record = dict[str, Any]
@@ -45,7 +45,7 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         "task": cell.sweep.name,
         "model": cell.model,
         "kind": first.dataset.task.kind,
-        "metric": PRIMARY[first.dataset.task.kind],
+        "metric": kind_of(first.dataset.task).primary,
         "command": f"python train.py --config {config} --sweep --models {cell.model}",
         "sweep": identity(cell.sweep),
         "budget": {"trials": sweep.trials, "trial_steps": sweep.trial_steps or steps, "steps": steps, "seeds": sweep.seeds},

@@ -33,9 +33,10 @@ from selssm_jax.data import Dataset
 from selssm_jax.errors import Diverged
 from selssm_jax.sweep import compared_models
 from selssm_jax.sweep.compared_models import Point
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import higher_is_better, is_better
 from selssm_jax.training import loop, parallel, together
 from selssm_jax.training.checkpoint import check_place, flatten
-from selssm_jax.training.objectives import HIGHER_IS_BETTER, PRIMARY, is_better
 
 DATABASE = "sweep.db"
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
@@ -126,11 +127,11 @@ class _Cell:
 
     def __init__(self, experiment: Experiment, folder: pathlib.Path, model: str, dataset: Dataset, progress: "_Progress") -> None:
         self.experiment, self.folder, self.model, self.task, self.progress = experiment, folder / model, model, dataset.task, progress
-        self.metric = PRIMARY[self.task.kind]
+        self.metric = kind_of(self.task).primary
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.grid, self.trial_steps = compared_models.grid(experiment, model), experiment.sweep.trial_steps or experiment.training.steps
         self.axes: dict[str, BaseDistribution] = {key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]}
-        direction = StudyDirection.MAXIMIZE if self.metric in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
+        direction = StudyDirection.MAXIMIZE if higher_is_better(self.metric) else StudyDirection.MINIMIZE
         self.study = _study(folder, f"{model} {self._identity(dataset)}", direction)
 
     def run(self) -> Cell:
@@ -163,7 +164,7 @@ class _Cell:
         except BaseException:
             self.study.add_trial(create_trial(state=TrialState.FAIL, params=point, distributions=self.axes))
             raise
-        value = validation.get(self.metric, float("-inf" if self.metric in HIGHER_IS_BETTER else "inf"))
+        value = validation.get(self.metric, float("-inf" if higher_is_better(self.metric) else "inf"))
         reached = create_trial(params=point, distributions=self.axes, value=value, user_attrs={"validation": validation, "cpu_seconds": seconds})
         self.study.add_trial(reached)
         return reached

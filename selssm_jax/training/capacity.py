@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.config import Experiment, Task
 from selssm_jax.data import capacity
 from selssm_jax.data.capacity import NUMBER
+from selssm_jax.tasks.registry import kind_of
 
 COPIES = 4  # of every parameter in training: itself, its gradient, two moments
 WIDE = 4  # float32 numbers of one of complex128
@@ -26,13 +27,13 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
 
     From sizes alone: nothing is traced, for a model of a billion taps would take a day to be.
     """
-    model, data = experiment.model, experiment.data
+    model, data, kind = experiment.model.of_task(task), experiment.data, kind_of(task)
     rows = data.batch_size if trained else data.eval_batch_size or data.batch_size
-    rows *= task.channels if model.channels_apart else 1
-    steps = -(-max(task.length, 1) // model.stride)
+    rows *= kind.rows(model)
+    steps = kind.frames(model, max(task.length, 1))
     width = jnp.dtype(model.dtype).itemsize
     copies = COPIES if trained else 1
-    parts: dict[str, float] = {f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * _around(model, task))}
+    parts: dict[str, float] = {f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * kind.weights(model))}
     for index, block in enumerate(model.blocks):
         name, sizes = block.pattern[0], block.arguments(block.pattern[0])
         hidden = model.mlp_ratio * model.d_model
@@ -44,8 +45,7 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     parts[f"activations of {rows} rows (data.batch_size) of {steps} steps (data.length), d_model={model.d_model}"] = float(
         rows * steps * model.d_model * width * len(model.pattern)
     )
-    answers = {"language": steps * task.vocab, "classification": task.classes, "forecasting": task.horizon * max(task.channels, 1)}[task.kind]
-    parts[f"answers to {rows} rows (data.batch_size), {task}"] = float(rows * answers * NUMBER)
+    parts[f"answers to {rows} rows (data.batch_size), {task}"] = float(rows * kind.numbers(model, steps) * NUMBER)
     capacity.refuse(parts, available())
 
 
@@ -84,15 +84,3 @@ def carried(name: str, sizes: Mapping[str, Any]) -> float:
         "local_attention": 2 * d * sizes.get("window", 0),
         "tcn": 2 * d * (sizes.get("kernel", 1) - 1) * sizes.get("dilation", 1),
     }.get(name, n)
-
-
-def _around(model: Model, task: Task) -> float:
-    """Numbers of the encoder and the head, and what filters are drawn from, in float64."""
-    channels = 1 if model.channels_apart else max(task.channels, 1)
-    if task.kind == "language":
-        return model.d_model * task.vocab * (1 if model.tie_embeddings else 2)
-    frame = model.frame * channels
-    encoder = model.d_model * (model.filterbank or frame) + 4 * frame * model.filterbank
-    if task.kind == "classification":
-        return encoder + model.d_model * task.classes
-    return encoder + model.d_model * model.head_steps * task.horizon * channels + model.linear_skip * task.horizon

@@ -10,7 +10,9 @@ import numpy as np
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.model import Reader
-from selssm_jax.training import draws, objectives, parallel
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import Sums, means
+from selssm_jax.training import draws, parallel
 
 
 class Evaluator:
@@ -33,9 +35,9 @@ class Evaluator:
                 return {}
             for name, pair in sums.items():
                 total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-        return objectives.means(total)
+        return means(total)
 
-    def _sums(self, params: Any, dataset: Dataset, split: str) -> Iterator[objectives.Sums]:
+    def _sums(self, params: Any, dataset: Dataset, split: str) -> Iterator[Sums]:
         """Sums of every batch, each handed over after the next one was dispatched, so that the device never waits."""
         start = self.model.apply({"params": params}, self.batch_size, method="initial_state")
         state, pending = start, None
@@ -49,7 +51,7 @@ class Evaluator:
             yield pending
 
 
-def _evaluate_batch(model: Reader, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[objectives.Sums, Any]:
+def _evaluate_batch(model: Reader, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[Sums, Any]:
     noise = draws.by_row(jax.random.key(0), number)
     outputs, state = model.apply({"params": params}, batch["inputs"], state, reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": noise})
-    return objectives.score(model.config.task.kind, outputs, batch), state
+    return kind_of(model.config.task).score(outputs, batch), state

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from selssm_jax.training import objectives
+from selssm_jax.tasks.scores import Sums, means
 from selssm_jax.training.checkpoint import write_whole
 
 
@@ -36,7 +36,7 @@ class Meter:
         """Leaves the time until now out: it went into compiling, evaluating or saving."""
         self._since = time.monotonic()
 
-    def add(self, sums: objectives.Sums) -> None:
+    def add(self, sums: Sums) -> None:
         """Adds one step's metrics, and the time since the step before."""
         for name, pair in sums.items():
             self._sums[name] = self._sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
@@ -46,7 +46,7 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Returns the means and starts anew."""
-        record = objectives.means(self._sums) | {"steps_per_second": self._steps / max(self._seconds, 1e-9)}
+        record = means(self._sums) | {"steps_per_second": self._steps / max(self._seconds, 1e-9)}
         self._steps, self._sums, self._seconds = 0, {}, 0.0
         return record
 

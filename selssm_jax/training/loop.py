@@ -18,7 +18,9 @@ from selssm_jax import data
 from selssm_jax.config import Experiment
 from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import capacity, objectives, optimizer, parallel, step
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import Sums, is_better, means
+from selssm_jax.training import capacity, optimizer, parallel, step
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
@@ -121,7 +123,7 @@ class Take(Protocol):
         """Returns each run's state again."""
         ...
 
-    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[objectives.Sums]]:
+    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the states after a step, and each run's metrics. The states given are used up."""
         ...
 
@@ -150,7 +152,7 @@ def train(runs: Sequence["Run"], take: Take, stop: "Stop", *, until: int) -> Non
         run.number, run.state = number, state
 
 
-def _settle(runs: Sequence["Run"], pending: tuple[int, Sequence[objectives.Sums]] | None) -> None:
+def _settle(runs: Sequence["Run"], pending: tuple[int, Sequence[Sums]] | None) -> None:
     """Reads a step's metrics: waits for the step."""
     if pending is None:
         for run in runs:
@@ -185,7 +187,7 @@ class Alone:
         """Returns it again."""
         return [states]
 
-    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[objectives.Sums]]:
+    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the state after a step, and its metrics."""
         states, sums = self._take(states, batches[0])
         return states, [sums]
@@ -253,9 +255,9 @@ class Run:
         if self.number:
             self.validate(self.number, self.state.params, stop)
 
-    def settle(self, number: int, sums: objectives.Sums) -> None:
+    def settle(self, number: int, sums: Sums) -> None:
         """Takes in a step's metrics: checks that its loss is finite, and logs them where that is due."""
-        self._check_finite(number, objectives.means(sums))
+        self._check_finite(number, means(sums))
         self.meter.add(sums)
         if self.due(number, self.experiment.training.log_every):
             self._record(number, "train", self.meter.read())
@@ -298,8 +300,8 @@ class Run:
         return next((scores for number, scores in _validations(self.log.history) if number == step), None)
 
     def _improves(self, new: dict[str, float], old: dict[str, float]) -> bool:
-        metric = objectives.PRIMARY[self.dataset.task.kind]
-        return objectives.is_better(metric, new[metric], old[metric])
+        metric = kind_of(self.dataset.task).primary
+        return is_better(metric, new[metric], old[metric])
 
     def _ranked(self, history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
         """The validations of a history as (step, metrics), the best first, and of equals the first."""
@@ -313,8 +315,8 @@ class Run:
         with self.workdir.writing():
             self.log.record(number, split, metrics)
 
-    def _check_finite(self, number: int, means: dict[str, float]) -> None:
-        loss, norm = means[objectives.LOSS[self.dataset.task.kind]], means["gradient_norm"]
+    def _check_finite(self, number: int, scores: dict[str, float]) -> None:
+        loss, norm = scores[kind_of(self.dataset.task).loss], scores["gradient_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
                 f"{self.name}the loss of step {number} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "

@@ -1,91 +1,17 @@
-"""What training minimises and evaluation reports, as sums that merge over batches and devices."""
+"""What training minimises besides a task's loss, and reports of the model's inside, as sums that merge over batches and devices."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from selssm_jax.information import variational
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.layers.selective import Law
 from selssm_jax.ops import linear_scan
-
-Sums = dict[str, Float[Array | np.ndarray, "2"]]  # name -> (weighted sum, weight)
-LOSS = {"language": "nats", "classification": "nats", "forecasting": "mse"}
-PRIMARY = {"language": "nats", "classification": "accuracy", "forecasting": "mse"}
-HIGHER_IS_BETTER = frozenset({"accuracy", "r2", "direction"})
-
-
-def score(kind: str, outputs: Array, batch: Mapping[str, Array]) -> Sums:
-    """Returns the metrics of a batch as (weighted sum, weight): their ratio over any number of batches is exact.
-
-    "language" and "classification": nats, -log p(target), and accuracy. "forecasting": mse and mae over horizon and channels; r2, that
-    is 1 - sum e^2 / sum y^2, out of sample: against the forecast 0, which is the training mean of standardised values (Campbell and
-    Thompson 2008); direction, the share of values forecast on the right side of the last input, those that equal it left out.
-    """
-    outputs = counted(outputs, batch["weights"])
-    if kind == "forecasting":
-        batch = {**batch, "targets": counted(batch["targets"], batch["weights"])}
-    errors = _regression(outputs, batch["targets"]) if kind == "forecasting" else _categorical(outputs, batch["targets"])
-    sums = {name: _weighted(error, batch) for name, error in errors.items()}
-    return sums | (_shares(outputs, batch) if kind == "forecasting" else {})
-
-
-def counted(values: Array, weights: Array) -> Array:
-    """Returns the values, (B, ...), 0 where the weight of their row or step is: a product with it would not hide what is not finite, nor its gradient."""
-    return jnp.where(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)) == 0, 0, values)
-
-
-def _weighted(error: Array, batch: Mapping[str, Array]) -> Array:
-    weights = batch["weights"]
-    return jnp.stack([(counted(error, weights) * weights).sum(), weights.sum()])
-
-
-def _categorical(logits: Array, targets: Array) -> dict[str, Array]:
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return {"nats": nats, "accuracy": (logits.argmax(axis=-1) == targets).astype(jnp.float32)}
-
-
-def _regression(outputs: Array, targets: Array) -> dict[str, Array]:
-    error = outputs - targets
-    return {"mse": (error**2).mean(axis=(1, 2)), "mae": jnp.abs(error).mean(axis=(1, 2))}
-
-
-def huber(outputs: Array, batch: Mapping[str, Array]) -> Sums:
-    """Returns "huber", twice Huber's loss (1964) of forecasts with delta 1: e^2 where |e| <= 1 deviation of the training values, 2|e| - 1 beyond.
-
-    Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let decide.
-    """
-    outputs, targets = (counted(values, batch["weights"]) for values in (outputs, batch["targets"]))
-    return {"huber": _weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch)}
-
-
-def _shares(outputs: Array, batch: Mapping[str, Array]) -> Sums:
-    """R2 and the share of right directions, which have weights of their own; of the series with its cycle, where that was taken off."""
-    targets, weights, last = batch["targets"], batch["weights"][:, None, None], counted(batch["inputs"][:, -1:], batch["weights"])
-    if "course" in batch:
-        before, ahead = jnp.split(counted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1)
-        last, targets, outputs = last + before, targets + ahead, outputs + ahead
-    unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
-    moved = (targets != last) * weights
-    right = (jnp.sign(outputs - last) == jnp.sign(targets - last)) * moved
-    return {"r2": jnp.stack([total - unexplained, total]), "direction": jnp.stack([right.sum(), moved.sum()])}
-
-
-def means(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the weighted means; a weight of zero gives not-a-number, for there is nothing to report."""
-    return {name: float(total) / float(weight) if weight else float("nan") for name, (total, weight) in sums.items()}
-
-
-def is_better(metric: str, new: float, old: float) -> bool:
-    """Whether `new` improves on `old`; anything improves on not-a-number."""
-    if old != old:
-        return new == new
-    return new > old if metric in HIGHER_IS_BETTER else new < old
+from selssm_jax.tasks.scores import Sums, counted
 
 
 def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
@@ -97,7 +23,7 @@ def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Arr
 def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
     """Returns the mean over valid steps, components and blocks of the gates, "gate_l1", and of P(gate > 0), "gate_l0".
 
-    Both as (weighted sum, weight) like `score`; "gate_l0" is there for gates that have one (hard_concrete). `stride` is
+    Both as (weighted sum, weight), like the scores of a task; "gate_l0" is there for gates that have one (hard_concrete). `stride` is
     that of the encoder: a gate belongs to a frame.
     """
     mixers = _mixers(intermediates)

@@ -13,6 +13,8 @@ import optax
 
 from selssm_jax.config import Experiment, Training
 from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import Sums
 from selssm_jax.training import draws, objectives, parallel
 
 Batch = dict[str, jax.Array | np.ndarray]
@@ -59,11 +61,12 @@ def train_step(
     noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the whole batch): neither
     the number of devices nor that of micro-batches changes it beyond rounding.
     """
-    kind, stride = model.config.task.kind, _stride(model)
+    kind = kind_of(model.config.task)
+    loss = kind.trained_on(experiment.training)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    weights = parallel.total(objectives.weights(_loss(experiment, kind), batch, stride), axis)
+    weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config)), axis)
     form, total = experiment.training.rate_form, partial(parallel.total, axis=axis)
-    objective = partial(_objective, model=model, terms=_terms(experiment, kind, state), weights=weights, form=form, total=total)
+    objective = partial(_objective, model=model, terms=_terms(experiment, loss, state), weights=weights, form=form, total=total)
     shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(experiment.optimizer.accumulate)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, shares), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -72,7 +75,7 @@ def train_step(
     return (_ascend(state, sums, experiment.training) if isinstance(state, ConstrainedState) else state), sums
 
 
-def _ascend(state: ConstrainedState, sums: objectives.Sums, training: Training) -> ConstrainedState:
+def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> ConstrainedState:
     """Dual ascent on the constraint mean gate <= target, after a step: multiplier <- max(0, multiplier + rate (mean gate / target - 1)).
 
     In a warm-up it climbs as slowly as it weighs: it would wind up while it can move nothing.
@@ -88,7 +91,7 @@ def _ramp(step: jax.Array, training: Training) -> jax.Array | float:
     return jnp.minimum(1, (step + 1) / training.penalty_warmup) if training.penalty_warmup else 1.0
 
 
-def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, shares: jax.Array) -> tuple[Any, objectives.Sums]:
+def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, shares: jax.Array) -> tuple[Any, Sums]:
     """Sum of gradients and metrics over micro-batches, one after the other; `shares` are their numbers among those of all devices."""
     gradient = jax.grad(objective, has_aux=True)
     if len(shares) == 1:
@@ -114,7 +117,7 @@ def _objective(
     weights: dict[str, jax.Array],
     form: str,
     total: Callable[[jax.Array], jax.Array],
-) -> tuple[jax.Array, objectives.Sums]:
+) -> tuple[jax.Array, Sums]:
     """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
     kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])  # only what a penalty reads
     (outputs, _), sown = model.apply(
@@ -126,10 +129,9 @@ def _objective(
         rngs=_keys(key),
         mutable=kept,
     )
-    sums = objectives.score(model.config.task.kind, outputs, batch) | objectives.fallbacks(sown.get("diagnostics", {}))
-    if "huber" in terms:
-        sums |= objectives.huber(outputs, batch)
-    seen = batch["valid"], _stride(model)
+    kind, loss = kind_of(model.config.task), next(iter(terms))
+    sums = kind.training_score(loss, outputs, batch) | objectives.fallbacks(sown.get("diagnostics", {}))
+    seen = batch["valid"], kind.stride(model.config)
     if "intermediates" in kept:
         sums |= objectives.gate_penalties(sown["intermediates"], *seen) | objectives.dimensions(sown["intermediates"], *seen)
     if "laws" in kept:
@@ -137,22 +139,13 @@ def _objective(
     return sum(factor * sums[name][0] / weights[name] for name, factor in terms.items()), sums
 
 
-def _terms(experiment: Experiment, kind: str, state: TrainState) -> dict[str, jax.Array | float]:
-    """What the loss is made of, and each term's factor at this step."""
+def _terms(experiment: Experiment, loss: str, state: TrainState) -> dict[str, jax.Array | float]:
+    """What is minimised, and each term's factor at this step; the task's loss is the first."""
     training, ramp = experiment.training, _ramp(state.step, experiment.training)
     penalties = {name: ramp * factor for name in ("gate_l1", "gate_l0", "rate") if (factor := getattr(training, name))}
     if isinstance(state, ConstrainedState):
         penalties["gate_l1"] = ramp * state.multiplier
-    return {_loss(experiment, kind): 1.0} | penalties
-
-
-def _loss(experiment: Experiment, kind: str) -> str:
-    """The name of the task's part of the loss."""
-    return experiment.training.forecast_loss if kind == "forecasting" else objectives.LOSS[kind]
-
-
-def _stride(model: Reader) -> int:
-    return 1 if model.config.task.kind == "language" else model.config.stride
+    return {loss: 1.0} | penalties
 
 
 def _keys(key: jax.Array) -> dict[str, jax.Array]:

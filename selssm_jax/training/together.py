@@ -14,7 +14,8 @@ import numpy as np
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError, out_of_memory
-from selssm_jax.training import checkpoint, loop, objectives, parallel, step
+from selssm_jax.tasks.scores import Sums
+from selssm_jax.training import checkpoint, loop, parallel, step
 from selssm_jax.training.logging import Display
 
 SEEDS = frozenset({"name", "training.seed", "data.seed"})  # what may differ between runs that share a step
@@ -100,7 +101,7 @@ class Vmapped:
         """Returns a copy of each run's own state."""
         return self._split(states)
 
-    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[objectives.Sums]]:
+    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the states after a step, and each run's metrics. The states given are used up."""
         return self._take(states, _stacked(np.stack, batches))
 

@@ -17,7 +17,7 @@ from selssm_jax.compression.progress import Progress
 from selssm_jax.config import Compress
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives
+from selssm_jax.tasks import TASKS
 from selssm_jax.training.evaluation import Evaluator
 
 
@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_fix(subject):
 
 
 def test_scores_of_a_metric_are_those_of_the_task(subject):
-    assert subject.metric == objectives.PRIMARY["language"]
+    assert subject.metric == TASKS["language"].primary
 
 
 def of_pattern(subject, *pattern):

@@ -11,7 +11,8 @@ import runs
 from selssm_jax import data
 from selssm_jax.config import Data, Model
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives
+from selssm_jax.tasks import TASKS, kind_of
+from selssm_jax.tasks.scores import means
 from selssm_jax.training.evaluation import Evaluator
 
 SMALL = Model(pattern=("selective",), d_model=6, d_state=5, conv=3)
@@ -59,7 +60,7 @@ def test_any_batch_size_gives_the_same(name, sources, drawn):
     whole = next(iter(dataset.evaluate("test", sum(len(batch["weights"]) for batch in dataset.evaluate("test", 1)))))
     whole = jax.tree.map(jnp.asarray, whole)
     outputs, _ = jax.jit(model.apply)({"params": params}, whole["inputs"], valid=whole["valid"])
-    expected = objectives.means(objectives.score(dataset.task.kind, outputs, whole))
+    expected = means(kind_of(dataset.task).score(outputs, whole))
     for size in (5, 7):
         assert evaluate(dataclasses.replace(sources[name], eval_batch_size=size), dataset, model, params) == pytest.approx(expected, rel=1e-5)
 
@@ -76,10 +77,10 @@ def test_a_text_is_read_as_streams_without_an_end(size, length, sources, drawn):
         stream = tokens[start : start + rows + 1][None]
         logits, _ = jax.jit(model.apply)({"params": params}, stream[:, :-1])
         batch = {"targets": stream[:, 1:], "weights": jnp.ones(stream[:, 1:].shape)}
-        sums.append(objectives.score("language", logits, batch))
+        sums.append(TASKS["language"].score(logits, batch))
     total = jax.tree.map(lambda *parts: sum(parts), *sums)
     assert total["nats"][1] == len(tokens) - 1
-    assert evaluate(source, dataset, model, params) == pytest.approx(objectives.means(total), rel=1e-5)
+    assert evaluate(source, dataset, model, params) == pytest.approx(means(total), rel=1e-5)
 
 
 def test_noise_is_the_same_every_time(sources):

@@ -7,6 +7,9 @@ import pytest
 
 from selssm_jax.information import bracket, variational
 from selssm_jax.layers.selective import Law
+from selssm_jax.tasks import TASKS
+from selssm_jax.tasks.forecasting import huber
+from selssm_jax.tasks.scores import Sums, is_better, means
 from selssm_jax.training import objectives
 
 RNG = np.random.default_rng(0)
@@ -24,8 +27,8 @@ def batch_of(kind: str, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return 3 * RNG.standard_normal((*shape, 7), np.float32), {"targets": RNG.integers(0, 7, shape).astype(np.int32), "weights": weights}
 
 
-def score(kind: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> objectives.Sums:
-    return objectives.score(kind, jnp.asarray(outputs), {name: jnp.asarray(value) for name, value in batch.items()})
+def score(kind: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> Sums:
+    return TASKS[kind].score(jnp.asarray(outputs), {name: jnp.asarray(value) for name, value in batch.items()})
 
 
 @pytest.mark.parametrize("kind", ["language", "classification"])
@@ -35,7 +38,7 @@ def test_categorical_scores_are_the_weighted_means_of_each_target(kind):
     p /= p.sum(-1, keepdims=True)
     nats = -np.log(np.take_along_axis(p, batch["targets"][..., None], -1)[..., 0])
     right = logits.argmax(-1) == batch["targets"]
-    found = objectives.means(score(kind, logits, batch))
+    found = means(score(kind, logits, batch))
     weights = batch["weights"].astype(np.float64)
     assert found["nats"] == pytest.approx((nats * weights).sum() / weights.sum(), rel=1e-5)
     assert found["accuracy"] == pytest.approx((right * weights).sum() / weights.sum(), rel=1e-5)
@@ -44,7 +47,7 @@ def test_categorical_scores_are_the_weighted_means_of_each_target(kind):
 def test_regression_scores_are_means_over_horizon_and_channels_of_weighted_rows():
     outputs, batch = batch_of("forecasting", 6)
     error = (outputs - batch["targets"]).astype(np.float64)
-    found = objectives.means(score("forecasting", outputs, batch))
+    found = means(score("forecasting", outputs, batch))
     assert found["mse"] == pytest.approx(np.average((error**2).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
     assert found["mae"] == pytest.approx(np.average(np.abs(error).mean((1, 2)), weights=batch["weights"]), rel=1e-5)
 
@@ -52,19 +55,19 @@ def test_regression_scores_are_means_over_horizon_and_channels_of_weighted_rows(
 def test_hubers_loss_is_the_squared_error_up_to_one_and_linear_beyond():
     batch = {"targets": jnp.zeros((2, 2, 1)), "weights": jnp.array([1.0, 3.0])}
     outputs = jnp.array([[[0.5], [-1]], [[3], [-10]]], jnp.float32)  # e^2 = .25 and 1; 2|e| - 1 = 5 and 19
-    assert objectives.means(objectives.huber(outputs, batch)) == {"huber": pytest.approx((0.625 + 3 * 12) / 4)}
+    assert means(huber(outputs, batch)) == {"huber": pytest.approx((0.625 + 3 * 12) / 4)}
 
 
 def test_r2_is_out_of_sample_and_direction_leaves_out_what_stands_still():
     outputs, batch = batch_of("forecasting", 6)
     targets, weights, last = batch["targets"].astype(np.float64), batch["weights"][:, None, None], batch["inputs"][:, -1:]
-    found = objectives.means(score("forecasting", outputs, batch))
+    found = means(score("forecasting", outputs, batch))
     assert found["r2"] == pytest.approx(1 - (weights * (outputs - targets) ** 2).sum() / (weights * targets**2).sum(), rel=1e-5)
     moved = weights * (targets != last)
     assert found["direction"] == pytest.approx((moved * ((outputs > last) == (targets > last))).sum() / moved.sum(), rel=1e-5)
     batch["weights"][:] = 1
-    assert objectives.means(score("forecasting", batch["targets"], batch))["direction"] == 1
-    assert objectives.means(score("forecasting", np.broadcast_to(last, targets.shape), batch))["direction"] == 0
+    assert means(score("forecasting", batch["targets"], batch))["direction"] == 1
+    assert means(score("forecasting", np.broadcast_to(last, targets.shape), batch))["direction"] == 0
 
 
 def test_scores_of_a_series_whose_cycle_was_taken_off_are_those_of_the_series():
@@ -73,7 +76,7 @@ def test_scores_of_a_series_whose_cycle_was_taken_off_are_those_of_the_series():
     less = {**batch, "inputs": batch["inputs"] - course[:, :6], "targets": batch["targets"] - course[:, 6:], "course": course}
     less["targets"][1, :, 0] += 1e-3  # what stood still would be told from rounding by chance
     batch["targets"][1, :, 0] += 1e-3
-    whole, found = (objectives.means(score("forecasting", made, part)) for made, part in ((outputs, batch), (outputs - course[:, 6:], less)))
+    whole, found = (means(score("forecasting", made, part)) for made, part in ((outputs, batch), (outputs - course[:, 6:], less)))
     assert found == pytest.approx(whole, rel=1e-4)
 
 
@@ -97,14 +100,14 @@ def test_rows_of_weight_zero_change_nothing(kind):
 
 
 def test_no_weight_is_not_a_number_rather_than_a_score():
-    assert np.isnan(objectives.means({"nats": np.zeros(2)})["nats"])
+    assert np.isnan(means({"nats": np.zeros(2)})["nats"])
 
 
 def test_better_is_higher_accuracy_and_lower_everything_else():
-    assert objectives.is_better("accuracy", 0.6, 0.5) and not objectives.is_better("accuracy", 0.5, 0.5)
-    assert objectives.is_better("nats", 0.5, 0.6) and not objectives.is_better("mse", 0.6, 0.5)
-    assert objectives.is_better("nats", 9.0, float("nan")) and not objectives.is_better("nats", float("nan"), 9.0)
-    assert not objectives.is_better("nats", float("nan"), float("nan"))
+    assert is_better("accuracy", 0.6, 0.5) and not is_better("accuracy", 0.5, 0.5)
+    assert is_better("nats", 0.5, 0.6) and not is_better("mse", 0.6, 0.5)
+    assert is_better("nats", 9.0, float("nan")) and not is_better("nats", float("nan"), 9.0)
+    assert not is_better("nats", float("nan"), float("nan"))
 
 
 @pytest.mark.parametrize(("stride", "channels"), [(1, 1), (3, 1), (3, 2)])
@@ -115,8 +118,8 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
     seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),), "open": (jnp.asarray(gate**2),)}} for index, gate in enumerate(gates)}
     found = objectives.gate_penalties(seen, jnp.asarray(valid), stride)
     kept = np.repeat(valid[:, ::stride], channels, axis=0)
-    assert objectives.means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
-    assert objectives.means(found)["gate_l0"] == pytest.approx(np.mean([(gate[kept] ** 2).mean() for gate in gates]), rel=1e-5)
+    assert means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
+    assert means(found)["gate_l0"] == pytest.approx(np.mean([(gate[kept] ** 2).mean() for gate in gates]), rel=1e-5)
     batch = {"valid": jnp.asarray(valid), "weights": jnp.ones(rows)}
     for name, weight in objectives.weights("nats", batch, stride).items():
         assert weight == (rows if name == "nats" else found.get(name, found["gate_l1"])[1])
@@ -124,7 +127,7 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
 
 def test_solves_that_gave_way_are_counted_over_blocks():
     seen = {f"block_{index}": {"mixer": {"fell_back": (jnp.full(3, index == 2),)}} for index in range(4)}
-    assert objectives.means(objectives.fallbacks(seen)) == {"fell_back": 0.25}
+    assert means(objectives.fallbacks(seen)) == {"fell_back": 0.25}
     assert objectives.fallbacks({}) == {}
 
 
@@ -139,7 +142,7 @@ def test_dimensions_are_sums_over_components_and_merge_over_batches():
     seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),)}} for index, gate in enumerate(gates)}
     effective = np.mean([gate.sum(-1)[valid].mean() for gate in gates])
     whole = objectives.dimensions(seen, jnp.asarray(valid), 1)
-    assert objectives.means(whole) == pytest.approx({"dim_eff": effective, "compression_factor": 6 / effective}, rel=1e-5)
+    assert means(whole) == pytest.approx({"dim_eff": effective, "compression_factor": 6 / effective}, rel=1e-5)
     parts = [objectives.dimensions(jax.tree.map(lambda gate, row=row: gate[row : row + 1], seen), jnp.asarray(valid[row : row + 1]), 1) for row in (0, 1)]
     for name, pair in whole.items():
         np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
@@ -177,21 +180,21 @@ def test_complex_components_are_pairs_of_reals():
     for A, drive, noise in zip(*law, strict=True):
         blocks = jax.vmap(lambda a: jnp.block([[jnp.diag(a.real), -jnp.diag(a.imag)], [jnp.diag(a.imag), jnp.diag(a.real)]]))(A)
         pairs.append(bracket.conditional_moments(blocks, jnp.concatenate([drive.real, drive.imag], -1), jnp.concatenate([noise, noise], -1) ** 2))
-    means, covs = (jnp.concatenate([getattr(pair, name) for pair in pairs]) for name in ("means", "covs"))
-    expected = variational.rate(means, jnp.diagonal(covs, axis1=1, axis2=2))
-    assert objectives.means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-4)
+    centres, covs = (jnp.concatenate([getattr(pair, name) for pair in pairs]) for name in ("means", "covs"))
+    expected = variational.rate(centres, jnp.diagonal(covs, axis1=1, axis2=2))
+    assert means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_gates_that_read_the_state_have_the_rate_of_one_step():
     law = laws_of(4, 5, 3)._replace(A=None)
     expected = variational.rate(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3) ** 2)
-    assert objectives.means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-5)
+    assert means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_capacity_is_that_of_what_comes_in():
     law = laws_of(4, 5, 3)
     expected = variational.capacity(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3))
-    assert objectives.means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1, form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
+    assert means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1, form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_channels_apart_weigh_as_rows_of_their_own():
@@ -210,8 +213,8 @@ def test_what_is_not_finite_where_the_weight_is_zero_reaches_neither_scores_nor_
     ill = np.where(hidden.reshape(*hidden.shape, *[1] * (outputs.ndim - hidden.ndim)), np.nan, outputs).astype(np.float32)
 
     def loss(outputs):
-        sums = objectives.score(kind, outputs, jax.tree.map(jnp.asarray, batch))
-        sums |= objectives.huber(outputs, jax.tree.map(jnp.asarray, batch)) if kind == "forecasting" else {}
+        sums = TASKS[kind].score(outputs, jax.tree.map(jnp.asarray, batch))
+        sums |= huber(outputs, jax.tree.map(jnp.asarray, batch)) if kind == "forecasting" else {}
         return sum(pair[0] for pair in sums.values()), sums
 
     found, expected = (jax.grad(loss, has_aux=True)(jnp.asarray(values)) for values in (ill, outputs))

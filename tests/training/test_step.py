@@ -12,7 +12,8 @@ import pytest
 import runs
 from selssm_jax.config import Experiment, Optimizer, Task, Training
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import objectives, optimizer, parallel, step
+from selssm_jax.tasks.scores import means
+from selssm_jax.training import optimizer, parallel, step
 
 TASKS = {
     "language": Task("language", vocab=5, length=12),
@@ -55,7 +56,7 @@ def after(take: Any, state: step.TrainState, batch: step.Batch, steps: int = 3) 
     seen = []
     for _ in range(steps):
         state, sums = take(state, batch)
-        seen.append(objectives.means(jax.device_get(sums)))
+        seen.append(means(jax.device_get(sums)))
     return jax.device_get(state), seen
 
 
@@ -125,7 +126,7 @@ def test_the_share_of_solves_that_gave_way_counts_sequences_and_not_shares(count
     devices = parallel.choose_devices(count, 8)
     take = parallel.data_parallel(partial(step.train_step, model=Reader(), optimizer=tx, experiment=experiment), devices)
     _, sums = take(jax.device_put(state, parallel.layout(devices)), batch)
-    assert objectives.means(jax.device_get(sums))["fell_back"] == 0.25
+    assert means(jax.device_get(sums))["fell_back"] == 0.25
 
 
 def test_rows_and_steps_draw_apart():
@@ -184,13 +185,13 @@ def test_gates_come_under_their_target():
 def test_a_warm_up_lets_every_penalty_grow_from_nothing():
     options = runs.experiment(training__gate_l1=4.0, training__rate=2.0, model__process_noise=0.3, training__penalty_warmup=4)
     states = [step.TrainState(jax.numpy.int32(number), {}, (), jax.numpy.zeros(2)) for number in (0, 1, 3, 9)]
-    terms = [step._terms(options, "language", state) for state in states]
+    terms = [step._terms(options, "nats", state) for state in states]
     assert [float(term["gate_l1"]) for term in terms] == [1, 2, 4, 4]
     assert [float(term["rate"]) for term in terms] == [0.5, 1, 2, 2]
     assert all(term["nats"] == 1 for term in terms)
     constrained = step.ConstrainedState(jax.numpy.int32(0), {}, (), jax.numpy.zeros(2), multiplier=jax.numpy.float32(8))
     options = runs.experiment(training__target_dimension=0.1, training__penalty_warmup=4)
-    assert float(step._terms(options, "language", constrained)["gate_l1"]) == 2
+    assert float(step._terms(options, "nats", constrained)["gate_l1"]) == 2
 
 
 def test_a_rate_is_paid_with_nats_of_memory():

@@ -19,6 +19,7 @@ from selssm_jax.reporting.memory import future, past
 from selssm_jax.reporting.memory.lags import retained
 from selssm_jax.reporting.memory.recording import Recording, record, rows_read
 from selssm_jax.reporting.run import Run
+from selssm_jax.tasks.registry import kind_of
 
 Results = dict[str, Any]
 BITS = 1 / math.log(2)
@@ -70,7 +71,7 @@ def plan(run: Readable, split: str) -> Plan:
     first = next(iter(run.dataset.evaluate(split, size)))
     scored = _scored_steps(run, first)
     windows = int(run.dataset.info.get(f"{split}_windows", 0))
-    rows = run.model.config.task.channels if run.model.config.channels_apart else 1
+    rows = kind_of(run.model.config.task).rows(run.model.config)
     every = max(windows * rows // settings.samples, 1) if windows else 0
     return Plan(size, _moments(run.model, first, settings, scored), scored, every)
 
@@ -114,7 +115,7 @@ def _scored_steps(run: Readable, batch: dict[str, Any]) -> list[int]:
 
 def _moments(model: Reader, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
     """Evenly from the longest lag to the end, or to the step before the first answer."""
-    frames = -(-batch["inputs"].shape[1] // (1 if model.config.task.kind == "language" else model.config.stride))
+    frames = kind_of(model.config.task).frames(model.config, batch["inputs"].shape[1])
     last = scored[0] - 1 if scored else frames - 1
     start = min(settings.longest_lag, last // 2)
     return sorted({*np.linspace(start, last, settings.positions).round().astype(int).tolist(), last})

@@ -15,6 +15,7 @@ from selssm_jax.information import bracket
 from selssm_jax.layers.selective import Law
 from selssm_jax.model import Reader, State
 from selssm_jax.ops import linear_scan
+from selssm_jax.tasks.registry import kind_of
 
 Batch = dict[str, Array | np.ndarray]
 WIDEST = 1024  # components of a carried state that are kept; wider ones are projected
@@ -95,7 +96,7 @@ def record(
         selected, windows = rows_read(model, batch, moments, first=first, every=every)
         selected, windows = selected[: samples - count], windows[: samples - count]
         parts.append(jax.tree.map(operator.itemgetter(selected), part))
-        starts.append(windows / model.config.stride)
+        starts.append(windows / kind_of(model.config.task).stride(model.config))
         count, first = count + len(selected), first + len(batch["weights"])
         if count >= samples:
             break
@@ -125,7 +126,8 @@ def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: 
     blocks = {name: _block(mixer, carried.get(name), laws.get(name), moments) for name, mixer in mixers.items()}
     frames, live = _frames(model, batch), _live(model, batch)
     answers = _answers(outputs, batch["targets"], scored) if scored else None
-    targets = _apart(model, batch["targets"]) if model.config.task.kind == "forecasting" else None
+    kind = kind_of(model.config.task)
+    targets = kind.split(model.config, jnp.asarray(batch["targets"])) if kind.forecasts else None
     return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], None, blocks, answers, targets)
 
 
@@ -143,7 +145,7 @@ def _block(mixer: dict[str, tuple[Array, ...]], carried: Array | None, law: Law 
 
 def _carried(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str]) -> dict[str, Array]:
     """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end there."""
-    stride = 1 if model.config.task.kind == "language" else model.config.stride
+    stride = kind_of(model.config.task).stride(model.config)
     inputs = jnp.asarray(batch["inputs"])
     state = model.apply({"params": params}, len(inputs), method="initial_state")
     state = model.apply({"params": params}, inputs, state, method="begin")
@@ -165,31 +167,19 @@ def _narrowed(state: Array) -> Array:
 def _frames(model: Reader, batch: Batch) -> Array:
     """What was read at each step of the recurrence."""
     inputs = jnp.asarray(batch["inputs"])
-    return inputs if model.config.task.kind == "language" else _apart(model, inputs[:, _last_of_frames(model, inputs.shape[1])])
+    return kind_of(model.config.task).split(model.config, inputs[:, _last_of_frames(model, inputs.shape[1])])
 
 
 def _live(model: Reader, batch: Batch) -> Array:
     """Whether each sequence still went on at each step of the recurrence."""
     valid = jnp.asarray(batch["valid"])
-    if model.config.task.kind == "language":
-        return valid
-    apart = batch["inputs"].shape[-1] if _channels_apart(model) else 1
-    return jnp.repeat(valid[:, _last_of_frames(model, valid.shape[1])], apart, axis=0)
+    return jnp.repeat(valid[:, _last_of_frames(model, valid.shape[1])], kind_of(model.config.task).rows(model.config), axis=0)
 
 
-def _last_of_frames(model: Reader, samples: int) -> np.ndarray:
-    """The last sample that each step of the recurrence has read."""
-    stride = model.config.stride
-    return np.minimum(np.arange(stride - 1, samples + stride - 1, stride), samples - 1)
-
-
-def _apart(model: Reader, values: Array) -> Array:
-    """Channels that are read apart are sequences of their own."""
-    return jnp.asarray(values).swapaxes(1, 2).reshape(-1, values.shape[1], 1) if _channels_apart(model) else jnp.asarray(values)
-
-
-def _channels_apart(model: Reader) -> bool:
-    return model.config.task.kind == "forecasting" and model.config.channels_apart
+def _last_of_frames(model: Reader, steps: int) -> np.ndarray:
+    """The last step of the inputs that each step of the recurrence has read."""
+    stride = kind_of(model.config.task).stride(model.config)
+    return np.minimum(np.arange(stride - 1, steps + stride - 1, stride), steps - 1)
 
 
 def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:

@@ -1,0 +1,152 @@
+"""What a kind of task is: one object says what it asks of a model, of training and of a report, and everything else asks the object."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, PRNGKeyArray
+
+from selssm_jax.config import Model, Training
+from selssm_jax.layers.encoders import FrameEncoder
+from selssm_jax.tasks.scores import Sums, counted, weighted
+
+State = dict[str, Any]
+Batch = Mapping[str, Any]
+
+
+class Ends(NamedTuple):
+    """A model's config, and its modules before and behind its blocks."""
+
+    config: Model
+    encoder: Any
+    head: Any
+
+
+class TaskKind:
+    """A kind of task, which `config.Task.kind` names. As it stands: a signal, (B, T, C) values, is read a frame at a time and answered after its last step.
+
+    A subclass changes what is different. It must give `loss`, `primary`, `head` and `errors`; every other attribute and method has a use as it is.
+    Objects hold no state: a model, its config and a batch are arguments.
+
+    Attributes:
+      loss: the metric that training minimises.
+      primary: the metric by which parameters are chosen and models ranked.
+      forecasts: whether targets, (B, H, C), are what follows the inputs, so that it is measured what a state knows of the future.
+      every_step: whether every step has an answer, (B, T, ...) in one call, not the whole of what was read, (B, ...).
+    """
+
+    loss: str
+    primary: str
+    forecasts: bool = False
+    every_step: bool = False
+
+    def encoder(self, config: Model) -> nn.Module:
+        """Returns the module that maps inputs to the model's width."""
+        return FrameEncoder(config.d_model, config.task.channels, config.frame, config.stride, config.filterbank, jnp.dtype(config.dtype))
+
+    def head(self, config: Model) -> nn.Module | None:
+        """Returns the module that answers; None where the encoder does, or nothing."""
+        raise TypeError(f"{type(self).__name__} has no head: define head(self, config)")
+
+    def initial(self, ends: Ends, batch: Any) -> State:
+        """Returns what encoder and head carry before the first step of `batch` sequences."""
+        rows = batch * self.rows(ends.config)
+        return {"encoder": ends.encoder.initial_state(rows), "head": ends.head.initial_state(rows)}
+
+    def begin(self, config: Model, inputs: Array, state: State, read: Array | None) -> State:
+        """Returns `state` with what the first call decides for a whole sequence, from all of its inputs, or those of `read`, (B, T)."""
+        del config, inputs, read
+        return state
+
+    def series(self, config: Model, inputs: Array, state: State, read: Array | None) -> Array:
+        """Returns the inputs as the encoder reads them."""
+        del config, state, read
+        return inputs
+
+    def encode(self, ends: Ends, series: Array, state: Any) -> tuple[Array, Any]:
+        """Returns (features (R, F, D), what the encoder carries)."""
+        return ends.encoder(series, state)
+
+    def answer(self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None) -> tuple[Array, State]:
+        """Returns (outputs, what is carried besides blocks and encoder).
+
+        Args:
+          ends: the model's. x: (R, F, D), from the blocks. series: what was encoded. state: before this call.
+          valid: (R, F), False at padding. read: (R, T), False before the last reset; None: all is read.
+        """
+        del series
+        outputs, head = ends.head(x, state["head"], valid if read is None else valid & read)
+        return outputs, {"head": head}
+
+    def stride(self, config: Model) -> int:
+        """Returns how many steps of the inputs one step of the blocks reads."""
+        return config.stride
+
+    def frames(self, config: Model, steps: int) -> int:
+        """Returns how many steps of the blocks read `steps` of the inputs."""
+        return -(-steps // self.stride(config))
+
+    def rows(self, config: Model) -> int:
+        """Returns how many sequences the blocks make of one: those of channels that run apart."""
+        del config
+        return 1
+
+    def split(self, config: Model, values: Array) -> Array:
+        """Returns values (B, T, ...) as the sequences that the blocks make of them."""
+        del config
+        return values
+
+    def inputs(self, config: Model, rows: int, steps: int) -> jax.ShapeDtypeStruct:
+        """Returns shape and type of inputs."""
+        return jax.ShapeDtypeStruct((rows, steps, config.task.channels), jnp.float32)
+
+    def numbers(self, config: Model, steps: int) -> int:
+        """Returns how many numbers the answer to one row of `steps` is, at least: an estimate of memory."""
+        del config, steps
+        return 1
+
+    def weights(self, config: Model) -> float:
+        """Returns how many numbers the parameters of encoder and head are at least, or what they are made of when they are drawn."""
+        frame = config.frame * max(self._width(config), 1)
+        return config.d_model * (config.filterbank or frame) + 4 * frame * config.filterbank
+
+    def _width(self, config: Model) -> int:
+        """Channels of a sequence that the blocks read."""
+        return 1 if self.rows(config) > 1 else config.task.channels
+
+    def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns every metric of single rows or steps, in the shape of batch["weights"]; `loss` and `primary` among them."""
+        raise TypeError(f"{type(self).__name__} has no errors: define errors(self, outputs, batch)")
+
+    def score(self, outputs: Array, batch: Batch) -> Sums:
+        """Returns the metrics of a batch as (weighted sum, weight): their ratio over any number of batches is exact."""
+        outputs = counted(outputs, batch["weights"])
+        return {name: weighted(error, batch["weights"]) for name, error in self.errors(outputs, batch).items()}
+
+    def trained_on(self, training: Training) -> str:
+        """Returns the name of the task's part of the loss."""
+        del training
+        return self.loss
+
+    def training_score(self, name: str, outputs: Array, batch: Batch) -> Sums:
+        """Returns what `score` does, and the loss of that name, which may be one that evaluation does not report."""
+        del name
+        return self.score(outputs, batch)
+
+    def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Returns targets drawn from what the model says, (M, ...), and a factor c of each, (M,), for the curvature of the loss.
+
+        With u the gradient of a row's summed loss at a target, the sum over targets of (c u)(c u)' is, at least on average, the row's Gauss-Newton matrix.
+        As it stands for a mean of M squares: there the matrix is 2/M J'J, and u = -2/M J'e.
+        """
+        return outputs[None] + jax.random.normal(key, (draws, *outputs.shape)), jnp.full(draws, np.sqrt(outputs.size / 2 / draws))
+
+
+def categorical_errors(logits: Array, targets: Array) -> dict[str, Array]:
+    """Returns nats, -log p(target), and accuracy, of every row or step."""
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return {"nats": nats, "accuracy": (logits.argmax(axis=-1) == targets).astype(jnp.float32)}

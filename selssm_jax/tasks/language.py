@@ -1,0 +1,71 @@
+"""Language: a token for every step, of a text or of a task with symbols."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, PRNGKeyArray
+
+from selssm_jax.config import Model
+from selssm_jax.layers.projection import Projection
+from selssm_jax.tasks.base import Batch, Ends, State, TaskKind, categorical_errors
+
+
+class Language(TaskKind):
+    """Next-token logits (B, T, V) of tokens (B, T)."""
+
+    loss = "nats"
+    primary = "nats"
+    every_step = True
+
+    def encoder(self, config: Model) -> nn.Module:
+        """Returns a table of embeddings."""
+        return nn.Embed(config.task.vocab, config.d_model, dtype=jnp.dtype(config.dtype))
+
+    def head(self, config: Model) -> nn.Module | None:
+        """Returns a linear map to logits; None where the embedding is the readout too."""
+        return None if config.tie_embeddings else Projection(config.task.vocab, use_bias=False, dtype=jnp.dtype(config.dtype))
+
+    def initial(self, ends: Ends, batch: Any) -> State:
+        """Returns nothing: an embedding has no past."""
+        del ends, batch
+        return {"encoder": None}
+
+    def encode(self, ends: Ends, series: Array, state: Any) -> tuple[Array, Any]:
+        """Returns (embeddings, None)."""
+        del state
+        return ends.encoder(series), None
+
+    def answer(self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None) -> tuple[Array, State]:
+        """Returns (logits, nothing)."""
+        del series, state, valid, read
+        logits = ends.encoder.attend(x) if ends.head is None else ends.head(x)
+        return logits.astype(jnp.float32), {}
+
+    def stride(self, config: Model) -> int:
+        """Returns 1: every token is a step."""
+        del config
+        return 1
+
+    def inputs(self, config: Model, rows: int, steps: int) -> jax.ShapeDtypeStruct:
+        """Returns shape and type of tokens."""
+        del config
+        return jax.ShapeDtypeStruct((rows, steps), jnp.int32)
+
+    def numbers(self, config: Model, steps: int) -> int:
+        """Returns the number of logits."""
+        return steps * config.task.vocab
+
+    def weights(self, config: Model) -> float:
+        """Returns the numbers of the embeddings, and of the readout where it is another."""
+        return config.d_model * config.task.vocab * (1 if config.tie_embeddings else 2)
+
+    def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns nats and accuracy of every step."""
+        return categorical_errors(outputs, batch["targets"])
+
+    def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Returns tokens drawn from the model's law."""
+        return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(draws, 1 / np.sqrt(draws))
