@@ -20,6 +20,7 @@ from selssm_jax.layers.settings import whole
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Reader
 from selssm_jax.ops.extremes import largest
+from selssm_jax.tasks.registry import kind_of
 
 NOTHING = -1  # stands after a stop token, where no token is
 MOST = 10_000_000  # tokens of one call
@@ -205,7 +206,7 @@ def _drawn(logits: Array, key: Array, sampling: Sampling) -> Array:
 
 def _begun(model: Reader, prompt: Any, count: Any, sampling: Sampling, key: Array | None, stop: Any) -> _Begun:
     task = model.config.task
-    if task.kind != "language":
+    if not kind_of(task).writes:
         raise ValueError(f"the model's task is {task.kind}: only a language model writes tokens")
     rows = _rows(prompt, task.vocab)
     whole("count", count, -MOST)

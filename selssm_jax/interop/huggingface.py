@@ -37,6 +37,7 @@ from selssm_jax.layers import settings as layers
 from selssm_jax.layers.variables import parameters as parameters_of
 from selssm_jax.model import SequenceModel
 from selssm_jax.paths import check_regular
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.checkpoint import Workdir, check_place
 
 PyTree = Any
@@ -240,7 +241,7 @@ def settings_of(config: Model) -> dict[str, Any]:
 
 def _check_place(config: Model, settings: Mapping[str, Any]) -> None:
     """Raises InputError where the model that a config.json describes is not the one that it was made of."""
-    if config.task.kind != "language" or not config.task.vocab:
+    if not kind_of(config.task).writes or not config.task.vocab:
         raise InputError(f"the task {config.task} has no place in this layout: it holds language models, with the size of the vocabulary in task.vocab")
     again = model_config(settings)
     for field in dataclasses.fields(Model):

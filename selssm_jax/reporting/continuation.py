@@ -13,6 +13,7 @@ from selssm_jax.data import vocabulary
 from selssm_jax.errors import InputError
 from selssm_jax.generation import MOST, Sampling, generate, stream
 from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.tasks.registry import kind_of
 
 HALF = "\ufffd"  # what bytes are shown as that are no whole character yet
 
@@ -126,9 +127,9 @@ def _beginning(run: Run) -> np.ndarray:
 
 
 def _prompt(run: Run, text: str) -> np.ndarray:
-    kind = run.dataset.task.kind
-    if kind != "language":
-        raise InputError(f"--generate needs a run of language, but the task of {run.workdir} is {kind}: name a run that was trained on text")
+    task = run.dataset.task
+    if not kind_of(task).writes:
+        raise InputError(f"--generate needs a run of language, but the task of {run.workdir} is {task.kind}: name a run that was trained on text")
     prompt = np.concatenate([_beginning(run), run.dataset.encode(text)])
     if not len(prompt):
         raise InputError(f"--generate={text!r} holds no token to begin with: give the beginning of a text")

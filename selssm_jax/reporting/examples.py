@@ -15,6 +15,7 @@ from selssm_jax.model import Reader
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.document import Block, Paragraph, Picture, Shaded, Token, Verbatim
+from selssm_jax.tasks.registry import kind_of
 
 PASSAGE, PROMPT, DRAWN = 400, 64, 480  # steps
 TEMPERATURE = 0.8  # of the softmax
@@ -23,7 +24,10 @@ LETTER = 4  # bytes of the longest letter in UTF-8
 
 
 class Source(NamedTuple):
-    """What an example is made from: the model, its parameters, the dataset, and the first sequence of every batch seen."""
+    """What an example is made from, and the ways to show one, among which `TaskKind.example` chooses.
+
+    The model, its parameters, the dataset, and the first sequence of every batch seen; figures are written to `folder`.
+    """
 
     model: Reader
     params: PyTree
@@ -31,13 +35,30 @@ class Source(NamedTuple):
     seen: list[Sequence]
     folder: pathlib.Path
 
+    def text(self) -> list[Block]:
+        """Returns a passage of the split, shaded, and a continuation that the model wrote."""
+        return _text(self)
+
+    def answers(self) -> list[Block]:
+        """Returns a sequence of tokens with scored steps, and what the model answered there."""
+        return _answers(self)
+
+    def signal(self, words: str, title: str) -> list[Block]:
+        """Returns the first signal of the split over the gates that it opened, under a title that can be drawn, with words."""
+        return _signal(self, words, title)
+
+    def forecast(self) -> list[Block]:
+        """Returns the first window of the split, what followed and the forecast, in the units of the data."""
+        return _forecast(self)
+
+    def drawable(self, text: str, otherwise: str) -> str:
+        """Returns the text where the font of figures has all of its letters."""
+        return figures.drawable(text, otherwise)
+
 
 def show(source: Source) -> list[Block]:
     """Returns the parts of a report that show an example, and writes their figures to `source.folder`."""
-    kind = source.model.config.task.kind
-    if kind == "language":
-        return _text(source) if source.dataset.carries else _answers(source)
-    return _signal(source) if kind == "classification" else _forecast(source)
+    return kind_of(source.model.config.task).example(source)
 
 
 def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -54,7 +75,6 @@ def mean_gate(gates: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _text(source: Source) -> list[Block]:
-    """A passage of the split, shaded, and a continuation that the model wrote."""
     passage = _join(source.seen)
     tokens, logits = passage.batch["inputs"], passage.outputs
     blocks: list[Block] = []
@@ -80,7 +100,6 @@ def _shaded(source: Source, tokens: np.ndarray, values: np.ndarray, caption: str
 
 
 def _answers(source: Source) -> list[Block]:
-    """A sequence of a task with scored steps, and what the model answered there."""
     batch, outputs, gates = source.seen[0]
     tokens, truth, guess = ([name.strip() for name in _names(source, array)] for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
     scored = batch["weights"] > 0
@@ -104,24 +123,15 @@ def _shades(values: np.ndarray, ends: tuple[float, float]) -> list[float]:
     return np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1).tolist()
 
 
-def _signal(source: Source) -> list[Block]:
-    """A signal over the gates that it opened, with the class and the prediction."""
-    batch, logits, _ = source.seen[0]
-    about = source.dataset.metadata()
-    rate, length = about.get("sample_rate"), int(batch["valid"].sum())
-    odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    truth, guess = (about["classes"][int(index)] for index in (batch["targets"], logits.argmax()))
-    odds = f"(probability {odds.max():.3f})"
-    names = (figures.drawable(str(name), f"number {int(index)}") for name, index in ((truth, batch["targets"]), (guess, logits.argmax())))
-    title = "class {}, predicted {} ".format(*names) + odds
-    gates = source.seen[0].live_gates(source.model.config.stride)
+def _signal(source: Source, words: str, title: str) -> list[Block]:
+    batch = source.seen[0].batch
+    rate, length = source.dataset.metadata().get("sample_rate"), int(batch["valid"].sum())
+    gates = source.seen[0].live_gates(kind_of(source.model.config.task).stride(source.model.config))
     figure = figures.waveform(batch["inputs"][:length], gates, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
-    words = f"The first signal of the split and the gates that it opened: class {truth}, predicted {guess} {odds}."
     return [Picture(figures.save(figure, source.folder / "signal.png"), words)]
 
 
 def _forecast(source: Source) -> list[Block]:
-    """The first window of the split, what followed and what the model said would follow, in the units of the data."""
     batch, guess, _ = source.seen[0]
     about = source.dataset.metadata()
     scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})

@@ -159,12 +159,9 @@ def seen(run: Run, split: str) -> str | None:
 
 
 def readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:
-    """Returns metrics with, beside nats a token, bits (nats / ln 2) and for words the perplexity exp(nats). None: not a finite number."""
+    """Returns metrics and those that the task derives from them, as bits from nats of language. None: not a finite number."""
     found = {name: float(value) for name, value in metrics.items()}
-    if run.dataset.task.kind == "language" and "nats" in found:
-        found["bits"] = found["nats"] / math.log(2)
-        if run.experiment.data.level == "word" and run.dataset.carries:
-            found["perplexity"] = math.exp(min(found["nats"], 700.0))  # of what a float can hold
+    found |= kind_of(run.dataset.task).derived(found, run.experiment.data, carries=run.dataset.carries)
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 

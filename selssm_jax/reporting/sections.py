@@ -5,21 +5,16 @@ import math
 import pathlib
 from typing import Any
 
+from selssm_jax.config import Data
 from selssm_jax.reporting import figures
 from selssm_jax.reporting.document import Block, Heading, Paragraph, Picture, Verbatim
 from selssm_jax.reporting.figures import Curve
 from selssm_jax.reporting.tables import Cell, Table, size
+from selssm_jax.tasks.registry import TASKS
+from selssm_jax.tasks.scores import METRICS, Metric
 
 Results = dict[str, Any]
-CURVES = {"language": ("nats",), "classification": ("nats", "accuracy"), "forecasting": ("mse",)}
-UNITS = {
-    "accuracy": "accuracy (share)",
-    "mse": "mean squared error (scaled units)",
-    "mae": "mean absolute error (scaled units)",
-    "r2": "R² (against forecasting the training mean)",
-}
 MOST, SQUARE = 30, 16  # rows of a table of channels or classes; classes of a whole confusion matrix
-COLUMNS = ("nats", "bits", "perplexity", "accuracy", "mse", "mae")
 
 
 def titled(title: str, blocks: list[Block]) -> list[Block]:
@@ -35,7 +30,7 @@ def scores(results: Results) -> list[Block]:
     words = f"{which} The scores are exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
     found = {name for metrics in rows.values() for name in metrics}
-    columns = [name for name in COLUMNS if name in found] + sorted(found - set(COLUMNS))
+    columns = [name for name in METRICS if name in found] + sorted(found - set(METRICS))
     cells: list[tuple[Cell, ...]] = [(name, *(metrics.get(column) for column in columns)) for name, metrics in rows.items()]
     return [Paragraph(words), Table(f"Scores on the {results['split']} split", ("", *(_unit(column, results) for column in columns)), tuple(cells))]
 
@@ -43,7 +38,7 @@ def scores(results: Results) -> list[Block]:
 def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Path) -> list[Block]:
     """The learning curve of every metric of interest that was recorded."""
     blocks: list[Block] = []
-    for metric in CURVES[results["task"]["kind"]]:
+    for metric in TASKS[results["task"]["kind"]].curves:
         train, validation = _curve("training", "train", metric, history), _curve("validation", "validation", metric, history)
         if not train.steps and not validation.steps:
             continue
@@ -66,13 +61,14 @@ def errors(results: Results, folder: pathlib.Path) -> list[Block]:
 
 def _by_step_and_channel(found: Results, folder: pathlib.Path) -> list[Block]:
     steps, channels = found["by_horizon"], found["by_channel"]
-    figure = figures.by_horizon(steps["mse"], steps["repeat last"], label=UNITS["mse"])
+    figure = figures.by_horizon(steps["mse"], steps["repeat last"], label=METRICS["mse"].label)
     words = "Mean squared error by step of the horizon, over all channels, beside that of repeating the last value."
     order = sorted(range(len(channels["names"])), key=lambda channel: -_or_infinite(channels["mse"][channel]))
     shown = order[:MOST]
     rows = tuple((channels["names"][channel], *(channels[key][channel] for key in ("mse", "mae", "repeat last"))) for channel in shown)
     which = "" if len(shown) == len(order) else f", the worst {len(shown)} of {len(order)}"
-    table = Table(f"Errors by channel{which}", ("channel", UNITS["mse"], UNITS["mae"], "mean squared error of repeating the last value"), rows)
+    names = ("channel", METRICS["mse"].label, METRICS["mae"].label, "mean squared error of repeating the last value")
+    table = Table(f"Errors by channel{which}", names, rows)
     return [Picture(figures.save(figure, folder / "errors_by_horizon.png"), words), table]
 
 
@@ -162,7 +158,5 @@ def _curve(name: str, split: str, metric: str, history: list[dict[str, Any]]) ->
 
 def _unit(metric: str, results: Results) -> str:
     """The name of a metric with its unit."""
-    data = results["config"]["data"]
-    token = data["level"] if data["source"] in ("python_reference", "tiny_shakespeare", "wikitext2", "text") else "symbol"
-    per = f" per {token}" if results["task"]["kind"] == "language" else " per signal"
-    return f"{metric}{per}" if metric in ("nats", "bits") else UNITS.get(metric, metric)
+    per = TASKS[results["task"]["kind"]].unit(Data(**results["config"]["data"]))
+    return METRICS.get(metric, Metric()).label.format(per=f"per {per}") or metric

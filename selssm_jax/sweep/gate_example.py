@@ -11,6 +11,7 @@ from selssm_jax.ops.gating import effective_transition
 from selssm_jax.reporting import activity
 from selssm_jax.reporting.activity import Sequence
 from selssm_jax.reporting.run import Run
+from selssm_jax.tasks.registry import kind_of
 
 LONGEST = 2000  # samples of a signal that are kept, evenly spaced
 CHANNELS = 3  # of a signal
@@ -27,15 +28,18 @@ def read(run: Run) -> dict[str, Any]:
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate("test", size), 1)
     sequence = activity.observe(run.model, run.params, batches, carry=False)[1][0]
-    gates = sequence.live_gates(run.model.config.stride)
+    kind = kind_of(run.dataset.task)
+    stride = kind.stride(run.model.config)
+    gates = sequence.live_gates(stride)
     poles = run.model.apply({"params": run.params}, method=lambda model: {f"block_{index}": block.mixer.A for index, block in enumerate(model.block)})
     blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.update) for name, gate in gates.items()}
     frames = len(next(iter(gates.values())))
     length = int(sequence.batch["valid"].sum())
-    positions = np.minimum(np.arange(1, frames + 1) * run.model.config.stride, length) - 1
-    every = 1 if run.dataset.task.kind == "language" else -(-length // LONGEST)
+    positions = np.minimum(np.arange(1, frames + 1) * stride, length) - 1
+    every = 1 if kind.tokens else -(-length // LONGEST)
     unit = "step" if every == 1 else f"step of {every} sample"
-    return {"title": _title(run, sequence), "unit": unit, **_shown(run, sequence, every), "position": (positions // every).tolist(), "blocks": blocks}
+    title = kind.title(sequence.batch, np.asarray(sequence.outputs), run.dataset.metadata())
+    return {"title": title, "unit": unit, **_shown(run, sequence, every), "position": (positions // every).tolist(), "blocks": blocks}
 
 
 def kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[np.ndarray, "F"]:
@@ -54,18 +58,9 @@ def _block(gate: np.ndarray, A: np.ndarray, update: str) -> dict[str, list[float
 def _shown(run: Run, sequence: Sequence, every: int) -> dict[str, Any]:
     """The tokens, or the signal thinned out to what a page can show."""
     inputs = np.asarray(sequence.batch["inputs"])[: int(sequence.batch["valid"].sum())]
-    if run.dataset.task.kind == "language":
+    if kind_of(run.dataset.task).tokens:
         return {"tokens": [run.dataset.vocabulary[int(token)] for token in inputs], "signal": None}
     return {"tokens": None, "signal": [_rounded(row) for row in inputs[::every, :CHANNELS]]}
-
-
-def _title(run: Run, sequence: Sequence) -> str:
-    """What the example is."""
-    if run.dataset.task.kind != "classification":
-        return f"the first {'window' if run.dataset.task.kind == 'forecasting' else 'sequence'} of the test split"
-    classes = run.dataset.metadata()["classes"]
-    truth, guess = (classes[int(index)] for index in (sequence.batch["targets"], np.argmax(sequence.outputs)))
-    return f"the first signal of the test split: class {truth}, taken for {guess}"
 
 
 def _rounded(values: np.ndarray) -> list[float]:

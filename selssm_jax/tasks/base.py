@@ -10,12 +10,13 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
-from selssm_jax.config import Model, Training
+from selssm_jax.config import Data, Model, Training
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.tasks.scores import Sums, counted, weighted
 
 State = dict[str, Any]
 Batch = Mapping[str, Any]
+SHOWN = 4  # numbers of a target or an answer, in words
 
 
 class Ends(NamedTuple):
@@ -35,12 +36,17 @@ class TaskKind:
     Attributes:
       loss: the metric that training minimises.
       primary: the metric by which parameters are chosen and models ranked.
+      tokens: whether inputs are tokens, (B, T), which the data set's vocabulary names. writes: whether an answer is the law of the next token.
+      in_parts: whether `error_sums` and `error_parts` say where a model errs.
       forecasts: whether targets, (B, H, C), are what follows the inputs, so that it is measured what a state knows of the future.
       every_step: whether every step has an answer, (B, T, ...) in one call, not the whole of what was read, (B, ...).
     """
 
     loss: str
     primary: str
+    tokens: bool = False
+    writes: bool = False
+    in_parts: bool = False
     forecasts: bool = False
     every_step: bool = False
 
@@ -144,6 +150,53 @@ class TaskKind:
         As it stands for a mean of M squares: there the matrix is 2/M J'J, and u = -2/M J'e.
         """
         return outputs[None] + jax.random.normal(key, (draws, *outputs.shape)), jnp.full(draws, np.sqrt(outputs.size / 2 / draws))
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The metrics whose learning curves a report draws."""
+        return tuple(dict.fromkeys((self.loss, self.primary)))
+
+    def unit(self, data: Data) -> str:
+        """Returns what a metric per target is of: "nats per signal"."""
+        del data
+        return "signal"
+
+    def derived(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
+        """Returns metrics that follow from others and are easier to read; `carries`: the data are one text, not sequences that each begin anew."""
+        del metrics, data, carries
+        return {}
+
+    def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns what `error_parts` needs of a batch, as sums over it."""
+        del config, outputs, batch
+        return {}
+
+    def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns where a model errs, from the sums over a split, as JSON-able values in one of the two forms that a report draws.
+
+        {"by_horizon": {"mse", "mae", "repeat last"} by step, "by_channel": {"names", "mse", "mae", "repeat last"}}, "repeat last" being the squared errors of
+        the last input repeated; or {"classes": names, "confusion": counts with a row for every true class and a column for every predicted one}.
+
+        Args:
+          total: sums of `error_sums`. about: the data set's metadata.
+        """
+        del total, about
+        return {}
+
+    def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
+        """Returns what the first example of the test split is, in words; `about`: the data set's metadata."""
+        del batch, outputs, about
+        return "the first signal of the test split"
+
+    def example(self, source: Any) -> list[Any]:
+        """Returns the blocks of a report that show one example, by the ways to show one that `source`, a `reporting.examples.Source`, has.
+
+        As it stands the first signal, its target and the answer.
+        """
+        batch, outputs, _ = source.seen[0]
+        target, answer = (np.array2string(np.ravel(value)[:SHOWN], precision=4) for value in (batch["targets"], outputs))
+        said = f"target {target}, answer {answer}"
+        return source.signal(f"The first signal of the split and the gates that it opened: {said}.", said)
 
 
 def categorical_errors(logits: Array, targets: Array) -> dict[str, Array]:

@@ -1,7 +1,11 @@
 """Classification: a class for a whole signal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
@@ -15,6 +19,7 @@ class Classification(TaskKind):
 
     loss = "nats"
     primary = "accuracy"
+    in_parts = True
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns a linear map of the pooled features."""
@@ -37,3 +42,28 @@ class Classification(TaskKind):
         """Returns every class, by the root of its probability: no draw is needed."""
         del draws, key
         return jnp.arange(outputs.shape[-1])[:, None], jnp.sqrt(jax.nn.softmax(outputs[0]))
+
+    def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns how often every class was taken for every class."""
+        truth, guess = (jax.nn.one_hot(labels, config.task.classes) for labels in (batch["targets"], outputs.argmax(axis=-1)))
+        return {"confusion": jnp.einsum("b,bi,bj->ij", jnp.asarray(batch["weights"]), truth, guess)}
+
+    def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the names of classes and the table of confusions."""
+        table = total["confusion"].round().astype(int)
+        return {"classes": [str(name) for name in about.get("classes") or range(len(table))], "confusion": table.tolist()}
+
+    def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
+        """Returns its class and the model's answer."""
+        truth, guess = (about["classes"][int(index)] for index in (batch["targets"], np.argmax(outputs)))
+        return f"the first signal of the test split: class {truth}, taken for {guess}"
+
+    def example(self, source: Any) -> list[Any]:
+        """Returns a signal over the gates that it opened, with the class and the prediction."""
+        batch, logits, _ = source.seen[0]
+        classes, indices = source.dataset.metadata()["classes"], [int(batch["targets"]), int(logits.argmax())]
+        odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        said = f"(probability {odds.max():.3f})"
+        truth, guess = (classes[index] for index in indices)
+        title = "class {}, predicted {} ".format(*(source.drawable(str(classes[index]), f"number {index}") for index in indices)) + said
+        return source.signal(f"The first signal of the split and the gates that it opened: class {truth}, predicted {guess} {said}.", title)

@@ -1,9 +1,11 @@
 """Forecasting: the next `horizon` values of every channel of a series."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array
@@ -24,6 +26,7 @@ class Forecasting(TaskKind):
     loss = "mse"
     primary = "mse"
     forecasts = True
+    in_parts = True
 
     def encoder(self, config: Model) -> nn.Module:
         """Returns an encoder of frames, of one channel where they run apart."""
@@ -109,6 +112,33 @@ class Forecasting(TaskKind):
     def training_score(self, name: str, outputs: Array, batch: Batch) -> Sums:
         """Returns the metrics, and Huber's loss where that is trained on."""
         return self.score(outputs, batch) | (huber(outputs, batch) if name == "huber" else {})
+
+    def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns sums over windows, (H, C): of the forecast's errors, and of those of the last input, with its cycle where one was taken off."""
+        del config
+        inputs, targets, weights = jnp.asarray(batch["inputs"]), jnp.asarray(batch["targets"]), jnp.asarray(batch["weights"])
+        before, ahead = (jnp.split(jnp.asarray(batch["course"]), [inputs.shape[1]], axis=1)) if "course" in batch else (0.0, 0.0)
+        error, naive = outputs - targets, (inputs + before)[:, -1:] - (targets + ahead)
+        sums = {name: jnp.einsum("b,bhc->hc", weights, part) for name, part in (("mse", error**2), ("mae", jnp.abs(error)), ("repeat last", naive**2))}
+        return sums | {"count": weights.sum()}
+
+    def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns errors by step of the horizon and by channel."""
+        means = {name: value / total["count"] for name, value in total.items() if name != "count"}
+        names = about.get("channels") or [f"channel {index + 1}" for index in range(means["mse"].shape[1])]
+        return {
+            "by_horizon": {name: value.mean(axis=1).tolist() for name, value in means.items()},
+            "by_channel": {"names": [str(name) for name in names], **{name: value.mean(axis=0).tolist() for name, value in means.items()}},
+        }
+
+    def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
+        """Returns that it is a window of a series."""
+        del batch, outputs, about
+        return "the first window of the test split"
+
+    def example(self, source: Any) -> list[Any]:
+        """Returns a window, what followed, and the forecast."""
+        return source.forecast()
 
 
 def huber(outputs: Array, batch: Batch) -> Sums:

@@ -1,5 +1,7 @@
 """Language: a token for every step, of a text or of a task with symbols."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,9 +10,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
-from selssm_jax.config import Model
+from selssm_jax.config import TEXTS, Data, Model
 from selssm_jax.layers.projection import Projection
 from selssm_jax.tasks.base import Batch, Ends, State, TaskKind, categorical_errors
+
+LARGEST_EXPONENT = 700.0  # whose exponential a float can hold
 
 
 class Language(TaskKind):
@@ -19,6 +23,8 @@ class Language(TaskKind):
     loss = "nats"
     primary = "nats"
     every_step = True
+    tokens = True
+    writes = True
 
     def encoder(self, config: Model) -> nn.Module:
         """Returns a table of embeddings."""
@@ -69,3 +75,23 @@ class Language(TaskKind):
     def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Returns tokens drawn from the model's law."""
         return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(draws, 1 / np.sqrt(draws))
+
+    def unit(self, data: Data) -> str:
+        """Returns what a token is: that of a text, or a symbol."""
+        return data.level if data.source in TEXTS else "symbol"
+
+    def derived(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
+        """Returns bits, nats / ln 2, and for words of a text the perplexity exp(nats)."""
+        if "nats" not in metrics:
+            return {}
+        words = data.level == "word" and carries
+        return {"bits": metrics["nats"] / math.log(2)} | ({"perplexity": math.exp(min(metrics["nats"], LARGEST_EXPONENT))} if words else {})
+
+    def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
+        """Returns that it is a sequence."""
+        del batch, outputs, about
+        return "the first sequence of the test split"
+
+    def example(self, source: Any) -> list[Any]:
+        """Returns a passage and a continuation of a text, or a sequence with what the model answered at its scored steps."""
+        return source.text() if source.dataset.carries else source.answers()
