@@ -1,6 +1,9 @@
 """What people add from outside, without a line of the package changed: a file in a folder of theirs, named by --extend."""
 
 import json
+import pathlib
+import re
+import shlex
 
 import pytest
 
@@ -44,15 +47,21 @@ register_gate(
 
 
 @pytest.fixture
-def own(tmp_path):
-    """A file of one's own; what it registers is gone after the test."""
+def registries():
+    """What a test registers is gone after it."""
     tables = (mixers.LAYERS, settings.MIXERS, settings.GATES, gates.GATES)
     before = [dict(table) for table in tables]
-    (tmp_path / "own.py").write_text(OWN)
-    yield tmp_path / "own.py"
+    yield
     for table, items in zip(tables, before, strict=True):
         table.clear()
         table.update(items)
+
+
+@pytest.fixture
+def own(registries, tmp_path):
+    """A file of one's own."""
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
 
 
 def forget(name):
@@ -106,3 +115,30 @@ def test_weight_decay_spares_what_an_own_mixer_says(own):
     assert decayed(("block_0", "mixer", "decay_rate"))
     cli.extend(str(own))
     assert not decayed(("block_0", "mixer", "decay_rate")) and decayed(("block_0", "mixer", "kernel"))
+
+
+def blocks(page, language):
+    text = (pathlib.Path(__file__).resolve().parent.parent / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize(("page", "file"), [("adding_a_gate.md", "my_gate.py"), ("adding_a_mixer.md", "my_mixer.py")])
+def test_a_page_on_adding_ones_own_is_true_to_the_letter(page, file, tmp_path, capsys):
+    """Its first program is the file, the second uses what that registers, and the command trains with it. Reports of own parts are tested above."""
+    program, use = blocks(page, "python")
+    (tmp_path / file).write_text(program)
+    (command,) = blocks(page, "sh")
+    words = shlex.split(command.replace("runs/", f"{tmp_path}/").replace(file, str(tmp_path / file)))
+    assert words[:2] == ["python", "train.py"] and words.pop() == "--report"
+    short = ["--config.training.steps=2", "--config.optimizer.warmup_steps=1", "--config.training.eval_every=2", "--config.training.checkpoint_every=2"]
+    assert runs.command("train.py", *words[2:], *short) == 0, capsys.readouterr().err
+    forget("probit")
+    forget("average")
+    exec(program + use, {"__name__": "page"})
+
+
+def test_the_page_on_estimators_is_true_to_the_letter(capsys):
+    exec("".join(blocks("adding_an_estimator.md", "python")), {})
+    value, verdict = capsys.readouterr().out.splitlines()
+    assert re.match(r"~ 2\.3\d* \+- ", value) and verdict == "inconclusive"
