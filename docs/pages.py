@@ -30,6 +30,7 @@ PAGES = {
 } | {f"notebooks/{path.name}": f"tutorials/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 TEST = re.compile(r"<code>(tests/[\w/]+\.py)::(\w+)</code>")
+NAME = re.compile(r"<code>(\w+(?:\.\w+)*)</code>(?!</a>)")
 LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".yml": "yaml"}
 
 NOTEBOOK = """
@@ -96,8 +97,38 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns names of tests into links to the lines on which they begin. Lines are no anchors that MkDocs knows of, so this comes after its check."""
+    """Turns names of tests into links to their lines, and names of the package into links to the reference, where it has them."""
+    html = NAME.sub(_refer, html)
+    # Lines are no anchors that MkDocs knows of: these links are made after its check.
     return TEST.sub(lambda test: f'<a href="{_test_url(test[1], test[2], page, files)}">{test[0]}</a>', html)
+
+
+def _refer(name: re.Match) -> str:
+    first, *rest = name[1].removeprefix("selssm_jax.").split(".")
+    head = (_first_names() if rest else _lone_names()).get(first)
+    return f'<autoref optional identifier="{".".join([head, *rest])}">{name[0]}</autoref>' if head else name[0]
+
+
+@functools.cache
+def _lone_names() -> dict[str, str]:
+    """The paths of names that are clear alone: those of one class or function, which no word of a sentence could be."""
+    return {name: path for name, path in _face_names().items() if not _is_module(_file(path)) and ("_" in name or name[0].isupper())}
+
+
+@functools.cache
+def _first_names() -> dict[str, str]:
+    """The paths of names that may begin a dotted one: parts of the package, modules of one part, classes and functions of one part."""
+    return _face_names() | {part: f"selssm_jax.{part}" for part in _public_names(PACKAGE)}
+
+
+def _face_names() -> dict[str, str]:
+    paths = [(name, f"selssm_jax.{part}.{name}") for part in _public_names(PACKAGE) if _is_package(PACKAGE / part) for name in _public_names(PACKAGE / part)]
+    names = [name for name, _ in paths]
+    return {name: path for name, path in paths if names.count(name) == 1}
+
+
+def _file(path: str) -> pathlib.Path:
+    return ROOT.joinpath(*path.split("."))
 
 
 def _test_url(path: str, name: str, page: Page, files: Files) -> str:
