@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -34,16 +35,30 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]  # of test functions, as tests/durations.py measured them
 SLOW = 1.0  # seconds from which on a case is left out of a developer's loop
+BUDGET = 8.0  # seconds of a function's cases that are not exhaustive; at least one is not
+LONGEST = 50.0  # seconds from which on a case is exhaustive
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
 CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]
 install_import_hook(CHECKED, "typechecking.check")
 
 
+@pytest.hookimpl(tryfirst=True)  # before cases are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what takes long as slow."""
+    """Marks what takes long by its measured duration; of a function whose cases together go over the budget, as many as fit, spread over all, are kept."""
+    cases = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("exhaustive") or SECONDS.get(item.nodeid.partition("[")[0], 0) >= SLOW:
+        if not item.get_closest_marker("exhaustive"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for function, all_of_it in cases.items():
+        seconds = SECONDS.get(function, 0.0)
+        room = 0 if seconds >= LONGEST else max(1, int(BUDGET / max(seconds, 1e-3)))
+        kept = {len(all_of_it) * place // room for place in range(room)} if room else set()
+        for place, item in enumerate(all_of_it):
+            if len(all_of_it) > room and place not in kept:
+                item.add_marker("exhaustive")
+    for item in items:
+        if item.get_closest_marker("exhaustive") or SECONDS.get(item.nodeid.partition("[")[0], 0.0) >= SLOW:
             item.add_marker("slow")
 
 

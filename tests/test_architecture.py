@@ -257,7 +257,7 @@ def programs(page: str) -> list[str]:
 
 
 def test_readme_shows_programs_that_run(capsys):
-    layer, recurrence, memory, certificate, foreign, packing = programs("README.md")
+    layer, recurrence, foreign, memory, certificate, packing = programs("README.md")
     assert max(len(program.splitlines()) for program in (layer, recurrence, memory, certificate, foreign, packing)) <= 10
     exec(layer, {})
     assert 0 < float(capsys.readouterr().out) < 1
@@ -298,3 +298,11 @@ def test_the_page_on_theorems_names_tests_that_exist():
 def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
     assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_speaks_in_short_sentences():
+    """At most twenty words in the mean; programs, tables and headings are no sentences."""
+    prose = re.sub(r"```.*?```|^[|#!].*?$", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    sentences = [sentence for paragraph in re.split(r"\n\s*\n", prose) for sentence in re.split(r"(?<=[.:!?])\s+", paragraph) if len(sentence.split()) > 1]
+    lengths = [len(sentence.split()) for sentence in sentences]
+    assert statistics.mean(lengths) <= 20 and max(lengths) <= 60

@@ -156,7 +156,7 @@ def test_a_mistake_is_one_message_before_anything_is_written(name, files, tmp_pa
 
 
 CONFIGS = {
-    "no config": (None, ("--config is missing", "configs/quickstart.py")),
+    "no config": (None, ("--config is missing", "train.py --config quickstart")),
     "no such config": ("", ("there is no config file", "known:")),
     "not Python": ("def get_config(:\n", ("cannot be loaded", "SyntaxError")),
     "no get_config": ("steps = 3\n", ("there is no function get_config",)),

@@ -133,7 +133,7 @@ def test_programs_are_not_taken_from_the_folder_of_a_sweep(tmp_path, data_cache,
         asked.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep.sweep, "compiled_once", compiled_once)
+    monkeypatch.setattr(sweep.runner, "compiled_once", compiled_once)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(experiment(), str(tmp_path), config="configs/smoke.py", base=experiment().to_config_dict(), models=["gru"])
     assert asked == [data_cache]
