@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from selssm_jax.config import MIXERS, Model, Task
+from selssm_jax.config import Model, Task
+from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting
 
