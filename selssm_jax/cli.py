@@ -87,7 +87,7 @@ def parser(module: str) -> Callable[[list[str]], list[str]]:
 
 
 def extend(extension: str) -> None:
-    """Runs a file of one's own that registers mixers, gates or data, or imports a module that does. Raises InputError where that fails."""
+    """Runs a file of one's own that registers mixers, gates, tasks or data, or imports a module that does. Raises InputError where that fails."""
     try:
         if extension.endswith(".py"):
             check_regular(extension)

@@ -87,12 +87,6 @@ def _seed(value: Any, path: str) -> None:
         raise InputError(f"{path}.seed={value.seed} is out of range: use at least 0 and at most {LARGEST_SEED}")
 
 
-Source = Literal[
-    "python_reference", "tiny_shakespeare", "wikitext2", "text",
-    "etth1", "ettm1", "weather", "csv",
-    "fsdd", "smnist", "psmnist", "npz",
-    "selective_copying", "induction_heads", "delayed_recall", "linear_gaussian",
-]  # fmt: skip
 NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
@@ -100,9 +94,15 @@ SERIES = (*TABLES, "linear_gaussian")  # what is forecast
 TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
 SYMBOLS = ("selective_copying", "induction_heads", "delayed_recall")
 SYNTHETIC = (*SYMBOLS, "linear_gaussian")
+# Where data come from, and the kind of task that they ask; `data.register_data` adds own ones.
+SOURCES: dict[str, str] = {
+    **dict.fromkeys((*TEXTS, *SYMBOLS), "language"),
+    **dict.fromkeys(SIGNALS, "classification"),
+    **dict.fromkeys(SERIES, "forecasting"),
+}
 # What a sweep compares, and the mixer that each is made of.
 CONTENDERS = {"selective": "selective", "selective_state": "selective"} | {name: name for name in ("mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")}
-# Keys that some data alone make anything of, and keys that another alone makes anything of; those of mixers are in `settings.MIXERS`.
+# Keys that some data alone read, and keys that are read with another alone; those of mixers and of kinds of task are in `settings.MIXERS` and `settings.TASKS`.
 SOURCES_OF = {
     "data.file": NEEDS_FILE,
     "data.gaps": ("csv",),
@@ -111,11 +111,8 @@ SOURCES_OF = {
     "data.tokens": ("selective_copying",),
     "data.lag": ("delayed_recall",),
     "data.noise": ("linear_gaussian",),
-    "model.tie_embeddings": (*TEXTS, *SYMBOLS),
-    **dict.fromkeys(("data.augment", "model.pool"), SIGNALS),
+    "data.augment": SIGNALS,
     **dict.fromkeys(("data.train_examples", "data.eval_examples"), SYNTHETIC),
-    **dict.fromkeys(("data.horizon", "model.head_steps", "model.linear_skip", "model.normalize", "model.normalize_scale", "model.channels_apart"), SERIES),
-    **dict.fromkeys(("model.frame", "model.stride", "model.filterbank"), (*SIGNALS, *SERIES)),
 }
 ONLY_WITH = {
     "model.solver": "model.gate_state",
@@ -127,6 +124,21 @@ ONLY_WITH = {
 }
 
 
+def sources_of(path: str) -> tuple[str, ...]:
+    """Returns the sources whose data, or whose kind of task, read a key; all of them where it is read for any."""
+    kinds = [kind for kind, rule in settings.TASKS.items() if path in rule.keys]
+    return SOURCES_OF.get(path) or tuple(source for source, kind in SOURCES.items() if kind in kinds or not kinds)
+
+
+def add_source(name: str, kind: str) -> None:
+    """Makes `data.source=name` a choice, for data that ask a kind of task. Raises ValueError for a name that is taken and a kind that is unknown."""
+    if name in SOURCES:
+        raise ValueError(f"the data source {name!r} is there already: give another name")
+    if kind not in settings.TASKS:
+        raise ValueError(f"the data source {name!r} asks the task {kind!r}, which is unknown: {suggest(kind, settings.TASKS)}; register a task of yours first")
+    SOURCES[name] = kind
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What the data asks of a model; filled in from the data, so that a config never repeats it.
@@ -135,7 +147,7 @@ class Task:
     `horizon` values of every channel.
     """
 
-    kind: str = "language"  # one of selssm_jax.tasks.TASKS
+    kind: str = "language"  # one of `tasks.TASKS`
     vocab: int = 0
     channels: int = 0
     classes: int = 0
@@ -149,7 +161,7 @@ class Task:
 class Data:
     """Which examples, from where, how many at a time."""
 
-    source: Source = "python_reference"
+    source: str = "python_reference"  # one of SOURCES
     file: str = ""  # your own file, for the sources "text", "csv" and "npz"
     local_dir: str = ""  # a folder that holds the originals; empty: they are downloaded from their public origin
     cache_dir: str = ""  # where prepared records are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax
@@ -172,12 +184,15 @@ class Data:
 
     def __post_init__(self) -> None:
         _check_fields(self, "data")
+        if self.source not in SOURCES:
+            hint = "; if a file of yours registers it, name that file by --extend"
+            raise InputError(f"data.source={self.source!r} is not a choice: {suggest(self.source, SOURCES)}{hint}")
         if self.source in NEEDS_FILE and not self.file:
             raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
         _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0)
         _seed(self, "data")
         _at_least(self, "data", vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1)
-        if not self.length and self.source not in (*SIGNALS, "text", "csv"):
+        if not self.length and self.source in (*SERIES, *TEXTS, *SYMBOLS) and self.source not in ("text", "csv"):
             raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
         if self.cycle and self.source not in TABLES:
             raise InputError(f"data.cycle={self.cycle} is of tables, found data.source={self.source!r}: use data.cycle=0, or one of {', '.join(TABLES)}")
@@ -489,15 +504,17 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _check_fields(self, "config")
-        if self.model.bidirectional and self.data.source not in SIGNALS:
+        whole = tuple(source for source, kind in SOURCES.items() if settings.TASKS[kind].whole)
+        if self.model.bidirectional and self.data.source not in whole:
             raise InputError(
                 f"model.bidirectional=True reads a whole signal before it answers, found data.source={self.data.source!r}, where answers come on the way: "
-                f"use bidirectional=False, or one of {', '.join(SIGNALS)}"
+                f"use bidirectional=False, or one of {', '.join(whole)}"
             )
-        if self.training.forecast_loss != "mse" and self.data.source not in SERIES:
+        series = sources_of("training.forecast_loss")
+        if self.training.forecast_loss != "mse" and self.data.source not in series:
             raise InputError(
                 f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found data.source={self.data.source!r}, which has none: "
-                f"leave it out, or use one of {', '.join(SERIES)}"
+                f"leave it out, or use one of {', '.join(series)}"
             )
         for key in ("process_noise", "observation_noise", "certified"):
             if getattr(self.model, key) and not set(settings.readers(key)) & set(self.model.pattern):
@@ -555,8 +572,8 @@ class Experiment:
             elsewhere = path == "model.d_model" or (path == "model.norm_epsilon" and self.model.norm == "rms")
             if readers and not elsewhere and not set(readers) & mixers:
                 found[path] = _unread(path, self.model.pattern, readers, "model.pattern")
-            elif source not in SOURCES_OF.get(path, (source,)):
-                found[path] = _unread(path, source, SOURCES_OF[path], "data.source")
+            elif source not in sources_of(path):
+                found[path] = _unread(path, source, sources_of(path), "data.source")
             elif path in ONLY_WITH and ONLY_WITH[path] not in changed:
                 found[path] = f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both"
         return found

@@ -27,7 +27,7 @@ TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the mos
 TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest of the most probable tokens that have this probability together; 1: from all")
 STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
 SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
-EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers mixers, gates or data; may be repeated")
+EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers mixers, gates, tasks or data; may be repeated")
 
 
 def run() -> None:

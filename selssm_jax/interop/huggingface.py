@@ -30,7 +30,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from selssm_jax import data, invocation
-from selssm_jax.config import SOURCES_OF, Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training, sources_of
 from selssm_jax.data.vocabulary import BYTES
 from selssm_jax.errors import InputError, reported, suggest
 from selssm_jax.layers import settings as layers
@@ -247,7 +247,7 @@ def _check_place(config: Model, settings: Mapping[str, Any]) -> None:
     for field in dataclasses.fields(Model):
         readers = layers.readers(field.name)
         idle = bool(readers) and config.pattern[0] not in readers and field.name not in ("d_model", "norm_epsilon")
-        other_task = not {"text", "selective_copying"} & set(SOURCES_OF.get(f"model.{field.name}", ("text",)))
+        other_task = not {"text", "selective_copying"} & set(sources_of(f"model.{field.name}"))
         wanted, found = (getattr(model, field.name) for model in (again, config))
         if wanted != found and not idle and not other_task and field.name not in FREE:
             raise InputError(f"model.{field.name}={found!r} has no place in this layout, which knows {wanted!r} alone")

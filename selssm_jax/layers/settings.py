@@ -36,6 +36,22 @@ GATES: dict[str, Kind] = {
     "binary": Kind(jumps=True, closes=True),
     "top_k": Kind(jumps=True, closes=True),
 }
+
+
+class TaskRule(NamedTuple):
+    """What the config knows of a kind of task: keys that not every kind reads, and whether all is read before an answer, so that mixers may run backwards."""
+
+    keys: tuple[str, ...] = ()
+    whole: bool = False
+
+
+_FRAMES = ("model.frame", "model.stride", "model.filterbank")
+_SERIES = ("head_steps", "linear_skip", "normalize", "normalize_scale", "channels_apart")
+TASKS: dict[str, TaskRule] = {
+    "language": TaskRule(("model.tie_embeddings",)),
+    "classification": TaskRule(("model.pool", *_FRAMES), whole=True),
+    "forecasting": TaskRule(("data.horizon", "training.forecast_loss", *(f"model.{key}" for key in _SERIES), *_FRAMES)),
+}
 # The least value of whole numbers, the range of others, and what may be chosen, by the argument's name.
 LEAST: dict[str, int] = {
     **dict.fromkeys(("d_model", "d_state", "expand", "d_conv", "heads", "groups", "window", "kernel", "dilation"), 1),

@@ -194,7 +194,7 @@ class TaskKind:
         As it stands the first signal, its target and the answer.
         """
         batch, outputs, _ = source.seen[0]
-        target, answer = (np.array2string(np.ravel(value)[:SHOWN], precision=4) for value in (batch["targets"], outputs))
+        target, answer = (", ".join(f"{number:.4g}" for number in np.ravel(value)[:SHOWN]) for value in (batch["targets"], outputs))
         said = f"target {target}, answer {answer}"
         return source.signal(f"The first signal of the split and the gates that it opened: {said}.", said)
 

@@ -1,9 +1,10 @@
 """The table of kinds of task, and how an own one gets into it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from selssm_jax.config import Task
 from selssm_jax.errors import suggest
+from selssm_jax.layers import settings
 from selssm_jax.tasks.base import TaskKind
 from selssm_jax.tasks.classification import Classification
 from selssm_jax.tasks.forecasting import Forecasting
@@ -20,23 +21,32 @@ def kind_of(task: Task) -> TaskKind:
     return TASKS[task.kind]
 
 
-def register_task(name: str, kind: TaskKind, metrics: Mapping[str, Metric] | None = None) -> None:
-    """Makes an own kind of task known: data sets whose `Task.kind` is `name` are trained, evaluated and reported as those of the package.
+def register_task(name: str, kind: TaskKind, *, keys: Sequence[str] = (), whole: bool = False, metrics: Mapping[str, Metric] | None = None) -> None:
+    """Makes an own kind of task known: data whose `Task.kind` is `name` are trained on, evaluated, measured and reported as those of the package.
+
+    Commands read the file that registers it by `--extend FILE.py`.
 
     Args:
       name: what it is called from now on. kind: what it is.
-      metrics: those of its metrics that `METRICS` lacks; of one that it does not have, less is better.
+      keys: of the keys that not every kind of task reads, those that it does, such as "model.pool" and "model.frame".
+      whole: whether all inputs are read before an answer, so that `model.bidirectional` may be set.
+      metrics: those of its metrics that `METRICS` lacks; of one that is in neither, less is better.
 
     Raises:
-      ValueError: for a name that is taken, no loss or primary metric, or a metric that is already there and another.
+      ValueError: for a name that is taken, no loss or primary metric, a key that is none of any task, or a metric that is already there and another.
     """
     if name in TASKS:
         raise ValueError(f"the task {name!r} is there already: give another name")
     for attribute in ("loss", "primary"):
         if not isinstance(getattr(kind, attribute, None), str):
             raise ValueError(f"the task {name!r} has no {attribute}: name one of its metrics")
-    for metric, what in (metrics or {}).items():
-        if METRICS.get(metric, what) != what:
-            raise ValueError(f"the metric {metric!r} of the task {name!r} is there already and is {METRICS[metric]}: give it another name, or leave it out")
+    known = {key for rule in settings.TASKS.values() for key in rule.keys}
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"the task {name!r} reads the key {key!r}, which is none that tasks differ in: {suggest(key, sorted(known))}")
+    for metric, meaning in (metrics or {}).items():
+        if METRICS.get(metric, meaning) != meaning:
+            raise ValueError(f"the metric {metric!r} of the task {name!r} is there already, as {METRICS[metric]}: give it another name, or leave it out")
     METRICS.update(metrics or {})
+    settings.TASKS[name] = settings.TaskRule(tuple(keys), whole)
     TASKS[name] = kind

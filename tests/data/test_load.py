@@ -1,7 +1,6 @@
 """Data for a run that exists: of the same form, or refused by the name of what differs."""
 
 import runpy
-import typing
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ def metadata(source, **options):
 
 
 def test_every_source_of_the_config_has_a_loader():
-    assert set(data.LOADERS) == set(typing.get_args(config_module.Source))
+    assert set(data.LOADERS) == set(config_module.SOURCES)
 
 
 @pytest.mark.parametrize("source", ["selective_copying", "linear_gaussian", "python_reference"])

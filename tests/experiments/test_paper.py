@@ -5,7 +5,6 @@ import math
 import re
 import runpy
 import sys
-import typing
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from experiments.paper import claims, comparisons, figures, gate_captions, goals
 from experiments.paper import scaling as scales
 from experiments.paper.names import FAMILIES, FIELD, METRICS, MODELS, OURS
 from experiments.paper.study import open_study
-from selssm_jax.config import Source
+from selssm_jax.config import SOURCES
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import document
 
@@ -481,7 +480,7 @@ def test_a_mistake_is_one_message(name, folder, tmp_path, monkeypatch, capsys):
 
 
 def test_every_data_source_has_a_family():
-    assert sorted(typing.get_args(Source)) == sorted(source for sources in FAMILIES.values() for source in sources)
+    assert sorted(SOURCES) == sorted(source for sources in FAMILIES.values() for source in sources)
 
 
 def test_costs_that_are_near_to_each_other_stand_between_two_marks():
