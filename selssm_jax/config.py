@@ -1,4 +1,4 @@
-"""What an experiment is: frozen values that prove themselves when built. The only place with defaults.
+"""The configuration of an experiment: frozen values that are checked when they are built. All defaults are here.
 
 A file `configs/NAME.py` returns `Experiment(...).to_config_dict()`; `Experiment.from_config_dict` reads it back after
 command-line overrides and refuses, by name, every unknown key, wrong type and impossible value.

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend, and how a command reports it."""
+"""`InputError`: a mistake that the user can mend, and how a command reports it."""
 
 import contextlib
 import difflib

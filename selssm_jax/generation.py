@@ -1,4 +1,4 @@
-"""Text from a model: prompts read in one parallel pass, then a token after another, the recurrent state carried and nothing else.
+"""Text generation: a prompt is read in one parallel pass, then one token at a time from the recurrent state alone.
 
 generate(model, params, prompts, 100)                  all tokens, in one compiled loop
 for tokens in stream(model, params, prompts, 100):     the same, one step at a time

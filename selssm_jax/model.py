@@ -1,4 +1,4 @@
-"""SequenceModel: encode, blocks of any pattern of mixers, decode; the same weights in parallel and step by step."""
+"""`SequenceModel`: an encoder, blocks with any pattern of mixers, and a decoder; the same weights in parallel and step by step."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""Array shapes as types, and the letters they are written in.
+"""Types for the shapes of arrays, and the meaning of their letters.
 
 B batch, T time, D model width, N state components, H heads or horizon, K lag, C channels of a signal, V vocabulary.
 The aliases are read by people and checked in tests (jaxtyping's import hook); at run time they cost nothing.

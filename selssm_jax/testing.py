@@ -1,4 +1,4 @@
-"""Laws that every mixer and every estimator obeys, to be run on one's own: `check_mixer(layer, d_model=16)`, `check_estimator(estimator)`.
+"""Laws that every mixer and every estimator obeys, for tests of your own: `check_mixer(layer, d_model=16)`, `check_estimator(estimator)`.
 
 Each raises AssertionError with the law that is broken and where. What passes can be used wherever this package uses its own: split over time, stepped,
 packed with resets, streamed, compressed; or reported beside other estimates.

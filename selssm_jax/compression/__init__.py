@@ -1,4 +1,4 @@
-"""Making a memory smaller: what it holds in fewer bytes, and what that costs."""
+"""Make the memory of a trained model smaller: fewer bits, fewer components, and the loss that this costs."""
 
 import lazy_loader
 

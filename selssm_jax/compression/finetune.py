@@ -1,4 +1,4 @@
-"""Training a compressed model a little further, so that its weights and levels fit what was taken from it."""
+"""Fine-tuning of a compressed model, so that its weights and levels fit the smaller memory."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Hankel singular values: what each direction of a time-invariant system's state carries from the past to the future (theory, section 10)."""
+"""Hankel singular values: how much each direction of a time-invariant system's state carries from past to future (theory, section 10)."""
 
 from typing import NamedTuple
 

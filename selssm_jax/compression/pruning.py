@@ -1,4 +1,4 @@
-"""Fewer components: what each is worth, which to keep, and the smaller model that is left (theory, section 10).
+"""Pruning: score the components of a state, choose which to keep, and build the smaller model (theory, section 10).
 
 For any mixer that names its state axes (`layers.axes`); a block whose mixer names none is left whole. A component is scored by how far the outputs,
 or the loss, go when it is removed, by the size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from

@@ -1,4 +1,4 @@
-"""States in a few bits a component: how many bits each gets, at which levels, and the bytes they are packed into (theory, section 10).
+"""Quantisation of states: the bits and levels of each component, and their packed bytes (theory, section 10).
 
 The state that is carried is the packed one: a step unpacks it, updates it and packs it again, so the error goes through the recurrence.
 Everything but `fit` and `allocate` is a pure function of arrays for `jax.jit` and `jax.lax.scan`.

@@ -1,4 +1,4 @@
-"""What bits of memory are worth: one run for every price of a nat, its loss beside the bits that its memory holds (theory, sections 4.2 and 10).
+"""The price of memory: one training run for every price of a nat, with its loss and the bits that its memory holds (theory, sections 4.2 and 10).
 
 With state noise and `training.rate` = beta a run minimises loss + beta * rate. A dear nat is given up where it saves little loss, so the
 points of a sweep trace the trade-off between memory and loss that such models, trained so, reach.

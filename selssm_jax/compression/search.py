@@ -1,4 +1,4 @@
-"""The smallest memory that does, and the best that fits: frontiers of measured models, and subsets of components (theory, section 10).
+"""Search among measured models and subsets of components: frontiers, the smallest that is good enough, the best that fits (theory, section 10).
 
 A `Point` is a model that was measured. A `SetFunction` says what a subset of n components holds; nested removal finds good subsets,
 trying all of them finds the best.

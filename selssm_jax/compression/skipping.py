@@ -1,4 +1,4 @@
-"""Real skipping: a trained `SelectiveSSM` stepped by reading the rows of its open components only (theory, section 9).
+"""Skipping: steps of a trained `SelectiveSSM` that read the rows of its open components only (theory, section 9).
 
   decoder = skipping.gathered(layer, params)
   step = jax.jit(skipping.Decoder.step, donate_argnames="state")

@@ -1,4 +1,4 @@
-"""What sparse gates do: do they open for data and stay shut for noise?
+"""Sparse gates: whether they open for data and stay shut for noise.
 
 A gate penalty (`training.gate_l1`, `gate_l0`, `target_dimension`) makes few components change at a step. Whether the model then
 chooses its steps is another question, which labels of the steps answer: how well the mean gate of a step tells data from noise.

@@ -1,4 +1,4 @@
-"""Models that carry their memory packed: what goes from one step to the next is bytes (theory, section 10).
+"""Models that carry their memory as packed bytes from one step to the next (theory, section 10).
 
 Every array that a model carries is packed, whatever mixers it has: see `compression.carried`. Reading goes step by step, in one compiled loop, because
 what is rounded is what the next step reads. The loop is differentiable (`Quantizer.snap`), so a packed model can be trained like any other.

@@ -1,4 +1,4 @@
-"""Event-coded traces: all states of a sequence in the bytes of what changed (theory, section 9).
+"""Event-coded traces: all states of a sequence, stored as the changes between steps (theory, section 9).
 
 Where a gate is exactly 0 a component keeps its value to the last bit, and a trace need not store it again. It stores, for every step,
 which components changed and their new values; decoding is exact. A soft gate changes everything and saves nothing.

@@ -1,4 +1,4 @@
-"""Examples for training and evaluation, from public origins, local folders, files of one's own, or thin air."""
+"""Data sets for training and evaluation: public ones, local folders, your own files, and synthetic tasks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

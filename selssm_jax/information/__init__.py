@@ -1,4 +1,4 @@
-"""What a hidden state knows, in nats: exact, bracketed and estimated."""
+"""Measures of the information in a hidden state, in nats: exact values, bounds and estimates."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The most a memory of given size can know of what comes: information bottlenecks, and how far a state lies under them (theory, section 7).
+"""Information bottlenecks: the most that a memory of given size can know of the future, and the gap of a state to it (theory, section 7).
 
 An encoder p(t|x) of X costs its complexity I(T;X) and is worth its relevance I(T;Y), T - X - Y being a Markov chain. The
 bottleneck's curve is the largest relevance at each complexity; at a multiplier beta it holds the encoder that minimises

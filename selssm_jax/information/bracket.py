@@ -1,4 +1,4 @@
-"""Information of gated states between two bounds that need no closed form: the conditional law is exact, the marginal is a sum over samples.
+"""Bounds from both sides on the information of gated states: the conditional law is exact, the marginal law is a mean over samples.
 
 Where gates read the input, h_t = (1 - g_t) h_{t-1} + g_t (A h_{t-1} + B x_t + w_t) given x_{1:t} is still N(mu_t(x), N_t(x))
 (`conditional_moments`), but over all inputs it is a continuous mixture of such laws, and the formulas of `gaussian` with realised

@@ -1,4 +1,4 @@
-"""Entropy and mutual information of labels: of known laws, and from counts with corrections for few samples (theory, section 8).
+"""Entropy and mutual information of labels: from known laws, and from counts with corrections for few samples (theory, section 8).
 
 The entropy of frequencies lies under that of the law, by about (K - 1) / 2N nats for K symbols and N samples; the mutual
 information of frequencies lies over the truth for the same reason. The corrections take that away, each in its own way.

@@ -1,4 +1,4 @@
-"""Mutual information from samples: every estimator of theory, section 8, with its direction, and one that chooses.
+"""Estimators of mutual information from samples, each with its direction, and `estimate`, which chooses (theory, section 8).
 
 All take samples x (N, dx) and y (N, dy), or (N,) for one column, rows paired, and return an `Estimate` in nats. Which to
 believe: `estimate` chooses and says why. A "lower" or "upper" direction holds in expectation for whatever law the samples

@@ -1,4 +1,4 @@
-"""Exact information of linear-Gaussian states under exogenous gates: totals, lags, outputs, bounds (theory, sections 4.1 and 7).
+"""Exact information of linear-Gaussian states under exogenous gates: totals, by lag, of outputs, and bounds (theory, sections 4.1 and 7).
 
 All functions are about one law. x_t ~ N(0, Sx) independent over time, w_t ~ N(0, Q_t), h_0 ~ N(., P_0) and
 

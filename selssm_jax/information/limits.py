@@ -1,4 +1,4 @@
-"""What information implies: the least error of any decoder (Fano), and that processing adds none (theory, section 7)."""
+"""Consequences of information: the least error of any decoder (Fano), and data processing (theory, section 7)."""
 
 import dataclasses
 import math

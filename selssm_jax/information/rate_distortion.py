@@ -1,4 +1,4 @@
-"""The least distortion a number of nats allows, and the least nats a distortion needs (theory, section 6).
+"""Rate and distortion: the least distortion for given nats, and the least nats for a given distortion (theory, section 6).
 
 R(D) = min I(X; Y) over all channels with E d(X, Y) <= D. For squared error, d(x, y) = |x - y|^2 is the sum over components,
 not their mean, and D is in its units. A rate alone never bounds an error from above: the converse only says what no decoder

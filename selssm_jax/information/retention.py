@@ -1,4 +1,4 @@
-"""What a state keeps of single inputs, by lag: decoders fitted to recorded states of any model (theory, section 4.4).
+"""Retention by lag: what a decoder reads of single past inputs, from recorded states of any model (theory, section 4.4).
 
 A decoder q(x_{t-k} | h_t) that is judged on states it was not fitted to gives a lower bound (Barber and Agakov 2003),
 

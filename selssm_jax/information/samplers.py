@@ -1,4 +1,4 @@
-"""Samples whose mutual information is known in closed form, and maps that leave it as it is: the truth that estimators are held against.
+"""Samples whose mutual information is known in closed form, and maps that do not change it: test cases for estimators.
 
 A sampler is `name(key, n, ...) -> Sample(x, y, information)`. An injective map of x alone, or of y alone, changes no information:
 `transformed` applies one and keeps the number, which makes hard cases of easy ones (Czyz et al. 2023, "Beyond Normal": their tasks are

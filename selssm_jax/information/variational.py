@@ -1,4 +1,4 @@
-"""Upper bounds on what a noisy state holds that a gradient can pass through: the rate of the variational bottleneck (theory, sections 4.2, 7 and 10).
+"""Upper bounds on the information of a noisy state, differentiable: the rate of the variational bottleneck (theory, sections 4.2, 7 and 10).
 
 Given its inputs a state is normal, h ~ p(h|x) = N(mu(x), diag N(x)). For every density r
 

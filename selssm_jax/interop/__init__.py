@@ -1,4 +1,4 @@
-"""Models of other projects as models of this one, and back."""
+"""Models of other projects, read as models of this one and written back."""
 
 import lazy_loader
 

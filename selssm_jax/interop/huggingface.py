@@ -1,4 +1,4 @@
-"""Mamba, Falcon Mamba and Mamba-2 checkpoints in the layout of Hugging Face's transformers: a local folder of config.json and safetensors, never a pickle.
+"""Mamba, Falcon Mamba and Mamba-2 checkpoints in the layout of Hugging Face's transformers: config.json and safetensors in a local folder, never a pickle.
 
   config, params = load("mamba-130m-hf")          SequenceModel(config).apply({"params": params}, tokens)
   save("copy", config, params)                    the same tensors in the same layout

@@ -1,4 +1,4 @@
-"""Reports: what a run scores, what its gates do, what it costs, for people and for programs."""
+"""Reports of a run for people and for programs: its scores, its gates, its memory and its costs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The report of a compression: what was tried at which bytes, what was chosen, what it lost, and which bounds hold."""
+"""The report of a compression: the methods at equal bytes, the chosen one, its loss, and the bounds that hold."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The report of a run: what it scores, what its gates do, what is certified of it, what it costs, and one example, for people and for programs."""
+"""The report of a run, for people and for programs: scores, gates, certificates, costs and one example."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""A finished run, opened for reading: its experiment, chosen parameters, dataset and history."""
+"""A finished run, opened for reading: its experiment, parameters, data set and history."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Does a memory contract, at which rate, and what shows it where it does not? Certificates that are true, and their witnesses."""
+"""Certificates of contraction: whether a memory forgets and at which rate, or a witness that it does not."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The comparison of models: each tuned by equally many trials, trained from several seeds, and written into a record."""
+"""Comparison of models: each is tuned by equally many trials, trained from several seeds, and written into a record."""
 
 import lazy_loader
 

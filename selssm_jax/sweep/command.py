@@ -1,4 +1,4 @@
-"""A sweep from the command line: every cell that is finished becomes a record at once, and what is there already is not done again."""
+"""A sweep from the command line: each finished model becomes a record at once, and existing records are not computed again."""
 
 import json
 import pathlib

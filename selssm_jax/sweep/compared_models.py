@@ -1,4 +1,4 @@
-"""The models that a sweep compares: the same blocks around another mixer, of one number of parameters, each with a grid of equally many points."""
+"""The models that a sweep compares: the same blocks around different mixers, with equally many parameters and equally large grids."""
 
 import dataclasses
 import functools

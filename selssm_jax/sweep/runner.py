@@ -1,4 +1,4 @@
-"""A comparison: every model tuned by equally many trials, chosen on validation, then trained from several seeds. Optuna keeps the trials.
+"""The runner of a sweep: every model is tuned by equally many trials, chosen on validation, and trained from several seeds. Optuna keeps the trials.
 
 A sweep's folder holds sweep.db, Optuna's own storage with one study a model, the run of every trial and seed as a folder like any other,
 FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for them. What was interrupted goes on where it was.

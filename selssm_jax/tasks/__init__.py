@@ -1,4 +1,4 @@
-"""Kinds of task as objects: what each asks of a model, of training, and of a report; `register_task` makes an own one known."""
+"""Tasks as objects: the encoder, head, loss, metrics and report of language, classification, forecasting, and of your own kinds."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""From a config to a trained model: objectives, optimiser, steps, the loop and its checkpoints."""
+"""Training from a config: objectives, the optimiser, the step, the loop and its checkpoints."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A run's folder: what it is (config.json, dataset.json), where it is (checkpoints), and its best parameters so far."""
+"""The folder of a run: its experiment and data set (config.json, dataset.json), its newest states (checkpoints) and its best parameters."""
 
 import contextlib
 import copy

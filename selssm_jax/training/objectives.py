@@ -1,4 +1,4 @@
-"""What training minimises besides a task's loss, and reports of the model's inside, as sums that merge over batches and devices."""
+"""Penalties beside the loss of a task, and metrics from inside a model, as sums that add up over batches and devices."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine; which parameters decay is read from their paths."""
+"""AdamW with warm-up and cosine decay; the path of a parameter says whether its weights decay."""
 
 import re
 

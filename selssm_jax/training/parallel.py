@@ -1,4 +1,4 @@
-"""Data parallelism, the only file that says pmap: the state has no device axis, a batch is cut along its rows."""
+"""Data parallelism, the only file that says pmap: a batch is split along its rows, and the state has no device axis."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Several runs of one experiment, which differ in their seeds alone, trained by one step: vmapped over the runs."""
+"""Several runs of one experiment that differ in their seeds alone, trained by one step: vmapped over the runs."""
 
 import contextlib
 import operator
