@@ -21,6 +21,7 @@ from pruning import interval
 from selssm_jax.compression.compress import relative_loss
 from selssm_jax.reporting.accounting import state_bytes
 from selssm_jax.reporting.run import open_run
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.evaluation import Evaluator
 
 KEPT = (
@@ -115,7 +116,7 @@ def control_of(run: dict[str, Any], controls: list[dict[str, Any]]) -> dict[str,
 
 def rows(opened: Any) -> int:
     """States of a sequence: one a channel, where channels run apart."""
-    return opened.model.config.task.channels if opened.model.config.channels_apart else 1
+    return kind_of(opened.model.config.task).rows(opened.model.config)
 
 
 def summary(compressed: list[dict[str, Any]], controls: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from configs import etth1, quickstart
 from selssm_jax.config import Experiment, Task
 from selssm_jax.model import SequenceModel
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import loop, optimizer, step, together
 
 RUNS = 3
@@ -90,7 +91,7 @@ def begin(experiment: Experiment, task: Task) -> tuple[Callable[..., Any], list[
 def batch(task: Task, rows: int, seed: int) -> step.Batch:
     """Random examples."""
     rng, valid = np.random.default_rng(seed), np.ones((rows, task.length), bool)
-    if task.kind == "language":
+    if kind_of(task).tokens:
         tokens = rng.integers(0, task.vocab, (2, rows, task.length)).astype(np.int32)
         return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
     inputs, targets = (rng.standard_normal((rows, steps, task.channels), np.float32) for steps in (task.length, task.horizon))

@@ -39,8 +39,7 @@ class SequenceModel(nn.Module):
     Attributes:
       config: `config.Model` with its `task` filled in from the data.
 
-    Outputs, always float32: "language" next-token logits (B, T, V); "classification" logits (B, classes) of all valid
-    steps so far; "forecasting" (B, H, C), the values after the last step.
+    Outputs, always float32, are what the kind of task says (`tasks`): of every step, (B, T, ...), or of all valid steps so far, (B, ...).
 
     One call over T steps equals calls over any split of them that carry `state`. With `normalize`, a forecast's scale is
     taken from the first call's inputs and carried along.
@@ -80,7 +79,7 @@ class SequenceModel(nn.Module):
           deterministic: no dropout.
         """
         state = self._unread(inputs.shape[0]) if state is None else state
-        if valid is not None and inputs.ndim == 3:
+        if valid is not None and not self.kind.tokens:
             inputs = jnp.where(valid[..., None], inputs, 0)
         inputs, state, read = self._since_reset(inputs, state, reset)
         state = self.begin(inputs, state, read)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from experiments.paper.names import FIELD, METRICS
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
+from selssm_jax.tasks import TASKS
 
 COSTS = ("state_bytes", "training_peak_bytes", "training_flops", "decode_peak_bytes", "decode_flops", "batch", "steps")
 
@@ -81,7 +82,7 @@ def read(path: pathlib.Path) -> Record:
     return Record(
         **{key: _need(path, found, key, str) for key in ("task", "model", "kind", "metric", "command", "dtype")},
         **{key: _need(path, found, key, dict) for key in ("budget", "versions", "machine")},
-        loss=(found.get("sweep") or {}).get("training.forecast_loss", "mse") if kind == "forecasting" else "nats",
+        loss=(found.get("sweep") or {}).get("training.forecast_loss", TASKS[kind].loss),
         parameters=_need(path, found, "parameters", int),
         target_parameters=found.get("target_parameters"),
         runs=_runs(path, found, metric),

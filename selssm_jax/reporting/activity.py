@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import Reader
+from selssm_jax.tasks.registry import kind_of
 
 BINS = 50  # of the histogram of gate values, over [0, 1]
 Batch = dict[str, Array | np.ndarray]
@@ -153,7 +154,7 @@ def _counted(batch: Batch, gate: Array, model: Reader) -> Array:
     """Which steps of a gate count: valid ones of rows that are no padding; a row may have one gate row a channel."""
     valid = jnp.asarray(batch["valid"])
     real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)
-    frames = frame_valid(valid & real[:, None], model.config.stride if valid.shape[1] != gate.shape[1] else 1)
+    frames = frame_valid(valid & real[:, None], kind_of(model.config.task).stride(model.config))
     return jnp.repeat(frames, gate.shape[0] // frames.shape[0], axis=0)
 
 

@@ -37,19 +37,57 @@ class Source(NamedTuple):
 
     def text(self) -> list[Block]:
         """Returns a passage of the split, shaded, and a continuation that the model wrote."""
-        return _text(self)
+        passage = _join(self.seen)
+        tokens, logits = passage.batch["inputs"], passage.outputs
+        blocks: list[Block] = []
+        if len(tokens) > 1:
+            words = "A passage of the evaluated text, as the model read it; the darker the ground,"
+            blocks.append(_shaded(self, tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
+            if passage.gates:
+                blocks.append(_shaded(self, tokens[1:], mean_gate(passage.gates)[1:], f"{words} the more of the state the token updates, as the mean gate."))
+        prompt = tokens[:PROMPT]
+        drawn = generate(self.model, self.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
+        words = f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, "
+        words += f"one step at a time, at temperature {TEMPERATURE}."
+        prompt_text, drawn_text = (Verbatim(self.dataset.decode(np.asarray(part))) for part in (prompt, drawn))
+        return [*blocks, Paragraph(f"{words} The prompt:"), prompt_text, Paragraph("Written by the model:"), drawn_text]
 
     def answers(self) -> list[Block]:
         """Returns a sequence of tokens with scored steps, and what the model answered there."""
-        return _answers(self)
+        batch, outputs, gates = self.seen[0]
+        tokens, truth, guess = ([name.strip() for name in _names(self, array)] for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
+        scored = batch["weights"] > 0
+        gate = mean_gate(gates) if gates else np.zeros(len(tokens))
+        right = sum(mine == theirs for mine, theirs, counts in zip(guess, truth, scored, strict=True) if counts)
+        ends = _ends(gate)
+        steps = zip(tokens, _shades(gate, ends), guess, truth, scored, strict=True)
+        shown = tuple(Token(text, shade, mine if counts else None, theirs) for text, shade, mine, theirs, counts in steps)
+        words = f"The first sequence of the split, and under its scored steps what the model answered: {right} of {int(scored.sum())} are right."
+        return [Shaded(shown, ends, f"{words} The darker the ground, the more of the state the step updates: the mean gate.")]
 
     def signal(self, words: str, title: str) -> list[Block]:
         """Returns the first signal of the split over the gates that it opened, under a title that can be drawn, with words."""
-        return _signal(self, words, title)
+        batch = self.seen[0].batch
+        rate, length = self.dataset.metadata().get("sample_rate"), int(batch["valid"].sum())
+        gates = self.seen[0].live_gates(kind_of(self.model.config.task).stride(self.model.config))
+        figure = figures.waveform(batch["inputs"][:length], gates, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
+        return [Picture(figures.save(figure, self.folder / "signal.png"), words)]
 
     def forecast(self) -> list[Block]:
         """Returns the first window of the split, what followed and the forecast, in the units of the data."""
-        return _forecast(self)
+        batch, guess, _ = self.seen[0]
+        about = self.dataset.metadata()
+        scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
+        before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
+        series = (batch["inputs"] + before, batch["targets"] + ahead, guess + ahead)
+        past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
+        names = about.get("channels", ["x"])[:CHANNELS]
+        shown = past[-2 * len(truth) :]  # more of the past would leave no room for the forecast
+        figure = figures.forecast(shown, truth, guess, names=names, units="value (units of the data)")
+        words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
+        if any(figures.drawable(str(name), "") != name for name in names):
+            words += " Channels: " + ", ".join(f"{number}, {name}" for number, name in enumerate(names, start=1)) + "."
+        return [Picture(figures.save(figure, self.folder / "forecast.png"), words)]
 
     def drawable(self, text: str, otherwise: str) -> str:
         """Returns the text where the font of figures has all of its letters."""
@@ -74,42 +112,11 @@ def mean_gate(gates: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(list(gates.values()), axis=-1).mean(axis=-1)
 
 
-def _text(source: Source) -> list[Block]:
-    passage = _join(source.seen)
-    tokens, logits = passage.batch["inputs"], passage.outputs
-    blocks: list[Block] = []
-    if len(tokens) > 1:
-        words = "A passage of the evaluated text, as the model read it; the darker the ground,"
-        blocks.append(_shaded(source, tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
-        if passage.gates:
-            blocks.append(_shaded(source, tokens[1:], mean_gate(passage.gates)[1:], f"{words} the more of the state the token updates, as the mean gate."))
-    prompt = tokens[:PROMPT]
-    drawn = generate(source.model, source.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
-    words = (
-        f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, one step at a time, at temperature {TEMPERATURE}."
-    )
-    prompt_text, drawn_text = (Verbatim(source.dataset.decode(np.asarray(part))) for part in (prompt, drawn))
-    return [*blocks, Paragraph(f"{words} The prompt:"), prompt_text, Paragraph("Written by the model:"), drawn_text]
-
-
 def _shaded(source: Source, tokens: np.ndarray, values: np.ndarray, caption: str) -> Shaded:
     pieces = _pieces(source, tokens)
     means = np.array([values[piece].mean() for _, piece in pieces])
     ends = _ends(means)
     return Shaded(tuple(Token(text, shade) for (text, _), shade in zip(pieces, _shades(means, ends), strict=True)), ends, caption)
-
-
-def _answers(source: Source) -> list[Block]:
-    batch, outputs, gates = source.seen[0]
-    tokens, truth, guess = ([name.strip() for name in _names(source, array)] for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
-    scored = batch["weights"] > 0
-    gate = mean_gate(gates) if gates else np.zeros(len(tokens))
-    right = sum(mine == theirs for mine, theirs, counts in zip(guess, truth, scored, strict=True) if counts)
-    ends = _ends(gate)
-    steps = zip(tokens, _shades(gate, ends), guess, truth, scored, strict=True)
-    shown = tuple(Token(text, shade, mine if counts else None, theirs) for text, shade, mine, theirs, counts in steps)
-    words = f"The first sequence of the split, and under its scored steps what the model answered: {right} of {int(scored.sum())} are right."
-    return [Shaded(shown, ends, f"{words} The darker the ground, the more of the state the step updates: the mean gate.")]
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
@@ -121,30 +128,6 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 def _shades(values: np.ndarray, ends: tuple[float, float]) -> list[float]:
     return np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1).tolist()
-
-
-def _signal(source: Source, words: str, title: str) -> list[Block]:
-    batch = source.seen[0].batch
-    rate, length = source.dataset.metadata().get("sample_rate"), int(batch["valid"].sum())
-    gates = source.seen[0].live_gates(kind_of(source.model.config.task).stride(source.model.config))
-    figure = figures.waveform(batch["inputs"][:length], gates, duration=length / (rate or 1), unit="s" if rate else "steps", title=title)
-    return [Picture(figures.save(figure, source.folder / "signal.png"), words)]
-
-
-def _forecast(source: Source) -> list[Block]:
-    batch, guess, _ = source.seen[0]
-    about = source.dataset.metadata()
-    scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
-    before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
-    series = (batch["inputs"] + before, batch["targets"] + ahead, guess + ahead)
-    past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
-    names = about.get("channels", ["x"])[:CHANNELS]
-    shown = past[-2 * len(truth) :]  # more of the past would leave no room for the forecast
-    figure = figures.forecast(shown, truth, guess, names=names, units="value (units of the data)")
-    words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
-    if any(figures.drawable(str(name), "") != name for name in names):
-        words += " Channels: " + ", ".join(f"{number}, {name}" for number, name in enumerate(names, start=1)) + "."
-    return [Picture(figures.save(figure, source.folder / "forecast.png"), words)]
 
 
 def _join(seen: list[Sequence]) -> Sequence:

@@ -11,7 +11,7 @@ from selssm_jax.reporting.document import Block, Heading, Paragraph, Picture, Ve
 from selssm_jax.reporting.figures import Curve
 from selssm_jax.reporting.tables import Cell, Table, size
 from selssm_jax.tasks.registry import TASKS
-from selssm_jax.tasks.scores import METRICS, Metric
+from selssm_jax.tasks.scores import METRICS, meaning_of
 
 Results = dict[str, Any]
 MOST, SQUARE = 30, 16  # rows of a table of channels or classes; classes of a whole confusion matrix
@@ -159,4 +159,4 @@ def _curve(name: str, split: str, metric: str, history: list[dict[str, Any]]) ->
 def _unit(metric: str, results: Results) -> str:
     """The name of a metric with its unit."""
     per = TASKS[results["task"]["kind"]].unit(Data(**results["config"]["data"]))
-    return METRICS.get(metric, Metric()).label.format(per=f"per {per}") or metric
+    return meaning_of(metric).label.format(per=f"per {per}") or metric

@@ -6,7 +6,7 @@ from typing import Any
 from selssm_jax.reporting.certificates import is_useful
 from selssm_jax.reporting.memory.lags import horizon_in_words
 from selssm_jax.reporting.tables import number, size
-from selssm_jax.tasks.scores import higher_is_better, is_better
+from selssm_jax.tasks.scores import is_better, meaning_of
 
 Results = dict[str, Any]
 OPTIMUM = "optimal"  # of the baselines: what a perfect model scores, and no rival
@@ -92,7 +92,7 @@ def _compared(metric: str, score: float, rival: float) -> str:
     if score == rival:
         return "just as good as"
     better = "better" if is_better(metric, score, rival) else "worse"
-    if higher_is_better(metric):
+    if meaning_of(metric).share:
         return f"{number(100 * abs(score - rival))} points {better} than"
     if rival == 0:
         return f"{better} than"
@@ -101,7 +101,7 @@ def _compared(metric: str, score: float, rival: float) -> str:
 
 
 def _shown(metric: str, value: float, *, name: bool = True) -> str:
-    text = f"{number(100 * value)} %" if metric == "accuracy" else number(value)
+    text = f"{number(100 * value)} %" if meaning_of(metric).share else number(value)
     return f"{metric} {text}" if name else text
 
 

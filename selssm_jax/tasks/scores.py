@@ -15,10 +15,12 @@ class Metric(NamedTuple):
 
     Attributes:
       higher: whether more of it is better.
+      share: whether it is a share, which words give in percent.
       label: its name with its unit, for figures and tables; empty: its name alone. `{per}` in it becomes what the task counts, such as "per signal".
     """
 
     higher: bool = False
+    share: bool = False
     label: str = ""
 
 
@@ -26,17 +28,22 @@ METRICS: dict[str, Metric] = {
     "nats": Metric(label="nats {per}"),
     "bits": Metric(label="bits {per}"),
     "perplexity": Metric(),
-    "accuracy": Metric(higher=True, label="accuracy (share)"),
+    "accuracy": Metric(higher=True, share=True, label="accuracy (share)"),
     "mse": Metric(label="mean squared error (scaled units)"),
     "mae": Metric(label="mean absolute error (scaled units)"),
-    "direction": Metric(higher=True),
+    "direction": Metric(higher=True, share=True),
     "r2": Metric(higher=True, label="R² (against forecasting the training mean)"),
 }  # in the order in which tables show them; of one that is not here, less is better
 
 
+def meaning_of(metric: str) -> Metric:
+    """Returns what is known of a metric; of one that is not in the table, less is better."""
+    return METRICS.get(metric, Metric())
+
+
 def higher_is_better(metric: str) -> bool:
     """Whether more of a metric is better."""
-    return METRICS.get(metric, Metric()).higher
+    return meaning_of(metric).higher
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
