@@ -1,11 +1,11 @@
-"""Laws that every mixer and every estimator obeys, for tests of your own: `check_mixer(layer, d_model=16)`, `check_estimator(estimator)`.
+"""Laws that every mixer, estimator and kind of task obeys, for tests of your own: `check_mixer`, `check_estimator`, `check_task`.
 
 Each raises AssertionError with the law that is broken and where. What passes can be used wherever this package uses its own: split over time, stepped,
 packed with resets, streamed, compressed; or reported beside other estimates.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from selssm_jax.config import Model
+from selssm_jax.data import Dataset
 from selssm_jax.information import Estimate, samplers
+from selssm_jax.model import SequenceModel
+from selssm_jax.tasks import TaskKind, kind_of
+from selssm_jax.tasks.scores import Sums
 
 ROWS, STEPS, CUTS, RESET = 2, 9, (1, 5), 4
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}  # of float32 sums of a few dozen terms in another order
@@ -180,3 +185,102 @@ def _check_refusals(estimator: Estimator, x: np.ndarray, y: np.ndarray) -> None:
         except (ValueError, TypeError):
             continue
         raise AssertionError(f"{what} are answered by {found}, where a ValueError is expected")
+
+
+class Trial(NamedTuple):
+    """A small model of a data set's task with parameters as drawn, and a batch of training examples."""
+
+    kind: TaskKind
+    model: SequenceModel
+    params: Any
+    batch: Mapping[str, Array]
+
+    def answer(self, inputs: Array, state: State = None, params: Any = None) -> tuple[Array, State]:
+        """Returns outputs and the last state."""
+        return self.model.apply({"params": self.params if params is None else params}, inputs, state)
+
+    def score(self, outputs: Array, **changes: Array) -> Sums:
+        """Returns the metrics of the batch with other targets or weights, as (weighted sum, weight)."""
+        return self.kind.score(outputs, {**self.batch, **changes})
+
+
+def check_task(dataset: Dataset) -> None:
+    """Raises AssertionError where the kind of task of a data set breaks a law of tasks, on a few of its training examples.
+
+    Inputs are as `TaskKind.inputs` says. A model answers in one call as in several that carry its state. `loss` and `primary` are among the metrics. Sums
+    of metrics over rows are those of their batch. What has weight 0 is not seen, not even NaN. The loss has a finite gradient, which is not 0 everywhere.
+    `drawn_targets` have the form of targets, and a factor each.
+    """
+    kind, batch = kind_of(dataset.task), {name: jnp.asarray(value) for name, value in dataset.draw(0, np.arange(ROWS)).items()}
+    model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=4).of_task(dataset.task))
+    inputs = batch["inputs"]
+    shape = kind.inputs(model.config, *inputs.shape[:2])
+    assert (shape.shape, shape.dtype) == (inputs.shape, inputs.dtype), f"inputs are {inputs.dtype}{inputs.shape}, `inputs` says {shape.dtype}{shape.shape}"
+    trial = Trial(kind, model, jax.jit(model.init)(jax.random.key(0), inputs)["params"], batch)
+    outputs = jax.jit(trial.answer)(inputs)[0]
+    for law in TASK_LAWS:
+        law(trial, outputs)
+
+
+def _answers_in_pieces_as_at_once(trial: Trial, outputs: Array) -> None:
+    def read() -> Array:
+        state = trial.model.apply({"params": trial.params}, ROWS, method="initial_state")
+        state, parts = trial.model.apply({"params": trial.params}, trial.batch["inputs"], state, method="begin"), []
+        stride = trial.kind.stride(trial.model.config)
+        for piece in jnp.split(trial.batch["inputs"], [stride], axis=1):
+            y, state = trial.answer(piece, state)
+            parts.append(y)
+        return jnp.concatenate(parts, axis=1) if trial.kind.every_step else parts[-1]
+
+    _compare("the answers of one call and of its pieces", jax.jit(read)(), outputs, CLOSE)
+
+
+def _has_its_metrics(trial: Trial, outputs: Array) -> None:
+    metrics = set(trial.score(outputs))
+    assert {trial.kind.loss, trial.kind.primary} <= metrics, (
+        f"`loss` and `primary` are {trial.kind.loss} and {trial.kind.primary}, the metrics {sorted(metrics)}"
+    )
+
+
+def _adds_up_over_rows(trial: Trial, outputs: Array) -> None:
+    rows = [trial.kind.score(outputs[row : row + 1], {name: value[row : row + 1] for name, value in trial.batch.items()}) for row in range(ROWS)]
+    together = jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *rows)
+    _compare("the metrics' sums over rows and those of their batch", together, trial.score(outputs), CLOSE)
+
+
+def _sees_nothing_of_weight_0(trial: Trial, outputs: Array) -> None:
+    weights = trial.batch["weights"].at[0].set(0)
+    loss = lambda outputs: trial.score(outputs, weights=weights)[trial.kind.loss][0]  # noqa: E731
+    ill = outputs.at[0].set(jnp.nan)
+    _compare(
+        "the metrics beside a row of weight 0 whose answer is NaN, or a number,",
+        trial.score(ill, weights=weights),
+        trial.score(outputs, weights=weights),
+        CLOSE,
+    )
+    _compare("the gradients of the loss beside such a row", jax.grad(loss)(ill), jax.grad(loss)(outputs), CLOSE)
+
+
+def _can_be_learned(trial: Trial, outputs: Array) -> None:
+    del outputs
+    slope = jax.jit(jax.grad(lambda params: trial.score(trial.answer(trial.batch["inputs"], params=params)[0])[trial.kind.loss][0]))(trial.params)
+    sizes = [np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(slope)]
+    assert np.isfinite(sizes).all(), "the gradient of the loss is not finite"
+    assert max(sizes) > 0, "the gradient of the loss is 0 everywhere: nothing can be learned"
+
+
+def _draws_targets(trial: Trial, outputs: Array) -> None:
+    targets, factors = trial.kind.drawn_targets(outputs[:1], 3, jax.random.key(0))
+    expected = trial.batch["targets"][:1].shape
+    assert targets.shape[1:] == expected, f"`drawn_targets` have shape {targets.shape[1:]}, targets of a row {expected}: define drawn_targets"
+    assert factors.shape == targets.shape[:1], f"`drawn_targets` gives {factors.shape} factors for {targets.shape[0]} targets"
+
+
+TASK_LAWS: tuple[Callable[[Trial, Array], None], ...] = (
+    _answers_in_pieces_as_at_once,
+    _has_its_metrics,
+    _adds_up_over_rows,
+    _sees_nothing_of_weight_0,
+    _can_be_learned,
+    _draws_targets,
+)

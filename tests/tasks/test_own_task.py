@@ -11,14 +11,15 @@ import pytest
 
 import runs
 from selssm_jax import config, data
-from selssm_jax.config import Model, Task
+from selssm_jax.config import Data, Model, Task
 from selssm_jax.layers import settings
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks import METRICS, TASKS, Metric, TaskKind, kind_of, register_task
 from selssm_jax.tasks.language import Language
+from selssm_jax.testing import check_task
 
 PAGE = runs.REPOSITORY / "docs" / "adding_a_task.md"
-REGRESSION, MASKED = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+REGRESSION, CHECK, MASKED = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 TABLES = (TASKS, METRICS, settings.TASKS, config.SOURCES, data.LOADERS)
 SHORT = ("training.steps=2", "training.eval_every=2", "training.checkpoint_every=2", "training.devices=1", "optimizer.warmup_steps=1", "data.length=24")
 
@@ -51,6 +52,35 @@ def test_the_task_of_the_page_trains_and_reports_from_one_file(tmp_path, capsys)
     page = (run / "report" / "report.md").read_text()
     assert "absolute error (of an amplitude from 0 to 1)" in page and "always 1/2" in page and re.search(r"target 0\.\d+, answer -?\d", page)
     assert {"learning_squared_error.png", "learning_absolute_error.png", "signal.png"} <= {path.name for path in (run / "report").iterdir()}
+
+
+def test_the_task_of_the_page_obeys_the_laws():
+    exec(REGRESSION, {})
+    exec(CHECK, {})
+
+
+@pytest.mark.parametrize("source", ["delayed_recall", "linear_gaussian"])
+def test_tasks_of_the_package_obey_the_laws(source):
+    check_task(data.load(Data(source=source, length=12, horizon=3, lag=2)))
+
+
+@pytest.mark.parametrize(
+    ("line", "fault", "says"),
+    [
+        ('loss = "squared_error"', 'loss = "mse"', "`loss` and `primary` are mse and absolute_error"),
+        ("error = (outputs", "error = jnp.sign(outputs", "0 everywhere"),
+        ('{"squared_error": error**2', '{"squared_error": error**2 / len(error)', "sums over rows"),
+        ('(outputs - batch["targets"])[:, 0]', '(outputs[:, 0] - batch["targets"][:, 0, 0])', "targets of a row"),
+    ],
+)
+def test_a_law_of_tasks_that_is_broken_is_named(line, fault, says):
+    assert line in REGRESSION
+    program = REGRESSION.replace(line, fault)
+    if says == "targets of a row":
+        program = program.replace('"targets": amplitude', '"targets": amplitude[..., None]')
+    exec(program, {})
+    with pytest.raises(AssertionError, match=says):
+        exec(CHECK, {})
 
 
 def test_masked_language_reads_both_directions():
