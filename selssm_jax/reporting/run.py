@@ -19,11 +19,7 @@ from selssm_jax.model import Reader
 from selssm_jax.training import capacity, checkpoint, parallel
 
 # The source that reads a file of yours, by what the run was trained on.
-OWN_FILE = {
-    "csv": ("etth1", "ettm1", "weather", "csv"),
-    "text": ("python_reference", "tiny_shakespeare", "wikitext2", "text"),
-    "npz": ("fsdd", "smnist", "psmnist", "npz"),
-}
+OWN_FILE = {"csv": config.TABLES, "text": config.TEXTS, "npz": config.SIGNALS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +115,7 @@ def _source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: st
     if file:
         kinds = [kind for kind, sources in OWN_FILE.items() if trained.source in sources]
         if not kinds:
-            raise InputError(f"--file={file} cannot replace the synthetic task {trained.source!r} that this run was trained on: leave --file out")
+            raise InputError(f"--file={file} cannot replace the data {trained.source!r} that this run was trained on, which are of no file: leave --file out")
         return dataclasses.replace(provenance.without_places(trained), **(changes | {"source": kinds[0], "file": file}))
     return dataclasses.replace(checkpoint.own_places(str(folder), trained) if examples else provenance.without_places(trained), **changes)
 

@@ -59,9 +59,12 @@ def test_the_task_of_the_page_obeys_the_laws():
     exec(CHECK, {})
 
 
-@pytest.mark.parametrize("source", ["delayed_recall", "linear_gaussian"])
-def test_tasks_of_the_package_obey_the_laws(source):
-    check_task(data.load(Data(source=source, length=12, horizon=3, lag=2)))
+@pytest.mark.parametrize("source", ["delayed_recall", "npz", "linear_gaussian"])
+def test_tasks_of_the_package_obey_the_laws(source, tmp_path):
+    label = np.arange(20) % 2
+    np.savez(tmp_path / "signals.npz", signal=np.sin(np.arange(12) * (1 + label[:, None])).astype(np.float32)[..., None], label=label)
+    file = str(tmp_path / "signals.npz") if source == "npz" else ""
+    check_task(data.load(Data(source=source, file=file, length=12, horizon=3, lag=2)))
 
 
 @pytest.mark.parametrize(
