@@ -4,10 +4,13 @@ import json
 import pathlib
 import re
 import shlex
+import types
 
+import numpy as np
 import pytest
 
 import runs
+from selssm_jax.compression import compress
 from selssm_jax.layers import gates, mixers, settings
 
 OWN = """
@@ -142,3 +145,11 @@ def test_the_page_on_estimators_is_true_to_the_letter(capsys):
     exec("".join(blocks("adding_an_estimator.md", "python")), {})
     value, verdict = capsys.readouterr().out.splitlines()
     assert re.match(r"~ 2\.3\d* \+- ", value) and verdict == "inconclusive"
+
+
+def test_the_page_on_compression_methods_registers_one(monkeypatch):
+    monkeypatch.setattr(compress, "RULES", dict(compress.RULES))
+    (program,) = blocks("adding_a_compression_method.md", "python")
+    exec(program, {"__name__": "page"})
+    samples = np.array([[0.0, 1.0], [2.0, 1.0]], np.float32)
+    assert compress.RULES["bits by range"](types.SimpleNamespace(samples=samples)).tolist() == [4.0, 0.0]

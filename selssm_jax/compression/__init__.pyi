@@ -31,6 +31,7 @@ from . import (
 from . import (
     trace as trace,
 )
+from .compress import register_method as register_method
 from .quantization import Quantizer as Quantizer
 from .reduction import balanced_truncation as balanced_truncation
 from .reduction import merge_equal_poles as merge_equal_poles

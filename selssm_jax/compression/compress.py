@@ -63,6 +63,11 @@ class Known:
     weights: Float[np.ndarray, "M"]
 
     @property
+    def variances(self) -> Float[np.ndarray, "M"]:
+        """Of every component over the samples."""
+        return self.samples.var(axis=0, dtype=np.float64)
+
+    @property
     def float_bytes(self) -> int:
         """Bytes of one sequence's memory in float32."""
         return 4 * self.layout.rows * self.layout.size + self.constant
@@ -117,6 +122,32 @@ class Compression:
     chosen: Candidate
 
 
+# A rule of bits: from what calibration tells to what an error in each component costs, (M,), by which reverse water-filling gives bits.
+RULES: dict[str, Callable[[Known], np.ndarray]] = {
+    INFORMATION: lambda known: known.layout.newest_most(known.weights * known.variances),
+    VARIANCE: lambda known: known.variances,
+    EQUAL: lambda known: np.ones(known.layout.size),
+}
+
+
+def register_method(name: str, errors: Callable[[Known], np.ndarray]) -> None:
+    """Makes an own way to give bits to components known: every compression tries it beside the others, at equal bytes, judged on validation.
+
+    Commands read the file that registers it by `--extend FILE.py`.
+
+    Args:
+      name: what the report calls it.
+      errors: from what calibration tells of the M carried components (`Known`: samples (S, M), their variances, and what a unit of squared
+        error costs the loss, weights (M,)) to what an error in each costs, (M,): at least 0 and finite. Bits go where errors cost most.
+
+    Raises:
+      ValueError: for a name that is taken.
+    """
+    if name in RULES:
+        raise ValueError(f"the method {name!r} is there already: give another name")
+    RULES[name] = errors
+
+
 def known(subject: Subject) -> Known:
     """Returns what calibration tells, from `compress.calibration` training batches."""
     batches, scope = _drawn(subject), subject.experiment.compress.scope
@@ -125,7 +156,7 @@ def known(subject: Subject) -> Known:
 
 
 def quantised(subject: Subject, known: Known, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
-    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, its share of the table of levels counted; bits by one of three rules.
+    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, its share of the table of levels counted; bits by a rule of `RULES`.
 
     "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error itself. Of all ways to share tables
     (`sharing.groupings`) the one is taken whose errors cost least on the samples, for what tables take is not there for bits.
@@ -134,9 +165,10 @@ def quantised(subject: Subject, known: Known, nbytes: float, rule: str) -> tuple
       InputError: where not even the numbers that stay as they are fit, and one table for all.
     """
     layout, options = known.layout, subject.experiment.compress
-    variances = known.samples.var(axis=0, dtype=np.float64)
     weights = known.weights if rule == INFORMATION else np.ones(layout.size)
-    errors = {EQUAL: np.ones(layout.size), VARIANCE: variances, INFORMATION: layout.newest_most(weights * variances)}[rule]
+    errors = RULES[rule](known)
+    if errors.shape != (layout.size,) or not (np.isfinite(errors).all() and (errors >= 0).all()):
+        raise ValueError(f"the rule {rule!r} gives errors of shape {errors.shape}, expected {(layout.size,)} finite numbers of at least 0")
     best: tuple[float, quantization.Quantizer, tuple[int, ...]] | None = None
     for groups in sharing.groupings(known.samples, layout.channels(), weights):
         if (bits := _affordable(known, options, nbytes, errors, groups)) is None:
@@ -256,7 +288,7 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, p
     if target == 1:
         raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
     same = next(one for one in frontier if one.share(options.sequences) <= trials.known.float_bytes / target)
-    methods = [same, trials.run(target, VARIANCE), trials.run(target, EQUAL), *trials.fewer(target)]
+    methods = [same, *(trials.run(target, rule) for rule in RULES if rule != INFORMATION), *trials.fewer(target)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
     return Compression(trials.known, trials.reference, methods, frontier, trials.tuned(chosen) if options.steps else chosen)
 

@@ -70,6 +70,28 @@ def test_every_rule_keeps_to_the_bytes(subject, scope):
             quantised(subject, found, nbytes, compress.EQUAL)
 
 
+def test_an_own_method_is_tried_beside_the_others(subject, monkeypatch):
+    monkeypatch.setitem(compress.RULES, "bits by range", None)  # undone after the test
+    del compress.RULES["bits by range"]
+    compress.register_method("bits by range", lambda known: np.square(np.ptp(known.samples, axis=0)).astype(np.float64))
+    monkeypatch.setattr(compress._Trials, "fewer", lambda trials, factor: [])
+    found = compress.compress(changed(subject, factor=8.0, steps=0))
+    assert [one.method for one in found.methods] == [compress.INFORMATION, compress.VARIANCE, compress.EQUAL, "bits by range"]
+    assert all(one.nbytes <= found.known.float_bytes / 8 for one in found.methods)
+    with pytest.raises(ValueError, match="there already"):
+        compress.register_method("bits by range", lambda known: known.variances)
+
+
+@pytest.mark.parametrize("errors", [np.ones(2), np.full(10**4, 1.0)])
+def test_an_own_method_of_another_form_is_refused(subject, errors, monkeypatch):
+    monkeypatch.setitem(compress.RULES, "own", lambda known: errors)
+    found = known(subject)
+    for wrong in (errors, -found.variances - 1, np.full(found.layout.size, np.nan)):
+        monkeypatch.setitem(compress.RULES, "own", lambda known, wrong=wrong: wrong)
+        with pytest.raises(ValueError, match="the rule 'own' gives errors of shape"):
+            quantised(subject, found, found.float_bytes / 8, "own")
+
+
 def test_fine_tuning_lowers_the_loss_and_leaves_levels_in_order(subject):
     asked = changed(subject, steps=40, peak_rate=5e-3)
     found = known(asked)
