@@ -123,6 +123,17 @@ def test_the_config_reads_the_rules_of_layers_and_they_know_no_jax():
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_what_a_kind_of_task_is_stands_in_its_object_alone():
+    """Everything else asks the object: nothing compares kinds, or has a table of them, but for the keys that each reads."""
+    kinds = {"language", "classification", "forecasting"}
+    for path in PACKAGE:
+        asked = [[*node.comparators, node.left] for node in ast.walk(parse(path)) if isinstance(node, ast.Compare)]
+        tables = [node.keys for node in ast.walk(parse(path)) if isinstance(node, ast.Dict)]
+        listed = [] if name(path) in ("selssm_jax/tasks/registry.py", "selssm_jax/layers/settings.py") else tables
+        constants = [part for nodes in asked + listed for node in nodes if node for part in ast.walk(node) if isinstance(part, ast.Constant)]
+        assert not kinds & {part.value for part in constants if isinstance(part.value, str)}, name(path)
+
+
 def test_recurrences_know_neither_flax_nor_the_config():
     for path in (ROOT / "selssm_jax" / "ops").rglob("*.py"):
         assert not {dotted.split(".")[0] for dotted in imported(path)} & {"flax", "ml_collections", "optax"}, name(path)
