@@ -137,3 +137,19 @@ def test_nul_in_a_path_is_named():
     for key in ("file", "local_dir", "cache_dir"):
         with pytest.raises(InputError, match=rf"data.{key}='a\\x00b' holds the character NUL"):
             Data(source="text", **{"file": "a", key: "a\0b"})
+
+
+@pytest.mark.parametrize(
+    ("task", "steps"),
+    [
+        (Task("classification", channels=1, classes=3, length=40, frame=8, stride=4), 10),
+        (Task("classification", channels=1, classes=3, length=40), 40),
+        (Task("forecasting", channels=2, horizon=3, length=40), 40),
+    ],
+)
+def test_frames_that_are_left_to_the_data_are_those_of_the_data(task, steps, monkeypatch):
+    """As in the recipe `my_signals`."""
+    monkeypatch.setattr(capacity, "available", lambda: 1)
+    asked = Experiment(data=Data(source="npz", file="own.npz", batch_size=10**6), model=Model(pattern=("selective",), d_model=64, d_state=4, frame=0, stride=0))
+    with pytest.raises(InputError, match=f"activations of 1000000 rows .* of {steps} steps"):
+        capacity.check(asked, task)
