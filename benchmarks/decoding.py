@@ -19,9 +19,9 @@ import measure
 import numpy as np
 
 from selssm_jax.config import Model, Task
-from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting
+from selssm_jax.settings import MIXERS
 
 POSITIONS = tuple(2**power for power in range(8, 17))
 SIZES = {"d_model": 64, "d_state": 64, "heads": 4, "context": POSITIONS[-1], "window": 128}

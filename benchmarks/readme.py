@@ -42,7 +42,7 @@ def main() -> None:
     """Writes the page and both plots."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "records").glob("*.json"))}
     plot(records["growth"]["growth"]).savefig(FOLDER / "growth.png", dpi=110, metadata={"Software": None})
-    figures.save(figures.carried(lines(records["decoding"])), FOLDER / "decoding.png")
+    figures.save(figures.draw_state_bytes(lines(records["decoding"])), FOLDER / "decoding.png")
     (FOLDER / "README.md").write_text(text(records))
 
 

@@ -92,7 +92,7 @@ def encoded(states: np.ndarray, gate: np.ndarray) -> dict[str, Any]:
         "n": states.shape[-1],
         "dim_eff": round(float(gate.mean()), 4),
         "open": round(float((gate > 0).mean()), 4),
-        "changed": round(float(np.mean([one.changed().mean() for one in traces])), 4),
+        "changed": round(float(np.mean([one.find_changes().mean() for one in traces])), 4),
         "bytes": round(sum(one.nbytes for one in traces) / sum(one.full_nbytes for one in traces), 4),
         "exact": float(np.mean(exact)),
     }

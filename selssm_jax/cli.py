@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from selssm_jax import invocation
 from selssm_jax.config import find_recipe, load
-from selssm_jax.errors import INTERRUPTED, InputError, reported, suggest
+from selssm_jax.errors import INTERRUPTED, InputError, report_errors, suggest
 from selssm_jax.paths import check_regular
 
 
@@ -22,7 +22,7 @@ from selssm_jax.paths import check_regular
 def command() -> Iterator[None]:
     """What every command does about a user's mistake, about Ctrl-C, and where nobody reads its output any more: it ends in one line, or goes on."""
     lasting = Lasting(sys.stdout), Lasting(sys.stderr)
-    with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]), reported():
+    with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]), report_errors():
         try:
             yield
         except KeyboardInterrupt:
@@ -76,8 +76,8 @@ def parser(module: str) -> Callable[[list[str]], list[str]]:
         if {"-h", "-help", "--help"} & set(argv):
             print(_help(module))
             sys.exit(0)
-        with reported():
-            for _, extension in _given(argv, "extend"):
+        with report_errors():
+            for _, extension in _find_flag(argv, "extend"):
                 extend(extension)
             if "config" in flags.FLAGS:
                 argv = _with_config(argv)
@@ -87,7 +87,7 @@ def parser(module: str) -> Callable[[list[str]], list[str]]:
 
 
 def extend(extension: str) -> None:
-    """Runs a file of one's own that registers mixers, gates, tasks or data, or imports a module that does. Raises InputError where that fails."""
+    """Runs a file of one's own that registers own parts, or imports a module that does. Raises InputError where that fails."""
     try:
         if extension.endswith(".py"):
             check_regular(extension)
@@ -144,7 +144,7 @@ def _flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _given(argv: list[str], flag: str) -> Iterator[tuple[int, str]]:
+def _find_flag(argv: list[str], flag: str) -> Iterator[tuple[int, str]]:
     """Where a flag stands, and its value, before the flags are parsed."""
     for place, (argument, following) in enumerate(zip(argv, [*argv[1:], ""], strict=True)):
         name, _, value = argument.partition("=")
@@ -154,7 +154,7 @@ def _given(argv: list[str], flag: str) -> Iterator[tuple[int, str]]:
 
 def _config_argument(argv: list[str]) -> tuple[int, str]:
     """Where --config stands and what it names."""
-    for place, name in _given(argv, "config"):
+    for place, name in _find_flag(argv, "config"):
         return place, name
     raise InputError(f"--config is missing: name the experiment, for example {invocation.command('train', '--config', 'quickstart')}")
 

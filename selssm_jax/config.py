@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import ml_collections
 
+from selssm_jax import settings
 from selssm_jax.errors import InputError, suggest
-from selssm_jax.layers import settings
 from selssm_jax.paths import check_regular
 
 
@@ -328,7 +328,7 @@ class Model:
         with _as_input_error():
             for index, (name, size, taps) in enumerate(zip(self.pattern, sizes, self._steps_between_taps(), strict=True)):
                 calls = {"d_state": f"block_states[{index}]"} if self.block_states else {}
-                settings.given(name, self._arguments(name, size, taps), _calls(settings.MIXERS[name].keys | calls))
+                settings.check_arguments(name, self._arguments(name, size, taps), _calls(settings.MIXERS[name].keys | calls))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,10 +529,10 @@ class Experiment:
                 f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
                 "use a multiple of it"
             )
-        if (self.training.gate_l1 or self.training.target_dimension) and not set(settings.gated()) & set(self.model.pattern):
+        if (self.training.gate_l1 or self.training.target_dimension) and not set(settings.list_gated()) & set(self.model.pattern):
             raise InputError(
                 f"training.gate_l1={self.training.gate_l1} and target_dimension={self.training.target_dimension} weigh gates, and no mixer of model.pattern="
-                f"{self.model.pattern} has any: set both to 0, or use one of {', '.join(settings.gated())}"
+                f"{self.model.pattern} has any: set both to 0, or use one of {', '.join(settings.list_gated())}"
             )
         if self.training.gate_l0 and self.model.gate != "hard_concrete":
             raise InputError(
@@ -566,7 +566,7 @@ class Experiment:
         """Returns the keys that are set and that nothing reads, each with what is to be said of it."""
         swept = [CONTENDERS[name] for name in self.sweep.models] if sweep or self.sweep != Sweep() else []
         mixers, source, found = {*self.model.pattern, *swept}, self.data.source, {}
-        changed = self._changed()
+        changed = self._list_changes()
         for path in changed:
             readers = settings.readers(path.removeprefix("model.")) if path.startswith("model.") else ()
             elsewhere = path == "model.d_model" or (path == "model.norm_epsilon" and self.model.norm == "rms")
@@ -578,7 +578,7 @@ class Experiment:
                 found[path] = f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both"
         return found
 
-    def _changed(self) -> list[str]:
+    def _list_changes(self) -> list[str]:
         """The keys of data, model and training that are not at their defaults."""
         groups = (("data", self.data, Data), ("model", self.model, Model), ("training", self.training, Training))
         return [
@@ -655,8 +655,11 @@ class Experiment:
             name, _, text = assignment.partition("=")
             group, _, key = name.partition(".")
             if group not in EVALUATION and name not in OF_FILES:
-                raise InputError(f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE or compress.KEY=VALUE")
-            values[group] = values[group] | {key: _parsed(text)}
+                raise InputError(
+                    f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE, "
+                    f"compress.KEY=VALUE or {OF_FILES[0]}=VALUE; another file is --file"
+                )
+            values[group] = values[group] | {key: _parse(text)}
         return self.from_dict(values)
 
     def to_json(self) -> str:
@@ -689,7 +692,7 @@ def _build(kind: type, values: Any, path: str) -> Any:
     return kind(**{key: _cast(hints[key], value, f"{path}.{key}") for key, value in values.items()})
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     """A number or truth value as JSON has it, else the text."""
     try:
         return json.loads(text)

@@ -31,7 +31,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2, without a traceback."""
     try:
         yield

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from selssm_jax.layers.settings import whole
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Reader
 from selssm_jax.ops.extremes import largest
+from selssm_jax.settings import whole
 from selssm_jax.tasks.registry import kind_of
 
 NOTHING = -1  # stands after a stop token, where no token is
@@ -84,8 +84,8 @@ def generate(
       ValueError: for a model of another task, a prompt without tokens, of numbers that are not whole or with tokens that the model does not have,
         a count below 1 or over `MOST`, a setting out of its range, no key where tokens are drawn, and logits that are not finite.
     """
-    begun = _begun(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
-    written, bad = _written(parameters(params), begun.tokens, begun.reset, begun.key, model=model, count=count, sampling=begun.sampling, stop=begun.stop)
+    begun = _begin(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
+    written, bad = _write(parameters(params), begun.tokens, begun.reset, begun.key, model=model, count=count, sampling=begun.sampling, stop=begun.stop)
     for step in np.flatnonzero(np.asarray(bad).any(axis=1))[:1]:
         _refuse(int(step), np.asarray(bad)[step])
     return written
@@ -107,7 +107,7 @@ def stream(
 
     Arguments and errors are those of `generate`; what can be said before a token is drawn is raised by the call itself.
     """
-    begun = _begun(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
+    begun = _begin(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
     return _steps(begun, functools.partial(_step, parameters(params), model=model, sampling=begun.sampling, stop=begun.stop), model, parameters(params), count)
 
 
@@ -123,7 +123,7 @@ def _steps(begun: "_Begun", step: Any, model: Reader, params: PyTree, count: int
             return
 
 
-def filtered(logits: Float[Array, "*B V"], temperature: float, top_k: int, top_p: float) -> Float[Array, "*B V"]:
+def filter_logits(logits: Float[Array, "*B V"], temperature: float, top_k: int, top_p: float) -> Float[Array, "*B V"]:
     """Returns logits / temperature, up to one number a row, -inf for tokens that are not to be drawn.
 
     Those are all but the `top_k` largest, and of these all but the nucleus.
@@ -164,7 +164,7 @@ class _Now(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
-def _written(
+def _write(
     params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: Reader, count: int, sampling: Sampling, stop: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """(tokens (B, count), whether logits were no numbers, (count, B))."""
@@ -193,18 +193,18 @@ def _step(params: PyTree, now: _Now, key: Array, *, model: Reader, sampling: Sam
 
 
 def _after(logits: Array, state: PyTree, done: Array, key: Array, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
-    token = jnp.where(done, NOTHING, _drawn(logits, key, sampling))
+    token = jnp.where(done, NOTHING, _draw(logits, key, sampling))
     bad = ~jnp.isfinite(logits).all(axis=-1) & ~done
     return _Now(token, done | jnp.isin(token, jnp.array(stop, jnp.int32)) if stop else done, bad, state)
 
 
-def _drawn(logits: Array, key: Array, sampling: Sampling) -> Array:
+def _draw(logits: Array, key: Array, sampling: Sampling) -> Array:
     if sampling.temperature < SMALLEST:
         return logits.argmax(axis=-1).astype(jnp.int32)
-    return jax.random.categorical(key, filtered(logits, *dataclasses.astuple(sampling))).astype(jnp.int32)
+    return jax.random.categorical(key, filter_logits(logits, *dataclasses.astuple(sampling))).astype(jnp.int32)
 
 
-def _begun(model: Reader, prompt: Any, count: Any, sampling: Sampling, key: Array | None, stop: Any) -> _Begun:
+def _begin(model: Reader, prompt: Any, count: Any, sampling: Sampling, key: Array | None, stop: Any) -> _Begun:
     task = model.config.task
     if not kind_of(task).writes:
         raise ValueError(f"the model's task is {task.kind}: only a language model writes tokens")

@@ -112,12 +112,12 @@ class SequenceModel(nn.Module):
         read = count == count[:, -1:]
         fresh = reset.any(axis=1)
 
-        def begun(leaf: Array) -> Array:
+        def hide_state(leaf: Array) -> Array:
             rows = jnp.repeat(fresh, leaf.shape[0] // len(fresh))
             return jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
 
         parts = {name: state[name] for name in state if name != "blocks"}
-        return jnp.where(read[..., None], inputs, 0), state | jax.tree.map(begun, parts), read
+        return jnp.where(read[..., None], inputs, 0), state | jax.tree.map(hide_state, parts), read
 
     def _unread(self, batch: Rows) -> State:
         """The state before the first step, None for blocks, which so know that there is nothing before it."""

@@ -38,6 +38,7 @@ ORDER = [
     "invocation",
     "paths",
     "shapes",
+    "settings",
     "config",
     "ops",
     "layers",
@@ -117,8 +118,8 @@ def test_imports_point_upwards_only(path):
 
 
 def test_the_config_reads_the_rules_of_layers_and_they_know_no_jax():
-    assert {dotted for dotted in imported(ROOT / "selssm_jax" / "config.py") if ".layers" in dotted} == {"selssm_jax.layers.settings"}
-    assert not third_parties([ROOT / "selssm_jax" / "layers" / "settings.py"])
+    assert {dotted for dotted in imported(ROOT / "selssm_jax" / "config.py") if ".layers" in dotted} == {"selssm_jax.settings"}
+    assert not third_parties([ROOT / "selssm_jax" / "settings.py"])
     script = "import sys, selssm_jax.config; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
@@ -129,7 +130,7 @@ def test_what_a_kind_of_task_is_stands_in_its_object_alone():
     for path in PACKAGE:
         asked = [[*node.comparators, node.left] for node in ast.walk(parse(path)) if isinstance(node, ast.Compare)]
         tables = [node.keys for node in ast.walk(parse(path)) if isinstance(node, ast.Dict)]
-        listed = [] if name(path) in ("selssm_jax/tasks/registry.py", "selssm_jax/layers/settings.py") else tables
+        listed = [] if name(path) in ("selssm_jax/tasks/registry.py", "selssm_jax/settings.py") else tables
         constants = [part for nodes in asked + listed for node in nodes if node for part in ast.walk(node) if isinstance(part, ast.Constant)]
         assert not kinds & {part.value for part in constants if isinstance(part.value, str)}, name(path)
 
@@ -165,6 +166,23 @@ def test_commands_are_two_and_short():
     assert {name(path): len(path.read_text().splitlines()) <= 10 for path in COMMANDS} == {"eval.py": True, "train.py": True}
     inside = sorted((ROOT / "selssm_jax" / "commands").glob("[a-z]*.py"))
     assert {path.name: len(path.read_text().splitlines()) <= 70 for path in inside} == {"eval.py": True, "train.py": True}
+
+
+WORDS = "shown said known kept made given found written drawn held told taken chosen begun left spoken done built sent lost hidden own grown"
+IRREGULAR = frozenset(WORDS.split(" "))
+ESTIMATORS = {"sliced", "mixed"}  # the field's names of two estimators
+
+
+def test_no_function_is_named_by_a_bare_participle():
+    """A function is a verb with an object; a property, which is a value, may be one."""
+    bare = []
+    for path in PACKAGE + STUDIES:
+        for node in functions(path):
+            word = node.name.strip("_")
+            is_value = any(getattr(decorator, "id", getattr(decorator, "attr", "")) in ("property", "cached_property") for decorator in node.decorator_list)
+            if not is_value and word not in ESTIMATORS and (word in IRREGULAR or re.fullmatch("[a-z]{2,}ed", word)):
+                bare.append(f"{name(path)}:{node.lineno} {node.name}")
+    assert bare == []
 
 
 def test_no_module_is_a_grab_bag():

@@ -14,9 +14,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from selssm_jax import settings
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.errors import InputError
-from selssm_jax.layers import settings
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.py"))

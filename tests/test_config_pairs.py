@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from selssm_jax import data
+from selssm_jax import data, settings
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.layers import settings
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks.scores import means
 from selssm_jax.training import optimizer, step

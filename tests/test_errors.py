@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from selssm_jax.errors import InputError, reported, suggest
+from selssm_jax.errors import InputError, report_errors, suggest
 
 
 def test_input_error_is_reported_without_traceback(capsys):
-    with pytest.raises(SystemExit) as stop, reported():
+    with pytest.raises(SystemExit) as stop, report_errors():
         raise InputError("data.file='x.csv' does not exist: set data.file to your file")
     assert stop.value.code == 2
     out, err = capsys.readouterr()
@@ -18,13 +18,13 @@ def test_input_error_is_reported_without_traceback(capsys):
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyError("bug"), KeyboardInterrupt(), SystemExit(0)])
 def test_other_errors_pass_through(error):
-    with pytest.raises(type(error)) as caught, reported():
+    with pytest.raises(type(error)) as caught, report_errors():
         raise error
     assert caught.value is error
 
 
 def test_nothing_is_reported_when_nothing_is_wrong(capsys):
-    with reported():
+    with report_errors():
         pass
     assert capsys.readouterr() == ("", "")
 

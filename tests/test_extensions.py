@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import runs
+from selssm_jax import settings
 from selssm_jax.compression import compress
-from selssm_jax.layers import gates, mixers, settings
+from selssm_jax.layers import gates, mixers
 
 OWN = """
 import flax.linen as nn
@@ -113,11 +114,11 @@ def test_an_extension_that_fails_is_one_message(text, says, own, tmp_path, capsy
 
 def test_weight_decay_spares_what_an_own_mixer_says(own):
     from selssm_jax import cli
-    from selssm_jax.training.optimizer import decayed
+    from selssm_jax.training.optimizer import is_decayed
 
-    assert decayed(("block_0", "mixer", "decay_rate"))
+    assert is_decayed(("block_0", "mixer", "decay_rate"))
     cli.extend(str(own))
-    assert not decayed(("block_0", "mixer", "decay_rate")) and decayed(("block_0", "mixer", "kernel"))
+    assert not is_decayed(("block_0", "mixer", "decay_rate")) and is_decayed(("block_0", "mixer", "kernel"))
 
 
 def blocks(page, language):

@@ -16,7 +16,7 @@ from selssm_jax.compression.streaming import PackedModel, calibration
 from selssm_jax.config import Data, Experiment, Model, Task
 from selssm_jax.data import load, vocabulary
 from selssm_jax.errors import InputError
-from selssm_jax.generation import filtered, generate, stream
+from selssm_jax.generation import filter_logits, generate, stream
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import continuation
 from selssm_jax.training.checkpoint import Workdir
@@ -73,9 +73,9 @@ def test_a_model_is_compiled_once_for_equal_shapes():
     model, params = made("selective")
     drawn = functools.partial(generate, model, params, count=3, temperature=0.7, top_k=4)
     drawn(PROMPT, key=jax.random.key(0))
-    before = generation._written._cache_size()
+    before = generation._write._cache_size()
     drawn(PROMPT[::-1], key=jax.random.key(1))
-    assert generation._written._cache_size() == before
+    assert generation._write._cache_size() == before
 
 
 def test_the_same_key_writes_the_same_and_another_something_else():
@@ -89,7 +89,7 @@ def test_tokens_are_drawn_as_often_as_their_odds():
     model, params = made("selective")
     rows = np.repeat(PROMPT[:1], 4000, axis=0)
     logits = model.apply({"params": params}, jnp.asarray(PROMPT[:1], jnp.int32))[0][0, -1]
-    odds = jax.nn.softmax(filtered(logits, 0.5, 5, 0.9))
+    odds = jax.nn.softmax(filter_logits(logits, 0.5, 5, 0.9))
     counts = np.bincount(generate(model, params, rows, 1, temperature=0.5, top_k=5, top_p=0.9, key=jax.random.key(0))[:, 0], minlength=11)
     assert 1 < (odds > 0).sum() <= 5 and (counts[odds == 0] == 0).all()
     np.testing.assert_allclose(counts / len(rows), odds, atol=5 * np.sqrt(0.25 / len(rows)))  # five standard errors of a share
@@ -111,7 +111,7 @@ def test_tokens_are_drawn_as_often_as_their_odds():
     ],
 )
 def test_filtered_odds_by_hand(temperature, top_k, top_p, expected):
-    odds = jax.nn.softmax(filtered(LOGITS, temperature, top_k, top_p), axis=-1)
+    odds = jax.nn.softmax(filter_logits(LOGITS, temperature, top_k, top_p), axis=-1)
     np.testing.assert_allclose(odds, expected, atol=1e-6)
     assert ((odds == 0) == (np.array(expected) == 0)).all()
 
@@ -190,7 +190,7 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_token(spoiled):
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-42, 1e-300])
 def test_a_tiny_temperature_is_greedy(temperature):
     """Logits over it overflow, and odds of nan drew token 0."""
-    odds = jax.nn.softmax(filtered(LOGITS[:1] * 1e3, temperature, 0, 1.0), axis=-1)
+    odds = jax.nn.softmax(filter_logits(LOGITS[:1] * 1e3, temperature, 0, 1.0), axis=-1)
     np.testing.assert_array_equal(odds, [[0, 1, 0, 0]])
     model, params = made("gru")
     if temperature == 1e-38:

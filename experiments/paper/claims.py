@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from experiments.paper import quotes
 from experiments.paper.gate_captions import contrast
-from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, listed, title
+from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, join_words, title
 from experiments.paper.study import Study, Task
 from selssm_jax.reporting.tables import number
 
@@ -61,7 +61,7 @@ def judge(study: Study) -> list[Verdict]:
     return [claim(study) for claim in CLAIMS]
 
 
-def printed(_: Study) -> Verdict:
+def judge_printed_numbers(_: Study) -> Verdict:
     """Its numbers themselves."""
     return Verdict(quotes.SUMMARY, (Part("the table names no data, sizes, seeds or hardware, so its numbers cannot be tested", None),), testable=False)
 
@@ -79,10 +79,10 @@ def superior(study: Study) -> Verdict:
     return Verdict(quotes.SUPERIOR, (better(study, tasks, RIVALS), smaller(study, tasks, RIVALS, "training_peak_bytes", quotes.SAVING)))
 
 
-def pronounced(study: Study) -> Verdict:
+def judge_pronounced_gain(study: Study) -> Verdict:
     """A gain over LSTM and GRU, and more of it on series and language than on signals."""
     gains = {family: gain(study, study.within([family])) for family in PAPERS}
-    words = listed([f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()])
+    words = join_words([f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()])
     if None in gains.values():
         return Verdict(quotes.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", None),))
     series, language, signals = (value or 0.0 for value in gains.values())
@@ -99,7 +99,7 @@ def savings(study: Study) -> Verdict:
     return Verdict(quotes.SAVINGS, (smaller(study, study.within(PAPERS), RIVALS, "training_peak_bytes", quotes.SAVING),))
 
 
-def reduced(study: Study) -> Verdict:
+def judge_reduction(study: Study) -> Verdict:
     """A smaller state, less memory, and no worse for it."""
     tasks = study.within(PAPERS)
     sizes = (smaller(study, tasks, RIVALS, key, 1.0) for key in ("state_bytes", "training_peak_bytes"))
@@ -136,7 +136,7 @@ def flexible(study: Study) -> Verdict:
     return Verdict(quotes.FLEXIBLE, (adapts(study), at_length(study, ("attention",), "training_seconds")))
 
 
-CLAIMS = (printed, consistent, superior, pronounced, robust, savings, reduced, quadratic, convolutions, comparable, flexible)
+CLAIMS = (judge_printed_numbers, consistent, superior, judge_pronounced_gain, robust, savings, judge_reduction, quadratic, convolutions, comparable, flexible)
 
 
 def better(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part:
@@ -183,7 +183,7 @@ def at_length(study: Study, rivals: Sequence[str], quantity: str, most: float = 
     if not known:
         return Part(f"{what} at T >= {LONG} not measured", None)
     absent = [title(rival) for rival, ratios in found.items() if not ratios]
-    text = f"{what} at T >= {LONG} {_span(known)} times that of {_names(rivals)}" + (f" ({listed(absent)} not measured)" if absent else "")
+    text = f"{what} at T >= {LONG} {_span(known)} times that of {_names(rivals)}" + (f" ({join_words(absent)} not measured)" if absent else "")
     return Part(text, every([*(ratio <= most for ratio in known), *(None for _ in absent)]))
 
 
@@ -205,7 +205,7 @@ def _error(value: float | None, metric: str) -> float:
     return 1 - value if METRICS[metric].higher else value
 
 
-def recalled(study: Study, task: Task, length: int | None = None) -> tuple[float, int | None] | None:
+def read_recall(study: Study, task: Task, length: int | None = None) -> tuple[float, int | None] | None:
     """Returns (the selective SSM's mean accuracy on a task of recall, length); by default at the greatest where it has several. None if not run."""
     record = study.of(task).get(OURS)
     if record is None:
@@ -217,7 +217,7 @@ def recalled(study: Study, task: Task, length: int | None = None) -> tuple[float
 
 def recall(study: Study, task: Task, least: float) -> Part:
     """At least so accurate on a task of recall."""
-    found = recalled(study, task)
+    found = read_recall(study, task)
     if found is None:
         return Part(f"{task.name} not run", None)
     accuracy, length = found
@@ -236,7 +236,7 @@ def adapts(study: Study) -> Part:
 
 
 def _names(models: Sequence[str]) -> str:
-    return listed([title(model) for model in models])
+    return join_words([title(model) for model in models])
 
 
 def _not_run(missing: int) -> str:

@@ -50,7 +50,7 @@ class Comparison:
         return f"selective is {'better' if self.better else 'worse'} (p < {LEVEL:g}{kept})"
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], *, higher: bool) -> Comparison | None:
+def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float], *, higher: bool) -> Comparison | None:
     """Returns the two-sided paired t-test over the seeds that both have, None without any.
 
     Two runs of a seed share their data's order. Fewer than two pairs, or pairs that all differ by the same amount, leave no test.
@@ -78,7 +78,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def corrected(comparisons: Mapping[tuple[str, str], Comparison]) -> dict[tuple[str, str], Comparison]:
+def correct_by_holm(comparisons: Mapping[tuple[str, str], Comparison]) -> dict[tuple[str, str], Comparison]:
     """Returns the same comparisons with `holm` filled in, over all of them that have a test."""
     tested = {key: found.p for key, found in comparisons.items() if found.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from experiments.paper.claims import LONG, Outcome, every, recalled
+from experiments.paper.claims import LONG, Outcome, every, read_recall
 from experiments.paper.comparisons import Comparison
-from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, listed, title
+from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, join_words, title
 from experiments.paper.study import Study, Task
 
 PEAK, MSE, RECALL = 0.6, 0.375, 0.99
@@ -44,7 +44,7 @@ def as_good(study: Study) -> Goal:
     behind = [key for key, test in found.items() if test and not test.as_good]
     words = f"at least as good in {sum(bool(test and test.as_good) for test in tests)} of {len(tests)} comparisons" + _missing(tests.count(None))
     met = every(None if test is None else test.as_good for test in tests)
-    return Goal("at least as good as LSTM and GRU on all three tasks", words, met, _behind(study, behind), _shown(study, behind))
+    return Goal("at least as good as LSTM and GRU on all three tasks", words, met, _behind(study, behind), _describe_shortfall(study, behind))
 
 
 def _against_rivals(study: Study, tasks: Sequence[Task]) -> dict[tuple[Task, str], Comparison | None]:
@@ -63,10 +63,10 @@ def _behind(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
     return ", ".join(words for _, words in gaps.values())
 
 
-def _shown(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
+def _describe_shortfall(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
     """How much of what is behind is more than the spread of seeds."""
     lost = [f"{task.name} ({title(rival)})" for task, rival in keys if study.comparisons[task.name, rival].lost]
-    behind, shown = listed([f"{task.name} ({title(rival)})" for task, rival in keys]), f": {', '.join(lost)}" if lost else ""
+    behind, shown = join_words([f"{task.name} ({title(rival)})" for task, rival in keys]), f": {', '.join(lost)}" if lost else ""
     return (
         f"Why not everywhere: behind, by the mean over seeds, in {behind}; beyond the spread of the seeds (p < 0.05) in {len(lost) or 'none'} of them{shown}."
     )
@@ -76,7 +76,7 @@ def clearly_better(study: Study) -> Goal:
     """Better than both with p < 0.05 on two of the three tasks: on every data set of a task."""
     outcomes = {family: _wins(study, study.within([family])) for family in PAPERS}
     certain, possible = (sum(value in allowed for value in outcomes.values()) for allowed in ((True,), (True, None)))
-    words = "; ".join(f"{family}: {_counted(study, study.within([family]))}" for family in PAPERS)
+    words = "; ".join(f"{family}: {_count_wins(study, study.within([family]))}" for family in PAPERS)
     met = True if certain >= 2 else None if possible >= 2 else False
     return Goal("better than both with p < 0.05 on two of them", words, met, f"{2 - certain} of the tasks", _leads(study))
 
@@ -105,7 +105,7 @@ def _wins(study: Study, tasks: Sequence[Task]) -> Outcome:
     return every(None if test is None else test.won for test in _against_rivals(study, tasks).values())
 
 
-def _counted(study: Study, tasks: Sequence[Task]) -> str:
+def _count_wins(study: Study, tasks: Sequence[Task]) -> str:
     found = [*_against_rivals(study, tasks).values()]
     return f"{sum(bool(test and test.won) for test in found)} of {len(found)}{_missing(found.count(None))}"
 
@@ -149,7 +149,7 @@ def _recall(source: str, asked: str, length: int | None) -> Callable[[Study], Go
     """The goal of an accuracy, at one length where the task has several."""
 
     def goal(study: Study) -> Goal:
-        found = next((recalled(study, task, length) for task in study.from_source(source)), None)
+        found = next((read_recall(study, task, length) for task in study.from_source(source)), None)
         if found is None:
             return Goal(asked, "not run", None)
         return Goal(asked, f"{100 * found[0]:.2f} %", found[0] >= RECALL, f"{100 * (RECALL - found[0]):.2f} points")

@@ -74,6 +74,6 @@ def title(model: str) -> str:
     return MODELS.get(model, model)
 
 
-def listed(words: list[str]) -> str:
+def join_words(words: list[str]) -> str:
     """Returns "a", "a and b" or "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -72,17 +72,17 @@ def read(path: pathlib.Path) -> Record:
     found = contents(path)
     for key, expected in (("task", path.parent.name), ("model", path.stem)):
         if _need(path, found, key, str) != expected:
-            damaged(path, f"{key} is {found[key]!r}, but its place says {expected!r}")
+            raise_damaged(path, f"{key} is {found[key]!r}, but its place says {expected!r}")
     kind, metric = _need(path, found, "kind", str), _need(path, found, "metric", str)
     if kind not in FIELD:
-        damaged(path, f"kind={kind!r}: {suggest(kind, FIELD)}")
+        raise_damaged(path, f"kind={kind!r}: {suggest(kind, FIELD)}")
     if metric not in METRICS:
-        damaged(path, f"metric={metric!r}: {suggest(metric, METRICS)}")
+        raise_damaged(path, f"metric={metric!r}: {suggest(metric, METRICS)}")
     costs = found.get("costs") or {}
     return Record(
         **{key: _need(path, found, key, str) for key in ("task", "model", "kind", "metric", "command", "dtype")},
         **{key: _need(path, found, key, dict) for key in ("budget", "versions", "machine")},
-        loss=(found.get("sweep") or {}).get("training.forecast_loss", TASKS[kind].loss),
+        loss=(found.get("sweep") or {}).get("training.forecast_loss", "mse") if kind == "forecasting" else TASKS[kind].loss,  # others do not read that key
         parameters=_need(path, found, "parameters", int),
         target_parameters=found.get("target_parameters"),
         runs=_runs(path, found, metric),
@@ -98,40 +98,40 @@ def contents(path: pathlib.Path) -> dict[str, Any]:
         check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        damaged(path, str(error))
+        raise_damaged(path, str(error))
     if not isinstance(found, dict):
-        damaged(path, f"it holds a {type(found).__name__}, expected an object")
+        raise_damaged(path, f"it holds a {type(found).__name__}, expected an object")
     return found
 
 
-def damaged(path: pathlib.Path, reason: str) -> NoReturn:
+def raise_damaged(path: pathlib.Path, reason: str) -> NoReturn:
     """Raises the InputError of a record that cannot be read."""
     raise InputError(f"the record {path} is damaged: {reason}; restore it, or remove it and run again the command that made it")
 
 
 def _need(path: pathlib.Path, found: dict[str, Any], key: str, kind: type) -> Any:
     if key not in found:
-        damaged(path, f"{key!r} is missing")
+        raise_damaged(path, f"{key!r} is missing")
     if not isinstance(found[key], kind):
-        damaged(path, f"{key}={found[key]!r} is of type {type(found[key]).__name__}, expected {kind.__name__}")
+        raise_damaged(path, f"{key}={found[key]!r} is of type {type(found[key]).__name__}, expected {kind.__name__}")
     return found[key]
 
 
 def _runs(path: pathlib.Path, found: dict[str, Any], metric: str) -> tuple[Run, ...]:
     runs = tuple(_run(path, run, index) for index, run in enumerate(_need(path, found, "runs", list)))
     if not runs:
-        damaged(path, "runs is empty, expected one run a seed")
+        raise_damaged(path, "runs is empty, expected one run a seed")
     for index, run in enumerate(runs):
         if metric not in run.test:
-            damaged(path, f"runs[{index}].test has no {metric!r}, the record's metric")
+            raise_damaged(path, f"runs[{index}].test has no {metric!r}, the record's metric")
     if len({run.seed for run in runs}) < len(runs):
-        damaged(path, f"the seeds {[run.seed for run in runs]} of its runs repeat, expected each once")
+        raise_damaged(path, f"the seeds {[run.seed for run in runs]} of its runs repeat, expected each once")
     return runs
 
 
 def _run(path: pathlib.Path, run: Any, index: int) -> Run:
     if not isinstance(run, dict):
-        damaged(path, f"runs[{index}] is a {type(run).__name__}, expected an object")
+        raise_damaged(path, f"runs[{index}] is a {type(run).__name__}, expected an object")
     lengths = {int(length): _numbers(path, values, f"runs[{index}].lengths.{length}") for length, values in (run.get("lengths") or {}).items()}
     test = _numbers(path, _need(path, run, "test", dict), f"runs[{index}].test")
     return Run(_need(path, run, "seed", int), run.get("command", ""), test, run.get("seconds_per_step"), lengths)
@@ -143,11 +143,11 @@ def _reading(path: pathlib.Path, found: dict[str, Any] | None) -> dict[str, Any]
         return None
     frames = len(_need(path, found, "position", list))
     if not frames or not (found.get("tokens") or found.get("signal")):
-        damaged(path, "reading has no frames, tokens or signal in it")
+        raise_damaged(path, "reading has no frames, tokens or signal in it")
     for name, block in _need(path, found, "blocks", dict).items():
         for key in ("gate", "kept"):
             if len(block.get(key, ())) != frames:
-                damaged(path, f"reading.blocks.{name}.{key} has {len(block.get(key, ()))} values, expected {frames}, one for each of reading.position")
+                raise_damaged(path, f"reading.blocks.{name}.{key} has {len(block.get(key, ()))} values, expected {frames}, one for each of reading.position")
     return found
 
 
@@ -155,5 +155,5 @@ def _numbers(path: pathlib.Path, values: dict[str, Any], place: str) -> dict[str
     """The numbers of an object; what is not finite would spread over every mean and test of the page."""
     for name, value in values.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            damaged(path, f"{place}.{name} is {value!r}, expected a finite number")
+            raise_damaged(path, f"{place}.{name} is {value!r}, expected a finite number")
     return {name: float(value) for name, value in values.items()}

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.paper.records import contents, damaged
+from experiments.paper.records import contents, raise_damaged
 
 QUANTITIES = {
     "training_peak_bytes": "peak of a training step (bytes)",
@@ -54,9 +54,9 @@ def read(path: pathlib.Path) -> Scaling | None:
     found = contents(path)
     for key in ("lengths", "models"):
         if key not in found:
-            damaged(path, f"{key!r} is missing")
+            raise_damaged(path, f"{key!r} is missing")
     for model, values in found["models"].items():
         for quantity in QUANTITIES:
             if values.get(quantity) and len(values[quantity]) != len(found["lengths"]):
-                damaged(path, f"models.{model}.{quantity} has {len(values[quantity])} values for {len(found['lengths'])} lengths")
+                raise_damaged(path, f"models.{model}.{quantity} has {len(values[quantity])} values for {len(found['lengths'])} lengths")
     return Scaling(found.get("machine", ""), found.get("command", ""), tuple(found["lengths"]), found["models"], found.get("crossovers") or {})

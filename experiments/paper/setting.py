@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from experiments.paper.names import listed, title
+from experiments.paper.names import join_words, title
 from experiments.paper.records import Record
 from experiments.paper.study import Study, Task
 from selssm_jax.reporting.document import Block, Heading, Paragraph, Verbatim
@@ -86,4 +86,4 @@ def _matching(records: Iterable[Record]) -> str:
         return ""
     outside = [f"{title(record.model)} on {record.task} ({100 * gap:+.1f} %)" for record, gap in gaps if abs(gap) > MATCHED]
     widest = f"Parameters are matched within a task: at most {100 * max(abs(gap) for _, gap in gaps):.1f} % from the task's target"
-    return f"{widest}; beyond {100 * MATCHED:g} %: {listed(outside)}." if outside else f"{widest}."
+    return f"{widest}; beyond {100 * MATCHED:g} %: {join_words(outside)}." if outside else f"{widest}."

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.paper.comparisons import Comparison, corrected, paired
+from experiments.paper.comparisons import Comparison, compare_paired, correct_by_holm
 from experiments.paper.names import FAMILIES, METRICS, MODELS, OURS, family
 from experiments.paper.records import Record, read
 from experiments.paper.scaling import Scaling
@@ -74,9 +74,9 @@ class Study:
                 if model == OURS or OURS not in records or records[OURS].metric != record.metric:
                     continue
                 metric = METRICS[record.metric]
-                test = paired(records[OURS].values(record.metric), record.values(record.metric), higher=metric.higher)
+                test = compare_paired(records[OURS].values(record.metric), record.values(record.metric), higher=metric.higher)
                 found |= {(task.name, model): test} if test else {}
-        return corrected(found)
+        return correct_by_holm(found)
 
 
 def open_study(configs: pathlib.Path, records: pathlib.Path) -> Study:

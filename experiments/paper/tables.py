@@ -37,9 +37,9 @@ def megabytes(count: Cell) -> str:
 def table_one(study: Study) -> list[Table]:
     """The paper's Table 1: accuracy, memory in training and memory of the state, ours under its printed numbers."""
     columns = ("", *(title(model) for model in THREE))
-    accuracy = _marked("Table 1, prediction accuracy (%), mean ± sd over seeds", columns, tuple(_by_family(study, 0, _accuracy)))
-    peak = _marked("Table 1, memory: peak of a training step (MB)", columns, tuple(_by_family(study, 1, _peak, _batch)))
-    state = _marked("Table 1, memory: what is carried from step to step (state of one sequence)", columns, tuple(_rows(study, study.within(PAPERS), _state)))
+    accuracy = _table("Table 1, prediction accuracy (%), mean ± sd over seeds", columns, tuple(_by_family(study, 0, _accuracy)))
+    peak = _table("Table 1, memory: peak of a training step (MB)", columns, tuple(_by_family(study, 1, _peak, _batch)))
+    state = _table("Table 1, memory: what is carried from step to step (state of one sequence)", columns, tuple(_rows(study, study.within(PAPERS), _state)))
     return [accuracy, peak, state]
 
 
@@ -95,7 +95,7 @@ def scores(study: Study, task: Task) -> Table:
     for name, values in baselines.items():
         cells = (number(values[key] * METRICS[key].scale) if key in values else None for key in shown)
         rows.append((f"*{name}*", *cells, *(None for _ in range(6))))
-    return _marked(f"Scores on the test split, mean ± sd over seeds; the best mean is bold; tested: {METRICS[metric].direction}", columns, tuple(rows))
+    return _table(f"Scores on the test split, mean ± sd over seeds; the best mean is bold; tested: {METRICS[metric].direction}", columns, tuple(rows))
 
 
 def _best(records: Iterable[Record], metric: str) -> float | None:
@@ -132,7 +132,7 @@ def lengths(study: Study, task: Task) -> Table | None:
     if not found:
         return None
     rows = tuple((title(model), *(_at_length(record, length) for length in found)) for model, record in records.items())
-    return _marked("Accuracy (%) at every length, mean ± sd over seeds", ("", *(f"{length:,} steps" for length in found)), rows)
+    return _table("Accuracy (%) at every length, mean ± sd over seeds", ("", *(f"{length:,} steps" for length in found)), rows)
 
 
 def _at_length(record: Record, length: int) -> Cell:
@@ -146,7 +146,7 @@ def costs(study: Study, task: Task) -> Table:
     rows = tuple((title(model), *_cost(records[model])) if model in records else (title(model), NOT_RUN, *(None for _ in range(6))) for model in task.models)
     columns = ("", "parameters", "state", "training peak", "decoding peak", "ms a training step", "ms per 1k tokens of training", "FLOPs of a training step")
     batch = _batch(study, task).removeprefix(task.name).strip(" ()")
-    return _marked(f"Costs{f'; a training step reads {batch}' if batch else ''}", columns, rows)
+    return _table(f"Costs{f'; a training step reads {batch}' if batch else ''}", columns, rows)
 
 
 def _cost(record: Record) -> Row:
@@ -173,7 +173,7 @@ def growth(scaling: Scaling) -> Table:
         memory = (_bytes(peak.get(length)) for length in at)
         rows.append((title(model), *memory, *(_seconds(time.get(length)) for length in at), *(None if e is None else f"T^{e:.2f}" for e in powers)))
     columns = ("", *(f"training peak, T = {length:,}" for length in at), *(f"step, T = {length:,}" for length in at), "peak grows as", "time grows as")
-    return _marked("Memory and time of a training step", columns, tuple(rows))
+    return _table("Memory and time of a training step", columns, tuple(rows))
 
 
 def _seconds(value: float | None) -> str | None:
@@ -187,7 +187,7 @@ def crossovers(scaling: Scaling) -> Table | None:
     if not models:
         return None
     rows = tuple((title(model), *(_crossing(values, model) for values in found.values())) for model in models)
-    return _marked("Length from which on the Transformer needs more", ("", *(QUANTITIES[quantity].split(" (")[0] for quantity in found)), rows)
+    return _table("Length from which on the Transformer needs more", ("", *(QUANTITIES[quantity].split(" (")[0] for quantity in found)), rows)
 
 
 def _crossing(values: Mapping[str, Any], model: str) -> Cell:
@@ -200,18 +200,18 @@ def _crossing(values: Mapping[str, Any], model: str) -> Cell:
 def claims(verdicts: Sequence[Verdict]) -> Table:
     """Each sentence, its verdict and the numbers."""
     rows = tuple((f"“{verdict.quote}”", f"**{verdict.status}**", verdict.reasons) for verdict in verdicts)
-    return _marked("What section 8 of the paper says", ("sentence", "verdict", "what was found"), rows)
+    return _table("What section 8 of the paper says", ("sentence", "verdict", "what was found"), rows)
 
 
 def bar(goals: Sequence[Goal]) -> Table:
     """Each goal, what was found and the verdict."""
-    return _marked(
+    return _table(
         "What the project asked of itself before the runs",
         ("goal", "found", "verdict"),
         tuple((goal.asked, goal.found, f"**{goal.verdict}**") for goal in goals),
     )
 
 
-def _marked(caption: str, columns: tuple[str, ...], rows: tuple[tuple[Cell, ...], ...]) -> Table:
+def _table(caption: str, columns: tuple[str, ...], rows: tuple[tuple[Cell, ...], ...]) -> Table:
     """A table of this page, which is Markdown alone: its cells have bold and italics in them."""
     return Table(caption, columns, rows, markup=True)

@@ -27,7 +27,7 @@ TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the mos
 TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest of the most probable tokens that have this probability together; 1: from all")
 STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
 SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
-EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers mixers, gates, tasks or data; may be repeated")
+EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own mixers, gates, tasks, data, methods; may be repeated")
 
 
 def run() -> None:
@@ -38,10 +38,10 @@ def run() -> None:
 def _main(_: list[str]) -> None:
     """Writes what is asked for and prints the scores and where they are, or the text that the run writes."""
     with cli.command():
-        cli.show(_written())
+        cli.show(_evaluate())
 
 
-def _written() -> cli.Pieces:
+def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
     from selssm_jax.reporting import compression, continuation, report
 

@@ -24,7 +24,7 @@ COMPRESS = flags.DEFINE_bool("compress", False, "after a report, compress the me
 SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, written when it is tuned, trained and tested")
 MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
 RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
-EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers mixers, gates, tasks or data; may be repeated")
+EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own mixers, gates, tasks, data, methods; may be repeated")
 
 
 def run() -> None:

@@ -46,7 +46,7 @@ class Carried:
     def __init__(self, model: Reader, params: PyTree, scope: str = "all") -> None:
         like = jax.eval_shape(lambda params: model.apply({"params": params}, 1, method="initial_state"), params)
         paths, self._tree = jax.tree_util.tree_flatten_with_path(like)
-        self._is_kept = [_kept(path, leaf.size, scope) for path, leaf in paths]
+        self._is_kept = [_is_fixed(path, leaf.size, scope) for path, leaf in paths]
         packed = [(path, leaf) for (path, leaf), kept in zip(paths, self._is_kept, strict=True) if not kept]
         self.leaves = [Leaf(_name(path), leaf.shape[1:], leaf.dtype) for path, leaf in packed]
         self.kept_bytes = sum(leaf.size * leaf.dtype.itemsize for (_, leaf), kept in zip(paths, self._is_kept, strict=True) if kept)
@@ -74,7 +74,7 @@ class Carried:
         found = [leaf for leaf, kept in zip(jax.tree.leaves(state), self._is_kept, strict=True) if not kept]
         return jnp.concatenate([components(leaf.reshape(len(leaf), -1)).astype(jnp.float32) for leaf in found], axis=1)
 
-    def kept(self, state: State) -> list[Array]:
+    def select_fixed(self, state: State) -> list[Array]:
         """Returns the leaves of a state that are kept as they are."""
         return [leaf for leaf, kept in zip(jax.tree.leaves(state), self._is_kept, strict=True) if kept]
 
@@ -111,7 +111,7 @@ def components(state: Array) -> Array:
 
 def of_mixer(state: State) -> Float[Array, "R n"]:
     """Returns all components that one mixer carries, in the order of its arrays' names; not how many slots of a cache are filled."""
-    leaves = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if not _kept(path, leaf.size, "all")]
+    leaves = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if not _is_fixed(path, leaf.size, "all")]
     return jnp.concatenate([components(leaf.reshape(len(leaf), -1)).astype(jnp.float32) for leaf in leaves], axis=1)
 
 
@@ -121,7 +121,7 @@ def _leaf(like: Leaf, at: slice, vector: Array) -> Array:
     return part.reshape(-1, *like.shape).astype(like.dtype)
 
 
-def _kept(path: tuple[Any, ...], size: int, scope: str) -> bool:
+def _is_fixed(path: tuple[Any, ...], size: int, scope: str) -> bool:
     keys = [getattr(part, "key", None) for part in path]
     return not size or any(key in KEPT for key in keys) or (scope == "mixers" and "mixer" not in keys)
 

@@ -51,7 +51,7 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class Calibration:
     """What is known of the memory on training batches: samples (S, M), and what a unit of squared error costs (M,).
 
     The memory is all that the model carries or, of the scope "mixers", their states alone.
@@ -115,7 +115,7 @@ class Compression:
         and at these. chosen: the best of the methods, fine-tuned, where that did not make it worse.
     """
 
-    known: Known
+    known: Calibration
     reference: Candidate
     methods: list[Candidate]
     frontier: list[Candidate]
@@ -123,21 +123,21 @@ class Compression:
 
 
 # A rule of bits: from what calibration tells to what an error in each component costs, (M,), by which reverse water-filling gives bits.
-RULES: dict[str, Callable[[Known], np.ndarray]] = {
+RULES: dict[str, Callable[[Calibration], np.ndarray]] = {
     INFORMATION: lambda known: known.layout.newest_most(known.weights * known.variances),
     VARIANCE: lambda known: known.variances,
     EQUAL: lambda known: np.ones(known.layout.size),
 }
 
 
-def register_method(name: str, errors: Callable[[Known], np.ndarray]) -> None:
+def register_method(name: str, errors: Callable[[Calibration], np.ndarray]) -> None:
     """Makes an own way to give bits to components known: every compression tries it beside the others, at equal bytes, judged on validation.
 
     Commands read the file that registers it by `--extend FILE.py`.
 
     Args:
       name: what the report calls it.
-      errors: from what calibration tells of the M carried components (`Known`: samples (S, M), their variances, and what a unit of squared
+      errors: from what calibration tells of the M carried components (`Calibration`: samples (S, M), their variances, and what a unit of squared
         error costs the loss, weights (M,)) to what an error in each costs, (M,): at least 0 and finite. Bits go where errors cost most.
 
     Raises:
@@ -148,14 +148,14 @@ def register_method(name: str, errors: Callable[[Known], np.ndarray]) -> None:
     RULES[name] = errors
 
 
-def known(subject: Subject) -> Known:
+def calibrate(subject: Subject) -> Calibration:
     """Returns what calibration tells, from `compress.calibration` training batches."""
-    batches, scope = _drawn(subject), subject.experiment.compress.scope
+    batches, scope = _draw_batches(subject), subject.experiment.compress.scope
     weights = error_weights(subject.model, subject.params, batches, scope=scope)
-    return Known(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
+    return Calibration(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
 
 
-def quantised(subject: Subject, known: Known, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
+def quantise(subject: Subject, known: Calibration, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
     """Returns the model with its memory packed into at most `nbytes` bytes a sequence, its share of the table of levels counted; bits by a rule of `RULES`.
 
     "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error itself. Of all ways to share tables
@@ -176,7 +176,7 @@ def quantised(subject: Subject, known: Known, nbytes: float, rule: str) -> tuple
         quantizer = quantization.fit(known.samples, bits, channels=groups)
         cost = float(weights @ sharing.squared_errors(quantizer, known.samples))
         if best is None or cost < best[0]:
-            best = cost, quantizer, sharing.numbered(groups, bits)
+            best = cost, quantizer, sharing.number_tables(groups, bits)
     if best is None:
         raise _too_few(nbytes, known.constant, options)
     _, quantizer, tables = best
@@ -215,13 +215,13 @@ def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -
         raise _too_few(allowed, constant, options)
 
 
-def _affordable(known: Known, options: Compress, nbytes: float, errors: np.ndarray, groups: np.ndarray) -> tuple[int, ...] | None:
+def _affordable(known: Calibration, options: Compress, nbytes: float, errors: np.ndarray, groups: np.ndarray) -> tuple[int, ...] | None:
     """The bits of most use that fit, what is carried and the share of the tables together; None where none do."""
     layout, most = known.layout, options.most_bits
     budget = min(8 * int((nbytes - known.constant) // layout.rows), most * layout.size)
     while budget >= 0:
         bits = quantization.allocate(errors, budget, most=most)
-        shared = sharing.table_bytes(sharing.numbered(groups, bits), bits) / options.sequences
+        shared = sharing.table_bytes(sharing.number_tables(groups, bits), bits) / options.sequences
         excess = known.constant + layout.rows * -(-sum(bits) // 8) + shared - nbytes
         if excess <= 0:
             return bits
@@ -231,21 +231,21 @@ def _affordable(known: Known, options: Compress, nbytes: float, errors: np.ndarr
     return None
 
 
-def pruned(subject: Subject, how: str) -> Subject:
+def prune_half(subject: Subject, how: str) -> Subject:
     """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its arrays really smaller.
 
     Every block keeps one; blocks whose mixer names no axes keep all.
     """
-    return reduced(subject, best_half(subject, how))
+    return select_components(subject, best_half(subject, how))
 
 
-def reduced(subject: Subject, keep: pruning.Keep) -> Subject:
+def select_components(subject: Subject, keep: pruning.Keep) -> Subject:
     """Returns the subject with these components alone."""
     config, params = pruning.prune(subject.model.config, subject.params, keep)
     return dataclasses.replace(subject, model=SequenceModel(config), params=params)
 
 
-def balanced(subject: Subject) -> tuple[Subject, dict[str, truncation.Truncation]]:
+def truncate_half(subject: Subject) -> tuple[Subject, dict[str, truncation.Truncation]]:
     """Returns the subject whose time-invariant blocks have half of their components, by balanced truncation, and what is proved of each block.
 
     Raises ValueError where float64 does not determine what a block carries.
@@ -258,7 +258,7 @@ def balanced(subject: Subject) -> tuple[Subject, dict[str, truncation.Truncation
 
 def best_half(subject: Subject, how: str) -> pruning.Keep:
     """Returns the half of all components that `how` finds best, at least one a block."""
-    drawn = _drawn(subject)
+    drawn = _draw_batches(subject)
     if how == "information":
         quadratic = pruning.quadratic(subject.model, subject.params, drawn).divergence
         return quadratic.choose(max(sum(quadratic.sizes.values()) // PRUNED, len(quadratic.sizes)))
@@ -266,7 +266,7 @@ def best_half(subject: Subject, how: str) -> pruning.Keep:
     return pruning.choose(scores, max(sum(map(len, scores.values())) // PRUNED, len(scores)))
 
 
-def _drawn(subject: Subject) -> list[dict[str, np.ndarray]]:
+def _draw_batches(subject: Subject) -> list[dict[str, np.ndarray]]:
     """The training batches that everything is calibrated on."""
     data, count = subject.experiment.data, subject.experiment.compress.calibration
     batches = subject.dataset.train(data.batch_size, seed=data.seed + 1)
@@ -290,7 +290,7 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, p
     same = next(one for one in frontier if one.share(options.sequences) <= trials.known.float_bytes / target)
     methods = [same, *(trials.run(target, rule) for rule in RULES if rule != INFORMATION), *trials.fewer(target)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
-    return Compression(trials.known, trials.reference, methods, frontier, trials.tuned(chosen) if options.steps else chosen)
+    return Compression(trials.known, trials.reference, methods, frontier, trials.fine_tune(chosen) if options.steps else chosen)
 
 
 class _Trials:
@@ -298,11 +298,11 @@ class _Trials:
 
     def __init__(self, subject: Subject, say: Callable[[str], None], progress: Progress) -> None:
         self.subject, self.say, self.progress = subject, say, progress
-        self.known = self._calibrated()
+        self.known = self._calibrate()
         layout, sequences = self.known.layout, subject.experiment.compress.sequences
         least = sharing.table_bytes((0,) * layout.size, (1,) * layout.size) / sequences  # one table of a bit
         self.most = self.known.float_bytes / (self.known.constant + layout.rows * -(-layout.size // 8) + least)  # times fewer
-        self.reference = self._judged("float32", lambda: Candidate("float32", self.known.float_bytes, subject.model, subject.params, {}))
+        self.reference = self._judge("float32", lambda: Candidate("float32", self.known.float_bytes, subject.model, subject.params, {}))
         if not np.isfinite(self.reference.validation[subject.metric]):
             raise InputError(f"the run's own validation {subject.metric} is {self.reference.validation[subject.metric]}: train it anew before compressing it")
         self._tell(self.reference)
@@ -313,14 +313,14 @@ class _Trials:
         method = f"{share} of the components by {how}, {rule}" if how else rule
 
         def make() -> Candidate:
-            keep = self._kept(share, how) if how and how != BALANCED else {}
-            of, proved = balanced(self.subject) if how == BALANCED else (reduced(self.subject, keep) if keep else self.subject, {})
-            found = known(of) if how else self.known
-            model, params = quantised(of, found, self.known.float_bytes / factor, rule)
+            keep = self._remaining_components(share, how) if how and how != BALANCED else {}
+            of, proved = truncate_half(self.subject) if how == BALANCED else (select_components(self.subject, keep) if keep else self.subject, {})
+            found = calibrate(of) if how else self.known
+            model, params = quantise(of, found, self.known.float_bytes / factor, rule)
             carried = found.constant + found.layout.rows * model.quantizer(params).nbytes
             return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params), proved)
 
-        return self._tell(self._judged(f"{method} at {factor}", make))
+        return self._tell(self._judge(f"{method} at {factor}", make))
 
     def fewer(self, factor: float) -> list[Candidate]:
         """Candidates of fewer components; none where the mixers do not say what a component is."""
@@ -328,9 +328,9 @@ class _Trials:
         if not pruning.prunable(self.subject.model.config):
             self.say(f"no component is pruned: no mixer of {', '.join(dict.fromkeys(pattern))} names the axes of its state")
             return []
-        return [*self.pruned(factor, "information", INFORMATION), *self.pruned(factor, "magnitude", VARIANCE), *self.truncated(factor)]
+        return [*self.prune(factor, "information", INFORMATION), *self.prune(factor, "magnitude", VARIANCE), *self.truncate(factor)]
 
-    def truncated(self, factor: float) -> list[Candidate]:
+    def truncate(self, factor: float) -> list[Candidate]:
         """Half of the components of time-invariant blocks, by balanced truncation, where there are any and float64 can do it."""
         if not truncation.truncatable(self.subject.model.config):
             return []
@@ -340,39 +340,39 @@ class _Trials:
             self.say(f"nothing is truncated: {error}")
             return []
 
-    def pruned(self, factor: float, how: str, rule: str) -> list[Candidate]:
+    def prune(self, factor: float, how: str, rule: str) -> list[Candidate]:
         """Half of the components, and half of these again, with as many times the bits for each."""
         return [self.run(factor, rule, share, how) for share in (HALF, QUARTER)]
 
-    def tuned(self, chosen: Candidate) -> Candidate:
+    def fine_tune(self, chosen: Candidate) -> Candidate:
         """The candidate after fine-tuning, where that did not make it worse."""
         params = finetune(self.subject.experiment, chosen.model, chosen.params, self.subject.dataset, self.progress)
-        found = self._tell(_scored(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params)))
+        found = self._tell(_score(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params)))
         return min(found, chosen, key=lambda one: loss_of(one.validation, self.subject.metric))
 
-    def _calibrated(self) -> Known:
+    def _calibrate(self) -> Calibration:
         """What is known of the subject's memory, of `progress` if it has it."""
         scope = self.subject.experiment.compress.scope
         if (item := self.progress.recall("calibration")) is not None:
-            return Known(Carried(self.subject.model, self.subject.params, scope), scope, item[1]["samples"], item[1]["weights"])
-        fresh = known(self.subject)
+            return Calibration(Carried(self.subject.model, self.subject.params, scope), scope, item[1]["samples"], item[1]["weights"])
+        fresh = calibrate(self.subject)
         self.progress.keep("calibration", {}, {"samples": fresh.samples, "weights": fresh.weights})
         return fresh
 
-    def _kept(self, share: str, how: str) -> pruning.Keep:
+    def _remaining_components(self, share: str, how: str) -> pruning.Keep:
         """The components that are left, by their places in the subject."""
         if how not in self._halves:
             self._halves[how] = best_half(self.subject, how)
         half = self._halves[how]
         if share == HALF:
             return half
-        return {name: half[name][left] for name, left in best_half(reduced(self.subject, half), how).items()}
+        return {name: half[name][left] for name, left in best_half(select_components(self.subject, half), how).items()}
 
-    def _judged(self, name: str, make: Callable[[], Candidate]) -> Candidate:
+    def _judge(self, name: str, make: Callable[[], Candidate]) -> Candidate:
         """The candidate with its scores, as `progress` has it or made and judged now."""
         if (item := self.progress.recall(name)) is not None:
             return _rebuilt(self.subject, *item)
-        one = _scored(self.subject, make())
+        one = _score(self.subject, make())
         bits = one.model.bits if isinstance(one.model, PackedModel) else None
         tables = one.model.tables if isinstance(one.model, PackedModel) else ()
         values = {"method": one.method, "nbytes": one.nbytes, "table": one.table, "validation": one.validation, "bits": bits, "tables": tables}
@@ -390,9 +390,9 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
     """A candidate from what was kept of it: how many bits and which levels, and which components are left."""
     keep = {name.removeprefix("keep/"): array for name, array in arrays.items() if name.startswith("keep/")}
     options, proved = subject.experiment.compress, dict[str, truncation.Truncation]()
-    of = reduced(subject, keep) if keep else subject
+    of = select_components(subject, keep) if keep else subject
     if values.get("truncated"):
-        of, proved = balanced(subject)
+        of, proved = truncate_half(subject)
     model: Reader = of.model
     params = of.params
     if values["bits"] is not None:
@@ -430,7 +430,7 @@ def _most(frontier: list[Candidate], reference: Candidate, options: Compress, me
     return reference.nbytes / smallest(measured, within=options.within, reference=measured[-1]).nbytes
 
 
-def _scored(subject: Subject, one: Candidate) -> Candidate:
+def _score(subject: Subject, one: Candidate) -> Candidate:
     return dataclasses.replace(one, validation=Evaluator(subject.experiment, one.model)(one.params, subject.dataset, "validation"))
 
 

@@ -47,7 +47,7 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
     take = parallel.data_parallel(one, devices, remat=experiment.model.remat)
     fresh = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(jax.random.key(options.seed)))
     progress = progress or Progress()
-    state = jax.device_put(jax.tree.map(jnp.array, _restored(progress, fresh)), parallel.layout(devices))  # copies: a step uses up what it is given
+    state = jax.device_put(jax.tree.map(jnp.array, _restore(progress, fresh)), parallel.layout(devices))  # copies: a step uses up what it is given
     batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed + 1 + options.seed)
     done, loss = int(parallel.one_copy(state.step)), kind_of(dataset.task).loss
     for _ in range(done):
@@ -63,7 +63,7 @@ def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dat
                 _keep(progress, parallel.one_copy(state))
                 latest = time.monotonic()
     tuned = parallel.one_copy(state.params)
-    return tuned | {LEVELS: model.settled(tuned)} if isinstance(model, PackedModel) else tuned
+    return tuned | {LEVELS: model.sort_levels(tuned)} if isinstance(model, PackedModel) else tuned
 
 
 def _finite(loss: float, number: int) -> float:
@@ -76,7 +76,7 @@ def _keep(progress: Progress, state: TrainState) -> None:
     progress.keep(ITEM, {}, {f"leaf_{number}": leaf for number, leaf in enumerate(jax.tree.leaves(jax.device_get(state)))})
 
 
-def _restored(progress: Progress, fresh: TrainState) -> TrainState:
+def _restore(progress: Progress, fresh: TrainState) -> TrainState:
     """The state that was kept last, of the form of a fresh one; the fresh one where there is none."""
     item = progress.recall(ITEM)
     return fresh if item is None else jax.tree.unflatten(jax.tree.structure(fresh), [item[1][f"leaf_{number}"] for number in range(len(item[1]))])

@@ -64,7 +64,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def resumed(folder: pathlib.Path, identity: str) -> Iterator[Progress]:
+def open_progress(folder: pathlib.Path, identity: str) -> Iterator[Progress]:
     """Opens the folder of an unfinished compression for this process alone; items of another identity are removed. It is the caller's to remove at the end.
 
     Raises InputError where it cannot be written, or another process works in it.

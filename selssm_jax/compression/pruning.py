@@ -194,7 +194,7 @@ def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
     for name in keep:
         if name not in axes:
             raise ValueError(f"keep names {name!r}, no block whose components can be removed: {suggest(name, axes)}")
-    kept = {name: _checked(keep.get(name, np.arange(part.components)), part.components, name) for name, part in axes.items()}
+    kept = {name: _check_choice(keep.get(name, np.arange(part.components)), part.components, name) for name, part in axes.items()}
     blocks = {name: params[name] | {"mixer": part.take(params[name]["mixer"], kept[name])} for name, part in axes.items()}
     sizes = {f"block_{index}": part.d_state for index, part in enumerate(config.blocks)}
     sizes |= {name: part.size * len(kept[name]) for name, part in axes.items()}
@@ -256,7 +256,7 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
 
     def losses(mask: Array, row: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
         masks = _by_block(mask, sizes)
-        masked = {name: params[name] | {"mixer": part.masked(params[name]["mixer"], masks[name])} for name, part in axes.items()}
+        masked = {name: params[name] | {"mixer": part.mask_readout(params[name]["mixer"], masks[name])} for name, part in axes.items()}
         noise, key = jax.random.split(key)
         outputs = _outputs(model, {**params, **masked}, row, noise)
 
@@ -296,7 +296,7 @@ def _magnitude(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -
 
 
 def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
-    read = jax.jit(partial(_opened, model))
+    read = jax.jit(partial(_sum_gates, model))
     found = [read(params, dict(batch)) for batch in batches]
     if not found:
         raise ValueError("there are no batches to see gates on: give batches of Dataset.evaluate")
@@ -304,7 +304,7 @@ def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Sco
     return {name: value / steps for name, value in total.items()}
 
 
-def _opened(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
+def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
     """(sums of each component's gate over valid steps, how many these are)."""
     given = {"reset": batch.get("reset"), "valid": batch["valid"], "rngs": {"noise": jax.random.key(0)}}
     seen = model.apply({"params": params}, batch["inputs"], **given, mutable=["intermediates"])[1]["intermediates"]
@@ -336,11 +336,11 @@ def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> S
     for name, part in axes.items():
         own = params[name]["mixer"]
         A, B = mixers[name].apply({"params": own}, probe, method="dynamics")
-        found[name] = _carried(name, part, own, np.asarray(A[0]), np.asarray(B[0]))
+        found[name] = _score_by_hankel(name, part, own, np.asarray(A[0]), np.asarray(B[0]))
     return found
 
 
-def _carried(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.ndarray) -> np.ndarray:
+def _score_by_hankel(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     if np.ptp(A, axis=0).any() or np.ptp(B, axis=0).any():
         raise ValueError(f"{name} is not time-invariant, so it has no Hankel singular values: use a model of gate='constant', or another score")
     found = gramians(A[0], B[0], np.diag(axes.norms(params, axes.readout)) if A.ndim == 2 else np.asarray(params[axes.readout]).T)
@@ -374,7 +374,7 @@ def _check_budget(budget: int, sizes: Mapping[str, int]) -> None:
         raise ValueError(f"budget={budget} components: use from {len(sizes)}, one a block, to {sum(sizes.values())}, all there are")
 
 
-def _checked(kept: np.ndarray, count: int, name: str) -> np.ndarray:
+def _check_choice(kept: np.ndarray, count: int, name: str) -> np.ndarray:
     kept = np.asarray(kept)
     if kept.ndim != 1 or not len(kept) or len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= count:
         raise ValueError(f"keep[{name!r}]={kept.tolist()}: expected at least one index, each once, from 0 to {count - 1}")

@@ -38,7 +38,7 @@ class Quantizer:
     levels: Float[Array, "N L"]
     bits: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
-    def settled(self) -> "Quantizer":
+    def sort_levels(self) -> "Quantizer":
         """Returns the same quantiser with every component's levels in rising order again, which training may have left."""
         bits = np.asarray(self.bits)[:, None]
         used = np.arange(self.levels.shape[1])[None] < 2**bits
@@ -62,7 +62,7 @@ class Quantizer:
 
     def dequantize(self, codes: Int[Array, "... N"]) -> Float[Array, "... N"]:
         """Returns the levels of codes. Raises ValueError, outside `jax.jit`, for a code that no level has."""
-        return self._by_bits(_chosen, self._coded(codes))
+        return self._by_bits(_select_levels, self._encode(codes))
 
     def snap(self, h: Float[Array, "... N"], noise: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns `dequantize(quantize(h, noise))`, for training: exact forward, straight through backward.
@@ -70,12 +70,12 @@ class Quantizer:
         The gradient of h passes where h lies between the outermost cells and is 0 beyond them; that of a level sums over what was rounded to it
         (Bengio et al. 2013; Esser et al. 2020).
         """
-        return self._by_bits(_snapped, *(value for value in (h, noise) if value is not None))
+        return self._by_bits(_snap, *(value for value in (h, noise) if value is not None))
 
     def pack(self, codes: Int[Array, "... N"]) -> UInt8[Array, "... b"]:
         """Returns codes as `nbytes` bytes, the highest bit of each first. Raises ValueError, outside `jax.jit`, for a code that no level has."""
         component, shift = self._places()
-        codes = self._coded(codes)
+        codes = self._encode(codes)
         return jnp.packbits(((codes[..., component] >> shift.reshape((1,) * (codes.ndim - 1) + shift.shape)) & 1).astype(jnp.uint8), axis=-1)
 
     def unpack(self, packed: UInt8[Array, "... b"]) -> Int[Array, "... N"]:
@@ -100,7 +100,7 @@ class Quantizer:
             raise ValueError("states hold numbers that are not finite, which no level is near to: find where they come from before packing them")
         return h
 
-    def _coded(self, codes: Array) -> Array:
+    def _encode(self, codes: Array) -> Array:
         if not jnp.issubdtype(codes.dtype, jnp.integer):
             raise ValueError(f"codes of dtype {codes.dtype}, expected whole numbers, as `quantize` gives them")
         if codes.shape[-1] != len(self.bits):
@@ -138,14 +138,14 @@ def _codes(levels: Array, h: Array, noise: Array | None = None) -> Array:
     return jnp.where(above > below, share > noise[..., None], h[..., None] > below).sum(axis=-1, dtype=jnp.int32)
 
 
-def _chosen(levels: Array, codes: Array) -> Array:
+def _select_levels(levels: Array, codes: Array) -> Array:
     """Sums of one term each, which have a gradient that needs no scatter."""
     places = jnp.arange(levels.shape[-1]).reshape((1,) * codes.ndim + (-1,))
     return jnp.where(codes[..., None] == places, levels, 0).sum(axis=-1)
 
 
-def _snapped(levels: Array, h: Array, *noise: Array) -> Array:
-    rounded = _chosen(levels, _codes(*jax.lax.stop_gradient((levels, h, *noise))))
+def _snap(levels: Array, h: Array, *noise: Array) -> Array:
+    rounded = _select_levels(levels, _codes(*jax.lax.stop_gradient((levels, h, *noise))))
     low, high = jax.lax.stop_gradient((levels[..., 0], levels[..., -1]))
     margin = (high - low) / (2 * max(levels.shape[-1] - 1, 1))
     through = jnp.where((h >= low - margin) & (h <= high + margin), h, jax.lax.stop_gradient(h))
@@ -217,12 +217,12 @@ def fit(samples: Samples, bits: tuple[int, ...], *, channels: Bits | None = None
     levels = np.zeros((len(bits), 2 ** max(bits)), np.float32)
     for count in sorted(set(bits)):
         own = sorted({channel for channel, most in zip(channels.tolist(), bits, strict=True) if most == count})
-        for channel, one in zip(own, least_error_levels([_thinned(values[:, members[channel]], pooled) for channel in own], 2**count), strict=True):
+        for channel, one in zip(own, least_error_levels([_thin(values[:, members[channel]], pooled) for channel in own], 2**count), strict=True):
             of_channel = members[channel][np.asarray(bits)[members[channel]] == count]
             levels[of_channel] = np.pad(one, (0, levels.shape[1] - len(one)), mode="edge")[None]
     return Quantizer(jnp.asarray(levels), tuple(bits))
 
 
-def _thinned(samples: Float[np.ndarray, "M n"], most: int) -> Float[np.ndarray, "S"]:
+def _thin(samples: Float[np.ndarray, "M n"], most: int) -> Float[np.ndarray, "S"]:
     """At most about `most` of the numbers: whole rows, evenly spaced, so that no slot of a window is left out."""
     return samples[:: -(-samples.size // most)].ravel()

@@ -20,7 +20,7 @@ from selssm_jax.config import Experiment
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.tasks.scores import counted
+from selssm_jax.tasks.scores import hide_unweighted
 from selssm_jax.training import checkpoint, loop, objectives
 from selssm_jax.training.evaluation import Evaluator
 
@@ -56,7 +56,7 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
     """
     if not betas or len(set(betas)) != len(betas):
         raise ValueError(f"betas={list(betas)}, expected at least one, and each once")
-    runs = [(beta, priced(experiment, beta), pathlib.Path(workdir) / f"beta_{beta:g}") for beta in betas]  # all are checked before the first is trained
+    runs = [(beta, set_price(experiment, beta), pathlib.Path(workdir) / f"beta_{beta:g}") for beta in betas]  # all are checked before the first is trained
     points = []
     for beta, run, folder in runs:
         if not loop.fit(run, str(folder)).finished:
@@ -65,7 +65,7 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
     return points
 
 
-def priced(experiment: Experiment, beta: float) -> Experiment:
+def set_price(experiment: Experiment, beta: float) -> Experiment:
     """Returns the experiment at the price beta. Raises InputError where it has no rate, at beta 0 too."""
     dear = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, rate=beta or 1.0, select="last"))
     if beta:
@@ -104,7 +104,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
     def read(batch: Batch) -> dict[str, Sums]:
         key = jax.random.key(0)  # of the noise in what later blocks read
         _, sown = model.apply({"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["laws"])
-        return {name: _sums(*objectives.moments(block["mixer"]["law"][0], form), _counted(batch, model)) for name, block in sown["laws"].items()}
+        return {name: _sums(*objectives.moments(block["mixer"]["law"][0], form), _count_steps(batch, model)) for name, block in sown["laws"].items()}
 
     parts = [jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(read(batch))) for batch in batches]
     whole = jax.tree.map(lambda *values: sum(values), *parts)
@@ -114,7 +114,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
 def _sums(means: Array, variances: Array, frames: Array) -> Sums:
     weights = jnp.repeat(frames, len(means) // len(frames), axis=0)[..., None]
     sums = {"mean": means, "power": variances + means**2, "log": jnp.log(variances)}
-    return {name: (weights * counted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
+    return {name: (weights * hide_unweighted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
 
 
 def _nats(sums: Sums) -> float:
@@ -122,7 +122,7 @@ def _nats(sums: Sums) -> float:
     return float(0.5 * (np.log(power - mean**2) - log).sum())
 
 
-def _counted(batch: Batch, model: SequenceModel) -> Array:
+def _count_steps(batch: Batch, model: SequenceModel) -> Array:
     """1 for valid steps of rows that are data, not what fills the last batch."""
     valid = jnp.asarray(batch["valid"])
     real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)

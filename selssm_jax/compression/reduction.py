@@ -34,7 +34,7 @@ def balanced_truncation(A: Matrix, B: Matrix, C: Matrix, components: int) -> Red
     """Returns the system of so many components that keeps the directions of the largest Hankel singular values: |G - G_k| <= 2 sum_{i>k} sigma_i.
 
     With P = R R*, Q = L L* and L* R = U S V*: A_k = W* A T, B_k = W* B, C_k = C T for T = R V_k S_k^{-1/2} and W = L U_k S_k^{-1/2}, the first k coordinates of
-    those in which both Gramians are S. The smaller system is stable, and real if the whole one is; its A is dense: see `diagonalised`.
+    those in which both Gramians are S. The smaller system is stable, and real if the whole one is; its A is dense: see `diagonalise`.
 
     Args:
       A, B, C: as for `hankel.gramians`. components: k, from 1 to the number of singular values that are not rounding.
@@ -80,7 +80,7 @@ def merge_equal_poles(a: Matrix, B: Matrix, C: Matrix, *, tolerance: float = 0.0
     """
     a, B, C = as_system(a, B, C)
     if a.ndim != 1 or not (np.abs(a) < 1).all() or not tolerance >= 0:
-        raise ValueError(f"A {a.shape} and tolerance={tolerance}: expected poles (n,), all inside the unit circle (see `diagonalised`), and a tolerance from 0")
+        raise ValueError(f"A {a.shape} and tolerance={tolerance}: expected poles (n,), all inside the unit circle (see `diagonalise`), and a tolerance from 0")
     weight = np.linalg.norm(B, axis=1) * np.linalg.norm(C, axis=0)
     parts, bound = [], 0.0
     for group in _groups(a, weight, tolerance):
@@ -110,7 +110,7 @@ def _groups(a: np.ndarray, weight: np.ndarray, tolerance: float) -> list[np.ndar
     return [np.sort(members[leader]) for leader in sorted(leaders)]
 
 
-def diagonalised(A: Matrix, B: Matrix, C: Matrix) -> System:
+def diagonalise(A: Matrix, B: Matrix, C: Matrix) -> System:
     """Returns the same system in its eigenvectors, A = V diag(a) V^{-1}: poles (n,), V^{-1} B and C V, complex; a real system's come in conjugate pairs.
 
     Raises ValueError for what is no system, and where the eigenvectors are so nearly dependent that V diag(a) V^{-1} is not A.

@@ -15,7 +15,7 @@ from selssm_jax.training.checkpoint import Workdir
 PyTree = Any
 
 
-def opened(config: Model, task: Task) -> Reader:
+def build_model(config: Model, task: Task) -> Reader:
     """Returns the model of a configuration: one that carries its state packed where `memory_bits` says in how many bits."""
     model = SequenceModel(dataclasses.replace(config.of_task(task), memory_bits=(), memory_tables=(), memory_scope="all", memory_rounding="nearest"))
     return PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding, config.memory_tables) if config.memory_bits else model
@@ -33,14 +33,14 @@ def save(folder: pathlib.Path, experiment: Experiment, model: Reader, params: Py
     smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
     workdir = Workdir(str(folder), smaller)
     workdir.describe(dataset.metadata())
-    workdir.save_best(step, stored(experiment, params), metrics)
+    workdir.save_best(step, encode(experiment, params), metrics)
     workdir.close()
     return smaller
 
 
-def stored(experiment: Experiment, params: PyTree) -> PyTree:
+def encode(experiment: Experiment, params: PyTree) -> PyTree:
     """Returns the parameters as a compressed run's checkpoint holds them: in bytes, if the configuration says so."""
-    return weights.encoded(params) if experiment.compress.weights == "int8" else params
+    return weights.encode_weights(params) if experiment.compress.weights == "int8" else params
 
 
 def nbytes(folder: pathlib.Path) -> int:

@@ -89,7 +89,7 @@ class Subset:
     information: float
 
 
-def nested(information: SetFunction, n: int) -> tuple[Subset, ...]:
+def find_nested_subsets(information: SetFunction, n: int) -> tuple[Subset, ...]:
     """Returns a subset of every size from 0 to n, each without one component of the next: the one whose removal leaves most.
 
     n (n + 1) / 2 calls. Greedy: a component that is gone does not come back, so single sizes can be worse than the best (`exhaustive`).
@@ -105,7 +105,7 @@ def nested(information: SetFunction, n: int) -> tuple[Subset, ...]:
 
 
 def exhaustive(information: SetFunction, n: int) -> tuple[Subset, ...]:
-    """Returns the best subset of every size from 0 to n, by trying all 2^n: the reference of `nested`, for n up to 16."""
+    """Returns the best subset of every size from 0 to n, by trying all 2^n: the reference of `find_nested_subsets`, for n up to 16."""
     _check_count(n, MOST)
     sizes = (itertools.combinations(range(n), size) for size in range(n + 1))
     return tuple(max((Subset(part, information(part)) for part in parts), key=lambda subset: subset.information) for parts in sizes)

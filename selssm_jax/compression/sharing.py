@@ -32,7 +32,7 @@ def groupings(samples: Float[np.ndarray, "S M"], channels: Int[np.ndarray, "M"],
         yield place
 
 
-def numbered(groups: Int[np.ndarray, "M"], bits: tuple[int, ...]) -> tuple[int, ...]:
+def number_tables(groups: Int[np.ndarray, "M"], bits: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the number of the table that every component reads: one for each group and number of bits, in the order of both."""
     return tuple(np.unique(np.stack([groups, bits], axis=1), axis=0, return_inverse=True)[1].ravel().tolist())
 

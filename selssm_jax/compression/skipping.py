@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from selssm_jax.layers import SelectiveSSM, settings
+from selssm_jax import settings
+from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.variables import parameters
 from selssm_jax.ops import GatheredMemory, GatheredRows, gather_rows, gathered_step, refresh_memory
@@ -26,7 +27,7 @@ SHARE = 4  # 1 / SHARE of the components is the default capacity
 
 @flax.struct.dataclass
 class Decoder:
-    """A layer as a step, made by `gathered`; a pytree, so that `jax.jit` takes its weights as arguments.
+    """A layer as a step, made by `make_decoder`; a pytree, so that `jax.jit` takes its weights as arguments.
 
     The memory of B sequences is a `GatheredMemory` of h, (B, N), the layer's own state, and C h, (B, D), which follows it.
     """
@@ -57,7 +58,7 @@ class Decoder:
         return state.read + self.skip[None] * x, state
 
 
-def gathered(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -> Decoder:
+def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -> Decoder:
     """Returns a decoder whose steps equal the layer's, up to rounding, and read the rows of open components only.
 
     Args:

@@ -79,12 +79,12 @@ class PackedModel:
         """Returns the bytes that all sequences share: the levels, and for each component the number of its table, or of its bits where each has its own."""
         return sharing.table_bytes(self.tables, self.component_bits) if self.tables else params[LEVELS].nbytes + -(-4 * len(self.component_bits) // 8)
 
-    def settled(self, params: Mapping[str, Any]) -> Array:
+    def sort_levels(self, params: Mapping[str, Any]) -> Array:
         """Returns the levels in rising order again, which training may have left."""
         if not self.tables:
-            return self.quantizer(params).settled().levels
+            return self.quantizer(params).sort_levels().levels
         bits = tuple(self.component_bits[index] for index in self._first())
-        rising = Quantizer(params[LEVELS][_places(bits)], bits).settled().levels
+        rising = Quantizer(params[LEVELS][_places(bits)], bits).sort_levels().levels
         return jnp.concatenate([row[: 2**count] for row, count in zip(rising, bits, strict=True)])
 
     def _first(self) -> Int[np.ndarray, "k"]:
@@ -103,18 +103,18 @@ class PackedModel:
             outputs, after = self._sequence(variables["params"], inputs[:, None], state, **options)
             return (outputs[:, 0] if kind_of(self.config.task).every_step else outputs), after
         if method is not None:
-            return self.model.apply({"params": _own(variables["params"])}, method=method)
+            return self.model.apply({"params": _drop_levels(variables["params"])}, method=method)
         return self._sequence(variables["params"], inputs, state, **options)
 
     def _initial(self, params: Mapping[str, Any], batch: int) -> State:
-        layout = Carried(self.model, _own(params), self.scope)
-        empty = self.model.apply({"params": _own(params)}, batch, method="initial_state")
+        layout = Carried(self.model, _drop_levels(params), self.scope)
+        empty = self.model.apply({"params": _drop_levels(params)}, batch, method="initial_state")
         quantizer = self.quantizer(params)
-        return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.kept(empty)}
+        return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.select_fixed(empty)}
 
     def _sequence(self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any) -> Any:
         """Unpacks once, carries levels from step to step, which are the packed bytes in another form, and packs once."""
-        layout, quantizer = Carried(self.model, _own(params), self.scope), self.quantizer(params)
+        layout, quantizer = Carried(self.model, _drop_levels(params), self.scope), self.quantizer(params)
         state = self._initial(params, len(inputs)) if state is None else state
         known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
 
@@ -122,9 +122,9 @@ class PackedModel:
             noise = dither(quantizer.quantize(jax.lax.stop_gradient(vector))) if self.rounding == "stochastic" else None
             return quantizer.snap(vector, noise), None
 
-        found = read(self.model, _own(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
+        found = read(self.model, _drop_levels(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
         codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
-        after = {"packed": quantizer.pack(codes), "kept": layout.kept(found.state)}
+        after = {"packed": quantizer.pack(codes), "kept": layout.select_fixed(found.state)}
         return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
 
 
@@ -148,11 +148,11 @@ def dither(codes: Int[Array, "R M"]) -> Float[Array, "R M"]:
     Mixing: the finaliser of MurmurHash3 (Appleby 2011) over wrapping sums.
     """
     place = jnp.arange(1, codes.shape[1] + 1, dtype=jnp.uint32)[None]
-    row = _mixed((codes.astype(jnp.uint32) * _mixed(place)).sum(axis=1, keepdims=True, dtype=jnp.uint32))
-    return (_mixed(row ^ _mixed(place + jnp.uint32(0x9E3779B9))) >> 8).astype(jnp.float32) / 2**24
+    row = _mix_bits((codes.astype(jnp.uint32) * _mix_bits(place)).sum(axis=1, keepdims=True, dtype=jnp.uint32))
+    return (_mix_bits(row ^ _mix_bits(place + jnp.uint32(0x9E3779B9))) >> 8).astype(jnp.float32) / 2**24
 
 
-def _mixed(x: Array) -> Array:
+def _mix_bits(x: Array) -> Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -160,7 +160,7 @@ def _mixed(x: Array) -> Array:
 
 def packed_bytes(model: PackedModel, params: PyTree) -> int:
     """Returns the bytes that are carried for one sequence."""
-    layout = Carried(model.model, _own(params), model.scope)
+    layout = Carried(model.model, _drop_levels(params), model.scope)
     return layout.rows * model.quantizer(params).nbytes + layout.kept_bytes
 
 
@@ -200,7 +200,7 @@ def read(
         found = model.apply({"params": params}, piece, state, **options)
         (outputs, after), sown = found if mutable else (found, {})
         vector, given = update(layout.vector(after), x)
-        return layout.state(vector, layout.kept(after)), (outputs, given, _carrying(sown, layout.state(vector, layout.kept(after))))
+        return layout.state(vector, layout.select_fixed(after)), (outputs, given, _carrying(sown, layout.state(vector, layout.select_fixed(after))))
 
     def onward(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Any, ...]]:
         state, (_, given, sown) = step(state, now)
@@ -210,12 +210,12 @@ def read(
     steps = (jnp.arange(looped), ahead, *(_strides(array, looped, stride) for array in arrays))
     if kind.every_step:
         state, (outputs, given, sown) = jax.lax.scan(step, state, steps)
-        return Reading(_frames(outputs), state, given, _merged(sown))
+        return Reading(_frames(outputs), state, given, _merge_steps(sown))
     state, many = jax.lax.scan(onward, state, steps)
     rest = (None if array is None else array[:, looped * stride :] for array in arrays)
     state, (outputs, *one) = step(state, (looped, jax.tree.map(lambda leaf: leaf[looped], xs), *rest))
     given, sown = jax.tree.map(lambda before, last: jnp.concatenate([before, last[None]]), many, tuple(one))
-    return Reading(outputs, state, given, _merged(sown))
+    return Reading(outputs, state, given, _merge_steps(sown))
 
 
 def calibration(
@@ -230,10 +230,10 @@ def calibration(
     """
 
     @jax.jit
-    def carried(inputs: Array, reset: Array | None, valid: Array) -> Array:
+    def calibrate_step(inputs: Array, reset: Array | None, valid: Array) -> Array:
         return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid).given
 
-    found = [_live(np.asarray(carried(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
+    found = [_live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
     most = max(1, min(most, LARGEST // found[0].shape[1]))
     every = -(-sum(map(len, found)) // most)
     return np.concatenate([part[::every] for part in found])
@@ -246,7 +246,7 @@ def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> 
     return given[np.repeat(valid, given.shape[1] // valid.shape[1], axis=1)]
 
 
-def _own(params: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_levels(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters without the levels."""
     return {name: group for name, group in params.items() if name != LEVELS}
 
@@ -263,7 +263,7 @@ def _frames(steps: Array) -> Array:
     return steps[:, :, 0].swapaxes(0, 1)
 
 
-def _merged(sown: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_steps(sown: Mapping[str, Any]) -> dict[str, Any]:
     """What single steps sowed, as one call would have: frames joined along time; diagnostics, which have none, stay apart."""
     return {name: found if name == "diagnostics" else jax.tree.map(_frames, found) for name, found in sown.items()}
 

@@ -44,7 +44,7 @@ class Trace:
         """Bytes of the states themselves."""
         return self.steps * self.start.nbytes
 
-    def changed(self) -> Bool[np.ndarray, "T N"]:
+    def find_changes(self) -> Bool[np.ndarray, "T N"]:
         """Returns which components changed at which step."""
         shape = self.steps, len(self.start)
         if not len(self.counts):
@@ -55,7 +55,7 @@ class Trace:
 
     def decode(self) -> Inexact[np.ndarray, "T N"]:
         """Returns the states, equal to those encoded in every bit."""
-        mask = self.changed()
+        mask = self.find_changes()
         latest = np.cumsum(mask.ravel()).reshape(mask.shape) * mask  # 1 + the place of a component's event among all, 0 for none
         latest = np.maximum.accumulate(latest, axis=0)
         known = np.concatenate([self.start, self.values])

@@ -9,7 +9,7 @@ import numpy as np
 
 from selssm_jax.compression.hankel import hankel_singular_values
 from selssm_jax.compression.pruning import parameters
-from selssm_jax.compression.reduction import RANK, balanced_truncation, diagonalised, merge_equal_poles
+from selssm_jax.compression.reduction import RANK, balanced_truncation, diagonalise, merge_equal_poles
 from selssm_jax.config import Model
 from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.linear import Systems
@@ -57,7 +57,7 @@ def truncate(config: Model, params: PyTree, keep: Mapping[str, int]) -> tuple[Mo
         systems = mixer.apply({"params": own}, method="systems")
         if not 1 <= count <= systems.a.shape[1]:
             raise ValueError(f"keep[{name!r}]={count}: use from 1 to {systems.a.shape[1]} components")
-        parts = [_truncated(a, B, C, count) for a, B, C in zip(*systems, strict=True)]
+        parts = [_truncate_system(a, B, C, count) for a, B, C in zip(*systems, strict=True)]
         small = Systems(*(np.stack([part[index] for part, _, _ in parts]) for index in range(3)))
         fresh = {key: jnp.asarray(value, jnp.float32) for key, value in mixer.apply({"params": own}, small, method="of_systems").items()}
         params[name] = params[name] | {"mixer": {**own, **fresh}}
@@ -66,7 +66,7 @@ def truncate(config: Model, params: PyTree, keep: Mapping[str, int]) -> tuple[Mo
     return dataclasses.replace(config, block_states=tuple(sizes)), params, said
 
 
-def _truncated(a: np.ndarray, B: np.ndarray, C: np.ndarray, count: int) -> tuple[tuple[np.ndarray, ...], float, float]:
+def _truncate_system(a: np.ndarray, B: np.ndarray, C: np.ndarray, count: int) -> tuple[tuple[np.ndarray, ...], float, float]:
     """(poles, B, C) of `count` components, the bound of what went, and the largest singular value."""
     merged = merge_equal_poles(a, B, C).system
     values = hankel_singular_values(*merged).values
@@ -74,7 +74,7 @@ def _truncated(a: np.ndarray, B: np.ndarray, C: np.ndarray, count: int) -> tuple
     if not left:  # nothing is read, or nothing written
         return (np.full(count, SILENT, complex), np.zeros((count, B.shape[1]), complex), np.zeros((len(C), count), complex)), 0.0, 0.0
     small = balanced_truncation(*merged, left)
-    poles, inward, outward = diagonalised(*small.system)
+    poles, inward, outward = diagonalise(*small.system)
     spare = count - left
     padded = np.pad(poles, (0, spare), constant_values=SILENT), np.pad(inward, ((0, spare), (0, 0))), np.pad(outward, ((0, 0), (0, spare)))
     return padded, small.error_bound, float(values[0])

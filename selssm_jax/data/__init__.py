@@ -64,13 +64,13 @@ def register_data(name: str, load: Callable[[Data, Mapping[str, Any]], Dataset],
     LOADERS[name] = load
 
 
-def begun(config: Data, metadata: Mapping[str, Any]) -> Dataset:
+def load_for_resume(config: Data, metadata: Mapping[str, Any]) -> Dataset:
     """Returns the training data of a run that goes on, at the scale of its beginning where that was another than today's; see `signals.scaled`."""
     old = config.source == "npz" and "task" in metadata and "scaling" not in metadata
     return load(config, metadata if old else None)
 
 
-def remembered(known: Mapping[str, Any]) -> Dataset:
+def recall_dataset(known: Mapping[str, Any]) -> Dataset:
     """Returns the data set of a run without its examples, from its metadata: what its task is, and how text becomes tokens."""
     task = Task(**{key: value for key, value in known["task"].items() if key in Task.__dataclass_fields__})
     words = {key: known[key] for key in ("level", "tokenizer") if key in known}

@@ -66,14 +66,14 @@ def check_archive(name: str, stream: Any) -> None:
                     f"{name}: {part.filename!r} claims {_size(part.file_size)} in {part.compress_size} bytes, more than any compression makes: write it again"
                 )
             with archive.open(part) as file:
-                claimed = _claimed(file)
+                claimed = _read_claim(file)
             if claimed > part.file_size:
                 raise InputError(f"{name}: {part.filename!r} claims an array of {_size(claimed)}, and has {_size(part.file_size)}: write it again")
         refuse({f"the arrays of {name}": float(sum(part.file_size for part in archive.infolist()))}, machine())
     stream.seek(0)
 
 
-def _claimed(file: Any) -> int:
+def _read_claim(file: Any) -> int:
     """Bytes of the array that the header of an NPY announces; 0 for what is none, which is for NumPy to say."""
     try:
         version = np.lib.format.read_magic(file)

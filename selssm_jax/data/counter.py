@@ -14,10 +14,10 @@ def uniform(key: tuple[int, ...], places: np.ndarray, count: int) -> np.ndarray:
     """Returns numbers in [0, 1): float64 (len(places), count); row r depends on the key and places[r] alone."""
     start = np.zeros(1, np.uint64)
     for part in key:
-        start = _mixed(start + np.array([part % 2**64], np.uint64) + np.uint64(_GOLDEN))
-    start = _mixed(start + places.astype(np.uint64) * np.uint64(_GOLDEN))
+        start = _mix_bits(start + np.array([part % 2**64], np.uint64) + np.uint64(_GOLDEN))
+    start = _mix_bits(start + places.astype(np.uint64) * np.uint64(_GOLDEN))
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-    return (_mixed(start[:, None] + steps[None]) >> np.uint64(11)) * 2.0**-53
+    return (_mix_bits(start[:, None] + steps[None]) >> np.uint64(11)) * 2.0**-53
 
 
 def integers(key: tuple[int, ...], places: np.ndarray, count: int, below: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def normal(key: tuple[int, ...], places: np.ndarray, count: int) -> np.ndarray:
     return np.sqrt(-2 * np.log1p(-u[:, :count])) * np.cos(2 * np.pi * u[:, count:])
 
 
-def _mixed(z: np.ndarray) -> np.ndarray:
+def _mix_bits(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * _FIRST
     z = (z ^ (z >> np.uint64(27))) * _SECOND
     return z ^ (z >> np.uint64(31))

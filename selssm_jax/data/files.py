@@ -36,7 +36,7 @@ class OwnFile:
     def pieces(self) -> Iterator[str]:
         """Yields the text in pieces, with a line feed alone for line ends. Raises InputError where it is not UTF-8, or white space alone."""
         rest, empty = "", True
-        for number, piece in enumerate(self._decoded()):
+        for number, piece in enumerate(self._decode()):
             text = rest + (piece.removeprefix("\ufeff") if not number else piece)
             rest = "\r" if text.endswith("\r") and piece else ""  # the line feed may come in the next piece
             text = text.removesuffix(rest).replace("\r\n", "\n")
@@ -45,7 +45,7 @@ class OwnFile:
         if empty:
             raise InputError(f"{self.path} is empty: give a text to model")
 
-    def _decoded(self) -> Iterator[str]:
+    def _decode(self) -> Iterator[str]:
         """The content as text, chunk by chunk, and an empty string at its end."""
         decoder, before, lines = codecs.getincrementaldecoder("utf-8")(), 0, 1
         with self.open() as stream:
@@ -87,5 +87,5 @@ def open_own(path: str) -> OwnFile:
                 digest.update(chunk)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"data.file={path!r} cannot be read ({reason}): set it to an existing file") from error
+        raise InputError(f"data.file={path!r} cannot be read ({reason}): set it to an existing file, or in eval.py name one by --file") from error
     return OwnFile(path, size, digest.hexdigest(), newlines)

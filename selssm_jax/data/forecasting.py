@@ -74,7 +74,7 @@ def dataset(
     """
     scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.cycle)
     course = np.resize(np.roll(scaling["cycle"], -phase, axis=0), values.shape) if "cycle" in scaling else None  # cycle after cycle
-    scaled, course = _scaled(values, scaling, course), None if course is None else course.astype(np.float32)
+    scaled, course = _scale(values, scaling, course), None if course is None else course.astype(np.float32)
     source = _Windows(config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course)
     counts = {f"{name}_windows": len(source.starts(name)) for name in source.split if known or name != WHOLE}
     source.check(str(info.get("file") or info["source"]), (WHOLE,) if known else SPLITS)
@@ -96,20 +96,20 @@ def _scaling(train: np.ndarray, cycle: int) -> dict[str, Any]:
     scaling = {"mean": mean.tolist(), "deviation": deviation.tolist()}
     if not cycle:
         return scaling
-    scaled = _standardised(train.astype(np.float64), scaling)
+    scaled = _standardise(train.astype(np.float64), scaling)
     return scaling | {"cycle": [scaled[phase::cycle].mean(axis=0).tolist() for phase in range(cycle)]}
 
 
-def _standardised(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+def _standardise(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
     mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
     return (values - mean) / np.where(deviation > 0, deviation, 1)
 
 
-def _scaled(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | None) -> np.ndarray:
+def _scale(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | None) -> np.ndarray:
     """Standardised rows less their course, in float32; values that are in float32 are overwritten, so that a large table is held once."""
     scaled = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
     for rows in blocks(len(values), values.shape[1]):
-        part = _standardised(values[rows].astype(np.float64), scaling)
+        part = _standardise(values[rows].astype(np.float64), scaling)
         scaled[rows] = part if course is None else part - course[rows]
     return scaled
 

@@ -34,7 +34,7 @@ def dataset(config: Data, text: Text, known: tuple[str, ...] | None, info: Mappi
       InputError: for a text shorter than a window, or with tokens that the vocabulary lacks.
     """
     name = str(info.get("file") or info["source"])
-    streams, names, unknown = _encoded(config.level, text, known, name, tokenizer)
+    streams, names, unknown = _encode_splits(config.level, text, known, name, tokenizer)
     length = config.length or max(min(CONTEXT, len(streams["train"]) // 8), 1)
     _check(name, streams if not known else {WHOLE: streams.get(WHOLE, streams["test"])}, length)
     train = streams["train"] if config.train_on == "train" else np.concatenate([streams["train"], streams["validation"]])
@@ -92,9 +92,9 @@ class _Streams:
         """
         if split == WHOLE or len(self.train) < 2:
             return {"uniform entropy": {"nats": float(np.log(self.vocab))}}
-        counts = vocabulary.counted(self.train, self.vocab)
+        counts = vocabulary.count_codes(self.train, self.vocab)
         unigram = (counts + UNIGRAM_COUNT) / (counts + UNIGRAM_COUNT).sum()
-        followed = vocabulary.counted(self.train[:-1], self.vocab)
+        followed = vocabulary.count_codes(self.train[:-1], self.vocab)
         pairs, seen = self._pairs()
         total, stream = np.zeros(2), self.splits[split]
         for first in range(0, len(stream) - 1, vocabulary.BLOCK):
@@ -123,7 +123,7 @@ def cut(sequence: Any) -> dict[str, Any]:
     return {split: sequence[first:last] for split, first, last in zip(SPLITS, marks[:-1], marks[1:], strict=True)}
 
 
-def _encoded(level: str, text: Text, known: tuple[str, ...] | None, name: str, tokenizer: str) -> tuple[dict[str, np.ndarray], tuple[str, ...], int]:
+def _encode_splits(level: str, text: Text, known: tuple[str, ...] | None, name: str, tokenizer: str) -> tuple[dict[str, np.ndarray], tuple[str, ...], int]:
     """The streams of the splits, the vocabulary, and how many tokens are not in it."""
     if isinstance(text, Mapping):
         parts = {split: vocabulary.tokenise(part, level, tokenizer) for split, part in text.items()}

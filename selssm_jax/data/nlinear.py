@@ -56,18 +56,18 @@ def fit(train: Windows, validation: Windows) -> dict[str, np.ndarray]:
     losses = np.zeros(len(PENALTIES))
     for channel in judges:
         fitted, judged = (_products(windows, channel) for windows in (train, validation))
-        losses += [_loss(_solved(fitted, penalty), judged) for penalty in PENALTIES]
+        losses += [_loss(_solve(fitted, penalty), judged) for penalty in PENALTIES]
     penalty, each = PENALTIES[int(np.argmin(losses))], []
     together: list[Products] = []
     for channel in range(channels):
         products = [_products(windows, channel) for windows in (train, validation)]
-        each.append(_solved(products[0], penalty).astype(np.float32))
+        each.append(_solve(products[0], penalty).astype(np.float32))
         together = [(total[0] + one[0], total[1] + one[1]) for total, one in zip(together, products, strict=True)] if together else products
-    shared = min((_solved(together[0], penalty) for penalty in PENALTIES), key=lambda weights: _loss(weights, together[1]))
+    shared = min((_solve(together[0], penalty) for penalty in PENALTIES), key=lambda weights: _loss(weights, together[1]))
     return {"ridge": shared[None].astype(np.float32), "ridge by channel": np.stack(each)}
 
 
-def _solved(products: Products, penalty: float) -> np.ndarray:
+def _solve(products: Products, penalty: float) -> np.ndarray:
     gram = products[0].copy()
     np.fill_diagonal(gram, gram.diagonal() + penalty)
     return linalg.solve(gram, products[1], assume_a="pos", overwrite_a=True)

@@ -68,7 +68,7 @@ def dataset(config: Data, splits: Mapping[str, Clips], classes: tuple[str, ...],
     for name, clips in splits.items():
         if not len(clips) and WHOLE not in splits:
             raise InputError(f"the {name} split of {info.get('file') or info['source']} has no signals: give every split at least one")
-    train = splits["train"] if config.train_on == "train" else _joined(splits["train"], splits["validation"])
+    train = splits["train"] if config.train_on == "train" else _join(splits["train"], splits["validation"])
     length = config.length or max(int(clips.lengths.max(initial=0)) for clips in splits.values())
     source = _Signals(length, config.augment, train, splits)
     return Dataset(
@@ -128,7 +128,7 @@ def _augment(signal: np.ndarray, valid: np.ndarray, rng: np.random.Generator) ->
     signal[: len(moved)], valid[: len(moved)] = moved, True
 
 
-def _joined(first: Clips, second: Clips) -> Clips:
+def _join(first: Clips, second: Clips) -> Clips:
     offset = np.concatenate([first.offset, second.offset[1:] + first.offset[-1]])
     return dataclasses.replace(first, wave=np.concatenate([first.wave, second.wave]), offset=offset, label=np.concatenate([first.label, second.label]))
 
@@ -160,7 +160,7 @@ def clips(name: str, arrays: Mapping[str, np.ndarray]) -> Clips:
     return Clips(wave, offset, label.astype(np.int64))
 
 
-def named(name: str, every: Clips, arrays: Mapping[str, np.ndarray], known: Mapping[str, Any]) -> tuple[Clips, tuple[str, ...]]:
+def name_classes(name: str, every: Clips, arrays: Mapping[str, np.ndarray], known: Mapping[str, Any]) -> tuple[Clips, tuple[str, ...]]:
     """Returns the clips with labels as a run numbers its classes, and the classes' names.
 
     Raises InputError for a label that has no class, and for a class that the run never saw.
@@ -193,7 +193,7 @@ def sample_rate(name: str, arrays: Mapping[str, np.ndarray], known: Mapping[str,
     return {"sample_rate": rate}
 
 
-def scaled(parts: Mapping[str, Clips], known: Mapping[str, Any], name: str) -> tuple[dict[str, Clips], dict[str, Any]]:
+def scale_clips(parts: Mapping[str, Clips], known: Mapping[str, Any], name: str) -> tuple[dict[str, Clips], dict[str, Any]]:
     """Returns the clips of every split less the level and over the scale of each channel in training, whatever their type, and both as metadata.
 
     Level and deviation are `scaling.robust_moments`. A training run's hold for its evaluation; one from before they were remembered

@@ -42,7 +42,7 @@ def wikitext2(config: Data, known: Known) -> Dataset:
 def text_file(config: Data, known: Known) -> Dataset:
     """A text file in UTF-8, cut in reading order."""
     file = files.open_own(config.file)
-    return _text(config, known, file.pieces(), _own(config, file))
+    return _text(config, known, file.pieces(), _describe_own_file(config, file))
 
 
 def table(config: Data, known: Known) -> Dataset:
@@ -64,11 +64,11 @@ def csv_file(config: Data, known: Known) -> Dataset:
     gaps = "ignore" if file.sha256 == known.get("sha256") else config.gaps  # as the run was trained on it
     found = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
     if "channels" in known:
-        found = tables.matched(config.file, found, tuple(known["channels"]))
+        found = tables.match_columns(config.file, found, tuple(known["channels"]))
     length = config.length or known.get("task", {}).get("length") or forecasting.lookback(len(found.values), config.horizon)
     config = dataclasses.replace(config, length=length)
     phase, notes = forecasting.phase(found.clock, known, config.cycle)
-    info = _own(config, file) | ({"clock": list(found.clock)} if found.clock else {})
+    info = _describe_own_file(config, file) | ({"clock": list(found.clock)} if found.clock else {})
     dataset = forecasting.dataset(config, found.values, found.names, forecasting.share_split(len(found.values)), known, info, phase=phase)
     shown = ", ".join(found.names[:8]) + (", ..." if len(found.names) > 8 else "")
     kept = f"{config.file}: read and kept {len(found.values):,} rows of {len(found.names):,} columns ({shown})"
@@ -115,11 +115,11 @@ def npz_file(config: Data, known: Known) -> Dataset:
     """
     file = files.open_own(config.file)
     arrays = signals.read_npz(config.file, file.open())
-    clips, classes = signals.named(config.file, signals.clips(config.file, arrays), arrays, known)
-    info = _own(config, file) | signals.sample_rate(config.file, arrays, known)
+    clips, classes = signals.name_classes(config.file, signals.clips(config.file, arrays), arrays, known)
+    info = _describe_own_file(config, file) | signals.sample_rate(config.file, arrays, known)
     split = signals.split(config.file, arrays, len(clips))
     parts = {name: clips.select(np.flatnonzero(split == number)) for number, name in enumerate(SPLITS)}
-    parts, scaling = signals.scaled(parts | ({WHOLE: clips} if known else {}), known, config.file)
+    parts, scaling = signals.scale_clips(parts | ({WHOLE: clips} if known else {}), known, config.file)
     longest = int(clips.lengths.max())
     old = "task" in known and "frame" not in known["task"]  # of a run from before signals were kept no longer than they are
     if config.length and not old:
@@ -144,7 +144,7 @@ def _text(config: Data, known: Known, text: language.Text, info: Mapping[str, ob
     return language.dataset(config, text, tuple(known.get("vocabulary") or ()) or None, info, known.get("tokenizer", ""))
 
 
-def _own(config: Data, file: files.OwnFile) -> dict[str, Any]:
+def _describe_own_file(config: Data, file: files.OwnFile) -> dict[str, Any]:
     return {"source": config.source, "file": config.file, "sha256": file.sha256}
 
 

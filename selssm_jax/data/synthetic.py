@@ -75,7 +75,7 @@ def _selective_copying(config: Data) -> Definition:
         inputs = np.full((len(rows), total), blank, np.int32)
         inputs[:, config.length :] = mark
         np.put_along_axis(inputs, places, symbols, axis=1)
-        return _answered(inputs, config.length, symbols)
+        return _mask_targets(inputs, config.length, symbols)
 
     return Definition(Task("language", vocab=config.vocab + 2, length=total), examples, _answers(config.vocab), config.tokens * math.log(config.vocab))
 
@@ -94,7 +94,7 @@ def _induction_heads(config: Data) -> Definition:
         place = counter.integers((*key, 1), rows, 1, config.length - 2)
         np.put_along_axis(inputs, place, mark, axis=1)
         inputs[:, -1] = mark
-        return _answered(inputs, config.length - 1, np.take_along_axis(inputs, place + 1, axis=1))
+        return _mask_targets(inputs, config.length - 1, np.take_along_axis(inputs, place + 1, axis=1))
 
     return Definition(Task("language", vocab=config.vocab + 1, length=config.length), examples, _answers(config.vocab), math.log(config.vocab))
 
@@ -107,7 +107,7 @@ def _delayed_recall(config: Data) -> Definition:
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
         inputs = counter.integers((*key, 0), rows, config.length, config.vocab)
-        return _answered(inputs, config.lag, inputs[:, :scored])
+        return _mask_targets(inputs, config.lag, inputs[:, :scored])
 
     return Definition(Task("language", vocab=config.vocab, length=config.length), examples, _answers(config.vocab), scored * math.log(config.vocab))
 
@@ -159,7 +159,7 @@ def _answers(vocab: int) -> dict[str, dict[str, float]]:
     return {"optimal": {"nats": 0.0, "accuracy": 1.0}, "uniform guess": {"nats": math.log(vocab), "accuracy": 1 / vocab}}
 
 
-def _answered(inputs: np.ndarray, start: int, answers: np.ndarray) -> Examples:
+def _mask_targets(inputs: np.ndarray, start: int, answers: np.ndarray) -> Examples:
     """Targets that are scored from step `start` on, where they are `answers`."""
     targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, np.float32)
     last = start + answers.shape[1]

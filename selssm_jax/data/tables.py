@@ -370,7 +370,7 @@ def _in_time(name: str, layout: _Layout, values: np.ndarray, words: _Words, note
         raise InputError(f"{name} has no column of numbers besides {left_out[0]!r}: give one column for each channel")
     moments, unit = words.order(name) if left_out else (None, "")
     if not left_out:
-        place, unit = _counted(name, names, layout.named, values)
+        place, unit = _find_counter(name, names, layout.named, values)
         if unit:
             left_out, moments = [names.pop(place)], values[:, place].copy()
             values = values[:, 1:] if place == 0 else np.delete(values, place, axis=1)
@@ -395,7 +395,7 @@ def _check_names(name: str, names: list[str], named: bool) -> None:
             raise InputError(f"{name}: column {place + 1} of its numbers has no name, and is not the first that counts its rows: name it, or drop it")
 
 
-def _counted(name: str, names: list[str], named: bool, values: np.ndarray) -> tuple[int, str]:
+def _find_counter(name: str, names: list[str], named: bool, values: np.ndarray) -> tuple[int, str]:
     """The column of numbers that tells the time ("time") or the row ("row"), if there is one, else ""."""
     for place, label in enumerate(names if len(values) > 1 else []):
         column = values[:, place]
@@ -418,7 +418,7 @@ def _check_steps(name: str, moments: np.ndarray, unit: str, notes: list[str], ga
     place = times.irregular(moments)
     if place is None:
         return
-    before, after = (times.written(float(moments[row]), unit) for row in (place - 1, place))
+    before, after = (times.format_time(float(moments[row]), unit) for row in (place - 1, place))
     step = "comes twice" if before == after else f"is followed by {after}, which is not the step of the other rows"
     if gaps == "refuse":
         raise InputError(
@@ -427,7 +427,7 @@ def _check_steps(name: str, moments: np.ndarray, unit: str, notes: list[str], ga
     notes.append(f"irregular times ignored, the first after {before}")
 
 
-def matched(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
+def match_columns(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
     """Returns the columns that a run was trained on, by their names, in its order; by place where the run's columns have none.
 
     Raises InputError where a column is missing, or has no name to be told by.

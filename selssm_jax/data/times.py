@@ -158,7 +158,7 @@ def _in_calendar(times: np.ndarray) -> bool:
     return bool(np.is_busday(days).all() and (np.busday_count(days[:-1], days[1:]) == 1).all())
 
 
-def written(time: float, unit: str) -> str:
+def format_time(time: float, unit: str) -> str:
     """Returns a time as words: of microseconds a date, of anything else the number itself."""
     if unit != "date":
         return f"{time:.15g}"

@@ -90,7 +90,7 @@ def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray
 def unknown(tokens: Tokens, vocabulary: tuple[str, ...]) -> int:
     """Returns how many tokens `encode` takes for <unk> because the vocabulary lacks them."""
     strange = [code for code, kind in enumerate(tokens.kinds) if kind not in set(vocabulary)] if UNKNOWN in vocabulary else []
-    return int(counted(tokens.codes, len(tokens.kinds))[strange].sum())
+    return int(count_codes(tokens.codes, len(tokens.kinds))[strange].sum())
 
 
 def narrowest(kinds: int) -> type[np.integer]:
@@ -98,7 +98,7 @@ def narrowest(kinds: int) -> type[np.integer]:
     return np.uint8 if kinds <= 1 << 8 else np.uint16 if kinds <= 1 << 16 else np.int32
 
 
-def counted(codes: np.ndarray, kinds: int) -> np.ndarray:
+def count_codes(codes: np.ndarray, kinds: int) -> np.ndarray:
     """Returns how often each of 0 to kinds - 1 occurs, without a wider copy of the codes."""
     total = np.zeros(kinds, np.int64)
     for first in range(0, len(codes), BLOCK):
@@ -139,10 +139,10 @@ def _characters(pieces: Iterable[str]) -> Tokens:
         table[fresh] = len(kinds) + np.arange(len(fresh))
         kinds += map(chr, fresh)
         blocks.append(table[points].astype(narrowest(len(kinds))))
-    return _joined(kinds, blocks)
+    return _join(kinds, blocks)
 
 
-def _joined(kinds: list[str], blocks: list[np.ndarray]) -> Tokens:
+def _join(kinds: list[str], blocks: list[np.ndarray]) -> Tokens:
     kind = narrowest(len(kinds))
     return Tokens(tuple(kinds), np.concatenate([np.empty(0, kind), *blocks], dtype=kind))
 
@@ -155,7 +155,7 @@ def _subwords(pieces: list[str], tokenizer: str) -> Tokens:
     present = np.array(sorted(names), np.int64)
     table = np.zeros(present.max(initial=0) + 1, narrowest(len(present)))
     table[present] = np.arange(len(present))
-    return _joined([names[number] for number in present.tolist()], [table[block] for block in blocks])
+    return _join([names[number] for number in present.tolist()], [table[block] for block in blocks])
 
 
 def _in_blocks(pieces: list[str], reader: Any, names: dict[int, str]) -> list[np.ndarray]:
@@ -232,11 +232,11 @@ def _words(pieces: Iterable[str]) -> Tokens:
         text, rest = text[:end], text[end:]
         codes = [number.setdefault(word, len(number)) for word in text.replace("\n", f" {LINE_END} ").split()]
         blocks.append(np.array(codes, narrowest(len(number))))
-    return _joined(list(number), blocks)
+    return _join(list(number), blocks)
 
 
 def _present(tokens: Tokens, times: int) -> set[str]:
-    counts = counted(tokens.codes, len(tokens.kinds))
+    counts = count_codes(tokens.codes, len(tokens.kinds))
     return {kind for kind, count in zip(tokens.kinds, counts, strict=True) if count >= times}
 
 

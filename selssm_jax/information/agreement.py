@@ -64,7 +64,7 @@ def estimate(x: np.ndarray, y: np.ndarray, training: Training, *, whole: bool) -
     if counted.excess > DEPENDENT and counted.estimate.nats - counted.estimate.stderr > measured.nats:
         why = f"{counted.excess:.0f} deviations above pairs at random; as numbers the values show {measured.nats:.3f} +- {measured.stderr:.3f} nats"
         return dataclasses.replace(counted.estimate, notes=(*counted.estimate.notes, why))
-    return _agreed([counted.estimate, measured])
+    return _average_agreeing([counted.estimate, measured])
 
 
 def copula(x: np.ndarray, y: np.ndarray) -> Estimate:
@@ -93,7 +93,7 @@ def _of_numbers(sides: _Sides, training: Training) -> Estimate:
     beyond = x.shape[1] + y.shape[1] - 2
     close = [dataclasses.replace(one, stderr=math.hypot(one.stderr, UNSEEN * beyond * one.nats)) for one in witnesses if beyond <= FINE - 2]
     central += close + _within_labels(sides, shuffle=training.shuffle)
-    found = _agreed(central) if central else _saturated(held_out, bound)
+    found = _average_agreeing(central) if central else _estimate_saturated(held_out, bound)
     for witness in witnesses:
         if (gap := witness.nats - found.nats) > CONTRADICTION * math.hypot(witness.stderr, found.stderr):
             why = f"nearest neighbours contradict {found.method}, which gives {found.nats:.3f} nats; pairs at random have none by them"
@@ -112,14 +112,14 @@ def _of_critic(held_out: HeldOut, sides: _Sides) -> list[Estimate]:
         return [dataclasses.replace(normal, stderr=math.hypot(normal.stderr, chance), notes=(why, *normal.notes))]
     if bound > held_out.ceiling() - SATURATION:
         return []
-    lost, unsure = held_out.lost()
+    lost, unsure = held_out.estimate_loss()
     lack, learned = LACK[0] * max(lost, 0.0), bound - max(float(held_out.untrained.mean()), 0.0)
     stderr = math.hypot(error, LACK[1] * lost, LACK[0] * unsure, UNLEARNED * learned)
     why = f"half of the samples train a critic that finds {lost:.3f} nats less: {lack:.3f} are added for what all of them do not show"
     return [Estimate(bound + lack, stderr, "estimate", "InfoNCE, hybrid critic", (why,))]
 
 
-def _saturated(held_out: HeldOut, bound: float) -> Estimate:
+def _estimate_saturated(held_out: HeldOut, bound: float) -> Estimate:
     why = f"saturated: within a nat of the bound's ceiling, log K = {held_out.ceiling():.2f}; the truth may be any number above"
     return Estimate(bound, held_out.mean_and_error(held_out.trained)[1], "lower", "InfoNCE, hybrid critic", (why,))
 
@@ -158,7 +158,7 @@ def _without_chance(found: Estimate, chance: Estimate) -> list[Estimate]:
     return [found] if abs(chance.nats) <= SURE + CONTRADICTION * chance.stderr else []
 
 
-def _agreed(candidates: Sequence[Estimate]) -> Estimate:
+def _average_agreeing(candidates: Sequence[Estimate]) -> Estimate:
     """The mean, weighted by 1 / error^2, of those that the largest does not contradict; its error holds their errors and their differences."""
     largest = max(candidates, key=lambda one: one.nats)
     credible = [one for one in candidates if largest.nats - one.nats <= DISAGREEMENT * math.hypot(largest.stderr, one.stderr)]

@@ -431,18 +431,18 @@ def _root(covariance: Array) -> Array:
 
 @jax.jit
 def _encoder_information(cov_x: Array, cov_xy: Array, cov_y: Array, A: Array, N: Array) -> Point:
-    explained = _explained(_matmul(A, cov_xy), cov_y)
+    explained = _explain(_matmul(A, cov_xy), cov_y)
     signal = _matmul(_matmul(A, cov_x), A.T)
     return Point(channel_information(signal, N), channel_information(explained, N + signal - explained))
 
 
 @jax.custom_jvp
-def _explained(cov_ty: Array, cov_y: Array) -> Array:
+def _explain(cov_ty: Array, cov_y: Array) -> Array:
     """Sigma_ty Sigma_y^{-1} Sigma_yt."""
     return _matmul(cov_ty, _regression(cov_ty, cov_y))
 
 
-@_explained.defjvp
+@_explain.defjvp
 def _explained_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (cov_ty, cov_y), (dty, dy) = primals, tangents
     m = _regression(cov_ty, cov_y)

@@ -181,10 +181,10 @@ def _bracket(means: Array, covs: Array, states: Array) -> Bracket:
     means, states = means - origin, states - origin  # far from the origin all distances would be differences of great numbers
     kernels = _kernels(means, covs)
     log_q, control = _of_other_half(means, covs, states)
-    own = kernels.peaks - 0.5 * jnp.sum(_whitened(kernels.roots, states - means) ** 2, axis=1)
+    own = kernels.peaks - 0.5 * jnp.sum(_whiten(kernels.roots, states - means) ** 2, axis=1)
     of_all, of_others, shares = _marginals(kernels, states, own, log_q)
     ends = (kernels.peaks - 0.5 * n)[None] - jnp.stack([of_all, of_others])
-    ends = ends - _explained(ends[0], control)[None]
+    ends = ends - _explain(ends[0], control)[None]
     lower, upper = ends.mean(1)
     stderr = _stderr(ends - shares)
     known = kernels.regular.all()
@@ -227,7 +227,7 @@ def _whitening(covs: Array) -> tuple[Array, Array, Array]:
     return rows[..., n:], log_det, regular
 
 
-def _whitened(roots: Array, values: Array) -> Array:
+def _whiten(roots: Array, values: Array) -> Array:
     return roots * values if roots.ndim == 2 else einsum("mij,mj->mi", roots, values)
 
 
@@ -251,7 +251,7 @@ def _gaussian_part(means: Array, covs: Array, states: Array, weights: Array) -> 
     return log_q, jnp.sum(mean * noise, axis=1) + 0.5 * (jnp.sum(noise**2, axis=1) - expected)
 
 
-def _explained(values: Array, control: Array) -> Array:
+def _explain(values: Array, control: Array) -> Array:
     """The part of the values that the control explains, with the slope of the other half for each half."""
     odd = jnp.arange(len(values)) % 2 == 1
 
@@ -300,7 +300,7 @@ def _distances(kernels: _Kernels, states: Array) -> Array:
     """|R_j (h_i - mu_j)|^2, (rows, M), one component after the other: squares of differences lose no digits to each other, as expanded ones would."""
     diagonal = kernels.roots.ndim == 2
     roots = kernels.roots.T if diagonal else kernels.roots.swapaxes(0, 1)
-    centres = kernels.means.T if diagonal else _whitened(kernels.roots, kernels.means).T
+    centres = kernels.means.T if diagonal else _whiten(kernels.roots, kernels.means).T
 
     def add(total: Array, term: tuple[Array, Array, Array]) -> tuple[Array, None]:
         root, centre, h = term

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.inputs import Samples, centred, pairs
+from selssm_jax.information.inputs import Samples, centre, pairs
 
 DECISIVE = 0.5  # share of a direction's variance that is one sample's, above which it decides alone
 RANK = 1e-6  # share of the largest variance under which a direction counts as none: columns that say the same
@@ -47,7 +47,7 @@ def gaussian(x: Samples, y: Samples) -> Estimate:
 
 def _orthonormal(z: np.ndarray) -> np.ndarray:
     """An orthonormal basis of the centred, scaled columns."""
-    z, _ = centred(z)
+    z, _ = centre(z)
     z = z - z.mean(axis=0, keepdims=True)
     scale = np.sqrt((z**2).mean(axis=0, keepdims=True))
     vectors, sizes, _ = np.linalg.svd(z / np.where(scale > 0, scale, 1), full_matrices=False)

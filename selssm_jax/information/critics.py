@@ -145,7 +145,7 @@ def _jensen_shannon(S: Array) -> Array:
     return -jnp.mean(jax.nn.softplus(-jnp.diagonal(S))) - jnp.sum(jax.nn.softplus(S) * apart) / jnp.sum(apart)
 
 
-def _clipped(S: Array, clip: float) -> Array:
+def _clip_donsker_varadhan(S: Array, clip: float) -> Array:
     own = jnp.diagonal(S)
     return _donsker_varadhan(jnp.where(jnp.eye(len(S), dtype=bool), own[None], jnp.clip(S, -clip, clip)))
 
@@ -164,4 +164,4 @@ CLUB = Bound(lambda S: jnp.mean(jnp.diagonal(S)), _club)
 @functools.cache  # one function a value, or every call would be compiled anew
 def smile(clip: float) -> Bound:
     """Trained by the Jensen-Shannon objective, read out by Donsker-Varadhan with exp(S) clipped to e^-clip..e^clip in the normaliser."""
-    return Bound(_jensen_shannon, lambda S: _clipped(S, clip))
+    return Bound(_jensen_shannon, lambda S: _clip_donsker_varadhan(S, clip))

@@ -70,7 +70,7 @@ class HeldOut(NamedTuple):
         folds = values.mean(axis=1)
         return float(values.mean()), max(float(values.std() / values.size**0.5), float(folds.std(ddof=1) / len(folds) ** 0.5))
 
-    def lost(self) -> tuple[float, float]:
+    def estimate_loss(self) -> tuple[float, float]:
         """How much less a critic finds that saw half of the training samples, and the standard error of that: the same samples judge both."""
         apart = self.trained[: len(self.halved)] - self.halved
         return float(apart.mean()), float(apart.std() / apart.size**0.5)

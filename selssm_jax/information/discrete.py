@@ -86,9 +86,9 @@ def entropy(counts: Counts, *, correction: Correction = "none") -> Estimate:
     Raises:
       ValueError: for an unknown correction, counts that are no numbers of things, and none at all.
     """
-    counts = _checked(counts, 1, correction)
+    counts = _check_counts(counts, 1, correction)
     nats, stderr = _entropy(counts, correction)
-    return Estimate(nats, stderr, "estimate", f"entropy of counts, {_named(correction)}", _few(counts))
+    return Estimate(nats, stderr, "estimate", f"entropy of counts, {_name_method(correction)}", _few(counts))
 
 
 def mutual_information(counts: Table, *, correction: Correction = "none") -> Estimate:
@@ -98,7 +98,7 @@ def mutual_information(counts: Table, *, correction: Correction = "none") -> Est
     which should be 0, as far as the labels do not tell one another: the bias that is left. Cost: `PERMUTATIONS` pairings of the samples, for up to
     a million of them. Errors: see `entropy`.
     """
-    counts = _checked(counts, 2, correction)
+    counts = _check_counts(counts, 2, correction)
     parts = [_entropy(part, correction)[0] for part in (counts.sum(1), counts.sum(0), counts.ravel())]
     p = counts / counts.sum()
     product = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
@@ -107,7 +107,7 @@ def mutual_information(counts: Table, *, correction: Correction = "none") -> Est
     spread = math.sqrt(max(float(p[seen] @ pointwise**2 - (p[seen] @ pointwise) ** 2), 0.0) / counts.sum())
     nats = parts[0] + parts[1] - parts[2]
     stderr = math.hypot(spread, _bias_left(counts, nats, parts[0] + parts[1], correction))
-    return Estimate(nats, stderr, "estimate", f"mutual information of counts, {_named(correction)}", _few(counts))
+    return Estimate(nats, stderr, "estimate", f"mutual information of counts, {_name_method(correction)}", _few(counts))
 
 
 def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
@@ -245,7 +245,7 @@ def _mean_square(a: Array, times: Array, A: Array) -> Array:
     return (cross + own) / (A * (A + 1))
 
 
-def _checked(counts: Array | np.ndarray, axes: int, correction: str) -> np.ndarray:
+def _check_counts(counts: Array | np.ndarray, axes: int, correction: str) -> np.ndarray:
     if correction not in CORRECTIONS:
         raise ValueError(f"correction={correction!r} is unknown: use one of {', '.join(CORRECTIONS)}")
     counts = np.asarray(counts)
@@ -256,7 +256,7 @@ def _checked(counts: Array | np.ndarray, axes: int, correction: str) -> np.ndarr
     return counts
 
 
-def _named(correction: Correction) -> str:
+def _name_method(correction: Correction) -> str:
     return {"none": "plug-in", "miller-madow": "Miller-Madow", "chao-shen": "Chao-Shen", "nsb": "NSB"}[correction]
 
 

@@ -39,7 +39,7 @@ def infonce(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate
     Raises:
       ValueError: for samples that are no numbers, not finite, not paired, or fewer than 100.
     """
-    return _estimated(x, y, critics.SEPARABLE, critics.INFONCE, training, "lower", "InfoNCE")
+    return _estimate(x, y, critics.SEPARABLE, critics.INFONCE, training, "lower", "InfoNCE")
 
 
 def hybrid(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate:
@@ -48,7 +48,7 @@ def hybrid(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate:
     The marginals are rank-normalised, so the first part alone is exact for every Gaussian copula and training need only find
     what is left. The best generic default (theory, section 8). Limits, cost and errors: see `infonce`.
     """
-    return _estimated(x, y, critics.HYBRID, critics.INFONCE, training, "lower", "InfoNCE, hybrid critic")
+    return _estimate(x, y, critics.HYBRID, critics.INFONCE, training, "lower", "InfoNCE, hybrid critic")
 
 
 def nwj(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate:
@@ -56,7 +56,7 @@ def nwj(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate:
 
     Cost and errors: see `infonce`.
     """
-    return _estimated(x, y, critics.SEPARABLE, critics.NWJ, training, "lower", "NWJ")
+    return _estimate(x, y, critics.SEPARABLE, critics.NWJ, training, "lower", "NWJ")
 
 
 def donsker_varadhan(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimate:
@@ -65,7 +65,7 @@ def donsker_varadhan(x: Samples, y: Samples, *, training: Training = DEFAULT) ->
     The logarithm of a mean over a sample lies under that of the expectation, so the value may lie over the truth: it is
     labelled "estimate". Cost and errors: see `infonce`.
     """
-    return _estimated(x, y, critics.SEPARABLE, critics.DONSKER_VARADHAN, training, "estimate", "Donsker-Varadhan")
+    return _estimate(x, y, critics.SEPARABLE, critics.DONSKER_VARADHAN, training, "estimate", "Donsker-Varadhan")
 
 
 def smile(x: Samples, y: Samples, *, clip: float = 5.0, training: Training = DEFAULT) -> Estimate:
@@ -75,7 +75,7 @@ def smile(x: Samples, y: Samples, *, clip: float = 5.0, training: Training = DEF
     """
     if not clip > 0:
         raise ValueError(f"clip={clip}: expected a positive number of nats, for example 5")
-    return _estimated(x, y, critics.SEPARABLE, critics.smile(clip), training, "estimate", f"SMILE, clip {clip:g}")
+    return _estimate(x, y, critics.SEPARABLE, critics.smile(clip), training, "estimate", f"SMILE, clip {clip:g}")
 
 
 def club(x: Samples, y: Samples, *, log_conditional: Callable[[Array, Array], Array] | None = None, training: Training = DEFAULT) -> Estimate:
@@ -89,7 +89,7 @@ def club(x: Samples, y: Samples, *, log_conditional: Callable[[Array, Array], Ar
     Cost: (N, N) densities where `log_conditional` is given. Errors: see `infonce`.
     """
     if log_conditional is None:
-        return _estimated(x, y, critics.CONDITIONAL, critics.CLUB, training, "estimate", "CLUB, fitted normal conditional")
+        return _estimate(x, y, critics.CONDITIONAL, critics.CLUB, training, "estimate", "CLUB, fitted normal conditional")
     x, y = pairs(x, y, least=2)
     for name, z in (("x", x), ("y", y)):
         check_rounding(name, z)
@@ -112,7 +112,7 @@ def sliced(x: Samples, y: Samples, *, slices: int = 64, k: int = 5, seed: int = 
     check_whole(2, slices=slices)  # the spread over directions is the error
     x, y = pairs(x, y, least=SMALLEST)
     rng = np.random.default_rng(seed)
-    values = [ksg(_projected(rng, x), _projected(rng, y), k=k).nats for _ in range(slices)]
+    values = [ksg(_project(rng, x), _project(rng, y), k=k).nats for _ in range(slices)]
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1) / slices**0.5), "estimate", f"sliced, {slices} directions, KSG k={k}")
 
 
@@ -136,24 +136,24 @@ def estimate(x: Samples, y: Samples, *, training: Training = DEFAULT) -> Estimat
     return agreement.estimate(*pairs(x, y, least=2 if whole else SMALLEST), training, whole=whole)
 
 
-def _estimated(
+def _estimate(
     x: Array | np.ndarray, y: Array | np.ndarray, critic: critics.Critic, bound: critics.Bound, training: Training, direction: Direction, method: str
 ) -> Estimate:
     x, y = pairs(x, y, least=SMALLEST)
     held_out = crossfit.fit(x, y, critic, bound, training)
     nats, stderr = held_out.mean_and_error(held_out.trained)
     found = Estimate(nats, stderr, direction, f"{method}, {training.folds} folds")
-    found = _noted(found, held_out) if bound is critics.INFONCE else found
-    return _witnessed(found, x, y) if bound is not critics.CLUB else found
+    found = _add_saturation_note(found, held_out) if bound is critics.INFONCE else found
+    return _add_witness_note(found, x, y) if bound is not critics.CLUB else found
 
 
-def _noted(found: Estimate, held_out: HeldOut) -> Estimate:
+def _add_saturation_note(found: Estimate, held_out: HeldOut) -> Estimate:
     if found.nats < (ceiling := held_out.ceiling()) - agreement.SATURATION:
         return found
     return dataclasses.replace(found, notes=(*found.notes, f"saturated: within a nat of the bound's ceiling, log K = {ceiling:.2f}; give more samples"))
 
 
-def _witnessed(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
+def _add_witness_note(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
     """`found`, with a note and a warning where a Gaussian or nearest-neighbour value says that its critic has found nothing of what there is."""
     x, y = x[:WITNESSES], y[:WITNESSES]
     witnesses = [agreement.copula(x, y), *agreement.neighbours(x, y)]
@@ -170,6 +170,6 @@ def _gap(densities: Callable[[Array], Array], x: Array, own: Array) -> Array:
     return (log_p[own] - jnp.mean(log_p)) * (len(log_p) / (len(log_p) - 1))  # against the others only
 
 
-def _projected(rng: np.random.Generator, z: np.ndarray) -> np.ndarray:
+def _project(rng: np.random.Generator, z: np.ndarray) -> np.ndarray:
     direction = rng.normal(size=z.shape[1])
     return z @ (direction / np.linalg.norm(direction))

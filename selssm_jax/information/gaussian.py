@@ -82,7 +82,7 @@ def state_information(
 
     Source: theory, section 4.1.
     """
-    return _finished(_state_information(_system(A_t, B_t, input_cov, noise_cov, initial_cov)))
+    return _check_overflow(_state_information(_system(A_t, B_t, input_cov, noise_cov, initial_cov)))
 
 
 def covariances(
@@ -137,7 +137,7 @@ def retention(
     Source: theory, section 4.1.
     """
     system = _until(_system(A_t, B_t, input_cov, noise_cov, initial_cov), t, lags)
-    return _finished(_retention(system, lags))
+    return _check_overflow(_retention(system, lags))
 
 
 def chain_terms(
@@ -160,7 +160,7 @@ def chain_terms(
       ValueError: for t out of range, and what `state_information` raises.
     """
     system = _until(_system(A_t, B_t, input_cov, noise_cov, initial_cov), t, 1)
-    return _finished(_chain_terms(system, t + 1))
+    return _check_overflow(_chain_terms(system, t + 1))
 
 
 def past_information(
@@ -182,7 +182,7 @@ def past_information(
       ValueError: for t or lags out of range, and what `state_information` raises.
     """
     system = _until(_system(A_t, B_t, input_cov, noise_cov, initial_cov), t, lags)
-    return _finished(_past_information(system, lags))
+    return _check_overflow(_past_information(system, lags))
 
 
 def forgetting_bound(
@@ -207,7 +207,7 @@ def forgetting_bound(
       ValueError: for t or lags out of range, and what `state_information` raises.
     """
     system = _until(_system(A_t, B_t, input_cov, noise_cov, initial_cov), t, lags)
-    return _finished(_forgetting_bound(system, lags))
+    return _check_overflow(_forgetting_bound(system, lags))
 
 
 def output_information(
@@ -232,7 +232,7 @@ def output_information(
       ValueError: for C or observation_cov that do not fit, and what `state_information` raises.
     """
     system = _system(A_t, B_t, input_cov, noise_cov, initial_cov)
-    return _finished(_output_information(system, *_readout(system, C, observation_cov)))
+    return _check_overflow(_output_information(system, *_readout(system, C, observation_cov)))
 
 
 def filtering_information(
@@ -256,7 +256,7 @@ def filtering_information(
     C, R = _readout(system, C, observation_cov)
     if not isinstance(R, jax.core.Tracer) and np.linalg.eigvalsh(np.asarray(R))[0] <= 0:
         raise ValueError("observation_cov is singular, expected a positive definite matrix: what is observed without noise is known exactly")
-    return _finished(_filtering_information(system, C, R))
+    return _check_overflow(_filtering_information(system, C, R))
 
 
 def capacity(B: Float[Array, "n m"] | Float[Array, "T n m"], input_cov: Float[Array, "m m"], noise_cov: Noise) -> Float[Array, ""]:
@@ -313,7 +313,7 @@ def coloured_information(
     check_shape("source_cov", source_cov, [(H.shape[1],) * 2], "H")
     _check_values(dict(F=F, H=H), dict(innovation_cov=innovation_cov, source_cov=source_cov))
     system = _system(A_t, B_t, jnp.eye(len(H), dtype=H.dtype), noise_cov, initial_cov)
-    return _finished(_coloured_information(system, F, H, innovation_cov, source_cov))
+    return _check_overflow(_coloured_information(system, F, H, innovation_cov, source_cov))
 
 
 @jax.jit
@@ -515,7 +515,7 @@ def _check_values(maps: dict[str, Array], matrices: dict[str, Array]) -> None:
         check_covariance(name, matrix)
 
 
-def _finished(result: Any) -> Any:
+def _check_overflow(result: Any) -> Any:
     """The result, unless covariances overflowed on the way."""
     for value in jax.tree.leaves(result):
         if not isinstance(value, jax.core.Tracer) and jnp.isnan(value).any():

@@ -145,7 +145,7 @@ def check_rounding(name: str, z: np.ndarray) -> None:
         )
 
 
-def centred(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def centre(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Columns from their medians, in units 2^e that leave them between -2 and 2, and e: an exact change of units, so that no square over- or underflows."""
     exponent = np.frexp(np.abs(z).max(axis=0))[1]
     z = np.ldexp(z, -exponent[None])
@@ -163,12 +163,12 @@ def spread(z: np.ndarray) -> np.ndarray:
     return np.array([middle(column) for column in z.T])
 
 
-def standardised(z: np.ndarray) -> np.ndarray:
+def standardise(z: np.ndarray) -> np.ndarray:
     """Columns from their medians in standard deviations; where outliers alone make these, in `spread`s, far tails shortened by a logarithm.
 
     Either is an invertible map of each column, so information is the same. A fill value of 1e36 leaves the others as far apart as they were.
     """
-    z, _ = centred(z)
+    z, _ = centre(z)
     deviation, middle = z.std(axis=0), spread(z)
     outlying = deviation > OUTLYING * middle
     scale = np.where(outlying, middle, deviation)

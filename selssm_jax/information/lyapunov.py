@@ -19,7 +19,7 @@ def solve_lyapunov(A: Inexact[np.ndarray, "n n"], Q: Inexact[np.ndarray, "n n"])
     """
     kind = np.result_type(A, Q, np.float64)
     A, Q, identity = A.astype(kind), Q.astype(kind), np.eye(len(A), dtype=kind)
-    (X, left), (E, error) = (_refined(A, right) for right in (Q, identity))
+    (X, left), (E, error) = (_refine(A, right) for right in (Q, identity))
     stable = error < 0.5 and np.linalg.eigvalsh(E).min(initial=1) > 0
     size = np.linalg.norm(X, 2) if X.size else 0.0
     check_accuracy(left * np.linalg.norm(E, 2) / (1 - error) / size if stable and size else (0.0 if stable else np.inf))
@@ -35,7 +35,7 @@ def check_accuracy(relative: float) -> None:
         )
 
 
-def _refined(A: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, float]:
+def _refine(A: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, float]:
     """(the Hermitian solution, the spectral norm of its residual)."""
     X = solve_discrete_lyapunov(A, Q)
     best, least = X, np.inf

@@ -20,7 +20,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.inputs import TAIL, Samples, centred, columns, pairs, spread, standardised
+from selssm_jax.information.inputs import TAIL, Samples, centre, columns, pairs, spread, standardise
 
 BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
 PARTS = 10  # disjoint parts of the samples, whose mean shows what fewer samples, and so larger distances, make of the value
@@ -64,7 +64,7 @@ def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Es
     """
     if variant not in (1, 2):
         raise ValueError(f"variant={variant!r} is unknown: use 1 or 2")
-    x, y, notes = _prepared(x, y, k)
+    x, y, notes = _prepare(x, y, k)
     nats, deviation, shift = _value(partial(_ksg, k=k, variant=variant), x, y, k)
     return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG {variant}, k={k}", (*notes, *_range(nats, x.shape[1] + y.shape[1])))
 
@@ -78,21 +78,21 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     """
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
-    x, y = _rounded(*(standardised(z)[_mixed_order(len(z))] for z in (x, y)))
-    nats, deviation, shift = _value(partial(_mixed, k=k), x, y, k)
+    x, y = _round_if_distinct(*(standardise(z)[_mixed_order(len(z))] for z in (x, y)))
+    nats, deviation, shift = _value(partial(_mixture_terms, k=k), x, y, k)
     return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
 
 
 def of_scores(x: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
     """`ksg` of columns without ties on one scale, such as `inputs.scores` in random order, with what smoothing has cost added."""
-    nats, deviation, (lack, unsure) = _value(partial(_ksg, k=k, variant=1), *_rounded(x, y), k)
+    nats, deviation, (lack, unsure) = _value(partial(_ksg, k=k, variant=1), *_round_if_distinct(x, y), k)
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG 1, k={k}, corrected for smoothing")
 
 
 def mixtures(label: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
     """`mixed` of labels (N,), any two of which are as far apart as can be, and columns (N, d), with what smoothing has cost added (Ross 2014)."""
-    terms = partial(_mixed, k=k)
-    nats, deviation, (lack, unsure) = _value(terms, *_rounded(APART * label[:, None], y), k, columns=y.shape[1])
+    terms = partial(_mixture_terms, k=k)
+    nats, deviation, (lack, unsure) = _value(terms, *_round_if_distinct(APART * label[:, None], y), k, columns=y.shape[1])
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG for mixtures, k={k}, within labels")
 
 
@@ -107,7 +107,7 @@ def entropy(x: Samples, *, k: int = 5) -> float:
     """
     x = columns("x", x)
     _check_k(k, len(x))
-    (z, exponent), (N, d) = centred(x), x.shape
+    (z, exponent), (N, d) = centre(x), x.shape
     scale = spread(z)
     if not scale.all():
         return -math.inf
@@ -118,7 +118,7 @@ def entropy(x: Samples, *, k: int = 5) -> float:
     near = z[np.abs(z).max(axis=1) <= TAIL]
     if np.linalg.matrix_rank(near, tol=DEPENDENT * np.linalg.norm(near)) < d:
         return -math.inf
-    radius = _neighbours(*_rounded(z, np.zeros((N, 1))), k, "radius").radius.astype(np.float64)
+    radius = _neighbours(*_round_if_distinct(z, np.zeros((N, 1))), k, "radius").radius.astype(np.float64)
     with np.errstate(divide="ignore"):
         mean = float(np.mean(np.log(radius))) / 2
     volume = 0.5 * d * math.log(math.pi) - float(gammaln(d / 2 + 1))
@@ -144,7 +144,7 @@ def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> np.ndarray:
     return _psi(k) - (0 if variant == 1 else 1 / k) + _psi(len(x)) - _psi_table(len(x))[counts.astype(int)].sum(axis=0)
 
 
-def _mixed(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
+def _mixture_terms(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
     """The terms whose mean is the value, one a sample."""
     found = _neighbours(x, y, k, "below")
     tied = np.asarray(found.radius) == 0
@@ -170,7 +170,7 @@ def _psi_table(largest: int) -> np.ndarray:
 
 
 def _neighbours(x: np.ndarray, y: np.ndarray, k: int, counted: str) -> _Neighbours:
-    """Squared radii and counts of `_rounded` samples; counted: "below" the joint radius, up to "each" one's own, or the "radius" alone.
+    """Squared radii and counts of `_round_if_distinct` samples; counted: "below" the joint radius, up to "each" one's own, or the "radius" alone.
 
     On a CPU the samples are shared by threads, for XLA runs a loop on one core.
     """
@@ -217,7 +217,7 @@ def _radii(distances: _Distances, turns: int, k: int, counted: str) -> tuple[Arr
     def turn(i: Array, best: tuple[tuple[Array, ...], ...]) -> tuple[tuple[Array, ...], ...]:
         for u in range(UNROLL):
             of_x, of_y = distances(i, u)
-            best = _inserted(best, (jnp.maximum(of_x, of_y), *((of_x, of_y) if counted == "each" else ())))
+            best = _insert(best, (jnp.maximum(of_x, of_y), *((of_x, of_y) if counted == "each" else ())))
         return best
 
     far = jnp.full_like(distances(jnp.zeros((), int), 0)[0], jnp.inf)
@@ -227,7 +227,7 @@ def _radii(distances: _Distances, turns: int, k: int, counted: str) -> tuple[Arr
     return tuple(jnp.stack([entry[axis] for entry in best]).max(axis=0) for axis in (1, 2))
 
 
-def _inserted(best: tuple[tuple[Array, ...], ...], new: tuple[Array, ...]) -> tuple[tuple[Array, ...], ...]:
+def _insert(best: tuple[tuple[Array, ...], ...], new: tuple[Array, ...]) -> tuple[tuple[Array, ...], ...]:
     """The sorted list with one more and its largest dropped; what goes with a distance goes where it goes."""
     kept = []
     for entry in best:
@@ -283,18 +283,18 @@ def _range(nats: float, columns: int) -> tuple[str, ...]:
     return (f"outside of what nearest neighbours are good for, {COLUMNS} columns and {NATS:g} nats (here {columns} and {nats:.2f}): probably too low",)
 
 
-def _prepared(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _prepare(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Standardised columns without ties, and notes on what was done for that."""
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
     rng, notes = np.random.default_rng(0), []
     tied = len(np.unique(np.concatenate([x, y], axis=1), axis=0)) < len(x) or any(len(np.unique(column)) < len(x) // 2 for column in (*x.T, *y.T))
-    x, y = standardised(x), standardised(y)
+    x, y = standardise(x), standardise(y)
     if tied:
         x, y = (z + JITTER * np.where((width := spread(z)) > 0, width, 1)[None] * rng.standard_normal(z.shape) for z in (x, y))
         notes = ["ties were parted by noise of 1e-5 standard deviations; if they mean something, use mixed()"]
         warnings.warn(f"samples coincide: {notes[0]}", stacklevel=3)
-    return *_rounded(*(z[_mixed_order(len(z))] for z in (x, y))), tuple(notes)
+    return *_round_if_distinct(*(z[_mixed_order(len(z))] for z in (x, y))), tuple(notes)
 
 
 def _mixed_order(N: int) -> np.ndarray:
@@ -302,17 +302,17 @@ def _mixed_order(N: int) -> np.ndarray:
     return np.random.default_rng(1).permutation(N)
 
 
-def _rounded(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _round_if_distinct(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both in float32 where that keeps apart what is apart, else in float64; ties are looked for, and counted, among these numbers alone."""
 
-    def lost(column: np.ndarray) -> float:
+    def share_lost(column: np.ndarray) -> float:
         column = np.sort(column)
         apart = np.diff(column) > 0
         if column[-1] - column[0] > LARGEST:
             return 1.0
         return float((np.diff(column.astype(np.float32)) < SMALLEST)[apart].mean()) if apart.any() else 0.0
 
-    dtype = np.float32 if all(lost(column) <= MERGED for column in (*x.T, *y.T)) else np.float64
+    dtype = np.float32 if all(share_lost(column) <= MERGED for column in (*x.T, *y.T)) else np.float64
     return x.astype(dtype), y.astype(dtype)
 
 

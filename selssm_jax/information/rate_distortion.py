@@ -84,7 +84,7 @@ def gaussian(cov: Covariance, distortion: Numbers) -> Float[Array, "*shape"]:
 
     Source: Kolmogorov (1956); Cover and Thomas (2006), theorem 10.3.3; theory, section 6.
     """
-    return _water_filling(*_given(cov, "distortion", distortion)).rates.sum(-1)
+    return _water_filling(*_read_spectrum(cov, "distortion", distortion)).rates.sum(-1)
 
 
 def water_filling(cov: Covariance, distortion: Numbers) -> Allocation:
@@ -94,7 +94,7 @@ def water_filling(cov: Covariance, distortion: Numbers) -> Allocation:
     From D = tr cov, theta stays the largest lambda. Exact; divide by log 2 for bits. Arguments and errors: see `gaussian`.
     Source: Cover and Thomas (2006), theorem 10.3.3; theory, sections 6 and 10.
     """
-    return _water_filling(*_given(cov, "distortion", distortion))
+    return _water_filling(*_read_spectrum(cov, "distortion", distortion))
 
 
 def gaussian_inverse(cov: Covariance, rate: Numbers) -> Float[Array, "*shape"]:
@@ -103,7 +103,7 @@ def gaussian_inverse(cov: Covariance, rate: Numbers) -> Float[Array, "*shape"]:
     Exact, by the same piecewise solution; convex, and differentiable in both arguments. rate: nats, a number or an array.
     Raises ValueError for a cov that is no covariance and a rate under 0. Source: as `gaussian`.
     """
-    return _gaussian_inverse(*_given(cov, "rate", rate))
+    return _gaussian_inverse(*_read_spectrum(cov, "rate", rate))
 
 
 def converse(cov: Covariance, information: Numbers) -> Float[Array, "*shape"]:
@@ -123,7 +123,7 @@ def converse(cov: Covariance, information: Numbers) -> Float[Array, "*shape"]:
 
     Source: Shannon (1959); theory, section 6.
     """
-    return _gaussian_inverse(*_given(cov, "information", information))
+    return _gaussian_inverse(*_read_spectrum(cov, "information", information))
 
 
 def sandwich(cov: Covariance, information: Numbers) -> Sandwich:
@@ -145,7 +145,7 @@ def sandwich(cov: Covariance, information: Numbers) -> Sandwich:
 
     Source: theory, section 6; proof in docs/theorems.md.
     """
-    variances, nats = _given(cov, "information", information)
+    variances, nats = _read_spectrum(cov, "information", information)
     return Sandwich(_gaussian_inverse(variances, nats), variances.sum() + variances.min() * jnp.expm1(-2 * nats))
 
 
@@ -222,7 +222,7 @@ def blahut_arimoto(p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, 
     slopes = jnp.asarray(slope, dtype=float)
     if slopes.ndim:
         raise ValueError(f"slope has shape {slopes.shape}, expected one number: use curve for many")
-    return _certified(*_discrete(p, d, slopes), tolerance, max_iterations)
+    return _certify_point(*_discrete(p, d, slopes), tolerance, max_iterations)
 
 
 def curve(
@@ -234,7 +234,7 @@ def curve(
     if slopes.ndim != 1 or not len(slopes):
         raise ValueError(f"slopes have shape {slopes.shape}, expected (K,) with K >= 1")
     p, d, slopes = _discrete(p, d, slopes)
-    return jax.vmap(lambda slope: _certified(p, d, slope, tolerance, max_iterations))(slopes)
+    return jax.vmap(lambda slope: _certify_point(p, d, slope, tolerance, max_iterations))(slopes)
 
 
 def neural(
@@ -300,7 +300,7 @@ def _check(name: str, value: Array, *, least: float = 0.0, finite: bool = False)
         raise ValueError(f"{name} holds {numbers[wrong][0]:g}, expected {expected}")
 
 
-def _given(cov: Array, name: str, level: ArrayLike) -> tuple[Array, Array]:
+def _read_spectrum(cov: Array, name: str, level: ArrayLike) -> tuple[Array, Array]:
     """The variances along the principal axes, and the levels in their type."""
     check_real(cov=cov, **{name: level})
     cov = jnp.asarray(cov)
@@ -393,7 +393,7 @@ class _Search(NamedTuple):
 
 
 @jax.jit
-def _certified(p: Array, d: Array, slope: Array, tolerance: Array, max_iterations: Array) -> CertifiedPoint:
+def _certify_point(p: Array, d: Array, slope: Array, tolerance: Array, max_iterations: Array) -> CertifiedPoint:
     least = smallest(d, 1)
     excess = jnp.where(d == jnp.inf, 0, d - least[:, None])
     A = jnp.where(d == jnp.inf, 0, jnp.exp(-slope * excess))  # scaled by row to a greatest entry of 1, so that no row vanishes
@@ -426,7 +426,7 @@ def _central_path(p: Array, A: Array, tolerance: Array, max_iterations: Array) -
     q = 2 * most * uniform
     start = _Search(q, 1 - c / (2 * most), p / (A @ q), uniform, gap, jnp.zeros((), int))
 
-    def unsolved(state: _Search) -> Array:
+    def is_unsolved(state: _Search) -> Array:
         # Beyond products of the size of rounding, or broken by it, the steps say nothing more.
         sound = jnp.isfinite(state.q).all() & (state.q @ state.u > eps)
         return (state.gap > tolerance) & (state.iterations < max_iterations) & sound
@@ -437,7 +437,7 @@ def _central_path(p: Array, A: Array, tolerance: Array, max_iterations: Array) -
         better = gap < state.gap
         return _Search(q, u, v, jnp.where(better, q / q.sum(), state.best), jnp.where(better, gap, state.gap), state.iterations + 1)
 
-    return lax.while_loop(unsolved, improve, start).best
+    return lax.while_loop(is_unsolved, improve, start).best
 
 
 def _step(p: Array, A: Array, q: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:

@@ -1,7 +1,7 @@
 """Samples whose mutual information is known in closed form, and maps that do not change it: test cases for estimators.
 
 A sampler is `name(key, n, ...) -> Sample(x, y, information)`. An injective map of x alone, or of y alone, changes no information:
-`transformed` applies one and keeps the number, which makes hard cases of easy ones (Czyz et al. 2023, "Beyond Normal": their tasks are
+`transform_sample` applies one and keeps the number, which makes hard cases of easy ones (Czyz et al. 2023, "Beyond Normal": their tasks are
 compositions of what is here). Random numbers are JAX's; parameters that are matrices are numpy's or JAX's with values, for the truth is
 computed in float64 before anything is drawn. All information is in nats.
 """
@@ -109,7 +109,7 @@ def bimodal(key: PRNGKeyArray, n: int, correlation: float = 0.75) -> Sample:
     if not abs(correlation) < 1:
         raise ValueError(f"correlation={correlation}, expected between -1 and 1; at the ends the information is infinite")
     pair = multinormal(key, n, np.array([[1, correlation], [correlation, 1]], np.float64), 1)
-    return transformed(pair, x=lambda x: to_bimodal(x, 0.3, (0.0, 5.0)), y=lambda y: to_bimodal(y, 0.5, (-1.0, 3.0)))
+    return transform_sample(pair, x=lambda x: to_bimodal(x, 0.3, (0.0, 5.0)), y=lambda y: to_bimodal(y, 0.5, (-1.0, 3.0)))
 
 
 def independent(key: PRNGKeyArray, n: int, dim_x: int, dim_y: int) -> Sample:
@@ -225,7 +225,7 @@ def sparse_covariance(dim_x: int, dim_y: int, pairs: int = 2, strength: float = 
     return covariance
 
 
-def transformed(sample: Sample, *, x: Callable[[Array], Array] | None = None, y: Callable[[Array], Array] | None = None) -> Sample:
+def transform_sample(sample: Sample, *, x: Callable[[Array], Array] | None = None, y: Callable[[Array], Array] | None = None) -> Sample:
     """The sample with maps applied to x and to y, each alone: where both are injective, the information stays. That they are is not checked."""
     return Sample(sample.x if x is None else x(sample.x), sample.y if y is None else y(sample.y), sample.information)
 
@@ -339,7 +339,7 @@ TASKS: dict[str, Callable[[PRNGKeyArray, int], Sample]] = {
     "1v1-additive-0.1": lambda key, n: additive_uniform(key, n, 0.1),
     "1v1-bimodal-0.75": lambda key, n: bimodal(key, n, 0.75),
     "student-identity-1-1-1": lambda key, n: student(key, n, np.eye(2), 1, 1),
-    "swissroll_x-normal_cdf-1v1-normal-0.75": lambda key, n: transformed(
+    "swissroll_x-normal_cdf-1v1-normal-0.75": lambda key, n: transform_sample(
         multinormal(key, n, dense_covariance(1, 1, 0.75), 1), x=lambda x: swissroll(normal_cdf(x)), y=normal_cdf
     ),
     "multinormal-dense-5-5-0.5": lambda key, n: multinormal(key, n, dense_covariance(5, 5, 0.5), 5),
@@ -347,8 +347,8 @@ TASKS: dict[str, Callable[[PRNGKeyArray, int], Sample]] = {
     "multinormal-sparse-5-5-2-2.0": lambda key, n: multinormal(key, n, sparse_covariance(5, 5), 5),
     "multinormal-sparse-25-25-2-2.0": lambda key, n: multinormal(key, n, sparse_covariance(25, 25), 25),
     "student-identity-5-5-2": lambda key, n: student(key, n, np.eye(10), 5, 2),
-    "asinh-student-identity-5-5-2": lambda key, n: transformed(student(key, n, np.eye(10), 5, 2), x=asinh, y=asinh),
-    "spiral-multinormal-sparse-3-3-2-2.0": lambda key, n: transformed(
+    "asinh-student-identity-5-5-2": lambda key, n: transform_sample(student(key, n, np.eye(10), 5, 2), x=asinh, y=asinh),
+    "spiral-multinormal-sparse-3-3-2-2.0": lambda key, n: transform_sample(
         multinormal(key, n, sparse_covariance(3, 3), 3), x=spiral, y=lambda y: spiral(y, plane=(1, 2))
     ),
 }

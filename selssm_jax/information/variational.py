@@ -44,7 +44,7 @@ def marginal(
       ValueError: for shapes or types that do not fit, values that are not finite, and variances that are not positive (values are
         looked at outside of `jax.jit` only).
     """
-    means, variances, weights = _checked(means, variances, weights)
+    means, variances, weights = _check_mixture(means, variances, weights)
     share = (weights / total(weights.sum()))[:, None]
     mean = total((share * means).sum(axis=0))
     return Marginal(mean, total((share * (variances + (means - mean[None]) ** 2)).sum(axis=0)))
@@ -55,7 +55,7 @@ def divergence(means: Float[Array, "M n"], variances: Float[Array, "M n"], r: Ma
 
     Its mean over samples is an upper bound on I(h; x) for every r that does not hang on them. Cost: O(M n). Errors: see `marginal`.
     """
-    means, variances, _ = _checked(means, variances, None)
+    means, variances, _ = _check_mixture(means, variances, None)
     mean, variance = r.mean[None], r.variance[None]
     return 0.5 * (jnp.log(variance) - jnp.log(variances) - 1 + (variances + (means - mean) ** 2) / variance).sum(axis=1)
 
@@ -69,7 +69,7 @@ def rate(means: Float[Array, "M n"], variances: Float[Array, "M n"], weights: Fl
 
     Args and errors: see `marginal`. Source: theory, sections 4.2, 7 (VIB) and 10; Alemi et al. 2017.
     """
-    means, variances, weights = _checked(means, variances, weights)
+    means, variances, weights = _check_mixture(means, variances, weights)
     r = marginal(means, variances, weights)
     return (weights * divergence(means, variances, r)).sum() / weights.sum()
 
@@ -95,7 +95,7 @@ def capacity(drives: Float[Array, "M n"], noise: Float[Array, "M n"] | Float[Arr
     return rate(drives / noise, jnp.ones_like(drives), weights)
 
 
-def _checked(means: Array, variances: Array, weights: Array | None) -> tuple[Array, Array, Array]:
+def _check_mixture(means: Array, variances: Array, weights: Array | None) -> tuple[Array, Array, Array]:
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means has shape {means.shape}, expected (M, n) with M, n >= 1: a row a sample")
     weights = jnp.ones(len(means)) if weights is None else weights

@@ -30,10 +30,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from selssm_jax import data, invocation
+from selssm_jax import settings as layers
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training, sources_of
 from selssm_jax.data.vocabulary import BYTES
-from selssm_jax.errors import InputError, reported, suggest
-from selssm_jax.layers import settings as layers
+from selssm_jax.errors import InputError, report_errors, suggest
 from selssm_jax.layers.variables import parameters as parameters_of
 from selssm_jax.model import SequenceModel
 from selssm_jax.paths import check_regular
@@ -69,7 +69,7 @@ def _taps(key: str, *targets: str) -> Row:
     return Row(key, targets, lambda value: value[:, 0, ::-1].T, lambda value: value.T[:, None, ::-1])
 
 
-def _grouped(key: str, target: str) -> Row:
+def _group_channels(key: str, target: str) -> Row:
     """(channels,) there, (1, channels) here."""
     return Row(key, (target,), lambda value: value[None], lambda value: value.reshape(-1))
 
@@ -105,7 +105,7 @@ MIXERS = {
         Row(f"{MIXER}dt_bias", ("block_{}/mixer/dt_bias",)),
         Row(f"{MIXER}A_log", ("block_{}/mixer/A_log",)),
         Row(f"{MIXER}D", ("block_{}/mixer/D",)),
-        _grouped(f"{MIXER}norm.weight", "block_{}/mixer/norm/scale"),
+        _group_channels(f"{MIXER}norm.weight", "block_{}/mixer/norm/scale"),
         _linear(f"{MIXER}out_proj.weight", "block_{}/mixer/out"),
     ),
 }
@@ -330,18 +330,18 @@ def vocabulary_of(folder: pathlib.Path, size: int) -> dict[str, Any]:
     if not path.exists():
         if size < len(BYTES):
             raise InputError(f"{folder} has no tokenizer.json, and a vocabulary of {size} tokens is too small for bytes: nothing says what its tokens mean")
-        return {"vocabulary": _named(enumerate(BYTES), size), "separator": "", "level": "byte"}
+        return {"vocabulary": _name_tokens(enumerate(BYTES), size), "separator": "", "level": "byte"}
     content = _read_json(path)
-    added, tokens = _added(content, path), _tokens(content, path)
+    added, tokens = _read_added_tokens(content, path), _tokens(content, path)
     special = {token["content"] for token in added if token.get("special")}
     steps = any(content.get(step) for step in ("normalizer", "pre_tokenizer", "post_processor"))
     plain = not steps and all(len(token) == 1 for token in set(tokens) - special)
     every = {token["content"]: token["id"] for token in added} | tokens
-    found = {"vocabulary": _named(((number, token) for token, number in every.items()), size), "separator": ""}
+    found = {"vocabulary": _name_tokens(((number, token) for token, number in every.items()), size), "separator": ""}
     return found | ({"level": "character"} if plain else {"level": "subword", "tokenizer": path.read_text()})
 
 
-def _added(content: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_added_tokens(content: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
     """The tokens that a tokenizer.json adds to its model's."""
     added = [] if content.get("added_tokens") is None else content["added_tokens"]
     if not isinstance(added, list) or not all(
@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=256, help="steps of a window (default %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="windows of a batch (default %(default)s)")
     chosen = parser.parse_args(argv)
-    with reported():
+    with report_errors():
         found = import_run(chosen.folder, chosen.workdir, file=chosen.file, length=chosen.length, batch_size=chosen.batch_size)
         model = found.model
         print(f"{chosen.workdir}: {len(model.pattern)} blocks of {model.pattern[0]}, d_model {model.d_model}; {invocation.command('eval')} --workdir ...")
@@ -514,7 +514,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def _named(tokens: Iterable[tuple[int, str]], size: int) -> list[str]:
+def _name_tokens(tokens: Iterable[tuple[int, str]], size: int) -> list[str]:
     """The name of every token; those that have none are called by their number."""
     names = [f"<{number}>" for number in range(size)]
     for number, token in tokens:

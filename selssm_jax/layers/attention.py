@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -26,7 +26,7 @@ HIDDEN = -1e30  # score of what is not seen: exp of it is 0, and it is a number 
 State = dict[str, Array]
 
 
-def rotated(x: Float[Array, "B T H P"], positions: Int[Array, "T"]) -> Float[Array, "B T H P"]:
+def rotate_pairs(x: Float[Array, "B T H P"], positions: Int[Array, "T"]) -> Float[Array, "B T H P"]:
     """Turns pair i of each head, components i and i + P/2, by the angle position * BASE^(-2i/P) (Su et al. 2021).
 
     Products of two of these depend on the difference of their positions alone.
@@ -49,7 +49,7 @@ def attend(
     """
     at = jnp.arange(k.shape[1])
     now = at[len(at) - q.shape[1] :]
-    q, k, v = (value.swapaxes(1, 2) for value in (rotated(q, now), rotated(k, at), v))
+    q, k, v = (value.swapaxes(1, 2) for value in (rotate_pairs(q, now), rotate_pairs(k, at), v))
     few = len(now) <= QUERIES or (isinstance(q.shape[0], int) and q.shape[0] * q.shape[1] * len(now) * len(at) <= FEW)  # a batch of any size may be large
     if few or jax.default_backend() != "cpu":
         y = jax.vmap(partial(_read, now=now, at=at, window=window))(q, k, v, begin)

@@ -43,9 +43,9 @@ class StateAxes:
         """Returns the mixer's parameters with the components `kept` alone, in that order."""
         flat = flatten_dict(dict(params), sep="/")
         settled = flat | {name: settle(flat[name]) for name, settle in self.settled.items()}
-        return unflatten_dict({name: self._taken(name, value, kept) for name, value in settled.items()}, sep="/")
+        return unflatten_dict({name: self._take_slices(name, value, kept) for name, value in settled.items()}, sep="/")
 
-    def masked(self, params: Params, mask: Float[Array, "n"]) -> dict[str, Any]:
+    def mask_readout(self, params: Params, mask: Float[Array, "n"]) -> dict[str, Any]:
         """Returns the mixer's parameters with the readout of component i times mask_i: 0 leaves it unread."""
         flat = flatten_dict(dict(params), sep="/")
         if self.mask:
@@ -64,7 +64,7 @@ class StateAxes:
         rows = np.moveaxis(value, self.axes[name][0], 0).reshape(self.parts.get(name, 1), self.components, -1)
         return np.sqrt((rows**2).sum(axis=(0, 2)))
 
-    def _taken(self, name: str, value: Array, kept: np.ndarray) -> Array:
+    def _take_slices(self, name: str, value: Array, kept: np.ndarray) -> Array:
         index = np.concatenate([kept + part * self.components for part in range(self.parts.get(name, 1))])
         for axis in self.axes.get(name, ()):
             value = jnp.take(value, index, axis=axis)

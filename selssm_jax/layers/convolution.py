@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.bounds import Box, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -34,7 +34,7 @@ class ShortConv(Layer):
         past = Past(state.astype(x.dtype), x, reset)
         y = jnp.broadcast_to(bias.astype(x.dtype)[None, None], x.shape)
         for lag in range(self.width):
-            y += kernel[lag].astype(x.dtype)[None, None] * past.lagged(lag)
+            y += kernel[lag].astype(x.dtype)[None, None] * past.read_lag(lag)
         return y, past.last()
 
     def after(self, inputs: Inputs) -> Box:
@@ -99,7 +99,7 @@ class DilatedConv(Layer):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         state = jnp.zeros((x.shape[0], self.span, width), self.dtype) if state is None else state
         past = Past(state.astype(self.dtype), x.astype(self.dtype), reset)
-        y = sum(project(past.lagged(lag * self.dilation), kernel[lag]) for lag in range(self.taps))
+        y = sum(project(past.read_lag(lag * self.dilation), kernel[lag]) for lag in range(self.taps))
         return y + bias.astype(self.dtype)[None, None], past.last()
 
     @property
@@ -117,15 +117,15 @@ class Past:
         # Number of resets up to every step; inputs of another number are of another document.
         self._document = None if reset is None else jnp.pad(jnp.cumsum(reset, axis=1), ((0, 0), (self._span, 0)))
 
-    def lagged(self, lag: int) -> Activations:
+    def read_lag(self, lag: int) -> Activations:
         """Returns x_{t - lag} for every step t of the call, 0 where a reset lies between."""
-        return self._seen(self._span - lag, self._steps, slice(self._span, None))
+        return self._mask_documents(self._span - lag, self._steps, slice(self._span, None))
 
     def last(self) -> Float[Array, "B W D"]:
         """Returns the last W inputs, 0 before the last reset."""
-        return self._seen(self._steps, self._span, slice(-1, None))
+        return self._mask_documents(self._steps, self._span, slice(-1, None))
 
-    def _seen(self, start: int, count: int, by: slice) -> Array:
+    def _mask_documents(self, start: int, count: int, by: slice) -> Array:
         x = self._inputs[:, start : start + count]
         if self._document is None:
             return x

@@ -21,12 +21,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.bounds import Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.extremes import largest, smallest
-from selssm_jax.ops.gating import carried, row_sums
+from selssm_jax.ops.gating import propagate_radius, row_sums
 
 TEMPERATURE, LOW, HIGH = 2.0 / 3.0, -0.1, 1.1  # Louizos, Welling and Kingma (2018), section 4
 
@@ -96,7 +96,7 @@ def logistic(key: PRNGKeyArray, like: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.log(u) - jnp.log1p(-u)
 
 
-def capped(W: Float[Array, "N ..."], cap: Float[Array, "N"]) -> Float[Array, "N ..."]:
+def cap_rows(W: Float[Array, "N ..."], cap: Float[Array, "N"]) -> Float[Array, "N ..."]:
     """Returns W with every row scaled by 1 / (1 + r / cap), r = sum_j |w_ij|, so that the row's new sum is below its cap.
 
     Smooth, the identity near 0, and never at rest: a weight that grows keeps a gradient.
@@ -249,9 +249,9 @@ class Opening:
 
     def at(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns the gates; `before` is h_{t-1}, 0 if None."""
-        return self.floor + (1 - self.floor) * self._opened(self.logits(before))
+        return self.floor + (1 - self.floor) * self._evaluate(self.logits(before))
 
-    def _opened(self, z: Array) -> Array:
+    def _evaluate(self, z: Array) -> Array:
         """sigma(z)."""
         kind = GATES[self.kind]
         if kind.draw and self.noise is not None:
@@ -270,13 +270,13 @@ class Opening:
         A noise that is drawn can take any value: the gate is anywhere above its floor then, and as steep as it can be.
         """
         axes = tuple(range(self.z.ndim - 1))
-        spread = jnp.zeros_like(reach) if self.W is None else carried(self.W, reach)
+        spread = jnp.zeros_like(reach) if self.W is None else propagate_radius(self.W, reach)
         ends = smallest(self.z, axes) - spread, largest(self.z, axes) + spread
         drawn = bool(GATES[self.kind].draw) and self.noise is not None
         if drawn:
             low, high = jnp.zeros_like(reach), jnp.ones_like(reach)
         else:
-            low, high = _certain(*ends, self.active) if self.kind == "top_k" else (self._opened(z) for z in ends)
+            low, high = _certain(*ends, self.active) if self.kind == "top_k" else (self._evaluate(z) for z in ends)
         return Envelope(self.floor + (1 - self.floor) * low, self.floor + (1 - self.floor) * high, self._lipschitz(ends, low < high, drawn=drawn))
 
     def _lipschitz(self, ends: tuple[Array, Array], varies: Array, *, drawn: bool) -> Array | None:
@@ -327,7 +327,7 @@ class Gate(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cap: Float[Array, "N"] | None = None) -> Opening:
-        """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see `capped`)."""
+        """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see `cap_rows`)."""
         self._validate()
         z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range, self.bias), (self.features,)))
         noisy = bool(GATES[self.kind].draw) and self.has_rng("gates")
@@ -350,7 +350,7 @@ class Gate(Layer):
             return None
         shapes = {"elementwise": (self.features,), "dense": (self.features, self.features)}
         W = self.param("state_kernel", nn.initializers.zeros, shapes[self.reads_state])
-        return W if cap is None else capped(W, cap)
+        return W if cap is None else cap_rows(W, cap)
 
     def reachable(self, inputs: Inputs, cap: Float[Array, "N"] | None = None) -> Opening:
         """Returns the smallest and the largest z of any input of a set, (2, N), as an opening whose `envelope` holds for the set."""
@@ -361,7 +361,7 @@ class Gate(Layer):
         return Opening(
             z,
             jnp.zeros_like(z) if GATES[self.kind].draw else None,
-            W if W is None or cap is None else capped(W, cap),
+            W if W is None or cap is None else cap_rows(W, cap),
             self.kind,
             self.floor,
             self.active,

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv

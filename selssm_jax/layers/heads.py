@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 from selssm_jax.shapes import Rows

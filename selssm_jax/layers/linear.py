@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
@@ -128,7 +128,7 @@ class S4D(Layer):
         a, b = self._discrete()
         drive = b[None, None] * x[..., None]
         h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, start, reset=reset)
-        return self._spoken(h), last
+        return self._readout(h), last
 
     def _by_chunks(self, x: Array, start: Array, reset: None) -> tuple[Array, Array]:
         """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no other state exists."""
@@ -155,7 +155,7 @@ class S4D(Layer):
         steps = jnp.arange(x.shape[1] + 1)
         logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))  # of a pole that decays below what float32 has, too
         powers = jnp.exp(logarithm[None] * steps[:, None, None])  # (L + 1, D, N)
-        kernel = self._spoken((powers[:-1] * b[None])[None])[0]
+        kernel = self._readout((powers[:-1] * b[None])[None])[0]
         later = powers[1:] * jax.lax.complex(*self.C)[None]
         kept = jnp.einsum("tdn,bdn->btd", later.real, h.real) - jnp.einsum("tdn,bdn->btd", later.imag, h.imag)
         y = jnp.einsum("tsd,bsd->btd", _toeplitz(kernel), x) + 2 * kept
@@ -164,7 +164,7 @@ class S4D(Layer):
         bad = jnp.einsum("ts,bsd->btd", jnp.tri(x.shape[1], dtype=x.dtype), bad.astype(x.dtype)) + ill[:, None] > 0
         return poison(powers[-1][None] * h + own, bad[:, -1, :, None]), poison(y, bad)
 
-    def _spoken(self, h: Array) -> Array:
+    def _readout(self, h: Array) -> Array:
         """2 Re(C h)."""
         return 2 * (jnp.einsum("btdn,dn->btd", h.real, self.C[0]) - jnp.einsum("btdn,dn->btd", h.imag, self.C[1]))
 

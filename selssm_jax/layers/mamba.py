@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import Convolved, ShortConv
@@ -90,16 +90,16 @@ class Mamba(Layer):
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
         past, h = (None, None) if state is None else (state["conv"], state["h"])
-        x, z = jnp.split(_biased(project(x.astype(self.dtype), self.inward), self.inward_bias), 2, axis=-1)
+        x, z = jnp.split(_add_bias(project(x.astype(self.dtype), self.inward), self.inward_bias), 2, axis=-1)
         x, past = self.conv(x, past, reset=reset)
         x = jax.nn.silu(x)
-        dt = jax.nn.softplus(project(self._scaled(project(x, self.down)), self.up).astype(jnp.float32) + self.dt_bias[None, None])
+        dt = jax.nn.softplus(project(self._scale_projections(project(x, self.down)), self.up).astype(jnp.float32) + self.dt_bias[None, None])
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "gate", -jnp.expm1(-dt[..., None] * jnp.exp(self.A_log)[None, None]).mean(axis=2))
         A = -jnp.exp(self.A_log)
-        B, C = (self._scaled(project(x, kernel)) for kernel in (self.B, self.C))
+        B, C = (self._scale_projections(project(x, kernel)) for kernel in (self.B, self.C))
         y, h = selective_scan(x, dt, A, B, C, self.D, h, reset=reset, method=self.method)
-        return _biased(project(y * jax.nn.silu(z), self.outward), self.outward_bias), {"conv": past, "h": h}
+        return _add_bias(project(y * jax.nn.silu(z), self.outward), self.outward_bias), {"conv": past, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates and the largest drive of each of the N states over all channels, for all inputs of a set."""
@@ -120,7 +120,7 @@ class Mamba(Layer):
         del steps
         return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state), jnp.float32)}
 
-    def _scaled(self, value: Array) -> Array:
+    def _scale_projections(self, value: Array) -> Array:
         """What is made of W_down x_t, B_t and C_t before they are used: nothing."""
         return value
 
@@ -152,7 +152,7 @@ class FalconMamba(Mamba):
 
     state_axes = None  # type: ignore[assignment]
 
-    def _scaled(self, value: Array) -> Array:
+    def _scale_projections(self, value: Array) -> Array:
         wide = value.astype(jnp.float32)
         return (wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.inner_norm_epsilon)).astype(value.dtype)
 
@@ -217,27 +217,27 @@ class Mamba2(Layer):
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
         u, state = x.astype(self.dtype), dict.fromkeys(("x", "B", "C", "h")) if state is None else state
-        z, x = jnp.split(_biased(project(u, self.inward), self.inward_bias), 2, axis=-1)
+        z, x = jnp.split(_add_bias(project(u, self.inward), self.inward_bias), 2, axis=-1)
         x, past_x = self.x_conv(x, state["x"], reset=reset)
-        B, past_B = self.B_conv(_biased(project(u, self.B), self.B_bias), state["B"], reset=reset)
-        C, past_C = self.C_conv(_biased(project(u, self.C), self.C_bias), state["C"], reset=reset)
-        dt = self._limited(jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + _biased(self.dt_bias, self.rate_bias)[None, None]))
+        B, past_B = self.B_conv(_add_bias(project(u, self.B), self.B_bias), state["B"], reset=reset)
+        C, past_C = self.C_conv(_add_bias(project(u, self.C), self.C_bias), state["C"], reset=reset)
+        dt = self._limit_step(jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + _add_bias(self.dt_bias, self.rate_bias)[None, None]))
         self.sow("intermediates", "gate", -jnp.expm1(-dt * jnp.exp(self.A_log)[None, None]))
-        heads, B, C = (self._parted(jax.nn.silu(value), count) for value, count in ((x, self.heads), (B, self.groups), (C, self.groups)))
+        heads, B, C = (self._split_heads(jax.nn.silu(value), count) for value, count in ((x, self.heads), (B, self.groups), (C, self.groups)))
         if self.has_variable("params", "mask"):
             C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
         y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, state["h"], reset=reset)
-        y = self.norm(self._parted(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
-        return _biased(project(y.reshape(z.shape), self.outward), self.outward_bias), {"x": past_x, "B": past_B, "C": past_C, "h": h}
+        y = self.norm(self._split_heads(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
+        return _add_bias(project(y.reshape(z.shape), self.outward), self.outward_bias), {"x": past_x, "B": past_B, "C": past_C, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
-        read = _biased(inputs.reach(self.inward), self.inward_bias, size=True)[self._inner :]
+        read = _add_bias(inputs.reach(self.inward), self.inward_bias, size=True)[self._inner :]
         x = self.x_conv.after(Box(read)).largest(self._inner)
-        B = self.B_conv.after(Box(_biased(inputs.reach(self.B), self.B_bias, size=True))).largest(self.groups * self.d_state)
+        B = self.B_conv.after(Box(_add_bias(inputs.reach(self.B), self.B_bias, size=True))).largest(self.groups * self.d_state)
         x, B = largest(x.reshape(self.heads, -1), 1), largest(B.reshape(self.groups, -1), 1)
         reach = inputs.reach(self.rate)
-        low, high = (self._limited(end) for end in _step_sizes(_biased(self.dt_bias, self.rate_bias), -reach, reach))
+        low, high = (self._limit_step(end) for end in _step_sizes(_add_bias(self.dt_bias, self.rate_bias), -reach, reach))
         rate = jnp.exp(self.A_log)
         drive = _product(x, jnp.repeat(B, self.heads // self.groups), _weight(high, rate))
         return Bounds(jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive, delay=self.d_conv - 1)
@@ -262,10 +262,10 @@ class Mamba2(Layer):
     def _inner(self) -> int:
         return self.expand * self.d_model
 
-    def _limited(self, dt: Array) -> Array:
+    def _limit_step(self, dt: Array) -> Array:
         return jnp.clip(dt, *self.dt_limit) if self.dt_limit else dt
 
-    def _parted(self, x: Array, count: int) -> Array:
+    def _split_heads(self, x: Array, count: int) -> Array:
         return x.reshape(*x.shape[:2], count, -1)
 
 
@@ -275,7 +275,7 @@ def _biases(layer: Mamba | Mamba2, **sizes: int) -> list[Array | None]:
     return [layer.param(names[name], nn.initializers.zeros, (size,)) if layer.projection_bias else None for name, size in sizes.items()]
 
 
-def _biased(value: Array, bias: Array | None, *, size: bool = False) -> Array:
+def _add_bias(value: Array, bias: Array | None, *, size: bool = False) -> Array:
     """value + bias along the last axis; of a bound on |value|, that on |value + bias|, if `size`."""
     if bias is None:
         return value

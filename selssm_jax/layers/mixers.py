@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from selssm_jax import settings
 from selssm_jax.config import Model
 from selssm_jax.errors import suggest
-from selssm_jax.layers import settings
 from selssm_jax.layers.attention import Attention
 from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.linear import LRU, S4D, S5

@@ -18,7 +18,7 @@ class Layer(nn.Module):
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Array:
         """Returns the parameter as float32, drawn by `init_fn(key, *init_args)` where it is not there yet."""
 
-        def drawn(*arguments: Any) -> Array:
+        def draw_float32(*arguments: Any) -> Array:
             return jnp.asarray(init_fn(*arguments), jnp.float32)
 
-        return super().param(name, drawn, *init_args, **options).astype(jnp.float32)
+        return super().param(name, draw_float32, *init_args, **options).astype(jnp.float32)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
@@ -44,7 +44,7 @@ class MinGRU(Layer):
 
     def __call__(self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B N"]]:
         """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
-        read = _projected(x.astype(self.dtype), self.W) + self.b[None, None]
+        read = _project(x.astype(self.dtype), self.W) + self.b[None, None]
         z, target = jax.nn.sigmoid(read[:, :, 0]), read[:, :, 1]
         h, last = linear_scan(1 - z, z * target, state, reset=reset)
         self.sow("intermediates", "gate", z)
@@ -95,7 +95,7 @@ class _Cell(Layer):
             state = state if forget is None else jax.tree.map(lambda leaf: jnp.where(forget[:, None], 0, leaf), state)
             return step(state, read)
 
-        read = _projected(x.astype(self.dtype).swapaxes(0, 1), self.W) + self.b[None, None]
+        read = _project(x.astype(self.dtype).swapaxes(0, 1), self.W) + self.b[None, None]
         last, given = jax.lax.scan(body, vary_alike((start, read, self.U))[0], (read, None if reset is None else reset.T))
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), given), last
 
@@ -226,7 +226,7 @@ class LSTM(_Cell):
         return {"h": jnp.zeros((batch, self.d_state), jnp.float32), "c": jnp.zeros((batch, self.d_state), jnp.float32)}
 
 
-def _projected(x: Array, W: Array) -> Array:
+def _project(x: Array, W: Array) -> Array:
     """W x in float32, (..., gates, N)."""
     return project(x, W.reshape(len(W), -1)).astype(jnp.float32).reshape(*x.shape[:2], *W.shape[1:])
 

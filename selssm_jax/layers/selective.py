@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
@@ -129,7 +129,7 @@ class SelectiveSSM(Layer):
           x: inputs. state: h_0, zero if None; one call over T steps equals calls over any split of them.
           reset: True forgets everything before that step.
         """
-        x = self._bounded(x.astype(self.dtype))
+        x = self._bound_input(x.astype(self.dtype))
         opening, drive = self.G(x, self._cap()), self._noisy(self._drive(x))
         run = self._linear if self.gate_state == "none" else self._nonlinear
         h, last, before = run(opening, drive, state, reset)
@@ -143,7 +143,7 @@ class SelectiveSSM(Layer):
 
     def dynamics(self, x: Activations) -> Dynamics:
         """Returns the effective A_t and B_t of every step as values (theory, section 1), from h_0 = 0 on."""
-        x = self._bounded(x.astype(self.dtype))
+        x = self._bound_input(x.astype(self.dtype))
         opening = self.G(x, self._cap())
         gate = opening.at(None if self.gate_state == "none" else self._nonlinear(opening, self._drive(x), None, None)[2])
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
@@ -203,7 +203,7 @@ class SelectiveSSM(Layer):
         """The inputs that a capped layer lets in."""
         return Ball(jnp.ones(self.d_model), INPUT_RADIUS * math.sqrt(self.d_model))
 
-    def _bounded(self, x: Array) -> Array:
+    def _bound_input(self, x: Array) -> Array:
         """x on or within the sphere of the largest input, where the certificate needs one."""
         if not self._capped:
             return x
@@ -253,9 +253,9 @@ class SelectiveSSM(Layer):
             A = effective_transition(gate, self.A, self.update)
             return Law(A if reset is None else jnp.where(reset.reshape(*reset.shape, *[1] * (A.ndim - 2)), 0, A), gate * drive, noise)
         kept = 1 - gate if self.update == "retain" else jnp.zeros_like(gate)
-        return Law(None, kept * before + gate * (self._carried(before) + drive), noise)
+        return Law(None, kept * before + gate * (self._propagate(before) + drive), noise)
 
-    def _carried(self, h: Array) -> Array:
+    def _propagate(self, h: Array) -> Array:
         """A h for states of any leading axes."""
         return h @ self.A.T if self.A.ndim == 2 else h * self.A.reshape((1,) * (h.ndim - 1) + self.A.shape)
 
@@ -273,7 +273,7 @@ class SelectiveSSM(Layer):
             z, noise, drive, reset = now
             h = h if reset is None else jnp.where(reset, 0, h)
             gate = dataclasses.replace(opening, z=z, noise=noise).at(h)
-            target = self._carried(h) + drive
+            target = self._propagate(h) + drive
             return (1 - gate) * h + gate * target if self.update == "retain" else gate * target
 
         state = self.initial_state(drive.shape[0]) if state is None else state

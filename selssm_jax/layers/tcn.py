@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.convolution import DilatedConv
 from selssm_jax.shapes import Activations, Reset, Rows

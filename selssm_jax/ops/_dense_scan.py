@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops.boundaries import carried, composed_or_stepped, vary_alike
+from selssm_jax.ops.boundaries import composed_or_stepped, multiply_state, vary_alike
 
 METHODS = ("auto", "sequential", "associative")
 
@@ -100,7 +100,7 @@ def _backward(method: str, adjoint: bool, saved: tuple[Array, Array, Array, Arra
     following = jnp.where(ends[..., None, None], 0, jnp.roll(a, -1, axis=1)).swapaxes(-1, -2)  # A_{t+1}'
     u = _scan(method, not adjoint, following[:, ::-1], dh[:, ::-1], jnp.zeros_like(h0), ends[:, ::-1])[:, ::-1]
     before = jnp.concatenate([h0[:, None], h[:, :-1]], axis=1)
-    da = jnp.where(reset[..., None, None], 0, carried(u[..., :, None], before[..., None, :]))
+    da = jnp.where(reset[..., None, None], 0, multiply_state(u[..., :, None], before[..., None, :]))
     silent = reset[:, :1] | (u[:, 0] == 0).all(axis=-1, keepdims=True)
     return da, u, jnp.where(silent, 0, jnp.einsum("bji,bj->bi", a[:, 0], u[:, 0])), None
 

@@ -73,7 +73,7 @@ def gathered_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Arra
         raise ValueError(f"capacity={capacity} is no number of components: use one from 1 to {n}")
     places, count = _places(gate > 0)
 
-    def gathered(memory: GatheredMemory) -> GatheredMemory:
+    def step_gathered(memory: GatheredMemory) -> GatheredMemory:
         size = _rows_at_once(weights, capacity)
         length = -(-capacity // size) * size
         where = jnp.where(gate > 0, places, length)  # out of range: dropped
@@ -81,8 +81,8 @@ def gathered_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Arra
         return _update(memory, gate, x, weights, active, count, size)
 
     if capacity == n:
-        return gathered(memory)
-    return lax.cond(count <= capacity, gathered, lambda memory: dense_step(memory, gate, x, weights), memory)
+        return step_gathered(memory)
+    return lax.cond(count <= capacity, step_gathered, lambda memory: dense_step(memory, gate, x, weights), memory)
 
 
 def _update(memory: GatheredMemory, gate: Array, x: Array, weights: GatheredRows, active: Int[Array, "K"], count: Int[Array, ""], size: int) -> GatheredMemory:

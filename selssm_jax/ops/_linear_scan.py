@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from selssm_jax.ops.boundaries import carried, composed_or_stepped, said, vary_alike
+from selssm_jax.ops.boundaries import composed_or_stepped, multiply_cotangent, multiply_state, vary_alike
 
 METHODS = ("auto", "sequential", "associative", "chunked")
 CHUNK = 256  # steps that "chunked" composes at once
@@ -132,7 +132,7 @@ def _scan_forward(run: _Run, a: Array, b: Array, h0: Array) -> tuple[tuple[Array
 def _scan_backward(run: _Run, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     a, h, h0, dh, dlast = vary_alike((*saved, *cotangents))
     u, dh0 = _scan(run._replace(reverse=not run.reverse, delayed=not run.delayed), a, dh, dlast)
-    da = carried(_previous(u, dlast, reverse=not run.reverse), h) if run.delayed else carried(u, _previous(h, h0, reverse=run.reverse))
+    da = multiply_state(_previous(u, dlast, reverse=not run.reverse), h) if run.delayed else multiply_state(u, _previous(h, h0, reverse=run.reverse))
     return da, u, dh0
 
 
@@ -147,7 +147,7 @@ def _in_blocks(run: _Run, block: int, a: Array, b: Array, h0: Array) -> tuple[Ar
     XLA has no reason to keep the old one: reading and writing in one step may cost a copy of the whole buffer a step.
     """
     (_, reverse, delayed, forgets), wide, length = run, h0.dtype, b.shape[1]
-    carry = said if delayed else carried if forgets else jnp.multiply
+    carry = multiply_cotangent if delayed else multiply_state if forgets else jnp.multiply
     count, rest = divmod(length, block)
     offset, shift = (rest, 1) if reverse else (0, -1)
 

@@ -242,7 +242,7 @@ class _Solver(NamedTuple):
         """The states before each step."""
         return jnp.concatenate([self.h0[None], h[:-1]])
 
-    def linearized(self, h: Array) -> Linearized:
+    def linearize(self, h: Array) -> Linearized:
         """step at the states h, and its slopes there."""
         images, linear = jax.linearize(self.images, self.before(h))
         return Linearized(images, linear, self.form.slopes(lambda u: u - linear(u), h))
@@ -256,10 +256,10 @@ class _Solver(NamedTuple):
 
     def at(self, h: Array, iterations: Array) -> _State:
         """The iteration that has come to h."""
-        found = self.linearized(h)
+        found = self.linearize(h)
         return _State(h, found.images, found.J, self.residual(h, found.images), iterations)
 
-    def corrected(self, state: _State) -> Array:
+    def correct(self, state: _State) -> Array:
         """h + u, as f(h_{t-1}) + J u_{t-1}: what is right already stays so beside the largest errors. Always finite."""
         mismatch = state.images - state.h
         new = state.images + (self.form.scan(state.J, mismatch, reverse=False) - mismatch)
@@ -270,11 +270,11 @@ class _Solver(NamedTuple):
         """Iterates from `guess`, corrects once more, and asks whether what it returns is close to the loop's states."""
         end = lax.while_loop(
             lambda state: (state.residual > self.floor) & (state.iterations < self.max_iters),
-            lambda state: self.at(self.corrected(state), state.iterations + 1),
+            lambda state: self.at(self.correct(state), state.iterations + 1),
             self.at(guess, zeros_beside((), guess, guess.dtype)),
         )
-        h = self.corrected(end)
-        there = self.linearized(h)
+        h = self.correct(end)
+        there = self.linearize(h)
         residual = self.residual(h, there.images)
         close = encloses(self.images, there, self.form.scan, self.before(h), h, unit=self.unit, close=CLOSE * self.floor)
         # The report is in floats, for custom_root differentiates what it returns.

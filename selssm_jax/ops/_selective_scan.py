@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops._linear_scan import linear_scan
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, zeros_beside
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, find_lost_sequences, finite, poison, vary_alike, zeros_beside
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.stepping import at, put
 
@@ -122,7 +122,7 @@ def _gradient(method: str, given: _Inputs, reset: Array | None, starts: Array, d
 def _gradient_of_numbers(gradient: Callable[..., _Inputs], given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
     """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
     none = jnp.zeros(given.x.shape[:2], bool) if reset is None else reset
-    rows = lost((given.x, given.dt, given.B, given.C), given.h0, none, dy, dlast)
+    rows = find_lost_sequences((given.x, given.dt, given.B, given.C), given.h0, none, dy, dlast)
     values = gradient(given, reset, finite(starts), dy, dlast)._asdict()
     return _Inputs(*(poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in values.items()))
 

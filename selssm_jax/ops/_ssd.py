@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops._linear_scan import linear_scan
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, finite, lost, poison, vary_alike, zeros_beside
+from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, find_lost_sequences, finite, poison, vary_alike, zeros_beside
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.stepping import at, put
 
@@ -152,7 +152,7 @@ def _pullback_of_numbers(run: Callable[..., Any], given: _Inputs, reset: Array, 
     """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
     clean = given._replace(**{name: finite(getattr(given, name)) for name in ("x", "dt", "B", "C", "h0")})
     gradient = _pullback(run, clean, reset, cotangents)
-    rows = lost((given.x, given.dt, given.B, given.C), given.h0, reset, *cotangents)
+    rows = find_lost_sequences((given.x, given.dt, given.B, given.C), given.h0, reset, *cotangents)
     return gradient._replace(
         **{name: poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in gradient._asdict().items()}
     )
@@ -186,7 +186,7 @@ def _chunk_by_chunk(size: int, given: _Inputs, reset: Array) -> tuple[Array, Arr
 
     def body(h: Array, piece: tuple[Array, ...]) -> tuple[Array, Array]:
         chunk = _chunks(given.A, h.dtype, *(value[:, None] for value in piece))
-        last = (_kept(chunk) * h[:, None] + _own(chunk))[:, 0]
+        last = (_chunk_decay(chunk) * h[:, None] + _chunk_input(chunk))[:, 0]
         return last, _outputs(chunk, h[:, None])[:, 0]
 
     steps = reset.shape[1]
@@ -200,8 +200,8 @@ def _by_chunks(size: int, given: _Inputs, reset: Array) -> tuple[Array, Array]:
     steps = reset.shape[1]
     pieces = (_cut(value, min(size, steps)) for value in (given.x, given.dt, given.B, given.C, reset))
     chunks = _chunks(given.A, given.h0.dtype, *pieces)
-    own = _own(chunks)
-    ends, last = linear_scan(jnp.broadcast_to(_kept(chunks), own.shape), own, given.h0)
+    own = _chunk_input(chunks)
+    ends, last = linear_scan(jnp.broadcast_to(_chunk_decay(chunks), own.shape), own, given.h0)
     starts = jnp.concatenate([given.h0[:, None], ends[:, :-1]], axis=1)
     return _join(_outputs(chunks, starts), given.x.shape), last
 
@@ -238,12 +238,12 @@ def _chunks(A: Array, dtype: jnp.dtype, x: Array, dt: Array, B: Array, C: Array,
     return _Chunks(x * dt[..., None], B, C, *_decay(dt * A[None, None, None], reset))
 
 
-def _kept(chunks: _Chunks) -> Array:
+def _chunk_decay(chunks: _Chunks) -> Array:
     """(b, c, g, 1, r, 1): what is left of the state before a chunk."""
     return chunks.since_start[:, :, -1, :, None, :, None]
 
 
-def _own(chunks: _Chunks) -> Array:
+def _chunk_input(chunks: _Chunks) -> Array:
     """(b, c, g, n, r, p): what the steps of a chunk add to the state after it."""
     return jnp.einsum("bckgn,bckgrp->bcgnrp", chunks.B, chunks.u * chunks.until_end[..., None])
 

@@ -13,12 +13,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
 
-def carried(factor: Inexact[Array, "..."], state: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+def multiply_state(factor: Inexact[Array, "..."], state: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Returns factor * state, of shapes that broadcast, 0 where the factor is 0, whatever the state is."""
     return factor * jnp.where(factor == 0, 0, state)  # that the state waits for less: half the cost of a selection after the product
 
 
-def said(factor: Inexact[Array, "..."], cotangent: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+def multiply_cotangent(factor: Inexact[Array, "..."], cotangent: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Returns factor * cotangent, 0 where either is 0, whatever the other is: a step that nothing reads says nothing of what came before."""
     return jnp.where((factor == 0) | (cotangent == 0), 0, factor * cotangent)
 
@@ -33,7 +33,7 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def lost(steps: Sequence[Array], before: Array, reset: Bool[Array, "B T"], dy: Array, dlast: Array) -> Bool[Array, "B"]:
+def find_lost_sequences(steps: Sequence[Array], before: Array, reset: Bool[Array, "B T"], dy: Array, dlast: Array) -> Bool[Array, "B"]:
     """Returns of which sequences a step is read that sees what is not finite: their gradients are no numbers.
 
     A step sees itself, those before it since the last reset, and the state before all, where no reset lies between.

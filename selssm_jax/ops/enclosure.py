@@ -87,17 +87,17 @@ def encloses(
     corners = jnp.concatenate([jnp.ones_like(signs[:1]), signs])
     corners = jnp.concatenate([corners, -corners])
 
-    def moved(reach: Array) -> Array:
+    def propagate_radius(reach: Array) -> Array:
         most = jnp.abs(jax.vmap(f)(before[None] + corners * reach[None]) - there.images[None]).max(axis=0)
         return most if there.J.ndim == 3 else jnp.maximum(most, jnp.abs(there.J) * reach + _crossing(there.linear, signs, reach))
 
-    def tried(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def widen_tube(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         slopes, _, rounds = state
         rounding = unit * jnp.abs(before)  # of what f reads, a part of its own rounding
-        source = _moved(slopes, rounding) + jnp.abs(there.images - h) + unit * size + tiny
+        source = _propagate_radius(slopes, rounding) + jnp.abs(there.images - h) + unit * size + tiny
         narrow = scan(slopes, source, reverse=False)
         reach = WIDTH * (jnp.concatenate([jnp.zeros_like(narrow[:1]), narrow[:-1]]) + rounding)
-        departure = moved(reach) - _moved(slopes, reach)
+        departure = propagate_radius(reach) - _propagate_radius(slopes, reach)
         wide = scan(slopes, source + jnp.maximum(departure, 0), reverse=False)
         finite = jnp.isfinite(departure).all() & jnp.isfinite(narrow).all() & jnp.isfinite(wide).all()
         holds = finite & ((wide <= WIDTH * narrow) & (wide <= close * size + tiny / jnp.finfo(h.dtype).eps)).all()
@@ -109,7 +109,7 @@ def encloses(
         scale = jnp.concatenate([jnp.abs(before[:1]), size[:-1]]) + tiny
         slopes += _crossing(there.linear, signs, scale) / scale
     start = vary_alike((slopes, jnp.zeros((), bool), jnp.zeros((), jnp.int32), there.images))[:3]
-    return jax.lax.while_loop(lambda state: ~state[1] & (state[2] < ROUNDS), tried, start)[1]
+    return jax.lax.while_loop(lambda state: ~state[1] & (state[2] < ROUNDS), widen_tube, start)[1]
 
 
 def _signs(h: Array) -> Array:
@@ -118,7 +118,7 @@ def _signs(h: Array) -> Array:
     return jnp.asarray(table, h.dtype)[:, jnp.arange(len(h)) % PERIOD]
 
 
-def _moved(slopes: Array, by: Array) -> Array:
+def _propagate_radius(slopes: Array, by: Array) -> Array:
     """|J| d, (T, N)."""
     return slopes * by if slopes.ndim == 2 else jnp.einsum("tij,tj->ti", slopes, by)
 

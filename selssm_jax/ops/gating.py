@@ -25,7 +25,7 @@ def row_sums(A: Array) -> Array:
     return abs(A).sum(axis=1) if A.ndim == 2 else abs(A)
 
 
-def carried(A: Array, reach: Array) -> Array:
+def propagate_radius(A: Array, reach: Array) -> Array:
     """|A| m, (n,): the largest |A h| over all |h_i| <= m_i; an infinite m counts where A reads it."""
     xp = A.__array_namespace__()
     size = abs(A)
@@ -62,8 +62,8 @@ def pull(A: Array, reach: Array, drive: Array, update: str) -> Array:
     states is at most this times the difference of gates (theory, section 5 B5).
     """
     if update == "effective":
-        return carried(A, reach) + drive
-    return carried(A - _identity(A), reach) + drive
+        return propagate_radius(A, reach) + drive
+    return propagate_radius(A - _identity(A), reach) + drive
 
 
 def _identity(A: Array) -> Array:

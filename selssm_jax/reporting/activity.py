@@ -143,14 +143,14 @@ def reader(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, S
             mutable=["intermediates"],
         )
         gates = {name: block["mixer"]["gate"][0] for name, block in sown.get("intermediates", {}).items() if "gate" in block.get("mixer", {})}
-        blocks = {name: sums(gate, _counted(batch, gate, model)) for name, gate in gates.items()}
+        blocks = {name: sums(gate, _count_steps(batch, gate, model)) for name, gate in gates.items()}
         row = Sequence({name: value[0] for name, value in batch.items()}, outputs[0], {name: gate[0] for name, gate in gates.items()})
         return blocks, row, after
 
     return read
 
 
-def _counted(batch: Batch, gate: Array, model: Reader) -> Array:
+def _count_steps(batch: Batch, gate: Array, model: Reader) -> Array:
     """Which steps of a gate count: valid ones of rows that are no padding; a row may have one gate row a channel."""
     valid = jnp.asarray(batch["valid"])
     real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)

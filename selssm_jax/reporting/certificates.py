@@ -16,7 +16,7 @@ from selssm_jax.reporting.document import Block, Paragraph, Picture
 from selssm_jax.reporting.figures import LINES, finite, legend, panels, save, style
 from selssm_jax.reporting.memory.lags import horizon_in_words
 from selssm_jax.reporting.run import Run
-from selssm_jax.reporting.sections import titled
+from selssm_jax.reporting.sections import section
 from selssm_jax.reporting.tables import Cell, Table, number
 from selssm_jax.stability import Certificate, certify_bounds
 from selssm_jax.stability.certificate import unknown
@@ -41,12 +41,12 @@ CURVES = (
 def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
     """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words, and what `gates` (T, n) of one sequence did."""
     bounds = run.model.apply({"params": run.params}, method="bounds")
-    found = {name: _certified(stated) for name, stated in bounds.items()}
-    observed = {name: _observed(bounds[name], gates[name]) if name in gates else None for name in found}
+    found = {name: _certify_block(stated) for name, stated in bounds.items()}
+    observed = {name: _observe_rate(bounds[name], gates[name]) if name in gates else None for name in found}
     return {name: json.loads(one.to_json()) | {"words": str(one), "step": _step(one), "observed_rate": observed[name]} for name, one in found.items()}
 
 
-def _certified(stated: Bounds) -> Certificate:
+def _certify_block(stated: Bounds) -> Certificate:
     """A block's certificate; of constants that no recurrence can have, weights that are not numbers, nothing is known."""
     try:
         return certify_bounds(stated)
@@ -54,7 +54,7 @@ def _certified(stated: Bounds) -> Certificate:
         return unknown(f"The bounds that the layer states are those of no recurrence: {error}")
 
 
-def _observed(stated: Bounds, gates: np.ndarray) -> float | None:
+def _observe_rate(stated: Bounds, gates: np.ndarray) -> float | None:
     """|A_T ... A_1|_2^(1/T) of gates that were seen: of a diagonal transition that of its slowest component. None where gates are means over components."""
     if stated.A is None or stated.averaged:
         return None
@@ -91,7 +91,7 @@ def stability(results: Results, folder: pathlib.Path) -> list[Block]:
         kept = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
         longest = min(LONGEST, max(1000.0, *(found[name]["horizon"] for name in drawn)))
         blocks.append(Picture(save(reach(drawn, kept, longest), folder / "stability.png"), CURVES))
-    return titled("Stability", blocks)
+    return section("Stability", blocks)
 
 
 def is_useful(block: Results) -> bool:
@@ -120,10 +120,10 @@ def _reasons(found: Results) -> list[str]:
     for name, block in found.items():
         reason = block["state_dependent"]["reason"]
         groups.setdefault(NUMBER.sub("#", reason), {})[name.replace("_", " ")] = reason
-    return [f"{', '.join(reasons)}: {_merged(list(reasons.values()))}" for reasons in groups.values()]
+    return [f"{', '.join(reasons)}: {_merge_reasons(list(reasons.values()))}" for reasons in groups.values()]
 
 
-def _merged(reasons: list[str]) -> str:
+def _merge_reasons(reasons: list[str]) -> str:
     numbers = zip(*(NUMBER.findall(reason) for reason in reasons), strict=True)
     lists = (", ".join(dict.fromkeys(values)) for values in numbers)
     return NUMBER.sub(lambda _: next(lists), reasons[0])

@@ -20,8 +20,8 @@ from selssm_jax import invocation
 from selssm_jax.compression import bound, saving
 from selssm_jax.compression.bound import rounding_errors, rounding_radius
 from selssm_jax.compression.carried import Carried
-from selssm_jax.compression.compress import Candidate, Compression, Known, Subject, check_memory, compress, points, relative_loss
-from selssm_jax.compression.progress import fingerprint, resumed
+from selssm_jax.compression.compress import Calibration, Candidate, Compression, Subject, check_memory, compress, points, relative_loss
+from selssm_jax.compression.progress import fingerprint, open_progress
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.search import knee
 from selssm_jax.compression.streaming import PackedModel
@@ -35,7 +35,7 @@ from selssm_jax.reporting.document import Block, Paragraph, Picture, to_html, to
 from selssm_jax.reporting.figures import BLUE, GREY, ORANGE, legend, panels, save, style
 from selssm_jax.reporting.report import circumstances_of, command, writable
 from selssm_jax.reporting.run import Run, open_run
-from selssm_jax.reporting.sections import circumstances, titled
+from selssm_jax.reporting.sections import circumstances, section
 from selssm_jax.reporting.tables import Cell, Table, clean, size
 from selssm_jax.reporting.verdict import verdict_on_compression
 from selssm_jax.stability import Certificate, certify_bounds
@@ -96,10 +96,10 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
     saving.check_free(folder)
     start = time.perf_counter()
     subject = Subject(run.experiment, run.model, run.params, run.dataset)
-    with resumed(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
+    with open_progress(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
         told = {"resumed": progress.begun, "command": command(run.workdir, "--compress", split=split, file=file, override=override)}
         found = compress(subject, lambda line: print(line, file=sys.stderr, flush=True), progress)
-        smaller = _saved(run, found, unfinished / MADE)
+        smaller = _save(run, found, unfinished / MADE)
         with writable(smaller.workdir / "compression") as place:
             results = _results(run, smaller, found, split, subject.metric) | told
             results["seconds"] = time.perf_counter() - start
@@ -120,7 +120,7 @@ def _beside(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.with_name(f"{workdir.name}-compressed")
 
 
-def _saved(run: Run, found: Compression, folder: pathlib.Path) -> Run:
+def _save(run: Run, found: Compression, folder: pathlib.Path) -> Run:
     """Writes the compressed run in place of what an earlier attempt may have left of it."""
     if folder.exists():
         shutil.rmtree(folder)
@@ -154,10 +154,10 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "sequences": run.experiment.compress.sequences,
         "rounding": run.experiment.compress.rounding,
         "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
-        "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(saving.stored(smaller.experiment, smaller.params))},
+        "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(saving.encode(smaller.experiment, smaller.params))},
         "disk_bytes": saving.nbytes(smaller.workdir / "best"),
         "data_processing": processing.verdicts(smaller, split),
-        "certificates": {"before": _certified(run), "after": _certified(smaller)},
+        "certificates": {"before": _certify(run), "after": _certify(smaller)},
         **circumstances_of(smaller.experiment),
     }
 
@@ -177,7 +177,7 @@ def _row(one: Candidate, *, reference: Candidate, metric: str, sequences: int) -
     }
 
 
-def _error(one: Candidate, known: Known) -> Results:
+def _error(one: Candidate, known: Calibration) -> Results:
     """The squared error of some components, and what it cannot be less than."""
     components = np.random.default_rng(0).choice(known.layout.size, min(COMPONENTS, known.layout.size), replace=False)
     quantizer = one.model.quantizer(one.params)  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def _error(one: Candidate, known: Known) -> Results:
     return {"error": measured, "error_bound": least, "error_bits": float(np.mean([quantizer.bits[index] for index in components]))}
 
 
-def _certified(run: Run) -> Results:
+def _certify(run: Run) -> Results:
     """By block, the certified rate of a step and, of a packed state, how near two states come to each other for certain."""
     stated = run.model.apply({"params": run.params}, method="bounds")
     certificates = {name: certify_bounds(bounds) for name, bounds in stated.items()}
@@ -223,10 +223,11 @@ def _write(results: Results, folder: pathlib.Path) -> None:
     blocks += [Paragraph(READING.format(split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"])), _outcome(results)]
     figure = save(frontier(results), folder / "frontier.png")
     knee_words = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
-    blocks += titled("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
-    blocks += titled("Methods at equal bytes", [_methods(results), *_truncations(results)])
-    blocks += titled("Data processing", [Paragraph(_said(results)), _processing(results)] if results["data_processing"] else [Paragraph(TOO_FEW)])
-    blocks += titled("Stability", [Paragraph(ROUNDING.format(rounding=results["rounding"])), _stability(results)])
+    blocks += section("Memory and loss", [Picture(figure, FRONTIER.format(count=results["components"])), Paragraph(knee_words), _frontier(results)])
+    blocks += section("Methods at equal bytes", [_methods(results), *_truncations(results)])
+    processing: list[Block] = [Paragraph(_describe_processing(results)), _processing(results)] if results["data_processing"] else [Paragraph(TOO_FEW)]
+    blocks += section("Data processing", processing)
+    blocks += section("Stability", [Paragraph(ROUNDING.format(rounding=results["rounding"])), _stability(results)])
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
     blocks += circumstances(results)
     (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
@@ -298,7 +299,7 @@ def _truncations(results: Results) -> list[Block]:
     return [Paragraph(TRUNCATED), Table("Balanced truncation by block", columns, rows)] if proved else []
 
 
-def _said(results: Results) -> str:
+def _describe_processing(results: Results) -> str:
     states = {one["status"] for one in results["data_processing"].values()}
     verdict = "is violated somewhere: a bound or its standard error is wrong" if "violated" in states else "is nowhere violated"
     return (

@@ -83,14 +83,14 @@ def _cut(texts: Iterable[str], begun: str, stop: Sequence[str]) -> Iterator[str]
             yield text[told : min(ends)]
             return
         sure = len(text.rstrip(HALF)) if stop or text.endswith(HALF) else len(text)
-        sure = min([sure, *(len(text) - _begun(text[first:], end) for end in stop)])
+        sure = min([sure, *(len(text) - _overlap(text[first:], end) for end in stop)])
         if sure > told:
             yield text[told:sure]
             told = sure
     yield text[told:]
 
 
-def _begun(text: str, end: str) -> int:
+def _overlap(text: str, end: str) -> int:
     """How many characters at the end of a text are the beginning of another."""
     return next((size for size in range(min(len(end) - 1, len(text)), 0, -1) if end.startswith(text[-size:])), 0)
 

@@ -159,7 +159,7 @@ class Shaded:
     def html(self) -> str:
         """Returns the text as marked pieces, with the scale of its shades."""
         apart = any(token.answer is not None for token in self.tokens)
-        pieces = "".join((_answered if apart else _piece)(token) for token in self.tokens)
+        pieces = "".join((_render_answer if apart else _piece)(token) for token in self.tokens)
         colours = ", ".join(_colour(shade) for shade in (0, 0.25, 0.5, 0.75, 1))
         scale = f'{number(self.ends[0])}<span class="ramp" style="background:linear-gradient(90deg, {colours})"></span>{number(self.ends[1])}'
         caption = f"<figcaption>{escape_html(self.caption)} {scale}</figcaption>"
@@ -171,7 +171,7 @@ def _piece(token: Token) -> str:
     return f'<span style="background:{_colour(token.shade)};color:{"#fff" if token.shade > WHITE_FROM else "#000"}">{words}</span>'
 
 
-def _answered(token: Token) -> str:
+def _render_answer(token: Token) -> str:
     if token.answer is None:
         return f"<span>{_piece(token)}</span>"
     right = token.answer == token.truth

@@ -42,9 +42,10 @@ class Source(NamedTuple):
         blocks: list[Block] = []
         if len(tokens) > 1:
             words = "A passage of the evaluated text, as the model read it; the darker the ground,"
-            blocks.append(_shaded(self, tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
+            blocks.append(_shade_tokens(self, tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
             if passage.gates:
-                blocks.append(_shaded(self, tokens[1:], mean_gate(passage.gates)[1:], f"{words} the more of the state the token updates, as the mean gate."))
+                caption = f"{words} the more of the state the token updates, as the mean gate."
+                blocks.append(_shade_tokens(self, tokens[1:], mean_gate(passage.gates)[1:], caption))
         prompt = tokens[:PROMPT]
         drawn = generate(self.model, self.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
         words = f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, "
@@ -112,7 +113,7 @@ def mean_gate(gates: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(list(gates.values()), axis=-1).mean(axis=-1)
 
 
-def _shaded(source: Source, tokens: np.ndarray, values: np.ndarray, caption: str) -> Shaded:
+def _shade_tokens(source: Source, tokens: np.ndarray, values: np.ndarray, caption: str) -> Shaded:
     pieces = _pieces(source, tokens)
     means = np.array([values[piece].mean() for _, piece in pieces])
     ends = _ends(means)

@@ -171,7 +171,7 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
 
 
 @style()
-def carried(models: Sequence[Curve]) -> Figure:
+def draw_state_bytes(models: Sequence[Curve]) -> Figure:
     """Bytes of the state of one sequence by position, a line a model, both axes logarithmic: a cache rises by one decade a decade. At most six models."""
     figure, (ax,) = panels(1, 1, height=3.6)
     for curve, (color, dash, marker) in zip(models, LINES[: len(models)], strict=True):
@@ -193,7 +193,7 @@ def legend(figure: Figure, *axes: Axes, place: str = "outside lower center") -> 
     entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
     if not entries:
         return
-    handles, labels = [handle for handle, _ in entries], [shortened(label) for _, label in entries]
+    handles, labels = [handle for handle, _ in entries], [shorten(label) for _, label in entries]
     across = max(1, min(len(labels), int(figure.get_figwidth() * 72 / (HANDLE + CHARACTER * max(map(len, labels))))))
     figure.legend(handles, labels, loc=place, ncols=across)
 
@@ -217,7 +217,7 @@ def finite(values: Any) -> np.ndarray:
     return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """Returns a name in at most `LABEL` characters of one line."""
     line = " ".join(clean(text).split())
     return line if len(line) <= LABEL else f"{line[: LABEL - 1]}…"
@@ -225,7 +225,7 @@ def shortened(text: str) -> str:
 
 def drawable(text: str, instead: str) -> str:
     """Returns a name as a figure can show it, or `instead`: where the figures' font lacks a letter of it, or it is written from right to left."""
-    line = shortened(text)
+    line = shorten(text)
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
     shown = line and all(ord(letter) in glyphs and unicodedata.bidirectional(letter) not in ("R", "AL", "AN") for letter in line)
     return line if shown else instead

@@ -13,7 +13,7 @@ from selssm_jax.compression.streaming import LEVELS
 from selssm_jax.config import FEWEST
 from selssm_jax.information import limits
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.reporting.memory.lags import retained
+from selssm_jax.reporting.memory.lags import measure_retention
 from selssm_jax.reporting.memory.measure import recording, sequences
 from selssm_jax.reporting.run import Run
 
@@ -43,7 +43,7 @@ def verdicts(run: Run, split: str) -> Results:
             continue
         part = Quantizer(quantizer.levels[at], tuple(quantizer.bits[component] for component in at))
         rounded = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
-        before, after = (retained(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
+        before, after = (measure_retention(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
         most = int(np.argmax(after["lower"]))
         verdict = _verdict(before, after, most, sum(part.bits))
         found[name] = {

@@ -84,7 +84,7 @@ def _compose(run: Run, split: str, folder: pathlib.Path, *, with_memory: bool, c
         results["memory"] = measure_memory(run, split)
         blocks += memory_section(results, folder)
     blocks += certificates.stability(results, folder)
-    blocks += [*sections.titled("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
+    blocks += [*sections.section("An example", examples.show(source)), *sections.costs(results), *sections.circumstances(results)]
     results["seconds"] = time.perf_counter() - start
     _write(results, [Paragraph(verdict(results), lead=True), *blocks], folder)
     return results
@@ -115,8 +115,8 @@ def _scores(run: Run, split: str) -> Results:
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
-        "chosen": chosen(run.step, run.history, kind_of(task).primary) if run.experiment.training.select == "best" else "last",
-        "seen": seen(run, split),
+        "chosen": name_choice(run.step, run.history, kind_of(task).primary) if run.experiment.training.select == "best" else "last",
+        "seen": exposure(run, split),
         "task": dataclasses.asdict(task),
         "primary": kind_of(task).primary,
         "metrics": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
@@ -139,18 +139,18 @@ def title_of(experiment: Experiment) -> str:
 
 def circumstances_of(experiment: Experiment) -> Results:
     """Returns the configuration, without the folders of this machine, the versions of what ran it, and on what."""
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES if _is_installed(name)}
     return {"config": _portable(experiment), "versions": versions, "machine": machine()}
 
 
-def chosen(step: int, history: list[dict[str, Any]], metric: str) -> str:
+def name_choice(step: int, history: list[dict[str, Any]], metric: str) -> str:
     """Returns "best" where no validated step of the history did better on validation than this one, else "last"."""
     scores = {record["step"]: record[metric] for record in history if record.get("split") == "validation" and metric in record}
     mine = scores.pop(step, None)
     return "last" if mine is None or any(is_better(metric, other, mine) for other in scores.values()) else "best"
 
 
-def seen(run: Run, split: str) -> str | None:
+def exposure(run: Run, split: str) -> str | None:
     """Returns "trained" where a split holds what the run was trained on, "chosen" where its parameters were chosen on it, else None."""
     trained = {"train": ("train", WHOLE), "train+validation": ("train", "validation", WHOLE)}[run.experiment.data.train_on]
     if not run.own:
@@ -161,7 +161,7 @@ def seen(run: Run, split: str) -> str | None:
 def readable(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:
     """Returns metrics and those that the task derives from them, as bits from nats of language. None: not a finite number."""
     found = {name: float(value) for name, value in metrics.items()}
-    found |= kind_of(run.dataset.task).derived(found, run.experiment.data, carries=run.dataset.carries)
+    found |= kind_of(run.dataset.task).derive_metrics(found, run.experiment.data, carries=run.dataset.carries)
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
@@ -186,7 +186,7 @@ def _observe(run: Run, split: str) -> tuple[dict[str, activity.Sums], list[Seque
     return activity.observe(run.model, run.params, batches, carry=run.dataset.carries)
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

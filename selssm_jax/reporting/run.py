@@ -60,7 +60,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
     experiment, params, step = checkpoint.restore_for_eval(str(folder))
     experiment = experiment.overridden(override)
     source = _source(folder, experiment.data, file, local_dir, examples=examples)
-    dataset = data.load(source, known) if examples else data.remembered(known)
+    dataset = data.load(source, known) if examples else data.recall_dataset(known)
     own = not file or _is_own(dataset, known)
     split = split or ("test" if own else WHOLE)
     if examples:
@@ -69,9 +69,9 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
         capacity.check(experiment, dataset.task, trained=False)
     if dataset.reading:
         print(dataset.reading, file=sys.stderr, flush=True)
-    model = saving.opened(experiment.model, dataset.task)
+    model = saving.build_model(experiment.model, dataset.task)
     history = _history(folder / "metrics.jsonl")
-    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decoded(params), step, dataset, history, split, own)
+    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decode_weights(params), step, dataset, history, split, own)
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -93,7 +93,7 @@ def _history(path: pathlib.Path) -> list[dict[str, Any]]:
     records = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
-        record = _parsed(line)
+        record = _parse(line)
         if checkpoint.is_record(record):
             records.append(record)
         elif number < len(lines):
@@ -101,7 +101,7 @@ def _history(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _parsed(line: str) -> Any:
+def _parse(line: str) -> Any:
     """A JSON value, None where it is none."""
     try:
         return json.loads(line)

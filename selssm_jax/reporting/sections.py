@@ -17,7 +17,7 @@ Results = dict[str, Any]
 MOST, SQUARE = 30, 16  # rows of a table of channels or classes; classes of a whole confusion matrix
 
 
-def titled(title: str, blocks: list[Block]) -> list[Block]:
+def section(title: str, blocks: list[Block]) -> list[Block]:
     """Returns the blocks under a heading."""
     return [Heading(title), *blocks]
 
@@ -48,7 +48,7 @@ def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Pa
         words += "parameters were evaluated. The first tenth of the steps may leave the figure."
         words += " The validation split was part of the training data." if results["config"]["data"]["train_on"] == "train+validation" else ""
         blocks.append(Picture(figures.save(figure, folder / f"learning_{metric}.png"), words))
-    return titled("Learning curve", blocks or [Paragraph("The run holds no metrics.jsonl, so there is no curve to draw.")])
+    return section("Learning curve", blocks or [Paragraph("The run holds no metrics.jsonl, so there is no curve to draw.")])
 
 
 def errors(results: Results, folder: pathlib.Path) -> list[Block]:
@@ -56,7 +56,7 @@ def errors(results: Results, folder: pathlib.Path) -> list[Block]:
     found = results["errors"]
     if found is None:
         return []
-    return titled("Where it errs", _by_class(found) if "confusion" in found else _by_step_and_channel(found, folder))
+    return section("Where it errs", _by_class(found) if "confusion" in found else _by_step_and_channel(found, folder))
 
 
 def _by_step_and_channel(found: Results, folder: pathlib.Path) -> list[Block]:
@@ -96,7 +96,7 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     """How many components of the state the gates update, by block."""
     found = results["gates"]
     if not found:
-        return titled("Gate activity", [Paragraph("No block of this model has gates.")])
+        return section("Gate activity", [Paragraph("No block of this model has gates.")])
     steps = next(iter(found.values()))["steps"]
     words = (
         f"A gate of 0 keeps a component of the state, a gate of 1 updates it fully. Means over {steps:,} valid steps of the {results['split']} split. "
@@ -108,7 +108,7 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     rows = tuple((name.replace("_", " "), *(block[key] for key in keys)) for name, block in found.items())
     path = figures.save(figures.gate_activity(found), folder / "gates.png")
     caption = "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a step updates, by position."
-    return titled("Gate activity", [Paragraph(words), Table("Gates by block", names, rows), Picture(path, caption)])
+    return section("Gate activity", [Paragraph(words), Table("Gates by block", names, rows), Picture(path, caption)])
 
 
 def costs(results: Results) -> list[Block]:
@@ -132,7 +132,7 @@ def costs(results: Results) -> list[Block]:
     groups = tuple((name, count) for name, count in found["parameters"].items())
     total = ("all", sum(found["parameters"].values()))
     parts = Table("Parameters", ("part of the model", "parameters"), (*groups, total))
-    return titled("Memory and cost", [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), states, parts])
+    return section("Memory and cost", [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), states, parts])
 
 
 def _overtaken(position: int | None) -> str:
@@ -145,7 +145,7 @@ def circumstances(results: Results) -> list[Block]:
     machine = results["machine"]
     where = f"{machine['platform']}, {machine['cpus']} CPU cores, {machine['devices']} × {machine['device']}"
     rows = (("machine", where), *((name, version) for name, version in results["versions"].items()))
-    return titled(
+    return section(
         "Circumstances",
         [Table("Software and machine", ("", ""), rows), Verbatim(json.dumps(results["config"], indent=2, ensure_ascii=False), folded="Configuration")],
     )

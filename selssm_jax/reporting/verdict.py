@@ -49,7 +49,7 @@ def _price(results: Results) -> str:
     before, after = (results[name]["test"][metric] for name in ("reference", "compressed"))
     if not math.isfinite(after):
         return f"The {metric} on the {split} split is not a finite number: the compressed run is of no use."
-    return f"{_shown(metric, after)} on the {split} split, {_compared(metric, after, before)} the run before ({_shown(metric, before, name=False)})."
+    return f"{_format(metric, after)} on the {split} split, {_compare(metric, after, before)} the run before ({_format(metric, before, name=False)})."
 
 
 def _pays(results: Results) -> str:
@@ -78,16 +78,16 @@ def _score(results: Results) -> str:
     if score is None:
         return f"The {metric} on the {results['split']} split is not a finite number: the parameters are of no use."
     rivals = {name: values[metric] for name, values in results["baselines"].items() if values.get(metric) is not None and name != OPTIMUM}
-    words = f"{_shown(metric, score)} on the {results['split']} split{SEEN[results['seen']]}"
+    words = f"{_format(metric, score)} on the {results['split']} split{SEEN[results['seen']]}"
     if not rivals:
         return f"{words}; there is no simple baseline to hold it against."
     best = next(iter(rivals))
     for name, value in rivals.items():
         best = name if is_better(metric, value, rivals[best]) else best
-    return f"{words}, {_compared(metric, score, rivals[best])} {RIVALS.get(best, best)} ({_shown(metric, rivals[best], name=False)}), the best simple baseline."
+    return f"{words}, {_compare(metric, score, rivals[best])} {RIVALS.get(best, best)} ({_format(metric, rivals[best], name=False)}), the best simple baseline."
 
 
-def _compared(metric: str, score: float, rival: float) -> str:
+def _compare(metric: str, score: float, rival: float) -> str:
     """How the score stands to the rival's: in percent of an error, in points of a share."""
     if score == rival:
         return "just as good as"
@@ -100,7 +100,7 @@ def _compared(metric: str, score: float, rival: float) -> str:
     return f"{percent:.0f} % {better} than" if 0.5 <= percent < 1000 else f"{number(percent)} % {better} than"
 
 
-def _shown(metric: str, value: float, *, name: bool = True) -> str:
+def _format(metric: str, value: float, *, name: bool = True) -> str:
     text = f"{number(100 * value)} %" if meaning_of(metric).share else number(value)
     return f"{metric} {text}" if name else text
 

@@ -32,7 +32,7 @@ def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
 def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
     """Without a law: by uniform contraction, or the dimension-free bound for gates independent in time (theory, section 5 B2)."""
     if uniform.status == "holds":
-        return squared(uniform, len(given.A))
+        return square_contraction(uniform, len(given.A))
     norm, least = operator_norm(given.A, norm="euclidean"), float(given.low.min())
     if norm < 1 and least > 0 and given.update == "retain":
         rate = 1 - least * (1 - norm**2)
@@ -46,7 +46,7 @@ def _with_constants(verdict: Verdict, euclidean: float, components: int) -> Verd
     return dataclasses.replace(verdict, constant=components * euclidean, euclidean_constant=euclidean)
 
 
-def squared(uniform: Verdict, components: int) -> Verdict:
+def square_contraction(uniform: Verdict, components: int) -> Verdict:
     """Contraction of every path, as one of second moments."""
     if uniform.status != "holds" or uniform.rate is None:
         return Verdict("not established", reason="Paths are not known to contract.")

@@ -216,7 +216,7 @@ def _of_jacobian(J: np.ndarray, box: np.ndarray | None) -> Certificate:
         nothing,
         uniform=path,
         state_dependent=path,
-        mean_square=asymptotics.squared(path, len(J)),
+        mean_square=asymptotics.square_contraction(path, len(J)),
         lyapunov=asymptotics.exponent_of(path),
         stationary_law=law or nothing.stationary_law,
         invariant_radius=box,

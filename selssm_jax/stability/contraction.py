@@ -92,21 +92,21 @@ class Growth:
         return N
 
 
-def gated(A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str) -> Growth:
+def gated_growth(A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str) -> Growth:
     """Returns F of gates that do not read the state and lie in [low, high]."""
     return Growth(*(np.abs(effective_transition(gate, A, update)) for gate in (low, high)))
 
 
 def contract(growth: Growth) -> Contraction:
     """Returns the contraction with the shortest memory horizon among weights near the best rate and equal weights."""
-    equal = _measured(growth, np.ones(len(growth.low)))
+    equal = _measure(growth, np.ones(len(growth.low)))
     if growth.separable:
         return equal
     root = perron_root(growth)
     if root >= 1:
         return Contraction(root, equal.weights) if root < equal.rate else equal
     tried = [_weights(growth, root + share * (1 - root)) for share in SHARES]
-    return min([equal, *(_measured(growth, v) for v in tried if v is not None)], key=lambda one: (one.horizon(PRECISION), one.rate))
+    return min([equal, *(_measure(growth, v) for v in tried if v is not None)], key=lambda one: (one.horizon(PRECISION), one.rate))
 
 
 def perron_root(growth: Growth) -> float:
@@ -143,12 +143,12 @@ def _weights(growth: Growth, c: float) -> np.ndarray | None:
         if not (np.isfinite(new).all() and new.min() > 0):
             return None
         if (new <= v * (1 + 1e-13)).all():
-            return _scaled(growth, new, c)
+            return _scale_solution(growth, new, c)
         v = new
     return None
 
 
-def _scaled(growth: Growth, v: np.ndarray, c: float) -> np.ndarray | None:
+def _scale_solution(growth: Growth, v: np.ndarray, c: float) -> np.ndarray | None:
     """The solution of policy iteration, or the one of (I - N / c) u = v, whose slack is of the same share in every component, however large it is."""
     if below(growth, v, 0, c):
         return v
@@ -180,7 +180,7 @@ def fixed_bound(N: np.ndarray, constant: np.ndarray) -> np.ndarray | None:
     return M if np.isfinite(M).all() and below(growth, M, constant) else None
 
 
-def _measured(growth: Growth, v: np.ndarray) -> Contraction:
+def _measure(growth: Growth, v: np.ndarray) -> Contraction:
     v = v / v.max()
     return Contraction(float((growth(v) / v).max()), v)
 

@@ -188,7 +188,7 @@ def _by_component(law: Law) -> MeanSquare:
         maps = law.P[None] * power.T[:, None, :]  # (n, m, m)
         radii = np.abs(np.linalg.eigvals(maps)).max(axis=1)
         worst = int(radii.argmax())
-        radius, rate, constant = _proved(float(radii[worst]), float(maps.sum(axis=2).max()), lambda rate: _positive(maps, rate))
+        radius, rate, constant = _prove_rate(float(radii[worst]), float(maps.sum(axis=2).max()), lambda rate: _positive(maps, rate))
         return MeanSquare(radius, (radius, radius) if constant is not None else _around(radius, maps[worst]), rate, constant, np.eye(len(law.A))[worst])
     interval = _interval(radius, _batch_means(power[:, worst])) if law.sampled else (radius, radius)
     return MeanSquare(radius, interval, rate, constant, np.eye(len(law.A))[worst])
@@ -206,7 +206,7 @@ def _positive(maps: np.ndarray, rate: float) -> float | None:
     return float((y.max(axis=1) / y.min(axis=1)).max())
 
 
-def _proved(radius: float, size: float, proof: Callable[[float], float | None]) -> tuple[float, float, float | None]:
+def _prove_rate(radius: float, size: float, proof: Callable[[float], float | None]) -> tuple[float, float, float | None]:
     """(radius, rate, constant): the first of a few rates above the radius that `proof` has a constant for; None for it where there is none.
 
     Eigenvalues of a map far from normal may come out far from where they are, so a rate below 1 is tried whatever the radius seems to be; one that is
@@ -236,7 +236,7 @@ def _around(radius: float, maps: np.ndarray) -> tuple[float, float]:
 def _by_matrix(law: Law) -> MeanSquare:
     radius, X = _root(law)
     size = float(np.linalg.norm(backward(law, np.broadcast_to(np.eye(len(law.A)), law.shape)), ord=2, axis=(1, 2)).max())
-    radius, rate, constant = _proved(radius, size, lambda rate: _proof(law, rate))
+    radius, rate, constant = _prove_rate(radius, size, lambda rate: _proof(law, rate))
     interval = (radius, radius) if constant is not None else _around(radius, _written_out(law))
     return MeanSquare(radius, interval, rate, constant, np.linalg.eigh(X.sum(axis=0))[1][:, -1])
 
@@ -326,7 +326,7 @@ def _by_powers(law: Law) -> MeanSquare:
     """
     logs, Y = _powers(law, backward)
     radius, off = _settling(logs)
-    logs = _rounded(law, logs)
+    logs = _bound_powers(law, logs)
     roots = logs[1:] / np.arange(1, len(logs))
     best = int(roots.argmin())
     rate = float(np.exp(roots[best]))
@@ -377,7 +377,7 @@ def _size(Z: np.ndarray) -> float:
     return float(np.minimum(np.linalg.norm(Z, axis=(1, 2)), np.abs(Z).sum(axis=2).max(axis=1)).max())
 
 
-def _rounded(law: Law, logs: np.ndarray) -> np.ndarray:
+def _bound_powers(law: Law, logs: np.ndarray) -> np.ndarray:
     """log |B^t(I)| with room for rounding, up to the first t at which there is more of that than of the power itself.
 
     What rounding adds to step s is moved on by the t - 1 - s steps after it: sum_s |B^s(I)| |B^(t-1-s)(I)| times its size, twice for what it adds to these.

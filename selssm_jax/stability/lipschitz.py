@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selssm_jax.layers import settings
+from selssm_jax import settings
 from selssm_jax.layers.gates import Opening, largest_slope
 from selssm_jax.ops.boundaries import finite
 from selssm_jax.ops.extremes import largest

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from selssm_jax.ops.gating import effective_transition
-from selssm_jax.stability.contraction import Contraction, Growth, contract, feasible, gated
+from selssm_jax.stability.contraction import Contraction, Growth, contract, feasible, gated_growth
 from selssm_jax.stability.lipschitz import operator_norm
 from selssm_jax.stability.recurrence import Recurrence
 from selssm_jax.stability.simulate import GateSequence, diverging_pair
@@ -55,7 +55,7 @@ def state_dependent(given: Recurrence, apart: Verdict) -> Verdict:
     radius = given.invariant_radius
     if radius is None or not np.isfinite(given.lipschitz).all():
         return Verdict("not established", reason=_missing(given))
-    found = contract(given.coupled(radius))
+    found = contract(given.state_dependent_growth(radius))
     if found.rate < 1:
         return _holds(found, f"On the invariant box |h_i| <= {radius.max():.4g} every step shrinks differences by {found.rate:.6g}.")
     slope = given.lipschitz if given.lipschitz.ndim < 2 else np.diag(given.lipschitz)
@@ -64,9 +64,9 @@ def state_dependent(given: Recurrence, apart: Verdict) -> Verdict:
     if pair is not None:
         gap = np.abs(pair.starts[0] - pair.starts[1]).max()
         return Verdict(
-            "refuted", reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. {_needed(given, radius)}", witness=pair
+            "refuted", reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. {_excess(given, radius)}", witness=pair
         )
-    return Verdict("not established", reason=f"The bound of a step's factor is {found.rate:.6g}. {_needed(given, radius)}")
+    return Verdict("not established", reason=f"The bound of a step's factor is {found.rate:.6g}. {_excess(given, radius)}")
 
 
 def _missing(given: Recurrence) -> str:
@@ -78,12 +78,12 @@ def _missing(given: Recurrence) -> str:
     return f"rho(|A|) = {given.spectral_radius:.6g}: no box is invariant."
 
 
-def _needed(given: Recurrence, radius: np.ndarray) -> str:
+def _excess(given: Recurrence, radius: np.ndarray) -> str:
     """How much less the gates would have to read the state."""
     least, most = 0.0, 1.0
     for _ in range(SHARE_HALVINGS):
         middle = (least + most) / 2
-        least, most = (middle, most) if feasible(given.coupled(radius, middle)) else (least, middle)
+        least, most = (middle, most) if feasible(given.state_dependent_growth(radius, middle)) else (least, middle)
     if least == 0:
         return "Even gates that do not read the state would not be certified: they need a floor above 0."
     return f"It holds once gate_lipschitz, or the largest drive, is {least:.3g} times what it is."
@@ -101,7 +101,7 @@ def slow_gates(given: Recurrence) -> Verdict:
         return Verdict("not established", reason="A small gate erases in the effective update: it is not slow.")
     if not given.high.min() > 0:
         return Verdict("not established", reason="A component's gate never opens: it never forgets.")
-    growth = gated(given.A, given.high, given.high, given.update)
+    growth = gated_growth(given.A, given.high, given.high, given.update)
     fastest = contract(growth)
     if fastest.rate >= 1:
         return Verdict("not established", reason=f"With all gates at gate_max the bound of a step's factor is {fastest.rate:.6g}: open gates overshoot.")

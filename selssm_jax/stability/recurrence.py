@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selssm_jax.ops.gating import pull
-from selssm_jax.stability.contraction import Growth, fixed_bound, gated, perron_root
+from selssm_jax.stability.contraction import Growth, fixed_bound, gated_growth, perron_root
 from selssm_jax.stability.laws import GateLaw, Law, read_law
 from selssm_jax.stability.lipschitz import operator_norm
 
@@ -39,7 +39,7 @@ class Recurrence:
     @cached_property
     def growth(self) -> Growth:
         """How differences grow under gates that do not read the state."""
-        return gated(self.A, self.low, self.high, self.update)
+        return gated_growth(self.A, self.low, self.high, self.update)
 
     @cached_property
     def spectral_radius(self) -> float:
@@ -56,7 +56,7 @@ class Recurrence:
         size = np.abs(self.A) * (scale if self.A.ndim == 1 else scale[:, None])
         return fixed_bound(size, scale * self.drive)
 
-    def coupled(self, radius: np.ndarray, share: float = 1.0) -> Growth:
+    def state_dependent_growth(self, radius: np.ndarray, share: float = 1.0) -> Growth:
         """How differences grow on the box |h_i| <= radius_i under gates that read the state, by `share` of what they may."""
         force = share * pull(self.A, radius, self.drive, self.update)
         if self.lipschitz.ndim == 0:

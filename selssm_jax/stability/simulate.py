@@ -22,7 +22,7 @@ PROJECTIONS = 8  # random directions in which laws are compared, beside the comp
 Step = Callable[[np.ndarray, Any], np.ndarray]
 
 
-def coupled(step: Step, starts: np.ndarray, inputs: Iterable[Any], *, weights: np.ndarray | None = None) -> np.ndarray:
+def simulate_coupled(step: Step, starts: np.ndarray, inputs: Iterable[Any], *, weights: np.ndarray | None = None) -> np.ndarray:
     """Returns the distances max_i |h_i - k_i| / v_i of two trajectories under the same inputs, before and after every step.
 
     Args:
@@ -59,7 +59,7 @@ def laws_agree(step: Step, start: np.ndarray, draw: Callable[[np.random.Generato
     Smirnov's test; the smallest p-value is corrected for their number (Bonferroni).
 
     Args:
-      step: as in `coupled`, for states (count, n). start: (n,). draw: (generator, count) -> the inputs of one step, noise included.
+      step: as in `simulate_coupled`, for states (count, n). start: (n,). draw: (generator, count) -> the inputs of one step, noise included.
     """
     rng = np.random.default_rng(seed)
     ends = []
@@ -126,7 +126,7 @@ class LatchPair:
     def replay(self, A: np.ndarray, update: str, *, periods: int) -> np.ndarray:
         """Returns the distance of both trajectories before and after every step."""
         drives = np.tile(self.drives, (periods, 1))
-        return coupled(lambda h, u: gated_update(A, h, self.gate(h, u), u, update), self.starts, drives)
+        return simulate_coupled(lambda h, u: gated_update(A, h, self.gate(h, u), u, update), self.starts, drives)
 
 
 Witness = GateSequence | Direction | GatePath | LatchPair
@@ -138,15 +138,15 @@ def diverging_pair(A: np.ndarray, low: np.ndarray, high: np.ndarray, slope: np.n
         return None
     for cycle in CYCLES:
         drives = np.asarray(cycle)[:, None] * drive
-        ends = np.stack([_settled(A, drives, low, armed, update) for armed in (low, high)])
+        ends = np.stack([_settle(A, drives, low, armed, update) for armed in (low, high)])
         thresholds = ends[0] + PLACES[:, None, None] * (ends[1] - ends[0]) - (high - low) / (2 * np.where(slope > 0, slope, 1))
-        pair = _latched(A, LatchPair(ends, drives, slope, thresholds, low, high), update) if np.isfinite(ends).all() else None
+        pair = _find_latch(A, LatchPair(ends, drives, slope, thresholds, low, high), update) if np.isfinite(ends).all() else None
         if pair is not None:
             return pair
     return None
 
 
-def _settled(A: np.ndarray, drives: np.ndarray, low: np.ndarray, armed: np.ndarray, update: str) -> np.ndarray:
+def _settle(A: np.ndarray, drives: np.ndarray, low: np.ndarray, armed: np.ndarray, update: str) -> np.ndarray:
     """The state before each cycle in the long run, with gates `armed` where the drive is positive and `low` elsewhere."""
 
     def cycle(h: np.ndarray) -> np.ndarray:
@@ -154,10 +154,10 @@ def _settled(A: np.ndarray, drives: np.ndarray, low: np.ndarray, armed: np.ndarr
             h = gated_update(A, h, np.where(u > 0, armed, low), u, update)
         return h
 
-    return _repeated(cycle, np.zeros(len(A)), len(drives))[1]
+    return _repeat_cycle(cycle, np.zeros(len(A)), len(drives))[1]
 
 
-def _latched(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | None:
+def _find_latch(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | None:
     """Of latches with thresholds (places, 1, n), one whose attractors repeat themselves and stay apart: slow forgetting is not taken for none."""
 
     def cycle(h: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def _latched(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | None:
             h = gated_update(A, h, tried.gate(h, u), u, update)
         return h
 
-    before, ends = _repeated(cycle, np.repeat(tried.starts[None], len(PLACES), axis=0), len(tried.drives))
+    before, ends = _repeat_cycle(cycle, np.repeat(tried.starts[None], len(PLACES), axis=0), len(tried.drives))
     scale = np.maximum(np.abs(ends).max(axis=(1, 2)), np.finfo(np.float64).tiny)
     repeats = np.abs(ends - before).max(axis=(1, 2)) <= REPEATED * scale
     found = np.flatnonzero(repeats & (np.abs(ends[:, 0] - ends[:, 1]).max(axis=1) > APART * scale))
@@ -174,7 +174,7 @@ def _latched(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | None:
     return dataclasses.replace(tried, starts=ends[found[0]], threshold=tried.threshold[found[0], 0])
 
 
-def _repeated(cycle: Callable[[np.ndarray], np.ndarray], h: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _repeat_cycle(cycle: Callable[[np.ndarray], np.ndarray], h: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The states before and after the last cycle of SETTLE steps, or of fewer once nothing moves; inf where they leave the finite numbers."""
     with np.errstate(over="ignore", invalid="ignore"):
         for count in range(SETTLE // length):

@@ -81,7 +81,7 @@ def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Ex
         group, _, field = key.partition(".")
         values[group][field] = value
     found = Experiment.from_dict(values)
-    return dataclasses.replace(found, model=_matched(found.model, task, target(experiment, task), name))
+    return dataclasses.replace(found, model=_match_parameters(found.model, task, target(experiment, task), name))
 
 
 def target(experiment: Experiment, task: Task) -> int:
@@ -98,7 +98,7 @@ def parameters(model: Model, task: Task) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(whole.init, keys, inputs)["params"]))
 
 
-def _matched(model: Model, task: Task, wanted: int, name: str) -> Model:
+def _match_parameters(model: Model, task: Task, wanted: int, name: str) -> Model:
     """The model with MLPs as wide as makes `wanted` parameters; each hidden unit adds as many as the one before."""
     one, two = (parameters(_with_hidden(model, width), task) for width in (1, 2))
     width = max(NARROWEST, 1 + round((wanted - one) / (two - one)))

@@ -39,10 +39,10 @@ def read(run: Run) -> dict[str, Any]:
     every = 1 if kind.tokens else -(-length // LONGEST)
     unit = "step" if every == 1 else f"step of {every} sample"
     title = kind.title(sequence.batch, np.asarray(sequence.outputs), run.dataset.metadata())
-    return {"title": title, "unit": unit, **_shown(run, sequence, every), "position": (positions // every).tolist(), "blocks": blocks}
+    return {"title": title, "unit": unit, **_thin_signal(run, sequence, every), "position": (positions // every).tolist(), "blocks": blocks}
 
 
-def kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[np.ndarray, "F"]:
+def share_kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[np.ndarray, "F"]:
     """Returns, of what every frame wrote, the share that is still there after the last one; 0 where it wrote nothing."""
     after = np.cumprod(np.abs(a[::-1]), axis=0)[::-1]
     survives = np.concatenate([after[1:], np.ones((1, a.shape[1]))])
@@ -52,16 +52,16 @@ def kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[n
 
 def _block(gate: np.ndarray, A: np.ndarray, update: str) -> dict[str, list[float]]:
     a = np.asarray(jax.device_get(effective_transition(gate[None], A, update)))[0]
-    return {"gate": _rounded(gate.mean(axis=1)), "kept": _rounded(kept(gate, a))}
+    return {"gate": _round_values(gate.mean(axis=1)), "kept": _round_values(share_kept(gate, a))}
 
 
-def _shown(run: Run, sequence: Sequence, every: int) -> dict[str, Any]:
+def _thin_signal(run: Run, sequence: Sequence, every: int) -> dict[str, Any]:
     """The tokens, or the signal thinned out to what a page can show."""
     inputs = np.asarray(sequence.batch["inputs"])[: int(sequence.batch["valid"].sum())]
     if kind_of(run.dataset.task).tokens:
         return {"tokens": [run.dataset.vocabulary[int(token)] for token in inputs], "signal": None}
-    return {"tokens": None, "signal": [_rounded(row) for row in inputs[::every, :CHANNELS]]}
+    return {"tokens": None, "signal": [_round_values(row) for row in inputs[::every, :CHANNELS]]}
 
 
-def _rounded(values: np.ndarray) -> list[float]:
+def _round_values(values: np.ndarray) -> list[float]:
     return [round(float(value), DIGITS) for value in values]

@@ -53,7 +53,7 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         "target_parameters": target(cell.sweep, first.dataset.task),
         "trials": [trial._asdict() for trial in cell.trials],
         "chosen": cell.chosen,
-        "runs": [_scored(trained, run, command(config, base, trained)) for trained, run in zip(cell.runs, opened, strict=True)],
+        "runs": [_record_seed(trained, run, command(config, base, trained)) for trained, run in zip(cell.runs, opened, strict=True)],
         "costs": _costs(costs),
         "baselines": first.dataset.baselines("test"),
         "dtype": first.experiment.model.dtype,
@@ -79,7 +79,7 @@ def command(config: str, base: Experiment, run: Trained) -> str:
     return " ".join(["python train.py", f"--config {config}", f"--workdir runs/{run.experiment.name}_{run.seed}", *flags, "--report"])
 
 
-def _scored(trained: Trained, run: Run, again: str) -> Record:
+def _record_seed(trained: Trained, run: Run, again: str) -> Record:
     """One seed: what it scored, and how to have it again."""
     speeds = [record["steps_per_second"] for record in run.history if "steps_per_second" in record]
     found = {

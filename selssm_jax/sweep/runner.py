@@ -149,18 +149,18 @@ class _Cell:
     def _trial(self, number: int, point: Point) -> Trial:
         """The trial of a point: as Optuna has it, else trained now."""
         name, found = f"trial_{number}", self.study.get_trials(states=(TrialState.COMPLETE,))
-        done = next((trial for trial in found if trial.params == point), None) or self._tried(name, point)
+        done = next((trial for trial in found if trial.params == point), None) or self._try_point(name, point)
         validation = done.user_attrs["validation"]
-        self.progress.passed(self.model, name, point, self.trial_steps, f"{self.metric} {validation[self.metric]:.4g}" if validation else "diverged")
+        self.progress.note_run(self.model, name, point, self.trial_steps, f"{self.metric} {validation[self.metric]:.4g}" if validation else "diverged")
         return Trial(point, validation, done.user_attrs["cpu_seconds"])
 
-    def _tried(self, name: str, point: Point) -> FrozenTrial:
+    def _try_point(self, name: str, point: Point) -> FrozenTrial:
         """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the worst there is.
 
         A trial is told whole, when it is there: a kill leaves neither a point that waits nor one that runs for ever.
         """
         try:
-            validation, seconds = self._tested(self._at(point, self.trial_steps, seed=0), self.folder / name)
+            validation, seconds = self._read_trial(self._at(point, self.trial_steps, seed=0), self.folder / name)
         except BaseException:
             self.study.add_trial(create_trial(state=TrialState.FAIL, params=point, distributions=self.axes))
             raise
@@ -169,7 +169,7 @@ class _Cell:
         self.study.add_trial(reached)
         return reached
 
-    def _tested(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
+    def _read_trial(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
         """The validation of a trial, none where it diverged, and its seconds."""
         start = time.process_time()
         try:
@@ -195,7 +195,7 @@ class _Cell:
             experiments, workdirs = [self._at(chosen, steps, seed=seed) for seed in group], [self.folder / f"seed_{seed}" for seed in group]
             outcomes, seconds = _train(experiments, workdirs)
             for seed, experiment, workdir, outcome in zip(group, experiments, workdirs, outcomes, strict=True):
-                self.progress.passed(self.model, workdir.name, chosen, steps, f"{self.metric} {outcome.kept[self.metric]:.4g}")
+                self.progress.note_run(self.model, workdir.name, chosen, steps, f"{self.metric} {outcome.kept[self.metric]:.4g}")
                 yield Trained(seed, experiment, workdir, outcome.kept, seconds)
 
     def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
@@ -218,13 +218,13 @@ def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) 
     with (workdirs[0] / LOG).open("a") as log, contextlib.redirect_stderr(log):
         paths = [str(workdir) for workdir in workdirs]
         outcomes = together.fit_together(experiments, paths) if len(paths) > 1 else [loop.fit(experiments[0], paths[0])]
-    seconds = [_added(workdir / SECONDS, (time.process_time() - start) / len(workdirs)) for workdir in workdirs]
+    seconds = [_add_to_file(workdir / SECONDS, (time.process_time() - start) / len(workdirs)) for workdir in workdirs]
     if not all(outcome.finished for outcome in outcomes):
         raise Interrupted(f"stopped in {workdirs[0].parent}, saved")
     return outcomes, round(max(seconds), 1)
 
 
-def _added(path: pathlib.Path, seconds: float) -> float:
+def _add_to_file(path: pathlib.Path, seconds: float) -> float:
     """Adds to the number that a file holds, and returns it."""
     total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
     path.write_text(f"{total:.3f}\n")
@@ -264,7 +264,7 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def passed(self, model: str, name: str, point: Point, steps: int, score: str) -> None:
+    def note_run(self, model: str, name: str, point: Point, steps: int, score: str) -> None:
         """Says that a run is there."""
         self._passed += 1
         self._bar.update(steps)

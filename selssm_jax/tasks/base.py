@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import Data, Model, Training
 from selssm_jax.layers.encoders import FrameEncoder
-from selssm_jax.tasks.scores import Sums, counted, weighted
+from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
 
 State = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -130,8 +130,8 @@ class TaskKind:
 
     def score(self, outputs: Array, batch: Batch) -> Sums:
         """Returns the metrics of a batch as (weighted sum, weight): their ratio over any number of batches is exact."""
-        outputs = counted(outputs, batch["weights"])
-        return {name: weighted(error, batch["weights"]) for name, error in self.errors(outputs, batch).items()}
+        outputs = hide_unweighted(outputs, batch["weights"])
+        return {name: sum_weighted(error, batch["weights"]) for name, error in self.errors(outputs, batch).items()}
 
     def trained_on(self, training: Training) -> str:
         """Returns the name of the task's part of the loss."""
@@ -161,7 +161,7 @@ class TaskKind:
         del data
         return "signal"
 
-    def derived(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
+    def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
         """Returns metrics that follow from others and are easier to read; `carries`: the data are one text, not sequences that each begin anew."""
         del metrics, data, carries
         return {}

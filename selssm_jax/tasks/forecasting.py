@@ -14,7 +14,7 @@ from selssm_jax.config import Model, Training
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.heads import ForecastHead
 from selssm_jax.tasks.base import Batch, Ends, State, TaskKind
-from selssm_jax.tasks.scores import Sums, counted, weighted
+from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
 
 
 class Forecasting(TaskKind):
@@ -101,9 +101,9 @@ class Forecasting(TaskKind):
         r2 is 1 - sum e^2 / sum y^2, out of sample: against the forecast 0, which is the training mean of standardised values (Campbell and Thompson 2008).
         direction is the share of values forecast on the right side of the last input, those that equal it left out.
         """
-        outputs, targets = (counted(values, batch["weights"]) for values in (outputs, batch["targets"]))
+        outputs, targets = (hide_unweighted(values, batch["weights"]) for values in (outputs, batch["targets"]))
         errors = self.errors(outputs, {**batch, "targets": targets})
-        return {name: weighted(error, batch["weights"]) for name, error in errors.items()} | _shares(outputs, targets, batch)
+        return {name: sum_weighted(error, batch["weights"]) for name, error in errors.items()} | _shares(outputs, targets, batch)
 
     def trained_on(self, training: Training) -> str:
         """Returns "mse" or "huber"."""
@@ -146,15 +146,15 @@ def huber(outputs: Array, batch: Batch) -> Sums:
 
     Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let decide.
     """
-    outputs, targets = (counted(values, batch["weights"]) for values in (outputs, batch["targets"]))
-    return {"huber": weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch["weights"])}
+    outputs, targets = (hide_unweighted(values, batch["weights"]) for values in (outputs, batch["targets"]))
+    return {"huber": sum_weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch["weights"])}
 
 
 def _shares(outputs: Array, targets: Array, batch: Batch) -> Sums:
     """R2 and the share of right directions; of the series with its cycle, where that was taken off."""
-    weights, last = batch["weights"][:, None, None], counted(batch["inputs"][:, -1:], batch["weights"])
+    weights, last = batch["weights"][:, None, None], hide_unweighted(batch["inputs"][:, -1:], batch["weights"])
     if "course" in batch:
-        before, ahead = jnp.split(counted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1)
+        before, ahead = jnp.split(hide_unweighted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1)
         last, targets, outputs = last + before, targets + ahead, outputs + ahead
     unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
     moved = (targets != last) * weights

@@ -80,7 +80,7 @@ class Language(TaskKind):
         """Returns what a token is: that of a text, or a symbol."""
         return data.level if data.source in TEXTS else "symbol"
 
-    def derived(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
+    def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
         """Returns bits, nats / ln 2, and for words of a text the perplexity exp(nats)."""
         if "nats" not in metrics:
             return {}

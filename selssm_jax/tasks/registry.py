@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from selssm_jax import settings
 from selssm_jax.config import Task
 from selssm_jax.errors import suggest
-from selssm_jax.layers import settings
 from selssm_jax.tasks.base import TaskKind
 from selssm_jax.tasks.classification import Classification
 from selssm_jax.tasks.forecasting import Forecasting

@@ -53,14 +53,14 @@ def is_better(metric: str, new: float, old: float) -> bool:
     return new > old if higher_is_better(metric) else new < old
 
 
-def counted(values: Array, weights: Array) -> Array:
+def hide_unweighted(values: Array, weights: Array) -> Array:
     """Returns the values, (B, ...), 0 where the weight of their row or step is: a product with it would not hide what is not finite, nor its gradient."""
     return jnp.where(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)) == 0, 0, values)
 
 
-def weighted(error: Array, weights: Array) -> Float[Array, "2"]:
+def sum_weighted(error: Array, weights: Array) -> Float[Array, "2"]:
     """Returns the (weighted sum, weight) of an error of every row or step: their ratio over any number of batches is exact."""
-    return jnp.stack([(counted(error, weights) * weights).sum(), weights.sum()])
+    return jnp.stack([(hide_unweighted(error, weights) * weights).sum(), weights.sum()])
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
         said = ", ".join(f"{key}={value}" for key, value in sizes.items() if type(value) is int)
         parts[f"block {index}, {name} of {said}, model.mlp_ratio={model.mlp_ratio}"] = copies * NUMBER * (weights(name, sizes) + 3 * hidden * model.d_model)
         parts[f"what block {index} carries for {rows} rows: {name} of {said}, model.conv={model.conv}"] = float(
-            rows * NUMBER * (carried(name, sizes) + max(model.conv - 1, 0) * model.d_model)
+            rows * NUMBER * (state_numbers(name, sizes) + max(model.conv - 1, 0) * model.d_model)
         )
     parts[f"activations of {rows} rows (data.batch_size) of {steps} steps (data.length), d_model={model.d_model}"] = float(
         rows * steps * model.d_model * width * len(model.pattern)
@@ -71,7 +71,7 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
     }.get(name, 0.0)  # of an own mixer nothing is known
 
 
-def carried(name: str, sizes: Mapping[str, Any]) -> float:
+def state_numbers(name: str, sizes: Mapping[str, Any]) -> float:
     """Returns how many numbers a mixer carries for one sequence at least."""
     d, n, past = sizes["d_model"], sizes.get("d_state", 0), max(sizes.get("d_conv", 1) - 1, 0)
     inner = sizes.get("expand", 0) * d

@@ -58,7 +58,7 @@ def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset],
 def fit_unless(stop: "Stop", experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
     """As `fit`, for a caller who watches the signals; no step is taken once `stop` was asked."""
     devices = choose_devices(experiment)
-    with opened(experiment, workdir, parallel.layout(devices), check=check) as run:
+    with open_run_folder(experiment, workdir, parallel.layout(devices), check=check) as run:
         try:
             run.mend(stop)
             train([run], Alone(run.step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
@@ -84,7 +84,7 @@ def choose_devices(experiment: Experiment) -> list[jax.Device]:
 
 
 @contextlib.contextmanager
-def opened(
+def open_run_folder(
     experiment: Experiment,
     workdir: str,
     layout: jax.sharding.Sharding,
@@ -99,7 +99,7 @@ def opened(
       InputError: for bad data, and for a folder that holds another experiment or cannot be written.
     """
     with contextlib.closing(Workdir(workdir, experiment)) as folder:
-        dataset = data.begun(experiment.data, folder.metadata())
+        dataset = data.load_for_resume(experiment.data, folder.metadata())
         capacity.check(experiment, dataset.task)
         if check is not None:
             check(dataset)
@@ -133,7 +133,7 @@ def train(runs: Sequence["Run"], take: Take, stop: "Stop", *, until: int) -> Non
 
     A step's metrics are read while the next one runs.
     """
-    if stop.asked():
+    if stop.is_requested():
         return
     leader, number, pending = runs[0], runs[0].number, None
     states = take.join([run.hand_over() for run in runs])
@@ -143,7 +143,7 @@ def train(runs: Sequence["Run"], take: Take, stop: "Stop", *, until: int) -> Non
         _settle(runs, pending)
         pending = (number, sums)
         leader.log.display.advance(len(runs))
-        if stop.asked() or leader.pauses(number) or number == until:
+        if stop.is_requested() or leader.pauses(number) or number == until:
             _settle(runs, pending)
             pending = None
             if _pause(runs, number, take.split(states), stop):
@@ -166,7 +166,7 @@ def _pause(runs: Sequence["Run"], number: int, states: Sequence[Any], stop: "Sto
     """Evaluates and saves where that is due; returns whether the runs were asked to stop, which then are all saved."""
     for run, state in zip(runs, states, strict=True):
         run.validate(number, state.params, stop)
-    stopping = stop.asked()
+    stopping = stop.is_requested()
     for run, state in zip(runs, states, strict=True):
         if stopping or run.due(number, run.experiment.training.checkpoint_every):
             run.save(number, state)
@@ -212,7 +212,7 @@ class Run:
         self.step: Callable[..., Any] = partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment)
         self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
         self.number, history, remembered = self._begin(tx, layout)
-        self.best = workdir.recall_best(self.number, self._ranked(history)) if history else None
+        self.best = workdir.recall_best(self.number, self._rank_validations(history)) if history else None
         with workdir.writing():
             self.log = Logger(workdir.path, history, self.number, experiment.training.steps, name=name, display=display)
         if self.number:
@@ -234,7 +234,7 @@ class Run:
             return 0, [], None
         self.state = restored.state
         history = restored.progress["history"]
-        first = next((step for step, _ in self._ranked(history)), None)
+        first = next((step for step, _ in self._rank_validations(history)), None)
         return restored.step, history, restored.progress.get("best", first)  # checkpoints of earlier versions do not say which is the best
 
     def _go_on(self, progress: dict[str, Any]) -> None:
@@ -243,7 +243,7 @@ class Run:
             raise ValueError(f"progress.data is {progress['data']!r}, expected the number of the next batch")
         self.batches.set_state(progress["data"])
         self.meter = Meter(dict(progress["meter"]))
-        self._ranked(progress["history"])  # every validation has the metric that decides
+        self._rank_validations(progress["history"])  # every validation has the metric that decides
 
     def hand_over(self) -> Any:
         """Returns the state to one who will use it up."""
@@ -266,7 +266,7 @@ class Run:
         """Scores the parameters of a step if that is due and lacks, and keeps them if they are the best."""
         if not self._lacks_validation(number):
             return
-        metrics = self.evaluate(params, self.dataset, "validation", unless=stop.asked)
+        metrics = self.evaluate(params, self.dataset, "validation", unless=stop.is_requested)
         if not metrics:
             return
         best = self._scores(self.best)
@@ -303,7 +303,7 @@ class Run:
         metric = kind_of(self.dataset.task).primary
         return is_better(metric, new[metric], old[metric])
 
-    def _ranked(self, history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    def _rank_validations(self, history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
         """The validations of a history as (step, metrics), the best first, and of equals the first."""
         ranked: list[tuple[int, dict[str, float]]] = []
         for number, scores in _validations(history):
@@ -354,7 +354,7 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether a signal came."""
         return self._asked
 

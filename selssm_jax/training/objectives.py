@@ -11,7 +11,7 @@ from selssm_jax.information import variational
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.layers.selective import Law
 from selssm_jax.ops import linear_scan
-from selssm_jax.tasks.scores import Sums, counted
+from selssm_jax.tasks.scores import Sums, hide_unweighted
 
 
 def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
@@ -99,4 +99,4 @@ def _mixers(sown: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _over_frames(gate: Array, frames: Array) -> Array:
     """Sum over valid frames of the mean gate; where channels run apart, each is a row of its own."""
-    return (counted(gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1), frames) * frames).sum()
+    return (hide_unweighted(gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1), frames) * frames).sum()

@@ -6,8 +6,8 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from selssm_jax import settings
 from selssm_jax.config import Experiment
-from selssm_jax.layers import settings
 
 UNDECAYED = re.compile(r"(A|dt)(_\w+)?|log_dt|nu|theta|gamma_log|Lambda|D|b|c|\w*bias|scale|\w*embedding")
 
@@ -28,12 +28,12 @@ def schedule(experiment: Experiment) -> optax.Schedule:
 
 def decay_mask(params: PyTree) -> PyTree:
     """Returns True for every parameter that weight decay shrinks."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: decayed(tuple(str(key.key) for key in path)), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(tuple(str(key.key) for key in path)), params)
 
 
-def decayed(path: tuple[str, ...]) -> bool:
+def is_decayed(path: tuple[str, ...]) -> bool:
     """Whether a parameter shrinks: all do but poles, step sizes, skips, biases (those of gates too), norms and embeddings.
 
     A decayed pole or gate bias would change how long a model remembers, which is what the data should decide.
     """
-    return not UNDECAYED.fullmatch(path[-1]) and path[-1] not in settings.undecayed() and not any(part.endswith("norm") for part in path)
+    return not UNDECAYED.fullmatch(path[-1]) and path[-1] not in settings.list_undecayed() and not any(part.endswith("norm") for part in path)

@@ -57,14 +57,14 @@ def _fit(experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax
     display, layout = Display(), parallel.layout([device])
     with contextlib.ExitStack() as folders:
         runs = [
-            folders.enter_context(loop.opened(experiment, path, layout, name=f"{path}: ", display=display))
+            folders.enter_context(loop.open_run_folder(experiment, path, layout, name=f"{path}: ", display=display))
             for experiment, path in zip(experiments, workdirs, strict=True)
         ]
         for run in runs:
             run.evaluate = runs[0].evaluate
             run.mend(stop)
         last = experiments[0].training.steps
-        while not stop.asked() and (unfinished := [run for run in runs if run.number < last]):
+        while not stop.is_requested() and (unfinished := [run for run in runs if run.number < last]):
             behind = min(run.number for run in unfinished)
             group = [run for run in unfinished if run.number == behind]
             ahead = min((run.number for run in unfinished if run.number > behind), default=last)
@@ -85,12 +85,12 @@ class Vmapped:
     def __init__(self, take: Callable[..., Any], count: int, *, remat: bool = False) -> None:
         every = jax.vmap(partial(take, axis=None))
 
-        def taken(states: Any, batches: Any) -> tuple[Any, list[Any]]:
+        def step_stacked(states: Any, batches: Any) -> tuple[Any, list[Any]]:
             states, sums = every(states, batches)
             return states, _parts(sums, count)
 
-        self._take = jax.jit(taken, donate_argnums=0, compiler_options=parallel.compiler_options(remat=remat))
-        self._join = jax.jit(partial(_stacked, jnp.stack))
+        self._take = jax.jit(step_stacked, donate_argnums=0, compiler_options=parallel.compiler_options(remat=remat))
+        self._join = jax.jit(partial(_stack_trees, jnp.stack))
         self._split = jax.jit(partial(_parts, count=count))
 
     def join(self, states: Sequence[Any]) -> Any:
@@ -103,10 +103,10 @@ class Vmapped:
 
     def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the states after a step, and each run's metrics. The states given are used up."""
-        return self._take(states, _stacked(np.stack, batches))
+        return self._take(states, _stack_trees(np.stack, batches))
 
 
-def _stacked(stack: Callable[[Sequence[Any]], Any], trees: Sequence[Any]) -> Any:
+def _stack_trees(stack: Callable[[Sequence[Any]], Any], trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: stack(leaves), *trees)
 
 

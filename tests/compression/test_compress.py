@@ -11,7 +11,7 @@ from runs import experiment
 from selssm_jax import data
 from selssm_jax.compression import compress
 from selssm_jax.compression import finetune as finetuning
-from selssm_jax.compression.compress import Candidate, Subject, known, pruned, quantised, relative_loss
+from selssm_jax.compression.compress import Candidate, Subject, calibrate, prune_half, quantise, relative_loss
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
 from selssm_jax.config import Compress
@@ -50,24 +50,24 @@ def test_the_most_that_is_allowed_is_taken():
 
 
 def test_half_of_the_components_are_really_gone(subject):
-    half = pruned(subject, "magnitude")
+    half = prune_half(subject, "magnitude")
     assert half.model.config.block_states == (subject.experiment.model.d_state // 2,)
     whole, left = (sum(leaf.size for leaf in jax.tree.leaves(one.params)) for one in (subject, half))
     assert left < whole
-    assert known(half).float_bytes == known(subject).float_bytes - 4 * subject.experiment.model.d_state // 2
+    assert calibrate(half).float_bytes == calibrate(subject).float_bytes - 4 * subject.experiment.model.d_state // 2
 
 
 @pytest.mark.parametrize("scope", ["all", "mixers"])
 def test_every_rule_keeps_to_the_bytes(subject, scope):
-    found = known(changed(subject, scope=scope))
+    found = calibrate(changed(subject, scope=scope))
     for rule in (compress.EQUAL, compress.VARIANCE, compress.INFORMATION):
-        model, params = quantised(changed(subject, scope=scope), found, found.float_bytes / 16, rule)
+        model, params = quantise(changed(subject, scope=scope), found, found.float_bytes / 16, rule)
         total = model.quantizer(params).nbytes + model.table_bytes(params) / subject.experiment.compress.sequences
         assert 0.5 * found.float_bytes / 16 < total <= found.float_bytes / 16
         assert model.table_bytes(params) == params["levels"].nbytes + -(-sum(map(len, model.bits)) * max(model.tables).bit_length() // 8)
     for nbytes in (-1, 0.1):
         with pytest.raises(InputError, match=r"lower compress\.factor, or raise compress\.sequences"):
-            quantised(subject, found, nbytes, compress.EQUAL)
+            quantise(subject, found, nbytes, compress.EQUAL)
 
 
 def test_an_own_method_is_tried_beside_the_others(subject, monkeypatch):
@@ -85,17 +85,17 @@ def test_an_own_method_is_tried_beside_the_others(subject, monkeypatch):
 @pytest.mark.parametrize("errors", [np.ones(2), np.full(10**4, 1.0)])
 def test_an_own_method_of_another_form_is_refused(subject, errors, monkeypatch):
     monkeypatch.setitem(compress.RULES, "own", lambda known: errors)
-    found = known(subject)
+    found = calibrate(subject)
     for wrong in (errors, -found.variances - 1, np.full(found.layout.size, np.nan)):
         monkeypatch.setitem(compress.RULES, "own", lambda known, wrong=wrong: wrong)
         with pytest.raises(ValueError, match="the rule 'own' gives errors of shape"):
-            quantised(subject, found, found.float_bytes / 8, "own")
+            quantise(subject, found, found.float_bytes / 8, "own")
 
 
 def test_fine_tuning_lowers_the_loss_and_leaves_levels_in_order(subject):
     asked = changed(subject, steps=40, peak_rate=5e-3)
-    found = known(asked)
-    model, params = quantised(asked, found, found.float_bytes // 8, compress.INFORMATION)
+    found = calibrate(asked)
+    model, params = quantise(asked, found, found.float_bytes // 8, compress.INFORMATION)
     tuned = finetune(asked.experiment, model, params, asked.dataset)
     before, after = (Evaluator(asked.experiment, model)(one, asked.dataset, "validation")["nats"] for one in (params, tuned))
     assert after < before
@@ -122,8 +122,8 @@ def of_pattern(subject, *pattern):
 
 def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject, monkeypatch):
     layout = types.SimpleNamespace(rows=1, size=8, kept_bytes=0)
-    monkeypatch.setattr(compress, "known", lambda subject: compress.Known(layout, "all", np.zeros((2, 8)), np.ones(8)))
-    monkeypatch.setattr(compress, "_scored", lambda subject, one: dataclasses.replace(one, validation={subject.metric: 1.0}))
+    monkeypatch.setattr(compress, "calibrate", lambda subject: compress.Calibration(layout, "all", np.zeros((2, 8)), np.ones(8)))
+    monkeypatch.setattr(compress, "_score", lambda subject, one: dataclasses.replace(one, validation={subject.metric: 1.0}))
     monkeypatch.setattr(compress._Trials, "pruned", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})])
     lines = []
     assert compress._Trials(of_pattern(subject, "local_attention", "tcn"), lines.append, Progress()).fewer(4.0) == []
@@ -139,14 +139,14 @@ def test_a_model_that_reads_both_ways_carries_no_memory_to_compress(subject):
 
 def test_of_a_hybrid_the_blocks_that_name_axes_are_halved(subject):
     hybrid, whole = of_pattern(subject, "selective", "local_attention"), subject.experiment.model.d_state
-    half = pruned(hybrid, "magnitude")
+    half = prune_half(hybrid, "magnitude")
     assert half.model.config.block_states == (whole // 2, whole)
-    assert pruned(half, "magnitude").model.config.block_states == (whole // 4, whole)
+    assert prune_half(half, "magnitude").model.config.block_states == (whole // 4, whole)
 
 
 def test_half_of_a_time_invariant_block_goes_by_balanced_truncation_and_is_rebuilt(subject):
     whole = of_pattern(subject, "s5", "lstm")
-    small, proved = compress.balanced(whole)
+    small, proved = compress.truncate_half(whole)
     assert list(proved) == ["block_0"] and proved["block_0"].error_bound > 0
     sizes = [part.d_state for part in whole.model.config.blocks]
     assert small.model.config.block_states == (sizes[0] // 2, sizes[1])
@@ -177,11 +177,11 @@ def counted(monkeypatch, module, name, function, stop):
 
 def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_were_not(subject, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    layout = known(subject).layout
+    layout = calibrate(subject).layout
     samples = rng.standard_normal((50, layout.size)) * rng.random(layout.size)
 
     def calibrated(of):
-        return dataclasses.replace(compress.Known(compress.Carried(of.model, of.params), "all", samples, np.ones(layout.size)), **fewer(of))
+        return dataclasses.replace(compress.Calibration(compress.Carried(of.model, of.params), "all", samples, np.ones(layout.size)), **fewer(of))
 
     def fewer(of):
         size = compress.Carried(of.model, of.params).size

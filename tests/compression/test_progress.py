@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from runs import experiment
-from selssm_jax.compression.progress import Progress, fingerprint, resumed
+from selssm_jax.compression.progress import Progress, fingerprint, open_progress
 from selssm_jax.errors import InputError
 
 
@@ -32,17 +32,17 @@ def test_an_item_that_was_damaged_is_worked_out_again(tmp_path):
 
 
 def test_another_identity_starts_anew_and_a_second_process_is_refused(tmp_path):
-    with resumed(tmp_path / "work", "one") as progress:
+    with open_progress(tmp_path / "work", "one") as progress:
         progress.keep("item", {}, {})
         (tmp_path / "work" / "run").mkdir()
-        with pytest.raises(InputError, match="another process compresses into"), resumed(tmp_path / "work", "one"):
+        with pytest.raises(InputError, match="another process compresses into"), open_progress(tmp_path / "work", "one"):
             pass
-    with resumed(tmp_path / "work", "one") as progress:
+    with open_progress(tmp_path / "work", "one") as progress:
         assert progress.recall("item") is not None
-    with resumed(tmp_path / "work", "two") as progress:
+    with open_progress(tmp_path / "work", "two") as progress:
         assert progress.recall("item") is None and not (tmp_path / "work" / "run").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"), resumed(tmp_path / "file", "one"):
+    with pytest.raises(InputError, match="cannot be written"), open_progress(tmp_path / "file", "one"):
         pass
 
 

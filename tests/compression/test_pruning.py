@@ -141,7 +141,7 @@ def test_the_curvature_of_a_log_loss_is_the_fisher_matrix_of_the_masks():
 
     def log_p(mask):
         masked = {
-            name: params[name] | {"mixer": part.masked(params[name]["mixer"], mask[6 * index : 6 * index + 6])}
+            name: params[name] | {"mixer": part.mask_readout(params[name]["mixer"], mask[6 * index : 6 * index + 6])}
             for index, (name, part) in enumerate(axes.items())
         }
         return jax.nn.log_softmax(model.apply({"params": params | masked}, given["inputs"], valid=given["valid"])[0])

@@ -8,7 +8,7 @@ import pytest
 from scipy.linalg import block_diag
 
 from selssm_jax.compression.hankel import hankel_singular_values
-from selssm_jax.compression.reduction import System, balanced_truncation, diagonalised, gain, merge_equal_poles, smallest_within
+from selssm_jax.compression.reduction import System, balanced_truncation, diagonalise, gain, merge_equal_poles, smallest_within
 
 CIRCLE = np.linspace(-np.pi, np.pi, 301)
 
@@ -86,10 +86,10 @@ def test_nearly_equal_poles_cost_no_more_than_their_bound(tolerance):
 def test_the_diagonal_form_is_the_same_system_or_is_refused():
     for seed in range(3):
         whole = System(*system(seed))
-        modal = diagonalised(*whole)
+        modal = diagonalise(*whole)
         assert modal.A.shape == (6,) and gain(difference(whole, modal), CIRCLE).max() < 1e-10
     with pytest.raises(ValueError, match="no basis of eigenvectors"):
-        diagonalised(np.array([[0.5, 1.0], [0.0, 0.5]]), np.ones((2, 1)), np.ones((1, 2)))
+        diagonalise(np.array([[0.5, 1.0], [0.0, 0.5]]), np.ones((2, 1)), np.ones((1, 2)))
 
 
 def test_the_page_shows_a_program_that_runs(capsys):

@@ -13,11 +13,11 @@ from selssm_jax.compression.search import (
     Subset,
     best,
     exhaustive,
+    find_nested_subsets,
     frontier,
     knee,
     largest_information,
     linear_gaussian,
-    nested,
     smallest,
     smallest_subset,
 )
@@ -102,7 +102,7 @@ def test_greedy_subsets_against_all_subsets(capsys):
     equal, short, smaller = 0, [], 0
     for seed in range(30):
         information = linear_gaussian(*system(seed))
-        greedy, truth = nested(information, 6), exhaustive(information, 6)
+        greedy, truth = find_nested_subsets(information, 6), exhaustive(information, 6)
         for found, most in zip(greedy, truth, strict=True):
             assert len(found.components) == len(most.components) and found.information <= most.information + 1e-5
         inner = list(zip(greedy[1:-1], truth[1:-1], strict=True))
@@ -121,7 +121,7 @@ def test_greedy_subsets_against_all_subsets(capsys):
 def test_greedy_is_not_optimal_and_says_so():
     """Component 0 is best alone; 1 and 2 are best together: backward removal drops 0 first and cannot go back to it."""
     worth = {(): 0.0, (0,): 1.0, (1,): 0.5, (2,): 0.6, (0, 1): 1.1, (0, 2): 1.2, (1, 2): 2.0, (0, 1, 2): 2.1}
-    greedy, truth = nested(worth.__getitem__, 3), exhaustive(worth.__getitem__, 3)
+    greedy, truth = find_nested_subsets(worth.__getitem__, 3), exhaustive(worth.__getitem__, 3)
     assert [subset.components for subset in greedy] == [(), (2,), (1, 2), (0, 1, 2)]
     assert [subset.components for subset in truth] == [(), (0,), (1, 2), (0, 1, 2)]
     assert smallest_subset(truth, 0.9).components == (0,) and smallest_subset(greedy, 0.9).components == (1, 2)
@@ -147,7 +147,7 @@ def test_the_best_within_a_number_of_components():
         (lambda: smallest_subset([Subset((), 0.0)], 1.0), r"tau=1.0 nats, but the subsets hold at most 0.0"),
         (lambda: largest_information([Subset((), 0.0)], -1), "n_max=-1"),
         (lambda: exhaustive(len, 17), "n=17 components, expected at least 1 and at most 16.*use nested"),
-        (lambda: nested(len, 0), "n=0 components, expected at least 1"),
+        (lambda: find_nested_subsets(len, 0), "n=0 components, expected at least 1"),
     ],
 )
 def test_mistakes_are_named(call, complaint):

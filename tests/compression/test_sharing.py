@@ -11,7 +11,7 @@ import pytest
 from runs import experiment
 from selssm_jax.compression import compress, sharing
 from selssm_jax.compression.carried import Carried
-from selssm_jax.compression.compress import Candidate, Known, Subject, quantised
+from selssm_jax.compression.compress import Calibration, Candidate, Subject, quantise
 from selssm_jax.compression.quantization import allocate, fit
 from selssm_jax.compression.streaming import PackedModel, flat_levels
 from selssm_jax.config import Model, Task
@@ -40,9 +40,9 @@ class Layout(types.SimpleNamespace):
 
 def packed(sequences, nbytes, size=120, rule=compress.INFORMATION):
     samples = wide(size)
-    known = Known(Layout(size=size, rows=1, kept_bytes=0), "all", samples, np.ones(size))
+    known = Calibration(Layout(size=size, rows=1, kept_bytes=0), "all", samples, np.ones(size))
     subject = Subject(experiment(compress__sequences=sequences), SequenceModel(Model(task=Task("language", vocab=3))), {}, None)
-    model, params = quantised(subject, known, nbytes, rule)
+    model, params = quantise(subject, known, nbytes, rule)
     quantizer = model.quantizer(params)
     error = (np.asarray(quantizer.dequantize(quantizer.quantize(samples)) - samples) ** 2).mean()
     return model, params, quantizer.nbytes, error
@@ -75,7 +75,7 @@ def test_a_component_of_its_own_kind_is_not_ruined_by_sharing():
     assert list(groups) == [1, 4, 16, 64, 256, 400]
     errors = {count: sharing.squared_errors(fit(samples, bits, channels=one), samples).mean() for count, one in groups.items()}
     assert errors[16] < 1.3 * errors[400] < errors[1] / 5
-    assert sharing.table_bytes(sharing.numbered(groups[16], bits), bits) < sharing.table_bytes(sharing.numbered(groups[400], bits), bits) / 12
+    assert sharing.table_bytes(sharing.number_tables(groups[16], bits), bits) < sharing.table_bytes(sharing.number_tables(groups[400], bits), bits) / 12
 
 
 def test_slots_of_a_window_stay_together():
@@ -93,7 +93,7 @@ def shared():
     tokens = jnp.arange(10, dtype=jnp.int32).reshape(2, 5) % 5
     params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     samples, groups, bits = wide(8), np.array([0, 0, 1, 1, 1, 0, 0, 1]), (2, 2, 3, 3, 3, 2, 1, 3)
-    tables = sharing.numbered(groups, bits)
+    tables = sharing.number_tables(groups, bits)
     quantizer = fit(samples, bits, channels=groups)
     assert Carried(model, params).size == 8
     packed = PackedModel(model, ("".join(map(str, bits)),), tables=tables)
@@ -114,7 +114,7 @@ def test_a_table_is_trained_by_all_that_read_it_and_settles_by_itself(shared):
     moved = jax.jit(jax.grad(lambda params: (packed.apply({"params": params}, tokens)[0] ** 2).sum()))(params)["levels"]
     assert moved.shape == (14,) and np.isfinite(moved).all() and np.any(moved)
     mixed = {**params, "levels": params["levels"].at[jnp.array([2, 3])].set(params["levels"][jnp.array([3, 2])])}
-    np.testing.assert_array_equal(packed.settled(mixed), params["levels"])
+    np.testing.assert_array_equal(packed.sort_levels(mixed), params["levels"])
 
 
 def test_from_how_many_sequences_on_it_pays():

@@ -76,7 +76,7 @@ def test_the_scan_is_any_split_of_it(form):
         state = packed.apply({"params": params}, len(inputs), method="initial_state")
         model, own, *_ = made(form)
         begun = model.apply({"params": own}, inputs, model.apply({"params": own}, len(inputs), method="initial_state"), method="begin")
-        state = state | {"kept": Carried(model, own).kept(begun)}
+        state = state | {"kept": Carried(model, own).select_fixed(begun)}
     else:
         state = None
     first, state = run(packed, params, inputs[:, :cut], state)

@@ -43,7 +43,7 @@ def test_signs_of_zero_and_nan_are_kept():
 def test_bytes_are_those_of_what_changed(size, share):
     states = hard(500, size, share)
     found = trace.encode(states)
-    active = found.changed().sum() / states.size
+    active = found.find_changes().sum() / states.size
     assert found.nbytes <= (active + 0.05) * states.nbytes and found.full_nbytes == states.nbytes
     assert found.nbytes >= active * states.nbytes
     if share <= 0.001:  # indices are fewer bytes than bits
@@ -59,7 +59,7 @@ def test_a_layer_with_hard_gates_is_traced_at_its_effective_dimension():
     gates, states = (np.asarray(seen["intermediates"][name][0][0]) for name in ("gate", "state"))
     found = trace.encode(states)
     assert same_bits(found.decode(), states)
-    assert not (found.changed() & (gates == 0)).any()  # a closed gate keeps every bit
+    assert not (found.find_changes() & (gates == 0)).any()  # a closed gate keeps every bit
     assert found.nbytes <= ((gates > 0).mean() + 0.05) * states.nbytes < 0.5 * states.nbytes
 
 

@@ -152,7 +152,7 @@ def test_a_preparation_that_still_runs_is_not_cleared(load, plays, tmp_path):
     plays()
     running = tmp_path / "cache" / ".tiny_shakespeare.1"
     running.mkdir(parents=True)
-    with origins.held(running) as is_free:
+    with origins.hold(running) as is_free:
         assert is_free
         load("tiny_shakespeare")
     assert running.is_dir()
@@ -165,7 +165,7 @@ def test_parts_of_killed_downloads_are_cleared_and_those_that_still_come_are_not
     killed, running, kept = (downloads / name for name in (f".a-one.txt.{'0' * 32}", f".b-two.txt.{'f' * 32}", ".keep"))
     for path in (killed, running, kept):
         path.write_bytes(b"to be, or")
-    with origins.held(running):
+    with origins.hold(running):
         load("tiny_shakespeare")
     assert sorted(downloads.iterdir()) == [running, kept]
 

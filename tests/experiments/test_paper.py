@@ -127,10 +127,10 @@ def verdict(study, quote):
 
 def test_paired_test_is_scipys():
     ours, theirs = {0: 0.30, 1: 0.32, 2: 0.31, 5: 9.0}, {2: 0.36, 1: 0.33, 0: 0.35, 7: 9.0}
-    found = comparisons.paired(ours, theirs, higher=False)
+    found = comparisons.compare_paired(ours, theirs, higher=False)
     assert found.pairs == 3 and found.difference == pytest.approx(0.11 / 3) and found.better
     assert found.p == pytest.approx(stats.ttest_rel([0.35, 0.33, 0.36], [0.30, 0.32, 0.31]).pvalue)
-    assert found.won == (found.p < 0.05) and not comparisons.paired(ours, theirs, higher=True).better
+    assert found.won == (found.p < 0.05) and not comparisons.compare_paired(ours, theirs, higher=True).better
 
 
 SAME = "all pairs differ by the same"
@@ -140,9 +140,9 @@ SAME = "all pairs differ by the same"
     ("ours", "theirs", "why"), [({0: 1.0}, {0: 2.0}, "one pair"), ({0: 1.0, 1: 1.1}, {0: 2.0, 1: 2.1}, SAME), ({0: 1.0, 1: 0.3}, {0: 1.0, 1: 0.3}, SAME)]
 )
 def test_without_a_test_the_reason_is_said(ours, theirs, why):
-    found = comparisons.paired(ours, theirs, higher=False)
+    found = comparisons.compare_paired(ours, theirs, higher=False)
     assert found.p is None and found.words() == f"no test: {why}" and not found.won and not found.lost and found.as_good
-    assert comparisons.paired({0: 1.0}, {1: 1.0}, higher=False) is None
+    assert comparisons.compare_paired({0: 1.0}, {1: 1.0}, higher=False) is None
 
 
 def test_holm_on_a_worked_example():
@@ -401,6 +401,13 @@ def test_a_long_text_is_drawn_in_its_last_lines():
     figure = figures.reading(example)
     assert len(figure.axes) == 2 * figures.LINES_SHOWN
     assert figure.axes[0].get_xlim()[0] == 128 - 0.5 and figure.axes[-1].get_xlim()[0] == 320 - 0.5
+
+
+def test_a_record_is_of_the_loss_that_its_kind_of_task_is_trained_on():
+    """Sweeps of all kinds hold training.forecast_loss; only forecasts read it."""
+    for path in sorted((runs.REPOSITORY / page.RECORDS).glob("*/*.json")):
+        found = records.read(path)
+        assert found.loss in {"forecasting": ("mse", "huber")}.get(found.kind, ("nats",)), path
 
 
 def test_pictures_and_headings_say_their_place(tmp_path):

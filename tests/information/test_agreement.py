@@ -144,7 +144,7 @@ class TestAgreement:
     """What is made of several values with errors."""
 
     def agreed(self, *values: tuple[float, float]) -> Estimate:
-        return agreement._agreed([Estimate(nats, stderr, "estimate", f"method {i}") for i, (nats, stderr) in enumerate(values)])
+        return agreement._average_agreeing([Estimate(nats, stderr, "estimate", f"method {i}") for i, (nats, stderr) in enumerate(values)])
 
     def test_values_that_agree_are_averaged_and_their_difference_is_in_the_error(self):
         found = self.agreed((1.0, 0.03), (1.06, 0.03))

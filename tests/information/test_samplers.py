@@ -1,4 +1,4 @@
-"""Known information against quadrature, determinants and frozen samples; maps against their inverses; chains against joint covariances; mistakes."""
+"""Calibration information against quadrature, determinants and frozen samples; maps against their inverses; chains against joint covariances; mistakes."""
 
 import inspect
 import math

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.layers import attention
-from selssm_jax.layers.attention import Attention, rotated
+from selssm_jax.layers.attention import Attention, rotate_pairs
 
 B, D, HEADS = 2, 8, 2
 
@@ -115,7 +115,7 @@ def test_a_reset_empties_the_cache():
 
 def test_only_differences_of_positions_count():
     x, z = jax.random.normal(jax.random.key(0), (2, 1, 5, 1, 8))
-    near, far = (jnp.einsum("bthp,bthp->bth", rotated(x, at + 3), rotated(z, at)) for at in (jnp.arange(5), jnp.arange(5) + 40))
+    near, far = (jnp.einsum("bthp,bthp->bth", rotate_pairs(x, at + 3), rotate_pairs(z, at)) for at in (jnp.arange(5), jnp.arange(5) + 40))
     np.testing.assert_allclose(near, far, atol=1e-4)
 
 

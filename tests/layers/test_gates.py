@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax import settings
 from selssm_jax.config import Model
-from selssm_jax.layers import SelectiveSSM, gates, settings
+from selssm_jax.layers import SelectiveSSM, gates
 from selssm_jax.stability import certify
 
 KINDS = sorted(kind for kind, can in settings.GATES.items() if not can.jumps)

@@ -131,7 +131,7 @@ def test_states_that_are_not_read_can_be_taken_out_of_every_block_at_once():
     axes, kept = LAYER.state_axes(), np.array([2, 0])
     assert (axes.components, axes.size) == (N // HEADS, HEADS)
     params = unheard(PARAMS, kept)
-    masked = axes.masked(params, jnp.zeros(3).at[kept].set(1.0))
+    masked = axes.mask_readout(params, jnp.zeros(3).at[kept].set(1.0))
     y, state = LAYER.apply({"params": masked}, X)
     small, left = LAYER.clone(d_state=4).apply({"params": axes.take(params, kept)}, X)
     np.testing.assert_allclose(small, y, rtol=1e-5, atol=1e-6)

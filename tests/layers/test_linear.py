@@ -198,7 +198,7 @@ def test_is_certified_at_the_slowest_pole_for_any_input(name):
 def test_states_that_are_not_read_can_be_taken_out(name):
     layer, axes = LAYERS[name], LAYERS[name].state_axes()
     assert axes.components * axes.size == N
-    masked = axes.masked(PARAMS[name], jnp.array([0.0, 1.0]))
+    masked = axes.mask_readout(PARAMS[name], jnp.array([0.0, 1.0]))
     y, state = layer.apply({"params": masked}, X)
     small, left = layer.clone(d_state=2).apply({"params": axes.take(PARAMS[name], np.array([1]))}, X)
     np.testing.assert_allclose(small, y, rtol=1e-5, atol=1e-6)

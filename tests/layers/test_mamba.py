@@ -154,7 +154,7 @@ def test_is_certified_for_bounded_inputs_alone(name):
 def test_states_that_are_not_read_can_be_taken_out(name):
     layer, axes = LAYERS[name], LAYERS[name].state_axes()
     kept = np.array([0, 3])
-    masked = axes.masked(PARAMS[name], jnp.zeros(4).at[kept].set(1.0))
+    masked = axes.mask_readout(PARAMS[name], jnp.zeros(4).at[kept].set(1.0))
     y, state = layer.apply({"params": masked}, X)
     small, left = layer.clone(d_state=2).apply({"params": axes.take(PARAMS[name], kept)}, X)
     np.testing.assert_allclose(small, y, rtol=1e-5, atol=1e-6)
@@ -164,7 +164,7 @@ def test_states_that_are_not_read_can_be_taken_out(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_mask_of_ones_changes_nothing(name):
-    masked = LAYERS[name].state_axes().masked(PARAMS[name], jnp.ones(4))
+    masked = LAYERS[name].state_axes().mask_readout(PARAMS[name], jnp.ones(4))
     np.testing.assert_array_equal(LAYERS[name].apply({"params": masked}, X)[0], LAYERS[name].apply({"params": PARAMS[name]}, X)[0])
 
 

@@ -19,8 +19,8 @@ from flax.nnx import bridge
 
 from selssm_jax.config import Model, Task
 from selssm_jax.layers.mixers import LAYERS, mixer
-from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
+from selssm_jax.settings import MIXERS
 from selssm_jax.testing import check_mixer
 
 B, T, VOCAB = 2, 9, 7

@@ -230,7 +230,7 @@ def unread(params, kept):
 def test_states_that_are_not_read_can_be_taken_out(name):
     layer, axes, kept = LAYERS[name], LAYERS[name].state_axes(), np.array([3, 1])
     params = unread(PARAMS[name], kept)
-    masked = axes.masked(params, jnp.zeros(N).at[kept].set(1.0))
+    masked = axes.mask_readout(params, jnp.zeros(N).at[kept].set(1.0))
     y, state = layer.apply({"params": masked}, X)
     small, left = layer.clone(d_state=2).apply({"params": axes.take(params, kept)}, X)
     np.testing.assert_allclose(small, y, rtol=1e-5, atol=1e-6)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax import settings
 from selssm_jax.config import Model, Task
 from selssm_jax.errors import InputError
-from selssm_jax.layers import settings
 from selssm_jax.layers.convolution import DilatedConv, ShortConv
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.gates import GATES, Gate

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selssm_jax.config import Model
 from selssm_jax.layers.mixers import mixer
-from selssm_jax.layers.settings import MIXERS
+from selssm_jax.settings import MIXERS
 
 B, T = 4, 5
 SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}

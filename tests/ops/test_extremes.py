@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.compression.weights import decoded, encoded
+from selssm_jax.compression.weights import decode_weights, encode_weights
 from selssm_jax.layers.gates import Opening
 from selssm_jax.layers.mamba import Mamba, Mamba2
 from selssm_jax.ops.extremes import largest, smallest
@@ -46,5 +46,5 @@ def test_gates_that_may_read_anything_have_no_lipschitz_constant(W):
 
 def test_a_weight_that_is_nan_stays_so_in_eight_bits():
     matrix = jnp.ones((5000, 2)).at[7, 1].set(jnp.nan)
-    restored = decoded(encoded({"w": matrix}))["w"]
+    restored = decode_weights(encode_weights({"w": matrix}))["w"]
     np.testing.assert_array_equal(np.isnan(restored[7]), [False, True])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
-from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import accounting
+from selssm_jax.settings import MIXERS
 
 MODEL = Model(pattern=("selective", "selective"), d_model=8, d_state=6, conv=3, task=Task("language", vocab=7, length=10))
 EXPERIMENT = Experiment(data=Data(batch_size=4), model=MODEL, optimizer=Optimizer(warmup_steps=1), training=Training(steps=2))

@@ -22,10 +22,10 @@ def test_the_rate_seen_is_that_of_the_product():
     gates, a = rng.uniform(0, 1, (50, 3)), np.array([0.9, 0.5, -0.2], np.float32)
     product = np.prod(1 - gates * (1 - a), axis=0)
     expected = np.abs(product).max() ** (1 / 50)
-    assert certificates._observed(stated(a), gates) == pytest.approx(expected)
-    assert certificates._observed(stated(np.diag(a)), gates) == pytest.approx(expected)
-    assert certificates._observed(stated(np.zeros(3, np.float32)), np.ones((4, 3))) == 0
-    assert certificates._observed(Bounds(unknown="nothing"), gates) is None
+    assert certificates._observe_rate(stated(a), gates) == pytest.approx(expected)
+    assert certificates._observe_rate(stated(np.diag(a)), gates) == pytest.approx(expected)
+    assert certificates._observe_rate(stated(np.zeros(3, np.float32)), np.ones((4, 3))) == 0
+    assert certificates._observe_rate(Bounds(unknown="nothing"), gates) is None
 
 
 @pytest.mark.parametrize("measured", [False, True])
@@ -79,7 +79,7 @@ def test_the_same_sentence_is_said_once():
 
 def test_weights_that_are_not_numbers_have_no_certificate():
     broken = Bounds(A=jnp.full(3, jnp.nan), gate_min=jnp.zeros(3), gate_max=jnp.ones(3))
-    assert certificates._certified(broken).contraction.status == "not established"
+    assert certificates._certify_block(broken).contraction.status == "not established"
 
 
 def test_the_quickstart_is_certain_to_forget_within_a_thousand_steps():
@@ -87,7 +87,7 @@ def test_the_quickstart_is_certain_to_forget_within_a_thousand_steps():
     experiment = Experiment.from_config_dict(quickstart.get_config())
     layer = SelectiveSSM(experiment.model.d_model, experiment.model.d_state, gate_floor=experiment.model.gate_floor)
     params = layer.init(jax.random.key(0), jnp.zeros((1, 2, experiment.model.d_model)))["params"]
-    found = certificates._certified(
+    found = certificates._certify_block(
         layer.apply({"params": params}, Ball(jnp.ones(experiment.model.d_model), float(experiment.model.d_model) ** 0.5), method="bounds")
     )
     assert found.contraction.status == "holds" and found.horizon() < 1000

@@ -15,7 +15,6 @@ from runs import REPOSITORY, command, experiment
 from selssm_jax import data
 from selssm_jax.compression import compress
 from selssm_jax.compression.streaming import PackedModel, packed_bytes
-from selssm_jax.layers.settings import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.reporting import compression as report
 from selssm_jax.reporting.accounting import state_bytes
@@ -23,6 +22,7 @@ from selssm_jax.reporting.figures import save
 from selssm_jax.reporting.run import open_run
 from selssm_jax.reporting.tables import escape_markdown
 from selssm_jax.reporting.verdict import verdict_on_compression
+from selssm_jax.settings import MIXERS
 from selssm_jax.training.checkpoint import Workdir
 
 

@@ -33,7 +33,7 @@ FIGURES = {
     "seven channels": lambda: figures.forecast(*RNG.normal(size=(3, T, 7)), names=[f"c{index}" for index in range(7)], units="value"),
     "signal": lambda: figures.waveform(RNG.normal(size=(T, 1)), {"block_0": GATES, "block_1": GATES}, duration=2.5, unit="s", title="class 1, predicted 1"),
     "signal without gates": lambda: figures.waveform(RNG.normal(size=(T, 2)), {}, duration=20, unit="steps", title="class 1"),
-    "states": lambda: figures.carried([Curve("attention", [1, 10, 100], [8, 80, 800]), Curve("gru", [1, 10, 100], [40, 40, 40])]),
+    "states": lambda: figures.draw_state_bytes([Curve("attention", [1, 10, 100], [8, 80, 800]), Curve("gru", [1, 10, 100], [40, 40, 40])]),
 }
 
 
@@ -81,7 +81,7 @@ HUGE = np.array([[1e38, np.nan], [np.inf, -1e38], [0.0, 1e308]])
             Curve("training", STEPS, [np.inf, np.nan, 1e38]), Curve("validation", [30], [1e308]), label=HOSTILE, chosen=30, references={HOSTILE: 1e38}
         ),
         lambda: figures.by_horizon([np.nan, 1e308, np.inf], [1e38, 1.0, 1e-38], label="mse"),
-        lambda: figures.carried([Curve(HOSTILE, [1, 10], [8, 80])]),
+        lambda: figures.draw_state_bytes([Curve(HOSTILE, [1, 10], [8, 80])]),
     ],
 )
 def test_no_name_and_no_number_stops_a_figure(draw, tmp_path):
@@ -97,7 +97,7 @@ def test_a_name_that_the_font_cannot_show_is_a_number():
 @pytest.mark.parametrize("names", [["a"], ["unigram entropy (validation)"] * 6, ["x" * 300] * 3])
 def test_legends_stay_inside(names, tmp_path):
     curves = [Curve(name, [1, 10, 100], [8 + index, 80, 800]) for index, name in enumerate(names)]
-    figure = figures.carried(curves)
+    figure = figures.draw_state_bytes(curves)
     figures.save(figure, tmp_path / "figure.png")
     inside, page = figure.legends[0].get_window_extent(), figure.bbox
     assert page.x0 <= inside.x0 and inside.x1 <= page.x1 and page.y0 <= inside.y0 and inside.y1 <= page.y1
@@ -113,7 +113,7 @@ def test_the_first_steps_do_not_flatten_a_curve():
 
 
 def test_axes_of_decades_have_no_formulas(tmp_path):
-    figure = figures.carried([Curve("attention", [1, 10, 100_000], [8, 80, 8e9])])
+    figure = figures.draw_state_bytes([Curve("attention", [1, 10, 100_000], [8, 80, 8e9])])
     figures.save(figure, tmp_path / "figure.png")
     labels = [label.get_text() for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis) for label in axis.get_ticklabels()]
     assert "100" in labels and "10,000" in labels and {"1e8", "1e9"} & set(labels) and not any("$" in label or "mathdefault" in label for label in labels)

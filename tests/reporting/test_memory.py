@@ -188,7 +188,7 @@ PROBED = Measure(samples=400, positions=2, longest_lag=3, decoder_steps=150, dec
 
 def test_the_horizon_is_looked_for_beyond_the_longest_lag_of_the_first_round():
     frames = np.random.default_rng(0).integers(0, 2, (400, 24))
-    found = lags.retained(*of_past(frames, 11, [16, 23]), PROBED)  # the inputs of 0 to 10 steps ago
+    found = lags.measure_retention(*of_past(frames, 11, [16, 23]), PROBED)  # the inputs of 0 to 10 steps ago
     tried = found["retention"]["lags"]
     assert tried[:4] == [0, 1, 2, 3] and tried == sorted(set(tried))
     assert found["horizon"] == max(lag for lag in tried if lag < 11) > 3
@@ -199,7 +199,7 @@ def test_a_horizon_at_the_beginning_of_the_sequences_is_at_least_so_long():
     frames = np.random.default_rng(0).normal(size=(400, 10, 1)).astype(np.float32)
     states = frames[:, ::-1, 0][:, None]  # all inputs, after the last
     block = Block(states, None, None)
-    found = lags.retained(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
+    found = lags.measure_retention(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
     assert found["horizon"] == 9 and lags.horizon_in_words(found) == "at least 9"
 
 

@@ -60,7 +60,7 @@ def test_the_step_is_the_best_on_validation(saved, smoke_run):
 @pytest.mark.parametrize(("step", "metric", "found"), [(4, "nats", "best"), (8, "nats", "last"), (8, "accuracy", "best"), (9, "nats", "last")])
 def test_what_was_chosen_is_read_off_the_history(step, metric, found):
     history = [{"step": 2, "split": "train", "nats": 0.1}, *({"step": 4 * n, "split": "validation", "nats": float(n), "accuracy": 0.2 * n} for n in (1, 2))]
-    assert report.chosen(step, history, metric) == found
+    assert report.name_choice(step, history, metric) == found
 
 
 def test_gates_are_measured_by_block(saved):
@@ -225,7 +225,7 @@ def test_the_caption_of_own_signals_is_what_their_parameters_are(train_on, selec
     monkeypatch.setattr(report, "Evaluator", lambda *_: lambda *_: {"nats": 1.0, "accuracy": 0.5})
     results = report._scores(run, "test")
     assert str(report.sections.scores(results)[0].text).startswith(f"Parameters of training step 3 of 5: {words}")
-    assert {split: report.seen(run, split) for split in splits} == splits
+    assert {split: report.exposure(run, split) for split in splits} == splits
     caption = "The validation split was part of the training data."
     shown = report.sections.learning(results, history, tmp_path)
     assert all((caption in picture.caption) == (train_on == "train+validation") for picture in shown if hasattr(picture, "caption"))
@@ -235,7 +235,7 @@ def test_another_file_was_not_seen_and_the_run_s_own_was(untrained, files, tmp_p
     workdir, other = untrained("npz"), tmp_path / "other.npz"
     with np.load(files["npz"].file) as arrays:
         np.savez(other, signal=arrays["signal"][::-1], label=arrays["label"][::-1])
-    told = {name: report.seen(open_run(workdir, file=str(file), split="train"), "train") for name, file in (("own", files["npz"].file), ("other", other))}
+    told = {name: report.exposure(open_run(workdir, file=str(file), split="train"), "train") for name, file in (("own", files["npz"].file), ("other", other))}
     assert told == {"own": "trained", "other": None}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from selssm_jax.ops.gating import carried, invariant_radius, pull, step_factor
+from selssm_jax.ops.gating import invariant_radius, propagate_radius, pull, step_factor
 from selssm_jax.stability import MarkovGates, certify_recurrence, switching
 from selssm_jax.stability.contraction import Growth, contract, perron_root
 from selssm_jax.stability.simulate import gated_update, laws_agree
@@ -163,10 +163,10 @@ def test_formulas_are_the_same_in_jax():
             given = (A, low, high, L, M, U)
             inside = jax.jit(lambda *arrays, update=update: step_factor(*arrays, update))(*map(np.float32, given))
             np.testing.assert_allclose(inside, step_factor(*given, update), rtol=1e-5)
-        np.testing.assert_allclose(invariant_radius(A, U) >= carried(A, invariant_radius(A, U)) + U - 1e-12, True)
+        np.testing.assert_allclose(invariant_radius(A, U) >= propagate_radius(A, invariant_radius(A, U)) + U - 1e-12, True)
         assert (pull(A, M, U, "retain") >= pull(A, 0 * M, U, "retain")).all()
     assert np.isinf(invariant_radius(np.array([1.0, 0.5]), np.ones(2))).tolist() == [True, False]
-    assert carried(np.array([0.0, 1.0]), np.array([np.inf, np.inf])).tolist() == [0.0, np.inf]
+    assert propagate_radius(np.array([0.0, 1.0]), np.array([np.inf, np.inf])).tolist() == [0.0, np.inf]
 
 
 @pytest.mark.parametrize(

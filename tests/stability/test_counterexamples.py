@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.stability import MarkovGates, certify_recurrence, laws
-from selssm_jax.stability.simulate import coupled, gated_update
+from selssm_jax.stability.simulate import gated_update, simulate_coupled
 
 ANGLE = np.deg2rad(130.25)
 ROTATION = 0.9 * np.array([[np.cos(ANGLE), -np.sin(ANGLE)], [np.sin(ANGLE), np.cos(ANGLE)]])
@@ -46,7 +46,7 @@ def test_k3_an_effective_update_has_two_fixed_points():
     def step(h, x):
         return gated_update(A, h, 1 / (1 + np.exp(-3.6 * (h - 2))), x, "effective")
 
-    apart = coupled(step, np.array([[0.0], [60.0]]), [U] * 500)
+    apart = simulate_coupled(step, np.array([[0.0], [60.0]]), [U] * 500)
     assert apart[-1] == pytest.approx(60.0 - 0.0046, abs=0.01)
 
 

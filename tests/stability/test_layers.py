@@ -7,9 +7,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from selssm_jax.compression.skipping import gathered
+from selssm_jax import settings
+from selssm_jax.compression.skipping import make_decoder
 from selssm_jax.config import Model, Task
-from selssm_jax.layers import SelectiveSSM, settings
+from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.bounds import Ball, Bounds, Box
 from selssm_jax.layers.gates import GATES
 from selssm_jax.model import SequenceModel
@@ -234,7 +235,7 @@ def test_parameters_are_taken_as_init_returns_them_and_by_themselves():
     layer = SelectiveSSM(3, 2, gate_floor=0.1)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 3)))
     assert str(certify(layer, variables)) == str(certify(layer, variables["params"]))
-    assert gathered(layer.clone(gate="hard_sigmoid", gate_floor=0.0), variables).capacity == 1
+    assert make_decoder(layer.clone(gate="hard_sigmoid", gate_floor=0.0), variables).capacity == 1
     model = SequenceModel(Model(("selective",), d_model=4, d_state=2, gate_floor=0.1, task=Task("language", vocab=3)))
     whole = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     assert str(certify_model(model, whole)) == str(certify_model(model, whole["params"]))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.layers import gates, settings
+from selssm_jax import settings
+from selssm_jax.layers import gates
 from selssm_jax.layers.gates import GATES, Opening, largest_slope
 from selssm_jax.stability.lipschitz import gate_lipschitz, maximised_ratio, operator_norm, spectral_norm_bound
 

@@ -250,8 +250,8 @@ def test_kept_is_the_share_of_a_frames_writing_that_survives():
     gate, a = rng.uniform(size=(2, 5, 3))
     for s in range(5):
         survives = np.prod(a[s + 1 :], axis=0)
-        assert gate_example.kept(gate, a)[s] == pytest.approx((gate[s] * survives).sum() / gate[s].sum())
-    assert gate_example.kept(np.zeros((2, 3)), a[:2]).tolist() == [0, 0]
+        assert gate_example.share_kept(gate, a)[s] == pytest.approx((gate[s] * survives).sum() / gate[s].sum())
+    assert gate_example.share_kept(np.zeros((2, 3)), a[:2]).tolist() == [0, 0]
 
 
 def test_a_command_names_every_key_that_differs_and_no_folder(finished):

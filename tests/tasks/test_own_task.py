@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import runs
-from selssm_jax import config, data
+from selssm_jax import config, data, settings
 from selssm_jax.config import Data, Model, Task
-from selssm_jax.layers import settings
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks import METRICS, TASKS, Metric, TaskKind, kind_of, register_task
 from selssm_jax.tasks.language import Language

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 import runs
-from selssm_jax import data, errors
+from selssm_jax import data, errors, settings
 from selssm_jax.config import Data, Experiment, Model, Task
 from selssm_jax.errors import InputError
-from selssm_jax.layers import settings
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import capacity
 
@@ -63,7 +62,7 @@ def test_an_estimate_lies_below_what_is_there(name):
     sizes = model.arguments(name)
     assert 0.5 * there <= capacity.weights(name, sizes) - basis + 3 * 64**2 + 2 * 64 * 5 <= there
     state = jax.eval_shape(lambda params: SequenceModel(model).apply({"params": params}, 1, method="initial_state"), shapes)
-    assert capacity.carried(name, sizes) <= sum(2 * leaf.size if jnp.iscomplexobj(leaf) else leaf.size for leaf in jax.tree.leaves(state))
+    assert capacity.state_numbers(name, sizes) <= sum(2 * leaf.size if jnp.iscomplexobj(leaf) else leaf.size for leaf in jax.tree.leaves(state))
 
 
 def test_a_model_as_large_as_half_of_the_memory_is_let_pass(monkeypatch):
@@ -98,7 +97,7 @@ def test_too_many_taps_and_blocks_are_refused():
 )
 def test_memory_that_ran_out_is_said_in_words(error, expected, capsys):
     """A CPU says INTERNAL where a GPU says RESOURCE_EXHAUSTED."""
-    with pytest.raises(SystemExit if expected else RuntimeError), errors.reported():
+    with pytest.raises(SystemExit if expected else RuntimeError), errors.report_errors():
         raise error
     assert ("there is not enough memory" in capsys.readouterr().err) == expected
 

@@ -30,7 +30,7 @@ def parameters(model: Model) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
 @pytest.mark.parametrize(("task", "options"), [(LANGUAGE, {"conv": 4}), (SIGNAL, {"frame": 4, "stride": 2, "filterbank": 3}), (SERIES, {})])
 def test_poles_gate_biases_norms_skips_and_embeddings_do_not_decay_and_matrices_do(task, options, transition):
     paths = parameters(dataclasses.replace(SMALL, transition=transition, task=task, **options))
-    kept = {path for path in paths if not optimizer.decayed(path)}
+    kept = {path for path in paths if not optimizer.is_decayed(path)}
     for path in paths:
         last = path[-1]
         spared = last in ("A", "A_log_decay", "A_phase", "D", "bias", "scale", "embedding") or any("norm" in part for part in path)
@@ -42,13 +42,13 @@ def test_poles_gate_biases_norms_skips_and_embeddings_do_not_decay_and_matrices_
 
 @pytest.mark.parametrize("path", [("mixer", "A_log"), ("mixer", "dt"), ("mixer", "gate", "bias"), ("mlp_norm", "scale"), ("embedding",), ("head", "dt_bias")])
 def test_names_that_never_decay(path):
-    assert not optimizer.decayed(path)
+    assert not optimizer.is_decayed(path)
 
 
 @pytest.mark.parametrize("kind", ["s4d", "s5", "lru", "rg_lru", "min_gru", "rnn", "lstm", "gru"])
 def test_of_every_mixer_matrices_decay_and_poles_step_sizes_and_biases_do_not(kind):
     paths = parameters(dataclasses.replace(SMALL, pattern=(kind,), heads=2, task=LANGUAGE))
-    found = {path[-1] for path in paths if path[1] == "mixer" and optimizer.decayed(path)}
+    found = {path[-1] for path in paths if path[1] == "mixer" and optimizer.is_decayed(path)}
     assert found == {"s4d": {"C", "kernel"}, "s5": {"B", "C", "kernel"}, "lru": {"B", "C"}, "rg_lru": {"W", "kernel"}, "min_gru": {"W", "C"}}.get(
         kind, {"W", "U", "C"}
     )

@@ -90,9 +90,9 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted):
 def test_a_second_signal_ends_the_process_at_once(capfd):
     before = signal.getsignal(signal.SIGINT)
     with loop.Stop() as stop:
-        assert not stop.asked()
+        assert not stop.is_requested()
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked()
+        assert stop.is_requested()
         with pytest.raises(SystemExit) as ended:
             os.kill(os.getpid(), signal.SIGINT)
     assert ended.value.code == 128 + signal.SIGINT
@@ -105,7 +105,7 @@ def test_a_signal_to_stop_is_remembered(number, capfd):
     """SIGHUP comes when a terminal is closed, SIGUSR1 from Slurm before a job ends; both ended the process at once."""
     with loop.Stop() as stop:
         os.kill(os.getpid(), number)
-        assert stop.asked()
+        assert stop.is_requested()
     assert "saving" in capfd.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     try:
         with loop.Stop() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.asked()
+            assert not stop.is_requested()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -89,10 +89,10 @@ def content(origin: Origin, local_dir: str, cache_dir: str) -> bytes:
         path = find(origin, local_dir)
         if path is None:
             raise InputError(missing(local_dir, origin))
-        return _checked(_read(path, origin), origin, str(path))
+        return _check(_read(path, origin), origin, str(path))
     if not origin.url:
         raise InputError(f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it")
-    return _downloaded(origin, cache_root(cache_dir) / DOWNLOADS)
+    return _download(origin, cache_root(cache_dir) / DOWNLOADS)
 
 
 def missing(local_dir: str, *origins: Origin) -> str:
@@ -111,7 +111,7 @@ def _read(path: pathlib.Path, origin: Origin) -> bytes:
         raise InputError(f"{path} cannot be read ({error}): fetch it again, or mend its permissions") from error
 
 
-def _checked(found: bytes, origin: Origin, where: str) -> bytes:
+def _check(found: bytes, origin: Origin, where: str) -> bytes:
     digest = hashlib.sha256(found).hexdigest()
     if origin.sha256 and digest != origin.sha256:
         raise InputError(
@@ -127,13 +127,13 @@ def _checked(found: bytes, origin: Origin, where: str) -> bytes:
     return found
 
 
-def _downloaded(origin: Origin, folder: pathlib.Path) -> bytes:
+def _download(origin: Origin, folder: pathlib.Path) -> bytes:
     """A file's content from the folder of downloads; what is not there, or not whole, is fetched, and put there once it is found whole."""
     path = folder / f"{hashlib.sha256(origin.url.encode()).hexdigest()[:12]}-{origin.url.rsplit('/', 1)[-1]}"
     damage = ""
     if path.is_file():
         try:
-            return _checked(_read(path, dataclasses.replace(origin, packed=True)), origin, str(path))
+            return _check(_read(path, dataclasses.replace(origin, packed=True)), origin, str(path))
         except InputError as error:
             damage = f"{error}; and "
     try:
@@ -144,7 +144,7 @@ def _downloaded(origin: Origin, folder: pathlib.Path) -> bytes:
             f"{damage}{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the network, "
             f"or set data.local_dir to a folder that holds {origin.names[0]}"
         ) from error
-    write(path, _checked(found, origin, origin.url))
+    write(path, _check(found, origin, origin.url))
     return found
 
 
@@ -154,7 +154,7 @@ def write(path: pathlib.Path, found: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.touch()
-        with held(fresh):
+        with hold(fresh):
             fresh.write_bytes(found)
             fresh.replace(path)
     except OSError as error:
@@ -166,13 +166,13 @@ def write(path: pathlib.Path, found: bytes) -> None:
 def clear(leavings: Iterable[pathlib.Path]) -> None:
     """Removes files and folders that no process holds: whoever made them was killed."""
     for path in leavings:
-        with held(path) as is_free, contextlib.suppress(OSError):
+        with hold(path) as is_free, contextlib.suppress(OSError):
             if is_free:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
-def held(path: pathlib.Path) -> Iterator[bool]:
+def hold(path: pathlib.Path) -> Iterator[bool]:
     """Holds a file or folder for this process, and says whether no other does; the hold ends with the process, however it ends."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

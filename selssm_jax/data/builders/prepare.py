@@ -42,7 +42,7 @@ def _prepare(builder: type[Public], local_dir: str, cache_dir: str, folder: path
     origins.clear([*root.glob(f".{builder.name}.*"), *(root / origins.DOWNLOADS).glob(origins.UNFINISHED)])
     try:
         aside.mkdir(parents=True)
-        with origins.held(aside), _quiet():
+        with origins.hold(aside), _quiet():
             builder(local_dir=local_dir, cache_dir=cache_dir, data_dir=str(aside)).download_and_prepare()
         folder.parent.mkdir(parents=True, exist_ok=True)
         (aside / builder.name / str(builder.VERSION)).rename(folder)

@@ -189,7 +189,7 @@ class SpokenDigits(Public):
         return {name: hashlib.sha256(raw).hexdigest() for name, raw in cls.files(local_dir, cache_dir).items()}
 
     def _records(self, files: Files) -> dict[str, list[Record]]:
-        clips = _unpacked(files["packed"]) if "packed" in files else _recordings(files["archive"])
+        clips = _unpack(files["packed"]) if "packed" in files else _recordings(files["archive"])
         return {"train": [clip for clip in clips if clip["index"] >= 5], "test": [clip for clip in clips if clip["index"] < 5]}
 
 
@@ -212,7 +212,7 @@ def _blocks(size: int, **arrays: np.ndarray) -> list[Record]:
     return [{name: array[first : first + size] for name, array in arrays.items()} for first in range(0, count, size)]
 
 
-def _unpacked(raw: bytes) -> list[Record]:
+def _unpack(raw: bytes) -> list[Record]:
     packed = np.load(io.BytesIO(raw), allow_pickle=False)
     wave_, offset, label, index = (packed[name] for name in ("wave", "offset", "label", "index"))
     pieces = np.split(wave_, offset[1:-1])

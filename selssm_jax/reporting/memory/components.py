@@ -23,8 +23,8 @@ def by_lag(states: np.ndarray, asked: np.ndarray, groups: np.ndarray, lags: list
     Args:
       states: (N, n). asked: (N, K) labels or values. groups: (N,) samples that may be alike. seed: of the pairings by chance.
     """
-    levels = [_binned(component) for component in states.T]
-    labels = [column.astype(int) if tokens else _binned(column) for column in asked.T]
+    levels = [_assign_bins(component) for component in states.T]
+    labels = [column.astype(int) if tokens else _assign_bins(column) for column in asked.T]
     bits = _table(levels, labels)
     chance = _of_chance(levels, labels, groups, seed)
     mean = chance.mean(axis=(0, 1))
@@ -54,6 +54,6 @@ def _of_chance(levels: list[np.ndarray], labels: list[np.ndarray], groups: np.nd
     return np.stack(tables)
 
 
-def _binned(values: np.ndarray) -> np.ndarray:
+def _assign_bins(values: np.ndarray) -> np.ndarray:
     edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
     return np.searchsorted(edges, values, side="right")

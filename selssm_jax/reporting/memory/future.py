@@ -37,14 +37,14 @@ def answers(run: Run, seen: Recording, given: Answers, blocks: dict[str, Results
     probe = retention.tokens(states, given.tokens, classes=classes, training=decoder_training(run.experiment.measure))
     length = given.tokens.shape[1]
     found = {"entropy": entropy * BITS, "answers": length, "moment": int(seen.moments[-1]), "direction": "lower"}
-    found["model"] = _decoded(given, entropy)
+    found["model"] = _decode(given, entropy)
     found["decoder"] = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
     for one in found["model"], found["decoder"]:
         one["share"] = one["bits"] / found["entropy"]
     return found | {"fano": _fano(blocks, entropy, classes, length)}
 
 
-def _decoded(given: Answers, entropy: float) -> Results:
+def _decode(given: Answers, entropy: float) -> Results:
     """H + E log q of the model itself, which reads no more than its state and marks that are the same in every sequence."""
     return {
         "bits": (entropy + float(given.log_p.astype(np.float64).sum(axis=1).mean())) * BITS,

@@ -29,7 +29,7 @@ class Samples(NamedTuple):
     groups: np.ndarray
 
 
-def retained(seen: Recording, block: Block, settings: Measure) -> Results:
+def measure_retention(seen: Recording, block: Block, settings: Measure) -> Results:
     """What decoders read of x_{t-k} from h_t, by lag; by component; and by how open the gate was when it was read.
 
     Lags go to `settings.longest_lag` first, and on from there, to twice as far each time, while the state tells of the longest: until it does not, or to
@@ -37,11 +37,11 @@ def retained(seen: Recording, block: Block, settings: Measure) -> Results:
     """
     lags = _lags(seen, settings)
     samples = _samples(seen, lags)
-    probe = _decoded(seen, block, samples, settings)
+    probe = _decode(seen, block, samples, settings)
     kept = _by_lag(probe, lags, samples.asked, tokens=_is_tokens(seen))
     while horizon(kept) == kept["lags"][-1] and (further := _further(seen, kept["lags"][-1])):
         late = _samples(seen, further)
-        kept = _joined(kept, _by_lag(_decoded(seen, block, late, settings), further, late.asked, tokens=_is_tokens(seen)))
+        kept = _join(kept, _by_lag(_decode(seen, block, late, settings), further, late.asked, tokens=_is_tokens(seen)))
     found: Results = {"retention": kept, "horizon": horizon(kept)}
     states, asked = block.states[samples.rows, samples.index], samples.asked[..., 0]
     found["by_component"] = components.by_lag(states, asked, samples.groups, lags, tokens=_is_tokens(seen), seed=settings.seed)
@@ -50,7 +50,7 @@ def retained(seen: Recording, block: Block, settings: Measure) -> Results:
 
 
 def horizon(kept: Results) -> int | None:
-    """The largest lag of which the state is known to tell, of `retained`'s "retention"; None where it tells of none."""
+    """The largest lag of which the state is known to tell, of `measure_retention`'s "retention"; None where it tells of none."""
     return retention.horizon(kept["lags"], np.asarray(kept["lower"]) / BITS, np.asarray(kept["stderr"]) / BITS)
 
 
@@ -78,7 +78,7 @@ def _further(seen: Recording, lag: int) -> list[int]:
     return sorted({(lag + longest + 1) // 2, longest} - {lag}) if longest > lag else []
 
 
-def _joined(kept: Results, more: Results) -> Results:
+def _join(kept: Results, more: Results) -> Results:
     """Both, lag by lag; what is about all lags is of the first."""
     return {name: value + more[name] if isinstance(value, list) else value for name, value in kept.items()}
 
@@ -95,7 +95,7 @@ def _groups(seen: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
     return ((place - place.min()) * STRETCHES // (np.ptp(place) + 1)).astype(int)
 
 
-def _decoded(seen: Recording, block: Block, samples: Samples, settings: Measure) -> retention.Probe:
+def _decode(seen: Recording, block: Block, samples: Samples, settings: Measure) -> retention.Probe:
     states, training = block.states[samples.rows, samples.index], decoder_training(settings)
     asked, groups = samples.asked, samples.groups
     if _is_tokens(seen):

@@ -16,7 +16,7 @@ from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 from selssm_jax.model import Reader
 from selssm_jax.reporting.memory import future, past
-from selssm_jax.reporting.memory.lags import retained
+from selssm_jax.reporting.memory.lags import measure_retention
 from selssm_jax.reporting.memory.recording import Recording, record, rows_read
 from selssm_jax.reporting.run import Run
 from selssm_jax.tasks.registry import kind_of
@@ -123,8 +123,8 @@ def _moments(model: Reader, batch: dict[str, Any], settings: Measure, scored: li
 
 def _block(run: Run, seen: Recording, name: str, covariances: future.Covariances | None) -> Results:
     block, settings = seen.blocks[name], run.experiment.measure
-    information = past.known(run, seen, name)
-    found = {"components": block.states.shape[-1], "information": information} | retained(seen, block, settings)
+    information = past.past_information(run, seen, name)
+    found = {"components": block.states.shape[-1], "information": information} | measure_retention(seen, block, settings)
     ceiling = past.ceiling(information)
     found["retention"]["fano"] = None if ceiling is None else _fano(ceiling, found["retention"])
     found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"], information if name == "block_0" else [])

@@ -18,7 +18,7 @@ Results = dict[str, Any]
 BITS = 1 / math.log(2)
 
 
-def known(run: Run, seen: Recording, name: str) -> list[Results]:
+def past_information(run: Run, seen: Recording, name: str) -> list[Results]:
     """I(h_t; inputs) at every moment.
 
     For states with noise it is bracketed, and exact where the model up to there is linear and its input Gaussian. Of tokens, noise or not, a state knows at

@@ -121,7 +121,7 @@ def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: 
         {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["intermediates", "laws"]
     )
     mixers = {name: part.get("mixer", {}) for name, part in _blocks(model, sown).items()}
-    carried = {} if all("state" in mixer for mixer in mixers.values()) else _carried(model, params, batch, moments, list(mixers))
+    carried = {} if all("state" in mixer for mixer in mixers.values()) else _record_states(model, params, batch, moments, list(mixers))
     laws = {name: part["mixer"]["law"][0] for name, part in sown.get("laws", {}).items()}
     blocks = {name: _block(mixer, carried.get(name), laws.get(name), moments) for name, mixer in mixers.items()}
     frames, live = _frames(model, batch), _live(model, batch)
@@ -143,7 +143,7 @@ def _block(mixer: dict[str, tuple[Array, ...]], carried: Array | None, law: Law 
     return Block(components(mixer["state"][0][:, at]) if "state" in mixer else carried, gate, conditional)
 
 
-def _carried(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str]) -> dict[str, Array]:
+def _record_states(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str]) -> dict[str, Array]:
     """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end there."""
     stride = kind_of(model.config.task).stride(model.config)
     inputs = jnp.asarray(batch["inputs"])
@@ -154,10 +154,10 @@ def _carried(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int]
         reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]
         _, state = model.apply({"params": params}, inputs[:, start:stop], state, reset=reset, valid=batch["valid"][:, start:stop])
         kept.append(state["blocks"])
-    return {name: jnp.stack([_narrowed(of_mixer(blocks[index]["mixer"])) for blocks in kept], axis=1) for index, name in enumerate(names)}
+    return {name: jnp.stack([_project_states(of_mixer(blocks[index]["mixer"])) for blocks in kept], axis=1) for index, name in enumerate(names)}
 
 
-def _narrowed(state: Array) -> Array:
+def _project_states(state: Array) -> Array:
     """States of at most `WIDEST` components, by a projection that is the same in every call (Johnson and Lindenstrauss 1984)."""
     if state.shape[1] <= WIDEST:
         return state

@@ -7,7 +7,7 @@ from selssm_jax.reporting.document import Block, Paragraph, Picture
 from selssm_jax.reporting.figures import save
 from selssm_jax.reporting.memory import figures
 from selssm_jax.reporting.memory.lags import horizon_in_words
-from selssm_jax.reporting.sections import titled
+from selssm_jax.reporting.sections import section
 from selssm_jax.reporting.tables import Cell, Table, number
 
 Results = dict[str, Any]
@@ -41,7 +41,7 @@ def memory(results: Results, folder: pathlib.Path) -> list[Block]:
     words = f"{READING}{overlap} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
     blocks: list[Block] = [Paragraph(words), _overview(found), *_by_lag(found, folder)]
     blocks += [*_all_of_the_past(found, folder), *_components(found, folder), *_gates(found, folder), *_answers(found), *_future(found, folder)]
-    return titled("What the memory holds", [*blocks, _processing(found)])
+    return section("What the memory holds", [*blocks, _processing(found)])
 
 
 def _overview(found: Results) -> Table:

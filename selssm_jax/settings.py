@@ -251,22 +251,22 @@ MIXERS: dict[str, Mixer] = {
 }
 
 
-def gated() -> tuple[str, ...]:
+def list_gated() -> tuple[str, ...]:
     """Returns the mixers that sow their gates."""
     return tuple(name for name, mixer in MIXERS.items() if mixer.gated)
 
 
-def undecayed() -> frozenset[str]:
+def list_undecayed() -> frozenset[str]:
     """Returns the names of parameters that own mixers ask weight decay to spare."""
     return frozenset(name for mixer in MIXERS.values() for name in mixer.undecayed)
 
 
 def check(name: str, layer: Any) -> None:
     """Raises ValueError where a layer's own arguments break a rule of the mixer that it is."""
-    given(name, {argument: getattr(layer, argument) for argument in MIXERS[name].keys if hasattr(layer, argument)}, str)
+    check_arguments(name, {argument: getattr(layer, argument) for argument in MIXERS[name].keys if hasattr(layer, argument)}, str)
 
 
-def given(name: str, arguments: Mapping[str, Any], say: Say) -> None:
+def check_arguments(name: str, arguments: Mapping[str, Any], say: Say) -> None:
     """Raises ValueError where arguments of a mixer break its rule, or are out of their ranges."""
     ranges(arguments, say)
     MIXERS[name].rule(arguments, say)
