@@ -21,7 +21,7 @@ CHOICES = {"where", "cond", "select", "while_loop", "bool"}  # of their first ar
 EXCEPTIONS = {
     "selssm_jax/generation.py:_rows": "tokens, whole numbers",
     "selssm_jax/information/discrete.py:of_labels": "labels and their counts, in NumPy",
-    "selssm_jax/information/neighbours.py:_mixed": "distances of samples that `inputs` found finite; of k neighbours each",
+    "selssm_jax/information/neighbours.py:_mixture_terms": "distances of samples that `inputs` found finite; of k neighbours each",
     "selssm_jax/layers/attention.py:last": "numbers of steps",
 }
 
