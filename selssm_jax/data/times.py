@@ -113,7 +113,7 @@ def _in_order(parts: np.ndarray, order: tuple[int, int, int]) -> np.ndarray | No
     if any((values < low).any() or (values > high).any() for low, high, values in within):
         return None
     first = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
-    days = first.astype("datetime64[D]") + (day - 1)
+    days = first.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
     if (days.astype("datetime64[M]") != first).any():  # the 31st of a month of 30 days
         return None
     minutes = days.astype(np.int64) * 1440 + clock[:, 0] * 60 + clock[:, 1] - clock[:, 4]
@@ -152,7 +152,7 @@ def _in_calendar(times: np.ndarray) -> bool:
     days, months = stamps.astype("datetime64[D]"), stamps.astype("datetime64[M]")
     apart = np.diff(months.astype(np.int64))
     place = (days - months.astype("datetime64[D]")).astype(np.int64)
-    last = (days + 1).astype("datetime64[M]") > months
+    last = (days + np.timedelta64(1, "D")).astype("datetime64[M]") > months
     if apart[0] > 0 and (apart == apart[0]).all() and ((place == place[0]).all() or last.all()):
         return True
     return bool(np.is_busday(days).all() and (np.busday_count(days[:-1], days[1:]) == 1).all())

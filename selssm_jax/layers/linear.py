@@ -45,6 +45,23 @@ class Systems(NamedTuple):
     C: Complex[np.ndarray, "S p n"]
 
 
+def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016), which S4D was published with; derivatives of every order."""
+    return x * _normal_cdf(x)
+
+
+@jax.custom_jvp  # JAX 0.12 cannot differentiate erfc inside shard_map
+def _normal_cdf(x: Array) -> Array:
+    return jax.lax.erfc(-x * np.asarray(math.sqrt(0.5), x.dtype)) / 2
+
+
+@_normal_cdf.defjvp
+def _normal_cdf_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,) = primals
+    density = jnp.exp(-x * x / 2) * np.asarray(1 / math.sqrt(2 * math.pi), x.dtype)
+    return _normal_cdf(x), density * tangents[0]
+
+
 def hippo_normal(poles: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (eigenvalues, eigenvectors) of the normal part of HiPPO-LegS of order 2 * poles, those of positive imaginary part.
 
@@ -94,7 +111,7 @@ class S4D(Layer):
         run = self._by_chunks if reset is None and x.shape[1] > 1 else self._by_steps
         y, last = run(x.astype(jnp.float32), start, reset)
         y += self.D[None, None] * x
-        return nn.glu(self.outward(nn.gelu(y.astype(self.dtype), approximate=False))), last
+        return nn.glu(self.outward(exact_gelu(y.astype(self.dtype)))), last
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the poles of all channels, gates of 1, and the largest drive of each."""

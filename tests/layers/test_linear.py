@@ -240,3 +240,11 @@ def test_components_are_scored_by_their_part_in_the_hankel_map(name):
 def test_refuses_what_cannot_be(layer, words):
     with pytest.raises(ValueError, match=words):
         layer.init(jax.random.key(0), X)
+
+
+def test_the_exact_gelu_is_that_of_jax_with_its_derivatives():
+    x = jnp.linspace(-12.0, 12.0, 481)
+    theirs = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    np.testing.assert_allclose(linear.exact_gelu(x), theirs(x), rtol=2e-6, atol=1e-30)
+    for ours, other in ((jax.grad(linear.exact_gelu), jax.grad(theirs)), (jax.grad(jax.grad(linear.exact_gelu)), jax.grad(jax.grad(theirs)))):
+        np.testing.assert_allclose(jax.vmap(ours)(x), jax.vmap(other)(x), rtol=1e-4, atol=1e-6)
