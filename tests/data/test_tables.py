@@ -153,8 +153,8 @@ def test_a_column_that_is_missing_or_has_no_name_is_refused(tmp_path):
 
 def test_a_table_is_evaluated_whole_at_the_runs_place_in_its_cycle(tmp_path):
     def days(path, first, count):
-        start = np.datetime64("2020-01-06T00", "h") + first
-        rows = "".join(f"{start + i},{np.sin((first + i) * 2 * np.pi / 24):.6f}\n" for i in range(count))
+        start = np.datetime64("2020-01-06T00", "h") + np.timedelta64(first, "h")
+        rows = "".join(f"{start + np.timedelta64(i, 'h')},{np.sin((first + i) * 2 * np.pi / 24):.6f}\n" for i in range(count))
         path.write_text("date,a\n" + rows)
         return Data(source="csv", file=str(path), length=8, horizon=4, cycle=24)
 
