@@ -29,6 +29,8 @@ def _check_fields(value: Any, path: str) -> None:
         _check(hints[field.name], getattr(value, field.name), f"{path}.{field.name}")
 
 
+LARGEST_FLOAT = 3.4e38
+MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
 TUPLES = {
     str: "names, for example ('selective', 'selective')",
     int: "whole numbers, for example (64, 32)",
@@ -44,12 +46,20 @@ def _check(hint: Any, found: Any, path: str) -> None:
         kind = typing.get_args(hint)[0]
         if not isinstance(found, tuple) or not all(type(item) in (kind, *([int] if kind is float else [])) for item in found):
             raise InputError(f"{path}={found!r} must be a tuple of {TUPLES[kind]}")
-    elif hint is float and type(found) is int:
-        return
+        _check_float32(found if kind is float else (), path)
+    elif hint is float and type(found) in (int, float):
+        _check_float32((found,), path)
     elif type(found) is str and "\0" in found:
         raise InputError(f"{path}={found!r} holds the character NUL, which no file's name can: take it out")
     elif type(found) is not hint:
         raise InputError(f"{path}={found!r} is of type {type(found).__name__}, expected {hint.__name__}")
+
+
+def _check_float32(values: Sequence[float], path: str) -> None:
+    """Raises InputError for a finite number that float32, in which all is computed, does not have."""
+    for value in values:
+        if LARGEST_FLOAT < abs(value) < math.inf:
+            raise InputError(f"{path}={value} is out of range: use at most {LARGEST_FLOAT:g}, about the largest number of float32")
 
 
 def _at_least(value: Any, path: str, **limits: float) -> None:
@@ -192,6 +202,8 @@ class Data:
         _at_least(self, "data", batch_size=1, eval_batch_size=0, length=0, horizon=1, cycle=0)
         _seed(self, "data")
         _at_least(self, "data", vocab=2, tokens=1, lag=1, train_examples=1, eval_examples=1)
+        if self.eval_examples > MOST_EVALUATED:
+            raise InputError(f"data.eval_examples={self.eval_examples} would take days to evaluate: use at most {MOST_EVALUATED}")
         if not self.length and self.source in (*SERIES, *TEXTS, *SYMBOLS) and self.source not in ("text", "csv"):
             raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
         if self.cycle and self.source not in TABLES:
@@ -706,7 +718,7 @@ def _cast(hint: Any, value: Any, path: str) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_cast(typing.get_args(hint)[0], item, path) for item in value)
     if hint is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) <= LARGEST_FLOAT else value  # which is refused by name
     return value
 
 

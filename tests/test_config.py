@@ -375,3 +375,16 @@ def test_evaluation_can_override_its_own_groups_alone():
     for assignment, words in (("model.d_state=2", "no group that evaluation reads"), ("compress.factor=x", "expected float"), ("compress.step=1", "steps")):
         with pytest.raises(InputError, match=words):
             Experiment().overridden([assignment])
+
+
+@pytest.mark.parametrize("path", ["optimizer.clip_norm", "optimizer.peak_rate", "training.gate_l1", "model.dropout"])
+@pytest.mark.parametrize("value", [1e39, 1e300, -1e300, 10**400])
+def test_a_number_that_float32_does_not_have_is_refused_by_name(path, value):
+    group, key = path.split(".")
+    with pytest.raises(InputError, match=rf"{path}=.*is out of range"):
+        Experiment.from_dict({group: {key: value}})
+
+
+def test_an_evaluation_that_would_take_days_is_refused():
+    with pytest.raises(InputError, match=r"data\.eval_examples=4294967296 would take days"):
+        Data(source="induction_heads", eval_examples=2**32)

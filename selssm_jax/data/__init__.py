@@ -8,7 +8,7 @@ from selssm_jax.data import capacity, sources
 from selssm_jax.data.pipeline import Batches, Dataset
 from selssm_jax.errors import InputError
 
-__all__ = ["Batches", "Dataset", "load", "register_data", "remembered"]
+__all__ = ["Batches", "Dataset", "load", "recall_dataset", "register_data"]
 
 LOADERS: dict[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "python_reference": sources.python_reference,
