@@ -53,7 +53,7 @@ register_gate(
 @pytest.fixture
 def registries():
     """What a test registers is gone after it."""
-    tables = (mixers.LAYERS, settings.MIXERS, settings.GATES, gates.GATES)
+    tables = (mixers.LAYERS, mixers.MIXERS, settings.MIXERS, settings.GATES, gates.GATES)
     before = [dict(table) for table in tables]
     yield
     for table, items in zip(tables, before, strict=True):
@@ -70,7 +70,7 @@ def own(registries, tmp_path):
 
 def forget(name):
     """As a new process knows nothing of what an earlier one registered."""
-    for table in (mixers.LAYERS, settings.MIXERS, settings.GATES, gates.GATES):
+    for table in (mixers.LAYERS, mixers.MIXERS, settings.MIXERS, settings.GATES, gates.GATES):
         table.pop(name, None)
 
 

@@ -1,4 +1,4 @@
-"""The mixers that a block pattern can name: `LAYERS`, from a name to its layer, whose arguments `settings.MIXERS` says.
+"""The mixers that a block pattern can name: `LAYERS` has their layers, whose arguments `settings.MIXERS` says, and `MIXERS` builds them from a config.
 
 Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that carry the state, and a reset hides
 all that came before it. `initial_state(batch, steps=None)` is the state before the first step; where it is a cache, with room for `steps`. A mixer may
@@ -7,6 +7,7 @@ sow "gate" and "state" among its intermediates, name the axes of its state in it
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,6 +52,9 @@ def mixer(name: str, config: Model) -> nn.Module:
     return LAYERS[name](**config.arguments(name), dtype=jnp.dtype(config.dtype))
 
 
+MIXERS: dict[str, Callable[[Model], nn.Module]] = {name: partial(mixer, name) for name in LAYERS}
+
+
 def register_mixer(
     name: str, layer: Callable[..., nn.Module], *, keys: Sequence[str] = ("d_state",), gated: bool = False, undecayed: Sequence[str] = ()
 ) -> None:
@@ -74,4 +78,4 @@ def register_mixer(
         if key not in Model.__dataclass_fields__:
             raise ValueError(f"the mixer {name!r} asks for model.{key}: {suggest(key, Model.__dataclass_fields__)}")
     settings.MIXERS[name] = settings.Mixer(settings.sizes, {key: key for key in ("d_model", *keys)}, gated, tuple(undecayed))
-    LAYERS[name] = layer
+    LAYERS[name], MIXERS[name] = layer, partial(mixer, name)

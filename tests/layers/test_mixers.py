@@ -18,6 +18,7 @@ from flax import nnx
 from flax.nnx import bridge
 
 from selssm_jax.config import Model, Task
+from selssm_jax.layers import mixers
 from selssm_jax.layers.mixers import LAYERS, mixer
 from selssm_jax.model import SequenceModel
 from selssm_jax.settings import MIXERS
@@ -32,7 +33,8 @@ SOME = pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.pa
 
 
 def test_the_configuration_knows_the_same_names():
-    assert set(MIXERS) == set(LAYERS)
+    assert set(MIXERS) == set(LAYERS) == set(mixers.MIXERS)
+    assert mixers.MIXERS["gru"](Model(pattern=("gru",), **SIZES).blocks[0]) == mixer("gru", Model(pattern=("gru",), **SIZES).blocks[0])
 
 
 @functools.cache
