@@ -15,4 +15,4 @@ def remembered(x: jax.Array, h: jax.Array) -> Estimate:
 layer = Mamba(8, 4)
 method: int = layer.d_conv
 wrong: str = layer.d_conv  # type: ignore[assignment]
-linear_scan(method=method)  # type: ignore[call-arg]
+linear_scan(method=method)  # type: ignore[call-arg, arg-type]
