@@ -1,6 +1,6 @@
 """Skipping: steps of a trained `SelectiveSSM` that read the rows of its open components only (theory, section 9).
 
-  decoder = skipping.gathered(layer, params)
+  decoder = skipping.make_decoder(layer, params)
   step = jax.jit(skipping.Decoder.step, donate_argnames="state")
   y, state = step(decoder, x, state)                    # x, y (B, D); state = decoder.start(layer.initial_state(B)) before the first
 

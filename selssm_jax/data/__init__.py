@@ -65,7 +65,7 @@ def register_data(name: str, load: Callable[[Data, Mapping[str, Any]], Dataset],
 
 
 def load_for_resume(config: Data, metadata: Mapping[str, Any]) -> Dataset:
-    """Returns the training data of a run that goes on, at the scale of its beginning where that was another than today's; see `signals.scaled`."""
+    """Returns the training data of a run that goes on, at the scale of its beginning where that was another than today's; see `signals.scale_clips`."""
     old = config.source == "npz" and "task" in metadata and "scaling" not in metadata
     return load(config, metadata if old else None)
 

@@ -50,7 +50,7 @@ class _Neighbours(NamedTuple):
 def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Estimate:
     """I(x; y) by Kraskov, Stoegbauer and Grassberger (2004), in nats.
 
-    With eps_i the distance to the k-th neighbour in the larger of the (Euclidean) distances in x and in y, of `inputs.standardised` columns:
+    With eps_i the distance to the k-th neighbour in the larger of the (Euclidean) distances in x and in y, of `inputs.standardise` columns:
       variant 1: psi(k) + psi(N) - <psi(n_x + 1) + psi(n_y + 1)>, n_x and n_y the others nearer than eps_i in x and in y;
       variant 2: psi(k) - 1/k + psi(N) - <psi(n_x) + psi(n_y)>, counted up to the largest distance of the k neighbours in x, and in y.
 

@@ -124,7 +124,7 @@ def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject, mon
     layout = types.SimpleNamespace(rows=1, size=8, kept_bytes=0)
     monkeypatch.setattr(compress, "calibrate", lambda subject: compress.Calibration(layout, "all", np.zeros((2, 8)), np.ones(8)))
     monkeypatch.setattr(compress, "_score", lambda subject, one: dataclasses.replace(one, validation={subject.metric: 1.0}))
-    monkeypatch.setattr(compress._Trials, "pruned", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})])
+    monkeypatch.setattr(compress._Trials, "prune", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})])
     lines = []
     assert compress._Trials(of_pattern(subject, "local_attention", "tcn"), lines.append, Progress()).fewer(4.0) == []
     assert lines[1:] == ["no component is pruned: no mixer of local_attention, tcn names the axes of its state"]
@@ -194,24 +194,24 @@ def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_wer
         return {"block_0": np.arange(of.model.config.block_states[0] if of.model.config.block_states else of.model.config.d_state)[::2]}
 
     stop: dict[str, int] = {}
-    doubles = {"known": calibrated, "_scored": scored, "best_half": half, "finetune": lambda experiment, model, params, dataset, progress: params}
+    doubles = {"calibrate": calibrated, "_score": scored, "best_half": half, "finetune": lambda experiment, model, params, dataset, progress: params}
     calls = {name: counted(monkeypatch, compress, name, double, stop) for name, double in doubles.items()}
     whole = compress.compress(subject)
     once = {name: len(args) for name, args in calls.items()}
-    assert once["_scored"] >= 9 and once["best_half"] == 4
+    assert once["_score"] >= 9 and once["best_half"] == 4
     for name, count in once.items():
         for moment in sorted({0, count // 2, count - 1}):
             progress, stop[name] = Progress(tmp_path / f"{name}{moment}"), moment + len(calls[name])
             progress.folder.mkdir()
             with pytest.raises(Stopped):
                 compress.compress(subject, progress=progress)
-            before = len(calls["_scored"])
+            before = len(calls["_score"])
             again = compress.compress(subject, progress=progress)
             assert [(one.method, one.nbytes, one.validation) for one in again.methods] == [(one.method, one.nbytes, one.validation) for one in whole.methods]
             assert again.chosen.method == whole.chosen.method and again.chosen.model == whole.chosen.model
             jax.tree.map(np.testing.assert_array_equal, again.chosen.params, whole.chosen.params)
-            if name == "_scored":
-                assert len(calls["_scored"]) - before <= once["_scored"] - min(moment, once["_scored"] - 1)  # what was scored is not scored again
+            if name == "_score":
+                assert len(calls["_score"]) - before <= once["_score"] - min(moment, once["_score"] - 1)  # what was scored is not scored again
 
 
 def test_fine_tuning_that_is_stopped_goes_on_bit_for_bit(subject, tmp_path, monkeypatch):
