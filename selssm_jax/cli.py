@@ -125,7 +125,7 @@ def _with_config(argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config."):
             _check_key(argument.removeprefix("--config.").partition("=")[0].split("."), config)
-    return [*argv[:place], *([f"--config={path}"] if "=" in argv[place] else ["--config", path]), *argv[place + (1 if "=" in argv[place] else 2) :]]
+    return [*argv[:place], f"--config={path}", *argv[place + (1 if "=" in argv[place] else 2) :]]
 
 
 def _flags(argv: list[str]) -> list[str]:

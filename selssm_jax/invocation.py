@@ -11,14 +11,11 @@ INSTALLED = "selssm-"  # what the names of installed commands begin with
 def again(argv: Iterable[str]) -> str:
     """Returns the line that calls this process once more."""
     program, *arguments = argv
-    return shlex.join([*_program(pathlib.Path(program).name, program), *arguments])
+    name = pathlib.Path(program).name
+    return shlex.join([*([name] if name.startswith(INSTALLED) else ["python", program]), *arguments])
 
 
 def command(name: str, *arguments: str) -> str:
     """Returns a line that calls `train` or `eval` as this process was called: `python eval.py ...` in a clone, `selssm-eval ...` where it is installed."""
     installed = pathlib.Path(sys.argv[0]).name.startswith(INSTALLED)
-    return shlex.join([INSTALLED + name] if installed else ["python", f"{name}.py"]) + (" " + shlex.join(arguments) if arguments else "")
-
-
-def _program(name: str, path: str) -> list[str]:
-    return [name] if name.startswith(INSTALLED) else ["python", path]
+    return shlex.join([*([INSTALLED + name] if installed else ["python", f"{name}.py"]), *arguments])

@@ -8,10 +8,12 @@ import statistics
 from typing import Any, NoReturn
 
 from experiments.paper.names import FIELD, METRICS
+from selssm_jax import settings
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
 from selssm_jax.tasks import TASKS
 
+LOSS = "training.forecast_loss"  # which the sweep of every task holds, and not every kind reads
 COSTS = ("state_bytes", "training_peak_bytes", "training_flops", "decode_peak_bytes", "decode_flops", "batch", "steps")
 
 
@@ -82,7 +84,7 @@ def read(path: pathlib.Path) -> Record:
     return Record(
         **{key: _need(path, found, key, str) for key in ("task", "model", "kind", "metric", "command", "dtype")},
         **{key: _need(path, found, key, dict) for key in ("budget", "versions", "machine")},
-        loss=(found.get("sweep") or {}).get("training.forecast_loss", "mse") if kind == "forecasting" else TASKS[kind].loss,  # others do not read that key
+        loss=(found.get("sweep") or {}).get(LOSS, TASKS[kind].loss) if LOSS in settings.TASKS[kind].keys else TASKS[kind].loss,
         parameters=_need(path, found, "parameters", int),
         target_parameters=found.get("target_parameters"),
         runs=_runs(path, found, metric),

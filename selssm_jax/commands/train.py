@@ -9,6 +9,7 @@ Every key can be overridden by --config.group.key=value (selssm_jax/config.py). 
 
 import pathlib
 import sys
+from functools import partial
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -45,18 +46,23 @@ def _main(_: list[str]) -> None:
 
             done = command.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
-        from selssm_jax.reporting import ahead, compression, report  # here, so that a mistake in the command line is said at once
-        from selssm_jax.training import loop
+        from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
-        asked = {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
-        outcome = loop.fit(experiment, workdir, check=lambda dataset: ahead.check(experiment, workdir, dataset, **asked))
+        check, reports = None, REPORT.value or MEASURE.value or COMPRESS.value
+        if reports:  # a run without a report does not wait for what draws one
+            from selssm_jax.reporting import ahead
+
+            check = partial(ahead.check, experiment, workdir, report=REPORT.value, measure=MEASURE.value, compress=COMPRESS.value)
+        outcome = loop.fit(experiment, workdir, check=check)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: {invocation.again(sys.argv)}")
             sys.exit(errors.UNFINISHED)
         print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
-        if not any(asked.values()):
+        if not reports:
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return
+        from selssm_jax.reporting import compression, report
+
         print(report.summary(report.write(workdir, measure=MEASURE.value)), flush=True)
         if COMPRESS.value:
             print(compression.summary(compression.write(workdir)))

@@ -325,17 +325,17 @@ def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict
 
 def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
     del batches
-    axes, mixers = state_axes(model.config), _mixers(model.config)
+    axes, layers = state_axes(model.config), mixers(model.config)
     for name in axes:
-        if not callable(getattr(mixers[name], "dynamics", None)):
+        if not callable(getattr(layers[name], "dynamics", None)):
             raise ValueError(
-                f"{name}: a {type(mixers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say how: use another score than 'hankel'"
+                f"{name}: a {type(layers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say how: use another score than 'hankel'"
             )
     probe = jax.random.normal(jax.random.key(0), (1, 3, model.config.d_model))
     found = {}
     for name, part in axes.items():
         own = params[name]["mixer"]
-        A, B = mixers[name].apply({"params": own}, probe, method="dynamics")
+        A, B = layers[name].apply({"params": own}, probe, method="dynamics")
         found[name] = _score_by_hankel(name, part, own, np.asarray(A[0]), np.asarray(B[0]))
     return found
 
@@ -350,13 +350,13 @@ def _score_by_hankel(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, 
 SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "gate": _gate, "hankel": _hankel}
 
 
-def _mixers(config: Model) -> dict[str, Any]:
-    """The mixer of every block, by the block's name."""
+def mixers(config: Model) -> dict[str, Any]:
+    """Returns the mixer of every block, by the block's name."""
     return {f"block_{index}": mixing(kind, part) for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True))}
 
 
 def _named_axes(config: Model) -> dict[str, StateAxes]:
-    return {name: layer.state_axes() for name, layer in _mixers(config).items() if callable(getattr(layer, "state_axes", None))}
+    return {name: layer.state_axes() for name, layer in mixers(config).items() if callable(getattr(layer, "state_axes", None))}
 
 
 def _indicator(kept: np.ndarray, size: int) -> np.ndarray:

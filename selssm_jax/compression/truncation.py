@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from selssm_jax.compression.hankel import hankel_singular_values
-from selssm_jax.compression.pruning import parameters
+from selssm_jax.compression.pruning import mixers, parameters
 from selssm_jax.compression.reduction import RANK, balanced_truncation, diagonalise, merge_equal_poles
 from selssm_jax.config import Model
-from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.linear import Systems
 
 PyTree = Any
@@ -32,8 +31,7 @@ class Truncation(NamedTuple):
 
 def truncatable(config: Model) -> list[str]:
     """Returns the blocks whose mixer is a time-invariant system: it has the methods `systems` and `of_systems`."""
-    names = [f"block_{index}" for index in range(len(config.pattern))]
-    return [name for name in names if not config.bidirectional and callable(getattr(_mixer(config, name), "of_systems", None))]
+    return [name for name, mixer in mixers(config).items() if not config.bidirectional and callable(getattr(mixer, "of_systems", None))]
 
 
 def truncate(config: Model, params: PyTree, keep: Mapping[str, int]) -> tuple[Model, PyTree, dict[str, Truncation]]:
@@ -47,13 +45,14 @@ def truncate(config: Model, params: PyTree, keep: Mapping[str, int]) -> tuple[Mo
       config: the model's, with its task filled in. keep: k of each block that is to be truncated, from 1 to the components that there are.
 
     Raises:
-      ValueError: for a block that is none of `truncatable`, a k out of range, and for what `reduction.balanced_truncation` and `diagonalised` refuse.
+      ValueError: for a block that is none of `truncatable`, a k out of range, and for what `reduction.balanced_truncation` and `diagonalise` refuse.
     """
     params, sizes, said = dict(parameters(params)), [part.d_state for part in config.blocks], {}
+    blocks, layers = truncatable(config), mixers(config)
     for name, count in keep.items():
-        if name not in truncatable(config):
-            raise ValueError(f"{name} is no time-invariant block: use some of {truncatable(config)}")
-        mixer, own = _mixer(config, name), params[name]["mixer"]
+        if name not in blocks:
+            raise ValueError(f"{name} is no time-invariant block: use some of {blocks}")
+        mixer, own = layers[name], params[name]["mixer"]
         systems = mixer.apply({"params": own}, method="systems")
         if not 1 <= count <= systems.a.shape[1]:
             raise ValueError(f"keep[{name!r}]={count}: use from 1 to {systems.a.shape[1]} components")
@@ -78,8 +77,3 @@ def _truncate_system(a: np.ndarray, B: np.ndarray, C: np.ndarray, count: int) ->
     spare = count - left
     padded = np.pad(poles, (0, spare), constant_values=SILENT), np.pad(inward, ((0, spare), (0, 0))), np.pad(outward, ((0, 0), (0, spare)))
     return padded, small.error_bound, float(values[0])
-
-
-def _mixer(config: Model, name: str) -> Any:
-    index = int(name.removeprefix("block_"))
-    return mixing(config.pattern[index], config.blocks[index])
