@@ -2,7 +2,7 @@
 
   python benchmarks/seeds.py    # with the package installed
 
-The steps are those of train.py and of training/together.py with optimiser and donated state: the forecasting model of
+The steps are those of train.py and of training/multi_seed.py with optimiser and donated state: the forecasting model of
 configs/etth1.py with lookback 96, and the language model of configs/quickstart.py, on random batches of their shapes. Seconds
 of a step are medians over rounds in which both run; drawing the data, which is the same work either way, is left out.
 Compiling alone counts three times: every run by itself is compiled anew where no compilation cache is kept on disk. No
@@ -22,7 +22,7 @@ from configs import etth1, quickstart
 from selssm_jax.config import Experiment, Task
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.training import loop, optimizer, step, together
+from selssm_jax.training import loop, multi_seed, optimizer, step
 
 RUNS = 3
 COMPILATIONS = 3  # of each, in turn
@@ -57,14 +57,14 @@ def language() -> tuple[Experiment, Task]:
 def compare(experiment: Experiment, task: Task, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step of all runs, and to compile it, together and alone."""
     take, states, batches = begin(experiment, task)
-    every = together.Vmapped(take, RUNS)
+    every = multi_seed.StackedRuns(take, RUNS)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
     compiled = {
-        "together": (compiling(jax.vmap(partial(take, axis=None))), (every.join(states), jax.tree.map(lambda *rows: np.stack(rows), *batches))),
+        "together": (compiling(jax.vmap(partial(take, axis=None))), (every.stack(states), jax.tree.map(lambda *rows: np.stack(rows), *batches))),
         "alone": (compiling(partial(take, axis=None)), (states[0], batches[0])),
     }
     seconds = measure.in_turn(compiled, COMPILATIONS)
-    alone, joint = loop.Alone(take, jax.local_devices()[:1]), stepping(every, states)  # which copies the states
+    alone, joint = loop.SingleRun(take, jax.local_devices()[:1]), stepping(every, states)  # which copies the states
     each = [stepping(alone, [state]) for state in states]
     calls = {"together": (joint, (batches,)), "alone": (lambda: [call([batch]) for call, batch in zip(each, batches, strict=True)], ())}
     times = measure.in_turn(calls, rounds)
@@ -108,9 +108,9 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def stepping(take: loop.Take, states: list[step.TrainState]) -> Callable[[list[step.Batch]], Any]:
+def stepping(take: loop.StepRunner, states: list[step.TrainState]) -> Callable[[list[step.Batch]], Any]:
     """Takes a step at every call, from where the one before ended; returns the metrics."""
-    held = take.join(states)
+    held = take.stack(states)
 
     def call(batches: list[step.Batch]) -> Any:
         nonlocal held

@@ -4,7 +4,7 @@
 
 Small models of selective copying (8 tokens of 8 strewn over 48 steps, then 8 steps to say them) are trained with gates that jump and a
 penalty on the mean gate, and with gates that are hard but not 0 or 1. Their states on test sequences are encoded by
-`compression.trace`, one trace a sequence and block, and decoded. dim_eff is the mean of sum_i g_i over steps and sequences; open counts
+`compression.event_trace`, one trace a sequence and block, and decoded. dim_eff is the mean of sum_i g_i over steps and sequences; open counts
 g_i > 0, which are more where gates lie between 0 and 1. A trace stores what changed, so its bytes follow `open`. Gates that jump
 are 0 or 1 and dim_eff is what is open. A component that is open and does not change in any bit is not stored.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from selssm_jax.compression import trace
+from selssm_jax.compression import event_trace
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
 from selssm_jax.data import synthetic
 from selssm_jax.model import SequenceModel
@@ -86,7 +86,7 @@ def measured(form: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
 
 def encoded(states: np.ndarray, gate: np.ndarray) -> dict[str, Any]:
     """One trace a sequence, (B, T, n): shares of n and of all bytes."""
-    traces = [trace.encode(sequence) for sequence in states]
+    traces = [event_trace.encode(sequence) for sequence in states]
     exact = [(one.decode().view(np.uint32) == sequence.view(np.uint32)).all() for one, sequence in zip(traces, states, strict=True)]
     return {
         "n": states.shape[-1],

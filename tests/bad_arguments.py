@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from selssm_jax.compression import bound, hankel, quantization, search, sparsity, trace
+from selssm_jax.compression import distortion_bound, event_trace, hankel, quantization, search, sparsity
 from selssm_jax.information import bottleneck, bracket, discrete, estimators, gaussian, limits, neighbours, rate_distortion, retention, samplers, variational
 from selssm_jax.stability import certify_recurrence
 from selssm_jax.stability.lipschitz import gate_lipschitz, operator_norm, spectral_norm_bound
@@ -108,11 +108,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "quantization.fit": (quantization.fit, {"samples": X, "bits": (2, 3)}),
     "quantization.Quantizer.quantize": (lambda h: quantization.fit(X, (2, 3)).quantize(h), {"h": X}),
     "quantization.Quantizer.dequantize": (lambda codes: quantization.fit(X, (2, 3)).dequantize(codes), {"codes": np.zeros((4, 2), int)}),
-    "bound.floors": (bound.floors, {"values": X[:, 0], "levels": np.array([0.1, 0.2])}),
+    "distortion_bound.floors": (distortion_bound.floors, {"values": X[:, 0], "levels": np.array([0.1, 0.2])}),
     "search.linear_gaussian": (lambda **given: search.exhaustive(search.linear_gaussian(**given), N), LINEAR),
     "sparsity.auroc": (sparsity.auroc, {"positive": X[:, 0], "negative": Y[:, 0]}),
     "sparsity.separation": (sparsity.separation, {"gate": np.full((4, 5), 0.5), "data": np.eye(4, 5, dtype=bool), "noise": ~np.eye(4, 5, dtype=bool)}),
-    "trace.encode": (trace.encode, {"states": X.astype(np.float32), "start": np.zeros(2, np.float32)}),
+    "event_trace.encode": (event_trace.encode, {"states": X.astype(np.float32), "start": np.zeros(2, np.float32)}),
     "certify_recurrence": (certify_recurrence, {"A": 0.5 * np.eye(2), "gate_min": 0.1, "gate_max": 1.0, "gate_lipschitz": 0.1, "drive_bound": 1.0}),
     "spectral_norm_bound": (spectral_norm_bound, {"W": np.eye(2)}),
     "operator_norm": (operator_norm, {"W": np.eye(2), "weights": np.ones(2)}),
@@ -125,7 +125,7 @@ LAWFUL = {
     "bottleneck.discrete": {"betas longer"},
     "bottleneck.sample_autocovariance": {"samples longer"},
     "bottleneck.state_encoder": {"B_t longer"},
-    "bound.floors": {"values longer", "levels longer", "levels empty"},
+    "distortion_bound.floors": {"values longer", "levels longer", "levels empty"},
     "discrete.entropy": {"counts longer"},
     "discrete.entropy_of": {"p deeper"},
     "discrete.mutual_information": {"counts longer"},
@@ -142,7 +142,7 @@ LAWFUL = {
     "retention": {"states longer", "targets longer"},
     "sparsity.auroc": {"positive longer", "negative longer"},
     "spectral_norm_bound": {"W complex", "W longer", "W empty"},
-    "trace.encode": {"states nan", "states inf", "start nan", "start inf", "states complex", "start complex"},
+    "event_trace.encode": {"states nan", "states inf", "start nan", "start inf", "states complex", "start complex"},
 }
 BAD_NUMBERS = {"nan": float("nan"), "complex": 1 + 1j, "text": "many"}
 

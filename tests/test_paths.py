@@ -10,7 +10,7 @@ import pytest
 import runs
 from experiments.paper import records
 from selssm_jax import config
-from selssm_jax.compression import trace
+from selssm_jax.compression import event_trace
 from selssm_jax.data.files import open_own
 from selssm_jax.errors import InputError
 from selssm_jax.interop import huggingface
@@ -123,4 +123,4 @@ def test_a_pipe_in_the_folder_of_a_run_is_named(tmp_path):
 def test_a_pipe_is_no_trace(tmp_path):
     os.mkfifo(tmp_path / "trace")
     with pytest.raises(OSError, match="it is a pipe"):
-        trace.load(tmp_path / "trace")
+        event_trace.load(tmp_path / "trace")

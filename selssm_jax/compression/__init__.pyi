@@ -1,4 +1,7 @@
 from . import (
+    event_trace as event_trace,
+)
+from . import (
     finetune as finetune,
 )
 from . import (
@@ -20,16 +23,13 @@ from . import (
     search as search,
 )
 from . import (
-    skipping as skipping,
+    sparse_decode as sparse_decode,
 )
 from . import (
     sparsity as sparsity,
 )
 from . import (
     streaming as streaming,
-)
-from . import (
-    trace as trace,
 )
 from .compress import register_method as register_method
 from .quantization import Quantizer as Quantizer

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, Int, Integer, UInt8
 
 from selssm_jax.compression.levels import least_error_levels
-from selssm_jax.information.inputs import check_real
+from selssm_jax.information.checks import check_real
 
 MOST = 8  # bits of a component
 POOLED = 50_000  # samples that levels of a channel are fitted to; fewer, down to FEWEST, where all of them together would be more than LARGEST

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from selssm_jax.information.inputs import check_real
+from selssm_jax.information.checks import check_real
 from selssm_jax.model import SequenceModel
 
 Batch = dict[str, Array | np.ndarray]

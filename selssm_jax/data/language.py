@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selssm_jax.config import Data, Task
-from selssm_jax.data import counter, vocabulary
+from selssm_jax.data import counter_rng, vocabulary
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset
 from selssm_jax.errors import InputError
 
@@ -69,7 +69,7 @@ class _Streams:
 
     def draw(self, seed: int, numbers: np.ndarray) -> Batch:
         """Windows that begin anywhere in the training text."""
-        starts = (counter.uniform((seed,), numbers, 1) * (len(self.train) - self.length)).astype(np.int64)
+        starts = (counter_rng.uniform((seed,), numbers, 1) * (len(self.train) - self.length)).astype(np.int64)
         return _language_batch(self.train[starts + np.arange(self.length + 1)[None]])
 
     def cover(self, split: str, batch_size: int) -> Iterator[Batch]:

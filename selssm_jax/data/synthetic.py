@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from selssm_jax.config import Data, Task
-from selssm_jax.data import counter
+from selssm_jax.data import counter_rng
 from selssm_jax.data.pipeline import SPLITS, Batch, Dataset, in_order, shuffled_rows
 from selssm_jax.errors import InputError
 
@@ -69,8 +69,8 @@ def _selective_copying(config: Data) -> Definition:
     blank, mark, total = config.vocab, config.vocab + 1, config.length + config.tokens
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
-        symbols = counter.integers((*key, 0), rows, config.tokens, config.vocab)
-        order = counter.uniform((*key, 1), rows, config.length)
+        symbols = counter_rng.integers((*key, 0), rows, config.tokens, config.vocab)
+        order = counter_rng.uniform((*key, 1), rows, config.length)
         places = np.sort(np.argpartition(order, config.tokens - 1, axis=1)[:, : config.tokens], axis=1)
         inputs = np.full((len(rows), total), blank, np.int32)
         inputs[:, config.length :] = mark
@@ -90,8 +90,8 @@ def _induction_heads(config: Data) -> Definition:
     mark = config.vocab
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
-        inputs = counter.integers((*key, 0), rows, config.length, config.vocab)
-        place = counter.integers((*key, 1), rows, 1, config.length - 2)
+        inputs = counter_rng.integers((*key, 0), rows, config.length, config.vocab)
+        place = counter_rng.integers((*key, 1), rows, 1, config.length - 2)
         np.put_along_axis(inputs, place, mark, axis=1)
         inputs[:, -1] = mark
         return _mask_targets(inputs, config.length - 1, np.take_along_axis(inputs, place + 1, axis=1))
@@ -106,7 +106,7 @@ def _delayed_recall(config: Data) -> Definition:
     scored = config.length - config.lag
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
-        inputs = counter.integers((*key, 0), rows, config.length, config.vocab)
+        inputs = counter_rng.integers((*key, 0), rows, config.length, config.vocab)
         return _mask_targets(inputs, config.lag, inputs[:, :scored])
 
     return Definition(Task("language", vocab=config.vocab, length=config.length), examples, _answers(config.vocab), scored * math.log(config.vocab))
@@ -120,11 +120,11 @@ def _linear_gaussian(config: Data) -> Definition:
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
         total = config.length + config.horizon
-        hidden = counter.normal((*key, 0), rows, total)
+        hidden = counter_rng.normal((*key, 0), rows, total)
         hidden[:, 1:] *= math.sqrt(1 - DECAY**2)
         for step in range(1, total):
             hidden[:, step] += DECAY * hidden[:, step - 1]
-        seen = (hidden + math.sqrt(config.noise) * counter.normal((*key, 1), rows, total)).astype(np.float32)[:, :, None]
+        seen = (hidden + math.sqrt(config.noise) * counter_rng.normal((*key, 1), rows, total)).astype(np.float32)[:, :, None]
         return seen[:, : config.length], seen[:, config.length :], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)

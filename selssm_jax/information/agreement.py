@@ -16,8 +16,8 @@ import numpy as np
 from selssm_jax.information import critics, crossfit, discrete
 from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.canonical import gaussian
+from selssm_jax.information.checks import pairs, scores
 from selssm_jax.information.crossfit import HeldOut, Training
-from selssm_jax.information.inputs import pairs, scores
 from selssm_jax.information.neighbours import mixtures, of_scores
 
 NEIGHBOURS = 6  # columns of x and of y up to which neighbours are asked

@@ -16,8 +16,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from selssm_jax.information.channel import channel_information
+from selssm_jax.information.checks import check_covariance, check_distribution, check_finite, check_real, check_whole, floating
 from selssm_jax.information.gaussian import covariances
-from selssm_jax.information.inputs import check_covariance, check_distribution, check_finite, check_real, check_whole, floating
 from selssm_jax.information.lyapunov import solve_lyapunov
 from selssm_jax.ops.extremes import largest
 

@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.information.channel import FLOOR, einsum
-from selssm_jax.information.inputs import check_finite, check_shape, floating
+from selssm_jax.information.checks import check_finite, check_shape, floating
 from selssm_jax.ops import linear_scan
 from selssm_jax.ops.extremes import largest
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.inputs import Samples, centre, pairs
+from selssm_jax.information.checks import Samples, centre, pairs
 
 DECISIVE = 0.5  # share of a direction's variance that is one sample's, above which it decides alone
 RANK = 1e-6  # share of the largest variance under which a direction counts as none: columns that say the same

@@ -17,8 +17,8 @@ import optax
 from jax.scipy.special import ndtri
 from jaxtyping import Array
 
+from selssm_jax.information.checks import ranks
 from selssm_jax.information.critics import Bound, Critic
-from selssm_jax.information.inputs import ranks
 
 LARGEST = 2048  # samples that are scored against one another in an evaluation: memory grows with its square
 CHECKS = 24  # how often a training run is looked at on its validation part

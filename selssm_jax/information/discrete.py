@@ -15,7 +15,7 @@ from jax.scipy.special import digamma, entr, gammaln, polygamma
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.inputs import check_distribution
+from selssm_jax.information.checks import check_distribution
 
 Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]
 CORRECTIONS = ("none", "miller-madow", "chao-shen", "nsb")

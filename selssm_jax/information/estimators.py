@@ -19,8 +19,8 @@ from jaxtyping import Array
 from selssm_jax.information import agreement, critics, crossfit
 from selssm_jax.information._estimate import Direction, Estimate
 from selssm_jax.information.canonical import gaussian
+from selssm_jax.information.checks import Samples, check_rounding, check_whole, pairs
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
-from selssm_jax.information.inputs import Samples, check_rounding, check_whole, pairs
 from selssm_jax.information.neighbours import ksg, mixed
 
 __all__ = ["Training", "club", "donsker_varadhan", "estimate", "gaussian", "hybrid", "infonce", "ksg", "mixed", "nwj", "sliced", "smile"]

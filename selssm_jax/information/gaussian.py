@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from selssm_jax.information.channel import channel_information, congruent, each, einsum, gain, inverse
-from selssm_jax.information.inputs import check_covariance, check_finite, check_shape, floating
+from selssm_jax.information.checks import check_covariance, check_finite, check_shape, floating
 from selssm_jax.ops import linear_scan
 
 METHODS = ("auto", "sequential", "associative")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.inputs import check_whole
+from selssm_jax.information.checks import check_whole
 
 CONFIDENCE = 0.9999  # that a verdict of "violated" or "consistent" does not come by chance, for each of its two numbers
 HALVINGS, NEWTON = 40, 3  # 2^-40 is near enough for Newton to double its digits from there

@@ -20,7 +20,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.inputs import TAIL, Samples, centre, columns, pairs, spread, standardise
+from selssm_jax.information.checks import TAIL, Samples, centre, columns, pairs, spread, standardise
 
 BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
 PARTS = 10  # disjoint parts of the samples, whose mean shows what fewer samples, and so larger distances, make of the value

@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.information.inputs import check_covariance, check_distribution, check_real, check_whole
+from selssm_jax.information.checks import check_covariance, check_distribution, check_real, check_whole
 from selssm_jax.ops.extremes import largest, smallest
 
 CENTRING = 0.03  # how far under the present mean product of a mass and its slack the next step of `blahut_arimoto` aims

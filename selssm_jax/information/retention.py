@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from selssm_jax.information.checks import check_real, ranks
 from selssm_jax.information.crossfit import Training, best_of_training, randomised_scores
-from selssm_jax.information.inputs import check_real, ranks
 
 SHARES = (0.6, 0.15)  # of the groups, to fit on and to stop on; the rest is held out
 STRENGTHS = 9  # of a decoder's answer, from none to full, one is chosen for every target on the stopping part

@@ -18,7 +18,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from selssm_jax.information import gaussian
-from selssm_jax.information.inputs import check_real, check_whole
+from selssm_jax.information.checks import check_real, check_whole
 
 Matrix = Float[Array | np.ndarray, "d e"]
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from selssm_jax.information.inputs import check_finite, check_shape, floating
+from selssm_jax.information.checks import check_finite, check_shape, floating
 
 
 class Marginal(NamedTuple):

@@ -17,10 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from selssm_jax import invocation
-from selssm_jax.compression import bound, saving
-from selssm_jax.compression.bound import rounding_errors, rounding_radius
+from selssm_jax.compression import distortion_bound
 from selssm_jax.compression.carried import Carried
+from selssm_jax.compression.checkpoint import check_folder_is_free, encode_params, nbytes, save_run
 from selssm_jax.compression.compress import Calibration, Candidate, Compression, Subject, check_memory, compress, points, relative_loss
+from selssm_jax.compression.distortion_bound import rounding_errors, rounding_radius
 from selssm_jax.compression.progress import fingerprint, open_progress
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.search import knee
@@ -93,7 +94,7 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
         raise InputError(f"--workdir={workdir} holds a compressed run: give the run that it was made of")
     folder = _beside(run.workdir)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    saving.check_free(folder)
+    check_folder_is_free(folder)
     start = time.perf_counter()
     subject = Subject(run.experiment, run.model, run.params, run.dataset)
     with open_progress(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
@@ -111,7 +112,7 @@ def write(workdir: str | pathlib.Path, *, split: str = "test", file: str = "", l
 
 def check(experiment: Experiment, model: SequenceModel, dataset: Dataset, workdir: pathlib.Path) -> None:
     """Raises InputError, before a run in `workdir` is trained, for what its compression would be refused for whatever its parameters are."""
-    saving.check_free(_beside(workdir))
+    check_folder_is_free(_beside(workdir))
     inputs = jnp.asarray(next(dataset.evaluate("validation", 1))["inputs"])
     check_memory(experiment, model, jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"]))
 
@@ -124,7 +125,7 @@ def _save(run: Run, found: Compression, folder: pathlib.Path) -> Run:
     """Writes the compressed run in place of what an earlier attempt may have left of it."""
     if folder.exists():
         shutil.rmtree(folder)
-    saved = saving.save(folder, run.experiment, found.chosen.model, found.chosen.params, run.dataset, run.step, found.chosen.validation)
+    saved = save_run(folder, run.experiment, found.chosen.model, found.chosen.params, run.dataset, run.step, found.chosen.validation)
     return dataclasses.replace(run, workdir=folder, experiment=saved, model=found.chosen.model, params=found.chosen.params)
 
 
@@ -154,8 +155,8 @@ def _results(run: Run, smaller: Run, found: Compression, split: str, metric: str
         "sequences": run.experiment.compress.sequences,
         "rounding": run.experiment.compress.rounding,
         "carried_bytes": {"before": accounting.state_bytes(run.model, run.params), "after": accounting.state_bytes(smaller.model, smaller.params)},
-        "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(saving.encode(smaller.experiment, smaller.params))},
-        "disk_bytes": saving.nbytes(smaller.workdir / "best"),
+        "parameter_bytes": {"before": accounting.tree_bytes(run.params), "after": accounting.tree_bytes(encode_params(smaller.experiment, smaller.params))},
+        "disk_bytes": nbytes(smaller.workdir / "best"),
         "data_processing": processing.verdicts(smaller, split),
         "certificates": {"before": _certify(run), "after": _certify(smaller)},
         **circumstances_of(smaller.experiment),
@@ -181,7 +182,7 @@ def _error(one: Candidate, known: Calibration) -> Results:
     """The squared error of some components, and what it cannot be less than."""
     components = np.random.default_rng(0).choice(known.layout.size, min(COMPONENTS, known.layout.size), replace=False)
     quantizer = one.model.quantizer(one.params)  # type: ignore[attr-defined]
-    measured, least = bound.squared_error(quantizer, known.samples, components.tolist())
+    measured, least = distortion_bound.squared_error(quantizer, known.samples, components.tolist())
     return {"error": measured, "error_bound": least, "error_bits": float(np.mean([quantizer.bits[index] for index in components]))}
 
 

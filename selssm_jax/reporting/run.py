@@ -10,7 +10,8 @@ from typing import Any
 from jaxtyping import PyTree
 
 from selssm_jax import config, data
-from selssm_jax.compression import saving, weights
+from selssm_jax.compression import weights
+from selssm_jax.compression.checkpoint import build_model
 from selssm_jax.config import Experiment
 from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
@@ -69,7 +70,7 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
         capacity.check(experiment, dataset.task, trained=False)
     if dataset.reading:
         print(dataset.reading, file=sys.stderr, flush=True)
-    model = saving.build_model(experiment.model, dataset.task)
+    model = build_model(experiment.model, dataset.task)
     history = _history(folder / "metrics.jsonl")
     return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decode_weights(params), step, dataset, history, split, own)
 

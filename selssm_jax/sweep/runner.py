@@ -35,7 +35,7 @@ from selssm_jax.sweep import compared_models
 from selssm_jax.sweep.compared_models import Point
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better, is_better
-from selssm_jax.training import loop, parallel, together
+from selssm_jax.training import loop, multi_seed, parallel
 from selssm_jax.training.checkpoint import check_place, flatten
 
 DATABASE = "sweep.db"
@@ -217,7 +217,7 @@ def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) 
     start = time.process_time()
     with (workdirs[0] / LOG).open("a") as log, contextlib.redirect_stderr(log):
         paths = [str(workdir) for workdir in workdirs]
-        outcomes = together.fit_together(experiments, paths) if len(paths) > 1 else [loop.fit(experiments[0], paths[0])]
+        outcomes = multi_seed.fit_seeds(experiments, paths) if len(paths) > 1 else [loop.fit(experiments[0], paths[0])]
     seconds = [_add_to_file(workdir / SECONDS, (time.process_time() - start) / len(workdirs)) for workdir in workdirs]
     if not all(outcome.finished for outcome in outcomes):
         raise Interrupted(f"stopped in {workdirs[0].parent}, saved")

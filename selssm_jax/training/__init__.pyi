@@ -5,6 +5,9 @@ from . import (
     evaluation as evaluation,
 )
 from . import (
+    multi_seed as multi_seed,
+)
+from . import (
     objectives as objectives,
 )
 from . import (
@@ -13,11 +16,8 @@ from . import (
 from . import (
     parallel as parallel,
 )
-from . import (
-    together as together,
-)
 from .loop import Outcome as Outcome
 from .loop import fit as fit
+from .multi_seed import fit_seeds as fit_seeds
 from .step import TrainState as TrainState
 from .step import train_step as train_step
-from .together import fit_together as fit_together

@@ -20,10 +20,11 @@ from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, is_better, means
-from selssm_jax.training import capacity, optimizer, parallel, step
+from selssm_jax.training import capacity, optimizer, parallel
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
+from selssm_jax.training.step import Batch, initial, train_step
 
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
@@ -56,12 +57,12 @@ def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset],
 
 
 def fit_unless(stop: "Stop", experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
-    """As `fit`, for a caller who watches the signals; no step is taken once `stop` was asked."""
+    """As `fit`, for a caller who watches the signals; no step is taken once `stop` was requested."""
     devices = choose_devices(experiment)
     with open_run_folder(experiment, workdir, parallel.layout(devices), check=check) as run:
         try:
-            run.mend(stop)
-            train([run], Alone(run.step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
+            run.validate_if_missing(stop)
+            train([run], SingleRun(run.train_step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -112,84 +113,84 @@ def open_run_folder(
 
 
 @runtime_checkable
-class Take(Protocol):
-    """What takes a step with the runs of a group."""
+class StepRunner(Protocol):
+    """Takes a step of training with all runs of a group."""
 
-    def join(self, states: Sequence[Any]) -> Any:
-        """Returns the runs' states as one value."""
+    def stack(self, states: Sequence[Any]) -> Any:
+        """Returns the states of all runs as one value."""
         ...
 
-    def split(self, states: Any) -> Sequence[Any]:
-        """Returns each run's state again."""
+    def unstack(self, states: Any) -> Sequence[Any]:
+        """Returns the state of each run; the inverse of `stack`."""
         ...
 
-    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
+    def __call__(self, states: Any, batches: Sequence[Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the states after a step, and each run's metrics. The states given are used up."""
         ...
 
 
-def train(runs: Sequence["Run"], take: Take, stop: "Stop", *, until: int) -> None:
-    """Takes runs that stand at the same step to step `until`, or saves and ends where `stop` is asked before.
+def train(runs: Sequence["Run"], runner: StepRunner, stop: "Stop", *, until: int) -> None:
+    """Takes runs that stand at the same step to step `until`, or saves and ends where `stop` is requested before.
 
     A step's metrics are read while the next one runs.
     """
     if stop.is_requested():
         return
-    leader, number, pending = runs[0], runs[0].number, None
-    states = take.join([run.hand_over() for run in runs])
+    leader, step, pending = runs[0], runs[0].step, None
+    states = runner.stack([run.release_state() for run in runs])
     leader.log.display.advance(0)  # shown before the first step is compiled
-    for number in range(leader.number + 1, until + 1):
-        states, sums = take(states, [next(run.batches) for run in runs])
-        _settle(runs, pending)
-        pending = (number, sums)
+    for step in range(leader.step + 1, until + 1):
+        states, sums = runner(states, [next(run.batches) for run in runs])
+        _record_metrics(runs, pending)
+        pending = (step, sums)
         leader.log.display.advance(len(runs))
-        if stop.is_requested() or leader.pauses(number) or number == until:
-            _settle(runs, pending)
+        if stop.is_requested() or leader.pauses(step) or step == until:
+            _record_metrics(runs, pending)
             pending = None
-            if _pause(runs, number, take.split(states), stop):
+            if _pause(runs, step, runner.unstack(states), stop):
                 break
-    for run, state in zip(runs, take.split(states), strict=True):
-        run.number, run.state = number, state
+    for run, state in zip(runs, runner.unstack(states), strict=True):
+        run.step, run.state = step, state
 
 
-def _settle(runs: Sequence["Run"], pending: tuple[int, Sequence[Sums]] | None) -> None:
+def _record_metrics(runs: Sequence["Run"], pending: tuple[int, Sequence[Sums]] | None) -> None:
     """Reads a step's metrics: waits for the step."""
     if pending is None:
         for run in runs:
             run.meter.mark()
         return
     for run, sums in zip(runs, jax.device_get(pending[1]), strict=True):
-        run.settle(pending[0], sums)
+        run.record_metrics(pending[0], sums)
 
 
-def _pause(runs: Sequence["Run"], number: int, states: Sequence[Any], stop: "Stop") -> bool:
+def _pause(runs: Sequence["Run"], step: int, states: Sequence[Any], stop: "Stop") -> bool:
     """Evaluates and saves where that is due; returns whether the runs were asked to stop, which then are all saved."""
     for run, state in zip(runs, states, strict=True):
-        run.validate(number, state.params, stop)
+        run.validate(step, state.params, stop)
     stopping = stop.is_requested()
     for run, state in zip(runs, states, strict=True):
-        if stopping or run.due(number, run.experiment.training.checkpoint_every):
-            run.save(number, state)
+        if stopping or run.is_due(step, run.experiment.training.checkpoint_every):
+            run.save(step, state)
     return stopping
 
 
-class Alone:
+class SingleRun:
     """The step of one run, (state, batch, axis) -> (state, metrics), on devices that share its batch."""
 
-    def __init__(self, take: Callable[..., Any], devices: list[jax.Device], *, remat: bool = False) -> None:
-        self._take = parallel.data_parallel(take, devices, remat=remat)
+    def __init__(self, step: Callable[..., Any], devices: list[jax.Device], *, remat: bool = False) -> None:
+        self._step = parallel.data_parallel(step, devices, remat=remat)
 
-    def join(self, states: Sequence[Any]) -> Any:
+    def stack(self, states: Sequence[Any]) -> Any:
         """Returns the one state."""
         return states[0]
 
-    def split(self, states: Any) -> Sequence[Any]:
-        """Returns it again."""
+    def unstack(self, states: Any) -> Sequence[Any]:
+        """Returns a list of the one state."""
         return [states]
 
-    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
+    def __call__(self, states: Any, batches: Sequence[Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the state after a step, and its metrics."""
-        states, sums = self._take(states, batches[0])
+        states, sums = self._step(states, batches[0])
         return states, [sums]
 
 
@@ -197,11 +198,11 @@ class Run:
     """The parts of one training run, wired together: all but the taking of steps.
 
     Attributes:
-      number: the step that it stands at.
+      step: the number of its last step so far.
       best: the step of the parameters in best/, which did best on validation so far.
       state: its training state there; none while `train` has it.
-      step: (state, batch, axis) -> (state, metrics), `step.train_step` of this run.
-      evaluate: what scores its parameters; runs of the same model may share one, which is then compiled once.
+      train_step: (state, batch, axis) -> (state, metrics), `step.train_step` of this run.
+      evaluate: the evaluator of its parameters; runs of the same model may share one, which is then compiled once.
     """
 
     def __init__(self, experiment: Experiment, dataset: Any, workdir: Workdir, layout: jax.sharding.Sharding, name: str, display: Display | None) -> None:
@@ -209,14 +210,14 @@ class Run:
         self.model = SequenceModel(experiment.model.of_task(dataset.task))
         self.evaluate = Evaluator(experiment, self.model)
         tx = optimizer.build(experiment)
-        self.step: Callable[..., Any] = partial(step.train_step, model=self.model, optimizer=tx, experiment=experiment)
+        self.train_step: Callable[..., Any] = partial(train_step, model=self.model, optimizer=tx, experiment=experiment)
         self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
-        self.number, history, remembered = self._begin(tx, layout)
-        self.best = workdir.recall_best(self.number, self._rank_validations(history)) if history else None
+        self.step, history, remembered = self._begin(tx, layout)
+        self.best = workdir.recall_best(self.step, self._rank_validations(history)) if history else None
         with workdir.writing():
-            self.log = Logger(workdir.path, history, self.number, experiment.training.steps, name=name, display=display)
-        if self.number:
-            self.log.display.say(f"resumed from step {self.number} of {workdir.path}")
+            self.log = Logger(workdir.path, history, self.step, experiment.training.steps, name=name, display=display)
+        if self.step:
+            self.log.display.say(f"resumed from step {self.step} of {workdir.path}")
         if remembered is not None and self.best != remembered:
             left = "the best from here on are kept" if self.best is None else f"those of step {self.best} are the best that are left"
             self.log.display.say(f"warning: the best parameters so far, of step {remembered}, are lost: {left}")
@@ -224,7 +225,7 @@ class Run:
     def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]], int | None]:
         """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records and the step of its best."""
         start = self.batches.get_state()
-        fresh = partial(step.initial, self.experiment, self.model, tx, next(self.batches))
+        fresh = partial(initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh))
         restored = self.workdir.restore(shapes, self._go_on)
         self.state: Any
@@ -245,59 +246,59 @@ class Run:
         self.meter = Meter(dict(progress["meter"]))
         self._rank_validations(progress["history"])  # every validation has the metric that decides
 
-    def hand_over(self) -> Any:
-        """Returns the state to one who will use it up."""
+    def release_state(self) -> Any:
+        """Returns the state to a caller that uses it up; the run keeps none."""
         state, self.state = self.state, None
         return state
 
-    def mend(self, stop: "Stop") -> None:
-        """Validates where the run stands if that is due and lacks: it was interrupted."""
-        if self.number:
-            self.validate(self.number, self.state.params, stop)
+    def validate_if_missing(self, stop: "Stop") -> None:
+        """Runs the validation of the last step if it is due and missing, as after an interruption."""
+        if self.step:
+            self.validate(self.step, self.state.params, stop)
 
-    def settle(self, number: int, sums: Sums) -> None:
-        """Takes in a step's metrics: checks that its loss is finite, and logs them where that is due."""
-        self._check_finite(number, means(sums))
+    def record_metrics(self, step: int, sums: Sums) -> None:
+        """Checks that a step's loss is finite, adds its metrics to the mean, and logs the mean if that is due."""
+        self._check_finite(step, means(sums))
         self.meter.add(sums)
-        if self.due(number, self.experiment.training.log_every):
-            self._record(number, "train", self.meter.read())
+        if self.is_due(step, self.experiment.training.log_every):
+            self._record(step, "train", self.meter.read())
 
-    def validate(self, number: int, params: Any, stop: "Stop") -> None:
-        """Scores the parameters of a step if that is due and lacks, and keeps them if they are the best."""
-        if not self._lacks_validation(number):
+    def validate(self, step: int, params: Any, stop: "Stop") -> None:
+        """Runs validation for a step if it is due and missing, and saves the parameters if they are the best so far."""
+        if not self._lacks_validation(step):
             return
         metrics = self.evaluate(params, self.dataset, "validation", unless=stop.is_requested)
         if not metrics:
             return
         best = self._scores(self.best)
-        self._record(number, "validation", metrics)
+        self._record(step, "validation", metrics)
         if best is None or self._improves(metrics, best):
-            self.workdir.save_best(number, params, metrics)
-            self.best = number
+            self.workdir.save_best(step, params, metrics)
+            self.best = step
 
-    def save(self, number: int, state: Any) -> None:
+    def save(self, step: int, state: Any) -> None:
         """Saves all that the run goes on from."""
         progress = {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history, "best": self.best}
-        self.workdir.save(number, state, progress)
+        self.workdir.save(step, state, progress)
 
-    def due(self, number: int, every: int) -> bool:
-        """Whether what is done every so many steps, and after the last, is done after this one."""
-        return number % every == 0 or number == self.experiment.training.steps
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether work that is done every `every` steps, and after the last, is done after this step."""
+        return step % every == 0 or step == self.experiment.training.steps
 
-    def pauses(self, number: int) -> bool:
+    def pauses(self, step: int) -> bool:
         """Whether the run is evaluated or saved after this step."""
-        return self.due(number, self.experiment.training.eval_every) or self.due(number, self.experiment.training.checkpoint_every)
+        return self.is_due(step, self.experiment.training.eval_every) or self.is_due(step, self.experiment.training.checkpoint_every)
 
     def outcome(self) -> Outcome:
         """Returns how it ended."""
         last = max((record["step"] for record in self.log.history if record["split"] == "validation"), default=None)
         chosen = self.best if self.experiment.training.select == "best" else last
-        finished = self.number == self.experiment.training.steps and not self._lacks_validation(self.number)
-        return Outcome(self.number, finished, self._scores(last) or {}, self._scores(chosen) or {})
+        finished = self.step == self.experiment.training.steps and not self._lacks_validation(self.step)
+        return Outcome(self.step, finished, self._scores(last) or {}, self._scores(chosen) or {})
 
     def _scores(self, step: int | None) -> dict[str, float] | None:
         """The validation metrics of a step; None where it has none."""
-        return next((scores for number, scores in _validations(self.log.history) if number == step), None)
+        return next((scores for validated, scores in _validations(self.log.history) if validated == step), None)
 
     def _improves(self, new: dict[str, float], old: dict[str, float]) -> bool:
         metric = kind_of(self.dataset.task).primary
@@ -306,26 +307,26 @@ class Run:
     def _rank_validations(self, history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
         """The validations of a history as (step, metrics), the best first, and of equals the first."""
         ranked: list[tuple[int, dict[str, float]]] = []
-        for number, scores in _validations(history):
+        for step, scores in _validations(history):
             place = sum(not self._improves(scores, better) for _, better in ranked)
-            ranked.insert(place, (number, scores))
+            ranked.insert(place, (step, scores))
         return ranked
 
-    def _record(self, number: int, split: str, metrics: dict[str, float]) -> None:
+    def _record(self, step: int, split: str, metrics: dict[str, float]) -> None:
         with self.workdir.writing():
-            self.log.record(number, split, metrics)
+            self.log.record(step, split, metrics)
 
-    def _check_finite(self, number: int, scores: dict[str, float]) -> None:
+    def _check_finite(self, step: int, scores: dict[str, float]) -> None:
         loss, norm = scores[kind_of(self.dataset.task).loss], scores["gradient_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
-                f"{self.name}the loss of step {number} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
+                f"{self.name}the loss of step {step} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
                 f"(in a new --workdir), or look for extreme values in the data; {self.workdir.last_good()}"
             )
 
-    def _lacks_validation(self, number: int) -> bool:
-        there = any(record["step"] == number and record["split"] == "validation" for record in self.log.history)
-        return self.due(number, self.experiment.training.eval_every) and not there
+    def _lacks_validation(self, step: int) -> bool:
+        there = any(record["step"] == step and record["split"] == "validation" for record in self.log.history)
+        return self.is_due(step, self.experiment.training.eval_every) and not there
 
 
 def _validations(history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
@@ -342,26 +343,26 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
 
     def __enter__(self) -> "Stop":
         here = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
         numbers = [number for number in STOPPING if here and signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._previous_handlers = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def is_requested(self) -> bool:
         """Whether a signal came."""
-        return self._asked
+        return self._requested
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self._asked:
+        if self._requested:
             sys.exit(128 + number)
-        self._asked = True
+        self._requested = True
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, b"\nstopping after this step, and saving; once more to quit at once\n")  # print() is not safe inside a signal

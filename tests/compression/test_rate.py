@@ -43,7 +43,7 @@ def test_dear_memory_is_given_up(swept):
 
 def test_a_finished_run_is_not_trained_again(swept, monkeypatch):
     folder, points = swept
-    monkeypatch.setattr(loop, "train", lambda runs, take, stop, until: pytest.fail("trained") if runs[0].number < until else None)
+    monkeypatch.setattr(loop, "train", lambda runs, take, stop, until: pytest.fail("trained") if runs[0].step < until else None)
     assert rate.sweep(RECIPE, (0.3,), folder) == points[1:]
 
 

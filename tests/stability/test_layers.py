@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from selssm_jax import settings
-from selssm_jax.compression.skipping import make_decoder
+from selssm_jax.compression.sparse_decode import make_decoder
 from selssm_jax.config import Model, Task
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.bounds import Ball, Bounds, Box

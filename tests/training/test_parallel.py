@@ -10,7 +10,7 @@ from selssm_jax import data
 from selssm_jax.errors import InputError
 from selssm_jax.reporting import compression, continuation, report
 from selssm_jax.sweep import runner
-from selssm_jax.training import loop, parallel, together
+from selssm_jax.training import loop, multi_seed, parallel
 
 
 def test_all_devices_or_the_first_few():
@@ -38,7 +38,7 @@ def test_a_process_of_a_cluster_is_refused_by_name(monkeypatch):
 
 ENTRANCES = {
     "fit": lambda folder: loop.fit(runs.experiment(), str(folder)),
-    "together": lambda folder: together.fit_together([runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]),
+    "together": lambda folder: multi_seed.fit_seeds([runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]),
     "sweep": lambda folder: list(runner.cells(runs.experiment(), folder, ["ssm"])),
     "eval": report.write,
     "compress": compression.write,
@@ -74,7 +74,7 @@ def test_what_is_recomputed_is_not_kept_on_a_cpu_too():
 
     state, batch = jnp.zeros((64, 64)), jnp.zeros((256, 64))
     take = {remat: parallel.data_parallel(step, jax.local_devices()[:1], remat=remat) for remat in (False, True)}
-    take["together"] = together.Vmapped(step, 1, remat=True)._take
+    take["together"] = multi_seed.StackedRuns(step, 1, remat=True)._step
     given = {False: (state, batch), True: (state, batch), "together": (state[None], batch[None])}
     peak = {name: one.lower(*given[name]).compile().memory_analysis().temp_size_in_bytes for name, one in take.items()}
     assert peak[True] < 0.6 * peak[False] and peak["together"] < 0.6 * peak[False]

@@ -21,24 +21,24 @@ def build_model(config: Model, task: Task) -> Reader:
     return PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding, config.memory_tables) if config.memory_bits else model
 
 
-def check_free(folder: pathlib.Path) -> None:
+def check_folder_is_free(folder: pathlib.Path) -> None:
     """Raises InputError, before work starts, where a compressed run cannot be written beside its original."""
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise InputError(f"{folder} exists already: move or remove it, so that nothing is overwritten, and run the same command again")
 
 
-def save(folder: pathlib.Path, experiment: Experiment, model: Reader, params: PyTree, dataset: Dataset, step: int, metrics: dict[str, float]) -> Experiment:
+def save_run(folder: pathlib.Path, experiment: Experiment, model: Reader, params: PyTree, dataset: Dataset, step: int, metrics: dict[str, float]) -> Experiment:
     """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
     config = dataclasses.replace(model.config, task=Task())
     smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
     workdir = Workdir(str(folder), smaller)
     workdir.describe(dataset.metadata())
-    workdir.save_best(step, encode(experiment, params), metrics)
+    workdir.save_best(step, encode_params(experiment, params), metrics)
     workdir.close()
     return smaller
 
 
-def encode(experiment: Experiment, params: PyTree) -> PyTree:
+def encode_params(experiment: Experiment, params: PyTree) -> PyTree:
     """Returns the parameters as a compressed run's checkpoint holds them: in bytes, if the configuration says so."""
     return weights.encode_weights(params) if experiment.compress.weights == "int8" else params
 

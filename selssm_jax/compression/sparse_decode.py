@@ -1,7 +1,7 @@
 """Skipping: steps of a trained `SelectiveSSM` that read the rows of its open components only (theory, section 9).
 
-  decoder = skipping.make_decoder(layer, params)
-  step = jax.jit(skipping.Decoder.step, donate_argnames="state")
+  decoder = sparse_decode.make_decoder(layer, params)
+  step = jax.jit(sparse_decode.Decoder.step, donate_argnames="state")
   y, state = step(decoder, x, state)                    # x, y (B, D); state = decoder.start(layer.initial_state(B)) before the first
 
 A gate that is 0 keeps its component to the last bit, so that neither its row of B, nor of C, nor of a dense A is needed. Which gates are open has to be known

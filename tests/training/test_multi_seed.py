@@ -13,7 +13,7 @@ import pytest
 import runs
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
-from selssm_jax.training import checkpoint, loop, together
+from selssm_jax.training import checkpoint, loop, multi_seed
 
 STEPS = 8
 OPTIONS = {
@@ -33,7 +33,7 @@ def recipe(seed: int, **changes: object) -> Experiment:
 
 
 def fit(folder: pathlib.Path, seeds: tuple[int, ...], **changes: object) -> list[loop.Outcome]:
-    return together.fit_together([recipe(seed, **changes) for seed in seeds], [str(folder / str(seed)) for seed in seeds])
+    return multi_seed.fit_seeds([recipe(seed, **changes) for seed in seeds], [str(folder / str(seed)) for seed in seeds])
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_runs_behind_come_first(both, tmp_path, monkeypatch):
     taken, train = [], loop.train
 
     def noted(group, take, stop, *, until):
-        first = group[0].number
+        first = group[0].step
         train(group, take, stop, until=until)
         taken.append((len(group), first, until))
 
@@ -147,12 +147,12 @@ def test_a_signal_saves_them_all(both, tmp_path, monkeypatch, capfd):
 
 def patched(monkeypatch, change):
     """Replaces the step of several runs by `change(state before, (state, metrics) after)`."""
-    call = together.Vmapped.__call__
+    call = multi_seed.StackedRuns.__call__
 
     def changed(self, states, batches):
         return change(int(states.step[0]), call(self, states, batches))
 
-    monkeypatch.setattr(together.Vmapped, "__call__", changed)
+    monkeypatch.setattr(multi_seed.StackedRuns, "__call__", changed)
 
 
 def test_a_device_without_memory_trains_one_after_another(both, tmp_path, monkeypatch, capsys):
@@ -173,7 +173,7 @@ def test_another_failure_of_the_device_is_raised(tmp_path, monkeypatch):
     def failed(self, states, batches):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(together.Vmapped, "__call__", failed)
+    monkeypatch.setattr(multi_seed.StackedRuns, "__call__", failed)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         fit(tmp_path, (0, 1))
 
@@ -191,13 +191,13 @@ def test_a_loss_that_is_not_finite_names_its_run(tmp_path, monkeypatch):
 def test_runs_that_one_step_cannot_serve(tmp_path):
     folders = [str(tmp_path / name) for name in ("a", "b")]
     with pytest.raises(ValueError, match="2 experiments in 1 folders"):
-        together.fit_together([recipe(0), recipe(1)], folders[:1])
+        multi_seed.fit_seeds([recipe(0), recipe(1)], folders[:1])
     with pytest.raises(InputError, match=r"found training\.gate_l0: 0\.0 and 0\.5: train these apart"):
-        together.fit_together([recipe(0), recipe(1, gate_l0=0.5)], folders)
+        multi_seed.fit_seeds([recipe(0), recipe(1, gate_l0=0.5)], folders)
     with pytest.raises(InputError, match=r"seeds of their own, found .* = \(0, 10\), \(0, 10\)"):
-        together.fit_together([recipe(0), recipe(0)], folders)
+        multi_seed.fit_seeds([recipe(0), recipe(0)], folders)
     with pytest.raises(InputError, match="folders of their own"):
-        together.fit_together([recipe(0), recipe(1)], [folders[0], f"{folders[0]}/"])
+        multi_seed.fit_seeds([recipe(0), recipe(1)], [folders[0], f"{folders[0]}/"])
     with pytest.raises(InputError, match=r"training\.devices=2 is 2 devices here, .*use training\.devices=1"):
-        together.fit_together([recipe(0, devices=2), recipe(1, devices=2)], folders)
+        multi_seed.fit_seeds([recipe(0, devices=2), recipe(1, devices=2)], folders)
     assert not list(tmp_path.iterdir())

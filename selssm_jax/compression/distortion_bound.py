@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from selssm_jax.compression.quantization import MOST, Quantizer
 from selssm_jax.information import rate_distortion
-from selssm_jax.information.inputs import check_finite, check_real
+from selssm_jax.information.checks import check_finite, check_real
 
 POINTS = 64  # values that stand for a component's law
 SLOPES = np.geomspace(0.3, 3e4, 12)  # of R(D), in nats for a squared error of one variance

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.compression.bound import floors, rounding_errors, rounding_radius, squared_error
+from selssm_jax.compression.distortion_bound import floors, rounding_errors, rounding_radius, squared_error
 from selssm_jax.compression.quantization import Quantizer, fit
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.compression import skipping
+from selssm_jax.compression import sparse_decode
 from selssm_jax.layers import SelectiveSSM
 
 B, T, D, N = 2, 30, 5, 70
@@ -36,7 +36,7 @@ def test_steps_equal_the_layer(form):
     layer, params, x = trained(**form)
     h0 = jax.random.normal(jax.random.key(3), (B, N))
     (y, last), sown = layer.apply({"params": params}, x, h0, mutable=["intermediates"])
-    decoder = skipping.make_decoder(layer, params, None if form["gate"] == "top_k" else N // 3)
+    decoder = sparse_decode.make_decoder(layer, params, None if form["gate"] == "top_k" else N // 3)
 
     def body(state, now):
         found, state = decoder.step(now, state)
@@ -52,9 +52,9 @@ def test_steps_equal_the_layer(form):
 
 def test_a_decoder_goes_into_a_program_as_an_argument_and_goes_on_from_a_state():
     layer, params, x = trained(gate="binary")
-    decoder = skipping.make_decoder(layer, params)
-    assert decoder.capacity == N // 4 and skipping.make_decoder(*trained(gate="top_k", gate_active=9)[:2]).capacity == 9
-    step = jax.jit(skipping.Decoder.step, donate_argnames="state")
+    decoder = sparse_decode.make_decoder(layer, params)
+    assert decoder.capacity == N // 4 and sparse_decode.make_decoder(*trained(gate="top_k", gate_active=9)[:2]).capacity == 9
+    step = jax.jit(sparse_decode.Decoder.step, donate_argnames="state")
     whole, _ = layer.apply({"params": params}, x)
     _, half = layer.apply({"params": params}, x[:, :15])
     for batch in (1, B):
@@ -77,4 +77,4 @@ def test_a_decoder_goes_into_a_program_as_an_argument_and_goes_on_from_a_state()
 )
 def test_layers_that_cannot_skip_are_refused(fields, capacity, words):
     with pytest.raises(ValueError, match=words):
-        skipping.make_decoder(SelectiveSSM(D, N, **fields), trained(gate="binary")[1], capacity)
+        sparse_decode.make_decoder(SelectiveSSM(D, N, **fields), trained(gate="binary")[1], capacity)

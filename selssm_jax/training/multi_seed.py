@@ -15,13 +15,14 @@ import numpy as np
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError, out_of_memory
 from selssm_jax.tasks.scores import Sums
-from selssm_jax.training import checkpoint, loop, parallel, step
+from selssm_jax.training import checkpoint, loop, parallel
 from selssm_jax.training.logging import Display
+from selssm_jax.training.step import Batch
 
 SEEDS = frozenset({"name", "training.seed", "data.seed"})  # what may differ between runs that share a step
 
 
-def fit_together(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> list[loop.Outcome]:
+def fit_seeds(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> list[loop.Outcome]:
     """Trains every experiment in its own folder, as `loop.fit` would, but all of them by one step of one device.
 
     Every run has its own parameters, order of the data, draws, records and checkpoints: its folder is the one that `fit`
@@ -62,55 +63,55 @@ def _fit(experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax
         ]
         for run in runs:
             run.evaluate = runs[0].evaluate
-            run.mend(stop)
+            run.validate_if_missing(stop)
         last = experiments[0].training.steps
-        while not stop.is_requested() and (unfinished := [run for run in runs if run.number < last]):
-            behind = min(run.number for run in unfinished)
-            group = [run for run in unfinished if run.number == behind]
-            ahead = min((run.number for run in unfinished if run.number > behind), default=last)
+        while not stop.is_requested() and (unfinished := [run for run in runs if run.step < last]):
+            behind = min(run.step for run in unfinished)
+            group = [run for run in unfinished if run.step == behind]
+            ahead = min((run.step for run in unfinished if run.step > behind), default=last)
             remat = experiments[0].model.remat
-            take = Vmapped(group[0].step, len(group), remat=remat) if len(group) > 1 else loop.Alone(group[0].step, [device], remat=remat)
-            loop.train(group, take, stop, until=ahead)
+            runner = StackedRuns(group[0].train_step, len(group), remat=remat) if len(group) > 1 else loop.SingleRun(group[0].train_step, [device], remat=remat)
+            loop.train(group, runner, stop, until=ahead)
         return [run.outcome() for run in runs]
 
 
-class Vmapped:
+class StackedRuns:
     """The step of several runs on one device: their states and batches have a leading axis of runs.
 
     Args:
-      take: the step of each of them, (state, batch, axis) -> (state, metrics).
+      step: the step of each of them, (state, batch, axis) -> (state, metrics).
       count: how many there are. remat: whether their model recomputes its activations.
     """
 
-    def __init__(self, take: Callable[..., Any], count: int, *, remat: bool = False) -> None:
-        every = jax.vmap(partial(take, axis=None))
+    def __init__(self, step: Callable[..., Any], count: int, *, remat: bool = False) -> None:
+        every = jax.vmap(partial(step, axis=None))
 
         def step_stacked(states: Any, batches: Any) -> tuple[Any, list[Any]]:
             states, sums = every(states, batches)
-            return states, _parts(sums, count)
+            return states, _split_runs(sums, count)
 
-        self._take = jax.jit(step_stacked, donate_argnums=0, compiler_options=parallel.compiler_options(remat=remat))
-        self._join = jax.jit(partial(_stack_trees, jnp.stack))
-        self._split = jax.jit(partial(_parts, count=count))
+        self._step = jax.jit(step_stacked, donate_argnums=0, compiler_options=parallel.compiler_options(remat=remat))
+        self._stack = jax.jit(partial(_stack_trees, jnp.stack))
+        self._unstack = jax.jit(partial(_split_runs, count=count))
 
-    def join(self, states: Sequence[Any]) -> Any:
+    def stack(self, states: Sequence[Any]) -> Any:
         """Returns the states with a leading axis of runs."""
-        return self._join(list(states))
+        return self._stack(list(states))
 
-    def split(self, states: Any) -> Sequence[Any]:
+    def unstack(self, states: Any) -> Sequence[Any]:
         """Returns a copy of each run's own state."""
-        return self._split(states)
+        return self._unstack(states)
 
-    def __call__(self, states: Any, batches: Sequence[step.Batch]) -> tuple[Any, Sequence[Sums]]:
+    def __call__(self, states: Any, batches: Sequence[Batch]) -> tuple[Any, Sequence[Sums]]:
         """Returns the states after a step, and each run's metrics. The states given are used up."""
-        return self._take(states, _stack_trees(np.stack, batches))
+        return self._step(states, _stack_trees(np.stack, batches))
 
 
 def _stack_trees(stack: Callable[[Sequence[Any]], Any], trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: stack(leaves), *trees)
 
 
-def _parts(tree: Any, count: int) -> list[Any]:
+def _split_runs(tree: Any, count: int) -> list[Any]:
     return [jax.tree.map(operator.itemgetter(index), tree) for index in range(count)]
 
 
