@@ -18,9 +18,9 @@ import measure
 import numpy as np
 from pruning import interval
 
+from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression.compress import relative_loss
-from selssm_jax.reporting.accounting import state_bytes
-from selssm_jax.reporting.run import open_run
+from selssm_jax.runs import open_run
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.evaluation import Evaluator
 

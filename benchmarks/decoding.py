@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
+from selssm_jax.analysis import costs
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import accounting
 from selssm_jax.settings import MIXERS
 
 POSITIONS = tuple(2**power for power in range(8, 17))
@@ -36,7 +36,7 @@ PyTree = Any
 
 def benchmark(rounds: int) -> dict[str, Any]:
     """Slopes beside what is claimed of them, crossovers, times and peaks."""
-    sizes = {kind: [accounting.state_bytes_at(*made(kind), position) for position in POSITIONS] for kind in MIXERS}
+    sizes = {kind: [costs.state_bytes_at(*made(kind), position) for position in POSITIONS] for kind in MIXERS}
     slopes = {kind: slope(found) for kind, found in sizes.items()}
     flat = {f"slope of state bytes, {kind}": {"found": abs(found), "at_most": FLAT} for kind, found in slopes.items() if kind != "attention"}
     return {
@@ -47,7 +47,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
         "state_bytes": sizes,
         "slopes": slopes,
         "crossover": {kind: overtaken(kind) for kind in MIXERS if kind != "attention"},
-        "peak_bytes": {kind: [accounting.decode_step(*made(kind), position).peak_bytes for position in (POSITIONS[0], POSITIONS[-1])] for kind in MIXERS},
+        "peak_bytes": {kind: [costs.decode_step(*made(kind), position).peak_bytes for position in (POSITIONS[0], POSITIONS[-1])] for kind in MIXERS},
         "milliseconds": timed(TIMED, rounds),
     }
 
@@ -65,8 +65,8 @@ def slope(sizes: list[int]) -> float:
 
 def overtaken(kind: str) -> int | None:
     """The position at which the cache of attention becomes larger than the state of this mixer."""
-    cache, state = (partial(accounting.state_bytes_at, *made(name)) for name in ("attention", kind))
-    return accounting.crossover(cache, state)
+    cache, state = (partial(costs.state_bytes_at, *made(name)) for name in ("attention", kind))
+    return costs.crossover(cache, state)
 
 
 def timed(kinds: Mapping[str, tuple[int, ...]], rounds: int) -> dict[str, dict[str, float]]:

@@ -22,9 +22,9 @@ import measure
 
 from configs import shakespeare
 from selssm_jax import config
+from selssm_jax.analysis import costs
 from selssm_jax.config import Experiment, Task
-from selssm_jax.reporting import accounting
-from selssm_jax.reporting.run import open_run
+from selssm_jax.runs import open_run
 from selssm_jax.sweep import compared_models
 from selssm_jax.training import loop
 from selssm_jax.training.evaluation import Evaluator
@@ -99,8 +99,8 @@ def scored(kind: str, seed: int, data: str) -> dict[str, Any]:
         "cpu_seconds": round(seconds, 1),
         "steps": run.step,
         "seed": seed,
-        "parameters": sum(accounting.parameters(run.params).values()),
-        "state_bytes": accounting.state_bytes(run.model, run.params),
+        "parameters": sum(costs.parameters(run.params).values()),
+        "state_bytes": costs.state_bytes(run.model, run.params),
         "sizes": SIZES[kind] | {"mlp_hidden": round(run.experiment.model.mlp_ratio * run.experiment.model.d_model)},
     }
 

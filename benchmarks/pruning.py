@@ -22,11 +22,11 @@ import measure
 import numpy as np
 from scipy import stats
 
+from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression import pruning
 from selssm_jax.data import Dataset
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting.accounting import state_bytes
-from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.runs import Run, open_run
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.evaluation import Evaluator
 

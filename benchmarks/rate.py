@@ -1,6 +1,6 @@
 """Claim: what a bit of memory is worth is measured as a curve, and no point of it lies under what theory allows.
 
-  python benchmarks/rate.py --rounds 3    # with the package installed
+  python benchmarks/rate_sweep.py --rounds 3    # with the package installed
 
 Rounds are seeds. configs/channel.py with observation noise of variance 1, where one observation says little and a memory is worth having,
 trained once for every price of a nat (`compression.rate.sweep`). Bits: the rate of training, an upper bound
@@ -19,10 +19,11 @@ import numpy as np
 from scipy.linalg import toeplitz
 
 from configs import channel
-from selssm_jax.compression import rate
+from selssm_jax.analysis import rate_sweep
 from selssm_jax.config import Experiment
-from selssm_jax.ops import linear_scan
-from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.observe import observe
+from selssm_jax.runs import Run, open_run
+from selssm_jax.training import objectives
 
 BETAS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.06, 0.1)
 TELLING = 0.03  # the price that ratios are told of
@@ -68,10 +69,10 @@ def curve(
     config.data.update({"noise": NOISE, "eval_examples": examples, "eval_batch_size": min(examples, 500)})
     config.optimizer.warmup_steps = warmup_steps
     config.training.update({"seed": seed, "penalty_warmup": 500, "rate": 1.0, "devices": 1} | training)
-    return [described(seed, point) for point in rate.sweep(Experiment.from_config_dict(config), betas, folder / f"seed_{seed}")]
+    return [described(seed, point) for point in rate_sweep.sweep(Experiment.from_config_dict(config), betas, folder / f"seed_{seed}")]
 
 
-def described(seed: int, point: rate.Point) -> dict[str, Any]:
+def described(seed: int, point: rate_sweep.Point) -> dict[str, Any]:
     """One run: its bits by every measure, its loss, and the excess of that over the Kalman filter's beside the least that its bits allow."""
     run = open_run(point.workdir, split="validation")
     bits = exact_bits(run)
@@ -95,9 +96,10 @@ def exact_bits(run: Run) -> dict[str, float]:
     """
 
     def law(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        sown = run.model.apply({"params": run.params}, x[None, :, None], rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1]
-        A, drive, noise = sown["laws"]["block_0"]["mixer"]["law"][0]
-        return linear_scan(A, drive)[0][0], linear_scan(A**2, noise**2)[0][0]
+        batch = {"inputs": x[None, :, None], "valid": jnp.ones((1, STEPS), bool)}
+        first, *_ = observe(run.model, run.params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks.values()
+        means, variances = objectives.moments(first.law, "vib")
+        return means[0], variances[0]
 
     W, N = (np.asarray(part, np.float64) for part in (jax.jit(jax.jacobian(lambda x: law(x)[0]))(jnp.zeros(STEPS)), law(jnp.zeros(STEPS))[1]))
     process = run.dataset.info["process"]

@@ -12,7 +12,7 @@ from typing import Any
 from compress import control_of, pays_from, table_of
 from matplotlib.figure import Figure
 
-from selssm_jax.reporting import figures
+from selssm_jax.report import figures
 
 FOLDER = pathlib.Path(__file__).parent
 CLAIMS = (

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import measure
 import mixers
 
+from selssm_jax.analysis import costs
 from selssm_jax.config import Experiment, Model, Task
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import accounting
 from selssm_jax.training import optimizer, parallel, step
 
 LENGTHS = tuple(2**power for power in range(10, 17))
@@ -83,7 +83,7 @@ def sizes(models: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def state_bytes(name: str, length: int) -> int:
     """What is carried after so many steps."""
-    return accounting.state_bytes_at(SequenceModel(sized(name, length)), drawn(name).params, length)
+    return costs.state_bytes_at(SequenceModel(sized(name, length)), drawn(name).params, length)
 
 
 def prepared(what: str, name: str, length: int, calls: measure.Calls, *, run: bool) -> int:
@@ -96,7 +96,7 @@ def prepared(what: str, name: str, length: int, calls: measure.Calls, *, run: bo
 
 
 def peak(lowered: jax.stages.Lowered) -> int:
-    """Bytes that a program holds at most: as `accounting.cost`, of what is lowered already."""
+    """Bytes that a program holds at most: as `costs.cost`, of what is lowered already."""
     memory = lowered.compile(compiler_options=QUICK if jax.default_backend() == "cpu" else {}).memory_analysis()
     return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 

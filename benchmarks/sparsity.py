@@ -16,9 +16,9 @@ import measure
 import numpy as np
 
 from configs import selective_copying
-from selssm_jax.compression.sparsity import mean_gates, separation
+from selssm_jax.analysis.gate_selectivity import mean_gates, separation
 from selssm_jax.config import Experiment
-from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.runs import Run, open_run
 from selssm_jax.training import loop
 from selssm_jax.training.evaluation import Evaluator
 

@@ -14,7 +14,6 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import measure
 import numpy as np
 
@@ -22,6 +21,7 @@ from selssm_jax.compression import event_trace
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
 from selssm_jax.data import synthetic
 from selssm_jax.model import SequenceModel
+from selssm_jax.observe import observe
 from selssm_jax.training import checkpoint, loop
 
 SEED, STEPS, SEQUENCES, ALLOWED = 0, 1500, 64, 0.05
@@ -72,15 +72,14 @@ def measured(form: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
     data = synthetic.dataset(found.data)
     batch = next(iter(data.cover("test", SEQUENCES)))
     model = SequenceModel(dataclasses.replace(found.model, task=data.task))
-    (outputs, _), sown = model.apply({"params": params}, jnp.asarray(batch["inputs"]), mutable=["intermediates"])
+    outputs, _, blocks = observe(model, params, batch, rngs={})
     right = (outputs.argmax(axis=-1) == batch["targets"]) * batch["weights"]
-    mixers = {name: block["mixer"] for name, block in sorted(sown["intermediates"].items()) if name.startswith("block")}
     return {
         "gate": form,
         "seed": seed,
         "gate_l1": found.training.gate_l1,
         "accuracy": float(right.sum() / batch["weights"].sum()),
-        "blocks": {name: encoded(jax.device_get(mixer["state"][0]), jax.device_get(mixer["gate"][0])) for name, mixer in mixers.items()},
+        "blocks": {name: encoded(jax.device_get(block.state), jax.device_get(block.gate)) for name, block in blocks.items()},
     }
 
 

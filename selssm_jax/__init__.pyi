@@ -1,4 +1,7 @@
 from . import (
+    analysis as analysis,
+)
+from . import (
     compression as compression,
 )
 from . import (
@@ -29,13 +32,19 @@ from . import (
     ops as ops,
 )
 from . import (
-    reporting as reporting,
+    report as report,
+)
+from . import (
+    runs as runs,
 )
 from . import (
     shapes as shapes,
 )
 from . import (
     stability as stability,
+)
+from . import (
+    state_layout as state_layout,
 )
 from . import (
     sweep as sweep,

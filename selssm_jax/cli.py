@@ -7,7 +7,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -16,6 +16,9 @@ from selssm_jax import invocation
 from selssm_jax.config import find_recipe, load
 from selssm_jax.errors import INTERRUPTED, InputError, report_errors, suggest
 from selssm_jax.paths import check_regular
+
+if TYPE_CHECKING:
+    from selssm_jax.runs import Run
 
 
 @contextlib.contextmanager
@@ -96,6 +99,26 @@ def extend(extension: str) -> None:
             importlib.import_module(extension)
     except Exception as error:  # whatever someone's own file may do
         raise InputError(f"--extend={extension} cannot be run ({type(error).__name__}: {error}): name a .py file or an installed module") from error
+
+
+def report_run(run: "Run", *, measure: bool) -> str:
+    """Analyses a run, writes its report, and returns its scores and where the report is, as lines for a terminal."""
+    from selssm_jax import analysis, report
+
+    report.check_writable(run.report_folder)
+    results = analysis.analyse(run, measure=measure)
+    page = report.render(results, run.report_folder)
+    return report.summarise(results, page)
+
+
+def report_compression(run: "Run") -> str:
+    """Compresses a run, analyses what that cost, writes the report into the compressed run, and returns the outcome as lines for a terminal."""
+    from selssm_jax import analysis, report, runs
+
+    with runs.compress_run(run, notify) as compressed:
+        results = analysis.analyse_compression(compressed)
+        report.render_compression(results, compressed.report_folder)
+    return report.summarise_compression(results, run.compressed_folder)
 
 
 def notify(message: str) -> None:

@@ -2,13 +2,15 @@
 
 generate(model, params, prompts, 100)                  all tokens, in one compiled loop
 for tokens in stream(model, params, prompts, 100):     the same, one step at a time
+write_on(model, params, dataset, texts, tokens=100)    texts of one's own, and the text after them
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from selssm_jax.config import LARGEST_SEED
+from selssm_jax.data import vocabulary
+from selssm_jax.data.pipeline import Dataset
+from selssm_jax.errors import InputError
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Reader
 from selssm_jax.ops.extremes import largest
@@ -25,6 +31,7 @@ from selssm_jax.tasks.registry import kind_of
 NOTHING = -1  # stands after a stop token, where no token is
 MOST = 10_000_000  # tokens of one call
 SMALLEST = float(np.finfo(np.float32).tiny)  # temperature: below it float32 has 0
+HALF = "\ufffd"  # what bytes are shown as that are no whole character yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +149,102 @@ def filter_logits(logits: Float[Array, "*B V"], temperature: float, top_k: int, 
     more_probable = jnp.cumsum(odds, axis=-1) - odds
     kept = jnp.where(more_probable < top_p, values, -jnp.inf) if top_p < 1 else values
     return jnp.put_along_axis(jnp.full_like(scaled, -jnp.inf), places, kept, axis=-1, inplace=False)
+
+
+def write_on(
+    model: Reader,
+    params: PyTree,
+    dataset: Dataset,
+    texts: Sequence[str],
+    *,
+    tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Yields, in pieces to be shown at once, a text and the `tokens` tokens that a trained model writes after it, of whatever kind and size its memory is.
+
+    Several texts, of whatever lengths, are one batch: they are given when all are written, an empty line between them. Where a string of `stop` comes, what
+    was written ends before it. A tokenizer's own beginning-of-text token is read first, and not shown.
+
+    Raises InputError, which names the flag of eval.py, for a model that is not of language, for a text that is empty or has what the data's vocabulary
+    lacks, for settings that `Sampling` refuses, and for a model whose logits are no numbers.
+    """
+    _check_request(tokens, seed, stop)
+    with _as_input_error("--"):
+        Sampling(temperature, top_k, top_p)
+    how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "key": jax.random.key(seed)}
+    beginning = vocabulary.beginning(dataset.level, dataset.tokenizer)
+    prompts = [np.concatenate([beginning, _encode(dataset, text)]).astype(np.int32) for text in texts]
+    for text, prompt in zip(texts, prompts, strict=True):
+        if not len(prompt):
+            raise InputError(f"--generate={text!r} holds no token to begin with: give the beginning of a text")
+
+    def show(text: str, prompt: np.ndarray, written: Iterable[int]) -> Iterator[str]:
+        return _cut(_decode_each(dataset, prompt[len(beginning) :].tolist(), written), text, stop)
+
+    with _as_input_error("--generate: "):
+        if len(texts) == 1:
+            yield from show(texts[0], prompts[0], (int(step[0]) for step in stream(model, params, prompts[0][None], tokens, **how)))
+            return
+        rows = np.asarray(generate(model, params, [list(prompt) for prompt in prompts], tokens, **how)).tolist()
+    yield "\n\n".join("".join(show(*parts)) for parts in zip(texts, prompts, rows, strict=True))
+
+
+def _check_request(tokens: int, seed: int, stop: Sequence[str]) -> None:
+    if not 1 <= tokens <= MOST:
+        raise InputError(f"--tokens={tokens} must be at least 1: it is how many tokens are written, at most {MOST}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"--seed={seed} is out of range: use at least 0 and at most {LARGEST_SEED}")
+    if not all(stop):
+        raise InputError("--stop is empty: give the text that ends what is written")
+
+
+@contextlib.contextmanager
+def _as_input_error(flag: str) -> Iterator[None]:
+    """What is wrong with a setting or a model is said as all mistakes in a command are."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{flag}{error}") from error
+
+
+def _encode(dataset: Dataset, text: str) -> np.ndarray:
+    if not kind_of(dataset.task).writes:
+        raise InputError(f"--generate needs a run of language, but the task of this one is {dataset.task.kind}: name a run that was trained on text")
+    return dataset.encode(text)
+
+
+def _decode_each(dataset: Dataset, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
+    """The text so far, before the first token and after each."""
+    shown = list(prompt)
+    yield dataset.decode(np.array(shown, np.int32))
+    for token in tokens:
+        shown.append(token)
+        yield dataset.decode(np.array(shown, np.int32))
+
+
+def _cut(texts: Iterable[str], begun: str, stop: Sequence[str]) -> Iterator[str]:
+    """What each text adds to those before it: whole characters alone, and nothing of what may become a string of `stop`; the end at such a string."""
+    told, text, first = 0, "", len(begun)
+    for text in texts:
+        ends = [place for place in (text.find(end, first) for end in stop) if place >= 0]
+        if ends:
+            yield text[told : min(ends)]
+            return
+        sure = len(text.rstrip(HALF)) if stop or text.endswith(HALF) else len(text)
+        sure = min([sure, *(len(text) - _overlap(text[first:], end) for end in stop)])
+        if sure > told:
+            yield text[told:sure]
+            told = sure
+    yield text[told:]
+
+
+def _overlap(text: str, end: str) -> int:
+    """How many characters at the end of a text are the beginning of another."""
+    return next((size for size in range(min(len(end) - 1, len(text)), 0, -1) if end.startswith(text[-size:])), 0)
 
 
 class _Begun(NamedTuple):

@@ -19,6 +19,16 @@ Inputs = Tokens | Signal
 State = dict[str, Any]
 
 
+def block_name(index: int) -> str:
+    """Returns what a block is called among parameters, in what it sows and in results."""
+    return f"block_{index}"
+
+
+def block_names(config: Model) -> list[str]:
+    """Returns the names of all blocks, in their order."""
+    return [block_name(index) for index in range(len(config.pattern))]
+
+
 @runtime_checkable
 class Reader(Protocol):
     """What reads sequences as `SequenceModel` does, under the same `apply`: itself, or a model that carries its state in another form."""
@@ -129,7 +139,7 @@ class SequenceModel(nn.Module):
 
     def bounds(self) -> dict[str, Bounds]:
         """Returns, block by block, what its mixer states of itself for all inputs that can reach it (`layers.bounds`)."""
-        return {f"block_{index}": block.bounds() for index, block in enumerate(self.block)}
+        return {name: block.bounds() for name, block in zip(block_names(self.config), self.block, strict=True)}
 
     @property
     def _ends(self) -> Ends:

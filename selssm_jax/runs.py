@@ -1,31 +1,50 @@
-"""A finished run, opened for reading: its experiment, parameters, data set and history."""
+"""A finished run, opened for reading: its experiment, parameters, data set and history; and the run that its compression is."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from selssm_jax import config, data
+from selssm_jax import config, data, invocation
 from selssm_jax.compression import weights
-from selssm_jax.compression.checkpoint import build_model
+from selssm_jax.compression.checkpoint import build_model, check_folder_is_free, save_run
+from selssm_jax.compression.compress import Compression, Subject, check_memory, compress
+from selssm_jax.compression.progress import fingerprint, open_progress
 from selssm_jax.config import Experiment
 from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
-from selssm_jax.model import Reader
+from selssm_jax.model import Reader, SequenceModel
 from selssm_jax.training import capacity, checkpoint, parallel
 
 # The source that reads a file of yours, by what the run was trained on.
 OWN_FILE = {"csv": config.TABLES, "text": config.TEXTS, "npz": config.SIGNALS}
 
 
+class Request(NamedTuple):
+    """What `open_run` was asked for besides the folder."""
+
+    split: str = ""
+    file: str = ""
+    override: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `open_run` found. `history` holds the records of metrics.jsonl, `step` the step of the parameters; `own`: the data are those of its training."""
+    """What `open_run` opens.
+
+    Attributes:
+      step: of the parameters. history: the records of metrics.jsonl. split: that is evaluated. is_own: the data are those of its training.
+    """
 
     workdir: pathlib.Path
     experiment: Experiment
@@ -35,7 +54,42 @@ class Run:
     dataset: Dataset
     history: list[dict[str, Any]]
     split: str = "test"
-    own: bool = True
+    is_own: bool = True
+    request: Request = dataclasses.field(default_factory=Request)
+
+    @property
+    def report_folder(self) -> pathlib.Path:
+        """Where its report goes: WORKDIR/report, or WORKDIR/report-NAME for another split or file."""
+        split, file, _ = self.request
+        names = [*([split] if split not in ("", "test") else []), *([pathlib.Path(file).stem] if file else [])]
+        return self.workdir / "-".join(["report", *names])
+
+    @property
+    def compressed_folder(self) -> pathlib.Path:
+        """Where its compression goes: beside it."""
+        return find_compressed_folder(self.workdir)
+
+    def command(self, *flags: str) -> str:
+        """Returns the command that opens it again with these flags besides, without the folders of this machine."""
+        split, file, override = self.request
+        place = self.workdir.name if self.workdir.is_absolute() else str(self.workdir)
+        asked = [*([f"--split={split}"] if split not in ("", "test") else []), *([f"--file={pathlib.Path(file).name}"] if file else [])]
+        return invocation.command("eval", f"--workdir={place}", *asked, *flags, *(f"--override={assignment}" for assignment in override))
+
+
+class Compressed(NamedTuple):
+    """A run before and after its compression, all that was tried, whether an earlier attempt went on, and when this one began (`time.perf_counter`)."""
+
+    before: Run
+    after: Run
+    tried: Compression
+    is_resumed: bool
+    start: float
+
+    @property
+    def report_folder(self) -> pathlib.Path:
+        """Where the report of the compression goes: into the compressed run."""
+        return self.after.workdir / "compression"
 
 
 def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", local_dir: str = "", override: Iterable[str] = (), examples: bool = True) -> Run:
@@ -56,40 +110,88 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
     parallel.check_one_process()
     if split and split not in (*SPLITS, WHOLE):
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
-    folder = _folder(workdir)
-    known = checkpoint.read_metadata(str(folder))
+    request = Request(split, file, tuple(override))
+    folder = _check_folder(workdir)
+    metadata = checkpoint.read_metadata(str(folder))
     experiment, params, step = checkpoint.restore_for_eval(str(folder))
-    experiment = experiment.overridden(override)
-    source = _source(folder, experiment.data, file, local_dir, examples=examples)
-    dataset = data.load(source, known) if examples else data.recall_dataset(known)
-    own = not file or _is_own(dataset, known)
-    split = split or ("test" if own else WHOLE)
+    experiment = experiment.overridden(request.override)
+    source = _find_source(folder, experiment.data, file, local_dir, examples=examples)
+    dataset = data.load(source, metadata) if examples else data.recall_dataset(metadata)
+    is_own = not file or _is_own(dataset, metadata)
+    split = split or ("test" if is_own else WHOLE)
     if examples:
-        _check_file(dataset, known, file)
+        _check_file(dataset, metadata, file)
         dataset.check(split)
         capacity.check(experiment, dataset.task, trained=False)
     if dataset.reading:
         print(dataset.reading, file=sys.stderr, flush=True)
-    model = build_model(experiment.model, dataset.task)
-    history = _history(folder / "metrics.jsonl")
-    return Run(folder, dataclasses.replace(experiment, data=source), model, weights.decode_weights(params), step, dataset, history, split, own)
+    model, experiment = build_model(experiment.model, dataset.task), dataclasses.replace(experiment, data=source)
+    history = _read_history(folder / "metrics.jsonl")
+    return Run(folder, experiment, model, weights.decode_weights(params), step, dataset, history, split, is_own, request)
 
 
-def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
+    """Compresses a run as its `compress` configuration says; at the end it is WORKDIR-compressed, a run that opens like any other.
+
+    Within the context it is in WORKDIR-compressed.unfinished, for its report to be written into it. Stopped at any moment, the same call goes on from what
+    that folder holds. `say` is told how it goes.
+
+    Raises:
+      InputError: for a run that is compressed already, for a folder that exists or cannot be written, and for what `compress` refuses.
+    """
+    if not isinstance(run.model, SequenceModel):
+        raise InputError(f"--workdir={run.workdir} holds a compressed run: give the run that it was made of")
+    folder = run.compressed_folder
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    check_folder_is_free(folder)
+    start = time.perf_counter()
+    with open_progress(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
+        is_resumed = progress.begun
+        tried = compress(Subject(run.experiment, run.model, run.params, run.dataset), say, progress)
+        smaller = _save(run, tried, unfinished / "run")
+        yield Compressed(run, smaller, tried, is_resumed, start)
+        smaller.workdir.rename(folder)
+        shutil.rmtree(unfinished)
+
+
+def check_compression(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Raises InputError, before a run in `workdir` is trained, for what its compression would be refused for whatever its parameters are."""
+    check_folder_is_free(find_compressed_folder(workdir))
+    model = SequenceModel(experiment.model.of_task(dataset.task))
+    inputs = jnp.asarray(next(dataset.evaluate("validation", 1))["inputs"])
+    check_memory(experiment, model, jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"]))
+
+
+def find_compressed_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns where the compression of a run goes: beside it."""
+    return workdir.with_name(f"{workdir.name}-compressed")
+
+
+def _save(run: Run, tried: Compression, folder: pathlib.Path) -> Run:
+    """Writes the compressed run in place of what an earlier attempt may have left of it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    chosen = tried.chosen
+    saved = save_run(folder, run.experiment, chosen.model, chosen.params, run.dataset, run.step, chosen.validation)
+    return dataclasses.replace(run, workdir=folder, experiment=saved, model=chosen.model, params=chosen.params)
+
+
+def _check_folder(workdir: str | pathlib.Path) -> pathlib.Path:
     if not str(workdir):
         raise InputError("--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart")
     checkpoint.check_local(str(workdir))
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"--workdir={workdir} {found}: give the folder that train.py wrote, for example --workdir=runs/quickstart")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"--workdir={workdir} {what}: give the folder that train.py wrote, for example --workdir=runs/quickstart")
     if not checkpoint.is_run(folder):
         inside = "is empty" if not any(folder.iterdir()) else "holds no config.json"
         raise InputError(f"--workdir={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or train first")
     return folder
 
 
-def _history(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_history(path: pathlib.Path) -> list[dict[str, Any]]:
     """The records of a run; a last line that a crash cut short is left out, and with a warning every other line that is no record."""
     records = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
@@ -110,7 +212,7 @@ def _parse(line: str) -> Any:
         return None
 
 
-def _source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: str, *, examples: bool) -> config.Data:
+def _find_source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: str, *, examples: bool) -> config.Data:
     """The run's data, read from elsewhere where the caller says so; what its folder says of places counts where this user wrote it."""
     changes: dict[str, Any] = {"local_dir": local_dir} if local_dir else {}
     if file:
@@ -121,11 +223,11 @@ def _source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: st
     return dataclasses.replace(checkpoint.own_places(str(folder), trained) if examples else provenance.without_places(trained), **changes)
 
 
-def _is_own(dataset: Dataset, known: Mapping[str, Any]) -> bool:
+def _is_own(dataset: Dataset, metadata: Mapping[str, Any]) -> bool:
     """Whether a file is the one that the run was trained on, by its content."""
-    return "sha256" in known and dataset.info.get("sha256") == known["sha256"]
+    return "sha256" in metadata and dataset.info.get("sha256") == metadata["sha256"]
 
 
-def _check_file(dataset: Dataset, known: Mapping[str, Any], file: str) -> None:
-    if not file and dataset.info.get("source") in config.NEEDS_FILE and "sha256" in known and not _is_own(dataset, known):
+def _check_file(dataset: Dataset, metadata: Mapping[str, Any], file: str) -> None:
+    if not file and dataset.info.get("source") in config.NEEDS_FILE and "sha256" in metadata and not _is_own(dataset, metadata):
         raise InputError(f"{dataset.info['file']} is not what the run was trained on, it has changed: bring it back, or name it as another file, --file=...")

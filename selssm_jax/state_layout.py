@@ -40,7 +40,7 @@ class Leaf:
         return self.shape[0] if len(self.shape) == 2 and self.name.rpartition("/")[2] not in RECURRENT else 1
 
 
-class Carried:
+class StateLayout:
     """How the state of a model is laid out: `vector` joins the components of all leaves but those that are kept as they are, `state` is its inverse."""
 
     def __init__(self, model: Reader, params: PyTree, scope: str = "all") -> None:
@@ -65,9 +65,13 @@ class Carried:
             start += leaf.size
 
     def of_block(self, index: int) -> Int[np.ndarray, "n"]:
-        """Returns which components the mixer of a block carries, in the order in which `of_mixer` has them."""
+        """Returns which components the mixer of a block carries, in the order in which `mixer_components` has them."""
         parts = [np.arange(at.start, at.stop) for leaf, at in self.parts() if leaf.name.startswith(f"blocks/{index}/mixer")]
         return np.concatenate(parts) if parts else np.zeros(0, int)
+
+    def find_single_array(self, block: int) -> tuple[Leaf, slice] | None:
+        """Returns the array that the mixer of a block carries, and where its components are; None where it carries several, or is not packed."""
+        return next(((leaf, at) for leaf, at in self.parts() if leaf.name == f"blocks/{block}/mixer"), None)
 
     def vector(self, state: State) -> Float[Array, "R M"]:
         """Returns the components of a state, one row a sequence (or a channel of one)."""
@@ -109,7 +113,7 @@ def components(state: Array) -> Array:
     return jnp.concatenate([state.real, state.imag], axis=-1) if jnp.iscomplexobj(state) else state
 
 
-def of_mixer(state: State) -> Float[Array, "R n"]:
+def mixer_components(state: State) -> Float[Array, "R n"]:
     """Returns all components that one mixer carries, in the order of its arrays' names; not how many slots of a cache are filled."""
     leaves = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if not _is_fixed(path, leaf.size, "all")]
     return jnp.concatenate([components(leaf.reshape(len(leaf), -1)).astype(jnp.float32) for leaf in leaves], axis=1)

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from selssm_jax.compression import distortion_bound, event_trace, hankel, quantization, search, sparsity
+from selssm_jax.analysis import gate_selectivity
+from selssm_jax.compression import distortion_bound, event_trace, hankel, quantization, search
 from selssm_jax.information import bottleneck, bracket, discrete, estimators, gaussian, limits, neighbours, rate_distortion, retention, samplers, variational
 from selssm_jax.stability import certify_recurrence
 from selssm_jax.stability.lipschitz import gate_lipschitz, operator_norm, spectral_norm_bound
@@ -110,8 +111,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "quantization.Quantizer.dequantize": (lambda codes: quantization.fit(X, (2, 3)).dequantize(codes), {"codes": np.zeros((4, 2), int)}),
     "distortion_bound.floors": (distortion_bound.floors, {"values": X[:, 0], "levels": np.array([0.1, 0.2])}),
     "search.linear_gaussian": (lambda **given: search.exhaustive(search.linear_gaussian(**given), N), LINEAR),
-    "sparsity.auroc": (sparsity.auroc, {"positive": X[:, 0], "negative": Y[:, 0]}),
-    "sparsity.separation": (sparsity.separation, {"gate": np.full((4, 5), 0.5), "data": np.eye(4, 5, dtype=bool), "noise": ~np.eye(4, 5, dtype=bool)}),
+    "gate_selectivity.auroc": (gate_selectivity.auroc, {"positive": X[:, 0], "negative": Y[:, 0]}),
+    "gate_selectivity.separation": (
+        gate_selectivity.separation,
+        {"gate": np.full((4, 5), 0.5), "data": np.eye(4, 5, dtype=bool), "noise": ~np.eye(4, 5, dtype=bool)},
+    ),
     "event_trace.encode": (event_trace.encode, {"states": X.astype(np.float32), "start": np.zeros(2, np.float32)}),
     "certify_recurrence": (certify_recurrence, {"A": 0.5 * np.eye(2), "gate_min": 0.1, "gate_max": 1.0, "gate_lipschitz": 0.1, "drive_bound": 1.0}),
     "spectral_norm_bound": (spectral_norm_bound, {"W": np.eye(2)}),
@@ -140,7 +144,7 @@ LAWFUL = {
     "rate_distortion.gaussian of variances": {"cov longer"},
     "rate_distortion.neural": {"samples longer"},
     "retention": {"states longer", "targets longer"},
-    "sparsity.auroc": {"positive longer", "negative longer"},
+    "gate_selectivity.auroc": {"positive longer", "negative longer"},
     "spectral_norm_bound": {"W complex", "W longer", "W empty"},
     "event_trace.encode": {"states nan", "states inf", "start nan", "start inf", "states complex", "start complex"},
 }

@@ -41,6 +41,7 @@ LONGEST = 50.0  # seconds from which on a case is exhaustive
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
 CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]
 install_import_hook(CHECKED, "typechecking.check")
+pytest_plugins = ["small_runs"]  # runs that several folders of tests read
 
 
 @pytest.hookimpl(tryfirst=True)  # before cases are chosen by their marks

@@ -9,8 +9,11 @@ import pytest
 
 from runs import experiment
 from selssm_jax import data
+from selssm_jax.analysis import Analysis, analyse
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
 from selssm_jax.model import SequenceModel
+from selssm_jax.report import render
+from selssm_jax.runs import open_run
 from selssm_jax.training import loop
 from selssm_jax.training.checkpoint import Workdir
 
@@ -52,6 +55,14 @@ def built(config, **options):
     model = SequenceModel(dataclasses.replace(small.model, task=dataset.task))
     inputs = jnp.asarray(next(iter(dataset.evaluate("test", 2)))["inputs"])
     return small, dataset, model, jax.jit(model.init)(jax.random.key(0), inputs)["params"]
+
+
+def report_on(workdir, **options) -> Analysis:
+    """Opens a run, analyses it, and writes its report where eval.py does."""
+    run = open_run(workdir, **options)
+    analysis = analyse(run)
+    render(analysis, run.report_folder)
+    return analysis
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What a person may do wrong with train.py: one message that names the thing and the fix, exit code 2, nothing lost.
 
-What may go wrong with eval.py is in the same form in tests/reporting/test_eval.py, and with the page of the paper in tests/experiments/test_paper.py.
+What may go wrong with eval.py is in the same form in tests/report/test_eval.py, and with the page of the paper in tests/experiments/test_paper.py.
 """
 
 import dataclasses

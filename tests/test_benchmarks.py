@@ -13,7 +13,7 @@ import pytest
 from selssm_jax.config import Data, Experiment, Model, Task
 from selssm_jax.data import Dataset, synthetic
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting.run import Run
+from selssm_jax.runs import Run
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -225,7 +225,7 @@ def test_components_are_chosen_by_every_method(monkeypatch):
             tokens = rng.integers(0, 4, (size, 7))
             yield {"inputs": tokens, "targets": tokens, "weights": np.ones((size, 7), np.float32), "valid": np.ones((size, 7), bool)}
 
-    dataset = Dataset(model.config.task, lambda seed, numbers: {}, cover, {}, lambda split: {}, carries=True)
+    dataset = Dataset(model.config.task, lambda seed, numbers: {}, cover, {}, lambda split: {}, is_stream=True)
     experiment = Experiment(name="tiny", data=Data(batch_size=4), model=model.config)
     params = jax.jit(model.init)(jax.random.key(0), jax.numpy.zeros((1, 2), int))["params"]
     found = script.pruned(Run(FOLDER, experiment, model, params, 1, dataset, []), 8, 2)

@@ -8,7 +8,6 @@ import pytest
 
 import runs
 from selssm_jax import cli
-from selssm_jax.reporting import report
 
 PRINTING = """
 import sys
@@ -54,7 +53,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(script, tmp_path, monkeypatch, cap
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "write", interrupted)
+    monkeypatch.setattr("selssm_jax.runs.open_run", interrupted)
     monkeypatch.setattr("selssm_jax.training.loop.fit", interrupted)
     arguments = [f"--workdir={tmp_path / 'run'}"] + (["--config=configs/smoke.py"] if script == "train.py" else [])
     assert runs.command(script, *arguments) == 130

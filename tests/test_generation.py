@@ -10,7 +10,6 @@ import pytest
 
 from runs import command
 from selssm_jax import generation
-from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.quantization import fit
 from selssm_jax.compression.streaming import PackedModel, calibration
 from selssm_jax.config import Data, Experiment, Model, Task
@@ -18,7 +17,7 @@ from selssm_jax.data import load, vocabulary
 from selssm_jax.errors import InputError
 from selssm_jax.generation import filter_logits, generate, stream
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import continuation
+from selssm_jax.state_layout import StateLayout
 from selssm_jax.training.checkpoint import Workdir
 
 LOGITS = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]]))
@@ -38,7 +37,7 @@ def packed(kind):
     """The same with everything that is carried in four bits a component."""
     model, params = made(kind)
     batch = {"inputs": np.tile(PROMPT, 4), "valid": np.ones((2, 16), bool)}
-    layout = Carried(model, params)
+    layout = StateLayout(model, params)
     levels = fit(calibration(model, params, [batch]), (4,) * layout.size, channels=layout.channels()).levels
     return PackedModel(model, tuple("4" * leaf.size for leaf in layout.leaves)), {**params, "levels": levels}
 
@@ -214,7 +213,7 @@ def test_what_init_returns_is_taken_as_parameters_are():
     ],
 )
 def test_what_is_told_is_whole_characters_and_nothing_of_what_ends_it(texts, stop, told):
-    assert [piece for piece in continuation._cut(texts, texts[0], stop) if piece] == told
+    assert [piece for piece in generation._cut(texts, texts[0], stop) if piece] == told
 
 
 def test_a_tokenizers_own_beginning_is_read_and_not_shown():

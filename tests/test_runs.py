@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from runs import command, experiment
-from selssm_jax.compression import rate
+from selssm_jax.analysis import rate_sweep
 from selssm_jax.config import Data
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
-from selssm_jax.reporting.run import _source, open_run
+from selssm_jax.runs import _find_source, open_run
 from selssm_jax.sweep import command as sweep
 from selssm_jax.training import checkpoint
 from selssm_jax.training.checkpoint import Workdir
@@ -74,15 +74,15 @@ def test_a_file_that_only_a_stranger_names_is_never_opened(untrained, tmp_path, 
     with pytest.raises(InputError, match=r"was trained on a file of someone's, 'secret.txt', .*name it yourself, --file=PATH"):
         open_run(workdir)
     with pytest.raises(InputError, match=r"was trained on a file of someone's"):
-        rate.measure(0.0, workdir)
+        rate_sweep.measure(0.0, workdir)
     assert "secret.txt" not in opened
 
 
 def test_folders_that_only_a_stranger_names_are_neither_read_nor_written(untrained, tmp_path, capsys):
     theirs = Data(source="tiny_shakespeare", local_dir=str(tmp_path / "theirs"), cache_dir=str(tmp_path / "cache"))
-    found = _source(untrained("text"), theirs, "", "", examples=True)
+    found = _find_source(untrained("text"), theirs, "", "", examples=True)
     assert (found.local_dir, found.cache_dir) == ("", "") and "are not followed" in capsys.readouterr().err
-    named = _source(tmp_path / "run", theirs, "", str(tmp_path / "mine"), examples=True)
+    named = _find_source(tmp_path / "run", theirs, "", str(tmp_path / "mine"), examples=True)
     assert (named.local_dir, named.cache_dir) == (str(tmp_path / "mine"), "")
 
 

@@ -11,7 +11,7 @@ from experiments.paper import quotes
 from experiments.paper.gate_captions import contrast
 from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, join_words, title
 from experiments.paper.study import Study, Task
-from selssm_jax.reporting.tables import number
+from selssm_jax.report.tables import number
 
 SUPPORTED, REFUTED, UNTESTABLE, UNKNOWN = "supported", "not supported", "untestable", "not run"
 LONG = 4096  # steps from which on an input is long

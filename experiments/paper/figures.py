@@ -1,4 +1,4 @@
-"""The figures of the page, in the style of `reporting.figures`: every model has a marker and a dash of its own, for black and white print."""
+"""The figures of the page, in the style of `report.figures`: every model has a marker and a dash of its own, for black and white print."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from experiments.paper.gate_captions import filler
 from experiments.paper.names import MODELS, OURS, title
 from experiments.paper.scaling import QUANTITIES, Scaling
-from selssm_jax.reporting.figures import BLUE, GREY, LINES, ORANGE, panels, style
+from selssm_jax.report.figures import BLUE, GREY, LINES, ORANGE, panels, style
 
 MORE = (("#56B4E9", (0, (5, 1)), "P"), ("#E69F00", (0, (3, 1, 1, 1)), "*"), ("#882255", (0, (1, 1)), "<"))
 STYLES = dict(zip(MODELS, (*LINES, *MORE), strict=True))  # (colour, dash, marker) of each model

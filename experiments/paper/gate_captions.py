@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selssm_jax.reporting.tables import number
+from selssm_jax.report.tables import number
 
 FILLER = 1 / 3  # a token that makes up more of a sequence than this is what lies between the others
 Reading = Mapping[str, Any]

@@ -12,8 +12,8 @@ from experiments.paper.records import Record
 from experiments.paper.setting import circumstances
 from experiments.paper.study import Study, Task, open_study
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import figures as drawing
-from selssm_jax.reporting.document import Block, Heading, Paragraph, Picture, Verbatim, to_markdown
+from selssm_jax.report import figures as drawing
+from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim, to_markdown
 
 RECORDS, OUT = pathlib.Path("benchmarks/records/paper"), pathlib.Path("docs/results.md")
 

@@ -6,8 +6,8 @@ from typing import Any
 from experiments.paper.names import join_words, title
 from experiments.paper.records import Record
 from experiments.paper.study import Study, Task
-from selssm_jax.reporting.document import Block, Heading, Paragraph, Verbatim
-from selssm_jax.reporting.tables import Table, number
+from selssm_jax.report.document import Block, Heading, Paragraph, Verbatim
+from selssm_jax.report.tables import Table, number
 
 MATCHED = 0.05  # of the target, as the models' parameters are to agree
 

@@ -12,7 +12,7 @@ from experiments.paper.names import FIELD, METRICS, OURS, PAPERS, RIVALS, SHARE,
 from experiments.paper.records import Record
 from experiments.paper.scaling import QUANTITIES, Scaling
 from experiments.paper.study import Study, Task
-from selssm_jax.reporting.tables import Cell, Table, number, size
+from selssm_jax.report.tables import Cell, Table, number, size
 
 Row = tuple[Cell, ...]
 NOT_RUN = "not run"

@@ -7,36 +7,36 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from selssm_jax.compression.carried import Carried
+from selssm_jax.analysis.memory import count_sequences, draw_samples
+from selssm_jax.analysis.memory_by_lag import measure_retention
+from selssm_jax.analysis.results import Results
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.streaming import LEVELS
 from selssm_jax.config import FEWEST
 from selssm_jax.information import limits
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.reporting.memory.lags import measure_retention
-from selssm_jax.reporting.memory.measure import recording, sequences
-from selssm_jax.reporting.run import Run
+from selssm_jax.runs import Run
+from selssm_jax.state_layout import StateLayout
 
-Results = dict[str, Any]
 BITS = 1 / math.log(2)
 FEW = {"samples": 400, "positions": 4, "longest_lag": 16, "decoder_steps": 150, "decoder_width": 64}  # a verdict needs no fine decoder
 
 
-def verdicts(run: Run, split: str) -> Results:
+def find_verdicts(run: Run, split: str) -> Results:
     """Returns, block by block of a compressed run, what decoders read at the lag of which the packed state says most, in bits, and a verdict.
 
     I(x; h~) <= I(h; h~) <= H(h~), at most the bits of h~, and for tokens at most log V: exact, so a lower bound from a decoder above it is "violated".
     Where the bits of h~ are no more than a decoder reads of h, x -> h -> h~ loses information for certain: "consistent". Else neither is shown, "inconclusive".
     Empty where the split has too few sequences to hold any out; without blocks whose states are too wide to be decoded whole.
     """
-    if sequences(run, split) < FEWEST:
+    if count_sequences(run.experiment, run.dataset, split) < FEWEST:
         return {}
     packed: Any = run.model
     quantizer = packed.quantizer(run.params)
     few = dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW))
     plain = dataclasses.replace(run, experiment=few, model=packed.model, params={name: part for name, part in run.params.items() if name != LEVELS})
-    seen, found = recording(plain, split), {}
-    layout = Carried(plain.model, plain.params, packed.scope)
+    seen, results = draw_samples(plain, split), {}
+    layout = StateLayout(plain.model, plain.params, packed.scope)
     for index, (name, block) in enumerate(seen.blocks.items()):
         at = layout.of_block(index)
         if len(at) != block.states.shape[1]:  # a projection of a wide state, or a part of what a mixer carries: not what is packed
@@ -46,7 +46,7 @@ def verdicts(run: Run, split: str) -> Results:
         before, after = (measure_retention(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
         most = int(np.argmax(after["lower"]))
         verdict = _verdict(before, after, most, sum(part.bits))
-        found[name] = {
+        results[name] = {
             "lag": after["lags"][most],
             "state": before["lower"][most],
             "packed": after["lower"][most],
@@ -54,7 +54,7 @@ def verdicts(run: Run, split: str) -> Results:
             "capacity": sum(part.bits),
             "status": verdict.status,
         }
-    return found
+    return results
 
 
 def _verdict(before: Results, after: Results, lag: int, bits: int) -> limits.Verdict:

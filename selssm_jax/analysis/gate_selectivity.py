@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from selssm_jax.information.checks import check_real
 from selssm_jax.model import SequenceModel
+from selssm_jax.observe import observe
 
 Batch = dict[str, Array | np.ndarray]
 
@@ -73,12 +74,12 @@ def mean_gates(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -
     """
 
     @jax.jit
-    def read(inputs: Array, valid: Array) -> dict[str, Array]:
-        _, sown = model.apply({"params": params}, inputs, valid=valid, rngs={"noise": jax.random.key(0)}, mutable=["intermediates"])
-        return {name: block["mixer"]["gate"][0].mean(axis=-1) for name, block in sown.get("intermediates", {}).items() if "gate" in block.get("mixer", {})}
+    def read_gates(batch: Batch) -> dict[str, Array]:
+        blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks
+        return {name: block.gate.mean(axis=-1) for name, block in blocks.items() if block.gate is not None}
 
     inputs, gates = [], []
     for batch in batches:
-        gates.append(jax.device_get(read(batch["inputs"], batch["valid"])))
+        gates.append(jax.device_get(read_gates(batch)))
         inputs.append(np.asarray(batch["inputs"]))
     return np.concatenate(inputs), {name: np.concatenate([part[name] for part in gates]) for name in gates[0]}

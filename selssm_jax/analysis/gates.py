@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import Reader
-from selssm_jax.tasks.registry import kind_of
+from selssm_jax.observe import find_data_frames, observe
 
 BINS = 50  # of the histogram of gate values, over [0, 1]
 Batch = dict[str, Array | np.ndarray]
@@ -107,19 +106,19 @@ def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
     return Sums(weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts)
 
 
-def observe(model: Reader, params: PyTree, batches: Iterable[Batch], *, carry: bool) -> tuple[dict[str, Sums], list[Sequence]]:
+def observe_gates(model: Reader, params: PyTree, batches: Iterable[Batch], *, is_stream: bool) -> tuple[dict[str, Sums], list[Sequence]]:
     """Reads batches and returns ({block: sums over them all}, the first sequence of every batch).
 
     Args:
       model: with gates that are sown. params: its parameters.
       batches: as a dataset's `evaluate` gives them.
-      carry: row b of a batch continues row b of the batch before it.
+      is_stream: row b of a batch continues row b of the batch before it.
     """
-    read, state = reader(model), None
+    read, state = compile_observer(model), None
     found: dict[str, Sums] = {}
     first = []
     for batch in batches:
-        state = model.apply({"params": params}, len(batch["inputs"]), method="initial_state") if state is None or not carry else state
+        state = model.apply({"params": params}, len(batch["inputs"]), method="initial_state") if state is None or not is_stream else state
         blocks, sequence, state = jax.block_until_ready(read(params, batch, state))
         for name, new in jax.device_get(blocks).items():
             wide = Sums(*(np.asarray(value, np.float64) for value in new))
@@ -128,34 +127,19 @@ def observe(model: Reader, params: PyTree, batches: Iterable[Batch], *, carry: b
     return found, first
 
 
-def reader(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
+def compile_observer(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
     """Returns the compiled (params, batch, state) -> ({block: sums}, first sequence, state)."""
 
     @jax.jit
     def read(params: PyTree, batch: Batch, state: PyTree) -> tuple[dict[str, Sums], Sequence, PyTree]:
-        (outputs, after), sown = model.apply(
-            {"params": params},
-            batch["inputs"],
-            state,
-            reset=batch.get("reset"),
-            valid=batch["valid"],
-            rngs={"noise": jax.random.key(0)},
-            mutable=["intermediates"],
-        )
-        gates = {name: block["mixer"]["gate"][0] for name, block in sown.get("intermediates", {}).items() if "gate" in block.get("mixer", {})}
-        blocks = {name: sums(gate, _count_steps(batch, gate, model)) for name, gate in gates.items()}
+        outputs, after, shown = observe(model, params, batch, state, rngs={"noise": jax.random.key(0)})
+        gates = {name: block.gate for name, block in shown.items() if block.gate is not None}
+        frames = find_data_frames(model.config, batch)
+        blocks = {name: sums(gate, frames) for name, gate in gates.items()}
         row = Sequence({name: value[0] for name, value in batch.items()}, outputs[0], {name: gate[0] for name, gate in gates.items()})
         return blocks, row, after
 
     return read
-
-
-def _count_steps(batch: Batch, gate: Array, model: Reader) -> Array:
-    """Which steps of a gate count: valid ones of rows that are no padding; a row may have one gate row a channel."""
-    valid = jnp.asarray(batch["valid"])
-    real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)
-    frames = frame_valid(valid & real[:, None], kind_of(model.config.task).stride(model.config))
-    return jnp.repeat(frames, gate.shape[0] // frames.shape[0], axis=0)
 
 
 def _add(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:

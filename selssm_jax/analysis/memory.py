@@ -4,21 +4,21 @@ All numbers of the results are in bits, and each goes with its direction: exact,
 """
 
 import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from selssm_jax.config import FEWEST, SYNTHETIC, Experiment, Measure
+from selssm_jax.analysis import memory_of_future, memory_of_past
+from selssm_jax.analysis.memory_by_lag import measure_retention
+from selssm_jax.analysis.state_samples import Recording, record, rows_read
+from selssm_jax.config import FEWEST, SYNTHETIC, Experiment, Measure, Model
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.information import limits
 from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
-from selssm_jax.model import Reader
-from selssm_jax.reporting.memory import future, past
-from selssm_jax.reporting.memory.lags import measure_retention
-from selssm_jax.reporting.memory.recording import Recording, record, rows_read
-from selssm_jax.reporting.run import Run
+from selssm_jax.model import block_name
+from selssm_jax.runs import Run
 from selssm_jax.tasks.registry import kind_of
 
 Results = dict[str, Any]
@@ -27,32 +27,12 @@ BITS = 1 / math.log(2)
 
 def measure(run: Run, split: str) -> Results:
     """Returns everything that the report says of the run's memory, as JSON-able values in bits."""
-    seen = recording(run, split)
-    covariances = None if seen.targets is None else future.covariances(seen.frames, seen.targets)
+    seen = draw_samples(run, split)
+    covariances = None if seen.targets is None else memory_of_future.covariances(seen.frames, seen.targets)
     blocks = {name: _block(run, seen, name, covariances) for name in seen.blocks}
-    answers = None if seen.answers is None else future.answers(run, seen, seen.answers, blocks)
+    answers = None if seen.answers is None else memory_of_future.answers(run, seen, seen.answers, blocks)
     found = {"unit": "bits", "sequences": len(seen.frames), "overlapping": seen.starts is not None, "moments": seen.moments.tolist()}
     return found | {"blocks": blocks, "answers": answers}
-
-
-@runtime_checkable
-class Readable(Protocol):
-    """What sequences are counted of: a run, or one that is not trained yet."""
-
-    @property
-    def experiment(self) -> Experiment:
-        """What it was, or is to be, trained as."""
-        ...
-
-    @property
-    def model(self) -> Reader:
-        """Its model."""
-        ...
-
-    @property
-    def dataset(self) -> Dataset:
-        """Its data."""
-        ...
 
 
 class Plan(NamedTuple):
@@ -64,72 +44,72 @@ class Plan(NamedTuple):
     every: int
 
 
-def plan(run: Readable, split: str) -> Plan:
-    """Returns what `run.experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the whole split."""
-    settings, data = run.experiment.measure, run.experiment.data
+def plan(experiment: Experiment, dataset: Dataset, split: str) -> Plan:
+    """Returns what `experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the whole split."""
+    settings, data, config = experiment.measure, experiment.data, experiment.model.of_task(dataset.task)
     size = data.eval_batch_size or data.batch_size
-    first = next(iter(run.dataset.evaluate(split, size)))
-    scored = _scored_steps(run, first)
-    windows = int(run.dataset.info.get(f"{split}_windows", 0))
-    rows = kind_of(run.model.config.task).rows(run.model.config)
-    every = max(windows * rows // settings.samples, 1) if windows else 0
-    return Plan(size, _moments(run.model, first, settings, scored), scored, every)
+    first = next(iter(dataset.evaluate(split, size)))
+    scored = _scored_steps(dataset, first)
+    windows = int(dataset.info.get(f"{split}_windows", 0))
+    every = max(windows * kind_of(config.task).rows(config) // settings.samples, 1) if windows else 0
+    return Plan(size, _moments(config, first, settings, scored), scored, every)
 
 
-def recording(run: Run, split: str) -> Recording:
+def draw_samples(run: Run, split: str) -> Recording:
     """Returns the states and inputs of the sequences that `plan` names."""
-    settings, read = run.experiment.measure, plan(run, split)
+    settings, read = run.experiment.measure, plan(run.experiment, run.dataset, split)
     batches = run.dataset.evaluate(split, read.batch_size)
     how: dict[str, Any] = {"samples": settings.samples, "moments": read.moments, "scored": read.scored, "every": read.every, "seed": settings.seed}
     return record(run.model, run.params, batches, **how)
 
 
-def check_sequences(run: Readable, split: str) -> None:
+def check_sequences(experiment: Experiment, dataset: Dataset, split: str) -> None:
     """Raises InputError, before work starts, where the split has too few sequences to measure a memory on."""
-    count = sequences(run, split)
+    count = count_sequences(experiment, dataset, split)
     if count < FEWEST:
-        data = run.experiment.data
+        data = experiment.data
         more = f"raise data.eval_examples={data.eval_examples}" if data.source in SYNTHETIC else f"give more data, or a shorter data.length={data.length}"
         raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of eval.py; or {more}")
 
 
-def sequences(run: Readable, split: str) -> int:
-    """Returns how many sequences `recording` would read, counted up to as many as a measurement needs."""
-    read, count, first = plan(run, split), 0, 0
-    for batch in run.dataset.evaluate(split, read.batch_size):
-        count += len(rows_read(run.model, batch, read.moments, first=first, every=read.every)[0])
+def count_sequences(experiment: Experiment, dataset: Dataset, split: str) -> int:
+    """Returns how many sequences `draw_samples` would read, counted up to as many as a measurement needs."""
+    read, count, first = plan(experiment, dataset, split), 0, 0
+    config = experiment.model.of_task(dataset.task)
+    for batch in dataset.evaluate(split, read.batch_size):
+        count += len(rows_read(config, batch, read.moments, first=first, every=read.every)[0])
         first += len(batch["weights"])
         if count >= FEWEST:
             break
     return count
 
 
-def _scored_steps(run: Readable, batch: dict[str, Any]) -> list[int]:
+def _scored_steps(dataset: Dataset, batch: dict[str, Any]) -> list[int]:
     """The steps of a task whose answers are all fixed before the first of them, and are therefore in the state if anywhere; else none."""
-    if run.dataset.info.get("answer_nats") is None:
+    if dataset.info.get("answer_nats") is None:
         return []
     steps = np.flatnonzero(np.asarray(batch["weights"])[0] > 0)
     after = np.asarray(batch["inputs"])[:, steps[0] :]
     return steps.tolist() if (after == after[0, 0]).all() and steps[0] > 0 else []
 
 
-def _moments(model: Reader, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
+def _moments(config: Model, batch: dict[str, Any], settings: Measure, scored: list[int]) -> list[int]:
     """Evenly from the longest lag to the end, or to the step before the first answer."""
-    frames = kind_of(model.config.task).frames(model.config, batch["inputs"].shape[1])
+    frames = kind_of(config.task).frames(config, batch["inputs"].shape[1])
     last = scored[0] - 1 if scored else frames - 1
     start = min(settings.longest_lag, last // 2)
     return sorted({*np.linspace(start, last, settings.positions).round().astype(int).tolist(), last})
 
 
-def _block(run: Run, seen: Recording, name: str, covariances: future.Covariances | None) -> Results:
+def _block(run: Run, seen: Recording, name: str, covariances: memory_of_future.Covariances | None) -> Results:
     block, settings = seen.blocks[name], run.experiment.measure
-    information = past.past_information(run, seen, name)
+    information = memory_of_past.past_information(run, seen, name)
     found = {"components": block.states.shape[-1], "information": information} | measure_retention(seen, block, settings)
-    ceiling = past.ceiling(information)
+    ceiling = memory_of_past.ceiling(information)
     found["retention"]["fano"] = None if ceiling is None else _fano(ceiling, found["retention"])
-    found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"], information if name == "block_0" else [])
+    found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"], information if name == block_name(0) else [])
     training = Training(seed=settings.seed, shuffle=seen.starts is None)
-    found["future"] = None if covariances is None else future.efficiency(block, information, covariances, training)
+    found["future"] = None if covariances is None else memory_of_future.efficiency(block, information, covariances, training)
     return found
 
 
@@ -138,7 +118,7 @@ def _fano(ceiling: Estimate, kept: Results) -> list[float] | None:
     if kept["entropy"] is None:
         return None
     nats = [bits / BITS for bits in kept["entropy"]]
-    return [float(limits.fano_error(entropy, min(past.limit(ceiling), entropy), kept["symbols"])) for entropy in nats]
+    return [float(limits.fano_error(entropy, min(memory_of_past.limit(ceiling), entropy), kept["symbols"])) for entropy in nats]
 
 
 def _verdict(ceiling: Estimate, kept: Results, information: list[Results]) -> Results:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selssm_jax.analysis import memory_by_component
+from selssm_jax.analysis.state_samples import Block, Recording
 from selssm_jax.config import FEWEST, Measure
 from selssm_jax.information import retention
 from selssm_jax.information.estimators import Training
-from selssm_jax.reporting.memory import components
-from selssm_jax.reporting.memory.recording import Block, Recording
 
 Results = dict[str, Any]
 BITS = 1 / math.log(2)
@@ -44,7 +44,7 @@ def measure_retention(seen: Recording, block: Block, settings: Measure) -> Resul
         kept = _join(kept, _by_lag(_decode(seen, block, late, settings), further, late.asked, tokens=_is_tokens(seen)))
     found: Results = {"retention": kept, "horizon": horizon(kept)}
     states, asked = block.states[samples.rows, samples.index], samples.asked[..., 0]
-    found["by_component"] = components.by_lag(states, asked, samples.groups, lags, tokens=_is_tokens(seen), seed=settings.seed)
+    found["by_component"] = memory_by_component.by_lag(states, asked, samples.groups, lags, tokens=_is_tokens(seen), seed=settings.seed)
     found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, samples, seen.moments, lags)
     return found
 
@@ -52,15 +52,6 @@ def measure_retention(seen: Recording, block: Block, settings: Measure) -> Resul
 def horizon(kept: Results) -> int | None:
     """The largest lag of which the state is known to tell, of `measure_retention`'s "retention"; None where it tells of none."""
     return retention.horizon(kept["lags"], np.asarray(kept["lower"]) / BITS, np.asarray(kept["stderr"]) / BITS)
-
-
-def horizon_in_words(block: Results) -> str:
-    """The horizon as text: between two lags that were tried, or "at least" where the longest that the sequences have is still known."""
-    found = block["horizon"]
-    if found is None:
-        return "none"
-    missing = next((lag for lag in block["retention"]["lags"] if lag > found), None)
-    return f"at least {found:,}" if missing is None else f"{found:,} (not {missing:,})"
 
 
 def _samples(seen: Recording, lags: list[int]) -> Samples:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from selssm_jax.analysis import memory_of_past
+from selssm_jax.analysis.memory_by_lag import decoder_training
+from selssm_jax.analysis.state_samples import Answers, Block, Recording
 from selssm_jax.information import bottleneck, estimators, limits, retention
 from selssm_jax.information.estimators import Training
-from selssm_jax.reporting.memory import past
-from selssm_jax.reporting.memory.lags import decoder_training
-from selssm_jax.reporting.memory.recording import Answers, Block, Recording
-from selssm_jax.reporting.run import Run
+from selssm_jax.runs import Run
 
 Results = dict[str, Any]
 BITS = 1 / math.log(2)
@@ -59,8 +59,8 @@ def _sum_error(pointwise: np.ndarray) -> float:
 
 def _fano(blocks: dict[str, Results], entropy: float, classes: int, length: int) -> float | None:
     """The least share of wrong answers, where all blocks' states have noise: they know no more than the sum of what each knows of its inputs."""
-    bounds = [past.ceiling(block["information"][-1:]) for block in blocks.values()]
-    total = sum(math.inf if bound is None else past.limit(bound) for bound in bounds)
+    bounds = [memory_of_past.ceiling(block["information"][-1:]) for block in blocks.values()]
+    total = sum(math.inf if bound is None else memory_of_past.limit(bound) for bound in bounds)
     if math.isinf(total):
         return None
     return float(limits.fano_error(entropy, min(total, entropy), classes, length=length))
@@ -80,8 +80,8 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes, which say the same, are in the report
         reached = estimators.hybrid(block.states[:, -1], given.values, training=training)
-    ceiling = past.ceiling(known[-1:])
-    most = math.inf if ceiling is None else past.limit(ceiling)
+    ceiling = memory_of_past.ceiling(known[-1:])
+    most = math.inf if ceiling is None else memory_of_past.limit(ceiling)
     found = bottleneck.memory_efficiency(jnp.float32(most), jnp.float32(max(reached.nats, 0)), *given[:3])
     line = bottleneck.gaussian(given.past, given.across, given.future, jnp.geomspace(1.01, 1e3, 60))
     curve = np.stack([line.complexity, line.relevance])[:, np.isfinite(line.relevance)] * BITS  # a future without noise has no end

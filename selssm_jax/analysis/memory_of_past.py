@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from selssm_jax.analysis.state_samples import Recording
 from selssm_jax.information import bracket, gaussian
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.model import Reader
-from selssm_jax.reporting.memory.recording import Recording
-from selssm_jax.reporting.run import Run
+from selssm_jax.model import Reader, block_name
+from selssm_jax.observe import observe
+from selssm_jax.runs import Run
 
 Results = dict[str, Any]
 BITS = 1 / math.log(2)
@@ -30,7 +31,7 @@ def past_information(run: Run, seen: Recording, name: str) -> list[Results]:
     ]
     if law is None:
         return [{"moment": int(moment)} | most for moment, most in zip(seen.moments, capacity, strict=True) if most]
-    exact = _exact(run, seen.moments) if name == "block_0" else None
+    exact = _exact(run, seen.moments) if name == block_name(0) else None
     given = "the inputs of the block" if run.model.config.gate_state == "none" else "the state before it and the input"
     about: list[Results] = [{"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most for index, most in enumerate(capacity)]
     return [_at_moment(seen, name, index) | about[index] for index in range(len(seen.moments))]
@@ -71,9 +72,9 @@ def _linear_response(model: Reader, params: PyTree, steps: int) -> tuple[jax.Arr
 
     @jax.jit
     def drives(value: jax.Array) -> Any:
-        inputs = jnp.broadcast_to(value, (1, steps, 1))
-        sown = model.apply({"params": params}, inputs, rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1]
-        return jax.tree.map(lambda leaf: leaf[0], sown["laws"]["block_0"]["mixer"]["law"][0])
+        batch = {"inputs": jnp.broadcast_to(value, (1, steps, 1)), "valid": jnp.ones((1, steps), bool)}
+        first = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks[block_name(0)]
+        return jax.tree.map(lambda leaf: leaf[0], first.law)
 
     silent, driven = drives(jnp.float32(0)), drives(jnp.float32(1))
     return silent.A, (driven.drive - silent.drive)[..., None], silent.noise

@@ -17,8 +17,8 @@ from jaxtyping import Array, PyTree
 
 from selssm_jax import data
 from selssm_jax.config import Experiment
-from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import SequenceModel
+from selssm_jax.observe import find_data_frames, observe
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import hide_unweighted
 from selssm_jax.training import checkpoint, loop, objectives
@@ -101,18 +101,18 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
         raise ValueError(f"model.process_noise={model.config.process_noise}: without noise a state holds infinitely many nats, expected more than 0")
 
     @jax.jit
-    def read(batch: Batch) -> dict[str, Sums]:
-        key = jax.random.key(0)  # of the noise in what later blocks read
-        _, sown = model.apply({"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["laws"])
-        return {name: _sums(*objectives.moments(block["mixer"]["law"][0], form), _count_steps(batch, model)) for name, block in sown["laws"].items()}
+    def sum_moments(batch: Batch) -> dict[str, Sums]:
+        blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks  # noise in what later blocks read
+        frames = find_data_frames(model.config, batch).astype(jnp.float32)
+        return {name: _sums(*objectives.moments(block.law, form), frames) for name, block in blocks.items() if block.law is not None}
 
-    parts = [jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(read(batch))) for batch in batches]
+    parts = [jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(sum_moments(batch))) for batch in batches]
     whole = jax.tree.map(lambda *values: sum(values), *parts)
     return {name: _nats(sums) for name, sums in whole.items()}
 
 
 def _sums(means: Array, variances: Array, frames: Array) -> Sums:
-    weights = jnp.repeat(frames, len(means) // len(frames), axis=0)[..., None]
+    weights = frames[..., None]
     sums = {"mean": means, "power": variances + means**2, "log": jnp.log(variances)}
     return {name: (weights * hide_unweighted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
 
@@ -120,10 +120,3 @@ def _sums(means: Array, variances: Array, frames: Array) -> Sums:
 def _nats(sums: Sums) -> float:
     mean, power, log = (sums[name] / sums["steps"] for name in ("mean", "power", "log"))
     return float(0.5 * (np.log(power - mean**2) - log).sum())
-
-
-def _count_steps(batch: Batch, model: SequenceModel) -> Array:
-    """1 for valid steps of rows that are data, not what fills the last batch."""
-    valid = jnp.asarray(batch["valid"])
-    real = (jnp.asarray(batch["weights"]).reshape(len(valid), -1) > 0).any(axis=1)
-    return frame_valid(valid & real[:, None], kind_of(model.config.task).stride(model.config)).astype(jnp.float32)

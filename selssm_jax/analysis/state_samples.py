@@ -3,19 +3,21 @@
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from selssm_jax.compression.carried import components, of_mixer
+from selssm_jax.config import Model
 from selssm_jax.information import bracket
-from selssm_jax.layers.selective import Law
+from selssm_jax.layers.contract import Law
 from selssm_jax.model import Reader, State
-from selssm_jax.ops import linear_scan
+from selssm_jax.observe import Observed, find_data_rows, observe
+from selssm_jax.state_layout import components, mixer_components
 from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import objectives
 
 Batch = dict[str, Array | np.ndarray]
 WIDEST = 1024  # components of a carried state that are kept; wider ones are projected
@@ -93,7 +95,7 @@ def record(
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(seed), number)
         part = jax.device_get(read(params, batch, key))
-        selected, windows = rows_read(model, batch, moments, first=first, every=every)
+        selected, windows = rows_read(model.config, batch, moments, first=first, every=every)
         selected, windows = selected[: samples - count], windows[: samples - count]
         parts.append(jax.tree.map(operator.itemgetter(selected), part))
         starts.append(windows / kind_of(model.config.task).stride(model.config))
@@ -107,43 +109,31 @@ def record(
 def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
     """Means (B, P, n) and covariances (B, P, n) or (B, P, n, n) at the moments, from h_0 = 0; complex states as pairs of reals."""
     at = jnp.asarray(moments)
-    if law.A is None:
-        return law.drive[:, at], law.noise[:, at] ** 2
-    if law.A.ndim == 4:
+    if law.A is not None and law.A.ndim == 4:
         one = lambda A, drive, noise: jax.tree.map(lambda value: value[at], bracket.conditional_moments(A, drive, noise**2))  # noqa: E731
         return tuple(jax.lax.map(lambda row: one(*row), (law.A, law.drive, law.noise)))
-    means, variances = linear_scan(law.A, law.drive)[0][:, at], linear_scan(jnp.abs(law.A) ** 2, law.noise**2)[0][:, at]
-    return components(means), jnp.concatenate([variances, variances], axis=-1) if jnp.iscomplexobj(means) else variances
+    means, variances = objectives.moments(law, "vib")
+    return means[:, at], variances[:, at]
 
 
 def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
-    (outputs, _), sown = model.apply(
-        {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}, mutable=["intermediates", "laws"]
-    )
-    mixers = {name: part.get("mixer", {}) for name, part in _blocks(model, sown).items()}
-    carried = {} if all("state" in mixer for mixer in mixers.values()) else _record_states(model, params, batch, moments, list(mixers))
-    laws = {name: part["mixer"]["law"][0] for name, part in sown.get("laws", {}).items()}
-    blocks = {name: _block(mixer, carried.get(name), laws.get(name), moments) for name, mixer in mixers.items()}
-    frames, live = _frames(model, batch), _live(model, batch)
+    outputs, _, shown = observe(model, params, batch, rngs={"noise": key}, collections=["intermediates", "laws"])
+    carried = {} if all(block.state is not None for block in shown.values()) else _record_states(model, params, batch, moments, list(shown), key)
+    blocks = {name: _sample_block(block, carried.get(name), moments) for name, block in shown.items()}
+    frames, live = _frames(model.config, batch), _live(model.config, batch)
     answers = _answers(outputs, batch["targets"], scored) if scored else None
     kind = kind_of(model.config.task)
     targets = kind.split(model.config, jnp.asarray(batch["targets"])) if kind.forecasts else None
     return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], None, blocks, answers, targets)
 
 
-def _blocks(model: Reader, sown: dict[str, Any]) -> dict[str, Any]:
-    """What every block sowed, those that sowed nothing too."""
-    return {name: sown.get("intermediates", {}).get(name, {}) for name in (f"block_{index}" for index in range(len(model.config.pattern)))}
+def _sample_block(shown: Observed, carried: Array | None, moments: Sequence[int]) -> Block:
+    gate = None if shown.gate is None else shown.gate.mean(axis=-1)
+    law = None if shown.law is None else Conditional(*law_of_state(shown.law, moments))
+    return Block(carried if shown.state is None else components(shown.state[:, jnp.asarray(moments)]), gate, law)
 
 
-def _block(mixer: dict[str, tuple[Array, ...]], carried: Array | None, law: Law | None, moments: Sequence[int]) -> Block:
-    at = jnp.asarray(moments)
-    gate = mixer["gate"][0].mean(axis=-1) if "gate" in mixer else None
-    conditional = None if law is None else Conditional(*law_of_state(law, moments))
-    return Block(components(mixer["state"][0][:, at]) if "state" in mixer else carried, gate, conditional)
-
-
-def _record_states(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str]) -> dict[str, Array]:
+def _record_states(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str], key: Array) -> dict[str, Array]:
     """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end there."""
     stride = kind_of(model.config.task).stride(model.config)
     inputs = jnp.asarray(batch["inputs"])
@@ -152,9 +142,11 @@ def _record_states(model: Reader, params: PyTree, batch: Batch, moments: Sequenc
     kept: list[tuple[State, ...]] = []
     for start, stop in itertools.pairwise([0, *((moment + 1) * stride for moment in moments)]):
         reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]
-        _, state = model.apply({"params": params}, inputs[:, start:stop], state, reset=reset, valid=batch["valid"][:, start:stop])
+        _, state = model.apply(
+            {"params": params}, inputs[:, start:stop], state, reset=reset, valid=batch["valid"][:, start:stop], rngs={"noise": jax.random.fold_in(key, start)}
+        )
         kept.append(state["blocks"])
-    return {name: jnp.stack([_project_states(of_mixer(blocks[index]["mixer"])) for blocks in kept], axis=1) for index, name in enumerate(names)}
+    return {name: jnp.stack([_project_states(mixer_components(blocks[index]["mixer"])) for blocks in kept], axis=1) for index, name in enumerate(names)}
 
 
 def _project_states(state: Array) -> Array:
@@ -164,21 +156,21 @@ def _project_states(state: Array) -> Array:
     return state @ jax.random.normal(jax.random.key(0), (state.shape[1], WIDEST)) / WIDEST**0.5
 
 
-def _frames(model: Reader, batch: Batch) -> Array:
+def _frames(config: Model, batch: Batch) -> Array:
     """What was read at each step of the recurrence."""
     inputs = jnp.asarray(batch["inputs"])
-    return kind_of(model.config.task).split(model.config, inputs[:, _last_of_frames(model, inputs.shape[1])])
+    return kind_of(config.task).split(config, inputs[:, _last_of_frames(config, inputs.shape[1])])
 
 
-def _live(model: Reader, batch: Batch) -> Array:
+def _live(config: Model, batch: Batch) -> Array:
     """Whether each sequence still went on at each step of the recurrence."""
     valid = jnp.asarray(batch["valid"])
-    return jnp.repeat(valid[:, _last_of_frames(model, valid.shape[1])], kind_of(model.config.task).rows(model.config), axis=0)
+    return jnp.repeat(valid[:, _last_of_frames(config, valid.shape[1])], kind_of(config.task).rows(config), axis=0)
 
 
-def _last_of_frames(model: Reader, steps: int) -> np.ndarray:
+def _last_of_frames(config: Model, steps: int) -> np.ndarray:
     """The last step of the inputs that each step of the recurrence has read."""
-    stride = kind_of(model.config.task).stride(model.config)
+    stride = kind_of(config.task).stride(config)
     return np.minimum(np.arange(stride - 1, steps + stride - 1, stride), steps - 1)
 
 
@@ -188,15 +180,14 @@ def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
     return Answers(tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens)
 
 
-def rows_read(model: Reader, batch: Batch, moments: Sequence[int], *, first: int = 0, every: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def rows_read(config: Model, batch: Batch, moments: Sequence[int], *, first: int = 0, every: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Returns which sequences of a batch are measured, and the row of the split that each is of; where channels run apart, a row has several sequences.
 
     Not what fills the last batch, and not what ended before the first moment; of windows of one series, every `every`-th. `first` is the row that the
     batch begins with.
     """
-    live = np.asarray(_live(model, batch))[:, np.asarray(moments)]
-    weights = np.asarray(batch["weights"])
-    data = weights.reshape(len(weights), -1).max(axis=1) > 0
-    rows, data = (np.repeat(value, len(live) // len(weights)) for value in (first + np.arange(len(weights)), data))
+    live = np.asarray(_live(config, batch))[:, np.asarray(moments)]
+    data = np.asarray(find_data_rows(batch))
+    rows, data = (np.repeat(value, len(live) // len(data)) for value in (first + np.arange(len(data)), data))
     selected = np.flatnonzero(data & (rows % max(every, 1) == 0) & live.any(axis=1))
     return selected, rows[selected]

@@ -43,14 +43,17 @@ def _main(_: list[str]) -> None:
 
 def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
-    from selssm_jax.reporting import compression, continuation, report
+    from selssm_jax.generation import write_on
+    from selssm_jax.runs import open_run
 
     if GENERATE.value:
-        how: dict = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP, LOCAL_DIR)}
-        return continuation.tell(WORKDIR.value, GENERATE.value, **how)
-    place: dict = {"workdir": WORKDIR.value, "file": FILE.value, "local_dir": LOCAL_DIR.value, "override": OVERRIDE.value}
+        run = open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
+        how: dict = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP)}
+        return write_on(run.model, run.params, run.dataset, GENERATE.value, **how)
+    split = SPLIT.value or "test" * COMPRESS.value
+    run = open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)
     if COMPRESS.value:
-        return [compression.summary(compression.write(split=SPLIT.value or "test", **place))]
+        return [cli.report_compression(run)]
     if MEASURE.value:
         cli.notify("measuring what the states hold: about a minute for each block")
-    return [report.summary(report.write(split=SPLIT.value or "", measure=MEASURE.value, **place))]
+    return [cli.report_run(run, measure=MEASURE.value)]

@@ -50,9 +50,9 @@ def _main(_: list[str]) -> None:
 
         check, reports = None, REPORT.value or MEASURE.value or COMPRESS.value
         if reports:  # a run without a report does not wait for what draws one
-            from selssm_jax.reporting import ahead
+            from selssm_jax import analysis
 
-            check = partial(ahead.check, experiment, workdir, report=REPORT.value, measure=MEASURE.value, compress=COMPRESS.value)
+            check = partial(analysis.check_ahead, experiment, workdir, report=REPORT.value, measure=MEASURE.value, compress=COMPRESS.value)
         outcome = loop.fit(experiment, workdir, check=check)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: {invocation.again(sys.argv)}")
@@ -61,8 +61,9 @@ def _main(_: list[str]) -> None:
         if not reports:
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return
-        from selssm_jax.reporting import compression, report
+        from selssm_jax.runs import open_run
 
-        print(report.summary(report.write(workdir, measure=MEASURE.value)), flush=True)
+        run = open_run(workdir)
+        print(cli.report_run(run, measure=MEASURE.value), flush=True)
         if COMPRESS.value:
-            print(compression.summary(compression.write(workdir)))
+            print(cli.report_compression(run))

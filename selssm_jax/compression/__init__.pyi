@@ -14,9 +14,6 @@ from . import (
     quantization as quantization,
 )
 from . import (
-    rate as rate,
-)
-from . import (
     reduction as reduction,
 )
 from . import (
@@ -24,9 +21,6 @@ from . import (
 )
 from . import (
     sparse_decode as sparse_decode,
-)
-from . import (
-    sparsity as sparsity,
 )
 from . import (
     streaming as streaming,

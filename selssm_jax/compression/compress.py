@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from selssm_jax.compression import pruning, quantization, sharing, truncation
-from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
 from selssm_jax.compression.search import Point, smallest
@@ -23,6 +22,7 @@ from selssm_jax.config import Compress, Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.state_layout import StateLayout
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better
 from selssm_jax.training.evaluation import Evaluator
@@ -57,7 +57,7 @@ class Calibration:
     The memory is all that the model carries or, of the scope "mixers", their states alone.
     """
 
-    layout: Carried
+    layout: StateLayout
     scope: Literal["all", "mixers"]
     samples: Float[np.ndarray, "S M"]
     weights: Float[np.ndarray, "M"]
@@ -115,7 +115,7 @@ class Compression:
         and at these. chosen: the best of the methods, fine-tuned, where that did not make it worse.
     """
 
-    known: Calibration
+    calibration: Calibration
     reference: Candidate
     methods: list[Candidate]
     frontier: list[Candidate]
@@ -152,7 +152,7 @@ def calibrate(subject: Subject) -> Calibration:
     """Returns what calibration tells, from `compress.calibration` training batches."""
     batches, scope = _draw_batches(subject), subject.experiment.compress.scope
     weights = error_weights(subject.model, subject.params, batches, scope=scope)
-    return Calibration(Carried(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
+    return Calibration(StateLayout(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
 
 
 def quantise(subject: Subject, known: Calibration, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
@@ -208,7 +208,7 @@ def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -
             "train it with model.bidirectional=False"
         )
     options = experiment.compress
-    layout = Carried(model, params, options.scope)
+    layout = StateLayout(model, params, options.scope)
     constant = _constant(layout.kept_bytes, options.scope)
     allowed = (4 * layout.rows * layout.size + constant) / options.factor if options.factor else math.inf
     if constant + sharing.table_bytes((0,) * layout.size, (0,) * layout.size) / options.sequences > allowed:
@@ -287,10 +287,10 @@ def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, p
     target = options.factor or _most(frontier, trials.reference, options, subject.metric)
     if target == 1:
         raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
-    same = next(one for one in frontier if one.share(options.sequences) <= trials.known.float_bytes / target)
+    same = next(one for one in frontier if one.share(options.sequences) <= trials.calibration.float_bytes / target)
     methods = [same, *(trials.run(target, rule) for rule in RULES if rule != INFORMATION), *trials.fewer(target)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
-    return Compression(trials.known, trials.reference, methods, frontier, trials.fine_tune(chosen) if options.steps else chosen)
+    return Compression(trials.calibration, trials.reference, methods, frontier, trials.fine_tune(chosen) if options.steps else chosen)
 
 
 class _Trials:
@@ -298,11 +298,11 @@ class _Trials:
 
     def __init__(self, subject: Subject, say: Callable[[str], None], progress: Progress) -> None:
         self.subject, self.say, self.progress = subject, say, progress
-        self.known = self._calibrate()
-        layout, sequences = self.known.layout, subject.experiment.compress.sequences
+        self.calibration = self._calibrate()
+        layout, sequences = self.calibration.layout, subject.experiment.compress.sequences
         least = sharing.table_bytes((0,) * layout.size, (1,) * layout.size) / sequences  # one table of a bit
-        self.most = self.known.float_bytes / (self.known.constant + layout.rows * -(-layout.size // 8) + least)  # times fewer
-        self.reference = self._judge("float32", lambda: Candidate("float32", self.known.float_bytes, subject.model, subject.params, {}))
+        self.most = self.calibration.float_bytes / (self.calibration.constant + layout.rows * -(-layout.size // 8) + least)  # times fewer
+        self.reference = self._judge("float32", lambda: Candidate("float32", self.calibration.float_bytes, subject.model, subject.params, {}))
         if not np.isfinite(self.reference.validation[subject.metric]):
             raise InputError(f"the run's own validation {subject.metric} is {self.reference.validation[subject.metric]}: train it anew before compressing it")
         self._tell(self.reference)
@@ -315,8 +315,8 @@ class _Trials:
         def make() -> Candidate:
             keep = self._remaining_components(share, how) if how and how != BALANCED else {}
             of, proved = truncate_half(self.subject) if how == BALANCED else (select_components(self.subject, keep) if keep else self.subject, {})
-            found = calibrate(of) if how else self.known
-            model, params = quantise(of, found, self.known.float_bytes / factor, rule)
+            found = calibrate(of) if how else self.calibration
+            model, params = quantise(of, found, self.calibration.float_bytes / factor, rule)
             carried = found.constant + found.layout.rows * model.quantizer(params).nbytes
             return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params), proved)
 
@@ -354,7 +354,7 @@ class _Trials:
         """What is known of the subject's memory, of `progress` if it has it."""
         scope = self.subject.experiment.compress.scope
         if (item := self.progress.recall("calibration")) is not None:
-            return Calibration(Carried(self.subject.model, self.subject.params, scope), scope, item[1]["samples"], item[1]["weights"])
+            return Calibration(StateLayout(self.subject.model, self.subject.params, scope), scope, item[1]["samples"], item[1]["weights"])
         fresh = calibrate(self.subject)
         self.progress.keep("calibration", {}, {"samples": fresh.samples, "weights": fresh.weights})
         return fresh

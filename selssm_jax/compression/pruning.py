@@ -21,9 +21,9 @@ from selssm_jax.config import Model
 from selssm_jax.errors import suggest
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.blocks import mixing
-from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.layers.variables import parameters
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import SequenceModel, block_names
+from selssm_jax.observe import find_valid_frames, observe
 from selssm_jax.tasks.registry import kind_of
 
 PyTree = Any
@@ -196,7 +196,7 @@ def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
             raise ValueError(f"keep names {name!r}, no block whose components can be removed: {suggest(name, axes)}")
     kept = {name: _check_choice(keep.get(name, np.arange(part.components)), part.components, name) for name, part in axes.items()}
     blocks = {name: params[name] | {"mixer": part.take(params[name]["mixer"], kept[name])} for name, part in axes.items()}
-    sizes = {f"block_{index}": part.d_state for index, part in enumerate(config.blocks)}
+    sizes = {name: part.d_state for name, part in zip(block_names(config), config.blocks, strict=True)}
     sizes |= {name: part.size * len(kept[name]) for name, part in axes.items()}
     return dataclasses.replace(config, block_states=tuple(sizes.values())), {**params, **blocks}
 
@@ -206,7 +206,7 @@ def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTr
 
     Raises ValueError for a block that there is not, and for the only one.
     """
-    names = [f"block_{index}" for index in range(len(config.pattern))]
+    names = block_names(config)
     if block not in names:
         raise ValueError(f"block={block!r}: {suggest(block, names)}")
     if len(names) == 1:
@@ -223,7 +223,7 @@ def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTr
 def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
     """Returns the loss on the batches without each block in turn: the score of a block. Raises what `remove_block` and `loss` raise."""
     batches = list(batches)
-    without = {f"block_{index}": remove_block(model.config, params, f"block_{index}") for index in range(len(model.config.pattern))}
+    without = {name: remove_block(model.config, params, name) for name in block_names(model.config)}
     return {name: loss(SequenceModel(config), left, batches) for name, (config, left) in without.items()}
 
 
@@ -305,22 +305,20 @@ def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Sco
 
 
 def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
-    """(sums of each component's gate over valid steps, how many these are)."""
-    given = {"reset": batch.get("reset"), "valid": batch["valid"], "rngs": {"noise": jax.random.key(0)}}
-    seen = model.apply({"params": params}, batch["inputs"], **given, mutable=["intermediates"])[1]["intermediates"]
-    valid = frame_valid(batch["valid"], kind_of(model.config.task).stride(model.config))
+    """(sums of each component's gate over valid frames, how many these are)."""
+    blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks
+    frames = find_valid_frames(model.config, batch["valid"])
     total = {}
-    for name, part in state_axes(model.config).items():
-        if "gate" not in seen.get(name, {}).get("mixer", {}):
+    for name, axes in state_axes(model.config).items():
+        gate = blocks[name].gate
+        if gate is None:
             raise ValueError(f"{name}: its mixer sows no gates: use another score than 'gate'")
-        gate = seen[name]["mixer"]["gate"][0]
-        if gate.shape[-1] != part.components:
+        if gate.shape[-1] != axes.components:
             raise ValueError(
-                f"{name}: its mixer has {gate.shape[-1]} gates for {part.components} components, so none is one's own: use another score than 'gate'"
+                f"{name}: its mixer has {gate.shape[-1]} gates for {axes.components} components, so none is one's own: use another score than 'gate'"
             )
-        apart = len(gate) // len(valid)  # rows of one sequence, where channels run apart
-        total[name] = (gate * jnp.repeat(valid, apart, axis=0)[..., None]).sum(axis=(0, 1)) / apart
-    return total, valid.sum()
+        total[name] = (gate * frames[..., None]).sum(axis=(0, 1))
+    return total, frames.sum()
 
 
 def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
@@ -352,7 +350,7 @@ SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "
 
 def mixers(config: Model) -> dict[str, Any]:
     """Returns the mixer of every block, by the block's name."""
-    return {f"block_{index}": mixing(kind, part) for index, (kind, part) in enumerate(zip(config.pattern, config.blocks, strict=True))}
+    return {name: mixing(kind, part) for name, kind, part in zip(block_names(config), config.pattern, config.blocks, strict=True)}
 
 
 def _named_axes(config: Model) -> dict[str, StateAxes]:

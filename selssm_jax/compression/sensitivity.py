@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.streaming import read
 from selssm_jax.model import SequenceModel
+from selssm_jax.state_layout import StateLayout
 from selssm_jax.tasks.registry import kind_of
 
 PyTree = Any
@@ -26,7 +26,7 @@ def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mappin
     Args:
       batches: as a dataset draws them, of training or validation, never of test.
     """
-    layout, kind = Carried(model, params, scope), kind_of(model.config.task)
+    layout, kind = StateLayout(model, params, scope), kind_of(model.config.task)
 
     @jax.jit
     def squares(batch: Mapping[str, Array]) -> tuple[Array, Array]:

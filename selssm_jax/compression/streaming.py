@@ -1,6 +1,6 @@
 """Models that carry their memory as packed bytes from one step to the next (theory, section 10).
 
-Every array that a model carries is packed, whatever mixers it has: see `compression.carried`. Reading goes step by step, in one compiled loop, because
+Every array that a model carries is packed, whatever mixers it has: see `state_layout`. Reading goes step by step, in one compiled loop, because
 what is rounded is what the next step reads. The loop is differentiable (`Quantizer.snap`), so a packed model can be trained like any other.
 """
 
@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.compression import sharing
-from selssm_jax.compression.carried import Carried, of_mixer
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
 from selssm_jax.model import SequenceModel
+from selssm_jax.observe import find_valid_frames, replace_states
+from selssm_jax.state_layout import StateLayout, mixer_components
 from selssm_jax.tasks.registry import kind_of
 
 State = Any
@@ -107,14 +108,14 @@ class PackedModel:
         return self._sequence(variables["params"], inputs, state, **options)
 
     def _initial(self, params: Mapping[str, Any], batch: int) -> State:
-        layout = Carried(self.model, _drop_levels(params), self.scope)
+        layout = StateLayout(self.model, _drop_levels(params), self.scope)
         empty = self.model.apply({"params": _drop_levels(params)}, batch, method="initial_state")
         quantizer = self.quantizer(params)
         return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.select_fixed(empty)}
 
     def _sequence(self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any) -> Any:
         """Unpacks once, carries levels from step to step, which are the packed bytes in another form, and packs once."""
-        layout, quantizer = Carried(self.model, _drop_levels(params), self.scope), self.quantizer(params)
+        layout, quantizer = StateLayout(self.model, _drop_levels(params), self.scope), self.quantizer(params)
         state = self._initial(params, len(inputs)) if state is None else state
         known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
 
@@ -160,7 +161,7 @@ def _mix_bits(x: Array) -> Array:
 
 def packed_bytes(model: PackedModel, params: PyTree) -> int:
     """Returns the bytes that are carried for one sequence."""
-    layout = Carried(model.model, _drop_levels(params), model.scope)
+    layout = StateLayout(model.model, _drop_levels(params), model.scope)
     return layout.rows * model.quantizer(params).nbytes + layout.kept_bytes
 
 
@@ -187,7 +188,7 @@ def read(
     Args:
       update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked; None for none.
     """
-    layout, kind = Carried(model, params, scope), kind_of(model.config.task)
+    layout, kind = StateLayout(model, params, scope), kind_of(model.config.task)
     state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
     state = model.apply({"params": params}, inputs, state, method="begin")
     stride = kind.stride(model.config)
@@ -200,7 +201,9 @@ def read(
         found = model.apply({"params": params}, piece, state, **options)
         (outputs, after), sown = found if mutable else (found, {})
         vector, given = update(layout.vector(after), x)
-        return layout.state(vector, layout.select_fixed(after)), (outputs, given, _carrying(sown, layout.state(vector, layout.select_fixed(after))))
+        state = layout.state(vector, layout.select_fixed(after))
+        states = [mixer_components(block["mixer"])[:, None] for block in state["blocks"]]
+        return state, (outputs, given, replace_states(sown, states))
 
     def onward(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Any, ...]]:
         state, (_, given, sown) = step(state, now)
@@ -241,9 +244,7 @@ def calibration(
 
 def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> np.ndarray:
     """(S, R, M) to samples, of valid steps alone."""
-    stride = kind_of(model.config.task).stride(model.config)
-    valid = np.asarray(batch["valid"])[:, ::stride].T
-    return given[np.repeat(valid, given.shape[1] // valid.shape[1], axis=1)]
+    return given[np.asarray(find_valid_frames(model.config, batch["valid"])).T]
 
 
 def _drop_levels(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,15 +267,3 @@ def _frames(steps: Array) -> Array:
 def _merge_steps(sown: Mapping[str, Any]) -> dict[str, Any]:
     """What single steps sowed, as one call would have: frames joined along time; diagnostics, which have none, stay apart."""
     return {name: found if name == "diagnostics" else jax.tree.map(_frames, found) for name, found in sown.items()}
-
-
-def _carrying(sown: Mapping[str, Any], state: State) -> dict[str, Any]:
-    """`sown` with the states that are carried: in place of those that were computed, and where a mixer sows none."""
-    if "intermediates" not in sown:
-        return dict(sown)
-    blocks = dict(sown["intermediates"])
-    for index, block in enumerate(state["blocks"]):
-        block_sown = blocks.get(f"block_{index}", {})
-        mixer = {**block_sown.get("mixer", {}), "state": (of_mixer(block["mixer"])[:, None],)}
-        blocks[f"block_{index}"] = {**block_sown, "mixer": mixer}
-    return {**sown, "intermediates": blocks}

@@ -12,6 +12,7 @@ from selssm_jax.compression.pruning import mixers, parameters
 from selssm_jax.compression.reduction import RANK, balanced_truncation, diagonalise, merge_equal_poles
 from selssm_jax.config import Model
 from selssm_jax.layers.linear import Systems
+from selssm_jax.model import block_names
 
 PyTree = Any
 SILENT = 0.5  # the pole of a component that is neither written nor read
@@ -60,7 +61,7 @@ def truncate(config: Model, params: PyTree, keep: Mapping[str, int]) -> tuple[Mo
         small = Systems(*(np.stack([part[index] for part, _, _ in parts]) for index in range(3)))
         fresh = {key: jnp.asarray(value, jnp.float32) for key, value in mixer.apply({"params": own}, small, method="of_systems").items()}
         params[name] = params[name] | {"mixer": {**own, **fresh}}
-        sizes[int(name.removeprefix("block_"))] = mixer.state_axes().size * count
+        sizes[block_names(config).index(name)] = mixer.state_axes().size * count
         said[name] = Truncation(systems.a.shape[1], count, max(bound for _, bound, _ in parts), max(largest for _, _, largest in parts))
     return dataclasses.replace(config, block_states=tuple(sizes)), params, said
 

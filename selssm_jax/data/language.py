@@ -45,7 +45,7 @@ def dataset(config: Data, text: Text, known: tuple[str, ...] | None, info: Mappi
         cover=source.cover,
         info={**info, **{f"{split}_tokens": len(streams[split]) for split in SPLITS}, "train_on": config.train_on},
         baselines=source.baselines,
-        carries=True,
+        is_stream=True,
         vocabulary=names,
         level=config.level,
         tokenizer=tokenizer,

@@ -49,7 +49,7 @@ class Dataset:
       task: what it asks of a model.
       draw: (seed, numbers) -> the training examples of these numbers, as a batch.
       cover: (split, batch_size) -> batches that cover a split once; rows that fill the last one have weight 0.
-      carries: whether row b of a covering batch goes on where row b of the one before ended.
+      is_stream: whether row b of a covering batch goes on where row b of the one before ended.
       info: a JSON value saved with the run: vocabulary, scaling, sizes, origin.
       baselines: split -> {name: metrics} of rivals that need no training, or of the known optimum.
       vocabulary: the token names of a language task. level: what a token of a text is (`vocabulary.tokenise`).
@@ -63,7 +63,7 @@ class Dataset:
     cover: Callable[[str, int], Iterator[Batch]]
     info: Mapping[str, Any]
     baselines: Callable[[str], dict[str, dict[str, float]]]
-    carries: bool = False
+    is_stream: bool = False
     vocabulary: tuple[str, ...] = ()
     level: str = "character"
     tokenizer: str = ""

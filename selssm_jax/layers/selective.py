@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 from selssm_jax import settings
 from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
+from selssm_jax.layers.contract import Dynamics, Law
 from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -25,25 +25,6 @@ from selssm_jax.shapes import Activations, Reset, Rows
 INPUT_RADIUS = 2.0  # of the inputs of a certified layer, times sqrt(D), the norm of a normalised input
 CAP_SHARE = 0.9  # of what the certificate allows gates to read of the state
 RADIUS = 1 - 2.0**-20  # largest |a|: the float32 values of tanh and exp reach 1, the parametrisation must not
-
-
-class Law(NamedTuple):
-    """What makes the law of the state given what is known: h_t = A_t h_{t-1} + drive_t + noise_t * N(0, I), gates applied.
-
-    Gates that read the input alone: A_t (B, T, N) or (B, T, N, N), 0 at a reset, drive_t = g_t B x_t, and the law is that of h_t given
-    the inputs. Gates that read the state: A_t is None, drive_t the mean of h_t given h_{t-1} and x_t (theory, section 4.3).
-    """
-
-    A: Inexact[Array, "B T N ..."] | None
-    drive: Inexact[Array, "B T N"]
-    noise: Float[Array, "B T N"]
-
-
-class Dynamics(NamedTuple):
-    """The effective transition A_t, (B, T, N) if diagonal else (B, T, N, N), and input map B_t, (B, T, N, D)."""
-
-    A: Inexact[Array, "B T N ..."]
-    B: Inexact[Array, "B T N D"]
 
 
 def real_poles(raw: Float[Array, "N"]) -> Float[Array, "N"]:

@@ -1,4 +1,4 @@
-"""Reports of a run for people and for programs: its scores, its gates, its memory and its costs."""
+"""Documents: tables, figures and the reports of a run and of a compression, from values alone."""
 
 import lazy_loader
 

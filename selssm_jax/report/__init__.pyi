@@ -1,3 +1,5 @@
-from . import compression as compression
-from . import report as report
-from . import run as run
+from .compression_report import render_compression as render_compression
+from .compression_report import summarise_compression as summarise_compression
+from .document import check_writable as check_writable
+from .run_report import render as render
+from .run_report import summarise as summarise

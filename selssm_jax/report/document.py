@@ -1,13 +1,18 @@
-"""A report as values: a title and a list of blocks, each of which can be written as Markdown and as HTML."""
+"""A report as values: a title and a list of blocks, each of which can be written as Markdown and as HTML; and as a folder of files."""
 
 import base64
+import contextlib
 import dataclasses
+import json
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from selssm_jax.reporting.tables import Table, clean, escape_html, escape_markdown, number
+from selssm_jax.errors import InputError
+from selssm_jax.report.tables import Table, clean, escape_html, escape_markdown, number
+from selssm_jax.stability.verdict import plain
 
 STYLE = """
 :root { color-scheme: light; }
@@ -209,3 +214,37 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         parts.insert(0, contents)
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n<h1 dir="auto">{title}</h1>\n{body}\n</body></html>\n'
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Raises InputError, before work starts, where the files of a report cannot be written to a folder; leaves nothing there."""
+    is_new = not folder.exists()
+    with _as_input_error(folder):
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if is_new:
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def write_document(folder: pathlib.Path, title: str, name: str, values: dict[str, Any]) -> Iterator[list[Block]]:
+    """Makes a folder, takes the blocks of a document, whose figures may be written there, and writes index.html, report.md and the values as JSON.
+
+    Raises InputError where the folder cannot be written.
+    """
+    blocks: list[Block] = []
+    with _as_input_error(folder):
+        folder.mkdir(exist_ok=True)
+        yield blocks
+        (folder / "index.html").write_text(to_html(title, blocks), encoding="utf-8")
+        (folder / "report.md").write_text(to_markdown(title, blocks), encoding="utf-8")
+        (folder / name).write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _as_input_error(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder} ({error.strerror}): free that place or make it writable") from error

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
 
-from selssm_jax.reporting.tables import clean, number
+from selssm_jax.report.tables import block_title, clean, number
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"), ("-", "--", "-.", ":", "-", "--"), ("o", "s", "^", "D", "v", "x"), strict=True))
@@ -122,7 +122,7 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
         _histogram(histogram, block)
         _components(component, block)
         _dimensions(time, block)
-        histogram.set_ylabel(f"{name.replace('_', ' ')}\nshare of gates")
+        histogram.set_ylabel(f"{block_title(name)}\nshare of gates")
     rows[0, 0].set_title("gate values")
     rows[0, 1].set_title("mean gate of each component, sorted")
     rows[0, 2].set_title("components updated, by position")
@@ -162,7 +162,7 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
     for ax, (name, gate) in zip(rows, gates.items(), strict=True):
         order = np.argsort(gate.mean(0))
         image = ax.imshow(gate[:, order].T, aspect="auto", origin="lower", extent=(0, duration, 0, gate.shape[1]), vmin=0, vmax=1, interpolation="nearest")
-        ax.set_ylabel(f"{name.replace('_', ' ')}\ncomponent (rank)")
+        ax.set_ylabel(f"{block_title(name)}\ncomponent (rank)")
         ax.grid(visible=False)
     (rows or [top])[-1].set_xlabel(f"time ({unit})")
     if rows:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from selssm_jax.reporting.figures import BLUE, LINES, ORANGE, legend, panels, style
+from selssm_jax.report.figures import BLUE, LINES, ORANGE, legend, panels, style
+from selssm_jax.report.tables import block_title
 
 Results = Mapping[str, Any]
 
@@ -20,7 +21,7 @@ def retention(blocks: Mapping[str, Results]) -> Figure:
     for (name, block), (colour, dash, marker) in zip(blocks.items(), _lines(blocks), strict=True):
         kept = block["retention"]
         low, error = np.asarray(kept["lower"]), 2 * np.asarray(kept["stderr"])
-        ax.plot(kept["lags"], low, color=colour, linestyle=dash, marker=marker, markersize=3.5, label=f"{_title(name)} (lower bound)")
+        ax.plot(kept["lags"], low, color=colour, linestyle=dash, marker=marker, markersize=3.5, label=f"{block_title(name)} (lower bound)")
         ax.fill_between(kept["lags"], low - error, low + error, color=colour, alpha=0.18, linewidth=0)
     if kept["entropy"]:
         ax.plot(kept["lags"], kept["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input")
@@ -42,7 +43,7 @@ def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
         exact = [(one["moment"], one["exact"]) for one in moments if one["exact"] is not None]
         if exact:
             ax.plot(*zip(*exact, strict=True), color=ORANGE, marker="x", linestyle="none", label="exact")
-        ax.set(title=_title(name), xlabel="step", ylabel="known of all inputs (bits)")  # not from 0: the intervals are to be seen
+        ax.set(title=block_title(name), xlabel="step", ylabel="known of all inputs (bits)")  # not from 0: the intervals are to be seen
     for ax in axes[len(known) :]:
         ax.remove()
     legend(figure, axes[0])
@@ -61,7 +62,7 @@ def components(maps: Mapping[str, Results]) -> Figure:
         order = np.lexsort((table.max(axis=1), table.argmax(axis=1)))
         image = ax.imshow(table[order], aspect="auto", origin="lower", vmin=0, vmax=highest, interpolation="nearest")
         ax.set_xticks(range(0, len(lags), 3), [str(lag) for lag in lags[::3]])
-        ax.set(title=_title(name), xlabel="lag (steps)")
+        ax.set(title=block_title(name), xlabel="lag (steps)")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(visible=False)
     axes[0].set_ylabel("component (rank)")
@@ -77,7 +78,7 @@ def by_gate(parts: Mapping[str, Results]) -> Figure:
     figure, (ax,) = panels(1, 1, height=3.2)
     for (name, part), (colour, dash, marker) in zip(parts.items(), _lines(parts), strict=True):
         error = 2 * np.asarray(part["stderr"])
-        ax.errorbar(part["gate"], part["bits"], error, color=colour, linestyle=dash, marker=marker, markersize=4, capsize=2, label=_title(name))
+        ax.errorbar(part["gate"], part["bits"], error, color=colour, linestyle=dash, marker=marker, markersize=4, capsize=2, label=block_title(name))
     ax.set(xlabel="mean gate when the input was read (0 keeps, 1 updates)", ylabel="still known of it (bits, lower bound)")
     legend(figure, ax)
     return figure
@@ -92,7 +93,7 @@ def bottleneck(points: Mapping[str, Results]) -> Figure:
     edge = max([1.0, *curve["past"], *(one["past"] or 0 for one in points.values())])
     for (name, one), (colour, _, marker) in zip(points.items(), _lines(points), strict=True):
         at = edge if one["past"] is None else one["past"]
-        ax.errorbar([at], [one["future"]], [2 * one["stderr"]], color=colour, marker=marker, markersize=6, capsize=3, linestyle="none", label=_title(name))
+        ax.errorbar([at], [one["future"]], [2 * one["stderr"]], color=colour, marker=marker, markersize=6, capsize=3, linestyle="none", label=block_title(name))
     ax.set(xlabel="known of the past (bits, at most)", ylabel="known of the future (bits, at least)", xlim=(0, 1.05 * edge), ylim=(0, None))
     legend(figure, ax)
     return figure
@@ -108,7 +109,3 @@ def _lag_axis(ax: Axes, lags: list[int]) -> None:
 
 def _lines(blocks: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [LINES[index % len(LINES)] for index in range(len(blocks))]
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ")

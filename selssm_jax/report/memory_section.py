@@ -1,17 +1,15 @@
 """The section of a report on what a model's memory holds: words, tables and figures from `memory.measure`."""
 
 import pathlib
-from typing import Any
 
-from selssm_jax.reporting.document import Block, Paragraph, Picture
-from selssm_jax.reporting.figures import save
-from selssm_jax.reporting.memory import figures
-from selssm_jax.reporting.memory.lags import horizon_in_words
-from selssm_jax.reporting.sections import section
-from selssm_jax.reporting.tables import Cell, Table, number
+from selssm_jax.analysis.results import Results
+from selssm_jax.report import memory_figures
+from selssm_jax.report.document import Block, Paragraph, Picture
+from selssm_jax.report.figures import save
+from selssm_jax.report.sections import section
+from selssm_jax.report.tables import Cell, Table, block_title, number
 
-Results = dict[str, Any]
-READING = (
+INTRODUCTION = (
     "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its standard error aside; or an estimate, "
     "which is neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state holds at least so much. Each sequence was "
     "read from an empty memory."
@@ -34,14 +32,25 @@ HORIZON = (
 )
 
 
-def memory(results: Results, folder: pathlib.Path) -> list[Block]:
-    """What was measured, block by block, and its figures, which are written to `folder`."""
+def describe_memory(results: Results, folder: pathlib.Path) -> list[Block]:
+    """What was measured, block by block, and its figures, which are written to `folder`; nothing where nothing was."""
+    if "memory" not in results:
+        return []
     found = results["memory"]
     overlap = f" {OVERLAP}" if found["overlapping"] else ""
-    words = f"{READING}{overlap} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
+    words = f"{INTRODUCTION}{overlap} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
     blocks: list[Block] = [Paragraph(words), _overview(found), *_by_lag(found, folder)]
     blocks += [*_all_of_the_past(found, folder), *_components(found, folder), *_gates(found, folder), *_answers(found), *_future(found, folder)]
     return section("What the memory holds", [*blocks, _processing(found)])
+
+
+def describe_horizon(block: Results) -> str:
+    """Returns the horizon as text: between two lags that were tried, or "at least" where the longest that the sequences have is still known."""
+    horizon = block["horizon"]
+    if horizon is None:
+        return "none"
+    missing = next((lag for lag in block["retention"]["lags"] if lag > horizon), None)
+    return f"at least {horizon:,}" if missing is None else f"{horizon:,} (not {missing:,})"
 
 
 def _overview(found: Results) -> Table:
@@ -56,11 +65,11 @@ def _row(name: str, block: Results) -> tuple[Cell, ...]:
     of = kept["entropy"][most] if kept["entropy"] else None
     fano = kept["fano"][most] if kept["fano"] else None
     bits = kept["lower"][most], kept["stderr"][most]
-    return (_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, horizon_in_words(block))
+    return (block_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, describe_horizon(block))
 
 
 def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
-    path = save(figures.retention(found["blocks"]), folder / "retention.png")
+    path = save(memory_figures.retention(found["blocks"]), folder / "retention.png")
     of = next(iter(found["blocks"].values()))["retention"]["of"]
     words = (
         f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, "
@@ -84,7 +93,7 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
     columns = ("block", "step", "lower (bits)", "upper (bits)", "±", "resolved", "exact (bits)", "upper by covariance (bits)", "±", "of (bits)")
     rows = tuple(
         (
-            _title(name),
+            block_title(name),
             one["moment"],
             one["lower"],
             one["upper"],
@@ -99,7 +108,7 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
         for one in moments
     )
     picture = Picture(
-        save(figures.all_of_the_past(known), folder / "past.png"),
+        save(memory_figures.all_of_the_past(known), folder / "past.png"),
         "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.",
     )
     return [Paragraph(words), Table("Information about all of the past", columns, rows), picture]
@@ -123,9 +132,11 @@ def _components(found: Results, folder: pathlib.Path) -> list[Block]:
     maps = {name: block["by_component"] for name, block in found["blocks"].items()}
     drawn = {name: one for name, one in maps.items() if one["bits"] is not None}
     withheld = [
-        Paragraph(f"{_title(name).capitalize()}: the map of its components is withheld: {one['withheld']}.") for name, one in maps.items() if one["withheld"]
+        Paragraph(f"{block_title(name).capitalize()}: the map of its components is withheld: {one['withheld']}.")
+        for name, one in maps.items()
+        if one["withheld"]
     ]
-    return [*([Picture(save(figures.components(drawn), folder / "components.png"), CHANCE)] if drawn else []), *withheld]
+    return [*([Picture(save(memory_figures.components(drawn), folder / "components.png"), CHANCE)] if drawn else []), *withheld]
 
 
 def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
@@ -136,7 +147,7 @@ def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
         "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the steps, lower bounds with two "
         "standard errors."
     )
-    return [Picture(save(figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
+    return [Picture(save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
 
 
 def _answers(found: Results) -> list[Block]:
@@ -169,22 +180,18 @@ def _future(found: Results, folder: pathlib.Path) -> list[Block]:
         f"{steps['past']} values could know that holds as many bits of them, for a Gaussian process with the covariances of the data. A point without noise "
         "lies at the right edge."
     )
-    words += "".join(f" {_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"])
+    words += "".join(f" {block_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"])
     columns = ("block", "of the past, at most (bits)", "of the future, at least (bits)", "± standard error", "the curve (bits)", "efficiency")
-    rows = tuple((_title(name), one["past"], one["future"], one["stderr"], one["bound"], one["efficiency"]) for name, one in points.items())
-    return [Picture(save(figures.bottleneck(points), folder / "bottleneck.png"), words), Table("Under the bottleneck curve", columns, rows)]
+    rows = tuple((block_title(name), one["past"], one["future"], one["stderr"], one["bound"], one["efficiency"]) for name, one in points.items())
+    return [Picture(save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), Table("Under the bottleneck curve", columns, rows)]
 
 
 def _processing(found: Results) -> Block:
     rows = tuple(
-        (f"{_title(name)}: state to decoder", block["verdict"]["status"], block["verdict"]["reason"])
+        (f"{block_title(name)}: state to decoder", block["verdict"]["status"], block["verdict"]["reason"])
         for name, block in found["blocks"].items()
         if block["verdict"]
     )
     if not rows:
         return Paragraph("Data processing: nothing here has an upper bound that a decoder could break, for no state has noise, and no compression was applied.")
     return Table("Data processing: nothing that is made of a state may know more than it", ("chain", "verdict", "why"), rows)
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ")

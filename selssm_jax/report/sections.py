@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 from selssm_jax.config import Data
-from selssm_jax.reporting import figures
-from selssm_jax.reporting.document import Block, Heading, Paragraph, Picture, Verbatim
-from selssm_jax.reporting.figures import Curve
-from selssm_jax.reporting.tables import Cell, Table, size
+from selssm_jax.report import figures
+from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim
+from selssm_jax.report.figures import Curve
+from selssm_jax.report.tables import Cell, Table, block_title, size
 from selssm_jax.tasks.registry import TASKS
 from selssm_jax.tasks.scores import METRICS, meaning_of
 
@@ -105,7 +105,7 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     )
     keys = ("components", "mean", "effective_dimension", "participation_ratio", "hard_count", "compression_factor", "selectivity")
     names = ("block", "n", "mean gate", "effective dimension", "participation ratio", "gates above 1/2", "compression factor", "selectivity")
-    rows = tuple((name.replace("_", " "), *(block[key] for key in keys)) for name, block in found.items())
+    rows = tuple((block_title(name), *(block[key] for key in keys)) for name, block in found.items())
     path = figures.save(figures.gate_activity(found), folder / "gates.png")
     caption = "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a step updates, by position."
     return section("Gate activity", [Paragraph(words), Table("Gates by block", names, rows), Picture(path, caption)])
@@ -140,7 +140,7 @@ def _overtaken(position: int | None) -> str:
     return f"{rival} carry more from step {position:,} on." if position is not None else f"{rival} never carry more."
 
 
-def circumstances(results: Results) -> list[Block]:
+def setting(results: Results) -> list[Block]:
     """Machine, versions and configuration."""
     machine = results["machine"]
     where = f"{machine['platform']}, {machine['cpus']} CPU cores, {machine['devices']} × {machine['device']}"

@@ -1,31 +1,24 @@
 """The section of a report on stability: what is certified of each block, beside what was measured of its memory."""
 
-import json
 import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from selssm_jax.layers.bounds import Bounds
-from selssm_jax.ops.gating import effective_transition
-from selssm_jax.reporting.document import Block, Paragraph, Picture
-from selssm_jax.reporting.figures import LINES, finite, legend, panels, save, style
-from selssm_jax.reporting.memory.lags import horizon_in_words
-from selssm_jax.reporting.run import Run
-from selssm_jax.reporting.sections import section
-from selssm_jax.reporting.tables import Cell, Table, number
-from selssm_jax.stability import Certificate, certify_bounds
-from selssm_jax.stability.certificate import unknown
+from selssm_jax.analysis.results import Results
+from selssm_jax.report.document import Block, Paragraph, Picture
+from selssm_jax.report.figures import LINES, finite, legend, panels, save, style
+from selssm_jax.report.memory_section import describe_horizon
+from selssm_jax.report.sections import section
+from selssm_jax.report.tables import Cell, Table, block_title, number
 
-Results = dict[str, Any]
 LONGEST = 1e9  # steps that are drawn
 NEARLY_ONE = 0.99995  # a rate that is written 1.0000: a thousandth is left after 138,000 steps
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-READING = (
+INTRODUCTION = (
     "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass on, so it is the worst case: two states "
     "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); beside it, the rate seen in the gates of one "
     "sequence. The certified horizon is where they differ by less than a thousandth of what they did: nothing older can matter. Where nothing is established, "
@@ -38,42 +31,10 @@ CURVES = (
 )
 
 
-def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
-    """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words, and what `gates` (T, n) of one sequence did."""
-    bounds = run.model.apply({"params": run.params}, method="bounds")
-    found = {name: _certify_block(stated) for name, stated in bounds.items()}
-    observed = {name: _observe_rate(bounds[name], gates[name]) if name in gates else None for name in found}
-    return {name: json.loads(one.to_json()) | {"words": str(one), "step": _step(one), "observed_rate": observed[name]} for name, one in found.items()}
-
-
-def _certify_block(stated: Bounds) -> Certificate:
-    """A block's certificate; of constants that no recurrence can have, weights that are not numbers, nothing is known."""
-    try:
-        return certify_bounds(stated)
-    except ValueError as error:
-        return unknown(f"The bounds that the layer states are those of no recurrence: {error}")
-
-
-def _observe_rate(stated: Bounds, gates: np.ndarray) -> float | None:
-    """|A_T ... A_1|_2^(1/T) of gates that were seen: of a diagonal transition that of its slowest component. None where gates are means over components."""
-    if stated.A is None or stated.averaged:
-        return None
-    steps = effective_transition(np.asarray(gates, np.float64), np.asarray(stated.A), stated.update)
-    with np.errstate(divide="ignore"):  # a product that vanishes has the rate 0
-        if steps.ndim == 2:
-            return float(np.exp(np.log(np.abs(steps)).mean(axis=0).max()))
-        logarithm, product = 0.0, np.eye(len(stated.A))
-        for step in steps:
-            product = step @ product
-            size = max(np.abs(product).max(), np.finfo(np.float64).tiny)
-            logarithm, product = logarithm + math.log(size), product / size
-        return float(np.exp((logarithm + np.log(np.linalg.norm(product, ord=2))) / len(gates)))
-
-
-def stability(results: Results, folder: pathlib.Path) -> list[Block]:
+def describe_stability(results: Results, folder: pathlib.Path) -> list[Block]:
     """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to draw."""
     found = results["stability"]
-    measured = {name: horizon_in_words(block) for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
+    measured = {name: describe_horizon(block) for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
     columns = (
         "block",
         "paths",
@@ -84,8 +45,8 @@ def stability(results: Results, folder: pathlib.Path) -> list[Block]:
         "stationary law",
         "as printed",
     )
-    rows = tuple((name.replace("_", " "), *_row(block, measured.get(name))) for name, block in found.items())
-    blocks: list[Block] = [Paragraph(READING), Table("Certificates by block", columns, rows), *map(Paragraph, _reasons(found))]
+    rows = tuple((block_title(name), *_row(block, measured.get(name))) for name, block in found.items())
+    blocks: list[Block] = [Paragraph(INTRODUCTION), Table("Certificates by block", columns, rows), *map(Paragraph, _reasons(found))]
     drawn = {name: block["step"] for name, block in found.items() if is_useful(block)}
     if drawn:
         kept = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
@@ -119,7 +80,7 @@ def _reasons(found: Results) -> list[str]:
     groups: dict[str, dict[str, str]] = {}
     for name, block in found.items():
         reason = block["state_dependent"]["reason"]
-        groups.setdefault(NUMBER.sub("#", reason), {})[name.replace("_", " ")] = reason
+        groups.setdefault(NUMBER.sub("#", reason), {})[block_title(name)] = reason
     return [f"{', '.join(reasons)}: {_merge_reasons(list(reasons.values()))}" for reasons in groups.values()]
 
 
@@ -141,7 +102,7 @@ def reach(certified: Mapping[str, Results], kept: Mapping[str, Results], longest
             np.minimum(1, one["constant"] * np.exp(steps * math.log(max(one["rate"], 1e-300)))),
             color=colour,
             linestyle=dash,
-            label=name.replace("_", " "),
+            label=block_title(name),
         )
         if name in kept and max(kept[name]["lower"]) > 0:
             lags, share = np.asarray(kept[name]["lags"]), finite(kept[name]["lower"]) / max(kept[name]["lower"])
@@ -150,9 +111,3 @@ def reach(certified: Mapping[str, Results], kept: Mapping[str, Results], longest
     ax.set(xscale="log", ylim=(-0.03, 1.05), xlabel="lag k (steps)", ylabel="share that can be left")
     legend(figure, ax)
     return figure
-
-
-def _step(found: Certificate) -> Results:
-    """Rate and constant of a step where they are certified."""
-    holds = found.contraction.status == "holds"
-    return {"rate": found.contraction.rate if holds else None, "constant": found.contraction.constant if holds else None}

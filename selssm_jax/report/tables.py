@@ -68,6 +68,11 @@ def number(value: Cell) -> str:
     return f"{value:,.{digits}f}" if 1e-4 <= abs(value) < 1e9 else f"{value:.3e}"
 
 
+def block_title(name: str) -> str:
+    """Returns the name of a block, or of anything else that results name, as people read it."""
+    return name.replace("_", " ")
+
+
 def size(count: int | None) -> str | None:
     """Returns a number of bytes in the largest binary unit that keeps it at least 1: 1536 is "1.50 KiB"."""
     if count is None:

@@ -1,14 +1,13 @@
 """The verdict in one paragraph: on a run its score in words, what it remembers, whether it certainly forgets, and what it takes; on a compression its price."""
 
 import math
-from typing import Any
 
-from selssm_jax.reporting.certificates import is_useful
-from selssm_jax.reporting.memory.lags import horizon_in_words
-from selssm_jax.reporting.tables import number, size
+from selssm_jax.analysis.results import Results
+from selssm_jax.report.memory_section import describe_horizon
+from selssm_jax.report.stability_section import is_useful
+from selssm_jax.report.tables import block_title, number, size
 from selssm_jax.tasks.scores import is_better, meaning_of
 
-Results = dict[str, Any]
 OPTIMUM = "optimal"  # of the baselines: what a perfect model scores, and no rival
 RIVALS = {
     "repeat last": "repeating the last value",
@@ -117,7 +116,7 @@ def _memory(results: Results) -> str:
         lag = kept["lags"][place]
         known = f"{kept['lower'][place]:.2f} ± {kept['stderr'][place]:.2f} bits of the input {lag:,} step{'s' if lag != 1 else ''} ago"
         furthest = max(blocks.values(), key=lambda block: -1 if block["horizon"] is None else block["horizon"])
-        words = f"It remembers at least {known} ({_block(best)}), and something of inputs {horizon_in_words(furthest)} steps back"
+        words = f"It remembers at least {known} ({block_title(best)}), and something of inputs {describe_horizon(furthest)} steps back"
     if answers:
         held = max((answers["model"], answers["decoder"]), key=lambda one: one["bits"])
         words += f"; of the {number(answers['entropy'])} bits asked for at least {number(held['bits'])}"
@@ -131,12 +130,12 @@ def _forgetting(results: Results) -> str:
     if not missing:
         longest = max(block["horizon"] for block in found.values())
         return f"It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within {longest:,.0f} steps."
-    which = "" if len(missing) == len(found) else f" ({', '.join(map(_block, missing))})"
-    return f"It is not certain to forget{which}: {_advice(results['config']['model'], missing)}."
+    which = "" if len(missing) == len(found) else f" ({', '.join(map(block_title, missing))})"
+    return f"It is not certain to forget{which}: {_advice(results['config']['model'], list(found), missing)}."
 
 
-def _advice(model: Results, missing: list[str]) -> str:
-    mixers = sorted({model["pattern"][int(name.removeprefix("block_"))] for name in missing})
+def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
+    mixers = sorted({model["pattern"][blocks.index(name)] for name in missing})
     if mixers != ["selective"]:
         return f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a model.gate_floor have one"
     if model["update"] == "retain" and not model["gate_floor"]:
@@ -154,7 +153,3 @@ def _cost(results: Results) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def _block(name: str) -> str:
-    return name.replace("_", " ")

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from selssm_jax.analysis import gates
+from selssm_jax.analysis.gates import Sequence
+from selssm_jax.model import block_names
 from selssm_jax.ops.gating import effective_transition
-from selssm_jax.reporting import activity
-from selssm_jax.reporting.activity import Sequence
-from selssm_jax.reporting.run import Run
+from selssm_jax.runs import Run
 from selssm_jax.tasks.registry import kind_of
 
 LONGEST = 2000  # samples of a signal that are kept, evenly spaced
@@ -18,7 +19,7 @@ CHANNELS = 3  # of a signal
 DIGITS = 4
 
 
-def read(run: Run) -> dict[str, Any]:
+def show_gates(run: Run) -> dict[str, Any]:
     """Returns the first test example of a run of "selective" blocks with what each block did, as JSON-able values.
 
     gate: the mean over components, by frame. kept: of what frame s wrote, the share that is still there at the end of the example,
@@ -27,13 +28,14 @@ def read(run: Run) -> dict[str, Any]:
     """
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate("test", size), 1)
-    sequence = activity.observe(run.model, run.params, batches, carry=False)[1][0]
+    sequence = gates.observe_gates(run.model, run.params, batches, is_stream=False)[1][0]
     kind = kind_of(run.dataset.task)
     stride = kind.stride(run.model.config)
-    gates = sequence.live_gates(stride)
-    poles = run.model.apply({"params": run.params}, method=lambda model: {f"block_{index}": block.mixer.A for index, block in enumerate(model.block)})
-    blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.update) for name, gate in gates.items()}
-    frames = len(next(iter(gates.values())))
+    live = sequence.live_gates(stride)
+    transitions = run.model.apply({"params": run.params}, method=lambda model: [block.mixer.A for block in model.block])
+    poles = dict(zip(block_names(run.model.config), transitions, strict=True))
+    blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.update) for name, gate in live.items()}
+    frames = len(next(iter(live.values())))
     length = int(sequence.batch["valid"].sum())
     positions = np.minimum(np.arange(1, frames + 1) * stride, length) - 1
     every = 1 if kind.tokens else -(-length // LONGEST)

@@ -8,12 +8,13 @@ import statistics
 from typing import Any
 
 from selssm_jax import data
+from selssm_jax.analysis import costs
+from selssm_jax.analysis.scores import derive_metrics
+from selssm_jax.analysis.setting import describe_setting
 from selssm_jax.config import EVALUATION, Data, Experiment
-from selssm_jax.reporting import accounting
-from selssm_jax.reporting.report import circumstances_of, readable
-from selssm_jax.reporting.run import Run, open_run
+from selssm_jax.runs import Run, open_run
 from selssm_jax.sweep.compared_models import target
-from selssm_jax.sweep.gate_example import read
+from selssm_jax.sweep.gate_example import show_gates
 from selssm_jax.sweep.runner import OF_A_MACHINE, Cell, Trained
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.checkpoint import differing, flatten, write_whole
@@ -40,7 +41,7 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
     """Returns the record as JSON-able values; the test split is read here, once a seed."""
     sweep, steps, opened = cell.sweep.sweep, cell.sweep.training.steps, [open_run(run.workdir) for run in cell.runs]
     first = opened[0]
-    costs = accounting.account(first.experiment, first.model, first.params, _row(first))
+    cost = costs.account(first.experiment, first.model, first.params, _row(first))
     found = {
         "task": cell.sweep.name,
         "model": cell.model,
@@ -49,17 +50,17 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         "command": f"python train.py --config {config} --sweep --models {cell.model}",
         "sweep": identity(cell.sweep),
         "budget": {"trials": sweep.trials, "trial_steps": sweep.trial_steps or steps, "steps": steps, "seeds": sweep.seeds},
-        "parameters": sum(costs["parameters"].values()),
+        "parameters": sum(cost["parameters"].values()),
         "target_parameters": target(cell.sweep, first.dataset.task),
         "trials": [trial._asdict() for trial in cell.trials],
         "chosen": cell.chosen,
         "runs": [_record_seed(trained, run, command(config, base, trained)) for trained, run in zip(cell.runs, opened, strict=True)],
-        "costs": _costs(costs),
+        "costs": _costs(cost),
         "baselines": first.dataset.baselines("test"),
         "dtype": first.experiment.model.dtype,
-        **circumstances_of(first.experiment),
+        **describe_setting(first.experiment),
     }
-    return found | ({"reading": read(first)} if cell.model == "selective" else {})
+    return found | ({"reading": show_gates(first)} if cell.model == "selective" else {})
 
 
 def identity(sweep: Experiment) -> Record:
@@ -87,7 +88,7 @@ def _record_seed(trained: Trained, run: Run, again: str) -> Record:
         "command": again,
         "step": run.step,
         "validation": trained.validation,
-        "test": readable(Evaluator(run.experiment, run.model)(run.params, run.dataset, "test"), run),
+        "test": derive_metrics(Evaluator(run.experiment, run.model)(run.params, run.dataset, "test"), run),
         "cpu_seconds": trained.cpu_seconds,
         "seconds_per_step": 1 / statistics.median(speeds) if speeds else None,
     }

@@ -161,9 +161,9 @@ class TaskKind:
         del data
         return "signal"
 
-    def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
-        """Returns metrics that follow from others and are easier to read; `carries`: the data are one text, not sequences that each begin anew."""
-        del metrics, data, carries
+    def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, is_stream: bool) -> dict[str, float]:
+        """Returns metrics that follow from others and are easier to read; `is_stream`: the data are one text, not sequences that each begin anew."""
+        del metrics, data, is_stream
         return {}
 
     def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
@@ -189,7 +189,7 @@ class TaskKind:
         return "the first signal of the test split"
 
     def example(self, source: Any) -> list[Any]:
-        """Returns the blocks of a report that show one example, by the ways to show one that `source`, a `reporting.examples.Source`, has.
+        """Returns what shows the model at work, as values, by the ways to show it that `source`, an `analysis.examples.Source`, has.
 
         As it stands the first signal, its target and the answer.
         """

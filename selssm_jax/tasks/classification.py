@@ -65,5 +65,6 @@ class Classification(TaskKind):
         odds = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         said = f"(probability {odds.max():.3f})"
         truth, guess = (classes[index] for index in indices)
-        title = "class {}, predicted {} ".format(*(source.drawable(str(classes[index]), f"number {index}") for index in indices)) + said
-        return source.signal(f"The first signal of the split and the gates that it opened: class {truth}, predicted {guess} {said}.", title)
+        labels = tuple((str(classes[index]), f"number {index}") for index in indices)
+        words = f"The first signal of the split and the gates that it opened: class {truth}, predicted {guess} {said}."
+        return source.signal(words, f"class {{}}, predicted {{}} {said}", labels)

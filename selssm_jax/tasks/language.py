@@ -80,11 +80,11 @@ class Language(TaskKind):
         """Returns what a token is: that of a text, or a symbol."""
         return data.level if data.source in TEXTS else "symbol"
 
-    def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, carries: bool) -> dict[str, float]:
+    def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, is_stream: bool) -> dict[str, float]:
         """Returns bits, nats / ln 2, and for words of a text the perplexity exp(nats)."""
         if "nats" not in metrics:
             return {}
-        words = data.level == "word" and carries
+        words = data.level == "word" and is_stream
         return {"bits": metrics["nats"] / math.log(2)} | ({"perplexity": math.exp(min(metrics["nats"], LARGEST_EXPONENT))} if words else {})
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
@@ -94,4 +94,4 @@ class Language(TaskKind):
 
     def example(self, source: Any) -> list[Any]:
         """Returns a passage and a continuation of a text, or a sequence with what the model answered at its scored steps."""
-        return source.text() if source.dataset.carries else source.answers()
+        return source.text() if source.dataset.is_stream else source.answers()

@@ -18,7 +18,7 @@ from selssm_jax.training import draws, parallel
 class Evaluator:
     """Evaluates one model on any parameters, splits and data sets, compiled once.
 
-    Where the data set's batches continue one another (`carries`), the model's state is carried across them: a text is
+    Where the data set's batches continue one another (`is_stream`), the model's state is carried across them: a text is
     read as streams without an end, not as windows that each start from nothing.
     """
 
@@ -43,7 +43,7 @@ class Evaluator:
         state, pending = start, None
         for number, batch in enumerate(dataset.evaluate(split, self.batch_size)):
             sums, after = self._step(params, batch, state, number)
-            state = after if dataset.carries else start
+            state = after if dataset.is_stream else start
             if pending is not None:
                 yield pending
             pending = sums

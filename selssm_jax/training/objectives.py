@@ -5,13 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from selssm_jax.information import variational
+from selssm_jax.layers.contract import Law
 from selssm_jax.layers.encoders import frame_valid
-from selssm_jax.layers.selective import Law
+from selssm_jax.observe import Observed
 from selssm_jax.ops import linear_scan
 from selssm_jax.tasks.scores import Sums, hide_unweighted
+
+Blocks = Mapping[str, Observed]
 
 
 def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
@@ -20,25 +23,21 @@ def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Arr
     return {loss: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
 
 
-def gate_penalties(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
-    """Returns the mean over valid steps, components and blocks of the gates, "gate_l1", and of P(gate > 0), "gate_l0".
+def gate_penalties(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
+    """Returns the mean over valid frames, components and blocks of the gates, "gate_l1", and of P(gate > 0), "gate_l0".
 
-    Both as (weighted sum, weight), like the scores of a task; "gate_l0" is there for gates that have one (hard_concrete). `stride` is
-    that of the encoder: a gate belongs to a frame.
+    Both as (weighted sum, weight), like the scores of a task; "gate_l0" is there for gates that have one (hard_concrete). `frames` is 1 where valid.
     """
-    mixers = _mixers(intermediates)
-    frames = frame_valid(valid, stride).astype(jnp.float32)
-    sown = {name: [values for mixer in mixers for values in mixer.get(key, ())] for name, key in (("gate_l1", "gate"), ("gate_l0", "open"))}
-    return {name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()]) for name, gates in sown.items() if gates}
+    values = {"gate_l1": _shown(blocks, "gate"), "gate_l0": _shown(blocks, "open")}
+    return {name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()]) for name, gates in values.items() if gates}
 
 
-def dimensions(intermediates: Mapping[str, Any], valid: Array, stride: int) -> Sums:
-    """Returns "dim_eff", sum_i g_i in the mean over valid steps and blocks, and "compression_factor", n / dim_eff (theory, section 9).
+def dimensions(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
+    """Returns "dim_eff", sum_i g_i in the mean over valid frames and blocks, and "compression_factor", n / dim_eff (theory, section 9).
 
-    As (weighted sum, weight): dim_eff over steps, and n summed over steps over dim_eff summed over steps. Nothing for mixers without gates.
+    As (weighted sum, weight): dim_eff over frames, and n summed over frames over dim_eff summed over frames. Nothing for mixers without gates.
     """
-    frames = frame_valid(valid, stride).astype(jnp.float32)
-    gates = [gate for mixer in _mixers(intermediates) for gate in mixer.get("gate", ())]
+    gates = _shown(blocks, "gate")
     if not gates:
         return {}
     effective = jnp.stack([gate.shape[-1] * _over_frames(gate, frames) for gate in gates]).mean()
@@ -46,21 +45,20 @@ def dimensions(intermediates: Mapping[str, Any], valid: Array, stride: int) -> S
     return {"dim_eff": jnp.stack([effective, frames.sum()]), "compression_factor": jnp.stack([n * frames.sum(), effective])}
 
 
-def rates(laws: Mapping[str, Any], valid: Array, stride: int, *, form: str = "vib", total: Callable[[Array], Array] = lambda part: part) -> Sums:
-    """Returns "rate", nats of memory in the mean over valid steps and blocks, as (weighted sum, weight) (theory, sections 4.2 and 10).
+def rates(blocks: Blocks, frames: Float[Array, "B F"], *, form: str = "vib", total: Callable[[Array], Array] = lambda part: part) -> Sums:
+    """Returns "rate", nats of memory in the mean over valid frames and blocks, as (weighted sum, weight) (theory, sections 4.2 and 10).
 
     form "vib": E KL(p(h_t|x) || r), r of the moments of all valid states of the batch, an upper bound on the mean of I(h_t; inputs of the block) over t;
     where gates read the state, p(h_t | h_{t-1}, x_t) instead, for I(h_t; x_{1:t}) <= I(h_t; h_{t-1}, x_t) (section 4.3). "capacity":
     1/2 sum_i log(1 + Var(B x)_i / q), a bound for constant gates and inputs that are independent over time.
 
     Args:
-      laws: what blocks sowed. valid, stride: as in `gate_penalties`.
+      blocks: with their laws. frames: as in `gate_penalties`.
       total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which that does not change (see
         `information.variational`): value and gradient of the whole batch are the sums of those of its parts.
     """
-    frames = frame_valid(valid, stride).astype(jnp.float32)
-    known = [moments(law, form) for mixer in _mixers(laws) for law in mixer.get("law", ())]
-    return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in known]).mean(), frames.sum()])}
+    laws = [moments(law, form) for law in _shown(blocks, "law")]
+    return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in laws]).mean(), frames.sum()])}
 
 
 def moments(law: Law, form: str) -> tuple[Array, Array]:
@@ -84,17 +82,17 @@ def _rate(means: Array, variances: Array, frames: Array, total: Callable[[Array]
     return (weights * variational.divergence(means, variances, r)).sum()
 
 
-def fallbacks(diagnostics: Mapping[str, Any]) -> Sums:
+def fallbacks(blocks: Blocks) -> Sums:
     """Returns "fell_back", the share of sequences, over blocks, that Newton could not solve, for models whose gates read the state."""
-    solves = [jnp.ravel(fell_back) for mixer in _mixers(diagnostics) for fell_back in mixer.get("fell_back", ())]
+    solves = [jnp.ravel(fell_back) for fell_back in _shown(blocks, "fell_back")]
     if not solves:
         return {}
     every = jnp.concatenate(solves).astype(jnp.float32)
     return {"fell_back": jnp.stack([every.sum(), jnp.float32(every.size)])}
 
 
-def _mixers(sown: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [block.get("mixer", {}) for name, block in sorted(sown.items()) if name.startswith("block")]
+def _shown(blocks: Blocks, quantity: str) -> list[Any]:
+    return [value for block in blocks.values() if (value := getattr(block, quantity)) is not None]
 
 
 def _over_frames(gate: Array, frames: Array) -> Array:

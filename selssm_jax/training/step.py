@@ -12,7 +12,9 @@ import numpy as np
 import optax
 
 from selssm_jax.config import Experiment, Training
+from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.observe import observe
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums
 from selssm_jax.training import draws, objectives, parallel
@@ -120,22 +122,14 @@ def _objective(
 ) -> tuple[jax.Array, Sums]:
     """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
     kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])  # only what a penalty reads
-    (outputs, _), sown = model.apply(
-        {"params": params},
-        batch["inputs"],
-        reset=batch.get("reset"),
-        valid=batch["valid"],
-        deterministic=False,
-        rngs=_keys(key),
-        mutable=kept,
-    )
+    outputs, _, blocks = observe(model, params, batch, rngs=_keys(key), collections=kept, deterministic=False)
     kind, loss = kind_of(model.config.task), next(iter(terms))
-    sums = kind.training_score(loss, outputs, batch) | objectives.fallbacks(sown.get("diagnostics", {}))
-    seen = batch["valid"], kind.stride(model.config)
+    sums = kind.training_score(loss, outputs, batch) | objectives.fallbacks(blocks)
+    frames = frame_valid(batch["valid"], kind.stride(model.config)).astype(jnp.float32)
     if "intermediates" in kept:
-        sums |= objectives.gate_penalties(sown["intermediates"], *seen) | objectives.dimensions(sown["intermediates"], *seen)
+        sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
     if "laws" in kept:
-        sums |= objectives.rates(sown["laws"], *seen, form=form, total=total)
+        sums |= objectives.rates(blocks, frames, form=form, total=total)
     return sum(factor * sums[name][0] / weights[name] for name, factor in terms.items()), sums
 
 

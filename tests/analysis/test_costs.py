@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.analysis import costs
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import accounting
 from selssm_jax.settings import MIXERS
 
 MODEL = Model(pattern=("selective", "selective"), d_model=8, d_state=6, conv=3, task=Task("language", vocab=7, length=10))
@@ -24,7 +24,7 @@ def built():
 
 
 def test_state_bytes_are_two_states_and_two_convolutions(built):
-    assert accounting.state_bytes(*built) == 2 * 4 * 6 + 2 * 4 * 2 * 8
+    assert costs.state_bytes(*built) == 2 * 4 * 6 + 2 * 4 * 2 * 8
 
 
 @functools.cache
@@ -36,19 +36,19 @@ def shapes(kind, **options):
 
 @pytest.mark.parametrize("kind", sorted(set(MIXERS) - {"attention"}))
 def test_states_are_as_large_at_every_position(kind):
-    sizes = [accounting.state_bytes_at(*shapes(kind, window=16), position) for position in (16, 1_000, 100_000)]
-    assert len(set(sizes)) == 1 and sizes[0] == accounting.state_bytes(*shapes(kind, window=16)) > 0
+    sizes = [costs.state_bytes_at(*shapes(kind, window=16), position) for position in (16, 1_000, 100_000)]
+    assert len(set(sizes)) == 1 and sizes[0] == costs.state_bytes(*shapes(kind, window=16)) > 0
 
 
 def test_a_cache_grows_by_keys_and_values_until_it_is_full():
     model, params = shapes("attention", context=100)
-    sizes = [accounting.state_bytes_at(model, params, position) for position in (0, 1, 50, 100, 101, 10**9)]
+    sizes = [costs.state_bytes_at(model, params, position) for position in (0, 1, 50, 100, 101, 10**9)]
     step, count = 2 * 4 * 2 * 8, 2 * 4  # two layers: two vectors of 8 floats a step, and one number
     assert sizes == [count, count + step, count + 50 * step, count + 100 * step, count + 100 * step, count + 100 * step]
-    assert accounting.transformer_bytes_at(model.config, 50) == 50 * step
-    assert accounting.state_bytes(model, params) == sizes[-1]
+    assert costs.transformer_bytes_at(model.config, 50) == 50 * step
+    assert costs.state_bytes(model, params) == sizes[-1]
     with pytest.raises(ValueError, match="position=-1 must be at least 0"):
-        accounting.state_bytes_at(model, params, -1)
+        costs.state_bytes_at(model, params, -1)
 
 
 @pytest.mark.parametrize(
@@ -65,37 +65,37 @@ def test_a_cache_grows_by_keys_and_values_until_it_is_full():
     ],
 )
 def test_a_cache_overtakes_at_the_first_position_where_it_is_larger(cache, state, expected):
-    assert accounting.crossover(cache, state) == expected
+    assert costs.crossover(cache, state) == expected
 
 
 def test_a_decoding_step_late_in_a_text_holds_the_cache_up_to_there():
-    early, late = (accounting.decode_step(*shapes("attention", context=4_096), position) for position in (64, 2_048))
+    early, late = (costs.decode_step(*shapes("attention", context=4_096), position) for position in (64, 2_048))
     model, params = shapes("attention", context=4_096)
-    grown = accounting.state_bytes_at(model, params, 2_049) - accounting.state_bytes_at(model, params, 65)
+    grown = costs.state_bytes_at(model, params, 2_049) - costs.state_bytes_at(model, params, 65)
     assert late.argument_bytes - early.argument_bytes == grown
     assert late.peak_bytes - early.peak_bytes >= grown and late.flops > 4 * early.flops
-    one, other = (accounting.decode_step(*shapes("gru"), position) for position in (64, None))
+    one, other = (costs.decode_step(*shapes("gru"), position) for position in (64, None))
     assert one == other
 
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_a_decoding_step_of_every_mixer_is_weighed(kind):
-    found = accounting.decode_step(*shapes(kind))
-    assert found.peak_bytes >= accounting.state_bytes(*shapes(kind)) and found.flops > 0
+    found = costs.decode_step(*shapes(kind))
+    assert found.peak_bytes >= costs.state_bytes(*shapes(kind)) and found.flops > 0
 
 
 def test_parameters_by_hand(built):
     _, params = built
-    found = accounting.parameters(params)
+    found = costs.parameters(params)
     selective = 8 * 6 + 6 + 6 + 8 * 6 + 6 * 8 + 8  # gate kernel, gate bias, A, B, C, D
     block = 8 + selective + (3 * 8 + 8) + 8 + 8 * 32 + 16 * 8  # norm, mixer, convolution, norm, MLP in, MLP out
     assert found == {"encoder": 7 * 8, "block_0": block, "block_1": block, "norm": 8, "head": 8 * 7}
-    assert accounting.tree_bytes(params) == 4 * sum(found.values())
+    assert costs.tree_bytes(params) == 4 * sum(found.values())
 
 
 def test_cost_of_a_product_counts_arguments_outputs_and_operations():
     x = jnp.ones((64, 32))
-    found = accounting.cost(lambda a, b: a @ b, x, x.T)
+    found = costs.cost(lambda a, b: a @ b, x, x.T)
     assert found.argument_bytes == 2 * 4 * 64 * 32
     assert found.peak_bytes >= found.argument_bytes + 4 * 64 * 64
     assert found.flops == pytest.approx(2 * 64 * 64 * 32, rel=0.01)
@@ -103,13 +103,13 @@ def test_cost_of_a_product_counts_arguments_outputs_and_operations():
 
 def test_donated_memory_counts_once():
     x = jnp.ones(1 << 20)
-    kept, donated = (accounting.cost(jax.jit(lambda a: a + 1, donate_argnums=given), x) for given in ((), 0))
+    kept, donated = (costs.cost(jax.jit(lambda a: a + 1, donate_argnums=given), x) for given in ((), 0))
     assert kept.peak_bytes - donated.peak_bytes == x.nbytes
 
 
 def test_account_is_whole_and_grows_with_the_batch(built):
     model, params = built
-    found = accounting.account(EXPERIMENT, model, params, ROW)
+    found = costs.account(EXPERIMENT, model, params, ROW)
     assert found["batch"] == {"size": 4, "steps": 10}
     assert found["state_bytes_at"] == dict.fromkeys(("1", "1024", "65536"), found["state_bytes"])
     assert found["crossover"] == found["state_bytes"] // (2 * 4 * 2 * 8) + 1
@@ -120,7 +120,7 @@ def test_account_is_whole_and_grows_with_the_batch(built):
     assert decode["peak_bytes"] >= found["parameter_bytes"] + found["state_bytes"]
     assert train["flops"] > decode["flops"] > 0
     large = {name: jax.ShapeDtypeStruct((64, *value.shape), value.dtype) for name, value in ROW.items()}
-    assert accounting.training_step(EXPERIMENT, model, params, large).temporary_bytes > 2 * train["temporary_bytes"]
+    assert costs.training_step(EXPERIMENT, model, params, large).temporary_bytes > 2 * train["temporary_bytes"]
 
 
 @pytest.mark.parametrize("task", [Task("classification", channels=1, classes=3), Task("forecasting", channels=2, horizon=4)])
@@ -129,4 +129,4 @@ def test_a_frame_of_a_signal_can_be_decoded(task):
     model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=6, frame=2 * stride, stride=stride, process_noise=0.1, task=task))
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
     params = model.init(keys, jnp.zeros((1, 4, task.channels)))["params"]
-    assert accounting.decode_step(model, params).peak_bytes > accounting.tree_bytes(params)
+    assert costs.decode_step(model, params).peak_bytes > costs.tree_bytes(params)

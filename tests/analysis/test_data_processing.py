@@ -2,7 +2,7 @@
 
 import pytest
 
-from selssm_jax.reporting import processing
+from selssm_jax.analysis import data_processing
 
 
 def kept(bits, stderr=0.01, symbols=None):
@@ -21,4 +21,4 @@ def kept(bits, stderr=0.01, symbols=None):
     ],
 )
 def test_the_bits_of_a_packed_state_are_an_upper_bound_of_what_it_knows(before, after, bits, symbols, status):
-    assert processing._verdict(kept(before), kept(after, symbols=symbols), 1, bits).status == status
+    assert data_processing._verdict(kept(before), kept(after, symbols=symbols), 1, bits).status == status

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.analysis import gates
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import activity
 
 SMALL = {"pattern": ("selective", "selective"), "d_model": 8, "d_state": 6}
 LANGUAGE = Model(**SMALL, task=Task("language", vocab=7))
@@ -19,29 +19,29 @@ B, T = 4, 10
 
 
 def to_host(sums):
-    return activity.Sums(*(np.asarray(value, np.float64) for value in sums))
+    return gates.Sums(*(np.asarray(value, np.float64) for value in sums))
 
 
-def gates(key=0, shape=(5, 7, 6)):
+def draw_gates(key=0, shape=(5, 7, 6)):
     return jax.random.uniform(jax.random.key(key), shape)
 
 
 def test_dimensions_of_known_gates():
-    found = activity.dimensions(jnp.array([[0.0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.9, 0.3, 0, 0]]))
+    found = gates.dimensions(jnp.array([[0.0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.9, 0.3, 0, 0]]))
     np.testing.assert_allclose(found["effective"], [0, 2, 4, 2, 1.2], rtol=1e-6)
     np.testing.assert_allclose(found["hard"], [0, 2, 4, 0, 1])
     np.testing.assert_allclose(found["participation"], [0, 2, 4, 4, 1.44 / 0.9], rtol=1e-6)
 
 
 def test_the_three_dimensions_agree_for_gates_of_zero_and_one():
-    found = activity.dimensions(jax.random.bernoulli(jax.random.key(0), 0.3, (50, 16)).astype(jnp.float32))
+    found = gates.dimensions(jax.random.bernoulli(jax.random.key(0), 0.3, (50, 16)).astype(jnp.float32))
     np.testing.assert_allclose(found["hard"], found["effective"])
     np.testing.assert_allclose(found["participation"], found["effective"], rtol=1e-6)
 
 
 def test_summary_against_numpy():
-    gate, valid = gates(), jnp.arange(7)[None] < jnp.array([7, 3, 5, 1, 6])[:, None]
-    found = to_host(activity.sums(gate, valid)).summary()
+    gate, valid = draw_gates(), jnp.arange(7)[None] < jnp.array([7, 3, 5, 1, 6])[:, None]
+    found = to_host(gates.sums(gate, valid)).summary()
     live = np.asarray(gate, np.float64)[np.asarray(valid)]
     assert found["components"] == 6 and found["steps"] == 22 == len(live)
     np.testing.assert_allclose(found["mean"], live.mean(), rtol=1e-6)
@@ -51,27 +51,27 @@ def test_summary_against_numpy():
     np.testing.assert_allclose(found["compression_factor"], 6 / live.sum(1).mean(), rtol=1e-6)
     np.testing.assert_allclose(found["selectivity"], live.std(0).mean(), rtol=1e-4)
     np.testing.assert_allclose(found["by_component"], live.mean(0), rtol=1e-6)
-    np.testing.assert_array_equal(found["histogram"]["counts"], np.histogram(live, activity.BINS, (0, 1))[0])
+    np.testing.assert_array_equal(found["histogram"]["counts"], np.histogram(live, gates.BINS, (0, 1))[0])
     assert found["over_time"]["position"] == list(range(7))
     np.testing.assert_allclose(found["over_time"]["effective_dimension"][5], np.asarray(gate)[[0, 4], 5].sum(1).mean(), rtol=1e-6)
 
 
 def test_edges_of_the_histogram_hold_exact_zeros_and_ones():
-    found = to_host(activity.sums(jnp.array([[[0.0, 1.0, 1.0]]]), jnp.ones((1, 1), bool))).summary()
+    found = to_host(gates.sums(jnp.array([[[0.0, 1.0, 1.0]]]), jnp.ones((1, 1), bool))).summary()
     counts = found["histogram"]["counts"]
     assert (counts[0], counts[-1], sum(counts)) == (1, 2, 3)
 
 
 def test_closed_gates_have_no_compression_factor_and_ignore_the_input():
-    found = to_host(activity.sums(jnp.zeros((2, 3, 4)), jnp.ones((2, 3), bool))).summary()
+    found = to_host(gates.sums(jnp.zeros((2, 3, 4)), jnp.ones((2, 3), bool))).summary()
     assert found["compression_factor"] is None and found["effective_dimension"] == 0 and found["selectivity"] == 0
 
 
 def test_merged_sums_are_the_sums_of_the_whole_even_where_lengths_differ():
-    gate, valid = gates(), jnp.arange(7)[None] < jnp.array([3, 2, 3, 7, 6])[:, None]
-    whole = to_host(activity.sums(gate, valid))
-    short = to_host(activity.sums(gate[:3, :3], valid[:3, :3]))
-    long = to_host(activity.sums(gate[3:], valid[3:]))
+    gate, valid = draw_gates(), jnp.arange(7)[None] < jnp.array([3, 2, 3, 7, 6])[:, None]
+    whole = to_host(gates.sums(gate, valid))
+    short = to_host(gates.sums(gate[:3, :3], valid[:3, :3]))
+    long = to_host(gates.sums(gate[3:], valid[3:]))
     for merged in (short.merge(long), long.merge(short)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), merged, whole)
 
@@ -96,7 +96,7 @@ def built(config):
 @pytest.mark.parametrize(("config", "steps"), [(LANGUAGE, 2 * 35 + 25), (SIGNAL, 2 * 18 + 13), (APART, 3 * (2 * 35 + 25))])
 def test_observed_steps_are_valid_frames_of_real_rows(config, steps):
     model, params = built(config)
-    found, first = activity.observe(model, params, batches(config), carry=False)
+    found, first = gates.observe_gates(model, params, batches(config), is_stream=False)
     assert set(found) == {"block_0", "block_1"} and len(first) == 3
     for block in found.values():
         assert block.summary()["steps"] == steps
@@ -106,14 +106,14 @@ def test_observed_steps_are_valid_frames_of_real_rows(config, steps):
 def test_carried_state_makes_batches_one_sequence():
     model, params = built(LANGUAGE)
     data = list(batches(LANGUAGE))
-    _, first = activity.observe(model, params, data, carry=True)
+    _, first = gates.observe_gates(model, params, data, is_stream=True)
     whole, _ = model.apply({"params": params}, jnp.concatenate([batch["inputs"] for batch in data], axis=1))
     np.testing.assert_allclose(np.concatenate([row.outputs for row in first]), whole[0], rtol=1e-4, atol=1e-5)
-    _, apart = activity.observe(model, params, data, carry=False)
+    _, apart = gates.observe_gates(model, params, data, is_stream=False)
     assert np.abs(apart[1].outputs - first[1].outputs).max() > 1e-4
 
 
 def test_a_constant_gate_has_no_selectivity():
     model, params = built(dataclasses.replace(LANGUAGE, gate="constant"))
-    found, _ = activity.observe(model, params, batches(LANGUAGE), carry=False)
+    found, _ = gates.observe_gates(model, params, batches(LANGUAGE), is_stream=False)
     assert all(block.summary()["selectivity"] < 1e-3 for block in found.values())

@@ -8,17 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from reporting.conftest import WORDS, built
 from runs import command
+from selssm_jax.analysis import memory, memory_by_component, memory_by_lag, memory_of_past
+from selssm_jax.analysis.memory import measure
+from selssm_jax.analysis.state_samples import Block, Recording, record, rows_read
 from selssm_jax.config import FEWEST, Data, Measure
 from selssm_jax.information import retention
-from selssm_jax.reporting import report
-from selssm_jax.reporting.memory import components, lags, past, section
-from selssm_jax.reporting.memory import measure as measuring
-from selssm_jax.reporting.memory.measure import measure
-from selssm_jax.reporting.memory.recording import Block, Recording, record, rows_read
-from selssm_jax.reporting.run import open_run
+from selssm_jax.report import memory_section
+from selssm_jax.runs import open_run
 from selssm_jax.training.checkpoint import Workdir
+from small_runs import WORDS, built, report_on
 
 QUICK = Measure(samples=120, positions=3, longest_lag=4, decoder_steps=20, decoder_width=8)
 CHANNEL = Data(source="linear_gaussian", length=24, horizon=4, noise=0.1, batch_size=50, eval_batch_size=250, eval_examples=2000)
@@ -69,10 +68,10 @@ def test_on_the_channel_the_point_lies_under_the_bottleneck_curve(channel):
 
 
 def test_all_is_in_json_and_in_the_page(channel, tmp_path):
-    blocks = section.memory({"memory": json.loads(json.dumps(channel)), "split": "test"}, tmp_path)
+    blocks = memory_section.describe_memory({"memory": json.loads(json.dumps(channel)), "split": "test"}, tmp_path)
     words = str(blocks)
     assert "Information about all of the past" in words and "exact (bits)" in words and "Under the bottleneck curve" in words
-    assert {path.name for path in tmp_path.glob("*.png")} == {"retention.png", "past.png", "components.png", "bottleneck.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"retention.png", "memory_of_past.png", "memory_by_component.png", "bottleneck.png"}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def test_models_without_noise_are_decoded_too(source, files, tmp_path):
         assert source == "text" or (block["information"] == [] and block["verdict"] is None and block["retention"]["fano"] is None)
         assert np.isfinite(block["retention"]["lower"]).all()
         assert (block["future"] is None) == (source != "csv")
-    words = str(section.memory({"memory": found, "split": "train"}, tmp_path))
+    words = str(memory_section.describe_memory({"memory": found, "split": "train"}, tmp_path))
     assert found["overlapping"] == (source == "csv") == ("windows of one series" in words)
     assert ("infinitely much of a continuous input" in words and "no compression was applied" in words) == (source != "text")
     json.dumps(found)
@@ -138,7 +137,7 @@ def test_a_gate_that_never_opens_is_said(files, tmp_path):
     found = measure(dataclasses.replace(run, params=shut), "train")
     assert all("never open" in one["skipped"] for one in found["blocks"]["block_0"]["information"])
     assert "capacity" in found["blocks"]["block_0"]["information"][0] and "no contradiction" in found["blocks"]["block_0"]["verdict"]["reason"]
-    assert "Information about all of the past" in str(section.memory({"memory": found, "split": "test"}, tmp_path))  # of block 1
+    assert "Information about all of the past" in str(memory_section.describe_memory({"memory": found, "split": "test"}, tmp_path))  # of block 1
 
 
 def test_stretches_of_a_series_are_held_out_whole():
@@ -146,8 +145,8 @@ def test_stretches_of_a_series_are_held_out_whole():
     starts, moments = np.repeat(np.arange(0, 500, 5.0), 2), np.array([8, 63])
     seen = Recording(np.zeros((200, 64, 1)), moments, np.ones((200, 2), bool), starts, {}, None, None)
     rows, index = np.nonzero(seen.live)
-    groups, place = lags._groups(seen, rows, moments[index]), starts[rows] + moments[index]
-    assert len(np.unique(groups)) == lags.STRETCHES
+    groups, place = memory_by_lag._groups(seen, rows, moments[index]), starts[rows] + moments[index]
+    assert len(np.unique(groups)) == memory_by_lag.STRETCHES
     assert (np.diff(groups[np.argsort(place, kind="stable")]) >= 0).all()
     assert all(len(np.unique(groups[place == at])) == 1 for at in np.unique(place))
 
@@ -188,52 +187,53 @@ PROBED = Measure(samples=400, positions=2, longest_lag=3, decoder_steps=150, dec
 
 def test_the_horizon_is_looked_for_beyond_the_longest_lag_of_the_first_round():
     frames = np.random.default_rng(0).integers(0, 2, (400, 24))
-    found = lags.measure_retention(*of_past(frames, 11, [16, 23]), PROBED)  # the inputs of 0 to 10 steps ago
+    found = memory_by_lag.measure_retention(*of_past(frames, 11, [16, 23]), PROBED)  # the inputs of 0 to 10 steps ago
     tried = found["retention"]["lags"]
     assert tried[:4] == [0, 1, 2, 3] and tried == sorted(set(tried))
     assert found["horizon"] == max(lag for lag in tried if lag < 11) > 3
-    assert lags.horizon_in_words(found) == f"{found['horizon']} (not {min(lag for lag in tried if lag > 10)})"
+    assert memory_section.describe_horizon(found) == f"{found['horizon']} (not {min(lag for lag in tried if lag > 10)})"
 
 
 def test_a_horizon_at_the_beginning_of_the_sequences_is_at_least_so_long():
     frames = np.random.default_rng(0).normal(size=(400, 10, 1)).astype(np.float32)
     states = frames[:, ::-1, 0][:, None]  # all inputs, after the last
     block = Block(states, None, None)
-    found = lags.measure_retention(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
-    assert found["horizon"] == 9 and lags.horizon_in_words(found) == "at least 9"
+    found = memory_by_lag.measure_retention(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
+    assert found["horizon"] == 9 and memory_section.describe_horizon(found) == "at least 9"
 
 
 def test_the_guard_counts_the_sequences_that_are_read(untrained, capsys):
     """A text cut into as many streams as the guard needs is not what is read: 316 tokens in 4 streams are 5 windows of 16 each, the last too short."""
     workdir = untrained("text")
     run = open_run(workdir)
-    assert measuring.sequences(run, "test") == len(measuring.recording(run, "test").frames) < FEWEST
+    count = memory.count_sequences(run.experiment, run.dataset, "test")
+    assert len(memory.draw_samples(run, "test").frames) == count < FEWEST
     assert command("eval.py", f"--workdir={workdir}", "--measure") == 2
-    assert re.search(rf"the test split has {measuring.sequences(run, 'test')}: use another", capsys.readouterr().err)
+    assert re.search(rf"the test split has {count}: use another", capsys.readouterr().err)
 
 
 def test_signals_that_end_before_the_first_moment_are_not_counted(files):
     _, dataset, model, _ = built(files["npz"])
     batch = next(iter(dataset.evaluate("test", 3)))
     batch = batch | {"valid": np.arange(batch["valid"].shape[1])[None] < np.array([[40], [5], [6]])}
-    assert rows_read(model, batch, [5, 9])[0].tolist() == [0, 2]
+    assert rows_read(model.config, batch, [5, 9])[0].tolist() == [0, 2]
 
 
 def test_the_exact_value_is_the_ceiling_even_where_an_estimated_bound_stands_below_it():
     moment = {"moment": 3, "exact": 4.9, "upper": 4.95, "stderr": 0.04, "gaussian_upper": 4.8, "gaussian_upper_stderr": 0.2}
-    assert past.ceiling([moment]).nats * past.BITS == pytest.approx(4.9) and past.ceiling([moment]).stderr == 0
-    closest = past.ceiling([moment | {"exact": None}])  # 4.95 + 2 x 0.04 < 4.8 + 2 x 0.2
-    assert closest.nats * past.BITS == pytest.approx(4.95)
+    assert memory_of_past.ceiling([moment]).nats * memory_of_past.BITS == pytest.approx(4.9) and memory_of_past.ceiling([moment]).stderr == 0
+    closest = memory_of_past.ceiling([moment | {"exact": None}])  # 4.95 + 2 x 0.04 < 4.8 + 2 x 0.2
+    assert closest.nats * memory_of_past.BITS == pytest.approx(4.95)
 
 
 def test_what_a_label_can_hold_makes_data_processing_say_consistent():
     """A state that provably knows 5 bits knows more than any decoder of a symbol of 16 can say; of values there is no such bound."""
     retained = {"lags": [0, 1], "lower": [3.0, 1.0], "stderr": [0.01, 0.01], "symbols": 16}
     information = [{"moment": 3, "lower": 5.0, "upper": 6.0, "stderr": 0.02}]
-    ceiling = past.ceiling(information)
-    assert measuring._verdict(ceiling, retained, information)["status"] == "consistent"
-    assert measuring._verdict(ceiling, retained | {"symbols": None}, information)["status"] == "inconclusive"
-    assert measuring._verdict(ceiling, retained | {"lower": [7.0, 1.0]}, information)["status"] == "violated"
+    ceiling = memory_of_past.ceiling(information)
+    assert memory._verdict(ceiling, retained, information)["status"] == "consistent"
+    assert memory._verdict(ceiling, retained | {"symbols": None}, information)["status"] == "inconclusive"
+    assert memory._verdict(ceiling, retained | {"lower": [7.0, 1.0]}, information)["status"] == "violated"
 
 
 @pytest.mark.parametrize("tokens", [True, False])
@@ -241,10 +241,10 @@ def test_a_map_of_components_that_is_bias_alone_is_withheld(tokens):
     rng = np.random.default_rng(1)
     states, groups = rng.normal(size=(240, 5)), np.repeat(np.arange(120), 2)
     asked = rng.integers(0, 60, (240, 3)) if tokens else rng.normal(size=(240, 3))
-    apart = components.by_lag(states, asked, groups, [0, 1, 2], tokens=tokens)
+    apart = memory_by_component.by_lag(states, asked, groups, [0, 1, 2], tokens=tokens)
     assert apart["bits"] is None and "120 independent parts" in apart["withheld"]
     asked[:, 1] = np.argsort(np.argsort(states[:, 3])) // 4 if tokens else states[:, 3]
-    together = components.by_lag(states, asked, groups, [0, 1, 2], tokens=tokens)
+    together = memory_by_component.by_lag(states, asked, groups, [0, 1, 2], tokens=tokens)
     bits = np.asarray(together["bits"])
     assert together["withheld"] is None and np.unravel_index(bits.argmax(), bits.shape) == (3, 1)
     assert abs(np.delete(bits, 3, axis=0)).max() < bits[3, 1] / 2
@@ -258,4 +258,4 @@ def test_errors_by_gate_count_sequences_and_not_steps():
 
 
 def test_without_the_flag_nothing_is_measured(untrained):
-    assert "memory" not in report.write(untrained("text"), split="validation")
+    assert "memory" not in report_on(untrained("text"), split="validation").values

@@ -9,7 +9,7 @@ import pytest
 
 import runs
 from selssm_jax import data
-from selssm_jax.compression import rate
+from selssm_jax.analysis import rate_sweep
 from selssm_jax.errors import InputError
 from selssm_jax.information import variational
 from selssm_jax.model import SequenceModel
@@ -31,7 +31,7 @@ RECIPE = runs.experiment(**SHORT, **CHANNEL)
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, rate.sweep(RECIPE, (0.0, 0.3), folder)
+    return folder, rate_sweep.sweep(RECIPE, (0.0, 0.3), folder)
 
 
 def test_dear_memory_is_given_up(swept):
@@ -44,14 +44,14 @@ def test_dear_memory_is_given_up(swept):
 def test_a_finished_run_is_not_trained_again(swept, monkeypatch):
     folder, points = swept
     monkeypatch.setattr(loop, "train", lambda runs, take, stop, until: pytest.fail("trained") if runs[0].step < until else None)
-    assert rate.sweep(RECIPE, (0.3,), folder) == points[1:]
+    assert rate_sweep.sweep(RECIPE, (0.3,), folder) == points[1:]
 
 
 def test_bits_are_the_rate_of_all_states_of_the_split(swept):
     _, points = swept
     dataset = data.load(RECIPE.data)
     model = SequenceModel(dataclasses.replace(RECIPE.model, task=dataset.task))
-    params = rate.checkpoint.restore_for_eval(str(points[0].workdir))[1]
+    params = rate_sweep.checkpoint.restore_for_eval(str(points[0].workdir))[1]
     read = jax.jit(lambda inputs: model.apply({"params": params}, inputs, rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1])
     laws, kept = [], []
     for batch in dataset.evaluate("validation", 16):  # 50 examples: the last batch is filled up with rows that are none
@@ -68,28 +68,28 @@ def test_every_run_is_checked_before_the_first_is_trained(tmp_path):
     silent = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, process_noise=0.0))
     for betas in ((0.0,), (0.1,)):
         with pytest.raises(InputError, match=r"process_noise=0\.0"):
-            rate.sweep(silent, betas, tmp_path)
+            rate_sweep.sweep(silent, betas, tmp_path)
     with pytest.raises(InputError, match=r"training\.rate=-1"):
-        rate.sweep(RECIPE, (0.1, -1.0), tmp_path)
+        rate_sweep.sweep(RECIPE, (0.1, -1.0), tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("betas", [(), (0.1, 0.1)])
 def test_betas_that_make_no_sweep(tmp_path, betas):
     with pytest.raises(ValueError, match="expected at least one, and each once"):
-        rate.sweep(RECIPE, betas, tmp_path)
+        rate_sweep.sweep(RECIPE, betas, tmp_path)
 
 
 def test_beta_zero_keeps_the_other_penalties_and_their_warm_up():
     options = dataclasses.replace(RECIPE.training, gate_l1=0.1, penalty_warmup=5)
-    penalised = rate.set_price(dataclasses.replace(RECIPE, training=options), 0.0).training
+    penalised = rate_sweep.set_price(dataclasses.replace(RECIPE, training=options), 0.0).training
     assert (penalised.rate, penalised.gate_l1, penalised.penalty_warmup) == (0.0, 0.1, 5)
     options = dataclasses.replace(RECIPE.training, rate=0.1, penalty_warmup=5)
-    free = rate.set_price(dataclasses.replace(RECIPE, training=options), 0.0).training
+    free = rate_sweep.set_price(dataclasses.replace(RECIPE, training=options), 0.0).training
     assert (free.rate, free.penalty_warmup, free.select) == (0.0, 0, "last")
 
 
 def test_a_silent_model_has_no_finite_memory():
     silent = SequenceModel(dataclasses.replace(RECIPE.model, process_noise=0.0))
     with pytest.raises(ValueError, match="infinitely many nats"):
-        rate.memory(silent, {}, [])
+        rate_sweep.memory(silent, {}, [])

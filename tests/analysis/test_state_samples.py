@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reporting.conftest import built
+from selssm_jax.analysis.state_samples import law_of_state, record
 from selssm_jax.layers.selective import SelectiveSSM
-from selssm_jax.reporting.memory.recording import law_of_state, record
+from small_runs import built
 
 DRAWS, T, D, N = 20_000, 9, 2, 4
 MOMENTS = (0, 4, 8)
@@ -81,3 +81,11 @@ def test_noise_is_drawn_anew_for_every_sequence_and_again_by_its_seed(files):
     states = [record(model, params, dataset.evaluate("test", 4), samples=8, moments=(7,), seed=seed).blocks["block_0"].states for seed in (0, 0, 1)]
     np.testing.assert_array_equal(states[0], states[1])
     assert (states[0] != states[2]).all() and len(np.unique(states[0][:, 0, 0])) == len(states[0])
+
+
+def test_mixers_that_sow_no_states_are_recorded_beside_others_with_noise(files):
+    """What they carry is read from the sequence once more, which needs noise too."""
+    _, dataset, model, params = built(files["text"], pattern=("selective", "mamba"), process_noise=0.2)
+    blocks = record(model, params, dataset.evaluate("test", 4), samples=8, moments=(3, 7)).blocks
+    assert all(np.isfinite(block.states).all() and block.states.shape[1] == 2 for block in blocks.values())
+    assert blocks["block_0"].law is not None and blocks["block_1"].law is None

@@ -77,7 +77,7 @@ def test_an_own_method_is_tried_beside_the_others(subject, monkeypatch):
     monkeypatch.setattr(compress._Trials, "fewer", lambda trials, factor: [])
     found = compress.compress(changed(subject, factor=8.0, steps=0))
     assert [one.method for one in found.methods] == [compress.INFORMATION, compress.VARIANCE, compress.EQUAL, "bits by range"]
-    assert all(one.nbytes <= found.known.float_bytes / 8 for one in found.methods)
+    assert all(one.nbytes <= found.calibration.float_bytes / 8 for one in found.methods)
     with pytest.raises(ValueError, match="there already"):
         compress.register_method("bits by range", lambda known: known.variances)
 
@@ -181,10 +181,10 @@ def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_wer
     samples = rng.standard_normal((50, layout.size)) * rng.random(layout.size)
 
     def calibrated(of):
-        return dataclasses.replace(compress.Calibration(compress.Carried(of.model, of.params), "all", samples, np.ones(layout.size)), **fewer(of))
+        return dataclasses.replace(compress.Calibration(compress.StateLayout(of.model, of.params), "all", samples, np.ones(layout.size)), **fewer(of))
 
     def fewer(of):
-        size = compress.Carried(of.model, of.params).size
+        size = compress.StateLayout(of.model, of.params).size
         return {"samples": samples[:, :size], "weights": np.ones(size)}
 
     def scored(of, one):

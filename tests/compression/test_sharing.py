@@ -10,12 +10,12 @@ import pytest
 
 from runs import experiment
 from selssm_jax.compression import compress, sharing
-from selssm_jax.compression.carried import Carried
 from selssm_jax.compression.compress import Calibration, Candidate, Subject, quantise
 from selssm_jax.compression.quantization import allocate, fit
 from selssm_jax.compression.streaming import PackedModel, flat_levels
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
+from selssm_jax.state_layout import StateLayout
 
 
 def wide(size=120, kinds=5, rows=200):
@@ -26,7 +26,7 @@ def wide(size=120, kinds=5, rows=200):
 
 
 class Layout(types.SimpleNamespace):
-    """As much of `Carried` as packing asks for, of a state of one array."""
+    """As much of `StateLayout` as packing asks for, of a state of one array."""
 
     def channels(self):
         return np.arange(self.size)
@@ -95,7 +95,7 @@ def shared():
     samples, groups, bits = wide(8), np.array([0, 0, 1, 1, 1, 0, 0, 1]), (2, 2, 3, 3, 3, 2, 1, 3)
     tables = sharing.number_tables(groups, bits)
     quantizer = fit(samples, bits, channels=groups)
-    assert Carried(model, params).size == 8
+    assert StateLayout(model, params).size == 8
     packed = PackedModel(model, ("".join(map(str, bits)),), tables=tables)
     return packed, {**params, "levels": flat_levels(quantizer, tables)}, quantizer, tokens
 

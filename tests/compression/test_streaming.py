@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.compression.carried import Carried, components
 from selssm_jax.compression.quantization import Quantizer, allocate, fit
 from selssm_jax.compression.sensitivity import error_weights
 from selssm_jax.compression.streaming import PackedModel, calibration, dither, packed_bytes, read
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
+from selssm_jax.state_layout import StateLayout, components
 
 LANGUAGE = Task("language", vocab=11)
 SIGNAL = Task("classification", channels=2, classes=3, length=23)
@@ -46,7 +46,7 @@ def made(form, bits=4):
     batch["valid"] = jnp.ones(batch["inputs"].shape[:2], bool)
     params = model.init(jax.random.key(1), batch["inputs"])["params"]
     samples = calibration(model, params, [batch])
-    layout = Carried(model, params)
+    layout = StateLayout(model, params)
     chosen = allocate(np.ones(layout.size), bits * layout.size)
     packed = PackedModel(model, tuple("".join(map(str, chosen[at])) for _, at in layout.parts()))
     return model, params, batch, packed, {**params, "levels": fit(samples, chosen, channels=layout.channels()).levels}
@@ -76,7 +76,7 @@ def test_the_scan_is_any_split_of_it(form):
         state = packed.apply({"params": params}, len(inputs), method="initial_state")
         model, own, *_ = made(form)
         begun = model.apply({"params": own}, inputs, model.apply({"params": own}, len(inputs), method="initial_state"), method="begin")
-        state = state | {"kept": Carried(model, own).select_fixed(begun)}
+        state = state | {"kept": StateLayout(model, own).select_fixed(begun)}
     else:
         state = None
     first, state = run(packed, params, inputs[:, :cut], state)
@@ -123,7 +123,7 @@ def test_what_is_sown_is_what_is_carried():
         assert carried["gate"][0].shape == computed["gate"][0].shape
         assert carried["state"][0].shape == components(computed["state"][0]).shape
     levels = packed.quantizer(packed_params)
-    at = {leaf.name: at for leaf, at in Carried(model, params).parts()}["blocks/1/mixer"]
+    at = {leaf.name: at for leaf, at in StateLayout(model, params).parts()}["blocks/1/mixer"]
     last = levels.dequantize(levels.unpack(state["packed"]))[:, at]
     h = sown["intermediates"]["block_1"]["mixer"]["state"][0][:, -1]
     np.testing.assert_array_equal(last, h)
@@ -192,7 +192,7 @@ def test_error_weights_are_what_small_errors_cost():
     """A quadratic loss of a linear model has exactly the gradients that the weights are made of: here against finite differences."""
     model, params, batch, _, _ = made("series")
     weights = error_weights(model, params, [batch])
-    layout = Carried(model, params)
+    layout = StateLayout(model, params)
     steps = -(-batch["inputs"].shape[1] // model.config.stride)
 
     @jax.jit
@@ -207,7 +207,7 @@ def test_error_weights_are_what_small_errors_cost():
 
 
 def test_newer_slots_of_a_window_never_get_less():
-    layout = Carried(*made("series")[:2])
+    layout = StateLayout(*made("series")[:2])
     values = np.random.default_rng(0).uniform(size=layout.size)
     shaped = layout.newest_most(values)
     assert (shaped >= values).all()
@@ -254,4 +254,4 @@ def test_windows_of_time_are_told_from_states_of_two_axes(kind, slots):
     config = Model(pattern=(kind,), d_model=8, d_state=4, heads=2, context=5, mlp_ratio=0.0, task=Task("language", vocab=7))
     model = SequenceModel(config)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    assert [leaf.slots for leaf in Carried(model, params).leaves] == slots
+    assert [leaf.slots for leaf in StateLayout(model, params).leaves] == slots

@@ -58,7 +58,7 @@ def test_cover_predicts_every_token_but_the_first_once(load, length, batch_size)
 @pytest.mark.parametrize(("batch_size", "length"), [(1, 16), (3, 7), (8, 5), (4, 400)])
 def test_rows_go_on_where_the_batch_before_ended(load, batch_size, length):
     dataset = load(TEXT, length=length)
-    assert dataset.carries
+    assert dataset.is_stream
     for before, after in itertools.pairwise(dataset.evaluate("test", batch_size)):
         goes_on = after["valid"][:, 0]
         np.testing.assert_array_equal(after["inputs"][goes_on, 0], before["targets"][goes_on, -1])

@@ -67,7 +67,7 @@ def test_signals_of_one_length_may_have_channels(load, channels):
     signal = RNG.standard_normal((40, 12, *[channels] * bool(channels)))
     dataset = load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}, length=0)
     assert (dataset.task.channels, dataset.task.length, dataset.task.classes) == (max(channels, 1), 12, 2)
-    assert not dataset.carries
+    assert not dataset.is_stream
     expected = signal.reshape(40, 12, -1)
     train = expected[:20].reshape(240, -1)
     expected = (expected - train.mean(axis=0)) / train.std(axis=0)

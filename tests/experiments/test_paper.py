@@ -17,7 +17,7 @@ from experiments.paper.names import FAMILIES, FIELD, METRICS, MODELS, OURS
 from experiments.paper.study import open_study
 from selssm_jax.config import SOURCES
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import document
+from selssm_jax.report import document
 
 TASKS = {
     "etth1_96": ("etth1", "forecasting", "mse"),

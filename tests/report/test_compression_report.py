@@ -13,15 +13,15 @@ from matplotlib import pyplot as plt
 
 from runs import REPOSITORY, command, experiment
 from selssm_jax import data
+from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression import compress
 from selssm_jax.compression.streaming import PackedModel, packed_bytes
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import compression as report
-from selssm_jax.reporting.accounting import state_bytes
-from selssm_jax.reporting.figures import save
-from selssm_jax.reporting.run import open_run
-from selssm_jax.reporting.tables import escape_markdown
-from selssm_jax.reporting.verdict import verdict_on_compression
+from selssm_jax.report import compression_report
+from selssm_jax.report.figures import save
+from selssm_jax.report.tables import escape_markdown
+from selssm_jax.report.verdict import verdict_on_compression
+from selssm_jax.runs import open_run
 from selssm_jax.settings import MIXERS
 from selssm_jax.training.checkpoint import Workdir
 
@@ -130,7 +130,7 @@ def test_the_frontier_is_drawn_however_many_methods_were_tried(count, tmp_path):
     names = [f"method {index}" for index in range(count)]
     names[1:2] = ["a quarter of the components by information, bits by information"][: count - 1]
     results = {"metric": "nats", "methods": [score | {"method": name} for name in names], "frontier": [score], "within": 0.01}
-    figure = report.frontier(results | {"compressed": score, "reference": score})
+    figure = compression_report.frontier(results | {"compressed": score, "reference": score})
     drawn = {line.get_label() for line in figure.axes[0].lines}
     assert len(drawn & {"a quarter by information, bits by information", *names}) == count - 1
     save(figure, tmp_path / "frontier.png")
@@ -141,7 +141,7 @@ def test_the_frontier_is_drawn_however_many_methods_were_tried(count, tmp_path):
 
 def test_a_rate_of_no_use_is_said_as_such():
     one = {"status": "holds", "rate": 1 - 1e-9, "radius": 1e7}
-    table = report._stability({"certificates": {"before": {"block_0": one | {"rate": 0.9}}, "after": {"block_0": one}}})
+    table = compression_report._stability({"certificates": {"before": {"block_0": one | {"rate": 0.9}}, "after": {"block_0": one}}})
     assert table.rows == (("block 0", "holds", 0.9, "holds, at no useful rate", "1 - 1.0e-09", 1e7),)
 
 

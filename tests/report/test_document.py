@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from selssm_jax.reporting.document import STYLE, Heading, Paragraph, Picture, Shaded, Token, Verbatim, _colour, to_html, to_markdown
+from selssm_jax.report.document import STYLE, Heading, Paragraph, Picture, Shaded, Token, Verbatim, _colour, to_html, to_markdown
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 

@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reporting.conftest import built
+from selssm_jax.analysis import examples, gates
 from selssm_jax.config import Data
-from selssm_jax.reporting import activity, examples
-from selssm_jax.reporting.document import Picture, Shaded, Verbatim
+from selssm_jax.report import example_section
+from selssm_jax.report.document import Picture, Shaded, Verbatim
+from selssm_jax.runs import Run
+from small_runs import built
 
 
 def shown(config, folder, **options):
-    """The example of an untrained model on some data, and its source."""
-    _, dataset, model, params = built(config, **options)
-    _, seen = activity.observe(model, params, itertools.islice(dataset.evaluate("test", 4), 4), carry=dataset.carries)
-    source = examples.Source(model, params, dataset, seen, folder)
-    return examples.show(source), source
+    """The example of an untrained model on some data, as it is shown, the run, and the sequences that were seen."""
+    small, dataset, model, params = built(config, **options)
+    run = Run(folder, small, model, params, 0, dataset, [])
+    _, seen = gates.observe_gates(model, params, itertools.islice(dataset.evaluate("test", 4), 4), is_stream=dataset.is_stream)
+    return example_section.show(examples.show(run, seen), folder), run, seen
 
 
 def pictures(blocks):
@@ -37,33 +39,33 @@ def test_mean_gate_counts_every_component_once():
 
 @pytest.mark.parametrize("level", ["character", "word"])
 def test_a_text_is_shown_as_written(files, tmp_path, level):
-    blocks, source = shown(dataclasses.replace(files["text"], level=level), tmp_path)
+    blocks, run, _ = shown(dataclasses.replace(files["text"], level=level), tmp_path)
     surprising, updating = [block for block in blocks if isinstance(block, Shaded)]  # as text, not as a picture: fonts of figures lack most scripts
     assert "in bits" in surprising.caption and "mean gate" in updating.caption
     prompt, drawn = [block.text for block in blocks if isinstance(block, Verbatim)]
-    batches = list(source.dataset.evaluate("test", 4))
+    batches = list(run.dataset.evaluate("test", 4))
     stream = np.concatenate([batch["inputs"][0][batch["weights"][0] > 0] for batch in batches])[: examples.PROMPT]
-    assert "".join(prompt.split()) == "".join(source.dataset.decode(stream).replace("<eos>", "").split())
+    assert "".join(prompt.split()) == "".join(run.dataset.decode(stream).replace("<eos>", "").split())
     assert "<eos>" not in drawn and len(drawn) >= examples.DRAWN
 
 
 def test_a_synthetic_task_shows_its_answers(tmp_path):
     config = Data(source="selective_copying", length=16, vocab=4, tokens=3, batch_size=4, eval_examples=8)
-    blocks, source = shown(config, tmp_path)
+    blocks, run, _ = shown(config, tmp_path)
     assert pictures(blocks) == [] and isinstance(blocks[0], Shaded)
     assert len(blocks[0].tokens) == 19 and sum(token.answer is not None for token in blocks[0].tokens) == 3
-    first = next(source.dataset.evaluate("test", 4))
-    logits, _ = jax.jit(source.model.apply)({"params": source.params}, jnp.asarray(first["inputs"]))
+    first = next(run.dataset.evaluate("test", 4))
+    logits, _ = jax.jit(run.model.apply)({"params": run.params}, jnp.asarray(first["inputs"]))
     right = int(((logits.argmax(-1)[0] == first["targets"][0]) * first["weights"][0]).sum())
     assert f"{right} of 3 are right" in blocks[0].caption
 
 
 def test_a_signal_shows_its_class_and_gates(files, tmp_path):
-    blocks, source = shown(files["npz"], tmp_path, frame=4, stride=2)
+    blocks, run, seen = shown(files["npz"], tmp_path, frame=4, stride=2)
     assert pictures(blocks) == ["signal.png"]
-    assert source.seen[0].live_gates(2)["block_0"].shape == (20, 6)
-    batch = next(source.dataset.evaluate("test", 4))
-    logits, _ = jax.jit(source.model.apply)({"params": source.params}, batch["inputs"], valid=batch["valid"])
+    assert seen[0].live_gates(2)["block_0"].shape == (20, 6)
+    batch = next(run.dataset.evaluate("test", 4))
+    logits, _ = jax.jit(run.model.apply)({"params": run.params}, batch["inputs"], valid=batch["valid"])
     odds = jax.nn.softmax(logits[0])
     assert f"class {batch['targets'][0]}, predicted {odds.argmax()} (probability {odds.max():.3f})" in blocks[0].caption
 
@@ -71,9 +73,9 @@ def test_a_signal_shows_its_class_and_gates(files, tmp_path):
 @pytest.mark.parametrize("cycle", [0, 19])
 def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch, cycle):
     drawn = {}
-    figure = examples.figures.forecast
-    monkeypatch.setattr(examples.figures, "forecast", lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options))
-    blocks, _ = shown(dataclasses.replace(files["csv"], cycle=cycle), tmp_path)
+    figure = example_section.figures.forecast
+    monkeypatch.setattr(example_section.figures, "forecast", lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options))
+    blocks, _, _ = shown(dataclasses.replace(files["csv"], cycle=cycle), tmp_path)
     assert pictures(blocks) == ["forecast.png"] and drawn["names"] == ["sine", "cosine"]
     past, truth, guess = drawn["arrays"]
     assert past.shape == (16, 2) and truth.shape == guess.shape == (8, 2)

@@ -5,8 +5,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from selssm_jax.reporting import figures
-from selssm_jax.reporting.figures import Curve
+from selssm_jax.report import figures
+from selssm_jax.report.figures import Curve
 
 N, T = 6, 20
 RNG = np.random.default_rng(0)

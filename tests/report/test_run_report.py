@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import math
+import pathlib
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from reporting.conftest import built
-from selssm_jax.errors import InputError
-from selssm_jax.reporting import report
-from selssm_jax.reporting.run import Run, open_run
+from runs import command
+from selssm_jax.analysis import scores
+from selssm_jax.report import document, sections, summarise
+from selssm_jax.report.verdict import verdict
+from selssm_jax.runs import Run, open_run
 from selssm_jax.training.evaluation import Evaluator
+from small_runs import built, report_on
 
 KEYS = {
     "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "stability",
@@ -27,8 +31,8 @@ COST_KEYS = {"peak_bytes", "argument_bytes", "temporary_bytes", "flops"}
 
 @pytest.fixture(scope="module")
 def written(smoke_run):
-    """The results of the trained run, as returned."""
-    return report.write(smoke_run)
+    """What was analysed of the trained run."""
+    return report_on(smoke_run)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +41,8 @@ def saved(written, smoke_run):
     return json.loads((smoke_run / "report" / "results.json").read_text())
 
 
-def test_results_are_saved_as_returned(written, saved, smoke_run):
-    assert written.pop("report") == str(smoke_run / "report" / "index.html")
-    assert saved == json.loads(json.dumps(written)) and set(saved) == KEYS and saved["format"] == 1
+def test_results_are_saved_as_returned(written, saved):
+    assert saved == json.loads(json.dumps(written.values)) and set(saved) == KEYS and saved["format"] == 1
 
 
 def test_metrics_are_those_of_evaluation_over_the_whole_split(saved, smoke_run):
@@ -60,7 +63,7 @@ def test_the_step_is_the_best_on_validation(saved, smoke_run):
 @pytest.mark.parametrize(("step", "metric", "found"), [(4, "nats", "best"), (8, "nats", "last"), (8, "accuracy", "best"), (9, "nats", "last")])
 def test_what_was_chosen_is_read_off_the_history(step, metric, found):
     history = [{"step": 2, "split": "train", "nats": 0.1}, *({"step": 4 * n, "split": "validation", "nats": float(n), "accuracy": 0.2 * n} for n in (1, 2))]
-    assert report.name_choice(step, history, metric) == found
+    assert scores.name_choice(step, history, metric) == found
 
 
 def test_gates_are_measured_by_block(saved):
@@ -111,16 +114,16 @@ def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
 
 
 def test_summary_names_every_rival_and_the_page(written):
-    lines = report.summary(written | {"report": "run/report/index.html"}).splitlines()
+    lines = summarise(written, pathlib.Path("run/report/index.html")).splitlines()
     assert lines[0].startswith("smoke (test)  ") and "nats" in lines[0] and "bits" in lines[0]
-    assert [line.split("  ")[0] for line in lines[1:-2]] == list(written["baselines"]) and lines[-1] == "report: run/report/index.html"
+    assert [line.split("  ")[0] for line in lines[1:-2]] == list(written.values["baselines"]) and lines[-1] == "report: run/report/index.html"
 
 
 def test_another_file_is_evaluated_at_the_runs_vocabulary(untrained, tmp_path):
     workdir = untrained("text", level="word")
     other = tmp_path / "other.txt"
     other.write_text("what a gate says of the past is what it keeps\n" * 60)
-    results = report.write(workdir, file=str(other), split="validation")
+    results = report_on(workdir, file=str(other), split="validation").values
     assert (workdir / "report-validation-other" / "index.html").is_file() and not (workdir / "report").exists()
     assert results["task"]["vocab"] == json.loads((workdir / "dataset.json").read_text())["task"]["vocab"]
     assert results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["nats"]))
@@ -156,32 +159,42 @@ def test_a_line_of_the_history_that_is_no_record_is_left_out_and_named(line, smo
 
 
 @pytest.mark.parametrize(("number", "text"), [(28, "No space left"), (13, "Permission denied")])
-def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, monkeypatch, number, text):
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, tmp_path, monkeypatch, number, text, capsys):
     def refuse(**_):
         raise OSError(number, text)
 
-    monkeypatch.setattr(report.tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(report, "_compose", lambda *_: pytest.fail("work was started"))
-    with pytest.raises(InputError, match=rf"report cannot be written to .*report \({text}\)"):
-        report.write(smoke_run)
+    shutil.copytree(smoke_run, tmp_path / "run", ignore=shutil.ignore_patterns("report*"))
+    monkeypatch.setattr(document.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("selssm_jax.analysis.run_analysis.analyse", lambda *_, **__: pytest.fail("work was started"))
+    assert command("eval.py", f"--workdir={tmp_path / 'run'}") == 2
+    assert re.search(rf"report cannot be written to .*report \({text}\)", capsys.readouterr().err)
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
+    document.check_writable(tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "index.html").write_text("an earlier one")
+    document.check_writable(tmp_path / "report")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
 
 
 def test_a_metric_that_is_no_number_is_said_to_be_none(smoke_run):
     run = open_run(smoke_run)
-    assert report.readable({"nats": math.nan}, run) == {"nats": None, "bits": None}
+    assert scores.derive_metrics({"nats": math.nan}, run) == {"nats": None, "bits": None}
 
 
 def test_the_verdict_is_on_top_and_on_the_terminal(written, smoke_run):
-    said = report.verdict(written)
+    said = verdict(written.values)
     page, text = (smoke_run / "report" / "index.html").read_text(), (smoke_run / "report" / "report.md").read_text()
     assert page.index(said.split(" on the ")[0]) < page.index("Parameters of training step") and text.splitlines()[2].startswith("> nats")
-    assert said in report.summary(written | {"report": "index.html"}) and said.endswith("Command: python eval.py --workdir=run")
-    assert written["training_seconds"] > 0 and "guessing" in said
+    assert said in summarise(written, pathlib.Path("index.html")) and said.endswith("Command: python eval.py --workdir=run")
+    assert written.values["training_seconds"] > 0 and "guessing" in said
 
 
 def test_own_data_are_called_by_their_file(untrained):
     workdir = untrained("csv")
-    results = report.write(workdir)
+    results = report_on(workdir).values
     assert results["title"] == "waves.csv (recipe small)" and "waves.csv (recipe small)" in (workdir / "report" / "report.md").read_text().splitlines()[0]
     errors = results["errors"]  # by step and channel: their means are the scores
     assert errors["by_channel"]["names"] == ["sine", "cosine"] and len(errors["by_horizon"]["mse"]) == 8
@@ -194,7 +207,7 @@ def test_own_data_are_called_by_their_file(untrained):
 
 def test_own_signals_have_a_confusion_matrix(untrained):
     workdir = untrained("npz")
-    results = report.write(workdir, split="train")
+    results = report_on(workdir, split="train").values
     table = np.asarray(results["errors"]["confusion"])
     assert table.shape == (2, 2) and np.trace(table) / table.sum() == pytest.approx(results["metrics"]["accuracy"])
     text = (workdir / "report-train" / "report.md").read_text()
@@ -222,12 +235,12 @@ def test_the_caption_of_own_signals_is_what_their_parameters_are(train_on, selec
     small = dataclasses.replace(small, training=dataclasses.replace(small.training, select=select))
     history = [{"step": step, "split": "validation", "accuracy": value} for step, value in ((3, 0.5), (5, 0.4 if best else 0.6))]
     run = Run(tmp_path, small, model, params, 3, dataset, history)
-    monkeypatch.setattr(report, "Evaluator", lambda *_: lambda *_: {"nats": 1.0, "accuracy": 0.5})
-    results = report._scores(run, "test")
-    assert str(report.sections.scores(results)[0].text).startswith(f"Parameters of training step 3 of 5: {words}")
-    assert {split: report.exposure(run, split) for split in splits} == splits
+    monkeypatch.setattr(scores, "Evaluator", lambda *_: lambda *_: {"nats": 1.0, "accuracy": 0.5})
+    results = scores.score(run, "test")
+    assert str(sections.scores(results)[0].text).startswith(f"Parameters of training step 3 of 5: {words}")
+    assert {split: scores.exposure(run, split) for split in splits} == splits
     caption = "The validation split was part of the training data."
-    shown = report.sections.learning(results, history, tmp_path)
+    shown = sections.learning(results, history, tmp_path)
     assert all((caption in picture.caption) == (train_on == "train+validation") for picture in shown if hasattr(picture, "caption"))
 
 
@@ -235,18 +248,18 @@ def test_another_file_was_not_seen_and_the_run_s_own_was(untrained, files, tmp_p
     workdir, other = untrained("npz"), tmp_path / "other.npz"
     with np.load(files["npz"].file) as arrays:
         np.savez(other, signal=arrays["signal"][::-1], label=arrays["label"][::-1])
-    told = {name: report.exposure(open_run(workdir, file=str(file), split="train"), "train") for name, file in (("own", files["npz"].file), ("other", other))}
+    told = {name: scores.exposure(open_run(workdir, file=str(file), split="train"), "train") for name, file in (("own", files["npz"].file), ("other", other))}
     assert told == {"own": "trained", "other": None}
 
 
 def test_curves_stand_beside_baselines_of_their_own_split(smoke_run, tmp_path, monkeypatch):
     drawn = {}
-    curve = report.sections.figures.learning_curve
-    monkeypatch.setattr(report.sections.figures, "learning_curve", lambda *curves, **options: drawn.update(options) or curve(*curves, **options))
+    curve = sections.figures.learning_curve
+    monkeypatch.setattr(sections.figures, "learning_curve", lambda *curves, **options: drawn.update(options) or curve(*curves, **options))
     results = json.loads((smoke_run / "report" / "results.json").read_text()) | {
         "validation_baselines": {"uniform guess": {"nats": 1.25}, "none": {"nats": None}}
     }
-    report.sections.learning(results, open_run(smoke_run).history, tmp_path)
+    sections.learning(results, open_run(smoke_run).history, tmp_path)
     assert drawn["references"] == {"uniform guess (validation)": 1.25}
 
 
@@ -257,7 +270,7 @@ def test_hostile_columns_and_rows_are_reported(files, tmp_path, untrained):
     path = tmp_path / "hostile.csv"
     path.write_text("$\\frac{$,温度 *|<b>\n" + "\n".join(rows) + "\n", encoding="utf-8")
     workdir = untrained("csv", file=str(path))
-    results = report.write(workdir)
+    results = report_on(workdir).values
     page = (workdir / "report" / "index.html").read_text(encoding="utf-8")
     assert "$\\frac{$" in page and "温度 *|&lt;b&gt;" in page
     assert r"\$\\frac{\$" in (workdir / "report" / "report.md").read_text(encoding="utf-8")

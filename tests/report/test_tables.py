@@ -2,8 +2,8 @@
 
 import pytest
 
-from selssm_jax.reporting.document import STYLE
-from selssm_jax.reporting.tables import Table, clean, escape_markdown, number, size
+from selssm_jax.report.document import STYLE
+from selssm_jax.report.tables import Table, clean, escape_markdown, number, size
 
 TABLE = Table("Scores | of <it>", ("name", "nats", "steps"), (("a|b", 1.53125, 1200), ("<script>", None, 7)))
 

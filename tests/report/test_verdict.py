@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from selssm_jax.reporting.verdict import verdict, verdict_on_compression
+from selssm_jax.report.verdict import verdict, verdict_on_compression
 
 
 def held(rate, horizon):

@@ -20,7 +20,7 @@ import pytest
 
 import runs
 from selssm_jax.errors import InputError
-from selssm_jax.reporting.run import open_run
+from selssm_jax.runs import open_run
 from selssm_jax.training import checksums, loop
 from selssm_jax.training.checkpoint import Workdir, is_run, read_experiment, read_metadata, restore_for_eval
 

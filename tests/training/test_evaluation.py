@@ -69,7 +69,7 @@ def test_any_batch_size_gives_the_same(name, sources, drawn):
 def test_a_text_is_read_as_streams_without_an_end(size, length, sources, drawn):
     source = dataclasses.replace(sources["text"], length=length, eval_batch_size=size)
     (_, model, params), dataset = drawn["text"], data.load(source)
-    assert dataset.carries
+    assert dataset.is_stream
     tokens = jnp.asarray(dataset.encode(TEXT))[int(0.9 * len(TEXT)) :]  # the test split is the last tenth
     rows = -(-(len(tokens) - 1) // size)
     sums = []

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from selssm_jax.information import bracket, variational
-from selssm_jax.layers.selective import Law
+from selssm_jax.layers.contract import Law
+from selssm_jax.observe import Observed
 from selssm_jax.tasks import TASKS
 from selssm_jax.tasks.forecasting import huber
 from selssm_jax.tasks.scores import Sums, is_better, means
@@ -115,8 +116,8 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
     rows, length, frames = 3, 10, -(-10 // stride)
     valid = np.arange(length)[None] < np.array([10, 7, 4])[:, None]
     gates = [RNG.uniform(size=(rows * channels, frames, 5)).astype(np.float32) for _ in range(2)]
-    seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),), "open": (jnp.asarray(gate**2),)}} for index, gate in enumerate(gates)}
-    found = objectives.gate_penalties(seen, jnp.asarray(valid), stride)
+    seen = {f"block_{index}": Observed(gate=jnp.asarray(gate), open=jnp.asarray(gate**2)) for index, gate in enumerate(gates)}
+    found = objectives.gate_penalties(seen, jnp.asarray(valid[:, ::stride], jnp.float32))
     kept = np.repeat(valid[:, ::stride], channels, axis=0)
     assert means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
     assert means(found)["gate_l0"] == pytest.approx(np.mean([(gate[kept] ** 2).mean() for gate in gates]), rel=1e-5)
@@ -126,30 +127,32 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
 
 
 def test_solves_that_gave_way_are_counted_over_blocks():
-    seen = {f"block_{index}": {"mixer": {"fell_back": (jnp.full(3, index == 2),)}} for index in range(4)}
+    seen = {f"block_{index}": Observed(fell_back=jnp.full(3, index == 2)) for index in range(4)}
     assert means(objectives.fallbacks(seen)) == {"fell_back": 0.25}
     assert objectives.fallbacks({}) == {}
 
 
 def test_gates_without_an_l0_have_no_such_penalty():
-    seen = {"block_0": {"mixer": {"gate": (jnp.ones((1, 4, 2)),)}}}
-    assert set(objectives.gate_penalties(seen, jnp.ones((1, 4), bool), 1)) == {"gate_l1"}
+    seen = {"block_0": Observed(gate=jnp.ones((1, 4, 2)))}
+    assert set(objectives.gate_penalties(seen, jnp.ones((1, 4)))) == {"gate_l1"}
 
 
 def test_dimensions_are_sums_over_components_and_merge_over_batches():
     valid = np.arange(6)[None] < np.array([6, 3])[:, None]
     gates = [RNG.uniform(size=(2, 6, n)).astype(np.float32) for n in (4, 8)]
-    seen = {f"block_{index}": {"mixer": {"gate": (jnp.asarray(gate),)}} for index, gate in enumerate(gates)}
+    seen = {f"block_{index}": Observed(gate=jnp.asarray(gate)) for index, gate in enumerate(gates)}
     effective = np.mean([gate.sum(-1)[valid].mean() for gate in gates])
-    whole = objectives.dimensions(seen, jnp.asarray(valid), 1)
+    whole = objectives.dimensions(seen, jnp.asarray(valid, jnp.float32))
     assert means(whole) == pytest.approx({"dim_eff": effective, "compression_factor": 6 / effective}, rel=1e-5)
-    parts = [objectives.dimensions(jax.tree.map(lambda gate, row=row: gate[row : row + 1], seen), jnp.asarray(valid[row : row + 1]), 1) for row in (0, 1)]
+    parts = [
+        objectives.dimensions(jax.tree.map(lambda gate, row=row: gate[row : row + 1], seen), jnp.asarray(valid[row : row + 1], jnp.float32)) for row in (0, 1)
+    ]
     for name, pair in whole.items():
         np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
 
 
 def test_mixers_without_gates_have_no_dimensions():
-    assert objectives.dimensions({"block_0": {"mixer": {"state": (jnp.ones((1, 4, 2)),)}}}, jnp.ones((1, 4), bool), 1) == {}
+    assert objectives.dimensions({"block_0": Observed(state=jnp.ones((1, 4, 2)))}, jnp.ones((1, 4))) == {}
 
 
 def laws_of(rows: int, steps: int, n: int, *, dtype: type = np.float32) -> Law:
@@ -159,8 +162,8 @@ def laws_of(rows: int, steps: int, n: int, *, dtype: type = np.float32) -> Law:
     return Law(jnp.asarray(A), jnp.asarray(drive), jnp.asarray(RNG.uniform(0.1, 1, (rows, steps, n)), jnp.float32))
 
 
-def sown(*laws: Law) -> dict:
-    return {f"block_{index}": {"mixer": {"law": (law,)}} for index, law in enumerate(laws)}
+def observed(*laws: Law) -> dict:
+    return {f"block_{index}": Observed(law=law) for index, law in enumerate(laws)}
 
 
 def test_the_rate_is_that_of_the_laws_of_all_valid_states():
@@ -169,7 +172,7 @@ def test_the_rate_is_that_of_the_laws_of_all_valid_states():
     for law in laws:
         moments = jax.vmap(lambda A, drive, noise: bracket.conditional_moments(A, drive, noise**2))(*law)
         each.append(float(variational.rate(moments.means[valid], moments.covs[valid])))
-    total, weight = objectives.rates(sown(*laws), jnp.asarray(valid), 1)["rate"]
+    total, weight = objectives.rates(observed(*laws), jnp.asarray(valid, jnp.float32))["rate"]
     assert float(total / weight) == pytest.approx(np.mean(each), rel=1e-4)
     assert weight == valid.sum()
 
@@ -182,25 +185,25 @@ def test_complex_components_are_pairs_of_reals():
         pairs.append(bracket.conditional_moments(blocks, jnp.concatenate([drive.real, drive.imag], -1), jnp.concatenate([noise, noise], -1) ** 2))
     centres, covs = (jnp.concatenate([getattr(pair, name) for pair in pairs]) for name in ("means", "covs"))
     expected = variational.rate(centres, jnp.diagonal(covs, axis1=1, axis2=2))
-    assert means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-4)
+    assert means(objectives.rates(observed(law), jnp.ones((4, 5))))["rate"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_gates_that_read_the_state_have_the_rate_of_one_step():
     law = laws_of(4, 5, 3)._replace(A=None)
     expected = variational.rate(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3) ** 2)
-    assert means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1))["rate"] == pytest.approx(float(expected), rel=1e-5)
+    assert means(objectives.rates(observed(law), jnp.ones((4, 5))))["rate"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_capacity_is_that_of_what_comes_in():
     law = laws_of(4, 5, 3)
     expected = variational.capacity(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3))
-    assert means(objectives.rates(sown(law), jnp.ones((4, 5), bool), 1, form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
+    assert means(objectives.rates(observed(law), jnp.ones((4, 5)), form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_channels_apart_weigh_as_rows_of_their_own():
     law, valid = laws_of(6, 5, 3), np.arange(5)[None] < np.array([5, 2, 4])[:, None]
-    apart = objectives.rates(sown(law), jnp.asarray(np.repeat(valid, 2, axis=0)), 1)["rate"]
-    together = objectives.rates(sown(law), jnp.asarray(valid), 1)["rate"]
+    apart = objectives.rates(observed(law), jnp.asarray(np.repeat(valid, 2, axis=0), jnp.float32))["rate"]
+    together = objectives.rates(observed(law), jnp.asarray(valid, jnp.float32))["rate"]
     assert float(together[0] / together[1]) == pytest.approx(float(apart[0] / apart[1]), rel=1e-5)
     assert together[1] == valid.sum()
 
@@ -223,7 +226,8 @@ def test_what_is_not_finite_where_the_weight_is_zero_reaches_neither_scores_nor_
 
 def test_gates_and_laws_of_padding_may_be_anything():
     valid = jnp.arange(4)[None] < jnp.array([[4], [2]])
+    frames = valid.astype(jnp.float32)
     ill = jnp.where(valid[..., None], 0.5, jnp.nan) * jnp.ones((2, 4, 3))
-    sown = {"block_0": {"mixer": {"gate": (ill,), "law": (Law(ill, ill, ill),)}}}
-    sums = objectives.gate_penalties(sown, valid, 1) | objectives.dimensions(sown, valid, 1) | objectives.rates(sown, valid, 1)
+    seen = {"block_0": Observed(gate=ill, law=Law(ill, ill, ill))}
+    sums = objectives.gate_penalties(seen, frames) | objectives.dimensions(seen, frames) | objectives.rates(seen, frames)
     assert all(np.isfinite(np.asarray(pair)).all() for pair in sums.values())

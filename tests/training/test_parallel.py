@@ -8,7 +8,7 @@ import pytest
 import runs
 from selssm_jax import data
 from selssm_jax.errors import InputError
-from selssm_jax.reporting import compression, continuation, report
+from selssm_jax.runs import open_run
 from selssm_jax.sweep import runner
 from selssm_jax.training import loop, multi_seed, parallel
 
@@ -40,9 +40,7 @@ ENTRANCES = {
     "fit": lambda folder: loop.fit(runs.experiment(), str(folder)),
     "together": lambda folder: multi_seed.fit_seeds([runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]),
     "sweep": lambda folder: list(runner.cells(runs.experiment(), folder, ["ssm"])),
-    "eval": report.write,
-    "compress": compression.write,
-    "generate": lambda folder: list(continuation.tell(folder, ["a"], tokens=1, temperature=1.0, top_k=0, top_p=1.0, seed=0)),
+    "open": open_run,
 }
 
 
@@ -54,6 +52,14 @@ def test_every_entrance_refuses_a_cluster_before_it_reads_or_writes(entrance, tm
     with pytest.raises(InputError, match="process 0 of a cluster of 2"):
         ENTRANCES[entrance](tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--compress"], ["--generate=a"]], ids=str)
+def test_eval_refuses_a_cluster_before_it_reads_or_writes(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("data were read"))
+    assert runs.command("eval.py", f"--workdir={tmp_path / 'run'}", *flags) == 2
+    assert "process 0 of a cluster of 2" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_what_is_recomputed_is_not_kept_on_a_cpu_too():

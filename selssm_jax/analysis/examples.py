@@ -1,0 +1,133 @@
+"""One example of a trained model at work that a person can look at, for every kind of task, as values."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from selssm_jax.analysis.gates import Sequence
+from selssm_jax.analysis.results import Continuation, ShadedText, Shown, ShownForecast, ShownSignal
+from selssm_jax.data.pipeline import Dataset
+from selssm_jax.data.vocabulary import LINE_END
+from selssm_jax.generation import generate
+from selssm_jax.runs import Run
+from selssm_jax.tasks.registry import kind_of
+
+PASSAGE, PROMPT, DRAWN = 400, 64, 480  # steps
+TEMPERATURE = 0.8  # of the softmax
+CHANNELS = 8  # of a forecast, drawn
+LETTER = 4  # bytes of the longest letter in UTF-8
+
+
+class Source(NamedTuple):
+    """What an example is made from, and the ways to show one, among which `TaskKind.example` chooses: a run, and the first sequence of every batch seen."""
+
+    run: Run
+    seen: list[Sequence]
+
+    @property
+    def dataset(self) -> Dataset:
+        """The run's data."""
+        return self.run.dataset
+
+    def text(self) -> list[Shown]:
+        """Returns a passage of the split, shaded, and a continuation that the model wrote."""
+        passage = _join(self.seen)
+        tokens, logits = passage.batch["inputs"], passage.outputs
+        shown: list[Shown] = []
+        if len(tokens) > 1:
+            words = "A passage of the evaluated text, as the model read it; the darker the ground,"
+            shown.append(self._shade(tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
+            if passage.gates:
+                caption = f"{words} the more of the state the token updates, as the mean gate."
+                shown.append(self._shade(tokens[1:], mean_gate(passage.gates)[1:], caption))
+        prompt = tokens[:PROMPT]
+        written = generate(self.run.model, self.run.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
+        words = f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, "
+        words += f"one step at a time, at temperature {TEMPERATURE}."
+        return [*shown, Continuation(words, *(self.dataset.decode(np.asarray(part)) for part in (prompt, written)))]
+
+    def answers(self) -> list[Shown]:
+        """Returns a sequence of tokens with scored steps, and what the model answered there."""
+        batch, outputs, gates = self.seen[0]
+        tokens, truths, guesses = ([name.strip() for name in self._name(array)] for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
+        scored = batch["weights"] > 0
+        right = sum(guess == truth for guess, truth, counts in zip(guesses, truths, scored, strict=True) if counts)
+        words = f"The first sequence of the split, and under its scored steps what the model answered: {right} of {int(scored.sum())} are right."
+        words += " The darker the ground, the more of the state the step updates: the mean gate."
+        answers = [guess if counts else None for guess, counts in zip(guesses, scored, strict=True)]
+        return [ShadedText(words, tokens, mean_gate(gates) if gates else np.zeros(len(tokens)), answers, truths)]
+
+    def signal(self, words: str, title: str, labels: tuple[tuple[str, str], ...] = ()) -> list[Shown]:
+        """Returns the first signal of the split over the gates that it opened, with words.
+
+        The title has a {} for each of `labels`: a name that anybody gave, and what stands in for it where a figure cannot draw it. Without labels it is drawn
+        as it is.
+        """
+        batch = self.seen[0].batch
+        rate, length = self.dataset.metadata().get("sample_rate"), int(batch["valid"].sum())
+        config = self.run.model.config
+        gates = self.seen[0].live_gates(kind_of(config.task).stride(config))
+        return [ShownSignal(words, title, labels, batch["inputs"][:length], gates, length / (rate or 1), "s" if rate else "steps")]
+
+    def forecast(self) -> list[Shown]:
+        """Returns the first window of the split, what followed and the forecast, in the units of the data."""
+        batch, guess, _ = self.seen[0]
+        about = self.dataset.metadata()
+        scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
+        before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
+        series = (batch["inputs"] + before, batch["targets"] + ahead, guess + ahead)
+        past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
+        words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
+        return [ShownForecast(words, past, truth, guess, [str(name) for name in about.get("channels", ["x"])[:CHANNELS]])]
+
+    def _shade(self, tokens: np.ndarray, values: np.ndarray, caption: str) -> ShadedText:
+        pieces = self._cut(tokens)
+        return ShadedText(caption, [text for text, _ in pieces], np.array([values[piece].mean() for _, piece in pieces]))
+
+    def _name(self, tokens: np.ndarray) -> list[str]:
+        """The tokens as a person reads them, one string each; words with the space behind them, lines ended."""
+        names = [self.dataset.vocabulary[token] for token in tokens]
+        return ["\n" if name == LINE_END else name + self.dataset.separator for name in names]
+
+    def _cut(self, tokens: np.ndarray) -> list[tuple[str, slice]]:
+        """The text of tokens in pieces that can be read, and which tokens each is made of: a letter may be several bytes."""
+        if self.dataset.level not in ("byte", "subword"):
+            return [(name, slice(place, place + 1)) for place, name in enumerate(self._name(tokens))]
+        pieces, first = [], 0
+        for stop in range(1, len(tokens) + 1):
+            text = self.dataset.decode(np.asarray(tokens[first:stop]))
+            if text and (not text.endswith("\ufffd") or stop - first == LETTER or stop == len(tokens)):
+                pieces.append((text, slice(first, stop)))
+                first = stop
+        return pieces
+
+
+def show(run: Run, seen: list[Sequence]) -> list[Shown]:
+    """Returns what shows the model at work, from the first sequence of every batch seen."""
+    return kind_of(run.model.config.task).example(Source(run, seen))
+
+
+def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns -log2 p(target) of every step, in bits: (T, V), (T,) -> (T,)."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(axis=-1)
+    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
+    return (log_sum - logits[np.arange(len(targets)), targets]) / math.log(2)
+
+
+def mean_gate(gates: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the gate averaged over the components of all blocks, by step: {block: (T, n)} -> (T,)."""
+    return np.concatenate(list(gates.values()), axis=-1).mean(axis=-1)
+
+
+def _join(seen: list[Sequence]) -> Sequence:
+    """The first rows of successive batches as one sequence: row 0 of a batch continues row 0 of the one before it."""
+    scored = [row.batch["weights"] > 0 for row in seen]
+
+    def join(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([array[steps] for array, steps in zip(arrays, scored, strict=True)])[:PASSAGE]
+
+    batch = {"inputs": join([row.batch["inputs"] for row in seen])}
+    return Sequence(batch, join([row.outputs for row in seen]), {name: join([row.gates[name] for row in seen]) for name in seen[0].gates})

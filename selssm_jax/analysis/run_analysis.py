@@ -1,0 +1,36 @@
+"""All that the report of a run says, computed in one call."""
+
+import itertools
+import time
+
+from selssm_jax.analysis import costs, examples, memory, scores, stability
+from selssm_jax.analysis.gates import observe_gates
+from selssm_jax.analysis.results import Analysis
+from selssm_jax.runs import Run
+from selssm_jax.tasks.registry import kind_of
+
+GATE_BATCHES = 8  # evaluation batches whose gates are measured
+
+
+def analyse(run: Run, *, measure: bool = False) -> Analysis:
+    """Evaluates a run exactly over its whole split and measures its gates, costs and stability; with `measure` also what its states know, in bits.
+
+    Raises InputError, before work starts, where `measure` is asked of a split with too few sequences.
+    """
+    start, split = time.perf_counter(), run.split
+    if measure:
+        memory.check_sequences(run.experiment, run.dataset, split)
+    values = scores.score(run, split) | {"command": run.command(*["--measure"] * measure)}
+    size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
+    batches = itertools.islice(run.dataset.evaluate(split, size), GATE_BATCHES)
+    sums, sequences = observe_gates(run.model, run.params, batches, is_stream=run.dataset.is_stream)
+    first = sequences[0].live_gates(kind_of(run.dataset.task).stride(run.model.config))
+    values["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
+    values["costs"] = costs.account(run.experiment, run.model, run.params, sequences[0].batch)
+    values["stability"] = stability.certify_run(run, first)
+    values["errors"] = scores.find_errors(run, split)
+    if measure:
+        values["memory"] = memory.measure(run, split)
+    example = examples.show(run, sequences)
+    values["seconds"] = time.perf_counter() - start
+    return Analysis(values, run.history, example)
