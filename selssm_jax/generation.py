@@ -23,7 +23,7 @@ from selssm_jax.data import vocabulary
 from selssm_jax.data.pipeline import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.layers.variables import parameters
-from selssm_jax.model import Reader
+from selssm_jax.model import ModelLike
 from selssm_jax.ops.extremes import largest
 from selssm_jax.settings import whole
 from selssm_jax.tasks.registry import kind_of
@@ -62,7 +62,7 @@ class Sampling:
 
 
 def generate(
-    model: Reader,
+    model: ModelLike,
     params: PyTree,
     prompt: Any,
     count: int,
@@ -99,7 +99,7 @@ def generate(
 
 
 def stream(
-    model: Reader,
+    model: ModelLike,
     params: PyTree,
     prompt: Any,
     count: int,
@@ -118,7 +118,7 @@ def stream(
     return _steps(begun, functools.partial(_step, parameters(params), model=model, sampling=begun.sampling, stop=begun.stop), model, parameters(params), count)
 
 
-def _steps(begun: "_Begun", step: Any, model: Reader, params: PyTree, count: int) -> Iterator[np.ndarray]:
+def _steps(begun: "_Begun", step: Any, model: ModelLike, params: PyTree, count: int) -> Iterator[np.ndarray]:
     keys = jax.random.split(begun.key, count)
     now = _first(params, begun.tokens, begun.reset, keys[0], model=model, count=count, sampling=begun.sampling, stop=begun.stop)
     for index in range(count):
@@ -152,7 +152,7 @@ def filter_logits(logits: Float[Array, "*B V"], temperature: float, top_k: int, 
 
 
 def write_on(
-    model: Reader,
+    model: ModelLike,
     params: PyTree,
     dataset: Dataset,
     texts: Sequence[str],
@@ -268,7 +268,7 @@ class _Now(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
 def _write(
-    params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: Reader, count: int, sampling: Sampling, stop: tuple[int, ...]
+    params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: ModelLike, count: int, sampling: Sampling, stop: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """(tokens (B, count), whether logits were no numbers, (count, B))."""
     keys = jax.random.split(key, count)
@@ -283,14 +283,14 @@ def _write(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
-def _first(params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: Reader, count: int, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
+def _first(params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: ModelLike, count: int, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
     state = model.apply({"params": params}, len(prompt), prompt.shape[1] + count, method="initial_state")
     logits, state = model.apply({"params": params}, prompt, state, reset=reset, rngs={"noise": key})
     return _after(logits[:, -1], state, jnp.zeros(len(prompt), bool), key, sampling, stop)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "stop"))
-def _step(params: PyTree, now: _Now, key: Array, *, model: Reader, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
+def _step(params: PyTree, now: _Now, key: Array, *, model: ModelLike, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
     logits, state = model.apply({"params": params}, jnp.maximum(now.token, 0), now.state, method="step", rngs={"noise": key})
     return _after(logits, state, now.done, key, sampling, stop)
 
@@ -307,7 +307,7 @@ def _draw(logits: Array, key: Array, sampling: Sampling) -> Array:
     return jax.random.categorical(key, filter_logits(logits, *dataclasses.astuple(sampling))).astype(jnp.int32)
 
 
-def _begin(model: Reader, prompt: Any, count: Any, sampling: Sampling, key: Array | None, stop: Any) -> _Begun:
+def _begin(model: ModelLike, prompt: Any, count: Any, sampling: Sampling, key: Array | None, stop: Any) -> _Begun:
     task = model.config.task
     if not kind_of(task).writes:
         raise ValueError(f"the model's task is {task.kind}: only a language model writes tokens")

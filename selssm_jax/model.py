@@ -30,7 +30,7 @@ def block_names(config: Model) -> list[str]:
 
 
 @runtime_checkable
-class Reader(Protocol):
+class ModelLike(Protocol):
     """What reads sequences as `SequenceModel` does, under the same `apply`: itself, or a model that carries its state in another form."""
 
     @property

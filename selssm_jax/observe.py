@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 from selssm_jax.config import Model
 from selssm_jax.layers.contract import Law
 from selssm_jax.layers.encoders import frame_valid
-from selssm_jax.model import Reader, block_name, block_names
+from selssm_jax.model import ModelLike, block_name, block_names
 from selssm_jax.tasks.registry import kind_of
 
 Batch = Mapping[str, Any]
@@ -44,7 +44,7 @@ class Observation(NamedTuple):
 
 
 def observe(
-    model: Reader,
+    model: ModelLike,
     params: PyTree,
     batch: Batch,
     state: Any = None,

@@ -23,7 +23,7 @@ from selssm_jax.config import Experiment
 from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
-from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.training import capacity, checkpoint, parallel
 
 # The source that reads a file of yours, by what the run was trained on.
@@ -48,7 +48,7 @@ class Run:
 
     workdir: pathlib.Path
     experiment: Experiment
-    model: Reader
+    model: ModelLike
     params: PyTree
     step: int
     dataset: Dataset

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selssm_jax.model import Reader
+from selssm_jax.model import ModelLike
 
 State = Any
 PyTree = Any
@@ -43,7 +43,7 @@ class Leaf:
 class StateLayout:
     """How the state of a model is laid out: `vector` joins the components of all leaves but those that are kept as they are, `state` is its inverse."""
 
-    def __init__(self, model: Reader, params: PyTree, scope: str = "all") -> None:
+    def __init__(self, model: ModelLike, params: PyTree, scope: str = "all") -> None:
         like = jax.eval_shape(lambda params: model.apply({"params": params}, 1, method="initial_state"), params)
         paths, self._tree = jax.tree_util.tree_flatten_with_path(like)
         self._is_kept = [_is_fixed(path, leaf.size, scope) for path, leaf in paths]

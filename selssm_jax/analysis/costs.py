@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from selssm_jax.config import Experiment, Model
-from selssm_jax.model import Reader
+from selssm_jax.model import ModelLike
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import parallel
 from selssm_jax.training.optimizer import build
@@ -35,12 +35,12 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def state_bytes(model: Reader, params: PyTree) -> int:
+def state_bytes(model: ModelLike, params: PyTree) -> int:
     """Returns the bytes of everything carried from one step to the next, for one sequence; of a cache, when it is full."""
     return tree_bytes(_state(model, params))
 
 
-def state_bytes_at(model: Reader, params: PyTree, position: int) -> int:
+def state_bytes_at(model: ModelLike, params: PyTree, position: int) -> int:
     """Returns the bytes carried after `position` steps of one sequence: a cache grows with them until it is full, a recurrent state is what it is.
 
     A model that carries its state packed has the whole of its cache at once. Raises ValueError for a negative position.
@@ -69,7 +69,7 @@ def parameters(params: PyTree) -> dict[str, int]:
     return {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(group)) for name, group in params.items()}
 
 
-def account(experiment: Experiment, model: Reader, params: PyTree, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def account(experiment: Experiment, model: ModelLike, params: PyTree, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns all of it as JSON-able values; `row` is one example without its batch axis, as the training step reads it.
 
     state_bytes_at: by position; crossover: where a Transformer's cache of the same width and depth becomes larger.
@@ -89,7 +89,7 @@ def account(experiment: Experiment, model: Reader, params: PyTree, row: Mapping[
     }
 
 
-def training_step(experiment: Experiment, model: Reader, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]) -> Cost:
+def training_step(experiment: Experiment, model: ModelLike, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]) -> Cost:
     """Returns the cost of one step of training on one device, as training compiles it: the old state's memory is reused."""
     optimizer = build(experiment)
     state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key_data(jax.random.key(0)))
@@ -97,7 +97,7 @@ def training_step(experiment: Experiment, model: Reader, params: PyTree, batch: 
     return cost(parallel.data_parallel(step, jax.local_devices()[:1], remat=experiment.model.remat), state, batch)
 
 
-def decode_step(model: Reader, params: PyTree, position: int | None = None) -> Cost:
+def decode_step(model: ModelLike, params: PyTree, position: int | None = None) -> Cost:
     """Returns the cost of reading one frame of one sequence: a token, a vector, or `stride` samples of a signal.
 
     The frame is the one after `position` others, with a cache that has room for so many and itself; None: any, with a cache that is full.
@@ -130,6 +130,6 @@ def cost(function: Callable[..., Any], *args: Any) -> Cost:
     return Cost(held - memory.alias_size_in_bytes, memory.argument_size_in_bytes, memory.temp_size_in_bytes, analysis.get("flops"))
 
 
-def _state(model: Reader, params: PyTree, steps: int | None = None) -> PyTree:
+def _state(model: ModelLike, params: PyTree, steps: int | None = None) -> PyTree:
     """The shapes of the state of one sequence."""
     return jax.eval_shape(lambda params: model.apply({"params": params}, 1, steps, method="initial_state"), params)

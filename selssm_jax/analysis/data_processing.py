@@ -9,7 +9,7 @@ import numpy as np
 
 from selssm_jax.analysis.memory import count_sequences, draw_samples
 from selssm_jax.analysis.memory_by_lag import measure_retention
-from selssm_jax.analysis.results import Results
+from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.streaming import LEVELS
 from selssm_jax.config import FEWEST
@@ -18,7 +18,6 @@ from selssm_jax.information._estimate import Estimate
 from selssm_jax.runs import Run
 from selssm_jax.state_layout import StateLayout
 
-BITS = 1 / math.log(2)
 FEW = {"samples": 400, "positions": 4, "longest_lag": 16, "decoder_steps": 150, "decoder_width": 64}  # a verdict needs no fine decoder
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from selssm_jax.model import Reader
+from selssm_jax.model import ModelLike
 from selssm_jax.observe import find_data_frames, observe
 
 BINS = 50  # of the histogram of gate values, over [0, 1]
@@ -106,7 +106,7 @@ def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
     return Sums(weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts)
 
 
-def observe_gates(model: Reader, params: PyTree, batches: Iterable[Batch], *, is_stream: bool) -> tuple[dict[str, Sums], list[Sequence]]:
+def observe_gates(model: ModelLike, params: PyTree, batches: Iterable[Batch], *, is_stream: bool) -> tuple[dict[str, Sums], list[Sequence]]:
     """Reads batches and returns ({block: sums over them all}, the first sequence of every batch).
 
     Args:
@@ -127,7 +127,7 @@ def observe_gates(model: Reader, params: PyTree, batches: Iterable[Batch], *, is
     return found, first
 
 
-def compile_observer(model: Reader) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
+def compile_observer(model: ModelLike) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
     """Returns the compiled (params, batch, state) -> ({block: sums}, first sequence, state)."""
 
     @jax.jit

@@ -10,6 +10,7 @@ import numpy as np
 
 from selssm_jax.analysis import memory_of_future, memory_of_past
 from selssm_jax.analysis.memory_by_lag import measure_retention
+from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Recording, record, rows_read
 from selssm_jax.config import FEWEST, SYNTHETIC, Experiment, Measure, Model
 from selssm_jax.data import Dataset
@@ -20,9 +21,6 @@ from selssm_jax.information.estimators import Training
 from selssm_jax.model import block_name
 from selssm_jax.runs import Run
 from selssm_jax.tasks.registry import kind_of
-
-Results = dict[str, Any]
-BITS = 1 / math.log(2)
 
 
 def measure(run: Run, split: str) -> Results:

@@ -1,12 +1,10 @@
 """What each component of a state says of single inputs by itself: a map from counts, held against what chance alone would draw (theory, section 8)."""
 
-from typing import Any
-
 import numpy as np
 
+from selssm_jax.analysis.results import Results
 from selssm_jax.information import discrete
 
-Results = dict[str, Any]
 BINS = 8  # of a component's values, and of an input's
 CHANCE = 2  # pairings by chance
 WITNESSES = 16  # components that are paired by chance, evenly over all

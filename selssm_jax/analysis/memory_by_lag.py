@@ -1,19 +1,17 @@
 """What a state says of single inputs: by lag, and by how open the gates were when they were read (theory, section 4.4)."""
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from selssm_jax.analysis import memory_by_component
+from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Block, Recording
 from selssm_jax.config import FEWEST, Measure
 from selssm_jax.information import retention
 from selssm_jax.information.estimators import Training
 
-Results = dict[str, Any]
-BITS = 1 / math.log(2)
 LARGEST_VOCABULARY = 256  # tokens that are told apart by a decoder: the most frequent ones, and "other"
 CHANNELS = 4  # of values that are decoded
 LAGS = 16  # that are decoded, at most

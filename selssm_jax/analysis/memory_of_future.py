@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +10,12 @@ from jaxtyping import Array
 
 from selssm_jax.analysis import memory_of_past
 from selssm_jax.analysis.memory_by_lag import decoder_training
+from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Answers, Block, Recording
 from selssm_jax.information import bottleneck, estimators, limits, retention
 from selssm_jax.information.estimators import Training
 from selssm_jax.runs import Run
 
-Results = dict[str, Any]
-BITS = 1 / math.log(2)
 PAST, FUTURE = 16, 8  # steps under the bottleneck curve
 
 

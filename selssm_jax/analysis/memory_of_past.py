@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Recording
 from selssm_jax.information import bracket, gaussian
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.model import Reader, block_name
+from selssm_jax.model import ModelLike, block_name
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run
-
-Results = dict[str, Any]
-BITS = 1 / math.log(2)
 
 
 def past_information(run: Run, seen: Recording, name: str) -> list[Results]:
@@ -67,7 +65,7 @@ def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
     return np.asarray(gaussian.coloured_information(A, B, jax.vmap(jnp.diag)(noise**2), **source, source_cov=start))[moments]
 
 
-def _linear_response(model: Reader, params: PyTree, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _linear_response(model: ModelLike, params: PyTree, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A_t, the drive that a unit input makes, (T, n, 1), and the noise, of the first block of a linear model with one channel."""
 
     @jax.jit

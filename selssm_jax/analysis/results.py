@@ -1,11 +1,13 @@
 """What an analysis gives: values for people and programs, and what figures need besides."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Results = dict[str, Any]
+BITS = 1 / math.log(2)  # of a nat
 
 
 class ShadedText(NamedTuple):

@@ -1,12 +1,15 @@
 """All that the report of a run says, computed in one call."""
 
 import itertools
+import pathlib
 import time
 
 from selssm_jax.analysis import costs, examples, memory, scores, stability
 from selssm_jax.analysis.gates import observe_gates
 from selssm_jax.analysis.results import Analysis
-from selssm_jax.runs import Run
+from selssm_jax.config import Experiment
+from selssm_jax.data import Dataset
+from selssm_jax.runs import Run, check_compression
 from selssm_jax.tasks.registry import kind_of
 
 GATE_BATCHES = 8  # evaluation batches whose gates are measured
@@ -34,3 +37,17 @@ def analyse(run: Run, *, measure: bool = False) -> Analysis:
     example = examples.show(run, sequences)
     values["seconds"] = time.perf_counter() - start
     return Analysis(values, run.history, example)
+
+
+def check_ahead(experiment: Experiment, workdir: str | pathlib.Path, dataset: Dataset, *, report: bool, measure: bool, compress: bool) -> None:
+    """Raises InputError, before a run is trained, where what is asked for would be refused once it is.
+
+    Args:
+      report: a report on its test split. measure: one that measures what the states know. compress: a report, and the run compressed after it.
+    """
+    if report or measure or compress:
+        dataset.check("test")
+    if measure:
+        memory.check_sequences(experiment, dataset, "test")
+    if compress:
+        check_compression(experiment, dataset, pathlib.Path(workdir))

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from selssm_jax.config import Model
 from selssm_jax.information import bracket
 from selssm_jax.layers.contract import Law
-from selssm_jax.model import Reader, State
+from selssm_jax.model import ModelLike, State
 from selssm_jax.observe import Observed, find_data_rows, observe
 from selssm_jax.state_layout import components, mixer_components
 from selssm_jax.tasks.registry import kind_of
@@ -73,7 +73,7 @@ class Recording(NamedTuple):
 
 
 def record(
-    model: Reader,
+    model: ModelLike,
     params: PyTree,
     batches: Iterable[Batch],
     *,
@@ -116,7 +116,7 @@ def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
     return means[:, at], variances[:, at]
 
 
-def _read(model: Reader, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
+def _read(model: ModelLike, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
     outputs, _, shown = observe(model, params, batch, rngs={"noise": key}, collections=["intermediates", "laws"])
     carried = {} if all(block.state is not None for block in shown.values()) else _record_states(model, params, batch, moments, list(shown), key)
     blocks = {name: _sample_block(block, carried.get(name), moments) for name, block in shown.items()}
@@ -133,7 +133,7 @@ def _sample_block(shown: Observed, carried: Array | None, moments: Sequence[int]
     return Block(carried if shown.state is None else components(shown.state[:, jnp.asarray(moments)]), gate, law)
 
 
-def _record_states(model: Reader, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str], key: Array) -> dict[str, Array]:
+def _record_states(model: ModelLike, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str], key: Array) -> dict[str, Array]:
     """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end there."""
     stride = kind_of(model.config.task).stride(model.config)
     inputs = jnp.asarray(batch["inputs"])

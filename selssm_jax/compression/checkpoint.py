@@ -9,13 +9,13 @@ from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.config import Experiment, Model, Task
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
-from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.training.checkpoint import Workdir
 
 PyTree = Any
 
 
-def build_model(config: Model, task: Task) -> Reader:
+def build_model(config: Model, task: Task) -> ModelLike:
     """Returns the model of a configuration: one that carries its state packed where `memory_bits` says in how many bits."""
     model = SequenceModel(dataclasses.replace(config.of_task(task), memory_bits=(), memory_tables=(), memory_scope="all", memory_rounding="nearest"))
     return PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding, config.memory_tables) if config.memory_bits else model
@@ -27,7 +27,9 @@ def check_folder_is_free(folder: pathlib.Path) -> None:
         raise InputError(f"{folder} exists already: move or remove it, so that nothing is overwritten, and run the same command again")
 
 
-def save_run(folder: pathlib.Path, experiment: Experiment, model: Reader, params: PyTree, dataset: Dataset, step: int, metrics: dict[str, float]) -> Experiment:
+def save_run(
+    folder: pathlib.Path, experiment: Experiment, model: ModelLike, params: PyTree, dataset: Dataset, step: int, metrics: dict[str, float]
+) -> Experiment:
     """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
     config = dataclasses.replace(model.config, task=Task())
     smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")

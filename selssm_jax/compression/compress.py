@@ -21,7 +21,7 @@ from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration, f
 from selssm_jax.config import Compress, Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
-from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.state_layout import StateLayout
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better
@@ -89,7 +89,7 @@ class Candidate:
 
     method: str
     nbytes: int
-    model: Reader
+    model: ModelLike
     params: PyTree
     validation: dict[str, float]
     keep: pruning.Keep = dataclasses.field(default_factory=dict)
@@ -393,7 +393,7 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
     of = select_components(subject, keep) if keep else subject
     if values.get("truncated"):
         of, proved = truncate_half(subject)
-    model: Reader = of.model
+    model: ModelLike = of.model
     params = of.params
     if values["bits"] is not None:
         model = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding, tuple(values["tables"]))

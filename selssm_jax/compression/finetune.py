@@ -16,7 +16,7 @@ from selssm_jax.compression.streaming import LEVELS, PackedModel
 from selssm_jax.config import Experiment, Optimizer, Training
 from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
-from selssm_jax.model import Reader
+from selssm_jax.model import ModelLike
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import means
 from selssm_jax.training import parallel
@@ -27,7 +27,7 @@ ITEM = "fine-tuning"  # what a `Progress` calls the state of it
 SECONDS = 60.0  # between two times that it is kept
 
 
-def finetune(experiment: Experiment, model: Reader, params: PyTree, dataset: Dataset, progress: Progress | None = None) -> PyTree:
+def finetune(experiment: Experiment, model: ModelLike, params: PyTree, dataset: Dataset, progress: Progress | None = None) -> PyTree:
     """Returns the parameters after `compress.steps` steps on training batches: Adam, its rate falling to 0 along a cosine, without weight decay.
 
     Levels of a packed model are trained like the weights, and sorted at the end. Batches are those of a seed of their own. The state of the training is

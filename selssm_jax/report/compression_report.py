@@ -14,7 +14,7 @@ from selssm_jax.report.document import Block, Paragraph, Picture, write_document
 from selssm_jax.report.figures import BLUE, GREY, ORANGE, legend, panels, save, style
 from selssm_jax.report.sections import section, setting
 from selssm_jax.report.stability_section import NEARLY_ONE, with_rate
-from selssm_jax.report.tables import Cell, Table, block_title, clean, size
+from selssm_jax.report.tables import Cell, Table, block_title, clean, size, tabulate
 from selssm_jax.report.verdict import verdict_on_compression
 
 MARKERS = ("s", "^", "D", "v", "P", "X")
@@ -39,6 +39,10 @@ TRUNCATED = (
     "Balanced truncation is of time-invariant blocks. Whatever the input, what the recurrence of a block gives differs after it by at most the first gain "
     "times the size of the input: twice the sum of the Hankel singular values that went. It is for states that are not yet packed, in exact arithmetic, and "
     "before what a layer makes of its output. The second gain is the largest Hankel singular value, to hold the first against."
+)
+PROCESSING = (
+    "What a decoder reads of a past input from the packed state, at the lag of which it reads most, is a lower bound on I(x; packed), which the bits of the "
+    "packed state bound from above: data processing {verdict}. Beside it, what the same decoder reads of the state as it was before packing."
 )
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
@@ -76,96 +80,67 @@ def summarise_compression(results: Results, workdir: pathlib.Path) -> str:
 
 def _outcome(results: Results) -> Table:
     metric = results["metric"]
-    columns = (
-        "",
-        "a sequence",
-        "table for all",
-        "times fewer",
-        "pays from",
-        "all that is carried",
-        f"{results['split']} {metric}",
-        "loss",
-        f"validation {metric}",
-        "parameters as stored",
-    )
-    rows = tuple(_outcome_row(results, name, key, disk) for name, key, disk in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
-    return Table("The model before and after", columns, rows)
+    columns = ("", "a sequence", "table for all", "times fewer", "pays from", "all that is carried")
+    scores = (f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters as stored")
+    rows = (_outcome_row(results, *names) for names in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
+    return Table("The model before and after", (*columns, *scores), tuple(rows))
 
 
-def _outcome_row(results: Results, name: str, key: str, disk: str) -> tuple[Cell, ...]:
-    one, metric = results[key], results["metric"]
-    stored, carried = size(results["parameter_bytes"][disk]), size(results["carried_bytes"][disk])
-    scores = one["test"][metric], f"{one['lost']:+.2%}", one["validation"][metric]
-    return (name, f"{one['bytes']:,} B", f"{one['table_bytes']:,} B", one["factor"], _sequences(one["pays_from"]), carried, *scores, stored)
-
-
-def _sequences(count: int | None) -> str:
-    return "" if count is None else f"{count:,} sequence{'s' * (count > 1)}"
+def _outcome_row(results: Results, name: str, key: str, time: str) -> tuple[Cell, ...]:
+    model, metric = results[key], results["metric"]
+    stored, carried = size(results["parameter_bytes"][time]), size(results["carried_bytes"][time])
+    scores = model["test"][metric], f"{model['lost']:+.2%}", model["validation"][metric]
+    pays_from = "" if model["pays_from"] is None else f"{model['pays_from']:,} sequence{'s' * (model['pays_from'] > 1)}"
+    return (name, f"{model['bytes']:,} B", f"{model['table_bytes']:,} B", model["factor"], pays_from, carried, *scores, stored)
 
 
 def _frontier(results: Results) -> Table:
     columns = ("times fewer", "bytes", "table", "mean bits", f"validation {results['metric']}", "loss", "squared error", "D(R)")
-    rows = tuple(
-        (
-            one["factor"],
-            one["bytes"],
-            one["table_bytes"],
-            one["bits"],
-            one["validation"][results["metric"]],
-            f"{one['validation_lost']:+.2%}",
-            one["error"],
-            one["error_bound"],
-        )
-        for one in results["frontier"]
-    )
-    return Table("Bits by information, not fine-tuned", columns, rows)
+    keys = ("factor", "bytes", "table_bytes", "bits", results["metric"], "lost", "error", "error_bound")
+    return Table("Bits by information, not fine-tuned", columns, _select(results, results["frontier"], keys))
 
 
 def _methods(results: Results) -> Table:
     columns = ("method", "bytes", "table", "times fewer", f"validation {results['metric']}", "loss")
-    rows = tuple(
-        (one["method"], one["bytes"], one["table_bytes"], one["factor"], one["validation"][results["metric"]], f"{one['validation_lost']:+.2%}")
-        for one in [*results["methods"], results["compressed"]]
-    )
-    return Table("What was tried at the bytes that were asked for", columns, rows)
+    keys = ("method", "bytes", "table_bytes", "factor", results["metric"], "lost")
+    return Table("What was tried at the bytes that were asked for", columns, _select(results, [*results["methods"], results["compressed"]], keys))
+
+
+def _select(results: Results, candidates: list[Results], keys: tuple[str, ...]) -> tuple[tuple[Cell, ...], ...]:
+    """These values of each candidate; its metric and the loss in it are those on validation."""
+    metric = results["metric"]
+    rows = (one | {metric: one["validation"][metric], "lost": f"{one['validation_lost']:+.2%}"} for one in candidates)
+    return tuple(tuple(row[key] for key in keys) for row in rows)
 
 
 def _truncations(results: Results) -> list[Block]:
     """What is proved of the blocks that were truncated; nothing where none were."""
-    proved = {name: block for one in results["methods"] for name, block in one["truncated"].items()}
-    columns = ("block", "components before", "after", "gain of the difference, at most", "gain of the whole, at least")
-    rows = tuple((block_title(name), *(one[key] for key in ("before", "after", "error_bound", "largest"))) for name, one in proved.items())
-    return [Paragraph(TRUNCATED), Table("Balanced truncation by block", columns, rows)] if proved else []
-
-
-def _describe_processing(results: Results) -> str:
-    states = {one["status"] for one in results["data_processing"].values()}
-    verdict = "is violated somewhere: a bound or its standard error is wrong" if "violated" in states else "is nowhere violated"
-    return (
-        "What a decoder reads of a past input from the packed state, at the lag of which it reads most, is a lower bound on I(x; packed), which the bits of "
-        f"the packed state bound from above: data processing {verdict}. Beside it, what the same decoder reads of the state as it was before packing."
-    )
+    proved = {name: block for method in results["methods"] for name, block in method["truncated"].items()}
+    columns = {"components before": "before", "after": "after", "gain of the difference, at most": "error_bound", "gain of the whole, at least": "largest"}
+    return [Paragraph(TRUNCATED), tabulate("Balanced truncation by block", proved, columns)] if proved else []
 
 
 def _processing(results: Results) -> list[Block]:
-    if not results["data_processing"]:
+    blocks = results["data_processing"]
+    if not blocks:
         return [Paragraph(TOO_FEW)]
-    columns = ("block", "lag", "state, at least (bits)", "packed, at least (bits)", "± standard error", "packed, at most (bits)", "data processing")
-    keys = ("lag", "state", "packed", "stderr", "capacity", "status")
-    rows = tuple((block_title(name), *(block[key] for key in keys)) for name, block in results["data_processing"].items())
-    return [Paragraph(_describe_processing(results)), Table("From the input to the state and to its packed form", columns, rows)]
+    is_violated = any(block["status"] == "violated" for block in blocks.values())
+    verdict = "is violated somewhere: a bound or its standard error is wrong" if is_violated else "is nowhere violated"
+    columns = {"lag": "lag", "state, at least (bits)": "state", "packed, at least (bits)": "packed", "± standard error": "stderr"}
+    columns |= {"packed, at most (bits)": "capacity", "data processing": "status"}
+    return [Paragraph(PROCESSING.format(verdict=verdict)), tabulate("From the input to the state and to its packed form", blocks, columns)]
 
 
 def _stability(results: Results) -> Table:
     before, after = results["certificates"]["before"], results["certificates"]["after"]
     columns = ("block", "before", "rate of a step", "after", "rate of a step", "radius of rounding")
-    rows = tuple((block_title(name), *_certificate(before[name]), *_certificate(one), one["radius"]) for name, one in after.items())
+    rows = tuple((block_title(name), *_certificate(before[name]), *_certificate(block), block["radius"]) for name, block in after.items())
     return Table("Certificates of contraction by block", columns, rows)
 
 
-def _certificate(found: Results) -> tuple[Cell, ...]:
-    rate = found["rate"]
-    return with_rate(found["status"], rate, useful=rate is not None and rate < NEARLY_ONE)
+def _certificate(block: Results) -> tuple[Cell, ...]:
+    rate = block["rate"]
+    return with_rate(block["status"], rate, useful=rate is not None and rate < NEARLY_ONE)
 
 
 @style()

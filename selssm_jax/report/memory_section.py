@@ -7,7 +7,7 @@ from selssm_jax.report import memory_figures
 from selssm_jax.report.document import Block, Paragraph, Picture
 from selssm_jax.report.figures import save
 from selssm_jax.report.sections import section
-from selssm_jax.report.tables import Cell, Table, block_title, number
+from selssm_jax.report.tables import Cell, Table, block_title, number, tabulate
 
 INTRODUCTION = (
     "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its standard error aside; or an estimate, "
@@ -28,7 +28,7 @@ CHANCE = (
 )
 HORIZON = (
     "The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors, and beside it the next lag that was tried, of which "
-    "so much was not found. Lags are tried on while the longest is still known; 'at least' is where the sequences begin: the state may know what came before."
+    "so much was not memory. Lags are tried on while the longest is still known; 'at least' is where the sequences begin: the state may know what came before."
 )
 
 
@@ -36,12 +36,12 @@ def describe_memory(results: Results, folder: pathlib.Path) -> list[Block]:
     """What was measured, block by block, and its figures, which are written to `folder`; nothing where nothing was."""
     if "memory" not in results:
         return []
-    found = results["memory"]
-    overlap = f" {OVERLAP}" if found["overlapping"] else ""
-    words = f"{INTRODUCTION}{overlap} Measured on {found['sequences']:,} sequences of the {results['split']} split, at {len(found['moments'])} moments of each."
-    blocks: list[Block] = [Paragraph(words), _overview(found), *_by_lag(found, folder)]
-    blocks += [*_all_of_the_past(found, folder), *_components(found, folder), *_gates(found, folder), *_answers(found), *_future(found, folder)]
-    return section("What the memory holds", [*blocks, _processing(found)])
+    memory = results["memory"]
+    overlap, moments = f" {OVERLAP}" if memory["overlapping"] else "", len(memory["moments"])
+    words = f"{INTRODUCTION}{overlap} Measured on {memory['sequences']:,} sequences of the {results['split']} split, at {moments} moments of each."
+    blocks: list[Block] = [Paragraph(words), _overview(memory), *_by_lag(memory, folder)]
+    blocks += [*_all_of_the_past(memory, folder), *_components(memory, folder), *_gates(memory, folder), *_answers(memory), *_future(memory, folder)]
+    return section("What the memory holds", [*blocks, _processing(memory)])
 
 
 def describe_horizon(block: Results) -> str:
@@ -53,9 +53,9 @@ def describe_horizon(block: Results) -> str:
     return f"at least {horizon:,}" if missing is None else f"{horizon:,} (not {missing:,})"
 
 
-def _overview(found: Results) -> Table:
+def _overview(memory: Results) -> Table:
     columns = ("block", "components", "at lag", "lower bound (bits)", "± standard error", "of (bits)", "decoder's error", "Fano: at least", "horizon (steps)")
-    rows = tuple(_row(name, block) for name, block in found["blocks"].items())
+    rows = tuple(_row(name, block) for name, block in memory["blocks"].items())
     return Table("The input of which each block knows most, and the memory horizon: how far back it knows anything", columns, rows)
 
 
@@ -68,9 +68,9 @@ def _row(name: str, block: Results) -> tuple[Cell, ...]:
     return (block_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, describe_horizon(block))
 
 
-def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
-    path = save(memory_figures.retention(found["blocks"]), folder / "retention.png")
-    of = next(iter(found["blocks"].values()))["retention"]["of"]
+def _by_lag(memory: Results, folder: pathlib.Path) -> list[Block]:
+    path = save(memory_figures.retention(memory["blocks"]), folder / "retention.png")
+    of = next(iter(memory["blocks"].values()))["retention"]["of"]
     words = (
         f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, "
         f"if any, is all there is to know. {HORIZON}"
@@ -78,11 +78,11 @@ def _by_lag(found: Results, folder: pathlib.Path) -> list[Block]:
     return [Picture(path, words)]
 
 
-def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
-    known = {name: [one for one in block["information"] if "lower" in one] for name, block in found["blocks"].items()}
+def _all_of_the_past(memory: Results, folder: pathlib.Path) -> list[Block]:
+    known = {name: [one for one in block["information"] if "lower" in one] for name, block in memory["blocks"].items()}
     known = {name: moments for name, moments in known.items() if moments}
     if not known:
-        return [_why_not(found)]
+        return [_why_not(memory)]
     given = next(iter(known.values()))[0]["given"]
     words = (
         f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The first block's input is a function of the "
@@ -91,31 +91,18 @@ def _all_of_the_past(found: Results, folder: pathlib.Path) -> list[Block]:
         "value by as much, and hardly by three times that. The last column is all that the tokens so far can hold, if they are tokens."
     )
     columns = ("block", "step", "lower (bits)", "upper (bits)", "±", "resolved", "exact (bits)", "upper by covariance (bits)", "±", "of (bits)")
-    rows = tuple(
-        (
-            block_title(name),
-            one["moment"],
-            one["lower"],
-            one["upper"],
-            one["stderr"],
-            "yes" if one["resolved"] else "no: more",
-            one["exact"],
-            one.get("gaussian_upper"),
-            one.get("gaussian_upper_stderr"),
-            one.get("capacity"),
-        )
-        for name, moments in known.items()
-        for one in moments
-    )
+    keys = ("moment", "lower", "upper", "stderr", "resolved", "exact", "gaussian_upper", "gaussian_upper_stderr", "capacity")
+    answers = {True: "yes", False: "no: more"}
+    rows = (moment | {"resolved": answers[moment["resolved"]], "block": block_title(name)} for name, moments in known.items() for moment in moments)
     picture = Picture(
         save(memory_figures.all_of_the_past(known), folder / "past.png"),
         "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.",
     )
-    return [Paragraph(words), Table("Information about all of the past", columns, rows), picture]
+    return [Paragraph(words), Table("Information about all of the past", columns, tuple(tuple(map(row.get, ("block", *keys))) for row in rows)), picture]
 
 
-def _why_not(found: Results) -> Paragraph:
-    moments = [one for block in found["blocks"].values() for one in block["information"]]
+def _why_not(memory: Results) -> Paragraph:
+    moments = [one for block in memory["blocks"].values() for one in block["information"]]
     skipped = sorted({one["skipped"] for one in moments if "skipped" in one})
     if skipped:
         return Paragraph(f"All of the past was not measured: {skipped[0]}.")
@@ -128,8 +115,8 @@ def _why_not(found: Results) -> Paragraph:
     )
 
 
-def _components(found: Results, folder: pathlib.Path) -> list[Block]:
-    maps = {name: block["by_component"] for name, block in found["blocks"].items()}
+def _components(memory: Results, folder: pathlib.Path) -> list[Block]:
+    maps = {name: block["by_component"] for name, block in memory["blocks"].items()}
     drawn = {name: one for name, one in maps.items() if one["bits"] is not None}
     withheld = [
         Paragraph(f"{block_title(name).capitalize()}: the map of its components is withheld: {one['withheld']}.")
@@ -139,8 +126,8 @@ def _components(found: Results, folder: pathlib.Path) -> list[Block]:
     return [*([Picture(save(memory_figures.components(drawn), folder / "components.png"), CHANCE)] if drawn else []), *withheld]
 
 
-def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
-    parts = {name: block["by_gate"] for name, block in found["blocks"].items() if block["by_gate"]}
+def _gates(memory: Results, folder: pathlib.Path) -> list[Block]:
+    parts = {name: block["by_gate"] for name, block in memory["blocks"].items() if block["by_gate"]}
     if not parts:
         return []
     words = (
@@ -150,14 +137,10 @@ def _gates(found: Results, folder: pathlib.Path) -> list[Block]:
     return [Picture(save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
 
 
-def _answers(found: Results) -> list[Block]:
-    answers = found["answers"]
+def _answers(memory: Results) -> list[Block]:
+    answers = memory["answers"]
     if answers is None:
         return []
-    rows = tuple(
-        (name, part["bits"], part["stderr"], part["share"], part["accuracy"])
-        for name, part in (("the model's own answers", answers["model"]), ("a decoder of all blocks' states", answers["decoder"]))
-    )
     words = (
         f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after step {answers['moment']} have to hold: "
         "what follows says nothing of them."
@@ -166,12 +149,13 @@ def _answers(found: Results) -> list[Block]:
         words += (
             f" By Fano's inequality, the upper bounds on what the states know leave no decoder with less than {100 * answers['fano']:.3g} % of wrong answers."
         )
-    columns = ("lower bound from", "bits", "± standard error", "share of all", "accuracy")
-    return [Paragraph(words), Table("What the state holds of the answers", columns, rows)]
+    rows = {"the model's own answers": answers["model"], "a decoder of all blocks' states": answers["decoder"]}
+    columns = {"bits": "bits", "± standard error": "stderr", "share of all": "share", "accuracy": "accuracy"}
+    return [Paragraph(words), tabulate("What the state holds of the answers", rows, columns, first="lower bound from")]
 
 
-def _future(found: Results, folder: pathlib.Path) -> list[Block]:
-    points = {name: block["future"] for name, block in found["blocks"].items() if block["future"]}
+def _future(memory: Results, folder: pathlib.Path) -> list[Block]:
+    points = {name: block["future"] for name, block in memory["blocks"].items() if block["future"]}
     if not points:
         return []
     steps = next(iter(points.values()))["steps"]
@@ -181,15 +165,15 @@ def _future(found: Results, folder: pathlib.Path) -> list[Block]:
         "lies at the right edge."
     )
     words += "".join(f" {block_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"])
-    columns = ("block", "of the past, at most (bits)", "of the future, at least (bits)", "± standard error", "the curve (bits)", "efficiency")
-    rows = tuple((block_title(name), one["past"], one["future"], one["stderr"], one["bound"], one["efficiency"]) for name, one in points.items())
-    return [Picture(save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), Table("Under the bottleneck curve", columns, rows)]
+    columns = {"of the past, at most (bits)": "past", "of the future, at least (bits)": "future", "± standard error": "stderr"}
+    table = tabulate("Under the bottleneck curve", points, columns | {"the curve (bits)": "bound", "efficiency": "efficiency"})
+    return [Picture(save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), table]
 
 
-def _processing(found: Results) -> Block:
+def _processing(memory: Results) -> Block:
     rows = tuple(
         (f"{block_title(name)}: state to decoder", block["verdict"]["status"], block["verdict"]["reason"])
-        for name, block in found["blocks"].items()
+        for name, block in memory["blocks"].items()
         if block["verdict"]
     )
     if not rows:

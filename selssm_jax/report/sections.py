@@ -9,7 +9,7 @@ from selssm_jax.config import Data
 from selssm_jax.report import figures
 from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim
 from selssm_jax.report.figures import Curve
-from selssm_jax.report.tables import Cell, Table, block_title, size
+from selssm_jax.report.tables import Cell, Table, size, tabulate
 from selssm_jax.tasks.registry import TASKS
 from selssm_jax.tasks.scores import METRICS, meaning_of
 
@@ -94,21 +94,20 @@ def _by_class(found: Results) -> list[Block]:
 
 def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     """How many components of the state the gates update, by block."""
-    found = results["gates"]
-    if not found:
+    blocks = results["gates"]
+    if not blocks:
         return section("Gate activity", [Paragraph("No block of this model has gates.")])
-    steps = next(iter(found.values()))["steps"]
+    steps = next(iter(blocks.values()))["steps"]
     words = (
         f"A gate of 0 keeps a component of the state, a gate of 1 updates it fully. Means over {steps:,} valid steps of the {results['split']} split. "
         "The effective dimension is the sum of the gates of a step, and n over it is the compression factor; the participation ratio is (sum g)² / sum g². "
         "Selectivity is the standard deviation of a gate over steps: 0 would be a model that ignores its input. Soft gates save no work by themselves."
     )
-    keys = ("components", "mean", "effective_dimension", "participation_ratio", "hard_count", "compression_factor", "selectivity")
-    names = ("block", "n", "mean gate", "effective dimension", "participation ratio", "gates above 1/2", "compression factor", "selectivity")
-    rows = tuple((block_title(name), *(block[key] for key in keys)) for name, block in found.items())
-    path = figures.save(figures.gate_activity(found), folder / "gates.png")
+    columns = {"n": "components", "mean gate": "mean", "effective dimension": "effective_dimension", "participation ratio": "participation_ratio"}
+    columns |= {"gates above 1/2": "hard_count", "compression factor": "compression_factor", "selectivity": "selectivity"}
+    path = figures.save(figures.gate_activity(blocks), folder / "gates.png")
     caption = "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a step updates, by position."
-    return section("Gate activity", [Paragraph(words), Table("Gates by block", names, rows), Picture(path, caption)])
+    return section("Gate activity", [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)])
 
 
 def costs(results: Results) -> list[Block]:

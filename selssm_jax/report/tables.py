@@ -4,6 +4,8 @@ import dataclasses
 import html
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 Cell = str | int | float | None
 LONG = 24  # characters, from which a cell has a column that stays wide enough to read them
@@ -66,6 +68,12 @@ def number(value: Cell) -> str:
         return f"{value:g}"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}" if 1e-4 <= abs(value) < 1e9 else f"{value:.3e}"
+
+
+def tabulate(caption: str, rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str], *, first: str = "block") -> Table:
+    """Returns a table with a row for each name of `rows` and, behind it, a column for each of `columns`: {name: key of what a row holds}."""
+    cells = tuple((block_title(name), *(row[key] for key in columns.values())) for name, row in rows.items())
+    return Table(caption, (first, *columns), cells)
 
 
 def block_title(name: str) -> str:

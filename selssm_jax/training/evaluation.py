@@ -9,7 +9,7 @@ import numpy as np
 
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
-from selssm_jax.model import Reader
+from selssm_jax.model import ModelLike
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, means
 from selssm_jax.training import draws, parallel
@@ -22,7 +22,7 @@ class Evaluator:
     read as streams without an end, not as windows that each start from nothing.
     """
 
-    def __init__(self, experiment: Experiment, model: Reader) -> None:
+    def __init__(self, experiment: Experiment, model: ModelLike) -> None:
         self.batch_size = experiment.data.eval_batch_size or experiment.data.batch_size
         self.model = model
         self._step = jax.jit(partial(_evaluate_batch, model))
@@ -51,7 +51,7 @@ class Evaluator:
             yield pending
 
 
-def _evaluate_batch(model: Reader, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[Sums, Any]:
+def _evaluate_batch(model: ModelLike, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[Sums, Any]:
     noise = draws.by_row(jax.random.key(0), number)
     outputs, state = model.apply({"params": params}, batch["inputs"], state, reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": noise})
     return kind_of(model.config.task).score(outputs, batch), state

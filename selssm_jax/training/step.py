@@ -13,7 +13,7 @@ import optax
 
 from selssm_jax.config import Experiment, Training
 from selssm_jax.layers.encoders import frame_valid
-from selssm_jax.model import Reader, SequenceModel
+from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.observe import observe
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums
@@ -55,7 +55,7 @@ def initial(experiment: Experiment, model: SequenceModel, optimizer: optax.Gradi
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, model: Reader, optimizer: optax.GradientTransformation, experiment: Experiment, axis: str | None = None
+    state: TrainState, batch: Batch, *, model: ModelLike, optimizer: optax.GradientTransformation, experiment: Experiment, axis: str | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
 
@@ -114,7 +114,7 @@ def _objective(
     batch: Batch,
     key: jax.Array,
     *,
-    model: Reader,
+    model: ModelLike,
     terms: dict[str, jax.Array | float],
     weights: dict[str, jax.Array],
     form: str,

@@ -6,7 +6,7 @@ import pytest
 
 from runs import command, experiment
 from selssm_jax import data
-from selssm_jax.analysis import ahead
+from selssm_jax.analysis import check_ahead
 from selssm_jax.errors import InputError
 
 EXAMPLES = "--config.data.eval_examples"
@@ -35,7 +35,7 @@ def test_a_test_split_without_an_example_is_refused_before_training(tmp_path):
     fine = experiment()
     dataset = dataclasses.replace(data.load(fine.data), sizes={"train": 9, "validation": 9, "test": 0})
     with pytest.raises(InputError, match="the test split of selective_copying is too small for one example"):
-        ahead.check_ahead(fine, tmp_path / "run", dataset, report=True, measure=False, compress=False)
+        check_ahead(fine, tmp_path / "run", dataset, report=True, measure=False, compress=False)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_what_no_parameters_could_be_compressed_to_is_refused_before_training(ta
     model = dataclasses.replace(small.model, normalize=task == "csv", bidirectional=task == "npz")
     wanted = dataclasses.replace(small, data=files[task], model=model, compress=dataclasses.replace(small.compress, **change))
     with pytest.raises(InputError, match=words):
-        ahead.check_ahead(wanted, tmp_path / "run", data.load(wanted.data), report=False, measure=False, compress=True)
+        check_ahead(wanted, tmp_path / "run", data.load(wanted.data), report=False, measure=False, compress=True)
 
 
 def test_what_can_be_measured_and_compressed_is_not_refused(tmp_path):
     fine = experiment(data__eval_examples=100)
-    ahead.check_ahead(fine, tmp_path / "run", data.load(fine.data), report=True, measure=True, compress=True)
+    check_ahead(fine, tmp_path / "run", data.load(fine.data), report=True, measure=True, compress=True)
 
 
 def test_a_run_that_nothing_is_asked_of_needs_no_test_split(tmp_path):
     fine = experiment()
     dataset = dataclasses.replace(data.load(fine.data), sizes={"test": 0})
-    ahead.check_ahead(fine, tmp_path / "run", dataset, report=False, measure=False, compress=False)
+    check_ahead(fine, tmp_path / "run", dataset, report=False, measure=False, compress=False)
