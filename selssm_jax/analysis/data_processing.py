@@ -34,15 +34,15 @@ def find_verdicts(run: Run, split: str) -> Results:
     quantizer = packed.quantizer(run.params)
     few = dataclasses.replace(run.experiment, measure=dataclasses.replace(run.experiment.measure, **FEW))
     plain = dataclasses.replace(run, experiment=few, model=packed.model, params={name: part for name, part in run.params.items() if name != LEVELS})
-    seen, results = draw_samples(plain, split), {}
+    recording, results = draw_samples(plain, split), {}
     layout = StateLayout(plain.model, plain.params, packed.scope)
-    for index, (name, block) in enumerate(seen.blocks.items()):
+    for index, (name, block) in enumerate(recording.blocks.items()):
         at = layout.of_block(index)
         if len(at) != block.states.shape[1]:  # a projection of a wide state, or a part of what a mixer carries: not what is packed
             continue
         part = Quantizer(quantizer.levels[at], tuple(quantizer.bits[component] for component in at))
         rounded = np.asarray(part.dequantize(part.quantize(jnp.asarray(block.states))))
-        before, after = (measure_retention(seen, one, few.measure)["retention"] for one in (block, block._replace(states=rounded)))
+        before, after = (measure_retention(recording, samples, few.measure)["retention"] for samples in (block, block._replace(states=rounded)))
         most = int(np.argmax(after["lower"]))
         verdict = _verdict(before, after, most, sum(part.bits))
         results[name] = {
@@ -58,7 +58,7 @@ def find_verdicts(run: Run, split: str) -> Results:
 
 def _verdict(before: Results, after: Results, lag: int, bits: int) -> limits.Verdict:
     """Of x -> h -> h~ at a lag, from what decoders read of both states and from the most that the packed one can hold."""
-    read = lambda kept, name: Estimate(kept["lower"][lag] / BITS, kept["stderr"][lag] / BITS, "lower", name)  # noqa: E731
+    read = lambda retention, name: Estimate(retention["lower"][lag] / BITS, retention["stderr"][lag] / BITS, "lower", name)  # noqa: E731
     held = [Estimate(bits / BITS, 0.0, "upper", "bits of the packed state")]
     if after["symbols"]:
         held.append(Estimate(math.log(after["symbols"]), 0.0, "upper", "as many symbols"))

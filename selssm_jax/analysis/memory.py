@@ -25,12 +25,12 @@ from selssm_jax.tasks.registry import kind_of
 
 def measure(run: Run, split: str) -> Results:
     """Returns everything that the report says of the run's memory, as JSON-able values in bits."""
-    seen = draw_samples(run, split)
-    covariances = None if seen.targets is None else memory_of_future.covariances(seen.frames, seen.targets)
-    blocks = {name: _block(run, seen, name, covariances) for name in seen.blocks}
-    answers = None if seen.answers is None else memory_of_future.answers(run, seen, seen.answers, blocks)
-    found = {"unit": "bits", "sequences": len(seen.frames), "overlapping": seen.starts is not None, "moments": seen.moments.tolist()}
-    return found | {"blocks": blocks, "answers": answers}
+    recording = draw_samples(run, split)
+    covariances = None if recording.targets is None else memory_of_future.covariances(recording.frames, recording.targets)
+    blocks = {name: _block(run, recording, name, covariances) for name in recording.blocks}
+    answers = None if recording.answers is None else memory_of_future.answers(run, recording, recording.answers, blocks)
+    results = {"unit": "bits", "sequences": len(recording.frames), "overlapping": recording.starts is not None, "moments": recording.moments.tolist()}
+    return results | {"blocks": blocks, "answers": answers}
 
 
 class Plan(NamedTuple):
@@ -99,36 +99,36 @@ def _moments(config: Model, batch: dict[str, Any], settings: Measure, scored: li
     return sorted({*np.linspace(start, last, settings.positions).round().astype(int).tolist(), last})
 
 
-def _block(run: Run, seen: Recording, name: str, covariances: memory_of_future.Covariances | None) -> Results:
-    block, settings = seen.blocks[name], run.experiment.measure
-    information = memory_of_past.past_information(run, seen, name)
-    found = {"components": block.states.shape[-1], "information": information} | measure_retention(seen, block, settings)
+def _block(run: Run, recording: Recording, name: str, covariances: memory_of_future.Covariances | None) -> Results:
+    block, settings = recording.blocks[name], run.experiment.measure
+    information = memory_of_past.past_information(run, recording, name)
+    results = {"components": block.states.shape[-1], "information": information} | measure_retention(recording, block, settings)
     ceiling = memory_of_past.ceiling(information)
-    found["retention"]["fano"] = None if ceiling is None else _fano(ceiling, found["retention"])
-    found["verdict"] = None if ceiling is None else _verdict(ceiling, found["retention"], information if name == block_name(0) else [])
-    training = Training(seed=settings.seed, shuffle=seen.starts is None)
-    found["future"] = None if covariances is None else memory_of_future.efficiency(block, information, covariances, training)
-    return found
+    results["retention"]["fano"] = None if ceiling is None else _fano(ceiling, results["retention"])
+    results["verdict"] = None if ceiling is None else _verdict(ceiling, results["retention"], information if name == block_name(0) else [])
+    training = Training(seed=settings.seed, shuffle=recording.starts is None)
+    results["future"] = None if covariances is None else memory_of_future.efficiency(block, information, covariances, training)
+    return results
 
 
-def _fano(ceiling: Estimate, kept: Results) -> list[float] | None:
+def _fano(ceiling: Estimate, retention: Results) -> list[float] | None:
     """By lag, the least share of wrong tokens of any decoder of the state."""
-    if kept["entropy"] is None:
+    if retention["entropy"] is None:
         return None
-    nats = [bits / BITS for bits in kept["entropy"]]
-    return [float(limits.fano_error(entropy, min(memory_of_past.limit(ceiling), entropy), kept["symbols"])) for entropy in nats]
+    nats = [bits / BITS for bits in retention["entropy"]]
+    return [float(limits.fano_error(entropy, min(memory_of_past.limit(ceiling), entropy), retention["symbols"])) for entropy in nats]
 
 
-def _verdict(ceiling: Estimate, kept: Results, information: list[Results]) -> Results:
+def _verdict(ceiling: Estimate, retention: Results, information: list[Results]) -> Results:
     """Data processing from the state to what a decoder makes of it, at the lag of which it says most.
 
     A decoder of V symbols says at most log V. Lower bounds on what the state knows, of `information`, show that it knows more than any decoder can say.
     """
-    most = int(np.argmax(kept["lower"]))
-    downstream = [Estimate(kept["lower"][most] / BITS, kept["stderr"][most] / BITS, "lower", f"decoder of lag {kept['lags'][most]}")]
-    if kept["symbols"]:
-        downstream.append(Estimate(math.log(kept["symbols"]), 0.0, "upper", "as many symbols"))
-    lower = [Estimate(one["lower"] / BITS, one["stderr"] / BITS, "lower", "the bracket") for one in information if "lower" in one]
-    least = [min(lower, key=lambda one: one.nats)] if lower and len(lower) == len(information) else []
+    most = int(np.argmax(retention["lower"]))
+    downstream = [Estimate(retention["lower"][most] / BITS, retention["stderr"][most] / BITS, "lower", f"decoder of lag {retention['lags'][most]}")]
+    if retention["symbols"]:
+        downstream.append(Estimate(math.log(retention["symbols"]), 0.0, "upper", "as many symbols"))
+    lower = [Estimate(moment["lower"] / BITS, moment["stderr"] / BITS, "lower", "the bracket") for moment in information if "lower" in moment]
+    least = [min(lower, key=lambda bound: bound.nats)] if lower and len(lower) == len(information) else []
     verdict = limits.data_processing([ceiling, *least], downstream)
     return {"status": verdict.status, "slack": verdict.slack * BITS, "reason": verdict.reason}

@@ -27,67 +27,63 @@ class Samples(NamedTuple):
     groups: np.ndarray
 
 
-def measure_retention(seen: Recording, block: Block, settings: Measure) -> Results:
+def measure_retention(recording: Recording, block: Block, settings: Measure) -> Results:
     """What decoders read of x_{t-k} from h_t, by lag; by component; and by how open the gate was when it was read.
 
     Lags go to `settings.longest_lag` first, and on from there, to twice as far each time, while the state tells of the longest: until it does not, or to
     the beginning of the sequences, and then the horizon is as long at least.
     """
-    lags = _lags(seen, settings)
-    samples = _samples(seen, lags)
-    probe = _decode(seen, block, samples, settings)
-    kept = _by_lag(probe, lags, samples.asked, tokens=_is_tokens(seen))
-    while horizon(kept) == kept["lags"][-1] and (further := _further(seen, kept["lags"][-1])):
-        late = _samples(seen, further)
-        kept = _join(kept, _by_lag(_decode(seen, block, late, settings), further, late.asked, tokens=_is_tokens(seen)))
-    found: Results = {"retention": kept, "horizon": horizon(kept)}
+    lags = _lags(recording, settings)
+    samples = _samples(recording, lags)
+    probe = _decode(recording, block, samples, settings)
+    bounds = _by_lag(probe, lags, samples.asked, tokens=recording.is_tokens)
+    while horizon(bounds) == bounds["lags"][-1] and (further := _further(recording, bounds["lags"][-1])):
+        late = _samples(recording, further)
+        bounds = _join(bounds, _by_lag(_decode(recording, block, late, settings), further, late.asked, tokens=recording.is_tokens))
+    found: Results = {"retention": bounds, "horizon": horizon(bounds)}
     states, asked = block.states[samples.rows, samples.index], samples.asked[..., 0]
-    found["by_component"] = memory_by_component.by_lag(states, asked, samples.groups, lags, tokens=_is_tokens(seen), seed=settings.seed)
-    found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, samples, seen.moments, lags)
+    found["by_component"] = memory_by_component.by_lag(states, asked, samples.groups, lags, tokens=recording.is_tokens, seed=settings.seed)
+    found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, samples, recording.moments, lags)
     return found
 
 
-def horizon(kept: Results) -> int | None:
+def horizon(bounds: Results) -> int | None:
     """The largest lag of which the state is known to tell, of `measure_retention`'s "retention"; None where it tells of none."""
-    return retention.horizon(kept["lags"], np.asarray(kept["lower"]) / BITS, np.asarray(kept["stderr"]) / BITS)
+    return retention.horizon(bounds["lags"], np.asarray(bounds["lower"]) / BITS, np.asarray(bounds["stderr"]) / BITS)
 
 
-def _samples(seen: Recording, lags: list[int]) -> Samples:
+def _samples(recording: Recording, lags: list[int]) -> Samples:
     """All moments that lie as far from the beginning as the longest lag asks."""
-    rows, index = np.nonzero(seen.live & (seen.moments >= lags[-1]))
-    times = seen.moments[index]
-    asked = np.stack([_inputs(seen.frames)[rows, times - lag] for lag in lags], axis=1)
-    return Samples(rows, index, asked, _groups(seen, rows, times))
+    rows, index = np.nonzero(recording.live & (recording.moments >= lags[-1]))
+    times = recording.moments[index]
+    asked = np.stack([_inputs(recording.frames)[rows, times - lag] for lag in lags], axis=1)
+    return Samples(rows, index, asked, _groups(recording, rows, times))
 
 
-def _further(seen: Recording, lag: int) -> list[int]:
+def _further(recording: Recording, lag: int) -> list[int]:
     """Lags beyond `lag`, to twice as far or to the beginning of the sequences; none where they do not reach further."""
-    end = int(max(seen.moments[seen.live.sum(axis=0) >= FEWEST], default=0))
+    end = int(max(recording.moments[recording.live.sum(axis=0) >= FEWEST], default=0))
     longest = end if end <= 3 * lag else 2 * max(lag, 1)
     return sorted({(lag + longest + 1) // 2, longest} - {lag}) if longest > lag else []
 
 
-def _join(kept: Results, more: Results) -> Results:
+def _join(bounds: Results, more: Results) -> Results:
     """Both, lag by lag; what is about all lags is of the first."""
-    return {name: value + more[name] if isinstance(value, list) else value for name, value in kept.items()}
+    return {name: value + more[name] if isinstance(value, list) else value for name, value in bounds.items()}
 
 
-def _is_tokens(seen: Recording) -> bool:
-    return seen.frames.ndim == 2
-
-
-def _groups(seen: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+def _groups(recording: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
     """What is held out whole: moments of one sequence, which are alike; of windows that overlap, stretches of the series they are of."""
-    if seen.starts is None:
+    if recording.starts is None:
         return rows
-    place = seen.starts[rows] + times
+    place = recording.starts[rows] + times
     return ((place - place.min()) * STRETCHES // (np.ptp(place) + 1)).astype(int)
 
 
-def _decode(seen: Recording, block: Block, samples: Samples, settings: Measure) -> retention.Probe:
+def _decode(recording: Recording, block: Block, samples: Samples, settings: Measure) -> retention.Probe:
     states, training = block.states[samples.rows, samples.index], decoder_training(settings)
     asked, groups = samples.asked, samples.groups
-    if _is_tokens(seen):
+    if recording.is_tokens:
         return retention.tokens(states, asked[..., 0], classes=int(asked.max()) + 1, groups=groups, training=training)
     return retention.values(states, asked.reshape(len(asked), -1), groups=groups, training=training)
 
@@ -110,8 +106,8 @@ def _by_lag(probe: retention.Probe, lags: list[int], asked: np.ndarray, *, token
     }
 
 
-def _lags(seen: Recording, settings: Measure) -> list[int]:
-    longest = min(settings.longest_lag, int(seen.moments[0]))
+def _lags(recording: Recording, settings: Measure) -> list[int]:
+    longest = min(settings.longest_lag, int(recording.moments[0]))
     return sorted({0, *np.geomspace(1, max(longest, 1), LAGS - 1).round().astype(int).tolist()} if longest else {0})
 
 
@@ -141,10 +137,10 @@ def _by_gate(probe: retention.Probe, gate: np.ndarray, samples: Samples, moments
     opened = np.stack([gate[rows, times - lags[k]] for k in past], axis=1).ravel()
     if np.ptp(opened) < 1e-6:
         return None
-    known = probe.pointwise.reshape(len(held_out), len(lags), -1).mean(axis=2)[:, past].ravel() * BITS
+    bits = probe.pointwise.reshape(len(held_out), len(lags), -1).mean(axis=2)[:, past].ravel() * BITS
     tenth = np.argsort(np.argsort(opened, kind="stable"), kind="stable") * 10 // len(opened)
     groups = np.repeat(samples.groups[held_out], len(past))
-    parts = [(known[tenth == part], groups[tenth == part]) for part in range(10)]
+    parts = [(bits[tenth == part], groups[tenth == part]) for part in range(10)]
     return {
         "direction": "lower",
         "gate": [float(opened[tenth == part].mean()) for part in range(10)],

@@ -28,19 +28,18 @@ class Covariances(NamedTuple):
     values: np.ndarray
 
 
-def answers(run: Run, seen: Recording, given: Answers, blocks: dict[str, Results]) -> Results:
+def answers(run: Run, recording: Recording, given: Answers, blocks: dict[str, Results]) -> Results:
     """What the states before the first answer hold of all answers: by the model's own, and by a decoder of all blocks' states together."""
     entropy = float(run.dataset.info["answer_nats"])
-    states = np.concatenate([block.states[:, -1] for block in seen.blocks.values()], axis=1)
+    states = np.concatenate([block.states[:, -1] for block in recording.blocks.values()], axis=1)
     classes = int(given.tokens.max()) + 1
     probe = retention.tokens(states, given.tokens, classes=classes, training=decoder_training(run.experiment.measure))
     length = given.tokens.shape[1]
-    found = {"entropy": entropy * BITS, "answers": length, "moment": int(seen.moments[-1]), "direction": "lower"}
-    found["model"] = _decode(given, entropy)
-    found["decoder"] = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
-    for one in found["model"], found["decoder"]:
-        one["share"] = one["bits"] / found["entropy"]
-    return found | {"fano": _fano(blocks, entropy, classes, length)}
+    decoder = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
+    results = {"entropy": entropy * BITS, "answers": length, "moment": int(recording.moments[-1]), "direction": "lower"}
+    for name, bound in (("model", _decode(given, entropy)), ("decoder", decoder)):
+        results[name] = bound | {"share": bound["bits"] / results["entropy"]}
+    return results | {"fano": _fano(blocks, entropy, classes, length)}
 
 
 def _decode(given: Answers, entropy: float) -> Results:
@@ -81,7 +80,7 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
         reached = estimators.hybrid(block.states[:, -1], given.values, training=training)
     ceiling = memory_of_past.ceiling(known[-1:])
     most = math.inf if ceiling is None else memory_of_past.limit(ceiling)
-    found = bottleneck.memory_efficiency(jnp.float32(most), jnp.float32(max(reached.nats, 0)), *given[:3])
+    point = bottleneck.memory_efficiency(jnp.float32(most), jnp.float32(max(reached.nats, 0)), *given[:3])
     line = bottleneck.gaussian(given.past, given.across, given.future, jnp.geomspace(1.01, 1e3, 60))
     curve = np.stack([line.complexity, line.relevance])[:, np.isfinite(line.relevance)] * BITS  # a future without noise has no end
     return {
@@ -89,8 +88,8 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
         "future": reached.bits,
         "stderr": reached.stderr * BITS,
         "direction": "lower",
-        "bound": _finite(float(found.bound) * BITS),
-        "efficiency": _finite(float(found.efficiency)),
+        "bound": _finite(float(point.bound) * BITS),
+        "efficiency": _finite(float(point.efficiency)),
         "curve": {"past": curve[0].tolist(), "future": curve[1].tolist()},
         "steps": {"past": PAST, "future": FUTURE},
         "notes": list(reached.notes),

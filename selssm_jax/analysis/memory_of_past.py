@@ -17,38 +17,38 @@ from selssm_jax.observe import observe
 from selssm_jax.runs import Run
 
 
-def past_information(run: Run, seen: Recording, name: str) -> list[Results]:
+def past_information(run: Run, recording: Recording, name: str) -> list[Results]:
     """I(h_t; inputs) at every moment.
 
     For states with noise it is bracketed, and exact where the model up to there is linear and its input Gaussian. Of tokens, noise or not, a state knows at
     most all that were read, "capacity": t log2 V bits for t tokens of a vocabulary of V. Nothing at all is known where there is neither.
     """
-    law = seen.blocks[name].law
+    law = recording.blocks[name].law
     capacity: list[Results] = [
-        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if seen.frames.ndim == 2 else {} for moment in seen.moments
+        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if recording.frames.ndim == 2 else {} for moment in recording.moments
     ]
     if law is None:
-        return [{"moment": int(moment)} | most for moment, most in zip(seen.moments, capacity, strict=True) if most]
-    exact = _exact(run, seen.moments) if name == block_name(0) else None
+        return [{"moment": int(moment)} | most for moment, most in zip(recording.moments, capacity, strict=True) if most]
+    exact = _exact(run, recording.moments) if name == block_name(0) else None
     given = "the inputs of the block" if run.model.config.gate_state == "none" else "the state before it and the input"
     about: list[Results] = [{"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most for index, most in enumerate(capacity)]
-    return [_at_moment(seen, name, index) | about[index] for index in range(len(seen.moments))]
+    return [_at_moment(recording, name, index) | about[index] for index in range(len(recording.moments))]
 
 
-def _at_moment(seen: Recording, name: str, index: int) -> Results:
-    law, live = seen.blocks[name].law, seen.live[:, index]
+def _at_moment(recording: Recording, name: str, index: int) -> Results:
+    law, live = recording.blocks[name].law, recording.live[:, index]
     assert law is not None
-    means, covs, states = (value[live, index] for value in (law.means, law.covs, seen.blocks[name].states))
-    moment = {"moment": int(seen.moments[index])}
+    means, covs, states = (value[live, index] for value in (law.means, law.covs, recording.blocks[name].states))
+    moment = {"moment": int(recording.moments[index])}
     deviations = np.diagonal(covs, axis1=1, axis2=2) if covs.ndim == 3 else covs
     if (deviations <= 0).any():
         return moment | {"skipped": "a component whose gate was never open holds no noise: its law has no density"}
-    found = bracket.state_information(jnp.asarray(means), jnp.asarray(covs), jnp.asarray(states))
-    result = {"lower": float(found.lower), "upper": float(found.upper), "stderr": float(found.stderr)}
+    bounds = bracket.state_information(jnp.asarray(means), jnp.asarray(covs), jnp.asarray(states))
+    result = {"lower": float(bounds.lower), "upper": float(bounds.upper), "stderr": float(bounds.stderr)}
     if len(states) >= states.shape[1] + 2:
         bound = bracket.upper_gaussian(jnp.asarray(covs), jnp.asarray(states))
         result |= {"gaussian_upper": float(bound.nats), "gaussian_upper_stderr": float(bound.stderr)}
-    return moment | {key: value * BITS for key, value in result.items()} | {"resolved": bool(found.resolved)}
+    return moment | {key: value * BITS for key, value in result.items()} | {"resolved": bool(bounds.resolved)}
 
 
 def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:

@@ -71,6 +71,11 @@ class Recording(NamedTuple):
     answers: Answers | None
     targets: np.ndarray | None
 
+    @property
+    def is_tokens(self) -> bool:
+        """Whether tokens were read, not values."""
+        return self.frames.ndim == 2
+
 
 def record(
     model: ModelLike,

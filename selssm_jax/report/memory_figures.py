@@ -19,13 +19,13 @@ def retention(blocks: Mapping[str, Results]) -> Figure:
     """Lower bounds by lag, one line a block, with bands of two standard errors and all there is to know as a dotted line."""
     figure, (ax,) = panels(1, 1, height=3.6)
     for (name, block), (colour, dash, marker) in zip(blocks.items(), _lines(blocks), strict=True):
-        kept = block["retention"]
-        low, error = np.asarray(kept["lower"]), 2 * np.asarray(kept["stderr"])
-        ax.plot(kept["lags"], low, color=colour, linestyle=dash, marker=marker, markersize=3.5, label=f"{block_title(name)} (lower bound)")
-        ax.fill_between(kept["lags"], low - error, low + error, color=colour, alpha=0.18, linewidth=0)
-    if kept["entropy"]:
-        ax.plot(kept["lags"], kept["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input")
-    _lag_axis(ax, kept["lags"])
+        bounds = block["retention"]
+        low, error = np.asarray(bounds["lower"]), 2 * np.asarray(bounds["stderr"])
+        ax.plot(bounds["lags"], low, color=colour, linestyle=dash, marker=marker, markersize=3.5, label=f"{block_title(name)} (lower bound)")
+        ax.fill_between(bounds["lags"], low - error, low + error, color=colour, alpha=0.18, linewidth=0)
+    if bounds["entropy"]:
+        ax.plot(bounds["lags"], bounds["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input")
+    _lag_axis(ax, bounds["lags"])
     ax.set(ylabel="known of that input (bits)")
     legend(figure, ax)
     return figure

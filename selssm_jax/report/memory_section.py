@@ -60,12 +60,12 @@ def _overview(memory: Results) -> Table:
 
 
 def _row(name: str, block: Results) -> tuple[Cell, ...]:
-    kept = block["retention"]
-    most = max(range(len(kept["lags"])), key=lambda k: kept["lower"][k])
-    of = kept["entropy"][most] if kept["entropy"] else None
-    fano = kept["fano"][most] if kept["fano"] else None
-    bits = kept["lower"][most], kept["stderr"][most]
-    return (block_title(name), block["components"], kept["lags"][most], *bits, of, kept["error"][most], fano, describe_horizon(block))
+    retention = block["retention"]
+    most = max(range(len(retention["lags"])), key=lambda k: retention["lower"][k])
+    of = retention["entropy"][most] if retention["entropy"] else None
+    fano = retention["fano"][most] if retention["fano"] else None
+    bits = retention["lower"][most], retention["stderr"][most]
+    return (block_title(name), block["components"], retention["lags"][most], *bits, of, retention["error"][most], fano, describe_horizon(block))
 
 
 def _by_lag(memory: Results, folder: pathlib.Path) -> list[Block]:

@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import Any
 
+from selssm_jax.analysis.results import Results
 from selssm_jax.config import Data
 from selssm_jax.report import figures
 from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim
@@ -13,7 +14,6 @@ from selssm_jax.report.tables import Cell, Table, size, tabulate
 from selssm_jax.tasks.registry import TASKS
 from selssm_jax.tasks.scores import METRICS, meaning_of
 
-Results = dict[str, Any]
 MOST, SQUARE = 30, 16  # rows of a table of channels or classes; classes of a whole confusion matrix
 
 
@@ -29,8 +29,8 @@ def scores(results: Results) -> list[Block]:
     which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
     words = f"{which} The scores are exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
-    found = {name for metrics in rows.values() for name in metrics}
-    columns = [name for name in METRICS if name in found] + sorted(found - set(METRICS))
+    names = {name for metrics in rows.values() for name in metrics}
+    columns = [name for name in METRICS if name in names] + sorted(names - set(METRICS))
     cells: list[tuple[Cell, ...]] = [(name, *(metrics.get(column) for column in columns)) for name, metrics in rows.items()]
     return [Paragraph(words), Table(f"Scores on the {results['split']} split", ("", *(_unit(column, results) for column in columns)), tuple(cells))]
 
@@ -53,14 +53,14 @@ def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Pa
 
 def errors(results: Results, folder: pathlib.Path) -> list[Block]:
     """Where the model errs: by step of the horizon and by channel, or by class; nothing for language."""
-    found = results["errors"]
-    if found is None:
+    parts = results["errors"]
+    if parts is None:
         return []
-    return section("Where it errs", _by_class(found) if "confusion" in found else _by_step_and_channel(found, folder))
+    return section("Where it errs", _by_class(parts) if "confusion" in parts else _by_step_and_channel(parts, folder))
 
 
-def _by_step_and_channel(found: Results, folder: pathlib.Path) -> list[Block]:
-    steps, channels = found["by_horizon"], found["by_channel"]
+def _by_step_and_channel(parts: Results, folder: pathlib.Path) -> list[Block]:
+    steps, channels = parts["by_horizon"], parts["by_channel"]
     figure = figures.by_horizon(steps["mse"], steps["repeat last"], label=METRICS["mse"].label)
     words = "Mean squared error by step of the horizon, over all channels, beside that of repeating the last value."
     order = sorted(range(len(channels["names"])), key=lambda channel: -_or_infinite(channels["mse"][channel]))
@@ -76,9 +76,9 @@ def _or_infinite(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _by_class(found: Results) -> list[Block]:
+def _by_class(parts: Results) -> list[Block]:
     """Recall by class, and the table of confusions, or where there are many classes the commonest of them."""
-    names, table = found["classes"], found["confusion"]
+    names, table = parts["classes"], parts["confusion"]
     totals, named = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]
     share = lambda part, whole: part / whole if whole else None  # noqa: E731
     rows = [(name, totals[k], share(table[k][k], totals[k]), share(table[k][k], named[k])) for k, name in enumerate(names)]
@@ -112,24 +112,24 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
 
 def costs(results: Results) -> list[Block]:
     """Memory, operations and parameters."""
-    found = results["costs"]
-    train, decode = found["training_step"], found["decode_step"]
+    values = results["costs"]
+    train, decode = values["training_step"], values["decode_step"]
     rows: tuple[tuple[Cell, ...], ...] = (
-        ("recurrent state of one sequence", size(found["state_bytes"]), None),
-        ("parameters", size(found["parameter_bytes"]), None),
-        (f"training step, {found['batch']['size']:,} sequences of {found['batch']['steps']:,} steps", size(train["peak_bytes"]), train["flops"]),
+        ("recurrent state of one sequence", size(values["state_bytes"]), None),
+        ("parameters", size(values["parameter_bytes"]), None),
+        (f"training step, {values['batch']['size']:,} sequences of {values['batch']['steps']:,} steps", size(train["peak_bytes"]), train["flops"]),
         ("decoding one step of one sequence", size(decode["peak_bytes"]), decode["flops"]),
     )
-    carried = found["state_bytes_at"]
+    carried = values["state_bytes_at"]
     columns = ("", *(f"{int(position):,} steps" if position != "1" else "1 step" for position in carried))
     states = Table("State of one sequence", columns, (("carried after", *map(size, carried.values())),))
     words = (
         "The state is all that is carried from one step to the next: that of a recurrence is as large at every position, a cache grows until it is full. "
-        f"{_overtaken(found['crossover'])} Peak memory is what the compiler allocates for a call: arguments, outputs and temporaries, less what they "
+        f"{_overtaken(values['crossover'])} Peak memory is what the compiler allocates for a call: arguments, outputs and temporaries, less what they "
         "share. Operations are the compiler's own count, in which the body of a loop may be counted once."
     )
-    groups = tuple((name, count) for name, count in found["parameters"].items())
-    total = ("all", sum(found["parameters"].values()))
+    groups = tuple((name, count) for name, count in values["parameters"].items())
+    total = ("all", sum(values["parameters"].values()))
     parts = Table("Parameters", ("part of the model", "parameters"), (*groups, total))
     return section("Memory and cost", [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), states, parts])
 

@@ -33,7 +33,7 @@ CURVES = (
 
 def describe_stability(results: Results, folder: pathlib.Path) -> list[Block]:
     """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to draw."""
-    found = results["stability"]
+    certificates = results["stability"]
     measured = {name: describe_horizon(block) for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
     columns = (
         "block",
@@ -45,13 +45,13 @@ def describe_stability(results: Results, folder: pathlib.Path) -> list[Block]:
         "stationary law",
         "as printed",
     )
-    rows = tuple((block_title(name), *_row(block, measured.get(name))) for name, block in found.items())
-    blocks: list[Block] = [Paragraph(INTRODUCTION), Table("Certificates by block", columns, rows), *map(Paragraph, _reasons(found))]
-    drawn = {name: block["step"] for name, block in found.items() if is_useful(block)}
+    rows = tuple((block_title(name), *_row(block, measured.get(name))) for name, block in certificates.items())
+    blocks: list[Block] = [Paragraph(INTRODUCTION), Table("Certificates by block", columns, rows), *map(Paragraph, _reasons(certificates))]
+    drawn = {name: block["step"] for name, block in certificates.items() if is_useful(block)}
     if drawn:
-        kept = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
-        longest = min(LONGEST, max(1000.0, *(found[name]["horizon"] for name in drawn)))
-        blocks.append(Picture(save(reach(drawn, kept, longest), folder / "stability.png"), CURVES))
+        retained = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
+        longest = min(LONGEST, max(1000.0, *(certificates[name]["horizon"] for name in drawn)))
+        blocks.append(Picture(save(reach(drawn, retained, longest), folder / "stability.png"), CURVES))
     return section("Stability", blocks)
 
 
@@ -75,10 +75,10 @@ def _row(block: Results, measured: str | None) -> tuple[Cell, ...]:
     return (*with_rate(paths, rate, useful=useful), block["observed_rate"], horizon, *others)
 
 
-def _reasons(found: Results) -> list[str]:
+def _reasons(certificates: Results) -> list[str]:
     """Each reason once, before it the blocks that it is of; where it differs in numbers alone, those of all of them."""
     groups: dict[str, dict[str, str]] = {}
-    for name, block in found.items():
+    for name, block in certificates.items():
         reason = block["state_dependent"]["reason"]
         groups.setdefault(NUMBER.sub("#", reason), {})[block_title(name)] = reason
     return [f"{', '.join(reasons)}: {_merge_reasons(list(reasons.values()))}" for reasons in groups.values()]
@@ -91,7 +91,7 @@ def _merge_reasons(reasons: list[str]) -> str:
 
 
 @style()
-def reach(certified: Mapping[str, Results], kept: Mapping[str, Results], longest: float) -> Figure:
+def reach(certified: Mapping[str, Results], retained: Mapping[str, Results], longest: float) -> Figure:
     """Certified shares C rate^k by lag up to `longest`, one line a block, and measured retention, {lags, lower}, as markers of the same colour."""
     figure, (ax,) = panels(1, 1, height=3.4)
     steps = np.unique(np.geomspace(1, longest, 200))
@@ -104,8 +104,8 @@ def reach(certified: Mapping[str, Results], kept: Mapping[str, Results], longest
             linestyle=dash,
             label=block_title(name),
         )
-        if name in kept and max(kept[name]["lower"]) > 0:
-            lags, share = np.asarray(kept[name]["lags"]), finite(kept[name]["lower"]) / max(kept[name]["lower"])
+        if name in retained and max(retained[name]["lower"]) > 0:
+            lags, share = np.asarray(retained[name]["lags"]), finite(retained[name]["lower"]) / max(retained[name]["lower"])
             seen = lags > 0
             ax.plot(lags[seen], np.clip(share[seen], 0, 1), color=colour, marker=marker, markersize=3.5, linestyle="none")
     ax.set(xscale="log", ylim=(-0.03, 1.05), xlabel="lag k (steps)", ylabel="share that can be left")

@@ -108,13 +108,13 @@ def _memory(results: Results) -> str:
     if "memory" not in results:
         return "What it remembers was not measured: add --measure."
     blocks, answers = results["memory"]["blocks"], results["memory"]["answers"]
-    best, kept = max(((name, block["retention"]) for name, block in blocks.items()), key=lambda one: max(one[1]["lower"]))
-    place = max(range(len(kept["lags"])), key=lambda k: kept["lower"][k])
-    if kept["lower"][place] <= 2 * kept["stderr"][place]:
+    best, retention = max(((name, block["retention"]) for name, block in blocks.items()), key=lambda one: max(one[1]["lower"]))
+    place = max(range(len(retention["lags"])), key=lambda k: retention["lower"][k])
+    if retention["lower"][place] <= 2 * retention["stderr"][place]:
         words = "It remembers nothing that decoders find"
     else:
-        lag = kept["lags"][place]
-        known = f"{kept['lower'][place]:.2f} ± {kept['stderr'][place]:.2f} bits of the input {lag:,} step{'s' if lag != 1 else ''} ago"
+        lag = retention["lags"][place]
+        known = f"{retention['lower'][place]:.2f} ± {retention['stderr'][place]:.2f} bits of the input {lag:,} step{'s' if lag != 1 else ''} ago"
         furthest = max(blocks.values(), key=lambda block: -1 if block["horizon"] is None else block["horizon"])
         words = f"It remembers at least {known} ({block_title(best)}), and something of inputs {describe_horizon(furthest)} steps back"
     if answers:
@@ -125,13 +125,13 @@ def _memory(results: Results) -> str:
 
 def _forgetting(results: Results) -> str:
     """Whether every block is certified at a rate that is of use, and what to set where one is not."""
-    found = results["stability"]
-    missing = [name for name, block in found.items() if not is_useful(block)]
+    blocks = results["stability"]
+    missing = [name for name, block in blocks.items() if not is_useful(block)]
     if not missing:
-        longest = max(block["horizon"] for block in found.values())
+        longest = max(block["horizon"] for block in blocks.values())
         return f"It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within {longest:,.0f} steps."
-    which = "" if len(missing) == len(found) else f" ({', '.join(map(block_title, missing))})"
-    return f"It is not certain to forget{which}: {_advice(results['config']['model'], list(found), missing)}."
+    which = "" if len(missing) == len(blocks) else f" ({', '.join(map(block_title, missing))})"
+    return f"It is not certain to forget{which}: {_advice(results['config']['model'], list(blocks), missing)}."
 
 
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
