@@ -151,6 +151,21 @@ def test_measures_of_information_know_no_models():
         assert parts_imported(path) <= {"information", "ops", "shapes"}, name(path)
 
 
+def test_reports_take_values_alone():
+    """What a report shows was computed elsewhere: it knows neither models nor training nor compression, and no run."""
+    for path in (ROOT / "selssm_jax" / "report").rglob("*.py"):
+        assert parts_imported(path) <= {"analysis", "config", "errors", "invocation", "report", "stability", "tasks"}, name(path)
+        modules = {".".join(dotted.split(".")[:3]) for dotted in imported(path)}
+        assert {module for module in modules if module.startswith("selssm_jax.analysis")} <= {"selssm_jax.analysis.results"}, name(path)
+
+
+def test_what_blocks_sow_is_read_in_one_place():
+    texts = {name(path): path.read_text() for path in PACKAGE + STUDIES}
+    assert [path for path, text in texts.items() if 'f"block_' in text] == ["selssm_jax/model.py"]
+    sown = re.compile(r'\w(\["|\.get\(")(intermediates|laws|diagnostics)"')
+    assert [path for path, text in texts.items() if sown.search(text)] == ["selssm_jax/observe.py"]
+
+
 def test_functions_are_short(capsys):
     lengths = {f"{name(path)}:{node.name}": node.end_lineno - node.lineno + 1 for path in PACKAGE + COMMANDS for node in functions(path)}
     median = statistics.median(lengths.values())
