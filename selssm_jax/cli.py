@@ -65,6 +65,11 @@ class Lasting:
 
 
 Pieces = Iterable[str]  # of what a command prints
+VALUES: dict[type, tuple[flags.ArgumentParser[Any], str]] = {
+    bool: (flags.BooleanParser(), "True or False"),
+    int: (flags.IntegerParser(), "a whole number, for example 3"),
+    float: (flags.FloatParser(), "a number, for example 0.001"),
+}
 MOVED = {"table": "in a clone, write python -m experiments.paper --configs FOLDER"}  # flags of earlier versions
 
 
@@ -147,7 +152,10 @@ def _with_config(argv: list[str]) -> list[str]:
     config = load(path)
     for argument in argv:
         if argument.startswith("--config."):
-            _check_key(argument.removeprefix("--config.").partition("=")[0].split("."), config)
+            name, given, text = argument.removeprefix("--").partition("=")
+            value = _find_value(name.split(".")[1:], config)
+            if given:
+                _check_value(name, value, text)
     return [*argv[:place], f"--config={path}", *argv[place + (1 if "=" in argv[place] else 2) :]]
 
 
@@ -182,7 +190,18 @@ def _config_argument(argv: list[str]) -> tuple[int, str]:
     raise InputError(f"--config is missing: name the experiment, for example {invocation.command('train', '--config', 'quickstart')}")
 
 
-def _check_key(path: list[str], config: Any) -> None:
+def _check_value(name: str, value: Any, text: str) -> None:
+    """Raises InputError where text is no value of the type that a key has."""
+    parser, kind = VALUES.get(type(value), (None, ""))
+    try:
+        if parser:
+            parser.parse(text)
+    except ValueError as error:
+        raise InputError(f"{name}={text!r} is not {kind}") from error
+
+
+def _find_value(path: list[str], config: Any) -> Any:
+    """The value of a key before it is overridden. Raises InputError for a key that there is not, and for a group."""
     node, place = config, "config"
     for key in path:
         if not isinstance(node, ConfigDict):
@@ -192,3 +211,4 @@ def _check_key(path: list[str], config: Any) -> None:
         node, place = node[key], f"{place}.{key}"
     if isinstance(node, ConfigDict):
         raise InputError(f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node))}=...")
+    return node

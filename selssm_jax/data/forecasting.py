@@ -90,6 +90,8 @@ def dataset(
 
 def _scaling(train: np.ndarray, cycle: int) -> dict[str, Any]:
     """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at the first."""
+    if not len(train):
+        raise InputError("no row of the table is left for training: give at least data.length + data.horizon rows for every split")
     if len(train) < cycle:
         raise InputError(f"data.cycle={cycle} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
     mean, deviation = moments(train)

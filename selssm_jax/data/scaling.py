@@ -9,6 +9,21 @@ AT_ONCE = 1 << 20  # the most that are summed in one go
 TAIL, REACH = 0.05, 2.0  # a value counts up to REACH times the range of the middle 90 % beyond it
 TAILS = (TAIL, 0.01, 0.001)  # of signals that stand still for most of the time, the middle has no range until it is taken wide enough
 SAMPLE = 1 << 20  # numbers of a channel that quantiles are taken over
+LARGEST = 1e150  # of a value: its square is a number of float64
+
+
+def describe_bad_number(value: float) -> str:
+    """Returns what is expected of a number that has no level or scale, and how to mend it."""
+    if np.isfinite(value):
+        return f"expected at most {LARGEST:g}: give it in a larger unit"
+    return "expected a finite number: fill it in or drop the row"
+
+
+def find_bad_number(values: np.ndarray) -> tuple[int, ...] | None:
+    """Returns where the first number stands that is not finite or larger than LARGEST, None where there is none."""
+    largest = LARGEST if values.dtype.itemsize >= 8 else np.finfo(values.dtype).max
+    good = np.abs(values) <= largest
+    return None if good.all() else tuple(map(int, np.argwhere(~good)[0]))
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:

@@ -12,7 +12,7 @@ import numpy as np
 from selssm_jax.config import Data, Task
 from selssm_jax.data import capacity
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
-from selssm_jax.data.scaling import blocks, robust_moments
+from selssm_jax.data.scaling import blocks, describe_bad_number, find_bad_number, robust_moments
 from selssm_jax.errors import InputError
 
 READ = {"signal", "label", "split", "classes", "sample_rate", "wave", "offset"}  # arrays of an NPZ
@@ -138,12 +138,19 @@ def read_npz(name: str, stream: io.BufferedIOBase) -> dict[str, np.ndarray]:
     try:
         with stream:
             capacity.check_archive(name, stream)
-            with np.load(stream, allow_pickle=False) as found:
-                return {key: found[key] if key in READ else found[key].ravel()[:0].copy() for key in found.files}
+            with np.load(stream, allow_pickle=False) as archive:
+                return {key: _read_array(name, key, archive[key]) for key in archive.files}
     except InputError:
         raise
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name} is no NPZ of plain arrays ({error}): write it with numpy.savez(signal=..., label=...)") from error
+
+
+def _read_array(name: str, key: str, value: Any) -> np.ndarray:
+    """An array of an NPZ, without what is in it where nothing reads it."""
+    if not isinstance(value, np.ndarray):  # NumPy returns the bytes of what is no array
+        raise InputError(f"{name}: {key!r} is no array of NumPy: write the file with numpy.savez(signal=..., label=...)")
+    return value if key in READ else value.ravel()[:0].copy()
 
 
 def clips(name: str, arrays: Mapping[str, np.ndarray]) -> Clips:
@@ -266,7 +273,14 @@ def _from_signal(name: str, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _from_wave(name: str, wave: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if wave.ndim not in (1, 2) or not wave.size:
         raise InputError(f"{name}: 'wave' has shape {wave.shape}, expected (samples,) or (samples, channels)")
-    if offset.ndim != 1 or not np.issubdtype(offset.dtype, np.integer) or offset[:1] != 0 or offset[-1:] != len(wave) or (np.diff(offset) <= 0).any():
+    if (
+        offset.ndim != 1
+        or not np.issubdtype(offset.dtype, np.integer)
+        or not offset.size
+        or offset[0]
+        or offset[-1] != len(wave)
+        or (np.diff(offset) <= 0).any()
+    ):
         raise InputError(f"{name}: 'offset' must rise from 0 to the {len(wave)} samples of 'wave', one whole number more than there are signals")
     _check_numbers(name, "wave", wave)
     return wave.reshape(len(wave), -1), offset.astype(np.int64)
@@ -277,7 +291,7 @@ def _check_numbers(name: str, key: str, values: np.ndarray) -> None:
         raise InputError(f"{name}: {key!r} is of type {values.dtype}, expected real numbers")
     flat = values.reshape(-1, *values.shape[-1:] * (values.ndim > 1))
     for rows in blocks(len(flat), flat[:1].size) if values.dtype.kind == "f" else ():
-        strange = np.argwhere(~np.isfinite(flat[rows]))
-        if len(strange):
-            place = np.unravel_index(np.ravel_multi_index(strange[0] + [rows.start, *[0] * (flat.ndim - 1)], flat.shape), values.shape)
-            raise InputError(f"{name}: {key!r} holds {values[place]} at {list(map(int, place))}, expected finite numbers: fill it in or drop the signal")
+        bad = find_bad_number(flat[rows])
+        if bad is not None:
+            place = np.unravel_index(np.ravel_multi_index((bad[0] + rows.start, *bad[1:]), flat.shape), values.shape)
+            raise InputError(f"{name}: {key!r} holds {values[place]} at {list(map(int, place))}, {describe_bad_number(float(values[place]))}")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from selssm_jax.data import times
+from selssm_jax.data.scaling import describe_bad_number, find_bad_number
 from selssm_jax.errors import InputError
 
 Opener = Callable[[], io.TextIOBase]
@@ -211,7 +212,9 @@ class _Growing:
     def append(self, block: np.ndarray) -> None:
         """Adds rows."""
         self._values = _with_room(self._values, self._count + len(block))
-        if self._values.dtype == np.float32 and not np.array_equal(block.astype(np.float32), block):
+        with np.errstate(over="ignore"):
+            narrow = block.astype(np.float32)
+        if self._values.dtype == np.float32 and not np.array_equal(narrow, block):
             wide = np.empty(self._values.shape, np.float64)
             wide[: self._count] = self._values[: self._count]
             self._values = wide
@@ -297,12 +300,14 @@ def _values(name: str, block: list[tuple[int, list[str]]], columns: tuple[int, .
         values = np.array(cells, np.float64)
     except ValueError:
         values = np.array([[_plain(cell, decimal) for cell in row] for row in cells], np.float64)
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        line, found = block[row]
+    bad = find_bad_number(values)
+    if bad is not None:
+        line, row = block[bad[0]]
+        column = columns[bad[1]]
+        unit = np.isnan(values[bad]) and _NUMBERLIKE.fullmatch(row[column].strip())
         raise InputError(
-            f"{name} line {line} column {columns[column] + 1} holds {found[columns[column]]!r}, expected a finite number: fill it in or drop the row"
-            + (", and write numbers without units" if _NUMBERLIKE.fullmatch(found[columns[column]].strip()) else "")
+            f"{name} line {line} column {column + 1} holds {row[column]!r}, {describe_bad_number(float(values[bad]))}"
+            + (", and write numbers without units" if unit else "")
         )
     return values
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -63,6 +63,7 @@ class Workdir:
     def __init__(self, path: str, experiment: Experiment) -> None:
         check_place(path)
         self.path, self._experiment = pathlib.Path(path).absolute(), experiment
+        self._is_new = not self.path.exists()
         _check_writable(self.path)
         taken = _steps(self.path / "checkpoints") + _steps(self.path / "best")
         self._begun = bool(taken)
@@ -74,8 +75,14 @@ class Workdir:
         self._lock = _lock(self.path)
         self._description: dict[str, str] = {}
         self._remembered: int | None = None  # the step of the best parameters that the newest committed checkpoint knows of
-        self._manager = self._open("checkpoints", experiment.training.keep_checkpoints)
-        self._best = self._open("best", None)
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:  # Orbax clears leavings in a thread of its own: not before the run is known to begin
+        return self._open("checkpoints", self._experiment.training.keep_checkpoints)
+
+    @cached_property
+    def _best(self) -> ocp.CheckpointManager:
+        return self._open("best", None)
 
     def metadata(self) -> dict[str, Any]:
         """Returns what the run remembers of its data; nothing where it has not begun, or that is lost."""
@@ -166,12 +173,26 @@ class Workdir:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        with self._lock, self.writing(), contextlib.ExitStack() as every:
+        with self._lock:
+            if self._begun or self._description:
+                self._finish()
+            elif self._is_new:
+                self._remove()
+
+    def _finish(self) -> None:
+        with self.writing(), contextlib.ExitStack() as every:
             for manager in (self._manager, self._best):
                 every.callback(manager.close)
             for manager in (self._best, self._manager):
                 manager.wait_until_finished()
             self._settle()
+
+    def _remove(self) -> None:
+        """Leaves no folder where the run was refused before it had begun."""
+        (self.path / LOCK).unlink(missing_ok=True)
+        for folder in (self.path / "checkpoints", self.path / "best", self.path):
+            with contextlib.suppress(OSError):  # someone has put something there
+                folder.rmdir()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
