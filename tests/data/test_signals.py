@@ -259,7 +259,7 @@ def bad(**changes):
         (bad(split=SPLIT + 1), r"'split'.*expected 0 \(training\)"),
         (bad(split=np.zeros(50, int)), r"the validation split of .*mine\.npz has no signals: give every split at least one"),
         (bad(wave=np.array(["a"] * LENGTHS.sum())), r"'wave' is of type <U1, expected real numbers"),
-        (bad(wave=np.where(np.arange(LENGTHS.sum()) == 40, np.nan, packed()["wave"])), r"'wave' holds nan at \[40\], expected finite numbers"),
+        (bad(wave=np.where(np.arange(LENGTHS.sum()) == 40, np.nan, packed()["wave"])), r"'wave' holds nan at \[40\], expected a finite number"),
         (bad(wave=packed()["wave"][:-5]), r"'offset' must rise from 0 to the 615 samples of 'wave'"),
         (bad(offset=packed()["offset"][::-1].copy()), r"'offset' must rise"),
         (bad(offset=np.insert(packed()["offset"], 1, 0)[:-1]), r"'offset' must rise"),
