@@ -28,7 +28,7 @@ CHANCE = (
 )
 HORIZON = (
     "The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors, and beside it the next lag that was tried, of which "
-    "so much was not memory. Lags are tried on while the longest is still known; 'at least' is where the sequences begin: the state may know what came before."
+    "so much was not found. Lags are tried on while the longest is still known; 'at least' is where the sequences begin: the state may know what came before."
 )
 
 

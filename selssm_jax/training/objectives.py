@@ -28,7 +28,7 @@ def gate_penalties(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
 
     Both as (weighted sum, weight), like the scores of a task; "gate_l0" is there for gates that have one (hard_concrete). `frames` is 1 where valid.
     """
-    values = {"gate_l1": _shown(blocks, "gate"), "gate_l0": _shown(blocks, "open")}
+    values = {"gate_l1": _collect(blocks, "gate"), "gate_l0": _collect(blocks, "open")}
     return {name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()]) for name, gates in values.items() if gates}
 
 
@@ -37,7 +37,7 @@ def dimensions(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
 
     As (weighted sum, weight): dim_eff over frames, and n summed over frames over dim_eff summed over frames. Nothing for mixers without gates.
     """
-    gates = _shown(blocks, "gate")
+    gates = _collect(blocks, "gate")
     if not gates:
         return {}
     effective = jnp.stack([gate.shape[-1] * _over_frames(gate, frames) for gate in gates]).mean()
@@ -57,7 +57,7 @@ def rates(blocks: Blocks, frames: Float[Array, "B F"], *, form: str = "vib", tot
       total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which that does not change (see
         `information.variational`): value and gradient of the whole batch are the sums of those of its parts.
     """
-    laws = [moments(law, form) for law in _shown(blocks, "law")]
+    laws = [moments(law, form) for law in _collect(blocks, "law")]
     return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in laws]).mean(), frames.sum()])}
 
 
@@ -84,14 +84,14 @@ def _rate(means: Array, variances: Array, frames: Array, total: Callable[[Array]
 
 def fallbacks(blocks: Blocks) -> Sums:
     """Returns "fell_back", the share of sequences, over blocks, that Newton could not solve, for models whose gates read the state."""
-    solves = [jnp.ravel(fell_back) for fell_back in _shown(blocks, "fell_back")]
+    solves = [jnp.ravel(fell_back) for fell_back in _collect(blocks, "fell_back")]
     if not solves:
         return {}
     every = jnp.concatenate(solves).astype(jnp.float32)
     return {"fell_back": jnp.stack([every.sum(), jnp.float32(every.size)])}
 
 
-def _shown(blocks: Blocks, quantity: str) -> list[Any]:
+def _collect(blocks: Blocks, quantity: str) -> list[Any]:
     return [value for block in blocks.values() if (value := getattr(block, quantity)) is not None]
 
 
