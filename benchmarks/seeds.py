@@ -21,6 +21,7 @@ import numpy as np
 from configs import etth1, quickstart
 from selssm_jax.config import Experiment, Task
 from selssm_jax.model import SequenceModel
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import loop, multi_seed, optimizer, step
 
@@ -79,7 +80,7 @@ def compare(experiment: Experiment, task: Task, rounds: int) -> dict[str, Any]:
     }
 
 
-def begin(experiment: Experiment, task: Task) -> tuple[Callable[..., Any], list[step.TrainState], list[step.Batch]]:
+def begin(experiment: Experiment, task: Task) -> tuple[Callable[..., Any], list[step.TrainState], list[Batch]]:
     """The step, and a first state and a batch of every run."""
     network, tx = SequenceModel(dataclasses.replace(experiment.model, task=task)), optimizer.build(experiment)
     take = partial(step.train_step, model=network, optimizer=tx, experiment=experiment)
@@ -88,7 +89,7 @@ def begin(experiment: Experiment, task: Task) -> tuple[Callable[..., Any], list[
     return take, [step.initial(one, network, tx, batches[0]) for one in seeded], batches
 
 
-def batch(task: Task, rows: int, seed: int) -> step.Batch:
+def batch(task: Task, rows: int, seed: int) -> Batch:
     """Random examples."""
     rng, valid = np.random.default_rng(seed), np.ones((rows, task.length), bool)
     if kind_of(task).tokens:
@@ -108,11 +109,11 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def stepping(take: loop.StepRunner, states: list[step.TrainState]) -> Callable[[list[step.Batch]], Any]:
+def stepping(take: loop.StepRunner, states: list[step.TrainState]) -> Callable[[list[Batch]], Any]:
     """Takes a step at every call, from where the one before ended; returns the metrics."""
     held = take.stack(states)
 
-    def call(batches: list[step.Batch]) -> Any:
+    def call(batches: list[Batch]) -> Any:
         nonlocal held
         held, sums = take(held, batches)
         return sums

@@ -96,7 +96,8 @@ class SequenceModel(nn.Module):
         series = self.kind.series(self.config, inputs, state, read)
         x, encoder = self.kind.encode(self._ends, series, state["encoder"])
         valid = frame_valid(jnp.ones(inputs.shape[:2], bool) if valid is None else valid, self.kind.stride(self.config))
-        reset, valid, read = (self._for_each_sequence(flags) for flags in (reset, valid, read))
+        valid = self._for_each_sequence(valid)
+        reset, read = (None if flags is None else self._for_each_sequence(flags) for flags in (reset, read))
         x, blocks = self._mix(x, state["blocks"], reset, valid, deterministic)
         outputs, after = self.kind.answer(self._ends, x, series, state, valid, read)
         return outputs, {"encoder": encoder, "blocks": blocks, **after}
@@ -145,10 +146,10 @@ class SequenceModel(nn.Module):
     def _ends(self) -> Ends:
         return Ends(self.config, self.encoder, self.head)
 
-    def _for_each_sequence(self, flags: Array | None) -> Array | None:
+    def _for_each_sequence(self, flags: Array) -> Array:
         """Flags (B, T) of the rows, for every sequence that the blocks make of them."""
         rows = self.kind.rows(self.config)
-        return flags if flags is None or rows == 1 else jnp.repeat(flags, rows, axis=0)
+        return flags if rows == 1 else jnp.repeat(flags, rows, axis=0)
 
     def _mix(
         self, x: Array, states: tuple[State | None, ...], reset: Array | None, valid: Array | None, deterministic: bool

@@ -132,7 +132,7 @@ def _compare(which: str, one: Any, other: Any, close: dict[str, float]) -> None:
     assert shapes[0] == shapes[1], f"{which} differ in form: {shapes[0]} and {shapes[1]}"
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         a, b = np.asarray(a), np.asarray(b)
-        assert np.allclose(a, b, **close), f"{which} differ by up to {np.abs(a - b).max()}"
+        assert np.allclose(a, b, rtol=close["rtol"], atol=close["atol"]), f"{which} differ by up to {np.abs(a - b).max()}"
 
 
 Estimator = Callable[[Any, Any], Estimate]

@@ -16,7 +16,7 @@ from experiments.paper.scaling import QUANTITIES, Scaling
 from selssm_jax.report.figures import BLUE, GREY, LINES, ORANGE, panels, style
 
 MORE = (("#56B4E9", (0, (5, 1)), "P"), ("#E69F00", (0, (3, 1, 1, 1)), "*"), ("#882255", (0, (1, 1)), "<"))
-STYLES = dict(zip(MODELS, (*LINES, *MORE), strict=True))  # (colour, dash, marker) of each model
+STYLES: dict[str, tuple[str, Any, str]] = dict(zip(MODELS, (*LINES, *MORE), strict=True))  # (colour, dash, marker) of each model
 LINE, LINES_SHOWN = 64, 4  # tokens of a line of text, lines of it that are drawn
 
 
@@ -168,7 +168,8 @@ def reading(example: Mapping[str, Any]) -> Figure:
     lines = _lines(count) if broken else [(0, count)]
     tall = [0.3 if tokens else 1.2, *(0.75 if broken else 1.1 for _ in blocks)]
     figure, axes = panels(len(lines) * len(tall), 1, height=1.2 + sum(tall) * len(lines))
-    axes[0].get_gridspec().set_height_ratios(tall * len(lines))
+    grid: Any = axes[0].get_gridspec()
+    grid.set_height_ratios(tall * len(lines))
     for row, (start, stop) in enumerate(lines):
         top, *rest = axes[row * len(tall) : (row + 1) * len(tall)]
         _input(top, example, start, stop, broken=broken)

@@ -4,7 +4,9 @@ import pathlib
 import statistics
 from collections.abc import Iterable
 
-from experiments.paper import claims, figures, gate_captions, tables
+from matplotlib.figure import Figure
+
+from experiments.paper import claims, figures, gate_captions, quotes, tables
 from experiments.paper.comparisons import LEVEL
 from experiments.paper.goals import evaluate as evaluate_goals
 from experiments.paper.names import METRICS, OURS, SHARE
@@ -91,7 +93,7 @@ def _task(study: Study, task: Task) -> Iterable[Block]:
     return [table for table in found if table]
 
 
-def _picture(folder: pathlib.Path, name: str, figure: figures.Figure, caption: str) -> Picture:
+def _picture(folder: pathlib.Path, name: str, figure: Figure, caption: str) -> Picture:
     return Picture(drawing.save(figure, folder / f"{name}.png"), caption, folder.name)
 
 
@@ -166,7 +168,7 @@ def _claims(study: Study) -> list[Block]:
         "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say what was done. "
         "The verdicts are computed from the records: a sentence is supported where all that it says holds. "
         f"Better and worse mean p < {LEVEL:g} before Holm's correction. "
-        f"Memory is saved significantly where it is at most {claims.quotes.SAVING:.2f} times, the smallest saving of the paper's own table."
+        f"Memory is saved significantly where it is at most {quotes.SAVING:.2f} times, the smallest saving of the paper's own table."
     )
     judged = tables.claims(claims.judge(study))
     goals = evaluate_goals(study)

@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 from selssm_jax.information.checks import check_real
 from selssm_jax.model import SequenceModel
 from selssm_jax.observe import observe
-
-Batch = dict[str, Array | np.ndarray]
+from selssm_jax.shapes import Batch
 
 
 class Separation(NamedTuple):

@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from selssm_jax.model import ModelLike
 from selssm_jax.observe import find_data_frames, observe
+from selssm_jax.shapes import AnyArray, Batch
 
 BINS = 50  # of the histogram of gate values, over [0, 1]
-Batch = dict[str, Array | np.ndarray]
 
 
 class Sums(NamedTuple):
@@ -27,13 +27,13 @@ class Sums(NamedTuple):
     gate values in BINS equal bins of [0, 1].
     """
 
-    steps: Array | np.ndarray
-    effective: Array | np.ndarray
-    hard: Array | np.ndarray
-    participation: Array | np.ndarray
-    component: Array | np.ndarray
-    square: Array | np.ndarray
-    histogram: Array | np.ndarray
+    steps: AnyArray
+    effective: AnyArray
+    hard: AnyArray
+    participation: AnyArray
+    component: AnyArray
+    square: AnyArray
+    histogram: AnyArray
 
     def merge(self, other: "Sums") -> "Sums":
         """Returns the sums over both; a shorter sequence adds nothing to later positions."""
@@ -74,10 +74,10 @@ class Sequence(NamedTuple):
     """One sequence that a model read: its arrays of the batch, the model's outputs, and the gates (F, n) of every block."""
 
     batch: Batch
-    outputs: Array | np.ndarray
-    gates: dict[str, Array | np.ndarray]
+    outputs: AnyArray
+    gates: dict[str, AnyArray]
 
-    def live_gates(self, stride: int) -> dict[str, Array | np.ndarray]:
+    def live_gates(self, stride: int) -> dict[str, AnyArray]:
         """Returns the gates of the valid frames alone; the encoder takes `stride` steps a frame."""
         frames = -(-int(self.batch["valid"].sum()) // stride)
         return {name: gate[:frames] for name, gate in self.gates.items()}

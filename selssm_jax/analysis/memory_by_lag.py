@@ -19,10 +19,10 @@ STRETCHES = 40  # of a series whose windows overlap
 
 
 class Samples(NamedTuple):
-    """Moments of sequences: their rows and indices of `Recording.moments`, the inputs that decoders are asked for, (N, K, C), and what is held out whole."""
+    """Moments of sequences: their rows and places in `Recording.moments`, the inputs that decoders are asked for, (N, K, C), and what is held out whole."""
 
     rows: np.ndarray
-    index: np.ndarray
+    places: np.ndarray
     asked: np.ndarray
     groups: np.ndarray
 
@@ -41,7 +41,7 @@ def measure_retention(recording: Recording, block: Block, settings: Measure) -> 
         late = _samples(recording, further)
         bounds = _join(bounds, _by_lag(_decode(recording, block, late, settings), further, late.asked, tokens=recording.is_tokens))
     found: Results = {"retention": bounds, "horizon": horizon(bounds)}
-    states, asked = block.states[samples.rows, samples.index], samples.asked[..., 0]
+    states, asked = block.states[samples.rows, samples.places], samples.asked[..., 0]
     found["by_component"] = memory_by_component.by_lag(states, asked, samples.groups, lags, tokens=recording.is_tokens, seed=settings.seed)
     found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, samples, recording.moments, lags)
     return found
@@ -81,7 +81,7 @@ def _groups(recording: Recording, rows: np.ndarray, times: np.ndarray) -> np.nda
 
 
 def _decode(recording: Recording, block: Block, samples: Samples, settings: Measure) -> retention.Probe:
-    states, training = block.states[samples.rows, samples.index], decoder_training(settings)
+    states, training = block.states[samples.rows, samples.places], decoder_training(settings)
     asked, groups = samples.asked, samples.groups
     if recording.is_tokens:
         return retention.tokens(states, asked[..., 0], classes=int(asked.max()) + 1, groups=groups, training=training)
@@ -133,7 +133,7 @@ def _by_gate(probe: retention.Probe, gate: np.ndarray, samples: Samples, moments
     if not past:
         return None
     held_out = probe.held_out
-    rows, times = samples.rows[held_out], moments[samples.index[held_out]]
+    rows, times = samples.rows[held_out], moments[samples.places[held_out]]
     opened = np.stack([gate[rows, times - lags[k]] for k in past], axis=1).ravel()
     if np.ptp(opened) < 1e-6:
         return None

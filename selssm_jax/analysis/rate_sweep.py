@@ -19,13 +19,13 @@ from selssm_jax import data
 from selssm_jax.config import Experiment
 from selssm_jax.model import SequenceModel
 from selssm_jax.observe import find_data_frames, observe
+from selssm_jax.shapes import AnyArray, Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import hide_unweighted
 from selssm_jax.training import checkpoint, loop, objectives
 from selssm_jax.training.evaluation import Evaluator
 
-Batch = dict[str, Array | np.ndarray]
-Sums = dict[str, Array | np.ndarray]
+Sums = dict[str, AnyArray]
 
 
 class Point(NamedTuple):

@@ -15,11 +15,11 @@ from selssm_jax.information import bracket
 from selssm_jax.layers.contract import Law
 from selssm_jax.model import ModelLike, State
 from selssm_jax.observe import Observed, find_data_rows, observe
+from selssm_jax.shapes import AnyArray, Batch
 from selssm_jax.state_layout import components, mixer_components
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import objectives
 
-Batch = dict[str, Array | np.ndarray]
 WIDEST = 1024  # components of a carried state that are kept; wider ones are projected
 
 
@@ -29,8 +29,8 @@ class Conditional(NamedTuple):
     means: (M, P, n). covs: (M, P, n), or (M, P, n, n) for a dense transition.
     """
 
-    means: np.ndarray
-    covs: np.ndarray
+    means: AnyArray
+    covs: AnyArray
 
 
 class Block(NamedTuple):
@@ -40,17 +40,17 @@ class Block(NamedTuple):
     components that is a fixed random projection: what it says of anything is a lower bound of what the state says, by data processing.
     """
 
-    states: np.ndarray
-    gate: np.ndarray | None
+    states: AnyArray
+    gate: AnyArray | None
     law: Conditional | None
 
 
 class Answers(NamedTuple):
     """What was to be said at the K scored steps of a sequence, (M, K), and the log-probability that the model gave to it, and whether it said it."""
 
-    tokens: np.ndarray
-    log_p: np.ndarray
-    right: np.ndarray
+    tokens: AnyArray
+    log_p: AnyArray
+    right: AnyArray
 
 
 class Recording(NamedTuple):
@@ -63,13 +63,13 @@ class Recording(NamedTuple):
       blocks: by name. answers: of a task that has them. targets: (M, H, C), of a forecast.
     """
 
-    frames: np.ndarray
-    moments: np.ndarray
-    live: np.ndarray
-    starts: np.ndarray | None
+    frames: AnyArray
+    moments: AnyArray
+    live: AnyArray
+    starts: AnyArray | None
     blocks: dict[str, Block]
     answers: Answers | None
-    targets: np.ndarray | None
+    targets: AnyArray | None
 
     @property
     def is_tokens(self) -> bool:

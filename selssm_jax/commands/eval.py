@@ -9,6 +9,8 @@ python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run wr
 After "pip install" the same command is selssm-eval, in any folder.
 """
 
+from typing import Any
+
 from absl import app, flags
 
 from selssm_jax import cli
@@ -48,7 +50,7 @@ def _evaluate() -> cli.Pieces:
 
     if GENERATE.value:
         run = open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
-        how: dict = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP)}
+        how: dict[str, Any] = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP)}
         return write_on(run.model, run.params, run.dataset, GENERATE.value, **how)
     split = SPLIT.value or "test" * COMPRESS.value
     run = open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)

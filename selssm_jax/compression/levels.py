@@ -118,7 +118,7 @@ def _lloyd(ordered: Float[np.ndarray, "M"], levels: Float[np.ndarray, "L"]) -> F
     centre = ordered[len(ordered) // 2]
     ordered, levels = ordered - centre, levels - centre
     sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (ordered, ordered**2))
-    error = np.finfo(np.float64).max
+    error = float(np.finfo(np.float64).max)
     for _ in range(LLOYD):
         edges = np.concatenate([[0], np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2), [len(ordered)]])
         held, total, power = np.diff(edges), np.diff(sums[edges]), np.diff(squares[edges])

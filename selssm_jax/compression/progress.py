@@ -52,7 +52,8 @@ class Progress:
             return
         path, content = self._path(name), io.BytesIO()
         text = np.frombuffer(json.dumps(dict(values)).encode(), np.uint8)
-        np.savez(content, **{VALUES: text}, **{key: np.asarray(value) for key, value in arrays.items()})
+        columns: dict[str, Any] = {VALUES: text} | {key: np.asarray(value) for key, value in arrays.items()}
+        np.savez(content, **columns)
         try:
             write_whole(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
         except OSError as error:

@@ -24,10 +24,10 @@ from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import SequenceModel, block_names
 from selssm_jax.observe import find_valid_frames, observe
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 
 PyTree = Any
-Batch = Mapping[str, Array | np.ndarray]
 Scores = dict[str, Float[np.ndarray, "n"]]  # block -> what each component is worth
 Keep = Mapping[str, Int[np.ndarray, "k"]]  # block -> the components that stay
 CHUNK = 16  # sequences whose gradients are taken at once
@@ -234,7 +234,7 @@ def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> floa
     """
     kind = kind_of(model.config.task)
     score = jax.jit(lambda params, batch: kind.score(_outputs(model, params, batch, jax.random.key(0)), batch)[kind.loss])
-    total = sum(np.asarray(score(params, dict(batch)), np.float64) for batch in batches)
+    total = sum((np.asarray(score(params, dict(batch)), np.float64) for batch in batches), np.zeros(2))
     if not np.any(total):
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
     return float(total[0] / total[1])
@@ -260,7 +260,7 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
         noise, key = jax.random.split(key)
         outputs = _outputs(model, {**params, **masked}, row, noise)
 
-        def score(targets: Array) -> Array:
+        def score(targets: Array) -> Array | np.ndarray:
             return kind.score(outputs, {**row, "targets": targets})[kind.loss]
 
         real = score(row["targets"])

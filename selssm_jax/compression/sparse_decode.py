@@ -46,7 +46,8 @@ class Decoder:
         """Reads one input of every sequence and returns (y, memory), as one step of the layer does; sequences take their turns."""
         layer = self.layer
         gate = Gate(layer.d_state, layer.gate, layer.gate_floor, layer.gate_state, active=layer.gate_active)
-        opened = gate.apply({"params": self.gates}, x[:, None]).at(state.h[:, None])[:, 0]
+        function: Any = gate.apply({"params": self.gates}, x[:, None])
+        opened = function.at(state.h[:, None])[:, 0]
 
         def one(now: tuple[GatheredMemory, Array, Array]) -> GatheredMemory:
             return gathered_step(*now, self.weights, capacity=self.capacity)
@@ -71,7 +72,7 @@ def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = Non
     """
     _check(layer)
     params = parameters(params)
-    A = layer.apply({"params": params}, method=lambda bound: bound.A)
+    A: Any = layer.apply({"params": params}, method=lambda bound: bound.A)
     if capacity is None:
         capacity = layer.gate_active if layer.gate == "top_k" else max(1, layer.d_state // SHARE)
     if not 1 <= capacity <= layer.d_state:

@@ -194,7 +194,7 @@ def read(
     stride = kind.stride(model.config)
     looped = kind.frames(model.config, inputs.shape[1]) - (not kind.every_step)  # the head speaks after the last step alone
 
-    def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Array | None, Any, Any]]:
+    def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Any, Any, Any]]:
         number, x, piece, reset, valid = now
         keys = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
         options: dict[str, Any] = {"reset": reset, "valid": valid, "deterministic": deterministic, "rngs": keys, "mutable": mutable}

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from selssm_jax.compression.hankel import hankel_singular_values
-from selssm_jax.compression.pruning import mixers, parameters
+from selssm_jax.compression.pruning import mixers
 from selssm_jax.compression.reduction import RANK, balanced_truncation, diagonalise, merge_equal_poles
 from selssm_jax.config import Model
 from selssm_jax.layers.linear import Systems
+from selssm_jax.layers.variables import parameters
 from selssm_jax.model import block_names
 
 PyTree = Any

@@ -207,7 +207,8 @@ class _Growing:
     """Rows in float32 for as long as that loses nothing, else in float64: whole numbers of few digits then take no more room than their text."""
 
     def __init__(self, most_rows: int, columns: int) -> None:
-        self._values, self._count = np.empty((most_rows, columns), np.float32), 0
+        self._values: np.ndarray = np.empty((most_rows, columns), np.float32)
+        self._count = 0
 
     def append(self, block: np.ndarray) -> None:
         """Adds rows."""

@@ -407,7 +407,8 @@ def _squared_correlations_derivative(primals: tuple[Array, ...], tangents: tuple
     return c, slope
 
 
-@jax.custom_batching.sequential_vmap  # batches of LAPACK calls beside other work may block each other in XLA's thread pool
+# Batches of LAPACK calls beside other work may block each other in XLA's thread pool.
+@jax.custom_batching.sequential_vmap  # type: ignore[untyped-decorator]  # JAX gives it no type
 def _canonical(cov_x: Array, cov_xy: Array, cov_y: Array) -> tuple[Array, Array, Array]:
     """c; directions a with a' Sigma_x a = 1 as columns; m = Sigma_y^{-1} Sigma_yx a, with m' Sigma_y m = c."""
     root_x, root_y = _root(cov_x), _root(cov_y)
@@ -450,7 +451,7 @@ def _explained_derivative(primals: tuple[Array, Array], tangents: tuple[Array, A
     return _matmul(cov_ty, m), change + change.T - _matmul(_matmul(m.T, dy), m)
 
 
-@jax.custom_batching.sequential_vmap
+@jax.custom_batching.sequential_vmap  # type: ignore[untyped-decorator]  # JAX gives it no type
 def _regression(cov_ty: Array, cov_y: Array) -> Array:
     root = _root(cov_y)
     return _matmul(root, _matmul(cov_ty, root).T)
@@ -510,7 +511,7 @@ def _joint_of_code(p_x: Array, p_y_x: Array, encoder: Array) -> tuple[Array, Arr
 def _information(p_x: Array, p_y_x: Array, encoder: Array) -> tuple[Array, Array]:
     """I(T;X) and I(T;Y) of an encoder."""
     _, p_ty = _joint_of_code(p_x, p_y_x, encoder)
-    return tuple(_mutual_information(joint) for joint in (p_x[:, None] * encoder, p_ty))
+    return _mutual_information(p_x[:, None] * encoder), _mutual_information(p_ty)
 
 
 def _mutual_information(joint: Array) -> Array:

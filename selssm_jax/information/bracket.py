@@ -159,12 +159,12 @@ def conditional_moments(
     Source: theory, sections 4.1 and 4.2.
     """
     given = dict(A_t=A_t, drives=drives, noise_covs=noise_covs, initial_mean=initial_mean, initial_cov=initial_cov)
-    names = [name for name, value in given.items() if value is not None]
-    arrays = dict(zip(names, floating(**{name: given[name] for name in names}), strict=True))
+    present = {name: value for name, value in given.items() if value is not None}
+    arrays = dict(zip(present, floating(**present), strict=True))
     T, n = _steps(arrays["drives"])
     expected: dict[str, list[tuple[int, ...]]] = {name: [(T, n), (T, n, n)] for name in ("A_t", "noise_covs")}
     expected |= {"initial_mean": [(n,)], "initial_cov": [(n,), (n, n)]}
-    for name in names:
+    for name in present:
         check_shape(name, arrays[name], expected.get(name, [(T, n)]), "drives")
     check_finite(**arrays)
     for name in ("noise_covs", "initial_cov"):
@@ -355,7 +355,8 @@ def _diagonal(values: Array) -> Array:
 def _steps(drives: Array) -> tuple[int, int]:
     if drives.ndim != 2 or 0 in drives.shape:
         raise ValueError(f"drives has shape {drives.shape}, expected (T, n) with T, n >= 1: one trajectory; use jax.vmap over trajectories")
-    return drives.shape
+    T, n = drives.shape
+    return T, n
 
 
 def _check_covariances(name: str, covs: Array) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Num
 from scipy.special import ndtri
 from scipy.stats import rankdata
@@ -47,7 +48,7 @@ def check_finite(**arrays: Array | np.ndarray) -> None:
             raise ValueError(f"{name} holds {np.asarray(value)[~np.isfinite(value)][0]}, expected finite numbers: is anything unstable?")
 
 
-def check_real(**arrays: Array | np.ndarray | float) -> None:
+def check_real(**arrays: ArrayLike) -> None:
     """Numbers, and none of them complex: an imaginary part would be dropped, or carried into a result that has no meaning."""
     for name, value in arrays.items():
         dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
@@ -78,7 +79,7 @@ def check_distribution(name: str, p: Array | np.ndarray) -> None:
         raise ValueError(f"{name} has least entry {values.min():.6g} and sum {worst:.6g}, expected probabilities that sum to 1: use {name} / {name}.sum()")
 
 
-def check_covariance(name: str, matrix: Array, *, fix: str = "use F @ F.mT of a root F") -> None:
+def check_covariance(name: str, matrix: Array | np.ndarray, *, fix: str = "use F @ F.mT of a root F") -> None:
     """Finite, symmetric and positive semidefinite, (..., n, n), up to rounding once every component is scaled to unit variance."""
     if isinstance(matrix, jax.core.Tracer):
         return

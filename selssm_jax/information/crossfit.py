@@ -120,7 +120,7 @@ def _fold(
     loss = lambda params, chosen: -bound.objective(critic.score(params, x[chosen], y[chosen]))  # noqa: E731
     judge = lambda params: jnp.mean(bound.values(critic.score(params, x_stop, y_stop)))  # noqa: E731
     best = best_of_training(start, loss, judge, len(x), batches, training)
-    return tuple(_values(params, x_test, y_test, critic, bound) for params in (best, start))
+    return _values(best, x_test, y_test, critic, bound), _values(start, x_test, y_test, critic, bound)
 
 
 def normal_scores(reference: Array, z: Array) -> Array:

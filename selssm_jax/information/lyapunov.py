@@ -21,8 +21,8 @@ def solve_lyapunov(A: Inexact[np.ndarray, "n n"], Q: Inexact[np.ndarray, "n n"])
     A, Q, identity = A.astype(kind), Q.astype(kind), np.eye(len(A), dtype=kind)
     (X, left), (E, error) = (_refine(A, right) for right in (Q, identity))
     stable = error < 0.5 and np.linalg.eigvalsh(E).min(initial=1) > 0
-    size = np.linalg.norm(X, 2) if X.size else 0.0
-    check_accuracy(left * np.linalg.norm(E, 2) / (1 - error) / size if stable and size else (0.0 if stable else np.inf))
+    size = float(np.linalg.norm(X, 2)) if X.size else 0.0
+    check_accuracy(left * float(np.linalg.norm(E, 2)) / (1 - error) / size if stable and size else (0.0 if stable else np.inf))
     return X
 
 

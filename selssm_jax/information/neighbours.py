@@ -224,7 +224,8 @@ def _radii(distances: _Distances, turns: int, k: int, counted: str) -> tuple[Arr
     best = lax.fori_loop(0, turns, turn, tuple((far,) * (3 if counted == "each" else 1) for _ in range(k + 1)))
     if counted != "each":
         return best[k][0], best[k][0]
-    return tuple(jnp.stack([entry[axis] for entry in best]).max(axis=0) for axis in (1, 2))
+    _, in_x, in_y = (jnp.stack(radii).max(axis=0) for radii in zip(*best, strict=True))
+    return in_x, in_y
 
 
 def _insert(best: tuple[tuple[Array, ...], ...], new: tuple[Array, ...]) -> tuple[tuple[Array, ...], ...]:
@@ -246,13 +247,14 @@ def _counts(distances: _Distances, turns: int, radii: tuple[Array, Array], *, st
 
     def turn(i: Array, counts: tuple[Array, Array]) -> tuple[Array, Array]:
         for u in range(UNROLL):
-            inside = [d < radius if strict else d <= radius for d, radius in zip(distances(i, u), edges, strict=True)]
-            counts = tuple(count + one for count, one in zip(counts, inside, strict=True))
+            in_x, in_y = (d < radius if strict else d <= radius for d, radius in zip(distances(i, u), edges, strict=True))
+            counts = counts[0] + in_x, counts[1] + in_y
         return counts
 
     none = jnp.zeros_like(radii[0])
     itself = 1.0 if not strict else (radii[0] > 0).astype(none.dtype)
-    return tuple(count - itself for count in lax.fori_loop(0, turns, turn, (none, none)))
+    in_x, in_y = lax.fori_loop(0, turns, turn, (none, none))
+    return in_x - itself, in_y - itself
 
 
 def _square(mine: Array, theirs: Array) -> Array:

@@ -139,7 +139,8 @@ def _split(states: Any, targets: Any, groups: Any, seed: int) -> tuple[np.ndarra
         raise ValueError(f"{len(names)} groups, expected at least 10: some are fitted on, some stopped on, some held out; record more sequences")
     names = np.random.default_rng(seed).permutation(names)
     cuts = np.cumsum([round(share * len(names)) for share in SHARES])
-    return states, tuple(np.flatnonzero(np.isin(groups, part)) for part in np.split(names, cuts))
+    fitted, stopped, held_out = (np.flatnonzero(np.isin(groups, chosen)) for chosen in np.split(names, cuts))
+    return states, (fitted, stopped, held_out)
 
 
 def _decode(
@@ -150,7 +151,8 @@ def _decode(
     mean, deviation = states[fit].mean(axis=0, dtype=np.float64), states[fit].std(axis=0, dtype=np.float64)
     states = ((states - mean[None]) / np.where(deviation > 0, deviation, 1)[None]).astype(np.float32)
     data = tuple((jnp.asarray(states[part]), jnp.asarray(targets[part])) for part in parts)
-    return tuple(np.asarray(result, np.float64) for result in _fit_and_decode(data, start, kind, training))
+    log_q, score = _fit_and_decode(data, start, kind, training)
+    return np.asarray(log_q, np.float64), np.asarray(score, np.float64)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

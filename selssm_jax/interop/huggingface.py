@@ -261,7 +261,8 @@ def parameters(config: Model, weights: Mapping[str, np.ndarray]) -> PyTree:
     shapes, found = _shapes(config), {}
     rest = {OLD_NAMES.get(key, key): value for key, value in weights.items()}
     tied = rest.pop("lm_head.weight", None) if config.tie_embeddings else None
-    if tied is not None and not np.array_equal(tied, rest.get("backbone.embeddings.weight")):
+    embeddings = rest.get("backbone.embeddings.weight")
+    if tied is not None and (embeddings is None or not np.array_equal(tied, embeddings)):
         raise InputError("lm_head.weight differs from backbone.embeddings.weight, but config.json has tie_word_embeddings=true: set it to false")
     rows = list(_rows(config))
     _check_keys({row.key for row in rows}, set(rest), asker="config.json")

@@ -147,7 +147,7 @@ class S4D(Layer):
         h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, start, reset=reset)
         return self._readout(h), last
 
-    def _by_chunks(self, x: Array, start: Array, reset: None) -> tuple[Array, Array]:
+    def _by_chunks(self, x: Array, start: Array, reset: Array | None) -> tuple[Array, Array]:
         """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no other state exists."""
         del reset
         last, looped, parts = vary_alike((start, x))[0], x.shape[1] // CHUNK * CHUNK, []

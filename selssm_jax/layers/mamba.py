@@ -216,17 +216,17 @@ class Mamba2(Layer):
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
         """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
-        u, state = x.astype(self.dtype), dict.fromkeys(("x", "B", "C", "h")) if state is None else state
+        u, past = x.astype(self.dtype), state or {}
         z, x = jnp.split(_add_bias(project(u, self.inward), self.inward_bias), 2, axis=-1)
-        x, past_x = self.x_conv(x, state["x"], reset=reset)
-        B, past_B = self.B_conv(_add_bias(project(u, self.B), self.B_bias), state["B"], reset=reset)
-        C, past_C = self.C_conv(_add_bias(project(u, self.C), self.C_bias), state["C"], reset=reset)
+        x, past_x = self.x_conv(x, past.get("x"), reset=reset)
+        B, past_B = self.B_conv(_add_bias(project(u, self.B), self.B_bias), past.get("B"), reset=reset)
+        C, past_C = self.C_conv(_add_bias(project(u, self.C), self.C_bias), past.get("C"), reset=reset)
         dt = self._limit_step(jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + _add_bias(self.dt_bias, self.rate_bias)[None, None]))
         self.sow("intermediates", "gate", -jnp.expm1(-dt * jnp.exp(self.A_log)[None, None]))
         heads, B, C = (self._split_heads(jax.nn.silu(value), count) for value, count in ((x, self.heads), (B, self.groups), (C, self.groups)))
         if self.has_variable("params", "mask"):
             C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
-        y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, state["h"], reset=reset)
+        y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, past.get("h"), reset=reset)
         y = self.norm(self._split_heads(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
         return _add_bias(project(y.reshape(z.shape), self.outward), self.outward_bias), {"x": past_x, "B": past_B, "C": past_C, "h": h}
 

@@ -15,7 +15,7 @@ class Layer(nn.Module):
     """
 
     @nn.nowrap
-    def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Array:
+    def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Array:  # type: ignore[override]  # an array alone
         """Returns the parameter as float32, drawn by `init_fn(key, *init_args)` where it is not there yet."""
 
         def draw_float32(*arguments: Any) -> Array:

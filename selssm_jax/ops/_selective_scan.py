@@ -69,7 +69,8 @@ def selective_scan(
     Raises:
       ValueError: for an unknown method, shapes that do not fit, no steps, or numbers that are not real.
     """
-    x, dt, A, B, C, D, h0, reset = (None if value is None else jnp.asarray(value) for value in (x, dt, A, B, C, D, h0, reset))
+    x, dt, A, B, C = (jnp.asarray(value) for value in (x, dt, A, B, C))
+    D, h0, reset = (None if value is None else jnp.asarray(value) for value in (D, h0, reset))
     _check(x, dt, A, B, C, D, h0, reset, method)
     wide = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
     start = jnp.zeros((x.shape[0], A.shape[1], A.shape[0]), wide) if h0 is None else h0.swapaxes(1, 2).astype(wide)
@@ -131,11 +132,11 @@ def _as_it_is(value: Array) -> Array:
     return value
 
 
-def _gradient_forward(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> tuple[_Inputs, tuple]:
+def _gradient_forward(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> tuple[_Inputs, tuple[Any, ...]]:
     return _gradient(method, given, reset, starts, dy, dlast), (given, reset, dy, dlast)
 
 
-def _gradient_backward(method: str, saved: tuple, cotangents: _Inputs) -> tuple[_Inputs, None, None, Array, Array]:
+def _gradient_backward(method: str, saved: tuple[Any, ...], cotangents: _Inputs) -> tuple[_Inputs, None, None, Array, Array]:
     del method
     given, reset, dy, dlast = saved
 
@@ -162,8 +163,8 @@ def _choose(method: str, steps: Callable[..., Any], chunks: Callable[..., Any]) 
 def _by_chunks(given: _Inputs, reset: Array | None) -> tuple[Array, Array, Array]:
     """(y, last state, states before each chunk)."""
 
-    def body(h: Array, part: tuple) -> tuple[Array, tuple[Array, Array]]:
-        last, y = jax.checkpoint(_chunk)(h, given.A, *part)
+    def body(h: Array, operands: tuple[Any, ...]) -> tuple[Array, tuple[Array, Array]]:
+        last, y = jax.checkpoint(_chunk)(h, given.A, *operands)
         return last, (y, h)
 
     parts = [_cut(value) for value in (given.x, given.dt, given.B, given.C)]
@@ -182,9 +183,9 @@ def _chunk(h: Array, A: Array, x: Array, dt: Array, B: Array, C: Array, reset: A
 def _gradient_by_chunks(number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
     parts = [_cut(value) for value in (given.x, given.dt, given.B, given.C)]
 
-    def body(carry: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], tuple]:
+    def body(carry: tuple[Array, Array], operands: tuple[Any, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         dh, dA = carry
-        h, dy, reset, *inputs = part
+        h, dy, reset, *inputs = operands
         pullback = jax.vjp(partial(_chunk, reset=reset), h, given.A, *map(number, inputs))[1]
         dh, share, *rest = pullback((dh, dy))
         return (dh, dA + share), tuple(rest)

@@ -64,7 +64,8 @@ def ssd(
     Raises:
       ValueError: for shapes that do not fit, no steps, heads that groups do not divide, or a chunk that is none.
     """
-    x, dt, A, B, C, D, h0, reset = (None if value is None else jnp.asarray(value) for value in (x, dt, A, B, C, D, h0, reset))
+    x, dt, A, B, C = (jnp.asarray(value) for value in (x, dt, A, B, C))
+    D, h0, reset = (None if value is None else jnp.asarray(value) for value in (D, h0, reset))
     _check(x, dt, A, B, C, D, h0, reset, chunk)
     wide = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
     heads = B.shape[2], x.shape[2] // B.shape[2]
@@ -257,13 +258,15 @@ def _outputs(chunks: _Chunks, starts: Array) -> Array:
 
 def _decay(log_decay: Array, reset: Array) -> tuple[Array, Array, Array]:
     """exp of the sum of dt A over s < r <= t, 0 where a reset lies between, as the last three of `_Chunks`."""
-    sums, document = _sums(log_decay, reset), jnp.cumsum(reset, axis=2)
+    (coarse, fine), document = _sums(log_decay, reset), jnp.cumsum(reset, axis=2)
     steps = jnp.arange(reset.shape[2])
     seen = (steps[:, None] >= steps[None])[None, None] & (document[..., :, None] == document[..., None, :])
-    after = [jnp.moveaxis(part, 2, 4) for part in sums]
-    inside = _masked_exp(seen[:, :, None, None], sum(part[..., :, None] - part[..., None, :] for part in after))
-    since_start = _masked_exp((document == 0)[..., None, None], sum(sums))
-    return inside, since_start, _masked_exp((document == document[..., -1:])[..., None, None], sum(part[:, :, -1:] - part for part in sums))
+    by_time = (jnp.moveaxis(sums, 2, 4) for sums in (coarse, fine))
+    large, small = (sums[..., :, None] - sums[..., None, :] for sums in by_time)
+    inside = _masked_exp(seen[:, :, None, None], large + small)
+    since_start = _masked_exp((document == 0)[..., None, None], coarse + fine)
+    to_end = (coarse[:, :, -1:] - coarse) + (fine[:, :, -1:] - fine)
+    return inside, since_start, _masked_exp((document == document[..., -1:])[..., None, None], to_end)
 
 
 def _sums(log_decay: Array, reset: Array) -> tuple[Array, Array]:

@@ -46,7 +46,8 @@ class Linearized(NamedTuple):
 def rounding_unit(step: Callable[[Array, Any], Array], h: Float[Array, "N"], x: Any) -> float:
     """Returns the coarsest relative rounding, epsilon, of all that one step computes: that of h where nothing is computed in fewer bits."""
     program = jax.make_jaxpr(step)(h, x).jaxpr
-    kinds = {variable.aval.dtype for equation in _equations(program) for variable in equation.outvars}
+    values = [variable.aval for equation in _equations(program) for variable in equation.outvars]
+    kinds = {value.dtype for value in values if isinstance(value, jax.core.ShapedArray)}
     return max(float(jnp.finfo(kind).eps) for kind in {*kinds, h.dtype} if jnp.issubdtype(kind, jnp.floating))
 
 

@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -21,7 +21,7 @@ from selssm_jax.report.tables import block_title, clean, number
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"), ("-", "--", "-.", ":", "-", "--"), ("o", "s", "^", "D", "v", "x"), strict=True))
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#444444",
     "axes.grid": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.4, "image.cmap": "cividis",
@@ -56,7 +56,8 @@ def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"):
         for kind in ("major", "minor"):
             if isinstance(getattr(axis, f"get_{kind}_formatter")(), LogFormatterSciNotation):
-                getattr(axis, f"set_{kind}_formatter")(Decades(base=axis.get_transform().base, labelOnlyBase=kind == "major"))
+                transform: Any = axis.get_transform()
+                getattr(axis, f"set_{kind}_formatter")(Decades(base=transform.base, labelOnlyBase=kind == "major"))
     figure.savefig(path, dpi=DPI, facecolor="white")
     return path
 
@@ -117,7 +118,7 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
     Each value of `blocks` is a `Sums.summary()` with first_sequence, the effective dimension of every step of one sequence.
     """
     figure, axes = panels(len(blocks), 3, height=0.75 + 1.7 * len(blocks))
-    rows = np.reshape(axes, (len(blocks), 3))
+    rows: np.ndarray = np.array(axes, object).reshape(len(blocks), 3)
     for (name, block), (histogram, component, time) in zip(blocks.items(), rows, strict=True):
         _histogram(histogram, block)
         _components(component, block)
@@ -188,7 +189,7 @@ def panels(rows: int, columns: int, *, height: float, sharex: bool = False) -> t
     return figure, list(axes.ravel())
 
 
-def legend(figure: Figure, *axes: Axes, place: str = "outside lower center") -> None:
+def legend(figure: Figure, *axes: Axes, place: Literal["outside lower center", "outside upper right"] = "outside lower center") -> None:
     """Writes the legend of panels outside of them, in as many columns as the figure is wide enough for."""
     entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
     if not entries:

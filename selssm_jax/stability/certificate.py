@@ -138,7 +138,8 @@ def certify(layer: nn.Module, params: Any, *, input_bound: float | None = None) 
         return unknown(f"{type(layer).__name__} states no bounds: give it a method `bounds(inputs)` that returns layers.bounds.Bounds")
     if input_bound is not None and not 0 <= input_bound < math.inf:
         raise ValueError(f"input_bound={input_bound} is no bound: use a finite number from 0, or None for any input")
-    return certify_bounds(layer.apply({"params": parameters(params)}, Box(math.inf if input_bound is None else input_bound), method="bounds"))
+    bounds: Any = layer.apply({"params": parameters(params)}, Box(math.inf if input_bound is None else input_bound), method="bounds")
+    return certify_bounds(bounds)
 
 
 def certify_bounds(bounds: Bounds) -> Certificate:
@@ -151,17 +152,18 @@ def certify_bounds(bounds: Bounds) -> Certificate:
         box = None if bounds.box is None else np.asarray(bounds.box, np.float64)
         return dataclasses.replace(_of_jacobian(np.asarray(bounds.jacobian, np.float64), box), delay=bounds.delay)
     lipschitz = 0.0 if bounds.gate_lipschitz is None else bounds.gate_lipschitz
+    A, gate_min, gate_max = (np.asarray(value) for value in (bounds.A, bounds.gate_min, bounds.gate_max))
     found = certify_recurrence(
-        bounds.A,
-        gate_min=bounds.gate_min,
-        gate_max=bounds.gate_max,
+        A,
+        gate_min=gate_min,
+        gate_max=gate_max,
         gate_lipschitz=lipschitz,
         drive_bound=bounds.drive_bound,
         noise_cov=bounds.noise_cov,
         update=bounds.update,
     )
     found = dataclasses.replace(found, delay=bounds.delay)
-    known = bounds.gate_lipschitz is None and np.array_equal(bounds.gate_min, bounds.gate_max)
+    known = bounds.gate_lipschitz is None and np.array_equal(gate_min, gate_max)
     return found if known else _of_the_class(found)
 
 
@@ -177,7 +179,8 @@ def _of_the_class(found: Certificate) -> Certificate:
 
 def certify_model(model: nn.Module, params: Any) -> dict[str, Certificate]:
     """Certifies every block of a `SequenceModel`, for all inputs that its norms can pass on; `params` as in `certify`."""
-    return {name: certify_bounds(bounds) for name, bounds in model.apply({"params": parameters(params)}, method="bounds").items()}
+    of_blocks: Any = model.apply({"params": parameters(params)}, method="bounds")
+    return {name: certify_bounds(bounds) for name, bounds in of_blocks.items()}
 
 
 def unknown(reason: str) -> Certificate:

@@ -132,7 +132,7 @@ def _weights(growth: Growth, c: float) -> np.ndarray | None:
 
     By policy iteration, of v = 1 + F(v) / c: (I - N / c) v = 1 for a nonnegative N has a positive solution if and only if rho(N) < c.
     """
-    v = np.ones(len(growth.low))
+    v: np.ndarray = np.ones(len(growth.low))
     if c <= 0:
         return None
     for _ in range(POLICIES):

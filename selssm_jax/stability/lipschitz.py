@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def gate_lipschitz(
     def gate(h: jax.Array) -> jax.Array:
         return dataclasses.replace(steepest, z=jnp.clip(steepest.logits(h), low, high), W=None).at()
 
-    starts = np.random.default_rng(seed).standard_normal((STARTS, len(W))) / max(operator_norm(W), np.finfo(np.float32).tiny)
+    starts = np.random.default_rng(seed).standard_normal((STARTS, len(W))) / max(operator_norm(W), float(np.finfo(np.float32).tiny))
     return Lipschitz(min(maximised_ratio(gate, starts, norm=norm, weights=weights), upper), upper, norm)
 
 
@@ -149,7 +150,7 @@ def _climb(slope: Callable[[jax.Array], jax.Array], steps: int, h: jax.Array) ->
     """The largest slope on the way up, of the states at which it is a number."""
     optimizer = optax.adam(RATE * (1e-3 + jnp.abs(h).max()))
 
-    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    def step(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
         h, state, best = carry
         value, gradient = jax.value_and_grad(slope)(h)
         updates, state = optimizer.update(jnp.nan_to_num(-gradient), state)

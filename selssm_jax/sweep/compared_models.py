@@ -60,7 +60,7 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     if CONTENDERS[name] == "selective":
         axes |= {"model.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
-    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.rates, rest)]
+    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.rates[0], sweep.rates[1], rest)]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -116,6 +116,6 @@ def _with_hidden(model: Model, width: int) -> Model:
     return dataclasses.replace(model, mlp_ratio=width / model.d_model)
 
 
-def _rates(ends: tuple[float, ...], count: int) -> np.ndarray:
+def _rates(low: float, high: float, count: int) -> np.ndarray:
     """Rates spaced evenly in their logarithm, both ends among them; the middle alone where there is one."""
-    return np.geomspace(*ends, count) if count > 1 else np.sqrt(np.prod(ends, keepdims=True))
+    return np.geomspace(low, high, count) if count > 1 else np.sqrt(np.prod([low, high], keepdims=True))

@@ -85,15 +85,15 @@ def compiled_once(folder: pathlib.Path) -> Iterator[None]:
     Every fit traces its step anew. Seeds, and points that start from other gate biases, come to the same program, whose compilation is
     more than half of what a short run takes on a CPU: a sweep of etth1_1 with 4 trials and 3 seeds took 52 CPU seconds instead of 72.
     """
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    if before[0]:
+    folder_before, least_before = (jax.config.values[key] for key in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"))
+    if folder_before:
         yield
         return
     _keep_compiled(str(folder / COMPILED), 0.3)
     try:
         yield
     finally:
-        _keep_compiled(*before)
+        _keep_compiled(folder_before, least_before)
 
 
 def _keep_compiled(folder: str | None, least: float) -> None:

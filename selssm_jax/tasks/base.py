@@ -12,10 +12,10 @@ from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import Data, Model, Training
 from selssm_jax.layers.encoders import FrameEncoder
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
 
 State = dict[str, Any]
-Batch = Mapping[str, Any]
 SHOWN = 4  # numbers of a target or an answer, in words
 
 

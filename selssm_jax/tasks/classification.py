@@ -11,7 +11,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import Model
 from selssm_jax.layers.heads import ClassHead
-from selssm_jax.tasks.base import Batch, TaskKind, categorical_errors
+from selssm_jax.shapes import Batch
+from selssm_jax.tasks.base import TaskKind, categorical_errors
 
 
 class Classification(TaskKind):

@@ -12,7 +12,8 @@ from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import TEXTS, Data, Model
 from selssm_jax.layers.projection import Projection
-from selssm_jax.tasks.base import Batch, Ends, State, TaskKind, categorical_errors
+from selssm_jax.shapes import Batch
+from selssm_jax.tasks.base import Ends, State, TaskKind, categorical_errors
 
 LARGEST_EXPONENT = 700.0  # whose exponential a float can hold
 

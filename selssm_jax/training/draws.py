@@ -36,7 +36,7 @@ def _split(data: Array, shape: tuple[int, ...]) -> Array:
     return _beside(jax.random.split(_plain(data), shape), data[WORDS])
 
 
-def _fold_in(data: Array, number: Array) -> Array:
+def _fold_in(data: Array, number: Array | int) -> Array:
     return _beside(jax.random.fold_in(_plain(data), number), data[WORDS])
 
 

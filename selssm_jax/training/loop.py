@@ -18,13 +18,14 @@ from selssm_jax import data
 from selssm_jax.config import Experiment
 from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, is_better, means
 from selssm_jax.training import capacity, optimizer, parallel
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
-from selssm_jax.training.step import Batch, initial, train_step
+from selssm_jax.training.step import initial, train_step
 
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError, out_of_memory
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.scores import Sums
 from selssm_jax.training import checkpoint, loop, parallel
 from selssm_jax.training.logging import Display
-from selssm_jax.training.step import Batch
 
 SEEDS = frozenset({"name", "training.seed", "data.seed"})  # what may differ between runs that share a step
 

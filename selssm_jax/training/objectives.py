@@ -12,12 +12,13 @@ from selssm_jax.layers.contract import Law
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.observe import Observed
 from selssm_jax.ops import linear_scan
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.scores import Sums, hide_unweighted
 
 Blocks = Mapping[str, Observed]
 
 
-def weights(loss: str, batch: Mapping[str, Array], stride: int) -> dict[str, Array]:
+def weights(loss: str, batch: Batch, stride: int) -> dict[str, Array]:
     """Returns the weight of every term of the training loss in a batch: the divisors of the sums of `loss`, `gate_penalties` and `rates`."""
     frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
     return {loss: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}

@@ -8,18 +8,16 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from selssm_jax.config import Experiment, Training
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.observe import observe
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums
 from selssm_jax.training import draws, objectives, parallel
-
-Batch = dict[str, jax.Array | np.ndarray]
 
 
 @flax.struct.dataclass

@@ -12,6 +12,7 @@ import pytest
 import runs
 from selssm_jax.config import Experiment, Optimizer, Task, Training
 from selssm_jax.model import SequenceModel
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.scores import means
 from selssm_jax.training import optimizer, parallel, step
 
@@ -22,7 +23,7 @@ TASKS = {
 }
 
 
-def ragged(task: Task, rows: int = 8) -> step.Batch:
+def ragged(task: Task, rows: int = 8) -> Batch:
     """A batch whose rows are padded and weighted unequally, so that a mean of means is not the mean."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(2, task.length + 1, rows)
@@ -42,7 +43,7 @@ def begin(network: SequenceModel, experiment: Experiment) -> step.TrainState:
     return jax.device_get(step.initial(experiment, network, optimizer.build(experiment), ragged(network.config.task)))
 
 
-def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) -> tuple[Any, step.TrainState, step.Batch]:
+def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) -> tuple[Any, step.TrainState, Batch]:
     """Returns a step over `count` devices, a state for it and a batch."""
     network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS[kind], **model))
     devices = parallel.choose_devices(count, 8)
@@ -52,7 +53,7 @@ def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) ->
     return take, jax.device_put(first, parallel.layout(devices)), ragged(TASKS[kind])
 
 
-def after(take: Any, state: step.TrainState, batch: step.Batch, steps: int = 3) -> tuple[step.TrainState, list[dict[str, float]]]:
+def after(take: Any, state: step.TrainState, batch: Batch, steps: int = 3) -> tuple[step.TrainState, list[dict[str, float]]]:
     seen = []
     for _ in range(steps):
         state, sums = take(state, batch)

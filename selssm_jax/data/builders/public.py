@@ -34,7 +34,7 @@ Record = dict[str, Any]
 Tensor = tfds.features.Tensor
 
 
-class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS reads it
+class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]  # a class without types, whose argument TFDS reads
     """What the builders share: records made from files of a local folder or of their public origin.
 
     Args:
