@@ -9,14 +9,21 @@ import warnings
 from typing import Any
 
 import absl.app  # noqa: F401  its flags are defined once a process and stay
+import numpy as np
 import pytest
 from absl import flags
 
 from configs import smoke
-from selssm_jax.config import Experiment
+from selssm_jax.config import Experiment, Task
+from selssm_jax.shapes import Batch
 from selssm_jax.training import checkpoint
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+TASKS = {
+    "language": Task("language", vocab=5, length=12),
+    "classification": Task("classification", channels=1, classes=3, length=12),
+    "forecasting": Task("forecasting", channels=2, length=12, horizon=4),
+}
 
 
 def experiment(**changes: Any) -> Experiment:
@@ -26,6 +33,20 @@ def experiment(**changes: Any) -> Experiment:
         group, key = path.split("__")
         config[group][key] = value
     return Experiment.from_config_dict(config)
+
+
+def ragged(task: Task, rows: int = 8, seed: int = 1) -> Batch:
+    """A batch whose rows are padded and weighted unequally, so that a mean of means is not the mean."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, task.length + 1, rows)
+    valid = np.arange(task.length)[None] < lengths[:, None]
+    if task.kind == "language":
+        tokens = rng.integers(0, task.vocab, (2, rows, task.length)).astype(np.int32)
+        return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
+    inputs = rng.standard_normal((rows, task.length, task.channels), np.float32)
+    series = task.kind == "forecasting"
+    targets = rng.standard_normal((rows, task.horizon, task.channels), np.float32) if series else rng.integers(0, task.classes, rows).astype(np.int32)
+    return {"inputs": inputs, "targets": targets, "weights": rng.uniform(0.1, 2, rows).astype(np.float32), "valid": valid}
 
 
 def overrides(config: Experiment) -> list[str]:
