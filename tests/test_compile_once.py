@@ -167,7 +167,7 @@ def test_generation(traces, monkeypatch):
 
 def test_a_sparse_step_of_decoding(traces):
     layer = SelectiveSSM(4, 8, gate="top_k", gate_active=2)
-    x = np.random.default_rng(0).standard_normal((2, CALLS, 4)).astype(np.float32)
+    x = jax.random.normal(jax.random.key(0), (2, CALLS, 4))
     decoder = sparse_decode.make_decoder(layer, layer.init(jax.random.key(0), x))
     now = jax.jit(lambda decoder, x, state: decoder.step(x, state))
     state = decoder.start(layer.initial_state(2))
