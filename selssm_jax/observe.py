@@ -13,9 +13,9 @@ from selssm_jax.config import Model
 from selssm_jax.layers.contract import Law
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import ModelLike, block_name, block_names
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 
-Batch = Mapping[str, Any]
 Sown = Mapping[str, Any]
 
 

@@ -13,11 +13,11 @@ import pytest
 import runs
 from recurrences import OPS
 from selssm_jax import data, generation
-from selssm_jax.compression import compress, finetune, pruning, rate, sparse_decode, sparsity
+from selssm_jax.analysis import gate_selectivity, gates, rate_sweep
+from selssm_jax.compression import compress, finetune, pruning, sparse_decode
 from selssm_jax.config import Compress
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.model import SequenceModel
-from selssm_jax.reporting import activity
 from selssm_jax.training import loop, multi_seed, optimizer, parallel, step
 from selssm_jax.training.evaluation import Evaluator
 
@@ -144,9 +144,9 @@ def test_a_step_of_fine_tuning(traces):
 def test_readers_of_gates_and_scores_of_components(traces):
     _, dataset, network, params = subject(process_noise=0.1)
     batches = lambda: dataset.evaluate("validation", 8)  # noqa: E731
-    activity.observe(network, params, batches(), carry=False)
-    sparsity.mean_gates(network, params, batches())
-    rate.memory(network, params, batches())
+    gates.observe_gates(network, params, batches(), is_stream=False)
+    gate_selectivity.mean_gates(network, params, batches())
+    rate_sweep.memory(network, params, batches())
     pruning.quadratic(network, params, batches())
     pruning.loss(network, params, batches())
     assert len(traces) >= 5 and set(traces.values()) == {1}

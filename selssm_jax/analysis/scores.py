@@ -15,12 +15,12 @@ from selssm_jax.analysis.setting import describe_setting
 from selssm_jax.config import Experiment
 from selssm_jax.data.pipeline import SPLITS, WHOLE
 from selssm_jax.runs import Run
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import is_better
 from selssm_jax.training.evaluation import Evaluator
 
 FORMAT = 1  # of results.json
-Batch = dict[str, Array | np.ndarray]
 
 
 def score(run: Run, split: str) -> Results:

@@ -6,6 +6,7 @@ from .blocks import GatedMLP as GatedMLP
 from .bounds import Ball as Ball
 from .bounds import Bounds as Bounds
 from .bounds import Box as Box
+from .contract import Law as Law
 from .convolution import DilatedConv as DilatedConv
 from .convolution import ShortConv as ShortConv
 from .encoders import FrameEncoder as FrameEncoder
@@ -29,6 +30,5 @@ from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN
 from .recurrent import MinGRU as MinGRU
-from .selective import Law as Law
 from .selective import SelectiveSSM as SelectiveSSM
 from .tcn import TCN as TCN

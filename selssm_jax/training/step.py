@@ -128,7 +128,7 @@ def _objective(
         sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
     if "laws" in kept:
         sums |= objectives.rates(blocks, frames, form=form, total=total)
-    return sum(factor * sums[name][0] / weights[name] for name, factor in terms.items()), sums
+    return sum((factor * sums[name][0] / weights[name] for name, factor in terms.items()), jnp.zeros(())), sums
 
 
 def _terms(experiment: Experiment, loss: str, state: TrainState) -> dict[str, jax.Array | float]:
