@@ -196,7 +196,7 @@ def mamba2(arguments: Mapping[str, Any], say: Say) -> None:
 
 
 def rg_lru(arguments: Mapping[str, Any], say: Say) -> None:
-    """The rule of `griffin.RGLRU`."""
+    """The rule of `rg_lru.RGLRU`."""
     multiple(say("d_state"), arguments["d_state"], say("heads"), arguments["heads"], "rg_lru")
 
 

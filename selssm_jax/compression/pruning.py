@@ -1,6 +1,6 @@
 """Pruning: score the components of a state, choose which to keep, and build the smaller model (theory, section 10).
 
-For any mixer that names its state axes (`layers.axes`); a block whose mixer names none is left whole. A component is scored by how far the outputs,
+For any mixer that names its state axes (`layers.state_axes`); a block whose mixer names none is left whole. A component is scored by how far the outputs,
 or the loss, go when it is removed, by the size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from
 the parameters and from the carried state.
 Batches are those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from selssm_jax.compression.hankel import gramians
 from selssm_jax.config import Model
 from selssm_jax.errors import suggest
-from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.blocks import mixing
+from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import SequenceModel, block_names
 from selssm_jax.observe import find_valid_frames, observe

@@ -1,5 +1,4 @@
 from .attention import Attention as Attention
-from .axes import StateAxes as StateAxes
 from .bidirectional import Bidirectional as Bidirectional
 from .blocks import Block as Block
 from .blocks import GatedMLP as GatedMLP
@@ -14,9 +13,6 @@ from .gates import Envelope as Envelope
 from .gates import Gate as Gate
 from .gates import GateKind as GateKind
 from .gates import register_gate as register_gate
-from .griffin import RGLRU as RGLRU
-from .heads import ClassHead as ClassHead
-from .heads import ForecastHead as ForecastHead
 from .linear import LRU as LRU
 from .linear import S4D as S4D
 from .linear import S5 as S5
@@ -25,10 +21,14 @@ from .mamba import Mamba as Mamba
 from .mamba import Mamba2 as Mamba2
 from .mixers import mixer as mixer
 from .mixers import register_mixer as register_mixer
+from .output_heads import ClassHead as ClassHead
+from .output_heads import ForecastHead as ForecastHead
 from .parameters import Layer as Layer
 from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN
 from .recurrent import MinGRU as MinGRU
+from .rg_lru import RGLRU as RGLRU
 from .selective import SelectiveSSM as SelectiveSSM
+from .state_axes import StateAxes as StateAxes
 from .tcn import TCN as TCN

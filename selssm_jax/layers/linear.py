@@ -14,11 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from selssm_jax import settings
-from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection, project
+from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import linear_scan
 from selssm_jax.ops.boundaries import finite, poison, vary_alike
 from selssm_jax.ops.discretize import bilinear, zero_order_hold

@@ -14,11 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax import settings
-from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import Convolved, ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import selective_scan, ssd
 from selssm_jax.ops.extremes import largest, smallest
 from selssm_jax.shapes import Activations, Reset, Rows

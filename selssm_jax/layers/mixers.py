@@ -2,7 +2,7 @@
 
 Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that carry the state, and a reset hides
 all that came before it. `initial_state(batch, steps=None)` is the state before the first step; where it is a cache, with room for `steps`. A mixer may
-sow "gate" and "state" among its intermediates, name the axes of its state in its parameters (`layers.axes`), and state what holds of it for all inputs
+sow "gate" and "state" among its intermediates, name the axes of its state in its parameters (`layers.state_axes`), and state what holds of it for all inputs
 (`layers.bounds`).
 """
 
@@ -17,10 +17,10 @@ from selssm_jax import settings
 from selssm_jax.config import Model
 from selssm_jax.errors import suggest
 from selssm_jax.layers.attention import Attention
-from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.linear import LRU, S4D, S5
 from selssm_jax.layers.mamba import FalconMamba, Mamba, Mamba2
 from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
+from selssm_jax.layers.rg_lru import RGLRU
 from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.layers.tcn import TCN
 

@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax import settings
-from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import linear_scan
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.shapes import Activations, Reset, Rows

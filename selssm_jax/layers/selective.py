@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from selssm_jax import settings
-from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics, Law
 from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.ops.extremes import largest

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import Model
-from selssm_jax.layers.heads import ClassHead
+from selssm_jax.layers.output_heads import ClassHead
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.base import TaskKind, categorical_errors
 

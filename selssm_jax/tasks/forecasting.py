@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from selssm_jax.config import Model, Training
 from selssm_jax.layers.encoders import FrameEncoder
-from selssm_jax.layers.heads import ForecastHead
+from selssm_jax.layers.output_heads import ForecastHead
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.base import Ends, State, TaskKind
 from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted

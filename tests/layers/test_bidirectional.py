@@ -12,8 +12,8 @@ from selssm_jax.compression import pruning
 from selssm_jax.config import Model, Task
 from selssm_jax.layers.bidirectional import Bidirectional
 from selssm_jax.layers.bounds import Box
-from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.recurrent import LSTM
+from selssm_jax.layers.rg_lru import RGLRU
 from selssm_jax.model import SequenceModel
 
 B, T, D, N = 2, 8, 3, 4

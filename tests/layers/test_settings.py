@@ -14,8 +14,8 @@ from selssm_jax.errors import InputError
 from selssm_jax.layers.convolution import DilatedConv, ShortConv
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.gates import GATES, Gate
-from selssm_jax.layers.heads import ClassHead, ForecastHead
 from selssm_jax.layers.mixers import LAYERS
+from selssm_jax.layers.output_heads import ClassHead, ForecastHead
 from selssm_jax.ops._dense_scan import METHODS as OF_MATRICES
 from selssm_jax.ops._linear_scan import METHODS
 from selssm_jax.ops._newton_scan import SOLVERS

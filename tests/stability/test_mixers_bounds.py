@@ -12,10 +12,10 @@ import pytest
 from selssm_jax.config import Model, Task
 from selssm_jax.layers.attention import Attention
 from selssm_jax.layers.bounds import Ball, Box
-from selssm_jax.layers.griffin import RGLRU
 from selssm_jax.layers.linear import LRU, S4D, S5
 from selssm_jax.layers.mamba import Mamba, Mamba2, _logits_after_silu
 from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
+from selssm_jax.layers.rg_lru import RGLRU
 from selssm_jax.layers.tcn import TCN
 from selssm_jax.model import SequenceModel
 from selssm_jax.stability import certify, certify_model

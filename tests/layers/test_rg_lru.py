@@ -10,7 +10,7 @@ import pytest
 from selssm_jax.compression import pruning
 from selssm_jax.config import Model, Task
 from selssm_jax.layers.bounds import Ball, Box
-from selssm_jax.layers.griffin import RGLRU
+from selssm_jax.layers.rg_lru import RGLRU
 from selssm_jax.model import SequenceModel
 from selssm_jax.stability import certify
 

@@ -7,11 +7,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax import settings
-from selssm_jax.layers.axes import StateAxes
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
+from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import linear_scan
 from selssm_jax.shapes import Activations, Reset, Rows
 
