@@ -315,9 +315,9 @@ class _Trials:
         def make() -> Candidate:
             keep = self._remaining_components(share, how) if how and how != BALANCED else {}
             of, proved = truncate_half(self.subject) if how == BALANCED else (select_components(self.subject, keep) if keep else self.subject, {})
-            found = calibrate(of) if how else self.calibration
-            model, params = quantise(of, found, self.calibration.float_bytes / factor, rule)
-            carried = found.constant + found.layout.rows * model.quantizer(params).nbytes
+            calibration = calibrate(of) if how else self.calibration
+            model, params = quantise(of, calibration, self.calibration.float_bytes / factor, rule)
+            carried = calibration.constant + calibration.layout.rows * model.quantizer(params).nbytes
             return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params), proved)
 
         return self._tell(self._judge(f"{method} at {factor}", make))
@@ -347,8 +347,8 @@ class _Trials:
     def fine_tune(self, chosen: Candidate) -> Candidate:
         """The candidate after fine-tuning, where that did not make it worse."""
         params = finetune(self.subject.experiment, chosen.model, chosen.params, self.subject.dataset, self.progress)
-        found = self._tell(_score(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params)))
-        return min(found, chosen, key=lambda one: loss_of(one.validation, self.subject.metric))
+        tuned = self._tell(_score(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params)))
+        return min(tuned, chosen, key=lambda one: loss_of(one.validation, self.subject.metric))
 
     def _calibrate(self) -> Calibration:
         """What is known of the subject's memory, of `progress` if it has it."""

@@ -71,10 +71,10 @@ def load(path: str | pathlib.Path) -> Trace:
     """Reads what `Trace.save` wrote. Raises ValueError for another file, OSError for none."""
     check_regular(path)
     names = {field.name for field in dataclasses.fields(Trace)}
-    with np.load(path, allow_pickle=False) as found:
-        if set(found) != names | {"format"} or found["format"] != FORMAT:
-            raise ValueError(f"{path} holds {sorted(found)}, expected a trace of format {FORMAT} as Trace.save writes it")
-        values = {name: found[name] for name in names}
+    with np.load(path, allow_pickle=False) as archive:
+        if set(archive) != names | {"format"} or archive["format"] != FORMAT:
+            raise ValueError(f"{path} holds {sorted(archive)}, expected a trace of format {FORMAT} as Trace.save writes it")
+        values = {name: archive[name] for name in names}
     return Trace(**values | {"steps": int(values["steps"])})
 
 

@@ -70,11 +70,11 @@ def _best_cells(ordered: Sequence[np.ndarray], edges: Sequence[np.ndarray], coun
     best, choices = -(total**2) / np.maximum(held, 1), np.zeros((count, len(edges), most), np.int32)
     for cell in range(1, count):
         best, choices[cell] = _with_one_more(best, choices[cell - 1], held, total)
-    found, rows = np.empty((len(edges), count + 1), int), np.arange(len(edges))
-    found[:, count] = [len(at) - 1 for at in edges]
+    edges_of_cells, rows = np.empty((len(edges), count + 1), int), np.arange(len(edges))
+    edges_of_cells[:, count] = [len(at) - 1 for at in edges]
     for cell in range(count - 1, -1, -1):
-        found[:, cell] = choices[cell, rows, found[:, cell + 1]]
-    return [np.unique(at[cells]) for at, cells in zip(edges, found, strict=True)]
+        edges_of_cells[:, cell] = choices[cell, rows, edges_of_cells[:, cell + 1]]
+    return [np.unique(at[cells]) for at, cells in zip(edges, edges_of_cells, strict=True)]
 
 
 def _with_one_more(before: np.ndarray, starts: np.ndarray, held: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

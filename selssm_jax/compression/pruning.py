@@ -85,11 +85,11 @@ class Quadratic:
 
 def state_axes(config: Model) -> dict[str, StateAxes]:
     """Returns where the mixer's components are, of every block whose mixer says. Raises ValueError where none does: see `prunable`."""
-    found = _named_axes(config)
-    if not found:
+    axes = _named_axes(config)
+    if not axes:
         kinds = "two directions of " * config.bidirectional + ", ".join(dict.fromkeys(config.pattern))
         raise ValueError(f"no block names state axes, found {kinds}: give a mixer a method state_axes(), see selssm_jax/layers/axes.py")
-    return found
+    return axes
 
 
 def prunable(config: Model) -> bool:
@@ -138,12 +138,12 @@ def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *,
     sizes = {name: part.components for name, part in axes.items()}
     sample = jax.jit(partial(_slopes, model, axes, draws))
     keys = jax.random.key(seed)
-    found = [sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)]
-    weight = sum(float(np.sum(one.weight)) for one in found)
+    samples_of_batches = [sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)]
+    weight = sum(float(np.sum(one.weight)) for one in samples_of_batches)
     if not weight:
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
-    gradient = sum(np.asarray(one.real, np.float64).sum(axis=0) for one in found) / weight
-    samples = np.concatenate([np.asarray(one.own, np.float64).reshape(-1, sum(sizes.values())) for one in found])
+    gradient = sum(np.asarray(one.real, np.float64).sum(axis=0) for one in samples_of_batches) / weight
+    samples = np.concatenate([np.asarray(one.own, np.float64).reshape(-1, sum(sizes.values())) for one in samples_of_batches])
     return Quadratic(sizes, gradient, shrunk(samples) * (len(samples) / weight))
 
 
@@ -297,10 +297,10 @@ def _magnitude(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -
 
 def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
     read = jax.jit(partial(_sum_gates, model))
-    found = [read(params, dict(batch)) for batch in batches]
-    if not found:
+    sums_of_batches = [read(params, dict(batch)) for batch in batches]
+    if not sums_of_batches:
         raise ValueError("there are no batches to see gates on: give batches of Dataset.evaluate")
-    total, steps = (jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(one[part] for one in found)) for part in (0, 1))
+    total, steps = (jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(one[part] for one in sums_of_batches)) for part in (0, 1))
     return {name: value / steps for name, value in total.items()}
 
 
@@ -330,19 +330,19 @@ def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> S
                 f"{name}: a {type(layers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say how: use another score than 'hankel'"
             )
     probe = jax.random.normal(jax.random.key(0), (1, 3, model.config.d_model))
-    found = {}
+    values = {}
     for name, part in axes.items():
         own = params[name]["mixer"]
         A, B = layers[name].apply({"params": own}, probe, method="dynamics")
-        found[name] = _score_by_hankel(name, part, own, np.asarray(A[0]), np.asarray(B[0]))
-    return found
+        values[name] = _score_by_hankel(name, part, own, np.asarray(A[0]), np.asarray(B[0]))
+    return values
 
 
 def _score_by_hankel(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     if np.ptp(A, axis=0).any() or np.ptp(B, axis=0).any():
         raise ValueError(f"{name} is not time-invariant, so it has no Hankel singular values: use a model of gate='constant', or another score")
-    found = gramians(A[0], B[0], np.diag(axes.norms(params, axes.readout)) if A.ndim == 2 else np.asarray(params[axes.readout]).T)
-    return np.sqrt(np.diag(found.past).real * np.diag(found.future).real)
+    energies = gramians(A[0], B[0], np.diag(axes.norms(params, axes.readout)) if A.ndim == 2 else np.asarray(params[axes.readout]).T)
+    return np.sqrt(np.diag(energies.past).real * np.diag(energies.future).real)
 
 
 SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "gate": _gate, "hankel": _hankel}

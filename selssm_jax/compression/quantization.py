@@ -115,12 +115,12 @@ class Quantizer:
         """Applies a function of (levels (1, ..., n, L), values (..., n)) to the components of each number of bits by themselves: 1 bit needs 2 levels."""
         bits = np.asarray(self.bits)
         groups = [np.flatnonzero(bits == count) for count in np.unique(bits)]
-        found = []
+        values_of_groups = []
         for index in groups:
             levels = self.levels[index, : 2 ** bits[index[0]]]
             levels = levels.reshape((1,) * (values[0].ndim - 1) + levels.shape)
-            found.append(function(levels, *(value[..., index] for value in values)))
-        return jnp.concatenate(found, axis=-1)[..., np.argsort(np.concatenate(groups))]
+            values_of_groups.append(function(levels, *(value[..., index] for value in values)))
+        return jnp.concatenate(values_of_groups, axis=-1)[..., np.argsort(np.concatenate(groups))]
 
     def _places(self) -> tuple[Integer[np.ndarray, "b"], Integer[np.ndarray, "b"]]:
         """Of every stored bit, its component and its place there."""

@@ -44,11 +44,11 @@ class Point:
 
 def frontier(points: Iterable[Point]) -> tuple[Point, ...]:
     """Returns the points that no other one beats, by rising bytes and falling loss: of equal bytes or equal loss only the better stays."""
-    found: list[Point] = []
+    points_so_far: list[Point] = []
     for point in sorted(points, key=lambda point: (point.nbytes, point.loss)):
-        if not found or point.loss < found[-1].loss:
-            found.append(point)
-    return tuple(found)
+        if not points_so_far or point.loss < points_so_far[-1].loss:
+            points_so_far.append(point)
+    return tuple(points_so_far)
 
 
 def knee(points: Iterable[Point]) -> Point:
@@ -57,12 +57,12 @@ def knee(points: Iterable[Point]) -> Point:
     The smallest of equals; a frontier without any point below its chord gives its smallest memory.
     Raises ValueError where there are no points.
     """
-    found = frontier(points)
-    if not found:
+    best_points = frontier(points)
+    if not best_points:
         raise ValueError("there are no points: measure at least one model")
-    sizes, losses = _to_unit([math.log(point.nbytes) for point in found]), _to_unit([point.loss for point in found])
+    sizes, losses = _to_unit([math.log(point.nbytes) for point in best_points]), _to_unit([point.loss for point in best_points])
     below = [1 - x - y for x, y in zip(sizes, losses, strict=True)]  # sqrt(2) times the distance to the chord from (0, 1) to (1, 0)
-    return found[below.index(max(below))]
+    return best_points[below.index(max(below))]
 
 
 def smallest(points: Iterable[Point], *, within: float, reference: Point) -> Point:
@@ -96,12 +96,12 @@ def find_nested_subsets(information: SetFunction, n: int) -> tuple[Subset, ...]:
     """
     _check_count(n, None)
     kept = tuple(range(n))
-    found = [Subset(kept, information(kept))]
+    subsets = [Subset(kept, information(kept))]
     while kept:
         fewer = [kept[:place] + kept[place + 1 :] for place in range(len(kept))]
-        found.append(max((Subset(part, information(part)) for part in fewer), key=lambda subset: subset.information))
-        kept = found[-1].components
-    return tuple(reversed(found))
+        subsets.append(max((Subset(part, information(part)) for part in fewer), key=lambda subset: subset.information))
+        kept = subsets[-1].components
+    return tuple(reversed(subsets))
 
 
 def exhaustive(information: SetFunction, n: int) -> tuple[Subset, ...]:

@@ -123,10 +123,10 @@ class PackedModel:
             noise = dither(quantizer.quantize(jax.lax.stop_gradient(vector))) if self.rounding == "stochastic" else None
             return quantizer.snap(vector, noise), None
 
-        found = read(self.model, _drop_levels(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
-        codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(found.state)))
-        after = {"packed": quantizer.pack(codes), "kept": layout.select_fixed(found.state)}
-        return ((found.outputs, after), found.sown) if mutable else (found.outputs, after)
+        rollout = read(self.model, _drop_levels(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
+        codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(rollout.state)))
+        after = {"packed": quantizer.pack(codes), "kept": layout.select_fixed(rollout.state)}
+        return ((rollout.outputs, after), rollout.sown) if mutable else (rollout.outputs, after)
 
 
 def flat_levels(quantizer: Quantizer, tables: tuple[int, ...]) -> Float[Array, "K"]:
@@ -198,8 +198,8 @@ def read(
         number, x, piece, reset, valid = now
         keys = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
         options: dict[str, Any] = {"reset": reset, "valid": valid, "deterministic": deterministic, "rngs": keys, "mutable": mutable}
-        found = model.apply({"params": params}, piece, state, **options)
-        (outputs, after), sown = found if mutable else (found, {})
+        answer = model.apply({"params": params}, piece, state, **options)
+        (outputs, after), sown = answer if mutable else (answer, {})
         vector, given = update(layout.vector(after), x)
         state = layout.state(vector, layout.select_fixed(after))
         states = [mixer_components(block["mixer"])[:, None] for block in state["blocks"]]
@@ -236,10 +236,10 @@ def calibration(
     def calibrate_step(inputs: Array, reset: Array | None, valid: Array) -> Array:
         return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid).given
 
-    found = [_live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
-    most = max(1, min(most, LARGEST // found[0].shape[1]))
-    every = -(-sum(map(len, found)) // most)
-    return np.concatenate([part[::every] for part in found])
+    samples = [_live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
+    most = max(1, min(most, LARGEST // samples[0].shape[1]))
+    every = -(-sum(map(len, samples)) // most)
+    return np.concatenate([part[::every] for part in samples])
 
 
 def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> np.ndarray:
@@ -266,4 +266,4 @@ def _frames(steps: Array) -> Array:
 
 def _merge_steps(sown: Mapping[str, Any]) -> dict[str, Any]:
     """What single steps sowed, as one call would have: frames joined along time; diagnostics, which have none, stay apart."""
-    return {name: found if name == "diagnostics" else jax.tree.map(_frames, found) for name, found in sown.items()}
+    return {name: values if name == "diagnostics" else jax.tree.map(_frames, values) for name, values in sown.items()}

@@ -28,9 +28,9 @@ def seal(config: Data) -> str:
     return hmac.new(_secret(cache_root("")), said.encode(), hashlib.sha256).hexdigest()
 
 
-def intact(config: Data, found: Any) -> bool:
+def intact(config: Data, seal_of_folder: Any) -> bool:
     """Whether `found` is this user's seal of the places that a configuration names."""
-    return isinstance(found, str) and hmac.compare_digest(found, seal(config))
+    return isinstance(seal_of_folder, str) and hmac.compare_digest(seal_of_folder, seal(config))
 
 
 def without_places(config: Data) -> Data:

@@ -217,8 +217,8 @@ def scale_clips(parts: Mapping[str, Clips], known: Mapping[str, Any], name: str)
     else:
         level, deviation = robust_moments(train)
     scale = 1 / np.where(deviation > 0, deviation, 1)
-    found = {name: dataclasses.replace(part, level=level, scale=scale) for name, part in parts.items()}
-    return found, {"scaling": {"mean": level.tolist(), "deviation": deviation.tolist()}}
+    scaled = {name: dataclasses.replace(part, level=level, scale=scale) for name, part in parts.items()}
+    return scaled, {"scaling": {"mean": level.tolist(), "deviation": deviation.tolist()}}
 
 
 def frames(longest: int, sample_rate: float) -> tuple[int, int]:
@@ -252,10 +252,10 @@ def split(name: str, arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray
     if "split" not in arrays:
         place = np.random.default_rng(0).permutation(count)
         return (place < count // 10 * 2).astype(int) + (place < count // 10)
-    found = arrays["split"]
-    if found.shape != (count,) or not np.isin(found, (0, 1, 2)).all():
-        raise InputError(f"{name}: 'split' has shape {found.shape}, expected 0 (training), 1 (validation) or 2 (test) for each of the {count} signals")
-    return found
+    split = arrays["split"]
+    if split.shape != (count,) or not np.isin(split, (0, 1, 2)).all():
+        raise InputError(f"{name}: 'split' has shape {split.shape}, expected 0 (training), 1 (validation) or 2 (test) for each of the {count} signals")
+    return split
 
 
 def _from_signal(name: str, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,17 +62,17 @@ def csv_file(config: Data, known: Known) -> Dataset:
     """A CSV of numbers, split 70/10/20 in time; for a run, its columns by name, in the run's order."""
     file = files.open_own(config.file)
     gaps = "ignore" if file.sha256 == known.get("sha256") else config.gaps  # as the run was trained on it
-    found = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
+    cells = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
     if "channels" in known:
-        found = tables.match_columns(config.file, found, tuple(known["channels"]))
-    length = config.length or known.get("task", {}).get("length") or forecasting.lookback(len(found.values), config.horizon)
+        cells = tables.match_columns(config.file, cells, tuple(known["channels"]))
+    length = config.length or known.get("task", {}).get("length") or forecasting.lookback(len(cells.values), config.horizon)
     config = dataclasses.replace(config, length=length)
-    phase, notes = forecasting.phase(found.clock, known, config.cycle)
-    info = _describe_own_file(config, file) | ({"clock": list(found.clock)} if found.clock else {})
-    dataset = forecasting.dataset(config, found.values, found.names, forecasting.share_split(len(found.values)), known, info, phase=phase)
-    shown = ", ".join(found.names[:8]) + (", ..." if len(found.names) > 8 else "")
-    kept = f"{config.file}: read and kept {len(found.values):,} rows of {len(found.names):,} columns ({shown})"
-    return dataclasses.replace(dataset, reading="; ".join([kept, *found.notes, *notes, *([] if found.notes else ["nothing left out"])]))
+    phase, notes = forecasting.phase(cells.clock, known, config.cycle)
+    info = _describe_own_file(config, file) | ({"clock": list(cells.clock)} if cells.clock else {})
+    dataset = forecasting.dataset(config, cells.values, cells.names, forecasting.share_split(len(cells.values)), known, info, phase=phase)
+    shown = ", ".join(cells.names[:8]) + (", ..." if len(cells.names) > 8 else "")
+    kept = f"{config.file}: read and kept {len(cells.values):,} rows of {len(cells.names):,} columns ({shown})"
+    return dataclasses.replace(dataset, reading="; ".join([kept, *cells.notes, *notes, *([] if cells.notes else ["nothing left out"])]))
 
 
 def spoken_digits(config: Data, known: Known) -> Dataset:
@@ -97,10 +97,10 @@ def pixels(config: Data, known: Known) -> Dataset:
     del known
     order = np.random.default_rng(config.seed).permutation(784) if config.source == "psmnist" else np.arange(784)
     records, hashes = prepare.read(public.Mnist, config.local_dir, config.cache_dir)
-    found = {split: _images(blocks, order) for split, blocks in records.items()}
-    rows = np.arange(len(found["train"]))
+    images = {split: _images(blocks, order) for split, blocks in records.items()}
+    rows = np.arange(len(images["train"]))
     cut = len(rows) * 9 // 10
-    splits = {"train": found["train"].select(rows[:cut]), "validation": found["train"].select(rows[cut:]), "test": found["test"]}
+    splits = {"train": images["train"].select(rows[:cut]), "validation": images["train"].select(rows[cut:]), "test": images["test"]}
     info = {"source": config.source, "sha256": hashes} | ({"permutation_seed": config.seed} if config.source == "psmnist" else {})
     return signals.dataset(config, splits, DIGITS, info)
 
@@ -136,7 +136,7 @@ def synthetic_task(config: Data, known: Known) -> Dataset:
 
 
 def _texts(config: Data, records: Mapping[str, list[dict[str, Any]]], hashes: dict[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
-    texts = {split: b"".join(record["piece"].tobytes() for record in found).decode() for split, found in records.items()}
+    texts = {split: b"".join(record["piece"].tobytes() for record in pieces).decode() for split, pieces in records.items()}
     return {split: texts[split] for split in SPLITS}, {"source": config.source, "sha256": hashes}
 
 

@@ -271,12 +271,12 @@ class _Words:
 
     def _date(self, name: str, line: int, row: list[str]) -> tuple[int, ...]:
         cell = " ".join(row[column].strip() for column in self._layout.times)
-        found = times.fields(cell)
-        if found is None:
+        fields = times.fields(cell)
+        if fields is None:
             raise InputError(
                 f"{name} line {line} column {self._layout.times[0] + 1} holds {cell!r}, expected a date as in the other rows: mend it or drop the row"
             )
-        return found
+        return fields
 
 
 def _read(name: str, opener: Opener, layout: _Layout, most_rows: int, decimal: str) -> tuple[np.ndarray, _Words]:

@@ -94,10 +94,10 @@ class Dates:
 
         Where 3/4 and 4/3 are both dates throughout, the order in which the rows rise or fall by even steps is taken.
         """
-        found = [np.concatenate(self._blocks.pop(name)) for name in tuple(self._blocks)]
-        rising = [times for times in found if len(times) < 2 or _one_way(np.diff(times))] if len(found) > 1 else found
+        columns = [np.concatenate(self._blocks.pop(name)) for name in tuple(self._blocks)]
+        rising = [times for times in columns if len(times) < 2 or _one_way(np.diff(times))] if len(columns) > 1 else columns
         even = [times for times in rising if irregular(times) is None] if len(rising) > 1 else rising
-        return next(iter(even or rising or found), None)
+        return next(iter(even or rising or columns), None)
 
     def one_way(self) -> int:
         """Returns 1 where the numbers as written rise from row to row, -1 where they fall, 0 for anything else."""

@@ -169,30 +169,32 @@ def _in_blocks(pieces: list[str], reader: Any, names: dict[int, str]) -> list[np
     for piece in [*pieces, None]:
         rest += piece or ""
         while len(rest) > WINDOW + AHEAD or (piece is None and rest):
-            found = reader.encode(rest[: WINDOW + AHEAD], add_special_tokens=False)
+            encoding = reader.encode(rest[: WINDOW + AHEAD], add_special_tokens=False)
             whole = len(rest) <= WINDOW + AHEAD
-            end = None if whole else _last_boundary(found, rest)
-            if found.ids[: len(ahead)] != ahead or not (whole or end):
+            end = None if whole else _last_boundary(encoding, rest)
+            if encoding.ids[: len(ahead)] != ahead or not (whole or end):
                 names.clear()
                 return []
-            blocks.append(_numbers(found, end, names))
+            blocks.append(_numbers(encoding, end, names))
             ahead = (
-                [] if end is None else [number for number, (_, last) in zip(found.ids[end:], found.offsets[end:], strict=True) if last <= WINDOW + AHEAD // 2]
+                []
+                if end is None
+                else [number for number, (_, last) in zip(encoding.ids[end:], encoding.offsets[end:], strict=True) if last <= WINDOW + AHEAD // 2]
             )
-            rest = "" if end is None else rest[found.offsets[end - 1][1] :]
+            rest = "" if end is None else rest[encoding.offsets[end - 1][1] :]
     return blocks
 
 
-def _numbers(found: Any, end: int | None, names: dict[int, str]) -> np.ndarray:
+def _numbers(encoding: Any, end: int | None, names: dict[int, str]) -> np.ndarray:
     """The numbers of the first tokens of an encoding, whose names go into `names`."""
-    for number, token in zip(found.ids[:end], found.tokens[:end], strict=True):
+    for number, token in zip(encoding.ids[:end], encoding.tokens[:end], strict=True):
         names.setdefault(number, token)
-    return np.array(found.ids[:end], np.int32)
+    return np.array(encoding.ids[:end], np.int32)
 
 
-def _last_boundary(found: Any, text: str) -> int | None:
+def _last_boundary(encoding: Any, text: str) -> int | None:
     """The last token of the first WINDOW characters that begins a word: one with a space before it if any, for without it many tokenizers would add one."""
-    words, places = found.word_ids, found.offsets
+    words, places = encoding.word_ids, encoding.offsets
     starts = [i for i in range(1, len(words)) if words[i] != words[i - 1] and 0 < places[i - 1][1] <= WINDOW]
     return next((i for i in reversed(starts) if text[places[i - 1][1]] == " "), starts[-1] if starts else None)
 

@@ -69,8 +69,8 @@ def estimate(x: np.ndarray, y: np.ndarray, training: Training, *, whole: bool) -
 
 def copula(x: np.ndarray, y: np.ndarray) -> Estimate:
     """The Gaussian value of normal scores, ties in random order: nothing but the ranks of (N, dx) and (N, dy) matters."""
-    found = gaussian(*_scores(x, y))
-    return dataclasses.replace(found, method="Gaussian copula (normal scores, canonical correlations, bias-corrected)")
+    agreed = gaussian(*_scores(x, y))
+    return dataclasses.replace(agreed, method="Gaussian copula (normal scores, canonical correlations, bias-corrected)")
 
 
 def _same_order(sides: _Sides, *, whole: bool) -> Estimate | None:
@@ -93,12 +93,12 @@ def _of_numbers(sides: _Sides, training: Training) -> Estimate:
     beyond = x.shape[1] + y.shape[1] - 2
     close = [dataclasses.replace(one, stderr=math.hypot(one.stderr, UNSEEN * beyond * one.nats)) for one in witnesses if beyond <= FINE - 2]
     central += close + _within_labels(sides, shuffle=training.shuffle)
-    found = _average_agreeing(central) if central else _estimate_saturated(held_out, bound)
+    agreed = _average_agreeing(central) if central else _estimate_saturated(held_out, bound)
     for witness in witnesses:
-        if (gap := witness.nats - found.nats) > CONTRADICTION * math.hypot(witness.stderr, found.stderr):
-            why = f"nearest neighbours contradict {found.method}, which gives {found.nats:.3f} nats; pairs at random have none by them"
-            found = dataclasses.replace(witness, stderr=math.hypot(witness.stderr, gap / 2), notes=(why, *witness.notes))
-    return dataclasses.replace(found, notes=(*found.notes, f"held-out lower bound: {bound:.3f} nats, of a critic that saw these samples' others"))
+        if (gap := witness.nats - agreed.nats) > CONTRADICTION * math.hypot(witness.stderr, agreed.stderr):
+            why = f"nearest neighbours contradict {agreed.method}, which gives {agreed.nats:.3f} nats; pairs at random have none by them"
+            agreed = dataclasses.replace(witness, stderr=math.hypot(witness.stderr, gap / 2), notes=(why, *witness.notes))
+    return dataclasses.replace(agreed, notes=(*agreed.notes, f"held-out lower bound: {bound:.3f} nats, of a critic that saw these samples' others"))
 
 
 def _of_critic(held_out: HeldOut, sides: _Sides) -> list[Estimate]:
@@ -154,8 +154,8 @@ def _within_labels(sides: _Sides, *, shuffle: bool) -> list[Estimate]:
     return _without_chance(mixtures(label, numbers), mixtures(label[apart], numbers))
 
 
-def _without_chance(found: Estimate, chance: Estimate) -> list[Estimate]:
-    return [found] if abs(chance.nats) <= SURE + CONTRADICTION * chance.stderr else []
+def _without_chance(estimate: Estimate, chance: Estimate) -> list[Estimate]:
+    return [estimate] if abs(chance.nats) <= SURE + CONTRADICTION * chance.stderr else []
 
 
 def _average_agreeing(candidates: Sequence[Estimate]) -> Estimate:

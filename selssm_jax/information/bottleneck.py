@@ -221,11 +221,11 @@ def variational(
     check_finite(mean=mean, log_variance=log_variance, log_likelihood=log_likelihood, rate_weight=rate_weight, target_entropy=target_entropy)
     centre = jnp.zeros_like(mean[0]) if marginal_mean is None else marginal_mean
     spread = jnp.zeros_like(mean[0]) if marginal_log_variance is None else marginal_log_variance
-    found = dict(log_variance=log_variance.shape, log_likelihood=log_likelihood.shape, marginal_mean=centre.shape, marginal_log_variance=spread.shape)
+    shapes = dict(log_variance=log_variance.shape, log_likelihood=log_likelihood.shape, marginal_mean=centre.shape, marginal_log_variance=spread.shape)
     expected = dict(log_variance=mean.shape, log_likelihood=mean.shape[:1], marginal_mean=mean.shape[1:], marginal_log_variance=mean.shape[1:])
     for name, shape in expected.items():
-        if found[name] != shape:
-            raise ValueError(f"{name} has shape {found[name]}, expected {shape} from mean")
+        if shapes[name] != shape:
+            raise ValueError(f"{name} has shape {shapes[name]}, expected {shape} from mean")
     log_ratio = log_variance - spread[None]
     complexity = 0.5 * jnp.mean(jnp.sum(jnp.expm1(log_ratio) - log_ratio + (mean - centre[None]) ** 2 * jnp.exp(-spread)[None], axis=1))
     score = jnp.mean(log_likelihood)
@@ -464,8 +464,8 @@ def _discrete(p_xy: Array, betas: Array, key: Array, restarts: int, cardinality:
     betas_in_turn = jnp.concatenate([jnp.sort(betas)[::-1], jnp.sort(betas)])
     noise = jax.nn.softmax(4 * jax.random.normal(key, (2 * restarts, len(betas_in_turn), len(p_xy), cardinality), p_xy.dtype))
     share = jnp.repeat(jnp.asarray([PERTURBATION, 1.0], p_xy.dtype), restarts)  # 1: every encoder begins afresh
-    found = jax.vmap(partial(_anneal, p_x, p_y_x, betas_in_turn))(noise, share)
-    encoders = found.reshape(-1, len(p_xy), cardinality)
+    encoders = jax.vmap(partial(_anneal, p_x, p_y_x, betas_in_turn))(noise, share)
+    encoders = encoders.reshape(-1, len(p_xy), cardinality)
     I_X, I_Y = jax.vmap(partial(_information, p_x, p_y_x))(encoders)
     nothing = jnp.zeros_like(encoders[:1]).at[:, :, 0].set(1)
     encoders, I_X, I_Y = jnp.concatenate([nothing, encoders]), jnp.pad(I_X, (1, 0)), jnp.pad(I_Y, (1, 0))

@@ -154,8 +154,8 @@ def of_labels(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> "Counted
     dispute = float(np.ptp(values)) / 2
     stderr = math.sqrt(pointwise.var() / N + (deviation * most / max(room, deviation, 1e-9)) ** 2 + dispute**2)
     note = "few different values a sample: they are taken for labels, whose order means nothing"
-    found = Estimate(float(np.median(values)), stderr, "estimate", "mutual information of counts, less that of pairs at random", (note,))
-    return Counted(found, dispute, (own[0] - chance[:, 0].mean()) / max(deviation, 1e-9))
+    estimate = Estimate(float(np.median(values)), stderr, "estimate", "mutual information of counts, less that of pairs at random", (note,))
+    return Counted(estimate, dispute, (own[0] - chance[:, 0].mean()) / max(deviation, 1e-9))
 
 
 class Counted(NamedTuple):

@@ -142,27 +142,27 @@ def _estimate(
     x, y = pairs(x, y, least=SMALLEST)
     held_out = crossfit.fit(x, y, critic, bound, training)
     nats, stderr = held_out.mean_and_error(held_out.trained)
-    found = Estimate(nats, stderr, direction, f"{method}, {training.folds} folds")
-    found = _add_saturation_note(found, held_out) if bound is critics.INFONCE else found
-    return _add_witness_note(found, x, y) if bound is not critics.CLUB else found
+    result = Estimate(nats, stderr, direction, f"{method}, {training.folds} folds")
+    result = _add_saturation_note(result, held_out) if bound is critics.INFONCE else result
+    return _add_witness_note(result, x, y) if bound is not critics.CLUB else result
 
 
-def _add_saturation_note(found: Estimate, held_out: HeldOut) -> Estimate:
-    if found.nats < (ceiling := held_out.ceiling()) - agreement.SATURATION:
-        return found
-    return dataclasses.replace(found, notes=(*found.notes, f"saturated: within a nat of the bound's ceiling, log K = {ceiling:.2f}; give more samples"))
+def _add_saturation_note(result: Estimate, held_out: HeldOut) -> Estimate:
+    if result.nats < (ceiling := held_out.ceiling()) - agreement.SATURATION:
+        return result
+    return dataclasses.replace(result, notes=(*result.notes, f"saturated: within a nat of the bound's ceiling, log K = {ceiling:.2f}; give more samples"))
 
 
-def _add_witness_note(found: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
+def _add_witness_note(result: Estimate, x: np.ndarray, y: np.ndarray) -> Estimate:
     """`found`, with a note and a warning where a Gaussian or nearest-neighbour value says that its critic has found nothing of what there is."""
     x, y = x[:WITNESSES], y[:WITNESSES]
     witnesses = [agreement.copula(x, y), *agreement.neighbours(x, y)]
     strongest = max(witnesses, key=lambda witness: witness.nats)
-    if found.nats > strongest.nats - COLLAPSE - 3 * math.hypot(found.stderr, strongest.stderr):
-        return found
+    if result.nats > strongest.nats - COLLAPSE - 3 * math.hypot(result.stderr, strongest.stderr):
+        return result
     note = f"collapsed? {strongest.method} says {strongest.nats:.3f} nats: the critic has not found what there is; use estimate() or longer training"
-    warnings.warn(f"{found.method} gives {found.nats:.3f} nats; {note}", stacklevel=4)
-    return dataclasses.replace(found, notes=(*found.notes, note))
+    warnings.warn(f"{result.method} gives {result.nats:.3f} nats; {note}", stacklevel=4)
+    return dataclasses.replace(result, notes=(*result.notes, note))
 
 
 def _gap(densities: Callable[[Array], Array], x: Array, own: Array) -> Array:

@@ -139,17 +139,17 @@ def smoothing(value: float, of_parts: float, parts: int, columns: int) -> tuple[
 
 def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> np.ndarray:
     """The terms whose mean is the value, one a sample."""
-    found = _neighbours(x, y, k, "below" if variant == 1 else "each")
-    counts = np.stack([found.of_x, found.of_y]).astype(np.float64) + (1 if variant == 1 else 0)
+    neighbours = _neighbours(x, y, k, "below" if variant == 1 else "each")
+    counts = np.stack([neighbours.of_x, neighbours.of_y]).astype(np.float64) + (1 if variant == 1 else 0)
     return _psi(k) - (0 if variant == 1 else 1 / k) + _psi(len(x)) - _psi_table(len(x))[counts.astype(int)].sum(axis=0)
 
 
 def _mixture_terms(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
     """The terms whose mean is the value, one a sample."""
-    found = _neighbours(x, y, k, "below")
-    tied = np.asarray(found.radius) == 0
+    neighbours = _neighbours(x, y, k, "below")
+    tied = np.asarray(neighbours.radius) == 0
     own = np.where(tied, _same(np.concatenate([x, y], axis=1)), k)
-    of_x, of_y = (np.where(tied, _same(z), np.asarray(count).astype(int) + 1) for z, count in ((x, found.of_x), (y, found.of_y)))
+    of_x, of_y = (np.where(tied, _same(z), np.asarray(count).astype(int) + 1) for z, count in ((x, neighbours.of_x), (y, neighbours.of_y)))
     psi = _psi_table(len(x))
     return psi[own] - psi[of_x] - psi[of_y] + math.log(len(x))
 
@@ -182,8 +182,8 @@ def _neighbours(x: np.ndarray, y: np.ndarray, k: int, counted: str) -> _Neighbou
     workers = min(_cores(), -(-len(x) // BLOCK)) if jax.default_backend() == "cpu" else 1
     rows = np.arange(workers * -(-len(x) // workers)).reshape(workers, -1) % len(x)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(of, rows))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
+        neighbours = list(pool.map(of, rows))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *neighbours)
 
 
 def _cores() -> int:
@@ -207,8 +207,8 @@ def _neighbours_of(asking_x: Array, asking_y: Array, x: Array, y: Array, k: int,
             return _Neighbours(radii[0], radii[0], radii[0])
         return _Neighbours(radii[0], *_counts(distances, turns, radii, strict=counted == "below"))
 
-    found = lax.map(block, tuple(asking))
-    return jax.tree.map(lambda value: value.reshape(-1)[:N], found)
+    neighbours = lax.map(block, tuple(asking))
+    return jax.tree.map(lambda value: value.reshape(-1)[:N], neighbours)
 
 
 def _radii(distances: _Distances, turns: int, k: int, counted: str) -> tuple[Array, Array]:

@@ -256,8 +256,8 @@ class _Solver(NamedTuple):
 
     def at(self, h: Array, iterations: Array) -> _State:
         """The iteration that has come to h."""
-        found = self.linearize(h)
-        return _State(h, found.images, found.J, self.residual(h, found.images), iterations)
+        linearized = self.linearize(h)
+        return _State(h, linearized.images, linearized.J, self.residual(h, linearized.images), iterations)
 
     def correct(self, state: _State) -> Array:
         """h + u, as f(h_{t-1}) + J u_{t-1}: what is right already stays so beside the largest errors. Always finite."""

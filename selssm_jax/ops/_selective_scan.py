@@ -265,9 +265,9 @@ def _gradient_by_steps(number: Number, given: _Inputs, reset: Array | None, star
 
     steps = dy.shape[1]
     none = _Gradients(*(zeros_beside(value.shape, given, starts.dtype) for value in (given.x, given.dt, given.h0, given.B, given.C)))
-    (dh, found), _ = lax.scan(chunk, (dlast, none), (jnp.arange(0, steps, CHUNK), starts), reverse=True)
-    dx, ddt, dB, dC = (value.astype(like.dtype) for value, like in zip(found[:2] + found[3:], given[:2] + given[3:5], strict=True))
-    return _Inputs(dx, ddt, found.A.sum(0), dB, dC, dh)
+    (dh, gradients), _ = lax.scan(chunk, (dlast, none), (jnp.arange(0, steps, CHUNK), starts), reverse=True)
+    dx, ddt, dB, dC = (value.astype(like.dtype) for value, like in zip(gradients[:2] + gradients[3:], given[:2] + given[3:5], strict=True))
+    return _Inputs(dx, ddt, gradients.A.sum(0), dB, dC, dh)
 
 
 def _states(number: Number, given: _Inputs, reset: Array | None, start: Array, count: Array, before: Array) -> Array:
@@ -283,7 +283,7 @@ def _states(number: Number, given: _Inputs, reset: Array | None, start: Array, c
 
 
 def _step_back(
-    number: Number, given: _Inputs, reset: Array | None, t: Array, around: tuple[Array, Array], dy: Array, after: Array, found: _Gradients
+    number: Number, given: _Inputs, reset: Array | None, t: Array, around: tuple[Array, Array], dy: Array, after: Array, gradients: _Gradients
 ) -> tuple[Array, _Gradients]:
     """(cotangent of the state before step t, gradients with those of t); `around`, the states there; `after`, what later steps say."""
     before, h = around
@@ -293,11 +293,11 @@ def _step_back(
     ddecay = carried * before  # with respect to dt A
     du = jnp.einsum("bnd,bn->bd", dh, B)
     return carried, _Gradients(
-        x=put(found.x, du * dt, t),
-        dt=put(found.dt, du * x + jnp.einsum("bnd,bn->bd", ddecay * given.A[None], jnp.ones_like(B)), t),
-        A=found.A + ddecay * dt[:, None],
-        B=put(found.B, jnp.einsum("bnd,bd->bn", dh, dt * x), t),
-        C=put(found.C, jnp.einsum("bnd,bd->bn", h, dy), t),
+        x=put(gradients.x, du * dt, t),
+        dt=put(gradients.dt, du * x + jnp.einsum("bnd,bn->bd", ddecay * given.A[None], jnp.ones_like(B)), t),
+        A=gradients.A + ddecay * dt[:, None],
+        B=put(gradients.B, jnp.einsum("bnd,bd->bn", dh, dt * x), t),
+        C=put(gradients.C, jnp.einsum("bnd,bd->bn", h, dy), t),
     )
 
 

@@ -20,13 +20,15 @@ def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
         return Verdict("not established", reason=READS)
     if given.law is None:
         return _any_law(given, uniform)
-    found = laws.mean_square(given.law)
-    words = f"The mean-square radius is {found.radius:.6g}" + (f", between {found.interval[0]:.6g} and {found.interval[1]:.6g}" if given.law.sampled else "")
-    if found.radius >= 1 and found.interval[0] >= 1 - MARGINAL:
-        return Verdict("refuted", found.radius, f"{words}: second moments grow.", Direction(found.direction, found.radius), interval=found.interval)
-    if found.interval[1] < 1 and found.constant is not None:
-        return _with_constants(Verdict("holds", found.rate, f"{words}.", interval=found.interval), found.constant, len(given.A))
-    return Verdict("not established", found.radius, f"{words}, which is not proved, or too near 1 to tell.", interval=found.interval)
+    moments = laws.mean_square(given.law)
+    words = f"The mean-square radius is {moments.radius:.6g}" + (
+        f", between {moments.interval[0]:.6g} and {moments.interval[1]:.6g}" if given.law.sampled else ""
+    )
+    if moments.radius >= 1 and moments.interval[0] >= 1 - MARGINAL:
+        return Verdict("refuted", moments.radius, f"{words}: second moments grow.", Direction(moments.direction, moments.radius), interval=moments.interval)
+    if moments.interval[1] < 1 and moments.constant is not None:
+        return _with_constants(Verdict("holds", moments.rate, f"{words}.", interval=moments.interval), moments.constant, len(given.A))
+    return Verdict("not established", moments.radius, f"{words}, which is not proved, or too near 1 to tell.", interval=moments.interval)
 
 
 def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
@@ -59,14 +61,14 @@ def lyapunov(given: Recurrence, uniform: Verdict) -> Verdict:
         return Verdict("not established", reason=READS)
     if given.law is None:
         return exponent_of(uniform)
-    found = laws.lyapunov(given.law)
-    low, high = found.interval
-    words = f"gamma = {found.gamma:.6g} nats a step" + (f", between {low:.6g} and {high:.6g}" if high > low else "")
+    exponent = laws.lyapunov(given.law)
+    low, high = exponent.interval
+    words = f"gamma = {exponent.gamma:.6g} nats a step" + (f", between {low:.6g} and {high:.6g}" if high > low else "")
     if high < 0:
-        return Verdict("holds", found.gamma, f"{words}.", interval=found.interval)
+        return Verdict("holds", exponent.gamma, f"{words}.", interval=exponent.interval)
     if low >= 0:
-        return Verdict("refuted", found.gamma, f"{words}: differences do not vanish.", GatePath(found.gates, found.gamma), interval=found.interval)
-    return Verdict("not established", found.gamma, f"{words}: the interval holds 0.", interval=found.interval)
+        return Verdict("refuted", exponent.gamma, f"{words}: differences do not vanish.", GatePath(exponent.gates, exponent.gamma), interval=exponent.interval)
+    return Verdict("not established", exponent.gamma, f"{words}: the interval holds 0.", interval=exponent.interval)
 
 
 def exponent_of(uniform: Verdict) -> Verdict:
@@ -85,9 +87,9 @@ def from_contraction(path: Verdict) -> Verdict | None:
 
 def stationary_law(given: Recurrence, path: Verdict, moments: Verdict, exponent: Verdict) -> Verdict:
     """One stationary law: by contraction (B1, B5), by gamma < 0 (B3), or by noise that reaches everything (B6)."""
-    found = from_contraction(path) or _by_exponent(given, moments, exponent) or _by_noise(given)
-    if found is not None:
-        return found
+    verdict = from_contraction(path) or _by_exponent(given, moments, exponent) or _by_noise(given)
+    if verdict is not None:
+        return verdict
     if given.law is not None:
         return Verdict(exponent.status, reason="gamma is not known to be below 0, so the start may never be forgotten.", witness=exponent.witness)
     if path.status == "refuted" and (not given.reads_state or given.noise is None):

@@ -80,9 +80,9 @@ class Certificate:
 
     def to_json(self) -> str:
         """Returns everything, witnesses included, as one JSON object; infinite numbers are null."""
-        found = {name: getattr(self, name).portable() for name in NAMES}
+        verdicts = {name: getattr(self, name).portable() for name in NAMES}
         rest = {"invariant_radius": self.invariant_radius, "delay": self.delay, "constants": self.constants, "horizon": self.horizon()}
-        return json.dumps(found | plain(rest), allow_nan=False)
+        return json.dumps(verdicts | plain(rest), allow_nan=False)
 
     def __str__(self) -> str:
         steps = self.horizon()
@@ -153,7 +153,7 @@ def certify_bounds(bounds: Bounds) -> Certificate:
         return dataclasses.replace(_of_jacobian(np.asarray(bounds.jacobian, np.float64), box), delay=bounds.delay)
     lipschitz = 0.0 if bounds.gate_lipschitz is None else bounds.gate_lipschitz
     A, gate_min, gate_max = (np.asarray(value) for value in (bounds.A, bounds.gate_min, bounds.gate_max))
-    found = certify_recurrence(
+    certificate = certify_recurrence(
         A,
         gate_min=gate_min,
         gate_max=gate_max,
@@ -162,18 +162,18 @@ def certify_bounds(bounds: Bounds) -> Certificate:
         noise_cov=bounds.noise_cov,
         update=bounds.update,
     )
-    found = dataclasses.replace(found, delay=bounds.delay)
+    certificate = dataclasses.replace(certificate, delay=bounds.delay)
     known = bounds.gate_lipschitz is None and np.array_equal(gate_min, gate_max)
-    return found if known else _of_the_class(found)
+    return certificate if known else _of_the_class(certificate)
 
 
-def _of_the_class(found: Certificate) -> Certificate:
+def _of_the_class(certificate: Certificate) -> Certificate:
     """A layer's gates are in the range that it states and need not go where a witness does: of the layer nothing is refuted."""
-    statements = {name: getattr(found, name) for name in NAMES if name != "printed_condition"}
+    statements = {name: getattr(certificate, name) for name in NAMES if name != "printed_condition"}
     refuted = {name: verdict for name, verdict in statements.items() if verdict.status == "refuted"}
     words = "The bounds that the layer states do not exclude it. Of recurrences within them one fails:"
     return dataclasses.replace(
-        found, **{name: dataclasses.replace(one, status="not established", rate=None, reason=f"{words} {one.reason}") for name, one in refuted.items()}
+        certificate, **{name: dataclasses.replace(one, status="not established", rate=None, reason=f"{words} {one.reason}") for name, one in refuted.items()}
     )
 
 

@@ -292,8 +292,8 @@ def _proof(law: Law, rate: float) -> float | None:
     (rate - backward)(Y) = I has one, sum_k backward^k(I) / rate^(k+1), where the radius is below the rate; should it be found too
     roughly, the eigenvector of the radius is one, of a worse condition, unless it is singular.
     """
-    found = _condition(law, rate, _resolvent(law, rate))
-    return found if found is not None else _condition(law, rate, _root(law, backward)[1])
+    condition = _condition(law, rate, _resolvent(law, rate))
+    return condition if condition is not None else _condition(law, rate, _root(law, backward)[1])
 
 
 def _condition(law: Law, rate: float, Y: np.ndarray | None) -> float | None:

@@ -20,13 +20,13 @@ def uniform(given: Recurrence) -> Verdict:
     """B1: |A_t ... A_1| <= C kappa^t for all gates in the range that do not read the state."""
     if given.reads_state:
         return Verdict("not established", reason="The gates read the state, so differences do not follow products of transitions: see state_dependent.")
-    found = contract(given.growth)
-    if found.rate < 1:
-        return _holds(found, f"Every step shrinks differences by {found.rate:.6g} in a weighted maximum norm, whatever the gates.")
-    return _by_products(given, found)
+    contraction = contract(given.growth)
+    if contraction.rate < 1:
+        return _holds(contraction, f"Every step shrinks differences by {contraction.rate:.6g} in a weighted maximum norm, whatever the gates.")
+    return _by_products(given, contraction)
 
 
-def _by_products(given: Recurrence, found: Contraction) -> Verdict:
+def _by_products(given: Recurrence, contraction: Contraction) -> Verdict:
     """No norm of this kind: what products of transitions themselves say."""
     gates, growth = growing_gates(given.A, given.low, given.high, given.update)
     upper = math.inf
@@ -44,7 +44,7 @@ def _by_products(given: Recurrence, found: Contraction) -> Verdict:
         period = f"these gates, repeated with period {len(gates)}," if len(gates) > 1 else "constant gates"
         return Verdict("refuted", growth, f"Under {period} differences grow by {growth:.6g} a step: nothing is forgotten.", GateSequence(gates, growth))
     known = f" and at most {upper:.6g}" if math.isfinite(upper) else ""
-    reason = f"No weighted maximum norm contracts (best rate {found.rate:.6g}); the joint spectral radius is at least {growth:.6g}{known}."
+    reason = f"No weighted maximum norm contracts (best rate {contraction.rate:.6g}); the joint spectral radius is at least {growth:.6g}{known}."
     return Verdict("not established", reason=reason)
 
 
@@ -55,9 +55,9 @@ def state_dependent(given: Recurrence, apart: Verdict) -> Verdict:
     radius = given.invariant_radius
     if radius is None or not np.isfinite(given.lipschitz).all():
         return Verdict("not established", reason=_missing(given))
-    found = contract(given.state_dependent_growth(radius))
-    if found.rate < 1:
-        return _holds(found, f"On the invariant box |h_i| <= {radius.max():.4g} every step shrinks differences by {found.rate:.6g}.")
+    contraction = contract(given.state_dependent_growth(radius))
+    if contraction.rate < 1:
+        return _holds(contraction, f"On the invariant box |h_i| <= {radius.max():.4g} every step shrinks differences by {contraction.rate:.6g}.")
     slope = given.lipschitz if given.lipschitz.ndim < 2 else np.diag(given.lipschitz)
     slope = np.broadcast_to(slope, (len(given.A),))
     pair = None if np.iscomplexobj(given.A) else diverging_pair(given.A, given.low, given.high, slope, given.drive, given.update)
@@ -66,7 +66,7 @@ def state_dependent(given: Recurrence, apart: Verdict) -> Verdict:
         return Verdict(
             "refuted", reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. {_excess(given, radius)}", witness=pair
         )
-    return Verdict("not established", reason=f"The bound of a step's factor is {found.rate:.6g}. {_excess(given, radius)}")
+    return Verdict("not established", reason=f"The bound of a step's factor is {contraction.rate:.6g}. {_excess(given, radius)}")
 
 
 def _missing(given: Recurrence) -> str:
@@ -124,11 +124,11 @@ def printed_condition(given: Recurrence) -> Verdict:
 
 def of_jacobian(J: np.ndarray) -> Verdict:
     """Contraction of any recurrence whose derivatives are at most J in size: some weighted norm shrinks if and only if rho(J) < 1."""
-    found = contract(Growth(J, J))
-    if found.rate < 1:
-        return _holds(found, f"The bounds of the Jacobian have spectral radius below {found.rate:.6g}.")
-    return Verdict("not established", reason=f"The bounds of the Jacobian allow a factor of {found.rate:.6g} a step.")
+    contraction = contract(Growth(J, J))
+    if contraction.rate < 1:
+        return _holds(contraction, f"The bounds of the Jacobian have spectral radius below {contraction.rate:.6g}.")
+    return Verdict("not established", reason=f"The bounds of the Jacobian allow a factor of {contraction.rate:.6g} a step.")
 
 
-def _holds(found: Contraction, reason: str) -> Verdict:
-    return Verdict("holds", found.rate, reason, constant=found.constant, weights=found.weights)
+def _holds(contraction: Contraction, reason: str) -> Verdict:
+    return Verdict("holds", contraction.rate, reason, constant=contraction.constant, weights=contraction.weights)

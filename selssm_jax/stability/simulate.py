@@ -69,8 +69,8 @@ def laws_agree(step: Step, start: np.ndarray, draw: Callable[[np.random.Generato
             h = step(h, draw(rng, count))
         ends.append(h)
     directions = np.concatenate([np.eye(len(start)), rng.standard_normal((PROJECTIONS, len(start)))])
-    found = [stats.ks_2samp(ends[0] @ direction, ends[1] @ direction).pvalue for direction in directions]
-    return float(min(1.0, min(found) * len(found)))
+    p_values = [stats.ks_2samp(ends[0] @ direction, ends[1] @ direction).pvalue for direction in directions]
+    return float(min(1.0, min(p_values) * len(p_values)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +168,10 @@ def _find_latch(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | Non
     before, ends = _repeat_cycle(cycle, np.repeat(tried.starts[None], len(PLACES), axis=0), len(tried.drives))
     scale = np.maximum(np.abs(ends).max(axis=(1, 2)), np.finfo(np.float64).tiny)
     repeats = np.abs(ends - before).max(axis=(1, 2)) <= REPEATED * scale
-    found = np.flatnonzero(repeats & (np.abs(ends[:, 0] - ends[:, 1]).max(axis=1) > APART * scale))
-    if not len(found):
+    latched = np.flatnonzero(repeats & (np.abs(ends[:, 0] - ends[:, 1]).max(axis=1) > APART * scale))
+    if not len(latched):
         return None
-    return dataclasses.replace(tried, starts=ends[found[0]], threshold=tried.threshold[found[0], 0])
+    return dataclasses.replace(tried, starts=ends[latched[0]], threshold=tried.threshold[latched[0], 0])
 
 
 def _repeat_cycle(cycle: Callable[[np.ndarray], np.ndarray], h: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

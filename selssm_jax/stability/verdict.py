@@ -48,9 +48,9 @@ class Verdict:
 
     def portable(self) -> dict[str, Any]:
         """Returns the verdict as JSON knows values; the witness names its kind."""
-        found = dataclasses.asdict(dataclasses.replace(self, witness=None))
-        found["witness"] = None if self.witness is None else {"kind": type(self.witness).__name__} | dataclasses.asdict(self.witness)
-        return plain(found)
+        fields = dataclasses.asdict(dataclasses.replace(self, witness=None))
+        fields["witness"] = None if self.witness is None else {"kind": type(self.witness).__name__} | dataclasses.asdict(self.witness)
+        return plain(fields)
 
     def __str__(self) -> str:
         rate = "" if self.rate is None else f" (rate {self.rate:.6g})"

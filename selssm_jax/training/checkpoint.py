@@ -458,8 +458,8 @@ def _check_copy(experiment: Experiment, checkpoint: pathlib.Path, root: pathlib.
 
 def _experiment(config: pathlib.Path) -> Experiment:
     try:
-        found = _read_object(config)
-        version, experiment = int(found["format"]), found["experiment"]
+        description = _read_object(config)
+        version, experiment = int(description["format"]), description["experiment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         copied = _copy_of(config)
         again = f"restore it: {copied} is a copy" if copied else "restore it, or start in a new --workdir"
@@ -486,12 +486,12 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object. Raises ValueError for anything else, and OSError where it is no file to read."""
     check_regular(path)
     try:
-        found = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, expected an object")
+    return value
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
@@ -557,21 +557,21 @@ def _lock(path: pathlib.Path) -> Any:
     return held
 
 
-def differing(found: Experiment, asked: Experiment) -> dict[str, tuple[Any, Any]]:
+def differing(recorded: Experiment, asked: Experiment) -> dict[str, tuple[Any, Any]]:
     """Returns the keys in which two experiments differ, such as "data.length", with both values."""
-    old, new = (dict(flatten(dataclasses.asdict(value))) for value in (found, asked))
+    old, new = (dict(flatten(dataclasses.asdict(value))) for value in (recorded, asked))
     return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
 
 
-def _check_same(found: Experiment, asked: Experiment, path: pathlib.Path) -> None:
-    fixed = _fixed_differences(found, asked)
+def _check_same(recorded: Experiment, asked: Experiment, path: pathlib.Path) -> None:
+    fixed = _fixed_differences(recorded, asked)
     if fixed:
         raise InputError(f"{path} holds another experiment's run ({fixed}): use the same config, or a new --workdir")
 
 
-def _fixed_differences(found: Experiment, asked: Experiment) -> str:
+def _fixed_differences(recorded: Experiment, asked: Experiment) -> str:
     """Says in which keys two experiments differ that one run cannot; empty if in none."""
-    fixed = {key: values for key, values in differing(found, asked).items() if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD}
+    fixed = {key: values for key, values in differing(recorded, asked).items() if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD}
     return "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in fixed.items())
 
 
@@ -582,13 +582,13 @@ def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
 
 def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     try:
-        found = _read_object(path / DATASET)
+        recorded = _read_object(path / DATASET)
     except (OSError, ValueError):  # lost or damaged: it is written afresh
         copied = _copy_of(path / DATASET)
-        found = _read_object(copied) if copied else {}
-    if "task" in found:
-        found["task"] = dataclasses.asdict(Task()) | found["task"]  # a key that came later has its default
-    changed = [key for key in metadata if key in found and key != "file" and found[key] != metadata[key]]  # a file is known by its content
+        recorded = _read_object(copied) if copied else {}
+    if "task" in recorded:
+        recorded["task"] = dataclasses.asdict(Task()) | recorded["task"]  # a key that came later has its default
+    changed = [key for key in metadata if key in recorded and key != "file" and recorded[key] != metadata[key]]  # a file is known by its content
     if changed:
         raise InputError(f"the data changed since {path} was begun ({', '.join(changed)}): bring back the old data, or use a new --workdir")
 

@@ -111,8 +111,8 @@ def _read(path: pathlib.Path, origin: Origin) -> bytes:
         raise InputError(f"{path} cannot be read ({error}): fetch it again, or mend its permissions") from error
 
 
-def _check(found: bytes, origin: Origin, where: str) -> bytes:
-    digest = hashlib.sha256(found).hexdigest()
+def _check(content: bytes, origin: Origin, where: str) -> bytes:
+    digest = hashlib.sha256(content).hexdigest()
     if origin.sha256 and digest != origin.sha256:
         raise InputError(
             f"{where} is not the published file: sha256 of its content is {digest[:12]}..., expected {origin.sha256[:12]}...; fetch it again"
@@ -121,10 +121,10 @@ def _check(found: bytes, origin: Origin, where: str) -> bytes:
         )
     if origin.check:
         try:
-            origin.check(found)
+            origin.check(content)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-    return found
+    return content
 
 
 def _download(origin: Origin, folder: pathlib.Path) -> bytes:
@@ -138,24 +138,24 @@ def _download(origin: Origin, folder: pathlib.Path) -> bytes:
             damage = f"{error}; and "
     try:
         with urllib.request.urlopen(origin.url, timeout=60) as answer:
-            found = answer.read()
+            content = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{damage}{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the network, "
             f"or set data.local_dir to a folder that holds {origin.names[0]}"
         ) from error
-    write(path, _check(found, origin, origin.url))
-    return found
+    write(path, _check(content, origin, origin.url))
+    return content
 
 
-def write(path: pathlib.Path, found: bytes) -> None:
+def write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file of the cache whole or not at all; of a process that is killed an `UNFINISHED` one is left. Raises InputError where the folder is full."""
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.touch()
         with hold(fresh):
-            fresh.write_bytes(found)
+            fresh.write_bytes(content)
             fresh.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -30,7 +30,7 @@ def read(builder: type[Public], local_dir: str, cache_dir: str) -> tuple[dict[st
     try:
         with _quiet():
             data = builder(data_dir=str(root)).as_data_source()
-            return {split: sorted(found.__getitems__(range(len(found))), key=lambda record: record["place"]) for split, found in data.items()}, hashes
+            return {split: sorted(records.__getitems__(range(len(records))), key=lambda record: record["place"]) for split, records in data.items()}, hashes
     except Exception as error:  # whatever a damaged record makes the readers raise
         raise InputError(f"the prepared data in {folder} cannot be read ({error}): delete that folder, and it is prepared anew") from error
 

@@ -79,7 +79,7 @@ class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, Record]]]:
         del dl_manager
         records = self._records(self.files(self._local_dir, self._cache_dir))
-        return {split: self._generate_examples(found) for split, found in records.items()}
+        return {split: self._generate_examples(examples) for split, examples in records.items()}
 
     def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, Record]]:
         for place, record in enumerate(records):
@@ -150,19 +150,19 @@ def _recordings(raw: bytes) -> list[Record]:
     pattern = re.compile(r"(?:.*/)?recordings/(\d)_(\w+)_(\d+)\.wav$")
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            found = sorted((int(name[1]), name[2], int(name[3]), name[0]) for name in map(pattern.match, archive.namelist()) if name)
-            clips = [{"wave": _samples(archive.read(path)), "label": digit, "index": take} for digit, _, take, path in found]
+            recordings = sorted((int(name[1]), name[2], int(name[3]), name[0]) for name in map(pattern.match, archive.namelist()) if name)
+            clips = [{"wave": _samples(archive.read(path)), "label": digit, "index": take} for digit, _, take, path in recordings]
     except (zipfile.BadZipFile, wave.Error, EOFError, ValueError) as error:
         raise InputError(f"the archive of spoken digits is damaged ({error}): fetch it again, or put fsdd.npz into data.local_dir") from error
-    if len({name[:3] for name in found}) != 3000:
+    if len({recording[:3] for recording in recordings}) != 3000:
         raise InputError(f"the archive of spoken digits holds {len(clips)} recordings, expected 3000: fetch it again, or put fsdd.npz into data.local_dir")
     return clips
 
 
 def _samples(raw: bytes) -> np.ndarray:
     with wave.open(io.BytesIO(raw)) as clip:
-        if (found := (clip.getnchannels(), clip.getsampwidth(), clip.getframerate())) != (1, 2, 8000):
-            raise ValueError(f"channels, bytes a sample and rate are {found}, expected (1, 2, 8000)")
+        if (form := (clip.getnchannels(), clip.getsampwidth(), clip.getframerate())) != (1, 2, 8000):
+            raise ValueError(f"channels, bytes a sample and rate are {form}, expected (1, 2, 8000)")
         return np.frombuffer(clip.readframes(clip.getnframes()), np.int16)
 
 
