@@ -1,7 +1,7 @@
 """Claim: a recipe reaches its score in its time. Trains and evaluates one config, whole processes, and writes the record.
 
   python benchmarks/recipe.py shakespeare --config.data.local_dir=FOLDER
-  python benchmarks/recipe.py selective_copying --record selective_copying_constant --config.model.gate=constant
+  python benchmarks/recipe.py selective_copying --record selective_copying_constant --config.model.selective.gate=constant
   python benchmarks/recipe.py channel --measure
 
 The record, benchmarks/records/NAME.json, holds the command, the metrics of the test split beside the baselines, seconds of

@@ -9,7 +9,7 @@ Expected score: test MSE 0.700 (Kalman filter 0.697), although the state is nois
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, SelectiveConfig, Training
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +17,15 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="channel",
         data=Data(source="linear_gaussian", length=64, horizon=8, noise=0.1, batch_size=64, eval_batch_size=500, eval_examples=4000),
-        model=Model(pattern=("selective",), d_model=8, d_state=4, gate="constant", mlp_ratio=0.0, norm="none", normalize=False, process_noise=0.3),
+        model=Model(
+            pattern=("selective",),
+            d_model=8,
+            d_state=4,
+            mlp_ratio=0.0,
+            norm="none",
+            normalize=False,
+            selective=SelectiveConfig(gate="constant", process_noise=0.3),
+        ),
         optimizer=Optimizer(peak_rate=1e-2, end_rate=1e-4, warmup_steps=100, weight_decay=0.0),
         training=Training(steps=3000, eval_every=500, checkpoint_every=1000, log_every=50),
     ).to_config_dict()

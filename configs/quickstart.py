@@ -12,7 +12,7 @@ Expected score: test 1.27 nats a character (benchmarks/records/quickstart.json);
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import Compress, Data, Experiment, Measure, Model, Optimizer, Training
+from selssm_jax.config import Compress, Data, Experiment, Measure, Model, Optimizer, SelectiveConfig, Training
 
 
 def get_config() -> ConfigDict:
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="quickstart",
         data=Data(source="python_reference", batch_size=16, eval_batch_size=64, length=128),
-        model=Model(pattern=("selective",) * 3, d_model=96, d_state=192, conv=4, dropout=0.1, gate_floor=0.03),
+        model=Model(pattern=("selective",) * 3, d_model=96, d_state=192, conv=4, dropout=0.1, selective=SelectiveConfig(gate_floor=0.03)),
         optimizer=Optimizer(peak_rate=4e-3, end_rate=1e-4, warmup_steps=50),
         training=Training(steps=600, eval_every=200, checkpoint_every=200, log_every=10),
         measure=Measure(samples=500, positions=4, decoder_steps=200, decoder_width=128),

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from selssm_jax import invocation
 from selssm_jax.config import find_recipe, load
-from selssm_jax.errors import INTERRUPTED, InputError, report_errors, suggest
+from selssm_jax.config.fields import explain_unknown
+from selssm_jax.errors import INTERRUPTED, InputError, report_errors
 from selssm_jax.paths import check_regular
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _find_value(path: list[str], config: Any) -> Any:
         if not isinstance(node, ConfigDict):
             raise InputError(f"{place} is a value, and has no key {key!r} in it")
         if key not in node:
-            raise InputError(f"{place} has no key {key!r}: {suggest(key, node)}")
+            raise InputError(explain_unknown(place, key, node))
         node, place = node[key], f"{place}.{key}"
     if isinstance(node, ConfigDict):
         raise InputError(f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node))}=...")

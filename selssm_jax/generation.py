@@ -19,13 +19,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from selssm_jax.config import LARGEST_SEED
+from selssm_jax.config.fields import check_value, to_python
 from selssm_jax.data import vocabulary
 from selssm_jax.data.pipeline import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import ModelLike
 from selssm_jax.ops.extremes import largest
-from selssm_jax.settings import whole
 from selssm_jax.tasks.registry import kind_of
 
 NOTHING = -1  # stands after a stop token, where no token is
@@ -54,7 +54,7 @@ class Sampling:
                 raise ValueError(f"{name}={getattr(self, name)!r} is of type {type(getattr(self, name)).__name__}, expected a number")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature={self.temperature} must be a number of at least 0: 0 takes the most probable token, 1 draws as the model says")
-        whole("top_k", self.top_k, -(2**31))
+        check_value(int, to_python(self.top_k), "top_k")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be at least 0: 0 draws from all tokens, 1 takes the most probable one")
         if not 0 < self.top_p <= 1:
@@ -312,7 +312,7 @@ def _begin(model: ModelLike, prompt: Any, count: Any, sampling: Sampling, key: A
     if not kind_of(task).writes:
         raise ValueError(f"the model's task is {task.kind}: only a language model writes tokens")
     rows = _rows(prompt, task.vocab)
-    whole("count", count, -MOST)
+    check_value(int, to_python(count), "count")
     if not 1 <= count <= MOST:
         raise ValueError(f"count={count} must be at least 1 token, a whole number, and at most {MOST}")
     if key is None and sampling.temperature > 0:

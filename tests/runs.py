@@ -1,6 +1,7 @@
 """Small experiments for tests, what a run's folder holds, and commands in this process."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import runpy
@@ -14,7 +15,7 @@ import pytest
 from absl import flags
 
 from configs import smoke
-from selssm_jax.config import Experiment, Task
+from selssm_jax.config import Experiment, Model, Task, fields
 from selssm_jax.shapes import Batch
 from selssm_jax.training import checkpoint
 
@@ -30,8 +31,8 @@ def experiment(**changes: Any) -> Experiment:
     """Returns configs/smoke.py on one device after overrides such as training__steps=8."""
     config = smoke.get_config()
     for path, value in ({"training__devices": 1} | changes).items():
-        group, key = path.split("__")
-        config[group][key] = value
+        *groups, key = path.split("__")
+        functools.reduce(lambda values, group: values[group], groups, config)[key] = value
     return Experiment.from_config_dict(config)
 
 
@@ -49,11 +50,23 @@ def ragged(task: Task, rows: int = 8, seed: int = 1) -> Batch:
     return {"inputs": inputs, "targets": targets, "weights": rng.uniform(0.1, 2, rows).astype(np.float32), "valid": valid}
 
 
+def model(base: Model | None = None, **changes: Any) -> Model:
+    """Returns a model after changes, those of mixers' groups too, such as selective__gate="tanh"."""
+    values = dataclasses.asdict(base or Model())
+    for path, value in changes.items():
+        value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        fields.assign(values, path.replace("__", "."), value)
+    return fields.build(Model, values, "model")
+
+
+HEADS = dict.fromkeys(("attention__heads", "local_attention__heads", "mamba2__heads", "rg_lru__blocks"), 2)  # of every mixer that has any
+
+
 def overrides(config: Experiment) -> list[str]:
     """Returns the command line's overrides that make configs/smoke.py this experiment."""
     now, before = (dataclasses.asdict(value) for value in (config, Experiment.from_config_dict(smoke.get_config())))
-    groups = [name for name, values in now.items() if isinstance(values, dict)]
-    return [f"--config.{group}.{key}={value}" for group in groups for key, value in now[group].items() if value != before[group][key]]
+    before = dict(fields.flatten(before))
+    return [f"--config.{path}={value}" for path, value in fields.flatten(now) if "." in path and value != before[path]]
 
 
 def history(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from runs import experiment
 from selssm_jax import data
 from selssm_jax.analysis import Analysis, analyse
@@ -51,7 +52,7 @@ def files(tmp_path_factory):
 def built(config, **options):
     """(experiment, dataset, model, parameters as drawn) of a small model on some data."""
     dataset = data.load(config)
-    small = Experiment("small", config, dataclasses.replace(SMALL, **options), Optimizer(warmup_steps=1), Training(steps=5))
+    small = Experiment("small", config, runs.model(SMALL, **options), Optimizer(warmup_steps=1), Training(steps=5))
     model = SequenceModel(dataclasses.replace(small.model, task=dataset.task))
     inputs = jnp.asarray(next(iter(dataset.evaluate("test", 2)))["inputs"])
     return small, dataset, model, jax.jit(model.init)(jax.random.key(0), inputs)["params"]

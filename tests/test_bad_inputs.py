@@ -45,19 +45,23 @@ SETTINGS = {
     "a word for a number": Mistake(("--config.optimizer.peak_rate=high",), ("peak_rate='high'", "a number", "for example")),
     "a word for a truth": Mistake(("--config.data.augment=maybe",), ("augment='maybe'", "True or False")),
     "no state": Mistake(("--config.model.d_state=0",), ("model.d_state=0", "at least 1")),
-    "unknown choice": Mistake(("--config.model.gate=sigmod",), ("model.gate='sigmod'", "did you mean 'sigmoid'")),
+    "unknown choice": Mistake(("--config.model.selective.gate=sigmod",), ("model.selective.gate='sigmod'", "did you mean 'sigmoid'")),
     "unknown source": Mistake(("--config.data.source=etth3",), ("data.source='etth3'", "did you mean 'etth1'")),
     "unknown mixer": Mistake(("--config.model.pattern=('selectiv',)",), ("'selectiv'", "did you mean 'selective'")),
     "dropout of everything": Mistake(("--config.model.dropout=1.0",), ("model.dropout=1.0", "from 0.0 to 0.999")),
     "negative seed": Mistake(("--config.data.seed=-1",), ("data.seed=-1", "at least 0")),
     "only warm-up": Mistake(("--config.optimizer.warmup_steps=60",), ("optimizer.warmup_steps=60", "training.steps=60", "fewer warm-up steps")),
     "micro-batches of unequal size": Mistake(("--config.optimizer.accumulate=3",), ("data.batch_size=8", "optimizer.accumulate=3", "a multiple")),
-    "top-k gates without a k": Mistake(("--config.model.gate=top_k",), ("model.gate_active=0", "model.gate='top_k'", "from 1 to")),
+    "top-k gates without a k": Mistake(
+        ("--config.model.selective.gate=top_k",), ("model.selective.gate_active=0", "model.selective.gate='top_k'", "from 1 to")
+    ),
     "L0 of a gate without one": Mistake(("--config.training.gate_l0=1.0",), ("training.gate_l0", "'sigmoid'", "use 'hard_concrete'")),
-    "a rate without noise": Mistake(("--config.training.rate=0.1",), ("training.rate=0.1", "model.process_noise=0.0", "use for example")),
+    "a rate without noise": Mistake(
+        ("--config.training.information_weight=0.1",), ("training.information_weight=0.1", "model.selective.process_noise=0.0", "use for example")
+    ),
     "a target below the floor": Mistake(
-        ("--config.training.target_dimension=0.1", "--config.model.gate_floor=0.2"),
-        ("training.target_dimension=0.1", "model.gate_floor=0.2", "raise the target"),
+        ("--config.training.target_dimension=0.1", "--config.model.selective.gate_floor=0.2"),
+        ("training.target_dimension=0.1", "model.selective.gate_floor=0.2", "raise the target"),
     ),
     "a warm-up of nothing": Mistake(("--config.training.penalty_warmup=5",), ("training.penalty_warmup=5", "no penalty", "gate_l1")),
     "rows that devices cannot share": Mistake(
@@ -68,7 +72,8 @@ SETTINGS = {
     "a seed of more than 32 bits": Mistake(("--config.training.seed=9223372036854775808",), ("training.seed=9223372036854775808", "at most 4294967295")),
     "more than there is memory for": Mistake(("--config.data.batch_size=800000000000",), ("this needs at least", "data.batch_size=800000000000")),
     "a gate that closes, with a rate": Mistake(
-        ("--config.training.rate=0.1", "--config.model.process_noise=0.3", "--config.model.gate=binary"), ("'binary' can be exactly 0", "gate_floor")
+        ("--config.training.information_weight=0.1", "--config.model.selective.process_noise=0.3", "--config.model.selective.gate=binary"),
+        ("'binary' can be exactly 0", "gate_floor"),
     ),
     "unknown flag": Mistake(("--wrkdir=x",), ("wrkdir", "--help")),
     "no flag": Mistake(("quickstart",), ("'quickstart' is no flag", "--name=value")),

@@ -1,6 +1,8 @@
 """Every validator of the configuration fires and names the key and the fix; every configuration file loads."""
 
 import ast
+import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -14,8 +16,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from selssm_jax import settings
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, TCNConfig, Training
+from selssm_jax.config.fields import Least, Within, list_fields
 from selssm_jax.errors import InputError
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -41,13 +43,13 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
     return module.get_config()
 
 
-NOISY = {"training__rate": 0.1, "model__process_noise": 0.3}
+NOISY = {"training__information_weight": 0.1, "model__selective__process_noise": 0.3}
 WRONG = [
     # Unknown names: the nearest known one is suggested.
     ({"data__batch_sise": 8}, r"config\.data has no key 'batch_sise': did you mean 'batch_size'\?"),
     ({"steps": 8}, r"config has no key 'steps'.*known: compress, data, measure, model"),
     ({"data__source": "etth2"}, r"data\.source='etth2' is not a choice: did you mean 'etth1'\?"),
-    ({"model__gate": "sigmiod"}, r"model\.gate='sigmiod'.*did you mean 'sigmoid'\?"),
+    ({"model__selective__gate": "sigmiod"}, r"model\.selective\.gate='sigmiod'.*did you mean 'sigmoid'\?"),
     ({"model__pattern": ("selectve",)}, r"mixer 'selectve': did you mean 'selective'\?"),
     ({"model__norm": "layer"}, r"model\.norm='layer' is not a choice: .*known: none, rms"),
     ({"compress__steps": -1}, r"compress\.steps=-1 is out of range"),
@@ -58,28 +60,34 @@ WRONG = [
     ({"compress__factor": -1.0}, r"compress\.factor=-1.0 is out of range"),
     ({"compress__factor": 0.5}, "would enlarge the memory"),
     ({"compress__peak_rate": -1.0}, r"compress\.peak_rate=-1.0 is out of range"),
-    ({"model__expand": 0}, r"model\.expand=0 is out of range"),
-    ({"model__dt_rank": -1}, r"model\.dt_rank=-1 is out of range"),
-    ({"model__d_conv": 0}, r"model\.d_conv=0 is out of range"),
-    ({"model__heads": 0}, r"model\.heads=0 is out of range"),
-    ({"model__groups": 0}, r"model\.groups=0 is out of range"),
-    ({"model__context": 0}, r"model\.context=0 is out of range"),
-    ({"model__window": 0}, r"model\.window=0 is out of range"),
-    ({"model__kernel": 0}, r"model\.kernel=0 is out of range"),
+    ({"model__mamba__expand": 0}, r"model\.mamba\.expand=0 is out of range"),
+    ({"model__mamba__dt_rank": -1}, r"model\.mamba\.dt_rank=-1 is out of range"),
+    ({"model__rg_lru__d_conv": 0}, r"model\.rg_lru\.d_conv=0 is out of range"),
+    ({"model__mamba2__heads": 0}, r"model\.mamba2\.heads=0 is out of range"),
+    ({"model__mamba2__groups": 0}, r"model\.mamba2\.groups=0 is out of range"),
+    ({"model__attention__window": 0}, r"model\.attention\.window=0 is out of range"),
+    ({"model__local_attention__window": 0}, r"model\.local_attention\.window=0 is out of range"),
+    ({"model__tcn__kernel": 0}, r"model\.tcn\.kernel=0 is out of range"),
     ({"model__norm_epsilon": -1.0}, r"model\.norm_epsilon=-1\.0 is out of range"),
-    ({"model__pattern": ("attention",), "model__heads": 3}, r"model\.d_model=\d+ is no multiple of model\.heads=3, which attention and local_attention need"),
-    ({"model__pattern": ("attention",), "model__d_model": 12, "model__heads": 4}, "is odd, but rotary positions turn pairs"),
-    ({"model__pattern": ("mamba2",), "model__heads": 5}, r"model\.expand \* model\.d_model=\d+ is no multiple of model\.heads=5"),
-    ({"model__pattern": ("mamba2",), "model__heads": 4, "model__groups": 3}, r"model\.heads=4 is no multiple of model\.groups=3"),
-    ({"model__pattern": ("rg_lru",), "model__heads": 3, "model__d_state": 8}, r"model\.d_state=8 is no multiple of model\.heads=3"),
+    (
+        {"model__pattern": ("attention",), "model__attention__heads": 3},
+        r"model\.d_model=\d+ is no multiple of model\.attention\.heads=3, which attention and local_attention need",
+    ),
+    ({"model__pattern": ("attention",), "model__d_model": 12, "model__attention__heads": 4}, "is odd, but rotary positions turn pairs"),
+    ({"model__pattern": ("mamba2",), "model__mamba2__heads": 5}, r"model\.mamba2\.expand \* model\.d_model=\d+ is no multiple of model\.mamba2\.heads=5"),
+    (
+        {"model__pattern": ("mamba2",), "model__mamba2__heads": 4, "model__mamba2__groups": 3},
+        r"model\.mamba2\.heads=4 is no multiple of model\.mamba2\.groups=3",
+    ),
+    ({"model__pattern": ("rg_lru",), "model__rg_lru__blocks": 3, "model__d_state": 8}, r"model\.d_state=8 is no multiple of model\.rg_lru\.blocks=3"),
     ({"model__pattern": ("lru",), "model__d_state": 7}, r"model\.d_state=7 is no multiple of a complex number, size=2"),
-    ({"model__pattern": ("mamba",), "model__scan": "associative"}, r"model\.scan='associative' would store all states of 'mamba'"),
-    ({"model__pattern": ("tcn", "tcn"), "model__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
-    ({"model__inner_norm_epsilon": -1.0}, r"model\.inner_norm_epsilon=-1\.0 is out of range"),
-    ({"model__pattern": ("mamba2",), "model__dt_limit": (0.2, 0.1)}, r"model\.dt_limit=\(0\.2, 0\.1\) is no range"),
-    ({"model__gate_active": -1}, r"model\.gate_active=-1 is out of range: use at least 0"),
-    ({"model__pattern": ("tcn",), "model__dilations": (0,)}, "at least 1 step between taps"),
-    ({"model__pattern": ("gru",), "model__process_noise": 0.1}, r"model\.process_noise is read by the mixer 'selective' alone"),
+    ({"model__pattern": ("mamba",), "model__mamba__method": "associative"}, r"model\.mamba\.method='associative' would store all states of 'mamba'"),
+    ({"model__pattern": ("tcn", "tcn"), "model__tcn__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
+    ({"model__mamba__inner_norm_epsilon": -1.0}, r"model\.mamba\.inner_norm_epsilon=-1\.0 is out of range"),
+    ({"model__pattern": ("mamba2",), "model__mamba2__dt_limit": (0.2, 0.1)}, r"model\.mamba2\.dt_limit=\(0\.2, 0\.1\) is no range"),
+    ({"model__selective__gate_active": -1}, r"model\.selective\.gate_active=-1 is out of range: use at least 0"),
+    ({"model__pattern": ("tcn",), "model__tcn__dilations": (0,)}, "at least 1 step between taps"),
+    ({"model__pattern": ("gru",), "model__selective__process_noise": 0.1}, r"model\.selective\.process_noise is read by the mixer 'selective' alone"),
     ({"model__pattern": ("lru",), "training__gate_l1": 0.1}, r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any"),
     (NOISY | {"model__pattern": ("selective", "gru")}, "prices the noisy memory of 'selective' blocks"),
     ({"model__bidirectional": True}, "reads a whole signal before it answers"),
@@ -115,7 +123,7 @@ WRONG = [
                 "eval_examples": 1,
                 "seed": 0,
             },
-            "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_steps": 1, "linear_skip": 0},
+            "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_context": 1, "linear_skip": 0},
             "optimizer": {"warmup_steps": 0, "accumulate": 1},
             "measure": {"samples": 100, "positions": 1, "longest_lag": 0, "decoder_steps": 1, "decoder_width": 1, "seed": 0},
             "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0, "penalty_warmup": 0},
@@ -126,13 +134,13 @@ WRONG = [
     ({"model__mlp_ratio": -0.5}, r"model\.mlp_ratio=-0\.5 is out of range: use at least 0"),
     # Values out of range, not-a-number and infinity among them.
     *[
-        ({f"{group}__{key}": value}, rf"{group}\.{key}={value} is out of range: use a value from 0\.0 to {high}")
+        ({f"{group}__{key}".replace(".", "__"): value}, rf"{group}\.{key}={value} is out of range: use a value from 0\.0 to {high}")
         for group, key, value, high in [
             ("data", "noise", -0.1, "inf"),
-            ("model", "gate_floor", 1.0, r"0\.999"),
+            ("model.selective", "gate_floor", 1.0, r"0\.999"),
             ("model", "dropout", -0.1, r"0\.999"),
-            ("model", "process_noise", -1.0, r"1e\+38"),
-            ("model", "observation_noise", -1.0, r"1e\+38"),
+            ("model.selective", "process_noise", -1.0, r"1e\+38"),
+            ("model.selective", "observation_noise", -1.0, r"1e\+38"),
             ("optimizer", "peak_rate", -1.0, "inf"),
             ("optimizer", "peak_rate", float("nan"), "inf"),
             ("optimizer", "peak_rate", float("inf"), "inf"),
@@ -144,7 +152,7 @@ WRONG = [
             ("training", "gate_l1", -1.0, "inf"),
             ("training", "gate_l0", -1.0, "inf"),
             ("training", "multiplier_rate", -1.0, "inf"),
-            ("training", "rate", -1.0, "inf"),
+            ("training", "information_weight", -1.0, "inf"),
             ("training", "target_dimension", -0.1, r"0\.999"),
             ("training", "target_dimension", 1.0, r"0\.999"),
         ]
@@ -154,60 +162,104 @@ WRONG = [
     ({"model__block_states": (8, 4)}, r"model\.block_states=\(8, 4\) has 2 sizes for the 4 blocks of model\.pattern: give one a block, or \(\)"),
     ({"model__block_states": (8, 4, 0, 2)}, r"model\.block_states=\(8, 4, 0, 2\) is out of range: use at least 1 in every block"),
     (
-        {"model__block_states": (8, 4, 3, 2), "model__transition": "complex"},
-        r"model\.block_states\[2\]=3 is odd.*use even sizes, or model\.transition='diagonal'",
+        {"model__block_states": (8, 4, 3, 2), "model__selective__transition": "complex"},
+        r"model\.block_states\[2\]=3 is odd.*use even sizes, or model\.selective\.transition='diagonal'",
     ),
     ({"model__frame": 4, "model__stride": 5}, r"model\.stride=5 is larger than model\.frame=4.*use stride <= frame"),
-    ({"model__gate_state": "dense", "model__scan": "associative"}, r"model\.scan='associative' needs gates of the input alone.*use model\.scan='auto'"),
-    ({"model__gate_state": "dense", "model__transition": "complex"}, r"model\.gate_state='dense' reads real states.*use 'diagonal' or 'dense'"),
-    ({"model__certified": True}, r"certified=True needs gates that stay open a little, found model\.gate_floor=0\.0: use for example 0\.01"),
     (
-        {"model__certified": True, "model__gate_floor": 0.1, "model__gate_state": "dense", "model__process_noise": 0.1},
-        r"model\.process_noise=0\.1, a Gaussian without bound: use process_noise=0",
+        {"model__selective__gate_state": "dense", "model__selective__method": "associative"},
+        r"model\.selective\.method='associative' needs gates of the input alone.*use model\.selective\.method='auto'",
+    ),
+    (
+        {"model__selective__gate_state": "dense", "model__selective__transition": "complex"},
+        r"model\.selective\.gate_state='dense' reads real states.*use 'diagonal' or 'dense'",
+    ),
+    (
+        {"model__selective__certified": True},
+        r"certified=True needs gates that stay open a little, found model\.selective\.gate_floor=0\.0: use for example 0\.01",
+    ),
+    (
+        {
+            "model__selective__certified": True,
+            "model__selective__gate_floor": 0.1,
+            "model__selective__gate_state": "dense",
+            "model__selective__process_noise": 0.1,
+        },
+        r"model\.selective\.process_noise=0\.1, a Gaussian without bound: use process_noise=0",
     ),
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
     ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),
     ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
     ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
-    ({"model__gate": "top_k"}, r"model\.gate_active=0 is out of range for model\.gate='top_k' of 256 gates: use a number from 1 to 256"),
-    ({"model__gate": "top_k", "model__gate_active": 200, "model__transition": "complex"}, r"of 128 gates: use a number from 1 to 128"),
-    ({"model__d_state": 5, "model__transition": "complex"}, r"model\.d_state=5 is odd.*use even sizes, or model\.transition='diagonal'"),
-    ({"model__transition": "dense", "model__scan": "chunked"}, r"model\.scan='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'"),
-    ({"model__gate_active": 3}, r"gate_active=3 is read by model\.gate='top_k' alone, found model\.gate='sigmoid': use gate_active=0"),
     (
-        {"model__certified": True, "model__gate_floor": 0.1, "model__gate_state": "dense", "model__gate": "binary"},
-        r"needs gates of bounded slope, found model\.gate='binary', which jumps: use model\.gate_state='none'",
+        {"model__selective__gate": "top_k"},
+        r"model\.selective\.gate_active=0 is out of range for model\.selective\.gate='top_k' of 256 gates: use a number from 1 to 256",
     ),
-    ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.gate='sigmoid': use 'hard_concrete'"),
+    (
+        {"model__selective__gate": "top_k", "model__selective__gate_active": 200, "model__selective__transition": "complex"},
+        r"of 128 gates: use a number from 1 to 128",
+    ),
+    ({"model__d_state": 5, "model__selective__transition": "complex"}, r"model\.d_state=5 is odd.*use even sizes, or model\.selective\.transition='diagonal'"),
+    (
+        {"model__selective__transition": "dense", "model__selective__method": "chunked"},
+        r"model\.selective\.method='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'",
+    ),
+    (
+        {"model__selective__gate_active": 3},
+        r"gate_active=3 is read by model\.selective\.gate='top_k' alone, found model\.selective\.gate='sigmoid': use gate_active=0",
+    ),
+    (
+        {"model__selective__certified": True, "model__selective__gate_floor": 0.1, "model__selective__gate_state": "dense", "model__selective__gate": "binary"},
+        r"needs gates of bounded slope, found model\.selective\.gate='binary', which jumps: use model\.selective\.gate_state='none'",
+    ),
+    ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.selective\.gate='sigmoid': use 'hard_concrete'"),
     ({"training__target_dimension": 0.1, "training__gate_l1": 0.2}, r"target_dimension=0\.1 .*found training\.gate_l1=0\.2 .*set one of the two to 0"),
     ({"training__target_dimension": 0.1, "training__multiplier_rate": 0.0}, r"multiplier_rate=0\.0 keeps the multiplier .* at 0: use for example 0\.01"),
-    ({"training__target_dimension": 0.1, "model__gate_floor": 0.1}, r"target_dimension=0\.1 cannot be reached .*model\.gate_floor=0\.1: raise the target"),
+    (
+        {"training__target_dimension": 0.1, "model__selective__gate_floor": 0.1},
+        r"target_dimension=0\.1 cannot be reached .*model\.selective\.gate_floor=0\.1: raise the target",
+    ),
     ({"training__penalty_warmup": 10}, r"penalty_warmup=10 has no penalty to warm up: set training\.gate_l1"),
     ({"training__penalty_warmup": 1000, "training__gate_l1": 0.1}, r"penalty_warmup=1000 ends with no step of training\.steps=1000 left .*use fewer"),
-    ({"training__rate": 0.1}, r"training\.rate=0\.1 needs a state with noise, found model\.process_noise=0\.0: .*use for example"),
-    ({**NOISY, "model__transition": "dense"}, r"components that do not mix, found model\.transition='dense': use 'diagonal' or 'complex'"),
-    *[({**NOISY, "model__gate": gate}, rf"model\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001") for gate in ("hard_sigmoid", "hard_concrete", "binary")],
-    ({**NOISY, "model__gate": "top_k", "model__gate_active": 3}, r"model\.gate='top_k' can be exactly 0 .*gate_floor=0\.001"),
-    ({**NOISY, "training__rate_form": "capacity"}, r"rate_form='capacity' .*do not read the input, found model\.gate='sigmoid': use rate_form='vib'"),
+    (
+        {"training__information_weight": 0.1},
+        r"training\.information_weight=0\.1 needs a state with noise, found model\.selective\.process_noise=0\.0: .*use for example",
+    ),
+    (
+        {**NOISY, "model__selective__transition": "dense"},
+        r"components that do not mix, found model\.selective\.transition='dense': use 'diagonal' or 'complex'",
+    ),
     *[
-        ({**NOISY, "training__rate_form": "capacity", "model__gate": "constant", f"model__{key}": value}, rf"model\.{key}='{known}', found '{value}'")
+        ({**NOISY, "model__selective__gate": gate}, rf"model\.selective\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001")
+        for gate in ("hard_sigmoid", "hard_concrete", "binary")
+    ],
+    ({**NOISY, "model__selective__gate": "top_k", "model__selective__gate_active": 3}, r"model\.selective\.gate='top_k' can be exactly 0 .*gate_floor=0\.001"),
+    (
+        {**NOISY, "training__information_bound": "capacity"},
+        r"information_bound='capacity' .*do not read the input, found model\.selective\.gate='sigmoid': use information_bound='vib'",
+    ),
+    *[
+        (
+            {**NOISY, "training__information_bound": "capacity", "model__selective__gate": "constant", f"model__selective__{key}": value},
+            rf"model\.selective\.{key}='{known}', found '{value}'",
+        )
         for key, value, known in (("gate_state", "elementwise", "none"), ("transition", "complex", "diagonal"))
     ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
-    ({"data__cycle": -1}, r"data\.cycle=-1 is out of range: use at least 0"),
-    ({"data__cycle": 24}, r"data\.cycle=24 is of tables, found data\.source='python_reference': use data\.cycle=0, or one of etth1, ettm1, weather, csv"),
+    ({"data__period": -1}, r"data\.period=-1 is out of range: use at least 0"),
+    ({"data__period": 24}, r"data\.period=24 is of tables, found data\.source='python_reference': use data\.period=0, or one of etth1, ettm1, weather, csv"),
     ({"training__forecast_loss": "huber"}, r"forecast_loss='huber' is a loss of forecasts, found data\.source='python_reference', .*one of etth1"),
-    ({"training__rate_form": "mib"}, r"training\.rate_form='mib' is not a choice: did you mean 'vib'\?"),
-    ({"model__gate_bias": 21.0}, r"model.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0"),
+    ({"training__information_bound": "mib"}, r"training\.information_bound='mib' is not a choice: did you mean 'vib'\?"),
+    ({"model__selective__gate_bias": 21.0}, r"model.selective.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0"),
     ({"sweep__models": ("lstn",)}, r"sweep.models names 'lstn': did you mean 'lstm'\?"),
     ({"sweep__parameters": -1}, r"sweep.parameters=-1 is out of range: use at least 0"),
     ({"sweep__trials": 0}, r"sweep.trials=0 is out of range: use at least 1"),
     ({"sweep__trial_steps": -1}, r"sweep.trial_steps=-1 is out of range: use at least 0"),
     ({"sweep__seeds": 0}, r"sweep.seeds=0 is out of range: use at least 1"),
-    ({"sweep__rates": (0.1, 0.01)}, r"sweep.rates=\(0.1, 0.01\) is no range: give the lowest and the highest"),
-    ({"sweep__rates": (0.1,)}, r"sweep.rates=\(0.1,\) is no range"),
-    ({"sweep__rates": ("x",)}, r"sweep.rates=\('x',\) must be a tuple of numbers"),
+    ({"sweep__learning_rates": (0.1, 0.01)}, r"sweep.learning_rates=\(0.1, 0.01\) is no range: give the lowest and the highest"),
+    ({"sweep__learning_rates": (0.1,)}, r"sweep.learning_rates=\(0.1,\) is no range"),
+    ({"sweep__learning_rates": ("x",)}, r"sweep.learning_rates=\('x',\) must be a tuple of numbers"),
     ({"sweep__sizes": ()}, r"sweep.sizes=\(\) is out of range: give one or more values of at least 0.01"),
     ({"sweep__penalties": (-1.0,)}, r"sweep.penalties=\(-1.0,\) is out of range"),
     ({"sweep__gate_biases": (math.inf,)}, r"sweep.gate_biases=\(inf,\) is out of range"),
@@ -223,11 +275,11 @@ def test_impossible_value_names_key_and_fix(overrides, message):
 
 
 UNREAD = [
-    ({"model__heads": 8}, r"model\.heads is read by rg_lru, mamba2, attention, local_attention alone, which model\.pattern=.* lacks: leave it out"),
-    ({"model__kernel": 5}, r"model\.kernel is read by the mixer 'tcn' alone"),
-    ({"model__pattern": ("gru",), "model__gate": "tanh"}, r"model\.gate is read by the mixer 'selective' alone"),
-    ({"model__pattern": ("gru",), "model__scan": "sequential"}, r"model\.scan is read by selective, mamba alone"),
-    ({"model__solver": "newton"}, r"model\.solver is read with model\.gate_state alone"),
+    ({"model__attention__heads": 8}, r"model\.attention\.heads is read by the mixer 'attention' alone, which model\.pattern=.* lacks: leave it out"),
+    ({"model__tcn__kernel": 5}, r"model\.tcn\.kernel is read by the mixer 'tcn' alone"),
+    ({"model__pattern": ("gru",), "model__selective__gate": "tanh"}, r"model\.selective\.gate is read by the mixer 'selective' alone"),
+    ({"model__pattern": ("gru",), "model__mamba__method": "sequential"}, r"model\.mamba\.method is read by the mixer 'mamba' alone"),
+    ({"model__selective__solver": "newton"}, r"model\.selective\.solver is read with model\.selective\.gate_state alone"),
     ({"model__frame": 4}, r"model\.frame is read by fsdd, .* alone, which data\.source='python_reference' lacks"),
     ({"data__lag": 3}, r"data\.lag is read by delayed_recall alone"),
     ({"data__source": "induction_heads", "data__level": "word"}, r"data\.level is read by python_reference, .* alone"),
@@ -245,12 +297,12 @@ def test_a_key_that_nothing_reads_is_refused_when_a_run_begins(overrides, messag
 
 
 def test_what_a_config_file_sets_may_lie_idle_once_its_data_or_mixers_are_others():
-    base = build(data__source="induction_heads", data__vocab=4, model__gate="tanh")
-    build(data__vocab=4, model__gate="tanh", model__pattern=("gru",)).refuse_unread(base)
+    base = build(data__source="induction_heads", data__vocab=4, model__selective__gate="tanh")
+    build(data__vocab=4, model__selective__gate="tanh", model__pattern=("gru",)).refuse_unread(base)
     with pytest.raises(InputError, match=r"data\.vocab is read by"):
-        build(data__vocab=5, model__gate="tanh").refuse_unread(base)
-    with pytest.raises(InputError, match=r"model\.heads is read by"):
-        build(model__heads=8).refuse_unread(build(model__heads=8))  # the file's own
+        build(data__vocab=5, model__selective__gate="tanh").refuse_unread(base)
+    with pytest.raises(InputError, match=r"model\.attention\.heads is read by"):
+        build(model__attention__heads=8).refuse_unread(build(model__attention__heads=8))  # the file's own
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
@@ -259,9 +311,9 @@ def test_configs_set_nothing_that_is_not_read(path):
 
 
 def test_the_models_of_a_sweep_read_their_keys():
-    experiment = build(model__context=64)
+    experiment = build(model__attention__window=64)
     experiment.refuse_unread(sweep=True)
-    with pytest.raises(InputError, match=r"model\.context is read by the mixer 'attention' alone"):
+    with pytest.raises(InputError, match=r"model\.attention\.window is read by the mixer 'attention' alone"):
         experiment.refuse_unread()
 
 
@@ -280,20 +332,24 @@ def test_json_of_something_else_is_refused(text):
         Experiment.from_json(text)
 
 
-def test_every_validated_limit_is_in_the_table():
-    """A new `_at_least(...)` or `_within(...)` key in config.py must get its line in WRONG."""
-    tree = ast.parse((pathlib.Path(__file__).parent.parent / "selssm_jax" / "config.py").read_text())
-    checked = set()
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        group = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else None
-        if call.func.id == "_at_least" and group:
-            checked |= {f"{group}__{keyword.arg}" for keyword in call.keywords}
-        if call.func.id == "_within" and group:
-            checked |= {f"{group}__{key.value}" for key in call.args[4:]}
-    keys = {key for mixer in settings.MIXERS.values() for argument, key in mixer.keys.items() if argument in {**settings.LEAST, **settings.RANGES}}
-    checked |= {f"model__{key}" for key in keys}
-    assert checked, "config.py's validators were not found"
-    assert checked <= {key for overrides, _ in WRONG for key in overrides}
+def ranged(kind: Any, path: str = "") -> dict[str, Least | Within]:
+    """The keys whose annotation has a range, and it."""
+    hints = {f"{path}{name}": hint for name, hint in list_fields(kind).items()}
+    below = [ranged(hint, f"{name}.") for name, hint in hints.items() if dataclasses.is_dataclass(hint)]
+    limits = {name: getattr(hint, "__metadata__", (None,))[0] for name, hint in hints.items()}
+    return functools.reduce(dict.__or__, below, {name: limit for name, limit in limits.items() if isinstance(limit, Least | Within)})
+
+
+@pytest.mark.parametrize("key", ranged(Experiment))
+def test_every_range_is_kept_and_its_end_is_named(key):
+    """Those of mixers that the pattern does not name, too."""
+    limit = ranged(Experiment)[key]
+    with pytest.raises(InputError, match=rf"^{re.escape(key)}={re.escape(str(limit.low - 1))} is out of range: use .*{re.escape(str(limit.low))}"):
+        build(**{key.replace(".", "__"): limit.low - 1})
+
+
+def test_there_are_as_many_ranges_as_were_tried():
+    assert len(ranged(Experiment)) > 70
 
 
 @pytest.mark.parametrize("part", [Task, Data, Model, Optimizer, Training, Experiment])
@@ -331,8 +387,8 @@ def test_every_block_reads_the_model_with_its_own_state():
     assert [part.d_state for part in config.blocks] == [8, 4, 2, 1]
     assert all(part.d_model == 16 and part.blocks == (part,) for part in config.blocks)
     assert Model(d_state=6).blocks == (Model(("selective",), d_state=6),) * 4
-    assert [part.dilations for part in Model(("tcn", "gru", "tcn", "tcn")).blocks] == [(1,), (), (2,), (4,)]
-    assert [part.dilations for part in Model(("tcn", "tcn"), dilations=(3, 5)).blocks] == [(3,), (5,)]
+    assert [part.tcn.dilations for part in Model(("tcn", "gru", "tcn", "tcn")).blocks] == [(1,), (), (2,), (4,)]
+    assert [part.tcn.dilations for part in Model(("tcn", "tcn"), tcn=TCNConfig(dilations=(3, 5))).blocks] == [(3,), (5,)]
 
 
 def test_whole_number_is_a_float_where_one_is_asked():

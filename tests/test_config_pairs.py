@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from selssm_jax import data, settings
-from selssm_jax.config import Experiment
+from selssm_jax import data
+from selssm_jax.config import Experiment, mixers
+from selssm_jax.config.fields import assign
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks.scores import means
@@ -23,34 +24,36 @@ VALUES = {
     "data.source": ("induction_heads", "linear_gaussian"),
     "data.batch_size": (6,),
     "data.horizon": (5,),
-    "model.pattern": (*((name,) for name in settings.MIXERS if name != "selective"), ("selective", "gru"), ("tcn", "attention")),
+    "model.pattern": (*((name,) for name in mixers.MIXERS if name != "selective"), ("selective", "gru"), ("tcn", "attention")),
     "model.d_state": (5, 6),
     "model.block_states": ((4,), (5,), (4, 6)),
-    "model.gate": tuple(kind for kind in settings.GATES if kind != "sigmoid"),
-    "model.gate_active": (2, 5),
-    "model.gate_floor": (0.1,),
-    "model.gate_bias": (-20.0, 2.0),
-    "model.gate_state": ("elementwise", "dense"),
-    "model.update": ("effective",),
-    "model.transition": ("complex", "dense"),
-    "model.process_noise": (0.3, 1e-12),
-    "model.observation_noise": (0.1,),
-    "model.certified": (True,),
-    "model.scan": ("sequential", "associative", "chunked"),
-    "model.solver": ("sequential", "newton"),
-    "model.expand": (1, 3),
-    "model.dt_rank": (3,),
-    "model.d_conv": (1, 3),
-    "model.projection_bias": (True,),
-    "model.conv_bias": (False,),
-    "model.inner_norm_epsilon": (1e-5,),
-    "model.dt_limit": ((0.01, 0.1),),
-    "model.heads": (2, 3, 8),
-    "model.groups": (2,),
-    "model.context": (3,),
-    "model.window": (1,),
-    "model.kernel": (1, 2),
-    "model.dilations": ((3,),),
+    "model.selective.gate": tuple(kind for kind in mixers.GATES if kind != "sigmoid"),
+    "model.selective.gate_active": (2, 5),
+    "model.selective.gate_floor": (0.1,),
+    "model.selective.gate_bias": (-20.0, 2.0),
+    "model.selective.gate_state": ("elementwise", "dense"),
+    "model.selective.update": ("effective",),
+    "model.selective.transition": ("complex", "dense"),
+    "model.selective.process_noise": (0.3, 1e-12),
+    "model.selective.observation_noise": (0.1,),
+    "model.selective.certified": (True,),
+    "model.selective.method": ("sequential", "associative", "chunked"),
+    "model.mamba.method": ("sequential", "associative", "chunked"),
+    "model.selective.solver": ("sequential", "newton"),
+    "model.mamba.expand": (1, 3),
+    "model.mamba2.expand": (1, 3),
+    "model.mamba.dt_rank": (3,),
+    **dict.fromkeys(("model.mamba.d_conv", "model.mamba2.d_conv", "model.rg_lru.d_conv"), (1, 3)),
+    **dict.fromkeys(("model.mamba.projection_bias", "model.mamba2.projection_bias"), (True,)),
+    **dict.fromkeys(("model.mamba.conv_bias", "model.mamba2.conv_bias"), (False,)),
+    "model.mamba.inner_norm_epsilon": (1e-5,),
+    "model.mamba2.dt_limit": ((0.01, 0.1),),
+    **dict.fromkeys(("model.attention.heads", "model.local_attention.heads", "model.mamba2.heads", "model.rg_lru.blocks"), (2, 3, 8)),
+    "model.mamba2.groups": (2,),
+    "model.attention.window": (3,),
+    "model.local_attention.window": (1,),
+    "model.tcn.kernel": (1, 2),
+    "model.tcn.dilations": ((3,),),
     "model.bidirectional": (True,),
     "model.conv": (1, 3),
     "model.mlp_ratio": (0.0, 0.01),
@@ -61,11 +64,11 @@ VALUES = {
     "model.frame": (4,),
     "model.stride": (2,),
     "model.filterbank": (3,),
-    "model.head_steps": (2,),
+    "model.head_context": (2,),
     "model.linear_skip": (4,),
     "model.normalize": (False,),
     "model.normalize_scale": (False,),
-    "model.channels_apart": (True,),
+    "model.channel_independent": (True,),
     "model.dtype": ("bfloat16",),
     "model.remat": (True,),
     "optimizer.clip_norm": (0.0,),
@@ -74,8 +77,8 @@ VALUES = {
     "training.gate_l1": (0.1,),
     "training.gate_l0": (0.1,),
     "training.target_dimension": (0.3,),
-    "training.rate": (0.1,),
-    "training.rate_form": ("capacity",),
+    "training.information_weight": (0.1,),
+    "training.information_bound": ("capacity",),
     "training.penalty_warmup": (2,),
 }
 Point = dict
@@ -85,8 +88,7 @@ def experiment(point: Point) -> Experiment:
     values = smoke.get_config().to_dict()
     values["training"]["devices"] = 1
     for path, value in point.items():
-        group, _, key = path.partition(".")
-        values[group][key] = value
+        assign(values, path, value)
     return Experiment.from_dict(values)
 
 
@@ -141,15 +143,28 @@ def test_every_pair_of_values_is_let_pass_or_refused_by_name(every):
     assert "without a word" not in answers and {bool(answer) for answer in answers} == {True, False}
 
 
-NOISY = {"model.process_noise": 0.3, "training.rate": 0.1}
+NOISY = {"model.selective.process_noise": 0.3, "training.information_weight": 0.1}
 
 
 @pytest.mark.parametrize(
     "point",
     [
-        NOISY | {"model.gate": "binary", "model.gate_floor": 0.1, "model.update": "effective"},
-        NOISY | {"model.gate": "top_k", "model.gate_active": 2, "model.gate_floor": 0.1, "model.transition": "complex", "model.d_state": 6},
-        {"model.transition": "dense", "model.gate_state": "dense", "model.certified": True, "model.gate_floor": 0.1, "model.scan": "sequential"},
+        NOISY | {"model.selective.gate": "binary", "model.selective.gate_floor": 0.1, "model.selective.update": "effective"},
+        NOISY
+        | {
+            "model.selective.gate": "top_k",
+            "model.selective.gate_active": 2,
+            "model.selective.gate_floor": 0.1,
+            "model.selective.transition": "complex",
+            "model.d_state": 6,
+        },
+        {
+            "model.selective.transition": "dense",
+            "model.selective.gate_state": "dense",
+            "model.selective.certified": True,
+            "model.selective.gate_floor": 0.1,
+            "model.selective.method": "sequential",
+        },
     ],
     ids=lambda point: "-".join(point),
 )
@@ -160,12 +175,12 @@ def test_a_step_of_settings_that_failed_together_is_made_of_numbers(point):
 @pytest.mark.parametrize(
     "point",
     [
-        NOISY | {"model.gate": "binary"},
-        NOISY | {"model.gate": "top_k", "model.gate_active": 2},
-        NOISY | {"model.process_noise": 1e-12},
-        NOISY | {"model.gate": "tanh", "model.gate_bias": -20.0},
-        {"model.transition": "complex", "model.d_state": 5},
-        {"model.transition": "dense", "model.scan": "chunked"},
+        NOISY | {"model.selective.gate": "binary"},
+        NOISY | {"model.selective.gate": "top_k", "model.selective.gate_active": 2},
+        NOISY | {"model.selective.process_noise": 1e-12},
+        NOISY | {"model.selective.gate": "tanh", "model.selective.gate_bias": -20.0},
+        {"model.selective.transition": "complex", "model.d_state": 5},
+        {"model.selective.transition": "dense", "model.selective.method": "chunked"},
     ],
     ids=lambda point: "-".join(f"{key}={value}" for key, value in point.items()),
 )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import runs
-from selssm_jax import settings
 from selssm_jax.compression import compress
+from selssm_jax.config import mixers as rules
 from selssm_jax.layers import gates, mixers
 
 OWN = """
@@ -53,7 +53,7 @@ register_gate(
 @pytest.fixture
 def registries():
     """What a test registers is gone after it."""
-    tables = (mixers.LAYERS, mixers.MIXERS, settings.MIXERS, settings.GATES, gates.GATES)
+    tables = (mixers.LAYERS, rules.MIXERS, rules.GATES, gates.GATES)
     before = [dict(table) for table in tables]
     yield
     for table, items in zip(tables, before, strict=True):
@@ -70,7 +70,7 @@ def own(registries, tmp_path):
 
 def forget(name):
     """As a new process knows nothing of what an earlier one registered."""
-    for table in (mixers.LAYERS, mixers.MIXERS, settings.MIXERS, settings.GATES, gates.GATES):
+    for table in (mixers.LAYERS, rules.MIXERS, rules.GATES, gates.GATES):
         table.pop(name, None)
 
 
@@ -78,7 +78,7 @@ def test_an_own_mixer_and_an_own_gate_train_and_report(own, tmp_path, capsys):
     run = tmp_path / "run"
     pattern = "--config.model.pattern=('average','selective')"
     short = [
-        "--config.model.gate=softsign",
+        "--config.model.selective.gate=softsign",
         "--config.training.steps=4",
         "--config.optimizer.warmup_steps=1",
         "--config.training.eval_every=4",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from runs import command
 from selssm_jax import generation
 from selssm_jax.compression.quantization import fit
@@ -28,7 +29,7 @@ LETTERS = "the state of a model is what it keeps of the past and a gate says wha
 @functools.cache
 def made(kind):
     """A tiny language model of one kind of mixer, with parameters as drawn."""
-    model = SequenceModel(Model(pattern=(kind,), d_model=8, d_state=6, heads=2, context=5, mlp_ratio=0, task=Task("language", vocab=11)))
+    model = SequenceModel(runs.model(pattern=(kind,), d_model=8, d_state=6, **runs.HEADS, attention__window=5, mlp_ratio=0, task=Task("language", vocab=11)))
     return model, jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
 
 

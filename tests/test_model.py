@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
 
@@ -16,7 +17,7 @@ B, T = 2, 12
 LANGUAGE = Model(**SMALL, task=Task("language", vocab=7))
 SIGNAL = Model(**SMALL, frame=4, stride=2, filterbank=3, task=Task("classification", channels=1, classes=5))
 VECTOR = Model(**SMALL, pool="last", task=Task("classification", channels=2, classes=5))
-FORECAST = Model(**SMALL, normalize=False, head_steps=3, linear_skip=5, task=Task("forecasting", channels=2, horizon=4))
+FORECAST = Model(**SMALL, normalize=False, head_context=3, linear_skip=5, task=Task("forecasting", channels=2, horizon=4))
 ONE = vars(LANGUAGE) | {"pattern": ("selective",)}
 CONFIGS = {"language": LANGUAGE, "signal": SIGNAL, "vector": VECTOR, "forecast": FORECAST}
 
@@ -74,12 +75,12 @@ def test_step_equals_the_parallel_pass():
 
 @pytest.mark.parametrize("gate_state", ["none", "elementwise", "dense"])
 def test_a_packed_row_equals_its_documents_apart_and_no_gradient_crosses(gate_state):
-    model, params, x = build(Model(**ONE | {"gate_state": gate_state}))
+    model, params, x = build(runs.model(LANGUAGE, pattern=("selective",), selective__gate_state=gate_state))
     reset = jnp.zeros((B, T), bool).at[:, 5].set(True)
     packed, _ = run(model, params, x, reset=reset)
     np.testing.assert_allclose(packed[:, 5:], run(model, params, x[:, 5:])[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(packed[:, :5], run(model, params, x[:, :5])[0], rtol=1e-5, atol=1e-5)
-    signal, weights, values = build(Model(**vars(FORECAST) | {"pattern": ("selective",), "gate_state": gate_state}))
+    signal, weights, values = build(runs.model(FORECAST, pattern=("selective",), selective__gate_state=gate_state))
     gradient = jax.grad(lambda v: (run(signal, weights, v, reset=reset)[0] ** 2).sum())(values)
     assert (gradient[:, :5] == 0).all() and (gradient[:, 5:] != 0).any()
 
@@ -103,7 +104,7 @@ def test_padding_that_is_not_finite_reaches_neither_a_class_nor_its_gradient(con
 
 def test_without_norms_a_model_of_constant_gates_is_affine():
     """What the closed form of a linear channel needs: f(x) + f(z) = f(x + z) + f(0)."""
-    config = dataclasses.replace(FORECAST, pattern=("selective",), gate="constant", norm="none", conv=0, mlp_ratio=0.0, linear_skip=0)
+    config = runs.model(FORECAST, pattern=("selective",), selective__gate="constant", norm="none", conv=0, mlp_ratio=0.0, linear_skip=0)
     model, params, x = build(config)
     z = jax.random.normal(jax.random.key(7), x.shape)
     f = lambda inputs: run(model, params, inputs)[0]  # noqa: E731
@@ -128,8 +129,8 @@ def test_forecasts_normalised_by_level_alone_follow_shifts_but_not_scale():
     np.testing.assert_array_equal(state["scale"]["deviation"], 1)
 
 
-def test_channels_apart_are_one_model_on_every_channel():
-    model, params, x = build(Model(**SMALL, channels_apart=True, task=FORECAST.task))
+def test_channel_independent_are_one_model_on_every_channel():
+    model, params, x = build(Model(**SMALL, channel_independent=True, task=FORECAST.task))
     y, _ = run(model, params, x)
     swapped, _ = run(model, params, x[..., ::-1])
     np.testing.assert_allclose(swapped, y[..., ::-1], rtol=1e-5, atol=1e-5)
@@ -138,7 +139,7 @@ def test_channels_apart_are_one_model_on_every_channel():
 @pytest.mark.parametrize("solver", ["sequential", "newton"])
 @pytest.mark.parametrize("gate_state", ["elementwise", "dense"])
 def test_models_whose_gates_read_the_state_are_the_same_whole_split_and_step_by_step(gate_state, solver):
-    model, params, x = build(Model(**ONE | {"gate_state": gate_state, "solver": solver}))
+    model, params, x = build(runs.model(LANGUAGE, pattern=("selective",), selective__gate_state=gate_state, selective__solver=solver))
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # the state's weights start at 0
     whole, state = pieces(model, params, x, T)
     for size in (1, 4):
@@ -177,8 +178,8 @@ def test_every_block_sows_its_gate_and_state():
 SIGNALS = {
     "mean": (Task("classification", channels=2, classes=3, length=12), {"pool": "mean", "frame": 3}),
     "last": (Task("classification", channels=2, classes=3, length=12), {"pool": "last"}),
-    "forecast": (Task("forecasting", channels=2, horizon=3, length=12), {"head_steps": 9, "linear_skip": 9, "normalize_scale": True}),
-    "apart": (Task("forecasting", channels=2, horizon=3, length=12), {"channels_apart": True}),
+    "forecast": (Task("forecasting", channels=2, horizon=3, length=12), {"head_context": 9, "linear_skip": 9, "normalize_scale": True}),
+    "apart": (Task("forecasting", channels=2, horizon=3, length=12), {"channel_independent": True}),
 }
 
 

@@ -11,14 +11,14 @@ Expected score: docs/results.md
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Sweep, Training
+from selssm_jax.config import AttentionConfig, Data, Experiment, Model, Optimizer, Sweep, Training
 
 
 def get_config() -> ConfigDict:
     """Returns the task and its sweep; every key can be overridden on the command line."""
     return Experiment(
         name="etth1_1",
-        data=Data(source="etth1", length=96, horizon=1, cycle=24, batch_size=32, eval_batch_size=128),
+        data=Data(source="etth1", length=96, horizon=1, period=24, batch_size=32, eval_batch_size=128),
         model=Model(
             pattern=("selective",),
             d_model=32,
@@ -26,12 +26,12 @@ def get_config() -> ConfigDict:
             dropout=0.2,
             frame=16,
             stride=8,
-            context=12,
             linear_skip=96,
             normalize_scale=False,
-            channels_apart=True,
+            channel_independent=True,
+            attention=AttentionConfig(window=12),
         ),
         optimizer=Optimizer(peak_rate=6e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
         training=Training(steps=1200, eval_every=100, checkpoint_every=1200, log_every=20, devices=1, forecast_loss="huber"),
-        sweep=Sweep(trials=8, trial_steps=300, rates=(2e-3, 8e-3), gate_biases=(0.0, 1.0)),
+        sweep=Sweep(trials=8, trial_steps=300, learning_rates=(2e-3, 8e-3), gate_biases=(0.0, 1.0)),
     ).to_config_dict()

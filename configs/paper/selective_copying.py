@@ -9,7 +9,7 @@ Expected score: docs/results.md
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Sweep, Training
+from selssm_jax.config import AttentionConfig, Data, Experiment, Model, Optimizer, Sweep, Training
 
 
 def get_config() -> ConfigDict:
@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="selective_copying",
         data=Data(source="selective_copying", length=64, vocab=16, tokens=8, batch_size=32, eval_batch_size=100),
-        model=Model(pattern=("selective",) * 2, d_model=48, d_state=128, context=72),
+        model=Model(pattern=("selective",) * 2, d_model=48, d_state=128, attention=AttentionConfig(window=72)),
         optimizer=Optimizer(peak_rate=5e-3, end_rate=5e-5, warmup_steps=100),
         training=Training(steps=3000, eval_every=500, checkpoint_every=3000, log_every=50, devices=1),
-        sweep=Sweep(parameters=100_000, trials=2, trial_steps=1000, rates=(2.5e-3, 8e-3), sizes=(1.0,)),
+        sweep=Sweep(parameters=100_000, trials=2, trial_steps=1000, learning_rates=(2.5e-3, 8e-3), sizes=(1.0,)),
     ).to_config_dict()

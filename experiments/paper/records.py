@@ -8,7 +8,7 @@ import statistics
 from typing import Any, NoReturn
 
 from experiments.paper.names import FIELD, METRICS
-from selssm_jax import settings
+from selssm_jax.config.data import TASKS as RULES
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
 from selssm_jax.tasks import TASKS
@@ -84,7 +84,7 @@ def read(path: pathlib.Path) -> Record:
     return Record(
         **{key: _need(path, found, key, str) for key in ("task", "model", "kind", "metric", "command", "dtype")},
         **{key: _need(path, found, key, dict) for key in ("budget", "versions", "machine")},
-        loss=(found.get("sweep") or {}).get(LOSS, TASKS[kind].loss) if LOSS in settings.TASKS[kind].keys else TASKS[kind].loss,
+        loss=(found.get("sweep") or {}).get(LOSS, TASKS[kind].loss) if LOSS in RULES[kind].keys else TASKS[kind].loss,
         parameters=_need(path, found, "parameters", int),
         target_parameters=found.get("target_parameters"),
         runs=_runs(path, found, metric),

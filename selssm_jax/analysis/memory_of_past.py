@@ -30,7 +30,7 @@ def past_information(run: Run, recording: Recording, name: str) -> list[Results]
     if law is None:
         return [{"moment": int(moment)} | most for moment, most in zip(recording.moments, capacity, strict=True) if most]
     exact = _exact(run, recording.moments) if name == block_name(0) else None
-    given = "the inputs of the block" if run.model.config.gate_state == "none" else "the state before it and the input"
+    given = "the inputs of the block" if run.model.config.selective.gate_state == "none" else "the state before it and the input"
     about: list[Results] = [{"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most for index, most in enumerate(capacity)]
     return [_at_moment(recording, name, index) | about[index] for index in range(len(recording.moments))]
 
@@ -54,7 +54,8 @@ def _at_moment(recording: Recording, name: str, index: int) -> Results:
 def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
     """I(h_t; x_{1:t}) of the first block, in nats, where its input is a linear map of a Gaussian process and its gates are constant."""
     model, process = run.model.config, run.dataset.info.get("process")
-    linear = model.norm == "none" and model.gate == "constant" and model.gate_state == "none" and model.transition != "complex"
+    layer = model.selective
+    linear = model.norm == "none" and layer.gate == "constant" and layer.gate_state == "none" and layer.transition != "complex"
     direct = model.conv == 0 and model.frame == model.stride == 1 and not model.filterbank and not model.normalize
     if process is None or not (linear and direct):
         return None

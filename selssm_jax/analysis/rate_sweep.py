@@ -1,6 +1,6 @@
 """The price of memory: one training run for every price of a nat, with its loss and the bits that its memory holds (theory, sections 4.2 and 10).
 
-With state noise and `training.rate` = beta a run minimises loss + beta * rate. A dear nat is given up where it saves little loss, so the
+With state noise and `training.information_weight` = beta a run minimises loss + beta * rate. A dear nat is given up where it saves little loss, so the
 points of a sweep trace the trade-off between memory and loss that such models, trained so, reach.
 """
 
@@ -32,7 +32,7 @@ class Point(NamedTuple):
     """One run of a sweep, measured on the validation split.
 
     Attributes:
-      beta: training.rate, the price of a nat. loss: nats a target, or mean squared error.
+      beta: training.information_weight, the price of a nat. loss: nats a target, or mean squared error.
       bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over steps.
       workdir: the run's folder.
     """
@@ -47,7 +47,7 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
     """Trains the experiment once for every beta, in WORKDIR/beta_BETA, and returns the points in the order of the betas.
 
     A run that is finished is not trained again, and one that was stopped goes on: the same call continues a sweep. Beta 0 is the run
-    without a price; it needs model.process_noise as the others do. Each run's last parameters are measured: those that were best on
+    without a price; it needs model.selective.process_noise as the others do. Each run's last parameters are measured: those that were best on
     validation by loss alone would be of a moment when memory was still dear to none.
 
     Raises:
@@ -67,10 +67,10 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
 
 def set_price(experiment: Experiment, beta: float) -> Experiment:
     """Returns the experiment at the price beta. Raises InputError where it has no rate, at beta 0 too."""
-    dear = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, rate=beta or 1.0, select="last"))
+    dear = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, information_weight=beta or 1.0, select="last"))
     if beta:
         return dear
-    free = dataclasses.replace(dear.training, rate=0.0, penalty_warmup=0)
+    free = dataclasses.replace(dear.training, information_weight=0.0, penalty_warmup=0)
     return dataclasses.replace(dear, training=free if not free.penalised else dataclasses.replace(free, penalty_warmup=dear.training.penalty_warmup))
 
 
@@ -81,7 +81,7 @@ def measure(beta: float, workdir: str | pathlib.Path) -> Point:
     model = SequenceModel(experiment.model.of_task(dataset.task))
     evaluator = Evaluator(experiment, model)
     loss = evaluator(params, dataset, "validation")[kind_of(dataset.task).loss]
-    nats = memory(model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.rate_form)
+    nats = memory(model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.information_bound)
     return Point(beta, sum(nats.values()) / math.log(2), loss, pathlib.Path(workdir))
 
 
@@ -97,8 +97,9 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
     Raises:
       ValueError: for a model whose blocks sow no law of their states.
     """
-    if not model.config.process_noise:
-        raise ValueError(f"model.process_noise={model.config.process_noise}: without noise a state holds infinitely many nats, expected more than 0")
+    noise = model.config.selective.process_noise
+    if not noise:
+        raise ValueError(f"model.selective.process_noise={noise}: without noise a state holds infinitely many nats, expected more than 0")
 
     @jax.jit
     def sum_moments(batch: Batch) -> dict[str, Sums]:

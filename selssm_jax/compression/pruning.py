@@ -216,8 +216,8 @@ def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTr
     sizes = tuple(config.block_states[index] for index in left) if config.block_states else ()
     rest = {name: value for name, value in params.items() if name not in names}
     pattern = tuple(config.pattern[index] for index in left)
-    dilations = tuple(steps for index in left for steps in config.blocks[index].dilations)  # those that no config names follow from a block's place
-    return dataclasses.replace(config, pattern=pattern, block_states=sizes, dilations=dilations), rest | moved
+    dilations = tuple(steps for index in left for steps in config.blocks[index].tcn.dilations)  # those that no config names follow from a block's place
+    return dataclasses.replace(config, pattern=pattern, block_states=sizes, tcn=dataclasses.replace(config.tcn, dilations=dilations)), rest | moved
 
 
 def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:

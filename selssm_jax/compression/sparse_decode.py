@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import GATES
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.variables import parameters
@@ -81,8 +81,8 @@ def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = Non
 
 
 def _check(layer: SelectiveSSM) -> None:
-    if not settings.GATES[layer.gate].closes:
-        closing = [name for name, kind in settings.GATES.items() if kind.closes]
+    if not GATES[layer.gate].closes:
+        closing = [name for name, kind in GATES.items() if kind.closes]
         raise ValueError(f"gate={layer.gate!r} is never 0, so nothing can be skipped: train one of {', '.join(closing)}")
     if layer.gate_floor:
         raise ValueError(f"gate_floor={layer.gate_floor} keeps every gate open, so nothing can be skipped: train with gate_floor=0")

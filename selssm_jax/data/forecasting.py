@@ -32,21 +32,21 @@ def lookback(rows: int, horizon: int) -> int:
     return max(min(4 * horizon, (share_split(rows)["train"][1] - horizon) // 2), 1)
 
 
-def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], cycle: int) -> tuple[int, list[str]]:
+def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], period: int) -> tuple[int, list[str]]:
     """Returns the place of a table's first row in the cycle of a run, by the clocks (first time, step) of both; and what was assumed, as words.
 
     Raises InputError where the step is another one.
     """
-    if not cycle or not known:
+    if not period or not known:
         return 0, []
     if clock is None or not known.get("clock"):
         return 0, ["its first row taken for the beginning of the run's cycle"]
     (first, step), (begun, usual) = clock, known["clock"]
     if abs(step - usual) > 0.01 * abs(usual):
         raise InputError(
-            f"the table has a row every {step / 1e6:g} seconds, the run's had one every {usual / 1e6:g}, and data.cycle={cycle} counts rows: resample it"
+            f"the table has a row every {step / 1e6:g} seconds, the run's had one every {usual / 1e6:g}, and data.period={period} counts rows: resample it"
         )
-    return round((first - begun) / usual) % cycle, []
+    return round((first - begun) / usual) % period, []
 
 
 def dataset(
@@ -54,14 +54,14 @@ def dataset(
 ) -> Dataset:
     """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows of stride 1.
 
-    With `cycle`, inputs and targets are the series less its mean course over a cycle of the training rows, which CycleNet (Lin
+    With `period`, inputs and targets are the series less its mean course over a cycle of the training rows, which CycleNet (Lin
     et al. 2024) learns; batches hold it as `course`. Errors are the same as of the series itself.
 
     Validation and test windows look back into the split before, as in the literature, so that every row of a split is
     forecast: ETTh1 with lookback and horizon 96 has 8449, 2785 and 2785 windows.
 
     Args:
-      config: lookback (length), horizon, cycle, and what is trained on.
+      config: lookback (length), horizon, period, and what is trained on.
       values: (rows, channels); overwritten where they are float32.
       names: of the channels.
       split: first row and row after the last of "train", "validation" and "test".
@@ -72,7 +72,7 @@ def dataset(
     Raises:
       InputError: where a split is too short for one window, or training for one cycle.
     """
-    scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.cycle)
+    scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.period)
     course = np.resize(np.roll(scaling["cycle"], -phase, axis=0), values.shape) if "cycle" in scaling else None  # cycle after cycle
     scaled, course = _scale(values, scaling, course), None if course is None else course.astype(np.float32)
     source = _Windows(config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course)
@@ -88,18 +88,18 @@ def dataset(
     )
 
 
-def _scaling(train: np.ndarray, cycle: int) -> dict[str, Any]:
+def _scaling(train: np.ndarray, period: int) -> dict[str, Any]:
     """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at the first."""
     if not len(train):
         raise InputError("no row of the table is left for training: give at least data.length + data.horizon rows for every split")
-    if len(train) < cycle:
-        raise InputError(f"data.cycle={cycle} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
+    if len(train) < period:
+        raise InputError(f"data.period={period} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
     mean, deviation = moments(train)
     scaling = {"mean": mean.tolist(), "deviation": deviation.tolist()}
-    if not cycle:
+    if not period:
         return scaling
     scaled = _standardise(train.astype(np.float64), scaling)
-    return scaling | {"cycle": [scaled[phase::cycle].mean(axis=0).tolist() for phase in range(cycle)]}
+    return scaling | {"cycle": [scaled[phase::period].mean(axis=0).tolist() for phase in range(period)]}
 
 
 def _standardise(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:

@@ -67,7 +67,7 @@ def csv_file(config: Data, known: Known) -> Dataset:
         cells = tables.match_columns(config.file, cells, tuple(known["channels"]))
     length = config.length or known.get("task", {}).get("length") or forecasting.lookback(len(cells.values), config.horizon)
     config = dataclasses.replace(config, length=length)
-    phase, notes = forecasting.phase(cells.clock, known, config.cycle)
+    phase, notes = forecasting.phase(cells.clock, known, config.period)
     info = _describe_own_file(config, file) | ({"clock": list(cells.clock)} if cells.clock else {})
     dataset = forecasting.dataset(config, cells.values, cells.names, forecasting.share_split(len(cells.values)), known, info, phase=phase)
     shown = ", ".join(cells.names[:8]) + (", ..." if len(cells.names) > 8 else "")

@@ -30,8 +30,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from selssm_jax import data, invocation
-from selssm_jax import settings as layers
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training, sources_of
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training, mixers, sources_of
+from selssm_jax.config.fields import flatten, list_fields
+from selssm_jax.config.model import MOST_BLOCKS
 from selssm_jax.data.vocabulary import BYTES
 from selssm_jax.errors import InputError, report_errors, suggest
 from selssm_jax.layers.variables import parameters as parameters_of
@@ -160,7 +161,18 @@ WITHOUT_EFFECT = {
     *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
     "norm_before_gate",  # Codestral's says true; transformers norms after the gate whatever it says (transformers#32686), and so do the model's own outputs
 }
-FREE = {"dropout", "remat", "scan", "dtype", "task", "block_states", "d_state", "dt_rank", "memory_scope", "memory_rounding"}  # what a saved model need not say
+FREE = {
+    "dropout",
+    "remat",
+    "mamba.method",
+    "dtype",
+    "task",
+    "block_states",
+    "d_state",
+    "mamba.dt_rank",
+    "memory_scope",
+    "memory_rounding",
+}  # what a saved model need not say
 
 
 def load(folder: str | pathlib.Path) -> tuple[Model, PyTree]:
@@ -212,8 +224,10 @@ def model_config(settings: Mapping[str, Any]) -> Model:
         if key in settings and settings[key] != implied and (key, mixer) != ("head_dim", "mamba"):
             raise InputError(f"config.json has {key}={settings[key]}, but hidden_size, expand and num_heads make it {implied}: other values are not supported")
     task = Task("language", vocab=settings["vocab_size"])
+    config = mixers.MIXERS[mixer].config
+    group = {name: values.pop(name) for name in list_fields(config) if name in values}
     try:
-        return Model(pattern=(mixer,) * settings["num_hidden_layers"], mlp_ratio=0.0, task=task, **values)
+        return Model(pattern=(mixer,) * settings["num_hidden_layers"], mlp_ratio=0.0, task=task, **values | {mixer: config(**group)})
     except InputError as error:
         raise InputError(f"config.json describes no model that there is: {error}") from error
 
@@ -225,16 +239,17 @@ def settings_of(config: Model) -> dict[str, Any]:
         raise InputError(f"model.pattern={config.pattern} has no place in this layout: it holds mixers of one kind, mamba or mamba2")
     if len(states) > 1:
         raise InputError(f"model.block_states={config.block_states} has no place in this layout: it holds one d_state of all blocks")
-    kind = "falcon_mamba" if config.inner_norm_epsilon and mixer == "mamba" else mixer
+    known = {"norm_epsilon": config.norm_epsilon, "tie_embeddings": config.tie_embeddings} | config.blocks[0].arguments(mixer)
+    kind = "falcon_mamba" if known.get("inner_norm_epsilon") else mixer
     _, architecture, names, _ = KINDS[kind]
     found = {"architectures": [architecture], "model_type": kind, "vocab_size": config.task.vocab, "num_hidden_layers": len(config.pattern)}
-    found |= {key: getattr(config.blocks[0], name) for key, name in (WHOLE_NUMBERS | OTHERS | names).items()}
-    inner = config.expand * config.d_model
+    found |= {key: known[name] for key, name in (WHOLE_NUMBERS | OTHERS | names).items()}
+    inner = known["expand"] * config.d_model
     found |= {"hidden_act": "silu", "dtype": "float32"}
     if mixer == "mamba2":
-        found |= {"head_dim": inner // config.heads, "time_step_limit": list(config.dt_limit) or [0.0, math.inf]}
+        found |= {"head_dim": inner // known["heads"], "time_step_limit": list(known["dt_limit"]) or [0.0, math.inf]}
     else:
-        found |= {"intermediate_size": inner, "time_step_rank": config.dt_rank or math.ceil(config.d_model / 16)}
+        found |= {"intermediate_size": inner, "time_step_rank": known["dt_rank"] or math.ceil(config.d_model / 16)}
     _check_place(config, found)
     return found
 
@@ -243,14 +258,12 @@ def _check_place(config: Model, settings: Mapping[str, Any]) -> None:
     """Raises InputError where the model that a config.json describes is not the one that it was made of."""
     if not kind_of(config.task).writes or not config.task.vocab:
         raise InputError(f"the task {config.task} has no place in this layout: it holds language models, with the size of the vocabulary in task.vocab")
-    again = model_config(settings)
-    for field in dataclasses.fields(Model):
-        readers = layers.readers(field.name)
-        idle = bool(readers) and config.pattern[0] not in readers and field.name not in ("d_model", "norm_epsilon")
-        other_task = not {"text", "selective_copying"} & set(sources_of(f"model.{field.name}"))
-        wanted, found = (getattr(model, field.name) for model in (again, config))
-        if wanted != found and not idle and not other_task and field.name not in FREE:
-            raise InputError(f"model.{field.name}={found!r} has no place in this layout, which knows {wanted!r} alone")
+    again = dict(flatten(dataclasses.asdict(model_config(settings))))
+    idle = {"own", *mixers.MIXERS} - {config.pattern[0]}
+    for path, found in flatten(dataclasses.asdict(config)):
+        other_task = not {"text", "selective_copying"} & set(sources_of(f"model.{path}"))
+        if again.get(path) != found and not other_task and not {path, path.partition(".")[0]} & (FREE | idle):
+            raise InputError(f"model.{path}={found!r} has no place in this layout, which knows {again[path]!r} alone")
 
 
 def parameters(config: Model, weights: Mapping[str, np.ndarray]) -> PyTree:
@@ -411,7 +424,7 @@ def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
             raise InputError(f"config.json has {key}={value!r}, which is not known: remove it, if it changes nothing that the model computes")
     counts = [*WHOLE_NUMBERS, "vocab_size", "num_hidden_layers", *({"num_heads", "n_groups", "time_step_rank"} & {*names})]
     for key in counts:
-        value, most = settings[key], layers.MOST_BLOCKS if key == "num_hidden_layers" else 2**31 - 1
+        value, most = settings[key], MOST_BLOCKS if key == "num_hidden_layers" else 2**31 - 1
         if (key, value) != ("time_step_rank", "auto") and not (type(value) is int and 1 <= value <= most):
             raise InputError(f"config.json has {key}={value!r}, expected a whole number from 1 to {most}")
     for key in ("use_bias", "use_conv_bias", "tie_word_embeddings"):

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import AttentionConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -109,12 +109,12 @@ class Attention(Layer):
     """
 
     d_model: int
-    heads: int = 4
-    window: int = 1024
+    heads: int = AttentionConfig.heads
+    window: int = AttentionConfig.window
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        settings.check("attention", self)
+        check_layer(AttentionConfig, self)
         normal = nn.initializers.lecun_normal()
         self.inward = self.param("in", normal, (self.d_model, 3 * self.d_model))
         self.outward = self.param("out", normal, (self.d_model, self.d_model))

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from selssm_jax import settings
+from selssm_jax.config.fields import Positive, Taps, check_arguments
 from selssm_jax.layers.bounds import Box, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -27,7 +27,7 @@ class ShortConv(Layer):
     @nn.compact
     def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the last width - 1 inputs)."""
-        settings.whole("width", self.width, 1, settings.MOST["d_conv"])
+        check_arguments(self, {"width": Taps})
         kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1), (self.width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(self.features)
         state = self.initial_state(x.shape[0], x.dtype) if state is None else state
@@ -92,8 +92,7 @@ class DilatedConv(Layer):
     @nn.compact
     def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the inputs that later steps still see)."""
-        settings.whole("taps", self.taps, 1, settings.MOST["kernel"])
-        settings.whole("dilation", self.dilation, 1)
+        check_arguments(self, {"taps": Taps, "dilation": Positive})
         width = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1)), (self.taps, width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

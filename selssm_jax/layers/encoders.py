@@ -7,7 +7,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config.fields import Count, Positive, check_arguments
+from selssm_jax.config.model import check_frames
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 from selssm_jax.shapes import Rows
@@ -34,9 +35,8 @@ class FrameEncoder(Layer):
 
         T is padded with zeros to a multiple of `stride`; only the last piece of a signal may need it.
         """
-        for name, least in (("features", 1), ("channels", 1), ("filterbank", 0)):
-            settings.whole(name, getattr(self, name), least)
-        settings.frames(self.frame, self.stride, str)
+        check_arguments(self, {"features": Positive, "channels": Positive, "filterbank": Count})
+        check_frames(self.frame, self.stride, str)
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, 0)))
         state = self.initial_state(x.shape[0]) if state is None else state
         samples = jnp.concatenate([state, x], axis=1)

@@ -21,7 +21,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config import mixers
+from selssm_jax.config.fields import Count, Positive, check_arguments
+from selssm_jax.config.mixers import GateBias, GateFloor, GateName, Kind, Reads, check_gate
 from selssm_jax.layers.bounds import Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -122,7 +124,7 @@ class GateKind:
       draw: (z, noise) -> g where a layer trains with noise in its gates; None: gates are never drawn.
       drawn_slope: the largest |dg/dz| of a drawn gate.
 
-    That a kind jumps or closes fully is in `settings.GATES`, which the config reads; `register_gate` enters both.
+    That a kind jumps or closes fully is in `config.mixers.GATES`, which the config reads; `register_gate` enters both.
     """
 
     function: Callable[[Array], Array]
@@ -160,7 +162,7 @@ GATES: dict[str, GateKind] = {
 
 
 def register_gate(name: str, kind: GateKind, *, closes: bool = False) -> None:
-    """Makes an own kind of gate known to layers and configs: `SelectiveSSM(gate=name)`, `model.gate=name`, trained, measured and certified as the others.
+    """Makes an own kind of gate known to layers and configs: `SelectiveSSM(gate=name)`, `model.selective.gate=name`, trained and certified as the others.
 
     Args:
       name: what it is called from now on.
@@ -172,7 +174,7 @@ def register_gate(name: str, kind: GateKind, *, closes: bool = False) -> None:
     if name in GATES:
         raise ValueError(f"the gate {name!r} is there already: give another name")
     _check_gate(name, kind)
-    settings.GATES[name] = settings.Kind(jumps=False, closes=closes)
+    mixers.GATES[name] = Kind(jumps=False, closes=closes)
     GATES[name] = kind
 
 
@@ -199,7 +201,7 @@ def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: A
     if kind not in GATES:
         raise ValueError(f"gate kind {kind!r} is unknown: use one of {', '.join(GATES)}")
     xp = np if isinstance(low, np.ndarray | float) else jnp
-    if settings.GATES[kind].jumps:
+    if mixers.GATES[kind].jumps:
         return xp.where((kind == "top_k") | (low <= xp.zeros_like(low)) & (high > xp.zeros_like(low)), xp.inf, 0.0)
     return GATES[kind].slope(abs(xp.clip(xp.zeros_like(low), low, high)), xp)
 
@@ -334,10 +336,9 @@ class Gate(Layer):
         return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor, self.active)
 
     def _validate(self) -> None:
-        own = {"gate": "kind", "gate_floor": "floor", "gate_active": "active", "gate_bias": "bias", "gate_state": "reads_state"}
-        settings.whole("features", self.features, 1)
-        settings.ranges({name: getattr(self, argument) for name, argument in own.items()}, own.__getitem__)
-        settings.gate({"gate": self.kind, "gate_active": self.active, "features": self.features}, own.__getitem__)
+        kinds = {"features": Positive, "kind": GateName, "floor": GateFloor, "reads_state": Reads, "active": Count, "bias": GateBias}
+        check_arguments(self, kinds)
+        check_gate(self.kind, self.active, self.features, {"gate": "kind", "gate_active": "active"}.__getitem__)
 
     def _logits(self, x: Array, bias: Array) -> Array:
         if self.kind == "constant":

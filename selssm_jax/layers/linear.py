@@ -4,7 +4,7 @@ Their recurrence is h_t = a h_{t-1} + b(x_t), complex and diagonal; what a step 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config.fields import check_value
+from selssm_jax.config.mixers import PolesConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics
 from selssm_jax.layers.parameters import Layer
@@ -95,8 +96,8 @@ class S4D(Layer):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        settings.check("s4d", self)
-        settings.choice("rule", self.rule, settings.Rule)
+        check_layer(PolesConfig, self)
+        check_value(Literal["zoh", "bilinear"], self.rule, "rule")
         shape = (self.d_model, self.d_state // 2)
         self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), shape)
         self.frequency = self.param("A_frequency", _harmonics, shape)
@@ -254,7 +255,7 @@ class S5(_Shared):
     READ = 2.0
 
     def setup(self) -> None:
-        settings.check("s5", self)
+        check_layer(PolesConfig, self)
         poles = self.d_state // 2
         start, vectors = hippo_normal(poles)
         self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), (poles,))
@@ -293,7 +294,7 @@ class LRU(_Shared):
     """
 
     def setup(self) -> None:
-        settings.check("lru", self)
+        check_layer(PolesConfig, self)
         poles = self.d_state // 2
         self.nu = self.param("nu", _log_decays, (poles,))
         self.theta = self.param("theta", lambda key, shape: jnp.log(LARGEST_PHASE * jax.random.uniform(key, shape, minval=1e-3)), (poles,))

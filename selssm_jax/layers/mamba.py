@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import Mamba2Config, MambaConfig, check_layer
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import Convolved, ShortConv
 from selssm_jax.layers.parameters import Layer
@@ -63,16 +63,16 @@ class Mamba(Layer):
 
     d_model: int
     d_state: int = 16
-    expand: int = 2
-    dt_rank: int = 0
-    d_conv: int = 4
-    method: str = "auto"
+    expand: int = MambaConfig.expand
+    dt_rank: int = MambaConfig.dt_rank
+    d_conv: int = MambaConfig.d_conv
+    method: str = MambaConfig.method
     dtype: DTypeLike = jnp.float32
-    projection_bias: bool = False
-    conv_bias: bool = True
+    projection_bias: bool = MambaConfig.projection_bias
+    conv_bias: bool = MambaConfig.conv_bias
 
     def setup(self) -> None:
-        settings.check("mamba", self)
+        check_layer(MambaConfig, self)
         normal = nn.initializers.lecun_normal()
         inner, rank = self._inner, self.dt_rank or math.ceil(self.d_model / 16)
         self.inward = self.param("in", normal, (self.d_model, 2 * inner))
@@ -187,18 +187,18 @@ class Mamba2(Layer):
 
     d_model: int
     d_state: int = 128
-    heads: int = 4
-    groups: int = 1
-    expand: int = 2
-    d_conv: int = 4
+    heads: int = Mamba2Config.heads
+    groups: int = Mamba2Config.groups
+    expand: int = Mamba2Config.expand
+    d_conv: int = Mamba2Config.d_conv
     norm_epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
-    projection_bias: bool = False
-    conv_bias: bool = True
-    dt_limit: tuple[float, ...] = ()
+    projection_bias: bool = Mamba2Config.projection_bias
+    conv_bias: bool = Mamba2Config.conv_bias
+    dt_limit: tuple[float, ...] = Mamba2Config.dt_limit
 
     def setup(self) -> None:
-        settings.check("mamba2", self)
+        check_layer(Mamba2Config, self)
         normal = nn.initializers.lecun_normal()
         inner, mapped = self._inner, self.groups * self.d_state
         self.inward = self.param("in", normal, (self.d_model, 2 * inner))

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax import settings
+from selssm_jax.config.fields import Count, Positive, check_arguments
+from selssm_jax.config.model import Pool
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
 from selssm_jax.shapes import Rows
@@ -23,8 +24,7 @@ class ClassHead(Layer):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], state: dict[str, Array], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B V"], dict[str, Array]]:
         """Returns (logits of all valid steps so far, state)."""
-        settings.whole("classes", self.classes, 1)
-        settings.choice("pool", self.pool, settings.Pool)
+        check_arguments(self, {"classes": Positive, "pool": Pool})
         x = x.astype(jnp.float32)
         count = state["count"] + valid.sum(axis=1)
         pooled = state["sum"] + jnp.where(valid[..., None], x, 0).sum(axis=1) if self.pool == "mean" else self._last(x, state["sum"], valid)
@@ -57,8 +57,7 @@ class ForecastHead(Layer):
     @nn.compact
     def __call__(self, x: Float[Array, "B F D"], inputs: Float[Array, "B T C"], state: dict[str, Array]) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
         """Returns (forecast after the last step, what the next call still sees of features and inputs)."""
-        for name, least in (("horizon", 1), ("channels", 1), ("steps", 1), ("skip", 0)):
-            settings.whole(name, getattr(self, name), least)
+        check_arguments(self, {"horizon": Positive, "channels": Positive, "steps": Positive, "skip": Count})
         state = {
             "features": jnp.concatenate([state["features"], x.astype(jnp.float32)], axis=1)[:, -self.steps :],
             "inputs": jnp.concatenate([state["inputs"], inputs], axis=1)[:, inputs.shape[1] :],

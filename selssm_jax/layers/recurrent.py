@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import MixerConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -37,7 +37,7 @@ class MinGRU(Layer):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        settings.check("min_gru", self)
+        check_layer(MixerConfig, self)
         self.W = self.param("W", JOINED, (self.d_model, 2, self.d_state))
         self.b = self.param("b", nn.initializers.zeros, (2, self.d_state))
         self.C = self.param("C", nn.initializers.lecun_normal(), (self.d_state, self.d_model))
@@ -77,7 +77,7 @@ class _Cell(Layer):
     gates = 1  # runs of d_state numbers that a cell computes from x_t and from h_{t-1}
 
     def setup(self) -> None:
-        settings.check("rnn", self)  # those of an LSTM and a GRU too
+        check_layer(MixerConfig, self)
         self.W = self.param("W", JOINED, (self.d_model, self.gates, self.d_state))
         self.U = self.param("U", _orthogonal, (self.d_state, self.gates, self.d_state))
         self.b = self.param("b", nn.initializers.zeros, (self.gates, self.d_state))

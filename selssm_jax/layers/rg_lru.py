@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import RGLRUConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
@@ -25,12 +25,12 @@ State = dict[str, Array]
 class RGLRU(Layer):
     """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = exp(-8 softplus(Lambda) r_t) (De et al. 2024, Griffin, section 2.4).
 
-    r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `heads` blocks on the diagonal. x_t is the block's input, mapped to d_state
+    r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `blocks` blocks on the diagonal. x_t is the block's input, mapped to d_state
     numbers and convolved over d_conv steps; the output is W_o (h_t * gelu(W_g u_t)). Lambda starts with a_t uniform in area between `MODULI` at r = 1.
     The first step is weighed as all others are, as the paper writes it; RecurrentGemma's code weighs it by 1 in place of the root.
 
     Attributes:
-      d_state: width of the recurrence. heads: blocks of the gates' maps. d_conv: width of the convolution.
+      d_state: width of the recurrence. blocks: those on the diagonal of the gates' maps. d_conv: width of the convolution.
       dtype: of activations. Gates, the recurrence and its state are float32 whatever it is.
 
     The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, d_state)}. Sown as intermediates: "gate", 1 - a_t, and "state", h_t,
@@ -39,17 +39,17 @@ class RGLRU(Layer):
 
     d_model: int
     d_state: int = 128
-    heads: int = 4
-    d_conv: int = 4
+    blocks: int = RGLRUConfig.blocks
+    d_conv: int = RGLRUConfig.d_conv
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        settings.check("rg_lru", self)
-        width = self.d_state // self.heads
-        blocks = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+        check_layer(RGLRUConfig, self)
+        width = self.d_state // self.blocks
+        lecun = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
         self.inward, self.branch, self.outward = (Projection(size, dtype=self.dtype) for size in (self.d_state, self.d_state, self.d_model))
         self.conv = ShortConv(self.d_conv, self.d_state)
-        self.W = self.param("W", lambda key, shape: jnp.stack([blocks(k, shape[1:]) for k in jax.random.split(key)]), (2, self.heads, width, width))
+        self.W = self.param("W", lambda key, shape: jnp.stack([lecun(k, shape[1:]) for k in jax.random.split(key)]), (2, self.blocks, width, width))
         self.b = self.param("b", nn.initializers.zeros, (2, self.d_state))
         self.Lambda = self.param("Lambda", _decays, (self.d_state,))
 
@@ -58,7 +58,7 @@ class RGLRU(Layer):
         before, h = (None, None) if state is None else (state["conv"], state["h"])
         u, before = self.conv(self.inward(x), before, reset=reset)
         wide = u.astype(jnp.float32)
-        parted = wide.reshape(*u.shape[:2], self.heads, -1)
+        parted = wide.reshape(*u.shape[:2], self.blocks, -1)
         r, i = jax.nn.sigmoid(jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None])
         log_a = self._rate()[None, None] * r
         states, h = linear_scan(jnp.exp(log_a), _root(log_a) * i * wide, h, reset=reset)
@@ -71,7 +71,7 @@ class RGLRU(Layer):
         params = self.inward.variables["params"]
         u = self.conv.after(Box(inputs.reach(params["kernel"]) + jnp.abs(params["bias"])))
         largest = u.largest(self.d_state)
-        read = jnp.where(self.W == 0, 0, jnp.abs(self.W) * largest.reshape(1, self.heads, -1, 1))  # weights of 0 read no infinity
+        read = jnp.where(self.W == 0, 0, jnp.abs(self.W) * largest.reshape(1, self.blocks, -1, 1))  # weights of 0 read no infinity
         spread = read.sum(axis=2).reshape(2, -1)
         low, high = (self._rate() * jax.nn.sigmoid(self.b[0] + sign * spread[0]) for sign in (-1, 1))
         drive = jax.nn.sigmoid(self.b[1] + spread[1]) * largest * _root(low) / -jnp.expm1(low)
@@ -81,8 +81,8 @@ class RGLRU(Layer):
         """Returns where the d_state / heads components are: number k of every block, written and read by `heads` numbers each."""
         own = {f"{name}/{part}": (axis,) for name in ("inward", "branch", "conv") for part, axis in (("kernel", 1), ("bias", 0))}
         own |= {"b": (1,), "Lambda": (0,), "outward/kernel": (0,)}
-        parts = dict.fromkeys(own, self.heads)
-        return StateAxes(self.d_state // self.heads, own | {"W": (2, 3)}, drive="inward/kernel", readout="outward/kernel", size=self.heads, parts=parts)
+        parts = dict.fromkeys(own, self.blocks)
+        return StateAxes(self.d_state // self.blocks, own | {"W": (2, 3)}, drive="inward/kernel", readout="outward/kernel", size=self.blocks, parts=parts)
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import SelectiveConfig, check_layer
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics, Law
 from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
@@ -79,22 +79,22 @@ class SelectiveSSM(Layer):
 
     d_model: int
     d_state: int
-    gate: str = "sigmoid"
-    gate_floor: float = 0.0
-    gate_active: int = 0
-    gate_bias: float = 0.0
-    gate_state: str = "none"
-    update: str = "retain"
-    transition: str = "diagonal"
-    process_noise: float = 0.0
-    observation_noise: float = 0.0
-    certified: bool = False
-    method: str = "auto"
-    solver: str = "auto"
+    gate: str = SelectiveConfig.gate
+    gate_floor: float = SelectiveConfig.gate_floor
+    gate_active: int = SelectiveConfig.gate_active
+    gate_bias: float = SelectiveConfig.gate_bias
+    gate_state: str = SelectiveConfig.gate_state
+    update: str = SelectiveConfig.update
+    transition: str = SelectiveConfig.transition
+    process_noise: float = SelectiveConfig.process_noise
+    observation_noise: float = SelectiveConfig.observation_noise
+    certified: bool = SelectiveConfig.certified
+    method: str = SelectiveConfig.method
+    solver: str = SelectiveConfig.solver
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        settings.check("selective", self)
+        check_layer(SelectiveConfig, self)
         normal = nn.initializers.lecun_normal()
         self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active, bias=self.gate_bias)
         self.A = self._transition()

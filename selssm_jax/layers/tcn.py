@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import TCNConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.convolution import DilatedConv
 from selssm_jax.shapes import Activations, Reset, Rows
@@ -24,12 +24,12 @@ class TCN(nn.Module):
     """
 
     d_model: int
-    kernel: int = 3
+    kernel: int = TCNConfig.kernel
     dilation: int = 1
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        settings.check("tcn", self)
+        check_layer(TCNConfig, self)
         self.first, self.second = (DilatedConv(self.d_model, self.kernel, self.dilation, self.dtype) for _ in range(2))
 
     def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:

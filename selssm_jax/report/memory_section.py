@@ -20,7 +20,7 @@ OVERLAP = (
 )
 NO_NOISE = (
     "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a continuous input. There is no finite "
-    "number; train with model.process_noise for one. The decoders above hold for any model."
+    "number; train with model.selective.process_noise for one. The decoders above hold for any model."
 )
 CHANCE = (
     "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, less what is counted where states are given "
@@ -111,7 +111,7 @@ def _why_not(memory: Results) -> Paragraph:
     last = max(moments, key=lambda one: one["moment"])
     return Paragraph(
         f"All of the past: the inputs are tokens, and {last['moment'] + 1:,} of them hold at most {number(last['capacity'])} bits, so that no state after step "
-        f"{last['moment']:,} knows more (an upper bound; noise or not). For a closer one train with model.process_noise."
+        f"{last['moment']:,} knows more (an upper bound; noise or not). For a closer one train with model.selective.process_noise."
     )
 
 

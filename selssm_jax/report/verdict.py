@@ -137,12 +137,13 @@ def _forgetting(results: Results) -> str:
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
     mixers = sorted({model["pattern"][blocks.index(name)] for name in missing})
     if mixers != ["selective"]:
-        return f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a model.gate_floor have one"
-    if model["update"] == "retain" and not model["gate_floor"]:
-        return f"gates may shut, or as good as shut, for as long as they like; train with model.gate_floor={FLOOR}" + (
-            " and model.certified=True" if model["gate_state"] != "none" else ""
+        return f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a model.selective.gate_floor have one"
+    layer = model["selective"]
+    if layer["update"] == "retain" and not layer["gate_floor"]:
+        return f"gates may shut, or as good as shut, for as long as they like; train with model.selective.gate_floor={FLOOR}" + (
+            " and model.selective.certified=True" if layer["gate_state"] != "none" else ""
         )
-    return "train with model.certified=True" if not model["certified"] else f"raise model.gate_floor={model['gate_floor']}"
+    return "train with model.selective.certified=True" if not layer["certified"] else f"raise model.selective.gate_floor={layer['gate_floor']}"
 
 
 def _cost(results: Results) -> str:

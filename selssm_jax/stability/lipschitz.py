@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selssm_jax import settings
+from selssm_jax.config.mixers import GATES
 from selssm_jax.layers.gates import Opening, largest_slope
 from selssm_jax.ops.boundaries import finite
 from selssm_jax.ops.extremes import largest
@@ -111,7 +111,7 @@ def gate_lipschitz(
     if (low > high).any():
         raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
     slopes = (1 - floor) * np.asarray(largest_slope(kind, low, high), np.float64)
-    if settings.GATES[kind].jumps:
+    if GATES[kind].jumps:
         return _of_jumps(kind, bool((np.isinf(slopes) & (W != 0 if W.ndim == 1 else (W != 0).any(axis=1))).any()), norm)
     upper = operator_norm(slopes * W if W.ndim == 1 else slopes[:, None] * W, norm=norm, weights=weights)
     steepest = Opening(jnp.asarray(np.clip(0, low, high), jnp.float32), None, jnp.asarray(W, jnp.float32), kind, floor)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import CONTENDERS, Experiment
+from selssm_jax.config import COMPARED, Experiment
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
@@ -30,8 +30,8 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
       InputError: for a model that a sweep does not know, and what `runner.cells` refuses.
     """
     for name in models:
-        if name not in CONTENDERS:
-            raise InputError(f"--models names {name!r}: {suggest(name, CONTENDERS)}")
+        if name not in COMPARED:
+            raise InputError(f"--models names {name!r}: {suggest(name, COMPARED)}")
     check_place(workdir)
     check_local(records or "", "--records")
     folder = pathlib.Path(records or pathlib.Path(workdir) / "records")

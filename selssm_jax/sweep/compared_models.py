@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from selssm_jax.config import CONTENDERS, Experiment, Model, Task
+from selssm_jax.config import COMPARED, Experiment, Model, Task
+from selssm_jax.config.fields import assign
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks.registry import kind_of
@@ -21,46 +21,14 @@ NARROWEST = 1  # hidden units of an MLP
 SHORT = 8  # steps of an input that shapes alone are worked out for
 
 
-class ComparedModel(NamedTuple):
-    """What goes with a mixer in all blocks of a model (`config.CONTENDERS`), and which key is the size of its memory."""
-
-    key: str  # of the model: "d_state", "heads" or "kernel"
-    size: Callable[[int, float], int]  # (the model's d_state, scale) -> value of `key`
-    changes: dict[str, Any]
-
-
-def _share(numerator: int, denominator: int, multiple: int) -> Callable[[int, float], int]:
-    """A share of d_state, a multiple of a number."""
-    return lambda n, scale: max(multiple, round(n * scale * numerator / denominator / multiple) * multiple)
-
-
-def _alone(usual: int) -> Callable[[int, float], int]:
-    """A number that has nothing to do with d_state."""
-    return lambda n, scale: max(1, round(usual * scale))
-
-
-# LSTM and GRU have dense maps of their state, so that as many components cost more parameters; a Mamba's d_state is of a channel.
-COMPARED: dict[str, ComparedModel] = {
-    "selective": ComparedModel("d_state", _share(1, 1, 2), {}),
-    "selective_state": ComparedModel("d_state", _share(1, 1, 2), {"gate_state": "elementwise", "transition": "diagonal"}),
-    "mamba": ComparedModel("d_state", _alone(16), {"conv": 0}),
-    "s5": ComparedModel("d_state", _share(1, 1, 2), {}),
-    "lstm": ComparedModel("d_state", _share(5, 8, 1), {}),
-    "gru": ComparedModel("d_state", _share(5, 8, 1), {}),
-    "rnn": ComparedModel("d_state", _share(1, 1, 1), {}),
-    "attention": ComparedModel("heads", _alone(4), {}),
-    "tcn": ComparedModel("kernel", _alone(3), {"conv": 0}),
-}
-
-
 def grid(experiment: Experiment, name: str) -> list[Point]:
     """Returns the sweep.trials points of a compared model's grid, each a value for every key that is tuned."""
     sweep, model = experiment.sweep, COMPARED[name]
-    axes: dict[str, list[Any]] = {f"model.{model.key}": [model.size(experiment.model.d_state, scale) for scale in sweep.sizes]}
-    if CONTENDERS[name] == "selective":
-        axes |= {"model.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
+    axes: dict[str, list[Any]] = {model.key: [model.size(experiment.model.d_state, scale) for scale in sweep.sizes]}
+    if model.mixer == "selective":
+        axes |= {"model.selective.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
-    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.rates[0], sweep.rates[1], rest)]
+    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(*sweep.learning_rates, rest)]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -72,14 +40,11 @@ def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Ex
     Raises:
       InputError: where no width comes within 5 %: the mixers alone are larger.
     """
-    there = COMPARED[name]
-    gate_l1 = experiment.training.gate_l1 if CONTENDERS[name] == "selective" else 0.0
-    values = dataclasses.asdict(experiment) | {"name": f"{experiment.name}_{name}"}
-    values["model"] |= {"pattern": (CONTENDERS[name],) * len(experiment.model.pattern), "block_states": (), "dilations": ()} | there.changes
-    values["training"] |= {"gate_l1": gate_l1}
-    for key, value in point.items():
-        group, _, field = key.partition(".")
-        values[group][field] = value
+    model, values = COMPARED[name], dataclasses.asdict(experiment) | {"name": f"{experiment.name}_{name}"}
+    values["model"] |= {"pattern": (model.mixer,) * len(experiment.model.pattern), "block_states": ()}
+    gates = {} if model.mixer == "selective" else {"training.gate_l1": 0.0}
+    for path, value in ({"model.tcn.dilations": ()} | gates | model.changes | point).items():
+        assign(values, path, value)
     found = Experiment.from_dict(values)
     return dataclasses.replace(found, model=_match_parameters(found.model, task, target(experiment, task), name))
 
@@ -106,7 +71,7 @@ def _match_parameters(model: Model, task: Task, wanted: int, name: str) -> Model
     has = parameters(found, task)
     if abs(has / wanted - 1) > WITHIN:
         raise InputError(
-            f"the contender {name!r} has {has:,} parameters with MLPs of {width} hidden units, where sweep.parameters asks for {wanted:,}: "
+            f"the compared model {name!r} has {has:,} parameters with MLPs of {width} hidden units, where sweep.parameters asks for {wanted:,}: "
             "ask for more, or lower sweep.sizes or model.d_state"
         )
     return found

@@ -34,7 +34,7 @@ def show_gates(run: Run) -> dict[str, Any]:
     live = sequence.live_gates(stride)
     transitions = run.model.apply({"params": run.params}, method=lambda model: [block.mixer.A for block in model.block])
     poles = dict(zip(block_names(run.model.config), transitions, strict=True))
-    blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.update) for name, gate in live.items()}
+    blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.selective.update) for name, gate in live.items()}
     frames = len(next(iter(live.values())))
     length = int(sequence.batch["valid"].sum())
     positions = np.minimum(np.arange(1, frames + 1) * stride, length) - 1

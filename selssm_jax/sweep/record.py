@@ -12,12 +12,13 @@ from selssm_jax.analysis import costs
 from selssm_jax.analysis.scores import derive_metrics
 from selssm_jax.analysis.setting import describe_setting
 from selssm_jax.config import EVALUATION, Data, Experiment
+from selssm_jax.config.fields import flatten
 from selssm_jax.runs import Run, open_run
 from selssm_jax.sweep.compared_models import target
 from selssm_jax.sweep.gate_example import show_gates
 from selssm_jax.sweep.runner import OF_A_MACHINE, Cell, Trained
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.training.checkpoint import differing, flatten, write_whole
+from selssm_jax.training.checkpoint import differing, write_whole
 from selssm_jax.training.evaluation import Evaluator
 
 LENGTH_BATCH = 4  # examples at a time of sequences that may be long

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from selssm_jax import data
 from selssm_jax.config import UNREAD, Experiment
+from selssm_jax.config.fields import flatten
 from selssm_jax.data import Dataset
 from selssm_jax.errors import Diverged
 from selssm_jax.sweep import compared_models
@@ -36,7 +37,7 @@ from selssm_jax.sweep.compared_models import Point
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better, is_better
 from selssm_jax.training import loop, multi_seed, parallel
-from selssm_jax.training.checkpoint import check_place, flatten
+from selssm_jax.training.checkpoint import check_place
 
 DATABASE = "sweep.db"
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
@@ -182,7 +183,7 @@ class _Cell:
         """The first of the trials that did best on validation. Raises Diverged where none has a score."""
         scored = [trial for trial in trials if trial.validation]
         if not scored:
-            raise Diverged(f"every trial of {self.model!r} diverged: lower sweep.rates, found {self.experiment.sweep.rates}")
+            raise Diverged(f"every trial of {self.model!r} diverged: lower sweep.learning_rates, found {self.experiment.sweep.learning_rates}")
         best = scored[0]
         for trial in scored[1:]:
             best = trial if is_better(self.metric, trial.validation[self.metric], best.validation[self.metric]) else best

@@ -21,7 +21,7 @@ from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
 class Forecasting(TaskKind):
     """Values (B, H, C) after the last step, inside reversible instance normalisation (Kim et al. 2022; of the level alone: Zeng et al. 2023).
 
-    With `channels_apart` every channel is a sequence of its own to the encoder, the blocks and the head.
+    With `channel_independent` every channel is a sequence of its own to the encoder, the blocks and the head.
     """
 
     loss = "mse"
@@ -35,7 +35,7 @@ class Forecasting(TaskKind):
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns a linear map of the last features and inputs."""
-        return ForecastHead(config.task.horizon, self._width(config), config.d_model, config.head_steps, config.linear_skip)
+        return ForecastHead(config.task.horizon, self._width(config), config.d_model, config.head_context, config.linear_skip)
 
     def initial(self, ends: Ends, batch: Any) -> State:
         """Returns what encoder and head carry, and a scale that is none yet: a deviation of 0."""
@@ -68,18 +68,18 @@ class Forecasting(TaskKind):
         config, scale = ends.config, state["scale"]
         x = x if read is None else jnp.where(read[..., None], x, 0)
         y, head = ends.head(x, series, state["head"])
-        y = y.reshape(-1, config.task.channels, y.shape[1]).swapaxes(1, 2) if config.channels_apart else y
+        y = y.reshape(-1, config.task.channels, y.shape[1]).swapaxes(1, 2) if config.channel_independent else y
         if config.normalize:
             y = y * scale["deviation"] + scale["mean"]
         return y, {"head": head, "scale": scale}
 
     def rows(self, config: Model) -> int:
         """Returns the number of channels where they run apart."""
-        return config.task.channels if config.channels_apart else 1
+        return config.task.channels if config.channel_independent else 1
 
     def split(self, config: Model, values: Array) -> Array:
         """Returns channels that run apart as sequences of one channel."""
-        return values.swapaxes(1, 2).reshape(-1, values.shape[1], 1) if config.channels_apart else values
+        return values.swapaxes(1, 2).reshape(-1, values.shape[1], 1) if config.channel_independent else values
 
     def numbers(self, config: Model, steps: int) -> int:
         """Returns the number of values to forecast."""
@@ -89,7 +89,7 @@ class Forecasting(TaskKind):
     def weights(self, config: Model) -> float:
         """Returns the numbers of the encoder, the head and its path past the blocks."""
         horizon = config.task.horizon
-        return super().weights(config) + config.d_model * config.head_steps * horizon * max(self._width(config), 1) + config.linear_skip * horizon
+        return super().weights(config) + config.d_model * config.head_context * horizon * max(self._width(config), 1) + config.linear_skip * horizon
 
     def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
         """Returns mse and mae of every window, over horizon and channels."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from selssm_jax import settings
-from selssm_jax.config import Task
+from selssm_jax.config import Task, data
 from selssm_jax.errors import suggest
 from selssm_jax.tasks.base import TaskKind
 from selssm_jax.tasks.classification import Classification
@@ -40,7 +39,7 @@ def register_task(name: str, kind: TaskKind, *, keys: Sequence[str] = (), whole:
     for attribute in ("loss", "primary"):
         if not isinstance(getattr(kind, attribute, None), str):
             raise ValueError(f"the task {name!r} has no {attribute}: name one of its metrics")
-    known = {key for rule in settings.TASKS.values() for key in rule.keys}
+    known = {key for rule in data.TASKS.values() for key in rule.keys}
     for key in keys:
         if key not in known:
             raise ValueError(f"the task {name!r} reads the key {key!r}, which is none that tasks differ in: {suggest(key, sorted(known))}")
@@ -48,5 +47,5 @@ def register_task(name: str, kind: TaskKind, *, keys: Sequence[str] = (), whole:
         if METRICS.get(metric, meaning) != meaning:
             raise ValueError(f"the metric {metric!r} of the task {name!r} is there already, as {METRICS[metric]}: give it another name, or leave it out")
     METRICS.update(metrics or {})
-    settings.TASKS[name] = settings.TaskRule(tuple(keys), whole)
+    data.TASKS[name] = data.TaskRule(tuple(keys), whole)
     TASKS[name] = kind

@@ -21,12 +21,13 @@ import orbax.checkpoint as ocp
 
 from selssm_jax import invocation
 from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
+from selssm_jax.config.fields import flatten
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
 from selssm_jax.paths import check_regular
 from selssm_jax.training import checksums
 
-FORMAT = 1
+FORMAT = 2  # 1: keys had other names (`config.renames`)
 CONFIG, DATASET = "config.json", "dataset.json"  # in the run's folder, and a copy in every checkpoint
 LOCK = ".lock"
 # What may change between a run and its continuation: nothing that decides what has been learnt so far.
@@ -468,7 +469,7 @@ def _experiment(config: pathlib.Path) -> Experiment:
         raise InputError(
             f"{config.parent} was written by a newer version (format {version}, this one reads up to {FORMAT}): upgrade selssm_jax, or use a new --workdir"
         )
-    return Experiment.from_json(json.dumps(experiment))
+    return Experiment.from_dict(experiment) if version == FORMAT else Experiment.from_older(experiment)
 
 
 def _copy_of(description: pathlib.Path) -> pathlib.Path | None:
@@ -560,7 +561,7 @@ def _lock(path: pathlib.Path) -> Any:
 def differing(recorded: Experiment, asked: Experiment) -> dict[str, tuple[Any, Any]]:
     """Returns the keys in which two experiments differ, such as "data.length", with both values."""
     old, new = (dict(flatten(dataclasses.asdict(value))) for value in (recorded, asked))
-    return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+    return {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
 
 
 def _check_same(recorded: Experiment, asked: Experiment, path: pathlib.Path) -> None:
@@ -591,15 +592,6 @@ def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     changed = [key for key in metadata if key in recorded and key != "file" and recorded[key] != metadata[key]]  # a file is known by its content
     if changed:
         raise InputError(f"the data changed since {path} was begun ({', '.join(changed)}): bring back the old data, or use a new --workdir")
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every value of nested dictionaries with its keys joined by points, such as "data.length"."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _reason(error: OSError, path: pathlib.Path) -> str:

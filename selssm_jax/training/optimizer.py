@@ -6,8 +6,8 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from selssm_jax import settings
 from selssm_jax.config import Experiment
+from selssm_jax.config.mixers import list_undecayed
 
 UNDECAYED = re.compile(r"(A|dt)(_\w+)?|log_dt|nu|theta|gamma_log|Lambda|D|b|c|\w*bias|scale|\w*embedding")
 
@@ -36,4 +36,4 @@ def is_decayed(path: tuple[str, ...]) -> bool:
 
     A decayed pole or gate bias would change how long a model remembers, which is what the data should decide.
     """
-    return not UNDECAYED.fullmatch(path[-1]) and path[-1] not in settings.list_undecayed() and not any(part.endswith("norm") for part in path)
+    return not UNDECAYED.fullmatch(path[-1]) and path[-1] not in list_undecayed() and not any(part.endswith("norm") for part in path)

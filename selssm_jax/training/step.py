@@ -65,7 +65,7 @@ def train_step(
     loss = kind.trained_on(experiment.training)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config)), axis)
-    form, total = experiment.training.rate_form, partial(parallel.total, axis=axis)
+    form, total = experiment.training.information_bound, partial(parallel.total, axis=axis)
     objective = partial(_objective, model=model, terms=_terms(experiment, loss, state), weights=weights, form=form, total=total)
     shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(experiment.optimizer.accumulate)
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, shares), axis)
@@ -134,7 +134,8 @@ def _objective(
 def _terms(experiment: Experiment, loss: str, state: TrainState) -> dict[str, jax.Array | float]:
     """What is minimised, and each term's factor at this step; the task's loss is the first."""
     training, ramp = experiment.training, _ramp(state.step, experiment.training)
-    penalties = {name: ramp * factor for name in ("gate_l1", "gate_l0", "rate") if (factor := getattr(training, name))}
+    weights = {"gate_l1": training.gate_l1, "gate_l0": training.gate_l0, "rate": training.information_weight}
+    penalties = {name: ramp * weight for name, weight in weights.items() if weight}
     if isinstance(state, ConstrainedState):
         penalties["gate_l1"] = ramp * state.multiplier
     return {loss: 1.0} | penalties

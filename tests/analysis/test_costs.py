@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.analysis import costs
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
+from selssm_jax.config.mixers import MIXERS
 from selssm_jax.model import SequenceModel
-from selssm_jax.settings import MIXERS
 
 MODEL = Model(pattern=("selective", "selective"), d_model=8, d_state=6, conv=3, task=Task("language", vocab=7, length=10))
 EXPERIMENT = Experiment(data=Data(batch_size=4), model=MODEL, optimizer=Optimizer(warmup_steps=1), training=Training(steps=2))
@@ -30,18 +31,18 @@ def test_state_bytes_are_two_states_and_two_convolutions(built):
 @functools.cache
 def shapes(kind, **options):
     """A model of two blocks of one kind, and the shapes of its parameters."""
-    model = SequenceModel(Model(pattern=(kind, kind), d_model=8, d_state=4, heads=2, task=Task("language", vocab=7), **options))
+    model = SequenceModel(runs.model(pattern=(kind, kind), d_model=8, d_state=4, **runs.HEADS, task=Task("language", vocab=7), **options))
     return model, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 @pytest.mark.parametrize("kind", sorted(set(MIXERS) - {"attention"}))
 def test_states_are_as_large_at_every_position(kind):
-    sizes = [costs.state_bytes_at(*shapes(kind, window=16), position) for position in (16, 1_000, 100_000)]
-    assert len(set(sizes)) == 1 and sizes[0] == costs.state_bytes(*shapes(kind, window=16)) > 0
+    sizes = [costs.state_bytes_at(*shapes(kind, local_attention__window=16), position) for position in (16, 1_000, 100_000)]
+    assert len(set(sizes)) == 1 and sizes[0] == costs.state_bytes(*shapes(kind, local_attention__window=16)) > 0
 
 
 def test_a_cache_grows_by_keys_and_values_until_it_is_full():
-    model, params = shapes("attention", context=100)
+    model, params = shapes("attention", attention__window=100)
     sizes = [costs.state_bytes_at(model, params, position) for position in (0, 1, 50, 100, 101, 10**9)]
     step, count = 2 * 4 * 2 * 8, 2 * 4  # two layers: two vectors of 8 floats a step, and one number
     assert sizes == [count, count + step, count + 50 * step, count + 100 * step, count + 100 * step, count + 100 * step]
@@ -69,8 +70,8 @@ def test_a_cache_overtakes_at_the_first_position_where_it_is_larger(cache, state
 
 
 def test_a_decoding_step_late_in_a_text_holds_the_cache_up_to_there():
-    early, late = (costs.decode_step(*shapes("attention", context=4_096), position) for position in (64, 2_048))
-    model, params = shapes("attention", context=4_096)
+    early, late = (costs.decode_step(*shapes("attention", attention__window=4_096), position) for position in (64, 2_048))
+    model, params = shapes("attention", attention__window=4_096)
     grown = costs.state_bytes_at(model, params, 2_049) - costs.state_bytes_at(model, params, 65)
     assert late.argument_bytes - early.argument_bytes == grown
     assert late.peak_bytes - early.peak_bytes >= grown and late.flops > 4 * early.flops
@@ -126,7 +127,7 @@ def test_account_is_whole_and_grows_with_the_batch(built):
 @pytest.mark.parametrize("task", [Task("classification", channels=1, classes=3), Task("forecasting", channels=2, horizon=4)])
 def test_a_frame_of_a_signal_can_be_decoded(task):
     stride = 2 if task.kind == "classification" else 1
-    model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=6, frame=2 * stride, stride=stride, process_noise=0.1, task=task))
+    model = SequenceModel(runs.model(pattern=("selective",), d_model=8, d_state=6, frame=2 * stride, stride=stride, selective__process_noise=0.1, task=task))
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
     params = model.init(keys, jnp.zeros((1, 4, task.channels)))["params"]
     assert costs.decode_step(model, params).peak_bytes > costs.tree_bytes(params)

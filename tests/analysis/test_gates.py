@@ -1,12 +1,11 @@
 """Gate statistics: known gates give known dimensions, and sums over batches are the statistics of the whole."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.analysis import gates
 from selssm_jax.config import Model, Task
 from selssm_jax.model import SequenceModel
@@ -14,7 +13,7 @@ from selssm_jax.model import SequenceModel
 SMALL = {"pattern": ("selective", "selective"), "d_model": 8, "d_state": 6}
 LANGUAGE = Model(**SMALL, task=Task("language", vocab=7))
 SIGNAL = Model(**SMALL, frame=4, stride=2, filterbank=3, task=Task("classification", channels=1, classes=3))
-APART = Model(**SMALL, channels_apart=True, task=Task("forecasting", channels=3, horizon=4))
+APART = Model(**SMALL, channel_independent=True, task=Task("forecasting", channels=3, horizon=4))
 B, T = 4, 10
 
 
@@ -114,6 +113,6 @@ def test_carried_state_makes_batches_one_sequence():
 
 
 def test_a_constant_gate_has_no_selectivity():
-    model, params = built(dataclasses.replace(LANGUAGE, gate="constant"))
+    model, params = built(runs.model(LANGUAGE, selective__gate="constant"))
     found, _ = gates.observe_gates(model, params, batches(LANGUAGE), is_stream=False)
     assert all(block.summary()["selectivity"] < 1e-3 for block in found.values())

@@ -21,7 +21,15 @@ from small_runs import WORDS, built, report_on
 
 QUICK = Measure(samples=120, positions=3, longest_lag=4, decoder_steps=20, decoder_width=8)
 CHANNEL = Data(source="linear_gaussian", length=24, horizon=4, noise=0.1, batch_size=50, eval_batch_size=250, eval_examples=2000)
-LINEAR = {"pattern": ("selective",), "d_state": 3, "gate": "constant", "norm": "none", "conv": 0, "normalize": False, "process_noise": 0.3}
+LINEAR = {
+    "pattern": ("selective",),
+    "d_state": 3,
+    "selective__gate": "constant",
+    "norm": "none",
+    "conv": 0,
+    "normalize": False,
+    "selective__process_noise": 0.3,
+}
 
 
 def as_run(tmp_path, config, settings, **options):
@@ -78,7 +86,7 @@ def test_all_is_in_json_and_in_the_page(channel, tmp_path):
 def copying(tmp_path_factory):
     """A small copying task, gates that read the input, state noise; untrained."""
     config = Data(source="selective_copying", vocab=4, tokens=3, length=12, batch_size=4, eval_batch_size=60, eval_examples=120)
-    return measure(as_run(tmp_path_factory.mktemp("copying"), config, QUICK, process_noise=0.5), "test")
+    return measure(as_run(tmp_path_factory.mktemp("copying"), config, QUICK, selective__process_noise=0.5), "test")
 
 
 def test_answers_are_bounded_by_what_there_is_to_know(copying):
@@ -122,7 +130,7 @@ def test_models_without_noise_are_decoded_too(source, files, tmp_path):
 
 
 def test_gates_that_read_the_state_are_bounded_from_above(files, tmp_path):
-    found = measure(as_run(tmp_path, files["text"], QUICK, gate_state="elementwise", process_noise=0.5), "train")
+    found = measure(as_run(tmp_path, files["text"], QUICK, selective__gate_state="elementwise", selective__process_noise=0.5), "train")
     for one in found["blocks"]["block_0"]["information"]:
         assert one["given"] == "the state before it and the input" and one["exact"] is None
         assert one["upper"] > 0
@@ -130,7 +138,7 @@ def test_gates_that_read_the_state_are_bounded_from_above(files, tmp_path):
 
 def test_a_gate_that_never_opens_is_said(files, tmp_path):
     """hard_sigmoid gates shut for good leave components without noise, and so without a density."""
-    run = as_run(tmp_path, files["text"], QUICK, gate="hard_sigmoid", process_noise=0.5)
+    run = as_run(tmp_path, files["text"], QUICK, selective__gate="hard_sigmoid", selective__process_noise=0.5)
     shut = jax.tree.map(lambda leaf: leaf, run.params)
     bias = shut["block_0"]["mixer"]["G"]["bias"]
     shut["block_0"]["mixer"]["G"]["bias"] = bias.at[0].set(-100.0)

@@ -21,8 +21,8 @@ CHANNEL = {
     "data__noise": 1.0,
     "data__eval_examples": 50,
     "data__horizon": 4,
-    "model__process_noise": 0.5,
-    "model__gate": "constant",
+    "model__selective__process_noise": 0.5,
+    "model__selective__gate": "constant",
     "model__normalize": False,
 }
 RECIPE = runs.experiment(**SHORT, **CHANNEL)
@@ -65,11 +65,11 @@ def test_bits_are_the_rate_of_all_states_of_the_split(swept):
 
 
 def test_every_run_is_checked_before_the_first_is_trained(tmp_path):
-    silent = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, process_noise=0.0))
+    silent = dataclasses.replace(RECIPE, model=runs.model(RECIPE.model, selective__process_noise=0.0))
     for betas in ((0.0,), (0.1,)):
         with pytest.raises(InputError, match=r"process_noise=0\.0"):
             rate_sweep.sweep(silent, betas, tmp_path)
-    with pytest.raises(InputError, match=r"training\.rate=-1"):
+    with pytest.raises(InputError, match=r"training\.information_weight=-1"):
         rate_sweep.sweep(RECIPE, (0.1, -1.0), tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -90,6 +90,6 @@ def test_beta_zero_keeps_the_other_penalties_and_their_warm_up():
 
 
 def test_a_silent_model_has_no_finite_memory():
-    silent = SequenceModel(dataclasses.replace(RECIPE.model, process_noise=0.0))
+    silent = SequenceModel(runs.model(RECIPE.model, selective__process_noise=0.0))
     with pytest.raises(ValueError, match="infinitely many nats"):
         rate_sweep.memory(silent, {}, [])

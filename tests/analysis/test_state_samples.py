@@ -57,7 +57,7 @@ def test_layers_without_noise_state_no_law():
 
 def test_a_recording_is_what_was_read(files):
     """Windows of a series, channels apart: rows are channels of windows, frames the values, moments of an unpadded row all live."""
-    _, dataset, model, params = built(files["csv"], channels_apart=True, process_noise=0.2)
+    _, dataset, model, params = built(files["csv"], channel_independent=True, selective__process_noise=0.2)
     found = record(model, params, dataset.evaluate("test", 4), samples=7, moments=(3, 15))
     batch = next(iter(dataset.evaluate("test", 4)))
     assert found.frames.shape == (7, 16, 1) and found.live.all()
@@ -77,7 +77,7 @@ def test_windows_are_spread_over_their_series(files):
 
 
 def test_noise_is_drawn_anew_for_every_sequence_and_again_by_its_seed(files):
-    _, dataset, model, params = built(files["text"], process_noise=0.2)
+    _, dataset, model, params = built(files["text"], selective__process_noise=0.2)
     states = [record(model, params, dataset.evaluate("test", 4), samples=8, moments=(7,), seed=seed).blocks["block_0"].states for seed in (0, 0, 1)]
     np.testing.assert_array_equal(states[0], states[1])
     assert (states[0] != states[2]).all() and len(np.unique(states[0][:, 0, 0])) == len(states[0])

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import runs
 from runs import experiment
 from selssm_jax import data
 from selssm_jax.compression import compress
@@ -115,7 +116,7 @@ def test_scores_of_a_metric_are_those_of_the_task(subject):
 
 def of_pattern(subject, *pattern):
     """The subject with another pattern, parameters as drawn."""
-    config = dataclasses.replace(subject.model.config, pattern=pattern, window=4, heads=1)
+    config = runs.model(subject.model.config, pattern=pattern, local_attention__window=4, attention__heads=1, local_attention__heads=1)
     model, x = SequenceModel(config), next(subject.dataset.train(2, seed=0))["inputs"]
     return dataclasses.replace(subject, model=model, params=jax.jit(model.init)(jax.random.key(0), x)["params"])
 

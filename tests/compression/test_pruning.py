@@ -8,18 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.compression import pruning
-from selssm_jax.config import Model, Task
+from selssm_jax.config import Model, SelectiveConfig, Task
 from selssm_jax.layers.selective import contractive_matrix
 from selssm_jax.model import SequenceModel
 
 SMALL = {"d_model": 6, "d_state": 6, "mlp_ratio": 0.0}
 LANGUAGE = Model(("selective",), **SMALL, task=Task("language", vocab=5))
 CLASSES = Model(("selective", "selective"), **SMALL, stride=2, frame=2, task=Task("classification", channels=1, classes=3))
-LINEAR = Model(("selective",), 4, 5, gate="constant", mlp_ratio=0.0, norm="none", normalize=False, task=Task("forecasting", channels=2, horizon=3))
+LINEAR = Model(
+    ("selective",),
+    4,
+    5,
+    selective=SelectiveConfig(gate="constant"),
+    mlp_ratio=0.0,
+    norm="none",
+    normalize=False,
+    task=Task("forecasting", channels=2, horizon=3),
+)
 B, T = 8, 10
 FORMS = [
-    {"transition": transition, "gate_state": reads}
+    {"selective__transition": transition, "selective__gate_state": reads}
     for transition, reads in itertools.product(("diagonal", "complex", "dense"), ("none", "elementwise", "dense"))
     if (transition, reads) not in (("complex", "elementwise"), ("complex", "dense"))
 ]
@@ -66,17 +76,17 @@ def unread(params, block, gone, components):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
 def test_what_is_left_has_the_arrays_of_a_model_of_that_size(form):
-    config = dataclasses.replace(LANGUAGE, **form)
+    config = runs.model(LANGUAGE, **form)
     small, params = pruning.prune(config, build(config)[1], {"block_0": np.array([2, 0])})
-    assert small.block_states == ((4,) if form["transition"] == "complex" else (2,))
+    assert small.block_states == ((4,) if form["selective__transition"] == "complex" else (2,))
     assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes(SequenceModel(small)))
 
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[2], FORMS[3], FORMS[4]], ids=lambda form: "-".join(form.values()))
 def test_components_that_nothing_reads_go_without_a_trace(form):
-    config = dataclasses.replace(LANGUAGE, **form)
+    config = runs.model(LANGUAGE, **form)
     model, params = build(config)
-    n = 3 if form["transition"] == "complex" else 6
+    n = 3 if form["selective__transition"] == "complex" else 6
     params, kept = unread(params, "block_0", np.array([1]), n), np.array([0, *range(2, n)])
     small, left = pruning.prune(config, params, {"block_0": kept})
     x = batch(config)["inputs"]
@@ -99,7 +109,7 @@ def test_a_pruned_model_read_step_by_step_is_the_scan():
 
 
 def test_a_part_of_a_dense_transition_is_what_it_was_in_the_whole():
-    config = dataclasses.replace(LANGUAGE, transition="dense")
+    config = runs.model(LANGUAGE, selective__transition="dense")
     _, params = build(config)
     raw = 5 * params["block_0"]["mixer"]["A"]  # rows longer than 1 are scaled down, by what all of the row says
     assert (jnp.abs(raw).sum(axis=1) > 1).all()
@@ -210,7 +220,7 @@ def test_what_nothing_reads_is_worth_nothing():
 
 
 def test_sizes_of_weights_and_activity_of_gates():
-    model, params = build(dataclasses.replace(CLASSES, transition="complex"))
+    model, params = build(runs.model(CLASSES, selective__transition="complex"))
     mixer = params["block_0"]["mixer"]
     B_, C = (np.asarray(value, np.float64) for value in (mixer["B"].T, mixer["C"]))
     size = [np.sqrt((part[:3] ** 2).sum(axis=1) + (part[3:] ** 2).sum(axis=1)) for part in (B_, C)]
@@ -224,7 +234,7 @@ def test_sizes_of_weights_and_activity_of_gates():
 
 @pytest.mark.parametrize(("transition", "update"), [("diagonal", "retain"), ("complex", "effective"), ("dense", "retain")])
 def test_parts_in_the_hankel_map_are_those_of_the_whole_system(transition, update):
-    model, params = build(dataclasses.replace(CLASSES, gate="constant", transition=transition, update=update))
+    model, params = build(runs.model(CLASSES, selective__gate="constant", selective__transition=transition, selective__update=update))
     found = pruning.scores(model, params, [], "hankel")
     dynamics = model.apply({"params": params}, jnp.ones((1, 1, 6)), method=lambda model, x: model.block[0].mixer.dynamics(x))
     A, drive = (np.asarray(value[0, 0], np.complex128) for value in dynamics)
@@ -237,7 +247,7 @@ def test_parts_in_the_hankel_map_are_those_of_the_whole_system(transition, updat
 
 
 def test_a_block_that_does_nothing_is_worth_nothing_and_leaves_no_trace():
-    config = dataclasses.replace(LANGUAGE, pattern=("selective",) * 2, block_states=(6, 4), mlp_ratio=1.0)
+    config = runs.model(LANGUAGE, pattern=("selective",) * 2, block_states=(6, 4), mlp_ratio=1.0)
     model, params = build(config)
     params = {**params, "block_0": jax.tree.map(jnp.zeros_like, params["block_0"])}
     given = [batch(config)]
@@ -249,7 +259,7 @@ def test_a_block_that_does_nothing_is_worth_nothing_and_leaves_no_trace():
 
 
 def test_convolutions_that_are_left_keep_their_dilations():
-    config = dataclasses.replace(LANGUAGE, pattern=("tcn", "selective", "tcn"), kernel=2)
+    config = runs.model(LANGUAGE, pattern=("tcn", "selective", "tcn"), tcn__kernel=2)
     _, params = build(config)
     assert pruning.remove_block(config, params, "block_0")[0].dilations == (2,)
     assert pruning.remove_block(config, params, "block_1")[0].dilations == (1, 2)
@@ -264,7 +274,7 @@ def test_losses_are_those_of_evaluation():
 
 
 def test_models_that_name_no_axes_are_refused():
-    config = dataclasses.replace(LANGUAGE, pattern=("attention", "tcn"), heads=1)
+    config = runs.model(LANGUAGE, pattern=("attention", "tcn"), attention__heads=1)
     with pytest.raises(ValueError, match="no block names state axes, found attention, tcn: give a mixer a method state_axes"):
         pruning.state_axes(config)
     assert not pruning.prunable(config)
@@ -272,7 +282,7 @@ def test_models_that_name_no_axes_are_refused():
 
 @pytest.mark.parametrize("kind", ["s4d", "s5", "lru", "min_gru", "rnn", "gru", "lstm"])
 def test_components_of_other_mixers_that_nothing_reads_go_without_a_trace(kind):
-    config = dataclasses.replace(LANGUAGE, pattern=(kind,))
+    config = runs.model(LANGUAGE, pattern=(kind,))
     model, params = build(config)
     components = pruning.state_axes(config)["block_0"].components
     mixer = dict(params["block_0"]["mixer"])
@@ -293,7 +303,7 @@ def test_components_of_other_mixers_that_nothing_reads_go_without_a_trace(kind):
     assert all(np.allclose(mine, theirs[..., kept], rtol=1e-4, atol=1e-5) for mine, theirs in states)
 
 
-HYBRID = dataclasses.replace(CLASSES, pattern=("attention", "selective"), heads=1, context=8, gate="constant")
+HYBRID = runs.model(CLASSES, pattern=("attention", "selective"), attention__heads=1, attention__window=8, selective__gate="constant")
 
 
 @pytest.mark.parametrize("how", ["information", "loss", "magnitude", "gate", "hankel"])
@@ -320,14 +330,14 @@ def test_the_other_blocks_of_a_hybrid_cannot_be_pruned_and_keep_their_sizes():
 
 
 def test_sizes_of_blocks_without_complex_poles_may_be_odd():
-    config = dataclasses.replace(LANGUAGE, pattern=("selective", "min_gru"), transition="complex", conv=0)
+    config = runs.model(LANGUAGE, pattern=("selective", "min_gru"), selective__transition="complex", conv=0)
     assert pruning.prune(config, build(config)[1], {"block_1": np.arange(3)})[0].block_states == (6, 3)
 
 
 @pytest.mark.parametrize("kind", ["lru", "s5"])
 def test_parts_in_the_hankel_map_of_time_invariant_mixers(kind):
     """|b| |c| / (1 - |a|^2) of every pole, from the published parameters."""
-    config = dataclasses.replace(LANGUAGE, pattern=(kind,))
+    config = runs.model(LANGUAGE, pattern=(kind,))
     model, params = build(config)
     p = {name: np.asarray(value, np.float64) for name, value in params["block_0"]["mixer"].items() if name != "gate"}
     B, C = (np.sqrt((parts.reshape(2, 3, -1) ** 2).sum(axis=(0, 2))) for parts in (p["B"].T, p["C"]))
@@ -342,7 +352,7 @@ def test_parts_in_the_hankel_map_of_time_invariant_mixers(kind):
 
 @pytest.mark.parametrize(("kind", "name"), [("gru", "GRU"), ("min_gru", "MinGRU"), ("mamba", "Mamba"), ("s4d", "S4D")])
 def test_mixers_without_dynamics_have_no_hankel_map(kind, name):
-    model, params = build(dataclasses.replace(LANGUAGE, pattern=(kind,)))
+    model, params = build(runs.model(LANGUAGE, pattern=(kind,)))
     with pytest.raises(ValueError, match=rf"block_0: a {name} is not time-invariant, or has no method dynamics\(x\) to say how: use another score"):
         pruning.scores(model, params, [], "hankel")
 

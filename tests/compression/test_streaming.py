@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.compression.quantization import Quantizer, allocate, fit
 from selssm_jax.compression.sensitivity import error_weights
 from selssm_jax.compression.streaming import PackedModel, calibration, dither, packed_bytes, read
@@ -20,13 +21,13 @@ SIGNAL = Task("classification", channels=2, classes=3, length=23)
 SERIES = Task("forecasting", channels=2, horizon=4, length=23)
 FORMS = {
     "diagonal": (LANGUAGE, {}),
-    "complex": (LANGUAGE, {"transition": "complex", "conv": 3}),
-    "dense": (LANGUAGE, {"transition": "dense", "block_states": (6, 4)}),
-    "state gates": (LANGUAGE, {"gate_state": "elementwise"}),
+    "complex": (LANGUAGE, {"selective__transition": "complex", "conv": 3}),
+    "dense": (LANGUAGE, {"selective__transition": "dense", "block_states": (6, 4)}),
+    "state gates": (LANGUAGE, {"selective__gate_state": "elementwise"}),
     "bfloat16": (LANGUAGE, {"dtype": "bfloat16", "conv": 3}),
     "signal": (SIGNAL, {"frame": 5, "stride": 3, "conv": 2}),
-    "series": (SERIES, {"frame": 4, "stride": 4, "linear_skip": 6, "head_steps": 2}),
-    "channels apart": (SERIES, {"frame": 5, "stride": 4, "linear_skip": 6, "channels_apart": True}),
+    "series": (SERIES, {"frame": 4, "stride": 4, "linear_skip": 6, "head_context": 2}),
+    "channels apart": (SERIES, {"frame": 5, "stride": 4, "linear_skip": 6, "channel_independent": True}),
 }
 
 
@@ -34,7 +35,7 @@ FORMS = {
 def made(form, bits=4):
     """A small model, its parameters and a batch; and itself packed, with its parameters."""
     task, changes = FORMS[form]
-    model = SequenceModel(Model(pattern=("selective",) * 2, d_model=12, d_state=10, task=task, **changes))
+    model = SequenceModel(runs.model(pattern=("selective",) * 2, d_model=12, d_state=10, task=task, **changes))
     rows = 6
     if task.kind == "language":
         inputs = jax.random.randint(jax.random.key(0), (rows, 30), 0, task.vocab)
@@ -251,7 +252,7 @@ def test_the_configuration_names_the_bits():
 
 @pytest.mark.parametrize(("kind", "slots"), [("s4d", [1]), ("mamba", [3, 1]), ("tcn", [2, 2]), ("attention", [5, 5]), ("gru", [1])])
 def test_windows_of_time_are_told_from_states_of_two_axes(kind, slots):
-    config = Model(pattern=(kind,), d_model=8, d_state=4, heads=2, context=5, mlp_ratio=0.0, task=Task("language", vocab=7))
+    config = runs.model(pattern=(kind,), d_model=8, d_state=4, **runs.HEADS, attention__window=5, mlp_ratio=0.0, task=Task("language", vocab=7))
     model = SequenceModel(config)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     assert [leaf.slots for leaf in StateLayout(model, params).leaves] == slots

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.compression import truncation
 from selssm_jax.compression.reduction import System, gain
-from selssm_jax.config import Model, Task
+from selssm_jax.config import Task
 from selssm_jax.layers.blocks import mixing
 from selssm_jax.model import SequenceModel
 
@@ -18,7 +19,7 @@ TOKENS = jnp.arange(12)[None] % 5
 
 def drawn(kind, **options):
     """(config, parameters) of a small model of one block."""
-    config = Model(pattern=(kind,), d_model=6, d_state=16, task=Task("language", vocab=5), **options)
+    config = runs.model(pattern=(kind,), d_model=6, d_state=16, task=Task("language", vocab=5), **options)
     return config, jax.jit(SequenceModel(config).init)(jax.random.key(0), TOKENS)["params"]
 
 

@@ -97,7 +97,7 @@ def cyclic(rows=400, cycle=7):
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_course_of_a_cycle_is_taken_off_inputs_and_targets_alike(split):
     values = cyclic()
-    plain, adjusted = (built(values, forecasting.share_split(400), length=10, horizon=5, cycle=cycle) for cycle in (0, 7))
+    plain, adjusted = (built(values, forecasting.share_split(400), length=10, horizon=5, period=period) for period in (0, 7))
     whole, rest = (np.concatenate(covered(dataset, split), axis=1) for dataset in (plain, adjusted))
     course = np.concatenate([batch["course"][batch["weights"] > 0] for batch in adjusted.evaluate(split, 512)])
     np.testing.assert_allclose(rest + course, whole, atol=1e-6)
@@ -109,7 +109,7 @@ def test_the_course_reads_training_rows_only_and_holds_for_another_table():
     values = cyclic()
     changed = values.copy()
     changed[280:] *= -3
-    options = {"length": 10, "horizon": 5, "cycle": 7}
+    options = {"length": 10, "horizon": 5, "period": 7}
     first, second = (built(table, forecasting.share_split(400), **options) for table in (values, changed))
     assert first.metadata()["scaling"] == second.metadata()["scaling"]
     known = json.loads(json.dumps(first.metadata()))
@@ -120,8 +120,8 @@ def test_the_course_reads_training_rows_only_and_holds_for_another_table():
 
 
 def test_a_cycle_longer_than_training_is_refused():
-    with pytest.raises(InputError, match=r"data\.cycle=281 is longer than the 280 training rows, .*: use a shorter one, or 0"):
-        built(cyclic(), forecasting.share_split(400), length=10, horizon=5, cycle=281)
+    with pytest.raises(InputError, match=r"data\.period=281 is longer than the 280 training rows, .*: use a shorter one, or 0"):
+        built(cyclic(), forecasting.share_split(400), length=10, horizon=5, period=281)
 
 
 def test_constant_channel_stays_finite():

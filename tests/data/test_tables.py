@@ -156,7 +156,7 @@ def test_a_table_is_evaluated_whole_at_the_runs_place_in_its_cycle(tmp_path):
         start = np.datetime64("2020-01-06T00", "h") + np.timedelta64(first, "h")
         rows = "".join(f"{start + np.timedelta64(i, 'h')},{np.sin((first + i) * 2 * np.pi / 24):.6f}\n" for i in range(count))
         path.write_text("date,a\n" + rows)
-        return Data(source="csv", file=str(path), length=8, horizon=4, cycle=24)
+        return Data(source="csv", file=str(path), length=8, horizon=4, period=24)
 
     known = data.load(days(tmp_path / "own.csv", 0, 400)).metadata()
     other = data.load(days(tmp_path / "other.csv", 7, 12), known)  # one window, which begins at seven

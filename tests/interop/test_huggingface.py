@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from runs import command
-from selssm_jax.config import Model, Task
+from selssm_jax.config import Mamba2Config, Model, Task
 from selssm_jax.data import vocabulary
 from selssm_jax.errors import InputError
 from selssm_jax.interop import huggingface
@@ -23,7 +23,7 @@ TOKENS = np.random.default_rng(0).integers(0, 40, (2, 21))
 PROMPT = 9
 MODELS = {
     "mamba": Model(pattern=("mamba",) * 2, d_model=8, d_state=3, mlp_ratio=0.0, tie_embeddings=True, task=Task(vocab=256)),
-    "mamba2": Model(pattern=("mamba2",) * 2, d_model=8, d_state=3, heads=4, groups=2, mlp_ratio=0.0, task=Task(vocab=256)),
+    "mamba2": Model(pattern=("mamba2",) * 2, d_model=8, d_state=3, mamba2=Mamba2Config(heads=4, groups=2), mlp_ratio=0.0, task=Task(vocab=256)),
 }
 TEXT = "a gate says what to keep, née à côté\n" * 60
 

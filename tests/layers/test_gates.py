@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax import settings
-from selssm_jax.config import Model
+from selssm_jax.config import Model, SelectiveConfig, mixers
 from selssm_jax.layers import SelectiveSSM, gates
 from selssm_jax.stability import certify
 
-KINDS = sorted(kind for kind, can in settings.GATES.items() if not can.jumps)
+KINDS = sorted(kind for kind, can in mixers.GATES.items() if not can.jumps)
 Z = jnp.linspace(-12, 12, 4001)
 ACTIVE = {"top_k": 3}
 
@@ -168,7 +167,7 @@ SOFTSIGN = gates.GateKind(softsign, lambda g: (2 * g - 1) / (1 - jnp.abs(2 * g -
 
 @pytest.fixture
 def registered(monkeypatch):
-    for table in (gates.GATES, settings.GATES):  # undone after the test
+    for table in (gates.GATES, mixers.GATES):  # undone after the test
         monkeypatch.setitem(table, "softsign", None)
         del table["softsign"]
     gates.register_gate("softsign", SOFTSIGN)
@@ -182,7 +181,7 @@ def test_an_own_kind_of_gate_is_used_as_the_others_are():
     (y, _), sown = layer.apply(params, x, mutable="intermediates")
     gate = sown["intermediates"]["gate"][0]
     assert y.shape == (2, 5, 4) and gate.min() > 0.1 and gate.max() < 1
-    assert Model(gate="softsign").gate == "softsign"
+    assert Model(selective=SelectiveConfig(gate="softsign")).selective.gate == "softsign"
     assert gates.largest_slope("softsign") == 0.5 and np.isclose(gates.largest_slope("softsign", 1.0, 2.0), 0.125)
     assert certify(layer, params, input_bound=1.0).state_dependent.status == "holds"
 
@@ -201,4 +200,4 @@ def test_an_own_kind_of_gate_is_used_as_the_others_are():
 def test_what_is_no_gate_is_refused(name, changes, says):
     with pytest.raises(ValueError, match=says):
         gates.register_gate(name, dataclasses.replace(SOFTSIGN, **changes))
-    assert set(gates.GATES) == set(settings.GATES)
+    assert set(gates.GATES) == set(mixers.GATES)

@@ -17,15 +17,17 @@ import pytest
 from flax import nnx
 from flax.nnx import bridge
 
-from selssm_jax.config import Model, Task
-from selssm_jax.layers import mixers
+import runs
+from selssm_jax.config import Task
+from selssm_jax.config.mixers import MIXERS
 from selssm_jax.layers.mixers import LAYERS, mixer
 from selssm_jax.model import SequenceModel
-from selssm_jax.settings import MIXERS
 from selssm_jax.testing import check_mixer
 
 B, T, VOCAB = 2, 9, 7
-SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}
+WINDOWS = {"attention__window": 16, "local_attention__window": 3}
+TAPS = dict.fromkeys(("mamba__d_conv", "mamba2__d_conv", "rg_lru__d_conv"), 3)
+SIZES = {"d_model": 8, "d_state": 4, "mlp_ratio": 0.0} | runs.HEADS | WINDOWS | TAPS
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
 DIFFERENT = ("attention", "gru", "mamba2", "s5", "selective")  # in the form of their states, for laws that take long
@@ -33,14 +35,15 @@ SOME = pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.pa
 
 
 def test_the_configuration_knows_the_same_names():
-    assert set(MIXERS) == set(LAYERS) == set(mixers.MIXERS)
-    assert mixers.MIXERS["gru"](Model(pattern=("gru",), **SIZES).blocks[0]) == mixer("gru", Model(pattern=("gru",), **SIZES).blocks[0])
+    assert list(MIXERS) == list(LAYERS)
+    groups = {name: type(getattr(Model(), name)) for name in MIXERS if hasattr(Model(), name)}
+    assert groups == {name: mixer.config for name, mixer in MIXERS.items() if list_fields(mixer.config)}
 
 
 @functools.cache
 def subject(kind: str, **changes) -> tuple[SequenceModel, dict]:
     """A model of one block and its parameters."""
-    made = Model(pattern=(kind,), task=Task("language", vocab=VOCAB), **SIZES | changes)
+    made = runs.model(pattern=(kind,), task=Task("language", vocab=VOCAB), **SIZES | changes)
     model = SequenceModel(made)
     return model, jax.jit(model.init)(jax.random.key(0), tokens())["params"]
 
@@ -91,7 +94,7 @@ def test_whole_is_any_split_is_step_by_step_in_values_and_gradients(kind):
 
 @ALL
 def test_nothing_comes_from_the_future_and_the_past_arrives(kind):
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     x = jax.random.normal(jax.random.key(0), (1, T, SIZES["d_model"]))
     params = jax.jit(layer.init)(jax.random.key(1), x)
     slope = np.abs(jax.jit(jax.jacrev(lambda x: layer.apply(params, x)[0][0].sum(axis=-1)))(x)[:, 0]).sum(axis=-1)  # of y_t by x_s
@@ -116,7 +119,7 @@ def test_packed_documents_are_separate_ones_and_padding_changes_nothing(kind):
 
 @ALL
 def test_no_gradient_crosses_a_reset(kind):
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     x = jax.random.normal(jax.random.key(0), (1, T, SIZES["d_model"]))
     params = jax.jit(layer.init)(jax.random.key(1), x)
     reset = jnp.zeros((1, T), bool).at[:, 4].set(True)
@@ -126,12 +129,12 @@ def test_no_gradient_crosses_a_reset(kind):
 
 @SOME
 def test_the_public_laws_hold(kind):
-    check_mixer(mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0]), d_model=SIZES["d_model"])
+    check_mixer(mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0]), d_model=SIZES["d_model"])
 
 
 @ALL
 def test_what_is_not_finite_crosses_no_reset_and_comes_from_no_later_step(kind):
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     params = jax.jit(layer.init)(jax.random.key(1), x)
     state = layer.initial_state(B)
@@ -150,7 +153,7 @@ def test_what_is_not_finite_crosses_no_reset_and_comes_from_no_later_step(kind):
 @pytest.mark.exhaustive
 @ALL
 def test_no_gradient_reads_a_state_that_a_reset_hides(kind):
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     params = jax.jit(layer.init)(jax.random.key(1), x)
     state, reset = layer.initial_state(B), jnp.zeros((B, T), bool).at[:, 0].set(True)
@@ -191,7 +194,7 @@ def test_a_second_call_compiles_nothing(kind):
 @ALL
 def test_types_are_the_same_under_x64_and_one_step_after_the_other(kind):
     with jax.enable_x64(True):
-        layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+        layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
         x = jnp.zeros((B, T, SIZES["d_model"]), jnp.float32)
         params = jax.eval_shape(layer.init, jax.random.key(0), x)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
@@ -214,7 +217,7 @@ TASKS = {
 def test_states_of_models_keep_their_types_under_x64(task):
     task, width = TASKS[task]
     with jax.enable_x64(True):
-        model = SequenceModel(Model(pattern=("selective", "mamba"), frame=2 if task.kind == "classification" else 1, task=task, **SIZES))
+        model = SequenceModel(runs.model(pattern=("selective", "mamba"), frame=2 if task.kind == "classification" else 1, task=task, **SIZES))
         x = jnp.zeros((B, T, *width), jnp.float32 if width else jnp.int32)
         params = jax.eval_shape(model.init, jax.random.key(0), x)
         state = jax.eval_shape(lambda params: model.apply(params, B, method="initial_state"), params)
@@ -225,7 +228,7 @@ def test_states_of_models_keep_their_types_under_x64(task):
 
 @pytest.mark.parametrize("kind", ["selective", "s4d", "lru", "mamba"])
 def test_parameters_of_half_precision_are_those_numbers(kind):
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.jit(layer.init)(jax.random.key(1), x))
     found, expected = (
@@ -241,14 +244,14 @@ class Foreign(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        y, _ = mixer(self.kind, Model(pattern=(self.kind,), **SIZES).blocks[0])(nn.LayerNorm()(x))
+        y, _ = mixer(self.kind, runs.model(pattern=(self.kind,), **SIZES).blocks[0])(nn.LayerNorm()(x))
         return nn.Dense(1)(y)
 
 
 @SOME
 def test_one_layer_trains_in_plain_jax_in_linen_and_in_nnx(kind):
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     for module, read_out in ((layer, lambda out: out[0]), (Foreign(kind), lambda out: out)):
         variables = jax.jit(module.init)(jax.random.key(1), x)
         before, after = _two_losses(lambda params, module=module, read_out=read_out: jnp.square(read_out(module.apply(params, x)) - 1).mean(), variables)
@@ -278,7 +281,7 @@ def _two_losses(loss, params):
 
 
 def test_hybrids_of_all_mixers_are_one_model():
-    everything = Model(pattern=tuple(sorted(MIXERS)), task=Task("language", vocab=VOCAB), **SIZES)
+    everything = runs.model(pattern=tuple(sorted(MIXERS)), task=Task("language", vocab=VOCAB), **SIZES)
     assert dataclasses.replace(everything, pattern=("selective", "selective", "attention") * 4).blocks[2].pattern == ("attention",)
     model = SequenceModel(everything)
     params = jax.jit(model.init)(jax.random.key(0), tokens())["params"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.compression import pruning
-from selssm_jax.config import Model, Task
+from selssm_jax.config import Model, RGLRUConfig, Task
 from selssm_jax.layers.bounds import Ball, Box
 from selssm_jax.layers.rg_lru import RGLRU
 from selssm_jax.model import SequenceModel
@@ -141,7 +141,7 @@ def test_states_that_are_not_read_can_be_taken_out_of_every_block_at_once():
 
 def test_a_model_of_it_is_pruned_to_a_smaller_one():
     tokens = jnp.arange(10).reshape(2, 5) % 4
-    config = Model(pattern=("rg_lru",), d_model=D, d_state=N, heads=HEADS, task=Task(vocab=4))
+    config = Model(pattern=("rg_lru",), d_model=D, d_state=N, rg_lru=RGLRUConfig(blocks=HEADS), task=Task(vocab=4))
     params = jax.jit(SequenceModel(config).init)(jax.random.key(0), tokens)["params"]
     scores = pruning.scores(SequenceModel(config), params, [], "magnitude")
     small, left = pruning.prune(config, params, pruning.choose(scores, 2))

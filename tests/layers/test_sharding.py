@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selssm_jax.config import Model
+import runs
+from selssm_jax.config.mixers import MIXERS
 from selssm_jax.layers.mixers import mixer
-from selssm_jax.settings import MIXERS
 
 B, T = 4, 5
-SIZES = {"d_model": 8, "d_state": 4, "heads": 2, "context": 16, "window": 3, "d_conv": 3, "expand": 2, "mlp_ratio": 0.0}
+WINDOWS = {"attention__window": 16, "local_attention__window": 3}
+TAPS = dict.fromkeys(("mamba__d_conv", "mamba2__d_conv", "rg_lru__d_conv"), 3)
+SIZES = {"d_model": 8, "d_state": 4, "mlp_ratio": 0.0} | runs.HEADS | WINDOWS | TAPS
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
 VALUES = pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "min_gru" else pytest.mark.exhaustive) for kind in sorted(MIXERS)])
 DATA, WHOLE = PartitionSpec("data"), PartitionSpec()
@@ -20,7 +22,7 @@ DATA, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 def subject(kind, **changes):
     """(loss and gradient by parameters of a batch, parameters, the batch)."""
-    layer = mixer(kind, Model(pattern=(kind,), **SIZES | changes).blocks[0])
+    layer = mixer(kind, runs.model(pattern=(kind,), **SIZES | changes).blocks[0])
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     return layer, jax.jit(layer.init)(jax.random.key(1), x), x
 

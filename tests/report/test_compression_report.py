@@ -16,13 +16,13 @@ from selssm_jax import data
 from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression import compress
 from selssm_jax.compression.streaming import PackedModel, packed_bytes
+from selssm_jax.config.mixers import MIXERS
 from selssm_jax.model import SequenceModel
 from selssm_jax.report import compression_report
 from selssm_jax.report.figures import save
 from selssm_jax.report.tables import escape_markdown
 from selssm_jax.report.verdict import verdict_on_compression
 from selssm_jax.runs import open_run
-from selssm_jax.settings import MIXERS
 from selssm_jax.training.checkpoint import Workdir
 
 
@@ -103,7 +103,7 @@ def test_the_states_of_mixers_alone(smoke_run, tmp_path, monkeypatch):
 
 def drawn(folder, **changes):
     """The workdir of configs/smoke.py with these changes, parameters as drawn."""
-    config = experiment(data__eval_examples=8, model__heads=2, model__context=18, model__window=4, **changes)
+    config = experiment(data__eval_examples=8, model__heads=2, model__attention__window=18, model__local_attention__window=4, **changes)
     dataset = data.load(config.data)
     model = SequenceModel(dataclasses.replace(config.model, task=dataset.task))
     params = jax.jit(model.init)(jax.random.key(0), next(dataset.train(2, seed=0))["inputs"])["params"]
@@ -119,7 +119,7 @@ QUICK = ("compress.factor=4", "compress.steps=2", "compress.calibration=1")
 
 def test_a_mixer_without_components_to_prune_is_compressed_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(compress, "FACTORS", ())
-    results, made = compressed(drawn(tmp_path / "run", model__pattern=("tcn",), model__kernel=3), tmp_path, *QUICK)
+    results, made = compressed(drawn(tmp_path / "run", model__pattern=("tcn",), model__tcn__kernel=3), tmp_path, *QUICK)
     assert [one["method"] for one in results["methods"]] == ["bits by information", "bits by variance", "equal bits"]
     assert (made / "compression" / "index.html").is_file() and not made.with_name("run-compressed.unfinished").exists()
 
@@ -151,7 +151,7 @@ HYBRIDS = [("selective", "local_attention"), ("mamba", "lstm", "tcn")]
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("pattern", [*((name,) for name in sorted(MIXERS)), *HYBRIDS], ids="+".join)
 def test_every_mixer_is_measured_and_compressed_to_the_end_by_the_commands(pattern, tmp_path):
-    run = drawn(tmp_path / "run", model__pattern=pattern, model__kernel=3, model__d_model=16)
+    run = drawn(tmp_path / "run", model__pattern=pattern, model__tcn__kernel=3, model__d_model=16)
     quick = ("measure.samples=100", "measure.positions=2", "measure.longest_lag=3", "measure.decoder_steps=5", "measure.decoder_width=8")
     assert command("eval.py", f"--workdir={run}", "--split=train", "--measure", *(f"--override={name}" for name in quick)) == 0
     results, made = compressed(run, tmp_path, *QUICK)

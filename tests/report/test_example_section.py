@@ -70,12 +70,12 @@ def test_a_signal_shows_its_class_and_gates(files, tmp_path):
     assert f"class {batch['targets'][0]}, predicted {odds.argmax()} (probability {odds.max():.3f})" in blocks[0].caption
 
 
-@pytest.mark.parametrize("cycle", [0, 19])
-def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch, cycle):
+@pytest.mark.parametrize("period", [0, 19])
+def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch, period):
     drawn = {}
     figure = example_section.figures.forecast
     monkeypatch.setattr(example_section.figures, "forecast", lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options))
-    blocks, _, _ = shown(dataclasses.replace(files["csv"], cycle=cycle), tmp_path)
+    blocks, _, _ = shown(dataclasses.replace(files["csv"], period=period), tmp_path)
     assert pictures(blocks) == ["forecast.png"] and drawn["names"] == ["sine", "cosine"]
     past, truth, guess = drawn["arrays"]
     assert past.shape == (16, 2) and truth.shape == guess.shape == (8, 2)

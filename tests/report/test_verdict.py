@@ -19,7 +19,7 @@ RESULTS = {
     "metrics": {"mse": 0.615},
     "baselines": {"ridge": {"mse": 0.7}, "repeat last": {"mse": 0.5}, "optimal": {"mse": 0.1}},
     "stability": {"block_0": held(0.9, 66), "block_1": held(0.99, 688)},
-    "config": {"model": {"pattern": ["selective"] * 2, "update": "retain", "gate_floor": 0.03, "gate_state": "none", "certified": False}},
+    "config": {"model": {"pattern": ["selective"] * 2, "selective": {"update": "retain", "gate_floor": 0.03, "gate_state": "none", "certified": False}}},
     "costs": {"state_bytes": 1536},
     "training_seconds": 95.2,
     "seconds": 12.0,
@@ -83,10 +83,10 @@ def test_what_is_remembered_is_in_bits_and_steps():
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ({"gate_floor": 0.0}, r"\(block 1\): gates may shut.* model\.gate_floor=0\.03\."),
-        ({"gate_floor": 0.0, "gate_state": "dense"}, r"model\.gate_floor=0\.03 and model\.certified=True"),
-        ({"gate_floor": 0.1, "gate_state": "dense"}, r"train with model\.certified=True\."),
-        ({"gate_floor": 0.1, "certified": True}, r"raise model\.gate_floor=0\.1"),
+        ({"gate_floor": 0.0}, r"\(block 1\): gates may shut.* model\.selective\.gate_floor=0\.03\."),
+        ({"gate_floor": 0.0, "gate_state": "dense"}, r"model\.selective\.gate_floor=0\.03 and model\.selective\.certified=True"),
+        ({"gate_floor": 0.1, "gate_state": "dense"}, r"train with model\.selective\.certified=True\."),
+        ({"gate_floor": 0.1, "certified": True}, r"raise model\.selective\.gate_floor=0\.1"),
         ({"pattern": ["selective", "attention"]}, r"of attention no useful rate"),
     ],
 )

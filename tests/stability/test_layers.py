@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from selssm_jax import settings
+import runs
 from selssm_jax.compression.sparse_decode import make_decoder
-from selssm_jax.config import Model, Task
+from selssm_jax.config import Model, SelectiveConfig, Task, mixers
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.bounds import Ball, Bounds, Box
 from selssm_jax.layers.gates import GATES
@@ -41,7 +41,7 @@ def made(seed=0, scale=1.0, **form):
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [(form, kind) for form in FORMS for kind in GATES if not settings.GATES[kind].jumps or "gate_state" not in form],
+    [(form, kind) for form in FORMS for kind in GATES if not mixers.GATES[kind].jumps or "gate_state" not in form],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
@@ -151,7 +151,7 @@ def test_certified_needs_a_floor_and_bounded_noise():
         SelectiveSSM(WIDTH, STATE, certified=True, gate_floor=0.1, gate_state="dense", process_noise=0.1).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
 
 
-@pytest.mark.parametrize("kind", [kind for kind, can in settings.GATES.items() if can.jumps])
+@pytest.mark.parametrize("kind", [kind for kind, can in mixers.GATES.items() if can.jumps])
 @pytest.mark.parametrize("reads", ["elementwise", "dense"])
 def test_of_gates_that_jump_with_the_state_no_contraction_is_certified(kind, reads):
     layer, params = made(gate=kind, gate_state=reads, gate_floor=0.3, process_noise=0.1)
@@ -206,9 +206,12 @@ def test_bounds_prove_themselves(stated, complaint):
         Bounds(**stated)
 
 
-@pytest.mark.parametrize("changes", [{}, {"conv": 3}, {"norm": "none"}, {"gate_state": "elementwise", "certified": True, "gate_floor": 0.05}, {"remat": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"conv": 3}, {"norm": "none"}, {"selective__gate_state": "elementwise", "selective__certified": True, "selective__gate_floor": 0.05}, {"remat": True}],
+)
 def test_models_are_certified_block_by_block(changes):
-    config = Model(pattern=("selective",) * 2, d_model=16, d_state=24, task=Task("language", vocab=5), **changes)
+    config = runs.model(pattern=("selective",) * 2, d_model=16, d_state=24, task=Task("language", vocab=5), **changes)
     model = SequenceModel(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
     found = certify_model(model, params)
@@ -236,6 +239,6 @@ def test_parameters_are_taken_as_init_returns_them_and_by_themselves():
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 3)))
     assert str(certify(layer, variables)) == str(certify(layer, variables["params"]))
     assert make_decoder(layer.clone(gate="hard_sigmoid", gate_floor=0.0), variables).capacity == 1
-    model = SequenceModel(Model(("selective",), d_model=4, d_state=2, gate_floor=0.1, task=Task("language", vocab=3)))
+    model = SequenceModel(Model(("selective",), d_model=4, d_state=2, selective=SelectiveConfig(gate_floor=0.1), task=Task("language", vocab=3)))
     whole = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     assert str(certify_model(model, whole)) == str(certify_model(model, whole["params"]))

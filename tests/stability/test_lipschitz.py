@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax import settings
+from selssm_jax.config import mixers
 from selssm_jax.layers import gates
 from selssm_jax.layers.gates import GATES, Opening, largest_slope
 from selssm_jax.stability.lipschitz import gate_lipschitz, maximised_ratio, operator_norm, spectral_norm_bound
 
-KINDS = sorted(kind for kind, can in settings.GATES.items() if not can.jumps)
+KINDS = sorted(kind for kind, can in mixers.GATES.items() if not can.jumps)
 PAIRS = 100_000
 
 

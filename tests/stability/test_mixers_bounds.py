@@ -226,7 +226,7 @@ def test_a_horizon_counts_the_steps_that_a_convolution_still_reads_an_input(kind
 
 
 def test_a_horizon_counts_the_convolution_of_its_block_too():
-    config = Model(pattern=("rg_lru",), d_model=4, d_state=4, conv=3, d_conv=4, task=Task("language", vocab=5))
+    config = Model(pattern=("rg_lru",), d_model=4, d_state=4, conv=3, task=Task("language", vocab=5))
     model = SequenceModel(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
     (found,) = certify_model(model, params).values()

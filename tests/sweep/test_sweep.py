@@ -134,7 +134,7 @@ def test_a_sweep_killed_at_any_moment_writes_no_score_under_another_point(tmp_pa
             list(runner.cells(SWEEP, tmp_path, ["gru"]))
     (found,) = runner.cells(SWEEP, tmp_path, ["gru"])
     assert len(found.trials) == 2 and all(trial.validation["nats"] == trial.point[RATE] for trial in found.trials)
-    assert found.chosen[RATE] == min(SWEEP.sweep.rates)
+    assert found.chosen[RATE] == min(SWEEP.sweep.learning_rates)
     (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
     trials = optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}, "none waits or runs for ever"
@@ -228,15 +228,15 @@ def test_a_trial_that_diverges_is_the_worst_and_all_of_them_are_an_error(tmp_pat
     fit = loop.fit
 
     def diverging(experiment, workdir):
-        if experiment.optimizer.peak_rate == max(SWEEP.sweep.rates) or tmp_path / "all" in pathlib.Path(workdir).parents:
+        if experiment.optimizer.peak_rate == max(SWEEP.sweep.learning_rates) or tmp_path / "all" in pathlib.Path(workdir).parents:
             raise Diverged("the loss is nan")
         return fit(experiment, workdir)
 
     monkeypatch.setattr(loop, "fit", diverging)
     (found,) = runner.cells(SWEEP, tmp_path / "one", ["gru"])
     assert [bool(trial.validation) for trial in found.trials] == [True, False]
-    assert found.chosen["optimizer.peak_rate"] == min(SWEEP.sweep.rates)
-    with pytest.raises(InputError, match=r"every trial of .gru. diverged: lower sweep\.rates"):
+    assert found.chosen["optimizer.peak_rate"] == min(SWEEP.sweep.learning_rates)
+    with pytest.raises(InputError, match=r"every trial of .gru. diverged: lower sweep\.learning_rates"):
         list(runner.cells(SWEEP, tmp_path / "all", ["gru"]))
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import runs
-from selssm_jax import config, data, settings
+from selssm_jax import config, data
 from selssm_jax.config import Data, Model, Task
+from selssm_jax.config import data as rules
 from selssm_jax.model import SequenceModel
 from selssm_jax.tasks import METRICS, TASKS, Metric, TaskKind, kind_of, register_task
 from selssm_jax.tasks.language import Language
@@ -19,7 +20,7 @@ from selssm_jax.testing import check_task
 
 PAGE = runs.REPOSITORY / "docs" / "adding_a_task.md"
 REGRESSION, CHECK, MASKED = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-TABLES = (TASKS, METRICS, settings.TASKS, config.SOURCES, data.LOADERS)
+TABLES = (TASKS, METRICS, rules.TASKS, config.SOURCES, data.LOADERS)
 SHORT = ("training.steps=2", "training.eval_every=2", "training.checkpoint_every=2", "training.devices=1", "optimizer.warmup_steps=1", "data.length=24")
 
 
@@ -135,6 +136,6 @@ def test_a_task_that_is_unknown_or_has_no_head_says_what_to_do():
 
 
 def test_every_kind_of_task_has_its_rule_and_its_metrics():
-    assert set(TASKS) == set(settings.TASKS) == set(config.SOURCES.values())
+    assert set(TASKS) == set(rules.TASKS) == set(config.SOURCES.values())
     assert {name for kind in TASKS.values() for name in (kind.loss, kind.primary)} <= set(METRICS)
     assert METRICS["accuracy"].higher and not METRICS["nats"].higher

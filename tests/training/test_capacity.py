@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import runs
-from selssm_jax import data, errors, settings
-from selssm_jax.config import Data, Experiment, Model, Task
+from selssm_jax import data, errors
+from selssm_jax.config import Data, Experiment, Model, Task, mixers
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import capacity
@@ -27,11 +27,11 @@ HUGE = [
     ({"data__train_examples": 10**13}, "data.train_examples=10000000000000"),
     ({"model__d_model": 10**8}, "d_model=100000000"),
     ({"model__d_state": 10**13}, "d_state=10000000000000"),
-    ({"model__d_state": 10**6, "model__transition": "dense"}, "selective of d_model=8, d_state=1000000"),
+    ({"model__d_state": 10**6, "model__selective__transition": "dense"}, "selective of d_model=8, d_state=1000000"),
     ({"model__mlp_ratio": 1e17}, r"model\.mlp_ratio=1e\+17"),
     ({"model__pattern": ("s5",), "model__d_state": 10**6}, "s5 of d_model=8, d_state=1000000"),
-    ({"model__pattern": ("attention",), "model__context": 10**12}, "window=1000000000000"),
-    ({"model__pattern": ("tcn",), "model__dilations": (10**12,)}, "dilation=1000000000000"),
+    ({"model__pattern": ("attention",), "model__attention__window": 10**12}, "window=1000000000000"),
+    ({"model__pattern": ("tcn",), "model__tcn__dilations": (10**12,)}, "dilation=1000000000000"),
     ({"model__pattern": ("tcn",) * 60}, "carries for 8 rows: tcn of .*dilation="),
 ]
 
@@ -53,9 +53,9 @@ def test_horizons_are_counted_too():
         data.load(Data(source="linear_gaussian", length=8, horizon=10**12))
 
 
-@pytest.mark.parametrize("name", sorted(settings.MIXERS))
+@pytest.mark.parametrize("name", sorted(mixers.MIXERS))
 def test_an_estimate_lies_below_what_is_there(name):
-    model = Model(pattern=(name,), d_model=64, d_state=96, heads=4, context=50, mlp_ratio=1.0, task=LANGUAGE)
+    model = runs.model(pattern=(name,), d_model=64, d_state=96, attention__window=50, mlp_ratio=1.0, task=LANGUAGE)
     shapes = jax.eval_shape(SequenceModel(model).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     there = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     basis = capacity.WIDE * model.d_state**2 if name == "s5" else 0  # numbers that its parameters are drawn from
@@ -78,12 +78,12 @@ def test_a_model_as_large_as_half_of_the_memory_is_let_pass(monkeypatch):
 def test_too_many_taps_and_blocks_are_refused():
     for changes, words in (
         ({"pattern": ("gru",) * 10_001}, "10001 blocks, which nothing compiles"),
-        ({"kernel": 10**9}, "model.kernel=1000000000 is out of range: use at most 4096"),
+        ({"tcn__kernel": 10**9}, "model.tcn.kernel=1000000000 is out of range: use at most 4096"),
         ({"conv": 10**9}, "model.conv=1000000000 is out of range: use at most 4096"),
-        ({"d_conv": 10**6}, "model.d_conv=1000000 is out of range"),
+        ({"mamba__d_conv": 10**6}, "model.mamba.d_conv=1000000 is out of range"),
     ):
         with pytest.raises(InputError, match=words):
-            Model(**changes)
+            runs.model(**changes)
 
 
 @pytest.mark.parametrize(

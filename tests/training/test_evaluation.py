@@ -43,7 +43,7 @@ def drawn(sources):
 
 def build(source: Data, **options: float):
     dataset = data.load(source)
-    model = SequenceModel(dataclasses.replace(SMALL, task=dataset.task, **options))
+    model = SequenceModel(runs.model(SMALL, task=dataset.task, **options))
     inputs = next(iter(dataset.evaluate("test", 1)))["inputs"]
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
     return dataset, model, jax.jit(model.init)(keys, inputs)["params"]
@@ -84,14 +84,14 @@ def test_a_text_is_read_as_streams_without_an_end(size, length, sources, drawn):
 
 
 def test_noise_is_the_same_every_time(sources):
-    dataset, model, params = build(sources["csv"], observation_noise=0.5, process_noise=0.5)
+    dataset, model, params = build(sources["csv"], selective__observation_noise=0.5, selective__process_noise=0.5)
     noisy = [evaluate(sources["csv"], dataset, model, params) for _ in range(2)]
     assert noisy[0] == noisy[1]
 
 
 def test_noise_is_the_same_for_any_batch_size(sources):
     """It is drawn for each example by its number in the split."""
-    dataset, model, params = build(sources["npz"], process_noise=0.5, observation_noise=0.5)
+    dataset, model, params = build(sources["npz"], selective__process_noise=0.5, selective__observation_noise=0.5)
     few, many = (evaluate(dataclasses.replace(sources["npz"], eval_batch_size=size), dataset, model, params) for size in (2, 3))
     assert few == pytest.approx(many, rel=1e-5)
 

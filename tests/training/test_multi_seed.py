@@ -17,7 +17,7 @@ from selssm_jax.training import checkpoint, loop, multi_seed
 
 STEPS = 8
 OPTIONS = {
-    "model__gate": "hard_concrete",  # draws at random, as dropout does
+    "model__selective__gate": "hard_concrete",  # draws at random, as dropout does
     "model__dropout": 0.2,
     "training__target_dimension": 0.1,  # with a multiplier in the state
     "training__steps": STEPS,

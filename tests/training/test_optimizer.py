@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from selssm_jax.config import Experiment, Model, Optimizer, Task, Training
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import optimizer
@@ -29,7 +30,7 @@ def parameters(model: Model) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
 @pytest.mark.parametrize("transition", ["diagonal", "complex", "dense"])
 @pytest.mark.parametrize(("task", "options"), [(LANGUAGE, {"conv": 4}), (SIGNAL, {"frame": 4, "stride": 2, "filterbank": 3}), (SERIES, {})])
 def test_poles_gate_biases_norms_skips_and_embeddings_do_not_decay_and_matrices_do(task, options, transition):
-    paths = parameters(dataclasses.replace(SMALL, transition=transition, task=task, **options))
+    paths = parameters(runs.model(SMALL, selective__transition=transition, task=task, **options))
     kept = {path for path in paths if not optimizer.is_decayed(path)}
     for path in paths:
         last = path[-1]
@@ -47,7 +48,7 @@ def test_names_that_never_decay(path):
 
 @pytest.mark.parametrize("kind", ["s4d", "s5", "lru", "rg_lru", "min_gru", "rnn", "lstm", "gru"])
 def test_of_every_mixer_matrices_decay_and_poles_step_sizes_and_biases_do_not(kind):
-    paths = parameters(dataclasses.replace(SMALL, pattern=(kind,), heads=2, task=LANGUAGE))
+    paths = parameters(runs.model(SMALL, pattern=(kind,), **runs.HEADS, task=LANGUAGE))
     found = {path[-1] for path in paths if path[1] == "mixer" and optimizer.is_decayed(path)}
     assert found == {"s4d": {"C", "kernel"}, "s5": {"B", "C", "kernel"}, "lru": {"B", "C"}, "rg_lru": {"W", "kernel"}, "min_gru": {"W", "C"}}.get(
         kind, {"W", "U", "C"}

@@ -26,7 +26,7 @@ def begin(network: SequenceModel, experiment: Experiment) -> step.TrainState:
 
 def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) -> tuple[Any, step.TrainState, Batch]:
     """Returns a step over `count` devices, a state for it and a batch."""
-    network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS[kind], **model))
+    network = SequenceModel(runs.model(experiment.model, task=TASKS[kind], **model))
     devices = parallel.choose_devices(count, 8)
     take = parallel.data_parallel(partial(step.train_step, model=network, optimizer=optimizer.build(experiment), experiment=experiment), devices)
     plain = Training(target_dimension=experiment.training.target_dimension)  # all else of it changes no first state
@@ -50,11 +50,11 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 DIMENSIONS = ("dim_eff", "compression_factor")
-NOISY = {"training__rate": 0.1, "model__process_noise": 0.3}
+NOISY = {"training__information_weight": 0.1, "model__selective__process_noise": 0.3}
 CASES = [
     ("language", {}, ((1, 4), (2, 2), (4, 1))),
     ("classification", {"frame": 4, "stride": 2}, ((2, 2),)),
-    ("forecasting", {"channels_apart": True}, ((2, 2),)),
+    ("forecasting", {"channel_independent": True}, ((2, 2),)),
 ]
 
 
@@ -66,7 +66,7 @@ def test_micro_batches_and_devices_change_nothing(kind, model, ways):
         assert_same(whole, after(*build(runs.experiment(**penalised, optimizer__accumulate=parts), kind, count=count, **model)))
 
 
-DRAWING = {"dropout": 0.1, "process_noise": 0.3, "observation_noise": 0.2, "gate": "hard_concrete"}
+DRAWING = {"dropout": 0.1, "selective__process_noise": 0.3, "selective__observation_noise": 0.2, "selective__gate": "hard_concrete"}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ DRAWING = {"dropout": 0.1, "process_noise": 0.3, "observation_noise": 0.2, "gate
         ("language", DRAWING, ((2, 2),)),
         pytest.param("language", DRAWING, ((1, 4), (2, 1), (4, 1)), marks=pytest.mark.exhaustive),
         pytest.param("classification", {**DRAWING, "frame": 4, "stride": 2, "bidirectional": True, "remat": True}, ((2, 2),), marks=pytest.mark.exhaustive),
-        pytest.param("language", {**DRAWING, "transition": "complex", "gate": "sigmoid"}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
-        pytest.param("forecasting", {**DRAWING, "channels_apart": True}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
+        pytest.param("language", {**DRAWING, "selective__transition": "complex", "selective__gate": "sigmoid"}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
+        pytest.param("forecasting", {**DRAWING, "channel_independent": True}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
     ],
 )
 def test_what_is_drawn_hangs_on_the_row_and_not_on_where_it_is_read(kind, model, ways):
@@ -124,7 +124,7 @@ def test_rows_and_steps_draw_apart():
 
 def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices():
     options = runs.experiment(**NOISY, training__target_dimension=0.1, training__penalty_warmup=5)
-    whole, shared = (after(*build(options, "language", count=count, process_noise=0.3)) for count in (1, 2))
+    whole, shared = (after(*build(options, "language", count=count, selective__process_noise=0.3)) for count in (1, 2))
     assert_same(whole, shared)
     assert whole[0].multiplier == pytest.approx(shared[0].multiplier, rel=1e-5) and whole[0].multiplier > 0
     assert whole[1][0]["rate"] > 0
@@ -165,7 +165,7 @@ def test_gates_come_under_their_target():
 
 
 def test_a_warm_up_lets_every_penalty_grow_from_nothing():
-    options = runs.experiment(training__gate_l1=4.0, training__rate=2.0, model__process_noise=0.3, training__penalty_warmup=4)
+    options = runs.experiment(training__gate_l1=4.0, training__information_weight=2.0, model__selective__process_noise=0.3, training__penalty_warmup=4)
     states = [step.TrainState(jax.numpy.int32(number), {}, (), jax.numpy.zeros(2)) for number in (0, 1, 3, 9)]
     terms = [step._terms(options, "nats", state) for state in states]
     assert [float(term["gate_l1"]) for term in terms] == [1, 2, 4, 4]
@@ -179,8 +179,8 @@ def test_a_warm_up_lets_every_penalty_grow_from_nothing():
 def test_a_rate_is_paid_with_nats_of_memory():
     held = {}
     for rate in (1e-6, 0.3):
-        options = runs.experiment(training__rate=rate, model__process_noise=0.3)
-        _, seen = after(*build(options, "language", process_noise=0.3), steps=40)
+        options = runs.experiment(training__information_weight=rate, model__selective__process_noise=0.3)
+        _, seen = after(*build(options, "language", selective__process_noise=0.3), steps=40)
         held[rate] = seen[-1]["rate"]
         assert seen[-1]["nats"] < seen[0]["nats"]
     assert held[0.3] < 0.7 * held[1e-6]
@@ -199,14 +199,18 @@ def test_the_loss_and_its_penalty_fall():
         ({}, {}, set()),
         ({"training__gate_l1": 0.1}, {}, {"gate_l1", *DIMENSIONS}),
         ({"training__target_dimension": 0.1}, {}, {"gate_l1", "multiplier", *DIMENSIONS}),
-        ({}, {"gate_state": "elementwise"}, {"fell_back"}),
-        ({"training__gate_l0": 0.1, "model__gate": "hard_concrete"}, {"gate": "hard_concrete", "remat": True}, {"gate_l1", "gate_l0", *DIMENSIONS}),
-        (NOISY, {"process_noise": 0.3, "remat": True}, {"gate_l1", "rate", *DIMENSIONS}),
+        ({}, {"selective__gate_state": "elementwise"}, {"fell_back"}),
+        (
+            {"training__gate_l0": 0.1, "model__selective__gate": "hard_concrete"},
+            {"selective__gate": "hard_concrete", "remat": True},
+            {"gate_l1", "gate_l0", *DIMENSIONS},
+        ),
+        (NOISY, {"selective__process_noise": 0.3, "remat": True}, {"gate_l1", "rate", *DIMENSIONS}),
     ],
 )
 def test_gates_and_laws_are_kept_only_for_a_penalty(monkeypatch, options, model, names):
     experiment, asked = runs.experiment(**options), []
-    network = SequenceModel(dataclasses.replace(experiment.model, task=TASKS["language"], **model))
+    network = SequenceModel(runs.model(experiment.model, task=TASKS["language"], **model))
     tx, batch = optimizer.build(experiment), ragged(TASKS["language"])
     state = jax.eval_shape(partial(step.initial, experiment, network, tx), batch)
     apply = SequenceModel.apply
@@ -226,7 +230,7 @@ def test_a_packed_batch_trains_as_its_documents_apart():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_is_drawn_hangs_on_seed_and_step_alone(count):
-    take, state, batch = build(runs.experiment(), "language", count=count, dropout=0.3, process_noise=0.1)
+    take, state, batch = build(runs.experiment(), "language", count=count, dropout=0.3, selective__process_noise=0.1)
     layout = state.step.sharding
     begun = jax.device_get(state)
     losses = [after(take, jax.device_put(begun.replace(step=number), layout), batch, 1)[1][0]["nats"] for number in (np.int32(0), np.int32(0), np.int32(5))]

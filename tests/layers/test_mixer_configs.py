@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax import settings
-from selssm_jax.config import Model, Task
+import runs
+from selssm_jax.config import Model, SelectiveConfig, Task
+from selssm_jax.config.fields import Positive, Spread, list_fields
+from selssm_jax.config.mixers import GATES, MIXERS, WITHOUT, Method, Solver
 from selssm_jax.errors import InputError
 from selssm_jax.layers.convolution import DilatedConv, ShortConv
 from selssm_jax.layers.encoders import FrameEncoder
-from selssm_jax.layers.gates import GATES, Gate
+from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.mixers import LAYERS
 from selssm_jax.layers.output_heads import ClassHead, ForecastHead
 from selssm_jax.ops._dense_scan import METHODS as OF_MATRICES
@@ -22,7 +24,7 @@ from selssm_jax.ops._newton_scan import SOLVERS
 from selssm_jax.ops._selective_scan import METHODS as OF_MAMBA
 
 D = 8
-ODD = {"d_model": 6, "d_state": 5, "heads": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "dilation": 2, "gate_active": 2}
+ODD = {"d_model": 6, "d_state": 5, "heads": 3, "blocks": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "gate_active": 2}
 FLOATS = {
     "inner_norm_epsilon": (1e-6, -1.0),
     "gate_floor": (2.0, 0.1),
@@ -31,29 +33,37 @@ FLOATS = {
     "observation_noise": (0.3, float("nan")),
     "norm_epsilon": (1e-6, -1.0),
 }
-SIZES = {"d_model": D, "d_state": 4, "heads": 2}
+TUPLES = {"dt_limit": ((), (0.01, 0.2), (0.2, 0.01), (0.1,)), "dilations": ((0,), (2,))}
+SIZES = {"d_model": D, "d_state": 4, "heads": 2, "blocks": 2}
+SHARED = {"d_model": Positive, "d_state": Positive, "norm_epsilon": Spread}
 
 
-def values_of(argument):
+def arguments_of(name):
+    """The annotations of a mixer's arguments."""
+    return {key: SHARED[key] for key in ("d_model", *MIXERS[name].keys)} | list_fields(MIXERS[name].config)
+
+
+def values_of(argument, hint):
     """Values of an argument that are tried: possible ones and others, of another type among them."""
-    if argument in settings.LEAST:
-        return (settings.LEAST[argument] - 1, 2.5, ODD[argument])
-    if argument in settings.RANGES:
-        return FLOATS[argument]
-    if argument == "dt_limit":
-        return ((), (0.01, 0.2), (0.2, 0.01), (0.1,))
-    return (*typing.get_args(settings.CHOICES[argument]), "none of these")
+    kind, *limits = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+    if kind is int:
+        return (limits[0].low - 1, 2.5, ODD[argument])
+    names = {bool: (True, False), str: tuple(GATES)}.get(kind, typing.get_args(kind))
+    return TUPLES.get(argument) or FLOATS.get(argument) or (*names, "none of these")
 
 
 def pairs_of(name):
-    """Every pair of values of two arguments of a mixer."""
-    for one, other in itertools.combinations(settings.MIXERS[name].keys, 2):
-        for value, another in itertools.product(values_of(one), values_of(other)):
-            yield {one: value, other: another}
+    """Every pair of values of two arguments of a mixer, beside sizes that go together."""
+    hints = arguments_of(name)
+    sizes = {key: value for key, value in SIZES.items() if key in hints}
+    for one, other in itertools.combinations(hints, 2):
+        for value, another in itertools.product(values_of(one, hints[one]), values_of(other, hints[other])):
+            yield sizes | {one: value, other: another}
 
 
 def layer_refuses(name, arguments):
     keys, width = {key: jax.random.key(0) for key in ("params", "noise", "gates")}, arguments["d_model"] if arguments["d_model"] in (6, D) else D
+    arguments = {{"dilations": "dilation"}.get(key, key): value[0] if key == "dilations" else value for key, value in arguments.items()}
     try:
         jax.eval_shape(LAYERS[name](**arguments).init, keys, jnp.zeros((1, 3, width)))
     except ValueError as error:
@@ -62,10 +72,10 @@ def layer_refuses(name, arguments):
 
 
 def config_refuses(name, arguments):
-    keys = settings.MIXERS[name].keys
-    values = {keys[argument]: (value,) if keys[argument] == "dilations" else value for argument, value in arguments.items()}
+    group = list_fields(MIXERS[name].config)
+    values = {f"{name}__{key}" if key in group else key: value for key, value in arguments.items()}
     try:
-        Model(pattern=(name,), **values)
+        runs.model(pattern=(name,), **values)
     except InputError as error:
         return str(error)
     return ""
@@ -77,23 +87,22 @@ def test_a_table_says_which_gates_jump_and_which_can_be_exactly_0():
         gate = Gate(2, kind, active=1 if kind == "top_k" else 0)
         variables = gate.init(jax.random.key(0), jnp.zeros((1, 1, 2)))
         found = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=extremes).at()
-        assert settings.GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")  # those round to 0, and are not
+        assert GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")  # those round to 0, and are not
         between = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=jnp.array([[-0.5, 0.5]])).at()
-        assert settings.GATES[kind].jumps == bool(jnp.isin(between, jnp.array([0.0, 1.0])).all())
+        assert GATES[kind].jumps == bool(jnp.isin(between, jnp.array([0.0, 1.0])).all())
 
 
 def test_methods_and_solvers_are_those_of_the_recurrences():
-    assert typing.get_args(settings.Method) == METHODS and typing.get_args(settings.Solver) == SOLVERS
+    assert typing.get_args(Method) == METHODS and typing.get_args(Solver) == SOLVERS
     for name, known in (("dense", OF_MATRICES), ("mamba", OF_MAMBA)):
-        assert set(METHODS) - settings.WITHOUT[name][0] == set(known)
+        assert set(METHODS) - WITHOUT[name][0] == set(known)
 
 
-@pytest.mark.parametrize("name", sorted(settings.MIXERS))
+@pytest.mark.parametrize("name", sorted(MIXERS))
 def test_the_config_refuses_a_layer_where_the_layer_refuses_itself(name):
     """All pairs of values of two arguments by the config, which asks the layer's own rules; a few of them by the layer."""
     refused: dict[bool, list] = {True: [], False: []}
-    for pair in pairs_of(name):
-        arguments = {key: value for key, value in SIZES.items() if key in settings.MIXERS[name].keys} | {"d_model": D} | pair
+    for arguments in pairs_of(name):
         refused[bool(config_refuses(name, arguments))].append(arguments)
     rng = np.random.default_rng(0)
     for expected, tried in refused.items():
@@ -102,11 +111,10 @@ def test_the_config_refuses_a_layer_where_the_layer_refuses_itself(name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", sorted(settings.MIXERS))
+@pytest.mark.parametrize("name", sorted(MIXERS))
 def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike(name):
-    for pair in pairs_of(name):
-        arguments = {key: value for key, value in SIZES.items() if key in settings.MIXERS[name].keys} | {"d_model": D} | pair
-        assert bool(layer_refuses(name, arguments)) == bool(config_refuses(name, arguments)), (pair, layer_refuses(name, arguments))
+    for arguments in pairs_of(name):
+        assert bool(layer_refuses(name, arguments)) == bool(config_refuses(name, arguments)), (arguments, layer_refuses(name, arguments))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,7 @@ def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike
         (LAYERS["selective"](D, 4, gate_floor=2.0), 1, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
         (LAYERS["selective"](D, 4, process_noise=-1.0), 1, "process_noise=-1.0 is out of range"),
         (LAYERS["selective"](D, 4, process_noise=float("nan")), 1, "process_noise=nan is out of range"),
-        (LAYERS["selective"](D, 4, certified="no"), 1, "certified='no' is unknown: use one of True, False"),
+        (LAYERS["selective"](D, 4, certified="no"), 1, "certified='no' is of type str, expected bool"),
         (LAYERS["mamba2"](D, 4, norm_epsilon=-1.0), 1, "norm_epsilon=-1.0 is out of range"),
         (LAYERS["mamba"](D, 4, dt_rank=-1), 1, "dt_rank=-1 is out of range: use at least 0"),
         (LAYERS["gru"](D, 4.0), 1, "d_state=4.0 is of type float, expected int"),
@@ -126,7 +134,7 @@ def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike
         (ShortConv(0, D), 1, "width=0 is out of range"),
         (DilatedConv(D, 0), 1, "taps=0 is out of range"),
         (FrameEncoder(D, 8, frame=2, stride=3), 1, "stride=3 is larger than frame=2"),
-        (ClassHead(3, D, "max"), 3, "pool='max' is unknown: use one of mean, last"),
+        (ClassHead(3, D, "max"), 3, "pool='max' is not a choice: .*known: last, mean"),
         (ForecastHead(0, 2, D), 3, "horizon=0 is out of range"),
     ],
     ids=lambda value: type(value).__name__,
@@ -142,13 +150,13 @@ def test_rules_reach_every_block():
     """Sizes of blocks were not asked for top-k gates, heads of an RG-LRU and poles of an LRU."""
     task = Task("language", vocab=5)
     for pattern, states, more, words in (
-        (("selective",) * 2, (8, 2), {"gate": "top_k", "gate_active": 4}, "gate_active=4 is out of range .* of 2 gates"),
-        (("rg_lru",) * 2, (8, 6), {"heads": 4}, r"model\.block_states\[1\]=6 is no multiple of model\.heads=4"),
+        (("selective",) * 2, (8, 2), {"selective__gate": "top_k", "selective__gate_active": 4}, "gate_active=4 is out of range .* of 2 gates"),
+        (("rg_lru",) * 2, (8, 6), {"rg_lru__blocks": 4}, r"model\.block_states\[1\]=6 is no multiple of model\.rg_lru\.blocks=4"),
         (("lru", "gru", "lru"), (8, 3, 3), {}, r"model\.block_states\[2\]=3 is no multiple of a complex number"),
     ):
         with pytest.raises(InputError, match=words):
-            Model(pattern, D, block_states=states, task=task, **more)
-    with pytest.raises(InputError, match=r"model\.d_state=5 is odd.*model\.transition='diagonal'"):
-        Model(("selective",), D, 5, transition="complex")
-    with pytest.raises(InputError, match=r"model\.scan='chunked' is not written for matrices"):
-        Model(("selective",), D, 4, transition="dense", scan="chunked")
+            runs.model(pattern=pattern, d_model=D, block_states=states, task=task, **more)
+    with pytest.raises(InputError, match=r"model\.d_state=5 is odd.*model\.selective\.transition='diagonal'"):
+        Model(("selective",), D, 5, selective=SelectiveConfig(transition="complex"))
+    with pytest.raises(InputError, match=r"model\.selective\.method='chunked' is not written for matrices"):
+        Model(("selective",), D, 4, selective=SelectiveConfig(transition="dense", method="chunked"))

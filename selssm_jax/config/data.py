@@ -1,0 +1,120 @@
+"""The group `data`, where data come from, and what a kind of task reads."""
+
+import dataclasses
+from typing import Annotated, Literal, NamedTuple
+
+from selssm_jax.config.fields import Count, Least, NonNegative, OneOf, Positive, Seed, check_fields
+from selssm_jax.errors import InputError, suggest
+
+MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
+NEEDS_FILE = ("text", "csv", "npz")
+SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
+TABLES = ("etth1", "ettm1", "weather", "csv")
+SERIES = (*TABLES, "linear_gaussian")  # what is forecast
+TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
+SYMBOLS = ("selective_copying", "induction_heads", "delayed_recall")
+SYNTHETIC = (*SYMBOLS, "linear_gaussian")
+# Where data come from, and the kind of task that they ask; `data.register_data` adds own ones.
+SOURCES: dict[str, str] = {
+    **dict.fromkeys((*TEXTS, *SYMBOLS), "language"),
+    **dict.fromkeys(SIGNALS, "classification"),
+    **dict.fromkeys(SERIES, "forecasting"),
+}
+# Keys that some data alone read; those of kinds of task are in TASKS.
+SOURCES_OF = {
+    "data.file": NEEDS_FILE,
+    "data.gaps": ("csv",),
+    "data.level": TEXTS,
+    "data.vocab": SYMBOLS,
+    "data.tokens": ("selective_copying",),
+    "data.lag": ("delayed_recall",),
+    "data.noise": ("linear_gaussian",),
+    "data.augment": SIGNALS,
+    **dict.fromkeys(("data.train_examples", "data.eval_examples"), SYNTHETIC),
+}
+
+
+class TaskRule(NamedTuple):
+    """What the config knows of a kind of task: keys that not every kind reads, and whether all is read before an answer, so that mixers may run backwards."""
+
+    keys: tuple[str, ...] = ()
+    whole: bool = False
+
+
+_FRAMES = ("model.frame", "model.stride", "model.filterbank")
+_SERIES = ("head_context", "linear_skip", "normalize", "normalize_scale", "channel_independent")
+TASKS: dict[str, TaskRule] = {
+    "language": TaskRule(("model.tie_embeddings",)),
+    "classification": TaskRule(("model.pool", *_FRAMES), whole=True),
+    "forecasting": TaskRule(("data.horizon", "training.forecast_loss", *(f"model.{key}" for key in _SERIES), *_FRAMES)),
+}
+
+
+def sources_of(path: str) -> tuple[str, ...]:
+    """Returns the sources whose data, or whose kind of task, read a key; all of them where it is read for any."""
+    kinds = [kind for kind, rule in TASKS.items() if path in rule.keys]
+    return SOURCES_OF.get(path) or tuple(source for source, kind in SOURCES.items() if kind in kinds or not kinds)
+
+
+def add_source(name: str, kind: str) -> None:
+    """Makes `data.source=name` a choice, for data that ask a kind of task. Raises ValueError for a name that is taken and a kind that is unknown."""
+    if name in SOURCES:
+        raise ValueError(f"the data source {name!r} is there already: give another name")
+    if kind not in TASKS:
+        raise ValueError(f"the data source {name!r} asks the task {kind!r}, which is unknown: {suggest(kind, TASKS)}; register a task of yours first")
+    SOURCES[name] = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the data asks of a model; filled in from the data, so that a config never repeats it.
+
+    kind "language": a token for every step; "classification": a class for a whole signal; "forecasting": the next
+    `horizon` values of every channel.
+    """
+
+    kind: str = "language"  # one of `tasks.TASKS`
+    vocab: int = 0
+    channels: int = 0
+    classes: int = 0
+    length: int = 0
+    horizon: int = 0
+    frame: int = 0  # signals: samples of a frame that suit the data, and from one to the next, for models that leave it to them
+    stride: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which examples, from where, how many at a time."""
+
+    source: Annotated[str, OneOf(SOURCES, "; if a file of yours registers it, name that file by --extend")] = "python_reference"
+    file: str = ""  # your own file, for the sources "text", "csv" and "npz"
+    local_dir: str = ""  # a folder that holds the originals; empty: they are downloaded from their public origin
+    cache_dir: str = ""  # where prepared records are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax
+    train_on: Literal["train", "train+validation"] = "train"
+    batch_size: Positive = 32
+    eval_batch_size: Count = 0  # 0: batch_size
+    length: Count = 256  # steps of one example: context, lookback; signals: the longest kept; 0: what suits a file of yours, and signals whole
+    horizon: Positive = 96  # forecasting: values to predict
+    period: Count = 0  # tables: rows of a season whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
+    gaps: Literal["refuse", "ignore"] = "refuse"  # csv: times that are missing or come twice; ignored, each row follows the one before
+    level: Literal["character", "word", "byte", "subword"] = "character"  # text: what a token is; "subword": of imported models alone
+    augment: bool = False  # signals: random shift, gain and noise in training
+    vocab: Annotated[int, Least(2)] = 16  # synthetic: symbols
+    tokens: Positive = 16  # synthetic: symbols to remember
+    lag: Positive = 16  # delayed_recall: how far back; linear_gaussian: unused
+    noise: NonNegative = 0.1  # linear_gaussian: observation noise variance
+    train_examples: Positive = 100_000  # synthetic: training examples before the order repeats
+    eval_examples: Positive = 1_000  # synthetic: examples of validation and of test, each
+    seed: Seed = 0  # order of the data, draws of synthetic examples, psmnist's permutation
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.{}".format)
+        if self.source in NEEDS_FILE and not self.file:
+            raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
+        if self.eval_examples > MOST_EVALUATED:
+            raise InputError(f"data.eval_examples={self.eval_examples} would take days to evaluate: use at most {MOST_EVALUATED}")
+        if not self.length and self.source in (*SERIES, *TEXTS, *SYMBOLS) and self.source not in ("text", "csv"):
+            raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
+        if self.period and self.source not in TABLES:
+            raise InputError(f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or one of {', '.join(TABLES)}")

@@ -1,0 +1,256 @@
+"""The configuration of a run: its groups, the rules between them, and its forms as ConfigDict and JSON.
+
+A file `configs/NAME.py` returns `Experiment(...).to_config_dict()`; `Experiment.from_config_dict` reads it back after
+command-line overrides and refuses, by name, every unknown key, wrong type and impossible value.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+from selssm_jax.config import renames
+from selssm_jax.config.analysis import Compress, Measure
+from selssm_jax.config.data import SOURCES, TASKS, Data, sources_of
+from selssm_jax.config.fields import assign, build, check_fields, flatten, parse
+from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, list_gated
+from selssm_jax.config.model import Model
+from selssm_jax.config.sweep import COMPARED, Sweep
+from selssm_jax.config.training import Optimizer, Training
+from selssm_jax.errors import InputError
+
+LEAST_NOISE, LEAST_OPEN = 1e-6, -10.0  # of a state whose information is weighed: its variance stays in float32
+OF_FILES = ("data.gaps",)  # how another file is read, which evaluation may be told too
+EVALUATION = ("measure", "compress")  # groups that evaluation reads
+UNREAD = (*EVALUATION, "sweep")  # groups that a run's training does not read
+# Keys that are read with another alone.
+ONLY_WITH = {
+    "model.selective.solver": "model.selective.gate_state",
+    "model.memory_scope": "model.memory_bits",
+    "model.memory_tables": "model.memory_bits",
+    "model.memory_rounding": "model.memory_bits",
+    "training.multiplier_rate": "training.target_dimension",
+    "training.information_bound": "training.information_weight",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, whole: saved beside its checkpoints, so that a run describes itself."""
+
+    name: str = "experiment"
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    measure: Measure = Measure()
+    compress: Compress = Compress()
+    sweep: Sweep = Sweep()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.{}".format)
+        self._check_task()
+        self._check_batches()
+        self._check_gates()
+        if self.training.information_weight:
+            self._check_information()
+
+    def _check_task(self) -> None:
+        """Raises InputError for what the data's kind of task has not."""
+        whole = tuple(source for source, kind in SOURCES.items() if TASKS[kind].whole)
+        if self.model.bidirectional and self.data.source not in whole:
+            raise InputError(
+                f"model.bidirectional=True reads a whole signal before it answers, found data.source={self.data.source!r}, where answers come on the way: "
+                f"use bidirectional=False, or one of {', '.join(whole)}"
+            )
+        series = sources_of("training.forecast_loss")
+        if self.training.forecast_loss != "mse" and self.data.source not in series:
+            raise InputError(
+                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found data.source={self.data.source!r}, which has none: "
+                f"leave it out, or use one of {', '.join(series)}"
+            )
+
+    def _check_batches(self) -> None:
+        """Raises InputError for steps that are only warm-up, and batches that cannot be cut."""
+        if self.optimizer.warmup_steps >= self.training.steps:
+            raise InputError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: "
+                "use fewer warm-up steps or more steps"
+            )
+        if self.data.batch_size % self.optimizer.accumulate:
+            raise InputError(
+                f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
+                "use a multiple of it"
+            )
+
+    def _check_gates(self) -> None:
+        """Raises InputError where noise, a certificate or a penalty is asked of gates that are not there, or not of that kind."""
+        model, training = self.model, self.training
+        for key in ("process_noise", "observation_noise", "certified"):
+            if getattr(model.selective, key) and "selective" not in model.pattern:
+                raise InputError(_say_unread(f"model.selective.{key}", model.pattern, ("selective",), "model.pattern"))
+        if (training.gate_l1 or training.target_dimension) and not set(list_gated()) & set(model.pattern):
+            raise InputError(
+                f"training.gate_l1={training.gate_l1} and target_dimension={training.target_dimension} weigh gates, and no mixer of model.pattern="
+                f"{model.pattern} has any: set both to 0, or use one of {', '.join(list_gated())}"
+            )
+        if training.gate_l0 and model.selective.gate != "hard_concrete":
+            raise InputError(
+                f"training.gate_l0 needs a gate with a differentiable L0, found model.selective.gate={model.selective.gate!r}: "
+                "use 'hard_concrete', or training.gate_l1"
+            )
+        if 0 < training.target_dimension <= model.selective.gate_floor:
+            raise InputError(
+                f"training.target_dimension={training.target_dimension} cannot be reached by gates of at least model.selective.gate_floor="
+                f"{model.selective.gate_floor}: raise the target, or lower the floor"
+            )
+
+    def _check_information(self) -> None:
+        """Raises InputError where the state has no density given the inputs, or its information is not known."""
+        layer, weight, say = self.model.selective, "training.information_weight", "model.selective.{}".format
+        if set(self.model.pattern) != {"selective"}:
+            raise InputError(f"{weight} prices the noisy memory of 'selective' blocks, found model.pattern={self.model.pattern}: use those alone, or 0")
+        if not layer.process_noise:
+            raise InputError(
+                f"{weight}={self.training.information_weight} needs a state with noise, found {say('process_noise')}=0.0: without it the state holds "
+                f"infinitely many nats; use for example {say('process_noise')}=0.3"
+            )
+        if layer.transition == "dense":
+            raise InputError(f"{weight} is defined for components that do not mix, found {say('transition')}='dense': use 'diagonal' or 'complex'")
+        if layer.process_noise < LEAST_NOISE:
+            raise InputError(
+                f"{weight} takes the logarithm of the state's variance, found {say('process_noise')}={layer.process_noise}, whose square float32 cannot "
+                f"hold once a gate has let it in: use at least {LEAST_NOISE}"
+            )
+        if layer.gate_bias < LEAST_OPEN and not layer.gate_floor:
+            raise InputError(
+                f"{weight} needs noise at every step, but gates of {say('gate_bias')}={layer.gate_bias} are so small that float32 has no square of them: "
+                f"use {say('gate_floor')}=0.001 or so, or a bias of at least {LEAST_OPEN}"
+            )
+        if GATES[layer.gate].closes and not layer.gate_floor:
+            raise InputError(
+                f"{weight} needs noise at every step, but gates of {say('gate')}={layer.gate!r} can be exactly 0 and let none in: "
+                f"use {say('gate_floor')}=0.001 or so, or {say('gate')}='sigmoid'"
+            )
+        if self.training.information_bound == "capacity":
+            self._check_capacity()
+        if self.optimizer.accumulate > 1:
+            raise InputError(
+                f"{weight} reads the moments of a whole batch, found optimizer.accumulate={self.optimizer.accumulate}: use 1, "
+                "and more devices or model.remat=True where memory is short"
+            )
+
+    def _check_capacity(self) -> None:
+        """Raises InputError where gates read what a capacity must not depend on."""
+        layer, bound = self.model.selective, "training.information_bound='capacity'"
+        if layer.gate != "constant":
+            raise InputError(
+                f"{bound} is of the memory of gates that do not read the input, found model.selective.gate={layer.gate!r}: "
+                "use information_bound='vib', or model.selective.gate='constant'"
+            )
+        for key, wanted in (("gate_state", "none"), ("transition", "diagonal")):
+            if getattr(layer, key) != wanted:
+                raise InputError(f"{bound} is of a model.selective.{key}={wanted!r}, found {getattr(layer, key)!r}: use information_bound='vib'")
+
+    def refuse_unread(self, base: "Experiment | None" = None, *, sweep: bool = False) -> None:
+        """Raises InputError for a key that is set, away from its default, and that nothing of this experiment reads.
+
+        The models of a sweep read too, of one that is asked for or whose group is set. For what is begun: runs of older versions may hold such
+        keys, and go on.
+
+        Args:
+          base: the experiment of a config file before anything was overridden: what it sets and reads may lie idle once its data or mixers are others.
+        """
+        inherited = {} if base is None else {path: value for path, value in base._list_changes().items() if path not in base.unread(sweep=sweep)}
+        changed = self._list_changes()
+        for path, message in self.unread(sweep=sweep).items():
+            if path not in inherited or inherited[path] != changed[path]:
+                raise InputError(message)
+
+    def unread(self, *, sweep: bool = False) -> dict[str, str]:
+        """Returns the keys that are set and that nothing reads, each with what is to be said of it."""
+        swept = [COMPARED[name].mixer for name in self.sweep.models] if sweep or self.sweep != Sweep() else []
+        mixers, changed, found = {*self.model.pattern, *swept}, self._list_changes(), {}
+        for path in changed:
+            readers = self._list_mixers(path)
+            if readers and not set(readers) & mixers:
+                found[path] = _say_unread(path, self.model.pattern, readers, "model.pattern")
+            elif self.data.source not in sources_of(path):
+                found[path] = _say_unread(path, self.data.source, sources_of(path), "data.source")
+            elif path in ONLY_WITH and ONLY_WITH[path] not in changed:
+                found[path] = f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both"
+        return found
+
+    def _list_mixers(self, path: str) -> tuple[str, ...]:
+        """The mixers that alone read a key; none where others do."""
+        if not path.startswith("model.") or (path == "model.norm_epsilon" and self.model.norm == "rms"):
+            return ()
+        name, _, key = path.removeprefix("model.").removeprefix("own.").partition(".")
+        return (name,) if key else tuple(mixer for mixer, there in MIXERS.items() if name in there.keys)
+
+    def _list_changes(self) -> dict[str, Any]:
+        """The keys of data, model and training that are not at their defaults, and their values."""
+        defaults = dict(flatten(Experiment().to_config_dict().to_dict()))
+        values = flatten({name: dataclasses.asdict(getattr(self, name)) for name in ("data", "model", "training")})
+        return {path: value for path, value in values if defaults[path] != value and path != "data.source" and not path.startswith("model.task.")}
+
+    def to_config_dict(self) -> ml_collections.ConfigDict:
+        """Returns the same values as a ConfigDict with locked keys, for `--config.key=value`; those of every registered mixer are among them."""
+        values = dataclasses.asdict(self)
+        own = {name: dataclasses.asdict(self.model.mixer(name)) for name in MIXERS if name not in BUILT_IN}
+        return ml_collections.ConfigDict(values | {"model": values["model"] | {"own": own}}).lock()
+
+    @classmethod
+    def from_config_dict(cls, config: ml_collections.ConfigDict) -> "Experiment":
+        """Returns the experiment that a ConfigDict describes. Raises InputError that names the key and the fix."""
+        return cls.from_dict(config.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Experiment":
+        """Returns the experiment that nested dictionaries describe. Raises InputError that names the key and the fix."""
+        return build(cls, values, "config")
+
+    @classmethod
+    def from_older(cls, values: Any) -> "Experiment":
+        """Returns the experiment that a run of an earlier version saved, by the names that its keys have now. Raises InputError as `from_dict` does."""
+        renamed: dict[str, Any] = {}
+        for path, value in renames.update(dict(flatten(values))).items() if isinstance(values, dict) else ():
+            assign(renamed, path, value)
+        return cls.from_dict(renamed or values)
+
+    def overridden(self, assignments: Iterable[str]) -> "Experiment":
+        """Returns the experiment with "group.key=value" for keys that evaluation reads, of the groups measure and compress, and data.gaps; values as in JSON.
+
+        Raises InputError for other groups, and for what is refused anywhere else.
+        """
+        values = dataclasses.asdict(self)
+        for assignment in assignments:
+            name, _, text = assignment.partition("=")
+            group, _, key = name.partition(".")
+            if group not in EVALUATION and name not in OF_FILES:
+                raise InputError(
+                    f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE, "
+                    f"compress.KEY=VALUE or {OF_FILES[0]}=VALUE; another file is --file"
+                )
+            values[group] = values[group] | {key: parse(text)}
+        return self.from_dict(values)
+
+    def to_json(self) -> str:
+        """Returns the experiment as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Experiment":
+        """Returns the experiment that `to_json` wrote. Raises InputError for anything else."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise InputError(f"the experiment is not JSON ({error}): restore config.json or start in a new workdir") from error
+
+
+def _say_unread(path: str, value: Any, readers: tuple[str, ...], where: str) -> str:
+    """What is said of a key that nothing reads."""
+    who = f"the mixer {readers[0]!r}" if where == "model.pattern" and len(readers) == 1 else ", ".join(readers)
+    return f"{path} is read by {who} alone, which {where}={value!r} lacks: leave it out, or use one"

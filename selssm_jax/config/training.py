@@ -1,0 +1,72 @@
+"""The groups `optimizer` and `training`."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from selssm_jax.config.fields import Count, NonNegative, Positive, Seed, Share, Within, check_fields
+from selssm_jax.errors import InputError
+
+Momentum = Annotated[float, Within(0.0, 0.9999999)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up and cosine decay; no decay of weights on A, dt, gate biases and norms."""
+
+    peak_rate: NonNegative = 2e-3
+    end_rate: NonNegative = 2e-5
+    warmup_steps: Count = 100
+    weight_decay: NonNegative = 0.1
+    b1: Momentum = 0.9
+    b2: Momentum = 0.99
+    clip_norm: NonNegative = 1.0  # of the whole gradient; 0: no clipping
+    accumulate: Positive = 1  # micro-batches of one step: each of data.batch_size // accumulate examples
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optimizer.{}".format)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long, how often, on how many devices, and what is added to the loss."""
+
+    steps: Positive = 1000
+    seed: Seed = 0  # of parameters, dropout and noise
+    log_every: Positive = 10
+    eval_every: Positive = 200
+    checkpoint_every: Positive = 200
+    keep_checkpoints: Positive = 2
+    select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
+    devices: Count = 0  # 0: all there are
+    forecast_loss: Literal["mse", "huber"] = "mse"  # huber: squares errors up to one deviation, takes larger ones as they are
+    gate_l1: NonNegative = 0.0  # weight of the mean gate value
+    gate_l0: NonNegative = 0.0  # weight of the expected share of open gates (hard_concrete)
+    target_dimension: Share = 0.0  # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
+    multiplier_rate: NonNegative = 0.01  # step size of the multiplier's dual ascent
+    information_weight: NonNegative = 0.0  # of the nats of memory a block, in the mean over steps; needs model.selective.process_noise
+    information_bound: Literal["vib", "capacity"] = "vib"
+    penalty_warmup: Count = 0  # steps over which the weight of every penalty grows from 0; 0: none
+
+    def __post_init__(self) -> None:
+        check_fields(self, "training.{}".format)
+        if self.target_dimension and self.gate_l1:
+            raise InputError(
+                f"training.target_dimension={self.target_dimension} weighs the mean gate by a multiplier of its own, found training.gate_l1={self.gate_l1} "
+                "beside it: set one of the two to 0"
+            )
+        if self.target_dimension and not self.multiplier_rate:
+            raise InputError("training.multiplier_rate=0.0 keeps the multiplier of training.target_dimension at 0: use for example 0.01")
+        if self.penalty_warmup and not self.penalised:
+            raise InputError(
+                f"training.penalty_warmup={self.penalty_warmup} has no penalty to warm up: set training.gate_l1, gate_l0, target_dimension or "
+                "information_weight, or penalty_warmup=0"
+            )
+        if self.penalty_warmup >= self.steps:
+            raise InputError(
+                f"training.penalty_warmup={self.penalty_warmup} ends with no step of training.steps={self.steps} left at full weight: use fewer, or more steps"
+            )
+
+    @property
+    def penalised(self) -> bool:
+        """Whether anything is added to the task's loss."""
+        return bool(self.gate_l1 or self.gate_l0 or self.target_dimension or self.information_weight)
