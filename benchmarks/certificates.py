@@ -20,7 +20,7 @@ import measure
 import numpy as np
 
 from configs import selective_copying
-from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.config import Experiment, Model, SelectiveConfig, Task
 from selssm_jax.model import SequenceModel
 from selssm_jax.stability import certify_model, certify_recurrence
 from selssm_jax.training import checkpoint, loop
@@ -45,7 +45,13 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 def six_blocks(components: int = 256) -> float:
     """Seconds of certifying a model with gates that read all of the state."""
-    config = Model(pattern=("selective",) * 6, d_model=64, d_state=components, gate_state="dense", gate_floor=0.05, task=Task("language", vocab=16))
+    config = Model(
+        pattern=("selective",) * 6,
+        d_model=64,
+        d_state=components,
+        selective=SelectiveConfig(gate_state="dense", gate_floor=0.05),
+        task=Task("language", vocab=16),
+    )
     model = SequenceModel(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.01 * jax.random.normal(jax.random.key(1), leaf.shape), params)
@@ -68,7 +74,7 @@ def dense(components: int = 64) -> float:
 def trained(form: str, seed: int, *, steps: int = STEPS, warmup_steps: int = 200, length: int = 256, d_state: int = 128) -> dict[str, Any]:
     """Trains one run in a folder that is thrown away; returns its loss and what its blocks' certificates say."""
     config = selective_copying.get_config()
-    config.model.update({"gate_state": "elementwise", "d_state": d_state} | FORMS[form])
+    config.model.update({"d_state": d_state, "selective": {"gate_state": "elementwise"} | FORMS[form]})
     config.optimizer.warmup_steps, config.data.length = warmup_steps, length
     config.training.update(steps=steps, eval_every=steps, checkpoint_every=steps, seed=seed, select="last", devices=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from selssm_jax.config import Data, Experiment, Model, Task
+from selssm_jax.config import Data, Experiment, Model, SelectiveConfig, Task
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import optimizer, step
 
@@ -32,7 +32,13 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 def seconds_to_compile(gate_state: str) -> float:
     """Of one training step."""
-    model = Model(pattern=("selective",) * BLOCKS, d_model=128, d_state=128, gate_state=gate_state, task=Task("language", vocab=65, length=STEPS))
+    model = Model(
+        pattern=("selective",) * BLOCKS,
+        d_model=128,
+        d_state=128,
+        selective=SelectiveConfig(gate_state=gate_state),
+        task=Task("language", vocab=65, length=STEPS),
+    )
     experiment = Experiment(name="compile", data=Data(source="tiny_shakespeare", length=STEPS, batch_size=2), model=dataclasses.replace(model, task=Task()))
     network, tx = SequenceModel(model), optimizer.build(experiment)
     tokens = jax.ShapeDtypeStruct((2, STEPS), jnp.int32)

@@ -19,12 +19,12 @@ import measure
 import numpy as np
 
 from selssm_jax.analysis import costs
-from selssm_jax.config import Model, Task
+from selssm_jax.config import AttentionConfig, Model, Task
+from selssm_jax.config.mixers import MIXERS
 from selssm_jax.model import SequenceModel
-from selssm_jax.settings import MIXERS
 
 POSITIONS = tuple(2**power for power in range(8, 17))
-SIZES = {"d_model": 64, "d_state": 64, "heads": 4, "context": POSITIONS[-1], "window": 128}
+SIZES = {"d_model": 64, "d_state": 64, "attention": AttentionConfig(window=POSITIONS[-1])}  # and heads and a window as they are by default
 FLAT, GROWING = 0.02, 0.05  # how far a slope may be from 0, and from 1
 TIMED = {
     **dict.fromkeys(("selective", "mamba", "mamba2", "lstm", "tcn"), (256,)),
@@ -41,7 +41,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
     flat = {f"slope of state bytes, {kind}": {"found": abs(found), "at_most": FLAT} for kind, found in slopes.items() if kind != "attention"}
     return {
         "dtype": "float32",
-        "model": {"blocks": 2, **SIZES},
+        "model": {"blocks": 2, "d_model": 64, "d_state": 64, "heads": 4, "context": POSITIONS[-1], "window": 128},
         "ratios": {**flat, "slope of state bytes, attention: distance from 1": {"found": round(abs(slopes["attention"] - 1), 6), "at_most": GROWING}},
         "positions": POSITIONS,
         "state_bytes": sizes,

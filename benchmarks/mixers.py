@@ -38,16 +38,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "s4d": {"d_state": 32},
     "s5": {"d_state": 128},
     "lru": {"d_state": 128},
-    "rg_lru": {"d_state": 128, "heads": 4},
+    "rg_lru": {"d_state": 128, "rg_lru": {"blocks": 4}},
     "mamba": {"d_state": 16},
-    "mamba2": {"d_state": 32, "heads": 8},
+    "mamba2": {"d_state": 32, "mamba2": {"heads": 8}},
     "min_gru": {"d_state": 128, "conv": 4},
     "rnn": {"d_state": 128, "conv": 4},
     "lstm": {"d_state": 96, "conv": 4},
     "gru": {"d_state": 96, "conv": 4},
-    "attention": {"heads": 4, "context": 128},
-    "local_attention": {"heads": 4, "window": 32},
-    "tcn": {"kernel": 3},
+    "attention": {"attention": {"heads": 4, "window": 128}},
+    "local_attention": {"local_attention": {"heads": 4, "window": 32}},
+    "tcn": {"tcn": {"kernel": 3}},
 }
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "mixers"
 

@@ -68,7 +68,7 @@ def curve(
     config = channel.get_config()
     config.data.update({"noise": NOISE, "eval_examples": examples, "eval_batch_size": min(examples, 500)})
     config.optimizer.warmup_steps = warmup_steps
-    config.training.update({"seed": seed, "penalty_warmup": 500, "rate": 1.0, "devices": 1} | training)
+    config.training.update({"seed": seed, "penalty_warmup": 500, "information_weight": 1.0, "devices": 1} | training)
     return [described(seed, point) for point in rate_sweep.sweep(Experiment.from_config_dict(config), betas, folder / f"seed_{seed}")]
 
 

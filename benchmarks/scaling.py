@@ -22,6 +22,7 @@ import mixers
 
 from selssm_jax.analysis import costs
 from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.config.fields import build
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import optimizer, parallel, step
 
@@ -33,7 +34,7 @@ PARAMETERS, WIDTH, BLOCKS = 400_000, 128, 3
 LEAST, RATIO = 4_096, 0.6  # of the claim
 MODELS: dict[str, dict[str, Any]] = {
     "selective": mixers.SIZES["selective"],
-    "selective_state": mixers.SIZES["selective"] | {"gate_state": "elementwise"},
+    "selective_state": mixers.SIZES["selective"] | {"selective": {"gate_state": "elementwise"}},
     **{kind: mixers.SIZES[kind] for kind in ("mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")},
 }
 MIXER = {"selective_state": "selective"}  # where it is not the model's name
@@ -70,15 +71,16 @@ def benchmark(rounds: int, models: tuple[str, ...] = tuple(MODELS), lengths: tup
 def sized(name: str, length: int = LENGTHS[0], *, remat: bool = False) -> Model:
     """The model of so many parameters; attention sees `length` steps."""
     kind = MIXER.get(name, name)
-    base = Model(pattern=(kind,) * BLOCKS, d_model=WIDTH, task=Task("language", vocab=mixers.VOCAB), remat=remat, **MODELS[name] | {"context": length})
+    attention = {"attention": {"heads": 4, "window": length}}
+    base = build(Model, {"pattern": (kind,) * BLOCKS, "d_model": WIDTH, "remat": remat} | MODELS[name] | attention, "model")
+    base = base.of_task(Task("language", vocab=mixers.VOCAB))
     without, one = (mixers.parameters(dataclasses.replace(base, mlp_ratio=width / WIDTH)) for width in (8, 9))
     return dataclasses.replace(base, mlp_ratio=round(8 + (PARAMETERS - without) / (one - without)) / WIDTH)
 
 
 def sizes(models: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """What each model is made of."""
-    own = {name: {key: value for key, value in MODELS[name].items() if key != "context"} for name in models}
-    return {name: own[name] | {"mlp_hidden": round(sized(name).mlp_ratio * WIDTH)} for name in models}
+    return {name: MODELS[name] | {"mlp_hidden": round(sized(name).mlp_ratio * WIDTH)} for name in models}
 
 
 def state_bytes(name: str, length: int) -> int:

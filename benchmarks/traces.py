@@ -18,7 +18,7 @@ import measure
 import numpy as np
 
 from selssm_jax.compression import event_trace
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, SelectiveConfig, Training
 from selssm_jax.data import synthetic
 from selssm_jax.model import SequenceModel
 from selssm_jax.observe import observe
@@ -58,7 +58,7 @@ def experiment(form: str, seed: int, steps: int) -> Experiment:
     return Experiment(
         name="traces",
         data=Data(source="selective_copying", length=48, vocab=8, tokens=8, batch_size=16, eval_batch_size=SEQUENCES, eval_examples=SEQUENCES),
-        model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, **model),
+        model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, selective=SelectiveConfig(**model)),
         optimizer=Optimizer(peak_rate=5e-3, end_rate=5e-5, warmup_steps=steps // 10),
         training=Training(steps=steps, eval_every=steps, checkpoint_every=steps, log_every=steps, seed=seed, select="last", devices=1, **training),
     )

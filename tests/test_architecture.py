@@ -38,7 +38,6 @@ ORDER = [
     "invocation",
     "paths",
     "shapes",
-    "settings",
     "config",
     "ops",
     "layers",
@@ -121,9 +120,10 @@ def test_imports_point_upwards_only(path):
 
 
 def test_the_config_reads_the_rules_of_layers_and_they_know_no_jax():
-    assert parts_imported(ROOT / "selssm_jax" / "config.py") <= {"errors", "paths", "settings"}
-    assert not third_parties([ROOT / "selssm_jax" / "settings.py"])
-    script = "import sys, selssm_jax.config; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    files = sorted((ROOT / "selssm_jax" / "config").glob("*.py"))
+    assert files and all(parts_imported(path) <= {"errors", "paths", "config"} for path in files)
+    assert third_parties(files) == {"lazy_loader", "ml_collections"}
+    script = "import sys; from selssm_jax.config import Experiment; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -133,7 +133,7 @@ def test_what_a_kind_of_task_is_stands_in_its_object_alone():
     for path in PACKAGE:
         asked = [[*node.comparators, node.left] for node in ast.walk(parse(path)) if isinstance(node, ast.Compare)]
         tables = [node.keys for node in ast.walk(parse(path)) if isinstance(node, ast.Dict)]
-        listed = [] if name(path) in ("selssm_jax/tasks/registry.py", "selssm_jax/settings.py") else tables
+        listed = [] if name(path) in ("selssm_jax/tasks/registry.py", "selssm_jax/config/data.py") else tables
         constants = [part for nodes in asked + listed for node in nodes if node for part in ast.walk(node) if isinstance(part, ast.Constant)]
         assert not kinds & {part.value for part in constants if isinstance(part.value, str)}, name(path)
 

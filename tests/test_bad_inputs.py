@@ -68,7 +68,7 @@ SETTINGS = {
         ("--config.data.batch_size=6", "--config.training.devices=4"), ("data.batch_size", "6", "4 devices", "a multiple of 4")
     ),
     "more devices than there are": Mistake(("--config.training.devices=64",), ("training.devices=64", "4 cpu device(s)", "0 for all")),
-    "a key that nothing reads": Mistake(("--config.model.heads=8",), ("model.heads is read by", "model.pattern", "leave it out")),
+    "a key that nothing reads": Mistake(("--config.model.attention.heads=8",), ("model.attention.heads is read by", "model.pattern", "leave it out")),
     "a seed of more than 32 bits": Mistake(("--config.training.seed=9223372036854775808",), ("training.seed=9223372036854775808", "at most 4294967295")),
     "more than there is memory for": Mistake(("--config.data.batch_size=800000000000",), ("this needs at least", "data.batch_size=800000000000")),
     "a gate that closes, with a rate": Mistake(

@@ -10,27 +10,47 @@ import numpy as np
 import pytest
 
 import runs
+from selssm_jax import cli
 from selssm_jax.compression import compress
+from selssm_jax.config import Experiment, Model
 from selssm_jax.config import mixers as rules
+from selssm_jax.errors import InputError
 from selssm_jax.layers import gates, mixers
 
 OWN = """
+from dataclasses import dataclass
+from typing import Annotated
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from selssm_jax.config import MixerConfig, Within
+from selssm_jax.errors import InputError
 from selssm_jax.layers import GateKind, SelectiveSSM, register_gate, register_mixer
 from selssm_jax.ops import linear_scan
+
+
+@dataclass(frozen=True)
+class AverageConfig(MixerConfig):
+    scale: Annotated[float, Within(0.0, 8.0)] = 1.0
+    title: str = "ema"
+
+    def check(self, d_model, d_state, say):
+        if self.scale > d_state:
+            raise InputError(f"{say('scale')}={self.scale} is larger than {say('d_state')}={d_state}")
 
 
 class Average(nn.Module):
     d_model: int
     d_state: int = 4
+    scale: float = AverageConfig.scale
+    title: str = AverageConfig.title
     dtype: object = jnp.float32
 
     @nn.compact
     def __call__(self, x, state=None, *, reset=None):
         a = nn.sigmoid(self.param("decay_rate", nn.initializers.normal(), (self.d_state,)))
-        drive = (1 - a)[None, None] * nn.Dense(self.d_state, use_bias=False)(x)
+        drive = self.scale * (1 - a)[None, None] * nn.Dense(self.d_state, use_bias=False)(x)
         h, last = linear_scan(jnp.broadcast_to(a[None, None], drive.shape), drive, state, reset=reset)
         return nn.Dense(self.d_model)(h), last
 
@@ -38,7 +58,7 @@ class Average(nn.Module):
         return jnp.zeros((batch, self.d_state))
 
 
-register_mixer("average", Average, undecayed=("decay_rate",))
+register_mixer("average", Average, config=AverageConfig, undecayed=("decay_rate",))
 register_gate(
     "softsign",
     GateKind(
@@ -79,12 +99,14 @@ def test_an_own_mixer_and_an_own_gate_train_and_report(own, tmp_path, capsys):
     pattern = "--config.model.pattern=('average','selective')"
     short = [
         "--config.model.selective.gate=softsign",
+        "--config.model.own.average.scale=2.0",
         "--config.training.steps=4",
         "--config.optimizer.warmup_steps=1",
         "--config.training.eval_every=4",
         "--config.training.checkpoint_every=4",
     ]
     assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", pattern, *short) == 0, capsys.readouterr().err
+    assert json.loads((run / "config.json").read_text())["experiment"]["model"]["own"] == {"average": {"scale": 2.0, "title": "ema"}}
     for name in ("average", "softsign"):
         forget(name)
     assert runs.command("eval.py", f"--workdir={run}") == 2
@@ -95,12 +117,42 @@ def test_an_own_mixer_and_an_own_gate_train_and_report(own, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("average", "scale=9.0"), "model.own.average.scale=9.0 is out of range: use a value from 0.0 to 8.0"),
+        (("average", "scale=8.0", "model.d_state=4"), "model.own.average.scale=8.0 is larger than model.d_state=4"),
+        (("average", "scal=2.0"), "config.model.own.average has no key 'scal': did you mean 'scale'?"),
+        (("selective", "scale=2.0"), "model.own.average.scale is read by the mixer 'average' alone, which model.pattern=('selective',) lacks"),
+    ],
+)
+def test_the_keys_of_an_own_mixer_are_checked_as_all_others(overrides, says, own, tmp_path, capsys):
+    name, assignment, *more = overrides
+    pattern = [f"--config.model.pattern=('{name}',)", f"--config.model.own.average.{assignment}", *(f"--config.{value}" for value in more)]
+    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={tmp_path / 'run'}", *pattern) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_what_an_own_mixer_is_set_to_is_part_of_a_model(own):
+    cli.extend(str(own))
+    kind = rules.MIXERS["average"].config
+    one, same, other = (Model(("average", "gru"), own=value) for value in ({"average": {"scale": 2.0}}, {"average": kind(2.0)}, {}))
+    assert one == same != other and hash(one) == hash(same) and other.own == {"average": kind()}
+    assert one.blocks[0].arguments("average") == {"d_model": 128, "d_state": 256, "scale": 2.0, "title": "ema"}
+    assert Model(("gru",)).own == {} and Experiment().to_config_dict().model.own.average.scale == 1.0
+    experiment = Experiment(model=one)
+    assert Experiment.from_json(experiment.to_json()) == experiment == Experiment.from_config_dict(experiment.to_config_dict())
+    with pytest.raises(InputError, match=r"model\.own has no mixer 'averag': did you mean 'average'"):
+        Model(own={"averag": {}})
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         (None, "own.py cannot be run (FileNotFoundError"),
         ("raise RuntimeError('broken')", "own.py cannot be run (RuntimeError: broken)"),
         ("from selssm_jax.layers import register_mixer\nregister_mixer('gru', int)", "'gru' is there already"),
         ("from selssm_jax.layers import register_mixer\nregister_mixer('new', int, keys=('d_stat',))", "asks for model.d_stat: did you mean 'd_state'?"),
+        ("from selssm_jax.layers import register_mixer\nregister_mixer('new', int, config=dict)", "'new' has the config dict: make it a frozen dataclass"),
     ],
 )
 def test_an_extension_that_fails_is_one_message(text, says, own, tmp_path, capsys):
@@ -113,7 +165,6 @@ def test_an_extension_that_fails_is_one_message(text, says, own, tmp_path, capsy
 
 
 def test_weight_decay_spares_what_an_own_mixer_says(own):
-    from selssm_jax import cli
     from selssm_jax.training.optimizer import is_decayed
 
     assert is_decayed(("block_0", "mixer", "decay_rate"))

@@ -94,7 +94,7 @@ def test_training_step_lowers_with_the_method_of_the_platform(path, platform, mo
     task = TASKS[experiment.data.source]
     task = dataclasses.replace(task, length=experiment.data.length or task.length, horizon=experiment.data.horizon)
     steps = -(-task.length // experiment.model.stride)
-    assert experiment.model.scan == "auto"
+    assert experiment.model.selective.method == "auto"
     if set(experiment.model.pattern) != {"selective"}:  # a scan of its own, whose loops are in loops
         assert "stablehlo.exponential" in lowered(experiment, task, platform)
         return

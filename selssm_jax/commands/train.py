@@ -4,7 +4,7 @@
   python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
 
 After "pip install" the same command is selssm-train, and a recipe's name stands for its file: selssm-train --config quickstart.
-Every key can be overridden by --config.group.key=value (selssm_jax/config.py). Ctrl-C and signals save, with exit code 75: the same command goes on.
+Every key can be overridden by --config.group.key=value (selssm_jax/config/). Ctrl-C and signals save, with exit code 75: the same command goes on.
 """
 
 import pathlib

@@ -6,7 +6,6 @@ sow "gate" and "state" among its intermediates, name the axes of its state in it
 (`layers.bounds`).
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +24,8 @@ from selssm_jax.layers.selective import SelectiveSSM
 from selssm_jax.layers.tcn import TCN
 
 
-def _mamba(*sizes: Any, inner_norm_epsilon: Any = 0.0, **rest: Any) -> Mamba:
-    return FalconMamba(*sizes, **rest, inner_norm_epsilon=inner_norm_epsilon) if inner_norm_epsilon else Mamba(*sizes, **rest)
+def _mamba(d_model: Any, d_state: Any = 16, *, inner_norm_epsilon: Any = 0.0, **rest: Any) -> Mamba:
+    return FalconMamba(d_model, d_state, **rest, inner_norm_epsilon=inner_norm_epsilon) if inner_norm_epsilon else Mamba(d_model, d_state, **rest)
 
 
 # One for every name of `config.mixers.MIXERS`.
@@ -82,7 +81,6 @@ def register_mixer(
     for key in keys:
         if key not in Model.__dataclass_fields__:
             raise ValueError(f"the mixer {name!r} asks for model.{key}: {suggest(key, Model.__dataclass_fields__)}")
-    if not issubclass(config, MixerConfig) or not dataclasses.is_dataclass(config):
+    if not issubclass(config, MixerConfig) or "__dataclass_fields__" not in vars(config):
         raise ValueError(f"the mixer {name!r} has the config {config.__name__}: make it a frozen dataclass that is a config.MixerConfig")
-    config()  # every field has a default that can be
     LAYERS[name], MIXERS[name] = layer, Mixer(config, tuple(keys), gated, tuple(undecayed))

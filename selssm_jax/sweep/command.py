@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import COMPARED, Experiment
+from selssm_jax.config import COMPARED, Experiment, renames
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
@@ -50,7 +50,7 @@ def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
     """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
     try:
         check_regular(path)
-        found = record.identity(Experiment()) | json.loads(path.read_text())["sweep"]  # a key that came later has its default
+        found = record.identity(Experiment()) | renames.update(json.loads(path.read_text())["sweep"])  # a key that came later has its default
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if found != record.identity(experiment):

@@ -584,9 +584,9 @@ def test_a_config_from_before_there_were_targets_is_gone_on_from(tmp_path):
     loop.fit(options, str(tmp_path / "run"))
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    for key in ("target_dimension", "multiplier_rate", "rate", "rate_form", "penalty_warmup", "forecast_loss"):
+    for key in ("target_dimension", "multiplier_rate", "information_weight", "information_bound", "penalty_warmup", "forecast_loss"):
         del config["experiment"]["training"][key]
-    del config["experiment"]["data"]["cycle"], config["experiment"]["model"]["normalize_scale"]
+    del config["experiment"]["data"]["period"], config["experiment"]["model"]["normalize_scale"]
     path.write_text(json.dumps(config))
     assert loop.fit(options, str(tmp_path / "run")).step == 2
     assert read_experiment(str(tmp_path / "run")) == options

@@ -200,7 +200,7 @@ def test_the_capacity_is_that_of_what_comes_in():
     assert means(objectives.rates(observed(law), jnp.ones((4, 5)), form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_channels_apart_weigh_as_rows_of_their_own():
+def test_independent_channels_weigh_as_rows_of_their_own():
     law, valid = laws_of(6, 5, 3), np.arange(5)[None] < np.array([5, 2, 4])[:, None]
     apart = objectives.rates(observed(law), jnp.asarray(np.repeat(valid, 2, axis=0), jnp.float32))["rate"]
     together = objectives.rates(observed(law), jnp.asarray(valid, jnp.float32))["rate"]
