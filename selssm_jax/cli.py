@@ -211,5 +211,5 @@ def _find_value(path: list[str], config: Any) -> Any:
             raise InputError(explain_unknown(place, key, node))
         node, place = node[key], f"{place}.{key}"
     if isinstance(node, ConfigDict):
-        raise InputError(f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node))}=...")
+        raise InputError(f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node), 'KEY')}=...")
     return node

@@ -152,7 +152,11 @@ def test_what_an_own_mixer_is_set_to_is_part_of_a_model(own):
         ("raise RuntimeError('broken')", "own.py cannot be run (RuntimeError: broken)"),
         ("from selssm_jax.layers import register_mixer\nregister_mixer('gru', int)", "'gru' is there already"),
         ("from selssm_jax.layers import register_mixer\nregister_mixer('new', int, keys=('d_stat',))", "asks for model.d_stat: did you mean 'd_state'?"),
-        ("from selssm_jax.layers import register_mixer\nregister_mixer('new', int, config=dict)", "'new' has the config dict: make it a frozen dataclass"),
+        (
+            "from selssm_jax.layers import register_mixer\nfrom selssm_jax.config import MixerConfig\nclass Mine(MixerConfig):\n    x: int = 3\n"
+            "register_mixer('new', int, config=Mine)",
+            "'new' has the config Mine: make it a frozen dataclass",
+        ),
     ],
 )
 def test_an_extension_that_fails_is_one_message(text, says, own, tmp_path, capsys):

@@ -6,19 +6,8 @@ Saved runs and records are read by this table; elsewhere an old key is a mistake
 from collections.abc import Mapping
 from typing import Any
 
-_SELECTIVE = (
-    "gate",
-    "gate_active",
-    "gate_floor",
-    "gate_bias",
-    "gate_state",
-    "update",
-    "transition",
-    "process_noise",
-    "observation_noise",
-    "certified",
-    "solver",
-)
+_GATES = ("gate", "gate_active", "gate_floor", "gate_bias", "gate_state")
+_SELECTIVE = (*_GATES, "update", "transition", "process_noise", "observation_noise", "certified", "solver")
 RENAMED: dict[str, tuple[str, ...]] = {
     **{f"model.{key}": (f"model.selective.{key}",) for key in _SELECTIVE},
     "model.scan": ("model.selective.method", "model.mamba.method"),

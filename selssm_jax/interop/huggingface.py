@@ -161,18 +161,8 @@ WITHOUT_EFFECT = {
     *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
     "norm_before_gate",  # Codestral's says true; transformers norms after the gate whatever it says (transformers#32686), and so do the model's own outputs
 }
-FREE = {
-    "dropout",
-    "remat",
-    "mamba.method",
-    "dtype",
-    "task",
-    "block_states",
-    "d_state",
-    "mamba.dt_rank",
-    "memory_scope",
-    "memory_rounding",
-}  # what a saved model need not say
+# What a saved model need not say.
+FREE = {"dropout", "remat", "mamba.method", "dtype", "task", "block_states", "d_state", "mamba.dt_rank", "memory_scope", "memory_rounding"}
 
 
 def load(folder: str | pathlib.Path) -> tuple[Model, PyTree]:
@@ -395,7 +385,7 @@ def main(argv: list[str] | None = None) -> None:
 def _rows(config: Model) -> Iterable[Row]:
     """The table of a model, layer by layer."""
     for row in (*AROUND, *MIXERS[config.pattern[0]], *(() if config.tie_embeddings else (READOUT,))):
-        if row.of and not getattr(config, row.of):
+        if row.of and not getattr(config.mixer(config.pattern[0]), row.of):
             continue
         for layer in range(len(config.pattern)) if "{}" in row.key else (0,):
             yield row._replace(key=row.key.format(layer), targets=tuple(target.format(layer) for target in row.targets))

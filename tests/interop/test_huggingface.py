@@ -141,7 +141,9 @@ def test_saved_and_loaded_is_the_same(made):
     folder, config, params = made
     found, again = huggingface.load(folder)
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
-    kept = ("pattern", "d_model", "d_state", "expand", "d_conv", "norm_epsilon", "tie_embeddings", "mlp_ratio", "task")
+    own, expected = ({**model.blocks[0].arguments(model.pattern[0]), "dt_rank": None} for model in (found, config))
+    assert own == expected
+    kept = ("pattern", "norm_epsilon", "tie_embeddings", "mlp_ratio", "task")
     assert {key: getattr(found, key) for key in kept} == {key: getattr(config, key) for key in kept}
 
 

@@ -142,9 +142,9 @@ def test_gates_that_read_the_state_start_as_gates_of_the_input_and_add_its_part(
 
 
 def test_an_unknown_kind_names_the_choices():
-    with pytest.raises(ValueError, match="'relu' is unknown: known: binary, constant"):
+    with pytest.raises(ValueError, match="kind='relu' is not a choice: known: binary, constant"):
         gates.Gate(4, "relu").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
-    with pytest.raises(ValueError, match="reads_state='all' is unknown: use one of none, elementwise, dense"):
+    with pytest.raises(ValueError, match="reads_state='all' is not a choice: known: dense, elementwise, none"):
         gates.Gate(4, reads_state="all").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
 
 

@@ -18,7 +18,8 @@ from flax import nnx
 from flax.nnx import bridge
 
 import runs
-from selssm_jax.config import Task
+from selssm_jax.config import Model, Task
+from selssm_jax.config.fields import list_fields
 from selssm_jax.config.mixers import MIXERS
 from selssm_jax.layers.mixers import LAYERS, mixer
 from selssm_jax.model import SequenceModel

@@ -151,7 +151,7 @@ def test_a_model_of_it_is_pruned_to_a_smaller_one():
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"), [({"heads": 4}, "d_state=6 is no multiple of heads=4"), ({"d_conv": 0}, "d_conv=0 is out of range: use at least 1")]
+    ("fields", "words"), [({"blocks": 4}, "d_state=6 is no multiple of blocks=4"), ({"d_conv": 0}, "d_conv=0 is out of range: use at least 1")]
 )
 def test_refuses_what_cannot_be(fields, words):
     with pytest.raises(ValueError, match=words):
