@@ -1,18 +1,17 @@
 """One reader of what mixers sow: values by block, rows of channels, and which frames count."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selssm_jax.config import Model, Task
+import runs
+from selssm_jax.config import AttentionConfig, Model, Task
 from selssm_jax.model import SequenceModel, block_names
 from selssm_jax.observe import Observed, find_data_frames, find_data_rows, find_valid_frames, observe, read_sown, replace_states
 
-LANGUAGE = Model(pattern=("selective", "mamba", "attention"), d_model=8, d_state=6, heads=2, task=Task("language", vocab=7))
-APART = Model(pattern=("selective",), d_model=8, d_state=6, frame=4, stride=2, channels_apart=True, task=Task("forecasting", channels=3, horizon=4))
+LANGUAGE = Model(pattern=("selective", "mamba", "attention"), d_model=8, d_state=6, attention=AttentionConfig(heads=2), task=Task("language", vocab=7))
+APART = Model(pattern=("selective",), d_model=8, d_state=6, frame=4, stride=2, channel_independent=True, task=Task("forecasting", channels=3, horizon=4))
 NOISE = {"noise": jax.random.key(1)}
 
 
@@ -38,11 +37,11 @@ def test_every_block_shows_what_its_mixer_sows_and_nothing_else():
 
 
 def test_laws_and_solves_are_shown_where_they_are_asked_for():
-    model, params, batch = built(dataclasses.replace(LANGUAGE, pattern=("selective",), process_noise=0.3))
+    model, params, batch = built(runs.model(LANGUAGE, pattern=("selective",), selective__process_noise=0.3))
     assert observe(model, params, batch, rngs=NOISE).blocks["block_0"].law is None
     law = observe(model, params, batch, rngs=NOISE, collections=["laws"]).blocks["block_0"].law
     assert law.drive.shape == law.noise.shape == (3, 10, 6)
-    model, params, batch = built(dataclasses.replace(LANGUAGE, pattern=("selective",), gate_state="elementwise"))
+    model, params, batch = built(runs.model(LANGUAGE, pattern=("selective",), selective__gate_state="elementwise"))
     assert observe(model, params, batch, rngs=NOISE, collections=["diagnostics"]).blocks["block_0"].fell_back.shape == (3,)
 
 

@@ -85,7 +85,7 @@ def test_noise_is_drawn_anew_for_every_sequence_and_again_by_its_seed(files):
 
 def test_mixers_that_sow_no_states_are_recorded_beside_others_with_noise(files):
     """What they carry is read from the sequence once more, which needs noise too."""
-    _, dataset, model, params = built(files["text"], pattern=("selective", "mamba"), process_noise=0.2)
+    _, dataset, model, params = built(files["text"], pattern=("selective", "mamba"), selective__process_noise=0.2)
     blocks = record(model, params, dataset.evaluate("test", 4), samples=8, moments=(3, 7)).blocks
     assert all(np.isfinite(block.states).all() and block.states.shape[1] == 2 for block in blocks.values())
     assert blocks["block_0"].law is not None and blocks["block_1"].law is None

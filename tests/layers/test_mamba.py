@@ -171,7 +171,7 @@ def test_a_mask_of_ones_changes_nothing(name):
 def test_pruning_by_gates_needs_a_gate_of_every_component():
     tokens = np.zeros((1, 5), np.int32)
     batch = {"inputs": tokens, "targets": tokens, "weights": np.ones((1, 5), np.float32), "valid": np.ones((1, 5), bool)}
-    model = SequenceModel(Model(pattern=("mamba2",), d_model=D, d_state=3, heads=4, task=Task(vocab=4)))
+    model = SequenceModel(Model(pattern=("mamba2",), d_model=D, d_state=3, task=Task(vocab=4)))
     params = model.init(jax.random.key(0), jnp.asarray(tokens))["params"]
     with pytest.raises(ValueError, match=r"block_0: its mixer has 4 gates for 3 components.*use another score than 'gate'"):
         pruning.scores(model, params, [batch], "gate")
