@@ -58,7 +58,7 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
         "s4d": 2 * d * n,
         "s5": 2 * d * n + n**2 * WIDE,
         "lru": 2 * d * n,
-        "rg_lru": 3 * d * n + 2 * n**2 / sizes.get("heads", 1),
+        "rg_lru": 3 * d * n + 2 * n**2 / sizes.get("blocks", 1),
         "mamba": 3 * d * inner + 3 * inner * n + inner * sizes.get("d_conv", 0),
         "mamba2": 3 * d * inner + 2 * d * n * sizes.get("groups", 0) + inner * sizes.get("d_conv", 0),
         "min_gru": 3 * d * n,

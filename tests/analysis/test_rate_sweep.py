@@ -83,10 +83,10 @@ def test_betas_that_make_no_sweep(tmp_path, betas):
 def test_beta_zero_keeps_the_other_penalties_and_their_warm_up():
     options = dataclasses.replace(RECIPE.training, gate_l1=0.1, penalty_warmup=5)
     penalised = rate_sweep.set_price(dataclasses.replace(RECIPE, training=options), 0.0).training
-    assert (penalised.rate, penalised.gate_l1, penalised.penalty_warmup) == (0.0, 0.1, 5)
-    options = dataclasses.replace(RECIPE.training, rate=0.1, penalty_warmup=5)
+    assert (penalised.information_weight, penalised.gate_l1, penalised.penalty_warmup) == (0.0, 0.1, 5)
+    options = dataclasses.replace(RECIPE.training, information_weight=0.1, penalty_warmup=5)
     free = rate_sweep.set_price(dataclasses.replace(RECIPE, training=options), 0.0).training
-    assert (free.rate, free.penalty_warmup, free.select) == (0.0, 0, "last")
+    assert (free.information_weight, free.penalty_warmup, free.select) == (0.0, 0, "last")
 
 
 def test_a_silent_model_has_no_finite_memory():

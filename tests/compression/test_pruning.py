@@ -261,8 +261,8 @@ def test_a_block_that_does_nothing_is_worth_nothing_and_leaves_no_trace():
 def test_convolutions_that_are_left_keep_their_dilations():
     config = runs.model(LANGUAGE, pattern=("tcn", "selective", "tcn"), tcn__kernel=2)
     _, params = build(config)
-    assert pruning.remove_block(config, params, "block_0")[0].dilations == (2,)
-    assert pruning.remove_block(config, params, "block_1")[0].dilations == (1, 2)
+    assert pruning.remove_block(config, params, "block_0")[0].tcn.dilations == (2,)
+    assert pruning.remove_block(config, params, "block_1")[0].tcn.dilations == (1, 2)
 
 
 def test_losses_are_those_of_evaluation():

@@ -204,7 +204,8 @@ CODESTRAL = {  # mistralai/Mamba-Codestral-7B-v0.1 but for its sizes
 
 def test_the_configuration_of_codestral_is_read():
     config = huggingface.model_config(CODESTRAL)
-    assert (config.pattern, config.heads, config.groups, config.tie_embeddings, config.dt_limit) == (("mamba2",) * 2, 4, 2, False, ())
+    layer = config.mamba2
+    assert (config.pattern, layer.heads, layer.groups, config.tie_embeddings, layer.dt_limit) == (("mamba2",) * 2, 4, 2, False, ())
 
 
 @pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2"])

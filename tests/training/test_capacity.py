@@ -78,8 +78,8 @@ def test_a_model_as_large_as_half_of_the_memory_is_let_pass(monkeypatch):
 def test_too_many_taps_and_blocks_are_refused():
     for changes, words in (
         ({"pattern": ("gru",) * 10_001}, "10001 blocks, which nothing compiles"),
-        ({"tcn__kernel": 10**9}, "model.tcn.kernel=1000000000 is out of range: use at most 4096"),
-        ({"conv": 10**9}, "model.conv=1000000000 is out of range: use at most 4096"),
+        ({"tcn__kernel": 10**9}, "model.tcn.kernel=1000000000 is out of range: use at least 1 and at most 4096"),
+        ({"conv": 10**9}, "model.conv=1000000000 is out of range: use at least 0 and at most 4096"),
         ({"mamba__d_conv": 10**6}, "model.mamba.d_conv=1000000 is out of range"),
     ):
         with pytest.raises(InputError, match=words):

@@ -313,7 +313,7 @@ def test_with_no_readable_checkpoint_nothing_is_touched(run):
         ('{"format": "x", "experiment": {}}', r"config\.json is damaged"),
         ('{"format": 1}', r"config\.json is damaged"),
         ('{"format": 1, "experiment": {"dta": {}}}', r"config has no key 'dta': did you mean 'data'"),
-        ('{"format": 2, "experiment": {"later": 1}}', r"written by a newer version \(format 2, this one reads up to 1\): upgrade selssm_jax"),
+        ('{"format": 3, "experiment": {"later": 1}}', r"written by a newer version \(format 3, this one reads up to 2\): upgrade selssm_jax"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_told_and_left_alone(run, text, message):
