@@ -28,7 +28,7 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     if model.mixer == "selective":
         axes |= {"model.selective.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
-    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(*sweep.learning_rates, rest)]
+    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 

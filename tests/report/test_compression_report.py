@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from runs import REPOSITORY, command, experiment
+from runs import HEADS, REPOSITORY, command, experiment
 from selssm_jax import data
 from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression import compress
@@ -103,7 +103,8 @@ def test_the_states_of_mixers_alone(smoke_run, tmp_path, monkeypatch):
 
 def drawn(folder, **changes):
     """The workdir of configs/smoke.py with these changes, parameters as drawn."""
-    config = experiment(data__eval_examples=8, model__heads=2, model__attention__window=18, model__local_attention__window=4, **changes)
+    heads = {f"model__{key}": value for key, value in HEADS.items()}
+    config = experiment(data__eval_examples=8, model__attention__window=18, model__local_attention__window=4, **heads, **changes)
     dataset = data.load(config.data)
     model = SequenceModel(dataclasses.replace(config.model, task=dataset.task))
     params = jax.jit(model.init)(jax.random.key(0), next(dataset.train(2, seed=0))["inputs"])["params"]
