@@ -8,6 +8,7 @@ from . import information as information
 from . import interop as interop
 from . import layers as layers
 from . import model as model
+from . import observe as observe
 from . import ops as ops
 from . import report as report
 from . import runs as runs
