@@ -34,7 +34,7 @@ def error_weights(model: SequenceModel, params: PyTree, batches: Iterable[Mappin
 
         def loss(errors: Array) -> tuple[Array, Array]:
             add = lambda vector, error: (vector + error, None)  # noqa: E731
-            options: dict[str, Any] = {"scope": scope, "reset": batch.get("reset"), "valid": batch["valid"]}
+            options: dict[str, Any] = {"scope": scope, "reset": batch.get("reset"), "valid": batch["valid"], "rngs": {"noise": jax.random.key(0)}}
             outputs = read(model, params, batch["inputs"], None, add, errors, **options).outputs
             total, weight = kind.score(outputs, batch)[kind.loss]
             return total, weight

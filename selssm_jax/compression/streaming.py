@@ -234,7 +234,8 @@ def calibration(
 
     @jax.jit
     def calibrate_step(inputs: Array, reset: Array | None, valid: Array) -> Array:
-        return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid).given
+        noise = {"noise": jax.random.key(0)}
+        return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid, rngs=noise).given
 
     samples = [_live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
     most = max(1, min(most, LARGEST // samples[0].shape[1]))

@@ -79,7 +79,7 @@ def test_all_is_in_json_and_in_the_page(channel, tmp_path):
     blocks = memory_section.describe_memory({"memory": json.loads(json.dumps(channel)), "split": "test"}, tmp_path)
     words = str(blocks)
     assert "Information about all of the past" in words and "exact (bits)" in words and "Under the bottleneck curve" in words
-    assert {path.name for path in tmp_path.glob("*.png")} == {"retention.png", "memory_of_past.png", "memory_by_component.png", "bottleneck.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"retention.png", "past.png", "components.png", "bottleneck.png"}
 
 
 @pytest.fixture(scope="module")
