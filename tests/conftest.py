@@ -35,8 +35,8 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]  # of test functions, as tests/durations.py measured them
 SLOW = 1.0  # seconds from which on a case is left out of a developer's loop
-BUDGET = 8.0  # seconds of a function's cases that are not exhaustive; at least one is not
-LONGEST = 50.0  # seconds from which on a case is exhaustive
+BUDGET = 5.0  # seconds of a function's cases that are not exhaustive; at least one is not
+LONGEST = 30.0  # seconds from which on a case is exhaustive
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
 CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]

@@ -131,7 +131,10 @@ def _forgetting(results: Results) -> str:
         longest = max(block["horizon"] for block in blocks.values())
         return f"It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within {longest:,.0f} steps."
     which = "" if len(missing) == len(blocks) else f" ({', '.join(map(block_title, missing))})"
-    return f"It is not certain to forget{which}: {_advice(results['config']['model'], list(blocks), missing)}."
+    rates = [blocks[name]["step"]["rate"] for name in missing]
+    slowly = all(rate is not None and rate < 1 for rate in rates)
+    claim = "It is certain to forget, but at no useful rate" if slowly else "It is not certain to forget"
+    return f"{claim}{which}: {_advice(results['config']['model'], list(blocks), missing)}."
 
 
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:

@@ -93,8 +93,10 @@ def test_what_is_remembered_is_in_bits_and_steps():
 def test_where_nothing_is_certain_it_says_what_to_set(model, words):
     usual = RESULTS["config"]["model"]
     config = {"model": usual | (model if "pattern" in model else {"selective": usual["selective"] | model})}
-    for rate, horizon in ((None, None), (1 - 1e-9, 4e9)):
-        assert re.search(words, verdict(changed(config=config, stability={"block_0": held(0.9, 66), "block_1": held(rate, horizon)})))
+    claims = {(None, None): "It is not certain to forget", (1 - 1e-9, 4e9): "It is certain to forget, but at no useful rate"}
+    for (rate, horizon), claim in claims.items():
+        told = verdict(changed(config=config, stability={"block_0": held(0.9, 66), "block_1": held(rate, horizon)}))
+        assert re.search(words, told) and claim in told
 
 
 PACKED = {
