@@ -209,8 +209,8 @@ def test_error_weights_are_what_small_errors_cost():
 
 def test_models_with_noise_are_calibrated_too():
     """Their states are drawn while they are read, so they need a key."""
-    _, params, batch, _, _ = made("diagonal")
-    noisy = SequenceModel(Model(pattern=("selective",) * 2, d_model=12, d_state=10, task=LANGUAGE, process_noise=0.3))
+    model, params, batch, _, _ = made("diagonal")
+    noisy = SequenceModel(dataclasses.replace(model.config, selective=dataclasses.replace(model.config.selective, process_noise=0.3)))
     assert np.isfinite(calibration(noisy, params, [batch])).all()
     weights = error_weights(noisy, params, [batch])
     assert np.isfinite(weights).all() and (weights > 0).any()
