@@ -2,9 +2,10 @@
 
   python benchmarks/certificates.py    # with the package installed
 
-Seconds are of certifying a model of six blocks of 256 components, and a dense transition of 64 components under a law of gates
-of four modes. Training is 300 steps of configs/selective_copying.py with gates that read the state elementwise, `certified` with a
-gate_floor of 0.01 beside free with none, and free with the same floor, three seeds; the loss is that of the validation split.
+Seconds are of certifying a model of six blocks of 256 components, and a dense transition of 64 components under a law
+of gates of four modes. Training is 300 steps of configs/selective_copying.py with gates that read the state
+elementwise, `certified` with a gate_floor of 0.01 beside free with none, and free with the same floor, three seeds; the
+loss is that of the validation split.
 """
 
 import json
@@ -26,7 +27,11 @@ from selssm_jax.stability import certify_model, certify_recurrence
 from selssm_jax.training import checkpoint, loop
 
 SEEDS, STEPS, FLOOR = (0, 1, 2), 300, 0.01
-FORMS = {"free": {"gate_floor": 0.0}, "free with the floor": {"gate_floor": FLOOR}, "certified": {"gate_floor": FLOOR, "certified": True}}
+FORMS = {
+    "free": {"gate_floor": 0.0},
+    "free with the floor": {"gate_floor": FLOOR},
+    "certified": {"gate_floor": FLOOR, "certified": True},
+}
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
@@ -36,9 +41,18 @@ def benchmark(rounds: int) -> dict[str, Any]:
     certified = [run for run in runs if run["form"] == "certified"]
     ratios = {
         "six blocks of 256 components, s": {"ours": median(six_blocks() for _ in range(rounds)), "at_most": 10},
-        "a dense transition of 64 components under a law of gates, s": {"ours": median(dense() for _ in range(rounds)), "at_most": 30},
-        "loss of certified over free, 300 steps of selective copying": {"ours": np.mean(losses["certified"]) / np.mean(losses["free"]), "at_most": 1.05},
-        "share of certified runs that are still certified": {"ours": np.mean([run["contracts"] for run in certified]), "at_least": 1},
+        "a dense transition of 64 components under a law of gates, s": {
+            "ours": median(dense() for _ in range(rounds)),
+            "at_most": 30,
+        },
+        "loss of certified over free, 300 steps of selective copying": {
+            "ours": np.mean(losses["certified"]) / np.mean(losses["free"]),
+            "at_most": 1.05,
+        },
+        "share of certified runs that are still certified": {
+            "ours": np.mean([run["contracts"] for run in certified]),
+            "at_least": 1,
+        },
     }
     return {"dtype": "float32", "seeds": len(SEEDS), "ratios": ratios, "runs": runs}
 
@@ -71,7 +85,9 @@ def dense(components: int = 64) -> float:
     return time.perf_counter() - start
 
 
-def trained(form: str, seed: int, *, steps: int = STEPS, warmup_steps: int = 200, length: int = 256, d_state: int = 128) -> dict[str, Any]:
+def trained(
+    form: str, seed: int, *, steps: int = STEPS, warmup_steps: int = 200, length: int = 256, d_state: int = 128
+) -> dict[str, Any]:
     """Trains one run in a folder that is thrown away; returns its loss and what its blocks' certificates say."""
     config = selective_copying.get_config()
     config.model.update({"d_state": d_state, "selective": {"gate_state": "elementwise"} | FORMS[form]})
@@ -88,7 +104,9 @@ def trained(form: str, seed: int, *, steps: int = STEPS, warmup_steps: int = 200
         "seed": seed,
         "nats": nats,
         "contracts": all(certificate.contraction.status == "holds" for certificate in blocks.values()),
-        "blocks": {name: {"status": one.contraction.status, "rate": one.contraction.rate} for name, one in blocks.items()},
+        "blocks": {
+            name: {"status": one.contraction.status, "rate": one.contraction.rate} for name, one in blocks.items()
+        },
     }
 
 

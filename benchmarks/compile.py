@@ -2,9 +2,9 @@
 
   python benchmarks/compile.py    # with the package installed
 
-The step is that of train.py with optimiser and gradient: a language model of six blocks, width 128, 128 states, for gates
-that read the input alone and for gates that also read the state. Seconds to trace and compile it from empty caches, median of
-three; no data is needed, only shapes.
+The step is that of train.py with optimiser and gradient: a language model of six blocks, width 128, 128 states, for
+gates that read the input alone and for gates that also read the state. Seconds to trace and compile it from empty
+caches, median of three; no data is needed, only shapes.
 """
 
 import dataclasses
@@ -39,12 +39,23 @@ def seconds_to_compile(gate_state: str) -> float:
         selective=SelectiveConfig(gate_state=gate_state),
         task=Task("language", vocab=65, length=STEPS),
     )
-    experiment = Experiment(name="compile", data=Data(source="tiny_shakespeare", length=STEPS, batch_size=2), model=dataclasses.replace(model, task=Task()))
+    experiment = Experiment(
+        name="compile",
+        data=Data(source="tiny_shakespeare", length=STEPS, batch_size=2),
+        model=dataclasses.replace(model, task=Task()),
+    )
     network, tx = SequenceModel(model), optimizer.build(experiment)
     tokens = jax.ShapeDtypeStruct((2, STEPS), jnp.int32)
-    batch = {"inputs": tokens, "targets": tokens, "weights": jax.ShapeDtypeStruct((2, STEPS), jnp.float32), "valid": jax.ShapeDtypeStruct((2, STEPS), bool)}
+    batch = {
+        "inputs": tokens,
+        "targets": tokens,
+        "weights": jax.ShapeDtypeStruct((2, STEPS), jnp.float32),
+        "valid": jax.ShapeDtypeStruct((2, STEPS), bool),
+    }
     state = jax.eval_shape(partial(step.initial, experiment, network, tx), batch)
-    return measure.seconds_to_compile(partial(step.train_step, model=network, optimizer=tx, experiment=experiment), state, batch)
+    return measure.seconds_to_compile(
+        partial(step.train_step, model=network, optimizer=tx, experiment=experiment), state, batch
+    )
 
 
 if __name__ == "__main__":

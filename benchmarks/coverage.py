@@ -1,10 +1,12 @@
-"""Claim: on sixty laws of known information, fifteen of them independent, the stated errors of `estimators.estimate` cover the truth.
+"""Claim: on sixty laws of known information, fifteen of them independent, the stated errors of `estimators.estimate`
+cover the truth.
 
   python benchmarks/coverage.py
 
-Continuous, discrete and mixed laws, with ties, fill values, heavy tails, units from 1e-20 to 1e25, places at 1e8, from 1 to 8 columns in all and from
-500 to 5,000 samples; one draw each, seeded by its number. A law is covered within three errors where |estimate - truth| <= 3 stderr. Coverage bought by
-wide errors is no coverage: the median of the stated errors stands beside it.
+Continuous, discrete and mixed laws, with ties, fill values, heavy tails, units from 1e-20 to 1e25, places at 1e8, from
+1 to 8 columns in all and from 500 to 5,000 samples; one draw each, seeded by its number. A law is covered within three
+errors where |estimate - truth| <= 3 stderr. Coverage bought by wide errors is no coverage: the median of the stated
+errors stands beside it.
 """
 
 import argparse
@@ -26,19 +28,24 @@ from scipy.special import ndtr
 from selssm_jax.information import estimators, samplers
 
 Pair = tuple[np.ndarray, np.ndarray]
-Law = tuple[int, Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, float]]]  # samples, and a draw of x, y and the truth
+# samples, and a draw of x, y and the truth
+Law = tuple[int, Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, float]]]
 FILL = 9.96921e36  # netCDF's
 ERRORS = 3.0
 ALLOWED = 0.05  # nats that an independent pair may show beyond its errors
 
 
-def _sampled(sampler: Callable[..., samplers.Sample], n: int, *arguments: Any, x: Any = None, y: Any = None, **settings: Any) -> Law:
+def _sampled(
+    sampler: Callable[..., samplers.Sample], n: int, *arguments: Any, x: Any = None, y: Any = None, **settings: Any
+) -> Law:
     """One of the package's samplers, with maps in NumPy's float64 of either side."""
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
         sample = sampler(jax.random.key(int(rng.integers(2**31))), n, *arguments, **settings)
         sides = (np.asarray(side, np.float64) for side in (sample.x, sample.y))
-        return *(side if by is None else by(side) for side, by in zip(sides, (x, y), strict=True)), float(sample.information)
+        return *(side if by is None else by(side) for side, by in zip(sides, (x, y), strict=True)), float(
+            sample.information
+        )
 
     return n, draw
 
@@ -47,7 +54,9 @@ def _normal(n: int, r: float, **maps: Any) -> Law:
     return _sampled(samplers.multinormal, n, samplers.dense_covariance(1, 1, r), 1, **maps)
 
 
-def _independent(n: int, x: Callable[[np.random.Generator, int], np.ndarray], y: Callable[[np.random.Generator, int], np.ndarray]) -> Law:
+def _independent(
+    n: int, x: Callable[[np.random.Generator, int], np.ndarray], y: Callable[[np.random.Generator, int], np.ndarray]
+) -> Law:
     return n, lambda rng: (x(rng, n), y(rng, n), 0.0)
 
 
@@ -79,7 +88,9 @@ def _missing_together(n: int, r: float, share: float) -> Law:
 
 
 def _rounded(n: int, r: float, width: float, *, both: bool) -> Law:
-    """A normal pair with y, or both, rounded to multiples of the width: sums over cells, the other side by fine quadrature."""
+    """A normal pair with y, or both, rounded to multiples of the width: sums over cells, the other side by fine
+    quadrature.
+    """
     edges = width * (np.arange(-int(9 / width), int(9 / width) + 1) + 0.5)
     inner = np.linspace(-9, 9, 18_001)
     weight = np.exp(-0.5 * inner**2)
@@ -101,10 +112,14 @@ def _rounded(n: int, r: float, width: float, *, both: bool) -> Law:
 
 
 def _labelled(n: int, centres: np.ndarray) -> Law:
-    """One of several labels, equally likely, and a normal number about the label's centre: the entropy of the mixture by quadrature."""
+    """One of several labels, equally likely, and a normal number about the label's centre: the entropy of the mixture
+    by quadrature.
+    """
     grid = np.linspace(centres.min() - 9, centres.max() + 9, 40_001)
     p = np.exp(-0.5 * (grid[None] - centres[:, None]) ** 2).mean(0) / math.sqrt(2 * math.pi)
-    truth = float(-np.sum(p * np.log(np.maximum(p, 1e-300))) * (grid[1] - grid[0]) - 0.5 * math.log(2 * math.pi * math.e))
+    truth = float(
+        -np.sum(p * np.log(np.maximum(p, 1e-300))) * (grid[1] - grid[0]) - 0.5 * math.log(2 * math.pi * math.e)
+    )
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
         label = rng.integers(0, len(centres), n)
@@ -119,7 +134,9 @@ def _flipped(n: int, r: float) -> Law:
     x, y = np.meshgrid(grid, grid, indexing="ij")
     density = lambda z, v: np.exp(-0.5 * z**2 / v) / math.sqrt(2 * math.pi * v)  # noqa: E731
     given = 0.5 * (density(y - r * x, 1 - r * r) + density(y + r * x, 1 - r * r))
-    truth = float(np.sum(density(x, 1) * given * np.log(np.maximum(given, 1e-300) / density(y, 1))) * (grid[1] - grid[0]) ** 2)
+    truth = float(
+        np.sum(density(x, 1) * given * np.log(np.maximum(given, 1e-300) / density(y, 1))) * (grid[1] - grid[0]) ** 2
+    )
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
         x, w = rng.normal(size=(2, n))
@@ -169,7 +186,9 @@ CONTINUOUS: dict[str, Law] = {
     "half-cubed and wiggly normal .9": _normal(500, 0.9, x=samplers.half_cube, y=samplers.wiggly),
     "normal .85 with a sign of chance": _flipped(2000, 0.85),
     "Student 1.5, 1 + 1": _sampled(samplers.student, 2000, np.eye(2), 1, 1.5),
-    "Student 3 of correlation .5, 1 + 1": _sampled(samplers.student, 1000, samplers.dense_covariance(1, 1, 0.5), 1, 3.0),
+    "Student 3 of correlation .5, 1 + 1": _sampled(
+        samplers.student, 1000, samplers.dense_covariance(1, 1, 0.5), 1, 3.0
+    ),
     "uniform noise .4": _sampled(samplers.additive_uniform, 1000, 0.4),
     "uniform noise .15": _sampled(samplers.additive_uniform, 2000, 0.15),
     "bimodal .85": _sampled(samplers.bimodal, 1000, 0.85),
@@ -186,20 +205,32 @@ CONTINUOUS: dict[str, Law] = {
     "Student 4, 5 + 5": _sampled(samplers.student, 2000, np.eye(10), 5, 4.0),
     "asinh of Student 1, 2 + 2": _sampled(samplers.student, 2000, np.eye(4), 2, 1.0, x=np.arcsinh, y=np.arcsinh),
     "spiral of a sparse normal, 3 + 3": _sampled(
-        samplers.multinormal, 5000, samplers.sparse_covariance(3, 3, 2, 1.3), 3, x=lambda x: np.asarray(samplers.spiral(jnp.asarray(x), speed=0.25))
+        samplers.multinormal,
+        5000,
+        samplers.sparse_covariance(3, 3, 2, 1.3),
+        3,
+        x=lambda x: np.asarray(samplers.spiral(jnp.asarray(x), speed=0.25)),
     ),
-    "state and inputs of a linear layer, 6 + 2": _sampled(samplers.linear_gaussian_channel, 2000, steps=6, dim_state=2, dim_input=1),
+    "state and inputs of a linear layer, 6 + 2": _sampled(
+        samplers.linear_gaussian_channel, 2000, steps=6, dim_state=2, dim_input=1
+    ),
     "a sum and noise, 5 + 1": _sum_of(1000, 5, 0.7),
     "a sum and noise, 2 + 1": _sum_of(2000, 2, 0.4),
 }
 DISCRETE: dict[str, Law] = {
     "binary channel": _channel(500, np.ones(2), np.array([[0.9, 0.1], [0.1, 0.9]])),
     "four noisy symbols": _channel(1000, np.arange(1.0, 5.0), 0.5 * np.eye(4) + 0.125),
-    "ten symbols, channel of chance": _channel(2000, np.ones(10), np.random.default_rng(0).exponential(size=(10, 10)) ** 2),
-    "fifty labels, channel of chance": _channel(2000, np.ones(50), np.random.default_rng(1).exponential(size=(50, 50)) ** 4, y=_relabelled(50)),
+    "ten symbols, channel of chance": _channel(
+        2000, np.ones(10), np.random.default_rng(0).exponential(size=(10, 10)) ** 2
+    ),
+    "fifty labels, channel of chance": _channel(
+        2000, np.ones(50), np.random.default_rng(1).exponential(size=(50, 50)) ** 4, y=_relabelled(50)
+    ),
     "ten floats and themselves": _channel(500, np.ones(10), np.eye(10), x=lambda x: x / 7, y=lambda y: y / 7),
     "thirty labels of Zipf's law, renamed": _channel(1000, 1 / np.arange(1.0, 31.0), np.eye(30), y=_relabelled(30)),
-    "three floats and four": _channel(500, np.ones(3), np.array([[5.0, 1, 1, 1], [1, 5, 1, 1], [1, 1, 1, 5]]), x=lambda x: x / 3 - 0.1),
+    "three floats and four": _channel(
+        500, np.ones(3), np.array([[5.0, 1, 1, 1], [1, 5, 1, 1], [1, 1, 1, 5]]), x=lambda x: x / 3 - 0.1
+    ),
     "normal .8, both rounded to .05": _rounded(5000, 0.8, 0.05, both=True),
 }
 MIXED: dict[str, Law] = {
@@ -235,9 +266,13 @@ INDEPENDENT: dict[str, Law] = {
     "coins": _independent(500, *(_whole(0, 2),) * 2),
     "twenty labels each": _independent(500, *(_whole(0, 20),) * 2),
     "ten floats and a normal": _independent(1000, lambda rng, n: rng.integers(0, 10, n) / 3, _gaussian),
-    "units of 1e-20 and of 1e20": _independent(500, lambda rng, n: 1e-20 * rng.normal(size=n), lambda rng, n: 1e20 * rng.normal(size=n)),
+    "units of 1e-20 and of 1e20": _independent(
+        500, lambda rng, n: 1e-20 * rng.normal(size=n), lambda rng, n: 1e20 * rng.normal(size=n)
+    ),
     "normals rounded to .1": _independent(1000, *(lambda rng, n: rng.normal(size=n).round(1),) * 2),
-    "zeros in 95 %, else exponential": _independent(2000, *(lambda rng, n: np.where(rng.random(n) < 0.95, 0.0, rng.exponential(size=n)),) * 2),
+    "zeros in 95 %, else exponential": _independent(
+        2000, *(lambda rng, n: np.where(rng.random(n) < 0.95, 0.0, rng.exponential(size=n)),) * 2
+    ),
 }
 KINDS = {"continuous": CONTINUOUS, "discrete": DISCRETE, "mixed": MIXED, "independent": INDEPENDENT}
 
@@ -254,9 +289,22 @@ def _row(seed: int, kind: str, name: str, law: Law) -> dict[str, Any]:
     x, y, truth = draw(np.random.default_rng(seed))
     start = time.process_time()
     found = estimators.estimate(x, y)
-    row = {"law": name, "kind": kind, "N": n, "seed": seed, "true": truth, "val": found.nats, "stderr": found.stderr, "direction": found.direction}
+    row = {
+        "law": name,
+        "kind": kind,
+        "N": n,
+        "seed": seed,
+        "true": truth,
+        "val": found.nats,
+        "stderr": found.stderr,
+        "direction": found.direction,
+    }
     row |= {"method": found.method, "cpu_sec": round(time.process_time() - start, 1)}
-    print(f"{name:45s} N={n} {found.nats:+.3f} - {truth:.3f} = {found.nats - truth:+.3f} +- {found.stderr:.3f}  {row['cpu_sec']} s {found.method}", flush=True)
+    print(
+        f"{name:45s} N={n} {found.nats:+.3f} - {truth:.3f} = {found.nats - truth:+.3f} +- {found.stderr:.3f}  "
+        f"{row['cpu_sec']} s {found.method}",
+        flush=True,
+    )
     return row
 
 
@@ -264,9 +312,18 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     errors = [(abs(row["val"] - row["true"]), row["stderr"]) for row in rows]
     alone = [(abs(row["val"]), row["stderr"]) for row in rows if row["kind"] == "independent"]
     return {
-        f"laws within three stated errors, of {len(rows)}": {"ours": sum(error <= ERRORS * stderr for error, stderr in errors), "at_least": 55},
-        f"laws within two stated errors, of {len(rows)}": {"ours": sum(error <= 2 * stderr for error, stderr in errors), "at_least": 53},
-        "largest independent pair beyond three stated errors, nats": {"ours": max(nats - ERRORS * stderr for nats, stderr in alone), "at_most": ALLOWED},
+        f"laws within three stated errors, of {len(rows)}": {
+            "ours": sum(error <= ERRORS * stderr for error, stderr in errors),
+            "at_least": 55,
+        },
+        f"laws within two stated errors, of {len(rows)}": {
+            "ours": sum(error <= 2 * stderr for error, stderr in errors),
+            "at_least": 53,
+        },
+        "largest independent pair beyond three stated errors, nats": {
+            "ours": max(nats - ERRORS * stderr for nats, stderr in alone),
+            "at_most": ALLOWED,
+        },
         "median stated error, nats": {"ours": median(stderr for _, stderr in errors), "at_most": 0.05},
         "mean absolute error, nats": {"ours": fmean(error for error, _ in errors), "at_most": 0.05},
         "longest estimate, CPU s": {"ours": max(row["cpu_sec"] for row in rows), "at_most": 30},

@@ -1,12 +1,14 @@
-"""Claim: a recurrent state is as large after 65,536 steps as after 256, and the cache of attention is 256 times as large.
+"""Claim: a recurrent state is as large after 65,536 steps as after 256, and the cache of attention is 256 times as
+large.
 
   python benchmarks/decoding.py --rounds 30    # with the package installed
 
-Language models of two blocks, 64 wide with 64 state components (mamba, mamba2, s4d: of a channel), one for every mixer that a block pattern can name,
-with parameters as drawn; local attention looks back on 128 steps. Bytes are those of the arrays that `initial_state` makes; their slope is that of log bytes
-over log position, by least squares. A step is compiled, its state donated, and reads one token of one sequence into a state with room for `position` others:
-times are medians over rounds in which all models take turns, peak bytes the compiler's. Crossover: the position at which the cache of attention becomes
-larger than this state.
+Language models of two blocks, 64 wide with 64 state components (mamba, mamba2, s4d: of a channel), one for every mixer
+that a block pattern can name, with parameters as drawn; local attention looks back on 128 steps. Bytes are those of the
+arrays that `initial_state` makes; their slope is that of log bytes over log position, by least squares. A step is
+compiled, its state donated, and reads one token of one sequence into a state with room for `position` others: times are
+medians over rounds in which all models take turns, peak bytes the compiler's. Crossover: the position at which the
+cache of attention becomes larger than this state.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +26,8 @@ from selssm_jax.config.mixers import MIXERS
 from selssm_jax.model import SequenceModel
 
 POSITIONS = tuple(2**power for power in range(8, 17))
-SIZES = {"d_model": 64, "d_state": 64, "attention": AttentionConfig(window=POSITIONS[-1])}  # and heads and a window as they are by default
+# and heads and a window as they are by default
+SIZES = {"d_model": 64, "d_state": 64, "attention": AttentionConfig(window=POSITIONS[-1])}
 FLAT, GROWING = 0.02, 0.05  # how far a slope may be from 0, and from 1
 TIMED = {
     **dict.fromkeys(("selective", "mamba", "mamba2", "lstm", "tcn"), (256,)),
@@ -38,16 +41,29 @@ def benchmark(rounds: int) -> dict[str, Any]:
     """Slopes beside what is claimed of them, crossovers, times and peaks."""
     sizes = {kind: [costs.state_bytes_at(*made(kind), position) for position in POSITIONS] for kind in MIXERS}
     slopes = {kind: slope(found) for kind, found in sizes.items()}
-    flat = {f"slope of state bytes, {kind}": {"found": abs(found), "at_most": FLAT} for kind, found in slopes.items() if kind != "attention"}
+    flat = {
+        f"slope of state bytes, {kind}": {"found": abs(found), "at_most": FLAT}
+        for kind, found in slopes.items()
+        if kind != "attention"
+    }
     return {
         "dtype": "float32",
         "model": {"blocks": 2, "d_model": 64, "d_state": 64, "heads": 4, "context": POSITIONS[-1], "window": 128},
-        "ratios": {**flat, "slope of state bytes, attention: distance from 1": {"found": round(abs(slopes["attention"] - 1), 6), "at_most": GROWING}},
+        "ratios": {
+            **flat,
+            "slope of state bytes, attention: distance from 1": {
+                "found": round(abs(slopes["attention"] - 1), 6),
+                "at_most": GROWING,
+            },
+        },
         "positions": POSITIONS,
         "state_bytes": sizes,
         "slopes": slopes,
         "crossover": {kind: overtaken(kind) for kind in MIXERS if kind != "attention"},
-        "peak_bytes": {kind: [costs.decode_step(*made(kind), position).peak_bytes for position in (POSITIONS[0], POSITIONS[-1])] for kind in MIXERS},
+        "peak_bytes": {
+            kind: [costs.decode_step(*made(kind), position).peak_bytes for position in (POSITIONS[0], POSITIONS[-1])]
+            for kind in MIXERS
+        },
         "milliseconds": timed(TIMED, rounds),
     }
 
@@ -71,16 +87,22 @@ def overtaken(kind: str) -> int | None:
 
 def timed(kinds: Mapping[str, tuple[int, ...]], rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds of one step by mixer and position, all in turn."""
-    calls: measure.Calls = {(kind, position): (decoder(kind, position), ()) for kind, positions in kinds.items() for position in positions}
+    calls: measure.Calls = {
+        (kind, position): (decoder(kind, position), ()) for kind, positions in kinds.items() for position in positions
+    }
     return measure.milliseconds(measure.in_turn(calls, rounds))
 
 
 def decoder(kind: str, position: int) -> Callable[[], jax.Array]:
-    """Reads one more token whenever it is called, from a state of so many steps on, whose arrays the next state takes over."""
+    """Reads one more token whenever it is called, from a state of so many steps on, whose arrays the next state takes
+    over.
+    """
     model, _ = made(kind)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     carried = [model.apply({"params": params}, 1, position + 1, method="initial_state")]
-    step = jax.jit(lambda params, token, state: model.apply({"params": params}, token, state, method="step"), donate_argnums=2)
+    step = jax.jit(
+        lambda params, token, state: model.apply({"params": params}, token, state, method="step"), donate_argnums=2
+    )
     program, token = step.lower(params, jnp.zeros(1, jnp.int32), carried[0]).compile(), jnp.zeros(1, jnp.int32)
 
     def call() -> jax.Array:

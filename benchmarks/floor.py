@@ -1,9 +1,10 @@
-"""Claim: on a CPU linear_scan runs within 3 times a streaming pass over its bytes; what the other recurrences cost beside theirs.
+"""Claim: on a CPU linear_scan runs within 3 times a streaming pass over its bytes; what the other recurrences cost
+beside theirs.
 
   python benchmarks/floor.py    # with the package installed
 
-The floor of an op is a program that only reads and writes, half as much each, as many bytes as the op's inputs and outputs
-have. Both run in turn, float32, forward.
+The floor of an op is a program that only reads and writes, half as much each, as many bytes as the op's inputs and
+outputs have. Both run in turn, float32, forward.
 """
 
 from typing import Any
@@ -22,7 +23,8 @@ def benchmark(rounds: int) -> dict[str, Any]:
     """Every op beside its floor."""
     found = {name: beside_floor(name, rounds) for name in OPS}
     ratios = {
-        f"{name} over a streaming pass": {"ours_over_floor": case["ours_over_floor"]} | ({"at_most": AT_MOST[name]} if name in AT_MOST else {})
+        f"{name} over a streaming pass": {"ours_over_floor": case["ours_over_floor"]}
+        | ({"at_most": AT_MOST[name]} if name in AT_MOST else {})
         for name, case in found.items()
     }
     return {"dtype": "float32", "seed": growth.SEED, "steps": STEPS, "rounds": rounds, "ratios": ratios, "ops": found}
@@ -35,7 +37,10 @@ def beside_floor(name: str, rounds: int) -> dict[str, Any]:
     program = measure.compiled(run, *given)
     floats = sum(leaf.size for leaf in jax.tree.leaves((given, jax.eval_shape(run, *given))))
     source = jnp.ones(floats // 2)
-    calls = {"ours": (program, tuple(given)), "floor": (measure.compiled(lambda source: 0.5 * source, source), (source,))}
+    calls = {
+        "ours": (program, tuple(given)),
+        "floor": (measure.compiled(lambda source: 0.5 * source, source), (source,)),
+    }
     times = measure.in_turn(calls, rounds)
     megabytes = 4e-6 * floats
     times_of = measure.milliseconds(times)

@@ -1,14 +1,15 @@
-"""Claim: a step that reads the rows of open components only is faster than the dense one at 10 % open from n = 4096 on, on a CPU.
+"""Claim: a step that reads the rows of open components only is faster than the dense one at 10 % open from n = 4096 on,
+on a CPU.
 
   python benchmarks/gathered_step.py    # with the package installed
 
-One step of the retain update, batch 1, float32, both compiled and their memory donated, as a decoder runs it: STEPS steps in a row, each
-awaited, then the other's. Inputs and gates change from step to step, so that no rows stay near by having been read before; each
-component is open at a share of the steps, independently. The dense step reads B and C as a layer holds them, each once. "gates given": the
-steps are told which gates are open; "with gates": both also compute z = x W_x + b, all n x D of it, and 1[z > 0]. The capacity is the
-mean number of open gates and 5 standard deviations. Every share runs on one core, 10 % also on all there are; a ratio is the median over
-rounds of dense / gathered. `drift`: the largest difference of the
-carried C h from one computed anew, over its largest value, after so many steps.
+One step of the retain update, batch 1, float32, both compiled and their memory donated, as a decoder runs it: STEPS
+steps in a row, each awaited, then the other's. Inputs and gates change from step to step, so that no rows stay near by
+having been read before; each component is open at a share of the steps, independently. The dense step reads B and C as
+a layer holds them, each once. "gates given": the steps are told which gates are open; "with gates": both also compute z
+= x W_x + b, all n x D of it, and 1[z > 0]. The capacity is the mean number of open gates and 5 standard deviations.
+Every share runs on one core, 10 % also on all there are; a ratio is the median over rounds of dense / gathered.
+`drift`: the largest difference of the carried C h from one computed anew, over its largest value, after so many steps.
 """
 
 import math
@@ -48,7 +49,9 @@ def benchmark(rounds: int) -> dict[str, Any]:
             if case["n"] >= 4096 and case["open"] == TARGET:
                 for way, value in case["dense_over_gathered"].items():
                     target = {"at_least": 1.0} if way == "gates given" else {}
-                    ratios[f"dense / gathered at 10 % open, {case['A']} A, n={case['n']}, D={case['D']}, {way}, {name}"] = {"ratio": value, **target}
+                    ratios[
+                        f"dense / gathered at 10 % open, {case['A']} A, n={case['n']}, D={case['D']}, {way}, {name}"
+                    ] = {"ratio": value, **target}
     pays = [pays_to(found["one core"], *case) for case in CASES]
     return {
         "dtype": "float32",
@@ -68,11 +71,17 @@ def keep_to(cores: int) -> None:
 
 
 def pays_to(cases: list[dict[str, Any]], n: int, width: int, transition: str) -> dict[str, Any]:
-    """The largest share of open gates at which the gathered step is the faster one, and at every smaller share too; None if there is none."""
+    """The largest share of open gates at which the gathered step is the faster one, and at every smaller share too;
+    None if there is none.
+    """
     own = [case for case in cases if (case["n"], case["D"], case["A"]) == (n, width, transition)]
     ways = {}
     for way in own[0]["dense_over_gathered"]:
-        faster = [case["open"] for case in own if all(other["dense_over_gathered"][way] > 1 for other in own if other["open"] <= case["open"])]
+        faster = [
+            case["open"]
+            for case in own
+            if all(other["dense_over_gathered"][way] > 1 for other in own if other["open"] <= case["open"])
+        ]
         ways[way] = max(faster, default=None)
     return {"n": n, "D": width, "A": transition, "open_at_most": ways}
 
@@ -89,7 +98,11 @@ def draw(n: int, width: int, transition: str) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(SEED), 5)
     A = jax.random.uniform(keys[0], (n,), minval=-0.9, maxval=0.9)
     A = jax.random.normal(keys[0], (n, n)) / math.sqrt(n) / 2 if transition == "dense" else A
-    B, C, W_x = jax.random.normal(keys[1], (width, n)), jax.random.normal(keys[2], (n, width)), jax.random.normal(keys[3], (width, n)) / math.sqrt(width)
+    B, C, W_x = (
+        jax.random.normal(keys[1], (width, n)),
+        jax.random.normal(keys[2], (n, width)),
+        jax.random.normal(keys[3], (width, n)) / math.sqrt(width),
+    )
     x = jax.random.normal(keys[4], (STEPS, width))
     x = x * (math.sqrt(width) / jnp.linalg.norm(x, axis=1, keepdims=True))
     return {"A": A, "B": B, "C": C, "W_x": W_x, "x": list(x), "rows": gather_rows(A, B, C), "transition": transition}
@@ -98,7 +111,10 @@ def draw(n: int, width: int, transition: str) -> dict[str, Any]:
 def peers(arrays: dict[str, Any]) -> dict[str, Program]:
     """The dense step, told its gates and computing them."""
     weights = (arrays["A"], arrays["B"], arrays["C"])
-    return {"gates given": (compiled(dense), weights), "with gates": (compiled(with_gates(dense)), (arrays["W_x"], None, *weights))}
+    return {
+        "gates given": (compiled(dense), weights),
+        "with gates": (compiled(with_gates(dense)), (arrays["W_x"], None, *weights)),
+    }
 
 
 def at_share(arrays: dict[str, Any], dense_steps: dict[str, Program], share: float, rounds: int) -> dict[str, Any]:
@@ -127,7 +143,9 @@ def at_share(arrays: dict[str, Any], dense_steps: dict[str, Program], share: flo
         "open_seen": round(float(np.mean([gate.mean() for gate in opened])), 4),
         "capacity": capacity,
         "dense_over_gathered": {way: measure.ratio(times["dense", way], times["gathered", way]) for way in dense_steps},
-        "fastest_dense_over_fastest_gathered": {way: round(min(times["dense", way]) / min(times["gathered", way]), 2) for way in dense_steps},
+        "fastest_dense_over_fastest_gathered": {
+            way: round(min(times["dense", way]) / min(times["gathered", way]), 2) for way in dense_steps
+        },
         "milliseconds": measure.milliseconds({f"{name}, {way}": values for (name, way), values in times.items()}),
     }
 
@@ -160,7 +178,9 @@ def compiled(step: Step) -> Step:
     return jax.jit(step, donate_argnums=0)
 
 
-def decoder(program: Step, n: int, weights: tuple, inputs: list[Array], opened: list[Array | None]) -> Callable[[], GatheredMemory]:
+def decoder(
+    program: Step, n: int, weights: tuple, inputs: list[Array], opened: list[Array | None]
+) -> Callable[[], GatheredMemory]:
     """STEPS steps in a row from where the last call ended, every one awaited."""
     memory = GatheredMemory(jnp.zeros(n), jnp.zeros(len(inputs[0])))
 
@@ -173,7 +193,9 @@ def decoder(program: Step, n: int, weights: tuple, inputs: list[Array], opened: 
     return call
 
 
-def drift(n: int = 4096, width: int = 64, share: float = TARGET, counts: tuple[int, ...] = DRIFT_STEPS) -> dict[str, float]:
+def drift(
+    n: int = 4096, width: int = 64, share: float = TARGET, counts: tuple[int, ...] = DRIFT_STEPS
+) -> dict[str, float]:
     """How far the carried C h is from one computed anew."""
     weights = draw(n, width, "diagonal")["rows"]
 

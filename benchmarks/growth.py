@@ -1,12 +1,14 @@
-"""Claim: on a CPU time and memory of every recurrence grow linearly with T, from 1k to 256k steps, and compile time does not.
+"""Claim: on a CPU time and memory of every recurrence grow linearly with T, from 1k to 256k steps, and compile time
+does not.
 
   python benchmarks/growth.py    # with the package installed
 
-For linear_scan, selective_scan, ssd and newton_scan, and for the peers jax.lax.associative_scan and lax.scan over the gates
-that newton_scan solves: milliseconds of the forward pass and of value and gradient, bytes of temporaries, and seconds to
-trace and compile, by T. The slope is that of a straight line through log time over log T; the growth of compile time is that
-of 256k over that of 1k. Rows are narrow where an op does little with each number: wide ones grow out of the caches, and then
-no program is linear in T, not even the streaming pass over linear_scan's arrays that stands beside them.
+For linear_scan, selective_scan, ssd and newton_scan, and for the peers jax.lax.associative_scan and lax.scan over the
+gates that newton_scan solves: milliseconds of the forward pass and of value and gradient, bytes of temporaries, and
+seconds to trace and compile, by T. The slope is that of a straight line through log time over log T; the growth of
+compile time is that of 256k over that of 1k. Rows are narrow where an op does little with each number: wide ones grow
+out of the caches, and then no program is linear in T, not even the streaming pass over linear_scan's arrays that stands
+beside them.
 """
 
 from collections.abc import Callable
@@ -33,9 +35,13 @@ def benchmark(rounds: int) -> dict[str, Any]:
     for name, cases in found.items():
         targets = ({}, {}) if name in PEERS else ({"at_most": SLOPE}, {"at_most": COMPILE})
         for kind in ("forward", "value_and_grad"):
-            ratios[f"{name}: slope of {kind}"] = {"slope": slope([case["milliseconds"][kind]["median"] for case in cases])} | targets[0]
+            ratios[f"{name}: slope of {kind}"] = {
+                "slope": slope([case["milliseconds"][kind]["median"] for case in cases])
+            } | targets[0]
             seconds = [case["seconds_to_trace_and_compile"][kind] for case in cases]
-            ratios[f"{name}: compile time of {kind}"] = {"last_over_first": round(seconds[-1] / seconds[0], 2)} | targets[1]
+            ratios[f"{name}: compile time of {kind}"] = {
+                "last_over_first": round(seconds[-1] / seconds[0], 2)
+            } | targets[1]
     return {"dtype": "float32", "seed": SEED, "rounds": rounds, "ratios": ratios, "growth": found}
 
 
@@ -45,7 +51,9 @@ def at_length(run: Callable[..., Array], draw: Callable[..., tuple], steps: int,
     kinds = {"forward": (run, slice(1, None)), "value_and_grad": (measure.weighted(run), slice(None))}
     seconds = {kind: measure.seconds_to_compile(function, *shapes[kept]) for kind, (function, kept) in kinds.items()}
     given = draw(steps)
-    programs = {kind: (measure.compiled(function, *given[kept]), given[kept]) for kind, (function, kept) in kinds.items()}
+    programs = {
+        kind: (measure.compiled(function, *given[kept]), given[kept]) for kind, (function, kept) in kinds.items()
+    }
     return {
         "steps": steps,
         "milliseconds": measure.milliseconds(measure.in_turn(programs, rounds)),
@@ -106,8 +114,14 @@ OPS = {
     "associative_scan": (associative_scan, draw_linear),
     "selective_scan": (lambda *given: selective_scan(*given)[0], draw_selective),
     "ssd": (lambda *given: ssd(*given)[0], draw_ssd),
-    "newton_scan": (lambda W, *xs: newton_scan(lambda h, now: gate_step(W, h, now), jnp.zeros_like(W), xs)[0], draw_gated),
-    "lax.scan": (lambda W, *xs: sequential_scan(lambda h, now: gate_step(W, h, now), jnp.zeros_like(W), xs), draw_gated),
+    "newton_scan": (
+        lambda W, *xs: newton_scan(lambda h, now: gate_step(W, h, now), jnp.zeros_like(W), xs)[0],
+        draw_gated,
+    ),
+    "lax.scan": (
+        lambda W, *xs: sequential_scan(lambda h, now: gate_step(W, h, now), jnp.zeros_like(W), xs),
+        draw_gated,
+    ),
     "streaming pass": (lambda a, b: 0.5 * a + b, draw_linear),
 }
 

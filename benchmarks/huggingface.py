@@ -1,12 +1,15 @@
-"""Claim: Mamba decodes at least 1.5 times as fast as transformers on a CPU, and reads 2048 tokens at least 3 times as fast.
+"""Claim: Mamba decodes at least 1.5 times as fast as transformers on a CPU, and reads 2048 tokens at least 3 times as
+fast.
 
-Same weights, the random ones of transformers, on both sides: d_model 768, 24 layers, N 16, a vocabulary of 50280, float32, the size of mamba-130m; one
-sequence. Decoding is greedy, from a prompt of one token: ours one compiled loop, and one compiled step called from Python;
-transformers' `generate`, and its model called step by step with its cache. Beside them how long it takes to read every weight once, as a sum, which
-bounds any decoder from below: each token needs all of them. Forward is one call over 2048 tokens with the logits of all.
+Same weights, the random ones of transformers, on both sides: d_model 768, 24 layers, N 16, a vocabulary of 50280,
+float32, the size of mamba-130m; one sequence. Decoding is greedy, from a prompt of one token: ours one compiled loop,
+and one compiled step called from Python; transformers' `generate`, and its model called step by step with its cache.
+Beside them how long it takes to read every weight once, as a sum, which bounds any decoder from below: each token needs
+all of them. Forward is one call over 2048 tokens with the logits of all.
 
-transformers runs its PyTorch path, which is what it has on a CPU, with as many threads as there are cores and with one: on a busy machine its threads wait
-for each other at every operation, and one may be faster. Ratios are to the faster of the two. Calls take turns; ratios are medians over rounds.
+transformers runs its PyTorch path, which is what it has on a CPU, with as many threads as there are cores and with one:
+on a busy machine its threads wait for each other at every operation, and one may be faster. Ratios are to the faster of
+the two. Calls take turns; ratios are medians over rounds.
 """
 
 import copy
@@ -33,7 +36,9 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
-    return {"dtype": "float32", "seed": 0, "size": SIZE | {"written": NEW, "read": FORWARD}} | compare(rounds, SIZE, FORWARD, CHECKED)
+    return {"dtype": "float32", "seed": 0, "size": SIZE | {"written": NEW, "read": FORWARD}} | compare(
+        rounds, SIZE, FORWARD, CHECKED
+    )
 
 
 def compare(rounds: int, size: dict[str, int], length: int, checked: int) -> dict[str, Any]:
@@ -41,7 +46,9 @@ def compare(rounds: int, size: dict[str, int], length: int, checked: int) -> dic
     tokens = np.random.default_rng(0).integers(1, size["vocab_size"], (1, length))
     decoders = decoding(theirs, ours, params, tokens[:, :1])
     written = [np.asarray(call(*arguments)).ravel().tolist() for call, arguments in decoders.values()]
-    agreement = {"same_greedy_tokens": all(tokens == written[0] for tokens in written)} | errors(theirs, ours, params, tokens[:, :checked])
+    agreement = {"same_greedy_tokens": all(tokens == written[0] for tokens in written)} | errors(
+        theirs, ours, params, tokens[:, :checked]
+    )
     read = measure.compiled(lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params)), params)
     times = measure.in_turn(decoders | {"every weight once": (read, (params,))}, rounds)
     times |= measure.in_turn(forward(theirs, ours, params, tokens), max(2, rounds // 3))
@@ -52,10 +59,20 @@ def compare(rounds: int, size: dict[str, int], length: int, checked: int) -> dic
         "threads": {"jax": CORES, "torch": sorted({1, CORES})},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "ratios": {
-            "generate against our loop": {"peer_over_ours": measure.ratio(faster(step, "generate"), step["our loop"]), "at_least": 1.5},
-            "generate against our step called from Python": {"peer_over_ours": measure.ratio(faster(step, "generate"), step["our step"])},
-            "their step called from Python against ours": {"peer_over_ours": measure.ratio(faster(step, "transformers' step"), step["our step"])},
-            "forward": {"peer_over_ours": measure.ratio(faster(times, "transformers' forward"), times["our forward"]), "at_least": 3.0},
+            "generate against our loop": {
+                "peer_over_ours": measure.ratio(faster(step, "generate"), step["our loop"]),
+                "at_least": 1.5,
+            },
+            "generate against our step called from Python": {
+                "peer_over_ours": measure.ratio(faster(step, "generate"), step["our step"])
+            },
+            "their step called from Python against ours": {
+                "peer_over_ours": measure.ratio(faster(step, "transformers' step"), step["our step"])
+            },
+            "forward": {
+                "peer_over_ours": measure.ratio(faster(times, "transformers' forward"), times["our forward"]),
+                "at_least": 3.0,
+            },
             "our loop against reading every weight once": {"ours_over_floor": measure.ratio(step["our loop"], once)},
         },
         "tokens_per_second": {name: round(1 / median(values), 2) for name, values in step.items()},
@@ -74,8 +91,14 @@ def errors(theirs: Any, ours: SequenceModel, params: Any, tokens: np.ndarray) ->
     """Largest difference from the logits of transformers in float64, over the largest logit."""
     with torch.no_grad():
         exact = copy.deepcopy(theirs).double()(torch.tensor(tokens)).logits.numpy()
-        found = {"transformers": theirs(torch.tensor(tokens)).logits.numpy(), "ours": ours.apply({"params": params}, jnp.asarray(tokens))[0]}
-    return {f"error of {name}": float(np.abs(np.asarray(logits) - exact).max() / np.abs(exact).max()) for name, logits in found.items()}
+        found = {
+            "transformers": theirs(torch.tensor(tokens)).logits.numpy(),
+            "ours": ours.apply({"params": params}, jnp.asarray(tokens))[0],
+        }
+    return {
+        f"error of {name}": float(np.abs(np.asarray(logits) - exact).max() / np.abs(exact).max())
+        for name, logits in found.items()
+    }
 
 
 def threaded(name: str, call: Callable[..., Any], *arguments: Any) -> measure.Calls:
@@ -149,8 +172,12 @@ def their_steps(theirs: Any, token: torch.Tensor) -> list[int]:
 
 def forward(theirs: Any, ours: SequenceModel, params: Any, tokens: np.ndarray) -> measure.Calls:
     """Logits of all tokens of one sequence."""
-    program = measure.compiled(lambda params, tokens: ours.apply({"params": params}, tokens)[0], params, jnp.asarray(tokens))
-    calls = threaded("transformers' forward", lambda tokens: theirs(tokens, use_cache=False).logits.numpy(), torch.tensor(tokens))
+    program = measure.compiled(
+        lambda params, tokens: ours.apply({"params": params}, tokens)[0], params, jnp.asarray(tokens)
+    )
+    calls = threaded(
+        "transformers' forward", lambda tokens: theirs(tokens, use_cache=False).logits.numpy(), torch.tensor(tokens)
+    )
     return {"our forward": (program, (params, jnp.asarray(tokens))), **calls}
 
 

@@ -1,12 +1,13 @@
-"""Claim: the default estimator of mutual information is nearer to the truth than the reference estimators on twelve tasks of known truth.
+"""Claim: the default estimator of mutual information is nearer to the truth than the reference estimators on twelve
+tasks of known truth.
 
   python benchmarks/information.py --data FOLDER             # every estimator on the frozen samples
-  python benchmarks/information.py --data FOLDER --only default    # one again; the others' rows stay as the record has them
-  python benchmarks/information.py --bounds                  # lower bounds over 20 seeds, and independent data
+  python benchmarks/information.py --data FOLDER --only default    # one again; the others' rows stay as the record has
+  them python benchmarks/information.py --bounds                  # lower bounds over 20 seeds, and independent data
 
-FOLDER holds frozen samples of twelve tasks of Czyz et al. (2023), TASK.npz and TASK-5000.npz, and reference.json, what the
-estimators of their benchmark say of the same samples. Errors are in nats; seconds are of one
-estimate, compilation included where its shapes are new; those of the default are of CPU time, over all cores.
+FOLDER holds frozen samples of twelve tasks of Czyz et al. (2023), TASK.npz and TASK-5000.npz, and reference.json, what
+the estimators of their benchmark say of the same samples. Errors are in nats; seconds are of one estimate, compilation
+included where its shapes are new; those of the default are of CPU time, over all cores.
 """
 
 import argparse
@@ -52,12 +53,18 @@ def frozen(folder: pathlib.Path, task: str, count: int) -> Iterator[Sample]:
         yield found[x], found[y]
 
 
-def accuracy(folder: pathlib.Path, tasks: tuple[str, ...] = TASKS, only: tuple[str, ...] | None = None) -> dict[str, Any]:
+def accuracy(
+    folder: pathlib.Path, tasks: tuple[str, ...] = TASKS, only: tuple[str, ...] | None = None
+) -> dict[str, Any]:
     """Every estimator on every frozen sample, beside the reference; of those not asked for, what the record says."""
     only = tuple(ESTIMATORS) if only is None else only
     rows = [row for count in (5000, 10_000) for task in tasks for row in _on_task(folder, task, count, only)]
     if set(only) < set(ESTIMATORS):
-        rows = [row for row in json.loads((measure.RECORDS / "information.json").read_text())["rows"] if row["est"] not in only] + rows
+        rows = [
+            row
+            for row in json.loads((measure.RECORDS / "information.json").read_text())["rows"]
+            if row["est"] not in only
+        ] + rows
     reference = json.loads((folder / "reference.json").read_text())["rows"]
     table = {str(count): _table(rows, reference, count, tasks) for count in (5000, 10_000)}
     return {"dtype": "float32", "ratios": _targets(rows, reference), "errors": table, "rows": rows}
@@ -72,12 +79,25 @@ def _on_task(folder: pathlib.Path, task: str, count: int, only: tuple[str, ...])
             start = clock()
             found = ESTIMATORS[name](x, y)
             seconds = round(clock() - start, 2)
-            row = {"task": task, "N": count, "seed": seed, "est": name, "true": truth, "val": found.nats, "stderr": found.stderr}
+            row = {
+                "task": task,
+                "N": count,
+                "seed": seed,
+                "est": name,
+                "true": truth,
+                "val": found.nats,
+                "stderr": found.stderr,
+            }
             yield row | {"direction": found.direction, "method": found.method, "sec": seconds}
-            print(f"{task:40s} N={count} {name:9s} {found.nats - truth:+.3f} +- {found.stderr:.3f}  {seconds:.1f} s", flush=True)
+            print(
+                f"{task:40s} N={count} {name:9s} {found.nats - truth:+.3f} +- {found.stderr:.3f}  {seconds:.1f} s",
+                flush=True,
+            )
 
 
-def _table(rows: list[dict[str, Any]], reference: list[dict[str, Any]], count: int, tasks: tuple[str, ...]) -> list[dict[str, Any]]:
+def _table(
+    rows: list[dict[str, Any]], reference: list[dict[str, Any]], count: int, tasks: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """Mean error by task and estimator, ours and the reference's."""
     return [
         {"task": task, "true": rows[0]["true"] if not (own := _of(rows, task, count)) else own[0]["true"]}
@@ -109,18 +129,30 @@ def _targets(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dic
     ]
     return {
         "mean absolute error, N=5000, nats": {"default": _mean_absolute_error(rows, "default", 5000), "at_most": 0.10},
-        "mean absolute error, N=10000, nats": {"default": _mean_absolute_error(rows, "default", 10_000), "at_most": 0.07},
+        "mean absolute error, N=10000, nats": {
+            "default": _mean_absolute_error(rows, "default", 10_000),
+            "at_most": 0.07,
+        },
         "best reference estimator, N=5000, nats": {"reference": best[5000]},
         "best reference estimator, N=10000, nats": {"reference": best[10_000]},
         "estimates within two stated errors, share": {
-            "default": fmean(abs(row["val"] - row["true"]) <= 2 * row["stderr"] for row in rows if row["est"] == "default"), "at_least": 0.9
+            "default": fmean(
+                abs(row["val"] - row["true"]) <= 2 * row["stderr"] for row in rows if row["est"] == "default"
+            ),
+            "at_least": 0.9,
         },
         "worst task against the reference's InfoNCE, nats": {"default": max(worse), "at_most": 0.03},
-        "longest estimate, CPU s": {"default": max(row["sec"] for row in rows if row["est"] == "default"), "at_most": 30},
-        "KSG of 10,000 samples in five columns each, s": {
-            "ours": fmean(row["sec"] for row in rows if row["est"] == "KSG5" and row["N"] == 10_000 and "-5-5" in row["task"]), "at_most": 0.5
+        "longest estimate, CPU s": {
+            "default": max(row["sec"] for row in rows if row["est"] == "default"),
+            "at_most": 30,
         },
-    }  # fmt: skip
+        "KSG of 10,000 samples in five columns each, s": {
+            "ours": fmean(
+                row["sec"] for row in rows if row["est"] == "KSG5" and row["N"] == 10_000 and "-5-5" in row["task"]
+            ),
+            "at_most": 0.5,
+        },
+    }
 
 
 def bounds(seeds: int = SEEDS) -> dict[str, Any]:
@@ -130,15 +162,34 @@ def bounds(seeds: int = SEEDS) -> dict[str, Any]:
         samples = [draw(jax.random.key(seed), SAMPLES) for seed in range(seeds)]
         for name, estimator in LOWER.items():
             values = [estimator(np.asarray(x), np.asarray(y), training=SHORT).nats for x, y, _ in samples]
-            rows.append({"task": task, "est": name, "true": float(samples[0].information), "mean": fmean(values), "sd": float(np.std(values, ddof=1))})
+            rows.append(
+                {
+                    "task": task,
+                    "est": name,
+                    "true": float(samples[0].information),
+                    "mean": fmean(values),
+                    "sd": float(np.std(values, ddof=1)),
+                }
+            )
             print(rows[-1], flush=True)
     above = max(row["mean"] - row["true"] for row in rows)
     nothing = [independent(name, estimator) for name, estimator in ESTIMATORS.items()]
     ratios = {
         "largest mean of a lower bound over the truth, nats": {"ours": above, "at_most": 0.02},
-        "largest estimate of independent samples, N=5000, nats": {"ours": max(abs(row["val"]) for row in nothing), "at_most": 0.02},
+        "largest estimate of independent samples, N=5000, nats": {
+            "ours": max(abs(row["val"]) for row in nothing),
+            "at_most": 0.02,
+        },
     }
-    return {"dtype": "float32", "samples": SAMPLES, "seeds": seeds, "training": vars(SHORT), "ratios": ratios, "bounds": rows, "independent": nothing}
+    return {
+        "dtype": "float32",
+        "samples": SAMPLES,
+        "seeds": seeds,
+        "training": vars(SHORT),
+        "ratios": ratios,
+        "bounds": rows,
+        "independent": nothing,
+    }
 
 
 def independent(name: str, estimator: Callable[..., Estimate]) -> dict[str, Any]:
@@ -152,11 +203,19 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", type=pathlib.Path, help="folder of the frozen samples and reference.json")
     which.add_argument("--bounds", action="store_true", help="lower bounds over seeds, on samples drawn here")
-    parser.add_argument("--only", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), help="estimators to measure again (with --data)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=ESTIMATORS,
+        default=list(ESTIMATORS),
+        help="estimators to measure again (with --data)",
+    )
     chosen = parser.parse_args()
     name = "information_bounds" if chosen.bounds else "information"
     origin = {
-        "claim": "Claim: lower bounds on information lie under the truth." if chosen.bounds else __doc__.splitlines()[0],
+        "claim": "Claim: lower bounds on information lie under the truth."
+        if chosen.bounds
+        else __doc__.splitlines()[0],
         "command": f"python benchmarks/information.py {'--bounds' if chosen.bounds else '--data FOLDER'}",
         "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
         **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),

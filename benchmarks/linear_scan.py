@@ -2,10 +2,10 @@
 
   python benchmarks/linear_scan.py    # with the package installed
 
-At B=2 T=8192 D=256 float32 it reads both side by side: seconds of the forward pass, of the backward pass and of value and
-gradient (every round runs each once, so that a busy machine slows both), bytes of temporaries, seconds to trace and compile,
-and as the floor one streaming pass a*0.5+b. A ratio is the median over rounds of peer / ours. Then every method of
-linear_scan runs at other shapes: what `auto` picks by.
+At B=2 T=8192 D=256 float32 it reads both side by side: seconds of the forward pass, of the backward pass and of value
+and gradient (every round runs each once, so that a busy machine slows both), bytes of temporaries, seconds to trace and
+compile, and as the floor one streaming pass a*0.5+b. A ratio is the median over rounds of peer / ours. Then every
+method of linear_scan runs at other shapes: what `auto` picks by.
 """
 
 from collections.abc import Callable
@@ -46,16 +46,29 @@ def against_associative_scan(rounds: int) -> dict[str, Any]:
         # The pullback is a pytree, so that what it saved is an argument and the backward pass can run alone.
         pullback = jax.jit(lambda a, b, scan=scan: jax.vjp(scan, a, b))(a, b)[1]
         calls[name, "backward"] = measure.compiled(lambda pull, w: pull(w), pullback, weights), (pullback, weights)
-        temporaries[name] = {kind: measure.temporaries(calls[name, kind][0]) for kind in ("forward", "backward", "value_and_grad")}
-        compiling[name] = {"forward": measure.seconds_to_compile(scan, a, b), "value_and_grad": measure.seconds_to_compile(both, weights, a, b)}
+        temporaries[name] = {
+            kind: measure.temporaries(calls[name, kind][0]) for kind in ("forward", "backward", "value_and_grad")
+        }
+        compiling[name] = {
+            "forward": measure.seconds_to_compile(scan, a, b),
+            "value_and_grad": measure.seconds_to_compile(both, weights, a, b),
+        }
     times = measure.in_turn(calls, rounds)
     peer, ours = "associative_scan", "linear_scan"
-    ratio = {kind: measure.ratio(times[peer, kind], times[ours, kind]) for kind in ("forward", "backward", "value_and_grad")}
+    ratio = {
+        kind: measure.ratio(times[peer, kind], times[ours, kind]) for kind in ("forward", "backward", "value_and_grad")
+    }
     ratio["temporaries"] = round(temporaries[peer]["value_and_grad"] / temporaries[ours]["value_and_grad"], 2)
     ratio["compile"] = round(compiling[peer]["value_and_grad"] / compiling[ours]["value_and_grad"], 2)
     ratio["compile_forward"] = round(compiling[peer]["forward"] / compiling[ours]["forward"], 2)
-    ratios = {kind: {"peer_over_ours": value} | ({"at_least": TARGETS[kind]} if kind in TARGETS else {}) for kind, value in ratio.items()}
-    ratios["forward over a streaming pass"] = {"ours_over_floor": measure.ratio(times[ours, "forward"], times["floor"]), "at_most": FLOOR}
+    ratios = {
+        kind: {"peer_over_ours": value} | ({"at_least": TARGETS[kind]} if kind in TARGETS else {})
+        for kind, value in ratio.items()
+    }
+    ratios["forward over a streaming pass"] = {
+        "ours_over_floor": measure.ratio(times[ours, "forward"], times["floor"]),
+        "at_most": FLOOR,
+    }
     return {
         "shape": SHAPE,
         "rounds": rounds,
@@ -85,7 +98,11 @@ def associative_scan(a: Array, b: Array) -> Array:
 def inputs(shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Factors, drives and the weights of a loss."""
     keys = jax.random.split(jax.random.key(SEED), 3)
-    return jax.random.uniform(keys[0], shape, minval=0.5, maxval=0.999), jax.random.normal(keys[1], shape), jax.random.normal(keys[2], shape)
+    return (
+        jax.random.uniform(keys[0], shape, minval=0.5, maxval=0.999),
+        jax.random.normal(keys[1], shape),
+        jax.random.normal(keys[2], shape),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What every benchmark shares: programs compiled before the clock runs, calls in turn, ratios beside their targets, records."""
+"""What every benchmark shares: programs compiled before the clock runs, calls in turn, ratios beside their targets,
+records.
+"""
 
 import argparse
 import json
@@ -17,11 +19,15 @@ Calls = dict[Any, tuple[Callable[..., Any], tuple]]
 
 
 def run(name: str, claim: str, benchmark: Callable[[int], dict[str, Any]], *, rounds: int) -> None:
-    """Runs `benchmark(rounds)` as a command and writes what it found, with command and machine, to records/NAME.json."""
+    """Runs `benchmark(rounds)` as a command and writes what it found, with command and machine, to
+    records/NAME.json.
+    """
     jax.config.update("jax_compilation_cache_dir", None)  # compile times are measured
     parser = argparse.ArgumentParser(description=claim, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="times that every call runs (default %(default)s)")
-    parser.add_argument("--record", type=pathlib.Path, default=RECORDS / f"{name}.json", help="file to write (default %(default)s)")
+    parser.add_argument(
+        "--record", type=pathlib.Path, default=RECORDS / f"{name}.json", help="file to write (default %(default)s)"
+    )
     chosen = parser.parse_args()
     origin = {
         "claim": claim.splitlines()[0],
@@ -69,7 +75,9 @@ def seconds_to_compile(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def in_turn(calls: Calls, rounds: int) -> dict[Any, list[float]]:
-    """Seconds of each call, all of them once a round, so that a busy machine slows all; the first round only warms up."""
+    """Seconds of each call, all of them once a round, so that a busy machine slows all; the first round only warms
+    up.
+    """
     times: dict[Any, list[float]] = {key: [] for key in calls}
     for _ in range(rounds + 1):
         for key, (call, arguments) in calls.items():
@@ -87,7 +95,10 @@ def ratio(one: list[float], other: list[float]) -> float:
 def milliseconds(times: dict[Any, list[float]]) -> dict[str, dict[str, float]]:
     """Median and minimum of each call."""
     name = {key: " ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in times}
-    return {name[key]: {"median": round(1e3 * median(values), 3), "min": round(1e3 * min(values), 3)} for key, values in times.items()}
+    return {
+        name[key]: {"median": round(1e3 * median(values), 3), "min": round(1e3 * min(values), 3)}
+        for key, values in times.items()
+    }
 
 
 def weighted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,4 +106,6 @@ def weighted(function: Callable[..., Any]) -> Callable[..., Any]:
 
     The weights are an argument, so that XLA folds no constants.
     """
-    return lambda weights, *arguments: jax.value_and_grad(lambda arguments: (function(*arguments) * weights).sum())(arguments)
+    return lambda weights, *arguments: jax.value_and_grad(lambda arguments: (function(*arguments) * weights).sum())(
+        arguments
+    )

@@ -1,4 +1,5 @@
-"""Claim: exact and bracketed information is fast, brackets are narrow and cover the truth, verdicts raise no false alarm.
+"""Claim: exact and bracketed information is fast, brackets are narrow and cover the truth, verdicts raise no false
+alarm.
 
   python benchmarks/memory.py --rounds 100
 
@@ -47,12 +48,25 @@ def seconds_of(call: Callable[[], Any], rounds: int) -> list[float]:
 def closed_form(dense: bool) -> dict[str, float]:
     """Seconds of all times, and of the retention of 1,024 lags."""
     rng = np.random.default_rng(0)
-    A = 0.9 * np.linalg.qr(rng.normal(size=(STEPS, WIDTH, WIDTH)))[0] if dense else rng.uniform(0.5, 0.99, (STEPS, WIDTH))
-    system = jnp.asarray(A, jnp.float32), jnp.asarray(rng.normal(size=(STEPS, WIDTH, 4)), jnp.float32), jnp.eye(4), 0.1 * jnp.eye(WIDTH)
+    A = (
+        0.9 * np.linalg.qr(rng.normal(size=(STEPS, WIDTH, WIDTH)))[0]
+        if dense
+        else rng.uniform(0.5, 0.99, (STEPS, WIDTH))
+    )
+    system = (
+        jnp.asarray(A, jnp.float32),
+        jnp.asarray(rng.normal(size=(STEPS, WIDTH, 4)), jnp.float32),
+        jnp.eye(4),
+        0.1 * jnp.eye(WIDTH),
+    )
     kind = "dense" if dense else "diagonal"
     return {
-        f"exact, all of 4096 steps, n=16 {kind}, s": median(seconds_of(lambda: gaussian.state_information(*system), 15)),
-        f"retention of 1024 lags, n=16 {kind}, s": median(seconds_of(lambda: gaussian.retention(*system, t=STEPS - 1, lags=LAGS), 15)),
+        f"exact, all of 4096 steps, n=16 {kind}, s": median(
+            seconds_of(lambda: gaussian.state_information(*system), 15)
+        ),
+        f"retention of 1024 lags, n=16 {kind}, s": median(
+            seconds_of(lambda: gaussian.retention(*system, t=STEPS - 1, lags=LAGS), 15)
+        ),
     }
 
 
@@ -80,7 +94,12 @@ def quadrature(gate: Callable[[jax.Array], jax.Array]) -> float:
     weight = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
     g = np.asarray(gate(jnp.asarray(x)), np.float64)
     h = np.linspace(-9, 9, 18001)
-    density = np.concatenate([(np.exp(-0.5 * ((part[:, None] - g * x) / g) ** 2) / (g * np.sqrt(2 * np.pi))) @ weight for part in np.array_split(h, 40)])
+    density = np.concatenate(
+        [
+            (np.exp(-0.5 * ((part[:, None] - g * x) / g) ** 2) / (g * np.sqrt(2 * np.pi))) @ weight
+            for part in np.array_split(h, 40)
+        ]
+    )
     marginal = -np.sum(density * np.log(np.maximum(density, 1e-300))) * (h[1] - h[0])
     return float(marginal - weight @ np.log(g) - 0.5 * np.log(2 * np.pi * np.e))
 
@@ -104,7 +123,11 @@ def many_steps(system: tuple[jax.Array, ...], key: jax.Array) -> Sample:
         mean, cov, state = carry
         A, B, noise, x, w = now
         drive = jnp.sqrt(0.4) * x @ B.T
-        return (A[None] * mean + drive, A[None] ** 2 * cov + noise[None], A[None] * state + drive + jnp.sqrt(noise)[None] * w), None
+        return (
+            A[None] * mean + drive,
+            A[None] ** 2 * cov + noise[None],
+            A[None] * state + drive + jnp.sqrt(noise)[None] * w,
+        ), None
 
     zero = jnp.zeros((SAMPLES, COMPONENTS))
     return jax.lax.scan(step, (zero, zero, zero), (A, B, noise, x, w))[0]
@@ -122,7 +145,13 @@ def brackets(draw: Callable[[jax.Array], Sample], truth: float, seeds: int) -> d
         times.append(time.perf_counter() - start)
     covered = sum(bool(one.lower - 2 * one.stderr <= truth <= one.upper + 2 * one.stderr) for one in found)
     width = max(float(one.upper - one.lower) for one in found)
-    return {"truth": truth, "widest": width, "covered": covered / seeds, "seconds": median(times), "resolved": all(bool(one.resolved) for one in found)}
+    return {
+        "truth": truth,
+        "widest": width,
+        "covered": covered / seeds,
+        "seconds": median(times),
+        "resolved": all(bool(one.resolved) for one in found),
+    }
 
 
 def false_alarms() -> int:
@@ -136,7 +165,10 @@ def false_alarms() -> int:
 
 def leaks_found() -> float:
     """Share of chains of 5,000 samples with 0.3 nats around the state that are judged "violated"."""
-    chains = [samplers.markov_chain(jax.random.key(seed), 5000, upstream=0.5, downstream=6.0, leak=0.3) for seed in range(LEAKS)]
+    chains = [
+        samplers.markov_chain(jax.random.key(seed), 5000, upstream=0.5, downstream=6.0, leak=0.3)
+        for seed in range(LEAKS)
+    ]
     return [judged(chain, estimators.hybrid(chain.x, chain.compressed)) for chain in chains].count("violated") / LEAKS
 
 

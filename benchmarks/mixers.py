@@ -1,12 +1,14 @@
-"""Claim: every mixer learns: three layers of it reach 1.95 nats a character of Shakespeare in two and a half CPU minutes, at half a million parameters.
+"""Claim: every mixer learns: three layers of it reach 1.95 nats a character of Shakespeare in two and a half CPU
+minutes, at half a million parameters.
 
   python benchmarks/mixers.py --rounds 1 --data FOLDER    # with the package installed
 
-Rounds are seeds. All models have the width, the data, the batch and the schedule of configs/shakespeare.py with three blocks, trained on the first 85 %
-of the text; the hidden width of the MLP is what makes the parameters half a million, within half a per cent. The number of steps is what the budget of CPU
-time allows, by the time of a short run before: all threads of the process are counted, the start and the compilation with them. Scored once on the last
-10 % of the text, read as one stream with the state carried. Scores are kept in runs/mixers/scores.json as they come, and a mixer that has its own there is not
-trained again.
+Rounds are seeds. All models have the width, the data, the batch and the schedule of configs/shakespeare.py with three
+blocks, trained on the first 85 % of the text; the hidden width of the MLP is what makes the parameters half a million,
+within half a per cent. The number of steps is what the budget of CPU time allows, by the time of a short run before:
+all threads of the process are counted, the start and the compilation with them. Scored once on the last 10 % of the
+text, read as one stream with the state carried. Scores are kept in runs/mixers/scores.json as they come, and a mixer
+that has its own there is not trained again.
 """
 
 import argparse
@@ -61,7 +63,10 @@ def benchmark(seeds: int, data: str) -> dict[str, Any]:
             found[kind] = [*found.get(kind, []), scored(kind, seed, data)]
             kept.write_text(json.dumps(found))
             print(kind, round(found[kind][-1]["nats"], 3), file=sys.stderr, flush=True)
-    ratios = {f"nats a character, {kind}": {"ours": max(run["nats"] for run in runs), "at_most": TARGET} for kind, runs in found.items()}
+    ratios = {
+        f"nats a character, {kind}": {"ours": max(run["nats"] for run in runs), "at_most": TARGET}
+        for kind, runs in found.items()
+    }
     return {"dtype": "float32", "seeds": seeds, "budget_cpu_seconds": BUDGET, "ratios": ratios, "mixers": found}
 
 

@@ -1,11 +1,13 @@
-"""Claim: newton_scan never says converged of states that are far from the loop's, whatever the step, its gain, length, dtype and Jacobian.
+"""Claim: newton_scan never says converged of states that are far from the loop's, whatever the step, its gain, length,
+dtype and Jacobian.
 
   python benchmarks/newton_attack.py    # with the package installed; some minutes
 
-Random recurrences of every kind that is known to deceive Newton's method: gates of gains from 0.1 to 1000, latches, chaos, gates that jump,
-quantised states, unstable growth, components whose sizes differ by 10^12, steps declared diagonal that are not; over 1 to 100,000 steps, in
-float32, float32 with bfloat16 inputs, and float64. Each is solved by newton_scan and by jax.lax.scan. A solve is false where it says
-converged and any state differs from the loop's by more than `FALSE` times the largest size that its component had until then.
+Random recurrences of every kind that is known to deceive Newton's method: gates of gains from 0.1 to 1000, latches,
+chaos, gates that jump, quantised states, unstable growth, components whose sizes differ by 10^12, steps declared
+diagonal that are not; over 1 to 100,000 steps, in float32, float32 with bfloat16 inputs, and float64. Each is solved by
+newton_scan and by jax.lax.scan. A solve is false where it says converged and any state differs from the loop's by more
+than `FALSE` times the largest size that its component had until then.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,9 @@ TRIALS = {  # of every kind, by inputs and steps
 
 
 class Kind(NamedTuple):
-    """A family of steps: (weights, h, x) -> h. `weights` draws what a trial fixes, by name; inputs are two normal numbers a component."""
+    """A family of steps: (weights, h, x) -> h. `weights` draws what a trial fixes, by name; inputs are two normal
+    numbers a component.
+    """
 
     step: Callable[[dict[str, Array], Array, Array], Array]
     jacobian: str = "diagonal"
@@ -66,14 +70,24 @@ def jumping(w: dict[str, Array], h: Array, x: Array) -> Array:
 
 KINDS = {
     "gate": Kind(lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["w"] * h), w["a"], h, x[1])),
-    "dense gate": Kind(lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["W"] @ h / WIDTH), w["a"], h, x[1]), "dense"),
-    "dense gate, declared diagonal": Kind(lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["W"] @ h / WIDTH), w["a"], h, x[1])),
-    "gate that reads its neighbour, declared diagonal": Kind(lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["w"] * jnp.roll(h, 1)), w["a"], h, x[1])),
+    "dense gate": Kind(
+        lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["W"] @ h / WIDTH), w["a"], h, x[1]), "dense"
+    ),
+    "dense gate, declared diagonal": Kind(
+        lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["W"] @ h / WIDTH), w["a"], h, x[1])
+    ),
+    "gate that reads its neighbour, declared diagonal": Kind(
+        lambda w, h, x: update(opening(w, x[0] + w["gain"] * w["w"] * jnp.roll(h, 1)), w["a"], h, x[1])
+    ),
     "effective gate": Kind(lambda w, h, x: opening(w, x[0] + w["gain"] * w["w"] * h) * (w["a"] * h + x[1])),
     "latch": Kind(latch),
-    "hard sigmoid": Kind(lambda w, h, x: update(jnp.clip((x[0] + w["gain"] * w["w"] * h) / 6 + 0.5, w["floor"], 1), w["a"], h, x[1])),
+    "hard sigmoid": Kind(
+        lambda w, h, x: update(jnp.clip((x[0] + w["gain"] * w["w"] * h) / 6 + 0.5, w["floor"], 1), w["a"], h, x[1])
+    ),
     "gate that jumps": Kind(jumping),
-    "quantised state": Kind(lambda w, h, x: jnp.round(w["gain"] * update(opening(w, x[0] + h), w["a"], h, x[1])) / w["gain"]),
+    "quantised state": Kind(
+        lambda w, h, x: jnp.round(w["gain"] * update(opening(w, x[0] + h), w["a"], h, x[1])) / w["gain"]
+    ),
     "logistic map": Kind(lambda w, h, x: w["r"] * h * (1 - h)),
     "driven logistic map": Kind(lambda w, h, x: jnp.clip(w["r"] * h * (1 - h) + 1e-3 * x[0], 0, 1)),
     "circle map": Kind(lambda w, h, x: jnp.mod(h + 0.3 + w["gain"] * jnp.sin(2 * jnp.pi * h) / 10, 1)),
@@ -101,7 +115,9 @@ def draw(rng: np.random.Generator, count: int, steps: int) -> tuple[dict[str, np
 
 
 def trial(kind: Kind, weights: dict[str, Array], h0: Array, xs: Array) -> tuple[Array, Array, Array]:
-    """(converged, error, iterations) of one trial; the error is infinite where any state, or the loop's, is not finite."""
+    """(converged, error, iterations) of one trial; the error is infinite where any state, or the loop's, is not
+    finite.
+    """
     step = partial(kind.step, weights)
     expected = jax.lax.scan(lambda h, x: (step(h, x),) * 2, h0, xs)[1]
     h, solve = newton_scan(step, h0, xs, jacobian=kind.jacobian)
@@ -116,7 +132,9 @@ def attack(names: tuple[str, ...], lengths: dict[int, int], inputs: str, *, seed
     rows = []
     with jax.enable_x64(inputs == "float64"):
         for steps, count in lengths.items():
-            weights, h0, xs = jax.tree.map(lambda value: jnp.asarray(value, dtype), draw(np.random.default_rng((seed, steps)), count, steps))
+            weights, h0, xs = jax.tree.map(
+                lambda value: jnp.asarray(value, dtype), draw(np.random.default_rng((seed, steps)), count, steps)
+            )
             for name in names:
                 run = jax.jit(jax.vmap(partial(trial, KINDS[name])))
                 converged, errors, iterations = (np.asarray(value) for value in run(weights, h0, xs.astype(inputs)))
@@ -146,7 +164,10 @@ def benchmark(rounds: int) -> dict[str, Any]:
     ratios = {
         "trials": {"count": total["trials"], "at_least": 10_000},
         "false converged": {"count": total["false"], "at_most": 0},
-        "largest error where converged": {"found": max(row["largest error where converged"] for row in rows), "at_most": FALSE},
+        "largest error where converged": {
+            "found": max(row["largest error where converged"] for row in rows),
+            "at_most": FALSE,
+        },
     }
     return {"dtype": ", ".join(TRIALS), "ratios": ratios, "total": total, "kinds": by_kind, "rows": rows}
 

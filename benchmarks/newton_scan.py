@@ -2,11 +2,11 @@
 
   python benchmarks/newton_scan.py    # with the package installed
 
-The step is a retain update whose gates read the state elementwise, float32. Its weights W are a share of the largest for
-which contraction is certified (theory, section 5 B5: L_G < g_min (1 - alpha)^2 / (2 U) with g_min = 0.3, alpha = 0.5, U = 1);
-a share above 1 is beyond the certificate, and with open gates (g_min = 0) and a large drive there is none. Side by side:
-newton_scan and jax.lax.scan on the same inputs, with the iterations, whether it converged, and the largest difference to
-lax.scan over the largest state.
+The step is a retain update whose gates read the state elementwise, float32. Its weights W are a share of the largest
+for which contraction is certified (theory, section 5 B5: L_G < g_min (1 - alpha)^2 / (2 U) with g_min = 0.3, alpha =
+0.5, U = 1); a share above 1 is beyond the certificate, and with open gates (g_min = 0) and a large drive there is none.
+Side by side: newton_scan and jax.lax.scan on the same inputs, with the iterations, whether it converged, and the
+largest difference to lax.scan over the largest state.
 """
 
 from collections.abc import Callable
@@ -43,11 +43,16 @@ def benchmark(rounds: int) -> dict[str, Any]:
     return {"dtype": "float32", "seed": SEED, "rounds": rounds, "ratios": ratios, "sweeps": sweeps}
 
 
-def compare(rounds: int, *, steps: int = 16_384, width: int = 64, share: float = 0.5, floor: float = FLOOR, drive: float = DRIVE) -> dict[str, Any]:
+def compare(
+    rounds: int, *, steps: int = 16_384, width: int = 64, share: float = 0.5, floor: float = FLOOR, drive: float = DRIVE
+) -> dict[str, Any]:
     """newton_scan beside lax.scan in one setting."""
     given = inputs(steps, width, share, drive)
     step = partial(gate_step, floor)
-    solvers = {"newton_scan": measure.compiled(partial(solve, step), *given), "lax.scan": measure.compiled(partial(loop, step), *given)}
+    solvers = {
+        "newton_scan": measure.compiled(partial(solve, step), *given),
+        "lax.scan": measure.compiled(partial(loop, step), *given),
+    }
     (h, end), expected = (solver(*given) for solver in solvers.values())
     times = measure.in_turn({name: (solver, given) for name, solver in solvers.items()}, rounds)
     return {
@@ -65,12 +70,21 @@ def compare(rounds: int, *, steps: int = 16_384, width: int = 64, share: float =
 
 
 def inputs(steps: int, width: int, share: float, drive: float) -> tuple[Any, ...]:
-    """Weights (W, A), h0 and the sequences (z, drive) of a gate with |W| = share * LARGEST, |A| <= ALPHA, |drive| <= `drive`."""
+    """Weights (W, A), h0 and the sequences (z, drive) of a gate with |W| = share * LARGEST, |A| <= ALPHA, |drive| <=
+    `drive`.
+    """
     keys = jax.random.split(jax.random.key(SEED), 5)
     W = share * LARGEST * jnp.sign(jax.random.normal(keys[0], (width,)))
     A = jax.random.uniform(keys[1], (width,), minval=-ALPHA, maxval=ALPHA)
     h0 = jax.random.uniform(keys[2], (width,), minval=-1.0)
-    return (W, A), h0, (jax.random.normal(keys[3], (steps, width)), jax.random.uniform(keys[4], (steps, width), minval=-drive, maxval=drive))
+    return (
+        (W, A),
+        h0,
+        (
+            jax.random.normal(keys[3], (steps, width)),
+            jax.random.uniform(keys[4], (steps, width), minval=-drive, maxval=drive),
+        ),
+    )
 
 
 def gate_step(floor: float, weights: tuple[Array, Array], h: Array, now: tuple[Array, Array]) -> Array:
@@ -80,7 +94,9 @@ def gate_step(floor: float, weights: tuple[Array, Array], h: Array, now: tuple[A
     return (1 - gate) * h + gate * (A * h + drive)
 
 
-def solve(step: Callable[..., Array], weights: tuple[Array, Array], h0: Array, xs: tuple[Array, Array]) -> tuple[Array, Solve]:
+def solve(
+    step: Callable[..., Array], weights: tuple[Array, Array], h0: Array, xs: tuple[Array, Array]
+) -> tuple[Array, Solve]:
     """Ours."""
     return newton_scan(partial(step, weights), h0, xs)
 

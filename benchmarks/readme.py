@@ -16,8 +16,31 @@ from selssm_jax.report import figures
 
 FOLDER = pathlib.Path(__file__).parent
 CLAIMS = (
-    *("linear_scan", "selective_scan", "ssd", "newton_scan", "newton_attack", "growth", "floor", "compile", "gathered_step"),
-    *("information", "information_bounds", "coverage", "memory", "certificates", "rate", "sparsity", "traces", "decoding", "huggingface", "scaling", "seeds"),
+    *(
+        "linear_scan",
+        "selective_scan",
+        "ssd",
+        "newton_scan",
+        "newton_attack",
+        "growth",
+        "floor",
+        "compile",
+        "gathered_step",
+    ),
+    *(
+        "information",
+        "information_bounds",
+        "coverage",
+        "memory",
+        "certificates",
+        "rate",
+        "sparsity",
+        "traces",
+        "decoding",
+        "huggingface",
+        "scaling",
+        "seeds",
+    ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position
 MARKERS = {
@@ -31,10 +54,11 @@ MARKERS = {
 }
 HEAD = """# Benchmarks
 
-Every number here is read from a record in `records/` by `python benchmarks/readme.py`; a record names the command that made
-it, the machine, shapes, dtype and seed. A script is one claim, and runs its peer in the same rounds, so that a busy machine
-slows both: a ratio is the median over rounds of peer / ours. `pip install ".[bench]"` installs the peers (the CPU build of
-PyTorch will do). No accelerator was at hand: what a record does not have was not measured.
+Every number here is read from a record in `records/` by `python benchmarks/readme.py`; a record names the command
+that made it, the machine, shapes, dtype and seed. A script is one claim, and runs its peer in the same rounds, so
+that a busy machine slows both: a ratio is the median over rounds of peer / ours. `pip install ".[bench]"` installs
+the peers (the CPU build of PyTorch will do). No accelerator was at hand: what a record does not have was not
+measured.
 """
 
 
@@ -49,29 +73,42 @@ def main() -> None:
 def text(records: dict[str, dict[str, Any]]) -> str:
     """The page."""
     claims = [claim(records[name]) for name in CLAIMS]
-    tables = [errors(records["information"]), newton(records["newton_scan"]), fastest(records), carried(records["decoding"])]
+    tables = [
+        errors(records["information"]),
+        newton(records["newton_scan"]),
+        fastest(records),
+        carried(records["decoding"]),
+    ]
     smaller = [compressed(records["compress"]), pruned(records["pruning"])]
-    return "\n".join([HEAD, *claims, *tables, learned(records["mixers"]), recipes(records), *smaller, remembered(records)])
+    return "\n".join(
+        [HEAD, *claims, *tables, learned(records["mixers"]), recipes(records), *smaller, remembered(records)]
+    )
 
 
 def claim(record: dict[str, Any]) -> str:
     """A script's ratios beside their targets."""
     machine = record["machine"]
-    origin = f"`{record['command']}`, {machine['cpus']} CPU cores, {machine['system']}, {record['dtype']}, JAX {machine['jax']}"
+    origin = (
+        f"`{record['command']}`, {machine['cpus']} CPU cores, {machine['system']}, {record['dtype']}, JAX "
+        f"{machine['jax']}"
+    )
     picture = "\n![Time and memory by number of steps](growth.png)\n" if "growth" in record else ""
     rows = [(what, *_verdict(found)) for what, found in record["ratios"].items()]
     return f"## {headline(record)}\n\n{origin}\n{picture}\n{table(('ratio', 'found', 'target', ''), rows)}"
 
 
 def headline(record: dict[str, Any]) -> str:
-    """A script's claim as a title: as a fact where every target is met, else behind how many were missed, or that there was none to miss."""
+    """A script's claim as a title: as a fact where every target is met, else behind how many were missed, or that there
+    was none to miss.
+    """
     words = record["claim"].removeprefix("Claim: ").rstrip(".")
     verdicts = [verdict for verdict in (_verdict(found)[2] for found in record["ratios"].values()) if verdict]
     if "missed" in verdicts:
         return f"Missed in {verdicts.count('missed')} of {len(verdicts)} targets: {words}"
     if not verdicts:
         return f"Measured without a target: {words}"
-    return words[0].upper() + words[1:] if words.startswith(("on ", "a ")) else words  # names of functions stay as they are
+    # names of functions stay as they are
+    return words[0].upper() + words[1:] if words.startswith(("on ", "a ")) else words
 
 
 def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
@@ -81,32 +118,60 @@ def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
     if least is None and most is None:
         return f"{value:.3g}", "", ""
     met = value >= least if least is not None else value <= most  # a value that is not a number meets nothing
-    return f"{value:.3g}", f"at least {least:g}" if least is not None else f"at most {most:g}", "met" if met else "missed"
+    return (
+        f"{value:.3g}",
+        f"at least {least:g}" if least is not None else f"at most {most:g}",
+        "met" if met else "missed",
+    )
 
 
 def errors(record: dict[str, Any]) -> str:
     """Error of every estimator on every task, ours and the reference's on the same samples."""
     parts = ["### Estimators of mutual information: mean of estimate - truth, nats\n\n"]
-    parts[0] += "The tasks and the reference are those of Czyz et al. 2023 (benchmark-mi); at N=5000 means over three samples, at N=10000 one sample.\n"
+    parts[0] += (
+        "The tasks and the reference are those of Czyz et al. 2023 (benchmark-mi); at N=5000 means over three "
+        "samples, at N=10000 one sample.\n"
+    )
     for count, rows in record["errors"].items():
         ours = [name for name in rows[0] if name not in ("task", "true") and not name.endswith("(reference)")]
         theirs = [name for name in rows[0] if name.endswith("(reference)")]
         for which, names in ((f"N={count}, ours", ours), (f"N={count}, reference", theirs)):
             head = (which, "truth", *(name.removesuffix(" (reference)") for name in names))
             lines = [(row["task"], f"{row['true']:.3f}", *(f"{row[name]:+.3f}" for name in names)) for row in rows]
-            parts.append(table(head, [*lines, ("mean absolute", "", *(f"{fmean(abs(row[name]) for row in rows):.3f}" for name in names))]))
+            parts.append(
+                table(
+                    head,
+                    [
+                        *lines,
+                        ("mean absolute", "", *(f"{fmean(abs(row[name]) for row in rows):.3f}" for name in names)),
+                    ],
+                )
+            )
     return "\n".join(parts)
 
 
 def learned(record: dict[str, Any]) -> str:
     """What every mixer learns of the same text in the same time."""
-    runs = sorted(((kind, run) for kind, runs in record["mixers"].items() for run in runs), key=lambda one: one[1]["nats"])
+    runs = sorted(
+        ((kind, run) for kind, runs in record["mixers"].items() for run in runs), key=lambda one: one[1]["nats"]
+    )
     rows = [
-        (kind, f"{run['nats']:.3f}", f"{run['steps']:,}", f"{run['cpu_seconds']:.0f}", f"{run['parameters']:,}", f"{run['state_bytes']:,}", str(run["seed"]))
+        (
+            kind,
+            f"{run['nats']:.3f}",
+            f"{run['steps']:,}",
+            f"{run['cpu_seconds']:.0f}",
+            f"{run['parameters']:,}",
+            f"{run['state_bytes']:,}",
+            str(run["seed"]),
+        )
         for kind, run in runs
     ]
     columns = ("mixer", "test nats a character", "steps", "CPU seconds", "parameters", "bytes carried", "seed")
-    words = f"Three layers each, {record['budget_cpu_seconds']:.0f} CPU seconds of training; a mixer of cheap steps takes more of them."
+    words = (
+        f"Three layers each, {record['budget_cpu_seconds']:.0f} CPU seconds of training; a mixer of cheap steps "
+        "takes more of them."
+    )
     return f"## What every mixer learns\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
 
@@ -133,25 +198,48 @@ def compressed(record: dict[str, Any]) -> str:
         control = (f"{rival['bytes'][run['scope']]:,}", f"{rival['test'][metric]:.4g}") if rival else ("", "")
         scores = metric, f"{before['test'][metric]:.4g}", f"{after['test'][metric]:.4g}", f"{after['lost']:+.2%}"
         shared, exact = table_of(run)
-        sizes = f"{before['bytes']:,} to {after['bytes']:,}", f"{'' if exact else 'at most '}{shared:,}", f"{pays_from(run):,} sequences"
+        sizes = (
+            f"{before['bytes']:,} to {after['bytes']:,}",
+            f"{'' if exact else 'at most '}{shared:,}",
+            f"{pays_from(run):,} sequences",
+        )
         rows.append((f"{run['task']}, {run['scope']}", *sizes, str(run["seed"]), *scores, after["method"], *control))
     words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; "
-    words += "choices were made on the validation split, scores are of the test split. The table of levels is read by all sequences and counted beside them: "
-    words += "these runs gave every component a table of its own, before tables were shared and their bytes were part of what is asked for."
+    words += (
+        "choices were made on the validation split, scores are of the test split. The table of levels is read by "
+        "all sequences and counted beside them: "
+    )
+    words += (
+        "these runs gave every component a table of its own, before tables were shared and their bytes were part "
+        "of what is asked for."
+    )
     return f"## Compressed runs\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
 
 def pruned(record: dict[str, Any]) -> str:
     """Loss of components chosen by information less that of components chosen by magnitude."""
     rows = [
-        (task, method, share, f"{found['mean']:+.4f}", "" if found["low"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}", str(found["runs"]))
+        (
+            task,
+            method,
+            share,
+            f"{found['mean']:+.4f}",
+            "" if found["low"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}",
+            str(found["runs"]),
+        )
         for task, methods in record["minus_magnitude"].items()
         for method, shares in methods.items()
         for share, found in shares.items()
     ]
-    words = "Loss on the test split without fine-tuning, less that of the choice by weights at as many components: below 0 the method is better."
+    words = (
+        "Loss on the test split without fine-tuning, less that of the choice by weights at as many components: "
+        "below 0 the method is better."
+    )
     columns = ("task", "method", "kept", "mean difference", "95 % interval", "seeds")
-    return f"## Components chosen by what they tell, and by their weights\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
+    return (
+        f"## Components chosen by what they tell, and by their weights\n\n`{record['command']}`. "
+        f"{words}\n\n{table(columns, rows)}"
+    )
 
 
 def remembered(records: dict[str, dict[str, Any]]) -> str:
@@ -171,13 +259,26 @@ def _memory(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if last["exact"] is not None:
             yield what, f"{last['exact']:.3f}", "0", "exact"
         yield what, f"{last['lower']:.3f}", f"{last['stderr']:.3f}", "lower"
-        yield what, f"{last['upper']:.3f}", f"{last['stderr']:.3f}", "upper" if last["resolved"] else "upper; not resolved: more sequences are needed"
+        yield (
+            what,
+            f"{last['upper']:.3f}",
+            f"{last['stderr']:.3f}",
+            "upper" if last["resolved"] else "upper; not resolved: more sequences are needed",
+        )
         kept = block["retention"]
         most = max(range(len(kept["lags"])), key=lambda lag: kept["lower"][lag])
-        yield f"{name}: the input of {kept['lags'][most]} steps ago", f"{kept['lower'][most]:.3f}", f"{kept['stderr'][most]:.3f}", "lower"
+        yield (
+            f"{name}: the input of {kept['lags'][most]} steps ago",
+            f"{kept['lower'][most]:.3f}",
+            f"{kept['stderr'][most]:.3f}",
+            "lower",
+        )
     if found["answers"]:
         entropy = found["answers"]["entropy"]
-        for who, part in (("the model's own answers", found["answers"]["model"]), ("a fitted decoder", found["answers"]["decoder"])):
+        for who, part in (
+            ("the model's own answers", found["answers"]["model"]),
+            ("a fitted decoder", found["answers"]["decoder"]),
+        ):
             yield f"the {entropy:g} bits asked for, by {who}", f"{part['bits']:.2f}", f"{part['stderr']:.2f}", "lower"
 
 
@@ -185,7 +286,10 @@ def newton(record: dict[str, Any]) -> str:
     """Every setting of newton_scan."""
     columns = ("steps", "width", "share", "g_min", "drive", "iterations", "converged", "error", "peer_over_ours")
     rows = [tuple(_short(case[name]) for name in columns) for sweep in record["sweeps"].values() for case in sweep]
-    return f"### newton_scan by length, width and gain\n\n`share` is |W| over the largest that is certified.\n\n{table(columns, rows)}"
+    return (
+        "### newton_scan by length, width and gain\n\n`share` is |W| over the largest that is "
+        f"certified.\n\n{table(columns, rows)}"
+    )
 
 
 def fastest(records: dict[str, dict[str, Any]]) -> str:
@@ -201,16 +305,41 @@ def fastest(records: dict[str, dict[str, Any]]) -> str:
 
 def carried(record: dict[str, Any]) -> str:
     """What each mixer carries by position, and what one step of decoding takes."""
-    columns = ("mixer", "bytes after 256 steps", "after 65,536", "slope", "overtaken at step", "peak bytes of a step", "after 65,536", "ms of a step")
+    columns = (
+        "mixer",
+        "bytes after 256 steps",
+        "after 65,536",
+        "slope",
+        "overtaken at step",
+        "peak bytes of a step",
+        "after 65,536",
+        "ms of a step",
+    )
     rows = []
     for kind, sizes in record["state_bytes"].items():
         overtaken = record["crossover"].get(kind)
         ends = (f"{count:,}" for count in (sizes[0], sizes[-1]))
-        times = [f"{found['median']:.2f} at {int(name.split()[1]):,}" for name, found in record["milliseconds"].items() if name.split()[0] == kind]
+        times = [
+            f"{found['median']:.2f} at {int(name.split()[1]):,}"
+            for name, found in record["milliseconds"].items()
+            if name.split()[0] == kind
+        ]
         peaks = (f"{count:,}" for count in record["peak_bytes"][kind])
-        rows.append((kind, *ends, f"{record['slopes'][kind]:.3f}", "" if overtaken is None else f"{overtaken:,}", *peaks, "; ".join(times)))
+        rows.append(
+            (
+                kind,
+                *ends,
+                f"{record['slopes'][kind]:.3f}",
+                "" if overtaken is None else f"{overtaken:,}",
+                *peaks,
+                "; ".join(times),
+            )
+        )
     size = record["model"]
-    words = f"Two blocks, {size['d_model']} wide, {size['d_state']} state components, float32. Overtaken: the cache of attention is larger from there on."
+    words = (
+        f"Two blocks, {size['d_model']} wide, {size['d_state']} state components, float32. Overtaken: the cache "
+        "of attention is larger from there on."
+    )
     picture = "![State bytes by position](decoding.png)"
     return f"### What is carried, by position\n\n{words}\n\n{picture}\n\n{table(columns, rows)}"
 
@@ -258,8 +387,16 @@ def plot(growth: dict[str, list[dict[str, Any]]]) -> Figure:
     time, memory = figure.subplots(1, 2)
     for name, cases in growth.items():
         steps = [case["steps"] for case in cases]
-        time.plot(steps, [case["milliseconds"]["value_and_grad"]["median"] for case in cases], MARKERS[name], label=name, markersize=4)
-        memory.plot(steps, [case["temporary_bytes"]["value_and_grad"] / 1e6 for case in cases], MARKERS[name], markersize=4)
+        time.plot(
+            steps,
+            [case["milliseconds"]["value_and_grad"]["median"] for case in cases],
+            MARKERS[name],
+            label=name,
+            markersize=4,
+        )
+        memory.plot(
+            steps, [case["temporary_bytes"]["value_and_grad"] / 1e6 for case in cases], MARKERS[name], markersize=4
+        )
     for axes, label in ((time, "value and gradient, ms"), (memory, "temporaries, MB")):
         axes.set(xscale="log", yscale="log", xlabel="steps T", ylabel=label)
         axes.grid(visible=True, alpha=0.3)

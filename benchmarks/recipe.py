@@ -1,12 +1,13 @@
-"""Claim: a recipe reaches its score in its time. Trains and evaluates one config, whole processes, and writes the record.
+"""Claim: a recipe reaches its score in its time. Trains and evaluates one config, whole processes, and writes the
+record.
 
   python benchmarks/recipe.py shakespeare --config.data.local_dir=FOLDER
-  python benchmarks/recipe.py selective_copying --record selective_copying_constant --config.model.selective.gate=constant
-  python benchmarks/recipe.py channel --measure
+  python benchmarks/recipe.py selective_copying --record selective_copying_constant
+  --config.model.selective.gate=constant python benchmarks/recipe.py channel --measure
 
-The record, benchmarks/records/NAME.json, holds the command, the metrics of the test split beside the baselines, seconds of
-the whole training process and of the whole evaluation process, by the clock and of all cores together, how busy the machine was
-when they began, seeds, software and machine.
+The record, benchmarks/records/NAME.json, holds the command, the metrics of the test split beside the baselines, seconds
+of the whole training process and of the whole evaluation process, by the clock and of all cores together, how busy the
+machine was when they began, seeds, software and machine.
 """
 
 import argparse
@@ -27,20 +28,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="a file of configs/, without .py")
     parser.add_argument("--record", help="name of the record; default: the config's")
-    parser.add_argument("--measure", action="store_true", help="evaluate with --measure, and record what the memory holds")
+    parser.add_argument(
+        "--measure", action="store_true", help="evaluate with --measure, and record what the memory holds"
+    )
     parser.add_argument("--workdir", help="folder of the run; default runs/RECORD, which must not hold a run yet")
     chosen, overrides = parser.parse_known_args()
     record = chosen.record or chosen.name
     workdir = pathlib.Path(chosen.workdir or ROOT / "runs" / record)
     if (workdir / "config.json").exists():
-        parser.error(f"{workdir} holds a run, whose time would not be the whole time: remove it, or give another --workdir")
+        parser.error(
+            f"{workdir} holds a run, whose time would not be the whole time: remove it, or give another --workdir"
+        )
     busy = round(os.getloadavg()[0], 1)
     training = _timed(["train.py", f"--config=configs/{chosen.name}.py", f"--workdir={workdir}", *overrides])
     evaluation = _timed(["eval.py", f"--workdir={workdir}", *(["--measure"] if chosen.measure else [])])
     results = json.loads((workdir / "report" / "results.json").read_text())
     path = ROOT / "benchmarks" / "records" / f"{record}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(_record(chosen.name, record, overrides, results, training, evaluation, busy), indent=2) + "\n")
+    path.write_text(
+        json.dumps(_record(chosen.name, record, overrides, results, training, evaluation, busy), indent=2) + "\n"
+    )
     print(f"wrote {path.relative_to(ROOT)}")
 
 
@@ -57,10 +64,21 @@ def _used() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _record(name: str, record: str, overrides: list[str], results: dict, training: tuple, evaluation: tuple, busy: float) -> dict:
-    shown = [override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override for override in overrides]
+def _record(
+    name: str, record: str, overrides: list[str], results: dict, training: tuple, evaluation: tuple, busy: float
+) -> dict:
+    shown = [
+        override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override
+        for override in overrides
+    ]
     command = " ".join(
-        ["python benchmarks/recipe.py", name, *([f"--record {record}"] if record != name else []), *(["--measure"] if "memory" in results else []), *shown]
+        [
+            "python benchmarks/recipe.py",
+            name,
+            *([f"--record {record}"] if record != name else []),
+            *(["--measure"] if "memory" in results else []),
+            *shown,
+        ]
     )
     config = results["config"]
     for key in PRIVATE:
@@ -82,7 +100,12 @@ def _record(name: str, record: str, overrides: list[str], results: dict, trainin
 
 def _memory(found: dict) -> dict:
     """What the memory holds, without the table of single components, which is large."""
-    return found | {"blocks": {name: {key: part for key, part in block.items() if key != "by_component"} for name, block in found["blocks"].items()}}
+    return found | {
+        "blocks": {
+            name: {key: part for key, part in block.items() if key != "by_component"}
+            for name, block in found["blocks"].items()
+        }
+    }
 
 
 if __name__ == "__main__":

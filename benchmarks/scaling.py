@@ -1,12 +1,15 @@
-"""Claim: at equal parameters a selective model is trained on long sequences in at most 0.6 times the memory of an LSTM or a GRU.
+"""Claim: at equal parameters a selective model is trained on long sequences in at most 0.6 times the memory of an LSTM
+or a GRU.
 
   python benchmarks/scaling.py --rounds 2    # with the package installed
 
-Language models of three blocks, 128 wide, one sequence, T from 1,024 to 65,536: the mixers at the sizes of mixers.py, and the hidden width of the MLP that
-makes 400,000 parameters, within 1 %. Attention sees the whole sequence. Bytes are the compiler's, of one step of training as training compiles it and of one
-call without gradients, and nothing runs for them. Both are timed at the lengths in `timed`, in rounds in which all models take turns, where less than
-`timed_up_to_bytes` are needed: medians; null: not timed. Recurrent states do not grow: of those that carry a cache, it is the bytes after T steps. A crossover
-is the shortest length from which on attention needs more, null where it is at none of them.
+Language models of three blocks, 128 wide, one sequence, T from 1,024 to 65,536: the mixers at the sizes of mixers.py,
+and the hidden width of the MLP that makes 400,000 parameters, within 1 %. Attention sees the whole sequence. Bytes are
+the compiler's, of one step of training as training compiles it and of one call without gradients, and nothing runs for
+them. Both are timed at the lengths in `timed`, in rounds in which all models take turns, where less than
+`timed_up_to_bytes` are needed: medians; null: not timed. Recurrent states do not grow: of those that carry a cache, it
+is the bytes after T steps. A crossover is the shortest length from which on attention needs more, null where it is at
+none of them.
 """
 
 import dataclasses
@@ -42,28 +45,49 @@ QUICK = {"xla_backend_optimization_level": 0}  # buffers are laid out before mac
 Arrays = dict[str, Any]
 
 
-def benchmark(rounds: int, models: tuple[str, ...] = tuple(MODELS), lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
+def benchmark(
+    rounds: int, models: tuple[str, ...] = tuple(MODELS), lengths: tuple[int, ...] = LENGTHS
+) -> dict[str, Any]:
     """Bytes and seconds of every model by length, where attention needs more, and what is claimed."""
-    found = {name: {"parameters": mixers.parameters(sized(name)), "state_bytes": [state_bytes(name, length) for length in lengths]} for name in models}
+    found = {
+        name: {
+            "parameters": mixers.parameters(sized(name)),
+            "state_bytes": [state_bytes(name, length) for length in lengths],
+        }
+        for name in models
+    }
     calls: measure.Calls = {}
     for what, times in TIMED.items():
         for name in models:
-            found[name][f"{what}_peak_bytes"] = [prepared(what, name, length, calls, run=length in times) for length in lengths]
+            found[name][f"{what}_peak_bytes"] = [
+                prepared(what, name, length, calls, run=length in times) for length in lengths
+            ]
     seconds = {key: round(median(values), 4) for key, values in measure.in_turn(calls, rounds).items()}
     for what in TIMED:
         for name in models:
             found[name][f"{what}_seconds"] = [seconds.get((what, name, length)) for length in lengths]
-    again = {name: peak(training(name, LEAST, remat=True)[0]) for name in ("selective", "lstm", "gru") if name in models}
+    again = {
+        name: peak(training(name, LEAST, remat=True)[0]) for name in ("selective", "lstm", "gru") if name in models
+    }
     return {
         "dtype": "float32",
-        "model": {"blocks": BLOCKS, "d_model": WIDTH, "vocab": mixers.VOCAB, "batch": 1, "parameters": PARAMETERS, "sizes": sizes(models)},
+        "model": {
+            "blocks": BLOCKS,
+            "d_model": WIDTH,
+            "vocab": mixers.VOCAB,
+            "batch": 1,
+            "parameters": PARAMETERS,
+            "sizes": sizes(models),
+        },
         "timed": TIMED,
         "timed_up_to_bytes": LARGEST,
         "ratios": claimed(found, again, lengths),
         "lengths": lengths,
         "models": found,
         "remat": {"length": LEAST, "training_peak_bytes": again},
-        "crossovers": {what: {name: overtaken(found, what, name, lengths) for name in models} for what in CROSSED} if "attention" in models else {},
+        "crossovers": {what: {name: overtaken(found, what, name, lengths) for name in models} for what in CROSSED}
+        if "attention" in models
+        else {},
     }
 
 
@@ -72,7 +96,9 @@ def sized(name: str, length: int = LENGTHS[0], *, remat: bool = False) -> Model:
     """The model of so many parameters; attention sees `length` steps."""
     kind = MIXER.get(name, name)
     attention = {"attention": {"heads": 4, "window": length}}
-    base = build(Model, {"pattern": (kind,) * BLOCKS, "d_model": WIDTH, "remat": remat} | MODELS[name] | attention, "model")
+    base = build(
+        Model, {"pattern": (kind,) * BLOCKS, "d_model": WIDTH, "remat": remat} | MODELS[name] | attention, "model"
+    )
     base = base.of_task(Task("language", vocab=mixers.VOCAB))
     without, one = (mixers.parameters(dataclasses.replace(base, mlp_ratio=width / WIDTH)) for width in (8, 9))
     return dataclasses.replace(base, mlp_ratio=round(8 + (PARAMETERS - without) / (one - without)) / WIDTH)
@@ -100,7 +126,12 @@ def prepared(what: str, name: str, length: int, calls: measure.Calls, *, run: bo
 def peak(lowered: jax.stages.Lowered) -> int:
     """Bytes that a program holds at most: as `costs.cost`, of what is lowered already."""
     memory = lowered.compile(compiler_options=QUICK if jax.default_backend() == "cpu" else {}).memory_analysis()
-    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
 
 Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
@@ -109,7 +140,12 @@ Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[],
 def training(name: str, length: int, *, remat: bool = False) -> Lowered:
     """One step of training, lowered, and what makes of its program a call that trains on."""
     experiment = Experiment(name="scaling", model=sized(name, length, remat=remat))
-    one = partial(step.train_step, model=SequenceModel(experiment.model), optimizer=optimizer.build(experiment), experiment=experiment)
+    one = partial(
+        step.train_step,
+        model=SequenceModel(experiment.model),
+        optimizer=optimizer.build(experiment),
+        experiment=experiment,
+    )
 
     def start(program: jax.stages.Compiled) -> Callable[[], Any]:
         carried = [jax.tree.map(jnp.copy, drawn(name))]
@@ -146,13 +182,21 @@ def batch(length: int) -> Arrays:
 
 
 def claimed(found: Arrays, again: dict[str, int], lengths: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """The selective model's peaks over those of its rivals, from the least length that is spoken of on, and with recomputed blocks."""
+    """The selective model's peaks over those of its rivals, from the least length that is spoken of on, and with
+    recomputed blocks.
+    """
     ratios = {}
     for rival in (name for name in ("lstm", "gru") if name in found and "selective" in found):
         for at in (index for index, length in enumerate(lengths) if length >= LEAST):
             ours, theirs = (found[name]["training_peak_bytes"][at] for name in ("selective", rival))
-            ratios[f"training peak at {lengths[at]}, selective over {rival}"] = {"found": round(ours / theirs, 3), "at_most": RATIO}
-        ratios[f"training peak at {LEAST} with remat, selective over {rival}"] = {"found": round(again["selective"] / again[rival], 3), "at_most": RATIO}
+            ratios[f"training peak at {lengths[at]}, selective over {rival}"] = {
+                "found": round(ours / theirs, 3),
+                "at_most": RATIO,
+            }
+        ratios[f"training peak at {LEAST} with remat, selective over {rival}"] = {
+            "found": round(again["selective"] / again[rival], 3),
+            "at_most": RATIO,
+        }
     return ratios
 
 

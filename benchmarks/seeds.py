@@ -1,12 +1,13 @@
-"""Claim: a step of three runs together, vmapped over their seeds, costs on one CPU core what three steps alone cost, and is compiled once for all.
+"""Claim: a step of three runs together, vmapped over their seeds, costs on one CPU core what three steps alone cost,
+and is compiled once for all.
 
   python benchmarks/seeds.py    # with the package installed
 
 The steps are those of train.py and of training/multi_seed.py with optimiser and donated state: the forecasting model of
-configs/etth1.py with lookback 96, and the language model of configs/quickstart.py, on random batches of their shapes. Seconds
-of a step are medians over rounds in which both run; drawing the data, which is the same work either way, is left out.
-Compiling alone counts three times: every run by itself is compiled anew where no compilation cache is kept on disk. No
-target is set: neither way is ours more than the other.
+configs/etth1.py with lookback 96, and the language model of configs/quickstart.py, on random batches of their shapes.
+Seconds of a step are medians over rounds in which both run; drawing the data, which is the same work either way, is
+left out. Compiling alone counts three times: every run by itself is compiled anew where no compilation cache is kept on
+disk. No target is set: neither way is ours more than the other.
 """
 
 import dataclasses
@@ -37,8 +38,12 @@ def benchmark(rounds: int) -> dict[str, Any]:
     found = {name: compare(experiment, task, rounds) for name, (experiment, task) in cases.items()}
     ratios = {}
     for name, case in found.items():
-        ratios[f"{RUNS} steps alone over one together, {name}"] = {"alone_over_together": case["step_alone_over_together"]}
-        ratios[f"compiling {RUNS} times alone over once together, {name}"] = {"alone_over_together": case["compile_alone_over_together"]}
+        ratios[f"{RUNS} steps alone over one together, {name}"] = {
+            "alone_over_together": case["step_alone_over_together"]
+        }
+        ratios[f"compiling {RUNS} times alone over once together, {name}"] = {
+            "alone_over_together": case["compile_alone_over_together"]
+        }
     return {"dtype": "float32", "runs": RUNS, "rounds": rounds, "ratios": ratios, "models": found}
 
 
@@ -61,16 +66,26 @@ def compare(experiment: Experiment, task: Task, rounds: int) -> dict[str, Any]:
     every = multi_seed.StackedRuns(take, RUNS)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
     compiled = {
-        "together": (compiling(jax.vmap(partial(take, axis=None))), (every.stack(states), jax.tree.map(lambda *rows: np.stack(rows), *batches))),
+        "together": (
+            compiling(jax.vmap(partial(take, axis=None))),
+            (every.stack(states), jax.tree.map(lambda *rows: np.stack(rows), *batches)),
+        ),
         "alone": (compiling(partial(take, axis=None)), (states[0], batches[0])),
     }
     seconds = measure.in_turn(compiled, COMPILATIONS)
     alone, joint = loop.SingleRun(take, jax.local_devices()[:1]), stepping(every, states)  # which copies the states
     each = [stepping(alone, [state]) for state in states]
-    calls = {"together": (joint, (batches,)), "alone": (lambda: [call([batch]) for call, batch in zip(each, batches, strict=True)], ())}
+    calls = {
+        "together": (joint, (batches,)),
+        "alone": (lambda: [call([batch]) for call, batch in zip(each, batches, strict=True)], ()),
+    }
     times = measure.in_turn(calls, rounds)
     return {
-        "model": {"pattern": experiment.model.pattern, "d_model": experiment.model.d_model, "d_state": experiment.model.d_state},
+        "model": {
+            "pattern": experiment.model.pattern,
+            "d_model": experiment.model.d_model,
+            "d_state": experiment.model.d_state,
+        },
         "batch": experiment.data.batch_size,
         "parameters": parameters,
         "milliseconds": measure.milliseconds(times),
@@ -85,7 +100,10 @@ def begin(experiment: Experiment, task: Task) -> tuple[Callable[..., Any], list[
     network, tx = SequenceModel(dataclasses.replace(experiment.model, task=task)), optimizer.build(experiment)
     take = partial(step.train_step, model=network, optimizer=tx, experiment=experiment)
     batches = [batch(task, experiment.data.batch_size, seed) for seed in range(RUNS)]
-    seeded = [dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed)) for seed in range(RUNS)]
+    seeded = [
+        dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
+        for seed in range(RUNS)
+    ]
     return take, [step.initial(one, network, tx, batches[0]) for one in seeded], batches
 
 
@@ -95,7 +113,9 @@ def batch(task: Task, rows: int, seed: int) -> Batch:
     if kind_of(task).tokens:
         tokens = rng.integers(0, task.vocab, (2, rows, task.length)).astype(np.int32)
         return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
-    inputs, targets = (rng.standard_normal((rows, steps, task.channels), np.float32) for steps in (task.length, task.horizon))
+    inputs, targets = (
+        rng.standard_normal((rows, steps, task.channels), np.float32) for steps in (task.length, task.horizon)
+    )
     return {"inputs": inputs, "targets": targets, "weights": np.ones(rows, np.float32), "valid": valid}
 
 

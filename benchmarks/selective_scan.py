@@ -1,11 +1,12 @@
-"""Claim: on a CPU selective_scan beats the materialised associative scan of JAX ports of Mamba, and PyTorch's step loop.
+"""Claim: on a CPU selective_scan beats the materialised associative scan of JAX ports of Mamba, and PyTorch's step
+loop.
 
   python benchmarks/selective_scan.py    # with the extra [bench] installed
 
-At B=1 T=2048 D=512 N=16 float32 it reads side by side: ours; the peer that builds (B, T, D, N) factors and drives, composes
-them by jax.lax.associative_scan and reads the states out, differentiated by JAX; and a loop over steps in PyTorch, whose
-inputs are unbound once and not indexed at every step. A ratio is the median over rounds of peer / ours. Then both methods of
-selective_scan run at other shapes: what `auto` picks by.
+At B=1 T=2048 D=512 N=16 float32 it reads side by side: ours; the peer that builds (B, T, D, N) factors and drives,
+composes them by jax.lax.associative_scan and reads the states out, differentiated by JAX; and a loop over steps in
+PyTorch, whose inputs are unbound once and not indexed at every step. A ratio is the median over rounds of peer / ours.
+Then both methods of selective_scan run at other shapes: what `auto` picks by.
 """
 
 from functools import partial
@@ -56,7 +57,13 @@ def against_peers(rounds: int) -> dict[str, Any]:
     }
     less = round(temporaries["materialised"] / temporaries["selective_scan"], 1)
     ratios["temporaries against materialised"] = {"peer_over_ours": less, "at_least": TARGETS["temporaries"]}
-    return {"shape": SHAPE, "rounds": rounds, "ratios": ratios, "milliseconds": measure.milliseconds(times), "temporary_bytes": temporaries}
+    return {
+        "shape": SHAPE,
+        "rounds": rounds,
+        "ratios": ratios,
+        "milliseconds": measure.milliseconds(times),
+        "temporary_bytes": temporaries,
+    }
 
 
 def every_method(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
   python benchmarks/ssd.py    # with the package installed
 
-At B=1 T=4096 H=8 P=64 N=64 float32 it reads side by side: ours; selective_scan with every head's decay repeated over its
-P x N states; and lax.scan over steps of the recurrence itself. A ratio is the median over rounds of peer / ours. Then ssd
-runs by chunks of several lengths at other shapes: what `auto` picks by.
+At B=1 T=4096 H=8 P=64 N=64 float32 it reads side by side: ours; selective_scan with every head's decay repeated over
+its P x N states; and lax.scan over steps of the recurrence itself. A ratio is the median over rounds of peer / ours.
+Then ssd runs by chunks of several lengths at other shapes: what `auto` picks by.
 """
 
 from functools import partial
@@ -18,14 +18,26 @@ from jax import Array, lax
 from selssm_jax.ops import selective_scan, ssd
 
 SHAPE = (1, 4096, 8, 64, 64)
-SHAPES = [(1, 1024, 4, 16, 16), (8, 512, 8, 32, 32), (1, 4096, 8, 64, 16), (1, 4096, 8, 64, 64), (1, 4096, 8, 64, 128), (2, 2048, 4, 128, 128)]
+SHAPES = [
+    (1, 1024, 4, 16, 16),
+    (8, 512, 8, 32, 32),
+    (1, 4096, 8, 64, 16),
+    (1, 4096, 8, 64, 64),
+    (1, 4096, 8, 64, 128),
+    (2, 2048, 4, 128, 128),
+]
 CHUNKS = (16, 32, 64, 128, 256)
 SEED = 0
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
     """Ours and its recurrences at the main shape, then every chunk at every shape."""
-    return {"dtype": "float32", "seed": SEED, **against_recurrences(rounds), "chunks": [every_chunk(shape, -(-rounds // 2)) for shape in SHAPES]}
+    return {
+        "dtype": "float32",
+        "seed": SEED,
+        **against_recurrences(rounds),
+        "chunks": [every_chunk(shape, -(-rounds // 2)) for shape in SHAPES],
+    }
 
 
 def against_recurrences(rounds: int) -> dict[str, Any]:
@@ -87,7 +99,9 @@ def step_by_step(x: Array, dt: Array, A: Array, B: Array, C: Array) -> Array:
         return h, jnp.einsum("bhpn,bn->bhp", h, c)
 
     h0 = jnp.zeros((x.shape[0], *x.shape[2:], B.shape[3]))
-    return lax.scan(step, h0, tuple(value.swapaxes(0, 1) for value in (x, dt, B[:, :, 0], C[:, :, 0])))[1].swapaxes(0, 1)
+    return lax.scan(step, h0, tuple(value.swapaxes(0, 1) for value in (x, dt, B[:, :, 0], C[:, :, 0])))[1].swapaxes(
+        0, 1
+    )
 
 
 if __name__ == "__main__":

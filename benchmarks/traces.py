@@ -2,11 +2,12 @@
 
   python benchmarks/traces.py    # with the package installed
 
-Small models of selective copying (8 tokens of 8 strewn over 48 steps, then 8 steps to say them) are trained with gates that jump and a
-penalty on the mean gate, and with gates that are hard but not 0 or 1. Their states on test sequences are encoded by
-`compression.event_trace`, one trace a sequence and block, and decoded. dim_eff is the mean of sum_i g_i over steps and sequences; open counts
-g_i > 0, which are more where gates lie between 0 and 1. A trace stores what changed, so its bytes follow `open`. Gates that jump
-are 0 or 1 and dim_eff is what is open. A component that is open and does not change in any bit is not stored.
+Small models of selective copying (8 tokens of 8 strewn over 48 steps, then 8 steps to say them) are trained with gates
+that jump and a penalty on the mean gate, and with gates that are hard but not 0 or 1. Their states on test sequences
+are encoded by `compression.event_trace`, one trace a sequence and block, and decoded. dim_eff is the mean of sum_i g_i
+over steps and sequences; open counts g_i > 0, which are more where gates lie between 0 and 1. A trace stores what
+changed, so its bytes follow `open`. Gates that jump are 0 or 1 and dim_eff is what is open. A component that is open
+and does not change in any bit is not stored.
 """
 
 import dataclasses
@@ -48,8 +49,18 @@ def benchmark(rounds: int) -> dict[str, Any]:
             "ratio": max(block["bytes"] - block["open"] for block in own),
             "at_most": ALLOWED,
         }
-    ratios["share of traces decoded to the last bit"] = {"ratio": float(np.mean([block["exact"] for _, _, block in blocks])), "at_least": 1.0}
-    return {"dtype": "float32", "seeds": rounds, "training_steps": STEPS, "sequences": SEQUENCES, "ratios": ratios, "runs": runs}
+    ratios["share of traces decoded to the last bit"] = {
+        "ratio": float(np.mean([block["exact"] for _, _, block in blocks])),
+        "at_least": 1.0,
+    }
+    return {
+        "dtype": "float32",
+        "seeds": rounds,
+        "training_steps": STEPS,
+        "sequences": SEQUENCES,
+        "ratios": ratios,
+        "runs": runs,
+    }
 
 
 def experiment(form: str, seed: int, steps: int) -> Experiment:
@@ -57,15 +68,34 @@ def experiment(form: str, seed: int, steps: int) -> Experiment:
     model, training = FORMS[form]
     return Experiment(
         name="traces",
-        data=Data(source="selective_copying", length=48, vocab=8, tokens=8, batch_size=16, eval_batch_size=SEQUENCES, eval_examples=SEQUENCES),
+        data=Data(
+            source="selective_copying",
+            length=48,
+            vocab=8,
+            tokens=8,
+            batch_size=16,
+            eval_batch_size=SEQUENCES,
+            eval_examples=SEQUENCES,
+        ),
         model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, selective=SelectiveConfig(**model)),
         optimizer=Optimizer(peak_rate=5e-3, end_rate=5e-5, warmup_steps=steps // 10),
-        training=Training(steps=steps, eval_every=steps, checkpoint_every=steps, log_every=steps, seed=seed, select="last", devices=1, **training),
+        training=Training(
+            steps=steps,
+            eval_every=steps,
+            checkpoint_every=steps,
+            log_every=steps,
+            seed=seed,
+            select="last",
+            devices=1,
+            **training,
+        ),
     )
 
 
 def measured(form: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
-    """Trains in a folder that is thrown away; returns the accuracy on test sequences and, by block, what their traces take."""
+    """Trains in a folder that is thrown away; returns the accuracy on test sequences and, by block, what their traces
+    take.
+    """
     with tempfile.TemporaryDirectory() as folder:
         loop.fit(experiment(form, seed, steps), folder)
         found, params, _ = checkpoint.restore_for_eval(folder)
@@ -79,14 +109,19 @@ def measured(form: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
         "seed": seed,
         "gate_l1": found.training.gate_l1,
         "accuracy": float(right.sum() / batch["weights"].sum()),
-        "blocks": {name: encoded(jax.device_get(block.state), jax.device_get(block.gate)) for name, block in blocks.items()},
+        "blocks": {
+            name: encoded(jax.device_get(block.state), jax.device_get(block.gate)) for name, block in blocks.items()
+        },
     }
 
 
 def encoded(states: np.ndarray, gate: np.ndarray) -> dict[str, Any]:
     """One trace a sequence, (B, T, n): shares of n and of all bytes."""
     traces = [event_trace.encode(sequence) for sequence in states]
-    exact = [(one.decode().view(np.uint32) == sequence.view(np.uint32)).all() for one, sequence in zip(traces, states, strict=True)]
+    exact = [
+        (one.decode().view(np.uint32) == sequence.view(np.uint32)).all()
+        for one, sequence in zip(traces, states, strict=True)
+    ]
     return {
         "n": states.shape[-1],
         "dim_eff": round(float(gate.mean()), 4),

@@ -18,7 +18,16 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="etth1",
         data=Data(source="etth1", length=512, horizon=96, batch_size=32, eval_batch_size=128),
-        model=Model(pattern=("selective",), d_model=32, d_state=64, dropout=0.2, frame=48, stride=24, linear_skip=512, channel_independent=True),
+        model=Model(
+            pattern=("selective",),
+            d_model=32,
+            d_state=64,
+            dropout=0.2,
+            frame=48,
+            stride=24,
+            linear_skip=512,
+            channel_independent=True,
+        ),
         optimizer=Optimizer(peak_rate=6e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
         training=Training(steps=1200, eval_every=100, checkpoint_every=400, log_every=20),
     ).to_config_dict()

@@ -6,8 +6,10 @@ Command:        python train.py --config configs/selective_copying.py --report
 Data:           synthetic (Gu and Dao 2023): 16 symbols, 16 of them in 256 steps, then 16 steps to say them
 Hardware:       1 CPU core
 Time:           21 minutes
-Expected score: test accuracy 100 %; 99.96 % with gates that also read the state; 42 % with --config.model.selective.gate=constant
-                (benchmarks/records/selective_copying.json, selective_copying_state_gates.json, selective_copying_constant.json)
+Expected score: test accuracy 100 %; 99.96 % with gates that also read the state; 42 % with
+--config.model.selective.gate=constant
+                (benchmarks/records/selective_copying.json, selective_copying_state_gates.json,
+                selective_copying_constant.json)
 """
 
 from ml_collections import ConfigDict

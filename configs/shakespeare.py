@@ -3,7 +3,8 @@
 Command:        python train.py --config configs/shakespeare.py --config.data.local_dir=FOLDER --report
                 (without local_dir the text is downloaded from its public origin)
 Data:           tiny_shakespeare, 90/10 as in nanoGPT: trained on the first 90 % of the characters, scored on the last
-                10 % of them, read as one stream with the state carried. The recipe was chosen on the last 5 % of the 90.
+                10 % of them, read as one stream with the state carried. The recipe was chosen on the last 5 % of the
+                90.
 Hardware:       2 CPU cores
 Time:           8 minutes, the whole process
 Expected score: test 1.49 nats a character (benchmarks/records/shakespeare.json)
@@ -18,7 +19,9 @@ def get_config() -> ConfigDict:
     """Returns the recipe; every key can be overridden on the command line."""
     return Experiment(
         name="shakespeare",
-        data=Data(source="tiny_shakespeare", train_on="train+validation", batch_size=16, length=128, eval_batch_size=16),
+        data=Data(
+            source="tiny_shakespeare", train_on="train+validation", batch_size=16, length=128, eval_batch_size=16
+        ),
         model=Model(pattern=("selective",) * 4, d_model=128, d_state=256, conv=4, mlp_ratio=2.0),
         optimizer=Optimizer(peak_rate=3e-3, end_rate=6e-5, warmup_steps=100, weight_decay=0.1),
         training=Training(steps=2500, eval_every=1250, checkpoint_every=500, log_every=20, select="last"),

@@ -1,4 +1,5 @@
-"""Characters of Shakespeare by a Mamba: the field's own layer, measured, certified and compressed by the commands that serve ours.
+"""Characters of Shakespeare by a Mamba: the field's own layer, measured, certified and compressed by the commands that
+serve ours.
 
 Command:        python train.py --config configs/shakespeare_mamba.py --config.data.local_dir=FOLDER --report
                 (without local_dir the text is downloaded from its public origin)

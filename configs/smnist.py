@@ -18,7 +18,15 @@ def get_config() -> ConfigDict:
     return Experiment(
         name="smnist",
         data=Data(source="smnist", length=0, batch_size=64, eval_batch_size=250),
-        model=Model(pattern=("selective",) * 6, d_model=128, d_state=256, conv=4, dropout=0.1, pool="mean", selective=SelectiveConfig(transition="complex")),
+        model=Model(
+            pattern=("selective",) * 6,
+            d_model=128,
+            d_state=256,
+            conv=4,
+            dropout=0.1,
+            pool="mean",
+            selective=SelectiveConfig(transition="complex"),
+        ),
         optimizer=Optimizer(peak_rate=2e-3, end_rate=1e-5, warmup_steps=1000, weight_decay=0.05),
         training=Training(steps=40_000, eval_every=1000, checkpoint_every=1000, log_every=50),
     ).to_config_dict()

@@ -16,7 +16,15 @@ def get_config() -> ConfigDict:
     """Returns the recipe; every key can be overridden on the command line."""
     return Experiment(
         name="smoke",
-        data=Data(source="selective_copying", length=16, vocab=4, tokens=2, batch_size=8, train_examples=1000, eval_examples=24),
+        data=Data(
+            source="selective_copying",
+            length=16,
+            vocab=4,
+            tokens=2,
+            batch_size=8,
+            train_examples=1000,
+            eval_examples=24,
+        ),
         model=Model(pattern=("selective",), d_model=8, d_state=8),
         optimizer=Optimizer(peak_rate=1e-2, end_rate=1e-4, warmup_steps=5),
         training=Training(steps=60, log_every=5, eval_every=20, checkpoint_every=10),

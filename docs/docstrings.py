@@ -1,8 +1,9 @@
 """Reads the docstrings of this project for the API reference, as an extension of Griffe (see `mkdocs.yml`).
 
-Docstrings here are plain text with `code` in it and indented formulas, so what Markdown would take for emphasis or for a tag is escaped. They may
-list several arguments in one line, "x: samples. y: labels.", or share a line among them, "a, b: factors.": Google's style has one entry for
-each, and so has the reference. Flax modules and named tuples have a constructor that no line of source writes.
+Docstrings here are plain text with `code` in it and indented formulas, so what Markdown would take for emphasis or for
+a tag is escaped. They may list several arguments in one line, "x: samples. y: labels.", or share a line among them, "a,
+b: factors.": Google's style has one entry for each, and so has the reference. Flax modules and named tuples have a
+constructor that no line of source writes.
 """
 
 import re
@@ -18,7 +19,9 @@ NAMES = r"\w+(?:, \w+)*"
 
 
 def split_entries(text: str, known: set[str]) -> str:
-    """Returns a docstring with one line for each argument and attribute; only names in `known` begin an entry inside a line."""
+    """Returns a docstring with one line for each argument and attribute; only names in `known` begin an entry inside a
+    line.
+    """
     return SECTION.sub(lambda section: f"{section[1]}:\n{_entries(section[2], known)}", text)
 
 
@@ -46,7 +49,9 @@ def _one_name_each(lines: list[str], margin: str) -> Iterator[str]:
 
 
 def escape_markdown(text: str) -> str:
-    """Returns a docstring whose "_", "*" and "<" Markdown shows as they are: outside code, indented formulas, and the names that begin an entry."""
+    """Returns a docstring whose "_", "*" and "<" Markdown shows as they are: outside code, indented formulas, and the
+    names that begin an entry.
+    """
     section, lines = False, []
     for line in text.splitlines():
         section = bool(HEADING.fullmatch(line)) or (section and not line[:1].strip())
@@ -61,8 +66,12 @@ def _escape(mark: re.Match) -> str:
 
 
 def is_built_from_fields(cls: griffe.Class) -> bool:
-    """Whether the constructor of a class takes its fields, though `dataclasses.dataclass` does not decorate it: Flax modules, Flax structs, named tuples."""
-    if any(str(base) in ("nn.Module", "NamedTuple") for base in cls.bases) or any("struct.dataclass" in str(item.value) for item in cls.decorators):
+    """Whether the constructor of a class takes its fields, though `dataclasses.dataclass` does not decorate it: Flax
+    modules, Flax structs, named tuples.
+    """
+    if any(str(base) in ("nn.Module", "NamedTuple") for base in cls.bases) or any(
+        "struct.dataclass" in str(item.value) for item in cls.decorators
+    ):
         return True
     return any(is_built_from_fields(base) for base in cls.resolved_bases if base.is_class)
 

@@ -1,7 +1,7 @@
 """Runs the notebooks and stores them with their outputs: `python docs/execute_notebooks.py`, minutes on 2 CPU cores.
 
-The site shows these outputs and runs nothing. What differs between two runs without being a result is left out: times of cells, and log lines of
-libraries, which name folders of the machine.
+The site shows these outputs and runs nothing. What differs between two runs without being a result is left out: times
+of cells, and log lines of libraries, which name folders of the machine.
 """
 
 import pathlib
@@ -23,8 +23,13 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _join_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    texts = {name: "".join(output.text for output in outputs if output.get("name") == name) for name in ("stderr", "stdout")}
-    texts = {name: "".join(line for line in text.splitlines(keepends=True) if ":absl:" not in line) for name, text in texts.items()}
+    texts = {
+        name: "".join(output.text for output in outputs if output.get("name") == name) for name in ("stderr", "stdout")
+    }
+    texts = {
+        name: "".join(line for line in text.splitlines(keepends=True) if ":absl:" not in line)
+        for name, text in texts.items()
+    }
     streams = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in texts.items() if text]
     return [*streams, *(output for output in outputs if output.output_type != "stream")]
 

@@ -1,7 +1,9 @@
-"""Pages of the documentation site that are made from other files of the repository, as hooks of MkDocs (see `mkdocs.yml`).
+"""Pages of the documentation site that are made from other files of the repository, as hooks of MkDocs (see
+`mkdocs.yml`).
 
-The README, the notes for contributors, the page of benchmarks and the notebooks become pages as they are; the API reference follows from the
-faces of the packages. A link to any other file of the repository leads to a page that shows it, so links work on the site as they do in the repository.
+The README, the notes for contributors, the page of benchmarks and the notebooks become pages as they are; the API
+reference follows from the faces of the packages. A link to any other file of the repository leads to a page that shows
+it, so links work on the site as they do in the repository.
 """
 
 import ast
@@ -97,7 +99,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns names of tests into links to their lines, and names of the package into links to the reference, where it has them."""
+    """Turns names of tests into links to their lines, and names of the package into links to the reference, where it
+    has them.
+    """
     html = NAME.sub(_refer, html)
     # Lines are no anchors that MkDocs knows of: these links are made after its check.
     return TEST.sub(lambda test: f'<a href="{_test_url(test[1], test[2], page, files)}">{test[0]}</a>', html)
@@ -112,17 +116,28 @@ def _refer(name: re.Match) -> str:
 @functools.cache
 def _lone_names() -> dict[str, str]:
     """The paths of names that are clear alone: those of one class or function, which no word of a sentence could be."""
-    return {name: path for name, path in _face_names().items() if not _is_module(_file(path)) and ("_" in name or name[0].isupper())}
+    return {
+        name: path
+        for name, path in _face_names().items()
+        if not _is_module(_file(path)) and ("_" in name or name[0].isupper())
+    }
 
 
 @functools.cache
 def _first_names() -> dict[str, str]:
-    """The paths of names that may begin a dotted one: parts of the package, modules of one part, classes and functions of one part."""
+    """The paths of names that may begin a dotted one: parts of the package, modules of one part, classes and functions
+    of one part.
+    """
     return _face_names() | {part: f"selssm_jax.{part}" for part in _public_names(PACKAGE)}
 
 
 def _face_names() -> dict[str, str]:
-    paths = [(name, f"selssm_jax.{part}.{name}") for part in _public_names(PACKAGE) if _is_package(PACKAGE / part) for name in _public_names(PACKAGE / part)]
+    paths = [
+        (name, f"selssm_jax.{part}.{name}")
+        for part in _public_names(PACKAGE)
+        if _is_package(PACKAGE / part)
+        for name in _public_names(PACKAGE / part)
+    ]
     names = [name for name, _ in paths]
     return {name: path for name, path in paths if names.count(name) == 1}
 
@@ -133,8 +148,12 @@ def _file(path: str) -> pathlib.Path:
 
 def _test_url(path: str, name: str, page: Page, files: Files) -> str:
     if name not in _lines(path):
-        raise PluginError(f"{page.file.src_uri} names the test {path}::{name}, and there is none of that name: write the one that is meant")
-    return f"{get_relative_url(files.get_file_from_path(_address(path)).url, page.url)}#__codelineno-0-{_lines(path)[name]}"
+        raise PluginError(
+            f"{page.file.src_uri} names the test {path}::{name}, and there is none of that name: write the one that "
+            "is meant"
+        )
+    url = get_relative_url(files.get_file_from_path(_address(path)).url, page.url)
+    return f"{url}#__codelineno-0-{_lines(path)[name]}"
 
 
 def _source(address: str) -> str | None:
@@ -163,7 +182,9 @@ def _linked(files: Files) -> set[str]:
     found = set()
     for source in filter(None, (_source(file.src_uri) for file in files if file.src_uri.endswith(".md"))):
         text = (ROOT / source).read_text()
-        found |= {_resolve(source, link[2]) for link in LINK.finditer(text)} | set(re.findall(r"`(tests/[\w/]+\.py)::", text))
+        found |= {_resolve(source, link[2]) for link in LINK.finditer(text)} | set(
+            re.findall(r"`(tests/[\w/]+\.py)::", text)
+        )
     return {path for path in found if (ROOT / path).is_file() and path not in PAGES and not path.startswith("docs/")}
 
 
@@ -174,18 +195,26 @@ def _shown(path: str, config: MkDocsConfig) -> File:
     language = LANGUAGES.get(pathlib.Path(path).suffix, "text")
     head = "---\nsearch:\n  exclude: true\n---\n\n"
     text = (ROOT / path).read_text()
-    return File.generated(config, _address(path), content=f'{head}# {path}\n\n{fence}{language} linenums="1"\n{text}\n{fence}\n')
+    return File.generated(
+        config, _address(path), content=f'{head}# {path}\n\n{fence}{language} linenums="1"\n{text}\n{fence}\n'
+    )
 
 
 @functools.cache
 def _lines(path: str) -> dict[str, int]:
     """The line on which each function of a file begins."""
-    return {node.name: node.lineno for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name: node.lineno
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def _notebook(source: str, address: str, config: MkDocsConfig) -> Iterator[File]:
     """A notebook as a page, with the outputs that it was stored with; nothing is run."""
-    text, resources = MarkdownExporter(raw_template=NOTEBOOK).from_notebook_node(nbformat.read(ROOT / source, as_version=4))
+    text, resources = MarkdownExporter(raw_template=NOTEBOOK).from_notebook_node(
+        nbformat.read(ROOT / source, as_version=4)
+    )
     yield File.generated(config, address, content=text)
     for name, picture in resources["outputs"].items():
         yield File.generated(config, f"{os.path.dirname(address)}/{name}", content=picture)
@@ -194,20 +223,40 @@ def _notebook(source: str, address: str, config: MkDocsConfig) -> Iterator[File]
 def _navigation() -> list[dict[str, str | list[str | dict[str, str]]]]:
     tree: list[dict[str, str | list[str | dict[str, str]]]] = []
     for part in _public_names(PACKAGE):
-        index, *modules = [address for address, _ in _reference() if address.startswith((f"reference/{part}/", f"reference/{part}.md"))]
-        tree.append({part: [index, *({pathlib.Path(module).stem: module} for module in modules)] if _is_package(PACKAGE / part) else index})
+        index, *modules = [
+            address for address, _ in _reference() if address.startswith((f"reference/{part}/", f"reference/{part}.md"))
+        ]
+        tree.append(
+            {
+                part: [index, *({pathlib.Path(module).stem: module} for module in modules)]
+                if _is_package(PACKAGE / part)
+                else index
+            }
+        )
     return tree
 
 
 @functools.cache
 def _reference() -> tuple[tuple[str, str], ...]:
-    """The pages of the API reference, each with its text: one for every public part of the package, one for every public module of a part."""
+    """The pages of the API reference, each with its text: one for every public part of the package, one for every
+    public module of a part.
+    """
     parts = _public_names(PACKAGE)
-    rows = [f"| [`selssm_jax.{part}`]({part}{'/index' * _is_package(PACKAGE / part)}.md) | {_first_line(PACKAGE / part)} |" for part in parts]
-    head = "# Reference\n\nAll public names, from their docstrings. Each part is imported when it is first used.\n\n| part | what it holds |\n| --- | --- |\n"
+    rows = [
+        f"| [`selssm_jax.{part}`]({part}{'/index' * _is_package(PACKAGE / part)}.md) | {_first_line(PACKAGE / part)} |"
+        for part in parts
+    ]
+    head = (
+        "# Reference\n\nAll public names, from their docstrings. Each part is imported when it is first used.\n\n| "
+        "part | what it holds |\n| --- | --- |\n"
+    )
     pages = [("reference/index.md", head + "\n".join(rows) + "\n")]
     for part in parts:
-        pages += _package_pages(part) if _is_package(PACKAGE / part) else [(f"reference/{part}.md", _members(f"selssm_jax.{part}", 1))]
+        pages += (
+            _package_pages(part)
+            if _is_package(PACKAGE / part)
+            else [(f"reference/{part}.md", _members(f"selssm_jax.{part}", 1))]
+        )
     return tuple(pages)
 
 
@@ -219,11 +268,17 @@ def _package_pages(part: str) -> list[tuple[str, str]]:
     table = ["| module | what it holds |\n| --- | --- |\n" + "\n".join(rows)] if rows else []
     objects = [_members(f"selssm_jax.{part}.{name}", 2) for name in names if name not in modules]
     text = "\n\n".join([f"# selssm_jax.{part}", escape_markdown(_docstring(folder)), *table, *objects])
-    return [(f"reference/{part}/index.md", text), *((f"reference/{part}/{name}.md", _members(f"selssm_jax.{part}.{name}", 1)) for name in modules)]
+    return [
+        (f"reference/{part}/index.md", text),
+        *((f"reference/{part}/{name}.md", _members(f"selssm_jax.{part}.{name}", 1)) for name in modules),
+    ]
 
 
 def _members(path: str, level: int) -> str:
-    return f"::: {path}\n    options:\n      heading_level: {level}\n      show_root_full_path: {'true' if level == 1 else 'false'}\n"
+    return (
+        f"::: {path}\n    options:\n      heading_level: {level}\n      show_root_full_path: "
+        f"{'true' if level == 1 else 'false'}\n"
+    )
 
 
 def _public_names(package: pathlib.Path) -> list[str]:
@@ -233,7 +288,9 @@ def _public_names(package: pathlib.Path) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
-    return [alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return [
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
 
 
 def _is_package(path: pathlib.Path) -> bool:

@@ -1,6 +1,7 @@
 """Selective state space models whose memory can be trained, measured, certified and compressed.
 
-Each part is imported when it is first used: `selssm_jax.ops`, `selssm_jax.layers`, `selssm_jax.information` and the rest.
+Each part is imported when it is first used: `selssm_jax.ops`, `selssm_jax.layers`, `selssm_jax.information` and the
+rest.
 """
 
 import lazy_loader

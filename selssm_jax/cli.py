@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def command() -> Iterator[None]:
-    """What every command does about a user's mistake, about Ctrl-C, and where nobody reads its output any more: it ends in one line, or goes on."""
+    """What every command does about a user's mistake, about Ctrl-C, and where nobody reads its output any more: it ends
+    in one line, or goes on.
+    """
     lasting = Lasting(sys.stdout), Lasting(sys.stderr)
     with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]), report_errors():
         try:
@@ -35,7 +37,9 @@ def command() -> Iterator[None]:
 
 
 class Lasting:
-    """A stream that may lose its reader, a pipe or a terminal: what is written after that goes nowhere, and is no error."""
+    """A stream that may lose its reader, a pipe or a terminal: what is written after that goes nowhere, and is no
+    error.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -75,7 +79,8 @@ MOVED = {"table": "in a clone, write python -m experiments.paper --configs FOLDE
 
 
 def parser(module: str) -> Callable[[list[str]], list[str]]:
-    """Returns what parses the flags that a module of a command defines; a mistake is one message and exit code 2, --help is that module's text and flags.
+    """Returns what parses the flags that a module of a command defines; a mistake is one message and exit code 2,
+    --help is that module's text and flags.
 
     The config file and the names of overridden keys are checked first: the flags' own messages about them help little.
     """
@@ -96,7 +101,9 @@ def parser(module: str) -> Callable[[list[str]], list[str]]:
 
 
 def extend(extension: str) -> None:
-    """Runs a file of one's own that registers own parts, or imports a module that does. Raises InputError where that fails."""
+    """Runs a file of one's own that registers own parts, or imports a module that does. Raises InputError where that
+    fails.
+    """
     try:
         if extension.endswith(".py"):
             check_regular(extension)
@@ -104,7 +111,10 @@ def extend(extension: str) -> None:
         else:
             importlib.import_module(extension)
     except Exception as error:  # whatever someone's own file may do
-        raise InputError(f"--extend={extension} cannot be run ({type(error).__name__}: {error}): name a .py file or an installed module") from error
+        raise InputError(
+            f"--extend={extension} cannot be run ({type(error).__name__}: {error}): name a .py file or an installed "
+            "module"
+        ) from error
 
 
 def report_run(run: "Run", *, measure: bool) -> str:
@@ -118,7 +128,9 @@ def report_run(run: "Run", *, measure: bool) -> str:
 
 
 def report_compression(run: "Run") -> str:
-    """Compresses a run, analyses what that cost, writes the report into the compressed run, and returns the outcome as lines for a terminal."""
+    """Compresses a run, analyses what that cost, writes the report into the compressed run, and returns the outcome as
+    lines for a terminal.
+    """
     from selssm_jax import analysis, report, runs
 
     with runs.compress_run(run, notify) as compressed:
@@ -171,7 +183,8 @@ def _flags(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         raise InputError(f"{rest[1]!r} is no flag: write --name=value; see {invocation.again(argv[:1])} --help")
     verbosity = flags.FLAGS["verbosity"]
-    if verbosity.using_default_value:  # absl's default tells of every file that a checkpoint is made of; errors are raised anyway
+    # absl's default tells of every file that a checkpoint is made of; errors are raised anyway
+    if verbosity.using_default_value:
         verbosity.value, verbosity.using_default_value = -3, False
     return rest
 
@@ -188,7 +201,9 @@ def _config_argument(argv: list[str]) -> tuple[int, str]:
     """Where --config stands and what it names."""
     for place, name in _find_flag(argv, "config"):
         return place, name
-    raise InputError(f"--config is missing: name the experiment, for example {invocation.command('train', '--config', 'quickstart')}")
+    raise InputError(
+        f"--config is missing: name the experiment, for example {invocation.command('train', '--config', 'quickstart')}"
+    )
 
 
 def _check_value(name: str, value: Any, text: str) -> None:
@@ -211,5 +226,7 @@ def _find_value(path: list[str], config: Any) -> Any:
             raise InputError(explain_unknown(place, key, node))
         node, place = node[key], f"{place}.{key}"
     if isinstance(node, ConfigDict):
-        raise InputError(f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node), 'KEY')}=...")
+        raise InputError(
+            f"{place} is a group of keys: set one of them, for example --{place}.{next(iter(node), 'KEY')}=..."
+        )
     return node

@@ -10,7 +10,9 @@ INTERRUPTED = 130  # of a command that Ctrl-C ended
 
 
 class InputError(ValueError):
-    """Bad input found before work starts: the message names the thing, what was found, what was expected and the fix."""
+    """Bad input found before work starts: the message names the thing, what was found, what was expected and the
+    fix.
+    """
 
 
 class Diverged(InputError):
@@ -26,13 +28,19 @@ def suggest(found: str, known: Iterable[str]) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Returns whether memory is what an error is about: Python's own, or JAX's, which says so by a code on a GPU and in words on a CPU."""
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("resource_exhausted", "out of memory", "bad_alloc"))
+    """Returns whether memory is what an error is about: Python's own, or JAX's, which says so by a code on a GPU and in
+    words on a CPU.
+    """
+    return isinstance(error, MemoryError) or any(
+        sign in str(error).lower() for sign in ("resource_exhausted", "out of memory", "bad_alloc")
+    )
 
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2, without a traceback."""
+    """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2,
+    without a traceback.
+    """
     try:
         yield
     except InputError as error:
@@ -42,5 +50,9 @@ def report_errors() -> Iterator[None]:
         if not out_of_memory(error):
             raise
         advice = "lower data.batch_size, data.eval_batch_size or data.length, or use a machine with more"
-        print(f"error: there is not enough memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}): {advice}", file=sys.stderr)
+        print(
+            f"error: there is not enough memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}): "
+            f"{advice}",
+            file=sys.stderr,
+        )
         sys.exit(2)

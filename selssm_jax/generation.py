@@ -51,12 +51,19 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
             if not isinstance(getattr(self, name), numbers.Real):
-                raise ValueError(f"{name}={getattr(self, name)!r} is of type {type(getattr(self, name)).__name__}, expected a number")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is of type {type(getattr(self, name)).__name__}, expected a number"
+                )
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature} must be a number of at least 0: 0 takes the most probable token, 1 draws as the model says")
+            raise ValueError(
+                f"temperature={self.temperature} must be a number of at least 0: 0 takes the most probable token, 1 "
+                "draws as the model says"
+            )
         check_value(int, to_python(self.top_k), "top_k")
         if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be at least 0: 0 draws from all tokens, 1 takes the most probable one")
+            raise ValueError(
+                f"top_k={self.top_k} must be at least 0: 0 draws from all tokens, 1 takes the most probable one"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1: 1 draws from all tokens")
 
@@ -75,9 +82,10 @@ def generate(
 ) -> Int[Array, "B N"]:
     """Returns the `count` tokens that a language model writes after each prompt, (B, P) -> (B, count).
 
-    x_t ~ filtered(logits(x_{<t})), for temperature 0 its most probable token. The prompt is read in one pass, the rest in one compiled loop
-    of single steps that carries the state, so memory does not grow with the text, but for a cache, which has room for just these steps.
-    Compiled once for a model, a shape of the prompt, a count and a way of sampling.
+    x_t ~ filtered(logits(x_{<t})), for temperature 0 its most probable token. The prompt is read in one pass, the rest
+    in one compiled loop of single steps that carries the state, so memory does not grow with the text, but for a cache,
+    which has room for just these steps. Compiled once for a model, a shape of the prompt, a count and a way of
+    sampling.
 
     Args:
       model: a `SequenceModel`, or one that carries its state packed, which reads its prompt step by step too.
@@ -88,11 +96,21 @@ def generate(
       stop: tokens that end a row; such a token is its last, and after it stands `NOTHING`, -1.
 
     Raises:
-      ValueError: for a model of another task, a prompt without tokens, of numbers that are not whole or with tokens that the model does not have,
-        a count below 1 or over `MOST`, a setting out of its range, no key where tokens are drawn, and logits that are not finite.
+      ValueError: for a model of another task, a prompt without tokens, of numbers that are not whole or with tokens
+        that the model does not have, a count below 1 or over `MOST`, a setting out of its range, no key where tokens
+        are drawn, and logits that are not finite.
     """
     begun = _begin(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
-    written, bad = _write(parameters(params), begun.tokens, begun.reset, begun.key, model=model, count=count, sampling=begun.sampling, stop=begun.stop)
+    written, bad = _write(
+        parameters(params),
+        begun.tokens,
+        begun.reset,
+        begun.key,
+        model=model,
+        count=count,
+        sampling=begun.sampling,
+        stop=begun.stop,
+    )
     for step in np.flatnonzero(np.asarray(bad).any(axis=1))[:1]:
         _refuse(int(step), np.asarray(bad)[step])
     return written
@@ -110,17 +128,26 @@ def stream(
     key: Array | None = None,
     stop: Sequence[int] = (),
 ) -> Iterator[Int[np.ndarray, "B"]]:
-    """Yields the tokens that `generate` returns, (B,) a step, each as soon as it is drawn, and ends where every row has stopped.
+    """Yields the tokens that `generate` returns, (B,) a step, each as soon as it is drawn, and ends where every row has
+    stopped.
 
     Arguments and errors are those of `generate`; what can be said before a token is drawn is raised by the call itself.
     """
     begun = _begin(model, prompt, count, Sampling(temperature, top_k, top_p), key, stop)
-    return _steps(begun, functools.partial(_step, parameters(params), model=model, sampling=begun.sampling, stop=begun.stop), model, parameters(params), count)
+    return _steps(
+        begun,
+        functools.partial(_step, parameters(params), model=model, sampling=begun.sampling, stop=begun.stop),
+        model,
+        parameters(params),
+        count,
+    )
 
 
 def _steps(begun: "_Begun", step: Any, model: ModelLike, params: PyTree, count: int) -> Iterator[np.ndarray]:
     keys = jax.random.split(begun.key, count)
-    now = _first(params, begun.tokens, begun.reset, keys[0], model=model, count=count, sampling=begun.sampling, stop=begun.stop)
+    now = _first(
+        params, begun.tokens, begun.reset, keys[0], model=model, count=count, sampling=begun.sampling, stop=begun.stop
+    )
     for index in range(count):
         now = now if not index else step(now, keys[index])
         if bool(now.bad.any()):
@@ -135,13 +162,15 @@ def filter_logits(logits: Float[Array, "*B V"], temperature: float, top_k: int, 
 
     Those are all but the `top_k` largest, and of these all but the nucleus.
 
-    The nucleus is the fewest of the most probable tokens whose probabilities, after temperature and `top_k`, sum to at least `top_p` (Holtzman
-    et al. 2020). Temperature 0 leaves the largest alone; of equal logits the first counts as larger. Raises as `Sampling`.
+    The nucleus is the fewest of the most probable tokens whose probabilities, after temperature and `top_k`, sum to at
+    least `top_p` (Holtzman et al. 2020). Temperature 0 leaves the largest alone; of equal logits the first counts as
+    larger. Raises as `Sampling`.
     """
     Sampling(temperature, top_k, top_p)
     if temperature < SMALLEST:
         temperature, top_k = 1.0, 1
-    scaled = (logits - largest(logits, -1, keepdims=True)) / temperature  # a small temperature must not carry the largest to infinity
+    # a small temperature must not carry the largest to infinity
+    scaled = (logits - largest(logits, -1, keepdims=True)) / temperature
     if not top_k and top_p == 1:
         return scaled
     values, places = jax.lax.top_k(scaled, min(top_k, logits.shape[-1]) or logits.shape[-1])
@@ -164,13 +193,16 @@ def write_on(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yields, in pieces to be shown at once, a text and the `tokens` tokens that a trained model writes after it, of whatever kind and size its memory is.
+    """Yields, in pieces to be shown at once, a text and the `tokens` tokens that a trained model writes after it, of
+    whatever kind and size its memory is.
 
-    Several texts, of whatever lengths, are one batch: they are given when all are written, an empty line between them. Where a string of `stop` comes, what
-    was written ends before it. A tokenizer's own beginning-of-text token is read first, and not shown.
+    Several texts, of whatever lengths, are one batch: they are given when all are written, an empty line between them.
+    Where a string of `stop` comes, what was written ends before it. A tokenizer's own beginning-of-text token is read
+    first, and not shown.
 
-    Raises InputError, which names the flag of eval.py, for a model that is not of language, for a text that is empty or has what the data's vocabulary
-    lacks, for settings that `Sampling` refuses, and for a model whose logits are no numbers.
+    Raises InputError, which names the flag of eval.py, for a model that is not of language, for a text that is empty or
+    has what the data's vocabulary lacks, for settings that `Sampling` refuses, and for a model whose logits are no
+    numbers.
     """
     _check_request(tokens, seed, stop)
     with _as_input_error("--"):
@@ -187,7 +219,9 @@ def write_on(
 
     with _as_input_error("--generate: "):
         if len(texts) == 1:
-            yield from show(texts[0], prompts[0], (int(step[0]) for step in stream(model, params, prompts[0][None], tokens, **how)))
+            yield from show(
+                texts[0], prompts[0], (int(step[0]) for step in stream(model, params, prompts[0][None], tokens, **how))
+            )
             return
         rows = np.asarray(generate(model, params, [list(prompt) for prompt in prompts], tokens, **how)).tolist()
     yield "\n\n".join("".join(show(*parts)) for parts in zip(texts, prompts, rows, strict=True))
@@ -213,7 +247,10 @@ def _as_input_error(flag: str) -> Iterator[None]:
 
 def _encode(dataset: Dataset, text: str) -> np.ndarray:
     if not kind_of(dataset.task).writes:
-        raise InputError(f"--generate needs a run of language, but the task of this one is {dataset.task.kind}: name a run that was trained on text")
+        raise InputError(
+            f"--generate needs a run of language, but the task of this one is {dataset.task.kind}: name a run that "
+            "was trained on text"
+        )
     return dataset.encode(text)
 
 
@@ -227,7 +264,9 @@ def _decode_each(dataset: Dataset, prompt: list[int], tokens: Iterable[int]) -> 
 
 
 def _cut(texts: Iterable[str], begun: str, stop: Sequence[str]) -> Iterator[str]:
-    """What each text adds to those before it: whole characters alone, and nothing of what may become a string of `stop`; the end at such a string."""
+    """What each text adds to those before it: whole characters alone, and nothing of what may become a string of
+    `stop`; the end at such a string.
+    """
     told, text, first = 0, "", len(begun)
     for text in texts:
         ends = [place for place in (text.find(end, first) for end in stop) if place >= 0]
@@ -248,7 +287,9 @@ def _overlap(text: str, end: str) -> int:
 
 
 class _Begun(NamedTuple):
-    """What a call is about, checked: prompts filled up on the left, True in `reset` where one begins, None where all are equally long."""
+    """What a call is about, checked: prompts filled up on the left, True in `reset` where one begins, None where all
+    are equally long.
+    """
 
     tokens: Array
     reset: Array | None
@@ -258,7 +299,9 @@ class _Begun(NamedTuple):
 
 
 class _Now(NamedTuple):
-    """The step that was just taken: its tokens, whether rows have ended, whether their logits were no numbers, and the state after it."""
+    """The step that was just taken: its tokens, whether rows have ended, whether their logits were no numbers, and the
+    state after it.
+    """
 
     token: Array
     done: Array
@@ -268,7 +311,15 @@ class _Now(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
 def _write(
-    params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: ModelLike, count: int, sampling: Sampling, stop: tuple[int, ...]
+    params: PyTree,
+    prompt: Array,
+    reset: Array | None,
+    key: Array,
+    *,
+    model: ModelLike,
+    count: int,
+    sampling: Sampling,
+    stop: tuple[int, ...],
 ) -> tuple[Array, Array]:
     """(tokens (B, count), whether logits were no numbers, (count, B))."""
     keys = jax.random.split(key, count)
@@ -283,15 +334,29 @@ def _write(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "sampling", "stop"))
-def _first(params: PyTree, prompt: Array, reset: Array | None, key: Array, *, model: ModelLike, count: int, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
+def _first(
+    params: PyTree,
+    prompt: Array,
+    reset: Array | None,
+    key: Array,
+    *,
+    model: ModelLike,
+    count: int,
+    sampling: Sampling,
+    stop: tuple[int, ...],
+) -> _Now:
     state = model.apply({"params": params}, len(prompt), prompt.shape[1] + count, method="initial_state")
     logits, state = model.apply({"params": params}, prompt, state, reset=reset, rngs={"noise": key})
     return _after(logits[:, -1], state, jnp.zeros(len(prompt), bool), key, sampling, stop)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "stop"))
-def _step(params: PyTree, now: _Now, key: Array, *, model: ModelLike, sampling: Sampling, stop: tuple[int, ...]) -> _Now:
-    logits, state = model.apply({"params": params}, jnp.maximum(now.token, 0), now.state, method="step", rngs={"noise": key})
+def _step(
+    params: PyTree, now: _Now, key: Array, *, model: ModelLike, sampling: Sampling, stop: tuple[int, ...]
+) -> _Now:
+    logits, state = model.apply(
+        {"params": params}, jnp.maximum(now.token, 0), now.state, method="step", rngs={"noise": key}
+    )
     return _after(logits, state, now.done, key, sampling, stop)
 
 
@@ -316,14 +381,19 @@ def _begin(model: ModelLike, prompt: Any, count: Any, sampling: Sampling, key: A
     if not 1 <= count <= MOST:
         raise ValueError(f"count={count} must be at least 1 token, a whole number, and at most {MOST}")
     if key is None and sampling.temperature > 0:
-        raise ValueError(f"key is None, but temperature={sampling.temperature} draws tokens at random: give a key, for example jax.random.key(0)")
+        raise ValueError(
+            f"key is None, but temperature={sampling.temperature} draws tokens at random: give a key, for example "
+            "jax.random.key(0)"
+        )
     if not all(np.issubdtype(type(token), np.integer) and 0 <= token < task.vocab for token in stop):
         raise ValueError(f"stop={stop!r} holds what is no token: the model's are 0 to {task.vocab - 1}")
     longest = max(map(len, rows))
     filled = np.stack([np.concatenate([np.zeros(longest - len(row), np.int32), row]) for row in rows])
     starts = np.array([longest - len(row) for row in rows])
     reset = jnp.asarray(starts[:, None] == np.arange(longest)[None]) if starts.any() else None
-    return _Begun(jnp.asarray(filled), reset, jax.random.key(0) if key is None else key, sampling, tuple(map(int, stop)))
+    return _Begun(
+        jnp.asarray(filled), reset, jax.random.key(0) if key is None else key, sampling, tuple(map(int, stop))
+    )
 
 
 def _rows(prompt: Any, vocab: int) -> list[np.ndarray]:
@@ -332,10 +402,15 @@ def _rows(prompt: Any, vocab: int) -> list[np.ndarray]:
     rows = [np.asarray(row) for row in prompt]
     if not rows or any(row.ndim != 1 or not row.size for row in rows):
         shape = [row.shape for row in rows] if ragged else np.shape(prompt)
-        raise ValueError(f"prompt has the shape {shape}, expected (B, P) with at least one token in each of at least one row")
+        raise ValueError(
+            f"prompt has the shape {shape}, expected (B, P) with at least one token in each of at least one row"
+        )
     for row in rows:
         if not np.issubdtype(row.dtype, np.integer):
-            raise ValueError(f"prompt is of type {row.dtype}, expected tokens, which are whole numbers: convert it with .astype(int) if it holds such")
+            raise ValueError(
+                f"prompt is of type {row.dtype}, expected tokens, which are whole numbers: convert it with "
+                ".astype(int) if it holds such"
+            )
     low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
     if low < 0 or high >= vocab:
         raise ValueError(f"prompt holds tokens from {low} to {high}, but the model's are 0 to {vocab - 1}")
@@ -344,6 +419,7 @@ def _rows(prompt: Any, vocab: int) -> list[np.ndarray]:
 
 def _refuse(step: int, bad: np.ndarray) -> None:
     raise ValueError(
-        f"the logits of token {step} of row {int(bad.argmax())} are not finite, so no token can be drawn: the parameters hold nan or are too large, "
+        f"the logits of token {step} of row {int(bad.argmax())} are not finite, so no token can be drawn: the "
+        "parameters hold nan or are too large, "
         "or the state has overflown"
     )

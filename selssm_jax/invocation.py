@@ -16,6 +16,8 @@ def again(argv: Iterable[str]) -> str:
 
 
 def command(name: str, *arguments: str) -> str:
-    """Returns a line that calls `train` or `eval` as this process was called: `python eval.py ...` in a clone, `selssm-eval ...` where it is installed."""
+    """Returns a line that calls `train` or `eval` as this process was called: `python eval.py ...` in a clone,
+    `selssm-eval ...` where it is installed.
+    """
     installed = pathlib.Path(sys.argv[0]).name.startswith(INSTALLED)
     return shlex.join([*([INSTALLED + name] if installed else ["python", f"{name}.py"]), *arguments])

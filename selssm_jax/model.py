@@ -1,4 +1,6 @@
-"""`SequenceModel`: an encoder, blocks with any pattern of mixers, and a decoder; the same weights in parallel and step by step."""
+"""`SequenceModel`: an encoder, blocks with any pattern of mixers, and a decoder; the same weights in parallel and step
+by step.
+"""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,7 +33,9 @@ def block_names(config: Model) -> list[str]:
 
 @runtime_checkable
 class ModelLike(Protocol):
-    """What reads sequences as `SequenceModel` does, under the same `apply`: itself, or a model that carries its state in another form."""
+    """What reads sequences as `SequenceModel` does, under the same `apply`: itself, or a model that carries its state
+    in another form.
+    """
 
     @property
     def config(self) -> Model:
@@ -49,10 +53,11 @@ class SequenceModel(nn.Module):
     Attributes:
       config: `config.Model` with its `task` filled in from the data.
 
-    Outputs, always float32, are what the kind of task says (`tasks`): of every step, (B, T, ...), or of all valid steps so far, (B, ...).
+    Outputs, always float32, are what the kind of task says (`tasks`): of every step, (B, T, ...), or of all valid steps
+    so far, (B, ...).
 
-    One call over T steps equals calls over any split of them that carry `state`. With `normalize`, a forecast's scale is
-    taken from the first call's inputs and carried along.
+    One call over T steps equals calls over any split of them that carry `state`. With `normalize`, a forecast's scale
+    is taken from the first call's inputs and carried along.
     """
 
     config: Model
@@ -83,8 +88,9 @@ class SequenceModel(nn.Module):
 
         Args:
           inputs: (B, T) tokens or (B, T, C) values. state: from `initial_state` or an earlier call.
-          reset: True forgets everything before that step (tokens, or signals with stride 1). Values before the last reset are not read at all, so that what is
-            not finite there reaches neither outputs nor gradients; encoders, heads and a forecast's scale begin anew.
+          reset: True forgets everything before that step (tokens, or signals with stride 1). Values before the last
+            reset are not read at all, so that what is not finite there reaches neither outputs nor gradients; encoders,
+            heads and a forecast's scale begin anew.
           valid: False at padding to the right, which is not read: a signal is 0 there, and a class head leaves it out.
           deterministic: no dropout.
         """
@@ -116,7 +122,9 @@ class SequenceModel(nn.Module):
         return self._unread(batch) | {"blocks": tuple(block.initial_state(rows, steps) for block in self.block)}
 
     def _since_reset(self, inputs: Array, state: State, reset: Array | None) -> tuple[Array, State, Array | None]:
-        """(inputs, state, which steps are read) of a call whose only output is of its end: nothing before the last reset, nor, behind one, what was carried."""
+        """(inputs, state, which steps are read) of a call whose only output is of its end: nothing before the last
+        reset, nor, behind one, what was carried.
+        """
         if reset is None or self.kind.every_step:
             return inputs, state, None
         count = jnp.cumsum(reset, axis=1)
@@ -135,11 +143,15 @@ class SequenceModel(nn.Module):
         return {"blocks": (None,) * len(self.block), **self.kind.initial(self._ends, batch)}
 
     def begin(self, inputs: Inputs, state: State, read: Bool[Array, "B T"] | None = None) -> State:
-        """Returns `state` with what the first call decides for a whole sequence: the scale of a forecast, from all of its inputs, or those of `read`."""
+        """Returns `state` with what the first call decides for a whole sequence: the scale of a forecast, from all of
+        its inputs, or those of `read`.
+        """
         return self.kind.begin(self.config, inputs, state, read)
 
     def bounds(self) -> dict[str, Bounds]:
-        """Returns, block by block, what its mixer states of itself for all inputs that can reach it (`layers.bounds`)."""
+        """Returns, block by block, what its mixer states of itself for all inputs that can reach it
+        (`layers.bounds`).
+        """
         return {name: block.bounds() for name, block in zip(block_names(self.config), self.block, strict=True)}
 
     @property

@@ -1,6 +1,7 @@
 """What a model shows of itself while it reads: gates, states and laws, by block. The one reader of what mixers sow.
 
-A mixer sows "gate", "open" and "state" among its intermediates, "law" among laws and "fell_back" among diagnostics (`layers.mixers`).
+A mixer sows "gate", "open" and "state" among its intermediates, "law" among laws and "fell_back" among diagnostics
+(`layers.mixers`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,12 @@ Sown = Mapping[str, Any]
 class Observed(NamedTuple):
     """What the mixer of one block showed; None: it sows no such thing, or nobody asked for it.
 
-    R rows are the sequences that the blocks make of a batch, one for each channel where channels run apart; F frames are the steps of the blocks.
+    R rows are the sequences that the blocks make of a batch, one for each channel where channels run apart; F frames
+    are the steps of the blocks.
 
     Attributes:
-      gate: (R, F, n). open: P(gate > 0), (R, F, n). state: (R, F, N). law: of the states. fell_back: (R,), sequences that Newton could not solve.
+      gate: (R, F, n). open: P(gate > 0), (R, F, n). state: (R, F, N). law: of the states. fell_back: (R,), sequences
+        that Newton could not solve.
     """
 
     gate: Array | None = None
@@ -53,7 +56,8 @@ def observe(
     collections: Sequence[str] = ("intermediates",),
     deterministic: bool = True,
 ) -> Observation:
-    """Reads a batch from `state` on and returns outputs, the state after it, and what the blocks showed of `collections`: intermediates, laws, diagnostics.
+    """Reads a batch from `state` on and returns outputs, the state after it, and what the blocks showed of
+    `collections`: intermediates, laws, diagnostics.
 
     Args:
       model, params: as trained. batch: as a dataset gives it. state: None: every sequence is read from an empty memory.
@@ -85,7 +89,9 @@ def read_sown(sown: Sown) -> dict[str, Observed]:
 
 
 def replace_states(sown: Sown, states: Sequence[Array]) -> dict[str, Any]:
-    """Returns what was sown with these states, one of each block, in place of those that mixers computed or sowed none of."""
+    """Returns what was sown with these states, one of each block, in place of those that mixers computed or sowed none
+    of.
+    """
     if "intermediates" not in sown:
         return dict(sown)
     blocks = dict(sown["intermediates"])

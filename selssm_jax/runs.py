@@ -1,4 +1,6 @@
-"""A finished run, opened for reading: its experiment, parameters, data set and history; and the run that its compression is."""
+"""A finished run, opened for reading: its experiment, parameters, data set and history; and the run that its
+compression is.
+"""
 
 import contextlib
 import dataclasses
@@ -43,7 +45,8 @@ class Run:
     """What `open_run` opens.
 
     Attributes:
-      step: of the parameters. history: the records of metrics.jsonl. split: that is evaluated. is_own: the data are those of its training.
+      step: of the parameters. history: the records of metrics.jsonl. split: that is evaluated. is_own: the data are
+        those of its training.
     """
 
     workdir: pathlib.Path
@@ -73,12 +76,19 @@ class Run:
         """Returns the command that opens it again with these flags besides, without the folders of this machine."""
         split, file, override = self.request
         place = self.workdir.name if self.workdir.is_absolute() else str(self.workdir)
-        asked = [*([f"--split={split}"] if split not in ("", "test") else []), *([f"--file={pathlib.Path(file).name}"] if file else [])]
-        return invocation.command("eval", f"--workdir={place}", *asked, *flags, *(f"--override={assignment}" for assignment in override))
+        asked = [
+            *([f"--split={split}"] if split not in ("", "test") else []),
+            *([f"--file={pathlib.Path(file).name}"] if file else []),
+        ]
+        return invocation.command(
+            "eval", f"--workdir={place}", *asked, *flags, *(f"--override={assignment}" for assignment in override)
+        )
 
 
 class Compressed(NamedTuple):
-    """A run before and after its compression, all that was tried, whether an earlier attempt went on, and when this one began (`time.perf_counter`)."""
+    """A run before and after its compression, all that was tried, whether an earlier attempt went on, and when this one
+    began (`time.perf_counter`).
+    """
 
     before: Run
     after: Run
@@ -92,20 +102,30 @@ class Compressed(NamedTuple):
         return self.after.workdir / "compression"
 
 
-def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", local_dir: str = "", override: Iterable[str] = (), examples: bool = True) -> Run:
+def open_run(
+    workdir: str | pathlib.Path,
+    *,
+    split: str = "",
+    file: str = "",
+    local_dir: str = "",
+    override: Iterable[str] = (),
+    examples: bool = True,
+) -> Run:
     """Opens the run in `workdir`, with its own data or, at the run's vocabulary and scaling, with another file's.
 
     Args:
       workdir: of the run.
-      split: to evaluate; empty: the test split of the run's own data, whose file is known by its content, and another file as a whole.
+      split: to evaluate; empty: the test split of the run's own data, whose file is known by its content, and another
+        file as a whole.
       file: of the user's, in place of the one that the run was trained on.
       local_dir: a folder that holds the originals of public data.
       override: changes what evaluation reads of the configuration, "compress.factor=32".
       examples: False opens no data at all: the run then knows its tokens, and has no examples.
 
     Raises:
-      InputError: where there is no such split, no such folder, no run in it, no checkpoint, or no such data; for a file that only the run's
-        folder names, unless this user wrote it there; and for the run's own file where it has changed.
+      InputError: where there is no such split, no such folder, no run in it, no checkpoint, or no such data; for a file
+        that only the run's folder names, unless this user wrote it there; and for the run's own file where it has
+        changed.
     """
     parallel.check_one_process()
     if split and split not in (*SPLITS, WHOLE):
@@ -127,18 +147,22 @@ def open_run(workdir: str | pathlib.Path, *, split: str = "", file: str = "", lo
         print(dataset.reading, file=sys.stderr, flush=True)
     model, experiment = build_model(experiment.model, dataset.task), dataclasses.replace(experiment, data=source)
     history = _read_history(folder / "metrics.jsonl")
-    return Run(folder, experiment, model, weights.decode_weights(params), step, dataset, history, split, is_own, request)
+    return Run(
+        folder, experiment, model, weights.decode_weights(params), step, dataset, history, split, is_own, request
+    )
 
 
 @contextlib.contextmanager
 def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
-    """Compresses a run as its `compress` configuration says; at the end it is WORKDIR-compressed, a run that opens like any other.
+    """Compresses a run as its `compress` configuration says; at the end it is WORKDIR-compressed, a run that opens like
+    any other.
 
-    Within the context it is in WORKDIR-compressed.unfinished, for its report to be written into it. Stopped at any moment, the same call goes on from what
-    that folder holds. `say` is told how it goes.
+    Within the context it is in WORKDIR-compressed.unfinished, for its report to be written into it. Stopped at any
+    moment, the same call goes on from what that folder holds. `say` is told how it goes.
 
     Raises:
-      InputError: for a run that is compressed already, for a folder that exists or cannot be written, and for what `compress` refuses.
+      InputError: for a run that is compressed already, for a folder that exists or cannot be written, and for what
+        `compress` refuses.
     """
     if not isinstance(run.model, SequenceModel):
         raise InputError(f"--workdir={run.workdir} holds a compressed run: give the run that it was made of")
@@ -156,7 +180,9 @@ def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
 
 
 def check_compression(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path) -> None:
-    """Raises InputError, before a run in `workdir` is trained, for what its compression would be refused for whatever its parameters are."""
+    """Raises InputError, before a run in `workdir` is trained, for what its compression would be refused for whatever
+    its parameters are.
+    """
     check_folder_is_free(find_compressed_folder(workdir))
     model = SequenceModel(experiment.model.of_task(dataset.task))
     inputs = jnp.asarray(next(dataset.evaluate("validation", 1))["inputs"])
@@ -179,20 +205,29 @@ def _save(run: Run, tried: Compression, folder: pathlib.Path) -> Run:
 
 def _check_folder(workdir: str | pathlib.Path) -> pathlib.Path:
     if not str(workdir):
-        raise InputError("--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart")
+        raise InputError(
+            "--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart"
+        )
     checkpoint.check_local(str(workdir))
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"--workdir={workdir} {what}: give the folder that train.py wrote, for example --workdir=runs/quickstart")
+        raise InputError(
+            f"--workdir={workdir} {what}: give the folder that train.py wrote, for example --workdir=runs/quickstart"
+        )
     if not checkpoint.is_run(folder):
         inside = "is empty" if not any(folder.iterdir()) else "holds no config.json"
-        raise InputError(f"--workdir={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or train first")
+        raise InputError(
+            f"--workdir={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or "
+            "train first"
+        )
     return folder
 
 
 def _read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that a crash cut short is left out, and with a warning every other line that is no record."""
+    """The records of a run; a last line that a crash cut short is left out, and with a warning every other line that is
+    no record.
+    """
     records = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -212,15 +247,24 @@ def _parse(line: str) -> Any:
         return None
 
 
-def _find_source(folder: pathlib.Path, trained: config.Data, file: str, local_dir: str, *, examples: bool) -> config.Data:
-    """The run's data, read from elsewhere where the caller says so; what its folder says of places counts where this user wrote it."""
+def _find_source(
+    folder: pathlib.Path, trained: config.Data, file: str, local_dir: str, *, examples: bool
+) -> config.Data:
+    """The run's data, read from elsewhere where the caller says so; what its folder says of places counts where this
+    user wrote it.
+    """
     changes: dict[str, Any] = {"local_dir": local_dir} if local_dir else {}
     if file:
         kinds = [kind for kind, sources in OWN_FILE.items() if trained.source in sources]
         if not kinds:
-            raise InputError(f"--file={file} cannot replace the data {trained.source!r} that this run was trained on, which are of no file: leave --file out")
+            raise InputError(
+                f"--file={file} cannot replace the data {trained.source!r} that this run was trained on, which are of "
+                "no file: leave --file out"
+            )
         return dataclasses.replace(provenance.without_places(trained), **(changes | {"source": kinds[0], "file": file}))
-    return dataclasses.replace(checkpoint.own_places(str(folder), trained) if examples else provenance.without_places(trained), **changes)
+    return dataclasses.replace(
+        checkpoint.own_places(str(folder), trained) if examples else provenance.without_places(trained), **changes
+    )
 
 
 def _is_own(dataset: Dataset, metadata: Mapping[str, Any]) -> bool:
@@ -229,5 +273,13 @@ def _is_own(dataset: Dataset, metadata: Mapping[str, Any]) -> bool:
 
 
 def _check_file(dataset: Dataset, metadata: Mapping[str, Any], file: str) -> None:
-    if not file and dataset.info.get("source") in config.NEEDS_FILE and "sha256" in metadata and not _is_own(dataset, metadata):
-        raise InputError(f"{dataset.info['file']} is not what the run was trained on, it has changed: bring it back, or name it as another file, --file=...")
+    if (
+        not file
+        and dataset.info.get("source") in config.NEEDS_FILE
+        and "sha256" in metadata
+        and not _is_own(dataset, metadata)
+    ):
+        raise InputError(
+            f"{dataset.info['file']} is not what the run was trained on, it has changed: bring it back, or name it as "
+            "another file, --file=..."
+        )

@@ -1,7 +1,8 @@
 """All that a model carries from one step to the next, as one vector of real components (theory, section 10).
 
-Mixers' states, the inputs that convolutions, encoders and heads still see, and what a class head has pooled: whatever `initial_state` holds is
-memory. A few numbers stay as they are: how many steps were pooled, and the scale of a forecast. The scope "mixers" leaves all but mixers' states so.
+Mixers' states, the inputs that convolutions, encoders and heads still see, and what a class head has pooled: whatever
+`initial_state` holds is memory. A few numbers stay as they are: how many steps were pooled, and the scale of a
+forecast. The scope "mixers" leaves all but mixers' states so.
 """
 
 import dataclasses
@@ -18,12 +19,15 @@ from selssm_jax.model import ModelLike
 State = Any
 PyTree = Any
 KEPT = ("count", "scale")  # leaves that are no vectors of components, by a name on their path
-RECURRENT = ("mixer", "h")  # names of leaves that a recurrence updates, of whatever shape: a mixer's only array, or the one that it calls h
+# names of leaves that a recurrence updates, of whatever shape: a mixer's only array, or the one that it calls h
+RECURRENT = ("mixer", "h")
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a state: its name, the shape of a row, and its dtype. A row of two axes is a window of time, the newest last, but in `RECURRENT` ones."""
+    """One array of a state: its name, the shape of a row, and its dtype. A row of two axes is a window of time, the
+    newest last, but in `RECURRENT` ones.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -41,7 +45,9 @@ class Leaf:
 
 
 class StateLayout:
-    """How the state of a model is laid out: `vector` joins the components of all leaves but those that are kept as they are, `state` is its inverse."""
+    """How the state of a model is laid out: `vector` joins the components of all leaves but those that are kept as they
+    are, `state` is its inverse.
+    """
 
     def __init__(self, model: ModelLike, params: PyTree, scope: str = "all") -> None:
         like = jax.eval_shape(lambda params: model.apply({"params": params}, 1, method="initial_state"), params)
@@ -49,7 +55,9 @@ class StateLayout:
         self._is_kept = [_is_fixed(path, leaf.size, scope) for path, leaf in paths]
         packed = [(path, leaf) for (path, leaf), kept in zip(paths, self._is_kept, strict=True) if not kept]
         self.leaves = [Leaf(_name(path), leaf.shape[1:], leaf.dtype) for path, leaf in packed]
-        self.kept_bytes = sum(leaf.size * leaf.dtype.itemsize for (_, leaf), kept in zip(paths, self._is_kept, strict=True) if kept)
+        self.kept_bytes = sum(
+            leaf.size * leaf.dtype.itemsize for (_, leaf), kept in zip(paths, self._is_kept, strict=True) if kept
+        )
         self.rows = packed[0][1].shape[0]  # of one sequence: its channels, where they run apart
 
     @property
@@ -66,11 +74,15 @@ class StateLayout:
 
     def of_block(self, index: int) -> Int[np.ndarray, "n"]:
         """Returns which components the mixer of a block carries, in the order in which `mixer_components` has them."""
-        parts = [np.arange(at.start, at.stop) for leaf, at in self.parts() if leaf.name.startswith(f"blocks/{index}/mixer")]
+        parts = [
+            np.arange(at.start, at.stop) for leaf, at in self.parts() if leaf.name.startswith(f"blocks/{index}/mixer")
+        ]
         return np.concatenate(parts) if parts else np.zeros(0, int)
 
     def find_single_array(self, block: int) -> tuple[Leaf, slice] | None:
-        """Returns the array that the mixer of a block carries, and where its components are; None where it carries several, or is not packed."""
+        """Returns the array that the mixer of a block carries, and where its components are; None where it carries
+        several, or is not packed.
+        """
         return next(((leaf, at) for leaf, at in self.parts() if leaf.name == f"blocks/{block}/mixer"), None)
 
     def vector(self, state: State) -> Float[Array, "R M"]:
@@ -89,7 +101,9 @@ class StateLayout:
         return jax.tree.unflatten(self._tree, leaves)
 
     def channels(self) -> Int[np.ndarray, "M"]:
-        """Returns what a component holds, as a number: slots of one window that hold the same channel at different ages share theirs."""
+        """Returns what a component holds, as a number: slots of one window that hold the same channel at different ages
+        share theirs.
+        """
         found, first = [], 0
         for leaf in self.leaves:
             width = leaf.size // leaf.slots
@@ -98,7 +112,8 @@ class StateLayout:
         return np.concatenate(found)
 
     def newest_most(self, values: Float[np.ndarray, "M"]) -> Float[np.ndarray, "M"]:
-        """Returns values made to fall with age within every window: a slot gets the largest of its own and of all older ones of its channel.
+        """Returns values made to fall with age within every window: a slot gets the largest of its own and of all older
+        ones of its channel.
 
         What a step moves from slot to slot cannot regain what an earlier slot has rounded away.
         """
@@ -114,8 +129,12 @@ def components(state: Array) -> Array:
 
 
 def mixer_components(state: State) -> Float[Array, "R n"]:
-    """Returns all components that one mixer carries, in the order of its arrays' names; not how many slots of a cache are filled."""
-    leaves = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if not _is_fixed(path, leaf.size, "all")]
+    """Returns all components that one mixer carries, in the order of its arrays' names; not how many slots of a cache
+    are filled.
+    """
+    leaves = [
+        leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if not _is_fixed(path, leaf.size, "all")
+    ]
     return jnp.concatenate([components(leaf.reshape(len(leaf), -1)).astype(jnp.float32) for leaf in leaves], axis=1)
 
 

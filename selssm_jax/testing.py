@@ -1,7 +1,8 @@
-"""Laws that every mixer, estimator and kind of task obeys, for tests of your own: `check_mixer`, `check_estimator`, `check_task`.
+"""Laws that every mixer, estimator and kind of task obeys, for tests of your own: `check_mixer`, `check_estimator`,
+`check_task`.
 
-Each raises AssertionError with the law that is broken and where. What passes can be used wherever this package uses its own: split over time, stepped,
-packed with resets, streamed, compressed; or reported beside other estimates.
+Each raises AssertionError with the law that is broken and where. What passes can be used wherever this package uses its
+own: split over time, stepped, packed with resets, streamed, compressed; or reported beside other estimates.
 """
 
 import math
@@ -37,7 +38,9 @@ class Subject(NamedTuple):
     params: Any
     x: Float[Array, "B T D"]
 
-    def read(self, x: Array, state: State = None, reset: Array | None = None, params: Any = None) -> tuple[Array, State]:
+    def read(
+        self, x: Array, state: State = None, reset: Array | None = None, params: Any = None
+    ) -> tuple[Array, State]:
         """Returns outputs and the last state."""
         return self.layer.apply(self.params if params is None else params, x, state, reset=reset)
 
@@ -53,10 +56,11 @@ class Subject(NamedTuple):
 def check_mixer(layer: nn.Module, *, d_model: int) -> None:
     """Raises AssertionError where a layer breaks a law of mixers, in values or gradients.
 
-    A mixer is called as `layer(x, state=None, *, reset=None) -> (y, state)`, x and y (B, T, d_model), reset (B, T) bool, and has `initial_state(batch)`.
-    Its laws: one call is any split of it, with the state carried, in values, states and gradients of parameters; one step after the other, from
-    `initial_state` on and under `jax.lax.scan`, is one call; no output depends on a later input, and some on an earlier one; a reset before step t
-    makes it the first: values, gradients, and even NaN before it are not seen; rows of a batch do not see one another.
+    A mixer is called as `layer(x, state=None, *, reset=None) -> (y, state)`, x and y (B, T, d_model), reset (B, T)
+    bool, and has `initial_state(batch)`. Its laws: one call is any split of it, with the state carried, in values,
+    states and gradients of parameters; one step after the other, from `initial_state` on and under `jax.lax.scan`, is
+    one call; no output depends on a later input, and some on an earlier one; a reset before step t makes it the first:
+    values, gradients, and even NaN before it are not seen; rows of a batch do not see one another.
 
     Args:
       layer: a Flax Linen module. d_model: width of its input.
@@ -69,7 +73,9 @@ def check_mixer(layer: nn.Module, *, d_model: int) -> None:
 
 def _is_any_split(subject: Subject) -> None:
     (whole, last), (y, state) = jax.jit(subject.read)(subject.x), jax.jit(subject.read_in_pieces)()
-    assert whole.shape == subject.x.shape, f"outputs have shape {whole.shape}, expected that of the input, {subject.x.shape}"
+    assert whole.shape == subject.x.shape, (
+        f"outputs have shape {whole.shape}, expected that of the input, {subject.x.shape}"
+    )
     _compare("the outputs of one call and of its pieces", y, whole, CLOSE)
     _compare("the states after one call and after its pieces", state, last, CLOSE)
 
@@ -79,7 +85,12 @@ def _has_the_gradients_of_any_split(subject: Subject) -> None:
         return jax.jit(jax.grad(lambda params: jnp.square(read(params)[0]).mean()))(subject.params)
 
     whole = slopes(lambda params: subject.read(subject.x, params=params))
-    _compare("the gradients of parameters through one call and through its pieces", slopes(subject.read_in_pieces), whole, CLOSE_GRADIENTS)
+    _compare(
+        "the gradients of parameters through one call and through its pieces",
+        slopes(subject.read_in_pieces),
+        whole,
+        CLOSE_GRADIENTS,
+    )
 
 
 def _is_one_step_after_the_other(subject: Subject) -> None:
@@ -89,14 +100,21 @@ def _is_one_step_after_the_other(subject: Subject) -> None:
 
     start = subject.layer.apply(subject.params, ROWS, method="initial_state")
     y = jax.jit(lambda: jax.lax.scan(step, start, subject.x.swapaxes(0, 1))[1])().swapaxes(0, 1)
-    _compare("the outputs of one step after the other, from initial_state on, and of one call", y, jax.jit(subject.read)(subject.x)[0], CLOSE)
+    _compare(
+        "the outputs of one step after the other, from initial_state on, and of one call",
+        y,
+        jax.jit(subject.read)(subject.x)[0],
+        CLOSE,
+    )
 
 
 def _is_causal(subject: Subject) -> None:
     slope = jax.jit(jax.jacrev(lambda x: subject.read(x)[0][0].sum(axis=-1)))(subject.x)[:, 0]  # of y_t by x_s
     size = np.abs(np.asarray(slope)).sum(axis=-1)
     later = np.argwhere(np.triu(size, 1))
-    assert not len(later), f"the output of step {later[0][0]} depends on the input of step {later[0][1]}, which is later"
+    assert not len(later), (
+        f"the output of step {later[0][0]} depends on the input of step {later[0][1]}, which is later"
+    )
     assert np.tril(size, -1).any(), "no output depends on an earlier input: nothing is remembered"
 
 
@@ -107,7 +125,9 @@ def _forgets_at_a_reset(subject: Subject) -> None:
     _compare("the outputs after a reset and those of the rest alone", read(subject.x)[:, RESET:], alone, CLOSE)
     ill = read(subject.x.at[:, RESET - 1].set(jnp.nan))[:, RESET:]
     _compare("the outputs after a reset where an input before it is NaN and those of the rest alone", ill, alone, CLOSE)
-    slope = jax.jit(jax.grad(lambda x: jnp.square(subject.read(x, reset=reset)[0][:, RESET:]).sum()))(subject.x)[:, :RESET]
+    slope = jax.jit(jax.grad(lambda x: jnp.square(subject.read(x, reset=reset)[0][:, RESET:]).sum()))(subject.x)[
+        :, :RESET
+    ]
     assert not np.asarray(slope).any(), "outputs after a reset have a gradient in inputs before it"
 
 
@@ -132,7 +152,9 @@ def _compare(which: str, one: Any, other: Any, close: dict[str, float]) -> None:
     assert shapes[0] == shapes[1], f"{which} differ in form: {shapes[0]} and {shapes[1]}"
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         a, b = np.asarray(a), np.asarray(b)
-        assert np.allclose(a, b, rtol=close["rtol"], atol=close["atol"]), f"{which} differ by up to {np.abs(a - b).max()}"
+        assert np.allclose(a, b, rtol=close["rtol"], atol=close["atol"]), (
+            f"{which} differ by up to {np.abs(a - b).max()}"
+        )
 
 
 Estimator = Callable[[Any, Any], Estimate]
@@ -141,10 +163,12 @@ Estimator = Callable[[Any, Any], Estimate]
 def check_estimator(estimator: Estimator) -> None:
     """Raises AssertionError where an estimator of mutual information breaks what its `Estimate` promises.
 
-    `estimator(x, y)` takes rows paired, x (N, dx) and y (N, dy), and returns an `Estimate` in nats. Of correlated Gaussians of known information a
-    "lower" one is at most the truth and an "upper" one at least, up to three standard errors; any other is within three of it and .05. Independent
-    samples have none, up to the same. Neither the units of x, 1e-20, nor its place, 1e8, move the value by more than its error. The order of
-    the pairs does not matter. NaN, complex numbers and unequal numbers of rows are a ValueError (or a TypeError, where shapes are checked at every call).
+    `estimator(x, y)` takes rows paired, x (N, dx) and y (N, dy), and returns an `Estimate` in nats. Of correlated
+    Gaussians of known information a "lower" one is at most the truth and an "upper" one at least, up to three standard
+    errors; any other is within three of it and .05. Independent samples have none, up to the same. Neither the units of
+    x, 1e-20, nor its place, 1e8, move the value by more than its error. The order of the pairs does not matter. NaN,
+    complex numbers and unequal numbers of rows are a ValueError (or a TypeError, where shapes are checked at every
+    call).
     """
     draw = samplers.multinormal(jax.random.key(1), SAMPLES, samplers.dense_covariance(2, 2, 0.4), 2)
     x, y = np.asarray(draw.x, np.float64), np.asarray(draw.y, np.float64)
@@ -159,7 +183,9 @@ def check_estimator(estimator: Estimator) -> None:
         ("with its pairs in another order", estimator(x[order], y[order])),
     ):
         room = BIAS + 3 * math.hypot(*(0.0 if math.isnan(one.stderr) else one.stderr for one in (found, other)))
-        assert abs(other.nats - found.nats) <= room, f"the same sample {what} has {other.nats} nats, and {found.nats} before"
+        assert abs(other.nats - found.nats) <= room, (
+            f"the same sample {what} has {other.nats} nats, and {found.nats} before"
+        )
     _check_refusals(estimator, x, y)
 
 
@@ -173,7 +199,10 @@ def _check_truth(found: Estimate, truth: float) -> None:
     room = BIAS + 3 * (0.0 if math.isnan(found.stderr) else found.stderr)
     above, below = found.nats - truth > room, truth - found.nats > room
     wrong = {"lower": above, "upper": below}.get(found.direction, above or below)
-    assert not wrong, f"a sample of {truth:.3f} nats is said to have {found}, {found.direction}: off by more than three of its errors and {BIAS}"
+    assert not wrong, (
+        f"a sample of {truth:.3f} nats is said to have {found}, {found.direction}: off by more than three of its "
+        f"errors and {BIAS}"
+    )
 
 
 def _check_refusals(estimator: Estimator, x: np.ndarray, y: np.ndarray) -> None:
@@ -205,17 +234,24 @@ class Trial(NamedTuple):
 
 
 def check_task(dataset: Dataset) -> None:
-    """Raises AssertionError where the kind of task of a data set breaks a law of tasks, on a few of its training examples.
+    """Raises AssertionError where the kind of task of a data set breaks a law of tasks, on a few of its training
+    examples.
 
-    Inputs are as `TaskKind.inputs` says. A model answers in one call as in several that carry its state. `loss` and `primary` are among the metrics. Sums
-    of metrics over rows are those of their batch. What has weight 0 is not seen, not even NaN. The loss has a finite gradient, which is not 0 everywhere.
-    `drawn_targets` have the form of targets, and a factor each.
+    Inputs are as `TaskKind.inputs` says. A model answers in one call as in several that carry its state. `loss` and
+    `primary` are among the metrics. Sums of metrics over rows are those of their batch. What has weight 0 is not seen,
+    not even NaN. The loss has a finite gradient, which is not 0 everywhere. `drawn_targets` have the form of targets,
+    and a factor each.
     """
-    kind, batch = kind_of(dataset.task), {name: jnp.asarray(value) for name, value in dataset.draw(0, np.arange(ROWS)).items()}
+    kind, batch = (
+        kind_of(dataset.task),
+        {name: jnp.asarray(value) for name, value in dataset.draw(0, np.arange(ROWS)).items()},
+    )
     model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=4).of_task(dataset.task))
     inputs = batch["inputs"]
     shape = kind.inputs(model.config, *inputs.shape[:2])
-    assert (shape.shape, shape.dtype) == (inputs.shape, inputs.dtype), f"inputs are {inputs.dtype}{inputs.shape}, `inputs` says {shape.dtype}{shape.shape}"
+    assert (shape.shape, shape.dtype) == (inputs.shape, inputs.dtype), (
+        f"inputs are {inputs.dtype}{inputs.shape}, `inputs` says {shape.dtype}{shape.shape}"
+    )
     trial = Trial(kind, model, jax.jit(model.init)(jax.random.key(0), inputs)["params"], batch)
     outputs = jax.jit(trial.answer)(inputs)[0]
     for law in TASK_LAWS:
@@ -243,7 +279,10 @@ def _has_its_metrics(trial: Trial, outputs: Array) -> None:
 
 
 def _adds_up_over_rows(trial: Trial, outputs: Array) -> None:
-    rows = [trial.kind.score(outputs[row : row + 1], {name: value[row : row + 1] for name, value in trial.batch.items()}) for row in range(ROWS)]
+    rows = [
+        trial.kind.score(outputs[row : row + 1], {name: value[row : row + 1] for name, value in trial.batch.items()})
+        for row in range(ROWS)
+    ]
     together = jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *rows)
     _compare("the metrics' sums over rows and those of their batch", together, trial.score(outputs), CLOSE)
 
@@ -263,7 +302,9 @@ def _sees_nothing_of_weight_0(trial: Trial, outputs: Array) -> None:
 
 def _can_be_learned(trial: Trial, outputs: Array) -> None:
     del outputs
-    slope = jax.jit(jax.grad(lambda params: trial.score(trial.answer(trial.batch["inputs"], params=params)[0])[trial.kind.loss][0]))(trial.params)
+    slope = jax.jit(
+        jax.grad(lambda params: trial.score(trial.answer(trial.batch["inputs"], params=params)[0])[trial.kind.loss][0])
+    )(trial.params)
     sizes = [np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(slope)]
     assert np.isfinite(sizes).all(), "the gradient of the loss is not finite"
     assert max(sizes) > 0, "the gradient of the loss is 0 everywhere: nothing can be learned"
@@ -272,8 +313,12 @@ def _can_be_learned(trial: Trial, outputs: Array) -> None:
 def _draws_targets(trial: Trial, outputs: Array) -> None:
     targets, factors = trial.kind.drawn_targets(outputs[:1], 3, jax.random.key(0))
     expected = trial.batch["targets"][:1].shape
-    assert targets.shape[1:] == expected, f"`drawn_targets` have shape {targets.shape[1:]}, targets of a row {expected}: define drawn_targets"
-    assert factors.shape == targets.shape[:1], f"`drawn_targets` gives {factors.shape} factors for {targets.shape[0]} targets"
+    assert targets.shape[1:] == expected, (
+        f"`drawn_targets` have shape {targets.shape[1:]}, targets of a row {expected}: define drawn_targets"
+    )
+    assert factors.shape == targets.shape[:1], (
+        f"`drawn_targets` gives {factors.shape} factors for {targets.shape[0]} targets"
+    )
 
 
 TASK_LAWS: tuple[Callable[[Trial, Array], None], ...] = (

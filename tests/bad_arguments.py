@@ -2,7 +2,8 @@
 
     python tests/bad_arguments.py [BEGINNING OF A NAME ...]
 
-tests/test_bad_arguments.py runs it in a process of its own, where no hook checks shapes and types before the function does.
+tests/test_bad_arguments.py runs it in a process of its own, where no hook checks shapes and types before the function
+does.
 """
 
 import json
@@ -16,7 +17,19 @@ import numpy as np
 
 from selssm_jax.analysis import gate_selectivity
 from selssm_jax.compression import distortion_bound, event_trace, hankel, quantization, search
-from selssm_jax.information import bottleneck, bracket, discrete, estimators, gaussian, limits, neighbours, rate_distortion, retention, samplers, variational
+from selssm_jax.information import (
+    bottleneck,
+    bracket,
+    discrete,
+    estimators,
+    gaussian,
+    limits,
+    neighbours,
+    rate_distortion,
+    retention,
+    samplers,
+    variational,
+)
 from selssm_jax.stability import certify_recurrence
 from selssm_jax.stability.lipschitz import gate_lipschitz, operator_norm, spectral_norm_bound
 from selssm_jax.stability.switching import joint_spectral_radius
@@ -40,25 +53,50 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gaussian.forgetting_bound": (gaussian.forgetting_bound, {**LINEAR, "t": 5, "lags": 3}),
     "gaussian.output_information": (gaussian.output_information, OUTPUT),
     "gaussian.filtering_information": (gaussian.filtering_information, OUTPUT),
-    "gaussian.capacity": (gaussian.capacity, {"B": np.ones((N, M)), "input_cov": np.eye(M), "noise_cov": 0.1 * np.eye(N)}),
+    "gaussian.capacity": (
+        gaussian.capacity,
+        {"B": np.ones((N, M)), "input_cov": np.eye(M), "noise_cov": 0.1 * np.eye(N)},
+    ),
     "gaussian.coloured_information": (
         gaussian.coloured_information,
-        {"A_t": LINEAR["A_t"], "B_t": LINEAR["B_t"], "noise_cov": 0.1 * np.eye(N), "F": 0.5 * np.eye(1), "H": np.ones((M, 1)), "innovation_cov": np.eye(1)},
+        {
+            "A_t": LINEAR["A_t"],
+            "B_t": LINEAR["B_t"],
+            "noise_cov": 0.1 * np.eye(N),
+            "F": 0.5 * np.eye(1),
+            "H": np.ones((M, 1)),
+            "innovation_cov": np.eye(1),
+        },
     ),
     "bracket.state_information": (bracket.state_information, {"means": X, "covs": np.ones((150, 2)), "states": X}),
     "bracket.upper_gaussian": (bracket.upper_gaussian, {"covs": np.full((150, 2), 0.1), "states": X}),
-    "bracket.conditional_moments": (bracket.conditional_moments, {"A_t": LINEAR["A_t"], "drives": np.ones((T, N)), "noise_covs": np.ones((T, N))}),
+    "bracket.conditional_moments": (
+        bracket.conditional_moments,
+        {"A_t": LINEAR["A_t"], "drives": np.ones((T, N)), "noise_covs": np.ones((T, N))},
+    ),
     "bottleneck.gaussian": (bottleneck.gaussian, {**COV, "betas": np.array([2.0, 8.0])}),
     "bottleneck.gaussian_encoder": (bottleneck.gaussian_encoder, {**COV, "beta": 8.0}),
     "bottleneck.gaussian_relevance": (bottleneck.gaussian_relevance, {**COV, "complexity": 1.0}),
     "bottleneck.discrete": (bottleneck.discrete, {"p_xy": TABLE / TABLE.sum(), "betas": np.array([2.0, 8.0])}),
     "bottleneck.variational": (
         bottleneck.variational,
-        {"mean": X, "log_variance": np.zeros((150, 2)), "log_likelihood": -np.ones(150), "rate_weight": 0.1, "target_entropy": 1.0},
+        {
+            "mean": X,
+            "log_variance": np.zeros((150, 2)),
+            "log_likelihood": -np.ones(150),
+            "rate_weight": 0.1,
+            "target_entropy": 1.0,
+        },
     ),
     "bottleneck.memory_efficiency": (
         bottleneck.memory_efficiency,
-        {"past_information": 1.0, "future_information": 0.05, "cov_past": np.eye(2), "cov_cross": 0.5 * np.eye(2), "cov_future": np.eye(2)},
+        {
+            "past_information": 1.0,
+            "future_information": 0.05,
+            "cov_past": np.eye(2),
+            "cov_cross": 0.5 * np.eye(2),
+            "cov_future": np.eye(2),
+        },
     ),
     "bottleneck.time_series_covariances": (
         bottleneck.time_series_covariances,
@@ -69,7 +107,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"coefficients": np.full((1, 1, 1), 0.5), "innovation_cov": np.eye(1), "lags": 4},
     ),
     "bottleneck.sample_autocovariance": (bottleneck.sample_autocovariance, {"samples": X, "lags": 4}),
-    "bottleneck.state_encoder": (bottleneck.state_encoder, {"A_t": LINEAR["A_t"], "B_t": LINEAR["B_t"], "noise_cov": 0.1 * np.eye(N)}),
+    "bottleneck.state_encoder": (
+        bottleneck.state_encoder,
+        {"A_t": LINEAR["A_t"], "B_t": LINEAR["B_t"], "noise_cov": 0.1 * np.eye(N)},
+    ),
     "discrete.entropy_of": (discrete.entropy_of, {"p": SOURCE}),
     "discrete.information_of": (discrete.information_of, {"p_xy": TABLE / TABLE.sum()}),
     "discrete.count": (discrete.count, {"x": LABELS, "y": LABELS}),
@@ -82,11 +123,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "rate_distortion.converse": (rate_distortion.converse, {"cov": np.eye(2), "information": 0.5}),
     "rate_distortion.sandwich": (rate_distortion.sandwich, {"cov": np.eye(2), "information": 0.5}),
     "rate_distortion.gauss_markov": (rate_distortion.gauss_markov, {"a": 0.9, "q": 1.0, "distortion": 0.5}),
-    "rate_distortion.shannon_lower_bound": (rate_distortion.shannon_lower_bound, {"entropy": 1.0, "dimension": 2, "distortion": 0.5}),
+    "rate_distortion.shannon_lower_bound": (
+        rate_distortion.shannon_lower_bound,
+        {"entropy": 1.0, "dimension": 2, "distortion": 0.5},
+    ),
     "rate_distortion.blahut_arimoto": (rate_distortion.blahut_arimoto, {"p": SOURCE, "d": DISTORTION, "slope": 1.0}),
     "rate_distortion.curve": (rate_distortion.curve, {"p": SOURCE, "d": DISTORTION, "slopes": np.array([1.0, 2.0])}),
     "rate_distortion.neural": (rate_distortion.neural, {"samples": X, "slope": 1.0, "steps": 20, "codebook": 8}),
-    "limits.fano_error": (limits.fano_error, {"entropy": 1.0, "information": 0.5, "cardinality": 10, "list_size": 1, "length": 1}),
+    "limits.fano_error": (
+        limits.fano_error,
+        {"entropy": 1.0, "information": 0.5, "cardinality": 10, "list_size": 1, "length": 1},
+    ),
     "estimators.estimate": (estimators.estimate, {"x": X, "y": Y}),
     "estimators.gaussian": (estimators.gaussian, {"x": X, "y": Y}),
     "estimators.infonce": (estimators.infonce, {"x": X, "y": Y}),
@@ -102,13 +149,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "samplers.multinormal": (samplers.multinormal, {"key": KEY, "n": 10, "covariance": np.eye(2), "dim_x": 1}),
     "samplers.student": (samplers.student, {"key": KEY, "n": 10, "dispersion": np.eye(2), "dim_x": 1, "degrees": 3.0}),
     "samplers.additive_uniform": (samplers.additive_uniform, {"key": KEY, "n": 10, "epsilon": 0.1}),
-    "samplers.discrete_channel": (samplers.discrete_channel, {"key": KEY, "n": 10, "law": SOURCE, "channel": np.eye(2)}),
+    "samplers.discrete_channel": (
+        samplers.discrete_channel,
+        {"key": KEY, "n": 10, "law": SOURCE, "channel": np.eye(2)},
+    ),
     "hankel.gramians": (hankel.gramians, {"A": 0.5 * np.eye(2), "B": np.ones((2, 1)), "C": np.ones((1, 2))}),
-    "hankel.hankel_singular_values": (hankel.hankel_singular_values, {"A": 0.5 * np.eye(2), "B": np.ones((2, 1)), "C": np.ones((1, 2))}),
+    "hankel.hankel_singular_values": (
+        hankel.hankel_singular_values,
+        {"A": 0.5 * np.eye(2), "B": np.ones((2, 1)), "C": np.ones((1, 2))},
+    ),
     "quantization.allocate": (quantization.allocate, {"variances": np.ones(3), "budget": 6}),
     "quantization.fit": (quantization.fit, {"samples": X, "bits": (2, 3)}),
     "quantization.Quantizer.quantize": (lambda h: quantization.fit(X, (2, 3)).quantize(h), {"h": X}),
-    "quantization.Quantizer.dequantize": (lambda codes: quantization.fit(X, (2, 3)).dequantize(codes), {"codes": np.zeros((4, 2), int)}),
+    "quantization.Quantizer.dequantize": (
+        lambda codes: quantization.fit(X, (2, 3)).dequantize(codes),
+        {"codes": np.zeros((4, 2), int)},
+    ),
     "distortion_bound.floors": (distortion_bound.floors, {"values": X[:, 0], "levels": np.array([0.1, 0.2])}),
     "search.linear_gaussian": (lambda **given: search.exhaustive(search.linear_gaussian(**given), N), LINEAR),
     "gate_selectivity.auroc": (gate_selectivity.auroc, {"positive": X[:, 0], "negative": Y[:, 0]}),
@@ -117,13 +173,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"gate": np.full((4, 5), 0.5), "data": np.eye(4, 5, dtype=bool), "noise": ~np.eye(4, 5, dtype=bool)},
     ),
     "event_trace.encode": (event_trace.encode, {"states": X.astype(np.float32), "start": np.zeros(2, np.float32)}),
-    "certify_recurrence": (certify_recurrence, {"A": 0.5 * np.eye(2), "gate_min": 0.1, "gate_max": 1.0, "gate_lipschitz": 0.1, "drive_bound": 1.0}),
+    "certify_recurrence": (
+        certify_recurrence,
+        {"A": 0.5 * np.eye(2), "gate_min": 0.1, "gate_max": 1.0, "gate_lipschitz": 0.1, "drive_bound": 1.0},
+    ),
     "spectral_norm_bound": (spectral_norm_bound, {"W": np.eye(2)}),
     "operator_norm": (operator_norm, {"W": np.eye(2), "weights": np.ones(2)}),
     "gate_lipschitz": (lambda W: gate_lipschitz("sigmoid", W), {"W": np.eye(2)}),
     "joint_spectral_radius": (joint_spectral_radius, {"matrices": 0.5 * np.eye(2)[None]}),
 }
-# By beginnings of names, what looks impossible and is lawful: another number of columns where nothing else fixes it, bits of any state, complex systems.
+# By beginnings of names, what looks impossible and is lawful: another number of columns where nothing else fixes it,
+# bits of any state, complex systems.
 LAWFUL = {
     "bottleneck.gaussian": {"betas longer"},
     "bottleneck.discrete": {"betas longer"},
@@ -178,7 +238,9 @@ def answers(function: Callable[..., Any], given: dict[str, Any], kind: str) -> s
         return "" if isinstance(error, ValueError) or kind in ("text", "complex", "fraction") else f"TypeError {error}"
     except Exception as error:
         return f"{type(error).__name__} {error}"
-    leaves = [np.asarray(leaf, float) for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array | np.ndarray | float)]
+    leaves = [
+        np.asarray(leaf, float) for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array | np.ndarray | float)
+    ]
     if kind == "inf" and leaves and not any(np.isnan(leaf).any() for leaf in leaves):
         return ""
     return f"answers {str(result)[:70]!r}"
@@ -192,7 +254,9 @@ def attack(names: list[str]) -> tuple[int, list[str]]:
             continue
         for argument, value in given.items():
             for kind, bad in spoil(value):
-                if any(f"{argument} {kind}" in kinds for beginning, kinds in LAWFUL.items() if name.startswith(beginning)):
+                if any(
+                    f"{argument} {kind}" in kinds for beginning, kinds in LAWFUL.items() if name.startswith(beginning)
+                ):
                     continue
                 calls += 1
                 wrong = answers(function, {**given, argument: bad}, kind)

@@ -1,4 +1,5 @@
-"""Hostile settings for every test: four CPU devices, no silent broadcasting of ranks, warnings are errors (pyproject.toml).
+"""Hostile settings for every test: four CPU devices, no silent broadcasting of ranks, warnings are errors
+(pyproject.toml).
 
 They are environment variables where JAX has one, so that commands started by a test run under the same settings.
 """
@@ -17,36 +18,49 @@ from jaxtyping import install_import_hook
 
 # JAX reads these when it is imported, which happens after this file.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a run's time is the compilation of small programs: without parallel code generation it takes two thirds of it, and, in versions that can, a
-# quarter by the emitters that were there before those of fusions.
-LEGACY_EMITTERS = ["--xla_cpu_use_fusion_emitters=false"] if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else []
+# Most of a run's time is the compilation of small programs: without parallel code generation it takes two thirds of it,
+# and, in versions that can, a quarter by the emitters that were there before those of fusions.
+LEGACY_EMITTERS = (
+    ["--xla_cpu_use_fusion_emitters=false"] if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else []
+)
 FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_cpu_parallel_codegen_split_count=1", *LEGACY_EMITTERS]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# One folder for each process of a parallel run: entries are not written at once, and another process may read half of one.
+# One folder for each process of a parallel run: entries are not written at once, and another process may read half of
+# one.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"selssm_jax-compiled-{os.getuid()}-{WORKER}")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
+    tempfile.gettempdir(), f"selssm_jax-compiled-{os.getuid()}-{WORKER}"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # programs of tests run once: what is saved in compiling them is a third of all time
+# programs of tests run once: what is saved in compiling them is a third of all time
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 # Threads of BLAS beside as many processes as there are cores wait for one another.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]  # of test functions, as tests/durations.py measured them
+# of test functions, as tests/durations.py measured them
+SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]
 SLOW = 1.0  # seconds from which on a case is left out of a developer's loop
 BUDGET = 5.0  # seconds of a function's cases that are not exhaustive; at least one is not
 LONGEST = 30.0  # seconds from which on a case is exhaustive
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
-CHECKED = [f"selssm_jax.{path.stem}" for path in (REPOSITORY / "selssm_jax").iterdir() if path.stem not in ("__init__", "__pycache__", "config", "errors")]
+CHECKED = [
+    f"selssm_jax.{path.stem}"
+    for path in (REPOSITORY / "selssm_jax").iterdir()
+    if path.stem not in ("__init__", "__pycache__", "config", "errors")
+]
 install_import_hook(CHECKED, "typechecking.check")
 pytest_plugins = ["small_runs"]  # runs that several folders of tests read
 
 
 @pytest.hookimpl(tryfirst=True)  # before cases are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what takes long by its measured duration; of a function whose cases together go over the budget, as many as fit, spread over all, are kept."""
+    """Marks what takes long by its measured duration; of a function whose cases together go over the budget, as many as
+    fit, spread over all, are kept.
+    """
     cases = defaultdict(list)
     for item in items:
         if not item.get_closest_marker("exhaustive"):

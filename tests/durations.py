@@ -1,8 +1,10 @@
-"""Writes tests/durations.json, which tests take long, from the report of a whole run: `tests/conftest.py` gives them the mark `slow`.
+"""Writes tests/durations.json, which tests take long, from the report of a whole run: `tests/conftest.py` gives them
+the mark `slow`.
 
   python -m pytest --junitxml=report.xml && python tests/durations.py report.xml
 
-The seconds are the mean of a function's cases, of a run on the machine that the record names; tests that are not in it are quick.
+The seconds are the mean of a function's cases, of a run on the machine that the record names; tests that are not in it
+are quick.
 """
 
 import json
@@ -18,12 +20,18 @@ LONG = 0.5  # seconds: shorter ones are not recorded
 
 
 def measure_functions(report: str) -> dict[str, float]:
-    """Returns the mean seconds of the cases of each test function, "tests/ops/test_ssd.py::test_name", those of its fixtures included."""
+    """Returns the mean seconds of the cases of each test function, "tests/ops/test_ssd.py::test_name", those of its
+    fixtures included.
+    """
     seconds = defaultdict(list)
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         path = case.get("classname").replace(".", "/") + ".py"
         seconds[f"{path}::{case.get('name').partition('[')[0]}"].append(float(case.get("time")))
-    return {name: round(sum(values) / len(values), 2) for name, values in sorted(seconds.items()) if sum(values) / len(values) >= LONG}
+    return {
+        name: round(sum(values) / len(values), 2)
+        for name, values in sorted(seconds.items())
+        if sum(values) / len(values) >= LONG
+    }
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ def damage(source: str) -> dict[str, bytes]:
         "Parquet": b"PAR1" + bytes(range(256)) * 4 + b"PAR1",
     }
     damaged |= {f"cut at {share}": whole[: len(whole) * share // 8] for share in range(1, 8)}
-    damaged |= {f"flipped {place}": whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :] for place in range(0, len(whole), len(whole) // 40)}
+    damaged |= {
+        f"flipped {place}": whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :]
+        for place in range(0, len(whole), len(whole) // 40)
+    }
     damaged |= {f"doubled {start}": whole + whole[start:] for start in (0, 1, 7)}
     return damaged | {f"as {other}": content for other, content in WHOLE.items() if other != source}
 
@@ -116,7 +119,10 @@ TABLES = {
     "long numbers": write_table(lambda row: f"{'9' * 400},{row}"),
     "hexadecimal": write_table(lambda row: f"{hex(row)},{row}"),
     "truths": write_table(lambda row: f"{row % 2 == 0},{row}"),
-    "other digits": write_table(lambda row: f"{row},{-row}").decode().translate(str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")).encode(),
+    "other digits": write_table(lambda row: f"{row},{-row}")
+    .decode()
+    .translate(str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩"))
+    .encode(),
     "formulas": write_table(lambda row: f"=A{row}+1,{row}"),
     "money": write_table(lambda row: f"${row},{row}"),
     "decimal commas": TABLE.replace(",27,", ',"27,5",').encode(),
@@ -128,7 +134,8 @@ TABLES = {
     "newest first": b"date,x,y\n" + b"".join(f"{MOMENTS[row]},{row},1\n".encode() for row in reversed(range(200))),
     "one moment": write_table(lambda row: f"{row},1").decode().replace("-02 ", "-01 ").encode(),
     "zones": TABLE.replace(":00,", ":00+02:00,").encode(),
-    "seconds since 1970": b"time,x\n" + b"".join(f"{1_577_836_800 + 3600 * row},{row}\n".encode() for row in range(200)),
+    "seconds since 1970": b"time,x\n"
+    + b"".join(f"{1_577_836_800 + 3600 * row},{row}\n".encode() for row in range(200)),
     "a year of five digits": TABLE.replace("2020-", "12020-").encode(),
     "comments": b"# made by hand\n" + WHOLE["csv"],
     "Windows lines": TABLE.replace("\n", "\r\n").encode(),
@@ -144,7 +151,11 @@ TABLES = {
 ARCHIVES = {
     "pickled": pack(signal=np.ones((4, 20)), label=np.zeros(4, int), more=np.array([{}, []], object)),
     "claims": zip_members(
-        **{"signal.npy": b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (4000000000000000,), }".ljust(117) + b"\n"}
+        **{
+            "signal.npy": b"\x93NUMPY\x01\x00v\x00"
+            + b"{'descr': '<f8', 'fortran_order': False, 'shape': (4000000000000000,), }".ljust(117)
+            + b"\n"
+        }
     ),
     "a bomb": zip_members(**{"signal.npy": b"\0" * 50_000_000, "label.npy": write_array(SIGNALS["label"])}),
     "no arrays": zip_members(readme=b"nothing"),
@@ -209,7 +220,13 @@ ARCHIVES = {
     },
     **{
         f"classes {name}": pack(**SIGNALS, classes=np.array(classes))
-        for name, classes in {"too few": ["a"], "twice": ["a", "a", "b"], "empty": [], "numbers": [1.5, 2.5, 3.5], "long": ["a" * 9999, "b", "c"]}.items()
+        for name, classes in {
+            "too few": ["a"],
+            "twice": ["a", "a", "b"],
+            "empty": [],
+            "numbers": [1.5, 2.5, 3.5],
+            "long": ["a" * 9999, "b", "c"],
+        }.items()
     },
 }
 FILES: dict[str, tuple[str, bytes]] = {

@@ -19,9 +19,11 @@ from selssm_jax.ops import linear_scan, newton_scan, selective_scan, ssd
 
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
-    """An op as run(sequences, fixed, h0, reset, method) -> (outputs, h_last), its loop in the same form, and draw(rng, batch, steps, size).
+    """An op as run(sequences, fixed, h0, reset, method) -> (outputs, h_last), its loop in the same form, and draw(rng,
+    batch, steps, size).
 
-    Sequences are the inputs with an axis of time, (B, T, ...); fixed are those without. draw returns (sequences, fixed, h0).
+    Sequences are the inputs with an axis of time, (B, T, ...); fixed are those without. draw returns (sequences, fixed,
+    h0).
     """
 
     run: Callable[..., Any]
@@ -30,7 +32,9 @@ class Recurrence:
     methods: tuple[Any, ...]
 
 
-def step_by_step(step: Callable[..., Any], sequences: tuple, fixed: tuple, h0: Any, reset: Any, method: Any = None) -> tuple[Any, Any]:
+def step_by_step(
+    step: Callable[..., Any], sequences: tuple, fixed: tuple, h0: Any, reset: Any, method: Any = None
+) -> tuple[Any, Any]:
     """(outputs, last state) of (h, out) = step(h, now, fixed), from zero where a reset says so."""
     del method
 
@@ -50,7 +54,11 @@ def _linear_step(h, now, fixed):
 
 
 def _draw_linear(rng, batch, steps, size):
-    return (rng.uniform(-1, 1, (batch, steps, size)), rng.normal(size=(batch, steps, size))), (), rng.normal(size=(batch, size))
+    return (
+        (rng.uniform(-1, 1, (batch, steps, size)), rng.normal(size=(batch, steps, size))),
+        (),
+        rng.normal(size=(batch, size)),
+    )
 
 
 def _selective_step(h, now, fixed):
@@ -68,7 +76,11 @@ def _draw_selective(rng, batch, steps, size):
     states = 1 + size % 4
     x, dt = rng.normal(size=(batch, steps, size)), rng.uniform(0.01, 1, (batch, steps, size))
     B, C = rng.normal(size=(2, batch, steps, states))
-    return (x, dt, B, C), (-rng.uniform(0.1, 2, (size, states)), rng.normal(size=size)), rng.normal(size=(batch, size, states))
+    return (
+        (x, dt, B, C),
+        (-rng.uniform(0.1, 2, (size, states)), rng.normal(size=size)),
+        rng.normal(size=(batch, size, states)),
+    )
 
 
 def _ssd_step(h, now, fixed):
@@ -88,7 +100,11 @@ def _draw_ssd(rng, batch, steps, size):
     heads = groups * per_group
     x, dt = rng.normal(size=(batch, steps, heads, width)), rng.uniform(0.01, 1, (batch, steps, heads))
     B, C = rng.normal(size=(2, batch, steps, groups, states))
-    return (x, dt, B, C), (-rng.uniform(0.1, 2, heads), rng.normal(size=heads)), rng.normal(size=(batch, heads, width, states))
+    return (
+        (x, dt, B, C),
+        (-rng.uniform(0.1, 2, heads), rng.normal(size=heads)),
+        rng.normal(size=(batch, heads, width, states)),
+    )
 
 
 def gated(h, now, fixed):
@@ -122,14 +138,26 @@ def _run_linear(sequences, fixed, h0, reset, method):
 
 
 OPS = {
-    "linear_scan": Recurrence(_run_linear, partial(step_by_step, _linear_step), _draw_linear, ("auto", "sequential", "associative", "chunked")),
-    "selective_scan": Recurrence(_run_selective, partial(step_by_step, _selective_step), _draw_selective, ("auto", "sequential", "chunked")),
+    "linear_scan": Recurrence(
+        _run_linear, partial(step_by_step, _linear_step), _draw_linear, ("auto", "sequential", "associative", "chunked")
+    ),
+    "selective_scan": Recurrence(
+        _run_selective, partial(step_by_step, _selective_step), _draw_selective, ("auto", "sequential", "chunked")
+    ),
     "ssd": Recurrence(_run_ssd, partial(step_by_step, _ssd_step), _draw_ssd, ("auto", 1, 7, 16)),
     "newton_scan": Recurrence(_run_newton, partial(step_by_step, _gated_step), _draw_newton, ("diagonal", "dense")),
 }
 
 
-def in_pieces(run: Callable[..., Any], cuts: tuple[int, ...], sequences: tuple, fixed: tuple, h0: Any, reset: Any, method: Any = None) -> tuple[Any, Any]:
+def in_pieces(
+    run: Callable[..., Any],
+    cuts: tuple[int, ...],
+    sequences: tuple,
+    fixed: tuple,
+    h0: Any,
+    reset: Any,
+    method: Any = None,
+) -> tuple[Any, Any]:
     """Runs from cut to cut, the state carried."""
     pieces = []
     for left, right in itertools.pairwise((0, *cuts, reset.shape[1])):
@@ -148,10 +176,14 @@ def pullback(run: Callable[..., Any], sequences: tuple, fixed: tuple, h0: Any, c
     return jax.jit(both)(sequences, fixed, h0, cotangents)
 
 
-def reference(op: Recurrence, sequences: tuple, fixed: tuple, h0: Any, reset: Any, cotangents: tuple) -> tuple[Any, Any]:
+def reference(
+    op: Recurrence, sequences: tuple, fixed: tuple, h0: Any, reset: Any, cotangents: tuple
+) -> tuple[Any, Any]:
     """`pullback` of the loop in float64."""
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda value: jnp.asarray(np.asarray(value, np.float64)), (sequences, fixed, h0, cotangents))
+        wide = jax.tree.map(
+            lambda value: jnp.asarray(np.asarray(value, np.float64)), (sequences, fixed, h0, cotangents)
+        )
         found = pullback(lambda *given: op.loop(*given, jnp.asarray(reset)), *wide)
         return jax.tree.map(np.asarray, found)
 

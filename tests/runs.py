@@ -46,8 +46,17 @@ def ragged(task: Task, rows: int = 8, seed: int = 1) -> Batch:
         return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
     inputs = rng.standard_normal((rows, task.length, task.channels), np.float32)
     series = task.kind == "forecasting"
-    targets = rng.standard_normal((rows, task.horizon, task.channels), np.float32) if series else rng.integers(0, task.classes, rows).astype(np.int32)
-    return {"inputs": inputs, "targets": targets, "weights": rng.uniform(0.1, 2, rows).astype(np.float32), "valid": valid}
+    targets = (
+        rng.standard_normal((rows, task.horizon, task.channels), np.float32)
+        if series
+        else rng.integers(0, task.classes, rows).astype(np.int32)
+    )
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "weights": rng.uniform(0.1, 2, rows).astype(np.float32),
+        "valid": valid,
+    }
 
 
 def model(base: Model | None = None, **changes: Any) -> Model:
@@ -59,7 +68,8 @@ def model(base: Model | None = None, **changes: Any) -> Model:
     return fields.build(Model, values, "model")
 
 
-HEADS = dict.fromkeys(("attention__heads", "local_attention__heads", "mamba2__heads", "rg_lru__blocks"), 2)  # of every mixer that has any
+# of every mixer that has any
+HEADS = dict.fromkeys(("attention__heads", "local_attention__heads", "mamba2__heads", "rg_lru__blocks"), 2)
 
 
 def overrides(config: Experiment) -> list[str]:
@@ -72,7 +82,10 @@ def overrides(config: Experiment) -> list[str]:
 def history(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the records of a run without what the clock says."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in ("time", "steps_per_second")} for record in records]
+    return [
+        {name: value for name, value in record.items() if name not in ("time", "steps_per_second")}
+        for record in records
+    ]
 
 
 def progress(workdir: pathlib.Path, step: int) -> dict[str, Any]:
@@ -88,18 +101,24 @@ def state(workdir: pathlib.Path, step: int) -> dict[str, Any]:
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
     """Returns the files of a folder, all that could be lost; a lock and empty folders hold nothing."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def command(script: str, *arguments: str) -> int:
     """Runs train.py or eval.py in this process, as a fresh one would, and returns its exit code."""
     known, before = set(flags.FLAGS), sys.argv
-    for name in [name for name in sys.modules if name.startswith("selssm_jax.commands")]:  # their flags are defined anew
+    # their flags are defined anew
+    for name in [name for name in sys.modules if name.startswith("selssm_jax.commands")]:
         del sys.modules[name]
     sys.argv = [str(REPOSITORY / script), *arguments]
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections, when it reads a config file
+            # ml_collections, when it reads a config file
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
             with pytest.raises(SystemExit) as stop:
                 runpy.run_path(sys.argv[0], run_name="__main__")
         return stop.value.code or 0

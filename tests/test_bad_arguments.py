@@ -65,7 +65,9 @@ def test_variances_out_of_the_range_of_their_type_are_refused_and_not_overflowed
     for cov in ([1e38] * 4, [1e-40, 1e-40]):
         with pytest.raises(ValueError, match="give it in other units"):
             rate_distortion.gaussian(jnp.array(cov, jnp.float32), 1.0)
-    assert rate_distortion.gaussian(jnp.array([1e37] * 4, jnp.float32), 1e37) == pytest.approx(0.5 * 4 * np.log(4), rel=1e-5)
+    assert rate_distortion.gaussian(jnp.array([1e37] * 4, jnp.float32), 1e37) == pytest.approx(
+        0.5 * 4 * np.log(4), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200, 1e308])

@@ -1,6 +1,7 @@
 """What a person may do wrong with train.py: one message that names the thing and the fix, exit code 2, nothing lost.
 
-What may go wrong with eval.py is in the same form in tests/report/test_eval.py, and with the page of the paper in tests/experiments/test_paper.py.
+What may go wrong with eval.py is in the same form in tests/report/test_eval.py, and with the page of the paper in
+tests/experiments/test_paper.py.
 """
 
 import dataclasses
@@ -37,42 +38,74 @@ def data(source: str, file: str, *arguments: str) -> tuple[str, ...]:
 
 
 SETTINGS = {
-    "unknown key": Mistake(("--config.model.d_sate=4",), ("config.model has no key 'd_sate'", "did you mean 'd_state'")),
+    "unknown key": Mistake(
+        ("--config.model.d_sate=4",), ("config.model has no key 'd_sate'", "did you mean 'd_state'")
+    ),
     "unknown group": Mistake(("--config.modle.d_state=4",), ("'modle'", "did you mean 'model'")),
     "a group as a value": Mistake(("--config.model=4",), ("config.model is a group of keys", "--config.model.")),
     "wrong type": Mistake(("--config.model.d_state=many",), ("d_state='many'", "whole number", "for example")),
-    "a fraction for a whole number": Mistake(("--config.training.steps=1.5",), ("steps='1.5'", "whole number", "for example")),
-    "a word for a number": Mistake(("--config.optimizer.peak_rate=high",), ("peak_rate='high'", "a number", "for example")),
+    "a fraction for a whole number": Mistake(
+        ("--config.training.steps=1.5",), ("steps='1.5'", "whole number", "for example")
+    ),
+    "a word for a number": Mistake(
+        ("--config.optimizer.peak_rate=high",), ("peak_rate='high'", "a number", "for example")
+    ),
     "a word for a truth": Mistake(("--config.data.augment=maybe",), ("augment='maybe'", "True or False")),
     "no state": Mistake(("--config.model.d_state=0",), ("model.d_state=0", "at least 1")),
-    "unknown choice": Mistake(("--config.model.selective.gate=sigmod",), ("model.selective.gate='sigmod'", "did you mean 'sigmoid'")),
+    "unknown choice": Mistake(
+        ("--config.model.selective.gate=sigmod",), ("model.selective.gate='sigmod'", "did you mean 'sigmoid'")
+    ),
     "unknown source": Mistake(("--config.data.source=etth3",), ("data.source='etth3'", "did you mean 'etth1'")),
     "unknown mixer": Mistake(("--config.model.pattern=('selectiv',)",), ("'selectiv'", "did you mean 'selective'")),
     "dropout of everything": Mistake(("--config.model.dropout=1.0",), ("model.dropout=1.0", "from 0.0 to 0.999")),
     "negative seed": Mistake(("--config.data.seed=-1",), ("data.seed=-1", "at least 0")),
-    "only warm-up": Mistake(("--config.optimizer.warmup_steps=60",), ("optimizer.warmup_steps=60", "training.steps=60", "fewer warm-up steps")),
-    "micro-batches of unequal size": Mistake(("--config.optimizer.accumulate=3",), ("data.batch_size=8", "optimizer.accumulate=3", "a multiple")),
-    "top-k gates without a k": Mistake(
-        ("--config.model.selective.gate=top_k",), ("model.selective.gate_active=0", "model.selective.gate='top_k'", "from 1 to")
+    "only warm-up": Mistake(
+        ("--config.optimizer.warmup_steps=60",),
+        ("optimizer.warmup_steps=60", "training.steps=60", "fewer warm-up steps"),
     ),
-    "L0 of a gate without one": Mistake(("--config.training.gate_l0=1.0",), ("training.gate_l0", "'sigmoid'", "use 'hard_concrete'")),
+    "micro-batches of unequal size": Mistake(
+        ("--config.optimizer.accumulate=3",), ("data.batch_size=8", "optimizer.accumulate=3", "a multiple")
+    ),
+    "top-k gates without a k": Mistake(
+        ("--config.model.selective.gate=top_k",),
+        ("model.selective.gate_active=0", "model.selective.gate='top_k'", "from 1 to"),
+    ),
+    "L0 of a gate without one": Mistake(
+        ("--config.training.gate_l0=1.0",), ("training.gate_l0", "'sigmoid'", "use 'hard_concrete'")
+    ),
     "a rate without noise": Mistake(
-        ("--config.training.information_weight=0.1",), ("training.information_weight=0.1", "model.selective.process_noise=0.0", "use for example")
+        ("--config.training.information_weight=0.1",),
+        ("training.information_weight=0.1", "model.selective.process_noise=0.0", "use for example"),
     ),
     "a target below the floor": Mistake(
         ("--config.training.target_dimension=0.1", "--config.model.selective.gate_floor=0.2"),
         ("training.target_dimension=0.1", "model.selective.gate_floor=0.2", "raise the target"),
     ),
-    "a warm-up of nothing": Mistake(("--config.training.penalty_warmup=5",), ("training.penalty_warmup=5", "no penalty", "gate_l1")),
-    "rows that devices cannot share": Mistake(
-        ("--config.data.batch_size=6", "--config.training.devices=4"), ("data.batch_size", "6", "4 devices", "a multiple of 4")
+    "a warm-up of nothing": Mistake(
+        ("--config.training.penalty_warmup=5",), ("training.penalty_warmup=5", "no penalty", "gate_l1")
     ),
-    "more devices than there are": Mistake(("--config.training.devices=64",), ("training.devices=64", "4 cpu device(s)", "0 for all")),
-    "a key that nothing reads": Mistake(("--config.model.attention.heads=8",), ("model.attention.heads is read by", "model.pattern", "leave it out")),
-    "a seed of more than 32 bits": Mistake(("--config.training.seed=9223372036854775808",), ("training.seed=9223372036854775808", "at most 4294967295")),
-    "more than there is memory for": Mistake(("--config.data.batch_size=800000000000",), ("this needs at least", "data.batch_size=800000000000")),
+    "rows that devices cannot share": Mistake(
+        ("--config.data.batch_size=6", "--config.training.devices=4"),
+        ("data.batch_size", "6", "4 devices", "a multiple of 4"),
+    ),
+    "more devices than there are": Mistake(
+        ("--config.training.devices=64",), ("training.devices=64", "4 cpu device(s)", "0 for all")
+    ),
+    "a key that nothing reads": Mistake(
+        ("--config.model.attention.heads=8",), ("model.attention.heads is read by", "model.pattern", "leave it out")
+    ),
+    "a seed of more than 32 bits": Mistake(
+        ("--config.training.seed=9223372036854775808",), ("training.seed=9223372036854775808", "at most 4294967295")
+    ),
+    "more than there is memory for": Mistake(
+        ("--config.data.batch_size=800000000000",), ("this needs at least", "data.batch_size=800000000000")
+    ),
     "a gate that closes, with a rate": Mistake(
-        ("--config.training.information_weight=0.1", "--config.model.selective.process_noise=0.3", "--config.model.selective.gate=binary"),
+        (
+            "--config.training.information_weight=0.1",
+            "--config.model.selective.process_noise=0.3",
+            "--config.model.selective.gate=binary",
+        ),
         ("'binary' can be exactly 0", "gate_floor"),
     ),
     "unknown flag": Mistake(("--wrkdir=x",), ("wrkdir", "--help")),
@@ -81,17 +114,26 @@ SETTINGS = {
 FILES = {
     "no file named": Mistake(("--config.data.source=text",), ("data.file is empty", "set data.file")),
     "missing file": Mistake(data("text", "absent.txt"), ("absent.txt", "No such file", "existing file")),
-    "a folder as a file": Mistake(data("text", "."), ("data.file", "it is a folder, expected a regular file", "existing file")),
+    "a folder as a file": Mistake(
+        data("text", "."), ("data.file", "it is a folder, expected a regular file", "existing file")
+    ),
     "empty text": Mistake(data("text", "empty"), ("empty is empty", "give a text")),
     "text that is not UTF-8": Mistake(data("text", "latin1.txt"), ("latin1.txt is not UTF-8", "line 2", "iconv")),
-    "text shorter than a window": Mistake(data("text", "short.txt"), ("short.txt", "data.length=16", "a longer text or a shorter data.length")),
+    "text shorter than a window": Mistake(
+        data("text", "short.txt"), ("short.txt", "data.length=16", "a longer text or a shorter data.length")
+    ),
     "empty table": Mistake(data("csv", "empty"), ("empty is empty", "one row a time step")),
     "ragged table": Mistake(data("csv", "ragged.csv"), ("ragged.csv line 4 has 3 cells", "has 2", "the same columns")),
-    "NaN in a table": Mistake(data("csv", "nan.csv"), ("nan.csv line 5 column 2", "'nan'", "finite number", "drop the row")),
+    "NaN in a table": Mistake(
+        data("csv", "nan.csv"), ("nan.csv line 5 column 2", "'nan'", "finite number", "drop the row")
+    ),
     "a word in a table": Mistake(data("csv", "word.csv"), ("word.csv line 6 column 1", "'n/a'", "finite number")),
-    "a table with nothing in it": Mistake(data("csv", "header.csv"), ("header.csv has no numbers below its header", "one row a time step")),
+    "a table with nothing in it": Mistake(
+        data("csv", "header.csv"), ("header.csv has no numbers below its header", "one row a time step")
+    ),
     "a table shorter than the lookback": Mistake(
-        data("csv", "table.csv", "--config.data.length=48"), ("table.csv has 42 rows", "data.length=48", "data.horizon=96", "shorten them")
+        data("csv", "table.csv", "--config.data.length=48"),
+        ("table.csv has 42 rows", "data.length=48", "data.horizon=96", "shorten them"),
     ),
     "no NPZ": Mistake(data("npz", "table.csv"), ("table.csv", "NPZ", "numpy.savez")),
     "signals without labels": Mistake(data("npz", "unlabelled.npz"), ("['signal']", "expected 'label'")),
@@ -100,12 +142,17 @@ FILES = {
     "fewer labels than signals": Mistake(data("npz", "fewer.npz"), ("12 signals and 11 labels", "one label for each")),
     "NaN in a signal": Mistake(data("npz", "nan.npz"), ("'signal' holds nan at [3, 2, 0]", "fill it in or drop")),
     "a split that is none": Mistake(data("npz", "split.npz"), ("'split'", "0 (training), 1 (validation) or 2 (test)")),
-    "a folder without the data": Mistake(("--config.data.source=tiny_shakespeare", "--config.data.local_dir={files}/nothing"), ("tinyshakespeare", "nothing")),
+    "a folder without the data": Mistake(
+        ("--config.data.source=tiny_shakespeare", "--config.data.local_dir={files}/nothing"),
+        ("tinyshakespeare", "nothing"),
+    ),
     "another file than the published": Mistake(
-        ("--config.data.source=etth1", "--config.data.local_dir={files}/changed"), ("ETTh1.csv is not the published file", "sha256", "fetch it again")
+        ("--config.data.source=etth1", "--config.data.local_dir={files}/changed"),
+        ("ETTh1.csv is not the published file", "sha256", "fetch it again"),
     ),
     "data that has no public origin": Mistake(
-        ("--config.data.source=weather", "--config.data.cache_dir={files}/cache"), ("no stable public address", "set data.local_dir")
+        ("--config.data.source=weather", "--config.data.cache_dir={files}/cache"),
+        ("no stable public address", "set data.local_dir"),
     ),
 }
 
@@ -150,7 +197,9 @@ def refuse(capsys, *arguments: str, says: tuple[str, ...]) -> None:
     """Runs train.py and asserts that it ends with one message, which says this."""
     assert runs.command("train.py", *arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "Traceback" not in err and sum(line.startswith("error: ") for line in err.splitlines()) == 1, err
+    assert out == "" and "Traceback" not in err and sum(line.startswith("error: ") for line in err.splitlines()) == 1, (
+        err
+    )
     for words in says:
         assert words in err, err
 
@@ -158,7 +207,13 @@ def refuse(capsys, *arguments: str, says: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", [*SETTINGS, *FILES])
 def test_a_mistake_is_one_message_before_anything_is_written(name, files, tmp_path, capsys):
     mistake = (SETTINGS | FILES)[name]
-    refuse(capsys, SMOKE, f"--workdir={tmp_path / 'run'}", *(argument.format(files=files) for argument in mistake.arguments), says=mistake.says)
+    refuse(
+        capsys,
+        SMOKE,
+        f"--workdir={tmp_path / 'run'}",
+        *(argument.format(files=files) for argument in mistake.arguments),
+        says=mistake.says,
+    )
     assert list(tmp_path.iterdir()) == [], "a folder of a run that never was"
 
 
@@ -208,11 +263,23 @@ def unchanged(run: pathlib.Path) -> None:
 
 
 RUNS = {
-    "of another config": (unchanged, ("--config.model.d_state=16",), ("holds another experiment's run (model.d_state: 8 there, 16 now)", "new --workdir")),
+    "of another config": (
+        unchanged,
+        ("--config.model.d_state=16",),
+        ("holds another experiment's run (model.d_state: 8 there, 16 now)", "new --workdir"),
+    ),
     "of more steps": (unchanged, ("--config.training.steps=6",), ("training.steps=6", "already taken 8", "use more")),
     "of a newer version": (newer, (), ("newer version (format 99", "upgrade selssm_jax")),
-    "with a damaged config.json": (lambda run: (run / "config.json").write_text("{"), (), ("config.json is damaged", "restore it")),
-    "with truncated checkpoints": (truncated, (), ("no checkpoint in", "can be read", "restore the folder", "new --workdir")),
+    "with a damaged config.json": (
+        lambda run: (run / "config.json").write_text("{"),
+        (),
+        ("config.json is damaged", "restore it"),
+    ),
+    "with truncated checkpoints": (
+        truncated,
+        (),
+        ("no checkpoint in", "can be read", "restore the folder", "new --workdir"),
+    ),
     "on other data": (other_data, (), ("the data changed", "source", "bring back the old data")),
 }
 
@@ -228,22 +295,42 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(name, trained, tmp_path, capsy
     assert runs.content(run) == before
 
 
-@pytest.mark.parametrize(("place", "says"), [("file", "File exists"), ("file/below", "Not a directory"), ("/proc/run", "No such file")])
+@pytest.mark.parametrize(
+    ("place", "says"), [("file", "File exists"), ("file/below", "Not a directory"), ("/proc/run", "No such file")]
+)
 def test_a_workdir_that_cannot_be_written(place, says, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    refuse(capsys, SMOKE, f"--workdir={tmp_path / place}", says=("--workdir", "cannot be written", says, "choose another folder"))
+    refuse(
+        capsys,
+        SMOKE,
+        f"--workdir={tmp_path / place}",
+        says=("--workdir", "cannot be written", says, "choose another folder"),
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_files_that_may_not_grow_end_the_run_and_the_last_good_checkpoint_is_named(trained, tmp_path):
-    """The kernel itself refuses the write. Orbax's threads may add their own words around the message, on its line too."""
+    """The kernel itself refuses the write. Orbax's threads may add their own words around the message, on its line
+    too.
+    """
     run = shutil.copytree(trained, tmp_path / "run")
     kept = runs.content(run / "checkpoints" / "8")
-    arguments = [str(runs.REPOSITORY / "train.py"), SMOKE, f"--workdir={run}", *runs.overrides(runs.experiment(**SHORT | {"training__steps": 12}))]
+    arguments = [
+        str(runs.REPOSITORY / "train.py"),
+        SMOKE,
+        f"--workdir={run}",
+        *runs.overrides(runs.experiment(**SHORT | {"training__steps": 12})),
+    ]
     limited = f"ulimit -f 4 && exec {shlex.join([sys.executable, *arguments])}"
     # What this process compiles must not be kept: it would be half of a program, for the tests after it to read.
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2, done.stderr
-    assert re.search(r"error: .*/run could not be written, .*: mend that and run the same command again; the last good checkpoint is step 8", done.stderr)
+    assert re.search(
+        r"error: .*/run could not be written, .*: mend that and run the same command again; the last good checkpoint "
+        r"is step 8",
+        done.stderr,
+    )
     assert runs.content(run / "checkpoints" / "8") == kept

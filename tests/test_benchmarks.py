@@ -1,4 +1,6 @@
-"""The benchmarks' page says what the records say, and every script runs: at sizes that take no time, whose numbers mean nothing."""
+"""The benchmarks' page says what the records say, and every script runs: at sizes that take no time, whose numbers mean
+nothing.
+"""
 
 import dataclasses
 import importlib
@@ -48,7 +50,10 @@ def test_a_headline_is_a_fact_only_where_its_record_meets_every_target():
     ("ratios", "title"),
     [
         ({"speed": {"ours": 3.0, "at_least": 2}, "size": {"ours": 1.0}}, "A scan is fast"),
-        ({"speed": {"ours": 1.0, "at_least": 2}, "error": {"ours": 0.1, "at_most": 1}}, "Missed in 1 of 2 targets: a scan is fast"),
+        (
+            {"speed": {"ours": 1.0, "at_least": 2}, "error": {"ours": 0.1, "at_most": 1}},
+            "Missed in 1 of 2 targets: a scan is fast",
+        ),
         ({"speed": {"ours": float("nan"), "at_least": 2}}, "Missed in 1 of 1 targets: a scan is fast"),
         ({"speed": {"ours": 3.0}}, "Measured without a target: a scan is fast"),
     ],
@@ -99,7 +104,10 @@ def test_newton_is_attacked_by_every_kind_of_step(inputs):
     assert sum(row["false"] for row in rows) == 0
 
 
-@pytest.mark.parametrize(("name", "shape"), [("linear_scan", (1, 64, 4)), pytest.param("ssd", (1, 64, 2, 4, 4), marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("linear_scan", (1, 64, 4)), pytest.param("ssd", (1, 64, 2, 4, 4), marks=pytest.mark.exhaustive)],
+)
 def test_methods_are_compared_at_every_shape(name, shape):
     script = importlib.import_module(name)
     found = (script.every_method if name == "linear_scan" else script.every_chunk)(shape, 1)
@@ -120,7 +128,8 @@ def test_transformers_writes_the_same_and_is_timed_beside(monkeypatch):
     monkeypatch.setattr(script, "NEW", 3)
     found = script.compare(1, {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 2, "vocab_size": 20}, 6, 4)
     assert found["agreement"]["same_greedy_tokens"] and found["agreement"]["error of ours"] < 1e-4
-    assert found["ratios"]["generate against our loop"]["peer_over_ours"] > 0  # three tokens on a busy machine: the record says which is faster
+    # three tokens on a busy machine: the record says which is faster
+    assert found["ratios"]["generate against our loop"]["peer_over_ours"] > 0
 
 
 def test_estimators_are_compared_on_frozen_samples(tmp_path, monkeypatch):
@@ -131,29 +140,55 @@ def test_estimators_are_compared_on_frozen_samples(tmp_path, monkeypatch):
     for task in tasks:
         x, y, information = script.samplers.TASKS[task](jax.random.key(0), 200)
         np.savez(tmp_path / f"{task}.npz", x=x, y=y, mi=float(information))
-        np.savez(tmp_path / f"{task}-5000.npz", **{f"{name}{seed}": value for seed in range(3) for name, value in (("x", x), ("y", y))})
-        rows += [{"task": task, "N": count, "est": name, "true": float(information), "val": 0.0} for count in (5000, 10_000) for name in script.RIVALS]
+        np.savez(
+            tmp_path / f"{task}-5000.npz",
+            **{f"{name}{seed}": value for seed in range(3) for name, value in (("x", x), ("y", y))},
+        )
+        rows += [
+            {"task": task, "N": count, "est": name, "true": float(information), "val": 0.0}
+            for count in (5000, 10_000)
+            for name in script.RIVALS
+        ]
     (tmp_path / "reference.json").write_text(json.dumps({"rows": rows}))
     found = script.accuracy(tmp_path, tasks)
     assert len(found["rows"]) == 2 * 2 * (3 + 1)
     first = found["errors"]["5000"][0]
     assert abs(first["default"]) < 0.2 and first["MINE (reference)"] == pytest.approx(-first["true"], abs=1e-3)
-    assert found["ratios"]["best reference estimator, N=5000, nats"]["reference"] == pytest.approx(sum(row["true"] for row in found["errors"]["5000"]) / 2)
+    assert found["ratios"]["best reference estimator, N=5000, nats"]["reference"] == pytest.approx(
+        sum(row["true"] for row in found["errors"]["5000"]) / 2
+    )
 
 
 def test_stated_errors_are_held_against_truths(monkeypatch):
     script = importlib.import_module("coverage")
     assert sum(len(laws) for laws in script.KINDS.values()) == 60
-    quick = {"discrete": ("binary channel", "ten floats and themselves"), "independent": ("coins", "twenty labels each")}
-    monkeypatch.setattr(script, "KINDS", {kind: {name: script.KINDS[kind][name] for name in names} for kind, names in quick.items()})
+    quick = {
+        "discrete": ("binary channel", "ten floats and themselves"),
+        "independent": ("coins", "twenty labels each"),
+    }
+    monkeypatch.setattr(
+        script, "KINDS", {kind: {name: script.KINDS[kind][name] for name in names} for kind, names in quick.items()}
+    )
     found = script.benchmark()
     assert [row["law"] for row in found["rows"]] == [name for names in quick.values() for name in names]
-    assert found["ratios"]["laws within three stated errors, of 4"]["ours"] == 4 and found["ratios"]["median stated error, nats"]["ours"] < 0.05
+    assert (
+        found["ratios"]["laws within three stated errors, of 4"]["ours"] == 4
+        and found["ratios"]["median stated error, nats"]["ours"] < 0.05
+    )
 
 
-@pytest.mark.parametrize(("law", "truth"), [("normal .8, both rounded to .05", 0.5108), ("a coin and a number", 0.3369), ("ten floats and themselves", 2.3026)])
+@pytest.mark.parametrize(
+    ("law", "truth"),
+    [
+        ("normal .8, both rounded to .05", 0.5108),
+        ("a coin and a number", 0.3369),
+        ("ten floats and themselves", 2.3026),
+    ],
+)
 def test_truths_of_laws_are_those_of_their_quadratures(law, truth):
-    """Rounding to a twentieth loses next to nothing of -1/2 log(1 - .64); a coin in noise of its own size is the binary-input Gaussian channel."""
+    """Rounding to a twentieth loses next to nothing of -1/2 log(1 - .64); a coin in noise of its own size is the
+    binary-input Gaussian channel.
+    """
     script = importlib.import_module("coverage")
     (found,) = (laws[law] for laws in script.KINDS.values() if law in laws)
     assert found[1](np.random.default_rng(0))[2] == pytest.approx(truth, abs=1e-3)
@@ -208,9 +243,21 @@ def test_the_least_error_is_that_of_the_kalman_filter():
 def test_what_sparse_gates_do_is_measured(tmp_path):
     script = importlib.import_module("sparsity")
     short = {"penalty_warmup": 2, "eval_every": 4, "checkpoint_every": 4}
-    tiny = {"data": {"length": 16, "tokens": 2, "eval_examples": 20, "eval_batch_size": 10}, "model": {"d_model": 8, "d_state": 8, "pattern": ("selective",)}}
-    found = script.trained(tmp_path / "run", "validation", tiny | {"training": short | {"gate_l1": 0.1}, "optimizer": {"warmup_steps": 1}}, (4, 6))
-    assert found["step"] in (4, 6) and 0 < found["dim_eff"] < 8 and found["compression_factor"] == pytest.approx(8 / found["dim_eff"])
+    tiny = {
+        "data": {"length": 16, "tokens": 2, "eval_examples": 20, "eval_batch_size": 10},
+        "model": {"d_model": 8, "d_state": 8, "pattern": ("selective",)},
+    }
+    found = script.trained(
+        tmp_path / "run",
+        "validation",
+        tiny | {"training": short | {"gate_l1": 0.1}, "optimizer": {"warmup_steps": 1}},
+        (4, 6),
+    )
+    assert (
+        found["step"] in (4, 6)
+        and 0 < found["dim_eff"] < 8
+        and found["compression_factor"] == pytest.approx(8 / found["dim_eff"])
+    )
     assert set(found["blocks"]) == {"block_0"} and 0 <= found["blocks"]["block_0"]["auroc"] <= 1
 
 
@@ -223,7 +270,12 @@ def test_components_are_chosen_by_every_method(monkeypatch):
     def cover(split, size):
         for _ in range({"validation": 3, "test": 4}[split]):
             tokens = rng.integers(0, 4, (size, 7))
-            yield {"inputs": tokens, "targets": tokens, "weights": np.ones((size, 7), np.float32), "valid": np.ones((size, 7), bool)}
+            yield {
+                "inputs": tokens,
+                "targets": tokens,
+                "weights": np.ones((size, 7), np.float32),
+                "valid": np.ones((size, 7), bool),
+            }
 
     dataset = Dataset(model.config.task, lambda seed, numbers: {}, cover, {}, lambda split: {}, is_stream=True)
     experiment = Experiment(name="tiny", data=Data(batch_size=4), model=model.config)
@@ -231,7 +283,11 @@ def test_components_are_chosen_by_every_method(monkeypatch):
     found = script.pruned(Run(FOLDER, experiment, model, params, 1, dataset, []), 8, 2)
     assert found["calibration"]["sequences"] == 8 and found["test"] == {"batches": 2, "of": 4}
     for shares in found["methods"].values():
-        assert shares["1/8"]["blocks"] == [1, 1] and shares["1/8"]["state_bytes"] == 2 * 4 and shares["1/8"]["metrics"]["nats"] > 0
+        assert (
+            shares["1/8"]["blocks"] == [1, 1]
+            and shares["1/8"]["state_bytes"] == 2 * 4
+            and shares["1/8"]["metrics"]["nats"] > 0
+        )
     means = script.summary([found, found])
     nats = {name: shares["1/8"]["metrics"]["nats"] for name, shares in found["methods"].items()}
     for name in ("information", "loss"):
@@ -242,7 +298,13 @@ def test_compressed_runs_are_held_against_controls_of_the_same_seed():
     script = importlib.import_module("compress")
 
     def run(seed, before, after):
-        one = {"task": "tiny", "scope": "all", "seed": seed, "metric": "accuracy", "reference": {"bytes": 64, "test": {"accuracy": before}}}
+        one = {
+            "task": "tiny",
+            "scope": "all",
+            "seed": seed,
+            "metric": "accuracy",
+            "reference": {"bytes": 64, "test": {"accuracy": before}},
+        }
         return one | {"compressed": {"bytes": 4, "test": {"accuracy": after}, "lost": 1 - after / before}}
 
     controls = [{"task": "tiny", "seed": seed, "bytes": {"all": 4}, "test": {"accuracy": 0.4}} for seed in (1, 0)]
@@ -255,15 +317,20 @@ def test_compressed_runs_are_held_against_controls_of_the_same_seed():
 def test_intervals_are_students():
     script = importlib.import_module("pruning")
     found = script.interval(np.array([1.0, 2.0, 3.0]))
-    assert (found["low"], found["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)  # t of 2 degrees 4.3027, deviation 1
+    # t of 2 degrees 4.3027, deviation 1
+    assert (found["low"], found["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
     assert script.interval(np.array([1.0])) == {"mean": 1.0, "low": None, "high": None, "runs": 1}
 
 
 def test_the_gathered_step_is_timed_beside_the_dense_one():
     script = importlib.import_module("gathered_step")
     cases = script.compare(96, 4, "dense", 1, (0.1, 0.5))
-    assert [case["open"] for case in cases] == [0.1, 0.5] and all(value > 0 for case in cases for value in case["dense_over_gathered"].values())
-    slower = [case | {"dense_over_gathered": {"gates given": ratio}} for case, ratio in zip(cases, (2.0, 0.5), strict=True)]
+    assert [case["open"] for case in cases] == [0.1, 0.5] and all(
+        value > 0 for case in cases for value in case["dense_over_gathered"].values()
+    )
+    slower = [
+        case | {"dense_over_gathered": {"gates given": ratio}} for case, ratio in zip(cases, (2.0, 0.5), strict=True)
+    ]
     assert script.pays_to(slower, 96, 4, "dense")["open_at_most"] == {"gates given": 0.1}
     assert 0 < script.drift(64, 4, counts=(50,))["after 50 steps"] < 1e-5
 
@@ -278,9 +345,14 @@ def test_traces_of_trained_gates_are_measured():
 
 def test_decoding_steps_are_timed_at_a_position():
     script = importlib.import_module("decoding")
-    assert script.slope([7 * position for position in script.POSITIONS]) == 1 and script.slope([5] * len(script.POSITIONS)) == 0
+    assert (
+        script.slope([7 * position for position in script.POSITIONS]) == 1
+        and script.slope([5] * len(script.POSITIONS)) == 0
+    )
     times = script.timed({"gru": (4,), "attention": (4, 9)}, 2)
-    assert set(times) == {"gru 4", "attention 4", "attention 9"} and all(found["median"] >= found["min"] > 0 for found in times.values())
+    assert set(times) == {"gru 4", "attention 4", "attention 9"} and all(
+        found["median"] >= found["min"] > 0 for found in times.values()
+    )
     assert script.overtaken("local_attention") == 129  # a step more than it holds
 
 
@@ -292,27 +364,42 @@ def test_steps_of_several_runs_are_timed_beside_steps_alone(monkeypatch):
     assert (experiment.data.length, experiment.model.linear_skip, experiment.model.stride) == (96, 96, 24)
     small = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=2))
     found = script.compare(small, task, 2)
-    assert all(found[name][key]["median"] > 0 for name in ("milliseconds", "milliseconds_to_compile") for key in ("together", "alone"))
+    assert all(
+        found[name][key]["median"] > 0
+        for name in ("milliseconds", "milliseconds_to_compile")
+        for key in ("together", "alone")
+    )
     assert found["step_alone_over_together"] > 0 and found["compile_alone_over_together"] > 0
     assert script.language()[1].length == 128
 
 
 def test_bytes_and_seconds_are_those_of_the_length(monkeypatch):
     script = importlib.import_module("scaling")
-    for name, value in {"PARAMETERS": 40_000, "WIDTH": 16, "BLOCKS": 1, "LEAST": 64, "TIMED": {"training": (16,), "forward": (16,)}}.items():
+    for name, value in {
+        "PARAMETERS": 40_000,
+        "WIDTH": 16,
+        "BLOCKS": 1,
+        "LEAST": 64,
+        "TIMED": {"training": (16,), "forward": (16,)},
+    }.items():
         monkeypatch.setattr(script, name, value)
     found = script.benchmark(1, ("tcn", "attention"), (16, 64))
     for model in found["models"].values():
         assert (
-            abs(model["parameters"] / 40_000 - 1) < 0.01 and model["training_peak_bytes"][1] > model["training_peak_bytes"][0] > model["forward_peak_bytes"][0]
+            abs(model["parameters"] / 40_000 - 1) < 0.01
+            and model["training_peak_bytes"][1] > model["training_peak_bytes"][0] > model["forward_peak_bytes"][0]
         )
-        assert all(model[f"{what}_seconds"][0] > 0 and model[f"{what}_seconds"][1] is None for what in ("training", "forward"))
+        assert all(
+            model[f"{what}_seconds"][0] > 0 and model[f"{what}_seconds"][1] is None for what in ("training", "forward")
+        )
     assert found["crossovers"]["state_bytes"] == {"tcn": 16, "attention": None}
 
 
 def test_recurrent_peaks_are_held_against_what_is_claimed():
     script = importlib.import_module("scaling")
-    found = {name: {"training_peak_bytes": [9, bytes_]} for name, bytes_ in (("selective", 30), ("lstm", 60), ("gru", 40))}
+    found = {
+        name: {"training_peak_bytes": [9, bytes_]} for name, bytes_ in (("selective", 30), ("lstm", 60), ("gru", 40))
+    }
     ratios = script.claimed(found, {"selective": 10, "lstm": 20, "gru": 40}, (1_024, 4_096))
     assert {name: ratio["found"] for name, ratio in ratios.items()} == {
         "training peak at 4096, selective over lstm": 0.5,

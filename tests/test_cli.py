@@ -23,7 +23,12 @@ open(sys.argv[1], "w").write("came to its end")
 def test_a_closed_pipe_does_not_end_a_command(tmp_path):
     """As in "train.py 2>&1 | head": the run lost what it had not saved, in a traceback."""
     ended = tmp_path / "ended"
-    process = subprocess.Popen([sys.executable, "-c", PRINTING, str(ended)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=runs.REPOSITORY)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTING, str(ended)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=runs.REPOSITORY,
+    )
     assert process.stdout.readline() == b"0\n"
     process.stdout.close()
     assert process.wait(timeout=60) == 0

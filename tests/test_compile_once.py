@@ -1,4 +1,6 @@
-"""Every compiled step is traced once, however often it is called with the same shapes: a run never waits for XLA again."""
+"""Every compiled step is traced once, however often it is called with the same shapes: a run never waits for XLA
+again.
+"""
 
 import dataclasses
 import functools
@@ -26,14 +28,17 @@ CALLS = 3
 
 @pytest.fixture
 def traces(monkeypatch):
-    """How often each program is traced that jax.jit and jax.pmap are given, by the name of its function; twice is an error."""
+    """How often each program is traced that jax.jit and jax.pmap are given, by the name of its function; twice is an
+    error.
+    """
     chex.clear_trace_counter()
     counts = {}
 
     def watch(transform):
         @functools.wraps(transform)
         def compile_once(function, *arguments, **options):
-            name = f"{getattr(function, 'func', function).__name__}:{len(counts)}"  # chex tells programs apart by their names
+            # chex tells programs apart by their names
+            name = f"{getattr(function, 'func', function).__name__}:{len(counts)}"
             counts[name] = 0
 
             def program(*args, **kwargs):
@@ -78,7 +83,9 @@ def test_a_training_step(traces, kind, count):
     network = SequenceModel(experiment.model.of_task(runs.TASKS[kind]))
     batches = [runs.ragged(runs.TASKS[kind], seed=seed) for seed in range(CALLS)]
     runner = loop.SingleRun(train_step(experiment, network), devices)
-    states = jax.device_put(step.initial(experiment, network, optimizer.build(experiment), batches[0]), parallel.layout(devices))
+    states = jax.device_put(
+        step.initial(experiment, network, optimizer.build(experiment), batches[0]), parallel.layout(devices)
+    )
     for batch in batches:
         states, _ = runner(states, [batch])
     assert times(traces, "train_step") == [1]
@@ -98,7 +105,9 @@ def test_a_step_of_several_seeds(traces):
 
 
 def test_a_whole_run_with_evaluations_and_checkpoints(traces, tmp_path):
-    assert loop.fit(runs.experiment(training__steps=9, training__eval_every=3, training__checkpoint_every=3), str(tmp_path / "run")).finished
+    assert loop.fit(
+        runs.experiment(training__steps=9, training__eval_every=3, training__checkpoint_every=3), str(tmp_path / "run")
+    ).finished
     assert set(traces.values()) <= {0, 1} and times(traces, "train_step") == times(traces, "_evaluate_batch") == [1]
 
 
@@ -181,12 +190,19 @@ def test_a_recurrence_in_a_program_and_by_itself(op):
     """By itself linear_scan is compiled by its first call; further ones trace nothing at all."""
     recurrence, rng = OPS[op], np.random.default_rng(0)
     method = recurrence.methods[0]
-    draws = [jax.tree.map(lambda value: jax.numpy.asarray(value, np.float32), recurrence.draw(rng, 2, 6, 2)) for _ in range(CALLS)]
+    draws = [
+        jax.tree.map(lambda value: jax.numpy.asarray(value, np.float32), recurrence.draw(rng, 2, 6, 2))
+        for _ in range(CALLS)
+    ]
     reset = jax.numpy.zeros((2, 6), bool)
     chex.clear_trace_counter()
-    program = jax.jit(chex.assert_max_traces(lambda sequences, fixed, h0: recurrence.run(sequences, fixed, h0, reset, method), n=1))
+    program = jax.jit(
+        chex.assert_max_traces(lambda sequences, fixed, h0: recurrence.run(sequences, fixed, h0, reset, method), n=1)
+    )
     outputs = [program(*draw) for draw in draws]
     if op == "linear_scan":  # loops of the others are traced anew by each call outside of a program
         recurrence.run(*draws[0], reset, method)
         with jax.no_tracing():
-            chex.assert_trees_all_close(outputs, [recurrence.run(*draw, reset, method) for draw in draws], rtol=1e-5, atol=1e-5)
+            chex.assert_trees_all_close(
+                outputs, [recurrence.run(*draw, reset, method) for draw in draws], rtol=1e-5, atol=1e-5
+            )

@@ -73,22 +73,43 @@ WRONG = [
         {"model__pattern": ("attention",), "model__attention__heads": 3},
         r"model\.d_model=\d+ is no multiple of model\.attention\.heads=3, which attention and local_attention need",
     ),
-    ({"model__pattern": ("attention",), "model__d_model": 12, "model__attention__heads": 4}, "is odd, but rotary positions turn pairs"),
-    ({"model__pattern": ("mamba2",), "model__mamba2__heads": 5}, r"model\.mamba2\.expand \* model\.d_model=\d+ is no multiple of model\.mamba2\.heads=5"),
+    (
+        {"model__pattern": ("attention",), "model__d_model": 12, "model__attention__heads": 4},
+        "is odd, but rotary positions turn pairs",
+    ),
+    (
+        {"model__pattern": ("mamba2",), "model__mamba2__heads": 5},
+        r"model\.mamba2\.expand \* model\.d_model=\d+ is no multiple of model\.mamba2\.heads=5",
+    ),
     (
         {"model__pattern": ("mamba2",), "model__mamba2__heads": 4, "model__mamba2__groups": 3},
         r"model\.mamba2\.heads=4 is no multiple of model\.mamba2\.groups=3",
     ),
-    ({"model__pattern": ("rg_lru",), "model__rg_lru__blocks": 3, "model__d_state": 8}, r"model\.d_state=8 is no multiple of model\.rg_lru\.blocks=3"),
+    (
+        {"model__pattern": ("rg_lru",), "model__rg_lru__blocks": 3, "model__d_state": 8},
+        r"model\.d_state=8 is no multiple of model\.rg_lru\.blocks=3",
+    ),
     ({"model__pattern": ("lru",), "model__d_state": 7}, r"model\.d_state=7 is no multiple of a complex number, size=2"),
-    ({"model__pattern": ("mamba",), "model__mamba__method": "associative"}, r"model\.mamba\.method='associative' would store all states of 'mamba'"),
+    (
+        {"model__pattern": ("mamba",), "model__mamba__method": "associative"},
+        r"model\.mamba\.method='associative' would store all states of 'mamba'",
+    ),
     ({"model__pattern": ("tcn", "tcn"), "model__tcn__dilations": (1,)}, r"has 1 numbers for 2 tcn blocks"),
     ({"model__mamba__inner_norm_epsilon": -1.0}, r"model\.mamba\.inner_norm_epsilon=-1\.0 is out of range"),
-    ({"model__pattern": ("mamba2",), "model__mamba2__dt_limit": (0.2, 0.1)}, r"model\.mamba2\.dt_limit=\(0\.2, 0\.1\) is no range"),
+    (
+        {"model__pattern": ("mamba2",), "model__mamba2__dt_limit": (0.2, 0.1)},
+        r"model\.mamba2\.dt_limit=\(0\.2, 0\.1\) is no range",
+    ),
     ({"model__selective__gate_active": -1}, r"model\.selective\.gate_active=-1 is out of range: use at least 0"),
     ({"model__pattern": ("tcn",), "model__tcn__dilations": (0,)}, "at least 1 step between taps"),
-    ({"model__pattern": ("gru",), "model__selective__process_noise": 0.1}, r"model\.selective\.process_noise is read by the mixer 'selective' alone"),
-    ({"model__pattern": ("lru",), "training__gate_l1": 0.1}, r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any"),
+    (
+        {"model__pattern": ("gru",), "model__selective__process_noise": 0.1},
+        r"model\.selective\.process_noise is read by the mixer 'selective' alone",
+    ),
+    (
+        {"model__pattern": ("lru",), "training__gate_l1": 0.1},
+        r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any",
+    ),
     (NOISY | {"model__pattern": ("selective", "gru")}, "prices the noisy memory of 'selective' blocks"),
     ({"model__bidirectional": True}, "reads a whole signal before it answers"),
     ({"model__memory_bits": ("2291",)}, "a digit from 0 to 8"),
@@ -123,10 +144,34 @@ WRONG = [
                 "eval_examples": 1,
                 "seed": 0,
             },
-            "model": {"d_model": 1, "d_state": 1, "conv": 0, "frame": 1, "stride": 1, "filterbank": 0, "head_context": 1, "linear_skip": 0},
+            "model": {
+                "d_model": 1,
+                "d_state": 1,
+                "conv": 0,
+                "frame": 1,
+                "stride": 1,
+                "filterbank": 0,
+                "head_context": 1,
+                "linear_skip": 0,
+            },
             "optimizer": {"warmup_steps": 0, "accumulate": 1},
-            "measure": {"samples": 100, "positions": 1, "longest_lag": 0, "decoder_steps": 1, "decoder_width": 1, "seed": 0},
-            "training": {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "devices": 0, "penalty_warmup": 0},
+            "measure": {
+                "samples": 100,
+                "positions": 1,
+                "longest_lag": 0,
+                "decoder_steps": 1,
+                "decoder_width": 1,
+                "seed": 0,
+            },
+            "training": {
+                "steps": 1,
+                "log_every": 1,
+                "eval_every": 1,
+                "checkpoint_every": 1,
+                "keep_checkpoints": 1,
+                "devices": 0,
+                "penalty_warmup": 0,
+            },
         }.items()
         for key, least in limits.items()
     ],
@@ -134,7 +179,10 @@ WRONG = [
     ({"model__mlp_ratio": -0.5}, r"model\.mlp_ratio=-0\.5 is out of range: use at least 0"),
     # Values out of range, not-a-number and infinity among them.
     *[
-        ({f"{group}__{key}".replace(".", "__"): value}, rf"{group}\.{key}={value} is out of range: use a value from 0\.0 to {high}")
+        (
+            {f"{group}__{key}".replace(".", "__"): value},
+            rf"{group}\.{key}={value} is out of range: use a value from 0\.0 to {high}",
+        )
         for group, key, value, high in [
             ("data", "noise", -0.1, "inf"),
             ("model.selective", "gate_floor", 1.0, r"0\.999"),
@@ -159,8 +207,14 @@ WRONG = [
     ],
     # Values that do not go together.
     ({"model__pattern": ()}, r"model\.pattern is empty: name at least one mixer"),
-    ({"model__block_states": (8, 4)}, r"model\.block_states=\(8, 4\) has 2 sizes for the 4 blocks of model\.pattern: give one a block, or \(\)"),
-    ({"model__block_states": (8, 4, 0, 2)}, r"model\.block_states=\(8, 4, 0, 2\) is out of range: use at least 1 in every block"),
+    (
+        {"model__block_states": (8, 4)},
+        r"model\.block_states=\(8, 4\) has 2 sizes for the 4 blocks of model\.pattern: give one a block, or \(\)",
+    ),
+    (
+        {"model__block_states": (8, 4, 0, 2)},
+        r"model\.block_states=\(8, 4, 0, 2\) is out of range: use at least 1 in every block",
+    ),
     (
         {"model__block_states": (8, 4, 3, 2), "model__selective__transition": "complex"},
         r"model\.block_states\[2\]=3 is odd.*use even sizes, or model\.selective\.transition='diagonal'",
@@ -176,7 +230,8 @@ WRONG = [
     ),
     (
         {"model__selective__certified": True},
-        r"certified=True needs gates that stay open a little, found model\.selective\.gate_floor=0\.0: use for example 0\.01",
+        r"certified=True needs gates that stay open a little, found model\.selective\.gate_floor=0\.0: use for "
+        r"example 0\.01",
     ),
     (
         {
@@ -187,77 +242,148 @@ WRONG = [
         },
         r"model\.selective\.process_noise=0\.1, a Gaussian without bound: use process_noise=0",
     ),
-    ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
-    *[({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file") for source in ("text", "csv", "npz")],
-    ({"training__steps": 50, "optimizer__warmup_steps": 50}, r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer"),
-    ({"data__length": 0}, r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1"),
-    ({"data__batch_size": 30, "optimizer__accumulate": 4}, r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple"),
+    (
+        {"data__length": 0},
+        r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1",
+    ),
+    *[
+        ({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file")
+        for source in ("text", "csv", "npz")
+    ],
+    (
+        {"training__steps": 50, "optimizer__warmup_steps": 50},
+        r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer",
+    ),
+    (
+        {"data__length": 0},
+        r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1",
+    ),
+    (
+        {"data__batch_size": 30, "optimizer__accumulate": 4},
+        r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple",
+    ),
     (
         {"model__selective__gate": "top_k"},
-        r"model\.selective\.gate_active=0 is out of range for model\.selective\.gate='top_k' of 256 gates: use a number from 1 to 256",
+        r"model\.selective\.gate_active=0 is out of range for model\.selective\.gate='top_k' of 256 gates: use a "
+        r"number from 1 to 256",
     ),
     (
-        {"model__selective__gate": "top_k", "model__selective__gate_active": 200, "model__selective__transition": "complex"},
+        {
+            "model__selective__gate": "top_k",
+            "model__selective__gate_active": 200,
+            "model__selective__transition": "complex",
+        },
         r"of 128 gates: use a number from 1 to 128",
     ),
-    ({"model__d_state": 5, "model__selective__transition": "complex"}, r"model\.d_state=5 is odd.*use even sizes, or model\.selective\.transition='diagonal'"),
+    (
+        {"model__d_state": 5, "model__selective__transition": "complex"},
+        r"model\.d_state=5 is odd.*use even sizes, or model\.selective\.transition='diagonal'",
+    ),
     (
         {"model__selective__transition": "dense", "model__selective__method": "chunked"},
         r"model\.selective\.method='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'",
     ),
     (
         {"model__selective__gate_active": 3},
-        r"gate_active=3 is read by model\.selective\.gate='top_k' alone, found model\.selective\.gate='sigmoid': use gate_active=0",
+        r"gate_active=3 is read by model\.selective\.gate='top_k' alone, found model\.selective\.gate='sigmoid': use "
+        r"gate_active=0",
     ),
     (
-        {"model__selective__certified": True, "model__selective__gate_floor": 0.1, "model__selective__gate_state": "dense", "model__selective__gate": "binary"},
-        r"needs gates of bounded slope, found model\.selective\.gate='binary', which jumps: use model\.selective\.gate_state='none'",
+        {
+            "model__selective__certified": True,
+            "model__selective__gate_floor": 0.1,
+            "model__selective__gate_state": "dense",
+            "model__selective__gate": "binary",
+        },
+        r"needs gates of bounded slope, found model\.selective\.gate='binary', which jumps: use "
+        r"model\.selective\.gate_state='none'",
     ),
-    ({"training__gate_l0": 0.1}, r"gate_l0 needs a gate with a differentiable L0, found model\.selective\.gate='sigmoid': use 'hard_concrete'"),
-    ({"training__target_dimension": 0.1, "training__gate_l1": 0.2}, r"target_dimension=0\.1 .*found training\.gate_l1=0\.2 .*set one of the two to 0"),
-    ({"training__target_dimension": 0.1, "training__multiplier_rate": 0.0}, r"multiplier_rate=0\.0 keeps the multiplier .* at 0: use for example 0\.01"),
+    (
+        {"training__gate_l0": 0.1},
+        r"gate_l0 needs a gate with a differentiable L0, found model\.selective\.gate='sigmoid': use 'hard_concrete'",
+    ),
+    (
+        {"training__target_dimension": 0.1, "training__gate_l1": 0.2},
+        r"target_dimension=0\.1 .*found training\.gate_l1=0\.2 .*set one of the two to 0",
+    ),
+    (
+        {"training__target_dimension": 0.1, "training__multiplier_rate": 0.0},
+        r"multiplier_rate=0\.0 keeps the multiplier .* at 0: use for example 0\.01",
+    ),
     (
         {"training__target_dimension": 0.1, "model__selective__gate_floor": 0.1},
         r"target_dimension=0\.1 cannot be reached .*model\.selective\.gate_floor=0\.1: raise the target",
     ),
     ({"training__penalty_warmup": 10}, r"penalty_warmup=10 has no penalty to warm up: set training\.gate_l1"),
-    ({"training__penalty_warmup": 1000, "training__gate_l1": 0.1}, r"penalty_warmup=1000 ends with no step of training\.steps=1000 left .*use fewer"),
+    (
+        {"training__penalty_warmup": 1000, "training__gate_l1": 0.1},
+        r"penalty_warmup=1000 ends with no step of training\.steps=1000 left .*use fewer",
+    ),
     (
         {"training__information_weight": 0.1},
-        r"training\.information_weight=0\.1 needs a state with noise, found model\.selective\.process_noise=0\.0: .*use for example",
+        r"training\.information_weight=0\.1 needs a state with noise, found model\.selective\.process_noise=0\.0: "
+        r".*use for example",
     ),
     (
         {**NOISY, "model__selective__transition": "dense"},
         r"components that do not mix, found model\.selective\.transition='dense': use 'diagonal' or 'complex'",
     ),
     *[
-        ({**NOISY, "model__selective__gate": gate}, rf"model\.selective\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001")
+        (
+            {**NOISY, "model__selective__gate": gate},
+            rf"model\.selective\.gate='{gate}' can be exactly 0 .*gate_floor=0\.001",
+        )
         for gate in ("hard_sigmoid", "hard_concrete", "binary")
     ],
-    ({**NOISY, "model__selective__gate": "top_k", "model__selective__gate_active": 3}, r"model\.selective\.gate='top_k' can be exactly 0 .*gate_floor=0\.001"),
+    (
+        {**NOISY, "model__selective__gate": "top_k", "model__selective__gate_active": 3},
+        r"model\.selective\.gate='top_k' can be exactly 0 .*gate_floor=0\.001",
+    ),
     (
         {**NOISY, "training__information_bound": "capacity"},
-        r"information_bound='capacity' .*do not read the input, found model\.selective\.gate='sigmoid': use information_bound='vib'",
+        r"information_bound='capacity' .*do not read the input, found model\.selective\.gate='sigmoid': use "
+        r"information_bound='vib'",
     ),
     *[
         (
-            {**NOISY, "training__information_bound": "capacity", "model__selective__gate": "constant", f"model__selective__{key}": value},
+            {
+                **NOISY,
+                "training__information_bound": "capacity",
+                "model__selective__gate": "constant",
+                f"model__selective__{key}": value,
+            },
             rf"model\.selective\.{key}='{known}', found '{value}'",
         )
         for key, value, known in (("gate_state", "elementwise", "none"), ("transition", "complex", "diagonal"))
     ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
     ({"data__period": -1}, r"data\.period=-1 is out of range: use at least 0"),
-    ({"data__period": 24}, r"data\.period=24 is of tables, found data\.source='python_reference': use data\.period=0, or one of etth1, ettm1, weather, csv"),
-    ({"training__forecast_loss": "huber"}, r"forecast_loss='huber' is a loss of forecasts, found data\.source='python_reference', .*one of etth1"),
-    ({"training__information_bound": "mib"}, r"training\.information_bound='mib' is not a choice: did you mean 'vib'\?"),
-    ({"model__selective__gate_bias": 21.0}, r"model.selective.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0"),
+    (
+        {"data__period": 24},
+        r"data\.period=24 is of tables, found data\.source='python_reference': use data\.period=0, or one of etth1, "
+        r"ettm1, weather, csv",
+    ),
+    (
+        {"training__forecast_loss": "huber"},
+        r"forecast_loss='huber' is a loss of forecasts, found data\.source='python_reference', .*one of etth1",
+    ),
+    (
+        {"training__information_bound": "mib"},
+        r"training\.information_bound='mib' is not a choice: did you mean 'vib'\?",
+    ),
+    (
+        {"model__selective__gate_bias": 21.0},
+        r"model.selective.gate_bias=21.0 is out of range: use a value from -20.0 to 20.0",
+    ),
     ({"sweep__models": ("lstn",)}, r"sweep.models names 'lstn': did you mean 'lstm'\?"),
     ({"sweep__parameters": -1}, r"sweep.parameters=-1 is out of range: use at least 0"),
     ({"sweep__trials": 0}, r"sweep.trials=0 is out of range: use at least 1"),
     ({"sweep__trial_steps": -1}, r"sweep.trial_steps=-1 is out of range: use at least 0"),
     ({"sweep__seeds": 0}, r"sweep.seeds=0 is out of range: use at least 1"),
-    ({"sweep__learning_rates": (0.1, 0.01)}, r"sweep.learning_rates=\(0.1, 0.01\) is no range: give the lowest and the highest"),
+    (
+        {"sweep__learning_rates": (0.1, 0.01)},
+        r"sweep.learning_rates=\(0.1, 0.01\) is no range: give the lowest and the highest",
+    ),
     ({"sweep__learning_rates": (0.1,)}, r"sweep.learning_rates=\(0.1,\) is no range"),
     ({"sweep__learning_rates": ("x",)}, r"sweep.learning_rates=\('x',\) must be a tuple of numbers"),
     ({"sweep__sizes": ()}, r"sweep.sizes=\(\) is out of range: give one or more values of at least 0.01"),
@@ -268,18 +394,32 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("overrides", "message"), WRONG, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
+)
 def test_impossible_value_names_key_and_fix(overrides, message):
     with pytest.raises(InputError, match=message):
         build(**overrides)
 
 
 UNREAD = [
-    ({"model__attention__heads": 8}, r"model\.attention\.heads is read by the mixer 'attention' alone, which model\.pattern=.* lacks: leave it out"),
+    (
+        {"model__attention__heads": 8},
+        r"model\.attention\.heads is read by the mixer 'attention' alone, which model\.pattern=.* lacks: leave it out",
+    ),
     ({"model__tcn__kernel": 5}, r"model\.tcn\.kernel is read by the mixer 'tcn' alone"),
-    ({"model__pattern": ("gru",), "model__selective__gate": "tanh"}, r"model\.selective\.gate is read by the mixer 'selective' alone"),
-    ({"model__pattern": ("gru",), "model__mamba__method": "sequential"}, r"model\.mamba\.method is read by the mixer 'mamba' alone"),
-    ({"model__selective__solver": "newton"}, r"model\.selective\.solver is read with model\.selective\.gate_state alone"),
+    (
+        {"model__pattern": ("gru",), "model__selective__gate": "tanh"},
+        r"model\.selective\.gate is read by the mixer 'selective' alone",
+    ),
+    (
+        {"model__pattern": ("gru",), "model__mamba__method": "sequential"},
+        r"model\.mamba\.method is read by the mixer 'mamba' alone",
+    ),
+    (
+        {"model__selective__solver": "newton"},
+        r"model\.selective\.solver is read with model\.selective\.gate_state alone",
+    ),
     ({"model__frame": 4}, r"model\.frame is read by fsdd, .* alone, which data\.source='python_reference' lacks"),
     ({"data__lag": 3}, r"data\.lag is read by delayed_recall alone"),
     ({"data__source": "induction_heads", "data__level": "word"}, r"data\.level is read by python_reference, .* alone"),
@@ -288,7 +428,9 @@ UNREAD = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), UNREAD, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("overrides", "message"), UNREAD, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
+)
 def test_a_key_that_nothing_reads_is_refused_when_a_run_begins(overrides, message):
     experiment = build(**overrides)
     with pytest.raises(InputError, match=message):
@@ -322,7 +464,9 @@ def test_a_seed_is_of_32_bits_for_a_larger_one_would_be_a_small_one_again(group)
     """jax.random.key(2**32) is key(0), and key(2**63) an OverflowError."""
     build(**{f"{group}__seed": 2**32 - 1})
     for seed in (2**32, 2**63, 10**40):
-        with pytest.raises(InputError, match=rf"{group}\.seed={seed} is out of range: use at least 0 and at most 4294967295"):
+        with pytest.raises(
+            InputError, match=rf"{group}\.seed={seed} is out of range: use at least 0 and at most 4294967295"
+        ):
             build(**{f"{group}__seed": seed})
 
 
@@ -337,14 +481,19 @@ def ranged(kind: Any, path: str = "") -> dict[str, Least | Within]:
     hints = {f"{path}{name}": hint for name, hint in list_fields(kind).items()}
     below = [ranged(hint, f"{name}.") for name, hint in hints.items() if dataclasses.is_dataclass(hint)]
     limits = {name: getattr(hint, "__metadata__", (None,))[0] for name, hint in hints.items()}
-    return functools.reduce(dict.__or__, below, {name: limit for name, limit in limits.items() if isinstance(limit, Least | Within)})
+    return functools.reduce(
+        dict.__or__, below, {name: limit for name, limit in limits.items() if isinstance(limit, Least | Within)}
+    )
 
 
 @pytest.mark.parametrize("key", ranged(Experiment))
 def test_every_range_is_kept_and_its_end_is_named(key):
     """Those of mixers that the pattern does not name, too."""
     limit = ranged(Experiment)[key]
-    with pytest.raises(InputError, match=rf"^{re.escape(key)}={re.escape(str(limit.low - 1))} is out of range: use .*{re.escape(str(limit.low))}"):
+    with pytest.raises(
+        InputError,
+        match=rf"^{re.escape(key)}={re.escape(str(limit.low - 1))} is out of range: use .*{re.escape(str(limit.low))}",
+    ):
         build(**{key.replace(".", "__"): limit.low - 1})
 
 
@@ -375,7 +524,8 @@ def test_round_trips_change_nothing():
 
 @pytest.mark.parametrize(("value", "states"), [("(8, 4, 2, 1)", (8, 4, 2, 1)), ("8,4,2,1", (8, 4, 2, 1)), ("()", ())])
 def test_sizes_of_blocks_come_from_the_command_line(value, states, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", f"--config.model.block_states={value}"])  # ml_collections looks for the keys there
+    # ml_collections looks for the keys there
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config.model.block_states={value}"])
     given = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", Experiment().to_config_dict(), flag_values=given)
     given(sys.argv)
@@ -388,7 +538,10 @@ def test_every_block_reads_the_model_with_its_own_state():
     assert all(part.d_model == 16 and part.blocks == (part,) for part in config.blocks)
     assert Model(d_state=6).blocks == (Model(("selective",), d_state=6),) * 4
     assert [part.tcn.dilations for part in Model(("tcn", "gru", "tcn", "tcn")).blocks] == [(1,), (), (2,), (4,)]
-    assert [part.tcn.dilations for part in Model(("tcn", "tcn"), tcn=TCNConfig(dilations=(3, 5))).blocks] == [(3,), (5,)]
+    assert [part.tcn.dilations for part in Model(("tcn", "tcn"), tcn=TCNConfig(dilations=(3, 5))).blocks] == [
+        (3,),
+        (5,),
+    ]
 
 
 def test_whole_number_is_a_float_where_one_is_asked():
@@ -401,7 +554,17 @@ def test_config_dict_refuses_unknown_keys_at_once():
 
 
 def test_there_are_the_promised_configs():
-    promised = {"quickstart", "shakespeare", "etth1", "fsdd", "smnist", "wikitext2_words", "selective_copying", "induction_heads", "smoke"}
+    promised = {
+        "quickstart",
+        "shakespeare",
+        "etth1",
+        "fsdd",
+        "smnist",
+        "wikitext2_words",
+        "selective_copying",
+        "induction_heads",
+        "smoke",
+    }
     assert promised <= {path.stem for path in CONFIGS}
 
 
@@ -428,7 +591,11 @@ def test_evaluation_can_override_its_own_groups_alone():
     found = Experiment().overridden(["compress.factor=8", "compress.scope=mixers", "measure.samples=500"])
     assert (found.compress.factor, found.compress.scope, found.measure.samples) == (8, "mixers", 500)
     assert Experiment().overridden([]) == Experiment()
-    for assignment, words in (("model.d_state=2", "no group that evaluation reads"), ("compress.factor=x", "expected float"), ("compress.step=1", "steps")):
+    for assignment, words in (
+        ("model.d_state=2", "no group that evaluation reads"),
+        ("compress.factor=x", "expected float"),
+        ("compress.step=1", "steps"),
+    ):
         with pytest.raises(InputError, match=words):
             Experiment().overridden([assignment])
 

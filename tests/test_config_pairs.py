@@ -1,6 +1,7 @@
 """Any two values of the configuration together: refused by name, or a run whose first step is made of numbers.
 
-The fast form asks every pair of the configuration and takes a few steps; the slow one takes a step of every pair that is let pass, several pairs a run.
+The fast form asks every pair of the configuration and takes a few steps; the slow one takes a step of every pair that
+is let pass, several pairs a run.
 """
 
 import dataclasses
@@ -24,7 +25,11 @@ VALUES = {
     "data.source": ("induction_heads", "linear_gaussian"),
     "data.batch_size": (6,),
     "data.horizon": (5,),
-    "model.pattern": (*((name,) for name in mixers.MIXERS if name != "selective"), ("selective", "gru"), ("tcn", "attention")),
+    "model.pattern": (
+        *((name,) for name in mixers.MIXERS if name != "selective"),
+        ("selective", "gru"),
+        ("tcn", "attention"),
+    ),
     "model.d_state": (5, 6),
     "model.block_states": ((4,), (5,), (4, 6)),
     "model.selective.gate": tuple(kind for kind in mixers.GATES if kind != "sigmoid"),
@@ -48,7 +53,9 @@ VALUES = {
     **dict.fromkeys(("model.mamba.conv_bias", "model.mamba2.conv_bias"), (False,)),
     "model.mamba.inner_norm_epsilon": (1e-5,),
     "model.mamba2.dt_limit": ((0.01, 0.1),),
-    **dict.fromkeys(("model.attention.heads", "model.local_attention.heads", "model.mamba2.heads", "model.rg_lru.blocks"), (2, 3, 8)),
+    **dict.fromkeys(
+        ("model.attention.heads", "model.local_attention.heads", "model.mamba2.heads", "model.rg_lru.blocks"), (2, 3, 8)
+    ),
     "model.mamba2.groups": (2,),
     "model.attention.window": (3,),
     "model.local_attention.window": (1,),
@@ -115,7 +122,9 @@ def take_a_step(point: Point) -> None:
     model, tx = SequenceModel(dataclasses.replace(made.model, task=dataset.task)), optimizer.build(made)
     batch = next(dataset.train(made.data.batch_size, seed=0))
     state = step.initial(made, model, tx, batch)
-    state, sums = jax.jit(lambda state, batch: step.train_step(state, batch, model=model, optimizer=tx, experiment=made))(state, batch)
+    state, sums = jax.jit(
+        lambda state, batch: step.train_step(state, batch, model=model, optimizer=tx, experiment=made)
+    )(state, batch)
     scores = means(jax.device_get(sums))
     assert all(math.isfinite(value) for value in scores.values()), (point, scores)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))), point
@@ -127,7 +136,11 @@ def covering(left: list[Point], seed: int, size: int = 8):
     while left:
         point = dict(left.pop(0))
         for index in rng.permutation(len(left))[:60]:
-            more = point | left[index] if all(point.get(path, value) == value for path, value in left[index].items()) else point
+            more = (
+                point | left[index]
+                if all(point.get(path, value) == value for path, value in left[index].items())
+                else point
+            )
             if len(more) <= size and more != point and not refused(more):
                 point = more
         left = [pair for pair in left if not pair.items() <= point.items()]
@@ -149,7 +162,8 @@ NOISY = {"model.selective.process_noise": 0.3, "training.information_weight": 0.
 @pytest.mark.parametrize(
     "point",
     [
-        NOISY | {"model.selective.gate": "binary", "model.selective.gate_floor": 0.1, "model.selective.update": "effective"},
+        NOISY
+        | {"model.selective.gate": "binary", "model.selective.gate_floor": 0.1, "model.selective.update": "effective"},
         NOISY
         | {
             "model.selective.gate": "top_k",

@@ -30,7 +30,10 @@ def test_nothing_is_reported_when_nothing_is_wrong(capsys):
 
 
 def test_exit_code_of_a_process_is_2():
-    code = "from selssm_jax.errors import InputError, report_errors\nwith report_errors():\n    raise InputError('the thing and the fix')"
+    code = (
+        "from selssm_jax.errors import InputError, report_errors\nwith report_errors():\n    raise InputError('the "
+        "thing and the fix')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: the thing and the fix\n")
 

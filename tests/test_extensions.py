@@ -1,4 +1,6 @@
-"""What people add from outside, without a line of the package changed: a file in a folder of theirs, named by --extend."""
+"""What people add from outside, without a line of the package changed: a file in a folder of theirs, named by
+--extend.
+"""
 
 import json
 import pathlib
@@ -105,8 +107,13 @@ def test_an_own_mixer_and_an_own_gate_train_and_report(own, tmp_path, capsys):
         "--config.training.eval_every=4",
         "--config.training.checkpoint_every=4",
     ]
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", pattern, *short) == 0, capsys.readouterr().err
-    assert json.loads((run / "config.json").read_text())["experiment"]["model"]["own"] == {"average": {"scale": 2.0, "title": "ema"}}
+    assert (
+        runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", pattern, *short)
+        == 0
+    ), capsys.readouterr().err
+    assert json.loads((run / "config.json").read_text())["experiment"]["model"]["own"] == {
+        "average": {"scale": 2.0, "title": "ema"}
+    }
     for name in ("average", "softsign"):
         forget(name)
     assert runs.command("eval.py", f"--workdir={run}") == 2
@@ -122,25 +129,43 @@ def test_an_own_mixer_and_an_own_gate_train_and_report(own, tmp_path, capsys):
         (("average", "scale=9.0"), "model.own.average.scale=9.0 is out of range: use a value from 0.0 to 8.0"),
         (("average", "scale=8.0", "model.d_state=4"), "model.own.average.scale=8.0 is larger than model.d_state=4"),
         (("average", "scal=2.0"), "config.model.own.average has no key 'scal': did you mean 'scale'?"),
-        (("selective", "scale=2.0"), "model.own.average.scale is read by the mixer 'average' alone, which model.pattern=('selective',) lacks"),
+        (
+            ("selective", "scale=2.0"),
+            "model.own.average.scale is read by the mixer 'average' alone, which model.pattern=('selective',) lacks",
+        ),
     ],
 )
 def test_the_keys_of_an_own_mixer_are_checked_as_all_others(overrides, says, own, tmp_path, capsys):
     name, assignment, *more = overrides
-    pattern = [f"--config.model.pattern=('{name}',)", f"--config.model.own.average.{assignment}", *(f"--config.{value}" for value in more)]
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={tmp_path / 'run'}", *pattern) == 2
+    pattern = [
+        f"--config.model.pattern=('{name}',)",
+        f"--config.model.own.average.{assignment}",
+        *(f"--config.{value}" for value in more),
+    ]
+    assert (
+        runs.command(
+            "train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={tmp_path / 'run'}", *pattern
+        )
+        == 2
+    )
     assert says in capsys.readouterr().err
 
 
 def test_what_an_own_mixer_is_set_to_is_part_of_a_model(own):
     cli.extend(str(own))
     kind = rules.MIXERS["average"].config
-    one, same, other = (Model(("average", "gru"), own=value) for value in ({"average": {"scale": 2.0}}, {"average": kind(2.0)}, {}))
+    one, same, other = (
+        Model(("average", "gru"), own=value) for value in ({"average": {"scale": 2.0}}, {"average": kind(2.0)}, {})
+    )
     assert one == same != other and hash(one) == hash(same) and other.own == {"average": kind()}
     assert one.blocks[0].arguments("average") == {"d_model": 128, "d_state": 256, "scale": 2.0, "title": "ema"}
     assert Model(("gru",)).own == {} and Experiment().to_config_dict().model.own.average.scale == 1.0
     experiment = Experiment(model=one)
-    assert Experiment.from_json(experiment.to_json()) == experiment == Experiment.from_config_dict(experiment.to_config_dict())
+    assert (
+        Experiment.from_json(experiment.to_json())
+        == experiment
+        == Experiment.from_config_dict(experiment.to_config_dict())
+    )
     with pytest.raises(InputError, match=r"model\.own has no mixer 'averag': did you mean 'average'"):
         Model(own={"averag": {}})
 
@@ -151,9 +176,13 @@ def test_what_an_own_mixer_is_set_to_is_part_of_a_model(own):
         (None, "own.py cannot be run (FileNotFoundError"),
         ("raise RuntimeError('broken')", "own.py cannot be run (RuntimeError: broken)"),
         ("from selssm_jax.layers import register_mixer\nregister_mixer('gru', int)", "'gru' is there already"),
-        ("from selssm_jax.layers import register_mixer\nregister_mixer('new', int, keys=('d_stat',))", "asks for model.d_stat: did you mean 'd_state'?"),
         (
-            "from selssm_jax.layers import register_mixer\nfrom selssm_jax.config import MixerConfig\nclass Mine(MixerConfig):\n    x: int = 3\n"
+            "from selssm_jax.layers import register_mixer\nregister_mixer('new', int, keys=('d_stat',))",
+            "asks for model.d_stat: did you mean 'd_state'?",
+        ),
+        (
+            "from selssm_jax.layers import register_mixer\nfrom selssm_jax.config import MixerConfig\nclass "
+            "Mine(MixerConfig):\n    x: int = 3\n"
             "register_mixer('new', int, config=Mine)",
             "'new' has the config Mine: make it a frozen dataclass",
         ),
@@ -163,7 +192,9 @@ def test_an_extension_that_fails_is_one_message(text, says, own, tmp_path, capsy
     own.unlink()
     if text:
         own.write_text(text)
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={tmp_path / 'run'}") == 2
+    assert (
+        runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={tmp_path / 'run'}") == 2
+    )
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
 
@@ -184,13 +215,20 @@ def blocks(page, language):
 @pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(("page", "file"), [("adding_a_gate.md", "my_gate.py"), ("adding_a_mixer.md", "my_mixer.py")])
 def test_a_page_on_adding_ones_own_is_true_to_the_letter(page, file, tmp_path, capsys):
-    """Its first program is the file, the second uses what that registers, and the command trains with it. Reports of own parts are tested above."""
+    """Its first program is the file, the second uses what that registers, and the command trains with it. Reports of
+    own parts are tested above.
+    """
     program, use = blocks(page, "python")
     (tmp_path / file).write_text(program)
     (command,) = blocks(page, "sh")
     words = shlex.split(command.replace("runs/", f"{tmp_path}/").replace(file, str(tmp_path / file)))
     assert words[:2] == ["python", "train.py"] and words.pop() == "--report"
-    short = ["--config.training.steps=2", "--config.optimizer.warmup_steps=1", "--config.training.eval_every=2", "--config.training.checkpoint_every=2"]
+    short = [
+        "--config.training.steps=2",
+        "--config.optimizer.warmup_steps=1",
+        "--config.training.eval_every=2",
+        "--config.training.checkpoint_every=2",
+    ]
     assert runs.command("train.py", *words[2:], *short) == 0, capsys.readouterr().err
     forget("probit")
     forget("average")

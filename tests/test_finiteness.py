@@ -1,7 +1,9 @@
-"""No maximum, minimum or norm decides anything before it was asked whether all numbers are finite: read from the source itself.
+"""No maximum, minimum or norm decides anything before it was asked whether all numbers are finite: read from the source
+itself.
 
-On a CPU XLA's max and min of float32 drop NaN where they go over 4,096 numbers or more (JAX 0.10), so that a comparison of one is true of what holds
-NaN. `ops.extremes` has those that do not; NumPy's keep NaN. Values are followed by name through assignments, returns and fields of one module.
+On a CPU XLA's max and min of float32 drop NaN where they go over 4,096 numbers or more (JAX 0.10), so that a comparison
+of one is true of what holds NaN. `ops.extremes` has those that do not; NumPy's keep NaN. Values are followed by name
+through assignments, returns and fields of one module.
 """
 
 import ast
@@ -21,7 +23,8 @@ CHOICES = {"where", "cond", "select", "while_loop", "bool"}  # of their first ar
 EXCEPTIONS = {
     "selssm_jax/generation.py:_rows": "tokens, whole numbers",
     "selssm_jax/information/discrete.py:of_labels": "labels and their counts, in NumPy",
-    "selssm_jax/information/neighbours.py:_mixture_terms": "distances of samples that `inputs` found finite; of k neighbours each",
+    "selssm_jax/information/neighbours.py:_mixture_terms": "distances of samples that `inputs` found finite; of k "
+    "neighbours each",
     "selssm_jax/layers/attention.py:last": "numbers of steps",
 }
 
@@ -30,7 +33,13 @@ def leftmost(node: ast.AST) -> str:
     """np of np.abs(x - y).max()."""
     while not isinstance(node, ast.Name):
         match node:
-            case ast.Call(func=inner) | ast.Attribute(value=inner) | ast.Subscript(value=inner) | ast.UnaryOp(operand=inner) | ast.BinOp(left=inner):
+            case (
+                ast.Call(func=inner)
+                | ast.Attribute(value=inner)
+                | ast.Subscript(value=inner)
+                | ast.UnaryOp(operand=inner)
+                | ast.BinOp(left=inner)
+            ):
                 node = inner
             case _:
                 return ""
@@ -45,9 +54,15 @@ class Flow:
     """Which names, functions and fields of the package hold extremes of JAX's arrays."""
 
     def __init__(self, modules: dict[pathlib.Path, ast.Module]) -> None:
-        self.functions = [(path, node) for path, tree in modules.items() for node in ast.walk(tree) if isinstance(node, Function)]
+        self.functions = [
+            (path, node) for path, tree in modules.items() for node in ast.walk(tree) if isinstance(node, Function)
+        ]
         self.fields = {
-            node.name: [item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+            node.name: [
+                item.target.id
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            ]
             for tree in modules.values()
             for node in ast.walk(tree)
             if isinstance(node, ast.ClassDef)
@@ -74,10 +89,14 @@ class Flow:
 
     def names(self, function: Function) -> set[str]:
         """Local names that hold an extreme."""
-        self.in_numpy = {target for node in ast.walk(function) for target, value in assigned(node) if leftmost(value) in NUMPY}
+        self.in_numpy = {
+            target for node in ast.walk(function) for target, value in assigned(node) if leftmost(value) in NUMPY
+        }
         local: set[str] = set()
         while True:
-            new = {target for node in ast.walk(function) for target, value in assigned(node) if self.holds(value, local)} - local
+            new = {
+                target for node in ast.walk(function) for target, value in assigned(node) if self.holds(value, local)
+            } - local
             if not new:
                 return local
             local |= new
@@ -86,9 +105,13 @@ class Flow:
         """Whether a value is made of an extreme; a comparison is a truth and no extreme."""
         fields = {field for _, field in self.held}
         for node in own(value):
-            if isinstance(node, ast.Call) and (is_extreme(node, NUMPY | self.in_numpy) or called(node) in self.returning):
+            if isinstance(node, ast.Call) and (
+                is_extreme(node, NUMPY | self.in_numpy) or called(node) in self.returning
+            ):
                 return True
-            if (isinstance(node, ast.Name) and node.id in local) or (isinstance(node, ast.Attribute) and node.attr in fields):
+            if (isinstance(node, ast.Name) and node.id in local) or (
+                isinstance(node, ast.Attribute) and node.attr in fields
+            ):
                 return True
         return False
 
@@ -105,7 +128,9 @@ class Flow:
 def own(value: ast.AST) -> Iterator[ast.AST]:
     """The parts of an expression whose size it has: not what it compares, tests, or takes the shape of."""
     yield value
-    if isinstance(value, ast.Compare | ast.Lambda) or (isinstance(value, ast.Attribute) and value.attr in ("shape", "size", "dtype", "ndim")):
+    if isinstance(value, ast.Compare | ast.Lambda) or (
+        isinstance(value, ast.Attribute) and value.attr in ("shape", "size", "dtype", "ndim")
+    ):
         return
     for child in ast.iter_child_nodes(value):
         yield from own(child)
@@ -126,8 +151,16 @@ def assigned(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
         targets = [node.target]
     for target in targets:
-        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and len(target.elts) == len(node.value.elts):
-            yield from ((part.id, value) for part, value in zip(target.elts, node.value.elts, strict=True) if isinstance(part, ast.Name))
+        if (
+            isinstance(target, ast.Tuple)
+            and isinstance(node.value, ast.Tuple)
+            and len(target.elts) == len(node.value.elts)
+        ):
+            yield from (
+                (part.id, value)
+                for part, value in zip(target.elts, node.value.elts, strict=True)
+                if isinstance(part, ast.Name)
+            )
         else:
             yield from ((part.id, node.value) for part in ast.walk(target) if isinstance(part, ast.Name))
 
@@ -136,7 +169,9 @@ def sides(node: ast.AST) -> Iterator[ast.AST]:
     """What a node decides by."""
     if isinstance(node, ast.Compare):
         both = (node.left, *node.comparators)
-        yield from () if any(isinstance(side, ast.Constant) and isinstance(side.value, str | None) for side in both) else both
+        yield from (
+            () if any(isinstance(side, ast.Constant) and isinstance(side.value, str | None) for side in both) else both
+        )
     elif isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
         yield node.test
     elif isinstance(node, ast.Call) and called(node) in CHOICES and node.args:
@@ -152,7 +187,9 @@ def of_jax(tree: ast.Module) -> bool:
 def test_no_extreme_decides_that_was_not_asked_for_nan():
     modules = {path: parse(path) for path in PACKAGE}
     deciding = {one for path, tree in modules.items() if of_jax(tree) for one in Flow({path: tree}).deciding()}
-    assert deciding - set(EXCEPTIONS) == set(), "use ops.extremes, ask isfinite(...).all(), or compare each number and take all() of that"
+    assert deciding - set(EXCEPTIONS) == set(), (
+        "use ops.extremes, ask isfinite(...).all(), or compare each number and take all() of that"
+    )
     assert set(EXCEPTIONS) - deciding == set(), "an exception that nothing needs any more"
 
 
@@ -174,5 +211,8 @@ def test_no_extreme_decides_that_was_not_asked_for_nan():
     ],
 )
 def test_what_decides_is_seen(body, decides):
-    source = "class State:\n    h: int\n    top: int\ndef size(x):\n    return optax.global_norm(x)\ndef f(x):\n" + textwrap.indent(body, "    ")
+    source = (
+        "class State:\n    h: int\n    top: int\ndef size(x):\n    return optax.global_norm(x)\ndef f(x):\n"
+        + textwrap.indent(body, "    ")
+    )
     assert bool([*Flow({PACKAGE[0]: ast.parse(source)}).deciding()]) == decides

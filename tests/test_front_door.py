@@ -25,7 +25,12 @@ def dotted(folder: pathlib.Path) -> str:
 
 def exports(face: pathlib.Path) -> list[str]:
     """Names that a stub gives its package."""
-    return [alias.asname for node in ast.parse(face.read_text()).body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return [
+        alias.asname
+        for node in ast.parse(face.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
 
 
 def test_the_version_is_said_once():
@@ -42,11 +47,21 @@ def test_every_name_of_a_face_is_there(face):
 
 
 def test_importing_the_package_loads_no_jax():
-    script = "import sys, selssm_jax, selssm_jax.layers, selssm_jax.stability; print(sorted({'jax', 'flax', 'scipy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    script = (
+        "import sys, selssm_jax, selssm_jax.layers, selssm_jax.stability; print(sorted({'jax', 'flax', 'scipy'} "
+        "& set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
-@pytest.mark.parametrize("face", [*FACES, ROOT / "selssm_jax" / "ops" / "__init__.py"], ids=lambda face: dotted(face.parent))
+@pytest.mark.parametrize(
+    "face", [*FACES, ROOT / "selssm_jax" / "ops" / "__init__.py"], ids=lambda face: dotted(face.parent)
+)
 def test_no_function_of_a_face_has_the_name_of_a_module(face):
     package = importlib.import_module(dotted(face.parent))
     names = exports(face) if face.suffix == ".pyi" else package.__all__
@@ -56,22 +71,30 @@ def test_no_function_of_a_face_has_the_name_of_a_module(face):
 
 def docstrings() -> str:
     nodes = [node for path in (ROOT / "selssm_jax").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
-    return "\n".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef))
+    return "\n".join(
+        ast.get_docstring(node) or "" for node in nodes if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+    )
 
 
-@pytest.mark.parametrize("text", [*(page.read_text() for page in PAGES), docstrings()], ids=[*(page.name for page in PAGES), "docstrings"])
+@pytest.mark.parametrize(
+    "text", [*(page.read_text() for page in PAGES), docstrings()], ids=[*(page.name for page in PAGES), "docstrings"]
+)
 def test_every_import_that_a_text_shows_works(text):
     for module, names in re.findall(r"from (selssm_jax[\w.]*) import ([\w, ]+)", text):
         assert not any(part.startswith("_") for part in module.split(".")), f"{module} is private"
         for name in names.split(","):
             package = importlib.import_module(module)
-            assert hasattr(package, name.strip().split(" as ")[0]) or importlib.import_module(f"{module}.{name.strip()}")
+            assert hasattr(package, name.strip().split(" as ")[0]) or importlib.import_module(
+                f"{module}.{name.strip()}"
+            )
 
 
 def test_an_installation_carries_every_package_its_stubs_and_all_recipes():
     setuptools = PYPROJECT["tool"]["setuptools"]
     folders = {dotted(path.parent) for path in (ROOT / "selssm_jax").rglob("*.py")}
-    recipes = {"selssm_jax.recipes" + ".paper" * (path.parent.name == "paper") for path in (ROOT / "configs").rglob("*.py")}
+    recipes = {
+        "selssm_jax.recipes" + ".paper" * (path.parent.name == "paper") for path in (ROOT / "configs").rglob("*.py")
+    }
     assert set(setuptools["packages"]) == folders | recipes
     assert setuptools["package-dir"] == {"selssm_jax.recipes": "configs"}
     assert setuptools["package-data"] == {"*": ["py.typed", "*.pyi"]}

@@ -1,4 +1,6 @@
-"""Text that a model writes: greedily as by reading everything again, at random as its filtered odds say, and from the command line."""
+"""Text that a model writes: greedily as by reading everything again, at random as its filtered odds say, and from the
+command line.
+"""
 
 import functools
 import inspect
@@ -29,7 +31,17 @@ LETTERS = "the state of a model is what it keeps of the past and a gate says wha
 @functools.cache
 def made(kind):
     """A tiny language model of one kind of mixer, with parameters as drawn."""
-    model = SequenceModel(runs.model(pattern=(kind,), d_model=8, d_state=6, **runs.HEADS, attention__window=5, mlp_ratio=0, task=Task("language", vocab=11)))
+    model = SequenceModel(
+        runs.model(
+            pattern=(kind,),
+            d_model=8,
+            d_state=6,
+            **runs.HEADS,
+            attention__window=5,
+            mlp_ratio=0,
+            task=Task("language", vocab=11),
+        )
+    )
     return model, jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
@@ -44,7 +56,9 @@ def packed(kind):
 
 
 def reread(model, params, prompt, count):
-    """The most probable next token of everything so far, read anew for every one of them; what is ahead of it is padding, which it cannot see."""
+    """The most probable next token of everything so far, read anew for every one of them; what is ahead of it is
+    padding, which it cannot see.
+    """
     read = jax.jit(lambda tokens: model.apply({"params": params}, tokens)[0])
     tokens = np.concatenate([prompt, np.zeros((len(prompt), count), int)], axis=1)
     for place in range(prompt.shape[1], tokens.shape[1]):
@@ -52,7 +66,8 @@ def reread(model, params, prompt, count):
     return tokens[:, prompt.shape[1] :]
 
 
-@pytest.mark.parametrize("kind", ["selective", "attention", "mamba", "gru"])  # attention looks 5 steps back, its cache has to let go
+# attention looks 5 steps back, its cache has to let go
+@pytest.mark.parametrize("kind", ["selective", "attention", "mamba", "gru"])
 def test_greedy_writing_is_reading_everything_again(kind):
     written = generate(*made(kind), PROMPT, 9)
     np.testing.assert_array_equal(written, reread(*made(kind), PROMPT, 9))
@@ -80,7 +95,9 @@ def test_a_model_is_compiled_once_for_equal_shapes():
 
 def test_the_same_key_writes_the_same_and_another_something_else():
     model, params = made("selective")
-    first, again, other = (generate(model, params, PROMPT, 20, temperature=1.0, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        generate(model, params, PROMPT, 20, temperature=1.0, key=jax.random.key(seed)) for seed in (1, 1, 2)
+    )
     assert (first == again).all() and (first != other).any() and (first[0] != first[1]).any()
     assert first.min() >= 0 and first.max() < 11
 
@@ -90,9 +107,12 @@ def test_tokens_are_drawn_as_often_as_their_odds():
     rows = np.repeat(PROMPT[:1], 4000, axis=0)
     logits = model.apply({"params": params}, jnp.asarray(PROMPT[:1], jnp.int32))[0][0, -1]
     odds = jax.nn.softmax(filter_logits(logits, 0.5, 5, 0.9))
-    counts = np.bincount(generate(model, params, rows, 1, temperature=0.5, top_k=5, top_p=0.9, key=jax.random.key(0))[:, 0], minlength=11)
+    counts = np.bincount(
+        generate(model, params, rows, 1, temperature=0.5, top_k=5, top_p=0.9, key=jax.random.key(0))[:, 0], minlength=11
+    )
     assert 1 < (odds > 0).sum() <= 5 and (counts[odds == 0] == 0).all()
-    np.testing.assert_allclose(counts / len(rows), odds, atol=5 * np.sqrt(0.25 / len(rows)))  # five standard errors of a share
+    # five standard errors of a share
+    np.testing.assert_allclose(counts / len(rows), odds, atol=5 * np.sqrt(0.25 / len(rows)))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +163,8 @@ def test_filtered_odds_by_hand(temperature, top_k, top_p, expected):
 def test_errors_name_the_setting(changes, words):
     model, params = made("gru")
     with pytest.raises(ValueError, match=words):
-        inspect.unwrap(generate)(model, params, **({"prompt": PROMPT, "count": 2} | changes))  # without the check of types that tests add
+        # without the check of types that tests add
+        inspect.unwrap(generate)(model, params, **({"prompt": PROMPT, "count": 2} | changes))
 
 
 @pytest.mark.parametrize(("form", "kind"), [(made, "selective"), (made, "attention"), (packed, "selective")])
@@ -194,7 +215,10 @@ def test_a_tiny_temperature_is_greedy(temperature):
     np.testing.assert_array_equal(odds, [[0, 1, 0, 0]])
     model, params = made("gru")
     if temperature == 1e-38:
-        np.testing.assert_array_equal(generate(model, params, PROMPT, 4, temperature=temperature, key=jax.random.key(0)), generate(model, params, PROMPT, 4))
+        np.testing.assert_array_equal(
+            generate(model, params, PROMPT, 4, temperature=temperature, key=jax.random.key(0)),
+            generate(model, params, PROMPT, 4),
+        )
 
 
 def test_what_init_returns_is_taken_as_parameters_are():
@@ -222,7 +246,9 @@ def test_a_tokenizers_own_beginning_is_read_and_not_shown():
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "a": 1, "</s>": 2}, unk_token="a"))
     made.add_special_tokens(["<s>", "</s>"])
     assert vocabulary.beginning("subword", made.to_str()).tolist() == []
-    made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     assert vocabulary.beginning("subword", made.to_str()).tolist() == [0]
     assert vocabulary.beginning("byte").tolist() == []
     with pytest.raises(InputError, match="tokenizer cannot be read"):
@@ -230,7 +256,9 @@ def test_a_tokenizers_own_beginning_is_read_and_not_shown():
 
 
 def test_a_model_of_another_task_writes_nothing():
-    model = SequenceModel(Model(pattern=("gru",), d_model=8, d_state=6, task=Task("classification", channels=1, classes=2)))
+    model = SequenceModel(
+        Model(pattern=("gru",), d_model=8, d_state=6, task=Task("classification", channels=1, classes=2))
+    )
     with pytest.raises(ValueError, match="task is classification"):
         generate(model, {}, PROMPT, 2)
 
@@ -246,7 +274,9 @@ def run(tmp_path):
         experiment = Experiment("small", Data(source=source, file=str(path), batch_size=4, length=16, horizon=8), small)
         dataset = load(experiment.data)
         model = SequenceModel(Model(**{**vars(small), "task": dataset.task}))
-        params = jax.jit(model.init)(jax.random.key(0), jnp.asarray(next(iter(dataset.evaluate("test", 2)))["inputs"]))["params"]
+        params = jax.jit(model.init)(jax.random.key(0), jnp.asarray(next(iter(dataset.evaluate("test", 2)))["inputs"]))[
+            "params"
+        ]
         workdir = Workdir(str(tmp_path / "run"), experiment)
         workdir.describe(dataset.metadata())
         workdir.save_best(1, params, {})

@@ -1,4 +1,5 @@
-"""Every key of the configuration at hostile values, and hostile files and folders: a run, or one message and exit code 2, in bounded time.
+"""Every key of the configuration at hostile values, and hostile files and folders: a run, or one message and exit code
+2, in bounded time.
 
 The whole, `pytest -m exhaustive tests/test_hostile_values.py`, takes most of an hour; a few of each kind run always.
 """
@@ -17,11 +18,48 @@ from hostile_files import FILES, PLACES
 from selssm_jax.config import Experiment, fields
 
 CONFIG = f"--config={runs.REPOSITORY / 'configs' / 'smoke.py'}"
-SHORT = [f"--config.training.{key}={value}" for key, value in {"steps": 1, "devices": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1}.items()]
+SHORT = [
+    f"--config.training.{key}={value}"
+    for key, value in {"steps": 1, "devices": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1}.items()
+]
 SHORT += ["--config.optimizer.warmup_steps=0"]
 SECONDS = 300  # of one case: compiling and all
-WHOLE = ("-1", "0", "1", "3", "7", "50000", "4294967296", "9223372036854775808", "1" + "0" * 30, "1.5", "nan", "", "x", "None", "True", "(1,)")
-REAL = ("-1", "-1e-9", "0", "1e-45", "0.5", "0.999", "1", "1e10", "1e300", "inf", "-inf", "nan", "", "x", "None", "(1,)")
+WHOLE = (
+    "-1",
+    "0",
+    "1",
+    "3",
+    "7",
+    "50000",
+    "4294967296",
+    "9223372036854775808",
+    "1" + "0" * 30,
+    "1.5",
+    "nan",
+    "",
+    "x",
+    "None",
+    "True",
+    "(1,)",
+)
+REAL = (
+    "-1",
+    "-1e-9",
+    "0",
+    "1e-45",
+    "0.5",
+    "0.999",
+    "1",
+    "1e10",
+    "1e300",
+    "inf",
+    "-inf",
+    "nan",
+    "",
+    "x",
+    "None",
+    "(1,)",
+)
 WORDS = ("", "x", "None", "3", "é", "a/b", "[x]", "$HOME", "'", '"', "\n", "%s", "{}", "\\", "-", "x" * 300)
 TUPLES = (
     "()",
@@ -52,13 +90,25 @@ def values_of(hint: typing.Any) -> tuple[str, ...]:
 
 def cases() -> list[tuple[str, str]]:
     """(key, value) for every key of every group."""
-    return [(key, value) for key, hint in keys_of(Experiment).items() if not key.startswith("model.task.") for value in values_of(hint)]
+    return [
+        (key, value)
+        for key, hint in keys_of(Experiment).items()
+        if not key.startswith("model.task.")
+        for value in values_of(hint)
+    ]
 
 
 def keys_of(kind: typing.Any, path: str = "") -> dict[str, typing.Any]:
-    hints = {f"{path}{name}": typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint for name, hint in fields.list_fields(kind).items()}
+    hints = {
+        f"{path}{name}": typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        for name, hint in fields.list_fields(kind).items()
+    }
     below = [keys_of(hint, f"{name}.") for name, hint in hints.items() if dataclasses.is_dataclass(hint)]
-    return functools.reduce(dict.__or__, below, {name: hint for name, hint in hints.items() if not dataclasses.is_dataclass(hint) and name != "model.own"})
+    return functools.reduce(
+        dict.__or__,
+        below,
+        {name: hint for name, hint in hints.items() if not dataclasses.is_dataclass(hint) and name != "model.own"},
+    )
 
 
 def tried(capsys, *arguments: str) -> int:
@@ -103,11 +153,16 @@ def test_a_few_hostile_values_are_refused(key, value, tmp_path, capsys):
     assert tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.{key}={value}") == 2
 
 
-@pytest.mark.parametrize("name", ["npz: pickled", "npz: claims", "csv: random", "text: empty", "npz: cut at 4", "npz: label large"])
+@pytest.mark.parametrize(
+    "name", ["npz: pickled", "npz: claims", "csv: random", "text: empty", "npz: cut at 4", "npz: label large"]
+)
 def test_a_few_hostile_files_are_refused(name, tmp_path, capsys):
     source, content = FILES[name]
     place = write(tmp_path / "file", content)
-    assert tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}") == 2
+    assert (
+        tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}")
+        == 2
+    )
 
 
 @pytest.mark.exhaustive
@@ -124,7 +179,9 @@ def test_every_hostile_file_is_a_run_or_a_message(name, tmp_path, capsys):
     source, content = FILES[name]
     place = write(tmp_path / "file", content)
     shape = ["--config.data.length=8", "--config.data.horizon=4"] if source == "csv" else ["--config.data.length=8"]
-    tried(capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}", *shape)
+    tried(
+        capsys, f"--workdir={tmp_path / 'run'}", f"--config.data.source={source}", f"--config.data.file={place}", *shape
+    )
 
 
 @pytest.mark.exhaustive

@@ -21,7 +21,9 @@ from selssm_jax.ops._linear_scan import CHUNK
 from selssm_jax.training import optimizer, step
 
 # Recipes for files of one's own are left out: their lengths come from the file.
-CONFIGS = sorted(path for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if not path.stem.startswith("my_"))
+CONFIGS = sorted(
+    path for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if not path.stem.startswith("my_")
+)
 # What each source asks of a model; lengths and horizons come from the recipe.
 TASKS = {
     "python_reference": Task("language", vocab=96),
@@ -66,7 +68,9 @@ def batch_of(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def lowered(experiment: Experiment, task: Task, platform: str) -> str:
     """Returns the StableHLO of one training step for a platform; one block of each kind stands for all of its kind."""
-    model = SequenceModel(dataclasses.replace(experiment.model, pattern=tuple(dict.fromkeys(experiment.model.pattern)), task=task))
+    model = SequenceModel(
+        dataclasses.replace(experiment.model, pattern=tuple(dict.fromkeys(experiment.model.pattern)), task=task)
+    )
     tx = optimizer.build(experiment)
     batch = batch_of(task, experiment.data.batch_size)
     state = jax.eval_shape(partial(step.initial, experiment, model, tx), batch)
@@ -89,7 +93,11 @@ def loops(text: str) -> list[int]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_training_step_lowers_with_the_method_of_the_platform(path, platform, monkeypatch):
     for op in ("linear_scan", "dense_scan"):  # the method alone, without the single steps that it gives way to
-        monkeypatch.setattr(sys.modules[f"selssm_jax.ops._{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+        monkeypatch.setattr(
+            sys.modules[f"selssm_jax.ops._{op}"],
+            "composed_or_stepped",
+            lambda safe, composed, stepped, *operands: composed(*operands),
+        )
     experiment = load(path)
     task = TASKS[experiment.data.source]
     task = dataclasses.replace(task, length=experiment.data.length or task.length, horizon=experiment.data.horizon)

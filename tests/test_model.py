@@ -1,4 +1,6 @@
-"""SequenceModel for every task: step = scan = any split, padding, remat, precision. What every mixer obeys is in tests/layers/test_mixers.py."""
+"""SequenceModel for every task: step = scan = any split, padding, remat, precision. What every mixer obeys is in
+tests/layers/test_mixers.py.
+"""
 
 import dataclasses
 import functools
@@ -17,7 +19,9 @@ B, T = 2, 12
 LANGUAGE = Model(**SMALL, task=Task("language", vocab=7))
 SIGNAL = Model(**SMALL, frame=4, stride=2, filterbank=3, task=Task("classification", channels=1, classes=5))
 VECTOR = Model(**SMALL, pool="last", task=Task("classification", channels=2, classes=5))
-FORECAST = Model(**SMALL, normalize=False, head_context=3, linear_skip=5, task=Task("forecasting", channels=2, horizon=4))
+FORECAST = Model(
+    **SMALL, normalize=False, head_context=3, linear_skip=5, task=Task("forecasting", channels=2, horizon=4)
+)
 ONE = vars(LANGUAGE) | {"pattern": ("selective",)}
 CONFIGS = {"language": LANGUAGE, "signal": SIGNAL, "vector": VECTOR, "forecast": FORECAST}
 
@@ -25,7 +29,11 @@ CONFIGS = {"language": LANGUAGE, "signal": SIGNAL, "vector": VECTOR, "forecast":
 def build(config):
     model = SequenceModel(config)
     key = jax.random.key(1)
-    x = jax.random.randint(key, (B, T), 0, 7) if config.task.kind == "language" else jax.random.normal(key, (B, T, config.task.channels))
+    x = (
+        jax.random.randint(key, (B, T), 0, 7)
+        if config.task.kind == "language"
+        else jax.random.normal(key, (B, T, config.task.channels))
+    )
     return model, jax.jit(model.init)(jax.random.key(0), x), x
 
 
@@ -50,7 +58,8 @@ def test_whole_equals_split_equals_steps(name):
     whole, state = pieces(model, params, x, T)
     for size in (model.config.stride, 6):
         y, end = pieces(model, params, x, size)
-        np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-4)  # float32; the log of a small magnitude costs a digit
+        # float32; the log of a small magnitude costs a digit
+        np.testing.assert_allclose(y, whole, rtol=1e-4, atol=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), end, state)
 
 
@@ -90,7 +99,9 @@ def test_padding_does_not_change_a_class(config):
     model, params, x = build(config)
     padded = jnp.concatenate([x, 9 * jnp.ones((B, 6, x.shape[-1]))], axis=1)
     valid = jnp.arange(T + 6)[None] < jnp.array([[T], [T]])
-    np.testing.assert_allclose(run(model, params, padded, valid=valid)[0], run(model, params, x)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(model, params, padded, valid=valid)[0], run(model, params, x)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("config", [SIGNAL, VECTOR], ids=["mean", "last"])
@@ -98,13 +109,17 @@ def test_padding_that_is_not_finite_reaches_neither_a_class_nor_its_gradient(con
     model, params, x = build(config)
     valid = jnp.arange(T + 3)[None] < jnp.array([[T], [T]])
     slopes = jax.jit(jax.grad(lambda params, x: jnp.square(model.apply(params, x, valid=valid)[0]).sum()))
-    found, expected = (slopes(params, jnp.concatenate([x, jnp.full((B, 3, x.shape[-1]), fill)], axis=1)) for fill in (jnp.nan, 0.0))
+    found, expected = (
+        slopes(params, jnp.concatenate([x, jnp.full((B, 3, x.shape[-1]), fill)], axis=1)) for fill in (jnp.nan, 0.0)
+    )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_without_norms_a_model_of_constant_gates_is_affine():
     """What the closed form of a linear channel needs: f(x) + f(z) = f(x + z) + f(0)."""
-    config = runs.model(FORECAST, pattern=("selective",), selective__gate="constant", norm="none", conv=0, mlp_ratio=0.0, linear_skip=0)
+    config = runs.model(
+        FORECAST, pattern=("selective",), selective__gate="constant", norm="none", conv=0, mlp_ratio=0.0, linear_skip=0
+    )
     model, params, x = build(config)
     z = jax.random.normal(jax.random.key(7), x.shape)
     f = lambda inputs: run(model, params, inputs)[0]  # noqa: E731
@@ -139,7 +154,9 @@ def test_channel_independent_are_one_model_on_every_channel():
 @pytest.mark.parametrize("solver", ["sequential", "newton"])
 @pytest.mark.parametrize("gate_state", ["elementwise", "dense"])
 def test_models_whose_gates_read_the_state_are_the_same_whole_split_and_step_by_step(gate_state, solver):
-    model, params, x = build(runs.model(LANGUAGE, pattern=("selective",), selective__gate_state=gate_state, selective__solver=solver))
+    model, params, x = build(
+        runs.model(LANGUAGE, pattern=("selective",), selective__gate_state=gate_state, selective__solver=solver)
+    )
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # the state's weights start at 0
     whole, state = pieces(model, params, x, T)
     for size in (1, 4):
@@ -153,7 +170,9 @@ def test_remat_changes_neither_values_nor_gradients(name):
     config = CONFIGS[name]
     model, params, x = build(config)
     remat = SequenceModel(Model(**{**vars(config), "remat": True}))
-    results = [jax.jit(jax.value_and_grad(lambda p, m=m: (m.apply(p, x)[0] ** 2).sum()))(params) for m in (model, remat)]
+    results = [
+        jax.jit(jax.value_and_grad(lambda p, m=m: (m.apply(p, x)[0] ** 2).sum()))(params) for m in (model, remat)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)
 
 
@@ -178,14 +197,21 @@ def test_every_block_sows_its_gate_and_state():
 SIGNALS = {
     "mean": (Task("classification", channels=2, classes=3, length=12), {"pool": "mean", "frame": 3}),
     "last": (Task("classification", channels=2, classes=3, length=12), {"pool": "last"}),
-    "forecast": (Task("forecasting", channels=2, horizon=3, length=12), {"head_context": 9, "linear_skip": 9, "normalize_scale": True}),
+    "forecast": (
+        Task("forecasting", channels=2, horizon=3, length=12),
+        {"head_context": 9, "linear_skip": 9, "normalize_scale": True},
+    ),
     "apart": (Task("forecasting", channels=2, horizon=3, length=12), {"channel_independent": True}),
 }
 
 
-@pytest.mark.parametrize("name", ["mean", "forecast", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("last", "apart"))])
+@pytest.mark.parametrize(
+    "name", ["mean", "forecast", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("last", "apart"))]
+)
 def test_a_document_before_a_reset_moves_neither_outputs_nor_states_nor_parameters(name):
-    """A mean over all steps, a window of the head, a forecast's scale and an encoder's frame read it; and a NaN in it made all gradients of parameters NaN."""
+    """A mean over all steps, a window of the head, a forecast's scale and an encoder's frame read it; and a NaN in it
+    made all gradients of parameters NaN.
+    """
     task, options = SIGNALS[name]
     model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=4, task=task, **options))
     x = jax.random.normal(jax.random.key(0), (2, 12, 2))
@@ -200,5 +226,11 @@ def test_a_document_before_a_reset_moves_neither_outputs_nor_states_nor_paramete
     expected = read(params, x[:, 5:], None, None)
     _, carried = model.apply(params, jnp.full_like(x, jnp.nan))
     for given in ((x, None, reset), (x.at[:, :5].set(jnp.nan), None, reset), (x[:, 5:], carried, reset[:, 5:])):
-        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), read(params, *given), expected)
-    assert not np.isfinite(model.apply(params, x.at[:, 7].set(jnp.nan), reset=reset)[0]).any(), "what is read after it is no number"
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+            read(params, *given),
+            expected,
+        )
+    assert not np.isfinite(model.apply(params, x.at[:, 7].set(jnp.nan), reset=reset)[0]).any(), (
+        "what is read after it is no number"
+    )

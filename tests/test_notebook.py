@@ -18,12 +18,19 @@ def executed(tmp_path_factory):
         patch.setenv("SELSSM_NOTEBOOK_WORKDIR", str(folder / "run"))
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
         notebook = nbformat.read(NOTEBOOK, as_version=4)
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+        NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        ).execute()
     return notebook
 
 
 def texts(notebook) -> str:
-    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "stream")
+    return "".join(
+        output.get("text", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    )
 
 
 def test_nothing_is_installed_where_all_is_there(executed):
@@ -31,18 +38,30 @@ def test_nothing_is_installed_where_all_is_there(executed):
 
 
 def test_it_trains_and_evaluates(executed):
-    outcomes = [output.data["text/plain"] for cell in executed.cells for output in cell.get("outputs", []) if output.output_type == "execute_result"]
+    outcomes = [
+        output.data["text/plain"]
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "execute_result"
+    ]
     assert len(outcomes) == 1 and "step=4" in outcomes[0] and "finished=True" in outcomes[0]
     assert "bigram" in texts(executed) and "index.html" in texts(executed)
 
 
 def test_it_shows_figures(executed):
-    shown = [output for cell in executed.cells for output in cell.get("outputs", []) if output.output_type == "display_data"]
+    shown = [
+        output for cell in executed.cells for output in cell.get("outputs", []) if output.output_type == "display_data"
+    ]
     assert sum("image/png" in output.data for output in shown) >= 3
 
 
 def test_no_cell_complains(executed):
-    streams = [output for cell in executed.cells for output in cell.get("outputs", []) if output.output_type == "stream" and output.name == "stderr"]
+    streams = [
+        output
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
     assert [output.text for output in streams if "Warning" in output.text or "Error" in output.text] == []
 
 
@@ -54,9 +73,17 @@ def test_it_is_stored_as_it_ran_from_first_to_last():
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "error"] == []
-    assert "finished=True" in outputs_of(notebook, "execute_result") and sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert (
+        "finished=True" in outputs_of(notebook, "execute_result")
+        and sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    )
     assert all("execution" not in cell.metadata for cell in notebook.cells) and ":absl:" not in texts(notebook)
 
 
 def outputs_of(notebook, kind) -> str:
-    return "".join(output.data["text/plain"] for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == kind)
+    return "".join(
+        output.data["text/plain"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == kind
+    )

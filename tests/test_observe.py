@@ -8,20 +8,50 @@ import pytest
 import runs
 from selssm_jax.config import AttentionConfig, Model, Task
 from selssm_jax.model import SequenceModel, block_names
-from selssm_jax.observe import Observed, find_data_frames, find_data_rows, find_valid_frames, observe, read_sown, replace_states
+from selssm_jax.observe import (
+    Observed,
+    find_data_frames,
+    find_data_rows,
+    find_valid_frames,
+    observe,
+    read_sown,
+    replace_states,
+)
 
-LANGUAGE = Model(pattern=("selective", "mamba", "attention"), d_model=8, d_state=6, attention=AttentionConfig(heads=2), task=Task("language", vocab=7))
-APART = Model(pattern=("selective",), d_model=8, d_state=6, frame=4, stride=2, channel_independent=True, task=Task("forecasting", channels=3, horizon=4))
+LANGUAGE = Model(
+    pattern=("selective", "mamba", "attention"),
+    d_model=8,
+    d_state=6,
+    attention=AttentionConfig(heads=2),
+    task=Task("language", vocab=7),
+)
+APART = Model(
+    pattern=("selective",),
+    d_model=8,
+    d_state=6,
+    frame=4,
+    stride=2,
+    channel_independent=True,
+    task=Task("forecasting", channels=3, horizon=4),
+)
 NOISE = {"noise": jax.random.key(1)}
 
 
 def built(config, steps=10):
     """(model, parameters, batch) of two rows, the second half as long and the last row not data."""
-    inputs = jnp.zeros((3, steps), jnp.int32) if config.task.kind == "language" else jnp.ones((3, steps, config.task.channels))
+    inputs = (
+        jnp.zeros((3, steps), jnp.int32)
+        if config.task.kind == "language"
+        else jnp.ones((3, steps, config.task.channels))
+    )
     model = SequenceModel(config)
     params = jax.jit(model.init)({"params": jax.random.key(0), **NOISE}, inputs)["params"]
     valid = np.arange(steps)[None] < np.array([steps, steps // 2, steps])[:, None]
-    return model, params, {"inputs": inputs, "valid": jnp.asarray(valid), "weights": np.array([1.0, 0.5, 0.0], np.float32)}
+    return (
+        model,
+        params,
+        {"inputs": inputs, "valid": jnp.asarray(valid), "weights": np.array([1.0, 0.5, 0.0], np.float32)},
+    )
 
 
 def test_every_block_shows_what_its_mixer_sows_and_nothing_else():
@@ -42,11 +72,19 @@ def test_laws_and_solves_are_shown_where_they_are_asked_for():
     law = observe(model, params, batch, rngs=NOISE, collections=["laws"]).blocks["block_0"].law
     assert law.drive.shape == law.noise.shape == (3, 10, 6)
     model, params, batch = built(runs.model(LANGUAGE, pattern=("selective",), selective__gate_state="elementwise"))
-    assert observe(model, params, batch, rngs=NOISE, collections=["diagnostics"]).blocks["block_0"].fell_back.shape == (3,)
+    assert observe(model, params, batch, rngs=NOISE, collections=["diagnostics"]).blocks["block_0"].fell_back.shape == (
+        3,
+    )
 
 
 def test_what_other_modules_sow_is_no_block():
-    sown = {"intermediates": {"encoder": {"x": (1,)}, "block_0": {"mixer": {"gate": (2,), "mine": (3,)}}, "block_1": {"norm": {"x": (4,)}}}}
+    sown = {
+        "intermediates": {
+            "encoder": {"x": (1,)},
+            "block_0": {"mixer": {"gate": (2,), "mine": (3,)}},
+            "block_1": {"norm": {"x": (4,)}},
+        }
+    }
     assert read_sown(sown) == {"block_0": Observed(gate=2)}
 
 

@@ -87,14 +87,23 @@ def test_a_file_of_a_command_that_is_none_is_named(strange, read, says):
 @pytest.mark.parametrize("flag", ["--config", "--config.data.file"])
 def test_a_pipe_without_a_writer_ends_a_command_at_once(flag, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
-    smoke = () if flag == "--config" else (f"--config={runs.REPOSITORY / 'configs' / 'smoke.py'}", "--config.data.source=text")
+    smoke = (
+        ()
+        if flag == "--config"
+        else (f"--config={runs.REPOSITORY / 'configs' / 'smoke.py'}", "--config.data.source=text")
+    )
     assert runs.command("train.py", *smoke, f"{flag}={tmp_path / 'pipe'}", f"--workdir={tmp_path / 'run'}") == 2
     assert "it is a pipe, expected a regular file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["config.json", "model-1.safetensors", "model.safetensors.index.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model-1.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+)
 def test_a_pipe_among_the_files_of_a_foreign_model_is_named(name, tmp_path):
-    texts = {"config.json": '{"model_type": "mamba"}', "model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}'}
+    texts = {
+        "config.json": '{"model_type": "mamba"}',
+        "model.safetensors.index.json": '{"weight_map": {"a": "model-1.safetensors"}}',
+    }
     for there, text in texts.items():
         (tmp_path / there).write_text(text)
     (tmp_path / name).unlink(missing_ok=True)

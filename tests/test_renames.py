@@ -1,7 +1,9 @@
-"""Runs, command lines and config files of earlier versions: runs are read under the names that keys have now, all else is told them.
+"""Runs, command lines and config files of earlier versions: runs are read under the names that keys have now, all else
+is told them.
 
-`old_runs.json` holds what the last version with the old names wrote into config.json: runs of every mixer with keys away from their defaults, of every rename,
-and one of a sweep. "old" is what differs from "defaults", "new" what must differ from the defaults of now.
+`old_runs.json` holds what the last version with the old names wrote into config.json: runs of every mixer with keys
+away from their defaults, of every rename, and one of a sweep. "old" is what differs from "defaults", "new" what must
+differ from the defaults of now.
 """
 
 import dataclasses
@@ -58,7 +60,12 @@ def test_what_several_mixers_read_goes_to_those_of_the_pattern():
 
 def test_a_run_of_the_version_before_goes_on(tmp_path, capsys):
     """What it was begun with is found to be the same; another value of a renamed key is not."""
-    changes = {"training__steps": 2, "training__eval_every": 2, "training__checkpoint_every": 2, "optimizer__warmup_steps": 1}
+    changes = {
+        "training__steps": 2,
+        "training__eval_every": 2,
+        "training__checkpoint_every": 2,
+        "optimizer__warmup_steps": 1,
+    }
     asked = runs.experiment(**changes, model__selective__gate="tanh")
     arguments = ["train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *runs.overrides(asked)]
     assert runs.command(*arguments) == 0, capsys.readouterr().err
@@ -89,13 +96,17 @@ def test_a_record_of_the_version_before_is_of_the_same_sweep():
     old = dict(flatten(SAVED["defaults"] | {"model": SAVED["defaults"]["model"] | {"context": 64}}))
     base = Experiment()
     asked = dataclasses.replace(base, model=runs.model(base.model, attention__window=64))
-    found = record.identity(base) | update({path: value for path, value in old.items() if path in {*record.identity(base), *RENAMED}})
+    found = record.identity(base) | update(
+        {path: value for path, value in old.items() if path in {*record.identity(base), *RENAMED}}
+    )
     assert found == record.identity(asked) != record.identity(base)
 
 
 @pytest.mark.parametrize("old", RENAMED)
 def test_an_old_key_of_a_command_line_is_told_the_new_one(old, tmp_path, capsys):
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", f"--config.{old}=1") == 2
+    assert (
+        runs.command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", f"--config.{old}=1") == 2
+    )
     told = capsys.readouterr().err
     assert told.startswith(f"error: {old} is now {RENAMED[old][0]}") and not (tmp_path / "run").exists()
 
@@ -103,15 +114,26 @@ def test_an_old_key_of_a_command_line_is_told_the_new_one(old, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("Experiment(model=Model(gate='tanh')).to_config_dict()", "model.gate is now model.selective.gate: use that name"),
-        ("Experiment(training=Training(rate=0.1)).to_config_dict()", "training.rate is now training.information_weight"),
+        (
+            "Experiment(model=Model(gate='tanh')).to_config_dict()",
+            "model.gate is now model.selective.gate: use that name",
+        ),
+        (
+            "Experiment(training=Training(rate=0.1)).to_config_dict()",
+            "training.rate is now training.information_weight",
+        ),
         ("Experiment(sweep=Sweep(rates=(0.1, 0.2))).to_config_dict()", "sweep.rates is now sweep.learning_rates"),
-        ("ConfigDict({'model': {'heads': 2}})", "model.heads is now model.attention.heads or .* the one of the mixer that it is meant for"),
+        (
+            "ConfigDict({'model': {'heads': 2}})",
+            "model.heads is now model.attention.heads or .* the one of the mixer that it is meant for",
+        ),
         ("ConfigDict({'data': {'cycle': 24}})", "data.cycle is now data.period"),
     ],
 )
 def test_an_old_key_of_a_config_file_is_told_the_new_one(lines, words, tmp_path, capsys):
-    imports = "from ml_collections import ConfigDict\nfrom selssm_jax.config import Experiment, Model, Sweep, Training\n"
+    imports = (
+        "from ml_collections import ConfigDict\nfrom selssm_jax.config import Experiment, Model, Sweep, Training\n"
+    )
     (tmp_path / "mine.py").write_text(f"{imports}\n\ndef get_config():\n    return {lines}\n")
     assert runs.command("train.py", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}") == 2
     assert re.search(words, capsys.readouterr().err)

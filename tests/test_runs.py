@@ -1,4 +1,6 @@
-"""Which data a run is opened with: its own file is known by its content, another is read whole, and a stranger's paths are never followed."""
+"""Which data a run is opened with: its own file is known by its content, another is read whole, and a stranger's paths
+are never followed.
+"""
 
 import json
 import pathlib
@@ -70,8 +72,12 @@ def test_a_file_that_only_a_stranger_names_is_never_opened(untrained, tmp_path, 
     change(workdir, file=str(secret))
     opened = []
     plain = pathlib.Path.open
-    monkeypatch.setattr(pathlib.Path, "open", lambda path, *args, **options: opened.append(path.name) or plain(path, *args, **options))
-    with pytest.raises(InputError, match=r"was trained on a file of someone's, 'secret.txt', .*name it yourself, --file=PATH"):
+    monkeypatch.setattr(
+        pathlib.Path, "open", lambda path, *args, **options: opened.append(path.name) or plain(path, *args, **options)
+    )
+    with pytest.raises(
+        InputError, match=r"was trained on a file of someone's, 'secret.txt', .*name it yourself, --file=PATH"
+    ):
         open_run(workdir)
     with pytest.raises(InputError, match=r"was trained on a file of someone's"):
         rate_sweep.measure(0.0, workdir)
@@ -110,7 +116,9 @@ def test_a_run_goes_on_with_its_file_at_another_place(untrained, files, tmp_path
     shutil.copy(files["csv"].file, path)
     workdir = untrained("csv")
     config = checkpoint.read_experiment(str(workdir))
-    moved = type(config).from_dict(json.loads(config.to_json()) | {"data": json.loads(config.to_json())["data"] | {"file": str(path)}})
+    moved = type(config).from_dict(
+        json.loads(config.to_json()) | {"data": json.loads(config.to_json())["data"] | {"file": str(path)}}
+    )
     folder = Workdir(str(workdir), moved)
     folder.describe(open_run(workdir, file=str(path)).dataset.metadata())
     folder.close()
@@ -135,5 +143,7 @@ def test_programs_are_not_taken_from_the_folder_of_a_sweep(tmp_path, data_cache,
 
     monkeypatch.setattr(sweep.runner, "compiled_once", compiled_once)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(experiment(), str(tmp_path), config="configs/smoke.py", base=experiment().to_config_dict(), models=["gru"])
+        sweep.run(
+            experiment(), str(tmp_path), config="configs/smoke.py", base=experiment().to_config_dict(), models=["gru"]
+        )
     assert asked == [data_cache]

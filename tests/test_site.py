@@ -1,4 +1,6 @@
-"""The documentation site reads docstrings as they are meant. That the site can be built, and that its links lead somewhere, .ci/run checks."""
+"""The documentation site reads docstrings as they are meant. That the site can be built, and that its links lead
+somewhere, .ci/run checks.
+"""
 
 import importlib.util
 import pathlib
@@ -21,7 +23,10 @@ def docstrings():
 
 
 def test_each_argument_has_an_entry_of_its_own(docstrings):
-    text = "Adds.\n\nArgs:\n  x, y: numbers,\n    real. n: how many; m: see `f`. Note: no argument.\n\nReturns:\n  x: the sum. y: none.\n"
+    text = (
+        "Adds.\n\nArgs:\n  x, y: numbers,\n    real. n: how many; m: see `f`. Note: no argument.\n\nReturns:\n  x: "
+        "the sum. y: none.\n"
+    )
     lines = docstrings.split_entries(text, {"x", "y", "n", "m"}).splitlines()
     assert lines == [
         *["Adds.", "", "Args:", "  x: numbers,", "    real.", "  y: numbers,", "    real."],
@@ -30,9 +35,13 @@ def test_each_argument_has_an_entry_of_its_own(docstrings):
 
 
 def test_markdown_changes_no_formula(docstrings):
-    text = "h_t * <x_t> of `a_b`.\n\n    a_1 * b_1\n\nArgs:\n  a_b: of x_t.\n    More_.\n\nRaises:\n  ValueError: if x_t < 0.\n\nEnd_."
+    text = (
+        "h_t * <x_t> of `a_b`.\n\n    a_1 * b_1\n\nArgs:\n  a_b: of x_t.\n    More_.\n\nRaises:\n  ValueError: if "
+        "x_t < 0.\n\nEnd_."
+    )
     assert docstrings.escape_markdown(text) == (
-        "h\\_t \\* &lt;x\\_t> of `a_b`.\n\n    a_1 * b_1\n\nArgs:\n  a_b: of x\\_t.\n    More\\_.\n\nRaises:\n  ValueError: if x\\_t &lt; 0.\n\nEnd\\_."
+        "h\\_t \\* &lt;x\\_t> of `a_b`.\n\n    a_1 * b_1\n\nArgs:\n  a_b: of x\\_t.\n    More\\_.\n\nRaises:\n  "
+        "ValueError: if x\\_t &lt; 0.\n\nEnd\\_."
     )
 
 

@@ -26,7 +26,9 @@ class Average(nn.Module):
         if self.fault == "reads the batch":
             x = x + x.mean(axis=0, keepdims=True)
         drive = jnp.broadcast_to(1 - a, x.shape) * x
-        h, last = linear_scan(jnp.broadcast_to(a, x.shape), drive, state, reset=None if self.fault == "has no reset" else reset)
+        h, last = linear_scan(
+            jnp.broadcast_to(a, x.shape), drive, state, reset=None if self.fault == "has no reset" else reset
+        )
         y = jnp.roll(h, -1, axis=1) if self.fault == "sees the future" and x.shape[1] > 1 else h
         return (y if self.fault != "keeps nothing" else x), last
 
@@ -71,7 +73,10 @@ def test_estimators_of_the_package_keep_their_promises(estimator):
         (lambda found, x: found.nats, "expected an information.Estimate"),
         (lambda found, x: dataclasses.replace(found, nats=found.nats + 1), "off by more than three"),
         (lambda found, x: dataclasses.replace(found, nats=2 * found.nats, direction="lower"), "off by more than three"),
-        (lambda found, x: dataclasses.replace(found, nats=found.nats * min(1.0, float(abs(x).max()))), "in units of 1e-20"),
+        (
+            lambda found, x: dataclasses.replace(found, nats=found.nats * min(1.0, float(abs(x).max()))),
+            "in units of 1e-20",
+        ),
     ],
 )
 def test_a_promise_that_is_broken_is_named(change, says):

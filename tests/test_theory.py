@@ -22,10 +22,16 @@ def test_the_modules_of_every_row_exist():
         assert modules, row
         for module in modules:
             part, _, name = module.rpartition(".")
-            there = importlib.util.find_spec(f"selssm_jax.{module}") or hasattr(importlib.import_module(f"selssm_jax.{part}"), name)
+            there = importlib.util.find_spec(f"selssm_jax.{module}") or hasattr(
+                importlib.import_module(f"selssm_jax.{part}"), name
+            )
             assert there, f"section {row}: no module or function {module}"
 
 
 def test_sections_that_the_code_cites_exist():
-    cited = {number for path in (ROOT / "selssm_jax").rglob("*.py") for number in re.findall(r"theory, sections? (\d+)", path.read_text())}
+    cited = {
+        number
+        for path in (ROOT / "selssm_jax").rglob("*.py")
+        for number in re.findall(r"theory, sections? (\d+)", path.read_text())
+    }
     assert cited and cited <= set(SECTIONS)

@@ -1,4 +1,6 @@
-"""Ten lines of a user, whose types are real where the package is installed: `mypy --strict` passes on it, and each ignored error is one."""
+"""Ten lines of a user, whose types are real where the package is installed: `mypy --strict` passes on it, and each
+ignored error is one.
+"""
 
 import jax
 

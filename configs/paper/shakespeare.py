@@ -18,7 +18,12 @@ def get_config() -> ConfigDict:
         name="shakespeare",
         data=Data(source="tiny_shakespeare", batch_size=16, length=128, eval_batch_size=16),
         model=Model(
-            pattern=("selective",) * 2, d_model=128, d_state=128, conv=4, selective=SelectiveConfig(transition="complex"), attention=AttentionConfig(window=128)
+            pattern=("selective",) * 2,
+            d_model=128,
+            d_state=128,
+            conv=4,
+            selective=SelectiveConfig(transition="complex"),
+            attention=AttentionConfig(window=128),
         ),
         optimizer=Optimizer(peak_rate=4e-3, end_rate=6e-5, warmup_steps=50, weight_decay=0.1),
         training=Training(steps=500, eval_every=500, checkpoint_every=500, log_every=20, devices=1, select="last"),

@@ -18,7 +18,12 @@ def get_config() -> ConfigDict:
         name="smnist",
         data=Data(source="smnist", length=0, batch_size=16, eval_batch_size=100),
         model=Model(
-            pattern=("selective",) * 2, d_model=32, d_state=64, conv=4, selective=SelectiveConfig(transition="complex"), attention=AttentionConfig(window=784)
+            pattern=("selective",) * 2,
+            d_model=32,
+            d_state=64,
+            conv=4,
+            selective=SelectiveConfig(transition="complex"),
+            attention=AttentionConfig(window=784),
         ),
         optimizer=Optimizer(peak_rate=4e-3, end_rate=4e-5, warmup_steps=50),
         training=Training(steps=400, eval_every=400, checkpoint_every=400, log_every=20, devices=1, select="last"),

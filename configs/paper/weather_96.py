@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
             attention=AttentionConfig(window=4),
         ),
         optimizer=Optimizer(peak_rate=6e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
-        training=Training(steps=600, eval_every=50, checkpoint_every=600, log_every=20, devices=1, forecast_loss="huber"),
+        training=Training(
+            steps=600, eval_every=50, checkpoint_every=600, log_every=20, devices=1, forecast_loss="huber"
+        ),
         sweep=Sweep(trials=8, trial_steps=150, learning_rates=(2e-3, 8e-3), gate_biases=(0.0, 1.0)),
     ).to_config_dict()

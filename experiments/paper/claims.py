@@ -1,7 +1,7 @@
 """The paper's sentences, each with a verdict that is computed from the records: one function a claim.
 
-A claim is made of parts, and each part of checks. It is supported where all hold, not supported where one fails, and not
-run where none fails but some could not be made. Better and worse mean p < 0.05 in the paired test over seeds.
+A claim is made of parts, and each part of checks. It is supported where all hold, not supported where one fails, and
+not run where none fails but some could not be made. Better and worse mean p < 0.05 in the paired test over seeds.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -63,30 +63,46 @@ def judge(study: Study) -> list[Verdict]:
 
 def judge_printed_numbers(_: Study) -> Verdict:
     """Its numbers themselves."""
-    return Verdict(quotes.SUMMARY, (Part("the table names no data, sizes, seeds or hardware, so its numbers cannot be tested", None),), testable=False)
+    return Verdict(
+        quotes.SUMMARY,
+        (Part("the table names no data, sizes, seeds or hardware, so its numbers cannot be tested", None),),
+        testable=False,
+    )
 
 
 def consistent(study: Study) -> Verdict:
     """Better than recurrent networks everywhere, in less memory and time at great length."""
     networks = ("lstm", "gru", "rnn")
-    parts = (better(study, study.tasks, networks), at_length(study, networks, "training_peak_bytes"), at_length(study, networks, "training_seconds"))
+    parts = (
+        better(study, study.tasks, networks),
+        at_length(study, networks, "training_peak_bytes"),
+        at_length(study, networks, "training_seconds"),
+    )
     return Verdict(quotes.CONSISTENT, parts)
 
 
 def superior(study: Study) -> Verdict:
     """Better on the paper's three tasks, in much less memory."""
     tasks = study.within(PAPERS)
-    return Verdict(quotes.SUPERIOR, (better(study, tasks, RIVALS), smaller(study, tasks, RIVALS, "training_peak_bytes", quotes.SAVING)))
+    return Verdict(
+        quotes.SUPERIOR,
+        (better(study, tasks, RIVALS), smaller(study, tasks, RIVALS, "training_peak_bytes", quotes.SAVING)),
+    )
 
 
 def judge_pronounced_gain(study: Study) -> Verdict:
     """A gain over LSTM and GRU, and more of it on series and language than on signals."""
     gains = {family: gain(study, study.within([family])) for family in PAPERS}
-    words = join_words([f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()])
+    words = join_words(
+        [f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()]
+    )
     if None in gains.values():
         return Verdict(quotes.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", None),))
     series, language, signals = (value or 0.0 for value in gains.values())
-    return Verdict(quotes.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", min(series, language) > max(signals, 0)),))
+    return Verdict(
+        quotes.PRONOUNCED,
+        (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", min(series, language) > max(signals, 0)),),
+    )
 
 
 def robust(study: Study) -> Verdict:
@@ -96,7 +112,9 @@ def robust(study: Study) -> Verdict:
 
 def savings(study: Study) -> Verdict:
     """Much less memory in training on the paper's three tasks."""
-    return Verdict(quotes.SAVINGS, (smaller(study, study.within(PAPERS), RIVALS, "training_peak_bytes", quotes.SAVING),))
+    return Verdict(
+        quotes.SAVINGS, (smaller(study, study.within(PAPERS), RIVALS, "training_peak_bytes", quotes.SAVING),)
+    )
 
 
 def judge_reduction(study: Study) -> Verdict:
@@ -108,14 +126,23 @@ def judge_reduction(study: Study) -> Verdict:
 
 def quadratic(study: Study) -> Verdict:
     """Exponents of memory, and whether a recurrence without gates has another."""
-    grown = {model: study.scaling.exponent(model, "training_peak_bytes") if study.scaling else None for model in ("attention", OURS, "s5")}
+    grown = {
+        model: study.scaling.exponent(model, "training_peak_bytes") if study.scaling else None
+        for model in ("attention", OURS, "s5")
+    }
     limits: dict[str, Callable[[float], bool]] = {
-        "attention": lambda found: found >= 2 - TOLERANCE, OURS: lambda found: found <= 1 + TOLERANCE, "s5": lambda found: found > 1 + TOLERANCE
-    }  # fmt: skip
+        "attention": lambda found: found >= 2 - TOLERANCE,
+        OURS: lambda found: found <= 1 + TOLERANCE,
+        "s5": lambda found: found > 1 + TOLERANCE,
+    }
     notes = {"attention": "", OURS: "", "s5": ", and it has no gates: were they the reason, it would grow faster"}
     parts = []
     for model, value in grown.items():
-        text = f"{title(model)}'s training peak grows as T^{value:.2f}" if value is not None else f"{title(model)}'s growth of memory was not measured"
+        text = (
+            f"{title(model)}'s training peak grows as T^{value:.2f}"
+            if value is not None
+            else f"{title(model)}'s growth of memory was not measured"
+        )
         parts.append(Part(text + notes[model], None if value is None else limits[model](value)))
     return Verdict(quotes.QUADRATIC, tuple(parts))
 
@@ -128,7 +155,10 @@ def convolutions(study: Study) -> Verdict:
 def comparable(study: Study) -> Verdict:
     """Less memory than Transformer and TCN at great length, and no worse in recall."""
     others = ("attention", "tcn")
-    return Verdict(quotes.COMPARABLE, (at_length(study, others, "training_peak_bytes"), no_worse(study, study.from_source(*RECALL), others)))
+    return Verdict(
+        quotes.COMPARABLE,
+        (at_length(study, others, "training_peak_bytes"), no_worse(study, study.from_source(*RECALL), others)),
+    )
 
 
 def flexible(study: Study) -> Verdict:
@@ -136,13 +166,29 @@ def flexible(study: Study) -> Verdict:
     return Verdict(quotes.FLEXIBLE, (adapts(study), at_length(study, ("attention",), "training_seconds")))
 
 
-CLAIMS = (judge_printed_numbers, consistent, superior, judge_pronounced_gain, robust, savings, judge_reduction, quadratic, convolutions, comparable, flexible)
+CLAIMS = (
+    judge_printed_numbers,
+    consistent,
+    superior,
+    judge_pronounced_gain,
+    robust,
+    savings,
+    judge_reduction,
+    quadratic,
+    convolutions,
+    comparable,
+    flexible,
+)
 
 
 def better(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part:
     """Better with p < 0.05 than every rival on every task."""
     tests = [study.comparisons.get((task.name, rival)) for task in tasks for rival in rivals]
-    won, lost, missing = sum(bool(t and t.won) for t in tests), sum(bool(t and t.lost) for t in tests), tests.count(None)
+    won, lost, missing = (
+        sum(bool(t and t.won) for t in tests),
+        sum(bool(t and t.lost) for t in tests),
+        tests.count(None),
+    )
     text = f"better than {_names(rivals)} with p < 0.05 in {won} of {len(tests) - missing} comparisons, worse in {lost}"
     return Part(text + _not_run(missing), every(None if test is None else test.won for test in tests))
 
@@ -171,30 +217,44 @@ def smaller(study: Study, tasks: Sequence[Task], rivals: Sequence[str], key: str
     ratios = cost_ratios(study, tasks, rivals, key)
     known = [ratio for ratio in ratios if ratio is not None]
     what = {"training_peak_bytes": "training peak", "state_bytes": "state"}[key]
-    text = f"{what} {_span(known)} times that of {_names(rivals)}, at most {most:.2f} asked for" if known else f"{what} not known"
-    return Part(text + _not_run(len(ratios) - len(known)), every(None if ratio is None else ratio <= most for ratio in ratios))
+    text = (
+        f"{what} {_span(known)} times that of {_names(rivals)}, at most {most:.2f} asked for"
+        if known
+        else f"{what} not known"
+    )
+    return Part(
+        text + _not_run(len(ratios) - len(known)), every(None if ratio is None else ratio <= most for ratio in ratios)
+    )
 
 
 def at_length(study: Study, rivals: Sequence[str], quantity: str, most: float = 1.0) -> Part:
     """At most `most` times every rival's memory or time at all lengths from 4096 on."""
     what = {"training_peak_bytes": "training peak", "training_seconds": "time of a training step"}[quantity]
-    found = {rival: study.scaling.ratios(OURS, rival, quantity, least=LONG) if study.scaling else {} for rival in rivals}
+    found = {
+        rival: study.scaling.ratios(OURS, rival, quantity, least=LONG) if study.scaling else {} for rival in rivals
+    }
     known = [ratio for ratios in found.values() for ratio in ratios.values()]
     if not known:
         return Part(f"{what} at T >= {LONG} not measured", None)
     absent = [title(rival) for rival, ratios in found.items() if not ratios]
-    text = f"{what} at T >= {LONG} {_span(known)} times that of {_names(rivals)}" + (f" ({join_words(absent)} not measured)" if absent else "")
+    text = f"{what} at T >= {LONG} {_span(known)} times that of {_names(rivals)}" + (
+        f" ({join_words(absent)} not measured)" if absent else ""
+    )
     return Part(text, every([*(ratio <= most for ratio in known), *(None for _ in absent)]))
 
 
 def gain(study: Study, tasks: Sequence[Task]) -> float | None:
-    """Returns the mean share of LSTM's and GRU's error that the selective SSM removes, where an accuracy's error is 1 - accuracy; None if a cell is missing."""
+    """Returns the mean share of LSTM's and GRU's error that the selective SSM removes, where an accuracy's error is 1 -
+    accuracy; None if a cell is missing.
+    """
     shares = []
     for task in tasks:
         records = study.of(task)
         if not {OURS, *RIVALS} <= set(records):
             return None
-        errors = {model: _error(records[model].mean(records[OURS].metric), records[OURS].metric) for model in (OURS, *RIVALS)}
+        errors = {
+            model: _error(records[model].mean(records[OURS].metric), records[OURS].metric) for model in (OURS, *RIVALS)
+        }
         shares += [1 - errors[OURS] / errors[rival] for rival in RIVALS if errors[rival] > 0]
     return sum(shares) / len(shares) if shares else None
 
@@ -206,7 +266,9 @@ def _error(value: float | None, metric: str) -> float:
 
 
 def read_recall(study: Study, task: Task, length: int | None = None) -> tuple[float, int | None] | None:
-    """Returns (the selective SSM's mean accuracy on a task of recall, length); by default at the greatest where it has several. None if not run."""
+    """Returns (the selective SSM's mean accuracy on a task of recall, length); by default at the greatest where it has
+    several. None if not run.
+    """
     record = study.of(task).get(OURS)
     if record is None:
         return None
@@ -221,7 +283,9 @@ def recall(study: Study, task: Task, least: float) -> Part:
     if found is None:
         return Part(f"{task.name} not run", None)
     accuracy, length = found
-    return Part(f"accuracy on {task.name}{f' at {length} steps' if length else ''} {100 * accuracy:.2f} %", accuracy >= least)
+    return Part(
+        f"accuracy on {task.name}{f' at {length} steps' if length else ''} {100 * accuracy:.2f} %", accuracy >= least
+    )
 
 
 def adapts(study: Study) -> Part:
@@ -230,7 +294,10 @@ def adapts(study: Study) -> Part:
         record = study.of(task).get(OURS)
         found = contrast(record.reading) if record and record.reading else None
         if found:
-            text = f"on {task.name} the mean gate is {number(found.ours)} at {found.what} and {number(found.others)} at {found.rest}"
+            text = (
+                f"on {task.name} the mean gate is {number(found.ours)} at {found.what} and {number(found.others)} "
+                f"at {found.rest}"
+            )
             return Part(text, found.ours > found.others)
     return Part("no reading of gates at symbols and blanks", None)
 

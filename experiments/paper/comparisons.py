@@ -14,8 +14,8 @@ class Comparison:
     """A model against the selective SSM over the seeds that both have.
 
     difference: mean of the model's values minus the selective SSM's, in the metric's units. better: whether that speaks
-    for the selective SSM. p: two-sided, of the paired t-test; holm: the same after Holm's correction over the page. Both
-    are None where there can be no test, and `why` says the reason.
+    for the selective SSM. p: two-sided, of the paired t-test; holm: the same after Holm's correction over the page.
+    Both are None where there can be no test, and `why` says the reason.
     """
 
     difference: float
@@ -53,7 +53,8 @@ class Comparison:
 def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float], *, higher: bool) -> Comparison | None:
     """Returns the two-sided paired t-test over the seeds that both have, None without any.
 
-    Two runs of a seed share their data's order. Fewer than two pairs, or pairs that all differ by the same amount, leave no test.
+    Two runs of a seed share their data's order. Fewer than two pairs, or pairs that all differ by the same amount,
+    leave no test.
     """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
@@ -70,7 +71,9 @@ def compare_paired(ours: Mapping[int, float], theirs: Mapping[int, float], *, hi
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Returns Holm's adjusted p-values, in the given order: max over j <= i of min(1, (m - j) p_(j)), p_(0) the smallest of m (Holm 1979)."""
+    """Returns Holm's adjusted p-values, in the given order: max over j <= i of min(1, (m - j) p_(j)), p_(0) the
+    smallest of m (Holm 1979).
+    """
     order = np.argsort(p, kind="stable")
     steps = np.minimum(1.0, (len(p) - np.arange(len(p))) * np.asarray(p, float)[order])
     adjusted = np.empty(len(p))

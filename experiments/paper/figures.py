@@ -1,4 +1,6 @@
-"""The figures of the page, in the style of `report.figures`: every model has a marker and a dash of its own, for black and white print."""
+"""The figures of the page, in the style of `report.figures`: every model has a marker and a dash of its own, for black
+and white print.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +18,8 @@ from experiments.paper.scaling import QUANTITIES, Scaling
 from selssm_jax.report.figures import BLUE, GREY, LINES, ORANGE, panels, style
 
 MORE = (("#56B4E9", (0, (5, 1)), "P"), ("#E69F00", (0, (3, 1, 1, 1)), "*"), ("#882255", (0, (1, 1)), "<"))
-STYLES: dict[str, tuple[str, Any, str]] = dict(zip(MODELS, (*LINES, *MORE), strict=True))  # (colour, dash, marker) of each model
+# (colour, dash, marker) of each model
+STYLES: dict[str, tuple[str, Any, str]] = dict(zip(MODELS, (*LINES, *MORE), strict=True))
 LINE, LINES_SHOWN = 64, 4  # tokens of a line of text, lines of it that are drawn
 
 
@@ -53,24 +56,56 @@ def accuracy(tasks: Mapping[str, Sequence[Dot]]) -> Figure:
 
 def _dot(ax: Axes, dot: Dot, height: int) -> None:
     if dot.mean is None:
-        ax.text(0.5, height, "not run", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=7, color=GREY, style="italic")
+        ax.text(
+            0.5,
+            height,
+            "not run",
+            transform=ax.get_yaxis_transform(),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=GREY,
+            style="italic",
+        )
         return
     colour, _, marker = STYLES[dot.model]
     fill = colour if dot.model == OURS else "white"
-    ax.errorbar(dot.mean, height, xerr=dot.deviation, color=colour, marker=marker, markerfacecolor=fill, markersize=5.5, capsize=2.5, linestyle="none")
+    ax.errorbar(
+        dot.mean,
+        height,
+        xerr=dot.deviation,
+        color=colour,
+        marker=marker,
+        markerfacecolor=fill,
+        markersize=5.5,
+        capsize=2.5,
+        linestyle="none",
+    )
 
 
 @style()
 def curves(scaling: Scaling) -> Figure:
-    """Memory and time of training and of a forward pass against length, log-log; a ring is where the Transformer overtakes a model."""
+    """Memory and time of training and of a forward pass against length, log-log; a ring is where the Transformer
+    overtakes a model.
+    """
     figure, axes = panels(2, 2, height=6.4)
     models = [model for model in STYLES if model in scaling.models]
-    for ax, quantity in zip(axes, ("training_peak_bytes", "training_seconds", "forward_peak_bytes", "forward_seconds"), strict=True):
+    for ax, quantity in zip(
+        axes, ("training_peak_bytes", "training_seconds", "forward_peak_bytes", "forward_seconds"), strict=True
+    ):
         for model in models:
             series = scaling.series(model, quantity)
             colour, dash, marker = STYLES[model]
             width = 2.2 if model == OURS else 1.1
-            ax.plot(list(series), list(series.values()), color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=width)
+            ax.plot(
+                list(series),
+                list(series.values()),
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=4,
+                linewidth=width,
+            )
         _rings(ax, scaling, quantity)
         ax.set(xscale="log", yscale="log", ylabel=QUANTITIES[quantity], xlabel="length T (steps)")
         ax.set_xscale("log", base=2)
@@ -97,15 +132,32 @@ def _steps(length: int) -> str:
 
 @style()
 def frontier(tasks: Mapping[str, tuple[str, Sequence[Point]]], *, higher: Mapping[str, bool], cost: str) -> Figure:
-    """One panel a task, {task: (label of the metric, points)}: score against cost in bytes, and the Pareto front as a step line."""
+    """One panel a task, {task: (label of the metric, points)}: score against cost in bytes, and the Pareto front as a
+    step line.
+    """
     figure, axes = _grid(len(tasks), 4, 2.0)
     for ax, (task, (label, points)) in zip(axes, tasks.items(), strict=True):
         front = pareto(points, higher=higher[task])
-        ax.step([point.cost for point in front], [point.score for point in front], where="post", color="black", linewidth=0.9, alpha=0.7)
+        ax.step(
+            [point.cost for point in front],
+            [point.score for point in front],
+            where="post",
+            color="black",
+            linewidth=0.9,
+            alpha=0.7,
+        )
         for point in points:
             colour, _, marker = STYLES[point.model]
             fill = colour if point.model == OURS else "white"
-            ax.plot(point.cost, point.score, color=colour, marker=marker, markersize=6, markerfacecolor=fill, linestyle="none")
+            ax.plot(
+                point.cost,
+                point.score,
+                color=colour,
+                marker=marker,
+                markersize=6,
+                markerfacecolor=fill,
+                linestyle="none",
+            )
         ax.set(title=task, ylabel=label)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(LogLocator(base=2, numticks=4))
@@ -115,12 +167,19 @@ def frontier(tasks: Mapping[str, tuple[str, Sequence[Point]]], *, higher: Mappin
     figure.supxlabel(cost, fontsize=9)
     drawn = {point.model for _, points in tasks.values() for point in points}
     models = [model for model in STYLES if model in drawn]
-    figure.legend([_handle(model, line=False) for model in models], [title(model) for model in models], loc="outside upper center", ncols=5)
+    figure.legend(
+        [_handle(model, line=False) for model in models],
+        [title(model) for model in models],
+        loc="outside upper center",
+        ncols=5,
+    )
     return figure
 
 
 def _octaves(costs: Sequence[float]) -> tuple[float, float]:
-    """A little more than the powers of two around the costs, so that an axis has marks however near they are to each other."""
+    """A little more than the powers of two around the costs, so that an axis has marks however near they are to each
+    other.
+    """
     low, high = math.floor(math.log2(min(costs))), math.ceil(math.log2(max(costs)))
     return 2 ** (low - 0.15), 2 ** (max(high, low + 1) + 0.15)
 
@@ -143,7 +202,9 @@ def pareto(points: Iterable[Point], *, higher: bool) -> list[Point]:
 def _handle(model: str, *, line: bool = True) -> Line2D:
     colour, dash, marker = STYLES[model]
     fill = colour if line or model == OURS else "white"
-    return Line2D([], [], color=colour, linestyle=dash if line else "none", marker=marker, markersize=5, markerfacecolor=fill)
+    return Line2D(
+        [], [], color=colour, linestyle=dash if line else "none", marker=marker, markersize=5, markerfacecolor=fill
+    )
 
 
 def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -158,7 +219,8 @@ def _grid(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
 
 @style()
 def reading(example: Mapping[str, Any]) -> Figure:
-    """A real example over what the model does with it: for each block the mean gate and the share that is kept until the end.
+    """A real example over what the model does with it: for each block the mean gate and the share that is kept until
+    the end.
 
     A text is broken into lines, of which the last are drawn; tokens among filler and signals are drawn in one piece.
     """
@@ -204,7 +266,9 @@ def _input(ax: Axes, example: Mapping[str, Any], start: int, stop: int, *, broke
     shown = [(index, tokens[index]) for index in range(start, stop) if tokens[index] != blank]
     for rank, (index, token) in enumerate(shown):
         height = 0.5 if broken else 0.125 + rank % 4 / 4
-        ax.text(index, height, _visible(token), ha="center", va="center", fontsize=7, family="monospace", parse_math=False)
+        ax.text(
+            index, height, _visible(token), ha="center", va="center", fontsize=7, family="monospace", parse_math=False
+        )
     ax.set(ylim=(0, 1))
     ax.set_axis_off()
 

@@ -1,4 +1,6 @@
-"""What a trained selective model keeps of one real example: its gates, what is left at the end, and one number about it."""
+"""What a trained selective model keeps of one real example: its gates, what is left at the end, and one number about
+it.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,8 @@ def filler(tokens: Sequence[str]) -> str | None:
 
 
 def contrast(reading: Reading) -> Contrast | None:
-    """Returns how the block that tells them apart most gates symbols and filler, or in a text letters and the space between words.
+    """Returns how the block that tells them apart most gates symbols and filler, or in a text letters and the space
+    between words.
 
     None for signals, and for tokens that are of one sort.
     """
@@ -37,17 +40,24 @@ def contrast(reading: Reading) -> Contrast | None:
     if not tokens:
         return None
     blank = filler(tokens)
-    marked = np.asarray([token != blank if blank is not None else token.isspace() for token in tokens])[_frames(reading)]
+    marked = np.asarray([token != blank if blank is not None else token.isspace() for token in tokens])[
+        _frames(reading)
+    ]
     if marked.all() or not marked.any():
         return None
-    what, rest = ("symbols", "the filler between them") if blank is not None else ("spaces and line ends", "other characters")
-    sides = {name: (float(np.mean(gate[marked])), float(np.mean(gate[~marked]))) for name, gate in _gates(reading).items()}
+    what, rest = (
+        ("symbols", "the filler between them") if blank is not None else ("spaces and line ends", "other characters")
+    )
+    sides = {
+        name: (float(np.mean(gate[marked])), float(np.mean(gate[~marked]))) for name, gate in _gates(reading).items()
+    }
     block = max(sides, key=lambda name: abs(np.log((sides[name][0] + 1e-12) / (sides[name][1] + 1e-12))))
     return Contrast(block, what, sides[block][0], rest, sides[block][1])
 
 
 def loudness(reading: Reading) -> tuple[str, float] | None:
-    """Returns (block, correlation) of the gate with the distance of the signal from its mean, of the block where it is strongest.
+    """Returns (block, correlation) of the gate with the distance of the signal from its mean, of the block where it is
+    strongest.
 
     None for tokens, and where the gate or the signal does not vary.
     """
@@ -55,12 +65,18 @@ def loudness(reading: Reading) -> tuple[str, float] | None:
         return None
     signal = np.asarray(reading["signal"], float)
     distance = np.sqrt(((signal - signal.mean(0, keepdims=True)) ** 2).sum(-1))[_frames(reading)]
-    found = {name: float(np.corrcoef(gate, distance)[0, 1]) for name, gate in _gates(reading).items() if np.ptp(gate) > 0 and np.ptp(distance) > 0}
+    found = {
+        name: float(np.corrcoef(gate, distance)[0, 1])
+        for name, gate in _gates(reading).items()
+        if np.ptp(gate) > 0 and np.ptp(distance) > 0
+    }
     return max(found.items(), key=lambda item: abs(item[1])) if found else None
 
 
 def half_life(reading: Reading) -> tuple[str, int]:
-    """Returns (block, steps before the end up to which at least half of what was written is kept), of the block that keeps longest."""
+    """Returns (block, steps before the end up to which at least half of what was written is kept), of the block that
+    keeps longest.
+    """
     position = np.asarray(reading["position"])
     spans = {}
     for name, block in reading["blocks"].items():
@@ -75,11 +91,20 @@ def caption(reading: Reading) -> str:
     told, heard = contrast(reading), loudness(reading)
     if told:
         ratio = f", {number(told.ours / told.others)} times as much" if told.others else ""
-        return f"In {_words(told.block)} the mean gate is {number(told.ours)} at {told.what} and {number(told.others)} at {told.rest}{ratio}."
+        return (
+            f"In {_words(told.block)} the mean gate is {number(told.ours)} at {told.what} and "
+            f"{number(told.others)} at {told.rest}{ratio}."
+        )
     if heard:
-        return f"In {_words(heard[0])} the gate and the distance of the signal from its mean have a correlation of {heard[1]:+.2f}."
+        return (
+            f"In {_words(heard[0])} the gate and the distance of the signal from its mean have a correlation of "
+            f"{heard[1]:+.2f}."
+        )
     block, steps = half_life(reading)
-    return f"{_words(block).capitalize()} keeps at the end at least half of what was written in the last {number(steps)} steps."
+    return (
+        f"{_words(block).capitalize()} keeps at the end at least half of what was written in the last "
+        f"{number(steps)} steps."
+    )
 
 
 def _frames(reading: Reading) -> np.ndarray:

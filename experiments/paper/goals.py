@@ -1,4 +1,6 @@
-"""The bar that the project set itself before the runs: what was asked for, what was found, met or missed by how much."""
+"""The bar that the project set itself before the runs: what was asked for, what was found, met or missed by how
+much.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,9 +13,12 @@ from experiments.paper.study import Study, Task
 
 PEAK, MSE, RECALL = 0.6, 0.375, 0.99
 HELD = (
-    "Why not less memory: a training step holds what its backward pass reads. Norms, the short convolution and the residual stream hold the same in "
-    "all three models, and the mixers much alike. A recurrent matrix of an LSTM or a GRU is parameters whose use adds no activations of its own; a model with "
-    "as many parameters has them in a wider MLP, which does. So equal parameters do not make the selective model the lighter one to train."
+    "Why not less memory: a training step holds what its backward pass reads. Norms, the short convolution and the "
+    "residual stream hold the same in "
+    "all three models, and the mixers much alike. A recurrent matrix of an LSTM or a GRU is parameters whose use adds "
+    "no activations of its own; a model with "
+    "as many parameters has them in a wider MLP, which does. So equal parameters do not make the selective model the "
+    "lighter one to train."
 )
 
 
@@ -42,9 +47,18 @@ def as_good(study: Study) -> Goal:
     found = _against_rivals(study, study.within(PAPERS))
     tests = [*found.values()]
     behind = [key for key, test in found.items() if test and not test.as_good]
-    words = f"at least as good in {sum(bool(test and test.as_good) for test in tests)} of {len(tests)} comparisons" + _missing(tests.count(None))
+    words = (
+        f"at least as good in {sum(bool(test and test.as_good) for test in tests)} of {len(tests)} comparisons"
+        + _missing(tests.count(None))
+    )
     met = every(None if test is None else test.as_good for test in tests)
-    return Goal("at least as good as LSTM and GRU on all three tasks", words, met, _behind(study, behind), _describe_shortfall(study, behind))
+    return Goal(
+        "at least as good as LSTM and GRU on all three tasks",
+        words,
+        met,
+        _behind(study, behind),
+        _describe_shortfall(study, behind),
+    )
 
 
 def _against_rivals(study: Study, tasks: Sequence[Task]) -> dict[tuple[Task, str], Comparison | None]:
@@ -66,9 +80,13 @@ def _behind(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
 def _describe_shortfall(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
     """How much of what is behind is more than the spread of seeds."""
     lost = [f"{task.name} ({title(rival)})" for task, rival in keys if study.comparisons[task.name, rival].lost]
-    behind, shown = join_words([f"{task.name} ({title(rival)})" for task, rival in keys]), f": {', '.join(lost)}" if lost else ""
+    behind, shown = (
+        join_words([f"{task.name} ({title(rival)})" for task, rival in keys]),
+        f": {', '.join(lost)}" if lost else "",
+    )
     return (
-        f"Why not everywhere: behind, by the mean over seeds, in {behind}; beyond the spread of the seeds (p < 0.05) in {len(lost) or 'none'} of them{shown}."
+        f"Why not everywhere: behind, by the mean over seeds, in {behind}; beyond the spread of the seeds (p < "
+        f"0.05) in {len(lost) or 'none'} of them{shown}."
     )
 
 
@@ -78,19 +96,29 @@ def clearly_better(study: Study) -> Goal:
     certain, possible = (sum(value in allowed for value in outcomes.values()) for allowed in ((True,), (True, None)))
     words = "; ".join(f"{family}: {_count_wins(study, study.within([family]))}" for family in PAPERS)
     met = True if certain >= 2 else None if possible >= 2 else False
-    return Goal("better than both with p < 0.05 on two of them", words, met, f"{2 - certain} of the tasks", _leads(study))
+    return Goal(
+        "better than both with p < 0.05 on two of them", words, met, f"{2 - certain} of the tasks", _leads(study)
+    )
 
 
 def _leads(study: Study) -> str:
-    """By how much the selective SSM leads where it does not win, and how far its own seeds are apart, both in % of the rival's mean."""
+    """By how much the selective SSM leads where it does not win, and how far its own seeds are apart, both in % of the
+    rival's mean.
+    """
     found = _against_rivals(study, study.within(PAPERS))
-    shown = [_lead(study, task, rival, test) for (task, rival), test in found.items() if test and test.p is not None and not test.won]
+    shown = [
+        _lead(study, task, rival, test)
+        for (task, rival), test in found.items()
+        if test and test.p is not None and not test.won
+    ]
     if not shown:
         return ""
     leads, spreads = zip(*shown, strict=True)
     return (
-        f"Why not clearly better: in the {len(shown)} comparisons that are tested and not won, the selective SSM is {min(leads):+.1f} to {max(leads):+.1f} % "
-        f"better than its rival, and its own seeds differ by {min(spreads):.1f} to {max(spreads):.1f} % (one standard deviation)."
+        f"Why not clearly better: in the {len(shown)} comparisons that are tested and not won, the selective SSM is "
+        f"{min(leads):+.1f} to {max(leads):+.1f} % "
+        f"better than its rival, and its own seeds differ by {min(spreads):.1f} to {max(spreads):.1f} % (one standard "
+        "deviation)."
     )
 
 
@@ -138,7 +166,11 @@ def forecasts(study: Study) -> Goal:
 
 def _nearest(study: Study, task: Task) -> str:
     """How near the best of the other models comes to the goal of MSE."""
-    others = [(mse, title(name)) for name, record in study.of(task).items() if name != OURS and (mse := record.mean("mse")) is not None]
+    others = [
+        (mse, title(name))
+        for name, record in study.of(task).items()
+        if name != OURS and (mse := record.mean("mse")) is not None
+    ]
     if not others:
         return ""
     mse, name = min(others)

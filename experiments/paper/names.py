@@ -61,7 +61,8 @@ FIELD = {
     "language": ("nats", "bits", "accuracy"),
     "classification": ("accuracy", "nats"),
 }  # the metrics of each kind of task
-SHARE = {"forecasting": "direction", "language": "accuracy", "classification": "accuracy"}  # what "prediction accuracy (%)" is
+# what "prediction accuracy (%)" is
+SHARE = {"forecasting": "direction", "language": "accuracy", "classification": "accuracy"}
 
 
 def family(source: str) -> str:

@@ -21,10 +21,11 @@ RECORDS, OUT = pathlib.Path("benchmarks/records/paper"), pathlib.Path("docs/resu
 
 
 def write(configs: str | pathlib.Path, records: str | pathlib.Path = RECORDS, out: str | pathlib.Path = OUT) -> str:
-    """Reads the records and writes the page and its figures, which go into a folder of its name beside it; returns what to tell.
+    """Reads the records and writes the page and its figures, which go into a folder of its name beside it; returns what
+    to tell.
 
-    No model is run. The same records give the same bytes. Raises InputError for what `open_study` refuses and for a place
-    that cannot be written.
+    No model is run. The same records give the same bytes. Raises InputError for what `open_study` refuses and for a
+    place that cannot be written.
     """
     study, out = open_study(pathlib.Path(configs), pathlib.Path(records)), pathlib.Path(out)
     folder = out.with_suffix("")
@@ -38,8 +39,14 @@ def write(configs: str | pathlib.Path, records: str | pathlib.Path = RECORDS, ou
 
 def summary(study: Study, out: pathlib.Path) -> str:
     """Returns what a person is told at the end: cells, claims, goals and where the page is."""
-    verdicts, goals = [verdict.status for verdict in claims.judge(study)], [goal.verdict for goal in evaluate_goals(study)]
-    counted = ", ".join(f"{verdicts.count(status)} {status}" for status in (claims.SUPPORTED, claims.REFUTED, claims.UNTESTABLE, claims.UNKNOWN))
+    verdicts, goals = (
+        [verdict.status for verdict in claims.judge(study)],
+        [goal.verdict for goal in evaluate_goals(study)],
+    )
+    counted = ", ".join(
+        f"{verdicts.count(status)} {status}"
+        for status in (claims.SUPPORTED, claims.REFUTED, claims.UNTESTABLE, claims.UNKNOWN)
+    )
     met = f"{goals.count('met')} of {len(goals)} goals met, {goals.count('not run')} not run"
     return f"{len(study.records)} of {study.cells} cells; claims: {counted}; {met}\npage: {out}"
 
@@ -47,7 +54,10 @@ def summary(study: Study, out: pathlib.Path) -> str:
 def compose(study: Study, folder: pathlib.Path) -> list[Block]:
     """Returns the page, section by section, and draws its figures into `folder`."""
     return [
-        Paragraph("The experiments of the paper's section 8, done again with everything named. Every number comes from a committed record."),
+        Paragraph(
+            "The experiments of the paper's section 8, done again with everything named. Every number comes from a "
+            "committed record."
+        ),
         *circumstances(study),
         *_table_one(study),
         *_tasks(study),
@@ -61,8 +71,10 @@ def compose(study: Study, folder: pathlib.Path) -> list[Block]:
 
 def _table_one(study: Study) -> list[Block]:
     words = (
-        "The paper's numbers are those that it prints; it names no data, sizes, seeds or hardware for them, so the two are not to be compared digit by digit. "
-        "Ours: the share of forecast values on the right side of the last input (time series), of characters predicted right (language), of signals "
+        "The paper's numbers are those that it prints; it names no data, sizes, seeds or hardware for them, so the "
+        "two are not to be compared digit by digit. "
+        "Ours: the share of forecast values on the right side of the last input (time series), of characters "
+        "predicted right (language), of signals "
         "classified right (signals). A MB is 10^6 bytes."
     )
     return [Heading("Table 1: accuracy and memory"), Paragraph(words), *tables.table_one(study)]
@@ -71,8 +83,10 @@ def _table_one(study: Study) -> list[Block]:
 def _tasks(study: Study) -> list[Block]:
     count = sum(test.p is not None for test in study.comparisons.values())
     words = (
-        f"Each model is tested against the selective SSM over the seeds that both have: two-sided paired t-test. The page holds {count} such tests, "
-        f"so that about {number_of_false(count)} would show p < {LEVEL:g} if no model differed from another; p (Holm) is corrected for all of them together. "
+        "Each model is tested against the selective SSM over the seeds that both have: two-sided paired t-test. The "
+        f"page holds {count} such tests, "
+        f"so that about {number_of_false(count)} would show p < {LEVEL:g} if no model differed from another; p (Holm) "
+        "is corrected for all of them together. "
         "The gates of Selective SSM (x, h) also read the state. Baselines are in italics."
     )
     blocks: list[Block] = [Heading("Every task"), Paragraph(words)]
@@ -98,8 +112,15 @@ def _picture(folder: pathlib.Path, name: str, figure: Figure, caption: str) -> P
 
 
 def _accuracy(study: Study, folder: pathlib.Path) -> list[Block]:
-    dots = {task.name: [_dot(model, study.of(task).get(model)) for model in task.models] for task in study.tasks if study.of(task)}
-    caption = "Figure 1. Prediction accuracy of every model on every task, mean and one standard deviation over seeds; each panel has its own scale."
+    dots = {
+        task.name: [_dot(model, study.of(task).get(model)) for model in task.models]
+        for task in study.tasks
+        if study.of(task)
+    }
+    caption = (
+        "Figure 1. Prediction accuracy of every model on every task, mean and one standard deviation over "
+        "seeds; each panel has its own scale."
+    )
     return [Heading("Figure 1: accuracy"), _picture(folder, "accuracy", figures.accuracy(dots), caption)]
 
 
@@ -114,19 +135,33 @@ def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:
     heading = Heading("Memory and time against length")
     if study.scaling is None:
         return [heading, Paragraph("Not measured.")]
-    caption = "Memory and time of every model against the length of its input, both axes logarithmic; rings are where the Transformer comes to need more."
+    caption = (
+        "Memory and time of every model against the length of its input, both axes logarithmic; rings are where "
+        "the Transformer comes to need more."
+    )
     words = (
-        "The Transformer makes the scores of its attention for some queries at a time on a CPU, and again for the gradient, as a fused kernel does: its "
-        "memory grows with T, its time with T squared. A crossover at the shortest length that was measured may lie before it."
+        "The Transformer makes the scores of its attention for some queries at a time on a CPU, and again for the "
+        "gradient, as a fused kernel does: its "
+        "memory grows with T, its time with T squared. A crossover at the shortest length that was measured may lie "
+        "before it."
     )
     found = (tables.growth(study.scaling), tables.crossovers(study.scaling))
     command = [Verbatim(study.scaling.command)] if study.scaling.command else []
-    return [heading, Paragraph(words), _picture(folder, "scaling", figures.curves(study.scaling), caption), *(table for table in found if table), *command]
+    return [
+        heading,
+        Paragraph(words),
+        _picture(folder, "scaling", figures.curves(study.scaling), caption),
+        *(table for table in found if table),
+        *command,
+    ]
 
 
 def _frontier(study: Study, folder: pathlib.Path) -> list[Block]:
     blocks: list[Block] = [Heading("Memory and performance")]
-    for name, key, cost in (("state", "state_bytes", "state of one sequence (bytes)"), ("peak", "training_peak_bytes", "peak of a training step (bytes)")):
+    for name, key, cost in (
+        ("state", "state_bytes", "state of one sequence (bytes)"),
+        ("peak", "training_peak_bytes", "peak of a training step (bytes)"),
+    ):
         panels, higher = {}, {}
         for task in study.tasks:
             points = _points(study, task, key)
@@ -136,7 +171,10 @@ def _frontier(study: Study, folder: pathlib.Path) -> list[Block]:
         if not panels:
             blocks.append(Paragraph(f"Not measured: {cost}."))
             continue
-        caption = f"Score against the {cost}. The line joins the models that no other of at most their memory matches; MSE and nats are better below."
+        caption = (
+            f"Score against the {cost}. The line joins the models that no other of at most their memory "
+            "matches; MSE and nats are better below."
+        )
         blocks.append(_picture(folder, f"frontier_{name}", figures.frontier(panels, higher=higher, cost=cost), caption))
     return blocks
 
@@ -152,11 +190,15 @@ def _points(study: Study, task: Task, key: str) -> list[figures.Point]:
 
 def _readings(study: Study, folder: pathlib.Path) -> list[Block]:
     words = (
-        "A trained selective SSM on one example of the test split. A gate of 0 keeps the state and a gate of 1 writes it anew; "
-        "what is kept is the share of what was written at a step that is still in the state at the end. Both are means over the components of a block."
+        "A trained selective SSM on one example of the test split. A gate of 0 keeps the state and a gate of 1 writes "
+        "it anew; "
+        "what is kept is the share of what was written at a step that is still in the state at the end. Both are "
+        "means over the components of a block."
     )
     blocks: list[Block] = [Heading("Reading the gates"), Paragraph(words)]
-    found = {task.name: record.reading for task in study.tasks if (record := study.of(task).get(OURS)) and record.reading}
+    found = {
+        task.name: record.reading for task in study.tasks if (record := study.of(task).get(OURS)) and record.reading
+    }
     for name, reading in found.items():
         caption = f"{name}. {gate_captions.caption(reading)}"
         blocks.append(_picture(folder, f"reading_{name}", figures.reading(reading), caption))
@@ -165,10 +207,12 @@ def _readings(study: Study, folder: pathlib.Path) -> list[Block]:
 
 def _claims(study: Study) -> list[Block]:
     words = (
-        "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say what was done. "
+        "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say "
+        "what was done. "
         "The verdicts are computed from the records: a sentence is supported where all that it says holds. "
         f"Better and worse mean p < {LEVEL:g} before Holm's correction. "
-        f"Memory is saved significantly where it is at most {quotes.SAVING:.2f} times, the smallest saving of the paper's own table."
+        f"Memory is saved significantly where it is at most {quotes.SAVING:.2f} times, the smallest saving of the "
+        "paper's own table."
     )
     judged = tables.claims(claims.judge(study))
     goals = evaluate_goals(study)

@@ -19,7 +19,9 @@ COSTS = ("state_bytes", "training_peak_bytes", "training_flops", "decode_peak_by
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One seed: its metrics on the test split, at every length where the task has several, and the seconds of a training step."""
+    """One seed: its metrics on the test split, at every length where the task has several, and the seconds of a
+    training step.
+    """
 
     seed: int
     command: str
@@ -60,7 +62,9 @@ class Record:
 
     def at_length(self, length: int) -> dict[int, float]:
         """Returns {seed: accuracy} at one length."""
-        return {run.seed: run.lengths[length]["accuracy"] for run in self.runs if "accuracy" in run.lengths.get(length, {})}
+        return {
+            run.seed: run.lengths[length]["accuracy"] for run in self.runs if "accuracy" in run.lengths.get(length, {})
+        }
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -70,7 +74,9 @@ class Record:
 
 
 def read(path: pathlib.Path) -> Record:
-    """Returns the record of a file. Raises InputError that names the file, what is wrong in it, and how to make it again."""
+    """Returns the record of a file. Raises InputError that names the file, what is wrong in it, and how to make it
+    again.
+    """
     found = contents(path)
     for key, expected in (("task", path.parent.name), ("model", path.stem)):
         if _need(path, found, key, str) != expected:
@@ -89,7 +95,9 @@ def read(path: pathlib.Path) -> Record:
         target_parameters=found.get("target_parameters"),
         runs=_runs(path, found, metric),
         costs={key: costs.get(key) for key in COSTS},
-        baselines={name: _numbers(path, values, f"baselines.{name}") for name, values in (found.get("baselines") or {}).items()},
+        baselines={
+            name: _numbers(path, values, f"baselines.{name}") for name, values in (found.get("baselines") or {}).items()
+        },
         reading=_reading(path, found.get("reading")),
     )
 
@@ -108,7 +116,9 @@ def contents(path: pathlib.Path) -> dict[str, Any]:
 
 def raise_damaged(path: pathlib.Path, reason: str) -> NoReturn:
     """Raises the InputError of a record that cannot be read."""
-    raise InputError(f"the record {path} is damaged: {reason}; restore it, or remove it and run again the command that made it")
+    raise InputError(
+        f"the record {path} is damaged: {reason}; restore it, or remove it and run again the command that made it"
+    )
 
 
 def _need(path: pathlib.Path, found: dict[str, Any], key: str, kind: type) -> Any:
@@ -134,7 +144,10 @@ def _runs(path: pathlib.Path, found: dict[str, Any], metric: str) -> tuple[Run, 
 def _run(path: pathlib.Path, run: Any, index: int) -> Run:
     if not isinstance(run, dict):
         raise_damaged(path, f"runs[{index}] is a {type(run).__name__}, expected an object")
-    lengths = {int(length): _numbers(path, values, f"runs[{index}].lengths.{length}") for length, values in (run.get("lengths") or {}).items()}
+    lengths = {
+        int(length): _numbers(path, values, f"runs[{index}].lengths.{length}")
+        for length, values in (run.get("lengths") or {}).items()
+    }
     test = _numbers(path, _need(path, run, "test", dict), f"runs[{index}].test")
     return Run(_need(path, run, "seed", int), run.get("command", ""), test, run.get("seconds_per_step"), lengths)
 
@@ -149,7 +162,11 @@ def _reading(path: pathlib.Path, found: dict[str, Any] | None) -> dict[str, Any]
     for name, block in _need(path, found, "blocks", dict).items():
         for key in ("gate", "kept"):
             if len(block.get(key, ())) != frames:
-                raise_damaged(path, f"reading.blocks.{name}.{key} has {len(block.get(key, ()))} values, expected {frames}, one for each of reading.position")
+                raise_damaged(
+                    path,
+                    f"reading.blocks.{name}.{key} has {len(block.get(key, ()))} values, expected {frames}, one for "
+                    "each of reading.position",
+                )
     return found
 
 

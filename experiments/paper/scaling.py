@@ -1,4 +1,6 @@
-"""Memory and time against the length of the input: the record of every model from 1k to 64k steps, its exponents and ratios."""
+"""Memory and time against the length of the input: the record of every model from 1k to 64k steps, its exponents and
+ratios.
+"""
 
 import dataclasses
 import math
@@ -33,7 +35,9 @@ class Scaling:
         return {length: float(value) for length, value in zip(self.lengths, values, strict=False) if value}
 
     def exponent(self, model: str, quantity: str) -> float | None:
-        """Returns e of T^e between the longest length and the one at a quarter of it or next below; None where two are not measured."""
+        """Returns e of T^e between the longest length and the one at a quarter of it or next below; None where two are
+        not measured.
+        """
         series = self.series(model, quantity)
         if len(series) < 2:
             return None
@@ -58,5 +62,14 @@ def read(path: pathlib.Path) -> Scaling | None:
     for model, values in found["models"].items():
         for quantity in QUANTITIES:
             if values.get(quantity) and len(values[quantity]) != len(found["lengths"]):
-                raise_damaged(path, f"models.{model}.{quantity} has {len(values[quantity])} values for {len(found['lengths'])} lengths")
-    return Scaling(found.get("machine", ""), found.get("command", ""), tuple(found["lengths"]), found["models"], found.get("crossovers") or {})
+                raise_damaged(
+                    path,
+                    f"models.{model}.{quantity} has {len(values[quantity])} values for {len(found['lengths'])} lengths",
+                )
+    return Scaling(
+        found.get("machine", ""),
+        found.get("command", ""),
+        tuple(found["lengths"]),
+        found["models"],
+        found.get("crossovers") or {},
+    )

@@ -1,4 +1,6 @@
-"""The whole comparison as values: the tasks that configs describe, the records that exist of them, and the tests between models."""
+"""The whole comparison as values: the tasks that configs describe, the records that exist of them, and the tests
+between models.
+"""
 
 import ast
 import dataclasses
@@ -35,7 +37,9 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Tasks in the order of the page, records by (task, model), the record of scaling where there is one, and files that fit no task."""
+    """Tasks in the order of the page, records by (task, model), the record of scaling where there is one, and files
+    that fit no task.
+    """
 
     configs: pathlib.Path
     tasks: tuple[Task, ...]
@@ -66,7 +70,9 @@ class Study:
 
     @functools.cached_property
     def comparisons(self) -> dict[tuple[str, str], Comparison]:
-        """Every model of every task against the selective SSM, by the metric of the record, Holm's correction over all of them."""
+        """Every model of every task against the selective SSM, by the metric of the record, Holm's correction over all
+        of them.
+        """
         found: dict[tuple[str, str], Comparison] = {}
         for task in self.tasks:
             records = self.of(task)
@@ -74,39 +80,54 @@ class Study:
                 if model == OURS or OURS not in records or records[OURS].metric != record.metric:
                     continue
                 metric = METRICS[record.metric]
-                test = compare_paired(records[OURS].values(record.metric), record.values(record.metric), higher=metric.higher)
+                test = compare_paired(
+                    records[OURS].values(record.metric), record.values(record.metric), higher=metric.higher
+                )
                 found |= {(task.name, model): test} if test else {}
         return correct_by_holm(found)
 
 
 def open_study(configs: pathlib.Path, records: pathlib.Path) -> Study:
-    """Reads configs and records. Raises InputError where a folder is missing or empty, and where a file of either cannot be read."""
+    """Reads configs and records. Raises InputError where a folder is missing or empty, and where a file of either
+    cannot be read.
+    """
     tasks = _tasks(configs)
     if not records.is_dir():
-        raise InputError(f"--records={records} does not exist: name the folder of TASK/MODEL.json that train.py --sweep wrote")
+        raise InputError(
+            f"--records={records} does not exist: name the folder of TASK/MODEL.json that train.py --sweep wrote"
+        )
     paths = sorted(records.glob("*/*.json"))
     known = {(task.name, model) for task in tasks for model in task.models}
     found = {(path.parent.name, path.stem): read(path) for path in paths if (path.parent.name, path.stem) in known}
     if not found:
         example = f"python train.py --config {(configs / tasks[0].name).as_posix()}.py --sweep"
-        raise InputError(f"--records={records} holds no record of the {len(tasks)} tasks of --configs={configs}: make some with {example}")
+        raise InputError(
+            f"--records={records} holds no record of the {len(tasks)} tasks of --configs={configs}: make some with "
+            f"{example}"
+        )
     strays = tuple(f"{path.parent.name}/{path.name}" for path in paths if (path.parent.name, path.stem) not in known)
     return Study(configs, tasks, found, read_scaling(records.parent / "scaling.json"), strays)
 
 
 def _tasks(configs: pathlib.Path) -> tuple[Task, ...]:
     if not configs.is_dir():
-        raise InputError(f"--configs={configs} does not exist: name the folder of the tasks' configs, for example configs/paper")
+        raise InputError(
+            f"--configs={configs} does not exist: name the folder of the tasks' configs, for example configs/paper"
+        )
     tasks = [_task(path) for path in sorted(configs.glob("*.py")) if path.stem != "__init__"]
     if not tasks:
-        raise InputError(f"--configs={configs} holds no config: name the folder of the tasks' configs, for example configs/paper")
+        raise InputError(
+            f"--configs={configs} holds no config: name the folder of the tasks' configs, for example configs/paper"
+        )
     return tuple(sorted(tasks, key=lambda task: (list(FAMILIES).index(task.family), _natural(task.name))))
 
 
 def _task(path: pathlib.Path) -> Task:
     config = load(str(path))
     if "sweep" not in config:
-        raise InputError(f"the config {path} has no group 'sweep', which names the models of its task: it is no task of a table")
+        raise InputError(
+            f"the config {path} has no group 'sweep', which names the models of its task: it is no task of a table"
+        )
     words = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem).splitlines()[0]
     named = tuple(config.sweep.models) or tuple(MODELS)
     for name in named:

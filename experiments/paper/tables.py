@@ -1,4 +1,6 @@
-"""The tables of the page: the paper's Table 1 beside ours, the scores and the costs of every task, scaling, claims and the bar."""
+"""The tables of the page: the paper's Table 1 beside ours, the scores and the costs of every task, scaling, claims and
+the bar.
+"""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +22,9 @@ THREE = (OURS, *RIVALS)  # the models of the paper's Table 1
 
 
 def spread(values: Iterable[float], scale: float = 1.0) -> str:
-    """Returns "mean ± sd" over seeds, the standard deviation (n - 1) to two digits and the mean as far; a single value stands alone."""
+    """Returns "mean ± sd" over seeds, the standard deviation (n - 1) to two digits and the mean as far; a single value
+    stands alone.
+    """
     found = [scale * value for value in values]
     mean, deviation = statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
     if not deviation:
@@ -37,20 +41,36 @@ def megabytes(count: Cell) -> str:
 def table_one(study: Study) -> list[Table]:
     """The paper's Table 1: accuracy, memory in training and memory of the state, ours under its printed numbers."""
     columns = ("", *(title(model) for model in THREE))
-    accuracy = _table("Table 1, prediction accuracy (%), mean ± sd over seeds", columns, tuple(_by_family(study, 0, _accuracy)))
+    accuracy = _table(
+        "Table 1, prediction accuracy (%), mean ± sd over seeds", columns, tuple(_by_family(study, 0, _accuracy))
+    )
     peak = _table("Table 1, memory: peak of a training step (MB)", columns, tuple(_by_family(study, 1, _peak, _batch)))
-    state = _table("Table 1, memory: what is carried from step to step (state of one sequence)", columns, tuple(_rows(study, study.within(PAPERS), _state)))
+    state = _table(
+        "Table 1, memory: what is carried from step to step (state of one sequence)",
+        columns,
+        tuple(_rows(study, study.within(PAPERS), _state)),
+    )
     return [accuracy, peak, state]
 
 
-def _by_family(study: Study, printed: int, cell: Callable[[Record], Cell], note: Callable[[Study, Task], str] = lambda _, task: task.name) -> Iterable[Row]:
+def _by_family(
+    study: Study,
+    printed: int,
+    cell: Callable[[Record], Cell],
+    note: Callable[[Study, Task], str] = lambda _, task: task.name,
+) -> Iterable[Row]:
     """For each of the paper's tasks its printed row, then one row a data set of ours."""
     for family in PAPERS:
         yield (f"*{family}: {quotes.LABEL}*", *(f"*{quotes.TABLE[family, model][printed]}*" for model in THREE))
         yield from _rows(study, study.within([family]), cell, note)
 
 
-def _rows(study: Study, tasks: Sequence[Task], cell: Callable[[Record], Cell], note: Callable[[Study, Task], str] = lambda _, task: task.name) -> Iterable[Row]:
+def _rows(
+    study: Study,
+    tasks: Sequence[Task],
+    cell: Callable[[Record], Cell],
+    note: Callable[[Study, Task], str] = lambda _, task: task.name,
+) -> Iterable[Row]:
     for task in tasks:
         records = study.of(task)
         yield (note(study, task), *(cell(records[model]) if model in records else NOT_RUN for model in THREE))
@@ -82,7 +102,16 @@ def scores(study: Study, task: Task) -> Table:
     kind, metric = next((record.kind, record.metric) for record in records.values())
     shown = [name for name in FIELD[kind] if any(record.values(name) for record in records.values())]
     best = {name: _best(records.values(), name) for name in shown}
-    columns = ("", *(METRICS[name].title for name in shown), "seeds", f"{METRICS[metric].title}, minus selective", "p", "p (Holm)", "pairs", "in words")
+    columns = (
+        "",
+        *(METRICS[name].title for name in shown),
+        "seeds",
+        f"{METRICS[metric].title}, minus selective",
+        "p",
+        "p (Holm)",
+        "pairs",
+        "in words",
+    )
     rows: list[Row] = []
     for model in task.models:
         if model not in records:
@@ -95,7 +124,11 @@ def scores(study: Study, task: Task) -> Table:
     for name, values in baselines.items():
         cells = (number(values[key] * METRICS[key].scale) if key in values else None for key in shown)
         rows.append((f"*{name}*", *cells, *(None for _ in range(6))))
-    return _table(f"Scores on the test split, mean ± sd over seeds; the best mean is bold; tested: {METRICS[metric].direction}", columns, tuple(rows))
+    return _table(
+        f"Scores on the test split, mean ± sd over seeds; the best mean is bold; tested: {METRICS[metric].direction}",
+        columns,
+        tuple(rows),
+    )
 
 
 def _best(records: Iterable[Record], metric: str) -> float | None:
@@ -113,7 +146,13 @@ def _score(record: Record, metric: str, best: float | None) -> Cell:
 
 def _test(test: Comparison | None, scale: float, *, ours: bool) -> Row:
     if test is None:
-        return (None, None, None, None, "the reference" if ours else "no test: no seed in common with the selective SSM")
+        return (
+            None,
+            None,
+            None,
+            None,
+            "the reference" if ours else "no test: no seed in common with the selective SSM",
+        )
     gap = f"{'+' if test.difference > 0 else ''}{number(test.difference * scale)}"
     return (gap, probability(test.p), probability(test.holm), str(test.pairs), test.words())
 
@@ -132,7 +171,9 @@ def lengths(study: Study, task: Task) -> Table | None:
     if not found:
         return None
     rows = tuple((title(model), *(_at_length(record, length) for length in found)) for model, record in records.items())
-    return _table("Accuracy (%) at every length, mean ± sd over seeds", ("", *(f"{length:,} steps" for length in found)), rows)
+    return _table(
+        "Accuracy (%) at every length, mean ± sd over seeds", ("", *(f"{length:,} steps" for length in found)), rows
+    )
 
 
 def _at_length(record: Record, length: int) -> Cell:
@@ -143,8 +184,22 @@ def _at_length(record: Record, length: int) -> Cell:
 def costs(study: Study, task: Task) -> Table:
     """What each model needs: parameters, bytes, time and operations."""
     records = study.of(task)
-    rows = tuple((title(model), *_cost(records[model])) if model in records else (title(model), NOT_RUN, *(None for _ in range(6))) for model in task.models)
-    columns = ("", "parameters", "state", "training peak", "decoding peak", "ms a training step", "ms per 1k tokens of training", "FLOPs of a training step")
+    rows = tuple(
+        (title(model), *_cost(records[model]))
+        if model in records
+        else (title(model), NOT_RUN, *(None for _ in range(6)))
+        for model in task.models
+    )
+    columns = (
+        "",
+        "parameters",
+        "state",
+        "training peak",
+        "decoding peak",
+        "ms a training step",
+        "ms per 1k tokens of training",
+        "FLOPs of a training step",
+    )
     batch = _batch(study, task).removeprefix(task.name).strip(" ()")
     return _table(f"Costs{f'; a training step reads {batch}' if batch else ''}", columns, rows)
 
@@ -171,8 +226,21 @@ def growth(scaling: Scaling) -> Table:
         peak, time = scaling.series(model, "training_peak_bytes"), scaling.series(model, "training_seconds")
         powers = (scaling.exponent(model, key) for key in ("training_peak_bytes", "training_seconds"))
         memory = (_bytes(peak.get(length)) for length in at)
-        rows.append((title(model), *memory, *(_seconds(time.get(length)) for length in at), *(None if e is None else f"T^{e:.2f}" for e in powers)))
-    columns = ("", *(f"training peak, T = {length:,}" for length in at), *(f"step, T = {length:,}" for length in at), "peak grows as", "time grows as")
+        rows.append(
+            (
+                title(model),
+                *memory,
+                *(_seconds(time.get(length)) for length in at),
+                *(None if e is None else f"T^{e:.2f}" for e in powers),
+            )
+        )
+    columns = (
+        "",
+        *(f"training peak, T = {length:,}" for length in at),
+        *(f"step, T = {length:,}" for length in at),
+        "peak grows as",
+        "time grows as",
+    )
     return _table("Memory and time of a training step", columns, tuple(rows))
 
 
@@ -187,7 +255,11 @@ def crossovers(scaling: Scaling) -> Table | None:
     if not models:
         return None
     rows = tuple((title(model), *(_crossing(values, model) for values in found.values())) for model in models)
-    return _table("Length from which on the Transformer needs more", ("", *(QUANTITIES[quantity].split(" (")[0] for quantity in found)), rows)
+    return _table(
+        "Length from which on the Transformer needs more",
+        ("", *(QUANTITIES[quantity].split(" (")[0] for quantity in found)),
+        rows,
+    )
 
 
 def _crossing(values: Mapping[str, Any], model: str) -> Cell:

@@ -1,4 +1,6 @@
-"""What is computed of a trained model, as values: scores, gates, costs, certificates, and the bits that its memory holds."""
+"""What is computed of a trained model, as values: scores, gates, costs, certificates, and the bits that its memory
+holds.
+"""
 
 import lazy_loader
 

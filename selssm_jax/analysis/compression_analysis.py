@@ -1,4 +1,6 @@
-"""All that the report of a compression says: the methods at equal bytes, the chosen one, its loss, and the bounds that hold."""
+"""All that the report of a compression says: the methods at equal bytes, the chosen one, its loss, and the bounds that
+hold.
+"""
 
 import time
 from functools import partial
@@ -24,11 +26,15 @@ COMPONENTS = 8  # whose D(R) is computed
 
 
 def analyse_compression(compressed: Compressed) -> Results:
-    """Scores a run before and after its compression on the split once, and returns everything that compression.json holds."""
+    """Scores a run before and after its compression on the split once, and returns everything that compression.json
+    holds.
+    """
     run, smaller, tried = compressed.before, compressed.after, compressed.tried
     split, options, metric = run.split, run.experiment.compress, kind_of(run.dataset.task).primary
     describe = partial(_describe, reference=tried.reference, metric=metric, sequences=options.sequences)
-    before, after = (Evaluator(made.experiment, made.model)(made.params, made.dataset, split) for made in (run, smaller))
+    before, after = (
+        Evaluator(made.experiment, made.model)(made.params, made.dataset, split) for made in (run, smaller)
+    )
     stored = {"before": run.params, "after": encode_params(smaller.experiment, smaller.params)}
     return {
         "format": FORMAT,
@@ -38,14 +44,19 @@ def analyse_compression(compressed: Compressed) -> Results:
         "reference": describe(tried.reference) | {"test": before, "lost": 0.0},
         "compressed": describe(tried.chosen) | {"test": after, "lost": relative_loss(after, before, metric)},
         "methods": [describe(candidate) for candidate in tried.methods],
-        "frontier": [describe(candidate) | _measure_error(candidate, tried.calibration) for candidate in tried.frontier],
+        "frontier": [
+            describe(candidate) | _measure_error(candidate, tried.calibration) for candidate in tried.frontier
+        ],
         "knee": knee(points(tried.frontier, tried.reference, metric, options.sequences)).name,
         "within": options.within,
         "components": COMPONENTS,
         "scope": tried.calibration.scope,
         "sequences": options.sequences,
         "rounding": options.rounding,
-        "carried_bytes": {"before": costs.state_bytes(run.model, run.params), "after": costs.state_bytes(smaller.model, smaller.params)},
+        "carried_bytes": {
+            "before": costs.state_bytes(run.model, run.params),
+            "after": costs.state_bytes(smaller.model, smaller.params),
+        },
         "parameter_bytes": {name: costs.tree_bytes(params) for name, params in stored.items()},
         "disk_bytes": nbytes(smaller.workdir / "best"),
         "data_processing": find_verdicts(smaller, split),
@@ -78,4 +89,8 @@ def _measure_error(candidate: Candidate, calibration: Calibration) -> Results:
     components = np.random.default_rng(0).choice(size, min(COMPONENTS, size), replace=False)
     quantizer = candidate.model.quantizer(candidate.params)  # type: ignore[attr-defined]
     measured, least = distortion_bound.squared_error(quantizer, calibration.samples, components.tolist())
-    return {"error": measured, "error_bound": least, "error_bits": float(np.mean([quantizer.bits[index] for index in components]))}
+    return {
+        "error": measured,
+        "error_bound": least,
+        "error_bits": float(np.mean([quantizer.bits[index] for index in components])),
+    }

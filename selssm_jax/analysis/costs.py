@@ -36,12 +36,15 @@ def tree_bytes(tree: PyTree) -> int:
 
 
 def state_bytes(model: ModelLike, params: PyTree) -> int:
-    """Returns the bytes of everything carried from one step to the next, for one sequence; of a cache, when it is full."""
+    """Returns the bytes of everything carried from one step to the next, for one sequence; of a cache, when it is
+    full.
+    """
     return tree_bytes(_state(model, params))
 
 
 def state_bytes_at(model: ModelLike, params: PyTree, position: int) -> int:
-    """Returns the bytes carried after `position` steps of one sequence: a cache grows with them until it is full, a recurrent state is what it is.
+    """Returns the bytes carried after `position` steps of one sequence: a cache grows with them until it is full, a
+    recurrent state is what it is.
 
     A model that carries its state packed has the whole of its cache at once. Raises ValueError for a negative position.
     """
@@ -51,14 +54,18 @@ def state_bytes_at(model: ModelLike, params: PyTree, position: int) -> int:
 
 
 def transformer_bytes_at(config: Model, position: int) -> int:
-    """Returns the bytes of the keys and values of `position` steps in attention layers of this width, number and type of activations, 2 L D each step."""
+    """Returns the bytes of the keys and values of `position` steps in attention layers of this width, number and type
+    of activations, 2 L D each step.
+    """
     return 2 * len(config.pattern) * config.d_model * jnp.dtype(config.dtype).itemsize * position
 
 
 def crossover(cache: Callable[[int], int], state: Callable[[int], int]) -> int | None:
-    """Returns the smallest position at which the bytes of `cache` exceed those of `state`, None where they do at none up to 2^40.
+    """Returns the smallest position at which the bytes of `cache` exceed those of `state`, None where they do at none
+    up to 2^40.
 
-    Exact, by bisection, where what exceeds once does so from then on, as a cache that grows does beside a state that is bounded.
+    Exact, by bisection, where what exceeds once does so from then on, as a cache that grows does beside a state that is
+    bounded.
     """
     found = bisect.bisect_left(range(FURTHEST + 1), True, key=lambda position: cache(position) > state(position))
     return found if found <= FURTHEST else None
@@ -70,7 +77,8 @@ def parameters(params: PyTree) -> dict[str, int]:
 
 
 def account(experiment: Experiment, model: ModelLike, params: PyTree, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns all of it as JSON-able values; `row` is one example without its batch axis, as the training step reads it.
+    """Returns all of it as JSON-able values; `row` is one example without its batch axis, as the training step reads
+    it.
 
     state_bytes_at: by position; crossover: where a Transformer's cache of the same width and depth becomes larger.
     training_step: a whole batch on one device. decode_step: one frame of one sequence after another has been carried.
@@ -89,8 +97,12 @@ def account(experiment: Experiment, model: ModelLike, params: PyTree, row: Mappi
     }
 
 
-def training_step(experiment: Experiment, model: ModelLike, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]) -> Cost:
-    """Returns the cost of one step of training on one device, as training compiles it: the old state's memory is reused."""
+def training_step(
+    experiment: Experiment, model: ModelLike, params: PyTree, batch: dict[str, jax.ShapeDtypeStruct]
+) -> Cost:
+    """Returns the cost of one step of training on one device, as training compiles it: the old state's memory is
+    reused.
+    """
     optimizer = build(experiment)
     state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), jax.random.key_data(jax.random.key(0)))
     step = partial(train_step, model=model, optimizer=optimizer, experiment=experiment)
@@ -100,7 +112,8 @@ def training_step(experiment: Experiment, model: ModelLike, params: PyTree, batc
 def decode_step(model: ModelLike, params: PyTree, position: int | None = None) -> Cost:
     """Returns the cost of reading one frame of one sequence: a token, a vector, or `stride` samples of a signal.
 
-    The frame is the one after `position` others, with a cache that has room for so many and itself; None: any, with a cache that is full.
+    The frame is the one after `position` others, with a cache that has room for so many and itself; None: any, with a
+    cache that is full.
     """
     kind = kind_of(model.config.task)
     inputs = kind.inputs(model.config, 1, kind.stride(model.config))
@@ -127,7 +140,12 @@ def cost(function: Callable[..., Any], *args: Any) -> Cost:
     if memory is None:
         return Cost(None, None, None, analysis.get("flops"))
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return Cost(held - memory.alias_size_in_bytes, memory.argument_size_in_bytes, memory.temp_size_in_bytes, analysis.get("flops"))
+    return Cost(
+        held - memory.alias_size_in_bytes,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        analysis.get("flops"),
+    )
 
 
 def _state(model: ModelLike, params: PyTree, steps: int | None = None) -> PyTree:

@@ -21,7 +21,9 @@ LETTER = 4  # bytes of the longest letter in UTF-8
 
 
 class Source(NamedTuple):
-    """What an example is made from, and the ways to show one, among which `TaskKind.example` chooses: a run, and the first sequence of every batch seen."""
+    """What an example is made from, and the ways to show one, among which `TaskKind.example` chooses: a run, and the
+    first sequence of every batch seen.
+    """
 
     run: Run
     seen: list[Sequence]
@@ -38,12 +40,18 @@ class Source(NamedTuple):
         shown: list[Shown] = []
         if len(tokens) > 1:
             words = "A passage of the evaluated text, as the model read it; the darker the ground,"
-            shown.append(self._shade(tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."))
+            shown.append(
+                self._shade(
+                    tokens[1:], surprise(logits[:-1], tokens[1:]), f"{words} the less the token was expected, in bits."
+                )
+            )
             if passage.gates:
                 caption = f"{words} the more of the state the token updates, as the mean gate."
                 shown.append(self._shade(tokens[1:], mean_gate(passage.gates)[1:], caption))
         prompt = tokens[:PROMPT]
-        written = generate(self.run.model, self.run.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0))[0]
+        written = generate(
+            self.run.model, self.run.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0)
+        )[0]
         words = f"The model reads the first {len(prompt)} tokens of the split as a prompt and writes {DRAWN} more, "
         words += f"one step at a time, at temperature {TEMPERATURE}."
         return [*shown, Continuation(words, *(self.dataset.decode(np.asarray(part)) for part in (prompt, written)))]
@@ -51,10 +59,16 @@ class Source(NamedTuple):
     def answers(self) -> list[Shown]:
         """Returns a sequence of tokens with scored steps, and what the model answered there."""
         batch, outputs, gates = self.seen[0]
-        tokens, truths, guesses = ([name.strip() for name in self._name(array)] for array in (batch["inputs"], batch["targets"], outputs.argmax(-1)))
+        tokens, truths, guesses = (
+            [name.strip() for name in self._name(array)]
+            for array in (batch["inputs"], batch["targets"], outputs.argmax(-1))
+        )
         scored = batch["weights"] > 0
         right = sum(guess == truth for guess, truth, counts in zip(guesses, truths, scored, strict=True) if counts)
-        words = f"The first sequence of the split, and under its scored steps what the model answered: {right} of {int(scored.sum())} are right."
+        words = (
+            f"The first sequence of the split, and under its scored steps what the model answered: {right} of "
+            f"{int(scored.sum())} are right."
+        )
         words += " The darker the ground, the more of the state the step updates: the mean gate."
         answers = [guess if counts else None for guess, counts in zip(guesses, scored, strict=True)]
         return [ShadedText(words, tokens, mean_gate(gates) if gates else np.zeros(len(tokens)), answers, truths)]
@@ -62,14 +76,18 @@ class Source(NamedTuple):
     def signal(self, words: str, title: str, labels: tuple[tuple[str, str], ...] = ()) -> list[Shown]:
         """Returns the first signal of the split over the gates that it opened, with words.
 
-        The title has a {} for each of `labels`: a name that anybody gave, and what stands in for it where a figure cannot draw it. Without labels it is drawn
-        as it is.
+        The title has a {} for each of `labels`: a name that anybody gave, and what stands in for it where a figure
+        cannot draw it. Without labels it is drawn as it is.
         """
         batch = self.seen[0].batch
         rate, length = self.dataset.metadata().get("sample_rate"), int(batch["valid"].sum())
         config = self.run.model.config
         gates = self.seen[0].live_gates(kind_of(config.task).stride(config))
-        return [ShownSignal(words, title, labels, batch["inputs"][:length], gates, length / (rate or 1), "s" if rate else "steps")]
+        return [
+            ShownSignal(
+                words, title, labels, batch["inputs"][:length], gates, length / (rate or 1), "s" if rate else "steps"
+            )
+        ]
 
     def forecast(self) -> list[Shown]:
         """Returns the first window of the split, what followed and the forecast, in the units of the data."""
@@ -80,11 +98,15 @@ class Source(NamedTuple):
         series = (batch["inputs"] + before, batch["targets"] + ahead, guess + ahead)
         past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
         words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
-        return [ShownForecast(words, past, truth, guess, [str(name) for name in about.get("channels", ["x"])[:CHANNELS]])]
+        return [
+            ShownForecast(words, past, truth, guess, [str(name) for name in about.get("channels", ["x"])[:CHANNELS]])
+        ]
 
     def _shade(self, tokens: np.ndarray, values: np.ndarray, caption: str) -> ShadedText:
         pieces = self._cut(tokens)
-        return ShadedText(caption, [text for text, _ in pieces], np.array([values[piece].mean() for _, piece in pieces]))
+        return ShadedText(
+            caption, [text for text, _ in pieces], np.array([values[piece].mean() for _, piece in pieces])
+        )
 
     def _name(self, tokens: np.ndarray) -> list[str]:
         """The tokens as a person reads them, one string each; words with the space behind them, lines ended."""
@@ -92,7 +114,9 @@ class Source(NamedTuple):
         return ["\n" if name == LINE_END else name + self.dataset.separator for name in names]
 
     def _cut(self, tokens: np.ndarray) -> list[tuple[str, slice]]:
-        """The text of tokens in pieces that can be read, and which tokens each is made of: a letter may be several bytes."""
+        """The text of tokens in pieces that can be read, and which tokens each is made of: a letter may be several
+        bytes.
+        """
         if self.dataset.level not in ("byte", "subword"):
             return [(name, slice(place, place + 1)) for place, name in enumerate(self._name(tokens))]
         pieces, first = [], 0
@@ -130,4 +154,8 @@ def _join(seen: list[Sequence]) -> Sequence:
         return np.concatenate([array[steps] for array, steps in zip(arrays, scored, strict=True)])[:PASSAGE]
 
     batch = {"inputs": join([row.batch["inputs"] for row in seen])}
-    return Sequence(batch, join([row.outputs for row in seen]), {name: join([row.gates[name] for row in seen]) for name in seen[0].gates})
+    return Sequence(
+        batch,
+        join([row.outputs for row in seen]),
+        {name: join([row.gates[name] for row in seen]) for name in seen[0].gates},
+    )

@@ -1,7 +1,8 @@
-"""What the gates of a trained model do: how many components a step updates, over time and over a split (theory, section 9).
+"""What the gates of a trained model do: how many components a step updates, over time and over a split (theory, section
+9).
 
-Only sums and the first sequence leave the compiled function, a few kilobytes a batch, so the split may be of any length.
-Sums of batches add up to the sums of their union; `Sums.summary` turns them into means.
+Only sums and the first sequence leave the compiled function, a few kilobytes a batch, so the split may be of any
+length. Sums of batches add up to the sums of their union; `Sums.summary` turns them into means.
 """
 
 from collections.abc import Callable, Iterable
@@ -43,9 +44,9 @@ class Sums(NamedTuple):
         """Returns means over valid steps, as JSON-able values.
 
         effective_dimension sum_i g_i, hard_count #{g > 1/2} and participation_ratio in components of `components` = n;
-        compression_factor n / effective_dimension (None where all gates are closed); selectivity, the standard deviation
-        of a gate over steps averaged over components (0: the gates ignore the input); by_component the mean gate of every
-        component; over_time the three dimensions by position.
+        compression_factor n / effective_dimension (None where all gates are closed); selectivity, the standard
+        deviation of a gate over steps averaged over components (0: the gates ignore the input); by_component the mean
+        gate of every component; over_time the three dimensions by position.
         """
         n, steps = len(self.component), float(self.steps.sum())
         effective = float(self.effective.sum()) / steps
@@ -66,12 +67,20 @@ class Sums(NamedTuple):
 
     def _over_time(self) -> dict[str, list[float]]:
         seen = self.steps > 0
-        means = {"effective_dimension": self.effective, "hard_count": self.hard, "participation_ratio": self.participation}
-        return {"position": np.flatnonzero(seen).tolist()} | {name: (total[seen] / self.steps[seen]).tolist() for name, total in means.items()}
+        means = {
+            "effective_dimension": self.effective,
+            "hard_count": self.hard,
+            "participation_ratio": self.participation,
+        }
+        return {"position": np.flatnonzero(seen).tolist()} | {
+            name: (total[seen] / self.steps[seen]).tolist() for name, total in means.items()
+        }
 
 
 class Sequence(NamedTuple):
-    """One sequence that a model read: its arrays of the batch, the model's outputs, and the gates (F, n) of every block."""
+    """One sequence that a model read: its arrays of the batch, the model's outputs, and the gates (F, n) of every
+    block.
+    """
 
     batch: Batch
     outputs: AnyArray
@@ -102,11 +111,17 @@ def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
     by_time = {name: (value * weight).sum(0) for name, value in dimensions(gate).items()}
     live = gate * weight[..., None]
     bins = jnp.clip((gate * BINS).astype(jnp.int32), 0, BINS - 1)
-    counts = jnp.bincount(bins.ravel(), jnp.broadcast_to(valid[..., None], gate.shape).astype(jnp.int32).ravel(), length=BINS)
-    return Sums(weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts)
+    counts = jnp.bincount(
+        bins.ravel(), jnp.broadcast_to(valid[..., None], gate.shape).astype(jnp.int32).ravel(), length=BINS
+    )
+    return Sums(
+        weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts
+    )
 
 
-def observe_gates(model: ModelLike, params: PyTree, batches: Iterable[Batch], *, is_stream: bool) -> tuple[dict[str, Sums], list[Sequence]]:
+def observe_gates(
+    model: ModelLike, params: PyTree, batches: Iterable[Batch], *, is_stream: bool
+) -> tuple[dict[str, Sums], list[Sequence]]:
     """Reads batches and returns ({block: sums over them all}, the first sequence of every batch).
 
     Args:
@@ -118,7 +133,11 @@ def observe_gates(model: ModelLike, params: PyTree, batches: Iterable[Batch], *,
     found: dict[str, Sums] = {}
     first = []
     for batch in batches:
-        state = model.apply({"params": params}, len(batch["inputs"]), method="initial_state") if state is None or not is_stream else state
+        state = (
+            model.apply({"params": params}, len(batch["inputs"]), method="initial_state")
+            if state is None or not is_stream
+            else state
+        )
         blocks, sequence, state = jax.block_until_ready(read(params, batch, state))
         for name, new in jax.device_get(blocks).items():
             wide = Sums(*(np.asarray(value, np.float64) for value in new))
@@ -136,7 +155,11 @@ def compile_observer(model: ModelLike) -> Callable[[PyTree, Batch, PyTree], tupl
         gates = {name: block.gate for name, block in shown.items() if block.gate is not None}
         frames = find_data_frames(model.config, batch)
         blocks = {name: sums(gate, frames) for name, gate in gates.items()}
-        row = Sequence({name: value[0] for name, value in batch.items()}, outputs[0], {name: gate[0] for name, gate in gates.items()})
+        row = Sequence(
+            {name: value[0] for name, value in batch.items()},
+            outputs[0],
+            {name: gate[0] for name, gate in gates.items()},
+        )
         return blocks, row, after
 
     return read

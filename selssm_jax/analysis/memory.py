@@ -1,4 +1,5 @@
-"""What the states of a trained model know: of all their past, of single inputs by lag, of the answers and of the future (theory, sections 4, 6, 7).
+"""What the states of a trained model know: of all their past, of single inputs by lag, of the answers and of the future
+(theory, sections 4, 6, 7).
 
 All numbers of the results are in bits, and each goes with its direction: exact, lower, upper or estimate.
 """
@@ -26,15 +27,24 @@ from selssm_jax.tasks.registry import kind_of
 def measure(run: Run, split: str) -> Results:
     """Returns everything that the report says of the run's memory, as JSON-able values in bits."""
     recording = draw_samples(run, split)
-    covariances = None if recording.targets is None else memory_of_future.covariances(recording.frames, recording.targets)
+    covariances = (
+        None if recording.targets is None else memory_of_future.covariances(recording.frames, recording.targets)
+    )
     blocks = {name: _block(run, recording, name, covariances) for name in recording.blocks}
     answers = None if recording.answers is None else memory_of_future.answers(run, recording, recording.answers, blocks)
-    results = {"unit": "bits", "sequences": len(recording.frames), "overlapping": recording.starts is not None, "moments": recording.moments.tolist()}
+    results = {
+        "unit": "bits",
+        "sequences": len(recording.frames),
+        "overlapping": recording.starts is not None,
+        "moments": recording.moments.tolist(),
+    }
     return results | {"blocks": blocks, "answers": answers}
 
 
 class Plan(NamedTuple):
-    """What is read of a split: batches of so many rows, the moments of a sequence, the steps with answers, and each so-manieth window of a series."""
+    """What is read of a split: batches of so many rows, the moments of a sequence, the steps with answers, and each
+    so-manieth window of a series.
+    """
 
     batch_size: int
     moments: list[int]
@@ -43,7 +53,9 @@ class Plan(NamedTuple):
 
 
 def plan(experiment: Experiment, dataset: Dataset, split: str) -> Plan:
-    """Returns what `experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the whole split."""
+    """Returns what `experiment.measure` asks for of a split: of windows that overlap, as many as that, spread over the
+    whole split.
+    """
     settings, data, config = experiment.measure, experiment.data, experiment.model.of_task(dataset.task)
     size = data.eval_batch_size or data.batch_size
     first = next(iter(dataset.evaluate(split, size)))
@@ -57,7 +69,13 @@ def draw_samples(run: Run, split: str) -> Recording:
     """Returns the states and inputs of the sequences that `plan` names."""
     settings, read = run.experiment.measure, plan(run.experiment, run.dataset, split)
     batches = run.dataset.evaluate(split, read.batch_size)
-    how: dict[str, Any] = {"samples": settings.samples, "moments": read.moments, "scored": read.scored, "every": read.every, "seed": settings.seed}
+    how: dict[str, Any] = {
+        "samples": settings.samples,
+        "moments": read.moments,
+        "scored": read.scored,
+        "every": read.every,
+        "seed": settings.seed,
+    }
     return record(run.model, run.params, batches, **how)
 
 
@@ -66,8 +84,15 @@ def check_sequences(experiment: Experiment, dataset: Dataset, split: str) -> Non
     count = count_sequences(experiment, dataset, split)
     if count < FEWEST:
         data = experiment.data
-        more = f"raise data.eval_examples={data.eval_examples}" if data.source in SYNTHETIC else f"give more data, or a shorter data.length={data.length}"
-        raise InputError(f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of eval.py; or {more}")
+        more = (
+            f"raise data.eval_examples={data.eval_examples}"
+            if data.source in SYNTHETIC
+            else f"give more data, or a shorter data.length={data.length}"
+        )
+        raise InputError(
+            f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of "
+            f"eval.py; or {more}"
+        )
 
 
 def count_sequences(experiment: Experiment, dataset: Dataset, split: str) -> int:
@@ -83,7 +108,9 @@ def count_sequences(experiment: Experiment, dataset: Dataset, split: str) -> int
 
 
 def _scored_steps(dataset: Dataset, batch: dict[str, Any]) -> list[int]:
-    """The steps of a task whose answers are all fixed before the first of them, and are therefore in the state if anywhere; else none."""
+    """The steps of a task whose answers are all fixed before the first of them, and are therefore in the state if
+    anywhere; else none.
+    """
     if dataset.info.get("answer_nats") is None:
         return []
     steps = np.flatnonzero(np.asarray(batch["weights"])[0] > 0)
@@ -102,12 +129,20 @@ def _moments(config: Model, batch: dict[str, Any], settings: Measure, scored: li
 def _block(run: Run, recording: Recording, name: str, covariances: memory_of_future.Covariances | None) -> Results:
     block, settings = recording.blocks[name], run.experiment.measure
     information = memory_of_past.past_information(run, recording, name)
-    results = {"components": block.states.shape[-1], "information": information} | measure_retention(recording, block, settings)
+    results = {"components": block.states.shape[-1], "information": information} | measure_retention(
+        recording, block, settings
+    )
     ceiling = memory_of_past.ceiling(information)
     results["retention"]["fano"] = None if ceiling is None else _fano(ceiling, results["retention"])
-    results["verdict"] = None if ceiling is None else _verdict(ceiling, results["retention"], information if name == block_name(0) else [])
+    results["verdict"] = (
+        None
+        if ceiling is None
+        else _verdict(ceiling, results["retention"], information if name == block_name(0) else [])
+    )
     training = Training(seed=settings.seed, shuffle=recording.starts is None)
-    results["future"] = None if covariances is None else memory_of_future.efficiency(block, information, covariances, training)
+    results["future"] = (
+        None if covariances is None else memory_of_future.efficiency(block, information, covariances, training)
+    )
     return results
 
 
@@ -116,19 +151,34 @@ def _fano(ceiling: Estimate, retention: Results) -> list[float] | None:
     if retention["entropy"] is None:
         return None
     nats = [bits / BITS for bits in retention["entropy"]]
-    return [float(limits.fano_error(entropy, min(memory_of_past.limit(ceiling), entropy), retention["symbols"])) for entropy in nats]
+    return [
+        float(limits.fano_error(entropy, min(memory_of_past.limit(ceiling), entropy), retention["symbols"]))
+        for entropy in nats
+    ]
 
 
 def _verdict(ceiling: Estimate, retention: Results, information: list[Results]) -> Results:
     """Data processing from the state to what a decoder makes of it, at the lag of which it says most.
 
-    A decoder of V symbols says at most log V. Lower bounds on what the state knows, of `information`, show that it knows more than any decoder can say.
+    A decoder of V symbols says at most log V. Lower bounds on what the state knows, of `information`, show that it
+    knows more than any decoder can say.
     """
     most = int(np.argmax(retention["lower"]))
-    downstream = [Estimate(retention["lower"][most] / BITS, retention["stderr"][most] / BITS, "lower", f"decoder of lag {retention['lags'][most]}")]
+    downstream = [
+        Estimate(
+            retention["lower"][most] / BITS,
+            retention["stderr"][most] / BITS,
+            "lower",
+            f"decoder of lag {retention['lags'][most]}",
+        )
+    ]
     if retention["symbols"]:
         downstream.append(Estimate(math.log(retention["symbols"]), 0.0, "upper", "as many symbols"))
-    lower = [Estimate(moment["lower"] / BITS, moment["stderr"] / BITS, "lower", "the bracket") for moment in information if "lower" in moment]
+    lower = [
+        Estimate(moment["lower"] / BITS, moment["stderr"] / BITS, "lower", "the bracket")
+        for moment in information
+        if "lower" in moment
+    ]
     least = [min(lower, key=lambda bound: bound.nats)] if lower and len(lower) == len(information) else []
     verdict = limits.data_processing([ceiling, *least], downstream)
     return {"status": verdict.status, "slack": verdict.slack * BITS, "reason": verdict.reason}

@@ -1,4 +1,6 @@
-"""What a state says of single inputs: by lag, and by how open the gates were when they were read (theory, section 4.4)."""
+"""What a state says of single inputs: by lag, and by how open the gates were when they were read (theory, section
+4.4).
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -19,7 +21,9 @@ STRETCHES = 40  # of a series whose windows overlap
 
 
 class Samples(NamedTuple):
-    """Moments of sequences: their rows and places in `Recording.moments`, the inputs that decoders are asked for, (N, K, C), and what is held out whole."""
+    """Moments of sequences: their rows and places in `Recording.moments`, the inputs that decoders are asked for, (N,
+    K, C), and what is held out whole.
+    """
 
     rows: np.ndarray
     places: np.ndarray
@@ -30,8 +34,8 @@ class Samples(NamedTuple):
 def measure_retention(recording: Recording, block: Block, settings: Measure) -> Results:
     """What decoders read of x_{t-k} from h_t, by lag; by component; and by how open the gate was when it was read.
 
-    Lags go to `settings.longest_lag` first, and on from there, to twice as far each time, while the state tells of the longest: until it does not, or to
-    the beginning of the sequences, and then the horizon is as long at least.
+    Lags go to `settings.longest_lag` first, and on from there, to twice as far each time, while the state tells of the
+    longest: until it does not, or to the beginning of the sequences, and then the horizon is as long at least.
     """
     lags = _lags(recording, settings)
     samples = _samples(recording, lags)
@@ -39,16 +43,22 @@ def measure_retention(recording: Recording, block: Block, settings: Measure) -> 
     bounds = _by_lag(probe, lags, samples.asked, tokens=recording.is_tokens)
     while horizon(bounds) == bounds["lags"][-1] and (further := _further(recording, bounds["lags"][-1])):
         late = _samples(recording, further)
-        bounds = _join(bounds, _by_lag(_decode(recording, block, late, settings), further, late.asked, tokens=recording.is_tokens))
+        bounds = _join(
+            bounds, _by_lag(_decode(recording, block, late, settings), further, late.asked, tokens=recording.is_tokens)
+        )
     found: Results = {"retention": bounds, "horizon": horizon(bounds)}
     states, asked = block.states[samples.rows, samples.places], samples.asked[..., 0]
-    found["by_component"] = memory_by_component.by_lag(states, asked, samples.groups, lags, tokens=recording.is_tokens, seed=settings.seed)
+    found["by_component"] = memory_by_component.by_lag(
+        states, asked, samples.groups, lags, tokens=recording.is_tokens, seed=settings.seed
+    )
     found["by_gate"] = None if block.gate is None else _by_gate(probe, block.gate, samples, recording.moments, lags)
     return found
 
 
 def horizon(bounds: Results) -> int | None:
-    """The largest lag of which the state is known to tell, of `measure_retention`'s "retention"; None where it tells of none."""
+    """The largest lag of which the state is known to tell, of `measure_retention`'s "retention"; None where it tells of
+    none.
+    """
     return retention.horizon(bounds["lags"], np.asarray(bounds["lower"]) / BITS, np.asarray(bounds["stderr"]) / BITS)
 
 
@@ -73,7 +83,9 @@ def _join(bounds: Results, more: Results) -> Results:
 
 
 def _groups(recording: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """What is held out whole: moments of one sequence, which are alike; of windows that overlap, stretches of the series they are of."""
+    """What is held out whole: moments of one sequence, which are alike; of windows that overlap, stretches of the
+    series they are of.
+    """
     if recording.starts is None:
         return rows
     place = recording.starts[rows] + times
@@ -124,10 +136,14 @@ def _inputs(frames: np.ndarray) -> np.ndarray:
 
 def decoder_training(settings: Measure) -> Training:
     """How the run's configuration has decoders fitted."""
-    return dataclasses.replace(retention.PROBE, steps=settings.decoder_steps, width=settings.decoder_width, seed=settings.seed)
+    return dataclasses.replace(
+        retention.PROBE, steps=settings.decoder_steps, width=settings.decoder_width, seed=settings.seed
+    )
 
 
-def _by_gate(probe: retention.Probe, gate: np.ndarray, samples: Samples, moments: np.ndarray, lags: list[int]) -> Results | None:
+def _by_gate(
+    probe: retention.Probe, gate: np.ndarray, samples: Samples, moments: np.ndarray, lags: list[int]
+) -> Results | None:
     """What is known of past inputs, by how open the gates were when they were read: means over tenths of the steps."""
     past = [k for k, lag in enumerate(lags) if lag > 0]
     if not past:

@@ -1,4 +1,6 @@
-"""What a state says of what is still to come: the answers of a task, and the future of a series under the bottleneck's curve (theory, section 7)."""
+"""What a state says of what is still to come: the answers of a task, and the future of a series under the bottleneck's
+curve (theory, section 7).
+"""
 
 import math
 import warnings
@@ -29,13 +31,19 @@ class Covariances(NamedTuple):
 
 
 def answers(run: Run, recording: Recording, given: Answers, blocks: dict[str, Results]) -> Results:
-    """What the states before the first answer hold of all answers: by the model's own, and by a decoder of all blocks' states together."""
+    """What the states before the first answer hold of all answers: by the model's own, and by a decoder of all blocks'
+    states together.
+    """
     entropy = float(run.dataset.info["answer_nats"])
     states = np.concatenate([block.states[:, -1] for block in recording.blocks.values()], axis=1)
     classes = int(given.tokens.max()) + 1
     probe = retention.tokens(states, given.tokens, classes=classes, training=decoder_training(run.experiment.measure))
     length = given.tokens.shape[1]
-    decoder = {"bits": float(probe.nats.sum()) * BITS, "stderr": _sum_error(probe.pointwise) * BITS, "accuracy": float(1 - probe.error.mean())}
+    decoder = {
+        "bits": float(probe.nats.sum()) * BITS,
+        "stderr": _sum_error(probe.pointwise) * BITS,
+        "accuracy": float(1 - probe.error.mean()),
+    }
     results = {"entropy": entropy * BITS, "answers": length, "moment": int(recording.moments[-1]), "direction": "lower"}
     for name, bound in (("model", _decode(given, entropy)), ("decoder", decoder)):
         results[name] = bound | {"share": bound["bits"] / results["entropy"]}
@@ -43,7 +51,9 @@ def answers(run: Run, recording: Recording, given: Answers, blocks: dict[str, Re
 
 
 def _decode(given: Answers, entropy: float) -> Results:
-    """H + E log q of the model itself, which reads no more than its state and marks that are the same in every sequence."""
+    """H + E log q of the model itself, which reads no more than its state and marks that are the same in every
+    sequence.
+    """
     return {
         "bits": (entropy + float(given.log_p.astype(np.float64).sum(axis=1).mean())) * BITS,
         "stderr": _sum_error(given.log_p) * BITS,
@@ -56,7 +66,9 @@ def _sum_error(pointwise: np.ndarray) -> float:
 
 
 def _fano(blocks: dict[str, Results], entropy: float, classes: int, length: int) -> float | None:
-    """The least share of wrong answers, where all blocks' states have noise: they know no more than the sum of what each knows of its inputs."""
+    """The least share of wrong answers, where all blocks' states have noise: they know no more than the sum of what
+    each knows of its inputs.
+    """
     bounds = [memory_of_past.ceiling(block["information"][-1:]) for block in blocks.values()]
     total = sum(math.inf if bound is None else memory_of_past.limit(bound) for bound in bounds)
     if math.isinf(total):
@@ -74,7 +86,9 @@ def covariances(frames: np.ndarray, targets: np.ndarray) -> Covariances:
 
 
 def efficiency(block: Block, known: list[Results], given: Covariances, training: Training) -> Results:
-    """The point (I(h; past), I(h; future)) under the bottleneck curve of a Gaussian process with the covariances of the data."""
+    """The point (I(h; past), I(h; future)) under the bottleneck curve of a Gaussian process with the covariances of the
+    data.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes, which say the same, are in the report
         reached = estimators.hybrid(block.states[:, -1], given.values, training=training)
@@ -82,7 +96,8 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
     most = math.inf if ceiling is None else memory_of_past.limit(ceiling)
     point = bottleneck.memory_efficiency(jnp.float32(most), jnp.float32(max(reached.nats, 0)), *given[:3])
     line = bottleneck.gaussian(given.past, given.across, given.future, jnp.geomspace(1.01, 1e3, 60))
-    curve = np.stack([line.complexity, line.relevance])[:, np.isfinite(line.relevance)] * BITS  # a future without noise has no end
+    # a future without noise has no end
+    curve = np.stack([line.complexity, line.relevance])[:, np.isfinite(line.relevance)] * BITS
     return {
         "past": _finite(most * BITS),
         "future": reached.bits,

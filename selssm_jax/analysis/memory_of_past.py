@@ -1,4 +1,6 @@
-"""I(h_t; all inputs so far) of states with noise: exact where there is a closed form, bracketed elsewhere (theory, sections 4.1 to 4.4)."""
+"""I(h_t; all inputs so far) of states with noise: exact where there is a closed form, bracketed elsewhere (theory,
+sections 4.1 to 4.4).
+"""
 
 import math
 from typing import Any
@@ -20,18 +22,29 @@ from selssm_jax.runs import Run
 def past_information(run: Run, recording: Recording, name: str) -> list[Results]:
     """I(h_t; inputs) at every moment.
 
-    For states with noise it is bracketed, and exact where the model up to there is linear and its input Gaussian. Of tokens, noise or not, a state knows at
-    most all that were read, "capacity": t log2 V bits for t tokens of a vocabulary of V. Nothing at all is known where there is neither.
+    For states with noise it is bracketed, and exact where the model up to there is linear and its input Gaussian. Of
+    tokens, noise or not, a state knows at most all that were read, "capacity": t log2 V bits for t tokens of a
+    vocabulary of V. Nothing at all is known where there is neither.
     """
     law = recording.blocks[name].law
     capacity: list[Results] = [
-        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if recording.frames.ndim == 2 else {} for moment in recording.moments
+        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if recording.frames.ndim == 2 else {}
+        for moment in recording.moments
     ]
     if law is None:
-        return [{"moment": int(moment)} | most for moment, most in zip(recording.moments, capacity, strict=True) if most]
+        return [
+            {"moment": int(moment)} | most for moment, most in zip(recording.moments, capacity, strict=True) if most
+        ]
     exact = _exact(run, recording.moments) if name == block_name(0) else None
-    given = "the inputs of the block" if run.model.config.selective.gate_state == "none" else "the state before it and the input"
-    about: list[Results] = [{"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most for index, most in enumerate(capacity)]
+    given = (
+        "the inputs of the block"
+        if run.model.config.selective.gate_state == "none"
+        else "the state before it and the input"
+    )
+    about: list[Results] = [
+        {"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most
+        for index, most in enumerate(capacity)
+    ]
     return [_at_moment(recording, name, index) | about[index] for index in range(len(recording.moments))]
 
 
@@ -52,27 +65,44 @@ def _at_moment(recording: Recording, name: str, index: int) -> Results:
 
 
 def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
-    """I(h_t; x_{1:t}) of the first block, in nats, where its input is a linear map of a Gaussian process and its gates are constant."""
+    """I(h_t; x_{1:t}) of the first block, in nats, where its input is a linear map of a Gaussian process and its gates
+    are constant.
+    """
     model, process = run.model.config, run.dataset.info.get("process")
     layer = model.selective
-    linear = model.norm == "none" and layer.gate == "constant" and layer.gate_state == "none" and layer.transition != "complex"
+    linear = (
+        model.norm == "none"
+        and layer.gate == "constant"
+        and layer.gate_state == "none"
+        and layer.transition != "complex"
+    )
     direct = model.conv == 0 and model.frame == model.stride == 1 and not model.filterbank and not model.normalize
     if process is None or not (linear and direct):
         return None
     A, B, noise = _linear_response(run.model, run.params, int(moments[-1]) + 1)
     decay, white = process["decay"], process["noise"]
-    source = dict(F=jnp.diag(jnp.array([decay, 0.0])), H=jnp.ones((1, 2)), innovation_cov=jnp.diag(jnp.array([1 - decay**2, white])))
+    source = dict(
+        F=jnp.diag(jnp.array([decay, 0.0])),
+        H=jnp.ones((1, 2)),
+        innovation_cov=jnp.diag(jnp.array([1 - decay**2, white])),
+    )
     start = jnp.diag(jnp.array([1.0, white]))
-    return np.asarray(gaussian.coloured_information(A, B, jax.vmap(jnp.diag)(noise**2), **source, source_cov=start))[moments]
+    return np.asarray(gaussian.coloured_information(A, B, jax.vmap(jnp.diag)(noise**2), **source, source_cov=start))[
+        moments
+    ]
 
 
 def _linear_response(model: ModelLike, params: PyTree, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A_t, the drive that a unit input makes, (T, n, 1), and the noise, of the first block of a linear model with one channel."""
+    """A_t, the drive that a unit input makes, (T, n, 1), and the noise, of the first block of a linear model with one
+    channel.
+    """
 
     @jax.jit
     def drives(value: jax.Array) -> Any:
         batch = {"inputs": jnp.broadcast_to(value, (1, steps, 1)), "valid": jnp.ones((1, steps), bool)}
-        first = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks[block_name(0)]
+        first = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks[
+            block_name(0)
+        ]
         return jax.tree.map(lambda leaf: leaf[0], first.law)
 
     silent, driven = drives(jnp.float32(0)), drives(jnp.float32(1))
@@ -88,7 +118,9 @@ def ceiling(moments: list[Results]) -> Estimate | None:
 
 
 def _least_upper(one: Results) -> Estimate | None:
-    """The upper bound of a moment that says most, its error counted: an exact value needs none, and an estimate may stand below it by chance."""
+    """The upper bound of a moment that says most, its error counted: an exact value needs none, and an estimate may
+    stand below it by chance.
+    """
     if one.get("exact") is not None:
         return Estimate(one["exact"] / BITS, 0.0, "upper", "the exact value")
     pairs = [
@@ -96,7 +128,11 @@ def _least_upper(one: Results) -> Estimate | None:
         (one.get("gaussian_upper"), one.get("gaussian_upper_stderr", 0.0), "the covariance of the states"),
         (one.get("capacity"), 0.0, "the tokens read"),
     ]
-    finite = [Estimate(bits / BITS, stderr / BITS, "upper", method) for bits, stderr, method in pairs if bits is not None and math.isfinite(bits)]
+    finite = [
+        Estimate(bits / BITS, stderr / BITS, "upper", method)
+        for bits, stderr, method in pairs
+        if bits is not None and math.isfinite(bits)
+    ]
     return min(finite, key=limit, default=None)
 
 

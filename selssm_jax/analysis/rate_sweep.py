@@ -1,7 +1,9 @@
-"""The price of memory: one training run for every price of a nat, with its loss and the bits that its memory holds (theory, sections 4.2 and 10).
+"""The price of memory: one training run for every price of a nat, with its loss and the bits that its memory holds
+(theory, sections 4.2 and 10).
 
-With state noise and `training.information_weight` = beta a run minimises loss + beta * rate. A dear nat is given up where it saves little loss, so the
-points of a sweep trace the trade-off between memory and loss that such models, trained so, reach.
+With state noise and `training.information_weight` = beta a run minimises loss + beta * rate. A dear nat is given up
+where it saves little loss, so the points of a sweep trace the trade-off between memory and loss that such models,
+trained so, reach.
 """
 
 import dataclasses
@@ -44,11 +46,13 @@ class Point(NamedTuple):
 
 
 def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib.Path) -> list[Point]:
-    """Trains the experiment once for every beta, in WORKDIR/beta_BETA, and returns the points in the order of the betas.
+    """Trains the experiment once for every beta, in WORKDIR/beta_BETA, and returns the points in the order of the
+    betas.
 
-    A run that is finished is not trained again, and one that was stopped goes on: the same call continues a sweep. Beta 0 is the run
-    without a price; it needs model.selective.process_noise as the others do. Each run's last parameters are measured: those that were best on
-    validation by loss alone would be of a moment when memory was still dear to none.
+    A run that is finished is not trained again, and one that was stopped goes on: the same call continues a sweep. Beta
+    0 is the run without a price; it needs model.selective.process_noise as the others do. Each run's last parameters
+    are measured: those that were best on validation by loss alone would be of a moment when memory was still dear to
+    none.
 
     Raises:
       ValueError: for no betas, or one that comes twice.
@@ -56,7 +60,8 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
     """
     if not betas or len(set(betas)) != len(betas):
         raise ValueError(f"betas={list(betas)}, expected at least one, and each once")
-    runs = [(beta, set_price(experiment, beta), pathlib.Path(workdir) / f"beta_{beta:g}") for beta in betas]  # all are checked before the first is trained
+    # all are checked before the first is trained
+    runs = [(beta, set_price(experiment, beta), pathlib.Path(workdir) / f"beta_{beta:g}") for beta in betas]
     points = []
     for beta, run, folder in runs:
         if not loop.fit(run, str(folder)).finished:
@@ -67,11 +72,16 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
 
 def set_price(experiment: Experiment, beta: float) -> Experiment:
     """Returns the experiment at the price beta. Raises InputError where it has no rate, at beta 0 too."""
-    dear = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, information_weight=beta or 1.0, select="last"))
+    dear = dataclasses.replace(
+        experiment, training=dataclasses.replace(experiment.training, information_weight=beta or 1.0, select="last")
+    )
     if beta:
         return dear
     free = dataclasses.replace(dear.training, information_weight=0.0, penalty_warmup=0)
-    return dataclasses.replace(dear, training=free if not free.penalised else dataclasses.replace(free, penalty_warmup=dear.training.penalty_warmup))
+    return dataclasses.replace(
+        dear,
+        training=free if not free.penalised else dataclasses.replace(free, penalty_warmup=dear.training.penalty_warmup),
+    )
 
 
 def measure(beta: float, workdir: str | pathlib.Path) -> Point:
@@ -81,33 +91,49 @@ def measure(beta: float, workdir: str | pathlib.Path) -> Point:
     model = SequenceModel(experiment.model.of_task(dataset.task))
     evaluator = Evaluator(experiment, model)
     loss = evaluator(params, dataset, "validation")[kind_of(dataset.task).loss]
-    nats = memory(model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.information_bound)
+    nats = memory(
+        model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.information_bound
+    )
     return Point(beta, sum(nats.values()) / math.log(2), loss, pathlib.Path(workdir))
 
 
 def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, form: str = "vib") -> dict[str, float]:
-    """Returns for every block an upper bound on I(h_t; inputs of the block), nats, in the mean over the valid steps of the sequences.
+    """Returns for every block an upper bound on I(h_t; inputs of the block), nats, in the mean over the valid steps of
+    the sequences.
 
-    The "rate" of training with the moments of all sequences instead of one batch's, 1/2 sum_i (log v_i - E log N_i). By data processing
-    the sum over blocks bounds what all states together hold of the model's inputs. Each sequence is read from an empty memory.
+    The "rate" of training with the moments of all sequences instead of one batch's, 1/2 sum_i (log v_i - E log N_i). By
+    data processing the sum over blocks bounds what all states together hold of the model's inputs. Each sequence is
+    read from an empty memory.
 
     Args:
-      model, params: a model with process noise. batches: as a dataset's `evaluate` gives them. form: see `objectives.rates`.
+      model, params: a model with process noise. batches: as a dataset's `evaluate` gives them. form: see
+        `objectives.rates`.
 
     Raises:
       ValueError: for a model whose blocks sow no law of their states.
     """
     noise = model.config.selective.process_noise
     if not noise:
-        raise ValueError(f"model.selective.process_noise={noise}: without noise a state holds infinitely many nats, expected more than 0")
+        raise ValueError(
+            f"model.selective.process_noise={noise}: without noise a state holds infinitely many nats, expected more "
+            "than 0"
+        )
 
     @jax.jit
     def sum_moments(batch: Batch) -> dict[str, Sums]:
-        blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks  # noise in what later blocks read
+        # noise in what later blocks read
+        blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks
         frames = find_data_frames(model.config, batch).astype(jnp.float32)
-        return {name: _sums(*objectives.moments(block.law, form), frames) for name, block in blocks.items() if block.law is not None}
+        return {
+            name: _sums(*objectives.moments(block.law, form), frames)
+            for name, block in blocks.items()
+            if block.law is not None
+        }
 
-    parts = [jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(sum_moments(batch))) for batch in batches]
+    parts = [
+        jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(sum_moments(batch)))
+        for batch in batches
+    ]
     whole = jax.tree.map(lambda *values: sum(values), *parts)
     return {name: _nats(sums) for name, sums in whole.items()}
 
@@ -115,7 +141,9 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
 def _sums(means: Array, variances: Array, frames: Array) -> Sums:
     weights = frames[..., None]
     sums = {"mean": means, "power": variances + means**2, "log": jnp.log(variances)}
-    return {name: (weights * hide_unweighted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {"steps": weights.sum()}
+    return {name: (weights * hide_unweighted(value, weights)).sum((0, 1)) for name, value in sums.items()} | {
+        "steps": weights.sum()
+    }
 
 
 def _nats(sums: Sums) -> float:

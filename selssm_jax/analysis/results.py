@@ -11,7 +11,9 @@ BITS = 1 / math.log(2)  # of a nat
 
 
 class ShadedText(NamedTuple):
-    """Pieces of a text, each with a value; and where something was asked, the answer to it and what is right, else None and any text."""
+    """Pieces of a text, each with a value; and where something was asked, the answer to it and what is right, else None
+    and any text.
+    """
 
     caption: str
     pieces: list[str]
@@ -31,7 +33,8 @@ class Continuation(NamedTuple):
 class ShownSignal(NamedTuple):
     """A signal (T, C) over the gates that it opened, {block: (F, n)}.
 
-    `title` has a {} for each of `labels`, which are names that anybody gave, and what stands in for one that cannot be drawn.
+    `title` has a {} for each of `labels`, which are names that anybody gave, and what stands in for one that cannot be
+    drawn.
     """
 
     words: str
@@ -44,7 +47,9 @@ class ShownSignal(NamedTuple):
 
 
 class ShownForecast(NamedTuple):
-    """What was read (T, C), what followed (H, C) and what was forecast (H, C), of channels with names, in the units of the data."""
+    """What was read (T, C), what followed (H, C) and what was forecast (H, C), of channels with names, in the units of
+    the data.
+    """
 
     words: str
     past: np.ndarray
@@ -60,7 +65,8 @@ class Analysis(NamedTuple):
     """What the report of a run says.
 
     Attributes:
-      values: all that results.json holds. history: the records of the run. example: what shows the model at work, in order.
+      values: all that results.json holds. history: the records of the run. example: what shows the model at work, in
+        order.
     """
 
     values: Results

@@ -16,7 +16,8 @@ GATE_BATCHES = 8  # evaluation batches whose gates are measured
 
 
 def analyse(run: Run, *, measure: bool = False) -> Analysis:
-    """Evaluates a run exactly over its whole split and measures its gates, costs and stability; with `measure` also what its states know, in bits.
+    """Evaluates a run exactly over its whole split and measures its gates, costs and stability; with `measure` also
+    what its states know, in bits.
 
     Raises InputError, before work starts, where `measure` is asked of a split with too few sequences.
     """
@@ -28,7 +29,9 @@ def analyse(run: Run, *, measure: bool = False) -> Analysis:
     batches = itertools.islice(run.dataset.evaluate(split, size), GATE_BATCHES)
     sums, sequences = observe_gates(run.model, run.params, batches, is_stream=run.dataset.is_stream)
     first = sequences[0].live_gates(kind_of(run.dataset.task).stride(run.model.config))
-    values["gates"] = {block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()}
+    values["gates"] = {
+        block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()
+    }
     values["costs"] = costs.account(run.experiment, run.model, run.params, sequences[0].batch)
     values["stability"] = stability.certify_run(run, first)
     values["errors"] = scores.find_errors(run, split)
@@ -39,11 +42,20 @@ def analyse(run: Run, *, measure: bool = False) -> Analysis:
     return Analysis(values, run.history, example)
 
 
-def check_ahead(experiment: Experiment, workdir: str | pathlib.Path, dataset: Dataset, *, report: bool, measure: bool, compress: bool) -> None:
+def check_ahead(
+    experiment: Experiment,
+    workdir: str | pathlib.Path,
+    dataset: Dataset,
+    *,
+    report: bool,
+    measure: bool,
+    compress: bool,
+) -> None:
     """Raises InputError, before a run is trained, where what is asked for would be refused once it is.
 
     Args:
-      report: a report on its test split. measure: one that measures what the states know. compress: a report, and the run compressed after it.
+      report: a report on its test split. measure: one that measures what the states know. compress: a report, and the
+        run compressed after it.
     """
     if report or measure or compress:
         dataset.check("test")

@@ -1,4 +1,6 @@
-"""The scores of a run on a split, beside baselines, and where it errs: by step of the horizon and channel of a forecast, by class of a signal."""
+"""The scores of a run on a split, beside baselines, and where it errs: by step of the horizon and channel of a
+forecast, by class of a signal.
+"""
 
 import dataclasses
 import math
@@ -33,48 +35,69 @@ def score(run: Run, split: str) -> Results:
         "split": split,
         "step": run.step,
         "steps": run.experiment.training.steps,
-        "chosen": name_choice(run.step, run.history, kind_of(task).primary) if run.experiment.training.select == "best" else "last",
+        "chosen": name_choice(run.step, run.history, kind_of(task).primary)
+        if run.experiment.training.select == "best"
+        else "last",
         "seen": exposure(run, split),
         "task": dataclasses.asdict(task),
         "primary": kind_of(task).primary,
         "metrics": derive_metrics(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
         "baselines": _score_baselines(run, split),
-        "validation_baselines": _score_baselines(run, "validation") if split in SPLITS else {},  # another file has no validation of the run's
+        # another file has no validation of the run's
+        "validation_baselines": _score_baselines(run, "validation") if split in SPLITS else {},
         "training_seconds": max((record.get("time", 0.0) for record in run.history), default=None),
         **describe_setting(run.experiment),
     }
 
 
 def title_of(experiment: Experiment) -> str:
-    """Returns what a run is called: by its own file, if it reads one, beside the recipe that it took; else by the recipe."""
+    """Returns what a run is called: by its own file, if it reads one, beside the recipe that it took; else by the
+    recipe.
+    """
     file = pathlib.Path(experiment.data.file).name
     return f"{file} (recipe {experiment.name})" if file else experiment.name
 
 
 def name_choice(step: int, history: list[dict[str, Any]], metric: str) -> str:
     """Returns "best" where no validated step of the history did better on validation than this one, else "last"."""
-    scores = {record["step"]: record[metric] for record in history if record.get("split") == "validation" and metric in record}
+    scores = {
+        record["step"]: record[metric] for record in history if record.get("split") == "validation" and metric in record
+    }
     mine = scores.pop(step, None)
     return "last" if mine is None or any(is_better(metric, other, mine) for other in scores.values()) else "best"
 
 
 def exposure(run: Run, split: str) -> str | None:
-    """Returns "trained" where a split holds what the run was trained on, "chosen" where its parameters were chosen on it, else None."""
-    trained = {"train": ("train", WHOLE), "train+validation": ("train", "validation", WHOLE)}[run.experiment.data.train_on]
+    """Returns "trained" where a split holds what the run was trained on, "chosen" where its parameters were chosen on
+    it, else None.
+    """
+    trained = {"train": ("train", WHOLE), "train+validation": ("train", "validation", WHOLE)}[
+        run.experiment.data.train_on
+    ]
     if not run.is_own:
         return None
-    return "trained" if split in trained else "chosen" if split == "validation" and run.experiment.training.select == "best" else None
+    return (
+        "trained"
+        if split in trained
+        else "chosen"
+        if split == "validation" and run.experiment.training.select == "best"
+        else None
+    )
 
 
 def derive_metrics(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:
-    """Returns metrics and those that the task derives from them, as bits from nats of language. None: not a finite number."""
+    """Returns metrics and those that the task derives from them, as bits from nats of language. None: not a finite
+    number.
+    """
     values = {name: float(value) for name, value in metrics.items()}
     values |= kind_of(run.dataset.task).derive_metrics(values, run.experiment.data, is_stream=run.dataset.is_stream)
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def find_errors(run: Run, split: str) -> Results | None:
-    """Returns the errors of a whole split in the parts that the task has, `TaskKind.error_parts`; None where it has none."""
+    """Returns the errors of a whole split in the parts that the task has, `TaskKind.error_parts`; None where it has
+    none.
+    """
     kind, data = kind_of(run.model.config.task), run.experiment.data
     if not kind.in_parts:
         return None

@@ -20,17 +20,25 @@ from selssm_jax.state_layout import StateLayout
 
 
 def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
-    """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words, and what `gates` (T, n) of one sequence did."""
+    """Returns each block's certificate as results.json holds it: its verdicts, its horizon and its words, and what
+    `gates` (T, n) of one sequence did.
+    """
     results = {}
     for name, bounds in run.model.apply({"params": run.params}, method="bounds").items():
         certificate = certify_block(bounds)
         observed = observe_rate(bounds, gates[name]) if name in gates else None
-        results[name] = json.loads(certificate.to_json()) | {"words": str(certificate), "step": _describe_step(certificate), "observed_rate": observed}
+        results[name] = json.loads(certificate.to_json()) | {
+            "words": str(certificate),
+            "step": _describe_step(certificate),
+            "observed_rate": observed,
+        }
     return results
 
 
 def certify_block(bounds: Bounds) -> Certificate:
-    """Returns a block's certificate; of constants that no recurrence can have, weights that are not numbers, nothing is known."""
+    """Returns a block's certificate; of constants that no recurrence can have, weights that are not numbers, nothing is
+    known.
+    """
     try:
         return certify_bounds(bounds)
     except ValueError as error:
@@ -57,7 +65,9 @@ def observe_rate(bounds: Bounds, gates: np.ndarray) -> float | None:
 
 
 def certify_contraction(run: Run) -> Results:
-    """Returns, by block, the certified rate of a step and, of a packed state, how near two states come to each other for certain."""
+    """Returns, by block, the certified rate of a step and, of a packed state, how near two states come to each other
+    for certain.
+    """
     bounds = run.model.apply({"params": run.params}, method="bounds")
     certificates = {name: certify_bounds(stated) for name, stated in bounds.items()}
     return {
@@ -73,13 +83,24 @@ def certify_contraction(run: Run) -> Results:
 def _describe_step(certificate: Certificate) -> Results:
     """Rate and constant of a step where they are certified."""
     holds = certificate.contraction.status == "holds"
-    return {"rate": certificate.contraction.rate if holds else None, "constant": certificate.contraction.constant if holds else None}
+    return {
+        "rate": certificate.contraction.rate if holds else None,
+        "constant": certificate.contraction.constant if holds else None,
+    }
 
 
 def _find_radius(run: Run, block: int, certificate: Certificate) -> float | None:
-    """Of a mixer that carries one array, which is what contracts; where it carries past inputs too, their rounding is part of what drives it."""
+    """Of a mixer that carries one array, which is what contracts; where it carries past inputs too, their rounding is
+    part of what drives it.
+    """
     verdict = certificate.contraction
-    if not isinstance(run.model, PackedModel) or verdict.status != "holds" or verdict.rate is None or verdict.rate >= 1 or verdict.weights is None:
+    if (
+        not isinstance(run.model, PackedModel)
+        or verdict.status != "holds"
+        or verdict.rate is None
+        or verdict.rate >= 1
+        or verdict.weights is None
+    ):
         return None
     layout, quantizer = StateLayout(run.model.model, run.params, run.model.scope), run.model.quantizer(run.params)
     if (place := layout.find_single_array(block)) is None:
@@ -89,7 +110,9 @@ def _find_radius(run: Run, block: int, certificate: Certificate) -> float | None
     sizes = rounding_errors(quantizer, run.model.rounding), _find_largest(quantizer)
     errors, reach = (np.sqrt((size[at].reshape(turns, -1) ** 2).sum(axis=0)) for size in sizes)
     box = certificate.invariant_radius
-    if len(errors) != len(verdict.weights) or (certificate.uniform.status != "holds" and (box is None or (reach > box).any())):
+    if len(errors) != len(verdict.weights) or (
+        certificate.uniform.status != "holds" and (box is None or (reach > box).any())
+    ):
         return None  # gates that read the state are certified on their box, which levels could lie outside of
     return rounding_radius(errors, verdict.rate, verdict.weights)
 

@@ -1,4 +1,6 @@
-"""States of a trained model at some moments of many sequences, beside what the sequences held: what memory is measured from."""
+"""States of a trained model at some moments of many sequences, beside what the sequences held: what memory is measured
+from.
+"""
 
 import itertools
 import operator
@@ -24,7 +26,8 @@ WIDEST = 1024  # components of a carried state that are kept; wider ones are pro
 
 
 class Conditional(NamedTuple):
-    """The normal law of a block's states at the moments, given all of the block's inputs, or, where gates read the state, given h_{t-1} and x_t.
+    """The normal law of a block's states at the moments, given all of the block's inputs, or, where gates read the
+    state, given h_{t-1} and x_t.
 
     means: (M, P, n). covs: (M, P, n), or (M, P, n, n) for a dense transition.
     """
@@ -34,10 +37,12 @@ class Conditional(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One block: states (M, P, n), real; the mean of its gates by frame, (M, F), if it has any; the law of its states, if they have noise.
+    """One block: states (M, P, n), real; the mean of its gates by frame, (M, F), if it has any; the law of its states,
+    if they have noise.
 
-    A mixer that sows no states, for its scan never has them all at once, gives what it carries, past inputs and caches with it. Of more than `WIDEST`
-    components that is a fixed random projection: what it says of anything is a lower bound of what the state says, by data processing.
+    A mixer that sows no states, for its scan never has them all at once, gives what it carries, past inputs and caches
+    with it. Of more than `WIDEST` components that is a fixed random projection: what it says of anything is a lower
+    bound of what the state says, by data processing.
     """
 
     states: AnyArray
@@ -46,7 +51,9 @@ class Block(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What was to be said at the K scored steps of a sequence, (M, K), and the log-probability that the model gave to it, and whether it said it."""
+    """What was to be said at the K scored steps of a sequence, (M, K), and the log-probability that the model gave to
+    it, and whether it said it.
+    """
 
     tokens: AnyArray
     log_p: AnyArray
@@ -57,9 +64,12 @@ class Recording(NamedTuple):
     """M sequences, each read from an empty memory, at P moments.
 
     Attributes:
-      frames: (M, F) tokens, or (M, F, C) values: what was read at each step of the recurrence (the last sample of a frame).
-      moments: (P,) steps of the recurrence after which states were kept. live: (M, P) whether the sequence had not ended before.
-      starts: (M,) where sequences that overlap begin in the series that they are windows of, in steps of the recurrence; None: they are independent.
+      frames: (M, F) tokens, or (M, F, C) values: what was read at each step of the recurrence (the last sample of a
+        frame).
+      moments: (P,) steps of the recurrence after which states were kept. live: (M, P) whether the sequence had not
+        ended before.
+      starts: (M,) where sequences that overlap begin in the series that they are windows of, in steps of the
+        recurrence; None: they are independent.
       blocks: by name. answers: of a task that has them. targets: (M, H, C), of a forecast.
     """
 
@@ -91,9 +101,12 @@ def record(
     """Reads batches until `samples` sequences have been seen, each with noise of its own.
 
     Args:
-      model, params: a model; the "state", the "gate" and the `Law` of its mixers are used where they are sown, and what they carry where no state is.
-      batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with answers.
-      every: of windows of one series, stride 1, each so-manieth is taken; 0: the sequences are independent, and all are.
+      model, params: a model; the "state", the "gate" and the `Law` of its mixers are used where they are sown, and what
+        they carry where no state is.
+      batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with
+        answers.
+      every: of windows of one series, stride 1, each so-manieth is taken; 0: the sequences are independent, and all
+        are.
     """
     read = jax.jit(lambda *arguments: _read(model, moments, scored, *arguments))
     parts, starts, count, first = [], [], 0, 0
@@ -112,18 +125,28 @@ def record(
 
 
 def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
-    """Means (B, P, n) and covariances (B, P, n) or (B, P, n, n) at the moments, from h_0 = 0; complex states as pairs of reals."""
+    """Means (B, P, n) and covariances (B, P, n) or (B, P, n, n) at the moments, from h_0 = 0; complex states as pairs
+    of reals.
+    """
     at = jnp.asarray(moments)
     if law.A is not None and law.A.ndim == 4:
-        one = lambda A, drive, noise: jax.tree.map(lambda value: value[at], bracket.conditional_moments(A, drive, noise**2))  # noqa: E731
+        one = lambda A, drive, noise: jax.tree.map(  # noqa: E731
+            lambda value: value[at], bracket.conditional_moments(A, drive, noise**2)
+        )
         return tuple(jax.lax.map(lambda row: one(*row), (law.A, law.drive, law.noise)))
     means, variances = objectives.moments(law, "vib")
     return means[:, at], variances[:, at]
 
 
-def _read(model: ModelLike, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array) -> Recording:
+def _read(
+    model: ModelLike, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array
+) -> Recording:
     outputs, _, shown = observe(model, params, batch, rngs={"noise": key}, collections=["intermediates", "laws"])
-    carried = {} if all(block.state is not None for block in shown.values()) else _record_states(model, params, batch, moments, list(shown), key)
+    carried = (
+        {}
+        if all(block.state is not None for block in shown.values())
+        else _record_states(model, params, batch, moments, list(shown), key)
+    )
     blocks = {name: _sample_block(block, carried.get(name), moments) for name, block in shown.items()}
     frames, live = _frames(model.config, batch), _live(model.config, batch)
     answers = _answers(outputs, batch["targets"], scored) if scored else None
@@ -138,8 +161,12 @@ def _sample_block(shown: Observed, carried: Array | None, moments: Sequence[int]
     return Block(carried if shown.state is None else components(shown.state[:, jnp.asarray(moments)]), gate, law)
 
 
-def _record_states(model: ModelLike, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str], key: Array) -> dict[str, Array]:
-    """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end there."""
+def _record_states(
+    model: ModelLike, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str], key: Array
+) -> dict[str, Array]:
+    """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end
+    there.
+    """
     stride = kind_of(model.config.task).stride(model.config)
     inputs = jnp.asarray(batch["inputs"])
     state = model.apply({"params": params}, len(inputs), method="initial_state")
@@ -148,14 +175,24 @@ def _record_states(model: ModelLike, params: PyTree, batch: Batch, moments: Sequ
     for start, stop in itertools.pairwise([0, *((moment + 1) * stride for moment in moments)]):
         reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]
         _, state = model.apply(
-            {"params": params}, inputs[:, start:stop], state, reset=reset, valid=batch["valid"][:, start:stop], rngs={"noise": jax.random.fold_in(key, start)}
+            {"params": params},
+            inputs[:, start:stop],
+            state,
+            reset=reset,
+            valid=batch["valid"][:, start:stop],
+            rngs={"noise": jax.random.fold_in(key, start)},
         )
         kept.append(state["blocks"])
-    return {name: jnp.stack([_project_states(mixer_components(blocks[index]["mixer"])) for blocks in kept], axis=1) for index, name in enumerate(names)}
+    return {
+        name: jnp.stack([_project_states(mixer_components(blocks[index]["mixer"])) for blocks in kept], axis=1)
+        for index, name in enumerate(names)
+    }
 
 
 def _project_states(state: Array) -> Array:
-    """States of at most `WIDEST` components, by a projection that is the same in every call (Johnson and Lindenstrauss 1984)."""
+    """States of at most `WIDEST` components, by a projection that is the same in every call (Johnson and Lindenstrauss
+    1984).
+    """
     if state.shape[1] <= WIDEST:
         return state
     return state @ jax.random.normal(jax.random.key(0), (state.shape[1], WIDEST)) / WIDEST**0.5
@@ -182,14 +219,19 @@ def _last_of_frames(config: Model, steps: int) -> np.ndarray:
 def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
     at = jnp.asarray(scored)
     tokens, log_p = jnp.asarray(targets)[:, at], jax.nn.log_softmax(logits[:, at])
-    return Answers(tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens)
+    return Answers(
+        tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens
+    )
 
 
-def rows_read(config: Model, batch: Batch, moments: Sequence[int], *, first: int = 0, every: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which sequences of a batch are measured, and the row of the split that each is of; where channels run apart, a row has several sequences.
+def rows_read(
+    config: Model, batch: Batch, moments: Sequence[int], *, first: int = 0, every: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which sequences of a batch are measured, and the row of the split that each is of; where channels run
+    apart, a row has several sequences.
 
-    Not what fills the last batch, and not what ended before the first moment; of windows of one series, every `every`-th. `first` is the row that the
-    batch begins with.
+    Not what fills the last batch, and not what ended before the first moment; of windows of one series, every
+    `every`-th. `first` is the row that the batch begins with.
     """
     live = np.asarray(_live(config, batch))[:, np.asarray(moments)]
     data = np.asarray(find_data_rows(batch))

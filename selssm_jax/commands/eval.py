@@ -3,8 +3,9 @@
 python eval.py --workdir runs/quickstart                         RUN/report/index.html, and results.json beside it
 python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
 python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
-python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that costs
-python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
+python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that
+costs python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard
+output
 
 After "pip install" the same command is selssm-eval, in any folder.
 """
@@ -16,20 +17,20 @@ from absl import app, flags
 from selssm_jax import cli
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
-SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "what to evaluate on; default: test, and of another --file the whole")
-FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on instead of the run's own data, at its vocabulary and scaling")
-MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold, as the run's config.measure says; takes minutes")
-COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory as config.compress says, into RUN-compressed, a run with a report; takes minutes")
-OVERRIDE = flags.DEFINE_multi_string("override", [], "a key of what evaluation reads, such as compress.factor=32 or data.gaps=ignore; may be repeated")
-LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder that holds the originals of the run's data; default: as in training")
-GENERATE = flags.DEFINE_multi_string("generate", [], "write on from this text, instead of a report, as the run's language model does; may be repeated")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "default: test; of another --file the whole")
+FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on, at the vocabulary and scaling of the run")
+MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold; minutes")
+COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory, into RUN-compressed with a report; minutes")
+OVERRIDE = flags.DEFINE_multi_string("override", [], "a key that evaluation reads, as compress.factor=32; repeatable")
+LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder with the originals of the data; default: as in training")
+GENERATE = flags.DEFINE_multi_string("generate", [], "no report: write on from this text; repeatable")
 TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax that tokens are drawn from; 0: always the most probable token")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax; 0: always the most probable token")
 TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the most probable tokens; 0: from all")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest of the most probable tokens that have this probability together; 1: from all")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest tokens of this probability; 1: from all")
 STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
 SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
-EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own mixers, gates, tasks, data, methods; may be repeated")
+EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
 
 
 def run() -> None:

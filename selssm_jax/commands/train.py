@@ -1,10 +1,12 @@
 """Trains the model that a config describes, and goes on where a run of the same folder stopped.
 
   python train.py --config configs/quickstart.py --report --measure --compress
-  python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from several seeds
+  python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from
+  several seeds
 
-After "pip install" the same command is selssm-train, and a recipe's name stands for its file: selssm-train --config quickstart.
-Every key can be overridden by --config.group.key=value (selssm_jax/config/). Ctrl-C and signals save, with exit code 75: the same command goes on.
+After "pip install" the same command is selssm-train, and a recipe's name stands for its file: selssm-train --config
+quickstart. Every key can be overridden by --config.group.key=value (selssm_jax/config/). Ctrl-C and signals save, with
+exit code 75: the same command goes on.
 """
 
 import pathlib
@@ -17,15 +19,17 @@ from ml_collections import config_flags
 from selssm_jax import cli, config, errors, invocation
 from selssm_jax.config import Experiment
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config(), such as configs/quickstart.py, or a recipe's name")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="the experiment: a file with get_config(), such as configs/quickstart.py, or a recipe's name"
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME with the config's name")
-REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report (as eval.py does)")
-MEASURE = flags.DEFINE_bool("measure", False, "a report that also says how many bits of the past the states hold, as config.measure says")
-COMPRESS = flags.DEFINE_bool("compress", False, "after a report, compress the memory as config.compress says, into WORKDIR-compressed")
-SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, written when it is tuned, trained and tested")
+REPORT = flags.DEFINE_bool("report", False, "after training, evaluate on the test split and write the report")
+MEASURE = flags.DEFINE_bool("measure", False, "a report that also says how many bits of the past the states hold")
+COMPRESS = flags.DEFINE_bool("compress", False, "after a report, compress the memory, into WORKDIR-compressed")
+SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, once tested")
 MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
 RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
-EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own mixers, gates, tasks, data, methods; may be repeated")
+EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
 
 
 def run() -> None:
@@ -39,7 +43,8 @@ def _main(_: list[str]) -> None:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         experiment, base = Experiment.from_config_dict(CONFIG.value), config.load(path)
         workdir = WORKDIR.value or f"runs/{experiment.name}"
-        if not (pathlib.Path(workdir) / "config.json").exists():  # a run that goes on may be of a version that read other keys
+        # a run that goes on may be of a version that read other keys
+        if not (pathlib.Path(workdir) / "config.json").exists():
             experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
         if SWEEP.value:
             from selssm_jax.sweep import command
@@ -48,17 +53,19 @@ def _main(_: list[str]) -> None:
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
-        check, reports = None, REPORT.value or MEASURE.value or COMPRESS.value
-        if reports:  # a run without a report does not wait for what draws one
+        check, wanted = None, {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
+        if any(wanted.values()):  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
 
-            check = partial(analysis.check_ahead, experiment, workdir, report=REPORT.value, measure=MEASURE.value, compress=COMPRESS.value)
+            check = partial(analysis.check_ahead, experiment, workdir, **wanted)
         outcome = loop.fit(experiment, workdir, check=check)
         if not outcome.finished:
-            print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on: {invocation.again(sys.argv)}")
+            print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on:", end=" ")
+            print(invocation.again(sys.argv))
             sys.exit(errors.UNFINISHED)
-        print(f"trained {outcome.step} steps; validation: " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items()))
-        if not reports:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items())
+        print(f"trained {outcome.step} steps; validation: {scores}")
+        if not any(wanted.values()):
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return
         from selssm_jax.runs import open_run

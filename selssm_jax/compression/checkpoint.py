@@ -16,19 +16,38 @@ PyTree = Any
 
 
 def build_model(config: Model, task: Task) -> ModelLike:
-    """Returns the model of a configuration: one that carries its state packed where `memory_bits` says in how many bits."""
-    model = SequenceModel(dataclasses.replace(config.of_task(task), memory_bits=(), memory_tables=(), memory_scope="all", memory_rounding="nearest"))
-    return PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding, config.memory_tables) if config.memory_bits else model
+    """Returns the model of a configuration: one that carries its state packed where `memory_bits` says in how many
+    bits.
+    """
+    model = SequenceModel(
+        dataclasses.replace(
+            config.of_task(task), memory_bits=(), memory_tables=(), memory_scope="all", memory_rounding="nearest"
+        )
+    )
+    return (
+        PackedModel(model, config.memory_bits, config.memory_scope, config.memory_rounding, config.memory_tables)
+        if config.memory_bits
+        else model
+    )
 
 
 def check_folder_is_free(folder: pathlib.Path) -> None:
     """Raises InputError, before work starts, where a compressed run cannot be written beside its original."""
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise InputError(f"{folder} exists already: move or remove it, so that nothing is overwritten, and run the same command again")
+        raise InputError(
+            f"{folder} exists already: move or remove it, so that nothing is overwritten, and run the same command "
+            "again"
+        )
 
 
 def save_run(
-    folder: pathlib.Path, experiment: Experiment, model: ModelLike, params: PyTree, dataset: Dataset, step: int, metrics: dict[str, float]
+    folder: pathlib.Path,
+    experiment: Experiment,
+    model: ModelLike,
+    params: PyTree,
+    dataset: Dataset,
+    step: int,
+    metrics: dict[str, float],
 ) -> Experiment:
     """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
     config = dataclasses.replace(model.config, task=Task())

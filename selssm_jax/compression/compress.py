@@ -1,6 +1,8 @@
-"""From a trained model to a smaller memory: candidates at equal bytes, the frontier of bytes and loss, the chosen one fine-tuned (theory, section 10).
+"""From a trained model to a smaller memory: candidates at equal bytes, the frontier of bytes and loss, the chosen one
+fine-tuned (theory, section 10).
 
-Levels, variances and sensitivities come from training batches, every choice from the validation split; the test split is not read here.
+Levels, variances and sensitivities come from training batches, every choice from the validation split; the test split
+is not read here.
 """
 
 import dataclasses
@@ -80,10 +82,12 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One compressed model: how it was made, what it takes, its metrics on the validation split, and which components are left where some were removed.
+    """One compressed model: how it was made, what it takes, its metrics on the validation split, and which components
+    are left where some were removed.
 
     Attributes:
-      nbytes: that one sequence carries. table: bytes that all sequences share, of the levels and of which component reads which.
+      nbytes: that one sequence carries. table: bytes that all sequences share, of the levels and of which component
+        reads which.
       truncated: blocks that balanced truncation has made smaller, and what is proved of each.
     """
 
@@ -101,7 +105,9 @@ class Candidate:
         return self.nbytes + self.table / sequences
 
     def pays_from(self, reference: "Candidate") -> int | None:
-        """Returns from how many sequences on all of it is fewer bytes than the reference, the table counted; None where it never is."""
+        """Returns from how many sequences on all of it is fewer bytes than the reference, the table counted; None where
+        it never is.
+        """
         saved = reference.nbytes - self.nbytes
         return self.table // saved + 1 if saved > 0 else None
 
@@ -111,8 +117,9 @@ class Compression:
     """All that was tried, and what was chosen.
 
     Attributes:
-      reference: the model itself, in float32. methods: candidates at the bytes that were asked for. frontier: the best method at other bytes,
-        and at these. chosen: the best of the methods, fine-tuned, where that did not make it worse.
+      reference: the model itself, in float32. methods: candidates at the bytes that were asked for. frontier: the best
+        method at other bytes, and at these. chosen: the best of the methods, fine-tuned, where that did not make it
+        worse.
     """
 
     calibration: Calibration
@@ -122,7 +129,8 @@ class Compression:
     chosen: Candidate
 
 
-# A rule of bits: from what calibration tells to what an error in each component costs, (M,), by which reverse water-filling gives bits.
+# A rule of bits: from what calibration tells to what an error in each component costs, (M,), by which reverse
+# water-filling gives bits.
 RULES: dict[str, Callable[[Calibration], np.ndarray]] = {
     INFORMATION: lambda known: known.layout.newest_most(known.weights * known.variances),
     VARIANCE: lambda known: known.variances,
@@ -131,14 +139,16 @@ RULES: dict[str, Callable[[Calibration], np.ndarray]] = {
 
 
 def register_method(name: str, errors: Callable[[Calibration], np.ndarray]) -> None:
-    """Makes an own way to give bits to components known: every compression tries it beside the others, at equal bytes, judged on validation.
+    """Makes an own way to give bits to components known: every compression tries it beside the others, at equal bytes,
+    judged on validation.
 
     Commands read the file that registers it by `--extend FILE.py`.
 
     Args:
       name: what the report calls it.
-      errors: from what calibration tells of the M carried components (`Calibration`: samples (S, M), their variances, and what a unit of squared
-        error costs the loss, weights (M,)) to what an error in each costs, (M,): at least 0 and finite. Bits go where errors cost most.
+      errors: from what calibration tells of the M carried components (`Calibration`: samples (S, M), their variances,
+        and what a unit of squared error costs the loss, weights (M,)) to what an error in each costs, (M,): at least 0
+        and finite. Bits go where errors cost most.
 
     Raises:
       ValueError: for a name that is taken.
@@ -152,14 +162,21 @@ def calibrate(subject: Subject) -> Calibration:
     """Returns what calibration tells, from `compress.calibration` training batches."""
     batches, scope = _draw_batches(subject), subject.experiment.compress.scope
     weights = error_weights(subject.model, subject.params, batches, scope=scope)
-    return Calibration(StateLayout(subject.model, subject.params, scope), scope, calibration(subject.model, subject.params, batches, scope=scope), weights)
+    return Calibration(
+        StateLayout(subject.model, subject.params, scope),
+        scope,
+        calibration(subject.model, subject.params, batches, scope=scope),
+        weights,
+    )
 
 
 def quantise(subject: Subject, known: Calibration, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
-    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, its share of the table of levels counted; bits by a rule of `RULES`.
+    """Returns the model with its memory packed into at most `nbytes` bytes a sequence, its share of the table of levels
+    counted; bits by a rule of `RULES`.
 
-    "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error itself. Of all ways to share tables
-    (`sharing.groupings`) the one is taken whose errors cost least on the samples, for what tables take is not there for bits.
+    "bits by information" is reverse water-filling of what an error costs the loss, "bits by variance" of the error
+    itself. Of all ways to share tables (`sharing.groupings`) the one is taken whose errors cost least on the samples,
+    for what tables take is not there for bits.
 
     Raises:
       InputError: where not even the numbers that stay as they are fit, and one table for all.
@@ -168,7 +185,10 @@ def quantise(subject: Subject, known: Calibration, nbytes: float, rule: str) -> 
     weights = known.weights if rule == INFORMATION else np.ones(layout.size)
     errors = RULES[rule](known)
     if errors.shape != (layout.size,) or not (np.isfinite(errors).all() and (errors >= 0).all()):
-        raise ValueError(f"the rule {rule!r} gives errors of shape {errors.shape}, expected {(layout.size,)} finite numbers of at least 0")
+        raise ValueError(
+            f"the rule {rule!r} gives errors of shape {errors.shape}, expected {(layout.size,)} finite numbers of at "
+            "least 0"
+        )
     best: tuple[float, quantization.Quantizer, tuple[int, ...]] | None = None
     for groups in sharing.groupings(known.samples, layout.channels(), weights):
         if (bits := _affordable(known, options, nbytes, errors, groups)) is None:
@@ -192,7 +212,8 @@ def _constant(kept_bytes: int, scope: str) -> int:
 
 def _too_few(nbytes: float, constant: int, options: Compress) -> InputError:
     return InputError(
-        f"{nbytes:.4g} bytes a sequence cannot hold the {constant} that stay as they are and a share of a table of levels: lower compress.factor, or "
+        f"{nbytes:.4g} bytes a sequence cannot hold the {constant} that stay as they are and a share of a table of "
+        "levels: lower compress.factor, or "
         f"raise compress.sequences={options.sequences}, the sequences that share it"
     )
 
@@ -200,11 +221,13 @@ def _too_few(nbytes: float, constant: int, options: Compress) -> InputError:
 def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -> None:
     """Raises InputError, before work starts, where no memory can be what is asked for; `params` may be shapes alone.
 
-    For a model that reads both ways, and for a compress.factor that leaves too few bytes for what is not packed and a table without a bit.
+    For a model that reads both ways, and for a compress.factor that leaves too few bytes for what is not packed and a
+    table without a bit.
     """
     if model.config.bidirectional:
         raise InputError(
-            "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it carries from step to step: "
+            "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it "
+            "carries from step to step: "
             "train it with model.bidirectional=False"
         )
     options = experiment.compress
@@ -215,7 +238,9 @@ def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -
         raise _too_few(allowed, constant, options)
 
 
-def _affordable(known: Calibration, options: Compress, nbytes: float, errors: np.ndarray, groups: np.ndarray) -> tuple[int, ...] | None:
+def _affordable(
+    known: Calibration, options: Compress, nbytes: float, errors: np.ndarray, groups: np.ndarray
+) -> tuple[int, ...] | None:
     """The bits of most use that fit, what is carried and the share of the tables together; None where none do."""
     layout, most = known.layout, options.most_bits
     budget = min(8 * int((nbytes - known.constant) // layout.rows), most * layout.size)
@@ -227,12 +252,14 @@ def _affordable(known: Calibration, options: Compress, nbytes: float, errors: np
             return bits
         if not budget:
             break
-        budget = max(0, budget - max(8, 8 * int(excess / layout.rows / 4)))  # tables shrink with bits: a quarter of the excess, and look again
+        # tables shrink with bits: a quarter of the excess, and look again
+        budget = max(0, budget - max(8, 8 * int(excess / layout.rows / 4)))
     return None
 
 
 def prune_half(subject: Subject, how: str) -> Subject:
-    """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its arrays really smaller.
+    """Returns the subject with half of its components, those that `how` ("information" or "magnitude") finds best, its
+    arrays really smaller.
 
     Every block keeps one; blocks whose mixer names no axes keep all.
     """
@@ -246,7 +273,8 @@ def select_components(subject: Subject, keep: pruning.Keep) -> Subject:
 
 
 def truncate_half(subject: Subject) -> tuple[Subject, dict[str, truncation.Truncation]]:
-    """Returns the subject whose time-invariant blocks have half of their components, by balanced truncation, and what is proved of each block.
+    """Returns the subject whose time-invariant blocks have half of their components, by balanced truncation, and what
+    is proved of each block.
 
     Raises ValueError where float64 does not determine what a block carries.
     """
@@ -273,24 +301,36 @@ def _draw_batches(subject: Subject) -> list[dict[str, np.ndarray]]:
     return [next(batches) for _ in range(count)]
 
 
-def compress(subject: Subject, say: Callable[[str], None] = lambda line: None, progress: Progress | None = None) -> Compression:
-    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes; what `progress` holds of it already is not done again.
+def compress(
+    subject: Subject, say: Callable[[str], None] = lambda line: None, progress: Progress | None = None
+) -> Compression:
+    """Tries, chooses and fine-tunes as `experiment.compress` says. `say` is told how it goes; what `progress` holds of
+    it already is not done again.
 
     Raises:
-      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few; for a model that reads both ways; where
-        the model's own metric on validation is not finite.
+      InputError: where nothing that was tried is good enough for `compress.within`, or bytes are too few; for a model
+        that reads both ways; where the model's own metric on validation is not finite.
     """
     check_memory(subject.experiment, subject.model, subject.params)
     options, trials = subject.experiment.compress, _Trials(subject, say, progress or Progress())
-    factors = sorted({*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])})
-    frontier = list({one.share(options.sequences): one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values())
+    factors = sorted(
+        {*(factor for factor in FACTORS if factor <= trials.most), *([options.factor] if options.factor else [])}
+    )
+    frontier = list(
+        {one.share(options.sequences): one for one in (trials.run(factor, INFORMATION) for factor in factors)}.values()
+    )
     target = options.factor or _most(frontier, trials.reference, options, subject.metric)
     if target == 1:
-        raise InputError(f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a compress.factor")
+        raise InputError(
+            f"no memory that was tried loses at most compress.within={options.within}: allow more, or name a "
+            "compress.factor"
+        )
     same = next(one for one in frontier if one.share(options.sequences) <= trials.calibration.float_bytes / target)
     methods = [same, *(trials.run(target, rule) for rule in RULES if rule != INFORMATION), *trials.fewer(target)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
-    return Compression(trials.calibration, trials.reference, methods, frontier, trials.fine_tune(chosen) if options.steps else chosen)
+    return Compression(
+        trials.calibration, trials.reference, methods, frontier, trials.fine_tune(chosen) if options.steps else chosen
+    )
 
 
 class _Trials:
@@ -301,10 +341,18 @@ class _Trials:
         self.calibration = self._calibrate()
         layout, sequences = self.calibration.layout, subject.experiment.compress.sequences
         least = sharing.table_bytes((0,) * layout.size, (1,) * layout.size) / sequences  # one table of a bit
-        self.most = self.calibration.float_bytes / (self.calibration.constant + layout.rows * -(-layout.size // 8) + least)  # times fewer
-        self.reference = self._judge("float32", lambda: Candidate("float32", self.calibration.float_bytes, subject.model, subject.params, {}))
+        # times fewer
+        self.most = self.calibration.float_bytes / (
+            self.calibration.constant + layout.rows * -(-layout.size // 8) + least
+        )
+        self.reference = self._judge(
+            "float32", lambda: Candidate("float32", self.calibration.float_bytes, subject.model, subject.params, {})
+        )
         if not np.isfinite(self.reference.validation[subject.metric]):
-            raise InputError(f"the run's own validation {subject.metric} is {self.reference.validation[subject.metric]}: train it anew before compressing it")
+            raise InputError(
+                f"the run's own validation {subject.metric} is {self.reference.validation[subject.metric]}: train it "
+                "anew before compressing it"
+            )
         self._tell(self.reference)
         self._halves: dict[str, pruning.Keep] = {}
 
@@ -314,7 +362,11 @@ class _Trials:
 
         def make() -> Candidate:
             keep = self._remaining_components(share, how) if how and how != BALANCED else {}
-            of, proved = truncate_half(self.subject) if how == BALANCED else (select_components(self.subject, keep) if keep else self.subject, {})
+            of, proved = (
+                truncate_half(self.subject)
+                if how == BALANCED
+                else (select_components(self.subject, keep) if keep else self.subject, {})
+            )
             calibration = calibrate(of) if how else self.calibration
             model, params = quantise(of, calibration, self.calibration.float_bytes / factor, rule)
             carried = calibration.constant + calibration.layout.rows * model.quantizer(params).nbytes
@@ -326,12 +378,20 @@ class _Trials:
         """Candidates of fewer components; none where the mixers do not say what a component is."""
         pattern = self.subject.model.config.pattern
         if not pruning.prunable(self.subject.model.config):
-            self.say(f"no component is pruned: no mixer of {', '.join(dict.fromkeys(pattern))} names the axes of its state")
+            self.say(
+                f"no component is pruned: no mixer of {', '.join(dict.fromkeys(pattern))} names the axes of its state"
+            )
             return []
-        return [*self.prune(factor, "information", INFORMATION), *self.prune(factor, "magnitude", VARIANCE), *self.truncate(factor)]
+        return [
+            *self.prune(factor, "information", INFORMATION),
+            *self.prune(factor, "magnitude", VARIANCE),
+            *self.truncate(factor),
+        ]
 
     def truncate(self, factor: float) -> list[Candidate]:
-        """Half of the components of time-invariant blocks, by balanced truncation, where there are any and float64 can do it."""
+        """Half of the components of time-invariant blocks, by balanced truncation, where there are any and float64 can
+        do it.
+        """
         if not truncation.truncatable(self.subject.model.config):
             return []
         try:
@@ -347,14 +407,21 @@ class _Trials:
     def fine_tune(self, chosen: Candidate) -> Candidate:
         """The candidate after fine-tuning, where that did not make it worse."""
         params = finetune(self.subject.experiment, chosen.model, chosen.params, self.subject.dataset, self.progress)
-        tuned = self._tell(_score(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params)))
+        tuned = self._tell(
+            _score(self.subject, dataclasses.replace(chosen, method=f"{chosen.method}, fine-tuned", params=params))
+        )
         return min(tuned, chosen, key=lambda one: loss_of(one.validation, self.subject.metric))
 
     def _calibrate(self) -> Calibration:
         """What is known of the subject's memory, of `progress` if it has it."""
         scope = self.subject.experiment.compress.scope
         if (item := self.progress.recall("calibration")) is not None:
-            return Calibration(StateLayout(self.subject.model, self.subject.params, scope), scope, item[1]["samples"], item[1]["weights"])
+            return Calibration(
+                StateLayout(self.subject.model, self.subject.params, scope),
+                scope,
+                item[1]["samples"],
+                item[1]["weights"],
+            )
         fresh = calibrate(self.subject)
         self.progress.keep("calibration", {}, {"samples": fresh.samples, "weights": fresh.weights})
         return fresh
@@ -375,7 +442,14 @@ class _Trials:
         one = _score(self.subject, make())
         bits = one.model.bits if isinstance(one.model, PackedModel) else None
         tables = one.model.tables if isinstance(one.model, PackedModel) else ()
-        values = {"method": one.method, "nbytes": one.nbytes, "table": one.table, "validation": one.validation, "bits": bits, "tables": tables}
+        values = {
+            "method": one.method,
+            "nbytes": one.nbytes,
+            "table": one.table,
+            "validation": one.validation,
+            "bits": bits,
+            "tables": tables,
+        }
         values["truncated"] = bool(one.truncated)
         levels = {} if bits is None else {LEVELS: one.params[LEVELS]}
         self.progress.keep(name, values, {f"keep/{block}": left for block, left in one.keep.items()} | levels)
@@ -398,30 +472,42 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
     if values["bits"] is not None:
         model = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding, tuple(values["tables"]))
         params = {**of.params, LEVELS: jnp.asarray(arrays[LEVELS])}
-    return Candidate(values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"], proved)
+    return Candidate(
+        values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"], proved
+    )
 
 
 def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
-    """Returns by which share of the reference a metric is worse, negative where it is better; of a reference of 0, which has no shares, by how much."""
+    """Returns by which share of the reference a metric is worse, negative where it is better; of a reference of 0,
+    which has no shares, by how much.
+    """
     worse = reference[metric] - metrics[metric] if higher_is_better(metric) else metrics[metric] - reference[metric]
     return worse / (abs(reference[metric]) or 1.0)
 
 
 def loss_of(metrics: Mapping[str, float], metric: str) -> float:
-    """Returns the metric as a number that is better when smaller: infinity where it is not finite, for a model that diverges is the worst of all."""
+    """Returns the metric as a number that is better when smaller: infinity where it is not finite, for a model that
+    diverges is the worst of all.
+    """
     value = metrics[metric] if np.isfinite(metrics[metric]) else np.inf
     return -value if higher_is_better(metric) and np.isfinite(value) else value
 
 
 def points(candidates: list[Candidate], reference: Candidate, metric: str, sequences: int) -> list[Point]:
-    """Returns candidates as points of a frontier, named by their factor: bytes with the share of the table, and 1 + the relative loss on validation.
+    """Returns candidates as points of a frontier, named by their factor: bytes with the share of the table, and 1 + the
+    relative loss on validation.
 
     The reference itself is last; those that diverged, so that they have no loss, are no points.
     """
     made = [
-        (one.share(sequences), 1 + relative_loss(one.validation, reference.validation, metric)) for one in candidates if np.isfinite(one.validation[metric])
+        (one.share(sequences), 1 + relative_loss(one.validation, reference.validation, metric))
+        for one in candidates
+        if np.isfinite(one.validation[metric])
     ]
-    return [*(Point(f"{reference.nbytes / nbytes:.1f}x", math.ceil(nbytes), loss) for nbytes, loss in made), Point("float32", reference.nbytes, 1.0)]
+    return [
+        *(Point(f"{reference.nbytes / nbytes:.1f}x", math.ceil(nbytes), loss) for nbytes, loss in made),
+        Point("float32", reference.nbytes, 1.0),
+    ]
 
 
 def _most(frontier: list[Candidate], reference: Candidate, options: Compress, metric: str) -> float:
@@ -431,7 +517,9 @@ def _most(frontier: list[Candidate], reference: Candidate, options: Compress, me
 
 
 def _score(subject: Subject, one: Candidate) -> Candidate:
-    return dataclasses.replace(one, validation=Evaluator(subject.experiment, one.model)(one.params, subject.dataset, "validation"))
+    return dataclasses.replace(
+        one, validation=Evaluator(subject.experiment, one.model)(one.params, subject.dataset, "validation")
+    )
 
 
 def _line(one: Candidate, reference: Candidate, metric: str, sequences: int) -> str:

@@ -1,7 +1,8 @@
 """Event-coded traces: all states of a sequence, stored as the changes between steps (theory, section 9).
 
-Where a gate is exactly 0 a component keeps its value to the last bit, and a trace need not store it again. It stores, for every step,
-which components changed and their new values; decoding is exact. A soft gate changes everything and saves nothing.
+Where a gate is exactly 0 a component keeps its value to the last bit, and a trace need not store it again. It stores,
+for every step, which components changed and their new values; decoding is exact. A soft gate changes everything and
+saves nothing.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ class Trace:
     Attributes:
       start: h_0, (N,). steps: T.
       values: new values of all events, ordered by step and then by component.
-      events: which these are: the packed bits of a mask (T, N), ceil(T N / 8) bytes, or the components in order, one index an event.
+      events: which these are: the packed bits of a mask (T, N), ceil(T N / 8) bytes, or the components in order, one
+        index an event.
       counts: events of each step, (T,), where `events` are indices; empty where they are bits.
     """
 
@@ -56,7 +58,8 @@ class Trace:
     def decode(self) -> Inexact[np.ndarray, "T N"]:
         """Returns the states, equal to those encoded in every bit."""
         mask = self.find_changes()
-        latest = np.cumsum(mask.ravel()).reshape(mask.shape) * mask  # 1 + the place of a component's event among all, 0 for none
+        # 1 + the place of a component's event among all, 0 for none
+        latest = np.cumsum(mask.ravel()).reshape(mask.shape) * mask
         latest = np.maximum.accumulate(latest, axis=0)
         known = np.concatenate([self.start, self.values])
         return known[np.where(latest > 0, latest + len(self.start) - 1, np.arange(len(self.start)))]
@@ -73,7 +76,9 @@ def load(path: str | pathlib.Path) -> Trace:
     names = {field.name for field in dataclasses.fields(Trace)}
     with np.load(path, allow_pickle=False) as archive:
         if set(archive) != names | {"format"} or archive["format"] != FORMAT:
-            raise ValueError(f"{path} holds {sorted(archive)}, expected a trace of format {FORMAT} as Trace.save writes it")
+            raise ValueError(
+                f"{path} holds {sorted(archive)}, expected a trace of format {FORMAT} as Trace.save writes it"
+            )
         values = {name: archive[name] for name in names}
     return Trace(**values | {"steps": int(values["steps"])})
 
@@ -81,19 +86,25 @@ def load(path: str | pathlib.Path) -> Trace:
 def encode(states: States, start: Inexact[Array | np.ndarray, "N"] | None = None) -> Trace:
     """Returns the trace of states h_1 ... h_T, (T, N), that began at h_0 = start, zero if None.
 
-    Changes are of bits: -0.0 is not 0.0, and a NaN is kept as it is. Of the two ways of saying which components changed, a bit for each or an
-    index for each event, the smaller is taken: at most 1/32 of float32 states on top of the values themselves, so that hard gates of
-    effective dimension d cost d / N + 1/32 of the full trace, and h_0.
+    Changes are of bits: -0.0 is not 0.0, and a NaN is kept as it is. Of the two ways of saying which components
+    changed, a bit for each or an index for each event, the smaller is taken: at most 1/32 of float32 states on top of
+    the values themselves, so that hard gates of effective dimension d cost d / N + 1/32 of the full trace, and h_0.
 
     Raises:
       ValueError: for states that are not (T, N) numbers, or a start that does not fit them.
     """
     states = np.ascontiguousarray(jax.device_get(states))
     if states.ndim != 2 or not states.size or states.dtype.kind not in "fc":
-        raise ValueError(f"states have shape {states.shape} and dtype {states.dtype}, expected real or complex numbers (T, N), at least one")
+        raise ValueError(
+            f"states have shape {states.shape} and dtype {states.dtype}, expected real or complex numbers (T, N), at "
+            "least one"
+        )
     start = np.zeros_like(states[0]) if start is None else np.asarray(start)
     if start.shape != states.shape[1:] or start.dtype != states.dtype:
-        raise ValueError(f"start has shape {start.shape} and dtype {start.dtype}, expected {states.shape[1:]} and {states.dtype} from states")
+        raise ValueError(
+            f"start has shape {start.shape} and dtype {start.dtype}, expected {states.shape[1:]} and {states.dtype} "
+            "from states"
+        )
     bits = _bits(np.concatenate([start[None], states]))
     mask = (bits[1:] != bits[:-1]).any(axis=2)
     return Trace(start.copy(), len(states), states[mask], *_smaller(mask))

@@ -1,4 +1,6 @@
-"""Hankel singular values: how much each direction of a time-invariant system's state carries from past to future (theory, section 10)."""
+"""Hankel singular values: how much each direction of a time-invariant system's state carries from past to future
+(theory, section 10).
+"""
 
 from typing import NamedTuple
 
@@ -11,9 +13,11 @@ Matrix = Inexact[Array | np.ndarray, "..."]
 
 
 class Hankel(NamedTuple):
-    """Of a stable system of n components: singular values in falling order, and what truncation to k = 0..n of them costs at most.
+    """Of a stable system of n components: singular values in falling order, and what truncation to k = 0..n of them
+    costs at most.
 
-    error_bound[k] = 2 sum_{i>k} sigma_i bounds the largest gain of G - G_k over all frequencies, G_k the balanced truncation to k.
+    error_bound[k] = 2 sum_{i>k} sigma_i bounds the largest gain of G - G_k over all frequencies, G_k the balanced
+    truncation to k.
     """
 
     values: Float[np.ndarray, "n"]
@@ -21,7 +25,9 @@ class Hankel(NamedTuple):
 
 
 class Gramians(NamedTuple):
-    """P = sum_k A^k B B* A*^k, what the past can have put into the state, and Q = sum_k A*^k C* C A^k, what the future will read of it."""
+    """P = sum_k A^k B B* A*^k, what the past can have put into the state, and Q = sum_k A*^k C* C A^k, what the future
+    will read of it.
+    """
 
     past: Inexact[np.ndarray, "n n"]
     future: Inexact[np.ndarray, "n n"]
@@ -36,13 +42,16 @@ def gramians(A: Matrix, B: Matrix, C: Matrix) -> Gramians:
       A: (n, n), or (n,), its diagonal; real or complex. B: (n, m). C: (p, n).
 
     Raises:
-      ValueError: for shapes that do not fit, for numbers that are not finite, for an A that is not stable, as the sums have no limit then, and
-        for one so near to that, or so far from normal, that float64 does not determine its Gramians.
+      ValueError: for shapes that do not fit, for numbers that are not finite, for an A that is not stable, as the sums
+        have no limit then, and for one so near to that, or so far from normal, that float64 does not determine its
+        Gramians.
     """
     A, B, C = as_system(A, B, C)
     poles = A if A.ndim == 1 else np.linalg.eigvals(A)
     if not abs(poles).max(initial=0) < 1:
-        raise ValueError(f"A has a pole of modulus {abs(poles).max():g}, expected all below 1: an unstable system has no Gramians")
+        raise ValueError(
+            f"A has a pole of modulus {abs(poles).max():g}, expected all below 1: an unstable system has no Gramians"
+        )
     past, future = B @ B.conj().T, C.conj().T @ C
     if A.ndim == 2:
         return Gramians(solve_lyapunov(A, past), solve_lyapunov(A.conj().T, future))
@@ -52,10 +61,14 @@ def gramians(A: Matrix, B: Matrix, C: Matrix) -> Gramians:
 
 
 def as_system(A: Matrix, B: Matrix, C: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the three in one dtype, float64 or complex128. Raises ValueError for shapes that do not fit and numbers that are not finite."""
+    """Returns the three in one dtype, float64 or complex128. Raises ValueError for shapes that do not fit and numbers
+    that are not finite.
+    """
     A, B, C = (np.asarray(value) for value in (A, B, C))
     if A.ndim not in (1, 2) or B.ndim != 2 or C.ndim != 2 or A.shape != (len(B),) * A.ndim or C.shape[1] != len(B):
-        raise ValueError(f"A {A.shape}, B {B.shape} and C {C.shape} are no system: expected (n,) or (n, n), (n, m) and (p, n)")
+        raise ValueError(
+            f"A {A.shape}, B {B.shape} and C {C.shape} are no system: expected (n,) or (n, n), (n, m) and (p, n)"
+        )
     kind = np.result_type(A, B, C, np.float64)
     A, B, C = (value.astype(kind) for value in (A, B, C))
     for name, value in (("A", A), ("B", B), ("C", C)):
@@ -65,11 +78,12 @@ def as_system(A: Matrix, B: Matrix, C: Matrix) -> tuple[np.ndarray, np.ndarray, 
 
 
 def hankel_singular_values(A: Matrix, B: Matrix, C: Matrix) -> Hankel:
-    """sigma_i = sqrt(lambda_i(P Q)): the singular values of the map from all past inputs to all future outputs, h between them.
+    """sigma_i = sqrt(lambda_i(P Q)): the singular values of the map from all past inputs to all future outputs, h
+    between them.
 
-    Invariant under any change of the state's coordinates; sigma_1 <= largest gain over frequencies <= 2 sum_i sigma_i. They are those of
-    the Hankel matrix with blocks C A^{i+j} B, i, j >= 0, which counts the present input and output in. Values below about 1e-8 sigma_1 are rounding.
-    Arguments and errors: see `gramians`.
+    Invariant under any change of the state's coordinates; sigma_1 <= largest gain over frequencies <= 2 sum_i sigma_i.
+    They are those of the Hankel matrix with blocks C A^{i+j} B, i, j >= 0, which counts the present input and output
+    in. Values below about 1e-8 sigma_1 are rounding. Arguments and errors: see `gramians`.
 
     Source: Glover 1984; Al-Saggaf and Franklin 1987 for the bound in discrete time.
     """

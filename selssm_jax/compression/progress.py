@@ -1,4 +1,6 @@
-"""What a compression has worked out so far, in a folder of its own, so that one that was stopped at any moment goes on."""
+"""What a compression has worked out so far, in a folder of its own, so that one that was stopped at any moment goes
+on.
+"""
 
 import contextlib
 import dataclasses
@@ -26,7 +28,9 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Named items, each a file that is written whole or not at all: JSON values and arrays. Without a folder nothing is remembered."""
+    """Named items, each a file that is written whole or not at all: JSON values and arrays. Without a folder nothing is
+    remembered.
+    """
 
     folder: pathlib.Path | None = None
 
@@ -36,7 +40,9 @@ class Progress:
         return self.folder is not None and any(self.folder.glob("*.item"))
 
     def recall(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """Returns the values and arrays that were kept under a name; None where none were, or where their checksum does not agree any more."""
+        """Returns the values and arrays that were kept under a name; None where none were, or where their checksum does
+        not agree any more.
+        """
         if self.folder is None or not (path := self._path(name)).is_file():
             return None
         checksum, content = (stored := path.read_bytes())[:CHECKSUM], stored[CHECKSUM:]
@@ -47,7 +53,9 @@ class Progress:
         return json.loads(arrays.pop(VALUES).tobytes()), arrays
 
     def keep(self, name: str, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-        """Keeps values, as JSON knows them, and arrays under a name. Raises InputError where the folder cannot be written."""
+        """Keeps values, as JSON knows them, and arrays under a name. Raises InputError where the folder cannot be
+        written.
+        """
         if self.folder is None:
             return
         path, content = self._path(name), io.BytesIO()
@@ -57,7 +65,10 @@ class Progress:
         try:
             write_whole(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
         except OSError as error:
-            raise InputError(f"{self.folder} could not be written ({error.strerror}): mend that and run the same command again, it goes on") from error
+            raise InputError(
+                f"{self.folder} could not be written ({error.strerror}): mend that and run the same command again, it "
+                "goes on"
+            ) from error
 
     def _path(self, name: str) -> pathlib.Path:
         assert self.folder is not None
@@ -66,7 +77,8 @@ class Progress:
 
 @contextlib.contextmanager
 def open_progress(folder: pathlib.Path, identity: str) -> Iterator[Progress]:
-    """Opens the folder of an unfinished compression for this process alone; items of another identity are removed. It is the caller's to remove at the end.
+    """Opens the folder of an unfinished compression for this process alone; items of another identity are removed. It
+    is the caller's to remove at the end.
 
     Raises InputError where it cannot be written, or another process works in it.
     """
@@ -74,7 +86,9 @@ def open_progress(folder: pathlib.Path, identity: str) -> Iterator[Progress]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): make room for the compressed run beside its original") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): make room for the compressed run beside its original"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
 """Pruning: score the components of a state, choose which to keep, and build the smaller model (theory, section 10).
 
-For any mixer that names its state axes (`layers.state_axes`); a block whose mixer names none is left whole. A component is scored by how far the outputs,
-or the loss, go when it is removed, by the size of its weights, by the activity of its gate, or by its part in the Hankel map; removed, it is gone from
-the parameters and from the carried state.
-Batches are those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
+For any mixer that names its state axes (`layers.state_axes`); a block whose mixer names none is left whole. A component
+is scored by how far the outputs, or the loss, go when it is removed, by the size of its weights, by the activity of its
+gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state. Batches are
+those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
 """
 
 import dataclasses
@@ -39,9 +39,10 @@ class Quadratic:
 
     Attributes:
       sizes: components of each block; vectors and matrices hold the blocks one after another, n in all.
-      gradient: g_i = dL/dm_i at masks m = 1 on the readouts, <dL/dC_i, C_i>, in the loss's unit a term (nats, squared error).
-      curvature: F, the Gauss-Newton matrix of the masks of all blocks together; for a log loss the Fisher matrix, 1/2 1_S' F 1_S
-        then being the expected divergence of the outputs from the whole model's.
+      gradient: g_i = dL/dm_i at masks m = 1 on the readouts, <dL/dC_i, C_i>, in the loss's unit a term (nats, squared
+        error).
+      curvature: F, the Gauss-Newton matrix of the masks of all blocks together; for a log loss the Fisher matrix, 1/2
+        1_S' F 1_S then being the expected divergence of the outputs from the whole model's.
     """
 
     sizes: Mapping[str, int]
@@ -52,14 +53,17 @@ class Quadratic:
     def divergence(self) -> "Quadratic":
         """The same without g: how far the outputs go from the whole model's, whatever the targets.
 
-        Loss that g promises to win holds for small steps only, and removing many components is no small step: of a model that is
-        too sure of itself on new data, choosing with g does worse than choosing without (benchmarks/pruning.py measures both).
+        Loss that g promises to win holds for small steps only, and removing many components is no small step: of a
+        model that is too sure of itself on new data, choosing with g does worse than choosing without
+        (benchmarks/pruning.py measures both).
         """
         return dataclasses.replace(self, gradient=np.zeros_like(self.gradient))
 
     def cost(self, kept: Keep) -> float:
         """Returns what is added to the loss by keeping these components only; blocks that are not named are whole."""
-        removed = 1.0 - np.concatenate([_indicator(kept.get(name, np.arange(size)), size) for name, size in self.sizes.items()])
+        removed = 1.0 - np.concatenate(
+            [_indicator(kept.get(name, np.arange(size)), size) for name, size in self.sizes.items()]
+        )
         return float(removed @ (self.curvature @ removed / 2 - self.gradient))
 
     def scores(self) -> Scores:
@@ -67,7 +71,8 @@ class Quadratic:
         return _by_block(np.diag(self.curvature) / 2 - self.gradient, self.sizes)
 
     def choose(self, budget: int) -> dict[str, np.ndarray]:
-        """Returns `budget` components to keep, at least one a block: again and again, what costs least given what is gone is removed.
+        """Returns `budget` components to keep, at least one a block: again and again, what costs least given what is
+        gone is removed.
 
         Greedy, hence not always the best set (`compression.search`). Raises ValueError for a budget out of range.
         """
@@ -84,11 +89,16 @@ class Quadratic:
 
 
 def state_axes(config: Model) -> dict[str, StateAxes]:
-    """Returns where the mixer's components are, of every block whose mixer says. Raises ValueError where none does: see `prunable`."""
+    """Returns where the mixer's components are, of every block whose mixer says. Raises ValueError where none does: see
+    `prunable`.
+    """
     axes = _named_axes(config)
     if not axes:
         kinds = "two directions of " * config.bidirectional + ", ".join(dict.fromkeys(config.pattern))
-        raise ValueError(f"no block names state axes, found {kinds}: give a mixer a method state_axes(), see selssm_jax/layers/axes.py")
+        raise ValueError(
+            f"no block names state axes, found {kinds}: give a mixer a method state_axes(), see "
+            "selssm_jax/layers/axes.py"
+        )
     return axes
 
 
@@ -108,28 +118,31 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
     Args:
       model, params: as trained; the model's config with its task filled in.
       batches: for "information", "loss" and "gate"; the others read weights alone.
-      how: "information", 1/2 F_ii, what is lost of what the state says of the future, to second order: the divergence of the outputs from
-        the whole model's when it alone is removed (`quadratic`);
-        "loss", -g_i + 1/2 F_ii, what that adds to the loss, to second order;
-        "magnitude", |B_i| |C_i|, norms of the weights that write and read it;
-        "gate", the mean of its gate over valid steps;
-        "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| / (1 - |a_i|^2) for a diagonal transition, a and b with the gates in them.
+      how: "information", 1/2 F_ii, what is lost of what the state says of the future, to second order: the divergence
+        of the outputs from the whole model's when it alone is removed (`quadratic`); "loss", -g_i + 1/2 F_ii, what that
+        adds to the loss, to second order; "magnitude", |B_i| |C_i|, norms of the weights that write and read it;
+        "gate", the mean of its gate over valid steps; "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| /
+        (1 - |a_i|^2) for a diagonal transition, a and b with the gates in them.
 
     Raises:
-      ValueError: for an unknown `how`, no batches, "gate" of a mixer that sows none, "hankel" of one that is not time-invariant, and where no block names axes.
+      ValueError: for an unknown `how`, no batches, "gate" of a mixer that sows none, "hankel" of one that is not
+        time-invariant, and where no block names axes.
     """
     if how not in SCORES:
         raise ValueError(f"how={how!r} is unknown: {suggest(how, SCORES)}")
     return SCORES[how](model, parameters(params), batches)
 
 
-def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0) -> Quadratic:
+def quadratic(
+    model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0
+) -> Quadratic:
     """Returns the second-order model of the loss in masks on the readouts of all components.
 
-    g is the gradient of the loss at the batches' targets. F is the sum of u u' over gradients u of single sequences at targets that the model
-    itself would have, so that no error of the real ones counts: for classes each of them, weighted by its probability; for tokens `draws` from
-    the softmax, F being the Fisher matrix of the log loss; for values `draws` with unit Gaussian errors, F being 2 J'J / M on average.
-    From S samples the entries off the diagonal are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D).
+    g is the gradient of the loss at the batches' targets. F is the sum of u u' over gradients u of single sequences at
+    targets that the model itself would have, so that no error of the real ones counts: for classes each of them,
+    weighted by its probability; for tokens `draws` from the softmax, F being the Fisher matrix of the log loss; for
+    values `draws` with unit Gaussian errors, F being 2 J'J / M on average. From S samples the entries off the diagonal
+    are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D).
 
     Raises:
       ValueError: where there are no batches or nothing in them is scored.
@@ -138,17 +151,22 @@ def quadratic(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *,
     sizes = {name: part.components for name, part in axes.items()}
     sample = jax.jit(partial(_slopes, model, axes, draws))
     keys = jax.random.key(seed)
-    samples_of_batches = [sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)]
+    samples_of_batches = [
+        sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)
+    ]
     weight = sum(float(np.sum(one.weight)) for one in samples_of_batches)
     if not weight:
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
     gradient = sum(np.asarray(one.real, np.float64).sum(axis=0) for one in samples_of_batches) / weight
-    samples = np.concatenate([np.asarray(one.own, np.float64).reshape(-1, sum(sizes.values())) for one in samples_of_batches])
+    samples = np.concatenate(
+        [np.asarray(one.own, np.float64).reshape(-1, sum(sizes.values())) for one in samples_of_batches]
+    )
     return Quadratic(sizes, gradient, shrunk(samples) * (len(samples) / weight))
 
 
 def shrunk(samples: Float[np.ndarray, "S n"]) -> Float[np.ndarray, "n n"]:
-    """Returns mean_s u_s u_s' with entries off the diagonal times 1 - share, share = sum Var(r_ij) / sum r_ij^2 over i != j, r the normed entries.
+    """Returns mean_s u_s u_s' with entries off the diagonal times 1 - share, share = sum Var(r_ij) / sum r_ij^2 over i
+    != j, r the normed entries.
 
     Source: Schäfer and Strimmer 2005, target D, about a mean of zero.
     """
@@ -164,7 +182,8 @@ def shrunk(samples: Float[np.ndarray, "S n"]) -> Float[np.ndarray, "n n"]:
 
 
 def choose(scores: Scores, budget: int) -> dict[str, np.ndarray]:
-    """Returns the `budget` components of highest score in the whole model, at least the best one of each block, as indices to keep.
+    """Returns the `budget` components of highest score in the whole model, at least the best one of each block, as
+    indices to keep.
 
     Raises ValueError for a budget below the number of blocks or above that of components.
     """
@@ -180,22 +199,28 @@ def choose(scores: Scores, budget: int) -> dict[str, np.ndarray]:
 def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
     """Returns (config, parameters) of the model that has these components alone: smaller arrays, fewer carried bytes.
 
-    Outputs are the same where those that went were not read: a readout of zero, and no other component that reads them, as a dense transition
-    or dense state gates do.
+    Outputs are the same where those that went were not read: a readout of zero, and no other component that reads them,
+    as a dense transition or dense state gates do.
 
     Args:
-      config: the model's, with block_states or without. keep: indices of the components to keep, one array a block, in the order in which
-        they shall stand; a block that is not named keeps all, as one must whose mixer names no axes.
+      config: the model's, with block_states or without. keep: indices of the components to keep, one array a block, in
+        the order in which they shall stand; a block that is not named keeps all, as one must whose mixer names no axes.
 
     Raises:
-      ValueError: for a block that there is not or that names no axes, for none or repeated components, and for indices out of range.
+      ValueError: for a block that there is not or that names no axes, for none or repeated components, and for indices
+        out of range.
     """
     axes, params = state_axes(config), parameters(params)
     for name in keep:
         if name not in axes:
             raise ValueError(f"keep names {name!r}, no block whose components can be removed: {suggest(name, axes)}")
-    kept = {name: _check_choice(keep.get(name, np.arange(part.components)), part.components, name) for name, part in axes.items()}
-    blocks = {name: params[name] | {"mixer": part.take(params[name]["mixer"], kept[name])} for name, part in axes.items()}
+    kept = {
+        name: _check_choice(keep.get(name, np.arange(part.components)), part.components, name)
+        for name, part in axes.items()
+    }
+    blocks = {
+        name: params[name] | {"mixer": part.take(params[name]["mixer"], kept[name])} for name, part in axes.items()
+    }
     sizes = {name: part.d_state for name, part in zip(block_names(config), config.blocks, strict=True)}
     sizes |= {name: part.size * len(kept[name]) for name, part in axes.items()}
     return dataclasses.replace(config, block_states=tuple(sizes.values())), {**params, **blocks}
@@ -216,12 +241,17 @@ def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTr
     sizes = tuple(config.block_states[index] for index in left) if config.block_states else ()
     rest = {name: value for name, value in params.items() if name not in names}
     pattern = tuple(config.pattern[index] for index in left)
-    dilations = tuple(steps for index in left for steps in config.blocks[index].tcn.dilations)  # those that no config names follow from a block's place
-    return dataclasses.replace(config, pattern=pattern, block_states=sizes, tcn=dataclasses.replace(config.tcn, dilations=dilations)), rest | moved
+    # those that no config names follow from a block's place
+    dilations = tuple(steps for index in left for steps in config.blocks[index].tcn.dilations)
+    return dataclasses.replace(
+        config, pattern=pattern, block_states=sizes, tcn=dataclasses.replace(config.tcn, dilations=dilations)
+    ), rest | moved
 
 
 def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
-    """Returns the loss on the batches without each block in turn: the score of a block. Raises what `remove_block` and `loss` raise."""
+    """Returns the loss on the batches without each block in turn: the score of a block. Raises what `remove_block` and
+    `loss` raise.
+    """
     batches = list(batches)
     without = {name: remove_block(model.config, params, name) for name in block_names(model.config)}
     return {name: loss(SequenceModel(config), left, batches) for name, (config, left) in without.items()}
@@ -233,7 +263,9 @@ def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> floa
     Raises ValueError where there are no batches or nothing in them is scored.
     """
     kind = kind_of(model.config.task)
-    score = jax.jit(lambda params, batch: kind.score(_outputs(model, params, batch, jax.random.key(0)), batch)[kind.loss])
+    score = jax.jit(
+        lambda params, batch: kind.score(_outputs(model, params, batch, jax.random.key(0)), batch)[kind.loss]
+    )
     total = sum((np.asarray(score(params, dict(batch)), np.float64) for batch in batches), np.zeros(2))
     if not np.any(total):
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
@@ -243,20 +275,27 @@ def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> floa
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Slopes:
-    """Of the R sequences of a batch: gradients of their summed loss, (R, n), of that at the model's targets, (R, targets, n), and weights, (R,)."""
+    """Of the R sequences of a batch: gradients of their summed loss, (R, n), of that at the model's targets, (R,
+    targets, n), and weights, (R,).
+    """
 
     real: Array
     own: Array
     weight: Array
 
 
-def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, params: PyTree, batch: Batch, key: PRNGKeyArray) -> _Slopes:
+def _slopes(
+    model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, params: PyTree, batch: Batch, key: PRNGKeyArray
+) -> _Slopes:
     sizes = {name: part.components for name, part in axes.items()}
     kind = kind_of(model.config.task)
 
     def losses(mask: Array, row: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
         masks = _by_block(mask, sizes)
-        masked = {name: params[name] | {"mixer": part.mask_readout(params[name]["mixer"], masks[name])} for name, part in axes.items()}
+        masked = {
+            name: params[name] | {"mixer": part.mask_readout(params[name]["mixer"], masks[name])}
+            for name, part in axes.items()
+        }
         noise, key = jax.random.split(key)
         outputs = _outputs(model, {**params, **masked}, row, noise)
 
@@ -277,7 +316,9 @@ def _slopes(model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, par
 
 
 def _outputs(model: SequenceModel, params: PyTree, batch: Batch, key: PRNGKeyArray) -> Array:
-    return model.apply({"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key})[0]
+    return model.apply(
+        {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}
+    )[0]
 
 
 def _information(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
@@ -291,7 +332,8 @@ def _loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Sco
 def _magnitude(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
     del batches
     return {
-        name: part.norms(params[name]["mixer"], part.drive) * part.norms(params[name]["mixer"], part.readout) for name, part in state_axes(model.config).items()
+        name: part.norms(params[name]["mixer"], part.drive) * part.norms(params[name]["mixer"], part.readout)
+        for name, part in state_axes(model.config).items()
     }
 
 
@@ -300,7 +342,12 @@ def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Sco
     sums_of_batches = [read(params, dict(batch)) for batch in batches]
     if not sums_of_batches:
         raise ValueError("there are no batches to see gates on: give batches of Dataset.evaluate")
-    total, steps = (jax.tree.map(lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(one[part] for one in sums_of_batches)) for part in (0, 1))
+    total, steps = (
+        jax.tree.map(
+            lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(one[part] for one in sums_of_batches)
+        )
+        for part in (0, 1)
+    )
     return {name: value / steps for name, value in total.items()}
 
 
@@ -315,7 +362,8 @@ def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict
             raise ValueError(f"{name}: its mixer sows no gates: use another score than 'gate'")
         if gate.shape[-1] != axes.components:
             raise ValueError(
-                f"{name}: its mixer has {gate.shape[-1]} gates for {axes.components} components, so none is one's own: use another score than 'gate'"
+                f"{name}: its mixer has {gate.shape[-1]} gates for {axes.components} components, so none is one's "
+                "own: use another score than 'gate'"
             )
         total[name] = (gate * frames[..., None]).sum(axis=(0, 1))
     return total, frames.sum()
@@ -327,7 +375,8 @@ def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> S
     for name in axes:
         if not callable(getattr(layers[name], "dynamics", None)):
             raise ValueError(
-                f"{name}: a {type(layers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say how: use another score than 'hankel'"
+                f"{name}: a {type(layers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say "
+                "how: use another score than 'hankel'"
             )
     probe = jax.random.normal(jax.random.key(0), (1, 3, model.config.d_model))
     values = {}
@@ -340,8 +389,13 @@ def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> S
 
 def _score_by_hankel(name: str, axes: StateAxes, params: PyTree, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     if np.ptp(A, axis=0).any() or np.ptp(B, axis=0).any():
-        raise ValueError(f"{name} is not time-invariant, so it has no Hankel singular values: use a model of gate='constant', or another score")
-    energies = gramians(A[0], B[0], np.diag(axes.norms(params, axes.readout)) if A.ndim == 2 else np.asarray(params[axes.readout]).T)
+        raise ValueError(
+            f"{name} is not time-invariant, so it has no Hankel singular values: use a model of gate='constant', or "
+            "another score"
+        )
+    energies = gramians(
+        A[0], B[0], np.diag(axes.norms(params, axes.readout)) if A.ndim == 2 else np.asarray(params[axes.readout]).T
+    )
     return np.sqrt(np.diag(energies.past).real * np.diag(energies.future).real)
 
 
@@ -350,11 +404,18 @@ SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "
 
 def mixers(config: Model) -> dict[str, Any]:
     """Returns the mixer of every block, by the block's name."""
-    return {name: mixing(kind, part) for name, kind, part in zip(block_names(config), config.pattern, config.blocks, strict=True)}
+    return {
+        name: mixing(kind, part)
+        for name, kind, part in zip(block_names(config), config.pattern, config.blocks, strict=True)
+    }
 
 
 def _named_axes(config: Model) -> dict[str, StateAxes]:
-    return {name: layer.state_axes() for name, layer in mixers(config).items() if callable(getattr(layer, "state_axes", None))}
+    return {
+        name: layer.state_axes()
+        for name, layer in mixers(config).items()
+        if callable(getattr(layer, "state_axes", None))
+    }
 
 
 def _indicator(kept: np.ndarray, size: int) -> np.ndarray:
@@ -369,11 +430,15 @@ def _by_block(values: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 def _check_budget(budget: int, sizes: Mapping[str, int]) -> None:
     if not len(sizes) <= budget <= sum(sizes.values()):
-        raise ValueError(f"budget={budget} components: use from {len(sizes)}, one a block, to {sum(sizes.values())}, all there are")
+        raise ValueError(
+            f"budget={budget} components: use from {len(sizes)}, one a block, to {sum(sizes.values())}, all there are"
+        )
 
 
 def _check_choice(kept: np.ndarray, count: int, name: str) -> np.ndarray:
     kept = np.asarray(kept)
     if kept.ndim != 1 or not len(kept) or len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= count:
-        raise ValueError(f"keep[{name!r}]={kept.tolist()}: expected at least one index, each once, from 0 to {count - 1}")
+        raise ValueError(
+            f"keep[{name!r}]={kept.tolist()}: expected at least one index, each once, from 0 to {count - 1}"
+        )
     return kept

@@ -1,7 +1,8 @@
-"""Tables of levels that components share: which read the same one, what the tables take, and what sharing costs (theory, section 10).
+"""Tables of levels that components share: which read the same one, what the tables take, and what sharing costs
+(theory, section 10).
 
-A table is read by all sequences that are carried at once, so its bytes count once; beside few sequences they outweigh what packing saves, unless many
-components read one.
+A table is read by all sequences that are carried at once, so its bytes count once; beside few sequences they outweigh
+what packing saves, unless many components read one.
 """
 
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ ROUNDS = 15  # most iterations of Lloyd over groups
 FLOAT = 4  # bytes
 
 
-def groupings(samples: Float[np.ndarray, "S M"], channels: Int[np.ndarray, "M"], weights: Float[np.ndarray, "M"]) -> Iterator[Int[np.ndarray, "M"]]:
+def groupings(
+    samples: Float[np.ndarray, "S M"], channels: Int[np.ndarray, "M"], weights: Float[np.ndarray, "M"]
+) -> Iterator[Int[np.ndarray, "M"]]:
     """Yields the group of every component, from one group for all to one for every channel.
 
-    Channels whose laws lie near each other share a group: k-means on quantile functions, whose squared distance is that of Wasserstein, weighted by what an
-    error costs. Components of one channel (the slots of a window) stay together, so that what moves between slots is not rounded anew.
+    Channels whose laws lie near each other share a group: k-means on quantile functions, whose squared distance is that
+    of Wasserstein, weighted by what an error costs. Components of one channel (the slots of a window) stay together, so
+    that what moves between slots is not rounded anew.
     """
     names, place = np.unique(channels, return_inverse=True)
     for count in COUNTS:
@@ -33,12 +37,16 @@ def groupings(samples: Float[np.ndarray, "S M"], channels: Int[np.ndarray, "M"],
 
 
 def number_tables(groups: Int[np.ndarray, "M"], bits: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the number of the table that every component reads: one for each group and number of bits, in the order of both."""
+    """Returns the number of the table that every component reads: one for each group and number of bits, in the order
+    of both.
+    """
     return tuple(np.unique(np.stack([groups, bits], axis=1), axis=0, return_inverse=True)[1].ravel().tolist())
 
 
 def table_bytes(tables: tuple[int, ...], bits: tuple[int, ...]) -> int:
-    """Returns the bytes of all tables, 2^bits levels of float32 each, and of the numbers that say which of K a component reads, log2 K bits each."""
+    """Returns the bytes of all tables, 2^bits levels of float32 each, and of the numbers that say which of K a
+    component reads, log2 K bits each.
+    """
     first = np.unique(tables, return_index=True)[1]
     return FLOAT * int((2 ** np.asarray(bits)[first]).sum()) + -(-len(tables) * (len(first) - 1).bit_length() // 8)
 
@@ -67,7 +75,9 @@ def _laws(samples: np.ndarray, place: np.ndarray, weights: np.ndarray) -> tuple[
 
 
 def _alike(laws: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
-    """The group of every law: weighted k-means, begun at the laws that are in turn the farthest from all that were taken."""
+    """The group of every law: weighted k-means, begun at the laws that are in turn the farthest from all that were
+    taken.
+    """
     centres = laws[[int(weight.argmax())]]
     nearest = ((laws - centres[0]) ** 2).sum(axis=1)
     while len(centres) < count:
@@ -77,7 +87,10 @@ def _alike(laws: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
     for _ in range(ROUNDS):
         group = ((centres**2).sum(axis=1)[None] - 2 * laws @ centres.T).argmin(axis=1)
         held = np.bincount(group, weight, count)
-        moved = np.stack([np.bincount(group, weight * column, count) for column in laws.T], axis=1) / np.where(held > 0, held, 1)[:, None]
+        moved = (
+            np.stack([np.bincount(group, weight * column, count) for column in laws.T], axis=1)
+            / np.where(held > 0, held, 1)[:, None]
+        )
         moved = np.where(held[:, None] > 0, moved, centres)
         if np.array_equal(moved, centres):
             break

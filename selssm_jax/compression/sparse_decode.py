@@ -2,10 +2,12 @@
 
   decoder = sparse_decode.make_decoder(layer, params)
   step = jax.jit(sparse_decode.Decoder.step, donate_argnames="state")
-  y, state = step(decoder, x, state)                    # x, y (B, D); state = decoder.start(layer.initial_state(B)) before the first
+  y, state = step(decoder, x, state)                    # x, y (B, D); state = decoder.start(layer.initial_state(B))
+  before the first
 
-A gate that is 0 keeps its component to the last bit, so that neither its row of B, nor of C, nor of a dense A is needed. Which gates are open has to be known
-first: that takes all of W_x, (D, N), and of W_h where gates read the state. Gates that read the state densely, N x N numbers, cost as much as a dense A.
+A gate that is 0 keeps its component to the last bit, so that neither its row of B, nor of C, nor of a dense A is
+needed. Which gates are open has to be known first: that takes all of W_x, (D, N), and of W_h where gates read the
+state. Gates that read the state densely, N x N numbers, cost as much as a dense A.
 """
 
 from typing import Any
@@ -29,7 +31,8 @@ SHARE = 4  # 1 / SHARE of the components is the default capacity
 class Decoder:
     """A layer as a step, made by `make_decoder`; a pytree, so that `jax.jit` takes its weights as arguments.
 
-    The memory of B sequences is a `GatheredMemory` of h, (B, N), the layer's own state, and C h, (B, D), which follows it.
+    The memory of B sequences is a `GatheredMemory` of h, (B, N), the layer's own state, and C h, (B, D), which follows
+    it.
     """
 
     weights: GatheredRows
@@ -39,11 +42,15 @@ class Decoder:
     capacity: int = flax.struct.field(pytree_node=False)
 
     def start(self, h: Float[Array, "B N"]) -> GatheredMemory:
-        """Returns the memory of states of the layer, C h computed anew: before the first step, or to set its rounding back (see `gathered_step`)."""
+        """Returns the memory of states of the layer, C h computed anew: before the first step, or to set its rounding
+        back (see `gathered_step`).
+        """
         return jax.vmap(lambda h: refresh_memory(h, self.weights))(h)
 
     def step(self, x: Float[Array, "B D"], state: GatheredMemory) -> tuple[Float[Array, "B D"], GatheredMemory]:
-        """Reads one input of every sequence and returns (y, memory), as one step of the layer does; sequences take their turns."""
+        """Reads one input of every sequence and returns (y, memory), as one step of the layer does; sequences take
+        their turns.
+        """
         layer = self.layer
         gate = Gate(layer.d_state, layer.gate, layer.gate_floor, layer.gate_state, active=layer.gate_active)
         function: Any = gate.apply({"params": self.gates}, x[:, None])
@@ -63,9 +70,10 @@ def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = Non
     """Returns a decoder whose steps equal the layer's, up to rounding, and read the rows of open components only.
 
     Args:
-      layer, params: a trained layer whose gates can be exactly 0: of update "retain", without a floor and without noise.
-      capacity: open components up to which rows are gathered; a step of more is dense. None: all that can be open for top_k gates, else a
-        quarter of the components.
+      layer, params: a trained layer whose gates can be exactly 0: of update "retain", without a floor and without
+        noise.
+      capacity: open components up to which rows are gathered; a step of more is dense. None: all that can be open for
+        top_k gates, else a quarter of the components.
 
     Raises:
       ValueError: for a layer that cannot skip, or a capacity out of range; it says the fix.
@@ -83,17 +91,26 @@ def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = Non
 def _check(layer: SelectiveSSM) -> None:
     if not GATES[layer.gate].closes:
         closing = [name for name, kind in GATES.items() if kind.closes]
-        raise ValueError(f"gate={layer.gate!r} is never 0, so nothing can be skipped: train one of {', '.join(closing)}")
+        raise ValueError(
+            f"gate={layer.gate!r} is never 0, so nothing can be skipped: train one of {', '.join(closing)}"
+        )
     if layer.gate_floor:
-        raise ValueError(f"gate_floor={layer.gate_floor} keeps every gate open, so nothing can be skipped: train with gate_floor=0")
+        raise ValueError(
+            f"gate_floor={layer.gate_floor} keeps every gate open, so nothing can be skipped: train with gate_floor=0"
+        )
     if layer.update != "retain":
-        raise ValueError(f"update={layer.update!r} erases where a gate is 0, so every component changes: train with update='retain'")
+        raise ValueError(
+            f"update={layer.update!r} erases where a gate is 0, so every component changes: train with update='retain'"
+        )
     if layer.transition == "complex":
         raise ValueError("transition='complex' has complex states, which are not gathered: use 'diagonal' or 'dense'")
     if layer.process_noise or layer.observation_noise:
         raise ValueError(
-            f"process_noise={layer.process_noise} and observation_noise={layer.observation_noise} are drawn at every step: give "
+            f"process_noise={layer.process_noise} and observation_noise={layer.observation_noise} are drawn at every "
+            "step: give "
             "layer.clone(process_noise=0.0, observation_noise=0.0), its mean"
         )
     if layer.dtype != jnp.float32:
-        raise ValueError(f"dtype={jnp.dtype(layer.dtype)} rounds what is carried along: give layer.clone(dtype=jnp.float32)")
+        raise ValueError(
+            f"dtype={jnp.dtype(layer.dtype)} rounds what is carried along: give layer.clone(dtype=jnp.float32)"
+        )

@@ -1,7 +1,8 @@
 """Models that carry their memory as packed bytes from one step to the next (theory, section 10).
 
-Every array that a model carries is packed, whatever mixers it has: see `state_layout`. Reading goes step by step, in one compiled loop, because
-what is rounded is what the next step reads. The loop is differentiable (`Quantizer.snap`), so a packed model can be trained like any other.
+Every array that a model carries is packed, whatever mixers it has: see `state_layout`. Reading goes step by step, in
+one compiled loop, because what is rounded is what the next step reads. The loop is differentiable (`Quantizer.snap`),
+so a packed model can be trained like any other.
 """
 
 import dataclasses
@@ -29,7 +30,9 @@ Update = Callable[[Float[Array, "R M"], Any], tuple[Float[Array, "R M"], Any]]
 
 
 class Reading(NamedTuple):
-    """What `read` returns: the model's outputs, the state after the last step, what `update` gave after every step, and what the model sowed."""
+    """What `read` returns: the model's outputs, the state after the last step, what `update` gave after every step, and
+    what the model sowed.
+    """
 
     outputs: Array
     state: State
@@ -41,14 +44,15 @@ class Reading(NamedTuple):
 class PackedModel:
     """A `SequenceModel` whose state is packed: the same `apply`, and a state of bytes.
 
-    Its parameters are those of the model, and "levels": the reproduction values of all tables, one after another, (K,); or, where `tables` is empty, of every
-    component that is carried by itself, (M, L). Its state is {"packed": (R, b) uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
+    Its parameters are those of the model, and "levels": the reproduction values of all tables, one after another, (K,);
+    or, where `tables` is empty, of every component that is carried by itself, (M, L). Its state is {"packed": (R, b)
+    uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
 
     Attributes:
       model: what reads. bits: of every component, one string of digits a leaf that is packed, in the state's order.
       scope: what is packed: "all" that is carried, or the states of the "mixers" alone.
-      rounding: to the "nearest" level, or "stochastic", by a dither that the state itself decides (`dither`): small updates, which the nearest level
-        swallows step after step, then survive on average.
+      rounding: to the "nearest" level, or "stochastic", by a dither that the state itself decides (`dither`): small
+        updates, which the nearest level swallows step after step, then survive on average.
       tables: which table of levels each component reads; components of one table have equal bits. Empty: each its own.
     """
 
@@ -61,7 +65,13 @@ class PackedModel:
     @property
     def config(self) -> Model:
         """The configuration of the model, which names the bits."""
-        return dataclasses.replace(self.model.config, memory_bits=self.bits, memory_scope=self.scope, memory_rounding=self.rounding, memory_tables=self.tables)
+        return dataclasses.replace(
+            self.model.config,
+            memory_bits=self.bits,
+            memory_scope=self.scope,
+            memory_rounding=self.rounding,
+            memory_tables=self.tables,
+        )
 
     def quantizer(self, params: Mapping[str, Any]) -> Quantizer:
         """Returns the quantiser of all components."""
@@ -77,8 +87,14 @@ class PackedModel:
         return tuple(int(digit) for leaf in self.bits for digit in leaf)
 
     def table_bytes(self, params: Mapping[str, Any]) -> int:
-        """Returns the bytes that all sequences share: the levels, and for each component the number of its table, or of its bits where each has its own."""
-        return sharing.table_bytes(self.tables, self.component_bits) if self.tables else params[LEVELS].nbytes + -(-4 * len(self.component_bits) // 8)
+        """Returns the bytes that all sequences share: the levels, and for each component the number of its table, or of
+        its bits where each has its own.
+        """
+        return (
+            sharing.table_bytes(self.tables, self.component_bits)
+            if self.tables
+            else params[LEVELS].nbytes + -(-4 * len(self.component_bits) // 8)
+        )
 
     def sort_levels(self, params: Mapping[str, Any]) -> Array:
         """Returns the levels in rising order again, which training may have left."""
@@ -92,11 +108,21 @@ class PackedModel:
         """Of every table, the first component that reads it."""
         return np.unique(self.tables, return_index=True)[1]
 
-    def apply(self, variables: Mapping[str, Any], inputs: Any = None, state: State | None = None, *, method: str | None = None, **options: Any) -> Any:
-        """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is the model's own.
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        inputs: Any = None,
+        state: State | None = None,
+        *,
+        method: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Calls the model as Flax would: a sequence, "step" or "initial_state", with packed states; any other method is
+        the model's own.
 
-        "initial_state" has room for any number of steps, whatever it is told of them: there are levels for all slots of a cache.
-        Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among the intermediates is what was carried.
+        "initial_state" has room for any number of steps, whatever it is told of them: there are levels for all slots of
+        a cache. Options are those of `SequenceModel`, `rngs` and `mutable` among them; with `mutable`, "state" among
+        the intermediates is what was carried.
         """
         if method == "initial_state":
             return self._initial(variables["params"], inputs)
@@ -113,8 +139,12 @@ class PackedModel:
         quantizer = self.quantizer(params)
         return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.select_fixed(empty)}
 
-    def _sequence(self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any) -> Any:
-        """Unpacks once, carries levels from step to step, which are the packed bytes in another form, and packs once."""
+    def _sequence(
+        self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any
+    ) -> Any:
+        """Unpacks once, carries levels from step to step, which are the packed bytes in another form, and packs
+        once.
+        """
         layout, quantizer = StateLayout(self.model, _drop_levels(params), self.scope), self.quantizer(params)
         state = self._initial(params, len(inputs)) if state is None else state
         known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
@@ -123,20 +153,26 @@ class PackedModel:
             noise = dither(quantizer.quantize(jax.lax.stop_gradient(vector))) if self.rounding == "stochastic" else None
             return quantizer.snap(vector, noise), None
 
-        rollout = read(self.model, _drop_levels(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options)
+        rollout = read(
+            self.model, _drop_levels(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options
+        )
         codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(rollout.state)))
         after = {"packed": quantizer.pack(codes), "kept": layout.select_fixed(rollout.state)}
         return ((rollout.outputs, after), rollout.sown) if mutable else (rollout.outputs, after)
 
 
 def flat_levels(quantizer: Quantizer, tables: tuple[int, ...]) -> Float[Array, "K"]:
-    """Returns the levels of all tables, one after another, of a quantiser whose components of one table have the same ones."""
+    """Returns the levels of all tables, one after another, of a quantiser whose components of one table have the same
+    ones.
+    """
     first = np.unique(tables, return_index=True)[1]
     return jnp.concatenate([quantizer.levels[index, : 2 ** quantizer.bits[index]] for index in first])
 
 
 def _places(bits: tuple[int, ...]) -> Int[np.ndarray, "k L"]:
-    """Of tables of so many bits each, where their levels are among all; the last one's is repeated where a table has fewer."""
+    """Of tables of so many bits each, where their levels are among all; the last one's is repeated where a table has
+    fewer.
+    """
     sizes = 2 ** np.asarray(bits)
     return (np.cumsum(sizes) - sizes)[:, None] + np.minimum(np.arange(sizes.max())[None], sizes[:, None] - 1)
 
@@ -144,8 +180,8 @@ def _places(bits: tuple[int, ...]) -> Int[np.ndarray, "k L"]:
 def dither(codes: Int[Array, "R M"]) -> Float[Array, "R M"]:
     """Returns numbers spread evenly over [0, 1), a hash of a state's nearest codes and of a component's place.
 
-    A noise for stochastic rounding that needs no generator's state: the same state always gets the same, whoever reads it, in a loop or step by
-    step, and another state another. A state that nothing moves any more stays where it is.
+    A noise for stochastic rounding that needs no generator's state: the same state always gets the same, whoever reads
+    it, in a loop or step by step, and another state another. A state that nothing moves any more stays where it is.
     Mixing: the finaliser of MurmurHash3 (Appleby 2011) over wrapping sums.
     """
     place = jnp.arange(1, codes.shape[1] + 1, dtype=jnp.uint32)[None]
@@ -182,22 +218,26 @@ def read(
 ) -> Reading:
     """Reads a sequence a step at a time, and after every one lets `update` change the vector of all that is carried.
 
-    A step is a token, or a stride of a signal; what is left of a stride at the end of one is read too. Outputs are those of every step where
-    every step is answered, else those after the last.
+    A step is a token, or a stride of a signal; what is left of a stride at the end of one is read too. Outputs are
+    those of every step where every step is answered, else those after the last.
 
     Args:
-      update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked; None for none.
+      update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked;
+        None for none.
     """
     layout, kind = StateLayout(model, params, scope), kind_of(model.config.task)
     state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
     state = model.apply({"params": params}, inputs, state, method="begin")
     stride = kind.stride(model.config)
-    looped = kind.frames(model.config, inputs.shape[1]) - (not kind.every_step)  # the head speaks after the last step alone
+    # the head speaks after the last step alone
+    looped = kind.frames(model.config, inputs.shape[1]) - (not kind.every_step)
 
     def step(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Any, Any, Any]]:
         number, x, piece, reset, valid = now
         keys = {name: jax.random.fold_in(key, number) for name, key in (rngs or {}).items()}
-        options: dict[str, Any] = {"reset": reset, "valid": valid, "deterministic": deterministic, "rngs": keys, "mutable": mutable}
+        options: dict[str, Any] = dict(
+            reset=reset, valid=valid, deterministic=deterministic, rngs=keys, mutable=mutable
+        )
         answer = model.apply({"params": params}, piece, state, **options)
         (outputs, after), sown = answer if mutable else (answer, {})
         vector, given = update(layout.vector(after), x)
@@ -222,9 +262,15 @@ def read(
 
 
 def calibration(
-    model: SequenceModel, params: PyTree, batches: Iterable[Mapping[str, Any]], *, scope: str = "all", most: int = 20_000
+    model: SequenceModel,
+    params: PyTree,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    scope: str = "all",
+    most: int = 20_000,
 ) -> Float[np.ndarray, "S M"]:
-    """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about `most` of them, evenly spaced.
+    """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about
+    `most` of them, evenly spaced.
 
     Of very wide states fewer are taken, so that all samples together are no more than `LARGEST` numbers.
 
@@ -235,9 +281,22 @@ def calibration(
     @jax.jit
     def calibrate_step(inputs: Array, reset: Array | None, valid: Array) -> Array:
         noise = {"noise": jax.random.key(0)}
-        return read(model, params, inputs, None, lambda vector, _: (vector, vector), scope=scope, reset=reset, valid=valid, rngs=noise).given
+        return read(
+            model,
+            params,
+            inputs,
+            None,
+            lambda vector, _: (vector, vector),
+            scope=scope,
+            reset=reset,
+            valid=valid,
+            rngs=noise,
+        ).given
 
-    samples = [_live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model) for batch in batches]
+    samples = [
+        _live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model)
+        for batch in batches
+    ]
     most = max(1, min(most, LARGEST // samples[0].shape[1]))
     every = -(-sum(map(len, samples)) // most)
     return np.concatenate([part[::every] for part in samples])
@@ -266,5 +325,7 @@ def _frames(steps: Array) -> Array:
 
 
 def _merge_steps(sown: Mapping[str, Any]) -> dict[str, Any]:
-    """What single steps sowed, as one call would have: frames joined along time; diagnostics, which have none, stay apart."""
+    """What single steps sowed, as one call would have: frames joined along time; diagnostics, which have none, stay
+    apart.
+    """
     return {name: values if name == "diagnostics" else jax.tree.map(_frames, values) for name, values in sown.items()}

@@ -12,10 +12,11 @@ LARGEST = 127  # of a signed byte, kept symmetric
 
 
 def encode_weights(params: PyTree) -> PyTree:
-    """Returns a tree in which every matrix W (..., n, m) of float32 is {"int8", "scale"}, W ~ int8 * scale, one scale a column (..., 1, m).
+    """Returns a tree in which every matrix W (..., n, m) of float32 is {"int8", "scale"}, W ~ int8 * scale, one scale a
+    column (..., 1, m).
 
-    Rounded to the nearest; |error| <= scale / 2, scale = max |column| / 127. Vectors stay as they are: poles, biases and norms are few and
-    sensitive.
+    Rounded to the nearest; |error| <= scale / 2, scale = max |column| / 127. Vectors stay as they are: poles, biases
+    and norms are few and sensitive.
     """
     if isinstance(params, dict):
         return {name: encode_weights(part) for name, part in params.items()}

@@ -1,4 +1,6 @@
-"""The configuration of an experiment: frozen values that are checked when they are built. All defaults are here; no part of it imports JAX."""
+"""The configuration of an experiment: frozen values that are checked when they are built. All defaults are here; no
+part of it imports JAX.
+"""
 
 import lazy_loader
 

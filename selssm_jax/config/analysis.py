@@ -11,9 +11,12 @@ FEWEST = 100  # sequences that a memory can be measured on
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What `eval.py --measure` records of a trained model's memory, and how long its decoders are fitted; nothing of it touches training."""
+    """What `eval.py --measure` records of a trained model's memory, and how long its decoders are fitted; nothing of it
+    touches training.
+    """
 
-    samples: Annotated[int, Least(FEWEST)] = 2000  # sequences of the split that are read, each from an empty memory; at most what there is
+    # sequences of the split that are read, each from an empty memory; at most what there is
+    samples: Annotated[int, Least(FEWEST)] = 2000
     positions: Positive = 8  # moments of a sequence whose states are kept
     longest_lag: Count = 64  # the largest lag k of x_(t-k) that is decoded from h_t; lags are spaced geometrically
     decoder_steps: Positive = 400
@@ -28,10 +31,14 @@ class Measure:
 class Compress:
     """What `eval.py --compress` makes of a trained model; nothing of it touches training."""
 
-    factor: NonNegative = 16.0  # how many times fewer bytes are carried than in float32; 0: the most that keeps the loss within `within`
-    scope: Literal["all", "mixers"] = "all"  # what is packed: all that is carried (states, past inputs, pooled features), or mixers' states alone
-    rounding: Literal["nearest", "stochastic"] = "stochastic"  # the nearest level swallows small updates step after step
-    sequences: int = 32  # carried at once, among which the table of levels is shared: bytes of one are its own and its share of the table
+    # how many times fewer bytes are carried than in float32; 0: the most that keeps the loss within `within`
+    factor: NonNegative = 16.0
+    # what is packed: all that is carried (states, past inputs, pooled features), or mixers' states alone
+    scope: Literal["all", "mixers"] = "all"
+    # the nearest level swallows small updates step after step
+    rounding: Literal["nearest", "stochastic"] = "stochastic"
+    # carried at once, among which the table of levels is shared: bytes of one are its own and its share of the table
+    sequences: int = 32
     within: Annotated[float, Within(0.0, 1.0)] = 0.01  # relative loss of the metric that is allowed
     most_bits: Annotated[int, Within(1, 8)] = 6  # of one component
     calibration: Positive = 4  # training batches that levels, variances and sensitivities are taken from
@@ -43,4 +50,7 @@ class Compress:
     def __post_init__(self) -> None:
         check_fields(self, "compress.{}".format)
         if 0 < self.factor < 1:
-            raise InputError(f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that stays within compress.within")
+            raise InputError(
+                f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that "
+                "stays within compress.within"
+            )

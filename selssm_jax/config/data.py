@@ -35,7 +35,9 @@ SOURCES_OF = {
 
 
 class TaskRule(NamedTuple):
-    """What the config knows of a kind of task: keys that not every kind reads, and whether all is read before an answer, so that mixers may run backwards."""
+    """What the config knows of a kind of task: keys that not every kind reads, and whether all is read before an
+    answer, so that mixers may run backwards.
+    """
 
     keys: tuple[str, ...] = ()
     whole: bool = False
@@ -57,11 +59,16 @@ def sources_of(path: str) -> tuple[str, ...]:
 
 
 def add_source(name: str, kind: str) -> None:
-    """Makes `data.source=name` a choice, for data that ask a kind of task. Raises ValueError for a name that is taken and a kind that is unknown."""
+    """Makes `data.source=name` a choice, for data that ask a kind of task. Raises ValueError for a name that is taken
+    and a kind that is unknown.
+    """
     if name in SOURCES:
         raise ValueError(f"the data source {name!r} is there already: give another name")
     if kind not in TASKS:
-        raise ValueError(f"the data source {name!r} asks the task {kind!r}, which is unknown: {suggest(kind, TASKS)}; register a task of yours first")
+        raise ValueError(
+            f"the data source {name!r} asks the task {kind!r}, which is unknown: {suggest(kind, TASKS)}; register a "
+            "task of yours first"
+        )
     SOURCES[name] = kind
 
 
@@ -79,7 +86,8 @@ class Task:
     classes: int = 0
     length: int = 0
     horizon: int = 0
-    frame: int = 0  # signals: samples of a frame that suit the data, and from one to the next, for models that leave it to them
+    # signals: samples of a frame that suit the data, and from one to the next, for models that leave it to them
+    frame: int = 0
     stride: int = 0
 
 
@@ -87,18 +95,25 @@ class Task:
 class Data:
     """Which examples, from where, how many at a time."""
 
-    source: Annotated[str, OneOf(SOURCES, "; if a file of yours registers it, name that file by --extend")] = "python_reference"
+    source: Annotated[str, OneOf(SOURCES, "; if a file of yours registers it, name that file by --extend")] = (
+        "python_reference"
+    )
     file: str = ""  # your own file, for the sources "text", "csv" and "npz"
     local_dir: str = ""  # a folder that holds the originals; empty: they are downloaded from their public origin
     cache_dir: str = ""  # where prepared records are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax
     train_on: Literal["train", "train+validation"] = "train"
     batch_size: Positive = 32
     eval_batch_size: Count = 0  # 0: batch_size
-    length: Count = 256  # steps of one example: context, lookback; signals: the longest kept; 0: what suits a file of yours, and signals whole
+    # steps of one example: context, lookback; signals: the longest kept; 0: what suits a file of yours, and signals
+    # whole
+    length: Count = 256
     horizon: Positive = 96  # forecasting: values to predict
-    period: Count = 0  # tables: rows of a season whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
-    gaps: Literal["refuse", "ignore"] = "refuse"  # csv: times that are missing or come twice; ignored, each row follows the one before
-    level: Literal["character", "word", "byte", "subword"] = "character"  # text: what a token is; "subword": of imported models alone
+    # tables: rows of a season whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
+    period: Count = 0
+    # csv: times that are missing or come twice; ignored, each row follows the one before
+    gaps: Literal["refuse", "ignore"] = "refuse"
+    # text: what a token is; "subword": of imported models alone
+    level: Literal["character", "word", "byte", "subword"] = "character"
     augment: bool = False  # signals: random shift, gain and noise in training
     vocab: Annotated[int, Least(2)] = 16  # synthetic: symbols
     tokens: Positive = 16  # synthetic: symbols to remember
@@ -111,10 +126,20 @@ class Data:
     def __post_init__(self) -> None:
         check_fields(self, "data.{}".format)
         if self.source in NEEDS_FILE and not self.file:
-            raise InputError(f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path")
+            raise InputError(
+                f"data.file is empty, but data.source={self.source!r} reads a file of yours: set data.file to its path"
+            )
         if self.eval_examples > MOST_EVALUATED:
-            raise InputError(f"data.eval_examples={self.eval_examples} would take days to evaluate: use at most {MOST_EVALUATED}")
+            raise InputError(
+                f"data.eval_examples={self.eval_examples} would take days to evaluate: use at most {MOST_EVALUATED}"
+            )
         if not self.length and self.source in (*SERIES, *TEXTS, *SYMBOLS) and self.source not in ("text", "csv"):
-            raise InputError(f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least 1")
+            raise InputError(
+                f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at "
+                "least 1"
+            )
         if self.period and self.source not in TABLES:
-            raise InputError(f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or one of {', '.join(TABLES)}")
+            raise InputError(
+                f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or "
+                f"one of {', '.join(TABLES)}"
+            )

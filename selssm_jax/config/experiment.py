@@ -62,13 +62,15 @@ class Experiment:
         whole = tuple(source for source, kind in SOURCES.items() if TASKS[kind].whole)
         if self.model.bidirectional and self.data.source not in whole:
             raise InputError(
-                f"model.bidirectional=True reads a whole signal before it answers, found data.source={self.data.source!r}, where answers come on the way: "
+                "model.bidirectional=True reads a whole signal before it answers, found "
+                f"data.source={self.data.source!r}, where answers come on the way: "
                 f"use bidirectional=False, or one of {', '.join(whole)}"
             )
         series = sources_of("training.forecast_loss")
         if self.training.forecast_loss != "mse" and self.data.source not in series:
             raise InputError(
-                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found data.source={self.data.source!r}, which has none: "
+                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found "
+                f"data.source={self.data.source!r}, which has none: "
                 f"leave it out, or use one of {', '.join(series)}"
             )
 
@@ -76,34 +78,41 @@ class Experiment:
         """Raises InputError for steps that are only warm-up, and batches that cannot be cut."""
         if self.optimizer.warmup_steps >= self.training.steps:
             raise InputError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of training.steps={self.training.steps}: "
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of "
+                f"training.steps={self.training.steps}: "
                 "use fewer warm-up steps or more steps"
             )
         if self.data.batch_size % self.optimizer.accumulate:
             raise InputError(
-                f"data.batch_size={self.data.batch_size} cannot be cut into optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
+                f"data.batch_size={self.data.batch_size} cannot be cut into "
+                f"optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
                 "use a multiple of it"
             )
 
     def _check_gates(self) -> None:
-        """Raises InputError where noise, a certificate or a penalty is asked of gates that are not there, or not of that kind."""
+        """Raises InputError where noise, a certificate or a penalty is asked of gates that are not there, or not of
+        that kind.
+        """
         model, training = self.model, self.training
         for key in ("process_noise", "observation_noise", "certified"):
             if getattr(model.selective, key) and "selective" not in model.pattern:
                 raise InputError(_say_unread(f"model.selective.{key}", model.pattern, ("selective",), "model.pattern"))
         if (training.gate_l1 or training.target_dimension) and not set(list_gated()) & set(model.pattern):
             raise InputError(
-                f"training.gate_l1={training.gate_l1} and target_dimension={training.target_dimension} weigh gates, and no mixer of model.pattern="
+                f"training.gate_l1={training.gate_l1} and target_dimension={training.target_dimension} weigh gates, "
+                "and no mixer of model.pattern="
                 f"{model.pattern} has any: set both to 0, or use one of {', '.join(list_gated())}"
             )
         if training.gate_l0 and model.selective.gate != "hard_concrete":
             raise InputError(
-                f"training.gate_l0 needs a gate with a differentiable L0, found model.selective.gate={model.selective.gate!r}: "
+                "training.gate_l0 needs a gate with a differentiable L0, found "
+                f"model.selective.gate={model.selective.gate!r}: "
                 "use 'hard_concrete', or training.gate_l1"
             )
         if 0 < training.target_dimension <= model.selective.gate_floor:
             raise InputError(
-                f"training.target_dimension={training.target_dimension} cannot be reached by gates of at least model.selective.gate_floor="
+                f"training.target_dimension={training.target_dimension} cannot be reached by gates of at least "
+                "model.selective.gate_floor="
                 f"{model.selective.gate_floor}: raise the target, or lower the floor"
             )
 
@@ -111,34 +120,45 @@ class Experiment:
         """Raises InputError where the state has no density given the inputs, or its information is not known."""
         layer, weight, say = self.model.selective, "training.information_weight", "model.selective.{}".format
         if set(self.model.pattern) != {"selective"}:
-            raise InputError(f"{weight} prices the noisy memory of 'selective' blocks, found model.pattern={self.model.pattern}: use those alone, or 0")
+            raise InputError(
+                f"{weight} prices the noisy memory of 'selective' blocks, found model.pattern={self.model.pattern}: "
+                "use those alone, or 0"
+            )
         if not layer.process_noise:
             raise InputError(
-                f"{weight}={self.training.information_weight} needs a state with noise, found {say('process_noise')}=0.0: without it the state holds "
+                f"{weight}={self.training.information_weight} needs a state with noise, found "
+                f"{say('process_noise')}=0.0: without it the state holds "
                 f"infinitely many nats; use for example {say('process_noise')}=0.3"
             )
         if layer.transition == "dense":
-            raise InputError(f"{weight} is defined for components that do not mix, found {say('transition')}='dense': use 'diagonal' or 'complex'")
+            raise InputError(
+                f"{weight} is defined for components that do not mix, found {say('transition')}='dense': use "
+                "'diagonal' or 'complex'"
+            )
         if layer.process_noise < LEAST_NOISE:
             raise InputError(
-                f"{weight} takes the logarithm of the state's variance, found {say('process_noise')}={layer.process_noise}, whose square float32 cannot "
+                f"{weight} takes the logarithm of the state's variance, found "
+                f"{say('process_noise')}={layer.process_noise}, whose square float32 cannot "
                 f"hold once a gate has let it in: use at least {LEAST_NOISE}"
             )
         if layer.gate_bias < LEAST_OPEN and not layer.gate_floor:
             raise InputError(
-                f"{weight} needs noise at every step, but gates of {say('gate_bias')}={layer.gate_bias} are so small that float32 has no square of them: "
+                f"{weight} needs noise at every step, but gates of {say('gate_bias')}={layer.gate_bias} are so small "
+                "that float32 has no square of them: "
                 f"use {say('gate_floor')}=0.001 or so, or a bias of at least {LEAST_OPEN}"
             )
         if GATES[layer.gate].closes and not layer.gate_floor:
             raise InputError(
-                f"{weight} needs noise at every step, but gates of {say('gate')}={layer.gate!r} can be exactly 0 and let none in: "
+                f"{weight} needs noise at every step, but gates of {say('gate')}={layer.gate!r} can be exactly 0 and "
+                "let none in: "
                 f"use {say('gate_floor')}=0.001 or so, or {say('gate')}='sigmoid'"
             )
         if self.training.information_bound == "capacity":
             self._check_capacity()
         if self.optimizer.accumulate > 1:
             raise InputError(
-                f"{weight} reads the moments of a whole batch, found optimizer.accumulate={self.optimizer.accumulate}: use 1, "
+                f"{weight} reads the moments of a whole batch, found "
+                f"optimizer.accumulate={self.optimizer.accumulate}: use 1, "
                 "and more devices or model.remat=True where memory is short"
             )
 
@@ -147,23 +167,32 @@ class Experiment:
         layer, bound = self.model.selective, "training.information_bound='capacity'"
         if layer.gate != "constant":
             raise InputError(
-                f"{bound} is of the memory of gates that do not read the input, found model.selective.gate={layer.gate!r}: "
+                f"{bound} is of the memory of gates that do not read the input, found "
+                f"model.selective.gate={layer.gate!r}: "
                 "use information_bound='vib', or model.selective.gate='constant'"
             )
         for key, wanted in (("gate_state", "none"), ("transition", "diagonal")):
             if getattr(layer, key) != wanted:
-                raise InputError(f"{bound} is of a model.selective.{key}={wanted!r}, found {getattr(layer, key)!r}: use information_bound='vib'")
+                raise InputError(
+                    f"{bound} is of a model.selective.{key}={wanted!r}, found {getattr(layer, key)!r}: use "
+                    "information_bound='vib'"
+                )
 
     def refuse_unread(self, base: "Experiment | None" = None, *, sweep: bool = False) -> None:
         """Raises InputError for a key that is set, away from its default, and that nothing of this experiment reads.
 
-        The models of a sweep read too, of one that is asked for or whose group is set. For what is begun: runs of older versions may hold such
-        keys, and go on.
+        The models of a sweep read too, of one that is asked for or whose group is set. For what is begun: runs of older
+        versions may hold such keys, and go on.
 
         Args:
-          base: the experiment of a config file before anything was overridden: what it sets and reads may lie idle once its data or mixers are others.
+          base: the experiment of a config file before anything was overridden: what it sets and reads may lie idle once
+            its data or mixers are others.
         """
-        inherited = {} if base is None else {path: value for path, value in base._list_changes().items() if path not in base.unread(sweep=sweep)}
+        inherited = (
+            {}
+            if base is None
+            else {path: value for path, value in base._list_changes().items() if path not in base.unread(sweep=sweep)}
+        )
         changed = self._list_changes()
         for path, message in self.unread(sweep=sweep).items():
             if path not in inherited or inherited[path] != changed[path]:
@@ -180,7 +209,9 @@ class Experiment:
             elif self.data.source not in sources_of(path):
                 found[path] = _say_unread(path, self.data.source, sources_of(path), "data.source")
             elif path in ONLY_WITH and ONLY_WITH[path] not in changed:
-                found[path] = f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both"
+                found[path] = (
+                    f"{path} is read with {ONLY_WITH[path]} alone, which is not set: leave it out, or set both"
+                )
         return found
 
     def _list_mixers(self, path: str) -> tuple[str, ...]:
@@ -194,10 +225,16 @@ class Experiment:
         """The keys of data, model and training that are not at their defaults, and their values."""
         defaults = dict(flatten(Experiment().to_config_dict().to_dict()))
         values = flatten({name: dataclasses.asdict(getattr(self, name)) for name in ("data", "model", "training")})
-        return {path: value for path, value in values if defaults[path] != value and path != "data.source" and not path.startswith("model.task.")}
+        return {
+            path: value
+            for path, value in values
+            if defaults[path] != value and path != "data.source" and not path.startswith("model.task.")
+        }
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
-        """Returns the same values as a ConfigDict with locked keys, for `--config.key=value`; those of every registered mixer are among them."""
+        """Returns the same values as a ConfigDict with locked keys, for `--config.key=value`; those of every registered
+        mixer are among them.
+        """
         values = dataclasses.asdict(self)
         own = {name: dataclasses.asdict(self.model.mixer(name)) for name in MIXERS if name not in BUILT_IN}
         return ml_collections.ConfigDict(values | {"model": values["model"] | {"own": own}}).lock()
@@ -209,19 +246,24 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Experiment":
-        """Returns the experiment that nested dictionaries describe. Raises InputError that names the key and the fix."""
+        """Returns the experiment that nested dictionaries describe. Raises InputError that names the key and the
+        fix.
+        """
         return build(cls, values, "config")
 
     @classmethod
     def from_older(cls, values: Any) -> "Experiment":
-        """Returns the experiment that a run of an earlier version saved, by the names that its keys have now. Raises InputError as `from_dict` does."""
+        """Returns the experiment that a run of an earlier version saved, by the names that its keys have now. Raises
+        InputError as `from_dict` does.
+        """
         renamed: dict[str, Any] = {}
         for path, value in renames.update(dict(flatten(values))).items() if isinstance(values, dict) else ():
             assign(renamed, path, value)
         return cls.from_dict(renamed or values)
 
     def overridden(self, assignments: Iterable[str]) -> "Experiment":
-        """Returns the experiment with "group.key=value" for keys that evaluation reads, of the groups measure and compress, and data.gaps; values as in JSON.
+        """Returns the experiment with "group.key=value" for keys that evaluation reads, of the groups measure and
+        compress, and data.gaps; values as in JSON.
 
         Raises InputError for other groups, and for what is refused anywhere else.
         """
@@ -247,7 +289,9 @@ class Experiment:
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise InputError(f"the experiment is not JSON ({error}): restore config.json or start in a new workdir") from error
+            raise InputError(
+                f"the experiment is not JSON ({error}): restore config.json or start in a new workdir"
+            ) from error
 
 
 def _say_unread(path: str, value: Any, readers: tuple[str, ...], where: str) -> str:

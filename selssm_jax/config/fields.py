@@ -1,4 +1,6 @@
-"""Fields of the configuration: an annotation says what a value must be, and a group is read from dictionaries. A layer's arguments are checked by the same."""
+"""Fields of the configuration: an annotation says what a value must be, and a group is read from dictionaries. A
+layer's arguments are checked by the same.
+"""
 
 import dataclasses
 import functools
@@ -11,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from selssm_jax.config import renames
 from selssm_jax.errors import InputError, suggest
 
-Say = Callable[[str], str]  # what the caller calls a field: "gate_floor" for a layer, "model.selective.gate_floor" for the config
+# what the caller calls a field: "gate_floor" for a layer, "model.selective.gate_floor" for the config
+Say = Callable[[str], str]
 LARGEST_FLOAT = 3.4e38
 LARGEST_SEED = 2**32 - 1  # JAX's keys are made of 32 bits: 2**32 would be 0 again, in silence
 TUPLES = {
@@ -63,7 +66,8 @@ Count = Annotated[int, Least(0)]
 Seed = Annotated[int, Least(0, LARGEST_SEED)]
 NonNegative = Annotated[float, Within(0.0)]
 Share = Annotated[float, Within(0.0, 0.999)]
-Taps = Annotated[int, Least(1, 4096)]  # of a convolution, which are written out one by one: more would take a day to compile
+# of a convolution, which are written out one by one: more would take a day to compile
+Taps = Annotated[int, Least(1, 4096)]
 Spread = Annotated[float, Within(0.0, 1e38)]  # of float32
 
 
@@ -96,7 +100,9 @@ def check_value(hint: Any, value: Any, name: str) -> None:
 
 
 def check_arguments(owner: Any, kinds: Mapping[str, Any]) -> None:
-    """Raises InputError where arguments of a layer are not what their annotations say; a number of NumPy's is as good as Python's own."""
+    """Raises InputError where arguments of a layer are not what their annotations say; a number of NumPy's is as good
+    as Python's own.
+    """
     for name, kind in kinds.items():
         check_value(kind, to_python(getattr(owner, name)), name)
 
@@ -107,7 +113,9 @@ def to_python(value: Any) -> Any:
 
 
 def check_multiple(name: str, size: int, divisor: str, part: int, who: str) -> None:
-    """Raises InputError where `size`, called `name`, is no multiple of `part`, called `divisor`; `who` are the layers that need it."""
+    """Raises InputError where `size`, called `name`, is no multiple of `part`, called `divisor`; `who` are the layers
+    that need it.
+    """
     if size % part:
         raise InputError(f"{name}={size} is no multiple of {divisor}={part}, which {who} need: change one of them")
 
@@ -118,7 +126,9 @@ def _check_type(hint: Any, value: Any, name: str) -> None:
             raise InputError(f"{name}={value!r} is not a choice: {suggest(str(value), typing.get_args(hint))}")
     elif typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
-        if not isinstance(value, tuple) or not all(type(item) in (kind, *([int] if kind is float else [])) for item in value):
+        if not isinstance(value, tuple) or not all(
+            type(item) in (kind, *([int] if kind is float else [])) for item in value
+        ):
             raise InputError(f"{name}={value!r} must be a tuple of {TUPLES[kind]}")
         _check_float32(value if kind is float else (), name)
     elif hint is float and type(value) in (int, float):
@@ -133,11 +143,15 @@ def _check_float32(values: Sequence[float], name: str) -> None:
     """Raises InputError for a finite number that float32, in which all is computed, does not have."""
     for value in values:
         if LARGEST_FLOAT < abs(value) < math.inf:
-            raise InputError(f"{name}={value} is out of range: use at most {LARGEST_FLOAT:g}, about the largest number of float32")
+            raise InputError(
+                f"{name}={value} is out of range: use at most {LARGEST_FLOAT:g}, about the largest number of float32"
+            )
 
 
 def build(kind: type, values: Any, path: str) -> Any:
-    """Returns the dataclass `kind` from a dictionary, recursively. Raises InputError for what is not one of its fields, and says what an old key is now."""
+    """Returns the dataclass `kind` from a dictionary, recursively. Raises InputError for what is not one of its fields,
+    and says what an old key is now.
+    """
     if not isinstance(values, dict):
         raise InputError(f"{path} must be a group of keys, found {values!r}")
     hints = list_fields(kind)
@@ -148,8 +162,12 @@ def build(kind: type, values: Any, path: str) -> Any:
 
 
 def explain_unknown(path: str, key: str, known: Iterable[str]) -> str:
-    """Returns what is to be said of a key that the group at `path` has not, which may have had it in an earlier version."""
-    return renames.explain(f"{path}.{key}".removeprefix("config.")) or f"{path} has no key {key!r}: {suggest(key, known)}"
+    """Returns what is to be said of a key that the group at `path` has not, which may have had it in an earlier
+    version.
+    """
+    return (
+        renames.explain(f"{path}.{key}".removeprefix("config.")) or f"{path} has no key {key!r}: {suggest(key, known)}"
+    )
 
 
 def _cast(hint: Any, value: Any, path: str) -> Any:

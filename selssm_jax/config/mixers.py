@@ -1,13 +1,26 @@
-"""The mixers that a pattern can name, what each can be set to, and its rules. A layer applies them when it is set up, the config before JAX is imported.
+"""The mixers that a pattern can name, what each can be set to, and its rules. A layer applies them when it is set up,
+the config before JAX is imported.
 
-A mixer's config has a field for each argument of its layer that is not the model's. A name that is given to a rule's `say` is that of such a field, "d_model"
-or "d_state"; it returns what the caller calls it.
+A mixer's config has a field for each argument of its layer that is not the model's. A name that is given to a rule's
+`say` is that of such a field, "d_model" or "d_state"; it returns what the caller calls it.
 """
 
 import dataclasses
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from selssm_jax.config.fields import Count, OneOf, Positive, Say, Spread, Taps, Within, check_arguments, check_fields, check_multiple, to_python
+from selssm_jax.config.fields import (
+    Count,
+    OneOf,
+    Positive,
+    Say,
+    Spread,
+    Taps,
+    Within,
+    check_arguments,
+    check_fields,
+    check_multiple,
+    to_python,
+)
 from selssm_jax.errors import InputError
 
 Reads = Literal["none", "elementwise", "dense"]
@@ -18,7 +31,9 @@ Solver = Literal["auto", "sequential", "newton"]
 
 
 class Kind(NamedTuple):
-    """What a kind of gate can do: `jumps`, 0 or 1 and nothing between; `closes`, exactly 0, so that a step leaves no trace and lets no noise in."""
+    """What a kind of gate can do: `jumps`, 0 or 1 and nothing between; `closes`, exactly 0, so that a step leaves no
+    trace and lets no noise in.
+    """
 
     jumps: bool
     closes: bool
@@ -46,7 +61,9 @@ WITHOUT = {
 
 @dataclasses.dataclass(frozen=True)
 class MixerConfig:
-    """What a mixer can be set to: a subclass, frozen too, has a field for each key, whose annotation is checked. As it stands: nothing."""
+    """What a mixer can be set to: a subclass, frozen too, has a field for each key, whose annotation is checked. As it
+    stands: nothing.
+    """
 
     def check(self, d_model: int, d_state: int, say: Say) -> None:
         """Raises InputError where fields, each of which is as annotated, do not go together or with the sizes."""
@@ -74,33 +91,47 @@ class SelectiveConfig(MixerConfig):
     solver: Solver = "auto"  # of the recurrence where gates read the state
 
     def check(self, d_model: int, d_state: int, say: Say) -> None:
-        """Raises InputError for sizes that poles or top-k gates do not fit, a method that is lacking, and gates that no certificate is for."""
+        """Raises InputError for sizes that poles or top-k gates do not fit, a method that is lacking, and gates that no
+        certificate is for.
+        """
         if self.transition == "complex" and d_state % 2:
-            raise InputError(f"{say('d_state')}={d_state} is odd, but complex poles come in conjugate pairs: use even sizes, or {say('transition')}='diagonal'")
+            raise InputError(
+                f"{say('d_state')}={d_state} is odd, but complex poles come in conjugate pairs: use even sizes, or "
+                f"{say('transition')}='diagonal'"
+            )
         _check_method(self.transition, self.method, say("method"))
         check_gate(self.gate, self.gate_active, d_state // 2 if self.transition == "complex" else d_state, say)
         if self.gate_state != "none":
             self._check_state_gates(say)
         if self.certified and self.update == "retain" and not self.gate_floor > 0:
-            raise InputError(f"{say('certified')}=True needs gates that stay open a little, found {say('gate_floor')}={self.gate_floor}: use for example 0.01")
+            raise InputError(
+                f"{say('certified')}=True needs gates that stay open a little, found "
+                f"{say('gate_floor')}={self.gate_floor}: use for example 0.01"
+            )
 
     def _check_state_gates(self, say: Say) -> None:
         reads = f"{say('gate_state')}={self.gate_state!r}"
         if self.method not in ("auto", "sequential"):
             raise InputError(
-                f"{say('method')}={self.method!r} needs gates of the input alone and a linear recurrence, but {reads} makes them read the state: "
+                f"{say('method')}={self.method!r} needs gates of the input alone and a linear recurrence, but {reads} "
+                "makes them read the state: "
                 f"use {say('method')}='auto', and {say('solver')}='newton' to run in parallel"
             )
         if self.transition == "complex":
-            raise InputError(f"{reads} reads real states, found {say('transition')}='complex': use 'diagonal' or 'dense', or {say('gate_state')}='none'")
+            raise InputError(
+                f"{reads} reads real states, found {say('transition')}='complex': use 'diagonal' or 'dense', or "
+                f"{say('gate_state')}='none'"
+            )
         if self.certified and GATES[self.gate].jumps:
             raise InputError(
-                f"{say('certified')}=True with {reads} needs gates of bounded slope, found {say('gate')}={self.gate!r}, which jumps: "
+                f"{say('certified')}=True with {reads} needs gates of bounded slope, found "
+                f"{say('gate')}={self.gate!r}, which jumps: "
                 f"use {say('gate_state')}='none', or a gate such as 'hard_sigmoid'"
             )
         if self.certified and self.process_noise:
             raise InputError(
-                f"{say('certified')}=True with {reads} bounds what moves the state, found {say('process_noise')}={self.process_noise}, "
+                f"{say('certified')}=True with {reads} bounds what moves the state, found "
+                f"{say('process_noise')}={self.process_noise}, "
                 f"a Gaussian without bound: use process_noise=0 or gate_state='none'"
             )
 
@@ -108,10 +139,16 @@ class SelectiveConfig(MixerConfig):
 def check_gate(kind: str, active: int, features: int, say: Say) -> None:
     """Raises InputError where `active` is no number of top-k gates, or is given for gates of another kind."""
     if kind == "top_k" and not 1 <= active <= features:
-        raise InputError(f"{say('gate_active')}={active} is out of range for {say('gate')}='top_k' of {features} gates: use a number from 1 to {features}")
+        raise InputError(
+            f"{say('gate_active')}={active} is out of range for {say('gate')}='top_k' of {features} gates: use a "
+            f"number from 1 to {features}"
+        )
     if kind != "top_k" and active:
         last = say("gate_active").rpartition(".")[2]
-        raise InputError(f"{say('gate_active')}={active} is read by {say('gate')}='top_k' alone, found {say('gate')}={kind!r}: use {last}=0")
+        raise InputError(
+            f"{say('gate_active')}={active} is read by {say('gate')}='top_k' alone, found {say('gate')}={kind!r}: use "
+            f"{last}=0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +181,8 @@ class MambaConfig(MixerConfig):
     d_conv: Taps = 4  # width of its own short convolution
     projection_bias: bool = False  # biases of its maps in and out
     conv_bias: bool = True  # of its own short convolution
-    inner_norm_epsilon: Spread = 0.0  # added to the mean squares of three norms more, of dt, B and C, as Falcon Mamba has them; 0: no such norms
+    # added to the mean squares of three norms more, of dt, B and C, as Falcon Mamba has them; 0: no such norms
+    inner_norm_epsilon: Spread = 0.0
     method: Method = "auto"
 
     def check(self, d_model: int, d_state: int, say: Say) -> None:
@@ -170,7 +208,10 @@ class Mamba2Config(MixerConfig):
         check_multiple(say("heads"), self.heads, say("groups"), self.groups, "mamba2")
         limit = self.dt_limit
         if limit and not (len(limit) == 2 and 0 <= limit[0] < limit[1]):
-            raise InputError(f"{say('dt_limit')}={limit} is no range: give the smallest and the largest step size, for example (0.001, 0.1), or () for any")
+            raise InputError(
+                f"{say('dt_limit')}={limit} is no range: give the smallest and the largest step size, for example "
+                "(0.001, 0.1), or () for any"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +226,10 @@ class AttentionConfig(MixerConfig):
         check_multiple(say("d_model"), d_model, say("heads"), self.heads, "attention and local_attention")
         width = d_model // self.heads
         if width % 2:
-            raise InputError(f"{say('d_model')} / {say('heads')}={width} is odd, but rotary positions turn pairs: use an even width of a head")
+            raise InputError(
+                f"{say('d_model')} / {say('heads')}={width} is odd, but rotary positions turn pairs: use an even "
+                "width of a head"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +255,8 @@ class TCNConfig(MixerConfig):
         steps = self.dilations or tuple(2**index for index in range(count))
         if len(steps) != count and count:
             raise InputError(
-                f"{say('dilations')}={steps} has {len(steps)} numbers for {count} tcn blocks of model.pattern: give one a block, or () for 1, 2, 4, ..."
+                f"{say('dilations')}={steps} has {len(steps)} numbers for {count} tcn blocks of model.pattern: give "
+                "one a block, or () for 1, 2, 4, ..."
             )
         if any(step < 1 for step in steps):
             raise InputError(f"{say('dilations')}={steps} is out of range: use at least 1 step between taps")
@@ -219,7 +264,9 @@ class TCNConfig(MixerConfig):
 
 
 class Mixer(NamedTuple):
-    """What a mixer can be set to, which keys of the model are its arguments too, whether it sows gates, and its own parameters that weight decay spares."""
+    """What a mixer can be set to, which keys of the model are its arguments too, whether it sows gates, and its own
+    parameters that weight decay spares.
+    """
 
     config: type[MixerConfig] = MixerConfig
     keys: tuple[str, ...] = ("d_state",)
@@ -227,7 +274,8 @@ class Mixer(NamedTuple):
     undecayed: tuple[str, ...] = ()
 
 
-# Those that have something to set have a field of `Model`; `layers.mixers.LAYERS` has the layers, and enters own ones here.
+# Those that have something to set have a field of `Model`; `layers.mixers.LAYERS` has the layers, and enters own ones
+# here.
 MIXERS: dict[str, Mixer] = {
     "selective": Mixer(SelectiveConfig, gated=True),
     "s4d": Mixer(PolesConfig),
@@ -261,7 +309,9 @@ def list_undecayed() -> frozenset[str]:
 def check_layer(kind: type[MixerConfig], layer: Any) -> None:
     """Raises InputError where a layer's own arguments are not what the config of its mixer can be."""
     check_arguments(layer, {name: hint for name, hint in _SIZES.items() if hasattr(layer, name)})
-    config = kind(**{field.name: to_python(getattr(layer, field.name, field.default)) for field in dataclasses.fields(kind)})
+    config = kind(
+        **{field.name: to_python(getattr(layer, field.name, field.default)) for field in dataclasses.fields(kind)}
+    )
     check_fields(config, str)
     config.check(int(layer.d_model), int(getattr(layer, "d_state", 0)), str)
 

@@ -5,7 +5,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from selssm_jax.config.data import Task
-from selssm_jax.config.fields import Count, Least, Positive, Say, Share, Spread, build, check_fields, check_value, to_python
+from selssm_jax.config.fields import (
+    Count,
+    Least,
+    Positive,
+    Say,
+    Share,
+    Spread,
+    build,
+    check_fields,
+    check_value,
+    to_python,
+)
 from selssm_jax.config.mixers import (
     BUILT_IN,
     MIXERS,
@@ -30,11 +41,16 @@ def check_frames(frame: int, stride: int, say: Say) -> None:
     check_value(Positive, to_python(frame), say("frame"))
     check_value(Positive, to_python(stride), say("stride"))
     if stride > frame:
-        raise InputError(f"{say('stride')}={stride} is larger than {say('frame')}={frame}: samples in between would be dropped; use stride <= frame")
+        raise InputError(
+            f"{say('stride')}={stride} is larger than {say('frame')}={frame}: samples in between would be dropped; "
+            "use stride <= frame"
+        )
 
 
 class OwnMixers(dict[str, MixerConfig]):
-    """What registered mixers are set to, by name. Nothing in it is changed once it is made, so that models are known by their hash."""
+    """What registered mixers are set to, by name. Nothing in it is changed once it is made, so that models are known by
+    their hash.
+    """
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -51,23 +67,30 @@ class Model:
     bidirectional: bool = False  # classification: a second mixer reads from the end; a signal is then read in one piece
     conv: Annotated[int, Least(0, 4096)] = 0  # width of a short causal convolution before the recurrence; 0: none
     mlp_ratio: Annotated[float, Least(0.0)] = 2.0  # hidden width of the gated MLP over d_model; 0: no MLP
-    norm: Literal["rms", "none"] = "rms"  # before every branch and the head; "none" leaves a model of linear parts linear
+    # before every branch and the head; "none" leaves a model of linear parts linear
+    norm: Literal["rms", "none"] = "rms"
     norm_epsilon: Spread = 1e-6  # added to the mean square under its root
     dropout: Share = 0.0
     tie_embeddings: bool = False  # language: the readout is the transposed embedding
-    frame: int = 1  # signals and forecasting: samples of one frame of the encoder; 0: what suits the data, for signals 25 ms of sound
-    stride: int = 1  # signals and forecasting: samples from one frame to the next; 0: what suits the data, for signals 10 ms of sound
+    # signals and forecasting: samples of one frame of the encoder; 0: what suits the data, for signals 25 ms of sound
+    frame: int = 1
+    # signals and forecasting: samples from one frame to the next; 0: what suits the data, for signals 10 ms of sound
+    stride: int = 1
     filterbank: Count = 0  # signals: log-magnitude filters of the encoder; 0: a linear frame encoder
     pool: Pool = "mean"  # classification: over the valid steps
     head_context: Positive = 1  # forecasting: how many of the last steps the head reads
-    linear_skip: Count = 0  # forecasting: the last inputs that also reach the head by one linear map, past the mixers; 0: none
+    # forecasting: the last inputs that also reach the head by one linear map, past the mixers; 0: none
+    linear_skip: Count = 0
     normalize: bool = True  # forecasting: reversible instance normalisation, of the level
     normalize_scale: bool = True  # forecasting: and of the scale, where the level is
     channel_independent: bool = False  # forecasting: one model, applied to every channel by itself
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
-    memory_bits: tuple[str, ...] = ()  # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
-    memory_tables: tuple[int, ...] = ()  # of every component that is carried, which table of levels it reads; empty: each its own
-    memory_scope: Literal["all", "mixers"] = "all"  # what memory_bits is about: all that is carried, or the mixers' states alone
+    # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
+    memory_bits: tuple[str, ...] = ()
+    # of every component that is carried, which table of levels it reads; empty: each its own
+    memory_tables: tuple[int, ...] = ()
+    # what memory_bits is about: all that is carried, or the mixers' states alone
+    memory_scope: Literal["all", "mixers"] = "all"
     memory_rounding: Literal["nearest", "stochastic"] = "nearest"  # how what is carried is rounded to its levels
     remat: bool = False  # recompute a block's activations in the backward pass
     selective: SelectiveConfig = SelectiveConfig()
@@ -77,7 +100,8 @@ class Model:
     attention: AttentionConfig = AttentionConfig()
     local_attention: LocalAttentionConfig = LocalAttentionConfig()
     tcn: TCNConfig = TCNConfig()
-    own: Mapping[str, Any] = OwnMixers()  # registered mixers: what each is set to, its config or a dictionary of its keys
+    # registered mixers: what each is set to, its config or a dictionary of its keys
+    own: Mapping[str, Any] = OwnMixers()
     task: Task = Task()
 
     def __post_init__(self) -> None:
@@ -85,7 +109,9 @@ class Model:
         if not self.pattern:
             raise InputError("model.pattern is empty: name at least one mixer, for example ('selective',)")
         if len(self.pattern) > MOST_BLOCKS:
-            raise InputError(f"model.pattern has {len(self.pattern)} blocks, which nothing compiles: use at most {MOST_BLOCKS}")
+            raise InputError(
+                f"model.pattern has {len(self.pattern)} blocks, which nothing compiles: use at most {MOST_BLOCKS}"
+            )
         for name in self.pattern:
             if name not in MIXERS:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}{EXTEND}")
@@ -108,14 +134,19 @@ class Model:
 
     def of_task(self, task: Task) -> "Model":
         """Returns the model of a task: frames that are left to the data are as the task has them."""
-        return dataclasses.replace(self, task=task, frame=self.frame or task.frame or 1, stride=self.stride or task.stride or 1)
+        return dataclasses.replace(
+            self, task=task, frame=self.frame or task.frame or 1, stride=self.stride or task.stride or 1
+        )
 
     @property
     def blocks(self) -> tuple["Model", ...]:
         """The model as each block reads it: with a d_state of its own."""
         sizes, steps = self.block_states or (self.d_state,) * len(self.pattern), self._tcn_blocks()
         parts = zip(self.pattern, sizes, steps, strict=True)
-        return tuple(dataclasses.replace(self, pattern=(name,), d_state=size, block_states=(), tcn=tcn) for name, size, tcn in parts)
+        return tuple(
+            dataclasses.replace(self, pattern=(name,), d_state=size, block_states=(), tcn=tcn)
+            for name, size, tcn in parts
+        )
 
     def _tcn_blocks(self) -> list[TCNConfig]:
         """What each block would be as a TCN."""
@@ -132,14 +163,19 @@ class Model:
         """Raises InputError where sizes are not one a block, or break a rule of the block's mixer."""
         if self.block_states and len(self.block_states) != len(self.pattern):
             raise InputError(
-                f"model.block_states={self.block_states} has {len(self.block_states)} sizes for the {len(self.pattern)} blocks of model.pattern: "
+                f"model.block_states={self.block_states} has {len(self.block_states)} sizes for the "
+                f"{len(self.pattern)} blocks of model.pattern: "
                 "give one a block, or () for d_state in all"
             )
         if any(size < 1 for size in self.block_states):
             raise InputError(f"model.block_states={self.block_states} is out of range: use at least 1 in every block")
         self._tcn_blocks()
         for index, name in enumerate(self.pattern):
-            size, calls = (self.block_states[index], {"d_state": f"model.block_states[{index}]"}) if self.block_states else (self.d_state, {})
+            size, calls = (
+                (self.block_states[index], {"d_state": f"model.block_states[{index}]"})
+                if self.block_states
+                else (self.d_state, {})
+            )
             self.mixer(name).check(self.d_model, size, self._calls(name, **calls))
 
     def _read_own(self) -> OwnMixers:
@@ -159,7 +195,15 @@ class Model:
     def _check_memory(self) -> None:
         for digits in self.memory_bits:
             if not digits or set(digits) - set("012345678"):
-                raise InputError(f"model.memory_bits holds {digits!r}: give each array of the state its components' bits, a digit from 0 to 8 each")
+                raise InputError(
+                    f"model.memory_bits holds {digits!r}: give each array of the state its components' bits, a digit "
+                    "from 0 to 8 each"
+                )
         pairs = set(zip(self.memory_tables, "".join(self.memory_bits), strict=False))
-        if self.memory_tables and (len(self.memory_tables) != sum(map(len, self.memory_bits)) or len(pairs) != len(set(self.memory_tables))):
-            raise InputError("model.memory_tables does not fit model.memory_bits: give each component the number of a table, and those of one table equal bits")
+        if self.memory_tables and (
+            len(self.memory_tables) != sum(map(len, self.memory_bits)) or len(pairs) != len(set(self.memory_tables))
+        ):
+            raise InputError(
+                "model.memory_tables does not fit model.memory_bits: give each component the number of a table, and "
+                "those of one table equal bits"
+            )

@@ -1,4 +1,6 @@
-"""Files that describe experiments: a recipe that came with the package is found by its name, and what is wrong with a file is said before it is used."""
+"""Files that describe experiments: a recipe that came with the package is found by its name, and what is wrong with a
+file is said before it is used.
+"""
 
 import os
 import pathlib
@@ -13,7 +15,9 @@ from selssm_jax.paths import check_regular
 
 
 def find_recipe(name: str) -> str:
-    """Returns the path of a config file: the file of that name, else the recipe of that name among those that came with the package."""
+    """Returns the path of a config file: the file of that name, else the recipe of that name among those that came with
+    the package.
+    """
     if os.path.lexists(name):
         return name
     place = pathlib.PurePath(name.removeprefix("configs/").removesuffix(".py") + ".py")
@@ -28,20 +32,29 @@ def _recipes() -> pathlib.Path:
 
 
 def load(path: str) -> ml_collections.ConfigDict:
-    """Returns what get_config() of a config file returns. Raises InputError where there is no such file or function, or it fails."""
+    """Returns what get_config() of a config file returns. Raises InputError where there is no such file or function, or
+    it fails.
+    """
     try:
         check_regular(path)
     except FileNotFoundError as error:
-        near = [str(file) for file in pathlib.Path("configs").glob("*.py")] or [file.stem for file in _recipes().glob("*.py")]
+        near = [str(file) for file in pathlib.Path("configs").glob("*.py")] or [
+            file.stem for file in _recipes().glob("*.py")
+        ]
         raise InputError(f"there is no config file {path}: {suggest(path, near)}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"the config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}): name an existing file") from error
+        raise InputError(
+            f"the config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}): name an existing "
+            "file"
+        ) from error
     try:
         config = runpy.run_path(path)["get_config"]()
     except Exception as error:  # whatever someone's own file may do
         raise InputError(f"the config file {path} cannot be loaded: {_explain(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise InputError(f"get_config() of {path} returned {config!r}: end it with return Experiment(...).to_config_dict()")
+        raise InputError(
+            f"get_config() of {path} returned {config!r}: end it with return Experiment(...).to_config_dict()"
+        )
     return config
 
 

@@ -1,6 +1,7 @@
 """Keys of earlier versions, and what each is called now.
 
-Saved runs and records are read by this table; elsewhere an old key is a mistake, and what is said of it names the new one.
+Saved runs and records are read by this table; elsewhere an old key is a mistake, and what is said of it names the new
+one.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,17 @@ RENAMED: dict[str, tuple[str, ...]] = {
     **{f"model.{key}": (f"model.selective.{key}",) for key in _SELECTIVE},
     "model.scan": ("model.selective.method", "model.mamba.method"),
     **{f"model.{key}": (f"model.mamba.{key}",) for key in ("dt_rank", "inner_norm_epsilon")},
-    **{f"model.{key}": (f"model.mamba.{key}", f"model.mamba2.{key}") for key in ("expand", "projection_bias", "conv_bias")},
+    **{
+        f"model.{key}": (f"model.mamba.{key}", f"model.mamba2.{key}")
+        for key in ("expand", "projection_bias", "conv_bias")
+    },
     "model.d_conv": ("model.mamba.d_conv", "model.mamba2.d_conv", "model.rg_lru.d_conv"),
-    "model.heads": ("model.attention.heads", "model.local_attention.heads", "model.mamba2.heads", "model.rg_lru.blocks"),
+    "model.heads": (
+        "model.attention.heads",
+        "model.local_attention.heads",
+        "model.mamba2.heads",
+        "model.rg_lru.blocks",
+    ),
     **{f"model.{key}": (f"model.mamba2.{key}",) for key in ("groups", "dt_limit")},
     "model.context": ("model.attention.window",),
     "model.window": ("model.local_attention.window",),

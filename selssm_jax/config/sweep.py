@@ -29,7 +29,8 @@ def _alone(usual: int) -> Callable[[int, float], int]:
 
 
 _ELEMENTWISE = {"model.selective.gate_state": "elementwise", "model.selective.transition": "diagonal"}
-# LSTM and GRU have dense maps of their state, so that as many components cost more parameters; a Mamba's d_state is of a channel.
+# LSTM and GRU have dense maps of their state, so that as many components cost more parameters; a Mamba's d_state is of
+# a channel.
 COMPARED: dict[str, ComparedModel] = {
     "selective": ComparedModel("selective", "model.d_state", _share(1, 1, 2)),
     "selective_state": ComparedModel("selective", "model.d_state", _share(1, 1, 2), _ELEMENTWISE),
@@ -45,14 +46,16 @@ COMPARED: dict[str, ComparedModel] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What `train.py --sweep` compares: models of one size, each tuned by as many trials, then trained from several seeds; nothing of it touches a run.
+    """What `train.py --sweep` compares: models of one size, each tuned by as many trials, then trained from several
+    seeds; nothing of it touches a run.
 
-    The grid of a model is every combination of its sizes (state components; heads; taps), with selective gates gate_biases and penalties too, and
-    of peak rates spaced evenly in their logarithm, as many as make `trials` points.
+    The grid of a model is every combination of its sizes (state components; heads; taps), with selective gates
+    gate_biases and penalties too, and of peak rates spaced evenly in their logarithm, as many as make `trials` points.
     """
 
     models: tuple[str, ...] = tuple(COMPARED)
-    parameters: Count = 0  # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
+    # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
+    parameters: Count = 0
     trials: Positive = 8  # points of each model's grid
     trial_steps: Count = 0  # training steps of a trial; 0: training.steps
     seeds: Positive = 3  # that the best point is trained from, at training.steps
@@ -68,13 +71,21 @@ class Sweep:
             if name not in COMPARED:
                 raise InputError(f"sweep.models names {name!r}: {suggest(name, COMPARED)}")
         if len(self.learning_rates) != 2 or not 0 < self.learning_rates[0] <= self.learning_rates[-1]:
-            raise InputError(f"sweep.learning_rates={self.learning_rates} is no range: give the lowest and the highest peak rate, for example (0.002, 0.008)")
+            raise InputError(
+                f"sweep.learning_rates={self.learning_rates} is no range: give the lowest and the highest peak rate, "
+                "for example (0.002, 0.008)"
+            )
         for key, least in (("sizes", 0.01), ("penalties", 0.0), ("gate_biases", -20.0), ("lengths", 1)):
-            if (not getattr(self, key) and key != "lengths") or any(not least <= value < math.inf for value in getattr(self, key)):
-                raise InputError(f"sweep.{key}={getattr(self, key)} is out of range: give one or more values of at least {least}")
+            if (not getattr(self, key) and key != "lengths") or any(
+                not least <= value < math.inf for value in getattr(self, key)
+            ):
+                raise InputError(
+                    f"sweep.{key}={getattr(self, key)} is out of range: give one or more values of at least {least}"
+                )
         most = len(self.sizes) * len(self.gate_biases) * len(self.penalties)
         if self.trials % most:
             raise InputError(
-                f"sweep.trials={self.trials} is no multiple of the {most} combinations of sizes, gate_biases and penalties, so that models would get unequal "
+                f"sweep.trials={self.trials} is no multiple of the {most} combinations of sizes, gate_biases and "
+                "penalties, so that models would get unequal "
                 f"numbers of trials: use a multiple of {most}"
             )

@@ -38,12 +38,15 @@ class Training:
     keep_checkpoints: Positive = 2
     select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
     devices: Count = 0  # 0: all there are
-    forecast_loss: Literal["mse", "huber"] = "mse"  # huber: squares errors up to one deviation, takes larger ones as they are
+    # huber: squares errors up to one deviation, takes larger ones as they are
+    forecast_loss: Literal["mse", "huber"] = "mse"
     gate_l1: NonNegative = 0.0  # weight of the mean gate value
     gate_l0: NonNegative = 0.0  # weight of the expected share of open gates (hard_concrete)
-    target_dimension: Share = 0.0  # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
+    # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
+    target_dimension: Share = 0.0
     multiplier_rate: NonNegative = 0.01  # step size of the multiplier's dual ascent
-    information_weight: NonNegative = 0.0  # of the nats of memory a block, in the mean over steps; needs model.selective.process_noise
+    # of the nats of memory a block, in the mean over steps; needs model.selective.process_noise
+    information_weight: NonNegative = 0.0
     information_bound: Literal["vib", "capacity"] = "vib"
     penalty_warmup: Count = 0  # steps over which the weight of every penalty grows from 0; 0: none
 
@@ -51,19 +54,25 @@ class Training:
         check_fields(self, "training.{}".format)
         if self.target_dimension and self.gate_l1:
             raise InputError(
-                f"training.target_dimension={self.target_dimension} weighs the mean gate by a multiplier of its own, found training.gate_l1={self.gate_l1} "
+                f"training.target_dimension={self.target_dimension} weighs the mean gate by a multiplier of its own, "
+                f"found training.gate_l1={self.gate_l1} "
                 "beside it: set one of the two to 0"
             )
         if self.target_dimension and not self.multiplier_rate:
-            raise InputError("training.multiplier_rate=0.0 keeps the multiplier of training.target_dimension at 0: use for example 0.01")
+            raise InputError(
+                "training.multiplier_rate=0.0 keeps the multiplier of training.target_dimension at 0: use for example "
+                "0.01"
+            )
         if self.penalty_warmup and not self.penalised:
             raise InputError(
-                f"training.penalty_warmup={self.penalty_warmup} has no penalty to warm up: set training.gate_l1, gate_l0, target_dimension or "
+                f"training.penalty_warmup={self.penalty_warmup} has no penalty to warm up: set training.gate_l1, "
+                "gate_l0, target_dimension or "
                 "information_weight, or penalty_warmup=0"
             )
         if self.penalty_warmup >= self.steps:
             raise InputError(
-                f"training.penalty_warmup={self.penalty_warmup} ends with no step of training.steps={self.steps} left at full weight: use fewer, or more steps"
+                f"training.penalty_warmup={self.penalty_warmup} ends with no step of training.steps={self.steps} left "
+                "at full weight: use fewer, or more steps"
             )
 
     @property

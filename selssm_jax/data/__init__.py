@@ -65,16 +65,28 @@ def register_data(name: str, load: Callable[[Data, Mapping[str, Any]], Dataset],
 
 
 def load_for_resume(config: Data, metadata: Mapping[str, Any]) -> Dataset:
-    """Returns the training data of a run that goes on, at the scale of its beginning where that was another than today's; see `signals.scale_clips`."""
+    """Returns the training data of a run that goes on, at the scale of its beginning where that was another than
+    today's; see `signals.scale_clips`.
+    """
     old = config.source == "npz" and "task" in metadata and "scaling" not in metadata
     return load(config, metadata if old else None)
 
 
 def recall_dataset(known: Mapping[str, Any]) -> Dataset:
-    """Returns the data set of a run without its examples, from its metadata: what its task is, and how text becomes tokens."""
+    """Returns the data set of a run without its examples, from its metadata: what its task is, and how text becomes
+    tokens.
+    """
     task = Task(**{key: value for key, value in known["task"].items() if key in Task.__dataclass_fields__})
     words = {key: known[key] for key in ("level", "tokenizer") if key in known}
-    return Dataset(task, _no_examples, _no_examples, dict(known), lambda split: {}, vocabulary=tuple(known.get("vocabulary") or ()), **words)
+    return Dataset(
+        task,
+        _no_examples,
+        _no_examples,
+        dict(known),
+        lambda split: {},
+        vocabulary=tuple(known.get("vocabulary") or ()),
+        **words,
+    )
 
 
 def _no_examples(*_: Any) -> Any:
@@ -84,4 +96,7 @@ def _no_examples(*_: Any) -> Any:
 def _check_task(task: Task, trained: Mapping[str, Any], name: str) -> None:
     for field in ("kind", "vocab", "channels", "classes", "horizon"):
         if getattr(task, field) != trained[field]:
-            raise InputError(f"{name} has {field} {getattr(task, field)}, the run was trained with {trained[field]}: give data of the same form")
+            raise InputError(
+                f"{name} has {field} {getattr(task, field)}, the run was trained with {trained[field]}: give data of "
+                "the same form"
+            )

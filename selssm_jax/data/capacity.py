@@ -1,6 +1,7 @@
 """What cannot fit into memory is refused by an estimate from below, before anything of it is made.
 
-An estimate counts what must be there at once, and no more: what it refuses could not have run, what it lets pass may still be too much.
+An estimate counts what must be there at once, and no more: what it refuses could not have run, what it lets pass may
+still be too much.
 """
 
 import math
@@ -36,7 +37,8 @@ def refuse(parts: Mapping[str, float], available: int) -> None:
     if total > available:
         largest = max(parts, key=lambda name: parts[name])
         raise InputError(
-            f"this needs at least {_size(total)} of memory, of {_size(available)} that there are: {largest} takes {_size(parts[largest])}; lower what it says"
+            f"this needs at least {_size(total)} of memory, of {_size(available)} that there are: {largest} takes "
+            f"{_size(parts[largest])}; lower what it says"
         )
 
 
@@ -44,9 +46,18 @@ def check_examples(config: Data) -> None:
     """Raises InputError where the batches that a config asks for cannot be held, whatever is in its files."""
     rows = max(config.batch_size, config.eval_batch_size)
     steps = config.length + (config.horizon if config.source in SERIES else 0)
-    parts = {f"a batch of data.batch_size={config.batch_size} (data.eval_batch_size={config.eval_batch_size})": float(rows * NUMBER)}
+    parts = {
+        f"a batch of data.batch_size={config.batch_size} (data.eval_batch_size={config.eval_batch_size})": float(
+            rows * NUMBER
+        )
+    }
     if config.source not in SIGNALS:  # whose length is that of the longest, where that is shorter
-        parts = {f"{next(iter(parts))} with data.length={config.length}, data.horizon={config.horizon}": 2.0 * rows * steps * NUMBER}
+        parts = {
+            f"{next(iter(parts))} with data.length={config.length}, data.horizon={config.horizon}": 2.0
+            * rows
+            * steps
+            * NUMBER
+        }
     if config.source in SYMBOLS:
         parts[f"the names of data.vocab={config.vocab} symbols"] = float(config.vocab * NAME)
     if config.source in SYNTHETIC:
@@ -55,7 +66,8 @@ def check_examples(config: Data) -> None:
 
 
 def check_archive(name: str, stream: Any) -> None:
-    """Raises InputError where a ZIP claims to hold more than it can, or than there is memory for. Raises what `zipfile` does for what is none.
+    """Raises InputError where a ZIP claims to hold more than it can, or than there is memory for. Raises what `zipfile`
+    does for what is none.
 
     The stream, of bytes, stands at its beginning before and after.
     """
@@ -63,12 +75,16 @@ def check_archive(name: str, stream: Any) -> None:
         for part in archive.infolist():
             if part.file_size > DENSEST * part.compress_size + DENSEST:
                 raise InputError(
-                    f"{name}: {part.filename!r} claims {_size(part.file_size)} in {part.compress_size} bytes, more than any compression makes: write it again"
+                    f"{name}: {part.filename!r} claims {_size(part.file_size)} in {part.compress_size} bytes, more "
+                    "than any compression makes: write it again"
                 )
             with archive.open(part) as file:
                 claimed = _read_claim(file)
             if claimed > part.file_size:
-                raise InputError(f"{name}: {part.filename!r} claims an array of {_size(claimed)}, and has {_size(part.file_size)}: write it again")
+                raise InputError(
+                    f"{name}: {part.filename!r} claims an array of {_size(claimed)}, and has {_size(part.file_size)}: "
+                    "write it again"
+                )
         refuse({f"the arrays of {name}": float(sum(part.file_size for part in archive.infolist()))}, machine())
     stream.seek(0)
 
@@ -77,7 +93,9 @@ def _read_claim(file: Any) -> int:
     """Bytes of the array that the header of an NPY announces; 0 for what is none, which is for NumPy to say."""
     try:
         version = np.lib.format.read_magic(file)
-        shape, _, kind = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+        shape, _, kind = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )(file)
     except (ValueError, SyntaxError, EOFError, TypeError):
         return 0
     return math.prod(map(int, shape)) * kind.itemsize

@@ -1,7 +1,8 @@
-"""Random numbers that are functions of their place: number `i` of example `place` under a key, in any order, on any machine.
+"""Random numbers that are functions of their place: number `i` of example `place` under a key, in any order, on any
+machine.
 
-The bits are SplitMix64 (Steele, Lea and Flood 2014) started at a hash of (key, place): whole batches at a few nanoseconds
-a number, where a generator for every example would cost more than the example.
+The bits are SplitMix64 (Steele, Lea and Flood 2014) started at a hash of (key, place): whole batches at a few
+nanoseconds a number, where a generator for every example would cost more than the example.
 """
 
 import numpy as np

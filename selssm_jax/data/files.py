@@ -34,7 +34,9 @@ class OwnFile:
         return pathlib.Path(self.path).expanduser().open("rb")
 
     def pieces(self) -> Iterator[str]:
-        """Yields the text in pieces, with a line feed alone for line ends. Raises InputError where it is not UTF-8, or white space alone."""
+        """Yields the text in pieces, with a line feed alone for line ends. Raises InputError where it is not UTF-8, or
+        white space alone.
+        """
         rest, empty = "", True
         for number, piece in enumerate(self._decode()):
             text = rest + (piece.removeprefix("\ufeff") if not number else piece)
@@ -57,13 +59,17 @@ class OwnFile:
                 except UnicodeDecodeError as error:
                     place = before - (len(error.object) - len(chunk)) + error.start
                     line = lines + error.object[: error.start].count(b"\n")
-                    raise InputError(f"{self.path} is not UTF-8 (byte {place}, line {line}): convert it, for example with iconv") from error
+                    raise InputError(
+                        f"{self.path} is not UTF-8 (byte {place}, line {line}): convert it, for example with iconv"
+                    ) from error
                 before, lines = before + len(chunk), lines + text.count("\n")
                 if text or not chunk:
                     yield text
 
     def open_text(self) -> io.TextIOBase:
-        """Returns the text, line ends as they are: of UTF-8, of UTF-16 where a byte order mark says so, else of Windows-1252."""
+        """Returns the text, line ends as they are: of UTF-8, of UTF-16 where a byte order mark says so, else of
+        Windows-1252.
+        """
         with self.open() as stream:
             start = stream.read(CHUNK)
         if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -76,7 +82,9 @@ class OwnFile:
 
 
 def open_own(path: str) -> OwnFile:
-    """Returns a file of the user's after one reading of it. Raises InputError where it cannot be read, or is no regular file."""
+    """Returns a file of the user's after one reading of it. Raises InputError where it cannot be read, or is no regular
+    file.
+    """
     try:
         place = pathlib.Path(path).expanduser()
         check_regular(place)
@@ -87,5 +95,8 @@ def open_own(path: str) -> OwnFile:
                 digest.update(chunk)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"data.file={path!r} cannot be read ({reason}): set it to an existing file, or in eval.py name one by --file") from error
+        raise InputError(
+            f"data.file={path!r} cannot be read ({reason}): set it to an existing file, or in eval.py name one by "
+            "--file"
+        ) from error
     return OwnFile(path, size, digest.hexdigest(), newlines)

@@ -17,8 +17,14 @@ Rows = tuple[int, int]
 
 
 def ett_split(scale: int) -> dict[str, Rows]:
-    """12, 4 and 4 months of 30 days (Zhou et al. 2021): rows 0:8640:11520:14400 of hourly data, times `scale`; the rest is unused."""
-    return {"train": (0, 8640 * scale), "validation": (8640 * scale, 11520 * scale), "test": (11520 * scale, 14400 * scale)}
+    """12, 4 and 4 months of 30 days (Zhou et al. 2021): rows 0:8640:11520:14400 of hourly data, times `scale`; the rest
+    is unused.
+    """
+    return {
+        "train": (0, 8640 * scale),
+        "validation": (8640 * scale, 11520 * scale),
+        "test": (11520 * scale, 14400 * scale),
+    }
 
 
 def share_split(rows: int) -> dict[str, Rows]:
@@ -28,12 +34,15 @@ def share_split(rows: int) -> dict[str, Rows]:
 
 
 def lookback(rows: int, horizon: int) -> int:
-    """Returns the rows to look back on where a config leaves that to the table: four horizons, less where training would have few windows."""
+    """Returns the rows to look back on where a config leaves that to the table: four horizons, less where training
+    would have few windows.
+    """
     return max(min(4 * horizon, (share_split(rows)["train"][1] - horizon) // 2), 1)
 
 
 def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], period: int) -> tuple[int, list[str]]:
-    """Returns the place of a table's first row in the cycle of a run, by the clocks (first time, step) of both; and what was assumed, as words.
+    """Returns the place of a table's first row in the cycle of a run, by the clocks (first time, step) of both; and
+    what was assumed, as words.
 
     Raises InputError where the step is another one.
     """
@@ -44,18 +53,27 @@ def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], period: i
     (first, step), (begun, usual) = clock, known["clock"]
     if abs(step - usual) > 0.01 * abs(usual):
         raise InputError(
-            f"the table has a row every {step / 1e6:g} seconds, the run's had one every {usual / 1e6:g}, and data.period={period} counts rows: resample it"
+            f"the table has a row every {step / 1e6:g} seconds, the run's had one every {usual / 1e6:g}, and "
+            f"data.period={period} counts rows: resample it"
         )
     return round((first - begun) / usual) % period, []
 
 
 def dataset(
-    config: Data, values: np.ndarray, names: tuple[str, ...], split: Mapping[str, Rows], known: Mapping[str, Any], info: Mapping[str, Any], *, phase: int = 0
+    config: Data,
+    values: np.ndarray,
+    names: tuple[str, ...],
+    split: Mapping[str, Rows],
+    known: Mapping[str, Any],
+    info: Mapping[str, Any],
+    *,
+    phase: int = 0,
 ) -> Dataset:
-    """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows of stride 1.
+    """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows
+    of stride 1.
 
-    With `period`, inputs and targets are the series less its mean course over a cycle of the training rows, which CycleNet (Lin
-    et al. 2024) learns; batches hold it as `course`. Errors are the same as of the series itself.
+    With `period`, inputs and targets are the series less its mean course over a cycle of the training rows, which
+    CycleNet (Lin et al. 2024) learns; batches hold it as `course`. Errors are the same as of the series itself.
 
     Validation and test windows look back into the split before, as in the literature, so that every row of a split is
     forecast: ETTh1 with lookback and horizon 96 has 8449, 2785 and 2785 windows.
@@ -65,7 +83,8 @@ def dataset(
       values: (rows, channels); overwritten where they are float32.
       names: of the channels.
       split: first row and row after the last of "train", "validation" and "test".
-      known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the split "whole".
+      known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the
+        split "whole".
       info: goes into the metadata; names the table in errors.
       phase: the place of the first row in the cycle of a training run.
 
@@ -73,9 +92,12 @@ def dataset(
       InputError: where a split is too short for one window, or training for one cycle.
     """
     scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.period)
-    course = np.resize(np.roll(scaling["cycle"], -phase, axis=0), values.shape) if "cycle" in scaling else None  # cycle after cycle
+    # cycle after cycle
+    course = np.resize(np.roll(scaling["cycle"], -phase, axis=0), values.shape) if "cycle" in scaling else None
     scaled, course = _scale(values, scaling, course), None if course is None else course.astype(np.float32)
-    source = _Windows(config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course)
+    source = _Windows(
+        config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course
+    )
     counts = {f"{name}_windows": len(source.starts(name)) for name in source.split if known or name != WHOLE}
     source.check(str(info.get("file") or info["source"]), (WHOLE,) if known else SPLITS)
     return Dataset(
@@ -89,11 +111,18 @@ def dataset(
 
 
 def _scaling(train: np.ndarray, period: int) -> dict[str, Any]:
-    """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at the first."""
+    """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at
+    the first.
+    """
     if not len(train):
-        raise InputError("no row of the table is left for training: give at least data.length + data.horizon rows for every split")
+        raise InputError(
+            "no row of the table is left for training: give at least data.length + data.horizon rows for every split"
+        )
     if len(train) < period:
-        raise InputError(f"data.period={period} is longer than the {len(train)} training rows, whose mean course it is: use a shorter one, or 0")
+        raise InputError(
+            f"data.period={period} is longer than the {len(train)} training rows, whose mean course it is: use a "
+            "shorter one, or 0"
+        )
     mean, deviation = moments(train)
     scaling = {"mean": mean.tolist(), "deviation": deviation.tolist()}
     if not period:
@@ -108,7 +137,9 @@ def _standardise(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
 
 
 def _scale(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | None) -> np.ndarray:
-    """Standardised rows less their course, in float32; values that are in float32 are overwritten, so that a large table is held once."""
+    """Standardised rows less their course, in float32; values that are in float32 are overwritten, so that a large
+    table is held once.
+    """
     scaled = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
     for rows in blocks(len(values), values.shape[1]):
         part = _standardise(values[rows].astype(np.float64), scaling)
@@ -130,7 +161,8 @@ class _Windows:
             first, last = self.split[name]
             if not len(self.starts(name)):
                 raise InputError(
-                    f"the {name} split of {table} has {last - first} rows, too few for one window of data.length={self.length} "
+                    f"the {name} split of {table} has {last - first} rows, too few for one window of "
+                    f"data.length={self.length} "
                     f"and data.horizon={self.horizon}: shorten them, or give more rows"
                 )
 
@@ -147,7 +179,8 @@ class _Windows:
         return in_order(len(starts), batch_size, lambda rows: self._take(starts[rows]))
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
-        """The last value repeated, and ridge regression on the lookback less its last value (NLinear, Zeng et al. 2023).
+        """The last value repeated, and ridge regression on the lookback less its last value (NLinear, Zeng et al.
+        2023).
 
         "ridge" is one map for all channels, "ridge by channel" one for each; fitted on the training windows, with the
         penalty that serves the validation windows best. All of them forecast what is left where a cycle was taken off.
@@ -166,7 +199,9 @@ class _Windows:
         return nlinear.Windows(self.values, self.starts(split), self.length, self.horizon)
 
     def _train_starts(self) -> np.ndarray:
-        return np.concatenate([self.starts(name) for name in (("train",) if self.train_on == "train" else ("train", "validation"))])
+        return np.concatenate(
+            [self.starts(name) for name in (("train",) if self.train_on == "train" else ("train", "validation"))]
+        )
 
     def _take(self, starts: np.ndarray) -> Batch:
         rows = starts[:, None] + np.arange(self.length + self.horizon)[None]

@@ -1,7 +1,8 @@
-"""Linear forecasts, the rivals of every forecaster: ridge regression on the lookback less its last value (NLinear, Zeng et al. 2023).
+"""Linear forecasts, the rivals of every forecaster: ridge regression on the lookback less its last value (NLinear, Zeng
+et al. 2023).
 
-A map W (length + 1, horizon) forecasts y_h = x_last + sum_l (x_l - x_last) W[l, h] + W[length, h] for every channel alone;
-W = 0 repeats the last value.
+A map W (length + 1, horizon) forecasts y_h = x_last + sum_l (x_l - x_last) W[l, h] + W[length, h] for every channel
+alone; W = 0 repeats the last value.
 """
 
 from collections.abc import Mapping
@@ -12,11 +13,15 @@ from scipy import linalg
 
 Products = tuple[np.ndarray, np.ndarray]
 PENALTIES = (1.0, 1e2, 1e3, 1e4, 1e5, 1e6)
-JUDGES = 16  # channels, evenly spaced, that choose the penalty of maps by channel: solving all channels for every penalty would take most of the time
+# channels, evenly spaced, that choose the penalty of maps by channel: solving all channels for every penalty would take
+# most of the time
+JUDGES = 16
 
 
 class Windows(NamedTuple):
-    """All windows of `length` rows and the `horizon` after them that begin at `starts`, one row after the other: values (rows, channels)."""
+    """All windows of `length` rows and the `horizon` after them that begin at `starts`, one row after the other: values
+    (rows, channels).
+    """
 
     values: np.ndarray
     starts: np.ndarray
@@ -25,7 +30,9 @@ class Windows(NamedTuple):
 
 
 def errors(maps: np.ndarray | None, windows: Windows) -> dict[str, float]:
-    """Returns the mean squared and absolute errors of maps (1 or channels, length + 1, horizon), over windows, steps and channels; None is 0."""
+    """Returns the mean squared and absolute errors of maps (1 or channels, length + 1, horizon), over windows, steps
+    and channels; None is 0.
+    """
     return scores({"": maps}, windows)[""]
 
 
@@ -39,17 +46,22 @@ def scores(maps: Mapping[str, np.ndarray | None], windows: Windows) -> dict[str,
             wrong = y
             if weights is not None:
                 mine = weights[channel if len(weights) > 1 else 0].astype(np.float32)
-                with np.errstate(over="ignore", invalid="ignore"):  # values near 1e38: the error is inf, and a report says that it is no number
+                # values near 1e38: the error is inf, and a report says that it is no number
+                with np.errstate(over="ignore", invalid="ignore"):
                     wrong = x @ mine[:-1] + mine[-1] - y
             total[name] += [np.square(wrong, dtype=np.float64).mean(), np.abs(wrong).mean(dtype=np.float64)]
-    return {name: {"mse": float(squared / channels), "mae": float(absolute / channels)} for name, (squared, absolute) in total.items()}
+    return {
+        name: {"mse": float(squared / channels), "mae": float(absolute / channels)}
+        for name, (squared, absolute) in total.items()
+    }
 
 
 def fit(train: Windows, validation: Windows) -> dict[str, np.ndarray]:
-    """Returns {"ridge": one map for all channels, "ridge by channel": one for each}, with the penalty that serves validation best.
+    """Returns {"ridge": one map for all channels, "ridge by channel": one for each}, with the penalty that serves
+    validation best.
 
-    Of least |x W - y|^2 = W' x'x W - 2 W' x'y + const; where there are many channels, JUDGES of them choose the one penalty
-    that the maps by channel share.
+    Of least |x W - y|^2 = W' x'x W - 2 W' x'y + const; where there are many channels, JUDGES of them choose the one
+    penalty that the maps by channel share.
     """
     channels = train.values.shape[1]
     judges = set(np.linspace(0, channels - 1, min(channels, JUDGES)).round().astype(int).tolist())
@@ -62,8 +74,14 @@ def fit(train: Windows, validation: Windows) -> dict[str, np.ndarray]:
     for channel in range(channels):
         products = [_products(windows, channel) for windows in (train, validation)]
         each.append(_solve(products[0], penalty).astype(np.float32))
-        together = [(total[0] + one[0], total[1] + one[1]) for total, one in zip(together, products, strict=True)] if together else products
-    shared = min((_solve(together[0], penalty) for penalty in PENALTIES), key=lambda weights: _loss(weights, together[1]))
+        together = (
+            [(total[0] + one[0], total[1] + one[1]) for total, one in zip(together, products, strict=True)]
+            if together
+            else products
+        )
+    shared = min(
+        (_solve(together[0], penalty) for penalty in PENALTIES), key=lambda weights: _loss(weights, together[1])
+    )
     return {"ridge": shared[None].astype(np.float32), "ridge by channel": np.stack(each)}
 
 
@@ -78,7 +96,8 @@ def _loss(weights: np.ndarray, products: Products) -> float:
 
 
 def _products(windows: Windows, channel: int) -> Products:
-    """x'x (length + 1, length + 1) and x'y (length + 1, horizon) of one channel, x being the lookback less its last value and a one.
+    """x'x (length + 1, length + 1) and x'y (length + 1, horizon) of one channel, x being the lookback less its last
+    value and a one.
 
     With z the rows from the first window on, s_ij = sum_k z_(k+i) z_(k+j) over n windows follows along diagonals,
     s_(i+1)(j+1) = s_ij - z_i z_j + z_(n+i) z_(n+j), so that the windows themselves are never made.
@@ -103,6 +122,8 @@ def _products(windows: Windows, channel: int) -> Products:
 
 def _pairs(windows: Windows, channel: int) -> tuple[np.ndarray, np.ndarray]:
     """The lookback less its last value, (n, length), and the horizon less it, (n, horizon), of one channel."""
-    rows = np.lib.stride_tricks.sliding_window_view(windows.values[:, channel], windows.length + windows.horizon)[windows.starts]
+    rows = np.lib.stride_tricks.sliding_window_view(windows.values[:, channel], windows.length + windows.horizon)[
+        windows.starts
+    ]
     rows = rows - rows[:, windows.length - 1 : windows.length]
     return rows[:, : windows.length], rows[:, windows.length :]

@@ -1,7 +1,7 @@
 """From arrays to batches: endless, shuffled, resumable training batches, and batches that cover a split exactly once.
 
-Training example number n of a seed is a function of (seed, n) alone: neither the batch size, nor the number of processes,
-nor an interruption changes it. Grain draws whole batches ahead of time and keeps the iterator's state.
+Training example number n of a seed is a function of (seed, n) alone: neither the batch size, nor the number of
+processes, nor an interruption changes it. Grain draws whole batches ahead of time and keeps the iterator's state.
 """
 
 import dataclasses
@@ -40,10 +40,11 @@ class Batches(Protocol):
 class Dataset:
     """A task and its examples.
 
-    A batch is a dictionary of arrays with B rows: `inputs` (B, T) int32 tokens or (B, T, C) float32; `targets` (B, T) tokens,
-    (B,) classes or (B, H, C) values; `weights` float32, (B, T) for tokens, else (B,), 0 where nothing is scored; `valid`
-    (B, T) bool, False on the padded end of a row; optionally `reset` (B, T) bool, True where another document begins in a
-    packed row, and `course` (B, T + H, C), what was taken off inputs and targets of a series as its cycle.
+    A batch is a dictionary of arrays with B rows: `inputs` (B, T) int32 tokens or (B, T, C) float32; `targets` (B, T)
+    tokens, (B,) classes or (B, H, C) values; `weights` float32, (B, T) for tokens, else (B,), 0 where nothing is
+    scored; `valid` (B, T) bool, False on the padded end of a row; optionally `reset` (B, T) bool, True where another
+    document begins in a packed row, and `course` (B, T + H, C), what was taken off inputs and targets of a series as
+    its cycle.
 
     Attributes:
       task: what it asks of a model.
@@ -78,7 +79,9 @@ class Dataset:
         """
         process, processes = jax.process_index(), jax.process_count()
         if batch_size % processes:
-            raise InputError(f"data.batch_size={batch_size} cannot be shared by {processes} processes: use a multiple of {processes}")
+            raise InputError(
+                f"data.batch_size={batch_size} cannot be shared by {processes} processes: use a multiple of {processes}"
+            )
         rows = np.arange(process, batch_size, processes)
 
         def load(number: int) -> Batch:
@@ -100,12 +103,19 @@ class Dataset:
         if split == WHOLE and WHOLE not in self.sizes:
             raise InputError(f"{name} has splits of its own: evaluate one of {', '.join(SPLITS)}")
         if not self.sizes.get(split, 1):
-            raise InputError(f"the {split} split of {name} is too small for one example: evaluate --split={WHOLE}, or give more data")
+            raise InputError(
+                f"the {split} split of {name} is too small for one example: evaluate --split={WHOLE}, or give more data"
+            )
 
     def metadata(self) -> dict[str, Any]:
         """Returns what a run must remember of its data, as JSON."""
         names = {"vocabulary": list(self.vocabulary), "separator": self.separator, "level": self.level}
-        return {"task": dataclasses.asdict(self.task), **names, **({"tokenizer": self.tokenizer} if self.tokenizer else {}), **self.info}
+        return {
+            "task": dataclasses.asdict(self.task),
+            **names,
+            **({"tokenizer": self.tokenizer} if self.tokenizer else {}),
+            **self.info,
+        }
 
     def decode(self, tokens: np.ndarray) -> str:
         """Returns the text of a sequence of tokens."""
@@ -113,7 +123,9 @@ class Dataset:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the tokens of a text; the inverse of `decode`. Raises InputError for what the vocabulary lacks."""
-        return vocabularies.encode(vocabularies.tokenise(text, self.level, self.tokenizer), self.vocabulary, "the text").astype(np.int32)
+        return vocabularies.encode(
+            vocabularies.tokenise(text, self.level, self.tokenizer), self.vocabulary, "the text"
+        ).astype(np.int32)
 
     @property
     def separator(self) -> str:
@@ -122,7 +134,9 @@ class Dataset:
 
 
 def shuffled_rows(seed: int, numbers: np.ndarray, count: int) -> np.ndarray:
-    """Returns the rows of examples in an endless shuffle: every epoch is a permutation of its own, and none is skipped."""
+    """Returns the rows of examples in an endless shuffle: every epoch is a permutation of its own, and none is
+    skipped.
+    """
     epochs, places = np.divmod(numbers, count)
     rows = np.empty_like(places)
     for epoch in np.unique(epochs):

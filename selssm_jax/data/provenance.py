@@ -1,7 +1,8 @@
 """Whose paths a run's folder holds: those of this user on this machine are followed, a stranger's are not.
 
-A run remembers where its data lies. Whoever passes a run on could name any file there, and a report would show it. So what a run
-says of places is sealed with a secret of the user (HMAC-SHA256) when the user's own command writes it, and is read again under an intact seal alone.
+A run remembers where its data lies. Whoever passes a run on could name any file there, and a report would show it. So
+what a run says of places is sealed with a secret of the user (HMAC-SHA256) when the user's own command writes it, and
+is read again under an intact seal alone.
 """
 
 import contextlib
@@ -34,7 +35,9 @@ def intact(config: Data, seal_of_folder: Any) -> bool:
 
 
 def without_places(config: Data) -> Data:
-    """Returns a configuration that names no folder; a file that is data itself stays, for the caller to replace or refuse."""
+    """Returns a configuration that names no folder; a file that is data itself stays, for the caller to replace or
+    refuse.
+    """
     return dataclasses.replace(config, local_dir="", cache_dir="")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 BLOCK = 1 << 18  # numbers that are cast at a time
 AT_ONCE = 1 << 20  # the most that are summed in one go
 TAIL, REACH = 0.05, 2.0  # a value counts up to REACH times the range of the middle 90 % beyond it
-TAILS = (TAIL, 0.01, 0.001)  # of signals that stand still for most of the time, the middle has no range until it is taken wide enough
+# of signals that stand still for most of the time, the middle has no range until it is taken wide enough
+TAILS = (TAIL, 0.01, 0.001)
 SAMPLE = 1 << 20  # numbers of a channel that quantiles are taken over
 LARGEST = 1e150  # of a value: its square is a number of float64
 
@@ -33,8 +34,12 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
         yield slice(first, first + size)
 
 
-def moments(values: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean and the standard deviation of every column of (rows, columns), of values cut to [low, high] where given."""
+def moments(
+    values: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation of every column of (rows, columns), of values cut to [low, high]
+    where given.
+    """
     parts = list(blocks(*values.shape)) if values.size > AT_ONCE else [slice(None)]
 
     def part(rows: slice) -> np.ndarray:
@@ -52,9 +57,10 @@ def moments(values: np.ndarray, low: np.ndarray | None = None, high: np.ndarray 
 def robust_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns a mean and a deviation of every column that few wild values cannot move far.
 
-    Values further than REACH times the range of the middle 90 % beyond it count as if they stood there: eight deviations of a Gaussian,
-    so that ordinary data are taken as they are, and up to a twentieth of wild values on either side changes the scale by a factor, not at will.
-    A column that is constant but for rare values has their plain deviation.
+    Values further than REACH times the range of the middle 90 % beyond it count as if they stood there: eight
+    deviations of a Gaussian, so that ordinary data are taken as they are, and up to a twentieth of wild values on
+    either side changes the scale by a factor, not at will. A column that is constant but for rare values has their
+    plain deviation.
     """
     low, high = np.full(values.shape[1], -np.inf), np.full(values.shape[1], np.inf)
     every = max(len(values) // SAMPLE, 1)

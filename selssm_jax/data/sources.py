@@ -29,7 +29,9 @@ def tiny_shakespeare(config: Data, known: Known) -> Dataset:
     """Shakespeare's plays; train + validation is the first 90 % of the characters, test the last 10 %."""
     from selssm_jax.data.builders import prepare, public
 
-    return _text(config, known, *_texts(config, *prepare.read(public.TinyShakespeare, config.local_dir, config.cache_dir)))
+    return _text(
+        config, known, *_texts(config, *prepare.read(public.TinyShakespeare, config.local_dir, config.cache_dir))
+    )
 
 
 def wikitext2(config: Data, known: Known) -> Dataset:
@@ -52,10 +54,20 @@ def table(config: Data, known: Known) -> Dataset:
     builder = {"etth1": public.Etth1, "ettm1": public.Ettm1, "weather": public.JenaWeather}[config.source]
     records, hashes = prepare.read(builder, config.local_dir, config.cache_dir)
     values = np.concatenate([record["rows"] for record in records["train"]])
-    splits = {"etth1": forecasting.ett_split(1), "ettm1": forecasting.ett_split(4), "weather": forecasting.share_split(len(values))}
+    splits = {
+        "etth1": forecasting.ett_split(1),
+        "ettm1": forecasting.ett_split(4),
+        "weather": forecasting.share_split(len(values)),
+    }
     # Some names of the weather's columns are damaged in every copy.
-    names = tuple(f"channel {index + 1}" for index in range(values.shape[1])) if config.source == "weather" else ETT_CHANNELS
-    return forecasting.dataset(config, values, names, splits[config.source], known, {"source": config.source, "sha256": hashes})
+    names = (
+        tuple(f"channel {index + 1}" for index in range(values.shape[1]))
+        if config.source == "weather"
+        else ETT_CHANNELS
+    )
+    return forecasting.dataset(
+        config, values, names, splits[config.source], known, {"source": config.source, "sha256": hashes}
+    )
 
 
 def csv_file(config: Data, known: Known) -> Dataset:
@@ -65,14 +77,20 @@ def csv_file(config: Data, known: Known) -> Dataset:
     cells = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
     if "channels" in known:
         cells = tables.match_columns(config.file, cells, tuple(known["channels"]))
-    length = config.length or known.get("task", {}).get("length") or forecasting.lookback(len(cells.values), config.horizon)
+    length = (
+        config.length or known.get("task", {}).get("length") or forecasting.lookback(len(cells.values), config.horizon)
+    )
     config = dataclasses.replace(config, length=length)
     phase, notes = forecasting.phase(cells.clock, known, config.period)
     info = _describe_own_file(config, file) | ({"clock": list(cells.clock)} if cells.clock else {})
-    dataset = forecasting.dataset(config, cells.values, cells.names, forecasting.share_split(len(cells.values)), known, info, phase=phase)
+    dataset = forecasting.dataset(
+        config, cells.values, cells.names, forecasting.share_split(len(cells.values)), known, info, phase=phase
+    )
     shown = ", ".join(cells.names[:8]) + (", ..." if len(cells.names) > 8 else "")
     kept = f"{config.file}: read and kept {len(cells.values):,} rows of {len(cells.names):,} columns ({shown})"
-    return dataclasses.replace(dataset, reading="; ".join([kept, *cells.notes, *notes, *([] if cells.notes else ["nothing left out"])]))
+    return dataclasses.replace(
+        dataset, reading="; ".join([kept, *cells.notes, *notes, *([] if cells.notes else ["nothing left out"])])
+    )
 
 
 def spoken_digits(config: Data, known: Known) -> Dataset:
@@ -91,7 +109,9 @@ def spoken_digits(config: Data, known: Known) -> Dataset:
 
 
 def pixels(config: Data, known: Known) -> Dataset:
-    """MNIST one pixel at a time, from 0 to 1; psmnist in one permutation, drawn from data.seed. Validation: last 10 % of training."""
+    """MNIST one pixel at a time, from 0 to 1; psmnist in one permutation, drawn from data.seed. Validation: last 10 %
+    of training.
+    """
     from selssm_jax.data.builders import prepare, public
 
     del known
@@ -100,18 +120,25 @@ def pixels(config: Data, known: Known) -> Dataset:
     images = {split: _images(blocks, order) for split, blocks in records.items()}
     rows = np.arange(len(images["train"]))
     cut = len(rows) * 9 // 10
-    splits = {"train": images["train"].select(rows[:cut]), "validation": images["train"].select(rows[cut:]), "test": images["test"]}
-    info = {"source": config.source, "sha256": hashes} | ({"permutation_seed": config.seed} if config.source == "psmnist" else {})
+    splits = {
+        "train": images["train"].select(rows[:cut]),
+        "validation": images["train"].select(rows[cut:]),
+        "test": images["test"],
+    }
+    info = {"source": config.source, "sha256": hashes} | (
+        {"permutation_seed": config.seed} if config.source == "psmnist" else {}
+    )
     return signals.dataset(config, splits, DIGITS, info)
 
 
 def npz_file(config: Data, known: Known) -> Dataset:
     """An NPZ of signals with labels, written by numpy.savez.
 
-    `signal` (clips, samples[, channels]), or `wave` (samples[, channels]) with `offset`, clip i being wave[offset[i]:offset[i + 1]];
-    and `label` (clips,) from 0. Every channel is brought to the level and scale of its training clips.
-    Optional: `split` (clips,), 0 training, 1 validation, 2 test, without which a fixed shuffle is cut 80/10/10; `classes`,
-    their names; `sample_rate`, in hertz. For a run, classes that have names are matched by them, and the sample rate is to be the same.
+    `signal` (clips, samples[, channels]), or `wave` (samples[, channels]) with `offset`, clip i being
+    wave[offset[i]:offset[i + 1]]; and `label` (clips,) from 0. Every channel is brought to the level and scale of its
+    training clips. Optional: `split` (clips,), 0 training, 1 validation, 2 test, without which a fixed shuffle is cut
+    80/10/10; `classes`, their names; `sample_rate`, in hertz. For a run, classes that have names are matched by them,
+    and the sample rate is to be the same.
     """
     file = files.open_own(config.file)
     arrays = signals.read_npz(config.file, file.open())
@@ -121,10 +148,15 @@ def npz_file(config: Data, known: Known) -> Dataset:
     parts = {name: clips.select(np.flatnonzero(split == number)) for number, name in enumerate(SPLITS)}
     parts, scaling = signals.scale_clips(parts | ({WHOLE: clips} if known else {}), known, config.file)
     longest = int(clips.lengths.max())
-    old = "task" in known and "frame" not in known["task"]  # of a run from before signals were kept no longer than they are
+    # of a run from before signals were kept no longer than they are
+    old = "task" in known and "frame" not in known["task"]
     if config.length and not old:
         config = dataclasses.replace(config, length=signals.longest(config, clips))
-    frame, stride = (known["task"].get(key, 0) for key in ("frame", "stride")) if "task" in known else signals.frames(longest, info.get("sample_rate", 0.0))
+    frame, stride = (
+        (known["task"].get(key, 0) for key in ("frame", "stride"))
+        if "task" in known
+        else signals.frames(longest, info.get("sample_rate", 0.0))
+    )
     dataset = signals.dataset(config, parts, classes, info | scaling, frame=frame, stride=stride)
     return dataclasses.replace(dataset, reading=signals.account(config.file, arrays, clips, parts, dataset.task.length))
 
@@ -135,13 +167,19 @@ def synthetic_task(config: Data, known: Known) -> Dataset:
     return synthetic.dataset(config)
 
 
-def _texts(config: Data, records: Mapping[str, list[dict[str, Any]]], hashes: dict[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
-    texts = {split: b"".join(record["piece"].tobytes() for record in pieces).decode() for split, pieces in records.items()}
+def _texts(
+    config: Data, records: Mapping[str, list[dict[str, Any]]], hashes: dict[str, str]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    texts = {
+        split: b"".join(record["piece"].tobytes() for record in pieces).decode() for split, pieces in records.items()
+    }
     return {split: texts[split] for split in SPLITS}, {"source": config.source, "sha256": hashes}
 
 
 def _text(config: Data, known: Known, text: language.Text, info: Mapping[str, object]) -> Dataset:
-    return language.dataset(config, text, tuple(known.get("vocabulary") or ()) or None, info, known.get("tokenizer", ""))
+    return language.dataset(
+        config, text, tuple(known.get("vocabulary") or ()) or None, info, known.get("tokenizer", "")
+    )
 
 
 def _describe_own_file(config: Data, file: files.OwnFile) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Tasks whose answer and entropy are known. Every example is a function of (data.seed, split, number) alone.
 
 The "optimum" in the metadata is what a perfect model reaches; "answer_nats" is the entropy of all scored answers of an
-example, which a model without memory has to pay: it is the information about the past that the task asks a state to hold.
-"process", where the inputs are Gaussian: x_t = z_t + n_t with z_t = decay z_{t-1} + e_t, var z = 1, var n = noise.
+example, which a model without memory has to pay: it is the information about the past that the task asks a state to
+hold. "process", where the inputs are Gaussian: x_t = z_t + n_t with z_t = decay z_{t-1} + e_t, var z = 1, var n =
+noise.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ DECAY = 0.9  # of the hidden state of linear_gaussian
 
 
 class Definition(NamedTuple):
-    """A task, its examples as a function of (key, rows), metrics of known rivals and of the optimum, the answers' entropy, the inputs' law."""
+    """A task, its examples as a function of (key, rows), metrics of known rivals and of the optimum, the answers'
+    entropy, the inputs' law.
+    """
 
     task: Task
     examples: Callable[[Key, np.ndarray], Examples]
@@ -39,7 +42,15 @@ def dataset(config: Data) -> Dataset:
     info: dict[str, Any] = {"source": config.source, "optimum": rivals["optimal"], "answer_nats": answer_nats}
     info |= {} if process is None else {"process": dict(process)}
     vocabulary = tuple(str(index) for index in range(task.vocab))
-    return Dataset(task, source.draw, source.cover, info, lambda split: dict(rivals), vocabulary=vocabulary, level="word" if task.vocab else "character")
+    return Dataset(
+        task,
+        source.draw,
+        source.cover,
+        info,
+        lambda split: dict(rivals),
+        vocabulary=vocabulary,
+        level="word" if task.vocab else "character",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +71,16 @@ class _Drawn:
 
 
 def _selective_copying(config: Data) -> Definition:
-    """`tokens` symbols strewn over `length` steps of blanks, then as many marks, at which they are to be said in order (Gu and Dao 2023).
+    """`tokens` symbols strewn over `length` steps of blanks, then as many marks, at which they are to be said in order
+    (Gu and Dao 2023).
 
     Vocabulary: `vocab` symbols, a blank, a mark. The answers are independent and uniform.
     """
     if config.tokens > config.length:
-        raise InputError(f"data.tokens={config.tokens} do not fit into data.length={config.length} steps: use fewer tokens or a longer sequence")
+        raise InputError(
+            f"data.tokens={config.tokens} do not fit into data.length={config.length} steps: use fewer tokens or a "
+            "longer sequence"
+        )
     blank, mark, total = config.vocab, config.vocab + 1, config.length + config.tokens
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
@@ -77,7 +92,12 @@ def _selective_copying(config: Data) -> Definition:
         np.put_along_axis(inputs, places, symbols, axis=1)
         return _mask_targets(inputs, config.length, symbols)
 
-    return Definition(Task("language", vocab=config.vocab + 2, length=total), examples, _answers(config.vocab), config.tokens * math.log(config.vocab))
+    return Definition(
+        Task("language", vocab=config.vocab + 2, length=total),
+        examples,
+        _answers(config.vocab),
+        config.tokens * math.log(config.vocab),
+    )
 
 
 def _induction_heads(config: Data) -> Definition:
@@ -96,26 +116,41 @@ def _induction_heads(config: Data) -> Definition:
         inputs[:, -1] = mark
         return _mask_targets(inputs, config.length - 1, np.take_along_axis(inputs, place + 1, axis=1))
 
-    return Definition(Task("language", vocab=config.vocab + 1, length=config.length), examples, _answers(config.vocab), math.log(config.vocab))
+    return Definition(
+        Task("language", vocab=config.vocab + 1, length=config.length),
+        examples,
+        _answers(config.vocab),
+        math.log(config.vocab),
+    )
 
 
 def _delayed_recall(config: Data) -> Definition:
     """Random symbols; at every step that which was read `lag` steps before is to be said."""
     if config.lag >= config.length:
-        raise InputError(f"data.lag={config.lag} reaches before the start of data.length={config.length} steps: use a smaller lag or a longer sequence")
+        raise InputError(
+            f"data.lag={config.lag} reaches before the start of data.length={config.length} steps: use a smaller lag "
+            "or a longer sequence"
+        )
     scored = config.length - config.lag
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
         inputs = counter_rng.integers((*key, 0), rows, config.length, config.vocab)
         return _mask_targets(inputs, config.lag, inputs[:, :scored])
 
-    return Definition(Task("language", vocab=config.vocab, length=config.length), examples, _answers(config.vocab), scored * math.log(config.vocab))
+    return Definition(
+        Task("language", vocab=config.vocab, length=config.length),
+        examples,
+        _answers(config.vocab),
+        scored * math.log(config.vocab),
+    )
 
 
 def _linear_gaussian(config: Data) -> Definition:
-    """z_t = DECAY z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t, var n = `noise`; the next `horizon` x are to be said.
+    """z_t = DECAY z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t, var n = `noise`; the next `horizon` x are
+    to be said.
 
-    The least mean squared error is that of the Kalman filter after `length` observations; forecasting 0 costs 1 + noise.
+    The least mean squared error is that of the Kalman filter after `length` observations; forecasting 0 costs 1 +
+    noise.
     """
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
@@ -124,7 +159,9 @@ def _linear_gaussian(config: Data) -> Definition:
         hidden[:, 1:] *= math.sqrt(1 - DECAY**2)
         for step in range(1, total):
             hidden[:, step] += DECAY * hidden[:, step - 1]
-        seen = (hidden + math.sqrt(config.noise) * counter_rng.normal((*key, 1), rows, total)).astype(np.float32)[:, :, None]
+        seen = (hidden + math.sqrt(config.noise) * counter_rng.normal((*key, 1), rows, total)).astype(np.float32)[
+            :, :, None
+        ]
         return seen[:, : config.length], seen[:, config.length :], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)
@@ -135,8 +172,8 @@ def _linear_gaussian(config: Data) -> Definition:
 def _kalman_error(config: Data) -> float:
     """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion.
 
-    With p the variance of z_t given x_1..x_t: p <- q s / (q + s), q = DECAY^2 p + 1 - DECAY^2, s = noise; and k steps ahead
-    the error is DECAY^2k p + 1 - DECAY^2k + s.
+    With p the variance of z_t given x_1..x_t: p <- q s / (q + s), q = DECAY^2 p + 1 - DECAY^2, s = noise; and k steps
+    ahead the error is DECAY^2k p + 1 - DECAY^2k + s.
     """
     ahead, variance = 1.0, 1.0
     for _ in range(config.length):
@@ -156,7 +193,10 @@ TASKS: Mapping[str, Callable[[Data], Definition]] = {
 
 def _answers(vocab: int) -> dict[str, dict[str, float]]:
     """The known ends of a task with one right answer out of `vocab`."""
-    return {"optimal": {"nats": 0.0, "accuracy": 1.0}, "uniform guess": {"nats": math.log(vocab), "accuracy": 1 / vocab}}
+    return {
+        "optimal": {"nats": 0.0, "accuracy": 1.0},
+        "uniform guess": {"nats": math.log(vocab), "accuracy": 1 / vocab},
+    }
 
 
 def _mask_targets(inputs: np.ndarray, start: int, answers: np.ndarray) -> Examples:

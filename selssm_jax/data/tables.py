@@ -1,4 +1,6 @@
-"""Tables of numbers as people write them: read right, or refused by the name of what is unclear; what is left out is said."""
+"""Tables of numbers as people write them: read right, or refused by the name of what is unclear; what is left out is
+said.
+"""
 
 import csv
 import dataclasses
@@ -19,9 +21,12 @@ Opener = Callable[[], io.TextIOBase]
 SAMPLE = 100  # rows that the layout is read from
 CELLS = 1 << 14  # read at a time
 MARKS = (";", "\t", "|", ",")  # between cells; a comma stands for decimals too, so it comes last
-COUNTS = {"", "unnamed: 0", "index", "idx", "id", "row", "rows", "no", "nr", "n", "#", "i", "t", "step", "year"}  # names of columns that count rows
+# names of columns that count rows
+COUNTS = {"", "unnamed: 0", "index", "idx", "id", "row", "rows", "no", "nr", "n", "#", "i", "t", "step", "year"}
 # Digits with a sign, marks of decimals and thousands, and what people write behind a number.
-_NUMBERLIKE = re.compile(r"[+-]?[$€£¥]?\s*[+-]?(\d[\d.,'\s]*|[.,]\d+)(e[+-]?\d+)?\s*(%|‰|[$€£¥]|[a-zµ°²³/]{1,5})?", re.IGNORECASE)
+_NUMBERLIKE = re.compile(
+    r"[+-]?[$€£¥]?\s*[+-]?(\d[\d.,'\s]*|[.,]\d+)(e[+-]?\d+)?\s*(%|‰|[$€£¥]|[a-zµ°²³/]{1,5})?", re.IGNORECASE
+)
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*")
 _UNSIGNED = re.compile(r"\s*\d+\s*")
 _DIGITS = re.compile(r"\s*\d{8}(\d{4}(\d\d)?)?\s*")  # of a date, 20201231
@@ -59,18 +64,20 @@ class _Layout(NamedTuple):
 def read(name: str, opener: Opener, *, most_rows: int, gaps: str = "refuse") -> Table:
     """Returns the table that a text holds: one row a time step, one column a channel.
 
-    Commas, semicolons, tabs or bars between cells, a line of names, decimal commas and marks between thousands are told from
-    the text as a whole. Left out, and said in `notes`: a column of times, of row numbers, or of one label a row. Rows that begin with
-    the newest are turned round.
+    Commas, semicolons, tabs or bars between cells, a line of names, decimal commas and marks between thousands are told
+    from the text as a whole. Left out, and said in `notes`: a column of times, of row numbers, or of one label a row.
+    Rows that begin with the newest are turned round.
 
     Args:
       name: of the file, for messages.
       opener: opens the text at its beginning; it is read in pieces, once or twice.
       most_rows: about the number of rows, for which memory is set aside.
-      gaps: "refuse" raises where a time is missing or there twice, "ignore" takes such rows as if each followed the one before.
+      gaps: "refuse" raises where a time is missing or there twice, "ignore" takes such rows as if each followed the one
+        before.
 
     Raises:
-      InputError: for an empty table, a ragged row, a cell that is no finite number, and for whatever could be read in two ways.
+      InputError: for an empty table, a ragged row, a cell that is no finite number, and for whatever could be read in
+        two ways.
     """
     layout = _layout(name, opener)
     decimal = _POINT
@@ -112,7 +119,9 @@ def _layout(name: str, opener: Opener) -> _Layout:
 
 
 def _mark(lines: list[str]) -> str:
-    """What stands between cells: the first mark that cuts all lines into equally many, else the first that the first line has."""
+    """What stands between cells: the first mark that cuts all lines into equally many, else the first that the first
+    line has.
+    """
     for mark in MARKS:
         counts = {len(row) for row in csv.reader(lines, delimiter=mark)} if lines else set()
         if len(counts) == 1 and counts != {1}:
@@ -132,7 +141,9 @@ def _rows(name: str, opener: Opener, mark: str) -> Iterator[tuple[int, list[str]
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, row
         except csv.Error as error:
-            raise InputError(f"{name} line {reader.line_num} is no CSV ({error}): give numbers between commas") from error
+            raise InputError(
+                f"{name} line {reader.line_num} is no CSV ({error}): give numbers between commas"
+            ) from error
 
 
 def _is_header(name: str, rows: list[list[str]]) -> bool:
@@ -149,7 +160,9 @@ def _is_header(name: str, rows: list[list[str]]) -> bool:
 
 
 def _counts_columns(name: str, first: list[str], body: list[list[str]]) -> bool:
-    """Whether a first line of numbers 0, 1, 2 is the names that pandas gives: a column of decimals stands below them."""
+    """Whether a first line of numbers 0, 1, 2 is the names that pandas gives: a column of decimals stands below
+    them.
+    """
     if len(first) < 2 or not all(_UNSIGNED.fullmatch(cell) for cell in first):
         return False
     start = int(first[0])
@@ -160,35 +173,62 @@ def _counts_columns(name: str, first: list[str], body: list[list[str]]) -> bool:
         return True
     if decimals or start == 0:
         raise InputError(
-            f"{name} line 1 holds {', '.join(first)}, which may be names of columns or numbers: put a line of names with letters above the numbers"
+            f"{name} line 1 holds {', '.join(first)}, which may be names of columns or numbers: put a line of names "
+            "with letters above the numbers"
         )
     return False
 
 
 def _refuse_split_decimals(name: str, rows: list[list[str]]) -> None:
-    """Raises InputError where commas may stand in numbers as well as between them: whole numbers alone, in pairs, without names."""
-    pairs = all(len(row) % 2 == 0 and all(map(_WHOLE.fullmatch, row)) and all(map(_UNSIGNED.fullmatch, row[1::2])) for row in rows)
+    """Raises InputError where commas may stand in numbers as well as between them: whole numbers alone, in pairs,
+    without names.
+    """
+    pairs = all(
+        len(row) % 2 == 0 and all(map(_WHOLE.fullmatch, row)) and all(map(_UNSIGNED.fullmatch, row[1::2]))
+        for row in rows
+    )
     if pairs:
         raise InputError(
-            f"{name} line 1 holds {','.join(rows[0])}, which may be {len(rows[0])} whole numbers or {len(rows[0]) // 2} with decimal commas: "
+            f"{name} line 1 holds {','.join(rows[0])}, which may be {len(rows[0])} whole numbers or "
+            f"{len(rows[0]) // 2} with decimal commas: "
             "put a line of names above the numbers"
         )
 
 
 def _kinds(body: list[list[str]], names: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Columns of numbers, of dates, and of labels, by the cells of the first rows; words in other columns are refused where they are read."""
+    """Columns of numbers, of dates, and of labels, by the cells of the first rows; words in other columns are refused
+    where they are read.
+    """
     width = len(names)
     words = [index for index in range(width) if width > 1 and body and not any(_numeric(row[index]) for row in body)]
-    compact = [index for index in range(width) if times.speaks_of_time(names[index]) and all(_DIGITS.fullmatch(row[index]) for row in body)]
-    dates = [index for index in sorted({*words, *compact}) if body and all(times.fields(row[index]) is not None for row in body)][:1]
-    if dates and (clock := dates[0] + 1) in words and all(re.fullmatch(r"\s*\d?\d:\d\d(:\d\d)?(\.\d+)?\s*", row[clock]) for row in body):
+    compact = [
+        index
+        for index in range(width)
+        if times.speaks_of_time(names[index]) and all(_DIGITS.fullmatch(row[index]) for row in body)
+    ]
+    dates = [
+        index
+        for index in sorted({*words, *compact})
+        if body and all(times.fields(row[index]) is not None for row in body)
+    ][:1]
+    if (
+        dates
+        and (clock := dates[0] + 1) in words
+        and all(re.fullmatch(r"\s*\d?\d:\d\d(:\d\d)?(\.\d+)?\s*", row[clock]) for row in body)
+    ):
         dates.append(clock)
-    labels = [index for index in words if index == 0 and not dates and not any(_NUMBERLIKE.fullmatch(row[0].strip()) for row in body)]
+    labels = [
+        index
+        for index in words
+        if index == 0 and not dates and not any(_NUMBERLIKE.fullmatch(row[0].strip()) for row in body)
+    ]
     return tuple(index for index in range(width) if index not in (*dates, *labels)), tuple(dates), tuple(labels)
 
 
 def _numeric(cell: str) -> bool:
-    """Whether a cell is a number as people write one: with a point or a comma for decimals, and marks between thousands."""
+    """Whether a cell is a number as people write one: with a point or a comma for decimals, and marks between
+    thousands.
+    """
     text = cell.strip()
     return _number(text) is not None or bool(_DECIMAL_COMMA.fullmatch(text) or _GROUPED.fullmatch(text))
 
@@ -204,7 +244,9 @@ def _number(cell: str) -> float | None:
 
 
 class _Growing:
-    """Rows in float32 for as long as that loses nothing, else in float64: whole numbers of few digits then take no more room than their text."""
+    """Rows in float32 for as long as that loses nothing, else in float64: whole numbers of few digits then take no more
+    room than their text.
+    """
 
     def __init__(self, most_rows: int, columns: int) -> None:
         self._values: np.ndarray = np.empty((most_rows, columns), np.float32)
@@ -229,7 +271,11 @@ class _Growing:
 
 def _with_room(rows: np.ndarray, count: int) -> np.ndarray:
     """The rows, with room for `count`."""
-    return rows if count <= len(rows) else np.concatenate([rows, np.empty((max(count, 2 * len(rows)) - len(rows), *rows.shape[1:]), rows.dtype)])
+    return (
+        rows
+        if count <= len(rows)
+        else np.concatenate([rows, np.empty((max(count, 2 * len(rows)) - len(rows), *rows.shape[1:]), rows.dtype)])
+    )
 
 
 class _Words:
@@ -246,7 +292,9 @@ class _Words:
         for column in self._layout.labels:
             cells = [row[column].strip() for _, row in block]
             ends = [re.search(r"\d+$", cell) for cell in cells]
-            self._labels.append((np.array([hash(cell) for cell in cells]), np.array([float(end[0]) if end else np.nan for end in ends])))
+            self._labels.append(
+                (np.array([hash(cell) for cell in cells]), np.array([float(end[0]) if end else np.nan for end in ends]))
+            )
 
     def order(self, name: str) -> tuple[np.ndarray | None, str]:
         """Returns times and "date", or numbers that order the rows, None where words do not, and "label".
@@ -260,13 +308,17 @@ class _Words:
             if (again := np.flatnonzero(np.diff(labels[order]) == 0)).size:
                 first, second = order[again[0]] + 1, order[again[0] + 1] + 1
                 raise InputError(
-                    f"{name}: column {column!r} holds the same words in rows {first} and {second}: give one row a time step, without columns of words"
+                    f"{name}: column {column!r} holds the same words in rows {first} and {second}: give one row a "
+                    "time step, without columns of words"
                 )
             return (ends if np.isfinite(ends).all() else None), "label"
         if (moments := self.dates.moments()) is not None:
             return moments, "date"
         if not (sign := self.dates.one_way()):
-            raise InputError(f"{name}: the dates of column {column!r} follow no one order of day, month and year: sort the rows, and write 2020-12-31 23:59")
+            raise InputError(
+                f"{name}: the dates of column {column!r} follow no one order of day, month and year: sort the rows, "
+                "and write 2020-12-31 23:59"
+            )
         return np.array([0, sign]), "label"
 
     def _date(self, name: str, line: int, row: list[str]) -> tuple[int, ...]:
@@ -274,7 +326,8 @@ class _Words:
         fields = times.fields(cell)
         if fields is None:
             raise InputError(
-                f"{name} line {line} column {self._layout.times[0] + 1} holds {cell!r}, expected a date as in the other rows: mend it or drop the row"
+                f"{name} line {line} column {self._layout.times[0] + 1} holds {cell!r}, expected a date as in the "
+                "other rows: mend it or drop the row"
             )
         return fields
 
@@ -287,7 +340,10 @@ def _read(name: str, opener: Opener, layout: _Layout, most_rows: int, decimal: s
     while block := list(itertools.islice(rows, size)):
         for line, row in block:
             if len(row) != len(layout.names):
-                raise InputError(f"{name} line {line} has {len(row)} cells, its first line has {len(layout.names)}: every row needs the same columns")
+                raise InputError(
+                    f"{name} line {line} has {len(row)} cells, its first line has {len(layout.names)}: every row "
+                    "needs the same columns"
+                )
         values.append(_values(name, block, layout.numbers, decimal))
         words.append(name, block)
     return values.array(), words
@@ -328,11 +384,16 @@ def _plain(cell: str, decimal: str) -> float:
 
 def _with_point(cell: str) -> str:
     text = cell.strip()
-    return text.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", text) else cell
+    return (
+        text.replace(".", "").replace(",", ".")
+        if _DECIMAL_COMMA.fullmatch(text) or re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+", text)
+        else cell
+    )
 
 
 def _decimal_mark(name: str, opener: Opener, layout: _Layout) -> str:
-    """Whether commas in numbers are of decimals (","), or of thousands (""), by all numbers of the table that can be read in one way only.
+    """Whether commas in numbers are of decimals (","), or of thousands (""), by all numbers of the table that can be
+    read in one way only.
 
     Raises InputError where none can, or some in one way and some in the other.
     """
@@ -349,12 +410,20 @@ def _decimal_mark(name: str, opener: Opener, layout: _Layout) -> str:
     if len(evidence) == 1:
         return next(iter(evidence))
     if evidence:
-        raise InputError(f"{name} {evidence[_COMMA]} with a decimal comma, and {evidence['']} with a decimal point: write all numbers in one way")
-    raise InputError(f"{name} {unclear}, which may be a number of thousands or one with a decimal comma: write it without marks between thousands")
+        raise InputError(
+            f"{name} {evidence[_COMMA]} with a decimal comma, and {evidence['']} with a decimal point: write all "
+            "numbers in one way"
+        )
+    raise InputError(
+        f"{name} {unclear}, which may be a number of thousands or one with a decimal comma: write it without marks "
+        "between thousands"
+    )
 
 
 def _meaning(text: str) -> str | None:
-    """Returns a comma for a number that has a decimal comma for certain, nothing for one with a decimal point, None for one that could have either."""
+    """Returns a comma for a number that has a decimal comma for certain, nothing for one with a decimal point, None for
+    one that could have either.
+    """
     if not any(mark in text for mark in ".,"):
         return None
     comma, point = bool(_DECIMAL_COMMA.fullmatch(text)), bool(_GROUPED.fullmatch(text)) or _number(text) is not None
@@ -388,7 +457,11 @@ def _in_time(name: str, layout: _Layout, values: np.ndarray, words: _Words, note
         notes.append("newest first, turned round")
     if moments is not None and unit != "label":
         _check_steps(name, moments, unit, notes, gaps)
-    clock = (float(moments[0]), float(np.median(np.diff(moments)))) if moments is not None and unit == "date" and len(moments) > 1 else None
+    clock = (
+        (float(moments[0]), float(np.median(np.diff(moments))))
+        if moments is not None and unit == "date" and len(moments) > 1
+        else None
+    )
     return Table(values, tuple(names), layout.named, tuple(notes), clock)
 
 
@@ -398,14 +471,19 @@ _UNITS = {"date": "times", "time": "times", "label": "labels", "row": "row numbe
 def _check_names(name: str, names: list[str], named: bool) -> None:
     for place, label in enumerate(names):
         if named and not label:
-            raise InputError(f"{name}: column {place + 1} of its numbers has no name, and is not the first that counts its rows: name it, or drop it")
+            raise InputError(
+                f"{name}: column {place + 1} of its numbers has no name, and is not the first that counts its rows: "
+                "name it, or drop it"
+            )
 
 
 def _find_counter(name: str, names: list[str], named: bool, values: np.ndarray) -> tuple[int, str]:
     """The column of numbers that tells the time ("time") or the row ("row"), if there is one, else ""."""
     for place, label in enumerate(names if len(values) > 1 else []):
         column = values[:, place]
-        if times.epoch(column) and (times.speaks_of_time(label) or (place == 0 and (not named or label.lower() in COUNTS))):
+        if times.epoch(column) and (
+            times.speaks_of_time(label) or (place == 0 and (not named or label.lower() in COUNTS))
+        ):
             return place, "time"
     first, steps = names[0].lower(), np.diff(values[:, 0])
     if len(names) < 2 or not len(steps) or not named:
@@ -413,7 +491,10 @@ def _find_counter(name: str, names: list[str], named: bool, values: np.ndarray) 
     one_way = bool((steps > 0).all() or (steps < 0).all())
     if times.speaks_of_time(first):
         if not (steps >= 0).all() and not (steps <= 0).all():
-            raise InputError(f"{name}: column {names[0]!r} neither rises nor falls, so it is no time: sort the rows by it, or give it another name")
+            raise InputError(
+                f"{name}: column {names[0]!r} neither rises nor falls, so it is no time: sort the rows by it, or give "
+                "it another name"
+            )
         return 0, "time"
     if first in COUNTS and (values[:, 0] == np.round(values[:, 0])).all() and (one_way or first in ("", "unnamed: 0")):
         return 0, "row"
@@ -428,13 +509,15 @@ def _check_steps(name: str, moments: np.ndarray, unit: str, notes: list[str], ga
     step = "comes twice" if before == after else f"is followed by {after}, which is not the step of the other rows"
     if gaps == "refuse":
         raise InputError(
-            f"{name}: {before} {step}: fill what is missing and keep one row a time, or set data.gaps='ignore' to take each row as following the one before"
+            f"{name}: {before} {step}: fill what is missing and keep one row a time, or set data.gaps='ignore' to "
+            "take each row as following the one before"
         )
     notes.append(f"irregular times ignored, the first after {before}")
 
 
 def match_columns(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
-    """Returns the columns that a run was trained on, by their names, in its order; by place where the run's columns have none.
+    """Returns the columns that a run was trained on, by their names, in its order; by place where the run's columns
+    have none.
 
     Raises InputError where a column is missing, or has no name to be told by.
     """
@@ -446,13 +529,24 @@ def match_columns(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
         return dataclasses.replace(table, values=values, names=wanted, notes=(*table.notes, *notes))
     unnamed = all(re.fullmatch(r"(column|channel) \d+", label) for label in wanted)
     if len(table.names) != len(wanted) and (unnamed or not table.named):
-        raise InputError(f"{name} has {len(table.names)} channels, the run was trained on {len(wanted)}: give a table with the same columns")
+        raise InputError(
+            f"{name} has {len(table.names)} channels, the run was trained on {len(wanted)}: give a table with the "
+            "same columns"
+        )
     if unnamed:
-        return dataclasses.replace(table, names=wanted, notes=(*table.notes, "columns by place: the run's have no names"))
+        return dataclasses.replace(
+            table, names=wanted, notes=(*table.notes, "columns by place: the run's have no names")
+        )
     if not table.named:
-        raise InputError(f"{name} has no line of names, by which the run tells its columns: put {','.join(wanted)} above the numbers, in the table's order")
+        raise InputError(
+            f"{name} has no line of names, by which the run tells its columns: put {','.join(wanted)} above the "
+            "numbers, in the table's order"
+        )
     missing = ", ".join(repr(label) for label in wanted if label not in table.names)
-    raise InputError(f"{name} lacks {missing}, which the run was trained on, and has {', '.join(map(repr, table.names))}: add or rename the columns")
+    raise InputError(
+        f"{name} lacks {missing}, which the run was trained on, and has {', '.join(map(repr, table.names))}: add or "
+        "rename the columns"
+    )
 
 
 def opener_of(text: str) -> Opener:

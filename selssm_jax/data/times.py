@@ -4,7 +4,10 @@ import re
 
 import numpy as np
 
-_MONTHS = {name: f" {number} " for number, name in enumerate(re.findall("...", "janfebmaraprmayjunjulaugsepoctnovdec"), start=1)}
+_MONTHS = {
+    name: f" {number} "
+    for number, name in enumerate(re.findall("...", "janfebmaraprmayjunjulaugsepoctnovdec"), start=1)
+}
 _MONTH = re.compile(r"(?<![a-z])(" + "|".join(_MONTHS) + r")[a-z]*\.?")
 _WEEKDAY = re.compile(r"(?<![a-z])(mon|tue|wed|thu|fri|sat|sun)[a-z]*,?")
 _ZONE = re.compile(r"(?<=\d)\s*(?:z|utc|gmt|([+-])(\d\d):?(\d\d))$")
@@ -32,12 +35,32 @@ _WORDS = {
     "時間",
     "日時",
 }
-_BESIDE = {"utc", "gmt", "local", "s", "sec", "seconds", "ms", "us", "ns", "of", "day", "start", "begin", "observation", "measurement", "since", "1970"}
+_BESIDE = {
+    "utc",
+    "gmt",
+    "local",
+    "s",
+    "sec",
+    "seconds",
+    "ms",
+    "us",
+    "ns",
+    "of",
+    "day",
+    "start",
+    "begin",
+    "observation",
+    "measurement",
+    "since",
+    "1970",
+}
 TOLERANCE = 0.5  # a step shorter than half the usual one, or longer than one and a half, is no step of the same kind
 
 
 def fields(cell: str) -> tuple[int, ...] | None:
-    """Returns the numbers of a date, with or without a time of day, in the order written and filled up with zeros; None for other words."""
+    """Returns the numbers of a date, with or without a time of day, in the order written and filled up with zeros; None
+    for other words.
+    """
     text = cell.strip().lower()
     if common := _ISO.fullmatch(text):
         return (*map(int, common.groups("0")), 0, 0)
@@ -95,7 +118,9 @@ class Dates:
         Where 3/4 and 4/3 are both dates throughout, the order in which the rows rise or fall by even steps is taken.
         """
         columns = [np.concatenate(self._blocks.pop(name)) for name in tuple(self._blocks)]
-        rising = [times for times in columns if len(times) < 2 or _one_way(np.diff(times))] if len(columns) > 1 else columns
+        rising = (
+            [times for times in columns if len(times) < 2 or _one_way(np.diff(times))] if len(columns) > 1 else columns
+        )
         even = [times for times in rising if irregular(times) is None] if len(rising) > 1 else rising
         return next(iter(even or rising or columns), None)
 
@@ -109,7 +134,14 @@ def _in_order(parts: np.ndarray, order: tuple[int, int, int]) -> np.ndarray | No
     year, month, day = (parts[:, place] for place in order)
     clock = parts[:, 3:]
     year = np.where(year < 100, 2000 + year, year)
-    within = ((1, 12, month), (1, 31, day), (1000, 9999, year), (0, 24, clock[:, 0]), (0, 59, clock[:, 1]), (0, 60, clock[:, 2]))
+    within = (
+        (1, 12, month),
+        (1, 31, day),
+        (1000, 9999, year),
+        (0, 24, clock[:, 0]),
+        (0, 59, clock[:, 1]),
+        (0, 60, clock[:, 2]),
+    )
     if any((values < low).any() or (values > high).any() for low, high, values in within):
         return None
     first = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
@@ -147,7 +179,9 @@ def irregular(times: np.ndarray) -> int | None:
 
 
 def _in_calendar(times: np.ndarray) -> bool:
-    """Whether rows are equally many months apart on one day of the month, or its last; or working days, one after the other."""
+    """Whether rows are equally many months apart on one day of the month, or its last; or working days, one after the
+    other.
+    """
     stamps = times.astype("datetime64[us]")
     days, months = stamps.astype("datetime64[D]"), stamps.astype("datetime64[M]")
     apart = np.diff(months.astype(np.int64))
@@ -166,13 +200,19 @@ def format_time(time: float, unit: str) -> str:
 
 
 def epoch(values: np.ndarray) -> bool:
-    """Whether whole numbers are seconds, or thousandths, millionths or billionths of them, since 1970, from 1973 to 2100, in rising or falling order."""
+    """Whether whole numbers are seconds, or thousandths, millionths or billionths of them, since 1970, from 1973 to
+    2100, in rising or falling order.
+    """
     low, high = values.min(), values.max()
     scale = next((scale for scale in (1.0, 1e3, 1e6, 1e9) if 1e8 * scale <= low and high <= 4.1e9 * scale), None)
-    return scale is not None and bool((values == np.round(values)).all()) and len(values) > 1 and _one_way(np.diff(values))
+    return (
+        scale is not None and bool((values == np.round(values)).all()) and len(values) > 1 and _one_way(np.diff(values))
+    )
 
 
 def speaks_of_time(name: str) -> bool:
-    """Whether a column's name says that it holds times: all of its words do, as in "timestamp" or "Date Time", and not in "wait time"."""
+    """Whether a column's name says that it holds times: all of its words do, as in "timestamp" or "Date Time", and not
+    in "wait time".
+    """
     words = [word for word in re.split(r"[^\w]+|_", name.lower()) if word]
     return bool(words) and set(words) <= _WORDS | _BESIDE and bool(set(words) & _WORDS)

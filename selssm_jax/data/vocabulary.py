@@ -1,4 +1,6 @@
-"""Texts as tokens, and back: characters, bytes of UTF-8, words with <eos> for the end of a line, or what a model's own tokenizer makes of them."""
+"""Texts as tokens, and back: characters, bytes of UTF-8, words with <eos> for the end of a line, or what a model's own
+tokenizer makes of them.
+"""
 
 import contextlib
 import dataclasses
@@ -38,7 +40,8 @@ def tokenise(text: str | Iterable[str], level: str, tokenizer: str = "") -> Toke
 
     Args:
       text: whole, or in pieces one after the other, of which one at a time is held; of subwords all are, as text.
-      level: "character"; "byte", those of its UTF-8; "word", between white space, with <eos> for every line's end; "subword".
+      level: "character"; "byte", those of its UTF-8; "word", between white space, with <eos> for every line's end;
+        "subword".
       tokenizer: the content of the tokenizer.json that makes subwords.
 
     Raises:
@@ -55,8 +58,9 @@ def tokenise(text: str | Iterable[str], level: str, tokenizer: str = "") -> Toke
 def build(splits: Mapping[str, Tokens], level: str) -> tuple[str, ...]:
     """Returns the sorted vocabulary of a text.
 
-    Characters: all there are, in whatever split. Bytes: all 256. Words: those of the training split; where none of them is <unk>, words that
-    occur once in it are left out and become <unk>, so that unseen words have a token that was trained.
+    Characters: all there are, in whatever split. Bytes: all 256. Words: those of the training split; where none of them
+    is <unk>, words that occur once in it are left out and become <unk>, so that unseen words have a token that was
+    trained.
     """
     if level == "byte":
         return BYTES
@@ -67,7 +71,8 @@ def build(splits: Mapping[str, Tokens], level: str) -> tuple[str, ...]:
 
 
 def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray:
-    """Returns the tokens as places in a vocabulary, in the narrowest type that holds them; unknown words are <unk> where the vocabulary has it.
+    """Returns the tokens as places in a vocabulary, in the narrowest type that holds them; unknown words are <unk>
+    where the vocabulary has it.
 
     Raises:
       InputError: for other unknown tokens; it names them and where the first one stands in the text called `name`.
@@ -75,13 +80,21 @@ def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray
     number = {token: index for index, token in enumerate(vocabulary)}
     table = np.array([number.get(kind, number.get(UNKNOWN, -1)) for kind in tokens.kinds], np.int64)
     strange = np.flatnonzero(table < 0)
-    place = next((index for index in range(0, len(tokens) if strange.size else 0, BLOCK) if np.isin(tokens.codes[index : index + BLOCK], strange).any()), None)
+    place = next(
+        (
+            index
+            for index in range(0, len(tokens) if strange.size else 0, BLOCK)
+            if np.isin(tokens.codes[index : index + BLOCK], strange).any()
+        ),
+        None,
+    )
     if place is not None:
         first = place + int(np.isin(tokens.codes[place : place + BLOCK], strange).argmax())
         missing = sorted(_present(Tokens(tokens.kinds, tokens.codes), 1) & {tokens.kinds[code] for code in strange})
         shown = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
         raise InputError(
-            f"{name} has {len(missing)} kind(s) of token that the training vocabulary lacks: {shown}; the first, {tokens.kinds[tokens.codes[first]]!r}, "
+            f"{name} has {len(missing)} kind(s) of token that the training vocabulary lacks: {shown}; the first, "
+            f"{tokens.kinds[tokens.codes[first]]!r}, "
             f"is {_where(tokens, first)}; replace them in the text, or train on a text that has them"
         )
     return np.maximum(table, 0).astype(narrowest(len(vocabulary)))[tokens.codes]
@@ -89,7 +102,9 @@ def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray
 
 def unknown(tokens: Tokens, vocabulary: tuple[str, ...]) -> int:
     """Returns how many tokens `encode` takes for <unk> because the vocabulary lacks them."""
-    strange = [code for code, kind in enumerate(tokens.kinds) if kind not in set(vocabulary)] if UNKNOWN in vocabulary else []
+    strange = (
+        [code for code, kind in enumerate(tokens.kinds) if kind not in set(vocabulary)] if UNKNOWN in vocabulary else []
+    )
     return int(count_codes(tokens.codes, len(tokens.kinds))[strange].sum())
 
 
@@ -107,7 +122,9 @@ def count_codes(codes: np.ndarray, kinds: int) -> np.ndarray:
 
 
 def beginning(level: str, tokenizer: str = "") -> np.ndarray:
-    """Returns the tokens that a tokenizer itself puts before a text, int32: a beginning-of-text token, or none. Raises as `tokenise` does."""
+    """Returns the tokens that a tokenizer itself puts before a text, int32: a beginning-of-text token, or none. Raises
+    as `tokenise` does.
+    """
     if level != "subword":
         return np.zeros(0, np.int32)
     with _parsing():
@@ -151,7 +168,9 @@ def _subwords(pieces: list[str], tokenizer: str) -> Tokens:
     """What a tokenizer makes of a text: block after block where it looks at a text word by word, else in one go."""
     with _parsing():
         reader, names = _reader(tokenizer), dict[int, str]()
-        blocks = _in_blocks(pieces, reader, names) or [_numbers(reader.encode("".join(pieces), add_special_tokens=False), None, names)]
+        blocks = _in_blocks(pieces, reader, names) or [
+            _numbers(reader.encode("".join(pieces), add_special_tokens=False), None, names)
+        ]
     present = np.array(sorted(names), np.int64)
     table = np.zeros(present.max(initial=0) + 1, narrowest(len(present)))
     table[present] = np.arange(len(present))
@@ -159,10 +178,11 @@ def _subwords(pieces: list[str], tokenizer: str) -> Tokens:
 
 
 def _in_blocks(pieces: list[str], reader: Any, names: dict[int, str]) -> list[np.ndarray]:
-    """The numbers of a text's tokens by blocks of it, their names into `names`; nothing, and no names, where blocks would not have those of the whole.
+    """The numbers of a text's tokens by blocks of it, their names into `names`; nothing, and no names, where blocks
+    would not have those of the whole.
 
-    A block ends between two words of the tokenizer, and must have seen the first tokens of the next one as that sees them: what it looks at word
-    by word, from left to right, then hangs on nothing outside of the block.
+    A block ends between two words of the tokenizer, and must have seen the first tokens of the next one as that sees
+    them: what it looks at word by word, from left to right, then hangs on nothing outside of the block.
     """
     blocks: list[np.ndarray] = []
     rest, ahead = "", list[int]()
@@ -179,7 +199,11 @@ def _in_blocks(pieces: list[str], reader: Any, names: dict[int, str]) -> list[np
             ahead = (
                 []
                 if end is None
-                else [number for number, (_, last) in zip(encoding.ids[end:], encoding.offsets[end:], strict=True) if last <= WINDOW + AHEAD // 2]
+                else [
+                    number
+                    for number, (_, last) in zip(encoding.ids[end:], encoding.offsets[end:], strict=True)
+                    if last <= WINDOW + AHEAD // 2
+                ]
             )
             rest = "" if end is None else rest[encoding.offsets[end - 1][1] :]
     return blocks
@@ -193,7 +217,9 @@ def _numbers(encoding: Any, end: int | None, names: dict[int, str]) -> np.ndarra
 
 
 def _last_boundary(encoding: Any, text: str) -> int | None:
-    """The last token of the first WINDOW characters that begins a word: one with a space before it if any, for without it many tokenizers would add one."""
+    """The last token of the first WINDOW characters that begins a word: one with a space before it if any, for without
+    it many tokenizers would add one.
+    """
     words, places = encoding.word_ids, encoding.offsets
     starts = [i for i in range(1, len(words)) if words[i] != words[i - 1] and 0 < places[i - 1][1] <= WINDOW]
     return next((i for i in reversed(starts) if text[places[i - 1][1]] == " "), starts[-1] if starts else None)
@@ -202,11 +228,17 @@ def _last_boundary(encoding: Any, text: str) -> int | None:
 @functools.lru_cache(maxsize=1)
 def _reader(tokenizer: str) -> Any:
     if not tokenizer:
-        raise InputError("data.level='subword' needs the tokenizer of an imported model: use 'character', 'word' or 'byte' for a model of your own")
+        raise InputError(
+            "data.level='subword' needs the tokenizer of an imported model: use 'character', 'word' or 'byte' for a "
+            "model of your own"
+        )
     try:
         import tokenizers
     except ImportError as error:
-        raise InputError("the model reads subwords, which the package tokenizers makes: install it, pip install 'selssm_jax[subword]'") from error
+        raise InputError(
+            "the model reads subwords, which the package tokenizers makes: install it, pip install "
+            "'selssm_jax[subword]'"
+        ) from error
     with _parsing():
         reader = tokenizers.Tokenizer.from_str(tokenizer)
         reader.no_truncation()  # a text is read whole, whatever a model's own examples were cut to
@@ -216,13 +248,19 @@ def _reader(tokenizer: str) -> Any:
 
 @contextlib.contextmanager
 def _parsing() -> Iterator[None]:
-    """Says what a tokenizer of another form means: its package, of Rust, raises a bare Exception, or where it gives up a PanicException, which is none."""
+    """Says what a tokenizer of another form means: its package, of Rust, raises a bare Exception, or where it gives up
+    a PanicException, which is none.
+    """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, InputError | MemoryError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        if isinstance(error, InputError | MemoryError) or not (
+            isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        ):
             raise
-        raise InputError(f"the model's tokenizer cannot be read ({error}): restore tokenizer.json, and import the model again") from error
+        raise InputError(
+            f"the model's tokenizer cannot be read ({error}): restore tokenizer.json, and import the model again"
+        ) from error
 
 
 def _words(pieces: Iterable[str]) -> Tokens:

@@ -17,7 +17,8 @@ class Estimate:
       stderr: standard error of the value over samples of this size; nan where the method has none to give.
       direction: see `Direction`. "lower" and "upper" hold in expectation: allow for the standard error.
       method: the estimator and what it was run with, as one would cite it.
-      notes: what a reader must know before believing the value: a saturated bound, ties, a contradiction. Empty if nothing.
+      notes: what a reader must know before believing the value: a saturated bound, ties, a contradiction. Empty if
+        nothing.
     """
 
     nats: float

@@ -14,12 +14,13 @@ RANK = 1e-6  # share of the largest variance under which a direction counts as n
 def gaussian(x: Samples, y: Samples) -> Estimate:
     """-1/2 sum log(1 - rho_i^2) over the canonical correlations rho_i of the samples, less its bias, in nats.
 
-    The bias of the sample's value for jointly Gaussian x and y is exactly 1/2 [sum_{i<=dx} psi((N-i)/2) + sum_{i<=dy} psi((N-i)/2) -
-    sum_{i<=dx+dy} psi((N-i)/2)], whatever the correlations, and the result unbiased. For other laws it sees linear dependence only, and is
-    neither an upper nor a lower bound: rank-normalise the columns (a Gaussian copula), or use `estimators.estimate`, which looks.
+    The bias of the sample's value for jointly Gaussian x and y is exactly 1/2 [sum_{i<=dx} psi((N-i)/2) + sum_{i<=dy}
+    psi((N-i)/2) - sum_{i<=dx+dy} psi((N-i)/2)], whatever the correlations, and the result unbiased. For other laws it
+    sees linear dependence only, and is neither an upper nor a lower bound: rank-normalise the columns (a Gaussian
+    copula), or use `estimators.estimate`, which looks.
 
-    The standard error is (sum rho_i^2 / N + dx dy / 2 N^2)^(1/2): of a Gaussian law, to first order, and of what remains without
-    correlation. Cost: O(N d^2 + d^3).
+    The standard error is (sum rho_i^2 / N + dx dy / 2 N^2)^(1/2): of a Gaussian law, to first order, and of what
+    remains without correlation. Cost: O(N d^2 + d^3).
 
     Raises:
       ValueError: for samples that are no numbers, not finite, not paired, or no more than the columns.
@@ -27,13 +28,17 @@ def gaussian(x: Samples, y: Samples) -> Estimate:
     arrays = pairs(x, y, least=2)
     N = len(arrays[0])
     if arrays[0].shape[1] + arrays[1].shape[1] + 1 >= N:
-        raise ValueError(f"{N} samples of {arrays[0].shape[1]} and {arrays[1].shape[1]} columns: expected more samples than columns, in all")
+        raise ValueError(
+            f"{N} samples of {arrays[0].shape[1]} and {arrays[1].shape[1]} columns: expected more samples than "
+            "columns, in all"
+        )
     bases = [_orthonormal(value) for value in arrays]
     dx, dy = (basis.shape[1] for basis in bases)
     lost = {name: value.shape[1] - basis.shape[1] for name, value, basis in zip("xy", arrays, bases, strict=True)}
     notes = [f"{count} columns of {name} follow from the others" for name, count in lost.items() if count]
     notes += [
-        f"row {row} of {name} alone makes {share:.0%} of a direction's variance: no normal law; rank first, as `estimate` does, or leave it out"
+        f"row {row} of {name} alone makes {share:.0%} of a direction's variance: no normal law; rank first, as "
+        "`estimate` does, or leave it out"
         for name, (row, share) in ((name, _leverage(basis)) for name, basis in zip("xy", bases, strict=True))
         if share > DECISIVE
     ]
@@ -55,7 +60,9 @@ def _orthonormal(z: np.ndarray) -> np.ndarray:
 
 
 def _leverage(basis: np.ndarray) -> tuple[int, float]:
-    """The row that weighs most in an orthonormal basis, and the squared length of its projection: 1 of a direction that is its own."""
+    """The row that weighs most in an orthonormal basis, and the squared length of its projection: 1 of a direction that
+    is its own.
+    """
     if not basis.shape[1]:
         return 0, 0.0
     weights = (basis**2).sum(axis=1)
@@ -70,7 +77,9 @@ def _bias(N: int, dx: int, dy: int) -> float:
 
 
 def _digamma(values: np.ndarray) -> np.ndarray:
-    """psi by its asymptotic series after eight steps of psi(x) = psi(x + 1) - 1/x: to 1e-13, where float32's would leave 1e-6 times N columns."""
+    """psi by its asymptotic series after eight steps of psi(x) = psi(x + 1) - 1/x: to 1e-13, where float32's would
+    leave 1e-6 times N columns.
+    """
     shift = np.sum(1 / (values[None] + np.arange(8)[:, None]), axis=0)
     x = values + 8
     return np.log(x) - 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - 1 / (252 * x**6) + 1 / (240 * x**8) - shift

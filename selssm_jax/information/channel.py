@@ -9,19 +9,24 @@ from jaxtyping import Array, Float
 
 from selssm_jax.ops.extremes import largest
 
-FLOOR = 32.0  # units of rounding: a variance of so many cannot be told from zero (32 is what sums over n <= 16 and long times leave)
+# units of rounding: a variance of so many cannot be told from zero (32 is what sums over n <= 16 and long times leave)
+FLOOR = 32.0
 SQUARINGS = 48  # 2^48 is a power at which a sum of n powers is the greatest of them
 
 einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # accelerators round the factors of products otherwise
 
 
 @jax.custom_jvp
-def channel_information(signal_cov: Float[Array, "*batch n n"], noise_cov: Float[Array, "*batch n n"]) -> Float[Array, "*batch"]:
-    """I(s; s + v) = 1/2 log det(I + N^{-1} S) of independent s ~ N(0, S) and v ~ N(0, N), in nats: the one formula under this module.
+def channel_information(
+    signal_cov: Float[Array, "*batch n n"], noise_cov: Float[Array, "*batch n n"]
+) -> Float[Array, "*batch"]:
+    """I(s; s + v) = 1/2 log det(I + N^{-1} S) of independent s ~ N(0, S) and v ~ N(0, N), in nats: the one formula
+    under this module.
 
-    inf where S reaches outside the range of N; for S inside it a singular N counts on its range. Nothing is subtracted: values
-    small against 1 are exact to rounding. The derivative is 1/2 tr((N + S)^- (dN + dS)) - 1/2 tr(N^- dN), and 0 where it is inf.
-    Cost O(n^3): two eliminations of n steps, all matrices of a batch at once. The matrices are taken for covariances, unchecked. Source: theory, section 4.1.
+    inf where S reaches outside the range of N; for S inside it a singular N counts on its range. Nothing is subtracted:
+    values small against 1 are exact to rounding. The derivative is 1/2 tr((N + S)^- (dN + dS)) - 1/2 tr(N^- dN), and 0
+    where it is inf. Cost O(n^3): two eliminations of n steps, all matrices of a batch at once. The matrices are taken
+    for covariances, unchecked. Source: theory, section 4.1.
     """
     basis, outside = _whiten(signal_cov, noise_cov)
     return jnp.where(outside, jnp.inf, 0.5 * _log_det(congruent(basis.mT, signal_cov)))
@@ -53,7 +58,8 @@ def _gain_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]
 def _greatest(signal: Array, noise: Array) -> tuple[Array, Array]:
     """lambda and the mean of u u' over all u with S u = lambda N u, u' N u = 1, for the greatest lambda.
 
-    By squaring: with X <- (X / tr X)^2, tr(M^p)^(1/p) falls to lambda_max, within a factor of n^(1/p), and X becomes the projector.
+    By squaring: with X <- (X / tr X)^2, tr(M^p)^(1/p) falls to lambda_max, within a factor of n^(1/p), and X becomes
+    the projector.
     """
     basis, outside = _whiten(signal, noise)
     M = congruent(basis.mT, signal)
@@ -86,8 +92,8 @@ def _inverse_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[
 def _whiten(signal: Array, noise: Array) -> tuple[Array, Array]:
     """V with V' N V = I on the range of N, in zero columns filled up to n, and whether S reaches outside that range.
 
-    Each component is first scaled to unit noise, for their units are arbitrary and differ by far where gates are small. Both
-    tests are relative to the terms whose sum, but for rounding, would be zero.
+    Each component is first scaled to unit noise, for their units are arbitrary and differ by far where gates are small.
+    Both tests are relative to the terms whose sum, but for rounding, would be zero.
     """
     power, heard = (jnp.diagonal(matrix, axis1=-2, axis2=-1) for matrix in (noise, signal))
     scale = lax.rsqrt(jnp.where(power > 0, power, jnp.where(heard > 0, heard, 1)))
@@ -102,9 +108,10 @@ def _whiten(signal: Array, noise: Array) -> tuple[Array, Array]:
 def _eliminate(N: Array) -> tuple[Array, Array, Array]:
     """V with V' N V = I or 0, column by column; I - V (V' N), whose free columns N annihilates; which are free.
 
-    Cholesky's N = L L', L = N V, with the largest pivot first, until none is left above rounding (N has the diagonal 1 or 0).
-    In steps over whole batches rather than by LAPACK: as fast for small matrices on a CPU, one program everywhere, and batches of LAPACK
-    calls beside other work may block each other in XLA's thread pool for ever (seen with two cores and JAX 0.10.2).
+    Cholesky's N = L L', L = N V, with the largest pivot first, until none is left above rounding (N has the diagonal 1
+    or 0). In steps over whole batches rather than by LAPACK: as fast for small matrices on a CPU, one program
+    everywhere, and batches of LAPACK calls beside other work may block each other in XLA's thread pool for ever (seen
+    with two cores and JAX 0.10.2).
     """
 
     def step(k: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -130,7 +137,8 @@ def _log_det(M: Array) -> Array:
     def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         M, log = carry
         column = lax.dynamic_index_in_dim(M, k, M.ndim - 1, keepdims=False)
-        pivot = jnp.maximum(lax.dynamic_index_in_dim(column, k, column.ndim - 1, keepdims=False), 0)  # below only by rounding
+        # below only by rounding
+        pivot = jnp.maximum(lax.dynamic_index_in_dim(column, k, column.ndim - 1, keepdims=False), 0)
         return M - column[..., :, None] * column[..., None, :] / (1 + pivot)[..., None, None], log + jnp.log1p(pivot)
 
     return lax.fori_loop(0, M.shape[-1], step, (M, jnp.zeros_like(M[..., 0, 0])))[1]

@@ -1,8 +1,10 @@
-"""Critics: functions f(x, y) that are fitted to log p(x, y) / (p(x) p(y)), and what is made of their scores (theory, section 8).
+"""Critics: functions f(x, y) that are fitted to log p(x, y) / (p(x) p(y)), and what is made of their scores (theory,
+section 8).
 
-A critic scores all pairs of two batches at once, S_ij = f(x_i, y_j); (x_i, y_i) are pairs of the joint law, all others stand
-for the product of the marginals. Every critic starts as one that knows nothing of what is to be learned, so that training
-which finds nothing leaves it there. A `Bound` says what training maximises and what is reported, both from such scores.
+A critic scores all pairs of two batches at once, S_ij = f(x_i, y_j); (x_i, y_i) are pairs of the joint law, all others
+stand for the product of the marginals. Every critic starts as one that knows nothing of what is to be learned, so that
+training which finds nothing leaves it there. A `Bound` says what training maximises and what is reported, both from
+such scores.
 """
 
 import functools
@@ -15,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 Params = Any
-RIDGE = 1e-3  # added to unit variances: what twins of a column and constant columns need, and too little to see otherwise
+# added to unit variances: what twins of a column and constant columns need, and too little to see otherwise
+RIDGE = 1e-3
 RANK = 32  # of the learned part, f = sum over so many products of a function of x and one of y
 RADIAL_WIDTH, RADIAL_RANK = 32, 16
 
@@ -28,7 +31,9 @@ class Critic(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """objective(S) -> what training maximises; values(S) -> (K,), whose mean is reported and whose spread is its error."""
+    """objective(S) -> what training maximises; values(S) -> (K,), whose mean is reported and whose spread is its
+    error.
+    """
 
     objective: Callable[[Array], Array]
     values: Callable[[Array], Array]
@@ -47,13 +52,22 @@ def _hybrid_init(key: Array, x: Array, y: Array, width: int) -> Params:
     of_radii, rest = jax.random.split(key)
     of_x, of_y = _perceptrons(of_radii, *[(2, RADIAL_WIDTH, RADIAL_WIDTH, RADIAL_RANK)] * 2)
     radial = {"x": of_x, "y": of_y, "scale": jnp.zeros(())}
-    return {"gaussian": _gaussian_fit(x, y), "gain": jnp.ones(()), "radial": radial, "rest": _separable_init(rest, x, y, width)}
+    return {
+        "gaussian": _gaussian_fit(x, y),
+        "gain": jnp.ones(()),
+        "radial": radial,
+        "rest": _separable_init(rest, x, y, width),
+    }
 
 
 def _hybrid_score(params: Params, x: Array, y: Array) -> Array:
     radial = params["radial"]
     radii = _perceptron(radial["x"], _radius(x)) @ _perceptron(radial["y"], _radius(y)).T
-    return params["gain"] * _gaussian_score(params["gaussian"], x, y) + radial["scale"] * radii + _separable_score(params["rest"], x, y)
+    return (
+        params["gain"] * _gaussian_score(params["gaussian"], x, y)
+        + radial["scale"] * radii
+        + _separable_score(params["rest"], x, y)
+    )
 
 
 def _gaussian_fit(x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -61,7 +75,11 @@ def _gaussian_fit(x: Array, y: Array) -> tuple[Array, Array, Array]:
     d = x.shape[1]
     joint = jnp.cov(jnp.concatenate([x, y], axis=1), rowvar=False) + RIDGE * jnp.eye(d + y.shape[1], dtype=x.dtype)
     inverse = jnp.linalg.inv(joint)
-    return inverse[:d, d:], inverse[:d, :d] - jnp.linalg.inv(joint[:d, :d]), inverse[d:, d:] - jnp.linalg.inv(joint[d:, d:])
+    return (
+        inverse[:d, d:],
+        inverse[:d, :d] - jnp.linalg.inv(joint[:d, :d]),
+        inverse[d:, d:] - jnp.linalg.inv(joint[d:, d:]),
+    )
 
 
 def _gaussian_score(fit: tuple[Array, Array, Array], x: Array, y: Array) -> Array:
@@ -84,7 +102,9 @@ def _conditional_score(params: Params, x: Array, y: Array) -> Array:
 
 
 def _features(z: Array) -> Array:
-    """z beside its radius and beside itself scaled by a bounded function of the radius, which a rotation by radius needs."""
+    """z beside its radius and beside itself scaled by a bounded function of the radius, which a rotation by radius
+    needs.
+    """
     square = jnp.mean(z**2, axis=1, keepdims=True)
     return jnp.concatenate([z, _radius(z), z * (square - 1) / (square + 1)], axis=1)
 
@@ -95,7 +115,9 @@ def _radius(z: Array) -> Array:
 
 
 def _perceptrons(key: Array, *sizes: tuple[int, ...]) -> list[list[tuple[Array, Array]]]:
-    """Layers of (weight, bias). All weights are one draw: many small ones take longer to compile than all of the training."""
+    """Layers of (weight, bias). All weights are one draw: many small ones take longer to compile than all of the
+    training.
+    """
     shapes = [list(pairwise(size)) for size in sizes]
     counts = [inputs * outputs for shape in shapes for inputs, outputs in shape]
     drawn = iter(jnp.split(jax.random.normal(key, (sum(counts),)), list(accumulate(counts))))
@@ -112,7 +134,9 @@ def _perceptron(layers: list[tuple[Array, Array]], x: Array) -> Array:
 SEPARABLE = Critic(_separable_init, _separable_score)
 """f(x, y) = u(x)' v(y), two perceptrons."""
 HYBRID = Critic(_hybrid_init, _hybrid_score)
-"""The log-ratio of fitted normal laws, plus a function of the two radii (which elliptical laws need), plus a separable rest."""
+"""The log-ratio of fitted normal laws, plus a function of the two radii (which elliptical laws need), plus a separable
+rest.
+"""
 CONDITIONAL = Critic(_conditional_init, _conditional_score)
 """log q(y | x), a normal law whose mean and variances a perceptron gives."""
 
@@ -163,5 +187,7 @@ CLUB = Bound(lambda S: jnp.mean(jnp.diagonal(S)), _club)
 
 @functools.cache  # one function a value, or every call would be compiled anew
 def smile(clip: float) -> Bound:
-    """Trained by the Jensen-Shannon objective, read out by Donsker-Varadhan with exp(S) clipped to e^-clip..e^clip in the normaliser."""
+    """Trained by the Jensen-Shannon objective, read out by Donsker-Varadhan with exp(S) clipped to e^-clip..e^clip in
+    the normaliser.
+    """
     return Bound(_jensen_shannon, lambda S: _clip_donsker_varadhan(S, clip))

@@ -1,7 +1,9 @@
-"""Critics, trained and judged on different samples: folds, one training loop, early stopping, held-out values (theory, section 8).
+"""Critics, trained and judged on different samples: folds, one training loop, early stopping, held-out values (theory,
+section 8).
 
-The samples are cut into folds. For each, a critic is trained on most of the others, stopped where it was best on a separate
-part of them, and evaluated on the fold itself, once. So no sample that is evaluated was trained on, nor used for choosing.
+The samples are cut into folds. For each, a critic is trained on most of the others, stopped where it was best on a
+separate part of them, and evaluated on the fold itself, once. So no sample that is evaluated was trained on, nor used
+for choosing.
 """
 
 import dataclasses
@@ -56,7 +58,8 @@ class Training:
 
 
 class HeldOut(NamedTuple):
-    """Values of the samples of every fold by the critic that did not see them, (folds, samples), and by the same critic before training.
+    """Values of the samples of every fold by the critic that did not see them, (folds, samples), and by the same critic
+    before training.
 
     Of the first folds also by a critic that was trained on half as many samples, (halves, samples).
     """
@@ -68,10 +71,14 @@ class HeldOut(NamedTuple):
     def mean_and_error(self, values: np.ndarray) -> tuple[float, float]:
         """The mean, and the larger of its standard errors from the samples' and from the folds' spread."""
         folds = values.mean(axis=1)
-        return float(values.mean()), max(float(values.std() / values.size**0.5), float(folds.std(ddof=1) / len(folds) ** 0.5))
+        return float(values.mean()), max(
+            float(values.std() / values.size**0.5), float(folds.std(ddof=1) / len(folds) ** 0.5)
+        )
 
     def estimate_loss(self) -> tuple[float, float]:
-        """How much less a critic finds that saw half of the training samples, and the standard error of that: the same samples judge both."""
+        """How much less a critic finds that saw half of the training samples, and the standard error of that: the same
+        samples judge both.
+        """
         apart = self.trained[: len(self.halved)] - self.halved
         return float(apart.mean()), float(apart.std() / apart.size**0.5)
 
@@ -85,8 +92,9 @@ def fit(x: np.ndarray, y: np.ndarray, critic: Critic, bound: Bound, training: Tr
 
     Marginals become normal scores, by ranks among the training samples of each fold: information is the same for every
     monotone map of a column, heavy tails no longer matter, and nothing of a held-out sample enters its own critic.
-    A few samples are left out where the folds or the groups of an evaluation do not divide their number. For the first `halves` folds
-    a second critic is trained on half of the samples, each twice, so that it is one program more times and not one program more.
+    A few samples are left out where the folds or the groups of an evaluation do not divide their number. For the first
+    `halves` folds a second critic is trained on half of the samples, each twice, so that it is one program more times
+    and not one program more.
     """
     rng = np.random.default_rng(training.seed)
     size = len(x) // training.folds
@@ -111,7 +119,17 @@ def _run(folds: tuple[Array, ...], critic: Critic, bound: Bound, training: Train
 
 
 def _fold(
-    x: Array, y: Array, x_stop: Array, y_stop: Array, x_test: Array, y_test: Array, key: Array, *, critic: Critic, bound: Bound, training: Training
+    x: Array,
+    y: Array,
+    x_stop: Array,
+    y_stop: Array,
+    x_test: Array,
+    y_test: Array,
+    key: Array,
+    *,
+    critic: Critic,
+    bound: Bound,
+    training: Training,
 ) -> tuple[Array, Array]:
     x_stop, x_test, x = (normal_scores(x, z) for z in (x_stop[:LARGEST], x_test, x))
     y_stop, y_test, y = (normal_scores(y, z) for z in (y_stop[:LARGEST], y_test, y))
@@ -131,8 +149,8 @@ def normal_scores(reference: Array, z: Array) -> Array:
 def randomised_scores(reference: Array, z: Array, at: Array) -> Array:
     """Normal quantiles of the place `at`, in (0, 1), within the ranks of z among `reference` that are equal to it.
 
-    With `at` drawn uniformly the score of a new sample is exactly standard normal, over references too, ties or not; and it says as
-    much of anything else as z does, for z can be read from it.
+    With `at` drawn uniformly the score of a new sample is exactly standard normal, over references too, ties or not;
+    and it says as much of anything else as z does, for z can be read from it.
     """
 
     def column(reference: Array, z: Array, at: Array) -> Array:
@@ -143,8 +161,17 @@ def randomised_scores(reference: Array, z: Array, at: Array) -> Array:
     return jax.vmap(column, in_axes=1, out_axes=1)(reference, z, at)
 
 
-def best_of_training(start: Any, loss: Callable[[Any, Array], Array], judge: Callable[[Any], Array], samples: int, key: Array, training: Training) -> Any:
-    """The parameters that did best by `judge`, those of the start included; loss(params, indices) is of a batch out of so many samples."""
+def best_of_training(
+    start: Any,
+    loss: Callable[[Any, Array], Array],
+    judge: Callable[[Any], Array],
+    samples: int,
+    key: Array,
+    training: Training,
+) -> Any:
+    """The parameters that did best by `judge`, those of the start included; loss(params, indices) is of a batch out of
+    so many samples.
+    """
     optimizer = optax.adam(optax.cosine_decay_schedule(training.rate, training.steps))
     every = max(training.steps // CHECKS, 1)
 

@@ -1,7 +1,9 @@
-"""Entropy and mutual information of labels: from known laws, and from counts with corrections for few samples (theory, section 8).
+"""Entropy and mutual information of labels: from known laws, and from counts with corrections for few samples (theory,
+section 8).
 
-The entropy of frequencies lies under that of the law, by about (K - 1) / 2N nats for K symbols and N samples; the mutual
-information of frequencies lies over the truth for the same reason. The corrections take that away, each in its own way.
+The entropy of frequencies lies under that of the law, by about (K - 1) / 2N nats for K symbols and N samples; the
+mutual information of frequencies lies over the truth for the same reason. The corrections take that away, each in its
+own way.
 """
 
 import math
@@ -32,7 +34,8 @@ def entropy_of(p: Float[Array, "*K"]) -> Float[Array, ""]:
     """H = -sum p log p of a known law, in nats; 0 log 0 = 0. Exact, differentiable where p > 0.
 
     Raises:
-      ValueError: for a p that is no distribution; counts go to `entropy` (values are looked at outside of `jax.jit` only).
+      ValueError: for a p that is no distribution; counts go to `entropy` (values are looked at outside of `jax.jit`
+        only).
     """
     check_distribution("p", jnp.ravel(p))
     return jnp.sum(entr(p))
@@ -52,18 +55,23 @@ def information_of(p_xy: Float[Array, "X Y"]) -> Float[Array, ""]:
 
 
 def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) -> Int[np.ndarray, "K M"]:
-    """The table of how often each label of x came with each of y. Labels are any integers; only those that occur have a row or a column.
+    """The table of how often each label of x came with each of y. Labels are any integers; only those that occur have a
+    row or a column.
 
     Raises:
       ValueError: for labels that are no integers or not paired.
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.shape != y.shape:
-        raise ValueError(f"x has shape {x.shape} and y {y.shape}, expected the same: a label of x for each of y; flatten both alike if they are paired so")
+        raise ValueError(
+            f"x has shape {x.shape} and y {y.shape}, expected the same: a label of x for each of y; flatten both "
+            "alike if they are paired so"
+        )
     x, y = np.ravel(x), np.ravel(y)
     if not all(np.issubdtype(z.dtype, np.integer) or z.dtype == bool for z in (x, y)):
         raise ValueError(
-            f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by np.unique(..., return_inverse=True)"
+            f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by "
+            "np.unique(..., return_inverse=True)"
         )
     if not len(x):
         raise ValueError("x and y have no labels, expected at least one each")
@@ -76,12 +84,13 @@ def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) 
 def entropy(counts: Counts, *, correction: Correction = "none") -> Estimate:
     """The entropy of a law from counts of its symbols, in nats.
 
-    "none": of the frequencies. "miller-madow": + (symbols seen - 1) / 2N (Miller 1955). "chao-shen": frequencies shrunk by the coverage that
-    the singletons tell of, and weighed by the chance of being seen (Chao and Shen 2003). "nsb": the posterior mean under a mixture of
-    Dirichlet laws whose prior entropy is flat (Nemenman, Shafee and Bialek 2001), by quadrature in logarithms; symbols that were not
-    seen must be there as zeros, for it asks how many there can be.
+    "none": of the frequencies. "miller-madow": + (symbols seen - 1) / 2N (Miller 1955). "chao-shen": frequencies shrunk
+    by the coverage that the singletons tell of, and weighed by the chance of being seen (Chao and Shen 2003). "nsb":
+    the posterior mean under a mixture of Dirichlet laws whose prior entropy is flat (Nemenman, Shafee and Bialek 2001),
+    by quadrature in logarithms; symbols that were not seen must be there as zeros, for it asks how many there can be.
 
-    The standard error is the spread of -log p over samples (the posterior's for "nsb"). An estimate, no bound: every one of them has some bias. Cost: O(K).
+    The standard error is the spread of -log p over samples (the posterior's for "nsb"). An estimate, no bound: every
+    one of them has some bias. Cost: O(K).
 
     Raises:
       ValueError: for an unknown correction, counts that are no numbers of things, and none at all.
@@ -94,9 +103,9 @@ def entropy(counts: Counts, *, correction: Correction = "none") -> Estimate:
 def mutual_information(counts: Table, *, correction: Correction = "none") -> Estimate:
     """I(X; Y) from a table of counts, in nats: H(X) + H(Y) - H(X, Y), each corrected as in `entropy`.
 
-    The standard error is the spread of the pointwise information over samples, and beside it the value of the same correction for pairs at random,
-    which should be 0, as far as the labels do not tell one another: the bias that is left. Cost: `PERMUTATIONS` pairings of the samples, for up to
-    a million of them. Errors: see `entropy`.
+    The standard error is the spread of the pointwise information over samples, and beside it the value of the same
+    correction for pairs at random, which should be 0, as far as the labels do not tell one another: the bias that is
+    left. Cost: `PERMUTATIONS` pairings of the samples, for up to a million of them. Errors: see `entropy`.
     """
     counts = _check_counts(counts, 2, correction)
     parts = [_entropy(part, correction)[0] for part in (counts.sum(1), counts.sum(0), counts.ravel())]
@@ -111,13 +120,22 @@ def mutual_information(counts: Table, *, correction: Correction = "none") -> Est
 
 
 def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
-    """What the correction finds in pairs at random, in the share of the smaller entropy that is not explained; 0 for more than MANY samples."""
+    """What the correction finds in pairs at random, in the share of the smaller entropy that is not explained; 0 for
+    more than MANY samples.
+    """
     total = int(counts.sum())
     if total > MANY or total > DENSE * counts.size:
         return 0.0
     x, y = (np.repeat(place.ravel(), counts.ravel()) for place in np.indices(counts.shape))
     pairings = _pairings(y, FEWER if correction == "nsb" else PERMUTATIONS, shuffle=True)
-    chance = float(np.mean([single - _entropy(np.bincount(x * counts.shape[1] + z, minlength=counts.size), correction)[0] for z in pairings]))
+    chance = float(
+        np.mean(
+            [
+                single - _entropy(np.bincount(x * counts.shape[1] + z, minlength=counts.size), correction)[0]
+                for z in pairings
+            ]
+        )
+    )
     least = min(_entropy(side, "none")[0] for side in (counts.sum(1), counts.sum(0)))
     return abs(chance) * (1 - min(max((nats - chance) / max(least - chance, 1e-9), 0.0), 1.0))
 
@@ -130,14 +148,17 @@ def _pairings(y: np.ndarray, count: int, *, shuffle: bool) -> Iterator[np.ndarra
 
 
 def of_labels(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> "Counted":
-    """I(X; Y) of paired labels 0, 1, ..., (N,), in nats, by the middle of three corrections that agree where cells are many times counted.
+    """I(X; Y) of paired labels 0, 1, ..., (N,), in nats, by the middle of three corrections that agree where cells are
+    many times counted.
 
     With P the plug-in value, P0 its mean over pairs at random and H the smaller entropy by Miller and Madow,
-      H (P - P0) / (H_plugin - P0): nothing for independent labels and H for labels that tell one another (Vinh, Epps and Bailey 2010);
-      Miller-Madow and Chao-Shen, each less the share 1 - P/H of what it finds in pairs at random.
-    The standard error holds the spread of the pointwise information, that over pairs at random and half of the difference of the three. Cost: O(N log N).
+      H (P - P0) / (H_plugin - P0): nothing for independent labels and H for labels that tell one another (Vinh, Epps
+      and Bailey 2010); Miller-Madow and Chao-Shen, each less the share 1 - P/H of what it finds in pairs at random. The
+      standard error holds the spread of the pointwise information, that over pairs at random and half of the difference
+      of the three. Cost: O(N log N).
 
-    shuffle: False for rows in the order of time, of which each is like the next: pairs at random are then made by moving y in time.
+    shuffle: False for rows in the order of time, of which each is like the next: pairs at random are then made by
+    moving y in time.
     """
     N, kinds = len(x), int(y.max()) + 1
     sides = [np.unique(z, return_counts=True)[1] for z in (x, y)]
@@ -147,19 +168,31 @@ def of_labels(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> "Counted
     information = lambda counts: single.sum(axis=1) - [_entropy(counts, method)[0] for method in methods]  # noqa: E731
     own = information(joint(y))
     chance = np.array([information(joint(other)) for other in _pairings(y, PERMUTATIONS, shuffle=shuffle)])
-    room, most, deviation = float(single[0].min() - chance[:, 0].mean()), float(single[1].min()), float(chance[:, 0].std(ddof=1))
+    room, most, deviation = (
+        float(single[0].min() - chance[:, 0].mean()),
+        float(single[1].min()),
+        float(chance[:, 0].std(ddof=1)),
+    )
     part = (own[0] - chance[:, 0].mean()) / room if room > 0 else 0.0
     values = np.array([part * most, *(own - (1 - np.clip(part, 0, 1)) * chance.mean(axis=0))[1:]])
     pointwise = _pointwise(x, y)
     dispute = float(np.ptp(values)) / 2
     stderr = math.sqrt(pointwise.var() / N + (deviation * most / max(room, deviation, 1e-9)) ** 2 + dispute**2)
     note = "few different values a sample: they are taken for labels, whose order means nothing"
-    estimate = Estimate(float(np.median(values)), stderr, "estimate", "mutual information of counts, less that of pairs at random", (note,))
+    estimate = Estimate(
+        float(np.median(values)),
+        stderr,
+        "estimate",
+        "mutual information of counts, less that of pairs at random",
+        (note,),
+    )
     return Counted(estimate, dispute, (own[0] - chance[:, 0].mean()) / max(deviation, 1e-9))
 
 
 class Counted(NamedTuple):
-    """An estimate from counts; half the difference of its corrections in nats; its plug-in value above pairs at random, in their deviations."""
+    """An estimate from counts; half the difference of its corrections in nats; its plug-in value above pairs at random,
+    in their deviations.
+    """
 
     estimate: Estimate
     dispute: float
@@ -207,7 +240,8 @@ def _nsb(counts: np.ndarray) -> tuple[float, float]:
 
 
 def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each count and how often it occurs, filled up by counts that never do to a power of two, so that few shapes are compiled.
+    """Each count and how often it occurs, filled up by counts that never do to a power of two, so that few shapes are
+    compiled.
 
     N samples have at most sqrt(2 N) distinct counts and the count 0, however many symbols there are.
     """
@@ -250,9 +284,14 @@ def _check_counts(counts: Array | np.ndarray, axes: int, correction: str) -> np.
         raise ValueError(f"correction={correction!r} is unknown: use one of {', '.join(CORRECTIONS)}")
     counts = np.asarray(counts)
     if counts.ndim != axes or not counts.size or not np.issubdtype(counts.dtype, np.integer):
-        raise ValueError(f"counts has shape {counts.shape} and dtype {counts.dtype}, expected integers with {axes} axes; see `count` for samples")
+        raise ValueError(
+            f"counts has shape {counts.shape} and dtype {counts.dtype}, expected integers with {axes} axes; see "
+            "`count` for samples"
+        )
     if counts.min() < 0 or counts.sum() == 0:
-        raise ValueError(f"counts go from {counts.min()} and sum to {counts.sum()}, expected none below 0 and at least one above")
+        raise ValueError(
+            f"counts go from {counts.min()} and sum to {counts.sum()}, expected none below 0 and at least one above"
+        )
     return counts
 
 
@@ -262,4 +301,8 @@ def _name_method(correction: Correction) -> str:
 
 def _few(counts: np.ndarray) -> tuple[str, ...]:
     seen, total = int((counts > 0).sum()), int(counts.sum())
-    return (f"only {total} samples of {seen} different symbols: all corrections are rough here",) if total < 2 * seen else ()
+    return (
+        (f"only {total} samples of {seen} different symbols: all corrections are rough here",)
+        if total < 2 * seen
+        else ()
+    )

@@ -1,17 +1,19 @@
-"""Exact information of linear-Gaussian states under exogenous gates: totals, by lag, of outputs, and bounds (theory, sections 4.1 and 7).
+"""Exact information of linear-Gaussian states under exogenous gates: totals, by lag, of outputs, and bounds (theory,
+sections 4.1 and 7).
 
 All functions are about one law. x_t ~ N(0, Sx) independent over time, w_t ~ N(0, Q_t), h_0 ~ N(., P_0) and
 
     h_t = A_t h_{t-1} + B_t x_t + w_t.
 
-Its covariance is signal + noise, Sigma_t = S_t + N_t, with S_0 = 0, N_0 = P_0 (what is known of the start is no input) and
-S_t = A_t S_{t-1} A_t' + B_t Sx B_t', N_t = A_t N_{t-1} A_t' + Q_t. A_t and B_t hold the gates already, and Q_t is the noise
-as it enters h_t: G_t Q G_t where the noise is gated, Q where it is additive. Gates must be fixed, or independent of x and
-w: for gates that read x these formulas are neither upper nor lower bounds (theory, section 4.2).
+Its covariance is signal + noise, Sigma_t = S_t + N_t, with S_0 = 0, N_0 = P_0 (what is known of the start is no input)
+and S_t = A_t S_{t-1} A_t' + B_t Sx B_t', N_t = A_t N_{t-1} A_t' + Q_t. A_t and B_t hold the gates already, and Q_t is
+the noise as it enters h_t: G_t Q G_t where the noise is gated, Q where it is additive. Gates must be fixed, or
+independent of x and w: for gates that read x these formulas are neither upper nor lower bounds (theory, section 4.2).
 
-A direction counts as free of noise where its variance is under 32 roundings (`channel.FLOOR`) of the terms it is the sum of, after every
-component is scaled to unit noise; with signal in it the information is inf. A number is never NaN: covariances that
-overflow raise ValueError, which under `jax.jit` cannot be, so that there, and only there, they are NaN.
+A direction counts as free of noise where its variance is under 32 roundings (`channel.FLOOR`) of the terms it is the
+sum of, after every component is scaled to unit noise; with signal in it the information is inf. A number is never NaN:
+covariances that overflow raise ValueError, which under `jax.jit` cannot be, so that there, and only there, they are
+NaN.
 """
 
 from functools import partial
@@ -57,18 +59,24 @@ class _System(NamedTuple):
 
 
 def state_information(
-    A_t: Transitions, B_t: Float[Array, "T n m"], input_cov: Float[Array, "m m"], noise_cov: Noise, initial_cov: Float[Array, "n n"] | None = None
+    A_t: Transitions,
+    B_t: Float[Array, "T n m"],
+    input_cov: Float[Array, "m m"],
+    noise_cov: Noise,
+    initial_cov: Float[Array, "n n"] | None = None,
 ) -> Float[Array, "T"]:
     """I(h_t; x_{1:t}) = 1/2 log det(I + N_t^{-1} S_t) for every t, in nats. Exact for exogenous gates.
 
-    inf where the inputs reach a direction that no noise does (Q = 0), 0 where they reach none (B = 0, gate 0). Smooth in all
-    arguments: reverse-mode derivatives of any order, exact also where noise or signal have repeated eigenvalues; 0 where it is inf.
+    inf where the inputs reach a direction that no noise does (Q = 0), 0 where they reach none (B = 0, gate 0). Smooth
+    in all arguments: reverse-mode derivatives of any order, exact also where noise or signal have repeated eigenvalues;
+    0 where it is inf.
 
-    Cost: O(T n^2) for diagonal A_t, O(T n^3) for dense, and O(T n^3) for the determinants; the recursion is sequential on a CPU
-    and a parallel scan elsewhere (see `covariances`).
+    Cost: O(T n^2) for diagonal A_t, O(T n^3) for dense, and O(T n^3) for the determinants; the recursion is sequential
+    on a CPU and a parallel scan elsewhere (see `covariances`).
 
     Args:
-      A_t: transition of every step, gates applied: its diagonal (T, n), or (T, n, n). Complex poles go in as real pairs.
+      A_t: transition of every step, gates applied: its diagonal (T, n), or (T, n, n). Complex poles go in as real
+        pairs.
       B_t: input matrix of every step, gates applied. input_cov: Sx.
       noise_cov: covariance of the noise as it enters h_t, of all steps or of every step.
       initial_cov: P_0; zero if None.
@@ -96,10 +104,10 @@ def covariances(
 ) -> Covariances:
     """S_t = A_t S_{t-1} A_t' + B_t Sx B_t' and N_t = A_t N_{t-1} A_t' + Q_t, for every t.
 
-    "associative" composes (A2, S2, N2) o (A1, S1, N1) = (A2 A1, A2 S1 A2' + S2, A2 N1 A2' + N2) in O(log T) parallel steps;
-    "sequential" is the loop. "auto", decided where the program is lowered, is sequential on a CPU and associative elsewhere.
-    Diagonal A_t: elementwise, factors a_i a_j. The other arguments and what is raised: see `state_information`.
-    Source: theory, section 4.1.
+    "associative" composes (A2, S2, N2) o (A1, S1, N1) = (A2 A1, A2 S1 A2' + S2, A2 N1 A2' + N2) in O(log T) parallel
+    steps; "sequential" is the loop. "auto", decided where the program is lowered, is sequential on a CPU and
+    associative elsewhere. Diagonal A_t: elementwise, factors a_i a_j. The other arguments and what is raised: see
+    `state_information`. Source: theory, section 4.1.
 
     Raises:
       ValueError: for an unknown method, and what `state_information` raises of its arguments.
@@ -121,8 +129,9 @@ def retention(
 ) -> Float[Array, "lags"]:
     """I(h_t; x_{t-k}) for k = 0..lags-1, in nats: what the state holds of each single input. Exact for exogenous gates.
 
-    1/2 log det Sigma_t - 1/2 log det(Sigma_t - W_k) with W_k = H Sx H', H = Phi(t, t-k) B_{t-k}; computed from W_k and the sum of
-    all else, which loses nothing to cancellation. The lags sum to at most I(h_t; x_{1:t}), for the inputs are independent.
+    1/2 log det Sigma_t - 1/2 log det(Sigma_t - W_k) with W_k = H Sx H', H = Phi(t, t-k) B_{t-k}; computed from W_k and
+    the sum of all else, which loses nothing to cancellation. The lags sum to at most I(h_t; x_{1:t}), for the inputs
+    are independent.
 
     Cost: O(t n^2) or O(t n^3) for the recursion, O(lags n^3) for the rest; compiled anew for each t and lags.
 
@@ -149,12 +158,13 @@ def chain_terms(
     t: int,
     initial_cov: Float[Array, "n n"] | None = None,
 ) -> Float[Array, "lags"]:
-    """I(h_t; x_{t-k} | x_{t-k+1..t}) for k = 0..t, newest first, in nats: they sum to I(h_t; x_{1:t}) (h_0 is noise, not a term).
+    """I(h_t; x_{t-k} | x_{t-k+1..t}) for k = 0..t, newest first, in nats: they sum to I(h_t; x_{1:t}) (h_0 is noise,
+    not a term).
 
-    1/2 log det Sigma^(k) - 1/2 log det Sigma^(k+1), with Sigma^(0) = Sigma_t and Sigma^(k+1) = Sigma^(k) - W_k, which is what
-    inputs older than lag k and the noise cause; computed as such, not by subtraction. Exact for exogenous gates.
-    inf from the lags whose input alone reaches a direction, as it is in the total. Arguments, cost and errors: see `retention`.
-    Source: theory, section 4.1.
+    1/2 log det Sigma^(k) - 1/2 log det Sigma^(k+1), with Sigma^(0) = Sigma_t and Sigma^(k+1) = Sigma^(k) - W_k, which
+    is what inputs older than lag k and the noise cause; computed as such, not by subtraction. Exact for exogenous
+    gates. inf from the lags whose input alone reaches a direction, as it is in the total. Arguments, cost and errors:
+    see `retention`. Source: theory, section 4.1.
 
     Raises:
       ValueError: for t out of range, and what `state_information` raises.
@@ -173,10 +183,11 @@ def past_information(
     lags: int,
     initial_cov: Float[Array, "n n"] | None = None,
 ) -> Float[Array, "lags"]:
-    """I(h_t; x_{1:t-k}) for k = 0..lags-1, in nats: what is left of all that was read until k steps ago. Exact for exogenous gates.
+    """I(h_t; x_{1:t-k}) for k = 0..lags-1, in nats: what is left of all that was read until k steps ago. Exact for
+    exogenous gates.
 
-    1/2 log det Sigma_t - 1/2 log det(Sigma_t - Phi(t,s) S_s Phi(t,s)') at s = t-k, from the two parts and not by subtraction.
-    Arguments, cost and errors: see `retention`. Source: theory, section 4.1.
+    1/2 log det Sigma_t - 1/2 log det(Sigma_t - Phi(t,s) S_s Phi(t,s)') at s = t-k, from the two parts and not by
+    subtraction. Arguments, cost and errors: see `retention`. Source: theory, section 4.1.
 
     Raises:
       ValueError: for t or lags out of range, and what `state_information` raises.
@@ -197,11 +208,12 @@ def forgetting_bound(
 ) -> Float[Array, "lags"]:
     """An upper bound on I(h_t; x_{1:t-k}) for k = 0..lags-1, in nats: strong data processing, step by step.
 
-    I(h_t; x_{1:s}) <= prod_{r=s+1..t} rho_r^2 I(h_s; x_{1:s}), where rho_r is the largest canonical correlation of h_{r-1} and h_r:
-    rho_r^2 = lambda_max(Sigma_{r-1}^{1/2} A_r' Sigma_r^{-1} A_r Sigma_{r-1}^{1/2}). Holds for white x and exogenous gates; `past_information`
-    is the exact value. inf where I(h_s; x_{1:s}) is, unless nothing at all passes a later step: then 0.
-    Where several correlations are the largest (two shut gates: rho = 1 twice), it has a kink, and its gradient is the mean of theirs.
-    Arguments, cost and errors: see `retention`. Source: theory, section 7.
+    I(h_t; x_{1:s}) <= prod_{r=s+1..t} rho_r^2 I(h_s; x_{1:s}), where rho_r is the largest canonical correlation of
+    h_{r-1} and h_r: rho_r^2 = lambda_max(Sigma_{r-1}^{1/2} A_r' Sigma_r^{-1} A_r Sigma_{r-1}^{1/2}). Holds for white x
+    and exogenous gates; `past_information` is the exact value. inf where I(h_s; x_{1:s}) is, unless nothing at all
+    passes a later step: then 0. Where several correlations are the largest (two shut gates: rho = 1 twice), it has a
+    kink, and its gradient is the mean of theirs. Arguments, cost and errors: see `retention`. Source: theory, section
+    7.
 
     Raises:
       ValueError: for t or lags out of range, and what `state_information` raises.
@@ -219,10 +231,12 @@ def output_information(
     observation_cov: Float[Array, "p p"],
     initial_cov: Float[Array, "n n"] | None = None,
 ) -> OutputInformation:
-    """I(y_t; h_t) and I(y_t; x_{1:t}) of outputs y_t = C h_t + v_t, v_t ~ N(0, R), for every t, in nats. Exact for exogenous gates.
+    """I(y_t; h_t) and I(y_t; x_{1:t}) of outputs y_t = C h_t + v_t, v_t ~ N(0, R), for every t, in nats. Exact for
+    exogenous gates.
 
-    1/2 log det(I + R^{-1} C Sigma_t C') and 1/2 log det(C Sigma_t C' + R) - 1/2 log det(C N_t C' + R). There is no feedthrough D x_t.
-    inf as in `state_information`, where the other arguments, the cost and the errors are too. Source: theory, section 4.1.
+    1/2 log det(I + R^{-1} C Sigma_t C') and 1/2 log det(C Sigma_t C' + R) - 1/2 log det(C N_t C' + R). There is no
+    feedthrough D x_t. inf as in `state_information`, where the other arguments, the cost and the errors are too.
+    Source: theory, section 4.1.
 
     Args:
       A_t, B_t, input_cov, noise_cov, initial_cov: see `state_information`.
@@ -244,10 +258,12 @@ def filtering_information(
     observation_cov: Float[Array, "p p"],
     initial_cov: Float[Array, "n n"] | None = None,
 ) -> Float[Array, "T"]:
-    """I(h_t; y_{1:t}) = 1/2 log det Sigma_t - 1/2 log det P_t, in nats: what all outputs so far say of the state, the inputs unknown.
+    """I(h_t; y_{1:t}) = 1/2 log det Sigma_t - 1/2 log det P_t, in nats: what all outputs so far say of the state, the
+    inputs unknown.
 
-    P_t is the Kalman filter's error covariance, which takes B_t x_t for noise; y_t = C h_t + v_t, v_t ~ N(0, R), R invertible.
-    Exact for exogenous gates. Always sequential. Arguments, cost and errors: see `output_information`. Source: theory, section 4.1.
+    P_t is the Kalman filter's error covariance, which takes B_t x_t for noise; y_t = C h_t + v_t, v_t ~ N(0, R), R
+    invertible. Exact for exogenous gates. Always sequential. Arguments, cost and errors: see `output_information`.
+    Source: theory, section 4.1.
 
     Raises:
       ValueError: for an observation_cov that is not positive definite, and what `output_information` raises.
@@ -255,16 +271,22 @@ def filtering_information(
     system = _system(A_t, B_t, input_cov, noise_cov, initial_cov)
     C, R = _readout(system, C, observation_cov)
     if not isinstance(R, jax.core.Tracer) and np.linalg.eigvalsh(np.asarray(R))[0] <= 0:
-        raise ValueError("observation_cov is singular, expected a positive definite matrix: what is observed without noise is known exactly")
+        raise ValueError(
+            "observation_cov is singular, expected a positive definite matrix: what is observed without noise is "
+            "known exactly"
+        )
     return _check_overflow(_filtering_information(system, C, R))
 
 
-def capacity(B: Float[Array, "n m"] | Float[Array, "T n m"], input_cov: Float[Array, "m m"], noise_cov: Noise) -> Float[Array, ""]:
-    """An upper bound on I(h_t; x_{1:t}) for every transition, every t and every P_0: (n/2) log(1 + lambda_max(Q^{-1/2} B Sx B' Q^{-1/2})), in nats.
+def capacity(
+    B: Float[Array, "n m"] | Float[Array, "T n m"], input_cov: Float[Array, "m m"], noise_cov: Noise
+) -> Float[Array, ""]:
+    """An upper bound on I(h_t; x_{1:t}) for every transition, every t and every P_0: (n/2) log(1 + lambda_max(Q^{-1/2}
+    B Sx B' Q^{-1/2})), in nats.
 
-    For gated noise B and Q before the gates bound every sequence of exogenous gates too, since G_t B Sx B' G_t <= c G_t Q G_t: gates
-    move information between lags and cannot raise it. Given for every step, the largest ratio counts. inf where an input
-    meets no noise. Cost: O(n^3) for each matrix. Source: theory, section 4.1.
+    For gated noise B and Q before the gates bound every sequence of exogenous gates too, since G_t B Sx B' G_t <= c G_t
+    Q G_t: gates move information between lags and cannot raise it. Given for every step, the largest ratio counts. inf
+    where an input meets no noise. Cost: O(n^3) for each matrix. Source: theory, section 4.1.
 
     Raises:
       ValueError: as `state_information`.
@@ -290,11 +312,12 @@ def coloured_information(
     *,
     source_cov: Float[Array, "d d"] | None = None,
 ) -> Float[Array, "T"]:
-    """I(h_t; x_{1:t}) for inputs with memory, x_t = H z_t, z_t = F z_{t-1} + e_t, e_t ~ N(0, E), in nats. Exact for exogenous gates.
+    """I(h_t; x_{1:t}) for inputs with memory, x_t = H z_t, z_t = F z_{t-1} + e_t, e_t ~ N(0, E), in nats. Exact for
+    exogenous gates.
 
-    The recursion is run for (h, z) jointly, with A = [[A_t, B_t H F], [0, F]] and B = [[B_t H], [I]]; the information is that of the
-    block of h. `state_information` with the stationary covariance of x is wrong here: it takes repeated news for new.
-    Cost: O(T (n + d)^3). Source: theory, section 4.1.
+    The recursion is run for (h, z) jointly, with A = [[A_t, B_t H F], [0, F]] and B = [[B_t H], [I]]; the information
+    is that of the block of h. `state_information` with the stationary covariance of x is wrong here: it takes repeated
+    news for new. Cost: O(T (n + d)^3). Source: theory, section 4.1.
 
     Args:
       A_t, B_t, noise_cov, initial_cov: see `state_information`.
@@ -326,7 +349,9 @@ def _covariances(system: _System, method: str = "auto") -> Covariances:
     driven = jnp.stack([congruent(system.B, each(system.input_cov, system.B)), system.noise], axis=1)
     if system.A.ndim == 2:
         factor = system.A[:, :, None] * system.A[:, None, :]
-        both = linear_scan(jnp.broadcast_to(factor[None], (2, *factor.shape)), driven.swapaxes(0, 1), system.start, method=method)[0]
+        both = linear_scan(
+            jnp.broadcast_to(factor[None], (2, *factor.shape)), driven.swapaxes(0, 1), system.start, method=method
+        )[0]
         return Covariances(both[0], both[1])
     if method == "auto":
         both = lax.platform_dependent(system.A, driven, system.start, cpu=_loop, default=_parallel)
@@ -354,7 +379,9 @@ def _parallel(A: Array, driven: Array, start: Array) -> Array:
 
 
 class _History(NamedTuple):
-    """The covariance of the newest state by its causes, for every lag k: the input of lag k, newer ones, older ones; and the noise of all."""
+    """The covariance of the newest state by its causes, for every lag k: the input of lag k, newer ones, older ones;
+    and the noise of all.
+    """
 
     own: Array
     newer: Array
@@ -378,7 +405,9 @@ def _transitions(A: Array) -> Array:
     if A.ndim == 2:
         return jnp.cumprod(jnp.concatenate([jnp.ones_like(A[:1]), A]), axis=0)
     A = jnp.concatenate([each(jnp.eye(A.shape[-1], dtype=A.dtype), A[:1]), A])
-    return lax.platform_dependent(A, cpu=_products_in_order, default=partial(lax.associative_scan, partial(einsum, "...ij,...jk->...ik")))
+    return lax.platform_dependent(
+        A, cpu=_products_in_order, default=partial(lax.associative_scan, partial(einsum, "...ij,...jk->...ik"))
+    )
 
 
 def _products_in_order(A: Array) -> Array:
@@ -464,21 +493,35 @@ def _coloured_information(system: _System, F: Array, H: Array, innovation_cov: A
     below = jnp.concatenate([jnp.zeros((T, d, n), A.dtype), each(F, A)], axis=2)
     B = jnp.concatenate([BH, each(jnp.eye(d, dtype=A.dtype), A)], axis=1)
     start = jnp.stack([jnp.zeros((n + d, n + d), A.dtype).at[n:, n:].set(source_cov), jnp.pad(system.start[1], (0, d))])
-    joint = _System(jnp.concatenate([above, below], axis=1), B, innovation_cov, jnp.pad(system.noise, ((0, 0), (0, d), (0, d))), start)
+    joint = _System(
+        jnp.concatenate([above, below], axis=1),
+        B,
+        innovation_cov,
+        jnp.pad(system.noise, ((0, 0), (0, d), (0, d))),
+        start,
+    )
     signal, noise = (part[:, :n, :n] for part in _covariances(joint))
     return channel_information(signal, noise)
 
 
 def _system(A_t: Array, B_t: Array, input_cov: Array, noise_cov: Array, initial_cov: Array | None) -> _System:
     """Checks, and brings all to one type of at least float32."""
-    given = dict(A_t=A_t, B_t=B_t, input_cov=input_cov, noise_cov=noise_cov) | ({} if initial_cov is None else dict(initial_cov=initial_cov))
+    given = dict(A_t=A_t, B_t=B_t, input_cov=input_cov, noise_cov=noise_cov) | (
+        {} if initial_cov is None else dict(initial_cov=initial_cov)
+    )
     given = dict(zip(given, floating(**given), strict=True))
     A, B, input_cov, noise = (given[name] for name in ("A_t", "B_t", "input_cov", "noise_cov"))
     if A.ndim not in (2, 3) or 0 in A.shape or A.shape[1] != A.shape[-1]:
-        raise ValueError(f"A_t has shape {A.shape}, expected (T, n) for diagonals or (T, n, n) with T, n >= 1; repeat a constant A with jnp.broadcast_to")
+        raise ValueError(
+            f"A_t has shape {A.shape}, expected (T, n) for diagonals or (T, n, n) with T, n >= 1; repeat a constant A "
+            "with jnp.broadcast_to"
+        )
     T, n = A.shape[:2]
     if B.ndim != 3 or B.shape[:2] != (T, n) or B.shape[2] == 0:
-        raise ValueError(f"B_t has shape {B.shape}, expected (T, n, m) = ({T}, {n}, m) with m >= 1; repeat a constant B with jnp.broadcast_to")
+        raise ValueError(
+            f"B_t has shape {B.shape}, expected (T, n, m) = ({T}, {n}, m) with m >= 1; repeat a constant B with "
+            "jnp.broadcast_to"
+        )
     check_shape("input_cov", input_cov, [(B.shape[2],) * 2], "B_t")
     check_shape("noise_cov", noise, [(n, n), (T, n, n)], "A_t")
     initial = given.get("initial_cov", jnp.zeros((n, n), A.dtype))
@@ -505,7 +548,10 @@ def _until(system: _System, t: int, lags: int) -> _System:
     if not 0 <= t < T:
         raise ValueError(f"t={t} is no step: expected an index from 0 to {T - 1}, for A_t has T={T} steps")
     if not 1 <= lags <= t + 1:
-        raise ValueError(f"lags={lags} at t={t}: expected from 1 to {t + 1}, for lag {t} is that of the first input; use fewer lags or a later t")
+        raise ValueError(
+            f"lags={lags} at t={t}: expected from 1 to {t + 1}, for lag {t} is that of the first input; use fewer "
+            "lags or a later t"
+        )
     return system._replace(A=system.A[: t + 1], B=system.B[: t + 1], noise=system.noise[: t + 1])
 
 
@@ -520,5 +566,8 @@ def _check_overflow(result: Any) -> Any:
     for value in jax.tree.leaves(result):
         if not isinstance(value, jax.core.Tracer) and jnp.isnan(value).any():
             step = int(jnp.argmax(jnp.isnan(value)))
-            raise ValueError(f"covariances overflow (first at entry {step} of the result): A_t expands too far; use fewer steps, float64 or a stable A_t")
+            raise ValueError(
+                f"covariances overflow (first at entry {step} of the result): A_t expands too far; use fewer steps, "
+                "float64 or a stable A_t"
+            )
     return result

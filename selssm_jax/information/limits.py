@@ -26,10 +26,10 @@ class Verdict:
     """Whether information seems to have been added on the way.
 
     Attributes:
-      status: "violated" where a lower bound downstream exceeds an upper bound upstream, confidence limits included; "consistent" where an upper
-        bound downstream is under a lower bound upstream; else "inconclusive".
-      slack: nats by which the tightest known upstream value exceeds the tightest known downstream value; negative where it does not.
-        nan where a bound is missing.
+      status: "violated" where a lower bound downstream exceeds an upper bound upstream, confidence limits included;
+        "consistent" where an upper bound downstream is under a lower bound upstream; else "inconclusive".
+      slack: nats by which the tightest known upstream value exceeds the tightest known downstream value; negative where
+        it does not. nan where a bound is missing.
       reason: the numbers, or which one is missing.
     """
 
@@ -38,27 +38,36 @@ class Verdict:
     reason: str
 
 
-def fano_error(entropy: Number, information: Number | Estimate, cardinality: int, *, list_size: int = 1, length: int = 1) -> Float[Array, "..."]:
+def fano_error(
+    entropy: Number, information: Number | Estimate, cardinality: int, *, list_size: int = 1, length: int = 1
+) -> Float[Array, "..."]:
     """The least error probability of any decoder of X from a state that knows I of it: P_e >= F^{-1}(H(X) - I).
 
-    F(p) = h_b(p) + p log(M - L) + (1 - p) log L on [0, 1 - L/M], for a decoder that names L of M symbols and errs where the right one is not
-    among them; L = 1 is Fano's inequality in its exact form. For a sequence of `length` symbols, H and I are about the whole of it, M
-    is that of one symbol, and the result bounds the mean error of a symbol: (H - I) / length <= F(P). Differentiable where it is not 0.
+    F(p) = h_b(p) + p log(M - L) + (1 - p) log L on [0, 1 - L/M], for a decoder that names L of M symbols and errs where
+    the right one is not among them; L = 1 is Fano's inequality in its exact form. For a sequence of `length` symbols, H
+    and I are about the whole of it, M is that of one symbol, and the result bounds the mean error of a symbol: (H - I)
+    / length <= F(P). Differentiable where it is not 0.
 
     Args:
-      entropy: H, in nats. information: I in nats, at least the true one: only an upper bound on I bounds errors from below. An `Estimate`
-        must be exact or upper, and two standard errors are added to it.
+      entropy: H, in nats. information: I in nats, at least the true one: only an upper bound on I bounds errors from
+        below. An `Estimate` must be exact or upper, and two standard errors are added to it.
       cardinality: M, symbols of the alphabet. list_size: L, how many the decoder may name.
 
     Raises:
-      ValueError: for an estimate that is no upper bound, sizes that do not fit, and values outside 0 <= H <= length log M, I >= 0.
+      ValueError: for an estimate that is no upper bound, sizes that do not fit, and values outside 0 <= H <= length log
+        M, I >= 0.
 
     Source: Fano 1961; Cover and Thomas 2006, section 2.10; theory, section 7.
     """
     if isinstance(information, Estimate):
         if information.direction not in ("exact", "upper"):
-            raise ValueError(f"information is a {information.direction!r} value ({information.method}): only an upper bound on it bounds errors from below")
-        information = information.nats + (2 * information.stderr if information.direction == "upper" and not math.isnan(information.stderr) else 0.0)
+            raise ValueError(
+                f"information is a {information.direction!r} value ({information.method}): only an upper bound on it "
+                "bounds errors from below"
+            )
+        information = information.nats + (
+            2 * information.stderr if information.direction == "upper" and not math.isnan(information.stderr) else 0.0
+        )
     check_whole(1, cardinality=cardinality, list_size=list_size, length=length)
     if list_size >= cardinality:
         raise ValueError(f"list_size={list_size} of cardinality={cardinality}: expected 1 <= list_size < cardinality")
@@ -67,12 +76,17 @@ def fano_error(entropy: Number, information: Number | Estimate, cardinality: int
     return _fano_inverse((entropy - information) / length, cardinality, list_size)
 
 
-def data_processing(upstream: Estimate | Sequence[Estimate], downstream: Estimate | Sequence[Estimate], *, confidence: float = CONFIDENCE) -> Verdict:
+def data_processing(
+    upstream: Estimate | Sequence[Estimate],
+    downstream: Estimate | Sequence[Estimate],
+    *,
+    confidence: float = CONFIDENCE,
+) -> Verdict:
     """Whether I(x; h~) <= I(x; h) (or <= I(h; h~)) holds for what is known of both sides of x -> h -> h~.
 
     Args:
-      upstream, downstream: what is known of I(x; h) and of I(x; h~): one estimate each, or several with different directions. Values
-        without a direction ("estimate") decide nothing.
+      upstream, downstream: what is known of I(x; h) and of I(x; h~): one estimate each, or several with different
+        directions. Values without a direction ("estimate") decide nothing.
       confidence: of each limit; a bound with a standard error is moved by as many of them as that asks for.
 
     Raises:
@@ -84,13 +98,29 @@ def data_processing(upstream: Estimate | Sequence[Estimate], downstream: Estimat
     least_down, most_down = _limits(downstream, z)
     least_up, most_up = _limits(upstream, z)
     if least_down > most_up:
-        return Verdict("violated", most_up - least_down, f"at least {least_down:.3f} nats downstream, at most {most_up:.3f} upstream")
+        return Verdict(
+            "violated",
+            most_up - least_down,
+            f"at least {least_down:.3f} nats downstream, at most {most_up:.3f} upstream",
+        )
     if most_down <= least_up:
-        return Verdict("consistent", least_up - most_down, f"at most {most_down:.3f} nats downstream, at least {least_up:.3f} upstream")
-    missing = [name for name, value in (("a lower bound downstream", least_down), ("an upper bound upstream", most_up)) if math.isinf(value)]
+        return Verdict(
+            "consistent",
+            least_up - most_down,
+            f"at most {most_down:.3f} nats downstream, at least {least_up:.3f} upstream",
+        )
+    missing = [
+        name
+        for name, value in (("a lower bound downstream", least_down), ("an upper bound upstream", most_up))
+        if math.isinf(value)
+    ]
     if missing:
         return Verdict("inconclusive", math.nan, f"to find a violation, {' and '.join(missing)} would be needed")
-    return Verdict("inconclusive", most_up - least_down, f"at least {least_down:.3f} nats downstream, at most {most_up:.3f} upstream: no contradiction")
+    return Verdict(
+        "inconclusive",
+        most_up - least_down,
+        f"at least {least_down:.3f} nats downstream, at most {most_up:.3f} upstream: no contradiction",
+    )
 
 
 def _limits(known: Estimate | Sequence[Estimate], z: float) -> tuple[float, float]:
@@ -109,7 +139,10 @@ def _check_range(entropy: Array, information: Array, most: float) -> None:
     if not ((entropy >= 0) & (entropy <= most + slack)).all():
         raise ValueError(f"entropy={entropy} nats, expected from 0 to length log(cardinality) = {most:.6g}")
     if not (information >= 0).all():
-        raise ValueError(f"information={information} nats, expected at least 0; do not feed a negative estimate, 0 is a bound below it")
+        raise ValueError(
+            f"information={information} nats, expected at least 0; do not feed a negative estimate, 0 is a bound "
+            "below it"
+        )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))

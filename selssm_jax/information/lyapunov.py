@@ -9,10 +9,12 @@ REFINEMENTS = 3  # of a solution by the solution of its residual
 
 
 def solve_lyapunov(A: Inexact[np.ndarray, "n n"], Q: Inexact[np.ndarray, "n n"]) -> Inexact[np.ndarray, "n n"]:
-    """Returns X with A X A* - X + Q = 0, X = sum_k A^k Q A*^k, for a stable A and a Hermitian Q, refined, and proved right by its residual.
+    """Returns X with A X A* - X + Q = 0, X = sum_k A^k Q A*^k, for a stable A and a Hermitian Q, refined, and proved
+    right by its residual.
 
-    With E = A E A* + I, a residual R of X leaves an error of at most |R| |E| in the spectral norm; that E itself is right, and A stable, follows from
-    E > 0 and a residual of E below 1 (Lyapunov). SciPy's solver alone is wrong for real A and complex Q (scipy#26177), and loses digits near a pole of -1.
+    With E = A E A* + I, a residual R of X leaves an error of at most |R| |E| in the spectral norm; that E itself is
+    right, and A stable, follows from E > 0 and a residual of E below 1 (Lyapunov). SciPy's solver alone is wrong for
+    real A and complex Q (scipy#26177), and loses digits near a pole of -1.
 
     Raises:
       ValueError: where the error cannot be shown to be below `ACCURACY` of |X|.
@@ -22,7 +24,9 @@ def solve_lyapunov(A: Inexact[np.ndarray, "n n"], Q: Inexact[np.ndarray, "n n"])
     (X, left), (E, error) = (_refine(A, right) for right in (Q, identity))
     stable = error < 0.5 and np.linalg.eigvalsh(E).min(initial=1) > 0
     size = float(np.linalg.norm(X, 2)) if X.size else 0.0
-    check_accuracy(left * float(np.linalg.norm(E, 2)) / (1 - error) / size if stable and size else (0.0 if stable else np.inf))
+    check_accuracy(
+        left * float(np.linalg.norm(E, 2)) / (1 - error) / size if stable and size else (0.0 if stable else np.inf)
+    )
     return X
 
 
@@ -30,7 +34,8 @@ def check_accuracy(relative: float) -> None:
     """Raises ValueError for a relative error above `ACCURACY`."""
     if not relative <= ACCURACY:
         raise ValueError(
-            f"sum_k A^k Q A*^k is known to a relative error of {relative:.2g} only, expected at most {ACCURACY:g}: A is too near to an unstable matrix, or too "
+            f"sum_k A^k Q A*^k is known to a relative error of {relative:.2g} only, expected at most {ACCURACY:g}: A "
+            "is too near to an unstable matrix, or too "
             "far from a normal one, for float64; scale the state's components alike, or move the poles inwards"
         )
 

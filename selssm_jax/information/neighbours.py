@@ -1,7 +1,7 @@
 """Estimates of information and entropy from the distances of nearest neighbours (theory, section 8).
 
-They need no model of the law and no training, and their bias is small where the law is nearly flat over the k nearest neighbours: up to about
-six columns in all and two nats. Beyond, they say too little. They are no bounds.
+They need no model of the law and no training, and their bias is small where the law is nearly flat over the k nearest
+neighbours: up to about six columns in all and two nats. Beyond, they say too little. They are no bounds.
 """
 
 import math
@@ -22,13 +22,16 @@ from jaxtyping import Array
 from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.checks import TAIL, Samples, centre, columns, pairs, spread, standardise
 
-BLOCK, UNROLL = 1024, 8  # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
-PARTS = 10  # disjoint parts of the samples, whose mean shows what fewer samples, and so larger distances, make of the value
+# samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
+BLOCK, UNROLL = 1024, 8
+# disjoint parts of the samples, whose mean shows what fewer samples, and so larger distances, make of the value
+PARTS = 10
 STEEPEST = 2.0  # times what the parts change: the most that smoothing is allowed for
 JITTER = 1e-5  # deviations of the middle half: what ties are parted by
 SMALLEST, LARGEST = 1e-18, 1e18  # distances whose squares float32 holds
 MERGED = 0.01  # share of the steps between neighbouring values that float32 may lose; else all is computed in float64
-ROUNDING = 1e-6  # relative, of squared distances: programs that round one differently (fused multiply-adds) must count alike
+# relative, of squared distances: programs that round one differently (fused multiply-adds) must count alike
+ROUNDING = 1e-6
 FARTHEST = 1e150  # whose square float64 holds
 APART = 1e6  # of labels, in units of what lies beside them
 DEPENDENT = 1e-12  # relative, of a direction in which columns do not vary
@@ -40,7 +43,9 @@ _Distances = Callable[[Array, int], tuple[Array, ...]]
 
 
 class _Neighbours(NamedTuple):
-    """Of every sample: its radius, and how many others lie within it in x and in y; for variant 2, within a radius each."""
+    """Of every sample: its radius, and how many others lie within it in x and in y; for variant 2, within a radius
+    each.
+    """
 
     radius: Array
     of_x: Array
@@ -50,60 +55,85 @@ class _Neighbours(NamedTuple):
 def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Estimate:
     """I(x; y) by Kraskov, Stoegbauer and Grassberger (2004), in nats.
 
-    With eps_i the distance to the k-th neighbour in the larger of the (Euclidean) distances in x and in y, of `inputs.standardise` columns:
-      variant 1: psi(k) + psi(N) - <psi(n_x + 1) + psi(n_y + 1)>, n_x and n_y the others nearer than eps_i in x and in y;
-      variant 2: psi(k) - 1/k + psi(N) - <psi(n_x) + psi(n_y)>, counted up to the largest distance of the k neighbours in x, and in y.
+    With eps_i the distance to the k-th neighbour in the larger of the (Euclidean) distances in x and in y, of
+      `inputs.standardise` columns: variant 1: psi(k) + psi(N) - <psi(n_x + 1) + psi(n_y + 1)>, n_x and n_y the others
+      nearer than eps_i in x and in y; variant 2: psi(k) - 1/k + psi(N) - <psi(n_x) + psi(n_y)>, counted up to the
+      largest distance of the k neighbours in x, and in y.
 
-    No bound: low where the law bends within eps_i, hence in many columns and at high information; a note says where it is out of its
-    range. Ties, which the method does not know, are parted by noise of 1e-5 standard deviations, with a warning; a constant column
-    says nothing. The standard error is that of the mean over samples, never of a bootstrap, whose repetitions are ties, and beside it what smoothing
-    has cost by `smoothing`. Cost: O(N^2 d).
+    No bound: low where the law bends within eps_i, hence in many columns and at high information; a note says where it
+    is out of its range. Ties, which the method does not know, are parted by noise of 1e-5 standard deviations, with a
+    warning; a constant column says nothing. The standard error is that of the mean over samples, never of a bootstrap,
+    whose repetitions are ties, and beside it what smoothing has cost by `smoothing`. Cost: O(N^2 d).
 
     Raises:
-      ValueError: for samples that are no numbers, not finite or not paired, k below 1 or not below N, and another variant.
+      ValueError: for samples that are no numbers, not finite or not paired, k below 1 or not below N, and another
+        variant.
     """
     if variant not in (1, 2):
         raise ValueError(f"variant={variant!r} is unknown: use 1 or 2")
     x, y, notes = _prepare(x, y, k)
     nats, deviation, shift = _value(partial(_ksg, k=k, variant=variant), x, y, k)
-    return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG {variant}, k={k}", (*notes, *_range(nats, x.shape[1] + y.shape[1])))
+    return Estimate(
+        nats,
+        math.hypot(deviation, *shift),
+        "estimate",
+        f"KSG {variant}, k={k}",
+        (*notes, *_range(nats, x.shape[1] + y.shape[1])),
+    )
 
 
 def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
-    """I(x; y) where x, y or both may be discrete, continuous or mixtures, by Gao, Kannan, Oh and Viswanath (2017), in nats.
+    """I(x; y) where x, y or both may be discrete, continuous or mixtures, by Gao, Kannan, Oh and Viswanath (2017), in
+    nats.
 
-    log N + <psi(k_i) - psi(n_x) - psi(n_y)>, with k_i = k and n_x, n_y the samples nearer than eps_i, itself included; where the k-th
-    neighbour is at distance 0, the samples that are the same in both, in x and in y. (psi as in the authors' program: the logarithm of
-    the paper, which is the same for many neighbours, loses 0.2 nats for five.) Ties are what it is for. No bound. Cost and errors: see `ksg`.
+    log N + <psi(k_i) - psi(n_x) - psi(n_y)>, with k_i = k and n_x, n_y the samples nearer than eps_i, itself included;
+    where the k-th neighbour is at distance 0, the samples that are the same in both, in x and in y. (psi as in the
+    authors' program: the logarithm of the paper, which is the same for many neighbours, loses 0.2 nats for five.) Ties
+    are what it is for. No bound. Cost and errors: see `ksg`.
     """
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
     x, y = _round_if_distinct(*(standardise(z)[_mixed_order(len(z))] for z in (x, y)))
     nats, deviation, shift = _value(partial(_mixture_terms, k=k), x, y, k)
-    return Estimate(nats, math.hypot(deviation, *shift), "estimate", f"KSG for mixtures, k={k}", _range(nats, x.shape[1] + y.shape[1]))
+    return Estimate(
+        nats,
+        math.hypot(deviation, *shift),
+        "estimate",
+        f"KSG for mixtures, k={k}",
+        _range(nats, x.shape[1] + y.shape[1]),
+    )
 
 
 def of_scores(x: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
-    """`ksg` of columns without ties on one scale, such as `inputs.scores` in random order, with what smoothing has cost added."""
+    """`ksg` of columns without ties on one scale, such as `inputs.scores` in random order, with what smoothing has cost
+    added.
+    """
     nats, deviation, (lack, unsure) = _value(partial(_ksg, k=k, variant=1), *_round_if_distinct(x, y), k)
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG 1, k={k}, corrected for smoothing")
 
 
 def mixtures(label: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
-    """`mixed` of labels (N,), any two of which are as far apart as can be, and columns (N, d), with what smoothing has cost added (Ross 2014)."""
+    """`mixed` of labels (N,), any two of which are as far apart as can be, and columns (N, d), with what smoothing has
+    cost added (Ross 2014).
+    """
     terms = partial(_mixture_terms, k=k)
-    nats, deviation, (lack, unsure) = _value(terms, *_round_if_distinct(APART * label[:, None], y), k, columns=y.shape[1])
+    nats, deviation, (lack, unsure) = _value(
+        terms, *_round_if_distinct(APART * label[:, None], y), k, columns=y.shape[1]
+    )
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG for mixtures, k={k}, within labels")
 
 
 def entropy(x: Samples, *, k: int = 5) -> float:
-    """The differential entropy of x by Kozachenko and Leonenko (1987), in nats: psi(N) - psi(k) + log V_d + d <log eps_i> + sum_j log s_j.
+    """The differential entropy of x by Kozachenko and Leonenko (1987), in nats: psi(N) - psi(k) + log V_d + d <log
+    eps_i> + sum_j log s_j.
 
-    Euclidean distances of columns in units s_j of their own, the deviation of their middle half, so that any unit will do. -inf where the law has
-    no density: where more than k samples coincide, a column is constant or columns follow from one another. An estimate. Cost: see `ksg`.
+    Euclidean distances of columns in units s_j of their own, the deviation of their middle half, so that any unit will
+    do. -inf where the law has no density: where more than k samples coincide, a column is constant or columns follow
+    from one another. An estimate. Cost: see `ksg`.
 
     Raises:
-      ValueError: for samples that are no numbers or not finite, k below 1 or not below N, and values so far apart that their squares overflow.
+      ValueError: for samples that are no numbers or not finite, k below 1 or not below N, and values so far apart that
+        their squares overflow.
     """
     x = columns("x", x)
     _check_k(k, len(x))
@@ -113,7 +143,10 @@ def entropy(x: Samples, *, k: int = 5) -> float:
         return -math.inf
     farthest = float((np.abs(z).max(axis=0) / scale).max())
     if not farthest < FARTHEST:
-        raise ValueError(f"x reaches to {farthest:.0e} times the spread of its middle half, expected under {FARTHEST:.0e}: leave fill values out")
+        raise ValueError(
+            f"x reaches to {farthest:.0e} times the spread of its middle half, expected under {FARTHEST:.0e}: leave "
+            "fill values out"
+        )
     z = z / scale[None]
     near = z[np.abs(z).max(axis=1) <= TAIL]
     if np.linalg.matrix_rank(near, tol=DEPENDENT * np.linalg.norm(near)) < d:
@@ -127,13 +160,17 @@ def entropy(x: Samples, *, k: int = 5) -> float:
 
 
 def smoothing(value: float, of_parts: float, parts: int, columns: int) -> tuple[float, float]:
-    """How much less than the truth a nearest-neighbour value may be, and how unsure that is, from the mean value of so many parts of the samples.
+    """How much less than the truth a nearest-neighbour value may be, and how unsure that is, from the mean value of so
+    many parts of the samples.
 
-    The distances to neighbours fall as N^(-1/d), and what they smooth away with them, at edges, or with their squares, in smooth laws: with
-    a = 1/d and 2/d the value of all samples still lacks (value - of_parts) / (parts^a - 1). Returns the middle of the two, and as much as its error:
-    which of them holds, and whether either does already, the samples do not say.
+    The distances to neighbours fall as N^(-1/d), and what they smooth away with them, at edges, or with their squares,
+    in smooth laws: with a = 1/d and 2/d the value of all samples still lacks (value - of_parts) / (parts^a - 1).
+    Returns the middle of the two, and as much as its error: which of them holds, and whether either does already, the
+    samples do not say.
     """
-    lack = float(np.mean([min(1 / math.expm1(a / columns * math.log(parts)), STEEPEST) for a in (1, 2)])) * (value - of_parts)
+    lack = float(np.mean([min(1 / math.expm1(a / columns * math.log(parts)), STEEPEST) for a in (1, 2)])) * (
+        value - of_parts
+    )
     return lack, abs(lack)
 
 
@@ -149,7 +186,10 @@ def _mixture_terms(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
     neighbours = _neighbours(x, y, k, "below")
     tied = np.asarray(neighbours.radius) == 0
     own = np.where(tied, _same(np.concatenate([x, y], axis=1)), k)
-    of_x, of_y = (np.where(tied, _same(z), np.asarray(count).astype(int) + 1) for z, count in ((x, neighbours.of_x), (y, neighbours.of_y)))
+    of_x, of_y = (
+        np.where(tied, _same(z), np.asarray(count).astype(int) + 1)
+        for z, count in ((x, neighbours.of_x), (y, neighbours.of_y))
+    )
     psi = _psi_table(len(x))
     return psi[own] - psi[of_x] - psi[of_y] + math.log(len(x))
 
@@ -165,12 +205,17 @@ def _psi(n: float) -> float:
 
 
 def _psi_table(largest: int) -> np.ndarray:
-    """psi(0..largest), exact sums of float64: psi(1) = -gamma, psi(n + 1) = psi(n) + 1/n; psi(0) stands for none and is not used."""
-    return np.concatenate([[math.nan], -np.euler_gamma + np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, largest + 1))])])
+    """psi(0..largest), exact sums of float64: psi(1) = -gamma, psi(n + 1) = psi(n) + 1/n; psi(0) stands for none and is
+    not used.
+    """
+    return np.concatenate(
+        [[math.nan], -np.euler_gamma + np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, largest + 1))])]
+    )
 
 
 def _neighbours(x: np.ndarray, y: np.ndarray, k: int, counted: str) -> _Neighbours:
-    """Squared radii and counts of `_round_if_distinct` samples; counted: "below" the joint radius, up to "each" one's own, or the "radius" alone.
+    """Squared radii and counts of `_round_if_distinct` samples; counted: "below" the joint radius, up to "each" one's
+    own, or the "radius" alone.
 
     On a CPU the samples are shared by threads, for XLA runs a loop on one core.
     """
@@ -194,14 +239,23 @@ def _cores() -> int:
 def _neighbours_of(asking_x: Array, asking_y: Array, x: Array, y: Array, k: int, counted: str) -> _Neighbours:
     """Of some of the samples among all of them.
 
-    The k smallest distances are kept by k minima and maxima a candidate, all in registers: `lax.top_k` takes fifty times as long on a CPU.
+    The k smallest distances are kept by k minima and maxima a candidate, all in registers: `lax.top_k` takes fifty
+    times as long on a CPU.
     """
     N, blocks, turns = len(asking_x), -(-len(asking_x) // BLOCK), -(-len(x) // UNROLL)
-    asking = [jnp.pad(z.T, ((0, 0), (0, blocks * BLOCK - N))).reshape(-1, blocks, BLOCK).swapaxes(0, 1) for z in (asking_x, asking_y)]
-    others = [jnp.pad(z, ((0, turns * UNROLL - len(x)), (0, 0)), constant_values=jnp.inf).reshape(turns, UNROLL, -1) for z in (x, y)]
+    asking = [
+        jnp.pad(z.T, ((0, 0), (0, blocks * BLOCK - N))).reshape(-1, blocks, BLOCK).swapaxes(0, 1)
+        for z in (asking_x, asking_y)
+    ]
+    others = [
+        jnp.pad(z, ((0, turns * UNROLL - len(x)), (0, 0)), constant_values=jnp.inf).reshape(turns, UNROLL, -1)
+        for z in (x, y)
+    ]
 
     def block(asking: tuple[Array, Array]) -> _Neighbours:
-        distances = lambda turn, u: tuple(_square(mine, theirs[turn, u]) for mine, theirs in zip(asking, others, strict=True))  # noqa: E731
+        distances = lambda turn, u: tuple(  # noqa: E731
+            _square(mine, theirs[turn, u]) for mine, theirs in zip(asking, others, strict=True)
+        )
         radii = _radii(distances, turns, k, counted)
         if counted == "radius":
             return _Neighbours(radii[0], radii[0], radii[0])
@@ -241,13 +295,16 @@ def _insert(best: tuple[tuple[Array, ...], ...], new: tuple[Array, ...]) -> tupl
 def _counts(distances: _Distances, turns: int, radii: tuple[Array, Array], *, strict: bool) -> tuple[Array, Array]:
     """How many others lie within the radii, or strictly within.
 
-    A distance is computed here once more, and may differ by its rounding from the radius that it was: nearer is nearer by more than that.
+    A distance is computed here once more, and may differ by its rounding from the radius that it was: nearer is nearer
+    by more than that.
     """
     edges = tuple(radius * (1 - ROUNDING if strict else 1 + ROUNDING) for radius in radii)
 
     def turn(i: Array, counts: tuple[Array, Array]) -> tuple[Array, Array]:
         for u in range(UNROLL):
-            in_x, in_y = (d < radius if strict else d <= radius for d, radius in zip(distances(i, u), edges, strict=True))
+            in_x, in_y = (
+                d < radius if strict else d <= radius for d, radius in zip(distances(i, u), edges, strict=True)
+            )
             counts = counts[0] + in_x, counts[1] + in_y
         return counts
 
@@ -266,7 +323,12 @@ def _square(mine: Array, theirs: Array) -> Array:
 
 
 def _value(
-    terms: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, k: int, *, columns: int | None = None
+    terms: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    *,
+    columns: int | None = None,
 ) -> tuple[float, float, tuple[float, float]]:
     """The value, its standard error over samples, and what smoothing has cost; nan for too few samples."""
     own, parts = terms(x, y), min(PARTS, len(x) // (4 * k))
@@ -282,7 +344,10 @@ def _value(
 def _range(nats: float, columns: int) -> tuple[str, ...]:
     if columns <= COLUMNS and nats <= NATS:
         return ()
-    return (f"outside of what nearest neighbours are good for, {COLUMNS} columns and {NATS:g} nats (here {columns} and {nats:.2f}): probably too low",)
+    return (
+        f"outside of what nearest neighbours are good for, {COLUMNS} columns and {NATS:g} nats (here {columns} and "
+        f"{nats:.2f}): probably too low",
+    )
 
 
 def _prepare(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -290,22 +355,31 @@ def _prepare(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.n
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
     rng, notes = np.random.default_rng(0), []
-    tied = len(np.unique(np.concatenate([x, y], axis=1), axis=0)) < len(x) or any(len(np.unique(column)) < len(x) // 2 for column in (*x.T, *y.T))
+    tied = len(np.unique(np.concatenate([x, y], axis=1), axis=0)) < len(x) or any(
+        len(np.unique(column)) < len(x) // 2 for column in (*x.T, *y.T)
+    )
     x, y = standardise(x), standardise(y)
     if tied:
-        x, y = (z + JITTER * np.where((width := spread(z)) > 0, width, 1)[None] * rng.standard_normal(z.shape) for z in (x, y))
+        x, y = (
+            z + JITTER * np.where((width := spread(z)) > 0, width, 1)[None] * rng.standard_normal(z.shape)
+            for z in (x, y)
+        )
         notes = ["ties were parted by noise of 1e-5 standard deviations; if they mean something, use mixed()"]
         warnings.warn(f"samples coincide: {notes[0]}", stacklevel=3)
     return *_round_if_distinct(*(z[_mixed_order(len(z))] for z in (x, y))), tuple(notes)
 
 
 def _mixed_order(N: int) -> np.ndarray:
-    """Samples may come sorted, and a part of the samples that is cut from these in a row would be no small sample of their law."""
+    """Samples may come sorted, and a part of the samples that is cut from these in a row would be no small sample of
+    their law.
+    """
     return np.random.default_rng(1).permutation(N)
 
 
 def _round_if_distinct(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float32 where that keeps apart what is apart, else in float64; ties are looked for, and counted, among these numbers alone."""
+    """Both in float32 where that keeps apart what is apart, else in float64; ties are looked for, and counted, among
+    these numbers alone.
+    """
 
     def share_lost(column: np.ndarray) -> float:
         column = np.sort(column)

@@ -1,8 +1,10 @@
-"""Rate and distortion: the least distortion for given nats, and the least nats for a given distortion (theory, section 6).
+"""Rate and distortion: the least distortion for given nats, and the least nats for a given distortion (theory, section
+6).
 
-R(D) = min I(X; Y) over all channels with E d(X, Y) <= D. For squared error, d(x, y) = |x - y|^2 is the sum over components,
-not their mean, and D is in its units. A rate alone never bounds an error from above: the converse only says what no decoder
-can beat (`converse`). A point of the curve is found by its slope s = -dR/dD, in nats a unit of distortion.
+R(D) = min I(X; Y) over all channels with E d(X, Y) <= D. For squared error, d(x, y) = |x - y|^2 is the sum over
+components, not their mean, and D is in its units. A rate alone never bounds an error from above: the converse only says
+what no decoder can beat (`converse`). A point of the curve is found by its slope s = -dR/dD, in nats a unit of
+distortion.
 """
 
 from functools import partial
@@ -67,20 +69,21 @@ class Sandwich(NamedTuple):
 
 
 def gaussian(cov: Covariance, distortion: Numbers) -> Float[Array, "*shape"]:
-    """R(D) of N(0, cov) under squared error: 1/2 sum_i log+(lambda_i / theta) with D = sum_i min(theta, lambda_i), in nats.
+    """R(D) of N(0, cov) under squared error: 1/2 sum_i log+(lambda_i / theta) with D = sum_i min(theta, lambda_i), in
+    nats.
 
-    Exact for a Gaussian source, an upper bound for every other of this covariance. 0 from D = tr cov, inf at D = 0 (unless
-    cov is 0). Convex and falling, with dR/dD = -1/(2 theta); derivatives are exact, in cov too, and 0 in cov where R is inf.
-    Cost: one eigendecomposition, then O(n) a distortion and no iteration.
+    Exact for a Gaussian source, an upper bound for every other of this covariance. 0 from D = tr cov, inf at D = 0
+    (unless cov is 0). Convex and falling, with dR/dD = -1/(2 theta); derivatives are exact, in cov too, and 0 in cov
+    where R is inf. Cost: one eigendecomposition, then O(n) a distortion and no iteration.
 
     Args:
-      cov: covariance (n, n), or the variances (n,) of independent components. Eigenvalues below the rounding of the largest
-        are not known from a matrix; give variances where they matter.
+      cov: covariance (n, n), or the variances (n,) of independent components. Eigenvalues below the rounding of the
+        largest are not known from a matrix; give variances where they matter.
       distortion: D, a number or an array; mapped over.
 
     Raises:
-      ValueError: for a cov that is no covariance or a distortion under 0 (values are looked at outside of `jax.jit` only;
-        inside, a negative distortion costs inf).
+      ValueError: for a cov that is no covariance or a distortion under 0 (values are looked at outside of `jax.jit`
+        only; inside, a negative distortion costs inf).
 
     Source: Kolmogorov (1956); Cover and Thomas (2006), theorem 10.3.3; theory, section 6.
     """
@@ -88,11 +91,12 @@ def gaussian(cov: Covariance, distortion: Numbers) -> Float[Array, "*shape"]:
 
 
 def water_filling(cov: Covariance, distortion: Numbers) -> Allocation:
-    """Reverse water-filling: component i is coded with distortion min(theta, lambda_i) at 1/2 log+(lambda_i / theta) nats.
+    """Reverse water-filling: component i is coded with distortion min(theta, lambda_i) at 1/2 log+(lambda_i / theta)
+    nats.
 
-    Components are those of cov in the order given if cov is (n,), else its principal axes, in the order of `jnp.linalg.eigh`.
-    From D = tr cov, theta stays the largest lambda. Exact; divide by log 2 for bits. Arguments and errors: see `gaussian`.
-    Source: Cover and Thomas (2006), theorem 10.3.3; theory, sections 6 and 10.
+    Components are those of cov in the order given if cov is (n,), else its principal axes, in the order of
+    `jnp.linalg.eigh`. From D = tr cov, theta stays the largest lambda. Exact; divide by log 2 for bits. Arguments and
+    errors: see `gaussian`. Source: Cover and Thomas (2006), theorem 10.3.3; theory, sections 6 and 10.
     """
     return _water_filling(*_read_spectrum(cov, "distortion", distortion))
 
@@ -100,8 +104,8 @@ def water_filling(cov: Covariance, distortion: Numbers) -> Allocation:
 def gaussian_inverse(cov: Covariance, rate: Numbers) -> Float[Array, "*shape"]:
     """D(R) of N(0, cov) under squared error, the inverse of `gaussian`: tr cov at rate 0, 0 at rate inf.
 
-    Exact, by the same piecewise solution; convex, and differentiable in both arguments. rate: nats, a number or an array.
-    Raises ValueError for a cov that is no covariance and a rate under 0. Source: as `gaussian`.
+    Exact, by the same piecewise solution; convex, and differentiable in both arguments. rate: nats, a number or an
+    array. Raises ValueError for a cov that is no covariance and a rate under 0. Source: as `gaussian`.
     """
     return _gaussian_inverse(*_read_spectrum(cov, "rate", rate))
 
@@ -109,10 +113,10 @@ def gaussian_inverse(cov: Covariance, rate: Numbers) -> Float[Array, "*shape"]:
 def converse(cov: Covariance, information: Numbers) -> Float[Array, "*shape"]:
     """Least E|h - h^|^2 that any decoder h^(h~) can reach from a code with I(h; h~) nats, for h ~ N(., cov): D(I).
 
-    A lower bound on the error of every decoder, not what any code of that information attains: h~ = -h, read as it is, errs by
-    4 var, and a code that sees a weak component alone spends all its nats there. For jointly Gaussian (h, h~)
-    converse(cov, I) <= tr cov_{h|h~} <= tr cov - lambda_min(cov) (1 - e^{-2 I}). An h of another law may be decoded better:
-    what bounds it is n/(2 pi e) e^{2 (h(X) - I)/n}, the inverse of `shannon_lower_bound`.
+    A lower bound on the error of every decoder, not what any code of that information attains: h~ = -h, read as it is,
+    errs by 4 var, and a code that sees a weak component alone spends all its nats there. For jointly Gaussian (h, h~)
+    converse(cov, I) <= tr cov_{h|h~} <= tr cov - lambda_min(cov) (1 - e^{-2 I}). An h of another law may be decoded
+    better: what bounds it is n/(2 pi e) e^{2 (h(X) - I)/n}, the inverse of `shannon_lower_bound`.
 
     Args:
       cov: of what is decoded: h_t, or all of x_{1:t}.
@@ -129,13 +133,15 @@ def converse(cov: Covariance, information: Numbers) -> Float[Array, "*shape"]:
 def sandwich(cov: Covariance, information: Numbers) -> Sandwich:
     """What the paper's Theorem 1 can say: D(I) <= tr cov_{h|h~} <= tr cov - lambda_min(cov) (1 - e^{-2 I}).
 
-    For h ~ N(., cov) and a code h~ of I(h; h~) = I nats that is jointly Gaussian with h, read by its optimal decoder E[h | h~]. Both ends are
-    attained: the lower one by reverse water-filling, the upper one by a code that sees the weakest component alone. The theorem as printed,
-    E d(h, h~) <= D(I), is false: that is the lower end, and it bounds every decoder from below, whatever the code (`converse`). For
-    codes that are not Gaussian no upper end exists: h~ = |h| holds infinitely many nats and errs by all of var h.
+    For h ~ N(., cov) and a code h~ of I(h; h~) = I nats that is jointly Gaussian with h, read by its optimal decoder
+    E[h | h~]. Both ends are attained: the lower one by reverse water-filling, the upper one by a code that sees the
+    weakest component alone. The theorem as printed, E d(h, h~) <= D(I), is false: that is the lower end, and it bounds
+    every decoder from below, whatever the code (`converse`). For codes that are not Gaussian no upper end exists: h~ =
+    |h| holds infinitely many nats and errs by all of var h.
 
     Args:
-      cov: (n, n), or the variances (n,). information: I in nats; an upper bound on it keeps the lower end right, a lower bound the upper.
+      cov: (n, n), or the variances (n,). information: I in nats; an upper bound on it keeps the lower end right, a
+        lower bound the upper.
 
     Returns:
       Sandwich(lower, upper), in the units of cov; equal for one component, where both are var e^{-2 I}.
@@ -150,11 +156,12 @@ def sandwich(cov: Covariance, information: Numbers) -> Sandwich:
 
 
 def gauss_markov(a: Broadcast, q: Broadcast, distortion: Broadcast) -> Float[Array, "..."]:
-    """Causal R(D) of h_t = a h_{t-1} + w_t, w_t ~ N(0, q), squared error D at every t: max(0, 1/2 log(a^2 + q/D)), in nats a step.
+    """Causal R(D) of h_t = a h_{t-1} + w_t, w_t ~ N(0, q), squared error D at every t: max(0, 1/2 log(a^2 + q/D)), in
+    nats a step.
 
-    The least directed information from the states to causal reproductions, exact for scalars: a lower bound on the rate of
-    every code without delay, at least R(D) of a code that may wait. Any a: log|a| is what an unstable state needs at any D.
-    inf at D = 0, where q = 0 the limit max(0, log|a|) of D falling to 0. Arguments broadcast.
+    The least directed information from the states to causal reproductions, exact for scalars: a lower bound on the rate
+    of every code without delay, at least R(D) of a code that may wait. Any a: log|a| is what an unstable state needs at
+    any D. inf at D = 0, where q = 0 the limit max(0, log|a|) of D falling to 0. Arguments broadcast.
 
     Raises:
       ValueError: for an a or q that is not finite, or q or distortion under 0.
@@ -193,19 +200,22 @@ def shannon_lower_bound(entropy: Broadcast, dimension: int, distortion: Broadcas
     return entropy - 0.5 * dimension * jnp.log(2 * jnp.pi * jnp.e / dimension * distortion)
 
 
-def blahut_arimoto(p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, *, tolerance: float = 1e-8, max_iterations: int = 100) -> CertifiedPoint:
+def blahut_arimoto(
+    p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, *, tolerance: float = 1e-8, max_iterations: int = 100
+) -> CertifiedPoint:
     """The point of a discrete source's R(D) where its slope is -s, with a certificate.
 
     Minimises F(q) = -sum_x p(x) log sum_j q_j e^{-s d(x,j)} = min (I + s E d) over the law q of the reproduction. With
     c_j = sum_x p(x) e^{-s d(x,j)} / sum_j' q_j' e^{-s d(x,j')}, the channel p(j|x) ~ q_j e^{-s d(x,j)} has
 
-        rate = I = F - s D - sum_j q_j c_j log c_j  and  rate - gap <= R(D) <= rate,  gap = log max_j c_j - sum_j q_j c_j log c_j.
+        rate = I = F - s D - sum_j q_j c_j log c_j  and  rate - gap <= R(D) <= rate,  gap = log max_j c_j - sum_j q_j
+        c_j log c_j.
 
-    The bounds hold for whatever q, so that an iteration cut short still tells the truth; rounding, of the order of (X + Y)
-    units, comes on top. In float32 gap stops near 1e-7, or higher where p spans more than a float's digits, and is returned as
-    it is. Blahut's and Arimoto's own step, q_j <- q_j c_j, closes the gap like 1/k only; this one takes Newton steps along the
-    weighted central path of the same problem and its dual (some 15, each O(X Y^2 + Y^3)), and keeps the q of least gap. Usable
-    under jit and vmap; not differentiated (dR/dD = -s).
+    The bounds hold for whatever q, so that an iteration cut short still tells the truth; rounding, of the order of (X +
+    Y) units, comes on top. In float32 gap stops near 1e-7, or higher where p spans more than a float's digits, and is
+    returned as it is. Blahut's and Arimoto's own step, q_j <- q_j c_j, closes the gap like 1/k only; this one takes
+    Newton steps along the weighted central path of the same problem and its dual (some 15, each O(X Y^2 + Y^3)), and
+    keeps the q of least gap. Usable under jit and vmap; not differentiated (dR/dD = -s).
 
     Args:
       p: the source. d: distortions, from 0; inf forbids a reproduction, but every x needs one that is allowed.
@@ -213,8 +223,8 @@ def blahut_arimoto(p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, 
       tolerance: gap at which it stops. max_iterations: at which it stops anyway.
 
     Raises:
-      ValueError: for shapes that do not fit, a p that is no distribution, distortions or a slope out of range (values are
-        looked at outside of `jax.jit` only).
+      ValueError: for shapes that do not fit, a p that is no distribution, distortions or a slope out of range (values
+        are looked at outside of `jax.jit` only).
 
     Source: Blahut (1972); Arimoto (1972); Koenker and Mizera (2014) for the dual; theory, section 6.
     """
@@ -226,9 +236,16 @@ def blahut_arimoto(p: Float[Array, "X"], d: Float[Array, "X Y"], slope: Number, 
 
 
 def curve(
-    p: Float[Array, "X"], d: Float[Array, "X Y"], slopes: Float[Array, "slopes"], *, tolerance: float = 1e-8, max_iterations: int = 100
+    p: Float[Array, "X"],
+    d: Float[Array, "X Y"],
+    slopes: Float[Array, "slopes"],
+    *,
+    tolerance: float = 1e-8,
+    max_iterations: int = 100,
 ) -> CertifiedPoint:
-    """`blahut_arimoto` at many slopes at once: points of R(D), each with its certificate. Arguments, cost and errors as there."""
+    """`blahut_arimoto` at many slopes at once: points of R(D), each with its certificate. Arguments, cost and errors as
+    there.
+    """
     check_real(slopes=slopes)
     slopes = jnp.asarray(slopes, dtype=float)
     if slopes.ndim != 1 or not len(slopes):
@@ -250,30 +267,39 @@ def neural(
 ) -> NeuralPoint:
     """A point on or above R(D) of the source of samples, squared error, near its slope -s.
 
-    A generator y = g(z), z ~ N(0, I), learns the law of the reproduction by minimising -E log 1/K sum_k e^{-s |x - y_k|^2}, y_k
-    drawn anew. Then, on samples it has not seen, with K codewords y_k drawn once and w_k(x) ~ e^{-s |x - y_k|^2},
+    A generator y = g(z), z ~ N(0, I), learns the law of the reproduction by minimising -E log 1/K sum_k e^{-s |x -
+    y_k|^2}, y_k drawn anew. Then, on samples it has not seen, with K codewords y_k drawn once and w_k(x) ~ e^{-s |x -
+    y_k|^2},
 
         distortion = E sum_k w_k |x - y_k|^2,  rate = E KL(w(x) || uniform on K) >= I(x; y).
 
-    Direction: upper. Codewords fixed, rate >= R(distortion) in expectation over the held-out samples, for every K and however bad
-    the training (the mean log of a finite mean errs upwards); allow for the standard errors. rate <= log K: `resolved` is False
-    from log(K / 4) - 1, for it trains with K / 4: the point, still above the curve, drifts far from it there.
+    Direction: upper. Codewords fixed, rate >= R(distortion) in expectation over the held-out samples, for every K and
+    however bad the training (the mean log of a finite mean errs upwards); allow for the standard errors. rate <= log K:
+    `resolved` is False from log(K / 4) - 1, for it trains with K / 4: the point, still above the curve, drifts far from
+    it there.
 
-    The generator starts as the best for a Gaussian of the same covariance, a linear map, to which a perceptron is added.
-    Cross-fitted on two halves: each trains (its last quarter chooses when to stop) for the other; both points are averaged,
-    which R's convexity allows. Adam, in one scan; O(steps batch K n + N K n). Seeded; not to be called under jit.
+    The generator starts as the best for a Gaussian of the same covariance, a linear map, to which a perceptron is
+    added. Cross-fitted on two halves: each trains (its last quarter chooses when to stop) for the other; both points
+    are averaged, which R's convexity allows. Adam, in one scan; O(steps batch K n + N K n). Seeded; not to be called
+    under jit.
 
     Args:
-      samples: independent draws of the source. slope: s, in nats a unit of squared error (a Gaussian's level is 1/(2 s)).
+      samples: independent draws of the source.
+      slope: s, in nats a unit of squared error (a Gaussian's level is 1/(2 s)).
       codebook: K, from 4; large beside e^R. hidden: width of the perceptron. steps, batch, learning_rate: of Adam.
 
     Raises:
       ValueError: for fewer than 16 samples, samples that do not vary or are not finite, and settings out of range.
 
-    Source: Lei, Hassani and Saeedi Bidokhti (2022), with the upper bound evaluated in place of their dual; theory, section 6.
+    Source: Lei, Hassani and Saeedi Bidokhti (2022), with the upper bound evaluated in place of their dual; theory,
+    section 6.
     """
     samples = jnp.asarray(samples)
-    _check_neural(samples, slope, {"codebook": codebook, "hidden": hidden, "steps": steps, "batch": batch, "learning_rate": learning_rate})
+    _check_neural(
+        samples,
+        slope,
+        {"codebook": codebook, "hidden": hidden, "steps": steps, "batch": batch, "learning_rate": learning_rate},
+    )
     samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32))
     shuffle, *keys = jax.random.split(jax.random.key(seed), 3)
     half = len(samples) // 2
@@ -284,8 +310,8 @@ def neural(
         halves, halves[::-1], jnp.stack(keys), jnp.asarray(slope, samples.dtype) * scale**2, learning_rate
     )
     rates, distortions = rates.ravel(), distortions.ravel() * scale**2
-    root = np.sqrt(rates.size)
-    return NeuralPoint(rates.mean(), distortions.mean(), rates.std() / root, distortions.std() / root, rates.mean() < np.log(codebook / TRAINED) - 1)
+    resolved, root = rates.mean() < np.log(codebook / TRAINED) - 1, np.sqrt(rates.size)
+    return NeuralPoint(rates.mean(), distortions.mean(), rates.std() / root, distortions.std() / root, resolved)
 
 
 def _check(name: str, value: Array, *, least: float = 0.0, finite: bool = False) -> None:
@@ -313,7 +339,10 @@ def _read_spectrum(cov: Array, name: str, level: ArrayLike) -> tuple[Array, Arra
 
 def _check_covariance(cov: Array) -> None:
     if cov.ndim not in (1, 2) or not cov.size or cov.shape[0] != cov.shape[-1]:
-        raise ValueError(f"cov has shape {cov.shape}, expected (n, n), or (n,) for the variances of independent components; use jax.vmap for many")
+        raise ValueError(
+            f"cov has shape {cov.shape}, expected (n, n), or (n,) for the variances of independent components; use "
+            "jax.vmap for many"
+        )
     if cov.ndim == 1:
         _check("cov", cov, finite=True)
     else:
@@ -323,7 +352,10 @@ def _check_covariance(cov: Array) -> None:
     powers = np.asarray(cov if cov.ndim == 1 else jnp.diagonal(cov))
     limits = np.finfo(powers.dtype)
     if powers.sum(dtype=np.float64) > limits.max or ((powers > 0) & (powers < limits.tiny)).any():
-        raise ValueError(f"cov holds variances up to {powers.max():.3g}, whose sum or smallest is out of the range of {powers.dtype}: give it in other units")
+        raise ValueError(
+            f"cov holds variances up to {powers.max():.3g}, whose sum or smallest is out of the range of "
+            f"{powers.dtype}: give it in other units"
+        )
 
 
 @jax.jit
@@ -382,7 +414,9 @@ def _discrete(p: Array, d: Array, slopes: Array) -> tuple[Array, Array, Array]:
 
 
 class _Search(NamedTuple):
-    """On the way to the best q: mass q of each reproduction, its slack u = 1 - A'v, weights v of the source's symbols, the best so far."""
+    """On the way to the best q: mass q of each reproduction, its slack u = 1 - A'v, weights v of the source's symbols,
+    the best so far.
+    """
 
     q: Array
     u: Array
@@ -396,7 +430,8 @@ class _Search(NamedTuple):
 def _certify_point(p: Array, d: Array, slope: Array, tolerance: Array, max_iterations: Array) -> CertifiedPoint:
     least = smallest(d, 1)
     excess = jnp.where(d == jnp.inf, 0, d - least[:, None])
-    A = jnp.where(d == jnp.inf, 0, jnp.exp(-slope * excess))  # scaled by row to a greatest entry of 1, so that no row vanishes
+    # scaled by row to a greatest entry of 1, so that no row vanishes
+    A = jnp.where(d == jnp.inf, 0, jnp.exp(-slope * excess))
     p = p / p.sum()
     q = _central_path(p, A, tolerance, max_iterations)
     mixture = _einsum("xj,j->x", A, q)
@@ -417,7 +452,8 @@ def _certificate(p: Array, A: Array, q: Array) -> tuple[Array, Array]:
 def _central_path(p: Array, A: Array, tolerance: Array, max_iterations: Array) -> Array:
     """The q of least gap met on the path of g = A q, u = 1 - A'v, g v = p, q u = mu as mu falls to 0.
 
-    At mu = 0 these are the conditions of the minimum. Both linear ones hold at the start and, but for rounding, ever after.
+    At mu = 0 these are the conditions of the minimum. Both linear ones hold at the start and, but for rounding, ever
+    after.
     """
     eps = jnp.finfo(A.dtype).eps
     uniform = jnp.full_like(A[0], 1 / A.shape[1])
@@ -435,7 +471,9 @@ def _central_path(p: Array, A: Array, tolerance: Array, max_iterations: Array) -
         q, u, v = _step(p, A, state.q, state.u, state.v)
         gap = _certificate(p, A, q / q.sum())[1]
         better = gap < state.gap
-        return _Search(q, u, v, jnp.where(better, q / q.sum(), state.best), jnp.where(better, gap, state.gap), state.iterations + 1)
+        return _Search(
+            q, u, v, jnp.where(better, q / q.sum(), state.best), jnp.where(better, gap, state.gap), state.iterations + 1
+        )
 
     return lax.while_loop(is_unsolved, improve, start).best
 
@@ -447,7 +485,9 @@ def _step(p: Array, A: Array, q: Array, u: Array, v: Array) -> tuple[Array, Arra
     # Unknown is dq / sqrt(q), whose matrix has eigenvalues of at most about 1 + max u however small a mass becomes.
     matrix = _einsum("xi,xj->ij", scaled, scaled) + jnp.diag(u)
     aim = CENTRING * (q @ u) / len(q)
-    dq = root * jax.scipy.linalg.solve(matrix, root * (_einsum("x,xj->j", p / g - v, A) - u) + aim / root, assume_a="pos")
+    dq = root * jax.scipy.linalg.solve(
+        matrix, root * (_einsum("x,xj->j", p / g - v, A) - u) + aim / root, assume_a="pos"
+    )
     dv = (p - v * g - v * _einsum("xj,j->x", A, dq)) / g
     du = -_einsum("xj,x->j", A, dv)
     fastest = largest(jnp.concatenate([-dq / q, -du / u, jnp.where(v > 0, -dv / jnp.where(v > 0, v, 1), 0)]))
@@ -457,7 +497,10 @@ def _step(p: Array, A: Array, q: Array, u: Array, v: Array) -> tuple[Array, Arra
 
 def _check_neural(samples: Array, slope: ArrayLike, settings: dict[str, Any]) -> None:
     if samples.ndim != 2 or len(samples) < 16 or not samples.shape[1]:
-        raise ValueError(f"samples have shape {samples.shape}, expected (N, n) with N from 16: use samples[:, None] for one component")
+        raise ValueError(
+            f"samples have shape {samples.shape}, expected (N, n) with N from 16: use samples[:, None] for one "
+            "component"
+        )
     _check("samples", samples, least=-np.inf, finite=True)
     _check("slope", jnp.asarray(slope), finite=True)
     for name, value in settings.items():
@@ -478,7 +521,9 @@ def _generator(parameters: dict[str, Array], z: Array) -> Array:
 
 
 def _initial(samples: Array, slope: Array, hidden: int, key: Array) -> dict[str, Array]:
-    """The linear map that is best for a Gaussian source, variances over the level 1/(2 s), but none quite 0, where learning would stop."""
+    """The linear map that is best for a Gaussian source, variances over the level 1/(2 s), but none quite 0, where
+    learning would stop.
+    """
     n = samples.shape[1]
     variances, axes = jnp.linalg.eigh(jnp.atleast_2d(jnp.cov(samples, rowvar=False)))
     spread = jnp.sqrt(jnp.maximum(variances - 0.5 / slope, 0.01 * jnp.maximum(variances, 0)))
@@ -509,7 +554,16 @@ def _soft_assignment(x: Array, y: Array, slope: Array) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames=("codebook", "hidden", "steps", "batch"))
 def _cross_fitted(
-    train: Array, test: Array, key: Array, slope: Array, learning_rate: Array, *, codebook: int, hidden: int, steps: int, batch: int
+    train: Array,
+    test: Array,
+    key: Array,
+    slope: Array,
+    learning_rate: Array,
+    *,
+    codebook: int,
+    hidden: int,
+    steps: int,
+    batch: int,
 ) -> tuple[Array, Array]:
     """Rate and distortion of each test sample under the generator that the train samples have chosen."""
     train, validation = jnp.split(train, [3 * len(train) // 4])

@@ -1,4 +1,5 @@
-"""Retention by lag: what a decoder reads of single past inputs, from recorded states of any model (theory, section 4.4).
+"""Retention by lag: what a decoder reads of single past inputs, from recorded states of any model (theory, section
+4.4).
 
 A decoder q(x_{t-k} | h_t) that is judged on states it was not fitted to gives a lower bound (Barber and Agakov 2003),
 
@@ -29,8 +30,10 @@ class Probe(NamedTuple):
 
     Attributes:
       nats: (K,) lower bounds on I(h; target). stderr: (K,) their standard errors.
-      entropy: (K,) of the targets in nats: the most there is; inf for values, of which a state may tell ever more digits.
-      error: (K,) share of wrong labels of the decoder; for values the mean squared error of normal scores, of variance 1.
+      entropy: (K,) of the targets in nats: the most there is; inf for values, of which a state may tell ever more
+        digits.
+      error: (K,) share of wrong labels of the decoder; for values the mean squared error of normal scores, of variance
+        1.
       pointwise: (M, K) log q(target | h) - log p(target) of the held-out samples; its means are `nats`.
       held_out: (M,) indices of these samples.
     """
@@ -53,23 +56,28 @@ def tokens(
 ) -> Probe:
     """Lower bounds on I(h; x_k) for K tokens each, by one perceptron with a head a target.
 
-    The entropy is that of the held-out frequencies, which lies under the truth by about (classes - 1) / 2M: the bound is the safer for it.
-    Cost: training.steps products of (batch, width) with (width, K classes).
+    The entropy is that of the held-out frequencies, which lies under the truth by about (classes - 1) / 2M: the bound
+    is the safer for it. Cost: training.steps products of (batch, width) with (width, K classes).
 
     Args:
       states: one row a moment. targets: what is to be decoded from it, from 0 to classes - 1.
-      groups: samples of one group (one sequence) are never on both sides of the split, for they are alike; None: each is its own.
+      groups: samples of one group (one sequence) are never on both sides of the split, for they are alike; None: each
+        is its own.
       training: how the decoder is fitted; `folds` plays no part.
 
     Raises:
-      ValueError: for states that are not finite, targets out of range, shapes that do not fit, and fewer than 10 groups.
+      ValueError: for states that are not finite, targets out of range, shapes that do not fit, and fewer than 10
+        groups.
     """
     states, parts = _split(states, targets, groups, training.seed)
     targets = np.asarray(targets)
     if targets.size and not 0 <= targets.min() <= targets.max() < classes:
-        raise ValueError(f"targets go from {targets.min()} to {targets.max()}, expected 0 to classes - 1 = {classes - 1}")
+        raise ValueError(
+            f"targets go from {targets.min()} to {targets.max()}, expected 0 to classes - 1 = {classes - 1}"
+        )
     fit, _, held_out = parts
-    log_p = np.log((_frequencies(targets[fit], classes) * len(fit) + 1) / (len(fit) + classes))  # of all labels, seen or not
+    # of all labels, seen or not
+    log_p = np.log((_frequencies(targets[fit], classes) * len(fit) + 1) / (len(fit) + classes))
     log_q, right = _decode(states, targets, parts, jnp.asarray(log_p, jnp.float32), "tokens", training)
     frequencies = _frequencies(targets[held_out], classes)
     own = np.log(np.take_along_axis(frequencies, targets[held_out].T, axis=1)).T
@@ -86,13 +94,14 @@ def values(
 ) -> Probe:
     """Lower bounds on I(h; x_k) for K real values each: a normal law whose mean and deviation a perceptron gives.
 
-    The targets become normal scores first, of ranks, ties parted at random, so that their law is the standard normal one and the bound
-    needs no estimate of their entropy; the information is the same.
-    Arguments, cost and errors: see `tokens`.
+    The targets become normal scores first, of ranks, ties parted at random, so that their law is the standard normal
+    one and the bound needs no estimate of their entropy; the information is the same. Arguments, cost and errors: see
+    `tokens`.
     """
     states, parts = _split(states, targets, groups, training.seed)
     fit, _, held_out = parts
-    places = np.random.default_rng(training.seed).uniform(1e-3, 1 - 1e-3, np.shape(targets))  # the first and the last rank have no end
+    # the first and the last rank have no end
+    places = np.random.default_rng(training.seed).uniform(1e-3, 1 - 1e-3, np.shape(targets))
     order = jnp.asarray(ranks(np.asarray(targets)).astype(np.float32))
     scores = np.asarray(jax.jit(randomised_scores)(order[fit], order, jnp.asarray(places, jnp.float32)))
     start = jnp.zeros((scores.shape[1], 2))
@@ -113,7 +122,9 @@ def _probe(pointwise: np.ndarray, entropy: np.ndarray, error: np.ndarray, held_o
 
 
 def error_of_mean(values: Float[np.ndarray, "M K"], groups: Int[np.ndarray, "M"]) -> Float[np.ndarray, "K"]:
-    """Standard errors of the means of M samples, of which those of one group may say the same: sqrt(sum over groups of (sum of v - mean)^2) / M."""
+    """Standard errors of the means of M samples, of which those of one group may say the same: sqrt(sum over groups of
+    (sum of v - mean)^2) / M.
+    """
     _, member, size = np.unique(groups, return_inverse=True, return_counts=True)
     sums = np.zeros((len(size), values.shape[1]))
     np.add.at(sums, member, values - values.mean(axis=0, keepdims=True))
@@ -125,18 +136,29 @@ def _frequencies(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.stack([np.bincount(column, minlength=classes) for column in labels.T]) / len(labels)
 
 
-def _split(states: Any, targets: Any, groups: Any, seed: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _split(
+    states: Any, targets: Any, groups: Any, seed: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The states, and the indices to fit on, to stop on and to hold out, cut between groups."""
     check_real(states=states, targets=targets)
     states, targets = np.asarray(states), np.asarray(targets)
     groups = np.arange(len(states)) if groups is None else np.asarray(groups)
     if not len(states) == len(targets) == len(groups):
-        raise ValueError(f"states, targets and groups have {len(states)}, {len(targets)} and {len(groups)} rows: expected one each for every moment")
+        raise ValueError(
+            f"states, targets and groups have {len(states)}, {len(targets)} and {len(groups)} rows: expected one each "
+            "for every moment"
+        )
     if not (np.isfinite(states).all() and np.isfinite(targets).all()):
-        raise ValueError("states or targets hold numbers that are not finite: leave such moments out, or mend the model that made them")
+        raise ValueError(
+            "states or targets hold numbers that are not finite: leave such moments out, or mend the model that made "
+            "them"
+        )
     names = np.unique(groups)
     if len(names) < 10:
-        raise ValueError(f"{len(names)} groups, expected at least 10: some are fitted on, some stopped on, some held out; record more sequences")
+        raise ValueError(
+            f"{len(names)} groups, expected at least 10: some are fitted on, some stopped on, some held out; record "
+            "more sequences"
+        )
     names = np.random.default_rng(seed).permutation(names)
     cuts = np.cumsum([round(share * len(names)) for share in SHARES])
     fitted, stopped, held_out = (np.flatnonzero(np.isin(groups, chosen)) for chosen in np.split(names, cuts))
@@ -144,9 +166,16 @@ def _split(states: Any, targets: Any, groups: Any, seed: int) -> tuple[np.ndarra
 
 
 def _decode(
-    states: np.ndarray, targets: np.ndarray, parts: tuple[np.ndarray, np.ndarray, np.ndarray], start: Array, kind: str, training: Training
+    states: np.ndarray,
+    targets: np.ndarray,
+    parts: tuple[np.ndarray, np.ndarray, np.ndarray],
+    start: Array,
+    kind: str,
+    training: Training,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(log q, score) of the held-out samples, (M, K) each; the score is 1 for a right label, or the squared error of a value."""
+    """(log q, score) of the held-out samples, (M, K) each; the score is 1 for a right label, or the squared error of a
+    value.
+    """
     fit = parts[0]
     mean, deviation = states[fit].mean(axis=0, dtype=np.float64), states[fit].std(axis=0, dtype=np.float64)
     states = ((states - mean[None]) / np.where(deviation > 0, deviation, 1)[None]).astype(np.float32)
@@ -156,7 +185,9 @@ def _decode(
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _fit_and_decode(data: tuple[tuple[Array, Array], ...], start: Array, kind: str, training: Training) -> tuple[Array, Array]:
+def _fit_and_decode(
+    data: tuple[tuple[Array, Array], ...], start: Array, kind: str, training: Training
+) -> tuple[Array, Array]:
     fit, stop, held_out = data
 
     def likelihood(params: Any, states: Array, targets: Array) -> Array:
@@ -164,9 +195,13 @@ def _fit_and_decode(data: tuple[tuple[Array, Array], ...], start: Array, kind: s
 
     loss = lambda params, chosen: -likelihood(params, fit[0][chosen], fit[1][chosen])  # noqa: E731
     initial = _initial(fit[0].shape[1], start, training)
-    params = best_of_training(initial, loss, lambda params: likelihood(params, *stop), len(fit[0]), jax.random.key(training.seed), training)
+    params = best_of_training(
+        initial, loss, lambda params: likelihood(params, *stop), len(fit[0]), jax.random.key(training.seed), training
+    )
     strengths = jnp.linspace(0, 1, STRENGTHS)
-    judged = jax.lax.map(lambda strength: _log_q(_answer(params, start, stop[0], strength), stop[1], kind)[0].mean(axis=0), strengths)
+    judged = jax.lax.map(
+        lambda strength: _log_q(_answer(params, start, stop[0], strength), stop[1], kind)[0].mean(axis=0), strengths
+    )
     strength = strengths[jnp.argmax(judged, axis=0)]
     return _log_q(_answer(params, start, held_out[0], strength), held_out[1], kind)
 
@@ -176,7 +211,12 @@ def _initial(inputs: int, start: Array, training: Training) -> dict[str, Array]:
     key = jax.random.key(training.seed)
     outputs = start.size
     hidden = jax.random.normal(key, (inputs, training.width)) / jnp.sqrt(inputs)
-    return {"hidden": hidden, "bias": jnp.zeros(training.width), "out": jnp.zeros((training.width, outputs)), "direct": jnp.zeros((inputs, outputs))}
+    return {
+        "hidden": hidden,
+        "bias": jnp.zeros(training.width),
+        "out": jnp.zeros((training.width, outputs)),
+        "direct": jnp.zeros((inputs, outputs)),
+    }
 
 
 def _answer(params: dict[str, Array], start: Array, states: Array, strength: Array | float = 1.0) -> Array:

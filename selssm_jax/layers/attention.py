@@ -20,7 +20,8 @@ from selssm_jax.shapes import Activations, Reset, Rows
 
 BASE = 10_000.0  # of the wave lengths of rotary positions
 FEW = 2**18  # scores that a CPU's cache holds together, a MiB
-QUERIES, PARTS = 32, 4  # by pieces: queries of a piece; parts of a sequence whose pieces are compiled for keys of one length
+# by pieces: queries of a piece; parts of a sequence whose pieces are compiled for keys of one length
+QUERIES, PARTS = 32, 4
 HIDDEN = -1e30  # score of what is not seen: exp of it is 0, and it is a number where nothing is seen
 
 State = dict[str, Array]
@@ -39,18 +40,24 @@ def rotate_pairs(x: Float[Array, "B T H P"], positions: Int[Array, "T"]) -> Floa
 
 
 def attend(
-    q: Float[Array, "B T H P"], k: Float[Array, "B S H P"], v: Float[Array, "B S H P"], begin: Int[Array, "B T"], window: int
+    q: Float[Array, "B T H P"],
+    k: Float[Array, "B S H P"],
+    v: Float[Array, "B S H P"],
+    begin: Int[Array, "B T"],
+    window: int,
 ) -> Float[Array, "B T H P"]:
-    """y_t = sum_s softmax_s(q_t . k_s / sqrt(P)) v_s over the last `window` steps s up to t that are not before begin_t.
+    """y_t = sum_s softmax_s(q_t . k_s / sqrt(P)) v_s over the last `window` steps s up to t that are not before
+    begin_t.
 
-    Queries are the last T of the S steps that keys are of; begin counts in those, from 0. Scores and softmax are float32. On a CPU only
-    the scores of some queries of one row are there at a time, made again for the gradient (Rabe and Staats 2021): memory O(S), not
-    O(T S), in less time, for they stay in its cache.
+    Queries are the last T of the S steps that keys are of; begin counts in those, from 0. Scores and softmax are
+    float32. On a CPU only the scores of some queries of one row are there at a time, made again for the gradient (Rabe
+    and Staats 2021): memory O(S), not O(T S), in less time, for they stay in its cache.
     """
     at = jnp.arange(k.shape[1])
     now = at[len(at) - q.shape[1] :]
     q, k, v = (value.swapaxes(1, 2) for value in (rotate_pairs(q, now), rotate_pairs(k, at), v))
-    few = len(now) <= QUERIES or (isinstance(q.shape[0], int) and q.shape[0] * q.shape[1] * len(now) * len(at) <= FEW)  # a batch of any size may be large
+    # a batch of any size may be large
+    few = len(now) <= QUERIES or (isinstance(q.shape[0], int) and q.shape[0] * q.shape[1] * len(now) * len(at) <= FEW)
     if few or jax.default_backend() != "cpu":
         y = jax.vmap(partial(_read, now=now, at=at, window=window))(q, k, v, begin)
     else:
@@ -65,7 +72,8 @@ def _read(q: Array, k: Array, v: Array, begin: Array, now: Array, at: Array, win
     bad = ~(jnp.isfinite(k) & jnp.isfinite(v)).all(axis=(0, 2))
     scores = jnp.einsum("hqp,hkp->hqk", q, finite(k), preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(seen[None], scores, HIDDEN), axis=-1)
-    y = jnp.einsum("hqk,hkp->hqp", weights.astype(v.dtype), finite(v))  # a weight of 0 would not hide what is not finite
+    # a weight of 0 would not hide what is not finite
+    y = jnp.einsum("hqk,hkp->hqp", weights.astype(v.dtype), finite(v))
     return poison(y, (seen & bad[None]).any(axis=1)[None, :, None])
 
 
@@ -86,7 +94,8 @@ def _read_by_pieces(row: tuple[Array, Array, Array, Array], window: int) -> Arra
 
         @partial(jax.checkpoint, prevent_cse=False)
         def read(piece: tuple[Array, Array, Array]) -> Array:
-            q, begin, now = jax.lax.optimization_barrier(piece)  # else what is seen, known without q, is kept for all pieces: T S bytes
+            # else what is seen, known without q, is kept for all pieces: T S bytes
+            q, begin, now = jax.lax.optimization_barrier(piece)
             return _read(q, k[:, seen], v[:, seen], begin, now, at[seen], window)
 
         return jax.lax.map(read, tuple(array[first:last] for array in pieces))
@@ -97,15 +106,18 @@ def _read_by_pieces(row: tuple[Array, Array, Array, Array], window: int) -> Arra
 
 
 class Attention(Layer):
-    """y = W_o [heads of softmax(q_t . k_s / sqrt(P)) v_s], s the last `window` steps up to t, with rotary positions (Vaswani et al. 2017, Su et al. 2021).
+    """y = W_o [heads of softmax(q_t . k_s / sqrt(P)) v_s], s the last `window` steps up to t, with rotary positions
+    (Vaswani et al. 2017, Su et al. 2021).
 
     Attributes:
-      d_model: width of inputs and outputs. heads: each d_model / heads = P wide. window: steps that are seen, itself among them.
+      d_model: width of inputs and outputs. heads: each d_model / heads = P wide. window: steps that are seen, itself
+        among them.
       dtype: of activations and of the cache; scores and softmax are float32.
 
-    The state is the cache, {"keys", "values": (B, S, d_model), the newest last, "count": (B,), how many of them were read}, S = window slots, fewer where
-    `initial_state` was told that fewer steps will be read. Keys are kept as they were before they were turned: positions count from the first slot, so
-    a million steps cost them no precision. Time O(T window), by blocks of `window` queries that see their own and the block before.
+    The state is the cache, {"keys", "values": (B, S, d_model), the newest last, "count": (B,), how many of them were
+    read}, S = window slots, fewer where `initial_state` was told that fewer steps will be read. Keys are kept as they
+    were before they were turned: positions count from the first slot, so a million steps cost them no precision. Time
+    O(T window), by blocks of `window` queries that see their own and the block before.
     """
 
     d_model: int
@@ -119,19 +131,28 @@ class Attention(Layer):
         self.inward = self.param("in", normal, (self.d_model, 3 * self.d_model))
         self.outward = self.param("out", normal, (self.d_model, self.d_model))
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence after what `state` holds, after nothing if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence after what `state` holds, after nothing if None, and returns (y, state after the last step);
+        True in `reset` forgets.
+        """
         q, k, v = jnp.split(project(x.astype(self.dtype), self.inward), 3, axis=-1)
         slots = self.window if state is None else state["keys"].shape[1]
         past = self.initial_state(x.shape[0], 0) if state is None else state
         keys, values = (jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v)))
         cache = _Cache(keys, values, _begin(past, x.shape[1], reset))
-        return project(self._read(q, cache, min(self.window, max(slots, 1))).reshape(x.shape), self.outward), cache.last(slots)
+        return project(
+            self._read(q, cache, min(self.window, max(slots, 1))).reshape(x.shape), self.outward
+        ), cache.last(slots)
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns that there are none."""
         del inputs
-        return Bounds(unknown=f"attention holds a window of {self.window} steps: it forgets what is older at once and whole, which is no contraction")
+        return Bounds(
+            unknown=f"attention holds a window of {self.window} steps: it forgets what is older at once and whole, "
+            "which is no contraction"
+        )
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty cache with room for all that is seen, or for `steps` if no more will be read."""
@@ -143,7 +164,9 @@ class Attention(Layer):
         }
 
     def _read(self, q: Array, cache: "_Cache", W: int) -> Array:
-        """Attention over the last W steps: a cache of fewer slots than the window looks back on no more than it holds, in one call as in many."""
+        """Attention over the last W steps: a cache of fewer slots than the window looks back on no more than it holds,
+        in one call as in many.
+        """
         T = q.shape[1]
         heads = lambda value: value.reshape(*value.shape[:2], self.heads, -1)  # noqa: E731
         if T <= W:
@@ -151,14 +174,25 @@ class Attention(Layer):
         past, blocks = cache.keys.shape[1] - T, -(-T // W)
         pad = lambda value, before: jnp.pad(value, ((0, 0), (before, blocks * W - T), (0, 0)))  # noqa: E731
         keys, values = (_overlapping(pad(value, W - past), W) for value in (cache.keys, cache.values))
-        begin = pad(cache.begin[..., None] + W - past, 0).reshape(q.shape[0], blocks, W) - W * jnp.arange(blocks)[None, :, None]
+        begin = (
+            pad(cache.begin[..., None] + W - past, 0).reshape(q.shape[0], blocks, W)
+            - W * jnp.arange(blocks)[None, :, None]
+        )
         rows = lambda value: heads(value.reshape(-1, value.shape[-2], self.d_model))  # noqa: E731
-        y = attend(rows(pad(q, 0).reshape(q.shape[0], blocks, W, q.shape[2])), rows(keys), rows(values), begin.reshape(-1, W), W)
+        y = attend(
+            rows(pad(q, 0).reshape(q.shape[0], blocks, W, q.shape[2])),
+            rows(keys),
+            rows(values),
+            begin.reshape(-1, W),
+            W,
+        )
         return y.reshape(q.shape[0], blocks * W, q.shape[2])[:, :T]
 
 
 class _Cache(NamedTuple):
-    """Keys and values of steps before and of this call, (B, S + T, D), and where, counted in these, each of its steps begins to see, (B, T)."""
+    """Keys and values of steps before and of this call, (B, S + T, D), and where, counted in these, each of its steps
+    begins to see, (B, T).
+    """
 
     keys: Array
     values: Array
@@ -168,7 +202,10 @@ class _Cache(NamedTuple):
         """The newest ones, what is before the last reset as zeros."""
         total, first = self.keys.shape[1], self.begin[:, -1]
         live = (jnp.arange(total)[None] >= first[:, None])[..., None]
-        kept = {name: _newest(jnp.where(live, value, 0), slots) for name, value in (("keys", self.keys), ("values", self.values))}
+        kept = {
+            name: _newest(jnp.where(live, value, 0), slots)
+            for name, value in (("keys", self.keys), ("values", self.values))
+        }
         return kept | {"count": jnp.minimum(total - first, slots).astype(jnp.float32)}
 
 

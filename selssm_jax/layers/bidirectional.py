@@ -10,13 +10,14 @@ from selssm_jax.shapes import Activations, Reset, Rows
 
 
 class Bidirectional(nn.Module):
-    """y_t = forward(x_1 ... x_t) + backward(x_T ... x_t), two mixers of one kind with parameters of their own (Schuster and Paliwal 1997).
+    """y_t = forward(x_1 ... x_t) + backward(x_T ... x_t), two mixers of one kind with parameters of their own (Schuster
+    and Paliwal 1997).
 
-    The state is the forward mixer's. The backward one begins anew at the end of every call, so a call is not what its pieces are: splits are not equal to
-    the whole here, nor are single steps: read signals whole.
+    The state is the forward mixer's. The backward one begins anew at the end of every call, so a call is not what its
+    pieces are: splits are not equal to the whole here, nor are single steps: read signals whole.
 
-    Parameters and intermediates of the forward mixer are where they are without this wrapper, those of the other under "backward": what is measured and
-    certified of a block is the memory that it carries.
+    Parameters and intermediates of the forward mixer are where they are without this wrapper, those of the other under
+    "backward": what is measured and certified of a block is the memory that it carries.
     """
 
     forward: nn.Module
@@ -26,12 +27,18 @@ class Bidirectional(nn.Module):
         nn.share_scope(self, self.forward)
 
     def __call__(
-        self, x: Activations, state: object = None, *, reset: Reset | None = None, valid: Bool[Array, "B T"] | None = None
+        self,
+        x: Activations,
+        state: object = None,
+        *,
+        reset: Reset | None = None,
+        valid: Bool[Array, "B T"] | None = None,
     ) -> tuple[Activations, object]:
         """Returns (y, the forward mixer's state after the last step).
 
         Args:
-          reset: True begins a document, which neither direction leaves. valid: False at padding to the right, which the backward direction forgets.
+          reset: True begins a document, which neither direction leaves. valid: False at padding to the right, which the
+            backward direction forgets.
         """
         y, after = self.forward(x, state, reset=reset)
         back, _ = self.backward(x[:, ::-1], reset=_reversed_resets(x, reset, valid))

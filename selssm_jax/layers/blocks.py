@@ -65,26 +65,36 @@ class Block(nn.Module):
         self.mlp = GatedMLP(hidden, dtype) if hidden else None
 
     def __call__(
-        self, x: Activations, state: dict[str, Any] | None, reset: Reset | None, valid: Bool[Array, "B T"] | None, deterministic: bool
+        self,
+        x: Activations,
+        state: dict[str, Any] | None,
+        reset: Reset | None,
+        valid: Bool[Array, "B T"] | None,
+        deterministic: bool,
     ) -> tuple[Activations, dict[str, Any]]:
         """Returns (x after both branches, the state after the last step).
 
         Args:
-          state: of an earlier call, or None before the first step. valid: False at padding, which the backward direction of `bidirectional` skips.
+          state: of an earlier call, or None before the first step. valid: False at padding, which the backward
+            direction of `bidirectional` skips.
         """
         past, h = (None, None) if state is None else (state["conv"], state["mixer"])
         y = self.norm(x)
         if self.conv is not None:
             y, past = self.conv(y, past, reset=reset)
             y = jax.nn.silu(y)
-        y, h = self.mixer(y, h, reset=reset, valid=valid) if self.config.bidirectional else self.mixer(y, h, reset=reset)
+        y, h = (
+            self.mixer(y, h, reset=reset, valid=valid) if self.config.bidirectional else self.mixer(y, h, reset=reset)
+        )
         x = x + self.dropout(y, deterministic=deterministic)
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
         return x, {"conv": past, "mixer": h}
 
     def bounds(self) -> Bounds:
-        """Returns what the mixer states of itself for all that can reach it, through the norm and the convolution, whatever the model reads."""
+        """Returns what the mixer states of itself for all that can reach it, through the norm and the convolution,
+        whatever the model reads.
+        """
         if not callable(getattr(self.mixer, "bounds", None)):
             return Bounds(unknown=f"the mixer {self.kind!r} states no bounds")
         bounds = self.mixer.bounds(self._reaching())
@@ -100,6 +110,8 @@ class Block(nn.Module):
         return inputs if self.conv is None else self.conv.after(inputs)
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> dict[str, Any]:
-        """Returns the state before the first step; a cache has room for `steps` of them, and for all that it looks back on if None."""
+        """Returns the state before the first step; a cache has room for `steps` of them, and for all that it looks back
+        on if None.
+        """
         past = self.conv.initial_state(batch, jnp.dtype(self.config.dtype)) if self.conv is not None else None
         return {"conv": past, "mixer": self.mixer.initial_state(batch, steps)}

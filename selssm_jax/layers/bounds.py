@@ -1,4 +1,5 @@
-"""What a mixer says of itself, so that its memory can be certified without anyone knowing the mixer (theory, section 5).
+"""What a mixer says of itself, so that its memory can be certified without anyone knowing the mixer (theory, section
+5).
 
 A mixer's method `bounds(inputs)` returns `Bounds`; `inputs` says what the mixer may be given: a `Box` or a `Ball`.
 """
@@ -60,7 +61,15 @@ class Ball:
     def length(self, kernel: Float[Array, "D E"]) -> Float[Array, ""]:
         """Returns radius |diag(scale) kernel|_2, a thousandth more for what float32 rounds."""
         scaled = self.scale[:, None] * kernel
-        return 1.001 * self.radius * jnp.sqrt(largest(jnp.linalg.eigvalsh(scaled @ scaled.T if scaled.shape[0] < scaled.shape[1] else scaled.T @ scaled)))
+        return (
+            1.001
+            * self.radius
+            * jnp.sqrt(
+                largest(
+                    jnp.linalg.eigvalsh(scaled @ scaled.T if scaled.shape[0] < scaled.shape[1] else scaled.T @ scaled)
+                )
+            )
+        )
 
     def largest(self, width: int) -> Float[Array, "D"]:
         """Returns radius |scale_d|."""
@@ -70,23 +79,28 @@ class Ball:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What holds of a recurrence for all inputs of a set; n components of the state, each |.| a modulus where they are complex.
+    """What holds of a recurrence for all inputs of a set; n components of the state, each |.| a modulus where they are
+    complex.
 
-    Gated updates, h' = (1 - g) h + g (A h + u) for "retain" and h' = g (A h + u) for "effective", state the first seven. Any
-    other recurrence h' = f(h, x) states `jacobian`; one of which nothing can be said states `unknown`, the reason.
+    Gated updates, h' = (1 - g) h + g (A h + u) for "retain" and h' = g (A h + u) for "effective", state the first
+    seven. Any other recurrence h' = f(h, x) states `jacobian`; one of which nothing can be said states `unknown`, the
+    reason.
 
     Attributes:
       A: transition, (n,) if diagonal, else (n, n).
       gate_min, gate_max: range of each gate, (n,).
-      gate_lipschitz: |g_i(h) - g_i(k)| <= sum_j L_ij |h_j - k_j|; (n,) where L is diagonal, (n, n) else; None for gates that
-        do not read the state.
+      gate_lipschitz: |g_i(h) - g_i(k)| <= sum_j L_ij |h_j - k_j|; (n,) where L is diagonal, (n, n) else; None for gates
+        that do not read the state.
       drive_bound: largest |u_i|, u = B x + w; inf where there is none.
       noise_cov: covariance of w, (n, n); None without noise.
       update: "retain" or "effective".
       jacobian: largest |df_i/dh_j|, (n,) where it is diagonal, else (n, n), over all inputs and all states of `box`.
-      box: largest |h_i| of the states that `jacobian` is about, (n,), a set that is never left once entered; None: all states whatever.
-      delay: steps that an input is still read after its own, d_conv - 1 behind a convolution: only then does the recurrence begin to forget it.
-      averaged: whether the gates that the mixer sows are means over several components each, so that none is that of one.
+      box: largest |h_i| of the states that `jacobian` is about, (n,), a set that is never left once entered; None: all
+        states whatever.
+      delay: steps that an input is still read after its own, d_conv - 1 behind a convolution: only then does the
+        recurrence begin to forget it.
+      averaged: whether the gates that the mixer sows are means over several components each, so that none is that of
+        one.
       unknown: why there are no bounds.
     """
 

@@ -15,7 +15,8 @@ from selssm_jax.shapes import Activations, Reset, Rows
 
 
 class ShortConv(Layer):
-    """y_t = sum_{k < width} w_k * x_{t-k} + bias, a causal convolution of every channel by itself; without the bias if not `use_bias`.
+    """y_t = sum_{k < width} w_k * x_{t-k} + bias, a causal convolution of every channel by itself; without the bias if
+    not `use_bias`.
 
     The state holds the last width - 1 inputs, (B, width - 1, D). A reset hides all inputs before it.
     """
@@ -25,11 +26,19 @@ class ShortConv(Layer):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
+    def __call__(
+        self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the last width - 1 inputs)."""
         check_arguments(self, {"width": Taps})
-        kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1), (self.width, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(self.features)
+        kernel = self.param(
+            "kernel",
+            nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=1),
+            (self.width, self.features),
+        )
+        bias = (
+            self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(self.features)
+        )
         state = self.initial_state(x.shape[0], x.dtype) if state is None else state
         past = Past(state.astype(x.dtype), x, reset)
         y = jnp.broadcast_to(bias.astype(x.dtype)[None, None], x.shape)
@@ -38,16 +47,26 @@ class ShortConv(Layer):
         return y, past.last()
 
     def after(self, inputs: Inputs) -> Box:
-        """Returns what inputs of a set can become: |y_d| <= sum_k |w_kd| max|x_d| + |bias_d|, which a silu does not enlarge."""
+        """Returns what inputs of a set can become: |y_d| <= sum_k |w_kd| max|x_d| + |bias_d|, which a silu does not
+        enlarge.
+        """
         params = self.variables["params"]
-        return Box(jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params.get("bias", 0.0)))
+        return Box(
+            jnp.abs(params["kernel"]).sum(axis=0) * inputs.largest(self.features) + jnp.abs(params.get("bias", 0.0))
+        )
 
     def after_map(self, inputs: Inputs, kernel: Float[Array, "D E"], bias: Float[Array, "E"]) -> "Convolved":
         """Returns what x @ kernel + bias of inputs x of a set can become."""
         params = self.variables["params"]
         box = self.after(Box(inputs.reach(kernel) + jnp.abs(bias)))
         taps = params["kernel"]
-        return Convolved(box.radius, inputs, taps[:, None] * kernel[None], taps * bias[None], params.get("bias", jnp.zeros(self.features)))
+        return Convolved(
+            box.radius,
+            inputs,
+            taps[:, None] * kernel[None],
+            taps * bias[None],
+            params.get("bias", jnp.zeros(self.features)),
+        )
 
     def initial_state(self, batch: Rows, dtype: jnp.dtype = jnp.float32) -> Float[Array, "B W D"]:
         """Returns a past of zeros."""
@@ -56,9 +75,11 @@ class ShortConv(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Convolved(Box):
-    """y = bias + sum_k (x_{t-k} @ maps_k + shifts_k), x of a set and steps that were not read left out: a box, and what sums over it are at most.
+    """y = bias + sum_k (x_{t-k} @ maps_k + shifts_k), x of a set and steps that were not read left out: a box, and what
+    sums over it are at most.
 
-    A box lets every component be largest at once, and forgets that they are maps of the same few inputs: the sums know it.
+    A box lets every component be largest at once, and forgets that they are maps of the same few inputs: the sums know
+    it.
     """
 
     inputs: Inputs
@@ -90,7 +111,9 @@ class DilatedConv(Layer):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B W D"]]:
+    def __call__(
+        self, x: Activations, state: Float[Array, "B W D"] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, Float[Array, "B W D"]]:
         """Convolves from the inputs in `state` on; returns (y, the inputs that later steps still see)."""
         check_arguments(self, {"taps": Taps, "dilation": Positive})
         width = x.shape[-1]
@@ -108,7 +131,9 @@ class DilatedConv(Layer):
 
 
 class Past:
-    """The inputs of a call after those before it: what each step sees `lag` steps back, and what is left for the next call."""
+    """The inputs of a call after those before it: what each step sees `lag` steps back, and what is left for the next
+    call.
+    """
 
     def __init__(self, before: Float[Array, "B W D"], x: Activations, reset: Reset | None) -> None:
         self._span, self._steps = before.shape[1], x.shape[1]

@@ -30,7 +30,9 @@ class FrameEncoder(Layer):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"], state: Float[Array, "B W C"] | None = None) -> tuple[Float[Array, "B F D"], Float[Array, "B W C"]]:
+    def __call__(
+        self, x: Float[Array, "B T C"], state: Float[Array, "B W C"] | None = None
+    ) -> tuple[Float[Array, "B F D"], Float[Array, "B W C"]]:
         """Returns (ceil(T / stride) encoded frames, the samples that the next frames still see).
 
         T is padded with zeros to a multiple of `stride`; only the last piece of a signal may need it.
@@ -43,7 +45,9 @@ class FrameEncoder(Layer):
         y = self._frames(samples, x.shape[1] // self.stride)
         if self.filterbank:
             y = self._log_magnitudes(y)
-        return Projection(self.features, dtype=self.dtype, name="in")(y), samples[:, samples.shape[1] - (self.frame - self.stride) :]
+        return Projection(self.features, dtype=self.dtype, name="in")(y), samples[
+            :, samples.shape[1] - (self.frame - self.stride) :
+        ]
 
     def initial_state(self, batch: Rows) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""
@@ -63,12 +67,14 @@ class FrameEncoder(Layer):
 def sinusoids(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "L F"]:
     """Windowed cosines (first half of the columns) and sines, at frequencies evenly spaced on the mel scale.
 
-    Normalised so that a unit sinusoid of a filter's own frequency has magnitude about 1. `key` is unused: the bank is fixed.
+    Normalised so that a unit sinusoid of a filter's own frequency has magnitude about 1. `key` is unused: the bank is
+    fixed.
     """
     del key
     length, filters = shape[0], shape[1] // 2
     mel = np.linspace(0.02, 1.0, filters + 1)[:-1]
-    frequency = np.pi * (10.0 ** (mel * np.log10(1 + 4000 / 700)) - 1) * 700 / 4000  # radians a sample; mel of an 8 kHz signal
+    # radians a sample; mel of an 8 kHz signal
+    frequency = np.pi * (10.0 ** (mel * np.log10(1 + 4000 / 700)) - 1) * 700 / 4000
     phase = np.arange(length)[:, None] * frequency[None]
     window = np.hanning(length + 2)[1:-1, None] * 4 / length
     return jnp.asarray(np.concatenate([np.cos(phase) * window, np.sin(phase) * window], axis=1), dtype)

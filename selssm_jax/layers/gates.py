@@ -1,11 +1,12 @@
 """Gates: which components of the state a step updates (theory, section 2).
 
-A gate maps a pre-activation z = W_x x + W_h h + b to [0, 1]. `Gate` holds the weights; the functions below hold the maths.
-A gate of 0 keeps a component, a gate of 1 updates it fully. With W_h the recurrence is no longer linear: `ops.newton_scan`
-solves it.
+A gate maps a pre-activation z = W_x x + W_h h + b to [0, 1]. `Gate` holds the weights; the functions below hold the
+maths. A gate of 0 keeps a component, a gate of 1 updates it fully. With W_h the recurrence is no longer linear:
+`ops.newton_scan` solves it.
 
-Two kinds jump, "binary" and "top_k": their gates are 0 or 1 and nothing in between, and a backward pass takes the derivative of a sigmoid in
-place of theirs, which is 0 (straight-through, Bengio et al. 2013). What is learned then is no gradient of the loss.
+Two kinds jump, "binary" and "top_k": their gates are 0 or 1 and nothing in between, and a backward pass takes the
+derivative of a sigmoid in place of theirs, which is 0 (straight-through, Bengio et al. 2013). What is learned then is
+no gradient of the loss.
 """
 
 import dataclasses
@@ -49,7 +50,8 @@ def hard_sigmoid(z: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def hard_concrete(z: Float[Array, "..."], noise: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
-    """g = clip(s (HIGH - LOW) + LOW, 0, 1) with s a binary concrete variable of logit z (Louizos et al. 2018, eq. 10-11).
+    """g = clip(s (HIGH - LOW) + LOW, 0, 1) with s a binary concrete variable of logit z (Louizos et al. 2018, eq.
+    10-11).
 
     With noise, drawn by `logistic`, s is random: s = sigmoid((noise + z) / TEMPERATURE). Without, s = sigmoid(z), the
     deterministic gate of evaluation. Exactly 0 and exactly 1 have positive probability.
@@ -71,10 +73,11 @@ def _binary_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, A
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def top_k(z: Float[Array, "... N"], active: int) -> Float[Array, "... N"]:
-    """g_i = 1 for the `active` largest z of the last axis, 0 for the others; of equal ones the first are taken, so that it is always as many.
+    """g_i = 1 for the `active` largest z of the last axis, 0 for the others; of equal ones the first are taken, so that
+    it is always as many.
 
-    Surrogate gradient, straight-through: dg_i/dz_i = s (1 - s), s = sigmoid(z_i - q) with q the smallest z that is open, held still: the
-    components nearest to being swapped learn most.
+    Surrogate gradient, straight-through: dg_i/dz_i = s (1 - s), s = sigmoid(z_i - q) with q the smallest z that is
+    open, held still: the components nearest to being swapped learn most.
     """
     return jnp.put_along_axis(jnp.zeros_like(z), jax.lax.top_k(z, active)[1], 1.0, axis=-1, inplace=False)
 
@@ -99,7 +102,8 @@ def logistic(key: PRNGKeyArray, like: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def cap_rows(W: Float[Array, "N ..."], cap: Float[Array, "N"]) -> Float[Array, "N ..."]:
-    """Returns W with every row scaled by 1 / (1 + r / cap), r = sum_j |w_ij|, so that the row's new sum is below its cap.
+    """Returns W with every row scaled by 1 / (1 + r / cap), r = sum_j |w_ij|, so that the row's new sum is below its
+    cap.
 
     Smooth, the identity near 0, and never at rest: a weight that grows keeps a gradient.
     """
@@ -114,13 +118,15 @@ def expected_open(z: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @dataclasses.dataclass(frozen=True)
 class GateKind:
-    """What a kind of gate is: a map from logits to [0, 1], never falling, with what start values and certificates need of it.
+    """What a kind of gate is: a map from logits to [0, 1], never falling, with what start values and certificates need
+    of it.
 
     Attributes:
       function: z -> g, elementwise and differentiable.
-      inverse: g -> z, for the biases that gates start with. Of gates that jump, it is the share of open steps that is mapped, for normal z.
-      slope: (|z|, numpy or jax.numpy) -> the largest |dg/dz| at that distance from 0 or beyond: it must not rise with |z|. Of gates that jump
-        it is not read.
+      inverse: g -> z, for the biases that gates start with. Of gates that jump, it is the share of open steps that is
+        mapped, for normal z.
+      slope: (|z|, numpy or jax.numpy) -> the largest |dg/dz| at that distance from 0 or beyond: it must not rise with
+        |z|. Of gates that jump it is not read.
       draw: (z, noise) -> g where a layer trains with noise in its gates; None: gates are never drawn.
       drawn_slope: the largest |dg/dz| of a drawn gate.
 
@@ -162,14 +168,16 @@ GATES: dict[str, GateKind] = {
 
 
 def register_gate(name: str, kind: GateKind, *, closes: bool = False) -> None:
-    """Makes an own kind of gate known to layers and configs: `SelectiveSSM(gate=name)`, `model.selective.gate=name`, trained and certified as the others.
+    """Makes an own kind of gate known to layers and configs: `SelectiveSSM(gate=name)`, `model.selective.gate=name`,
+    trained and certified as the others.
 
     Args:
       name: what it is called from now on.
       kind: what it is. closes: whether it can be exactly 0, so that a step leaves no trace.
 
     Raises:
-      ValueError: for a name that is taken, values outside [0, 1] or that fall, an inverse that is none, or a slope that is exceeded or rises.
+      ValueError: for a name that is taken, values outside [0, 1] or that fall, an inverse that is none, or a slope that
+        is exceeded or rises.
     """
     if name in GATES:
         raise ValueError(f"the gate {name!r} is there already: give another name")
@@ -181,22 +189,34 @@ def register_gate(name: str, kind: GateKind, *, closes: bool = False) -> None:
 def _check_gate(name: str, kind: GateKind) -> None:
     z = np.linspace(-30, 30, 6001, dtype=np.float32)
     g = np.asarray(kind.function(jnp.asarray(z)))
-    if g.shape != z.shape or not (np.isfinite(g).all() and (g >= 0).all() and (g <= 1).all() and (np.diff(g) >= -1e-6).all()):
-        raise ValueError(f"the gate {name!r} is no map to [0, 1] that never falls: its values at -30 to 30 go from {g.min()} to {g.max()}")
+    if g.shape != z.shape or not (
+        np.isfinite(g).all() and (g >= 0).all() and (g <= 1).all() and (np.diff(g) >= -1e-6).all()
+    ):
+        raise ValueError(
+            f"the gate {name!r} is no map to [0, 1] that never falls: its values at -30 to 30 go from {g.min()} to "
+            f"{g.max()}"
+        )
     shares = np.asarray([0.02, 0.3, 0.8], np.float32)
     back = np.asarray(kind.function(kind.inverse(jnp.asarray(shares))))
     if not np.allclose(back, shares, atol=1e-4):
         raise ValueError(f"the inverse of the gate {name!r} is none: it maps {shares} to logits whose gates are {back}")
     bound, steepness = np.asarray(kind.slope(abs(z), np)), np.asarray(jax.vmap(jax.grad(kind.function))(jnp.asarray(z)))
     if not ((np.abs(steepness) <= bound * (1 + 1e-4) + 1e-6).all() and (np.diff(bound[z >= 0]) <= 1e-6).all()):
-        raise ValueError(f"the slope of the gate {name!r} is no bound: it must be at least |dg/dz| at |z| and beyond, and must not rise with |z|")
+        raise ValueError(
+            f"the slope of the gate {name!r} is no bound: it must be at least |dg/dz| at |z| and beyond, and must not "
+            "rise with |z|"
+        )
 
 
-def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: Array | np.ndarray | float = jnp.inf) -> Array | np.ndarray | float:
-    """Returns max |dg/dz| over low <= z <= high: every gate is steepest at 0 and less so away from it; inf where it may jump.
+def largest_slope(
+    kind: str, low: Array | np.ndarray | float = -jnp.inf, high: Array | np.ndarray | float = jnp.inf
+) -> Array | np.ndarray | float:
+    """Returns max |dg/dz| over low <= z <= high: every gate is steepest at 0 and less so away from it; inf where it may
+    jump.
 
-    Of the gate itself, whatever its backward pass takes for it. That of a deterministic hard concrete gate; with noise it is at most `drawn_slope`,
-    wherever z is. A top_k gate may jump at any z, for the others of its step decide where. Raises ValueError for an unknown kind.
+    Of the gate itself, whatever its backward pass takes for it. That of a deterministic hard concrete gate; with noise
+    it is at most `drawn_slope`, wherever z is. A top_k gate may jump at any z, for the others of its step decide where.
+    Raises ValueError for an unknown kind.
     """
     if kind not in GATES:
         raise ValueError(f"gate kind {kind!r} is unknown: use one of {', '.join(GATES)}")
@@ -208,10 +228,11 @@ def largest_slope(kind: str, low: Array | np.ndarray | float = -jnp.inf, high: A
 
 @flax.struct.dataclass
 class Envelope:
-    """Of gates over a set of logits and states: low <= g <= high, (N,), and |g_i(h) - g_i(k)| <= sum_j L_ij |h_j - k_j|.
+    """Of gates over a set of logits and states: low <= g <= high, (N,), and |g_i(h) - g_i(k)| <= sum_j L_ij |h_j -
+    k_j|.
 
-    `lipschitz` is L, (N,) where it is diagonal, else (N, N); None where gates do not read the state. inf: a change of that h_j may
-    make that gate jump.
+    `lipschitz` is L, (N,) where it is diagonal, else (N, N); None where gates do not read the state. inf: a change of
+    that h_j may make that gate jump.
     """
 
     low: Float[Array, "N"]
@@ -220,10 +241,11 @@ class Envelope:
 
 
 def log_uniform_bias(kind: str, low: float, high: float, shift: float = 0.0) -> nn.initializers.Initializer:
-    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b - shift: memory over all time scales.
+    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b - shift: memory over all time
+    scales.
 
-    Of gates that jump it is the share of steps at which they open that is log-uniform, where z - b is a standard normal number; of top_k
-    gates `active` open all the same, and the bias says which are likely to.
+    Of gates that jump it is the share of steps at which they open that is log-uniform, where z - b is a standard normal
+    number; of top_k gates `active` open all the same, and the bias says which are likely to.
     """
     inverse = GATES[kind].inverse
 
@@ -264,7 +286,9 @@ class Opening:
         """Returns z_t + W h_{t-1}."""
         if self.W is None or before is None:
             return self.z
-        return self.z + (before @ self.W.T if self.W.ndim == 2 else before * self.W.reshape((1,) * (before.ndim - 1) + self.W.shape))
+        return self.z + (
+            before @ self.W.T if self.W.ndim == 2 else before * self.W.reshape((1,) * (before.ndim - 1) + self.W.shape)
+        )
 
     def envelope(self, reach: Float[Array, "N"]) -> Envelope:
         """Returns what holds of all gates of these z, (2, N) or of any leading axes, at all states |h_i| <= reach_i.
@@ -279,22 +303,32 @@ class Opening:
             low, high = jnp.zeros_like(reach), jnp.ones_like(reach)
         else:
             low, high = _certain(*ends, self.active) if self.kind == "top_k" else (self._evaluate(z) for z in ends)
-        return Envelope(self.floor + (1 - self.floor) * low, self.floor + (1 - self.floor) * high, self._lipschitz(ends, low < high, drawn=drawn))
+        return Envelope(
+            self.floor + (1 - self.floor) * low,
+            self.floor + (1 - self.floor) * high,
+            self._lipschitz(ends, low < high, drawn=drawn),
+        )
 
     def _lipschitz(self, ends: tuple[Array, Array], varies: Array, *, drawn: bool) -> Array | None:
-        """L of z within `ends`; of a top_k gate that may change, it is every component that any gate reads that may change it."""
+        """L of z within `ends`; of a top_k gate that may change, it is every component that any gate reads that may
+        change it.
+        """
         if self.W is None:
             return None
         if self.kind == "top_k":
             read = self.W != 0 if self.W.ndim == 1 else (self.W != 0).any(axis=0)
             return jnp.where(varies[:, None] & read[None], jnp.inf, 0)
-        slope = (1 - self.floor) * jnp.broadcast_to(GATES[self.kind].drawn_slope if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape)
+        slope = (1 - self.floor) * jnp.broadcast_to(
+            GATES[self.kind].drawn_slope if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape
+        )
         slope = slope if self.W.ndim == 1 else slope[:, None]
         return jnp.where(self.W == 0, 0, jnp.abs(self.W) * jnp.where(self.W == 0, 0, slope))
 
 
 def _certain(low: Array, high: Array, active: int) -> tuple[Array, Array]:
-    """(1 where a component is among the `active` largest, 0 where it is not), for all low <= z <= high: (N,) each; nothing of NaN."""
+    """(1 where a component is among the `active` largest, 0 where it is not), for all low <= z <= high: (N,) each;
+    nothing of NaN.
+    """
     rivals = len(low) - jnp.searchsorted(jnp.sort(high), low, side="left")  # that may be as large, itself included
     above = len(low) - jnp.searchsorted(jnp.sort(low), high, side="right")  # that are larger whatever happens
     ranked = ~(jnp.isnan(low) | jnp.isnan(high)).any()
@@ -306,13 +340,14 @@ class Gate(Layer):
 
     Attributes:
       features: number of gates, the n of the state.
-      kind: "sigmoid", "tanh" (rescaled), "hard_sigmoid", "hard_concrete", or "constant": sigma(b), the same at every step,
-        which makes the layer time-invariant. "binary", 1[z > 0], and "top_k", the `active` largest z of a step, jump between 0 and 1 and
-        train by a surrogate gradient.
+      kind: "sigmoid", "tanh" (rescaled), "hard_sigmoid", "hard_concrete", or "constant": sigma(b), the same at every
+        step, which makes the layer time-invariant. "binary", 1[z > 0], and "top_k", the `active` largest z of a step,
+        jump between 0 and 1 and train by a surrogate gradient.
       floor: smallest value of a gate.
-      reads_state: "none", W_h = 0; "elementwise", W_h diagonal: a component's gate reads that component; "dense". W_h starts
-        at 0, as a gate of the input alone.
-      open_range: gates start log-uniform in this range; those that jump open at such a share of the steps (see `log_uniform_bias`).
+      reads_state: "none", W_h = 0; "elementwise", W_h diagonal: a component's gate reads that component; "dense". W_h
+        starts at 0, as a gate of the input alone.
+      open_range: gates start log-uniform in this range; those that jump open at such a share of the steps (see
+        `log_uniform_bias`).
       active: how many top_k gates are open, at every step exactly; 0 for other kinds.
       bias: added to the biases that gates start with; positive opens them.
 
@@ -329,14 +364,32 @@ class Gate(Layer):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], cap: Float[Array, "N"] | None = None) -> Opening:
-        """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see `cap_rows`)."""
+        """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see
+        `cap_rows`).
+        """
         self._validate()
-        z = self._logits(x, self.param("bias", log_uniform_bias(self.kind, *self.open_range, self.bias), (self.features,)))
+        z = self._logits(
+            x, self.param("bias", log_uniform_bias(self.kind, *self.open_range, self.bias), (self.features,))
+        )
         noisy = bool(GATES[self.kind].draw) and self.has_rng("gates")
-        return Opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap), self.kind, self.floor, self.active)
+        return Opening(
+            z,
+            logistic(self.make_rng("gates"), z) if noisy else None,
+            self._state_weights(cap),
+            self.kind,
+            self.floor,
+            self.active,
+        )
 
     def _validate(self) -> None:
-        kinds = {"features": Positive, "kind": GateName, "floor": GateFloor, "reads_state": Reads, "active": Count, "bias": GateBias}
+        kinds = {
+            "features": Positive,
+            "kind": GateName,
+            "floor": GateFloor,
+            "reads_state": Reads,
+            "active": Count,
+            "bias": GateBias,
+        }
         check_arguments(self, kinds)
         check_gate(self.kind, self.active, self.features, {"gate": "kind", "gate_active": "active"}.__getitem__)
 
@@ -354,7 +407,9 @@ class Gate(Layer):
         return W if cap is None else cap_rows(W, cap)
 
     def reachable(self, inputs: Inputs, cap: Float[Array, "N"] | None = None) -> Opening:
-        """Returns the smallest and the largest z of any input of a set, (2, N), as an opening whose `envelope` holds for the set."""
+        """Returns the smallest and the largest z of any input of a set, (2, N), as an opening whose `envelope` holds
+        for the set.
+        """
         params = self.variables["params"]
         reach = jnp.zeros(self.features) if self.kind == "constant" else inputs.reach(params["kernel"])
         W = params.get("state_kernel")

@@ -1,4 +1,5 @@
-"""Time-invariant state space layers: S4D, S5 and the LRU. One pole of each conjugate pair is kept, and twice the real part is read.
+"""Time-invariant state space layers: S4D, S5 and the LRU. One pole of each conjugate pair is kept, and twice the real
+part is read.
 
 Their recurrence is h_t = a h_{t-1} + b(x_t), complex and diagonal; what a step does never depends on what it reads.
 """
@@ -29,7 +30,8 @@ CHUNK = 64  # steps of S4D that are one convolution
 STEP_SIZES = (1e-3, 1e-1)  # between which they start, log-uniformly
 RULES = {"zoh": zero_order_hold, "bilinear": bilinear}
 RING = (0.9, 0.999)  # of the moduli of the LRU's poles at the start
-LARGEST_PHASE = math.pi / 10  # of them: the whole circle by default in Orvieto et al. 2023, this slice of it where memories are long (section 3.4)
+# of them: the whole circle by default in Orvieto et al. 2023, this slice of it where memories are long (section 3.4)
+LARGEST_PHASE = math.pi / 10
 LEAST_PHASE = 1e-12  # that its logarithm has
 
 State = Complex[Array, "B ..."]
@@ -38,7 +40,8 @@ State = Complex[Array, "B ..."]
 class Systems(NamedTuple):
     """What time-invariant layers are, S systems side by side: h_t = a h_{t-1} + B x_t, y_t = Re(C h_t), in complex128.
 
-    a: (S, n). B: (S, n, m). C: (S, p, n). A layer returns its own by `systems`, and by `of_systems` the parameters that others would have.
+    a: (S, n). B: (S, n, m). C: (S, p, n). A layer returns its own by `systems`, and by `of_systems` the parameters that
+    others would have.
     """
 
     a: Complex[np.ndarray, "S n"]
@@ -47,7 +50,9 @@ class Systems(NamedTuple):
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016), which S4D was published with; derivatives of every order."""
+    """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016), which S4D was published with;
+    derivatives of every order.
+    """
     return x * _normal_cdf(x)
 
 
@@ -64,10 +69,11 @@ def _normal_cdf_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arra
 
 
 def hippo_normal(poles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (eigenvalues, eigenvectors) of the normal part of HiPPO-LegS of order 2 * poles, those of positive imaginary part.
+    """Returns (eigenvalues, eigenvectors) of the normal part of HiPPO-LegS of order 2 * poles, those of positive
+    imaginary part.
 
-    A_nk = -sqrt((n + 1/2) (k + 1/2)) for n > k, +sqrt(...) for n < k and -1/2 on the diagonal: -1/2 plus a skew-symmetric matrix (Gu et al. 2022, Smith
-    et al. 2023, section 3.2). Eigenvalues have real part -1/2.
+    A_nk = -sqrt((n + 1/2) (k + 1/2)) for n > k, +sqrt(...) for n < k and -1/2 on the diagonal: -1/2 plus a
+    skew-symmetric matrix (Gu et al. 2022, Smith et al. 2023, section 3.2). Eigenvalues have real part -1/2.
     """
     half = np.sqrt(np.arange(2 * poles) + 0.5)
     skew = np.triu(np.outer(half, half), 1) - np.tril(np.outer(half, half), -1)
@@ -77,15 +83,18 @@ def hippo_normal(poles: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class S4D(Layer):
-    """d_model systems of one input each, N poles a system: h_t = a h_{t-1} + b x_t, y_t = 2 Re(C h_t) + D x_t (Gu, Gupta, Goel and Re 2022).
+    """d_model systems of one input each, N poles a system: h_t = a h_{t-1} + b x_t, y_t = 2 Re(C h_t) + D x_t (Gu,
+    Gupta, Goel and Re 2022).
 
-    (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold (or the bilinear rule) of a step size a channel; the input map is 1. A starts as
-    -1/2 + i pi n (S4D-Lin). The outputs then go, as published, through a GELU, that of the error function, and a gated linear map over channels.
+    (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold (or the bilinear rule) of a step size a
+    channel; the input map is 1. A starts as -1/2 + i pi n (S4D-Lin). The outputs then go, as published, through a GELU,
+    that of the error function, and a gated linear map over channels.
 
     Attributes:
       d_state: 2 N, the real numbers that N complex poles are. rule: "zoh" or "bilinear".
 
-    A sequence without resets is read as convolutions of some steps each, one step or a packed row by the recurrence itself: the same numbers.
+    A sequence without resets is read as convolutions of some steps each, one step or a packed row by the recurrence
+    itself: the same numbers.
 
     The state is h, (B, d_model, N), complex. Its components are the N poles, in all channels at once.
     """
@@ -106,8 +115,12 @@ class S4D(Layer):
         self.D = self.param("D", nn.initializers.normal(1.0), (self.d_model,))
         self.outward = Projection(2 * self.d_model, dtype=self.dtype)
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
         start = self.initial_state(x.shape[0]) if state is None else state
         run = self._by_chunks if reset is None and x.shape[1] > 1 else self._by_steps
         y, last = run(x.astype(jnp.float32), start, reset)
@@ -121,12 +134,16 @@ class S4D(Layer):
 
     def state_axes(self) -> StateAxes:
         """Returns where the N poles are in the parameters."""
-        return StateAxes(self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="", readout="C", size=2)
+        return StateAxes(
+            self.d_state // 2, {"A_log_decay": (1,), "A_frequency": (1,), "C": (2,)}, drive="", readout="C", size=2
+        )
 
     def systems(self) -> Systems:
         """Returns the systems of all channels, of one input and one output each."""
         a, b = self._discrete()
-        return Systems(*(np.asarray(part, complex) for part in (a, b[..., None], 2 * jax.lax.complex(*self.C)[:, None])))
+        return Systems(
+            *(np.asarray(part, complex) for part in (a, b[..., None], 2 * jax.lax.complex(*self.C)[:, None]))
+        )
 
     def of_systems(self, systems: Systems) -> dict[str, np.ndarray]:
         """Returns the parameters of these systems, of as many poles as they have, at the step sizes that there are."""
@@ -149,7 +166,9 @@ class S4D(Layer):
         return self._readout(h), last
 
     def _by_chunks(self, x: Array, start: Array, reset: Array | None) -> tuple[Array, Array]:
-        """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no other state exists."""
+        """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no
+        other state exists.
+        """
         del reset
         last, looped, parts = vary_alike((start, x))[0], x.shape[1] // CHUNK * CHUNK, []
         if looped > CHUNK:  # XLA aborts the process on the gradient of a loop of one turn over a batch in shards
@@ -163,15 +182,18 @@ class S4D(Layer):
         return jnp.concatenate(parts, axis=1), last
 
     def _chunk(self, h: Array, x: Array) -> tuple[Array, Array]:
-        """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left of the state before it.
+        """(state after the chunk, 2 Re(C h) of its steps): sum_s K_{t-s} x_s with K_t = 2 Re(C a^t b), and what is left
+        of the state before it.
 
-        Products with masks do not hide what is not finite: they are of what is, and steps after the other are set to NaN.
+        Products with masks do not hide what is not finite: they are of what is, and steps after the other are set to
+        NaN.
         """
         bad, ill = ~jnp.isfinite(x), ~jnp.isfinite(h).all(axis=-1)
         x, h = finite(x), finite(h)
         a, b = self._discrete()
         steps = jnp.arange(x.shape[1] + 1)
-        logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))  # of a pole that decays below what float32 has, too
+        # of a pole that decays below what float32 has, too
+        logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))
         powers = jnp.exp(logarithm[None] * steps[:, None, None])  # (L + 1, D, N)
         kernel = self._readout((powers[:-1] * b[None])[None])[0]
         later = powers[1:] * jax.lax.complex(*self.C)[None]
@@ -192,7 +214,9 @@ class S4D(Layer):
 
 
 class _Shared(Layer):
-    """What S5 and the LRU share: h_t = a h_{t-1} + b B x_t, P poles for all channels, with (a, b) of `_discrete`, B (D, 2 P) and C (2 P, D)."""
+    """What S5 and the LRU share: h_t = a h_{t-1} + b B x_t, P poles for all channels, with (a, b) of `_discrete`, B (D,
+    2 P) and C (2 P, D).
+    """
 
     d_model: int
     d_state: int = 64
@@ -213,7 +237,12 @@ class _Shared(Layer):
     def systems(self) -> Systems:
         """Returns the one system of all channels."""
         a, b = self._discrete()
-        return Systems(*(np.asarray(part, complex)[None] for part in (a, b[:, None] * _complex(self.B.T, axis=0), self.READ * _complex(self.C, axis=0).T)))
+        return Systems(
+            *(
+                np.asarray(part, complex)[None]
+                for part in (a, b[:, None] * _complex(self.B.T, axis=0), self.READ * _complex(self.C, axis=0).T)
+            )
+        )
 
     def of_systems(self, systems: Systems) -> dict[str, np.ndarray]:
         """Returns the parameters of such a system, of as many poles as it has."""
@@ -224,14 +253,18 @@ class _Shared(Layer):
     def state_axes(self) -> StateAxes:
         """Returns where the P poles are in the parameters of either layer."""
         own = dict.fromkeys(("A_log_decay", "A_frequency", "log_dt", "nu", "theta", "gamma_log"), (0,))
-        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2})
+        return StateAxes(
+            self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2}
+        )
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns h_0 = 0; it does not grow with `steps`."""
         del steps
         return jnp.zeros((batch, self.d_state // 2), jnp.complex64)
 
-    def _states(self, x: Activations, state: State | None, reset: Reset | None) -> tuple[Complex[Array, "B T P"], State]:
+    def _states(
+        self, x: Activations, state: State | None, reset: Reset | None
+    ) -> tuple[Complex[Array, "B T P"], State]:
         """(states of all steps, the last one); the first are sown."""
         a, b = self._discrete()
         drive = b[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
@@ -241,10 +274,12 @@ class _Shared(Layer):
 
 
 class S5(_Shared):
-    """One system for all channels, P poles: h_t = a h_{t-1} + b B x_t, y_t = 2 Re(C h_t) + D x_t (Smith, Warrington and Linderman 2023).
+    """One system for all channels, P poles: h_t = a h_{t-1} + b B x_t, y_t = 2 Re(C h_t) + D x_t (Smith, Warrington and
+    Linderman 2023).
 
-    (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold of a step size a pole. A starts as the eigenvalues of HiPPO's normal matrix of order
-    2 P, one of each conjugate pair, B and C as random maps in its eigenvectors. The outputs then go, as published, through y * sigmoid(W y) of y = gelu(y).
+    (a, b) are A = -exp(log_decay) + i frequency under the zero-order hold of a step size a pole. A starts as the
+    eigenvalues of HiPPO's normal matrix of order 2 P, one of each conjugate pair, B and C as random maps in its
+    eigenvectors. The outputs then go, as published, through y * sigmoid(W y) of y = gelu(y).
 
     Attributes:
       d_state: 2 P, the real numbers that P complex poles are.
@@ -259,15 +294,21 @@ class S5(_Shared):
         poles = self.d_state // 2
         start, vectors = hippo_normal(poles)
         self.log_decay = self.param("A_log_decay", nn.initializers.constant(math.log(0.5)), (poles,))
-        self.frequency = self.param("A_frequency", lambda _, shape: jnp.asarray(start.imag, jnp.float32).reshape(shape), (poles,))
+        self.frequency = self.param(
+            "A_frequency", lambda _, shape: jnp.asarray(start.imag, jnp.float32).reshape(shape), (poles,)
+        )
         self.log_dt = self.param("log_dt", _log_uniform(*STEP_SIZES), (poles,))
         self.B = self.param("B", _in_basis(vectors.conj().T), (self.d_model, 2 * poles))
         self.C = self.param("C", _out_of_basis(vectors), (2 * poles, self.d_model))
         self.D = self.param("D", nn.initializers.normal(1.0), (self.d_model,))
         self.gate = Projection(self.d_model, use_bias=False, dtype=self.dtype)
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
         h, last = self._states(x, state, reset)
         y = nn.gelu(_read(h, self.C, self.dtype) + self.D.astype(self.dtype)[None, None] * x)
         return y * nn.sigmoid(self.gate(y)), last
@@ -282,10 +323,11 @@ class S5(_Shared):
 
 
 class LRU(_Shared):
-    """h_t = lambda h_{t-1} + gamma B x_t, y_t = Re(C h_t) + D x_t, lambda = exp(-exp(nu) + i exp(theta)) (Orvieto et al. 2023, section 3).
+    """h_t = lambda h_{t-1} + gamma B x_t, y_t = Re(C h_t) + D x_t, lambda = exp(-exp(nu) + i exp(theta)) (Orvieto et
+    al. 2023, section 3).
 
-    Moduli of lambda start uniform in area on the ring `RING`, phases uniform up to `LARGEST_PHASE`; gamma starts as sqrt(1 - |lambda|^2), so that a white
-    input makes states of its own size. Blocks give the nonlinearity: their MLP.
+    Moduli of lambda start uniform in area on the ring `RING`, phases uniform up to `LARGEST_PHASE`; gamma starts as
+    sqrt(1 - |lambda|^2), so that a white input makes states of its own size. Blocks give the nonlinearity: their MLP.
 
     Attributes:
       d_state: 2 P, the real numbers that P complex poles are.
@@ -297,15 +339,23 @@ class LRU(_Shared):
         check_layer(PolesConfig, self)
         poles = self.d_state // 2
         self.nu = self.param("nu", _log_decays, (poles,))
-        self.theta = self.param("theta", lambda key, shape: jnp.log(LARGEST_PHASE * jax.random.uniform(key, shape, minval=1e-3)), (poles,))
+        self.theta = self.param(
+            "theta", lambda key, shape: jnp.log(LARGEST_PHASE * jax.random.uniform(key, shape, minval=1e-3)), (poles,)
+        )
         decay = self.nu
-        self.gamma_log = self.param("gamma_log", lambda _, shape: (jnp.log(-jnp.expm1(-2 * jnp.exp(decay))) / 2).reshape(shape), (poles,))
+        self.gamma_log = self.param(
+            "gamma_log", lambda _, shape: (jnp.log(-jnp.expm1(-2 * jnp.exp(decay))) / 2).reshape(shape), (poles,)
+        )
         self.B = self.param("B", nn.initializers.normal(1 / math.sqrt(2 * self.d_model)), (self.d_model, 2 * poles))
         self.C = self.param("C", nn.initializers.normal(1 / math.sqrt(poles)), (2 * poles, self.d_model))
         self.D = self.param("D", nn.initializers.normal(1.0), (self.d_model,))
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
         h, last = self._states(x, state, reset)
         return _read(h, self.C / 2, self.dtype) + self.D.astype(self.dtype)[None, None] * x, last
 
@@ -315,11 +365,15 @@ class LRU(_Shared):
     def _of_poles(self, a: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The parameters of poles, phases from 0 to 2 pi, and gamma, 1."""
         phase = np.maximum(np.angle(a) % (2 * np.pi), LEAST_PHASE)
-        return {"nu": np.log(-np.log(np.abs(a))), "theta": np.log(phase), "gamma_log": np.zeros(len(a))}, np.ones(len(a))
+        return {"nu": np.log(-np.log(np.abs(a))), "theta": np.log(phase), "gamma_log": np.zeros(len(a))}, np.ones(
+            len(a)
+        )
 
 
 def _toeplitz(kernel: Float[Array, "L D"]) -> Float[Array, "L L D"]:
-    """K_{t-s}, 0 for s > t: rows of one circle of 2 L numbers, each a step further round. Copies alone: gathering would make the gradient scatter."""
+    """K_{t-s}, 0 for s > t: rows of one circle of 2 L numbers, each a step further round. Copies alone: gathering would
+    make the gradient scatter.
+    """
     length = len(kernel)
     circle = jnp.concatenate([kernel[:1], jnp.zeros_like(kernel), kernel[:0:-1]])
     rows = jnp.tile(circle, (length, 1))[: length * (2 * length - 1)]

@@ -1,7 +1,8 @@
 """Mamba (S6) and Mamba-2: state space models whose step sizes, input maps and readouts are functions of the input.
 
-Their step sizes are their gates: with a < 0 the pole and dt > 0 the step size, h_t = exp(dt_t a) h_{t-1} + dt_t B_t x_t is the retained update of
-gate g_t = 1 - exp(dt_t a) and transition 0, h_t = (1 - g_t) h_{t-1} + g_t u_t with u_t = dt_t B_t x_t / g_t (theory, section 2).
+Their step sizes are their gates: with a < 0 the pole and dt > 0 the step size, h_t = exp(dt_t a) h_{t-1} + dt_t B_t x_t
+is the retained update of gate g_t = 1 - exp(dt_t a) and transition 0, h_t = (1 - g_t) h_{t-1} + g_t u_t with u_t = dt_t
+B_t x_t / g_t (theory, section 2).
 """
 
 import functools
@@ -39,26 +40,32 @@ def step_size_bias(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype =
 
 
 def log_counts(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "D N"]:
-    """Returns log n for the states n = 1 ... N of every channel: the real part of S4D's poles (Gu et al. 2022). `key` is unused."""
+    """Returns log n for the states n = 1 ... N of every channel: the real part of S4D's poles (Gu et al. 2022). `key`
+    is unused.
+    """
     del key
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype))[None], shape)
 
 
 class Mamba(Layer):
-    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, N states for each of E channels (Gu and Dao 2023, section 3.4).
+    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, N states for each of E channels (Gu and Dao
+    2023, section 3.4).
 
-    x_t and z_t, E = expand * d_model wide each, are linear in the input; x_t then goes through a causal convolution of width d_conv and a silu.
-    dt_t = softplus(W_up W_down x_t + b), (E,), B_t = W_B x_t and C_t = W_C x_t, (N,), and A = -exp(A_log). The output is W_out (y_t * silu(z_t)).
+    x_t and z_t, E = expand * d_model wide each, are linear in the input; x_t then goes through a causal convolution of
+    width d_conv and a silu. dt_t = softplus(W_up W_down x_t + b), (E,), B_t = W_B x_t and C_t = W_C x_t, (N,), and A =
+    -exp(A_log). The output is W_out (y_t * silu(z_t)).
 
     Attributes:
       d_model: width of inputs and outputs. d_state: N. expand: E / d_model.
-      dt_rank: rank of the map to step sizes; 0: d_model / 16, rounded up. d_conv: width of the convolution, without its bias if not conv_bias.
+      dt_rank: rank of the map to step sizes; 0: d_model / 16, rounded up. d_conv: width of the convolution, without its
+        bias if not conv_bias.
       projection_bias: whether the maps in and out have biases.
       method: how the recurrence is run; see `selective_scan`.
       dtype: of activations. Step sizes, the recurrence and its state are float32 whatever it is.
 
-    The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, E, N)}. Its components are the N states, in all channels at once.
-    Sown as intermediates: "gate", the mean over channels of 1 - exp(dt_t A), (B, T, N). States of all steps never exist.
+    The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, E, N)}. Its components are the N
+    states, in all channels at once. Sown as intermediates: "gate", the mean over channels of 1 - exp(dt_t A), (B, T,
+    N). States of all steps never exist.
     """
 
     d_model: int
@@ -87,13 +94,20 @@ class Mamba(Layer):
         self.outward = self.param("out", normal, (inner, self.d_model))
         self.inward_bias, self.outward_bias = _biases(self, inner=2 * inner, out=self.d_model)
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step);
+        True in `reset` forgets.
+        """
         past, h = (None, None) if state is None else (state["conv"], state["h"])
         x, z = jnp.split(_add_bias(project(x.astype(self.dtype), self.inward), self.inward_bias), 2, axis=-1)
         x, past = self.conv(x, past, reset=reset)
         x = jax.nn.silu(x)
-        dt = jax.nn.softplus(project(self._scale_projections(project(x, self.down)), self.up).astype(jnp.float32) + self.dt_bias[None, None])
+        dt = jax.nn.softplus(
+            project(self._scale_projections(project(x, self.down)), self.up).astype(jnp.float32)
+            + self.dt_bias[None, None]
+        )
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "gate", -jnp.expm1(-dt[..., None] * jnp.exp(self.A_log)[None, None]).mean(axis=2))
         A = -jnp.exp(self.A_log)
@@ -102,14 +116,20 @@ class Mamba(Layer):
         return _add_bias(project(y * jax.nn.silu(z), self.outward), self.outward_bias), {"conv": past, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the range of the gates and the largest drive of each of the N states over all channels, for all inputs of a set."""
+        """Returns the range of the gates and the largest drive of each of the N states over all channels, for all
+        inputs of a set.
+        """
         inner = self._inner
-        x = self.conv.after_map(inputs, self.inward[:, :inner], jnp.zeros(inner) if self.inward_bias is None else self.inward_bias[:inner])
+        x = self.conv.after_map(
+            inputs, self.inward[:, :inner], jnp.zeros(inner) if self.inward_bias is None else self.inward_bias[:inner]
+        )
         low, high = _step_sizes(self.dt_bias, *self._logits_of_steps(x))
         rate = jnp.exp(self.A_log)
         drive = _product(x.largest(inner)[:, None], self._reach_of_maps(x)[None], _weight(high[:, None], rate))
         least, most = smallest(_gate(low[:, None], rate), 0), largest(_gate(high[:, None], rate), 0)
-        return Bounds(jnp.zeros(self.d_state), least, most, drive_bound=largest(drive, 0), delay=self.d_conv - 1, averaged=True)
+        return Bounds(
+            jnp.zeros(self.d_state), least, most, drive_bound=largest(drive, 0), delay=self.d_conv - 1, averaged=True
+        )
 
     def state_axes(self) -> StateAxes:
         """Returns where the N states are in the parameters."""
@@ -118,7 +138,10 @@ class Mamba(Layer):
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
-        return {"conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype), "h": jnp.zeros((batch, self._inner, self.d_state), jnp.float32)}
+        return {
+            "conv": jnp.zeros((batch, self.d_conv - 1, self._inner), self.dtype),
+            "h": jnp.zeros((batch, self._inner, self.d_state), jnp.float32),
+        }
 
     def _scale_projections(self, value: Array) -> Array:
         """What is made of W_down x_t, B_t and C_t before they are used: nothing."""
@@ -140,7 +163,8 @@ class Mamba(Layer):
 
 
 class FalconMamba(Mamba):
-    """Mamba whose W_down x_t, B_t and C_t are divided by their root mean squares (Zuo et al. 2024, Falcon Mamba, section 2).
+    """Mamba whose W_down x_t, B_t and C_t are divided by their root mean squares (Zuo et al. 2024, Falcon Mamba,
+    section 2).
 
     Attributes:
       inner_norm_epsilon: added to these mean squares under their roots.
@@ -154,7 +178,9 @@ class FalconMamba(Mamba):
 
     def _scale_projections(self, value: Array) -> Array:
         wide = value.astype(jnp.float32)
-        return (wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.inner_norm_epsilon)).astype(value.dtype)
+        return (wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.inner_norm_epsilon)).astype(
+            value.dtype
+        )
 
     def _logits_of_steps(self, x: Convolved) -> tuple[Array, Array]:
         del x
@@ -168,21 +194,25 @@ class FalconMamba(Mamba):
 
 
 class Mamba2(Layer):
-    """h_t = exp(dt_t a) h_{t-1} + dt_t x_t B_t', y_t = h_t C_t + D x_t in each of H heads, h of P x N (Dao and Gu 2024, section 7).
+    """h_t = exp(dt_t a) h_{t-1} + dt_t x_t B_t', y_t = h_t C_t + D x_t in each of H heads, h of P x N (Dao and Gu 2024,
+    section 7).
 
-    x_t, of H heads of P = expand * d_model / H, B_t and C_t, of G groups of N, are linear in the input and go through a causal convolution of width
-    d_conv and a silu; head i reads group i // (H / G). dt_t = softplus(W_dt u_t + b), one number a head, is linear in the input u_t itself, as z_t is, and
-    a = -exp(A_log). The output is W_out RMSNorm(y_t * silu(z_t)), normed in each group of heads by itself.
+    x_t, of H heads of P = expand * d_model / H, B_t and C_t, of G groups of N, are linear in the input and go through a
+    causal convolution of width d_conv and a silu; head i reads group i // (H / G). dt_t = softplus(W_dt u_t + b), one
+    number a head, is linear in the input u_t itself, as z_t is, and a = -exp(A_log). The output is W_out RMSNorm(y_t *
+    silu(z_t)), normed in each group of heads by itself.
 
     Attributes:
-      d_model: width of inputs and outputs. d_state: N. heads, groups: H and G. expand: H P / d_model. d_conv: width of the convolutions.
+      d_model: width of inputs and outputs. d_state: N. heads, groups: H and G. expand: H P / d_model. d_conv: width of
+        the convolutions.
       norm_epsilon: added to the mean square under its root.
       projection_bias: whether the maps in and out have biases. conv_bias: whether the convolutions have.
       dt_limit: the smallest and the largest step size, to which others are clipped; empty: any.
       dtype: of activations. Step sizes, the recurrence and its state are float32 whatever it is.
 
-    The state is {"x", "B", "C": the last d_conv - 1 inputs of the convolutions, "h": (B, H, P, N)}. Its components are the N states, in all heads at once.
-    Sown as intermediates: "gate", 1 - exp(dt_t a), one a head, (B, T, H). States of all steps never exist.
+    The state is {"x", "B", "C": the last d_conv - 1 inputs of the convolutions, "h": (B, H, P, N)}. Its components are
+    the N states, in all heads at once. Sown as intermediates: "gate", 1 - exp(dt_t a), one a head, (B, T, H). States of
+    all steps never exist.
     """
 
     d_model: int
@@ -205,7 +235,9 @@ class Mamba2(Layer):
         self.B = self.param("B", normal, (self.d_model, mapped))
         self.C = self.param("C", normal, (self.d_model, mapped))
         self.rate = self.param("rate", normal, (self.d_model, self.heads))
-        self.x_conv, self.B_conv, self.C_conv = (ShortConv(self.d_conv, width, self.conv_bias) for width in (inner, mapped, mapped))
+        self.x_conv, self.B_conv, self.C_conv = (
+            ShortConv(self.d_conv, width, self.conv_bias) for width in (inner, mapped, mapped)
+        )
         self.dt_bias = self.param("dt_bias", step_size_bias, (self.heads,))
         self.A_log = self.param("A_log", _log_of_uniform_poles, (self.heads,))
         self.D = self.param("D", nn.initializers.ones, (self.heads,))
@@ -214,48 +246,78 @@ class Mamba2(Layer):
         sizes = {"inner": 2 * inner, "B": mapped, "C": mapped, "rate": self.heads, "out": self.d_model}
         self.inward_bias, self.B_bias, self.C_bias, self.rate_bias, self.outward_bias = _biases(self, **sizes)
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step);
+        True in `reset` forgets.
+        """
         u, past = x.astype(self.dtype), state or {}
         z, x = jnp.split(_add_bias(project(u, self.inward), self.inward_bias), 2, axis=-1)
         x, past_x = self.x_conv(x, past.get("x"), reset=reset)
         B, past_B = self.B_conv(_add_bias(project(u, self.B), self.B_bias), past.get("B"), reset=reset)
         C, past_C = self.C_conv(_add_bias(project(u, self.C), self.C_bias), past.get("C"), reset=reset)
-        dt = self._limit_step(jax.nn.softplus(project(u, self.rate).astype(jnp.float32) + _add_bias(self.dt_bias, self.rate_bias)[None, None]))
+        dt = self._limit_step(
+            jax.nn.softplus(
+                project(u, self.rate).astype(jnp.float32) + _add_bias(self.dt_bias, self.rate_bias)[None, None]
+            )
+        )
         self.sow("intermediates", "gate", -jnp.expm1(-dt * jnp.exp(self.A_log)[None, None]))
-        heads, B, C = (self._split_heads(jax.nn.silu(value), count) for value, count in ((x, self.heads), (B, self.groups), (C, self.groups)))
+        heads, B, C = (
+            self._split_heads(jax.nn.silu(value), count)
+            for value, count in ((x, self.heads), (B, self.groups), (C, self.groups))
+        )
         if self.has_variable("params", "mask"):
             C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
         y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, past.get("h"), reset=reset)
         y = self.norm(self._split_heads(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
-        return _add_bias(project(y.reshape(z.shape), self.outward), self.outward_bias), {"x": past_x, "B": past_B, "C": past_C, "h": h}
+        return _add_bias(project(y.reshape(z.shape), self.outward), self.outward_bias), {
+            "x": past_x,
+            "B": past_B,
+            "C": past_C,
+            "h": h,
+        }
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H components that stand for all."""
+        """Returns the range of the gates, one a head, and the largest drive in a head, for all inputs of a set: H
+        components that stand for all.
+        """
         read = _add_bias(inputs.reach(self.inward), self.inward_bias, size=True)[self._inner :]
         x = self.x_conv.after(Box(read)).largest(self._inner)
-        B = self.B_conv.after(Box(_add_bias(inputs.reach(self.B), self.B_bias, size=True))).largest(self.groups * self.d_state)
+        B = self.B_conv.after(Box(_add_bias(inputs.reach(self.B), self.B_bias, size=True))).largest(
+            self.groups * self.d_state
+        )
         x, B = largest(x.reshape(self.heads, -1), 1), largest(B.reshape(self.groups, -1), 1)
         reach = inputs.reach(self.rate)
-        low, high = (self._limit_step(end) for end in _step_sizes(_add_bias(self.dt_bias, self.rate_bias), -reach, reach))
+        low, high = (
+            self._limit_step(end) for end in _step_sizes(_add_bias(self.dt_bias, self.rate_bias), -reach, reach)
+        )
         rate = jnp.exp(self.A_log)
         drive = _product(x, jnp.repeat(B, self.heads // self.groups), _weight(high, rate))
-        return Bounds(jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive, delay=self.d_conv - 1)
+        return Bounds(
+            jnp.zeros(self.heads), _gate(low, rate), _gate(high, rate), drive_bound=drive, delay=self.d_conv - 1
+        )
 
     def state_axes(self) -> StateAxes:
         """Returns where the N states are in the parameters: in those of B and C, group after group.
 
-        C goes through a silu before it reads, so what a component is worth is asked by "mask", which multiplies it after that.
+        C goes through a silu before it reads, so what a component is worth is asked by "mask", which multiplies it
+        after that.
         """
         own: dict[str, tuple[int, ...]] = {"": (1,), "_bias": (0,), "_conv/kernel": (1,), "_conv/bias": (0,)}
         columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in own.items()}
-        return StateAxes(self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.groups))
+        return StateAxes(
+            self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.groups)
+        )
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
         mapped = self.groups * self.d_state
-        past = {name: jnp.zeros((batch, self.d_conv - 1, width), self.dtype) for name, width in (("x", self._inner), ("B", mapped), ("C", mapped))}
+        past = {
+            name: jnp.zeros((batch, self.d_conv - 1, width), self.dtype)
+            for name, width in (("x", self._inner), ("B", mapped), ("C", mapped))
+        }
         return past | {"h": jnp.zeros((batch, self.heads, self._inner // self.heads, self.d_state), jnp.float32)}
 
     @property
@@ -272,7 +334,10 @@ class Mamba2(Layer):
 def _biases(layer: Mamba | Mamba2, **sizes: int) -> list[Array | None]:
     """The biases of a mixer's maps, parameters "in_bias" and so on; None where it has none."""
     names = {name: "in_bias" if name == "inner" else f"{name}_bias" for name in sizes}
-    return [layer.param(names[name], nn.initializers.zeros, (size,)) if layer.projection_bias else None for name, size in sizes.items()]
+    return [
+        layer.param(names[name], nn.initializers.zeros, (size,)) if layer.projection_bias else None
+        for name, size in sizes.items()
+    ]
 
 
 def _add_bias(value: Array, bias: Array | None, *, size: bool = False) -> Array:
@@ -297,7 +362,8 @@ def _logits_after_silu(x: Inputs, kernel: Array) -> tuple[Array, Array]:
 def _logits_after_parted_silu(x: Convolved, kernel: Array) -> tuple[Array, Array]:
     """As above, by silu(x) = x / 2 + e(x) with e(x) = x tanh(x / 2) / 2, from 0 to |x| / 2.
 
-    The first part is linear in the input, and by Cauchy and Schwarz a sum of the second is at most |x|_2 |kernel|_2 / 2.
+    The first part is linear in the input, and by Cauchy and Schwarz a sum of the second is at most |x|_2 |kernel|_2 /
+    2.
     """
     most = x.largest(len(kernel))
     even, longest = Box(most * jnp.tanh(most / 2) / 2), x.longest

@@ -1,8 +1,10 @@
-"""The layers of the mixers that a block pattern can name, and how an own one gets among them; what each can be set to is in `config.mixers`.
+"""The layers of the mixers that a block pattern can name, and how an own one gets among them; what each can be set to
+is in `config.mixers`.
 
-Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that carry the state, and a reset hides
-all that came before it. `initial_state(batch, steps=None)` is the state before the first step; where it is a cache, with room for `steps`. A mixer may
-sow "gate" and "state" among its intermediates, name the axes of its state in its parameters (`layers.state_axes`), and state what holds of it for all inputs
+Each obeys (x, state=None, *, reset=None) -> (y, state): one call over T steps equals calls over any split of them that
+carry the state, and a reset hides all that came before it. `initial_state(batch, steps=None)` is the state before the
+first step; where it is a cache, with room for `steps`. A mixer may sow "gate" and "state" among its intermediates, name
+the axes of its state in its parameters (`layers.state_axes`), and state what holds of it for all inputs
 (`layers.bounds`).
 """
 
@@ -25,7 +27,11 @@ from selssm_jax.layers.tcn import TCN
 
 
 def _mamba(d_model: Any, d_state: Any = 16, *, inner_norm_epsilon: Any = 0.0, **rest: Any) -> Mamba:
-    return FalconMamba(d_model, d_state, **rest, inner_norm_epsilon=inner_norm_epsilon) if inner_norm_epsilon else Mamba(d_model, d_state, **rest)
+    return (
+        FalconMamba(d_model, d_state, **rest, inner_norm_epsilon=inner_norm_epsilon)
+        if inner_norm_epsilon
+        else Mamba(d_model, d_state, **rest)
+    )
 
 
 # One for every name of `config.mixers.MIXERS`.
@@ -61,20 +67,25 @@ def register_mixer(
     gated: bool = False,
     undecayed: Sequence[str] = (),
 ) -> None:
-    """Makes an own mixer known: `model.pattern` may name it, and it is trained, measured, compared and compressed by the same commands as the others.
+    """Makes an own mixer known: `model.pattern` may name it, and it is trained, measured, compared and compressed by
+    the same commands as the others.
 
     `testing.check_mixer` says whether a layer is one. Commands read the file that registers it by `--extend FILE.py`.
 
     Args:
       name: what a pattern calls it.
-      layer: called as layer(d_model=..., **{key: model.key}, **fields of its config, dtype=...); returns a Linen module.
-      config: what it can be set to: `model.own.NAME.FIELD` in a config, `--config.model.own.NAME.FIELD=...` on a command line.
+      layer: called as layer(d_model=..., **{key: model.key}, **fields of its config, dtype=...); returns a Linen
+        module.
+      config: what it can be set to: `model.own.NAME.FIELD` in a config, `--config.model.own.NAME.FIELD=...` on a
+        command line.
       keys: which keys of `config.Model` are arguments of it, besides d_model.
       gated: whether it sows "gate" among its intermediates.
-      undecayed: names of its parameters that weight decay spares, such as poles; those of the package and all biases are spared anyway.
+      undecayed: names of its parameters that weight decay spares, such as poles; those of the package and all biases
+        are spared anyway.
 
     Raises:
-      ValueError: for a name that is taken, a key that no model has, and a config that is no frozen dataclass of that kind.
+      ValueError: for a name that is taken, a key that no model has, and a config that is no frozen dataclass of that
+        kind.
     """
     if name in LAYERS:
         raise ValueError(f"the mixer {name!r} is there already: give another name")
@@ -82,5 +93,8 @@ def register_mixer(
         if key not in Model.__dataclass_fields__:
             raise ValueError(f"the mixer {name!r} asks for model.{key}: {suggest(key, Model.__dataclass_fields__)}")
     if not issubclass(config, MixerConfig) or "__dataclass_fields__" not in vars(config):
-        raise ValueError(f"the mixer {name!r} has the config {config.__name__}: make it a frozen dataclass that is a config.MixerConfig")
+        raise ValueError(
+            f"the mixer {name!r} has the config {config.__name__}: make it a frozen dataclass that is a "
+            "config.MixerConfig"
+        )
     LAYERS[name], MIXERS[name] = layer, Mixer(config, tuple(keys), gated, tuple(undecayed))

@@ -14,7 +14,8 @@ from selssm_jax.shapes import Rows
 class ClassHead(Layer):
     """Class logits of a whole signal, from the mean over its valid steps or from the last of them.
 
-    The state is {"sum": (B, D), "count": (B,)} ("last": sum is the last valid step), so that a signal may come in pieces.
+    The state is {"sum": (B, D), "count": (B,)} ("last": sum is the last valid step), so that a signal may come in
+    pieces.
     """
 
     classes: int
@@ -22,12 +23,18 @@ class ClassHead(Layer):
     pool: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], state: dict[str, Array], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B V"], dict[str, Array]]:
+    def __call__(
+        self, x: Float[Array, "B T D"], state: dict[str, Array], valid: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B V"], dict[str, Array]]:
         """Returns (logits of all valid steps so far, state)."""
         check_arguments(self, {"classes": Positive, "pool": Pool})
         x = x.astype(jnp.float32)
         count = state["count"] + valid.sum(axis=1)
-        pooled = state["sum"] + jnp.where(valid[..., None], x, 0).sum(axis=1) if self.pool == "mean" else self._last(x, state["sum"], valid)
+        pooled = (
+            state["sum"] + jnp.where(valid[..., None], x, 0).sum(axis=1)
+            if self.pool == "mean"
+            else self._last(x, state["sum"], valid)
+        )
         scale = jnp.maximum(count, 1)[:, None] if self.pool == "mean" else 1
         return Projection(self.classes, name="out")(pooled / scale), {"sum": pooled, "count": count}
 
@@ -42,10 +49,11 @@ class ClassHead(Layer):
 
 
 class ForecastHead(Layer):
-    """The next `horizon` values of every channel at once: linear in the last `steps` features and the last `skip` inputs.
+    """The next `horizon` values of every channel at once: linear in the last `steps` features and the last `skip`
+    inputs.
 
-    The linear path past the mixers is that of LSTNet's autoregressive part (Lai et al. 2018), here one map for all channels; it
-    starts at zero. The state is {"features": (B, steps, D), "inputs": (B, skip, C)}.
+    The linear path past the mixers is that of LSTNet's autoregressive part (Lai et al. 2018), here one map for all
+    channels; it starts at zero. The state is {"features": (B, steps, D), "inputs": (B, skip, C)}.
     """
 
     horizon: int
@@ -55,7 +63,9 @@ class ForecastHead(Layer):
     skip: int = 0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B F D"], inputs: Float[Array, "B T C"], state: dict[str, Array]) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
+    def __call__(
+        self, x: Float[Array, "B F D"], inputs: Float[Array, "B T C"], state: dict[str, Array]
+    ) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
         """Returns (forecast after the last step, what the next call still sees of features and inputs)."""
         check_arguments(self, {"horizon": Positive, "channels": Positive, "steps": Positive, "skip": Count})
         state = {
@@ -71,4 +81,7 @@ class ForecastHead(Layer):
 
     def initial_state(self, batch: Rows) -> dict[str, Array]:
         """Returns features and inputs of zero."""
-        return {"features": jnp.zeros((batch, self.steps, self.features), jnp.float32), "inputs": jnp.zeros((batch, self.skip, self.channels), jnp.float32)}
+        return {
+            "features": jnp.zeros((batch, self.steps, self.features), jnp.float32),
+            "inputs": jnp.zeros((batch, self.skip, self.channels), jnp.float32),
+        }

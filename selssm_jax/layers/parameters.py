@@ -9,9 +9,11 @@ from jaxtyping import Array
 
 
 class Layer(nn.Module):
-    """A module whose parameters are float32: drawn so under `jax_enable_x64` too, and read so where they were cast, to bfloat16 or float64.
+    """A module whose parameters are float32: drawn so under `jax_enable_x64` too, and read so where they were cast, to
+    bfloat16 or float64.
 
-    Gates, poles and recurrences are computed in float32 then, whatever is stored; gradients have the type of what is stored.
+    Gates, poles and recurrences are computed in float32 then, whatever is stored; gradients have the type of what is
+    stored.
     """
 
     @nn.nowrap

@@ -1,6 +1,8 @@
-"""The recurrent networks: RNN, LSTM and GRU in one loop, and the minimal GRU, whose gates read the input alone and which is a linear scan.
+"""The recurrent networks: RNN, LSTM and GRU in one loop, and the minimal GRU, whose gates read the input alone and
+which is a linear scan.
 
-What they make of their inputs does not wait for a state, so it is one product of matrices for all steps; the loop multiplies states alone.
+What they make of their inputs does not wait for a state, so it is one product of matrices for all steps; the loop
+multiplies states alone.
 """
 
 from collections.abc import Callable
@@ -22,14 +24,16 @@ from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.shapes import Activations, Reset, Rows
 
 STEEPEST = 0.25  # slope of a sigmoid
-JOINED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=2, batch_axis=1)  # LeCun's, of maps that share their input
+# LeCun's, of maps that share their input
+JOINED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=2, batch_axis=1)
 
 
 class MinGRU(Layer):
-    """h_t = (1 - z_t) h_{t-1} + z_t h~_t, z_t = sigmoid(W_z x_t + b_z), h~_t = W_h x_t + b_h, y_t = W_o h_t (Feng et al. 2024, section 3.1).
+    """h_t = (1 - z_t) h_{t-1} + z_t h~_t, z_t = sigmoid(W_z x_t + b_z), h~_t = W_h x_t + b_h, y_t = W_o h_t (Feng et
+    al. 2024, section 3.1).
 
-    That is the published form without its logarithms, which keep states positive. The state is h, (B, d_state). Sown as intermediates: "gate", z_t, and
-    "state", h_t, (B, T, d_state).
+    That is the published form without its logarithms, which keep states positive. The state is h, (B, d_state). Sown as
+    intermediates: "gate", z_t, and "state", h_t, (B, T, d_state).
     """
 
     d_model: int
@@ -42,8 +46,12 @@ class MinGRU(Layer):
         self.b = self.param("b", nn.initializers.zeros, (2, self.d_state))
         self.C = self.param("C", nn.initializers.lecun_normal(), (self.d_state, self.d_model))
 
-    def __call__(self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B N"]]:
-        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, Float[Array, "B N"]]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
         read = _project(x.astype(self.dtype), self.W) + self.b[None, None]
         z, target = jax.nn.sigmoid(read[:, :, 0]), read[:, :, 1]
         h, last = linear_scan(1 - z, z * target, state, reset=reset)
@@ -68,7 +76,9 @@ class MinGRU(Layer):
 
 
 class _Cell(Layer):
-    """What the three cells share: W x_t of all steps at once, then a loop over U h_{t-1}, then y_t = C h_t. States are float32."""
+    """What the three cells share: W x_t of all steps at once, then a loop over U h_{t-1}, then y_t = C h_t. States are
+    float32.
+    """
 
     d_model: int
     d_state: int = 128
@@ -84,11 +94,17 @@ class _Cell(Layer):
         self.C = self.param("C", nn.initializers.lecun_normal(), (self.d_state, self.d_model))
 
     def state_axes(self) -> StateAxes:
-        """Returns where the components are in the parameters, c of a GRU among them; those that are left read those that went no more."""
-        return StateAxes(self.d_state, {"W": (2,), "U": (0, 2), "b": (1,), "c": (0,), "C": (0,)}, drive="W", readout="C")
+        """Returns where the components are in the parameters, c of a GRU among them; those that are left read those
+        that went no more.
+        """
+        return StateAxes(
+            self.d_state, {"W": (2,), "U": (0, 2), "b": (1,), "c": (0,), "C": (0,)}, drive="W", readout="C"
+        )
 
     def _run(self, step: Callable[..., Any], x: Array, start: Any, reset: Array | None) -> tuple[Any, Any]:
-        """What `step` gives after every step, (B, T, ...), and the last state; step(state, W x_t + b) -> (state, given)."""
+        """What `step` gives after every step, (B, T, ...), and the last state; step(state, W x_t + b) -> (state,
+        given).
+        """
 
         def body(state: Any, now: tuple[Array, Array | None]) -> tuple[Any, Any]:
             read, forget = now
@@ -96,7 +112,9 @@ class _Cell(Layer):
             return step(state, read)
 
         read = _project(x.astype(self.dtype).swapaxes(0, 1), self.W) + self.b[None, None]
-        last, given = jax.lax.scan(body, vary_alike((start, read, self.U))[0], (read, None if reset is None else reset.T))
+        last, given = jax.lax.scan(
+            body, vary_alike((start, read, self.U))[0], (read, None if reset is None else reset.T)
+        )
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), given), last
 
     def _recurrent(self, h: Array) -> Array:
@@ -119,8 +137,12 @@ class RNN(_Cell):
     The state is h, (B, d_state). Sown as intermediates: "state", (B, T, d_state).
     """
 
-    def __call__(self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B N"]]:
-        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, Float[Array, "B N"]]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
 
         def step(h: Array, read: Array) -> tuple[Array, Array]:
             h = jnp.tanh(read[:, 0] + h @ self.U[:, 0])
@@ -142,9 +164,11 @@ class RNN(_Cell):
 
 
 class GRU(_Cell):
-    """h_t = z_t h_{t-1} + (1 - z_t) n_t, n_t = tanh(W_n x_t + b_n + r_t (U_n h_{t-1} + c)), y_t = C h_t (Cho et al. 2014), as Flax's GRUCell.
+    """h_t = z_t h_{t-1} + (1 - z_t) n_t, n_t = tanh(W_n x_t + b_n + r_t (U_n h_{t-1} + c)), y_t = C h_t (Cho et al.
+    2014), as Flax's GRUCell.
 
-    r_t and z_t are sigmoids of W x_t + U h_{t-1} + b. The state is h, (B, d_state). Sown as intermediates: "gate", 1 - z_t, and "state", (B, T, d_state).
+    r_t and z_t are sigmoids of W x_t + U h_{t-1} + b. The state is h, (B, d_state). Sown as intermediates: "gate", 1 -
+    z_t, and "state", (B, T, d_state).
     """
 
     gates = 3  # r, z, n
@@ -153,8 +177,12 @@ class GRU(_Cell):
         super().setup()
         self.c = self.param("c", nn.initializers.zeros, (self.d_state,))
 
-    def __call__(self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Float[Array, "B N"]]:
-        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: Float[Array, "B N"] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, Float[Array, "B N"]]:
+        """Reads a sequence from `state` on, from h_0 = 0 if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
 
         def step(h: Array, read: Array) -> tuple[Array, tuple[Array, Array]]:
             own = self._recurrent(h)
@@ -168,7 +196,8 @@ class GRU(_Cell):
         return project(h.astype(self.dtype), self.C), last
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the largest |dh_i/dh_j| over all inputs of a set and all |h_j| <= 1, which is never left once entered.
+        """Returns the largest |dh_i/dh_j| over all inputs of a set and all |h_j| <= 1, which is never left once
+        entered.
 
         z + 2 z' |U_z| + (1 - z) (r |U_n| + r' |U_n h + c| |U_r|), each factor at its largest.
         """
@@ -185,16 +214,22 @@ class GRU(_Cell):
 
 
 class LSTM(_Cell):
-    """c_t = f_t c_{t-1} + i_t g_t, h_t = o_t tanh(c_t), y_t = C h_t (Hochreiter and Schmidhuber 1997, Gers et al. 2000), as Flax's OptimizedLSTMCell.
+    """c_t = f_t c_{t-1} + i_t g_t, h_t = o_t tanh(c_t), y_t = C h_t (Hochreiter and Schmidhuber 1997, Gers et al.
+    2000), as Flax's OptimizedLSTMCell.
 
-    i, f, o are sigmoids and g is the tanh of W x_t + U h_{t-1} + b. The state is {"h", "c"}, (B, d_state) each; a component of it is both. Sown as
-    intermediates: "gate", 1 - f_t, (B, T, d_state), and "state", c_t and h_t, (B, T, 2 d_state).
+    i, f, o are sigmoids and g is the tanh of W x_t + U h_{t-1} + b. The state is {"h", "c"}, (B, d_state) each; a
+    component of it is both. Sown as intermediates: "gate", 1 - f_t, (B, T, d_state), and "state", c_t and h_t, (B, T, 2
+    d_state).
     """
 
     gates = 4  # i, f, g, o
 
-    def __call__(self, x: Activations, state: dict[str, Array] | None = None, *, reset: Reset | None = None) -> tuple[Activations, dict[str, Array]]:
-        """Reads a sequence from `state` on, from zeros if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: dict[str, Array] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, dict[str, Array]]:
+        """Reads a sequence from `state` on, from zeros if None, and returns (y, state after the last step); True in
+        `reset` forgets.
+        """
 
         def step(state: dict[str, Array], read: Array) -> tuple[dict[str, Array], tuple[Array, Array, Array]]:
             z = read + self._recurrent(state["h"])
@@ -209,12 +244,16 @@ class LSTM(_Cell):
         return project(h.astype(self.dtype), self.C), last
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the largest derivatives of (c, h) by (c, h) over all inputs of a set, all |h_j| <= 1 and |c_i| <= i / (1 - f), which are never left."""
+        """Returns the largest derivatives of (c, h) by (c, h) over all inputs of a set, all |h_j| <= 1 and |c_i| <= i /
+        (1 - f), which are never left.
+        """
         high = self._logits(inputs)[1]
         i, f, _, o = jax.nn.sigmoid(high)
         reach = i / jax.nn.sigmoid(-high[1])  # 1 - f would have lost its digits near f = 1
         if not bool(jnp.isfinite(reach).all()):
-            return Bounds(unknown="inputs have no bound, so neither have the cells: a forget gate can be as near to 1 as it likes")
+            return Bounds(
+                unknown="inputs have no bound, so neither have the cells: a forget gate can be as near to 1 as it likes"
+            )
         by_h = STEEPEST * (reach[:, None] * self._weights(1) + self._weights(0)) + i[:, None] * self._weights(2)
         cells = jnp.concatenate([jnp.diag(f), by_h], axis=1)
         hidden = o[:, None] * cells + jnp.concatenate([jnp.zeros_like(by_h), STEEPEST * self._weights(3)], axis=1)

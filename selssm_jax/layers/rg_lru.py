@@ -23,18 +23,22 @@ State = dict[str, Array]
 
 
 class RGLRU(Layer):
-    """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = exp(-8 softplus(Lambda) r_t) (De et al. 2024, Griffin, section 2.4).
+    """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = exp(-8 softplus(Lambda) r_t) (De et al. 2024, Griffin,
+    section 2.4).
 
-    r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `blocks` blocks on the diagonal. x_t is the block's input, mapped to d_state
-    numbers and convolved over d_conv steps; the output is W_o (h_t * gelu(W_g u_t)). Lambda starts with a_t uniform in area between `MODULI` at r = 1.
-    The first step is weighed as all others are, as the paper writes it; RecurrentGemma's code weighs it by 1 in place of the root.
+    r_t = sigmoid(W_r x_t + b_r) and i_t = sigmoid(W_i x_t + b_i), W_r and W_i of `blocks` blocks on the diagonal. x_t
+    is the block's input, mapped to d_state numbers and convolved over d_conv steps; the output is W_o (h_t * gelu(W_g
+    u_t)). Lambda starts with a_t uniform in area between `MODULI` at r = 1. The first step is weighed as all others
+    are, as the paper writes it; RecurrentGemma's code weighs it by 1 in place of the root.
 
     Attributes:
-      d_state: width of the recurrence. blocks: those on the diagonal of the gates' maps. d_conv: width of the convolution.
+      d_state: width of the recurrence. blocks: those on the diagonal of the gates' maps. d_conv: width of the
+        convolution.
       dtype: of activations. Gates, the recurrence and its state are float32 whatever it is.
 
-    The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, d_state)}. Sown as intermediates: "gate", 1 - a_t, and "state", h_t,
-    (B, T, d_state). Gates of one block read all inputs of that block, and blocks have one width: what can be removed is a component of every block at once.
+    The state is {"conv": the last d_conv - 1 inputs of the convolution, "h": (B, d_state)}. Sown as intermediates:
+    "gate", 1 - a_t, and "state", h_t, (B, T, d_state). Gates of one block read all inputs of that block, and blocks
+    have one width: what can be removed is a component of every block at once.
     """
 
     d_model: int
@@ -47,19 +51,31 @@ class RGLRU(Layer):
         check_layer(RGLRUConfig, self)
         width = self.d_state // self.blocks
         lecun = nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
-        self.inward, self.branch, self.outward = (Projection(size, dtype=self.dtype) for size in (self.d_state, self.d_state, self.d_model))
+        self.inward, self.branch, self.outward = (
+            Projection(size, dtype=self.dtype) for size in (self.d_state, self.d_state, self.d_model)
+        )
         self.conv = ShortConv(self.d_conv, self.d_state)
-        self.W = self.param("W", lambda key, shape: jnp.stack([lecun(k, shape[1:]) for k in jax.random.split(key)]), (2, self.blocks, width, width))
+        self.W = self.param(
+            "W",
+            lambda key, shape: jnp.stack([lecun(k, shape[1:]) for k in jax.random.split(key)]),
+            (2, self.blocks, width, width),
+        )
         self.b = self.param("b", nn.initializers.zeros, (2, self.d_state))
         self.Lambda = self.param("Lambda", _decays, (self.d_state,))
 
-    def __call__(self, x: Activations, state: State | None = None, *, reset: Reset | None = None) -> tuple[Activations, State]:
-        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step); True in `reset` forgets."""
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from an empty memory if None, and returns (y, state after the last step);
+        True in `reset` forgets.
+        """
         before, h = (None, None) if state is None else (state["conv"], state["h"])
         u, before = self.conv(self.inward(x), before, reset=reset)
         wide = u.astype(jnp.float32)
         parted = wide.reshape(*u.shape[:2], self.blocks, -1)
-        r, i = jax.nn.sigmoid(jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None])
+        r, i = jax.nn.sigmoid(
+            jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None]
+        )
         log_a = self._rate()[None, None] * r
         states, h = linear_scan(jnp.exp(log_a), _root(log_a) * i * wide, h, reset=reset)
         self.sow("intermediates", "gate", -jnp.expm1(log_a))
@@ -67,27 +83,48 @@ class RGLRU(Layer):
         return self.outward(states.astype(self.dtype) * nn.gelu(self.branch(x))), {"conv": before, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns the range of the gates 1 - a_t and the largest drive sqrt(1 - a_t^2) i_t x_t / (1 - a_t), for all inputs of a set."""
+        """Returns the range of the gates 1 - a_t and the largest drive sqrt(1 - a_t^2) i_t x_t / (1 - a_t), for all
+        inputs of a set.
+        """
         params = self.inward.variables["params"]
         u = self.conv.after(Box(inputs.reach(params["kernel"]) + jnp.abs(params["bias"])))
         largest = u.largest(self.d_state)
-        read = jnp.where(self.W == 0, 0, jnp.abs(self.W) * largest.reshape(1, self.blocks, -1, 1))  # weights of 0 read no infinity
+        # weights of 0 read no infinity
+        read = jnp.where(self.W == 0, 0, jnp.abs(self.W) * largest.reshape(1, self.blocks, -1, 1))
         spread = read.sum(axis=2).reshape(2, -1)
         low, high = (self._rate() * jax.nn.sigmoid(self.b[0] + sign * spread[0]) for sign in (-1, 1))
         drive = jax.nn.sigmoid(self.b[1] + spread[1]) * largest * _root(low) / -jnp.expm1(low)
-        return Bounds(jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive, delay=self.d_conv - 1)
+        return Bounds(
+            jnp.zeros(self.d_state), -jnp.expm1(low), -jnp.expm1(high), drive_bound=drive, delay=self.d_conv - 1
+        )
 
     def state_axes(self) -> StateAxes:
-        """Returns where the d_state / heads components are: number k of every block, written and read by `heads` numbers each."""
-        own = {f"{name}/{part}": (axis,) for name in ("inward", "branch", "conv") for part, axis in (("kernel", 1), ("bias", 0))}
+        """Returns where the d_state / heads components are: number k of every block, written and read by `heads`
+        numbers each.
+        """
+        own = {
+            f"{name}/{part}": (axis,)
+            for name in ("inward", "branch", "conv")
+            for part, axis in (("kernel", 1), ("bias", 0))
+        }
         own |= {"b": (1,), "Lambda": (0,), "outward/kernel": (0,)}
         parts = dict.fromkeys(own, self.blocks)
-        return StateAxes(self.d_state // self.blocks, own | {"W": (2, 3)}, drive="inward/kernel", readout="outward/kernel", size=self.blocks, parts=parts)
+        return StateAxes(
+            self.d_state // self.blocks,
+            own | {"W": (2, 3)},
+            drive="inward/kernel",
+            readout="outward/kernel",
+            size=self.blocks,
+            parts=parts,
+        )
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
         del steps
-        return {"conv": jnp.zeros((batch, self.d_conv - 1, self.d_state), self.dtype), "h": jnp.zeros((batch, self.d_state), jnp.float32)}
+        return {
+            "conv": jnp.zeros((batch, self.d_conv - 1, self.d_state), self.dtype),
+            "h": jnp.zeros((batch, self.d_state), jnp.float32),
+        }
 
     def _rate(self) -> Array:
         """log a_t at r = 1."""

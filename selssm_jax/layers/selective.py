@@ -43,7 +43,9 @@ def contractive_matrix(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
 
 
 def within_rows(raw: Float[Array, "N N"]) -> Float[Array, "N N"]:
-    """Rows whose sums of |a_ij| are at most 1: longer ones are scaled down to it, and stay as they are from then on, as do parts of them."""
+    """Rows whose sums of |a_ij| are at most 1: longer ones are scaled down to it, and stay as they are from then on, as
+    do parts of them.
+    """
     rows = jnp.abs(raw).sum(axis=1, keepdims=True)
     return raw / jnp.maximum(rows, 1)
 
@@ -60,21 +62,21 @@ class SelectiveSSM(Layer):
         with one gate.
       gate: see `Gate`. gate_floor: smallest gate. gate_active: components that a step updates, for gate="top_k".
       gate_bias: added to the biases that gates start with; positive opens them.
-      gate_state: "none", G(x_t); "elementwise", a component's gate also reads that component of h_{t-1}; "dense", all of
-        them. The recurrence is not linear then; not for "complex".
+      gate_state: "none", G(x_t); "elementwise", a component's gate also reads that component of h_{t-1}; "dense", all
+        of them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
       process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
       method: how the linear recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
-      certified: the layer contracts by construction, at every step of training, and `stability.certify` says so: needs a gate_floor
-        (theory, section 5 B1) and, where gates read the state, no process noise; inputs are projected to |x|_2 <= 2 sqrt(D), which
-        normalised ones seldom meet, and W_h is capped by what A, B and the floor allow (B5).
+      certified: the layer contracts by construction, at every step of training, and `stability.certify` says so: needs
+        a gate_floor (theory, section 5 B1) and, where gates read the state, no process noise; inputs are projected to
+        |x|_2 <= 2 sqrt(D), which normalised ones seldom meet, and W_h is capped by what A, B and the floor allow (B5).
       solver: how the recurrence of a gate that reads the state is solved; see `nonlinear_scan`.
       dtype: of activations. The gate, the recurrence and the state are float32 whatever it is.
 
     Sown as intermediates: "gate" and "state", (B, T, N); "open", P(g > 0), (B, T, N), for a hard concrete gate. Sown as
-    diagnostics: "fell_back", (B,), which sequences Newton could not solve, so that the loop did, for a gate that reads the state. Sown as laws: "law", a
-    `Law`, for a positive process noise.
+    diagnostics: "fell_back", (B,), which sequences Newton could not solve, so that the loop did, for a gate that reads
+    the state. Sown as laws: "law", a `Law`, for a positive process noise.
     """
 
     d_model: int
@@ -96,14 +98,18 @@ class SelectiveSSM(Layer):
     def setup(self) -> None:
         check_layer(SelectiveConfig, self)
         normal = nn.initializers.lecun_normal()
-        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active, bias=self.gate_bias)
+        self.G = Gate(
+            self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active, bias=self.gate_bias
+        )
         self.A = self._transition()
         parts = 2 if self.transition == "complex" else 1
         self.B = self.param("B", normal, (self.d_model, parts * self._poles))
         self.C = self.param("C", normal, (parts * self._poles, self.d_model))
         self.D = self.param("D", nn.initializers.ones, (self.d_model,))
 
-    def __call__(self, x: Activations, state: Inexact[Array, "B N"] | None = None, *, reset: Reset | None = None) -> tuple[Activations, Inexact[Array, "B N"]]:
+    def __call__(
+        self, x: Activations, state: Inexact[Array, "B N"] | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, Inexact[Array, "B N"]]:
         """Reads a sequence from `state` on and returns (y, state after the last step).
 
         Args:
@@ -126,12 +132,16 @@ class SelectiveSSM(Layer):
         """Returns the effective A_t and B_t of every step as values (theory, section 1), from h_0 = 0 on."""
         x = self._bound_input(x.astype(self.dtype))
         opening = self.G(x, self._cap())
-        gate = opening.at(None if self.gate_state == "none" else self._nonlinear(opening, self._drive(x), None, None)[2])
+        gate = opening.at(
+            None if self.gate_state == "none" else self._nonlinear(opening, self._drive(x), None, None)[2]
+        )
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
         return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns[None, None])
 
     def bounds(self, inputs: Inputs) -> Bounds:
-        """Returns what holds for all inputs of a set (`layers.bounds`): the gates' range and slopes, and the largest |B x|."""
+        """Returns what holds for all inputs of a set (`layers.bounds`): the gates' range and slopes, and the largest |B
+        x|.
+        """
         drive = self._largest_drive(inputs)
         if self._capped:
             drive = jnp.minimum(drive, self._largest_drive(self._projected))
@@ -143,10 +153,17 @@ class SelectiveSSM(Layer):
     def state_axes(self) -> StateAxes:
         """Returns where the components are in the parameters; a complex number is one component.
 
-        Any part of a dense A is what it was in the whole. Caps of a certified layer's W_h are those of the components that are left.
+        Any part of a dense A is what it was in the whole. Caps of a certified layer's W_h are those of the components
+        that are left.
         """
         dense, parts = (0, 1), {"B": 2, "C": 2}
-        axes = {"A": dense if self.transition == "dense" else (0,), "A_log_decay": (0,), "A_phase": (0,), "B": (1,), "C": (0,)}
+        axes = {
+            "A": dense if self.transition == "dense" else (0,),
+            "A_log_decay": (0,),
+            "A_phase": (0,),
+            "B": (1,),
+            "C": (0,),
+        }
         gates = {"G/kernel": (1,), "G/bias": (0,), "G/state_kernel": dense if self.gate_state == "dense" else (0,)}
         return StateAxes(
             self._poles,
@@ -172,7 +189,9 @@ class SelectiveSSM(Layer):
         if self.transition == "diagonal":
             return real_poles(self.param("A", nn.initializers.uniform(1.0), (n,)))
         if self.transition == "complex":
-            return complex_poles(self.param("A_log_decay", _uniform(-4.0, 0.0), (n,)), self.param("A_phase", _uniform(0.0, jnp.pi), (n,)))
+            return complex_poles(
+                self.param("A_log_decay", _uniform(-4.0, 0.0), (n,)), self.param("A_phase", _uniform(0.0, jnp.pi), (n,))
+            )
         return contractive_matrix(self.param("A", nn.initializers.orthogonal(0.5), (n, n)))
 
     @property
@@ -196,23 +215,30 @@ class SelectiveSSM(Layer):
         return jnp.hypot(*jnp.split(reach, 2)) if self.transition == "complex" else reach
 
     def _cap(self) -> Array | None:
-        """Row sums of |W_h| that B5 allows, with a tenth to spare: pull_i slope cap_i <= CAP_SHARE g_min (1 - alpha_i) (theory, section 5).
+        """Row sums of |W_h| that B5 allows, with a tenth to spare: pull_i slope cap_i <= CAP_SHARE g_min (1 - alpha_i)
+        (theory, section 5).
 
         For "effective", where it is pull_i slope cap_i <= CAP_SHARE (1 - alpha_i), no floor is needed.
         """
         if not self._capped:
             return None
         drive = self._largest_drive(self._projected)
-        slope = (1 - self.gate_floor) * (GATES[self.gate].drawn_slope if GATES[self.gate].draw else largest_slope(self.gate))
+        slope = (1 - self.gate_floor) * (
+            GATES[self.gate].drawn_slope if GATES[self.gate].draw else largest_slope(self.gate)
+        )
         room = CAP_SHARE * (1 - row_sums(self.A)) * (self.gate_floor if self.update == "retain" else 1)
-        return room / (slope * pull(self.A, invariant_radius(self.A, drive), drive, self.update) + jnp.finfo(jnp.float32).tiny)
+        return room / (
+            slope * pull(self.A, invariant_radius(self.A, drive), drive, self.update) + jnp.finfo(jnp.float32).tiny
+        )
 
     def _step_factor(self, opening: Opening, drive: Array, state: Array) -> Array:
         """kappa of this very call: its own drives and starts are the bounds."""
         most = largest(jnp.abs(drive), (0, 1))
         reach = jnp.maximum(invariant_radius(self.A, most), largest(jnp.abs(state), 0))
         gates = opening.envelope(reach)
-        return jax.lax.stop_gradient(step_factor(self.A, gates.low, gates.high, gates.lipschitz, reach, most, self.update))
+        return jax.lax.stop_gradient(
+            step_factor(self.A, gates.low, gates.high, gates.lipschitz, reach, most, self.update)
+        )
 
     def _drive(self, x: Array) -> Array:
         """B x_t in the recurrence's precision."""
@@ -224,7 +250,9 @@ class SelectiveSSM(Layer):
         if not self.process_noise:
             return drive
         parts = 2 if self.transition == "complex" else 1
-        noise = self.process_noise * jax.random.normal(self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]), jnp.float32)
+        noise = self.process_noise * jax.random.normal(
+            self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]), jnp.float32
+        )
         return drive + (self._complex(noise) if self.transition == "complex" else noise)
 
     def _law(self, opening: Opening, drive: Array, before: Array | None, reset: Array | None) -> Law:
@@ -232,7 +260,11 @@ class SelectiveSSM(Layer):
         noise = gate * self.process_noise
         if before is None:
             A = effective_transition(gate, self.A, self.update)
-            return Law(A if reset is None else jnp.where(reset.reshape(*reset.shape, *[1] * (A.ndim - 2)), 0, A), gate * drive, noise)
+            return Law(
+                A if reset is None else jnp.where(reset.reshape(*reset.shape, *[1] * (A.ndim - 2)), 0, A),
+                gate * drive,
+                noise,
+            )
         kept = 1 - gate if self.update == "retain" else jnp.zeros_like(gate)
         return Law(None, kept * before + gate * (self._propagate(before) + drive), noise)
 
@@ -240,14 +272,20 @@ class SelectiveSSM(Layer):
         """A h for states of any leading axes."""
         return h @ self.A.T if self.A.ndim == 2 else h * self.A.reshape((1,) * (h.ndim - 1) + self.A.shape)
 
-    def _linear(self, opening: Opening, drive: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array, None]:
+    def _linear(
+        self, opening: Opening, drive: Array, state: Array | None, reset: Array | None
+    ) -> tuple[Array, Array, None]:
         """(states, last state, None: the gates need no state)."""
         gate = opening.at()
         scan = dense_scan if self.transition == "dense" else linear_scan
-        h, last = scan(effective_transition(gate, self.A, self.update), gate * drive, state, reset=reset, method=self.method)
+        h, last = scan(
+            effective_transition(gate, self.A, self.update), gate * drive, state, reset=reset, method=self.method
+        )
         return h, last, None
 
-    def _nonlinear(self, opening: Opening, drive: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array, Array]:
+    def _nonlinear(
+        self, opening: Opening, drive: Array, state: Array | None, reset: Array | None
+    ) -> tuple[Array, Array, Array]:
         """(states, last state, states before every step)."""
 
         def step(h: Array, now: tuple[Array, Array | None, Array, Array | None]) -> Array:
@@ -262,7 +300,9 @@ class SelectiveSSM(Layer):
         state, *_ = vary_alike((state, opening, drive, self.A))
         xs = (opening.z, opening.noise, drive, reset)
         factor = self._step_factor(opening, drive, state) if self.solver == "auto" else None  # no other asks for it
-        h, fell_back = nonlinear_scan(step, state, xs, jacobian="dense" if dense else "diagonal", solver=self.solver, factor=factor)
+        h, fell_back = nonlinear_scan(
+            step, state, xs, jacobian="dense" if dense else "diagonal", solver=self.solver, factor=factor
+        )
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("diagnostics", "fell_back", fell_back)
         before = jnp.concatenate([state[:, None], h[:, :-1]], axis=1)

@@ -1,4 +1,5 @@
-"""What a mixer says of its parameters, so that components of its state can be weighed and removed without anyone knowing the mixer.
+"""What a mixer says of its parameters, so that components of its state can be weighed and removed without anyone
+knowing the mixer.
 
 A mixer's method `state_axes()` returns `StateAxes`; `compression.pruning` needs no more than that (theory, section 10).
 """
@@ -21,13 +22,18 @@ class StateAxes:
 
     Attributes:
       components: n, the numbers that can be removed one by one.
-      size: of the mixer's d_state, what one component takes: 2 where it is a complex number, more where numbers go together, else 1.
-      axes: the axes of each parameter that run over the components; a parameter that is not named has none, and not every one need be there.
-      drive, readout: the parameters, of one such axis each, by which a component is written and is read; a drive of "" is a map of ones, no parameter.
+      size: of the mixer's d_state, what one component takes: 2 where it is a complex number, more where numbers go
+        together, else 1.
+      axes: the axes of each parameter that run over the components; a parameter that is not named has none, and not
+        every one need be there.
+      drive, readout: the parameters, of one such axis each, by which a component is written and is read; a drive of ""
+        is a map of ones, no parameter.
       parts: how many runs of n an axis holds one after another, where it is not 1: real, then imaginary parts.
-      mask: a parameter, not among the others, of shape (n,), by which the mixer multiplies what is read of each component, where the readout
-        itself reaches the output through something that is not linear; "" where it does not.
-      settled: what to make of a parameter whose entries depend on one another, so that any part of it means what it meant in the whole.
+      mask: a parameter, not among the others, of shape (n,), by which the mixer multiplies what is read of each
+        component, where the readout itself reaches the output through something that is not linear; "" where it does
+        not.
+      settled: what to make of a parameter whose entries depend on one another, so that any part of it means what it
+        meant in the whole.
     """
 
     components: int
@@ -57,7 +63,9 @@ class StateAxes:
         return unflatten_dict(flat | {self.readout: value * scale}, sep="/")
 
     def norms(self, params: Params, name: str) -> Float[np.ndarray, "n"]:
-        """Returns the Euclidean norm of what parameter `name` holds of each component; 1 for the parameter "", which is none."""
+        """Returns the Euclidean norm of what parameter `name` holds of each component; 1 for the parameter "", which is
+        none.
+        """
         if not name:
             return np.ones(self.components)
         value = np.asarray(flatten_dict(dict(params), sep="/")[name], np.float64)

@@ -1,7 +1,14 @@
 """Recurrences as pure functions of arrays."""
 
 from selssm_jax.ops._dense_scan import dense_scan
-from selssm_jax.ops._gathered_step import GatheredMemory, GatheredRows, dense_step, gather_rows, gathered_step, refresh_memory
+from selssm_jax.ops._gathered_step import (
+    GatheredMemory,
+    GatheredRows,
+    dense_step,
+    gather_rows,
+    gathered_step,
+    refresh_memory,
+)
 from selssm_jax.ops._linear_scan import linear_scan
 from selssm_jax.ops._newton_scan import Solve, expected_iterations, newton_scan, nonlinear_scan, sequential_scan
 from selssm_jax.ops._selective_scan import selective_scan

@@ -23,9 +23,10 @@ def dense_scan(
     """Runs h_t = A_t h_{t-1} + b_t over time; for small N.
 
     Work is O(T N^2) for "sequential" and O(T N^3) for "associative", whose products (A_2 A_1, A_2 b_1 + b_2) need
-    O(log T) steps. "auto" is sequential on a CPU and associative elsewhere. Where products of matrices could leave the range of numbers, by the
-    product of their largest row or column sums, or anything is not finite, all is sequential, as in `linear_scan`. The gradient is one reverse
-    scan of the same kind: u_t = dh_t + A_{t+1}' u_{t+1}, db_t = u_t, dA_t = u_t h_{t-1}', dh_0 = A_1' u_1.
+    O(log T) steps. "auto" is sequential on a CPU and associative elsewhere. Where products of matrices could leave the
+    range of numbers, by the product of their largest row or column sums, or anything is not finite, all is sequential,
+    as in `linear_scan`. The gradient is one reverse scan of the same kind: u_t = dh_t + A_{t+1}' u_{t+1}, db_t = u_t,
+    dA_t = u_t h_{t-1}', dh_0 = A_1' u_1.
 
     Args:
       a: transition of every step. b: drive of every step. h0: state before the first step; zero if None.
@@ -81,7 +82,9 @@ def _associative(a: Array, b: Array, h0: Array, reset: Array) -> Array:
 
 
 def _in_range(a: Array, b: Array, h0: Array) -> Array:
-    """Whether no product of matrices, times a drive, passes the middle of the range of numbers; false for what is no number."""
+    """Whether no product of matrices, times a drive, passes the middle of the range of numbers; false for what is no
+    number.
+    """
     growths = [jnp.prod(jnp.maximum(jnp.abs(a).sum(axis=axis).max(axis=-1), 1), axis=1) for axis in (-1, -2)]
     limit = jnp.finfo(b.dtype).tiny ** -0.5 / b.shape[-1]
     numbers = jnp.isfinite(a).all()  # which a maximum of many may drop
@@ -89,12 +92,16 @@ def _in_range(a: Array, b: Array, h0: Array) -> Array:
     return numbers & (jnp.abs(b) * growth[:, None] <= limit).all() & (jnp.abs(h0) * growth <= limit).all()
 
 
-def _forward(method: str, adjoint: bool, a: Array, b: Array, h0: Array, reset: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+def _forward(
+    method: str, adjoint: bool, a: Array, b: Array, h0: Array, reset: Array
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     h = _scan(method, adjoint, a, b, h0, reset)
     return h, (a, h, h0, reset)
 
 
-def _backward(method: str, adjoint: bool, saved: tuple[Array, Array, Array, Array], dh: Array) -> tuple[Array, Array, Array, None]:
+def _backward(
+    method: str, adjoint: bool, saved: tuple[Array, Array, Array, Array], dh: Array
+) -> tuple[Array, Array, Array, None]:
     a, h, h0, reset, dh = vary_alike((*saved, dh))
     ends = jnp.roll(reset, -1, axis=1).at[:, -1].set(True)  # nothing follows the last step
     following = jnp.where(ends[..., None, None], 0, jnp.roll(a, -1, axis=1)).swapaxes(-1, -2)  # A_{t+1}'

@@ -2,8 +2,9 @@
 
   h_i <- h_i + g_i ((A h)_i - h_i + (B x)_i)   for g_i > 0,        y = C h carried along by what changed
 
-Of n components k are open: a dense step reads n rows of B and C, and of a dense A; a gathered one k of them. It is worth it from the size
-and up to the share of open gates that benchmarks/records/gathered_step.json tells. Finding the open ones costs a pass over n gates.
+Of n components k are open: a dense step reads n rows of B and C, and of a dense A; a gathered one k of them. It is
+worth it from the size and up to the share of open gates that benchmarks/records/gathered_step.json tells. Finding the
+open ones costs a pass over n gates.
 """
 
 from typing import NamedTuple
@@ -14,11 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 BITS = 32  # gates of one word
 CHUNK = 2**17  # numbers of the rows that are read at a time: what stays in a cache of a core
-FEWEST, MOST = 8, 512  # rows of a chunk: each costs about a microsecond, and more on many cores, and what is not filled is wasted
+# rows of a chunk: each costs about a microsecond, and more on many cores, and what is not filled is wasted
+FEWEST, MOST = 8, 512
 
 
 class GatheredRows(NamedTuple):
-    """Weights with one row a component, made by `gather_rows`: A, (N,) or (N, N); B_i and the column i of C side by side, (N, 2 D) for one read."""
+    """Weights with one row a component, made by `gather_rows`: A, (N,) or (N, N); B_i and the column i of C side by
+    side, (N, 2 D) for one read.
+    """
 
     A: Float[Array, "N ..."]
     BC: Float[Array, "N E"]
@@ -38,7 +42,9 @@ def gather_rows(A: Float[Array, "_ ..."], B: Float[Array, "_ _"], C: Float[Array
     """
     n = len(A)
     if A.shape not in ((n,), (n, n)) or B.shape[1] != n or C.shape != B.shape[::-1]:
-        raise ValueError(f"A, B and C have shapes {A.shape}, {B.shape} and {C.shape}, expected (N,) or (N, N), (D, N) and (N, D)")
+        raise ValueError(
+            f"A, B and C have shapes {A.shape}, {B.shape} and {C.shape}, expected (N,) or (N, N), (D, N) and (N, D)"
+        )
     return GatheredRows(A, jnp.concatenate([B.T, C], axis=1))
 
 
@@ -47,23 +53,29 @@ def refresh_memory(h: Float[Array, "N"], weights: GatheredRows) -> GatheredMemor
     return GatheredMemory(h, (h @ weights.BC)[weights.BC.shape[1] // 2 :])
 
 
-def dense_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: GatheredRows) -> GatheredMemory:
+def dense_step(
+    memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: GatheredRows
+) -> GatheredMemory:
     """The step that reads every row: the reference."""
     h = memory.h
     carried = weights.A @ h if weights.A.ndim == 2 else weights.A * h
     return refresh_memory(h + gate * (carried - h + weights.BC @ _beside_zeros(x)), weights)
 
 
-def gathered_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: GatheredRows, *, capacity: int) -> GatheredMemory:
+def gathered_step(
+    memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Array, "D"], weights: GatheredRows, *, capacity: int
+) -> GatheredMemory:
     """Returns the memory after one step of one sequence, from the rows of open components alone.
 
-    A component whose gate is 0 keeps every bit. `read` follows by the changes, read + sum_i (h_i' - h_i) C_i, and so gathers the rounding of
-    its sums: about 2e-7 sqrt(T) of its size after T steps in float32, which `refresh_memory` sets back to one rounding; so does every dense step.
+    A component whose gate is 0 keeps every bit. `read` follows by the changes, read + sum_i (h_i' - h_i) C_i, and so
+    gathers the rounding of its sums: about 2e-7 sqrt(T) of its size after T steps in float32, which `refresh_memory`
+    sets back to one rounding; so does every dense step.
 
     Args:
       gate: g in [0, 1], of which a share is exactly 0. x: the input.
-      capacity: open gates up to which rows are gathered; a step of more is dense, so that the result is right whatever the gates do. GatheredMemory is
-        set aside for so many; time goes with the gates that are open. Under `jax.vmap` both ways would be run: use `jax.lax.map` for a batch.
+      capacity: open gates up to which rows are gathered; a step of more is dense, so that the result is right whatever
+        the gates do. GatheredMemory is set aside for so many; time goes with the gates that are open. Under `jax.vmap`
+        both ways would be run: use `jax.lax.map` for a batch.
 
     Raises:
       ValueError: for a capacity that is not from 1 to N.
@@ -85,7 +97,15 @@ def gathered_step(memory: GatheredMemory, gate: Float[Array, "N"], x: Float[Arra
     return lax.cond(count <= capacity, step_gathered, lambda memory: dense_step(memory, gate, x, weights), memory)
 
 
-def _update(memory: GatheredMemory, gate: Array, x: Array, weights: GatheredRows, active: Int[Array, "K"], count: Int[Array, ""], size: int) -> GatheredMemory:
+def _update(
+    memory: GatheredMemory,
+    gate: Array,
+    x: Array,
+    weights: GatheredRows,
+    active: Int[Array, "K"],
+    count: Int[Array, ""],
+    size: int,
+) -> GatheredMemory:
     """Steps the first `count` components of `active`, `size` at a time: their rows are used while they are near."""
     h = memory.h
     before, gate = h.at[active].get(mode="clip"), gate.at[active].get(mode="fill", fill_value=0)
@@ -94,7 +114,9 @@ def _update(memory: GatheredMemory, gate: Array, x: Array, weights: GatheredRows
 
     def chunk(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         after, change = carry
-        i, h_i, g_i, Ah_i = (lax.dynamic_slice(values, (index * size,), (size,)) for values in (active, before, gate, carried))
+        i, h_i, g_i, Ah_i = (
+            lax.dynamic_slice(values, (index * size,), (size,)) for values in (active, before, gate, carried)
+        )
         if weights.A.ndim == 2:
             Ah_i = weights.A.at[i].get(mode="clip") @ h
         row = weights.BC.at[i].get(mode="clip")
@@ -121,8 +143,8 @@ def _beside_zeros(x: Array) -> Array:
 def _places(opened: Bool[Array, "N"]) -> tuple[Int[Array, "N"], Int[Array, ""]]:
     """(how many components before each are open, how many are).
 
-    By counting bits: gates are packed into words, so that a running sum goes over n / 32 numbers; one over n takes longer than a product with
-    all of B does (`jnp.nonzero` makes it, and a sort).
+    By counting bits: gates are packed into words, so that a running sum goes over n / 32 numbers; one over n takes
+    longer than a product with all of B does (`jnp.nonzero` makes it, and a sort).
     """
     n = len(opened)
     bit = jnp.arange(BITS, dtype=jnp.uint32)[None]

@@ -32,10 +32,10 @@ def linear_scan(
     "sequential" has blocks of one step and runs in place, without transposes or temporaries; "associative" is one block
     of all steps and needs some 2.5 arrays more; "chunked" has blocks of `CHUNK` steps, and temporaries of their size.
 
-    A composed block multiplies factors before it meets a state, and products leave the range of numbers where single steps do not: factors above 1
-    that grow beyond it, states far below it that grow again, what is not finite. Where growth times drives could pass the middle of the range,
-    1e19 in float32, or anything is not finite, all steps are run one by one, whatever the method. What is lost to products too small for
-    the range is below 1e-19 elsewhere.
+    A composed block multiplies factors before it meets a state, and products leave the range of numbers where single
+    steps do not: factors above 1 that grow beyond it, states far below it that grow again, what is not finite. Where
+    growth times drives could pass the middle of the range, 1e19 in float32, or anything is not finite, all steps are
+    run one by one, whatever the method. What is lost to products too small for the range is below 1e-19 elsewhere.
 
     "auto" is decided where the program is lowered. On a CPU it is sequential: the fastest at every shape measured, with
     and without gradients (benchmarks/records/linear_scan.json). On any other platform steps are too short to be run one
@@ -52,8 +52,8 @@ def linear_scan(
     Args:
       a: factor of every step, real or complex. b: drive of every step.
       h0: state before the first step that is run; zero if None. Complex only if a or b is.
-      reset: True forgets everything that came before that step in the direction of the scan, h0 too. It forgets what is not finite too, and so do the
-        gradients; with a reset given any factor of exactly 0 does.
+      reset: True forgets everything that came before that step in the direction of the scan, h0 too. It forgets what is
+        not finite too, and so do the gradients; with a reset given any factor of exactly 0 does.
       reverse: runs from the last step to the first.
       method: "auto", "sequential", "associative" or "chunked".
 
@@ -80,7 +80,10 @@ def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: st
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
     if a.ndim < 2 or a.shape != b.shape:
-        raise ValueError(f"a has shape {a.shape} and b {b.shape}: expected equal shapes (B, T, ...); use jnp.broadcast_to on the smaller")
+        raise ValueError(
+            f"a has shape {a.shape} and b {b.shape}: expected equal shapes (B, T, ...); use jnp.broadcast_to on the "
+            "smaller"
+        )
     if a.shape[1] == 0:
         raise ValueError(f"a has shape {a.shape}, no steps: expected T >= 1 on axis 1")
     state = (a.shape[0], *a.shape[2:])
@@ -88,15 +91,22 @@ def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: st
         raise ValueError(f"h0 has shape {h0.shape}, expected (B, ...) = {state} from a")
     for name, value in (("a", a), ("b", b), ("h0", h0)):
         if value is not None and not jnp.issubdtype(value.dtype, jnp.inexact):
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real or complex numbers: convert it with .astype(jnp.float32)")
+            raise ValueError(
+                f"{name} has dtype {value.dtype}, expected real or complex numbers: convert it with "
+                ".astype(jnp.float32)"
+            )
     if h0 is not None and jnp.iscomplexobj(h0) and not (jnp.iscomplexobj(a) or jnp.iscomplexobj(b)):
         raise ValueError(f"h0 has dtype {h0.dtype}, but a and b are real: make b complex, or pass the real part of h0")
     if reset is not None and (reset.shape != a.shape[:2] or reset.dtype != jnp.bool_):
-        raise ValueError(f"reset has shape {reset.shape} and dtype {reset.dtype}, expected (B, T) = {a.shape[:2]} and bool")
+        raise ValueError(
+            f"reset has shape {reset.shape} and dtype {reset.dtype}, expected (B, T) = {a.shape[:2]} and bool"
+        )
 
 
 class _Run(NamedTuple):
-    """How a scan runs. `delayed`: as the adjoint. `forgets`: a factor of 0 hides a state that is not finite: no need, nor cost, without a reset."""
+    """How a scan runs. `delayed`: as the adjoint. `forgets`: a factor of 0 hides a state that is not finite: no need,
+    nor cost, without a reset.
+    """
 
     method: str
     reverse: bool
@@ -117,10 +127,16 @@ def _scan(run: _Run, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
 
     def by(method: str) -> Callable[..., tuple[Array, Array]]:
         stepped, composed = (partial(_in_blocks, run, block) for block in (1, blocks[method]))
-        return stepped if blocks[method] == 1 else lambda a, b, h0: composed_or_stepped(_in_range(a, b, h0), composed, stepped, a, b, h0)
+        return (
+            stepped
+            if blocks[method] == 1
+            else lambda a, b, h0: composed_or_stepped(_in_range(a, b, h0), composed, stepped, a, b, h0)
+        )
 
     if run.method == "auto":
-        return lax.platform_dependent(a, b, h0, cpu=by("sequential"), default=by("chunked" if _is_large(b) else "associative"))
+        return lax.platform_dependent(
+            a, b, h0, cpu=by("sequential"), default=by("chunked" if _is_large(b) else "associative")
+        )
     return by(run.method)(a, b, h0)
 
 
@@ -129,10 +145,16 @@ def _scan_forward(run: _Run, a: Array, b: Array, h0: Array) -> tuple[tuple[Array
     return (h, last), (a, h, h0)
 
 
-def _scan_backward(run: _Run, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+def _scan_backward(
+    run: _Run, saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
     a, h, h0, dh, dlast = vary_alike((*saved, *cotangents))
     u, dh0 = _scan(run._replace(reverse=not run.reverse, delayed=not run.delayed), a, dh, dlast)
-    da = multiply_state(_previous(u, dlast, reverse=not run.reverse), h) if run.delayed else multiply_state(u, _previous(h, h0, reverse=run.reverse))
+    da = (
+        multiply_state(_previous(u, dlast, reverse=not run.reverse), h)
+        if run.delayed
+        else multiply_state(u, _previous(h, h0, reverse=run.reverse))
+    )
     return da, u, dh0
 
 
@@ -186,11 +208,14 @@ def _is_large(b: Array) -> bool:
 
 
 def _in_range(a: Array, b: Array, h0: Array) -> Array:
-    """Whether no product of factors, times a drive, passes the middle of the range of numbers: none overflows then, and what underflows is small."""
+    """Whether no product of factors, times a drive, passes the middle of the range of numbers: none overflows then, and
+    what underflows is small.
+    """
     size = lambda values: jnp.abs(values.astype(h0.dtype))  # noqa: E731
     growth = jnp.prod(jnp.maximum(size(a), 1), axis=1)
     limit = jnp.finfo(h0.dtype).tiny ** -0.5
-    return (size(b) * growth[:, None] <= limit).all() & (size(h0) * growth <= limit).all()  # false for what is no number
+    # false for what is no number
+    return (size(b) * growth[:, None] <= limit).all() & (size(h0) * growth <= limit).all()
 
 
 def _compose(a: Array, b: Array, before: Array, carry: Callable[[Array, Array], Array], *, reverse: bool) -> Array:

@@ -25,10 +25,12 @@ Linear = Callable[[Array], Array]
 
 
 class Solve(NamedTuple):
-    """How a solve ended: the residual of its last states, the corrections made, and whether those states are close to the loop's.
+    """How a solve ended: the residual of its last states, the corrections made, and whether those states are close to
+    the loop's.
 
-    The residual is the largest |h_t - f(h_{t-1}, x_t)| of any component over the largest size which that component had until then; inf where
-    anything is not finite. It does not decide: where f expands, a small residual belongs to states far from the loop's.
+    The residual is the largest |h_t - f(h_{t-1}, x_t)| of any component over the largest size which that component had
+    until then; inf where anything is not finite. It does not decide: where f expands, a small residual belongs to
+    states far from the loop's.
     """
 
     residual: Float[Array, ""]
@@ -41,23 +43,25 @@ def newton_scan(
 ) -> tuple[Float[Array, "T N"], Solve]:
     """Solves h_t = step(h_{t-1}, x_t) for the whole trajectory of one sequence; use `jax.vmap` for a batch.
 
-    Each iteration evaluates step and its Jacobian J_t at all t of the current trajectory, and solves the recurrence that is
-    linear there, u_t = J_t u_{t-1} + (step(h_{t-1}, x_t) - h_t), for the correction u in one parallel scan (DEER, Lim et
-    al. 2024). After k iterations the first k states are the loop's, whatever step is, so that it ends after T of them; but it
-    pays only where step contracts in h (theory, section 5 B5). `converged` is earned: the states returned lie within
-    `CLOSE` tol of the loop's, each relative to its own component, by an enclosure of all rounding and all residuals
-    (`ops.enclosure`). Where it cannot be proved `converged` is False, though the states may be right: take `jax.lax.scan`.
+    Each iteration evaluates step and its Jacobian J_t at all t of the current trajectory, and solves the recurrence
+    that is linear there, u_t = J_t u_{t-1} + (step(h_{t-1}, x_t) - h_t), for the correction u in one parallel scan
+    (DEER, Lim et al. 2024). After k iterations the first k states are the loop's, whatever step is, so that it ends
+    after T of them; but it pays only where step contracts in h (theory, section 5 B5). `converged` is earned: the
+    states returned lie within `CLOSE` tol of the loop's, each relative to its own component, by an enclosure of all
+    rounding and all residuals (`ops.enclosure`). Where it cannot be proved `converged` is False, though the states may
+    be right: take `jax.lax.scan`.
 
-    Work O(T N) an iteration for "diagonal", O(T N^3) for "dense". No iteration is differentiated: derivatives are those of
-    the equation at its solution, one more linear scan, forward or in reverse, of any order. They are wrong where
+    Work O(T N) an iteration for "diagonal", O(T N^3) for "dense". No iteration is differentiated: derivatives are those
+    of the equation at its solution, one more linear scan, forward or in reverse, of any order. They are wrong where
     `converged` is False.
 
     Args:
       step: (h, x) -> next h, both (N,); differentiable in h, in x and in what it closes over.
       h0: state before the first step. xs: what the steps read, leaves (T, ...).
-      jacobian: "diagonal" where component i of step depends on component i of h alone, else "dense". Diagonal for a step
-        that is not diagonal still converges, if at all, to the right states, but its derivatives are wrong.
-      tol: largest residual at which iterations end, relative to the component's size until then; never less than `FLOOR` roundings.
+      jacobian: "diagonal" where component i of step depends on component i of h alone, else "dense". Diagonal for a
+        step that is not diagonal still converges, if at all, to the right states, but its derivatives are wrong.
+      tol: largest residual at which iterations end, relative to the component's size until then; never less than
+        `FLOOR` roundings.
       max_iters: iterations after which it gives up.
 
     Returns:
@@ -80,7 +84,13 @@ def newton_scan(
         max_iters,
     )
     guess = solver.images(jnp.broadcast_to(h0, (len(jax.tree.leaves(xs)[0]), len(h0))))
-    h, report = lax.custom_root(lambda h: h - solver.images(solver.before(h)), guess, solver.solve, partial(_solve_linear, FORMS[jacobian]), has_aux=True)
+    h, report = lax.custom_root(
+        lambda h: h - solver.images(solver.before(h)),
+        guess,
+        solver.solve,
+        partial(_solve_linear, FORMS[jacobian]),
+        has_aux=True,
+    )
     return h, Solve(report.residual, report.iterations.astype(jnp.int32), report.converged > 0)
 
 
@@ -97,23 +107,31 @@ def sequential_scan(step: Step, h0: Float[Array, "N"], xs: Any) -> Float[Array, 
 
 
 def nonlinear_scan(
-    step: Step, h0: Float[Array, "B N"], xs: Any, *, jacobian: str = "diagonal", solver: str = "auto", factor: Float[Array, ""] | None = None
+    step: Step,
+    h0: Float[Array, "B N"],
+    xs: Any,
+    *,
+    jacobian: str = "diagonal",
+    solver: str = "auto",
+    factor: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B T N"], Bool[Array, "B"]]:
     """Solves h_t = step(h_{t-1}, x_t) for a batch, and is right whatever step is.
 
     "newton" takes `sequential_scan` for the whole batch where `newton_scan` does not converge for one of its sequences.
     "auto", decided where the program is lowered, is sequential on a CPU, where all steps cost less than one iteration
-    (benchmarks/records/newton_scan.json), and for a single step; elsewhere it is newton where `factor` certifies that step contracts, and
-    sequential where it does not, which is by reasoning: no accelerator was measured.
+    (benchmarks/records/newton_scan.json), and for a single step; elsewhere it is newton where `factor` certifies that
+    step contracts, and sequential where it does not, which is by reasoning: no accelerator was measured.
 
     Args:
       step: (h, x) -> next h of one sequence; jacobian: see `newton_scan`.
       h0: states before the first step. xs: what the steps read, leaves (B, T, ...).
       solver: "auto", "sequential" or "newton".
-      factor: kappa, a bound of step's Lipschitz constant in h on the states that are met (`gating.step_factor`); None: unknown, and "auto" tries newton.
+      factor: kappa, a bound of step's Lipschitz constant in h on the states that are met (`gating.step_factor`); None:
+        unknown, and "auto" tries newton.
 
     Returns:
-      (h, fell_back): all states, and the sequences that newton was asked to solve and could not, for which the whole batch gave way.
+      (h, fell_back): all states, and the sequences that newton was asked to solve and could not, for which the whole
+      batch gave way.
 
     Raises:
       ValueError: for an unknown solver, and what `newton_scan` raises.
@@ -138,14 +156,17 @@ def nonlinear_scan(
 
 
 def expected_iterations(factor: float, steps: int, *, frozen: float = 0.0, tol: float = 1e-6) -> float:
-    """Returns how many iterations `newton_scan` may be expected to take where step contracts; inf where it is not known to.
+    """Returns how many iterations `newton_scan` may be expected to take where step contracts; inf where it is not known
+    to.
 
-    Errors, relative to the states, go as e <- q e^2 from 1 on, so that k iterations leave q^(2^k - 1); q is an eighth of what the state's
-    reach into the gates takes of the room that contraction leaves, (kappa - kappa_0) / (1 - kappa_0). An expectation and no bound:
-    the square is Newton's, the eighth was seen on certified layers (tests/stability/test_layers.py).
+    Errors, relative to the states, go as e <- q e^2 from 1 on, so that k iterations leave q^(2^k - 1); q is an eighth
+    of what the state's reach into the gates takes of the room that contraction leaves, (kappa - kappa_0) / (1 -
+    kappa_0). An expectation and no bound: the square is Newton's, the eighth was seen on certified layers
+    (tests/stability/test_layers.py).
 
     Args:
-      factor: kappa, of `gating.step_factor`. steps: T, which no solve exceeds. frozen: kappa_0, the factor were gates held still.
+      factor: kappa, of `gating.step_factor`. steps: T, which no solve exceeds. frozen: kappa_0, the factor were gates
+        held still.
       tol: that of `newton_scan`.
     """
     if not frozen <= factor < 1:
@@ -158,10 +179,14 @@ def _check(h0: Array, xs: Any, jacobian: str, tol: float, max_iters: int) -> Non
     if jacobian not in JACOBIANS:
         raise ValueError(f"jacobian={jacobian!r} is unknown: use one of {', '.join(JACOBIANS)}")
     if h0.ndim != 1 or not jnp.issubdtype(h0.dtype, jnp.floating):
-        raise ValueError(f"h0 has shape {h0.shape} and dtype {h0.dtype}, expected (N,) and real numbers; use jax.vmap for a batch")
+        raise ValueError(
+            f"h0 has shape {h0.shape} and dtype {h0.dtype}, expected (N,) and real numbers; use jax.vmap for a batch"
+        )
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(xs)}
     if len(lengths) != 1 or not lengths - {None, 0}:
-        raise ValueError(f"leaves of xs have first axes {sorted(map(str, lengths))}, expected one number of steps T >= 1 in all")
+        raise ValueError(
+            f"leaves of xs have first axes {sorted(map(str, lengths))}, expected one number of steps T >= 1 in all"
+        )
     if not (tol >= 0 and max_iters >= 1):
         raise ValueError(f"tol={tol} and max_iters={max_iters}: use a tol from 0 and at least one iteration")
 
@@ -177,7 +202,9 @@ def _in_full_precision(step: Step) -> Step:
 
 
 class _Form(NamedTuple):
-    """How J is read off a linear map u_t - J_t u_{t-1}, or off its transpose u_t - J_{t+1}' u_{t+1}, and how it is inverted."""
+    """How J is read off a linear map u_t - J_t u_{t-1}, or off its transpose u_t - J_{t+1}' u_{t+1}, and how it is
+    inverted.
+    """
 
     slopes: Callable[[Linear, Array], Array]
     scan: Callable[..., Array]
@@ -219,7 +246,9 @@ def _solve_linear(form: _Form, linear: Linear, b: Array) -> Array:
 
 
 class _State(NamedTuple):
-    """Of the iteration: the trajectory, step's images of it, the Jacobian there, the residual, and the corrections made."""
+    """Of the iteration: the trajectory, step's images of it, the Jacobian there, the residual, and the corrections
+    made.
+    """
 
     h: Array
     images: Array
@@ -229,7 +258,9 @@ class _State(NamedTuple):
 
 
 class _Solver(NamedTuple):
-    """Newton's method for one sequence: `images` is step at every t, `unit` the rounding of one step, `floor` the residual at which it ends."""
+    """Newton's method for one sequence: `images` is step at every t, `unit` the rounding of one step, `floor` the
+    residual at which it ends.
+    """
 
     form: _Form
     images: Linear
@@ -276,7 +307,9 @@ class _Solver(NamedTuple):
         h = self.correct(end)
         there = self.linearize(h)
         residual = self.residual(h, there.images)
-        close = encloses(self.images, there, self.form.scan, self.before(h), h, unit=self.unit, close=CLOSE * self.floor)
+        close = encloses(
+            self.images, there, self.form.scan, self.before(h), h, unit=self.unit, close=CLOSE * self.floor
+        )
         # The report is in floats, for custom_root differentiates what it returns.
         # So that derivatives are finite where a batch computes them only to throw them away.
         h = jnp.where(close, h, self.h0[None])

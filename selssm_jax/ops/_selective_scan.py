@@ -1,6 +1,7 @@
 """The selective scan of Mamba (S6): discretise, run and read out without ever storing a state a step.
 
-h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = C_t h_t + D x_t  (Gu and Dao 2023, algorithm 2), D x N states a sequence.
+h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = C_t h_t + D x_t  (Gu and Dao 2023, algorithm 2), D x N states a
+sequence.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops._linear_scan import linear_scan
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, find_lost_sequences, finite, poison, vary_alike, zeros_beside
+from selssm_jax.ops.boundaries import (
+    all_finite,
+    composed_or_stepped,
+    find_lost_sequences,
+    finite,
+    poison,
+    vary_alike,
+    zeros_beside,
+)
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.stepping import at, put
 
@@ -47,18 +56,20 @@ def selective_scan(
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D N"]]:
     """Runs h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t and returns y_t = C_t h_t + D x_t and the last state.
 
-    States exist for `CHUNK` steps at a time, forward and backward; the gradient computes them again from the state before
-    each chunk. Time O(T D N), memory O(T D + CHUNK D N + T D N / CHUNK) a sequence.
+    States exist for `CHUNK` steps at a time, forward and backward; the gradient computes them again from the state
+    before each chunk. Time O(T D N), memory O(T D + CHUNK D N + T D N / CHUNK) a sequence.
 
-    "sequential" takes one step after the other and reads each state out while it is in the cache. "chunked" composes the
-    steps of a chunk in parallel by `linear_scan`. "auto", decided where the program is lowered, is sequential on a CPU
-    (benchmarks/records/selective_scan.json) and chunked elsewhere, which is by reasoning: no accelerator was measured.
+    "sequential" takes one step after the other and reads each state out while it is in the cache. "chunked" composes
+    the steps of a chunk in parallel by `linear_scan`. "auto", decided where the program is lowered, is sequential on a
+    CPU (benchmarks/records/selective_scan.json) and chunked elsewhere, which is by reasoning: no accelerator was
+    measured.
 
     The state is float32 (or wider) whatever the inputs are. Gradients of any order, with respect to everything but
     `reset`; forward-mode differentiation is not defined.
 
     Args:
-      x: inputs. dt: step sizes, positive. A: poles, negative. B: input maps. C: readouts. D: weight of x in y; none if None.
+      x: inputs. dt: step sizes, positive. A: poles, negative. B: input maps. C: readouts. D: weight of x in y; none if
+        None.
       h0: state before the first step; zero if None.
       reset: True forgets everything before that step, what is not finite too.
       method: "auto", "sequential" or "chunked".
@@ -80,7 +91,17 @@ def selective_scan(
     return y.astype(x.dtype), last.swapaxes(1, 2)
 
 
-def _check(x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, h0: Array | None, reset: Array | None, method: str) -> None:
+def _check(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None,
+    h0: Array | None,
+    reset: Array | None,
+    method: str,
+) -> None:
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
     if x.ndim != 3 or x.shape[1] == 0:
@@ -89,7 +110,14 @@ def _check(x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, h
         raise ValueError(f"A has shape {A.shape}, expected (D, N) with D = {x.shape[2]} from x")
     (batch, steps, width), states = x.shape, A.shape[1]
     mapped = (batch, steps, states)
-    shapes = {"dt": x.shape, "B": mapped, "C": mapped, "D": (width,), "h0": (batch, width, states), "reset": (batch, steps)}
+    shapes = {
+        "dt": x.shape,
+        "B": mapped,
+        "C": mapped,
+        "D": (width,),
+        "h0": (batch, width, states),
+        "reset": (batch, steps),
+    }
     inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0, "reset": reset}
     check_inputs(inputs, shapes, f"x {x.shape} and A {A.shape}")
 
@@ -104,39 +132,59 @@ def _scan(method: str, given: _Inputs, reset: Array | None) -> tuple[Array, Arra
     return _choose(method, _by_steps, _by_chunks)(given, reset)
 
 
-def _scan_forward(method: str, given: _Inputs, reset: Array | None) -> tuple[tuple[Array, Array, Array], tuple[_Inputs, Array | None, Array]]:
+def _scan_forward(
+    method: str, given: _Inputs, reset: Array | None
+) -> tuple[tuple[Array, Array, Array], tuple[_Inputs, Array | None, Array]]:
     y, last, starts = _scan(method, given, reset)
     return (y, last, starts), (given, reset, starts)
 
 
-def _scan_backward(method: str, saved: tuple[_Inputs, Array | None, Array], cotangents: tuple[Array, Array, Array]) -> tuple[_Inputs, None]:
+def _scan_backward(
+    method: str, saved: tuple[_Inputs, Array | None, Array], cotangents: tuple[Array, Array, Array]
+) -> tuple[_Inputs, None]:
     given, reset, starts, (dy, dlast, _) = vary_alike((*saved, cotangents))
     return _gradient(method, given, reset, starts, dy, dlast), None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
-    plain, careful = (_choose(method, partial(_gradient_by_steps, number), partial(_gradient_by_chunks, number)) for number in (_as_it_is, finite))
-    return composed_or_stepped(all_finite((given, starts)), plain, partial(_gradient_of_numbers, careful), given, reset, starts, dy, dlast)
+    plain, careful = (
+        _choose(method, partial(_gradient_by_steps, number), partial(_gradient_by_chunks, number))
+        for number in (_as_it_is, finite)
+    )
+    return composed_or_stepped(
+        all_finite((given, starts)), plain, partial(_gradient_of_numbers, careful), given, reset, starts, dy, dlast
+    )
 
 
-def _gradient_of_numbers(gradient: Callable[..., _Inputs], given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+def _gradient_of_numbers(
+    gradient: Callable[..., _Inputs], given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array
+) -> _Inputs:
     """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
     none = jnp.zeros(given.x.shape[:2], bool) if reset is None else reset
     rows = find_lost_sequences((given.x, given.dt, given.B, given.C), given.h0, none, dy, dlast)
     values = gradient(given, reset, finite(starts), dy, dlast)._asdict()
-    return _Inputs(*(poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in values.items()))
+    return _Inputs(
+        *(
+            poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1)))
+            for name, value in values.items()
+        )
+    )
 
 
 def _as_it_is(value: Array) -> Array:
     return value
 
 
-def _gradient_forward(method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> tuple[_Inputs, tuple[Any, ...]]:
+def _gradient_forward(
+    method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array
+) -> tuple[_Inputs, tuple[Any, ...]]:
     return _gradient(method, given, reset, starts, dy, dlast), (given, reset, dy, dlast)
 
 
-def _gradient_backward(method: str, saved: tuple[Any, ...], cotangents: _Inputs) -> tuple[_Inputs, None, None, Array, Array]:
+def _gradient_backward(
+    method: str, saved: tuple[Any, ...], cotangents: _Inputs
+) -> tuple[_Inputs, None, None, Array, Array]:
     del method
     given, reset, dy, dlast = saved
 
@@ -180,7 +228,9 @@ def _chunk(h: Array, A: Array, x: Array, dt: Array, B: Array, C: Array, reset: A
     return last, jnp.einsum("btnd,btn->btd", h, C.astype(h.dtype))
 
 
-def _gradient_by_chunks(number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+def _gradient_by_chunks(
+    number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array
+) -> _Inputs:
     parts = [_cut(value) for value in (given.x, given.dt, given.B, given.C)]
 
     def body(carry: tuple[Array, Array], operands: tuple[Any, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
@@ -248,7 +298,9 @@ class _Gradients(NamedTuple):
     C: Array
 
 
-def _gradient_by_steps(number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array) -> _Inputs:
+def _gradient_by_steps(
+    number: Number, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array
+) -> _Inputs:
     """One pass backwards, chunk by chunk: the states of a chunk once more, then its steps in reverse."""
 
     def chunk(carry: tuple[Array, _Gradients], piece: tuple[Array, Array]) -> tuple[tuple[Array, _Gradients], None]:
@@ -264,9 +316,14 @@ def _gradient_by_steps(number: Number, given: _Inputs, reset: Array | None, star
         return lax.fori_loop(0, count, body, carry), None
 
     steps = dy.shape[1]
-    none = _Gradients(*(zeros_beside(value.shape, given, starts.dtype) for value in (given.x, given.dt, given.h0, given.B, given.C)))
+    none = _Gradients(
+        *(zeros_beside(value.shape, given, starts.dtype) for value in (given.x, given.dt, given.h0, given.B, given.C))
+    )
     (dh, gradients), _ = lax.scan(chunk, (dlast, none), (jnp.arange(0, steps, CHUNK), starts), reverse=True)
-    dx, ddt, dB, dC = (value.astype(like.dtype) for value, like in zip(gradients[:2] + gradients[3:], given[:2] + given[3:5], strict=True))
+    dx, ddt, dB, dC = (
+        value.astype(like.dtype)
+        for value, like in zip(gradients[:2] + gradients[3:], given[:2] + given[3:5], strict=True)
+    )
     return _Inputs(dx, ddt, gradients.A.sum(0), dB, dC, dh)
 
 
@@ -283,9 +340,18 @@ def _states(number: Number, given: _Inputs, reset: Array | None, start: Array, c
 
 
 def _step_back(
-    number: Number, given: _Inputs, reset: Array | None, t: Array, around: tuple[Array, Array], dy: Array, after: Array, gradients: _Gradients
+    number: Number,
+    given: _Inputs,
+    reset: Array | None,
+    t: Array,
+    around: tuple[Array, Array],
+    dy: Array,
+    after: Array,
+    gradients: _Gradients,
 ) -> tuple[Array, _Gradients]:
-    """(cotangent of the state before step t, gradients with those of t); `around`, the states there; `after`, what later steps say."""
+    """(cotangent of the state before step t, gradients with those of t); `around`, the states there; `after`, what
+    later steps say.
+    """
     before, h = around
     x, dt, B, C = (number(at(value, t, h.dtype)) for value in (given.x, given.dt, given.B, given.C))
     dh = after + C[..., None] * dy[:, None]

@@ -14,7 +14,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops._linear_scan import linear_scan
-from selssm_jax.ops.boundaries import all_finite, composed_or_stepped, find_lost_sequences, finite, poison, vary_alike, zeros_beside
+from selssm_jax.ops.boundaries import (
+    all_finite,
+    composed_or_stepped,
+    find_lost_sequences,
+    finite,
+    poison,
+    vary_alike,
+    zeros_beside,
+)
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.stepping import at, put
 
@@ -37,17 +45,17 @@ def ssd(
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
     """Runs h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t' and returns y_t = h_t C_t + D x_t and the last state.
 
-    Inside a chunk of K steps y = (L * C B') (dt x) with L_ts = exp(sum_{s<r<=t} dt_r A), a masked product of matrices; a
-    chunk's own last state is one more product, and from chunk to chunk the states are carried. Work O(T K (N + P) + T N P) a
-    head, all of it on the matrix units; memory O(T K + T N P / K). The gradient computes the chunks again.
+    Inside a chunk of K steps y = (L * C B') (dt x) with L_ts = exp(sum_{s<r<=t} dt_r A), a masked product of matrices;
+    a chunk's own last state is one more product, and from chunk to chunk the states are carried. Work O(T K (N + P) + T
+    N P) a head, all of it on the matrix units; memory O(T K + T N P / K). The gradient computes the chunks again.
 
-    On a CPU one chunk follows the other, with memory O(T N P / K) for the gradient and O(N P) without. "auto" takes single
-    steps forward there, which no product of matrices beats, and chunks of 16 to `CHUNK` for the gradient, by the size of the
-    state (benchmarks/records/ssd.json, 2 cores); elsewhere it takes all chunks of `CHUNK` at once, by reasoning: no
-    accelerator was measured.
+    On a CPU one chunk follows the other, with memory O(T N P / K) for the gradient and O(N P) without. "auto" takes
+    single steps forward there, which no product of matrices beats, and chunks of 16 to `CHUNK` for the gradient, by the
+    size of the state (benchmarks/records/ssd.json, 2 cores); elsewhere it takes all chunks of `CHUNK` at once, by
+    reasoning: no accelerator was measured.
 
-    Products with masks do not hide what is not finite. Where anything is not, chunks give way to single steps, and the gradient is that of the numbers
-    that are, NaN where others are read.
+    Products with masks do not hide what is not finite. Where anything is not, chunks give way to single steps, and the
+    gradient is that of the numbers that are, NaN where others are read.
 
     Products and states are float32 (or wider) whatever the inputs are. Gradients of any order, reverse mode alone.
 
@@ -90,8 +98,8 @@ class _Inputs(NamedTuple):
     h0: Array
 
 
-# The gradient is that of the chunked form whatever ran forward, and runs it once more: only the inputs are saved. It is a
-# function of its own, so that it runs by the platform's form and can still be differentiated.
+# The gradient is that of the chunked form whatever ran forward, and runs it once more: only the inputs are saved. It is
+# a function of its own, so that it runs by the platform's form and can still be differentiated.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -115,7 +123,9 @@ def _run_forward(chunk: int | None, given: _Inputs, reset: Array) -> tuple[tuple
     return _run(chunk, given, reset), (given, reset)
 
 
-def _run_backward(chunk: int | None, saved: tuple[_Inputs, Array], cotangents: tuple[Array, Array]) -> tuple[_Inputs, None]:
+def _run_backward(
+    chunk: int | None, saved: tuple[_Inputs, Array], cotangents: tuple[Array, Array]
+) -> tuple[_Inputs, None]:
     return _gradient(chunk, *vary_alike((*saved, cotangents))), None
 
 
@@ -130,13 +140,19 @@ def _gradient(chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple
     return lax.platform_dependent(given, reset, cotangents, cpu=on_cpu, default=by(partial(_by_chunks, chunk or CHUNK)))
 
 
-def _gradient_forward(chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> tuple[_Inputs, tuple[Any, ...]]:
+def _gradient_forward(
+    chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
+) -> tuple[_Inputs, tuple[Any, ...]]:
     return _gradient(chunk, given, reset, cotangents), (given, reset, cotangents)
 
 
-def _gradient_backward(chunk: int | None, saved: tuple[Any, ...], cotangents: _Inputs) -> tuple[_Inputs, None, tuple[Array, Array]]:
+def _gradient_backward(
+    chunk: int | None, saved: tuple[Any, ...], cotangents: _Inputs
+) -> tuple[_Inputs, None, tuple[Array, Array]]:
     given, reset, before = saved
-    again = jax.vjp(lambda given, before: _pullback(partial(_by_chunks, chunk or CHUNK), given, reset, before), given, before)[1]
+    again = jax.vjp(
+        lambda given, before: _pullback(partial(_by_chunks, chunk or CHUNK), given, reset, before), given, before
+    )[1]
     dgiven, dbefore = again(cotangents)
     return dgiven, None, dbefore
 
@@ -149,13 +165,18 @@ def _pullback(run: Callable[..., Any], given: _Inputs, reset: Array, cotangents:
     return jax.vjp(lambda given: run(given, reset), given)[1](cotangents)[0]
 
 
-def _pullback_of_numbers(run: Callable[..., Any], given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
+def _pullback_of_numbers(
+    run: Callable[..., Any], given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
+) -> _Inputs:
     """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
     clean = given._replace(**{name: finite(getattr(given, name)) for name in ("x", "dt", "B", "C", "h0")})
     gradient = _pullback(run, clean, reset, cotangents)
     rows = find_lost_sequences((given.x, given.dt, given.B, given.C), given.h0, reset, *cotangents)
     return gradient._replace(
-        **{name: poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1))) for name, value in gradient._asdict().items()}
+        **{
+            name: poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1)))
+            for name, value in gradient._asdict().items()
+        }
     )
 
 
@@ -166,7 +187,9 @@ def _cpu_chunk(given: _Inputs) -> int:
 
 
 def _by_steps(given: _Inputs, reset: Array) -> tuple[Array, Array]:
-    """One step after the other, the state in the cache: without matrix units a step costs no more than its share of a product."""
+    """One step after the other, the state in the cache: without matrix units a step costs no more than its share of a
+    product.
+    """
 
     def body(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         h, y = carry
@@ -191,7 +214,9 @@ def _chunk_by_chunk(size: int, given: _Inputs, reset: Array) -> tuple[Array, Arr
         return last, _outputs(chunk, h[:, None])[:, 0]
 
     steps = reset.shape[1]
-    pieces = tuple(_cut(value, min(size, steps)).swapaxes(0, 1) for value in (given.x, given.dt, given.B, given.C, reset))
+    pieces = tuple(
+        _cut(value, min(size, steps)).swapaxes(0, 1) for value in (given.x, given.dt, given.B, given.C, reset)
+    )
     last, y = lax.scan(jax.checkpoint(body), given.h0, pieces)
     return _join(y.swapaxes(0, 1), given.x.shape), last
 
@@ -219,10 +244,11 @@ def _join(y: Array, shape: tuple[Any, ...]) -> Array:
 
 
 class _Chunks(NamedTuple):
-    """What chunks of steps make of their inputs, and what is left of it; indices b c k g r p n, with t and s for k twice.
+    """What chunks of steps make of their inputs, and what is left of it; indices b c k g r p n, with t and s for k
+    twice.
 
-    u = dt x and what B and C are. Left are `inside` (b, c, g, r, t, s) from s to t, `since_start` (b, c, k, g, r) from before
-    the chunk to k, `until_end` (b, c, k, g, r) from k to the end of the chunk.
+    u = dt x and what B and C are. Left are `inside` (b, c, g, r, t, s) from s to t, `since_start` (b, c, k, g, r) from
+    before the chunk to k, `until_end` (b, c, k, g, r) from k to the end of the chunk.
     """
 
     u: Array
@@ -272,31 +298,56 @@ def _decay(log_decay: Array, reset: Array) -> tuple[Array, Array, Array]:
 def _sums(log_decay: Array, reset: Array) -> tuple[Array, Array]:
     """Cumulative sums in two parts: multiples of GRID, which are exact, and what is left, which is small.
 
-    A difference of plain float32 sums is as wrong as the sums are large, and after some steps of fast decay they are. Sums
-    start anew at a reset: else their gradients would cancel across it up to rounding, where none may cross it at all.
+    A difference of plain float32 sums is as wrong as the sums are large, and after some steps of fast decay they are.
+    Sums start anew at a reset: else their gradients would cancel across it up to rounding, where none may cross it at
+    all.
     """
     log_decay = jnp.maximum(log_decay, FORGOTTEN)
     coarse = lax.stop_gradient(jnp.round(log_decay / GRID) * GRID)
     parts = jnp.stack([coarse, log_decay - coarse], axis=-1)
     parts = parts.reshape(-1, *parts.shape[2:])
-    sums = linear_scan(jnp.ones_like(parts), parts, reset=reset.reshape(parts.shape[:2]))[0].reshape(*log_decay.shape, 2)
+    sums = linear_scan(jnp.ones_like(parts), parts, reset=reset.reshape(parts.shape[:2]))[0].reshape(
+        *log_decay.shape, 2
+    )
     return sums[..., 0], sums[..., 1]
 
 
 def _masked_exp(seen: Array, exponent: Array) -> Array:
-    """exp where seen, else 0. The exponent is masked too: unseen it may overflow, and its gradient would be no number."""
+    """exp where seen, else 0. The exponent is masked too: unseen it may overflow, and its gradient would be no
+    number.
+    """
     return jnp.where(seen, jnp.exp(jnp.where(seen, exponent, 0)), 0)
 
 
-def _check(x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None, h0: Array | None, reset: Array | None, chunk: int | str) -> None:
+def _check(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None,
+    h0: Array | None,
+    reset: Array | None,
+    chunk: int | str,
+) -> None:
     if chunk != "auto" and not (isinstance(chunk, int) and chunk >= 1):
         raise ValueError(f"chunk={chunk!r} is no number of steps: use 'auto' or a whole number from 1")
     if x.ndim != 4 or x.shape[1] == 0:
         raise ValueError(f"x has shape {x.shape}, expected (B, T, H, P) with T >= 1")
     if B.ndim != 4 or x.shape[2] % B.shape[2]:
-        raise ValueError(f"B has shape {B.shape}, expected (B, T, G, N) with G a divisor of the {x.shape[2]} heads of x")
+        raise ValueError(
+            f"B has shape {B.shape}, expected (B, T, G, N) with G a divisor of the {x.shape[2]} heads of x"
+        )
     batch, steps, heads, width = x.shape
     grouped = (batch, steps, *B.shape[2:])
-    shapes = {"dt": x.shape[:3], "A": (heads,), "B": grouped, "C": grouped, "D": (heads,), "h0": (batch, heads, width, B.shape[3]), "reset": (batch, steps)}
+    shapes = {
+        "dt": x.shape[:3],
+        "A": (heads,),
+        "B": grouped,
+        "C": grouped,
+        "D": (heads,),
+        "h0": (batch, heads, width, B.shape[3]),
+        "reset": (batch, steps),
+    }
     inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "h0": h0, "reset": reset}
     check_inputs(inputs, shapes, f"x {x.shape} and B {B.shape}")

@@ -1,6 +1,7 @@
 """What a recurrence may not see: selected away, never multiplied by zero, for zero times what is not finite is no zero.
 
-A factor of exactly 0 forgets: a reset is one. So a state that is not finite ends there, on every platform and by every method, and so do its gradients.
+A factor of exactly 0 forgets: a reset is one. So a state that is not finite ends there, on every platform and by every
+method, and so do its gradients.
 """
 
 import functools
@@ -15,11 +16,14 @@ from jaxtyping import Array, Bool, Inexact
 
 def multiply_state(factor: Inexact[Array, "..."], state: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Returns factor * state, of shapes that broadcast, 0 where the factor is 0, whatever the state is."""
-    return factor * jnp.where(factor == 0, 0, state)  # that the state waits for less: half the cost of a selection after the product
+    # that the state waits for less: half the cost of a selection after the product
+    return factor * jnp.where(factor == 0, 0, state)
 
 
 def multiply_cotangent(factor: Inexact[Array, "..."], cotangent: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
-    """Returns factor * cotangent, 0 where either is 0, whatever the other is: a step that nothing reads says nothing of what came before."""
+    """Returns factor * cotangent, 0 where either is 0, whatever the other is: a step that nothing reads says nothing of
+    what came before.
+    """
     return jnp.where((factor == 0) | (cotangent == 0), 0, factor * cotangent)
 
 
@@ -33,14 +37,16 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def find_lost_sequences(steps: Sequence[Array], before: Array, reset: Bool[Array, "B T"], dy: Array, dlast: Array) -> Bool[Array, "B"]:
+def find_lost_sequences(
+    steps: Sequence[Array], before: Array, reset: Bool[Array, "B T"], dy: Array, dlast: Array
+) -> Bool[Array, "B"]:
     """Returns of which sequences a step is read that sees what is not finite: their gradients are no numbers.
 
     A step sees itself, those before it since the last reset, and the state before all, where no reset lies between.
 
     Args:
-      steps: what steps read, (B, T, ...) each. before: the state before them, (B, ...). dy, dlast: cotangents of the outputs, (B, T, ...), and of the last
-        state, (B, ...); of 0 where nothing is read.
+      steps: what steps read, (B, T, ...) each. before: the state before them, (B, ...). dy, dlast: cotangents of the
+        outputs, (B, T, ...), and of the last state, (B, ...); of 0 where nothing is read.
     """
     bad = ~functools.reduce(jnp.logical_and, [_each(jnp.isfinite(value), jnp.all, 2) for value in steps])
     number = jnp.arange(1, bad.shape[1] + 1)[None]
@@ -56,31 +62,43 @@ def _each(values: Array, reduction: Callable[..., Array], leading: int) -> Array
 
 
 def poison(values: Inexact[Array, "..."], bad: Bool[Array, "..."]) -> Inexact[Array, "..."]:
-    """Returns the values with NaN where they are bad; a sum, so that a gradient that reads such a value is no number either."""
+    """Returns the values with NaN where they are bad; a sum, so that a gradient that reads such a value is no number
+    either.
+    """
     return values + jnp.where(bad, jnp.nan, 0).astype(values.dtype)
 
 
-def composed_or_stepped(safe: Bool[Array, ""], composed: Callable[..., Any], stepped: Callable[..., Any], *operands: Any) -> Any:
+def composed_or_stepped(
+    safe: Bool[Array, ""], composed: Callable[..., Any], stepped: Callable[..., Any], *operands: Any
+) -> Any:
     """Returns composed(*operands) where it is safe to compose steps, else stepped(*operands), which always is.
 
-    A loop of at most one turn, and no `lax.cond`: that becomes a selection under `jax.vmap`, and both ways would always be run.
+    A loop of at most one turn, and no `lax.cond`: that becomes a selection under `jax.vmap`, and both ways would always
+    be run.
     """
-    turn = lax.while_loop(lambda carry: carry[0], lambda carry: (carry[0] & False, stepped(*operands)), (~safe, composed(*operands)))
+    turn = lax.while_loop(
+        lambda carry: carry[0], lambda carry: (carry[0] & False, stepped(*operands)), (~safe, composed(*operands))
+    )
     return turn[1]
 
 
 def zeros_beside(shape: Sequence[Any], like: Any, dtype: Any) -> Array:
-    """Returns zeros for the carry of a loop that reads the tree `like`: they vary over the mesh axes that it varies over."""
+    """Returns zeros for the carry of a loop that reads the tree `like`: they vary over the mesh axes that it varies
+    over.
+    """
     return vary_alike((jnp.zeros(shape, dtype), like))[0]
 
 
 def vary_alike(tree: Any) -> Any:
-    """Returns the arrays of a tree as all varying over the mesh axes that any of them varies over, inside `jax.shard_map`; elsewhere as they are.
+    """Returns the arrays of a tree as all varying over the mesh axes that any of them varies over, inside
+    `jax.shard_map`; elsewhere as they are.
 
-    The carries of a loop and the cotangents of a custom gradient must agree in that. It is said by adding a zero that depends on all of them: the
-    casts of `jax.lax` that say it have another name in every few versions.
+    The carries of a loop and the cotangents of a custom gradient must agree in that. It is said by adding a zero that
+    depends on all of them: the casts of `jax.lax` that say it have another name in every few versions.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
     zero = sum((leaf.ravel()[:0] != 0).sum(dtype=jnp.int32) for leaf in jax.tree.leaves(tree))
-    return jax.tree.map(lambda leaf: leaf ^ (zero != 0) if leaf.dtype == jnp.bool_ else leaf + zero.astype(leaf.dtype), tree)
+    return jax.tree.map(
+        lambda leaf: leaf ^ (zero != 0) if leaf.dtype == jnp.bool_ else leaf + zero.astype(leaf.dtype), tree
+    )

@@ -1,6 +1,7 @@
 """Maxima and minima that decide something: NaN is never less than a number, nor left out.
 
-XLA's max and min of float32 drop NaN on a CPU where they go over 4,096 numbers or more (JAX 0.10), so it is asked for explicitly.
+XLA's max and min of float32 drop NaN on a CPU where they go over 4,096 numbers or more (JAX 0.10), so it is asked for
+explicitly.
 """
 
 import jax.numpy as jnp

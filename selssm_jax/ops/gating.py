@@ -1,7 +1,8 @@
-"""What a gate makes of a transition, and how far the state can then go: pure functions of arrays, for NumPy and for JAX alike.
+"""What a gate makes of a transition, and how far the state can then go: pure functions of arrays, for NumPy and for JAX
+alike.
 
-A certificate works in NumPy's float64, a layer under `jax.jit` in float32; both need these formulas (theory, sections 1 and 5).
-A is (n,) for a diagonal or (n, n) for a dense transition, real or complex; bounds are (n,), one a component.
+A certificate works in NumPy's float64, a layer under `jax.jit` in float32; both need these formulas (theory, sections 1
+and 5). A is (n,) for a diagonal or (n, n) for a dense transition, real or complex; bounds are (n,), one a component.
 """
 
 from typing import Any
@@ -34,7 +35,8 @@ def propagate_radius(A: Array, reach: Array) -> Array:
 
 
 def invariant_radius(A: Array, drive: Array) -> Array:
-    """M = U / (1 - |a|), (n,), so that |h_i| <= M_i is never left, whatever gates in [0, 1] do (theory, section 5 B5); inf where |a| >= 1.
+    """M = U / (1 - |a|), (n,), so that |h_i| <= M_i is never left, whatever gates in [0, 1] do (theory, section 5 B5);
+    inf where |a| >= 1.
 
     For a dense A, max U / (1 - max_i sum_j |a_ij|): larger than need be, and without a solve.
     """
@@ -46,9 +48,11 @@ def invariant_radius(A: Array, drive: Array) -> Array:
 
 
 def step_factor(A: Array, low: Array, high: Array, lipschitz: Array, reach: Array, drive: Array, update: str) -> Array:
-    """kappa: the most by which a step can stretch a difference of two states, in the maximum norm, a scalar (theory, section 5 B5).
+    """kappa: the most by which a step can stretch a difference of two states, in the maximum norm, a scalar (theory,
+    section 5 B5).
 
-    Gates lie in [low, high] and change by sum_j L_ij |h_j - k_j|, L (n,) or (n, n); states stay within `reach`, drives within `drive`.
+    Gates lie in [low, high] and change by sum_j L_ij |h_j - k_j|, L (n,) or (n, n); states stay within `reach`, drives
+    within `drive`.
     """
     xp = A.__array_namespace__()
     ends = [row_sums(effective_transition(gate, A, update)) for gate in (low, high)]

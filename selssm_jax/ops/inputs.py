@@ -20,4 +20,6 @@ def check_inputs(inputs: dict[str, Array | None], shapes: dict[str, tuple[Any, .
         if name == "reset" and value.dtype != jnp.bool_:
             raise ValueError(f"reset has dtype {value.dtype}, expected bool")
         if name != "reset" and not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {value.dtype}, expected real numbers: convert it with .astype(jnp.float32)")
+            raise ValueError(
+                f"{name} has dtype {value.dtype}, expected real numbers: convert it with .astype(jnp.float32)"
+            )

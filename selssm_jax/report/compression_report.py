@@ -19,37 +19,54 @@ from selssm_jax.report.verdict import verdict_on_compression
 
 MARKERS = ("s", "^", "D", "v", "P", "X")
 INTRODUCTION = (
-    "{scope} Bytes are those that one sequence carries; the table of levels, and which component reads which, is read by all sequences and counted once: what "
+    "{scope} Bytes are those that one sequence carries; the table of levels, and which component reads which, is read "
+    "by all sequences and counted once: what "
     "is given as times fewer counts the share of one of {sequences} sequences carried at once (compress.sequences). "
-    "Methods and factors were compared on the validation split, without fine-tuning; levels, variances and sensitivities come from training batches; the "
-    "chosen model was then fine-tuned on training batches, and it and the original were scored on the {split} split once."
+    "Methods and factors were compared on the validation split, without fine-tuning; levels, variances and "
+    "sensitivities come from training batches; the "
+    "chosen model was then fine-tuned on training batches, and it and the original were scored on the {split} split "
+    "once."
 )
 SCOPES = {
-    "all": "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that convolutions, encoders and heads still see, "
+    "all": "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that "
+    "convolutions, encoders and heads still see, "
     "and what a head has pooled; a few numbers (counts, the scale of a forecast) stay in float32 and are counted.",
-    "mixers": "Memory is the states of the mixers; what convolutions, encoders and heads carry besides stays in float32 and is not counted: "
+    "mixers": "Memory is the states of the mixers; what convolutions, encoders and heads carry besides stays in "
+    "float32 and is not counted: "
     "all that is carried is given beside it.",
 }
 FRONTIER = (
-    "Left: bytes of one sequence, its share of the table counted, against the metric on validation; the line is the frontier of bits by information without "
-    "fine-tuning, the star the chosen model, the grey band what is allowed. Right: mean squared error of {count} components drawn at random, in units of "
-    "their variance, against their mean bits, and D(R), component by component: no code of as many bits can lie below it."
+    "Left: bytes of one sequence, its share of the table counted, against the metric on validation; the line is the "
+    "frontier of bits by information without "
+    "fine-tuning, the star the chosen model, the grey band what is allowed. Right: mean squared error of {count} "
+    "components drawn at random, in units of "
+    "their variance, against their mean bits, and D(R), component by component: no code of as many bits can lie below "
+    "it."
 )
 TRUNCATED = (
-    "Balanced truncation is of time-invariant blocks. Whatever the input, what the recurrence of a block gives differs after it by at most the first gain "
-    "times the size of the input: twice the sum of the Hankel singular values that went. It is for states that are not yet packed, in exact arithmetic, and "
-    "before what a layer makes of its output. The second gain is the largest Hankel singular value, to hold the first against."
+    "Balanced truncation is of time-invariant blocks. Whatever the input, what the recurrence of a block gives "
+    "differs after it by at most the first gain "
+    "times the size of the input: twice the sum of the Hankel singular values that went. It is for states that are "
+    "not yet packed, in exact arithmetic, and "
+    "before what a layer makes of its output. The second gain is the largest Hankel singular value, to hold the first "
+    "against."
 )
 PROCESSING = (
-    "What a decoder reads of a past input from the packed state, at the lag of which it reads most, is a lower bound on I(x; packed), which the bits of the "
-    "packed state bound from above: data processing {verdict}. Beside it, what the same decoder reads of the state as it was before packing."
+    "What a decoder reads of a past input from the packed state, at the lag of which it reads most, is a lower bound "
+    "on I(x; packed), which the bits of the "
+    "packed state bound from above: data processing {verdict}. Beside it, what the same decoder reads of the state as "
+    "it was before packing."
 )
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
-    "A certificate is about exact arithmetic. A packed state is rounded after every step, within the levels by at most delta: half the largest distance of "
-    "two neighbouring levels where it is rounded to the nearest, the whole of it under stochastic rounding, which may draw either (here: {rounding}). Two "
-    "states under the same inputs then approach each other at the certified rate until no component differs by more than the radius given, "
-    "2 delta / (1 - rate) with delta in the certificate's norm, where that is certified; and, whatever the rate, they never leave the levels, which are "
+    "A certificate is about exact arithmetic. A packed state is rounded after every step, within the levels by at "
+    "most delta: half the largest distance of "
+    "two neighbouring levels where it is rounded to the nearest, the whole of it under stochastic rounding, which may "
+    "draw either (here: {rounding}). Two "
+    "states under the same inputs then approach each other at the certified rate until no component differs by more "
+    "than the radius given, "
+    "2 delta / (1 - rate) with delta in the certificate's norm, where that is certified; and, whatever the rate, they "
+    "never leave the levels, which are "
     "finitely many."
 )
 
@@ -60,10 +77,17 @@ def render_compression(results: Results, folder: pathlib.Path) -> None:
     Raises InputError where `folder` cannot be written.
     """
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
-    introduction = INTRODUCTION.format(split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"])
-    knee = f"The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at {results['knee']}."
+    introduction = INTRODUCTION.format(
+        split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"]
+    )
+    knee = (
+        "The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at "
+        f"{results['knee']}."
+    )
     with write_document(folder, title, "compression.json", results) as blocks:
-        picture = Picture(save(frontier(results), folder / "frontier.png"), FRONTIER.format(count=results["components"]))
+        picture = Picture(
+            save(frontier(results), folder / "frontier.png"), FRONTIER.format(count=results["components"])
+        )
         blocks += [Paragraph(verdict_on_compression(results), lead=True), Paragraph(introduction), _outcome(results)]
         blocks += section("Memory and loss", [picture, Paragraph(knee), _frontier(results)])
         blocks += section("Methods at equal bytes", [_methods(results), *_truncations(results)])
@@ -75,14 +99,24 @@ def render_compression(results: Results, folder: pathlib.Path) -> None:
 def summarise_compression(results: Results, workdir: pathlib.Path) -> str:
     """Returns the outcome as lines for a terminal; `workdir` is the compressed run's."""
     made = f"the compressed run: {workdir}   ({invocation.command('eval', '--workdir', str(workdir))})"
-    return "\n".join([results["name"], clean(verdict_on_compression(results)), made, f"report: {workdir / 'compression' / 'index.html'}"])
+    return "\n".join(
+        [
+            results["name"],
+            clean(verdict_on_compression(results)),
+            made,
+            f"report: {workdir / 'compression' / 'index.html'}",
+        ]
+    )
 
 
 def _outcome(results: Results) -> Table:
     metric = results["metric"]
     columns = ("", "a sequence", "table for all", "times fewer", "pays from", "all that is carried")
     scores = (f"{results['split']} {metric}", "loss", f"validation {metric}", "parameters as stored")
-    rows = (_outcome_row(results, *names) for names in (("float32", "reference", "before"), ("compressed", "compressed", "after")))
+    rows = (
+        _outcome_row(results, *names)
+        for names in (("float32", "reference", "before"), ("compressed", "compressed", "after"))
+    )
     return Table("The model before and after", (*columns, *scores), tuple(rows))
 
 
@@ -91,11 +125,29 @@ def _outcome_row(results: Results, name: str, key: str, time: str) -> tuple[Cell
     stored, carried = size(results["parameter_bytes"][time]), size(results["carried_bytes"][time])
     scores = model["test"][metric], f"{model['lost']:+.2%}", model["validation"][metric]
     pays_from = "" if model["pays_from"] is None else f"{model['pays_from']:,} sequence{'s' * (model['pays_from'] > 1)}"
-    return (name, f"{model['bytes']:,} B", f"{model['table_bytes']:,} B", model["factor"], pays_from, carried, *scores, stored)
+    return (
+        name,
+        f"{model['bytes']:,} B",
+        f"{model['table_bytes']:,} B",
+        model["factor"],
+        pays_from,
+        carried,
+        *scores,
+        stored,
+    )
 
 
 def _frontier(results: Results) -> Table:
-    columns = ("times fewer", "bytes", "table", "mean bits", f"validation {results['metric']}", "loss", "squared error", "D(R)")
+    columns = (
+        "times fewer",
+        "bytes",
+        "table",
+        "mean bits",
+        f"validation {results['metric']}",
+        "loss",
+        "squared error",
+        "D(R)",
+    )
     keys = ("factor", "bytes", "table_bytes", "bits", results["metric"], "lost", "error", "error_bound")
     return Table("Bits by information, not fine-tuned", columns, _select(results, results["frontier"], keys))
 
@@ -103,7 +155,11 @@ def _frontier(results: Results) -> Table:
 def _methods(results: Results) -> Table:
     columns = ("method", "bytes", "table", "times fewer", f"validation {results['metric']}", "loss")
     keys = ("method", "bytes", "table_bytes", "factor", results["metric"], "lost")
-    return Table("What was tried at the bytes that were asked for", columns, _select(results, [*results["methods"], results["compressed"]], keys))
+    return Table(
+        "What was tried at the bytes that were asked for",
+        columns,
+        _select(results, [*results["methods"], results["compressed"]], keys),
+    )
 
 
 def _select(results: Results, candidates: list[Results], keys: tuple[str, ...]) -> tuple[tuple[Cell, ...], ...]:
@@ -116,7 +172,12 @@ def _select(results: Results, candidates: list[Results], keys: tuple[str, ...]) 
 def _truncations(results: Results) -> list[Block]:
     """What is proved of the blocks that were truncated; nothing where none were."""
     proved = {name: block for method in results["methods"] for name, block in method["truncated"].items()}
-    columns = {"components before": "before", "after": "after", "gain of the difference, at most": "error_bound", "gain of the whole, at least": "largest"}
+    columns = {
+        "components before": "before",
+        "after": "after",
+        "gain of the difference, at most": "error_bound",
+        "gain of the whole, at least": "largest",
+    }
     return [Paragraph(TRUNCATED), tabulate("Balanced truncation by block", proved, columns)] if proved else []
 
 
@@ -126,15 +187,26 @@ def _processing(results: Results) -> list[Block]:
         return [Paragraph(TOO_FEW)]
     is_violated = any(block["status"] == "violated" for block in blocks.values())
     verdict = "is violated somewhere: a bound or its standard error is wrong" if is_violated else "is nowhere violated"
-    columns = {"lag": "lag", "state, at least (bits)": "state", "packed, at least (bits)": "packed", "± standard error": "stderr"}
+    columns = {
+        "lag": "lag",
+        "state, at least (bits)": "state",
+        "packed, at least (bits)": "packed",
+        "± standard error": "stderr",
+    }
     columns |= {"packed, at most (bits)": "capacity", "data processing": "status"}
-    return [Paragraph(PROCESSING.format(verdict=verdict)), tabulate("From the input to the state and to its packed form", blocks, columns)]
+    return [
+        Paragraph(PROCESSING.format(verdict=verdict)),
+        tabulate("From the input to the state and to its packed form", blocks, columns),
+    ]
 
 
 def _stability(results: Results) -> Table:
     before, after = results["certificates"]["before"], results["certificates"]["after"]
     columns = ("block", "before", "rate of a step", "after", "rate of a step", "radius of rounding")
-    rows = tuple((block_title(name), *_certificate(before[name]), *_certificate(block), block["radius"]) for name, block in after.items())
+    rows = tuple(
+        (block_title(name), *_certificate(before[name]), *_certificate(block), block["radius"])
+        for name, block in after.items()
+    )
     return Table("Certificates of contraction by block", columns, rows)
 
 
@@ -149,20 +221,50 @@ def frontier(results: Mapping[str, Any]) -> Figure:
     figure, (left, right) = panels(1, 2, height=3.6)
     metric, points, chosen = results["metric"], results["frontier"], results["compressed"]
     reference = results["reference"]["validation"][metric]
-    share = lambda one: results["reference"]["bytes"] / one["factor"]  # noqa: E731  bytes of one sequence, and of the table's as many as are its
-    left.plot([share(one) for one in points], [one["validation"][metric] for one in points], color=BLUE, marker="o", markersize=4, label="bits by information")
+    # Bytes of one sequence, and of the table as many as are its share.
+    share = lambda one: results["reference"]["bytes"] / one["factor"]  # noqa: E731
+    left.plot(
+        [share(one) for one in points],
+        [one["validation"][metric] for one in points],
+        color=BLUE,
+        marker="o",
+        markersize=4,
+        label="bits by information",
+    )
     for one, marker in zip(results["methods"][1:], itertools.cycle(MARKERS), strict=False):  # however many were tried
         name = one["method"].replace(" of the components", "")
-        left.plot(share(one), one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=name)
-    left.plot(share(chosen), chosen["validation"][metric], color=ORANGE, marker="*", markersize=11, linestyle="none", label="chosen")
+        left.plot(
+            share(one), one["validation"][metric], color=GREY, marker=marker, linestyle="none", markersize=5, label=name
+        )
+    left.plot(
+        share(chosen),
+        chosen["validation"][metric],
+        color=ORANGE,
+        marker="*",
+        markersize=11,
+        linestyle="none",
+        label="chosen",
+    )
     left.axhline(reference, color="black", linestyle="--", linewidth=1, label="float32")
     left.axhspan(reference * (1 - results["within"]), reference * (1 + results["within"]), color=GREY, alpha=0.15)
-    left.set(xscale="log", xlabel="bytes of one sequence, its share of the table counted", ylabel=f"validation {metric}")
+    left.set(
+        xscale="log", xlabel="bytes of one sequence, its share of the table counted", ylabel=f"validation {metric}"
+    )
     bits = [one["error_bits"] for one in points]
-    right.plot(bits, [one["error"] for one in points], color=BLUE, marker="o", markersize=4, linestyle="none", label="measured")
+    right.plot(
+        bits, [one["error"] for one in points], color=BLUE, marker="o", markersize=4, linestyle="none", label="measured"
+    )
     order = np.argsort(bits)
-    right.plot(np.asarray(bits)[order], np.asarray([one["error_bound"] or np.nan for one in points])[order], color="black", linestyle=":", label="D(R)")
+    right.plot(
+        np.asarray(bits)[order],
+        np.asarray([one["error_bound"] or np.nan for one in points])[order],
+        color="black",
+        linestyle=":",
+        label="D(R)",
+    )
     positive = any(one["error"] > 0 for one in points)  # none where components have no more values than levels
-    right.set(yscale="log" if positive else "linear", xlabel="mean bits of a component", ylabel="squared error / variance")
+    right.set(
+        yscale="log" if positive else "linear", xlabel="mean bits of a component", ylabel="squared error / variance"
+    )
     legend(figure, left, right)
     return figure

@@ -1,4 +1,6 @@
-"""The section of a report that shows a model at work: shaded text, what it wrote, a signal over its gates, a forecast."""
+"""The section of a report that shows a model at work: shaded text, what it wrote, a signal over its gates, a
+forecast.
+"""
 
 import pathlib
 
@@ -35,7 +37,9 @@ def _shade(text: ShadedText) -> Shaded:
 
 
 def _find_ends(values: np.ndarray) -> tuple[float, float]:
-    """The scale of a shade: from the first to the last percentile, so that a few large values leave the others visible."""
+    """The scale of a shade: from the first to the last percentile, so that a few large values leave the others
+    visible.
+    """
     real = values[np.isfinite(values)]
     low, high = np.quantile(real, (0.01, 0.99)) if len(real) else (0.0, 0.0)
     return float(low), float(max(high, low + 1e-6))
@@ -53,5 +57,7 @@ def _draw_forecast(shown: ShownForecast, folder: pathlib.Path) -> Picture:
     figure = figures.forecast(past, shown.truth, shown.guess, names=shown.names, units="value (units of the data)")
     words = shown.words
     if any(figures.drawable(name, "") != name for name in shown.names):
-        words += " Channels: " + ", ".join(f"{number}, {name}" for number, name in enumerate(shown.names, start=1)) + "."
+        words += (
+            " Channels: " + ", ".join(f"{number}, {name}" for number, name in enumerate(shown.names, start=1)) + "."
+        )
     return Picture(figures.save(figure, folder / "forecast.png"), words)

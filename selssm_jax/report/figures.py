@@ -1,7 +1,8 @@
 """Figures of a report, as Matplotlib figures without a window: readable in black and white and by colour-blind people.
 
-Lines differ by dash and marker as well as by colour (Okabe and Ito), images are cividis, axes carry units. Every function
-takes plain arrays and returns a `Figure`; `save` writes it as PNG. No text is read as a formula, no number breaks an axis.
+Lines differ by dash and marker as well as by colour (Okabe and Ito), images are cividis, axes carry units. Every
+function takes plain arrays and returns a `Figure`; `save` writes it as PNG. No text is read as a formula, no number
+breaks an axis.
 """
 
 import contextlib
@@ -20,13 +21,33 @@ from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
 from selssm_jax.report.tables import block_title, clean, number
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
-LINES = tuple(zip((BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"), ("-", "--", "-.", ":", "-", "--"), ("o", "s", "^", "D", "v", "x"), strict=True))
+LINES = tuple(
+    zip(
+        (BLUE, ORANGE, GREEN, "black", GREY, "#CC79A7"),
+        ("-", "--", "-.", ":", "-", "--"),
+        ("o", "s", "^", "D", "v", "x"),
+        strict=True,
+    )
+)
 RC: dict[Any, Any] = {
-    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#444444",
-    "axes.grid": True, "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.4, "image.cmap": "cividis",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.4,
+    "image.cmap": "cividis",
     "text.parse_math": False,  # names of columns and classes are anybody's, and "$\\frac{$" is one of them
-}  # fmt: skip
+}
 WIDTH, DPI = 8.2, 130
 LABEL = 48  # characters of a name that are drawn
 CHARACTER, HANDLE = 4.6, 42.0  # points of a letter of a legend, and of what stands before its name
@@ -63,10 +84,14 @@ def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
 
 
 @style()
-def learning_curve(train: Curve, validation: Curve, *, label: str, chosen: int, references: Mapping[str, float]) -> Figure:
-    """A metric in training and on validation, the step whose parameters were evaluated, and references as horizontal lines.
+def learning_curve(
+    train: Curve, validation: Curve, *, label: str, chosen: int, references: Mapping[str, float]
+) -> Figure:
+    """A metric in training and on validation, the step whose parameters were evaluated, and references as horizontal
+    lines.
 
-    The axis holds all points after the first tenth of the steps, and the reference that is nearest to the last; others may leave it, and are named then.
+    The axis holds all points after the first tenth of the steps, and the reference that is nearest to the last; others
+    may leave it, and are named then.
     """
     figure, (ax,) = panels(1, 1, height=3.6)
     ax.plot(train.steps, finite(train.values), color=BLUE, alpha=0.75, linewidth=1, label=train.name)
@@ -75,7 +100,13 @@ def learning_curve(train: Curve, validation: Curve, *, label: str, chosen: int, 
     low, high = _ends([train, validation], list(references.values()))
     for dash, (name, value) in zip(("--", "-.", (0, (1, 1))), references.items(), strict=False):
         outside = high is not None and low is not None and not low <= value <= high
-        ax.axhline(value, color=GREY, linestyle=dash, linewidth=1, label=f"{name}: {number(value)}, not drawn" if outside else name)
+        ax.axhline(
+            value,
+            color=GREY,
+            linestyle=dash,
+            linewidth=1,
+            label=f"{name}: {number(value)}, not drawn" if outside else name,
+        )
     ax.set(xlabel="training step", ylabel=label, xlim=(0, None), ylim=(low, high))
     legend(figure, ax)
     return figure
@@ -86,7 +117,9 @@ def by_horizon(errors: Sequence[float], rival: Sequence[float], *, label: str) -
     """Errors by step of the horizon, and those of repeating the last value."""
     figure, (ax,) = panels(1, 1, height=3.0)
     steps = np.arange(1, len(errors) + 1)
-    ax.plot(steps, finite(errors), color=BLUE, marker="o" if len(steps) < 30 else None, markersize=4, label="this model")
+    ax.plot(
+        steps, finite(errors), color=BLUE, marker="o" if len(steps) < 30 else None, markersize=4, label="this model"
+    )
     ax.plot(steps, finite(rival), color=GREY, linestyle="--", label="repeating the last value")
     ax.set(xlabel="step of the horizon", ylabel=label)
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
@@ -100,7 +133,9 @@ def by_horizon(errors: Sequence[float], rival: Sequence[float], *, label: str) -
 
 def _ends(curves: Sequence[Curve], references: Sequence[float]) -> tuple[float | None, float | None]:
     last = max((step for curve in curves for step in curve.steps), default=0)
-    late = [value for curve in curves for step, value in zip(curve.steps, curve.values, strict=True) if step > FIRST * last]
+    late = [
+        value for curve in curves for step, value in zip(curve.steps, curve.values, strict=True) if step > FIRST * last
+    ]
     values = finite(late)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -115,7 +150,8 @@ def _ends(curves: Sequence[Curve], references: Sequence[float]) -> tuple[float |
 def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
     """One row a block: histogram of gate values, mean gate of every component, dimensions over time.
 
-    Each value of `blocks` is a `Sums.summary()` with first_sequence, the effective dimension of every step of one sequence.
+    Each value of `blocks` is a `Sums.summary()` with first_sequence, the effective dimension of every step of one
+    sequence.
     """
     figure, axes = panels(len(blocks), 3, height=0.75 + 1.7 * len(blocks))
     rows: np.ndarray = np.array(axes, object).reshape(len(blocks), 3)
@@ -137,7 +173,9 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
 def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: Sequence[str], units: str) -> Figure:
     """The lookback (T, C), what followed (H, C) and what was forecast (H, C), one panel a channel."""
     columns = 1 if len(names) < 3 else 2
-    figure, axes = panels(-(-len(names) // columns), columns, height=0.9 + 1.45 * -(-len(names) // columns), sharex=True)
+    figure, axes = panels(
+        -(-len(names) // columns), columns, height=0.9 + 1.45 * -(-len(names) // columns), sharex=True
+    )
     before, after = np.arange(-len(past), 0), np.arange(len(truth))
     for channel, (ax, name) in enumerate(zip(axes, names, strict=False)):
         ax.plot(before, finite(past[:, channel]), color=GREY, linewidth=1, label="input")
@@ -162,7 +200,15 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
     top.set(title=title, ylabel="amplitude", xlim=(0, duration))
     for ax, (name, gate) in zip(rows, gates.items(), strict=True):
         order = np.argsort(gate.mean(0))
-        image = ax.imshow(gate[:, order].T, aspect="auto", origin="lower", extent=(0, duration, 0, gate.shape[1]), vmin=0, vmax=1, interpolation="nearest")
+        image = ax.imshow(
+            gate[:, order].T,
+            aspect="auto",
+            origin="lower",
+            extent=(0, duration, 0, gate.shape[1]),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
         ax.set_ylabel(f"{block_title(name)}\ncomponent (rank)")
         ax.grid(visible=False)
     (rows or [top])[-1].set_xlabel(f"time ({unit})")
@@ -173,7 +219,9 @@ def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: f
 
 @style()
 def draw_state_bytes(models: Sequence[Curve]) -> Figure:
-    """Bytes of the state of one sequence by position, a line a model, both axes logarithmic: a cache rises by one decade a decade. At most six models."""
+    """Bytes of the state of one sequence by position, a line a model, both axes logarithmic: a cache rises by one
+    decade a decade. At most six models.
+    """
     figure, (ax,) = panels(1, 1, height=3.6)
     for curve, (color, dash, marker) in zip(models, LINES[: len(models)], strict=True):
         ax.plot(curve.steps, curve.values, color=color, linestyle=dash, marker=marker, markersize=4, label=curve.name)
@@ -189,7 +237,9 @@ def panels(rows: int, columns: int, *, height: float, sharex: bool = False) -> t
     return figure, list(axes.ravel())
 
 
-def legend(figure: Figure, *axes: Axes, place: Literal["outside lower center", "outside upper right"] = "outside lower center") -> None:
+def legend(
+    figure: Figure, *axes: Axes, place: Literal["outside lower center", "outside upper right"] = "outside lower center"
+) -> None:
     """Writes the legend of panels outside of them, in as many columns as the figure is wide enough for."""
     entries = [entry for ax in axes for entry in zip(*ax.get_legend_handles_labels(), strict=True)]
     if not entries:
@@ -209,12 +259,19 @@ class Decades(LogFormatter):
 
 def _tick(value: float) -> str:
     """A number as an axis shows it: 0.01, 100, 65,536, 1e9."""
-    return f"{value:,g}" if 1e-4 < abs(value) < 1e6 else f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    return (
+        f"{value:,g}"
+        if 1e-4 < abs(value) < 1e6
+        else f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    )
 
 
 def finite(values: Any) -> np.ndarray:
     """Returns values that can be drawn: what is not a number, or is too large for an axis, is a gap."""
-    values = np.asarray([np.nan if value is None else value for value in values] if isinstance(values, list | tuple) else values, np.float64)
+    values = np.asarray(
+        [np.nan if value is None else value for value in values] if isinstance(values, list | tuple) else values,
+        np.float64,
+    )
     return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
@@ -225,10 +282,14 @@ def shorten(text: str) -> str:
 
 
 def drawable(text: str, instead: str) -> str:
-    """Returns a name as a figure can show it, or `instead`: where the figures' font lacks a letter of it, or it is written from right to left."""
+    """Returns a name as a figure can show it, or `instead`: where the figures' font lacks a letter of it, or it is
+    written from right to left.
+    """
     line = shorten(text)
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    shown = line and all(ord(letter) in glyphs and unicodedata.bidirectional(letter) not in ("R", "AL", "AN") for letter in line)
+    shown = line and all(
+        ord(letter) in glyphs and unicodedata.bidirectional(letter) not in ("R", "AL", "AN") for letter in line
+    )
     return line if shown else instead
 
 
@@ -255,7 +316,11 @@ def _dimensions(ax: Axes, block: Mapping[str, Any]) -> None:
     ax.text(0.97, 0.97, f"of n = {block['components']}", transform=ax.transAxes, ha="right", va="top", fontsize=8)
 
 
-DIMENSIONS = {"effective_dimension": "effective, sum of g", "participation_ratio": "participation ratio", "hard_count": "gates above 1/2"}
+DIMENSIONS = {
+    "effective_dimension": "effective, sum of g",
+    "participation_ratio": "participation ratio",
+    "hard_count": "gates above 1/2",
+}
 
 
 def _drop(axes: Sequence[Axes]) -> None:

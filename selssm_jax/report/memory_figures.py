@@ -1,4 +1,6 @@
-"""Figures of what a memory holds, in the style of `figures`; every function takes results of `memory.measure`, in bits."""
+"""Figures of what a memory holds, in the style of `figures`; every function takes results of `memory.measure`, in
+bits.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,15 +18,27 @@ Results = Mapping[str, Any]
 
 @style()
 def retention(blocks: Mapping[str, Results]) -> Figure:
-    """Lower bounds by lag, one line a block, with bands of two standard errors and all there is to know as a dotted line."""
+    """Lower bounds by lag, one line a block, with bands of two standard errors and all there is to know as a dotted
+    line.
+    """
     figure, (ax,) = panels(1, 1, height=3.6)
     for (name, block), (colour, dash, marker) in zip(blocks.items(), _lines(blocks), strict=True):
         bounds = block["retention"]
         low, error = np.asarray(bounds["lower"]), 2 * np.asarray(bounds["stderr"])
-        ax.plot(bounds["lags"], low, color=colour, linestyle=dash, marker=marker, markersize=3.5, label=f"{block_title(name)} (lower bound)")
+        ax.plot(
+            bounds["lags"],
+            low,
+            color=colour,
+            linestyle=dash,
+            marker=marker,
+            markersize=3.5,
+            label=f"{block_title(name)} (lower bound)",
+        )
         ax.fill_between(bounds["lags"], low - error, low + error, color=colour, alpha=0.18, linewidth=0)
     if bounds["entropy"]:
-        ax.plot(bounds["lags"], bounds["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input")
+        ax.plot(
+            bounds["lags"], bounds["entropy"], color="black", linestyle=":", linewidth=1, label="entropy of the input"
+        )
     _lag_axis(ax, bounds["lags"])
     ax.set(ylabel="known of that input (bits)")
     legend(figure, ax)
@@ -33,7 +47,9 @@ def retention(blocks: Mapping[str, Results]) -> Figure:
 
 @style()
 def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
-    """Bounds by step, one panel a block: bars from lower to upper, two standard errors beyond both, and the exact value."""
+    """Bounds by step, one panel a block: bars from lower to upper, two standard errors beyond both, and the exact
+    value.
+    """
     figure, axes = panels(-(-len(known) // 2), min(len(known), 2), height=0.6 + 2.2 * -(-len(known) // 2))
     for ax, (name, moments) in zip(axes, known.items(), strict=False):
         steps = [one["moment"] for one in moments]
@@ -43,7 +59,8 @@ def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
         exact = [(one["moment"], one["exact"]) for one in moments if one["exact"] is not None]
         if exact:
             ax.plot(*zip(*exact, strict=True), color=ORANGE, marker="x", linestyle="none", label="exact")
-        ax.set(title=block_title(name), xlabel="step", ylabel="known of all inputs (bits)")  # not from 0: the intervals are to be seen
+        # not from 0: the intervals are to be seen
+        ax.set(title=block_title(name), xlabel="step", ylabel="known of all inputs (bits)")
     for ax in axes[len(known) :]:
         ax.remove()
     legend(figure, axes[0])
@@ -78,8 +95,20 @@ def by_gate(parts: Mapping[str, Results]) -> Figure:
     figure, (ax,) = panels(1, 1, height=3.2)
     for (name, part), (colour, dash, marker) in zip(parts.items(), _lines(parts), strict=True):
         error = 2 * np.asarray(part["stderr"])
-        ax.errorbar(part["gate"], part["bits"], error, color=colour, linestyle=dash, marker=marker, markersize=4, capsize=2, label=block_title(name))
-    ax.set(xlabel="mean gate when the input was read (0 keeps, 1 updates)", ylabel="still known of it (bits, lower bound)")
+        ax.errorbar(
+            part["gate"],
+            part["bits"],
+            error,
+            color=colour,
+            linestyle=dash,
+            marker=marker,
+            markersize=4,
+            capsize=2,
+            label=block_title(name),
+        )
+    ax.set(
+        xlabel="mean gate when the input was read (0 keeps, 1 updates)", ylabel="still known of it (bits, lower bound)"
+    )
     legend(figure, ax)
     return figure
 
@@ -93,8 +122,23 @@ def bottleneck(points: Mapping[str, Results]) -> Figure:
     edge = max([1.0, *curve["past"], *(one["past"] or 0 for one in points.values())])
     for (name, one), (colour, _, marker) in zip(points.items(), _lines(points), strict=True):
         at = edge if one["past"] is None else one["past"]
-        ax.errorbar([at], [one["future"]], [2 * one["stderr"]], color=colour, marker=marker, markersize=6, capsize=3, linestyle="none", label=block_title(name))
-    ax.set(xlabel="known of the past (bits, at most)", ylabel="known of the future (bits, at least)", xlim=(0, 1.05 * edge), ylim=(0, None))
+        ax.errorbar(
+            [at],
+            [one["future"]],
+            [2 * one["stderr"]],
+            color=colour,
+            marker=marker,
+            markersize=6,
+            capsize=3,
+            linestyle="none",
+            label=block_title(name),
+        )
+    ax.set(
+        xlabel="known of the past (bits, at most)",
+        ylabel="known of the future (bits, at least)",
+        xlim=(0, 1.05 * edge),
+        ylim=(0, None),
+    )
     legend(figure, ax)
     return figure
 

@@ -10,25 +10,32 @@ from selssm_jax.report.sections import section
 from selssm_jax.report.tables import Cell, Table, block_title, number, tabulate
 
 INTRODUCTION = (
-    "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its standard error aside; or an estimate, "
-    "which is neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state holds at least so much. Each sequence was "
+    "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its "
+    "standard error aside; or an estimate, "
+    "which is neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state "
+    "holds at least so much. Each sequence was "
     "read from an empty memory."
 )
 OVERLAP = (
-    "The sequences are windows of one series and overlap: stretches of the series were held out whole, but standard errors take the windows for independent, "
+    "The sequences are windows of one series and overlap: stretches of the series were held out whole, but standard "
+    "errors take the windows for independent, "
     "and are too small."
 )
 NO_NOISE = (
-    "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a continuous input. There is no finite "
+    "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a "
+    "continuous input. There is no finite "
     "number; train with model.selective.process_noise for one. The decoders above hold for any model."
 )
 CHANCE = (
-    "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, less what is counted where states are given "
+    "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, less what "
+    "is counted where states are given "
     "the inputs of other sequences); components are sorted by the lag of which they know most."
 )
 HORIZON = (
-    "The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors, and beside it the next lag that was tried, of which "
-    "so much was not found. Lags are tried on while the longest is still known; 'at least' is where the sequences begin: the state may know what came before."
+    "The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors, and beside "
+    "it the next lag that was tried, of which "
+    "so much was not found. Lags are tried on while the longest is still known; 'at least' is where the sequences "
+    "begin: the state may know what came before."
 )
 
 
@@ -38,14 +45,25 @@ def describe_memory(results: Results, folder: pathlib.Path) -> list[Block]:
         return []
     memory = results["memory"]
     overlap, moments = f" {OVERLAP}" if memory["overlapping"] else "", len(memory["moments"])
-    words = f"{INTRODUCTION}{overlap} Measured on {memory['sequences']:,} sequences of the {results['split']} split, at {moments} moments of each."
+    words = (
+        f"{INTRODUCTION}{overlap} Measured on {memory['sequences']:,} sequences of the {results['split']} split, "
+        f"at {moments} moments of each."
+    )
     blocks: list[Block] = [Paragraph(words), _overview(memory), *_by_lag(memory, folder)]
-    blocks += [*_all_of_the_past(memory, folder), *_components(memory, folder), *_gates(memory, folder), *_answers(memory), *_future(memory, folder)]
+    blocks += [
+        *_all_of_the_past(memory, folder),
+        *_components(memory, folder),
+        *_gates(memory, folder),
+        *_answers(memory),
+        *_future(memory, folder),
+    ]
     return section("What the memory holds", [*blocks, _processing(memory)])
 
 
 def describe_horizon(block: Results) -> str:
-    """Returns the horizon as text: between two lags that were tried, or "at least" where the longest that the sequences have is still known."""
+    """Returns the horizon as text: between two lags that were tried, or "at least" where the longest that the sequences
+    have is still known.
+    """
     horizon = block["horizon"]
     if horizon is None:
         return "none"
@@ -54,9 +72,23 @@ def describe_horizon(block: Results) -> str:
 
 
 def _overview(memory: Results) -> Table:
-    columns = ("block", "components", "at lag", "lower bound (bits)", "± standard error", "of (bits)", "decoder's error", "Fano: at least", "horizon (steps)")
+    columns = (
+        "block",
+        "components",
+        "at lag",
+        "lower bound (bits)",
+        "± standard error",
+        "of (bits)",
+        "decoder's error",
+        "Fano: at least",
+        "horizon (steps)",
+    )
     rows = tuple(_row(name, block) for name, block in memory["blocks"].items())
-    return Table("The input of which each block knows most, and the memory horizon: how far back it knows anything", columns, rows)
+    return Table(
+        "The input of which each block knows most, and the memory horizon: how far back it knows anything",
+        columns,
+        rows,
+    )
 
 
 def _row(name: str, block: Results) -> tuple[Cell, ...]:
@@ -65,14 +97,24 @@ def _row(name: str, block: Results) -> tuple[Cell, ...]:
     of = retention["entropy"][most] if retention["entropy"] else None
     fano = retention["fano"][most] if retention["fano"] else None
     bits = retention["lower"][most], retention["stderr"][most]
-    return (block_title(name), block["components"], retention["lags"][most], *bits, of, retention["error"][most], fano, describe_horizon(block))
+    return (
+        block_title(name),
+        block["components"],
+        retention["lags"][most],
+        *bits,
+        of,
+        retention["error"][most],
+        fano,
+        describe_horizon(block),
+    )
 
 
 def _by_lag(memory: Results, folder: pathlib.Path) -> list[Block]:
     path = save(memory_figures.retention(memory["blocks"]), folder / "retention.png")
     of = next(iter(memory["blocks"].values()))["retention"]["of"]
     words = (
-        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are two standard errors; the dotted line, "
+        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands "
+        "are two standard errors; the dotted line, "
         f"if any, is all there is to know. {HORIZON}"
     )
     return [Picture(path, words)]
@@ -85,20 +127,56 @@ def _all_of_the_past(memory: Results, folder: pathlib.Path) -> list[Block]:
         return [_why_not(memory)]
     given = next(iter(known.values()))[0]["given"]
     words = (
-        f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The first block's input is a function of the "
-        "data alone; for later blocks the upper bounds hold for the data too, the lower ones for the block's own input. The upper bound by covariance is the "
-        "capacity that the covariance of the states leaves. ± is a standard error, of both bounds before it or of the one: a bound may stand beyond the exact "
-        "value by as much, and hardly by three times that. The last column is all that the tokens so far can hold, if they are tokens."
+        f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The "
+        "first block's input is a function of the "
+        "data alone; for later blocks the upper bounds hold for the data too, the lower ones for the block's own "
+        "input. The upper bound by covariance is the "
+        "capacity that the covariance of the states leaves. ± is a standard error, of both bounds before it or of the "
+        "one: a bound may stand beyond the exact "
+        "value by as much, and hardly by three times that. The last column is all that the tokens so far can hold, if "
+        "they are tokens."
     )
-    columns = ("block", "step", "lower (bits)", "upper (bits)", "±", "resolved", "exact (bits)", "upper by covariance (bits)", "±", "of (bits)")
-    keys = ("moment", "lower", "upper", "stderr", "resolved", "exact", "gaussian_upper", "gaussian_upper_stderr", "capacity")
+    columns = (
+        "block",
+        "step",
+        "lower (bits)",
+        "upper (bits)",
+        "±",
+        "resolved",
+        "exact (bits)",
+        "upper by covariance (bits)",
+        "±",
+        "of (bits)",
+    )
+    keys = (
+        "moment",
+        "lower",
+        "upper",
+        "stderr",
+        "resolved",
+        "exact",
+        "gaussian_upper",
+        "gaussian_upper_stderr",
+        "capacity",
+    )
     answers = {True: "yes", False: "no: more"}
-    rows = (moment | {"resolved": answers[moment["resolved"]], "block": block_title(name)} for name, moments in known.items() for moment in moments)
+    rows = (
+        moment | {"resolved": answers[moment["resolved"]], "block": block_title(name)}
+        for name, moments in known.items()
+        for moment in moments
+    )
     picture = Picture(
         save(memory_figures.all_of_the_past(known), folder / "past.png"),
-        "Information about all of the past by step: bounds with two standard errors, and the exact value where there is one.",
+        "Information about all of the past by step: bounds with two standard errors, and the exact value where there "
+        "is one.",
     )
-    return [Paragraph(words), Table("Information about all of the past", columns, tuple(tuple(map(row.get, ("block", *keys))) for row in rows)), picture]
+    return [
+        Paragraph(words),
+        Table(
+            "Information about all of the past", columns, tuple(tuple(map(row.get, ("block", *keys))) for row in rows)
+        ),
+        picture,
+    ]
 
 
 def _why_not(memory: Results) -> Paragraph:
@@ -110,8 +188,10 @@ def _why_not(memory: Results) -> Paragraph:
         return Paragraph(NO_NOISE)
     last = max(moments, key=lambda one: one["moment"])
     return Paragraph(
-        f"All of the past: the inputs are tokens, and {last['moment'] + 1:,} of them hold at most {number(last['capacity'])} bits, so that no state after step "
-        f"{last['moment']:,} knows more (an upper bound; noise or not). For a closer one train with model.selective.process_noise."
+        f"All of the past: the inputs are tokens, and {last['moment'] + 1:,} of them hold at most "
+        f"{number(last['capacity'])} bits, so that no state after step "
+        f"{last['moment']:,} knows more (an upper bound; noise or not). For a closer one train with "
+        "model.selective.process_noise."
     )
 
 
@@ -123,7 +203,10 @@ def _components(memory: Results, folder: pathlib.Path) -> list[Block]:
         for name, one in maps.items()
         if one["withheld"]
     ]
-    return [*([Picture(save(memory_figures.components(drawn), folder / "components.png"), CHANCE)] if drawn else []), *withheld]
+    return [
+        *([Picture(save(memory_figures.components(drawn), folder / "components.png"), CHANCE)] if drawn else []),
+        *withheld,
+    ]
 
 
 def _gates(memory: Results, folder: pathlib.Path) -> list[Block]:
@@ -131,7 +214,8 @@ def _gates(memory: Results, folder: pathlib.Path) -> list[Block]:
     if not parts:
         return []
     words = (
-        "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the steps, lower bounds with two "
+        "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the "
+        "steps, lower bounds with two "
         "standard errors."
     )
     return [Picture(save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
@@ -142,12 +226,14 @@ def _answers(memory: Results) -> list[Block]:
     if answers is None:
         return []
     words = (
-        f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after step {answers['moment']} have to hold: "
+        f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states "
+        f"after step {answers['moment']} have to hold: "
         "what follows says nothing of them."
     )
     if answers["fano"]:
         words += (
-            f" By Fano's inequality, the upper bounds on what the states know leave no decoder with less than {100 * answers['fano']:.3g} % of wrong answers."
+            " By Fano's inequality, the upper bounds on what the states know leave no decoder with less than "
+            f"{100 * answers['fano']:.3g} % of wrong answers."
         )
     rows = {"the model's own answers": answers["model"], "a decoder of all blocks' states": answers["decoder"]}
     columns = {"bits": "bits", "± standard error": "stderr", "share of all": "share", "accuracy": "accuracy"}
@@ -160,13 +246,23 @@ def _future(memory: Results, folder: pathlib.Path) -> list[Block]:
         return []
     steps = next(iter(points.values()))["steps"]
     words = (
-        f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the most that any memory of the last "
-        f"{steps['past']} values could know that holds as many bits of them, for a Gaussian process with the covariances of the data. A point without noise "
+        f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the "
+        "most that any memory of the last "
+        f"{steps['past']} values could know that holds as many bits of them, for a Gaussian process with the "
+        "covariances of the data. A point without noise "
         "lies at the right edge."
     )
-    words += "".join(f" {block_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"])
-    columns = {"of the past, at most (bits)": "past", "of the future, at least (bits)": "future", "± standard error": "stderr"}
-    table = tabulate("Under the bottleneck curve", points, columns | {"the curve (bits)": "bound", "efficiency": "efficiency"})
+    words += "".join(
+        f" {block_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"]
+    )
+    columns = {
+        "of the past, at most (bits)": "past",
+        "of the future, at least (bits)": "future",
+        "± standard error": "stderr",
+    }
+    table = tabulate(
+        "Under the bottleneck curve", points, columns | {"the curve (bits)": "bound", "efficiency": "efficiency"}
+    )
     return [Picture(save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), table]
 
 
@@ -177,5 +273,10 @@ def _processing(memory: Results) -> Block:
         if block["verdict"]
     )
     if not rows:
-        return Paragraph("Data processing: nothing here has an upper bound that a decoder could break, for no state has noise, and no compression was applied.")
-    return Table("Data processing: nothing that is made of a state may know more than it", ("chain", "verdict", "why"), rows)
+        return Paragraph(
+            "Data processing: nothing here has an upper bound that a decoder could break, for no state has noise, and "
+            "no compression was applied."
+        )
+    return Table(
+        "Data processing: nothing that is made of a state may know more than it", ("chain", "verdict", "why"), rows
+    )

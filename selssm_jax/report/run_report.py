@@ -12,7 +12,8 @@ from selssm_jax.report.verdict import verdict
 
 
 def render(analysis: Analysis, folder: pathlib.Path) -> pathlib.Path:
-    """Writes index.html, one file with its figures inside, report.md with the figures beside it, and results.json; returns the path of the page.
+    """Writes index.html, one file with its figures inside, report.md with the figures beside it, and results.json;
+    returns the path of the page.
 
     Raises InputError where `folder` cannot be written.
     """
@@ -21,7 +22,11 @@ def render(analysis: Analysis, folder: pathlib.Path) -> pathlib.Path:
         blocks += [Paragraph(verdict(results), lead=True), *sections.scores(results), *sections.errors(results, folder)]
         blocks += [*sections.learning(results, analysis.history, folder), *sections.gates(results, folder)]
         blocks += [*describe_memory(results, folder), *describe_stability(results, folder)]
-        blocks += [*sections.section("An example", example_section.show(analysis.example, folder)), *sections.costs(results), *sections.setting(results)]
+        blocks += [
+            *sections.section("An example", example_section.show(analysis.example, folder)),
+            *sections.costs(results),
+            *sections.setting(results),
+        ]
     return folder / "index.html"
 
 
@@ -30,5 +35,8 @@ def summarise(analysis: Analysis, page: pathlib.Path) -> str:
     results = analysis.values
     rows = {f"{results['title']} ({results['split']})": results["metrics"], **results["baselines"]}
     width = max(map(len, rows))
-    lines = [f"{name:{width}s}  " + "  ".join(f"{metric} {number(value)}" for metric, value in metrics.items()) for name, metrics in rows.items()]
+    lines = [
+        f"{name:{width}s}  " + "  ".join(f"{metric} {number(value)}" for metric, value in metrics.items())
+        for name, metrics in rows.items()
+    ]
     return "\n".join([*lines, clean(verdict(results)), f"report: {page}"])

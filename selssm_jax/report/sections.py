@@ -25,30 +25,59 @@ def section(title: str, blocks: list[Block]) -> list[Block]:
 def scores(results: Results) -> list[Block]:
     """What was evaluated, and its metrics beside the baselines."""
     how = {"best": "the best on the validation split", "last": "the last that was saved"}[results["chosen"]]
-    how += ", which was part of the training data" * (results["chosen"] == "best" and results["config"]["data"]["train_on"] == "train+validation")
+    how += ", which was part of the training data" * (
+        results["chosen"] == "best" and results["config"]["data"]["train_on"] == "train+validation"
+    )
     which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
     words = f"{which} The scores are exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
     names = {name for metrics in rows.values() for name in metrics}
     columns = [name for name in METRICS if name in names] + sorted(names - set(METRICS))
-    cells: list[tuple[Cell, ...]] = [(name, *(metrics.get(column) for column in columns)) for name, metrics in rows.items()]
-    return [Paragraph(words), Table(f"Scores on the {results['split']} split", ("", *(_unit(column, results) for column in columns)), tuple(cells))]
+    cells: list[tuple[Cell, ...]] = [
+        (name, *(metrics.get(column) for column in columns)) for name, metrics in rows.items()
+    ]
+    return [
+        Paragraph(words),
+        Table(
+            f"Scores on the {results['split']} split",
+            ("", *(_unit(column, results) for column in columns)),
+            tuple(cells),
+        ),
+    ]
 
 
 def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Path) -> list[Block]:
     """The learning curve of every metric of interest that was recorded."""
     blocks: list[Block] = []
     for metric in TASKS[results["task"]["kind"]].curves:
-        train, validation = _curve("training", "train", metric, history), _curve("validation", "validation", metric, history)
+        train, validation = (
+            _curve("training", "train", metric, history),
+            _curve("validation", "validation", metric, history),
+        )
         if not train.steps and not validation.steps:
             continue
-        references = {f"{name} (validation)": values[metric] for name, values in results["validation_baselines"].items() if values.get(metric) is not None}
-        figure = figures.learning_curve(train, validation, label=_unit(metric, results), chosen=results["step"], references=references)
-        words = "Training and validation over the steps of the run, and what simple baselines score on validation. The dotted line is the step whose "
+        references = {
+            f"{name} (validation)": values[metric]
+            for name, values in results["validation_baselines"].items()
+            if values.get(metric) is not None
+        }
+        figure = figures.learning_curve(
+            train, validation, label=_unit(metric, results), chosen=results["step"], references=references
+        )
+        words = (
+            "Training and validation over the steps of the run, and what simple baselines score on validation. "
+            "The dotted line is the step whose "
+        )
         words += "parameters were evaluated. The first tenth of the steps may leave the figure."
-        words += " The validation split was part of the training data." if results["config"]["data"]["train_on"] == "train+validation" else ""
+        words += (
+            " The validation split was part of the training data."
+            if results["config"]["data"]["train_on"] == "train+validation"
+            else ""
+        )
         blocks.append(Picture(figures.save(figure, folder / f"learning_{metric}.png"), words))
-    return section("Learning curve", blocks or [Paragraph("The run holds no metrics.jsonl, so there is no curve to draw.")])
+    return section(
+        "Learning curve", blocks or [Paragraph("The run holds no metrics.jsonl, so there is no curve to draw.")]
+    )
 
 
 def errors(results: Results, folder: pathlib.Path) -> list[Block]:
@@ -65,7 +94,10 @@ def _by_step_and_channel(parts: Results, folder: pathlib.Path) -> list[Block]:
     words = "Mean squared error by step of the horizon, over all channels, beside that of repeating the last value."
     order = sorted(range(len(channels["names"])), key=lambda channel: -_or_infinite(channels["mse"][channel]))
     shown = order[:MOST]
-    rows = tuple((channels["names"][channel], *(channels[key][channel] for key in ("mse", "mae", "repeat last"))) for channel in shown)
+    rows = tuple(
+        (channels["names"][channel], *(channels[key][channel] for key in ("mse", "mae", "repeat last")))
+        for channel in shown
+    )
     which = "" if len(shown) == len(order) else f", the worst {len(shown)} of {len(order)}"
     names = ("channel", METRICS["mse"].label, METRICS["mae"].label, "mean squared error of repeating the last value")
     table = Table(f"Errors by channel{which}", names, rows)
@@ -81,15 +113,33 @@ def _by_class(parts: Results) -> list[Block]:
     names, table = parts["classes"], parts["confusion"]
     totals, named = [sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)]
     share = lambda part, whole: part / whole if whole else None  # noqa: E731
-    rows = [(name, totals[k], share(table[k][k], totals[k]), share(table[k][k], named[k])) for k, name in enumerate(names)]
+    rows = [
+        (name, totals[k], share(table[k][k], totals[k]), share(table[k][k], named[k])) for k, name in enumerate(names)
+    ]
     rows = sorted(rows, key=lambda row: 2.0 if row[2] is None else row[2])[:MOST]
     which = "" if len(rows) == len(names) else f", the worst {len(rows)} of {len(names)} classes"
-    recall = Table(f"Recall and precision by class{which}", ("class", "signals", "recall (share found)", "precision (share right)"), tuple(rows))
+    recall = Table(
+        f"Recall and precision by class{which}",
+        ("class", "signals", "recall (share found)", "precision (share right)"),
+        tuple(rows),
+    )
     if len(names) <= SQUARE:
         lines = tuple((name, *row) for name, row in zip(names, table, strict=True))
-        return [recall, Table("Confusion matrix: rows are the true class, columns the predicted one", ("", *names), lines)]
-    pairs = sorted(((count, i, j) for i, row in enumerate(table) for j, count in enumerate(row) if i != j and count), reverse=True)[:MOST]
-    return [recall, Table("The commonest confusions", ("class", "taken for", "times"), tuple((names[i], names[j], count) for count, i, j in pairs))]
+        return [
+            recall,
+            Table("Confusion matrix: rows are the true class, columns the predicted one", ("", *names), lines),
+        ]
+    pairs = sorted(
+        ((count, i, j) for i, row in enumerate(table) for j, count in enumerate(row) if i != j and count), reverse=True
+    )[:MOST]
+    return [
+        recall,
+        Table(
+            "The commonest confusions",
+            ("class", "taken for", "times"),
+            tuple((names[i], names[j], count) for count, i, j in pairs),
+        ),
+    ]
 
 
 def gates(results: Results, folder: pathlib.Path) -> list[Block]:
@@ -99,15 +149,32 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
         return section("Gate activity", [Paragraph("No block of this model has gates.")])
     steps = next(iter(blocks.values()))["steps"]
     words = (
-        f"A gate of 0 keeps a component of the state, a gate of 1 updates it fully. Means over {steps:,} valid steps of the {results['split']} split. "
-        "The effective dimension is the sum of the gates of a step, and n over it is the compression factor; the participation ratio is (sum g)² / sum g². "
-        "Selectivity is the standard deviation of a gate over steps: 0 would be a model that ignores its input. Soft gates save no work by themselves."
+        f"A gate of 0 keeps a component of the state, a gate of 1 updates it fully. Means over {steps:,} valid steps "
+        f"of the {results['split']} split. "
+        "The effective dimension is the sum of the gates of a step, and n over it is the compression factor; the "
+        "participation ratio is (sum g)² / sum g². "
+        "Selectivity is the standard deviation of a gate over steps: 0 would be a model that ignores its input. Soft "
+        "gates save no work by themselves."
     )
-    columns = {"n": "components", "mean gate": "mean", "effective dimension": "effective_dimension", "participation ratio": "participation_ratio"}
-    columns |= {"gates above 1/2": "hard_count", "compression factor": "compression_factor", "selectivity": "selectivity"}
+    columns = {
+        "n": "components",
+        "mean gate": "mean",
+        "effective dimension": "effective_dimension",
+        "participation ratio": "participation_ratio",
+    }
+    columns |= {
+        "gates above 1/2": "hard_count",
+        "compression factor": "compression_factor",
+        "selectivity": "selectivity",
+    }
     path = figures.save(figures.gate_activity(blocks), folder / "gates.png")
-    caption = "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a step updates, by position."
-    return section("Gate activity", [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)])
+    caption = (
+        "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many "
+        "components a step updates, by position."
+    )
+    return section(
+        "Gate activity", [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)]
+    )
 
 
 def costs(results: Results) -> list[Block]:
@@ -117,21 +184,29 @@ def costs(results: Results) -> list[Block]:
     rows: tuple[tuple[Cell, ...], ...] = (
         ("recurrent state of one sequence", size(values["state_bytes"]), None),
         ("parameters", size(values["parameter_bytes"]), None),
-        (f"training step, {values['batch']['size']:,} sequences of {values['batch']['steps']:,} steps", size(train["peak_bytes"]), train["flops"]),
+        (
+            f"training step, {values['batch']['size']:,} sequences of {values['batch']['steps']:,} steps",
+            size(train["peak_bytes"]),
+            train["flops"],
+        ),
         ("decoding one step of one sequence", size(decode["peak_bytes"]), decode["flops"]),
     )
     carried = values["state_bytes_at"]
     columns = ("", *(f"{int(position):,} steps" if position != "1" else "1 step" for position in carried))
     states = Table("State of one sequence", columns, (("carried after", *map(size, carried.values())),))
     words = (
-        "The state is all that is carried from one step to the next: that of a recurrence is as large at every position, a cache grows until it is full. "
-        f"{_overtaken(values['crossover'])} Peak memory is what the compiler allocates for a call: arguments, outputs and temporaries, less what they "
+        "The state is all that is carried from one step to the next: that of a recurrence is as large at every "
+        "position, a cache grows until it is full. "
+        f"{_overtaken(values['crossover'])} Peak memory is what the compiler allocates for a call: arguments, outputs "
+        "and temporaries, less what they "
         "share. Operations are the compiler's own count, in which the body of a loop may be counted once."
     )
     groups = tuple((name, count) for name, count in values["parameters"].items())
     total = ("all", sum(values["parameters"].values()))
     parts = Table("Parameters", ("part of the model", "parameters"), (*groups, total))
-    return section("Memory and cost", [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), states, parts])
+    return section(
+        "Memory and cost", [Paragraph(words), Table("Memory", ("", "memory", "operations"), rows), states, parts]
+    )
 
 
 def _overtaken(position: int | None) -> str:
@@ -146,7 +221,10 @@ def setting(results: Results) -> list[Block]:
     rows = (("machine", where), *((name, version) for name, version in results["versions"].items()))
     return section(
         "Circumstances",
-        [Table("Software and machine", ("", ""), rows), Verbatim(json.dumps(results["config"], indent=2, ensure_ascii=False), folded="Configuration")],
+        [
+            Table("Software and machine", ("", ""), rows),
+            Verbatim(json.dumps(results["config"], indent=2, ensure_ascii=False), folded="Configuration"),
+        ],
     )
 
 

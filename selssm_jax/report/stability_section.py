@@ -19,22 +19,34 @@ LONGEST = 1e9  # steps that are drawn
 NEARLY_ONE = 0.99995  # a rate that is written 1.0000: a thousandth is left after 138,000 steps
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 INTRODUCTION = (
-    "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass on, so it is the worst case: two states "
-    "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); beside it, the rate seen in the gates of one "
-    "sequence. The certified horizon is where they differ by less than a thousandth of what they did: nothing older can matter. Where nothing is established, "
-    "trajectories may still meet; a rate that is 1 to four digits is of no use. A stationary law can be established where paths need not meet. The condition "
+    "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass "
+    "on, so it is the worst case: two states "
+    "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); "
+    "beside it, the rate seen in the gates of one "
+    "sequence. The certified horizon is where they differ by less than a thousandth of what they did: nothing older "
+    "can matter. Where nothing is established, "
+    "trajectories may still meet; a rate that is 1 to four digits is of no use. A stationary law can be established "
+    "where paths need not meet. The condition "
     "as printed in the paper, |A| L_G < 1, proves nothing; it is given for comparison."
 )
 CURVES = (
-    "The certified share of an old difference that can be left after so many steps, C rate^k (lines), and what was measured to be known of an input so many "
-    "steps ago, in share of the most known of any (markers): measured memory ends where the model chose to forget, the line is as far as it could ever reach."
+    "The certified share of an old difference that can be left after so many steps, C rate^k (lines), and what was "
+    "measured to be known of an input so many "
+    "steps ago, in share of the most known of any (markers): measured memory ends where the model chose to forget, "
+    "the line is as far as it could ever reach."
 )
 
 
 def describe_stability(results: Results, folder: pathlib.Path) -> list[Block]:
-    """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to draw."""
+    """The table of certificates, the reason of each, and a figure, which is written to `folder`, if there is a rate to
+    draw.
+    """
     certificates = results["stability"]
-    measured = {name: describe_horizon(block) for name, block in results["memory"]["blocks"].items()} if "memory" in results else {}
+    measured = (
+        {name: describe_horizon(block) for name, block in results["memory"]["blocks"].items()}
+        if "memory" in results
+        else {}
+    )
     columns = (
         "block",
         "paths",
@@ -46,17 +58,25 @@ def describe_stability(results: Results, folder: pathlib.Path) -> list[Block]:
         "as printed",
     )
     rows = tuple((block_title(name), *_row(block, measured.get(name))) for name, block in certificates.items())
-    blocks: list[Block] = [Paragraph(INTRODUCTION), Table("Certificates by block", columns, rows), *map(Paragraph, _reasons(certificates))]
+    blocks: list[Block] = [
+        Paragraph(INTRODUCTION),
+        Table("Certificates by block", columns, rows),
+        *map(Paragraph, _reasons(certificates)),
+    ]
     drawn = {name: block["step"] for name, block in certificates.items() if is_useful(block)}
     if drawn:
-        retained = {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
+        retained = (
+            {name: results["memory"]["blocks"][name]["retention"] for name in drawn} if "memory" in results else {}
+        )
         longest = min(LONGEST, max(1000.0, *(certificates[name]["horizon"] for name in drawn)))
         blocks.append(Picture(save(reach(drawn, retained, longest), folder / "stability.png"), CURVES))
     return section("Stability", blocks)
 
 
 def is_useful(block: Results) -> bool:
-    """Whether a block is certified to forget within a number of steps that anybody can wait for: at a rate that is not 1 to four digits."""
+    """Whether a block is certified to forget within a number of steps that anybody can wait for: at a rate that is not
+    1 to four digits.
+    """
     rate, steps = block["step"]["rate"], block["horizon"]
     return rate is not None and 0 <= rate < NEARLY_ONE and steps is not None and math.isfinite(steps)
 
@@ -92,7 +112,9 @@ def _merge_reasons(reasons: list[str]) -> str:
 
 @style()
 def reach(certified: Mapping[str, Results], retained: Mapping[str, Results], longest: float) -> Figure:
-    """Certified shares C rate^k by lag up to `longest`, one line a block, and measured retention, {lags, lower}, as markers of the same colour."""
+    """Certified shares C rate^k by lag up to `longest`, one line a block, and measured retention, {lags, lower}, as
+    markers of the same colour.
+    """
     figure, (ax,) = panels(1, 1, height=3.4)
     steps = np.unique(np.geomspace(1, longest, 200))
     for index, (name, one) in enumerate(certified.items()):
@@ -105,9 +127,14 @@ def reach(certified: Mapping[str, Results], retained: Mapping[str, Results], lon
             label=block_title(name),
         )
         if name in retained and max(retained[name]["lower"]) > 0:
-            lags, share = np.asarray(retained[name]["lags"]), finite(retained[name]["lower"]) / max(retained[name]["lower"])
+            lags, share = (
+                np.asarray(retained[name]["lags"]),
+                finite(retained[name]["lower"]) / max(retained[name]["lower"]),
+            )
             seen = lags > 0
-            ax.plot(lags[seen], np.clip(share[seen], 0, 1), color=colour, marker=marker, markersize=3.5, linestyle="none")
+            ax.plot(
+                lags[seen], np.clip(share[seen], 0, 1), color=colour, marker=marker, markersize=3.5, linestyle="none"
+            )
     ax.set(xscale="log", ylim=(-0.03, 1.05), xlabel="lag k (steps)", ylabel="share that can be left")
     legend(figure, ax)
     return figure

@@ -1,4 +1,6 @@
-"""The verdict in one paragraph: on a run its score in words, what it remembers, whether it certainly forgets, and what it takes; on a compression its price."""
+"""The verdict in one paragraph: on a run its score in words, what it remembers, whether it certainly forgets, and what
+it takes; on a compression its price.
+"""
 
 import math
 
@@ -19,7 +21,8 @@ RIVALS = {
     "bigram entropy": "the frequencies of pairs of tokens",
     "uniform guess": "guessing",
 }
-SEEN = {"trained": ", data that it was trained on", "chosen": ", by which its parameters were chosen", None: ""}  # after the name of a split
+# after the name of a split
+SEEN = {"trained": ", data that it was trained on", "chosen": ", by which its parameters were chosen", None: ""}
 FLOOR = 0.03  # that is advised: it costs the quickstart nothing
 
 
@@ -30,16 +33,31 @@ def verdict(results: Results) -> str:
 
 
 def verdict_on_compression(results: Results) -> str:
-    """Returns the paragraph that stands on top of the report of a compression and on the terminal: bytes, what they cost in score, when they pay."""
-    parts = (_bytes(results), _price(results), _pays(results), _compressed_in(results), f"Command: {results['command']}")
+    """Returns the paragraph that stands on top of the report of a compression and on the terminal: bytes, what they
+    cost in score, when they pay.
+    """
+    parts = (
+        _bytes(results),
+        _price(results),
+        _pays(results),
+        _compressed_in(results),
+        f"Command: {results['command']}",
+    )
     return " ".join(parts)
 
 
 def _bytes(results: Results) -> str:
     before, after, carried = results["reference"]["bytes"], results["compressed"], results["carried_bytes"]
     table = f" and a table of {after['table_bytes']:,} for all sequences"
-    words = f"{'Memory' if results['scope'] == 'all' else 'States of the mixers'} of one sequence: {before:,} bytes to {after['bytes']:,}{table}"
-    return words + ("." if results["scope"] == "all" else f"; all that is carried: {carried['before']:,} bytes to {carried['after']:,}.")
+    words = (
+        f"{'Memory' if results['scope'] == 'all' else 'States of the mixers'} of one sequence: {before:,} bytes "
+        f"to {after['bytes']:,}{table}"
+    )
+    return words + (
+        "."
+        if results["scope"] == "all"
+        else f"; all that is carried: {carried['before']:,} bytes to {carried['after']:,}."
+    )
 
 
 def _price(results: Results) -> str:
@@ -48,17 +66,26 @@ def _price(results: Results) -> str:
     before, after = (results[name]["test"][metric] for name in ("reference", "compressed"))
     if not math.isfinite(after):
         return f"The {metric} on the {split} split is not a finite number: the compressed run is of no use."
-    return f"{_format(metric, after)} on the {split} split, {_compare(metric, after, before)} the run before ({_format(metric, before, name=False)})."
+    return (
+        f"{_format(metric, after)} on the {split} split, {_compare(metric, after, before)} the run before "
+        f"({_format(metric, before, name=False)})."
+    )
 
 
 def _pays(results: Results) -> str:
-    """From how many sequences on it is any fewer bytes, and how many times fewer for as many as were meant, and for one; the table counted."""
+    """From how many sequences on it is any fewer bytes, and how many times fewer for as many as were meant, and for
+    one; the table counted.
+    """
     before, after, meant = results["reference"]["bytes"], results["compressed"], results["sequences"]
     if after["pays_from"] is None:
         return "It never pays: no number of sequences takes fewer bytes than before."
     alone = before / (after["bytes"] + after["table_bytes"])
-    at = "any number of sequences" if after["pays_from"] == 1 else f"{after['pays_from']:,} sequences carried at once on"
-    times = f"{_times(after['factor'])} times fewer bytes for {meant:,} of them" + (f", {_times(alone)} times for one" if meant > 1 else "")
+    at = (
+        "any number of sequences" if after["pays_from"] == 1 else f"{after['pays_from']:,} sequences carried at once on"
+    )
+    times = f"{_times(after['factor'])} times fewer bytes for {meant:,} of them" + (
+        f", {_times(alone)} times for one" if meant > 1 else ""
+    )
     return f"It pays {'for' if after['pays_from'] == 1 else 'from'} {at}: {times}."
 
 
@@ -67,7 +94,10 @@ def _times(factor: float) -> str:
 
 
 def _compressed_in(results: Results) -> str:
-    return f"Compressed in {_duration(results['seconds'])}{', counted since it was resumed' if results['resumed'] else ''}."
+    return (
+        "Compressed in "
+        f"{_duration(results['seconds'])}{', counted since it was resumed' if results['resumed'] else ''}."
+    )
 
 
 def _score(results: Results) -> str:
@@ -76,14 +106,21 @@ def _score(results: Results) -> str:
     score = results["metrics"].get(metric)
     if score is None:
         return f"The {metric} on the {results['split']} split is not a finite number: the parameters are of no use."
-    rivals = {name: values[metric] for name, values in results["baselines"].items() if values.get(metric) is not None and name != OPTIMUM}
+    rivals = {
+        name: values[metric]
+        for name, values in results["baselines"].items()
+        if values.get(metric) is not None and name != OPTIMUM
+    }
     words = f"{_format(metric, score)} on the {results['split']} split{SEEN[results['seen']]}"
     if not rivals:
         return f"{words}; there is no simple baseline to hold it against."
     best = next(iter(rivals))
     for name, value in rivals.items():
         best = name if is_better(metric, value, rivals[best]) else best
-    return f"{words}, {_compare(metric, score, rivals[best])} {RIVALS.get(best, best)} ({_format(metric, rivals[best], name=False)}), the best simple baseline."
+    return (
+        f"{words}, {_compare(metric, score, rivals[best])} {RIVALS.get(best, best)} "
+        f"({_format(metric, rivals[best], name=False)}), the best simple baseline."
+    )
 
 
 def _compare(metric: str, score: float, rival: float) -> str:
@@ -108,15 +145,23 @@ def _memory(results: Results) -> str:
     if "memory" not in results:
         return "What it remembers was not measured: add --measure."
     blocks, answers = results["memory"]["blocks"], results["memory"]["answers"]
-    best, retention = max(((name, block["retention"]) for name, block in blocks.items()), key=lambda one: max(one[1]["lower"]))
+    best, retention = max(
+        ((name, block["retention"]) for name, block in blocks.items()), key=lambda one: max(one[1]["lower"])
+    )
     place = max(range(len(retention["lags"])), key=lambda k: retention["lower"][k])
     if retention["lower"][place] <= 2 * retention["stderr"][place]:
         words = "It remembers nothing that decoders find"
     else:
         lag = retention["lags"][place]
-        known = f"{retention['lower'][place]:.2f} ± {retention['stderr'][place]:.2f} bits of the input {lag:,} step{'s' if lag != 1 else ''} ago"
+        known = (
+            f"{retention['lower'][place]:.2f} ± {retention['stderr'][place]:.2f} bits of the input {lag:,} "
+            f"step{'s' if lag != 1 else ''} ago"
+        )
         furthest = max(blocks.values(), key=lambda block: -1 if block["horizon"] is None else block["horizon"])
-        words = f"It remembers at least {known} ({block_title(best)}), and something of inputs {describe_horizon(furthest)} steps back"
+        words = (
+            f"It remembers at least {known} ({block_title(best)}), and something of inputs "
+            f"{describe_horizon(furthest)} steps back"
+        )
     if answers:
         held = max((answers["model"], answers["decoder"]), key=lambda one: one["bits"])
         words += f"; of the {number(answers['entropy'])} bits asked for at least {number(held['bits'])}"
@@ -129,7 +174,10 @@ def _forgetting(results: Results) -> str:
     missing = [name for name, block in blocks.items() if not is_useful(block)]
     if not missing:
         longest = max(block["horizon"] for block in blocks.values())
-        return f"It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within {longest:,.0f} steps."
+        return (
+            "It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, within "
+            f"{longest:,.0f} steps."
+        )
     which = "" if len(missing) == len(blocks) else f" ({', '.join(map(block_title, missing))})"
     rates = [blocks[name]["step"]["rate"] for name in missing]
     slowly = all(rate is not None and rate < 1 for rate in rates)
@@ -140,20 +188,38 @@ def _forgetting(results: Results) -> str:
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
     mixers = sorted({model["pattern"][blocks.index(name)] for name in missing})
     if mixers != ["selective"]:
-        return f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a model.selective.gate_floor have one"
+        return (
+            f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a "
+            "model.selective.gate_floor have one"
+        )
     layer = model["selective"]
     if layer["update"] == "retain" and not layer["gate_floor"]:
-        return f"gates may shut, or as good as shut, for as long as they like; train with model.selective.gate_floor={FLOOR}" + (
-            " and model.selective.certified=True" if layer["gate_state"] != "none" else ""
+        return (
+            "gates may shut, or as good as shut, for as long as they like; train with "
+            f"model.selective.gate_floor={FLOOR}"
+            + (" and model.selective.certified=True" if layer["gate_state"] != "none" else "")
         )
-    return "train with model.selective.certified=True" if not layer["certified"] else f"raise model.selective.gate_floor={layer['gate_floor']}"
+    return (
+        "train with model.selective.certified=True"
+        if not layer["certified"]
+        else f"raise model.selective.gate_floor={layer['gate_floor']}"
+    )
 
 
 def _cost(results: Results) -> str:
     seconds = results["training_seconds"]
     trained = "training time not recorded" if seconds is None else f"trained in {_duration(seconds)}"
-    return f"State of one sequence: {size(results['costs']['state_bytes'])}; {trained}, this report in {_duration(results['seconds'])}."
+    return (
+        f"State of one sequence: {size(results['costs']['state_bytes'])}; {trained}, this report in "
+        f"{_duration(results['seconds'])}."
+    )
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} minutes"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} hours"
+    )

@@ -1,4 +1,6 @@
-"""Verdicts on averages and on laws: second moments, almost sure forgetting, the stationary law (theory, section 5 B2, B3, B6)."""
+"""Verdicts on averages and on laws: second moments, almost sure forgetting, the stationary law (theory, section 5 B2,
+B3, B6).
+"""
 
 import dataclasses
 import math
@@ -15,7 +17,9 @@ READS = "The gates read the state: their law is not one of products."
 
 
 def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
-    """B2: E|h_t - k_t|^2 <= C rate^t |h_0 - k_0|^2 under shared inputs and noise, with a C for the maximum and one for the Euclidean norm."""
+    """B2: E|h_t - k_t|^2 <= C rate^t |h_0 - k_0|^2 under shared inputs and noise, with a C for the maximum and one for
+    the Euclidean norm.
+    """
     if given.reads_state:
         return Verdict("not established", reason=READS)
     if given.law is None:
@@ -25,14 +29,29 @@ def mean_square(given: Recurrence, uniform: Verdict) -> Verdict:
         f", between {moments.interval[0]:.6g} and {moments.interval[1]:.6g}" if given.law.sampled else ""
     )
     if moments.radius >= 1 and moments.interval[0] >= 1 - MARGINAL:
-        return Verdict("refuted", moments.radius, f"{words}: second moments grow.", Direction(moments.direction, moments.radius), interval=moments.interval)
+        return Verdict(
+            "refuted",
+            moments.radius,
+            f"{words}: second moments grow.",
+            Direction(moments.direction, moments.radius),
+            interval=moments.interval,
+        )
     if moments.interval[1] < 1 and moments.constant is not None:
-        return _with_constants(Verdict("holds", moments.rate, f"{words}.", interval=moments.interval), moments.constant, len(given.A))
-    return Verdict("not established", moments.radius, f"{words}, which is not proved, or too near 1 to tell.", interval=moments.interval)
+        return _with_constants(
+            Verdict("holds", moments.rate, f"{words}.", interval=moments.interval), moments.constant, len(given.A)
+        )
+    return Verdict(
+        "not established",
+        moments.radius,
+        f"{words}, which is not proved, or too near 1 to tell.",
+        interval=moments.interval,
+    )
 
 
 def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
-    """Without a law: by uniform contraction, or the dimension-free bound for gates independent in time (theory, section 5 B2)."""
+    """Without a law: by uniform contraction, or the dimension-free bound for gates independent in time (theory, section
+    5 B2).
+    """
     if uniform.status == "holds":
         return square_contraction(uniform, len(given.A))
     norm, least = operator_norm(given.A, norm="euclidean"), float(given.low.min())
@@ -44,7 +63,9 @@ def _any_law(given: Recurrence, uniform: Verdict) -> Verdict:
 
 
 def _with_constants(verdict: Verdict, euclidean: float, components: int) -> Verdict:
-    """A bound of sum_i E e_i^2, in both norms: components that shrink in turn may each be the largest in its time, and their maximum shrinks n times later."""
+    """A bound of sum_i E e_i^2, in both norms: components that shrink in turn may each be the largest in its time, and
+    their maximum shrinks n times later.
+    """
     return dataclasses.replace(verdict, constant=components * euclidean, euclidean_constant=euclidean)
 
 
@@ -52,7 +73,13 @@ def square_contraction(uniform: Verdict, components: int) -> Verdict:
     """Contraction of every path, as one of second moments."""
     if uniform.status != "holds" or uniform.rate is None:
         return Verdict("not established", reason="Paths are not known to contract.")
-    return Verdict("holds", uniform.rate**2, "Every path contracts.", constant=uniform.constant**2, euclidean_constant=components * uniform.constant**2)
+    return Verdict(
+        "holds",
+        uniform.rate**2,
+        "Every path contracts.",
+        constant=uniform.constant**2,
+        euclidean_constant=components * uniform.constant**2,
+    )
 
 
 def lyapunov(given: Recurrence, uniform: Verdict) -> Verdict:
@@ -67,7 +94,13 @@ def lyapunov(given: Recurrence, uniform: Verdict) -> Verdict:
     if high < 0:
         return Verdict("holds", exponent.gamma, f"{words}.", interval=exponent.interval)
     if low >= 0:
-        return Verdict("refuted", exponent.gamma, f"{words}: differences do not vanish.", GatePath(exponent.gates, exponent.gamma), interval=exponent.interval)
+        return Verdict(
+            "refuted",
+            exponent.gamma,
+            f"{words}: differences do not vanish.",
+            GatePath(exponent.gates, exponent.gamma),
+            interval=exponent.interval,
+        )
     return Verdict("not established", exponent.gamma, f"{words}: the interval holds 0.", interval=exponent.interval)
 
 
@@ -75,14 +108,22 @@ def exponent_of(uniform: Verdict) -> Verdict:
     """log kappa of contracting paths, which gamma cannot exceed."""
     if uniform.status != "holds" or uniform.rate is None:
         return Verdict("not established", reason="Nothing is known of the gates' law: give gate_law.")
-    return Verdict("holds", math.log(uniform.rate) if uniform.rate > 0 else -math.inf, "gamma is at most log kappa: every path contracts.")
+    return Verdict(
+        "holds",
+        math.log(uniform.rate) if uniform.rate > 0 else -math.inf,
+        "gamma is at most log kappa: every path contracts.",
+    )
 
 
 def from_contraction(path: Verdict) -> Verdict | None:
     """One stationary law, where paths contract and inputs are stationary with a finite log moment."""
     if path.status != "holds":
         return None
-    return Verdict("holds", path.rate, "Paths contract: one stationary law, reached at this rate in W2, of noise and inputs with second moments.")
+    return Verdict(
+        "holds",
+        path.rate,
+        "Paths contract: one stationary law, reached at this rate in W2, of noise and inputs with second moments.",
+    )
 
 
 def stationary_law(given: Recurrence, path: Verdict, moments: Verdict, exponent: Verdict) -> Verdict:
@@ -91,10 +132,21 @@ def stationary_law(given: Recurrence, path: Verdict, moments: Verdict, exponent:
     if verdict is not None:
         return verdict
     if given.law is not None:
-        return Verdict(exponent.status, reason="gamma is not known to be below 0, so the start may never be forgotten.", witness=exponent.witness)
+        return Verdict(
+            exponent.status,
+            reason="gamma is not known to be below 0, so the start may never be forgotten.",
+            witness=exponent.witness,
+        )
     if path.status == "refuted" and (not given.reads_state or given.noise is None):
-        return Verdict("refuted", reason="The witness does not forget where it began: there is no law, or one for each start.", witness=path.witness)
-    return Verdict("not established", reason="Needs contraction, a gate_law with gamma < 0, or gate_min > 0 with rho(|A|) < 1 and a noise_cov > 0.")
+        return Verdict(
+            "refuted",
+            reason="The witness does not forget where it began: there is no law, or one for each start.",
+            witness=path.witness,
+        )
+    return Verdict(
+        "not established",
+        reason="Needs contraction, a gate_law with gamma < 0, or gate_min > 0 with rho(|A|) < 1 and a noise_cov > 0.",
+    )
 
 
 def _by_exponent(given: Recurrence, moments: Verdict, exponent: Verdict) -> Verdict | None:
@@ -110,5 +162,8 @@ def _by_noise(given: Recurrence) -> Verdict | None:
     drifts = given.spectral_radius * (float(given.high.max()) if given.update == "effective" else 1.0) < 1
     if not (open_always and drifts and given.noise is not None and np.linalg.eigvalsh(given.noise).min() > 0):
         return None
-    words = "Every gate lets noise of full rank in and rho(|A|) < 1: geometric ergodicity (Harris), for independent inputs of finite mean."
+    words = (
+        "Every gate lets noise of full rank in and rho(|A|) < 1: geometric ergodicity (Harris), for independent "
+        "inputs of finite mean."
+    )
     return Verdict("holds", reason=f"{words} It is the law that settles; paths need not meet.")

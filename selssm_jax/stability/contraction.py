@@ -1,13 +1,15 @@
-"""Contraction in a weighted maximum norm, |h|_v = max_i |h_i| / v_i, over all gates of a box (theory, section 5 B1, B4, B5).
+"""Contraction in a weighted maximum norm, |h|_v = max_i |h_i| / v_i, over all gates of a box (theory, section 5 B1, B4,
+B5).
 
 Two states under the same inputs and noise differ after a step by at most F applied to how they differed before,
 
   F(d)_i = max_{g in {low_i, high_i}} sum_j |A_g|_ij d_j + pull_i sum_j L_ij d_j,
 
-with |A_g|_ij the size of the gated transition's entries, convex in g and so largest at an end of its range, and L the gates'
-Lipschitz constants. F is monotone and homogeneous: where F(v) <= kappa v for one v > 0, |.|_v shrinks by kappa a step. The best
-kappa is F's nonlinear Perron root (Gaubert and Gunawardena 2004), found here by policy iteration; kappa is then read off v
-itself, so it does not rest on the search. For a_ii >= 0 and L = 0 it is the 1 - g_min (1 - alpha) of the theory at the best weights.
+with |A_g|_ij the size of the gated transition's entries, convex in g and so largest at an end of its range, and L the
+gates' Lipschitz constants. F is monotone and homogeneous: where F(v) <= kappa v for one v > 0, |.|_v shrinks by kappa a
+step. The best kappa is F's nonlinear Perron root (Gaubert and Gunawardena 2004), found here by policy iteration; kappa
+is then read off v itself, so it does not rest on the search. For a_ii >= 0 and L = 0 it is the 1 - g_min (1 - alpha) of
+the theory at the best weights.
 """
 
 import dataclasses
@@ -43,7 +45,9 @@ class Contraction:
         return float(self.weights.max() / self.weights.min())
 
     def horizon(self, eps: float) -> float:
-        """Returns the steps after which a difference is below eps times the first; inf where there is no contraction."""
+        """Returns the steps after which a difference is below eps times the first; inf where there is no
+        contraction.
+        """
         return horizon(self.rate, self.constant, eps)
 
 
@@ -106,11 +110,16 @@ def contract(growth: Growth) -> Contraction:
     if root >= 1:
         return Contraction(root, equal.weights) if root < equal.rate else equal
     tried = [_weights(growth, root + share * (1 - root)) for share in SHARES]
-    return min([equal, *(_measure(growth, v) for v in tried if v is not None)], key=lambda one: (one.horizon(PRECISION), one.rate))
+    return min(
+        [equal, *(_measure(growth, v) for v in tried if v is not None)],
+        key=lambda one: (one.horizon(PRECISION), one.rate),
+    )
 
 
 def perron_root(growth: Growth) -> float:
-    """Returns the smallest c, up to rounding and from above, such that F(v) <= c v for some v > 0 (theory: rho of |A| where g = 1)."""
+    """Returns the smallest c, up to rounding and from above, such that F(v) <= c v for some v > 0 (theory: rho of |A|
+    where g = 1).
+    """
     least, most = 0.0, float(growth(np.ones(len(growth.low))).max())
     if growth.separable:
         return most
@@ -130,7 +139,8 @@ def feasible(growth: Growth) -> bool:
 def _weights(growth: Growth, c: float) -> np.ndarray | None:
     """v > 0 with F(v) < c v, checked; None where c is under the root, or so near to it that float64 cannot tell.
 
-    By policy iteration, of v = 1 + F(v) / c: (I - N / c) v = 1 for a nonnegative N has a positive solution if and only if rho(N) < c.
+    By policy iteration, of v = 1 + F(v) / c: (I - N / c) v = 1 for a nonnegative N has a positive solution if and only
+    if rho(N) < c.
     """
     v: np.ndarray = np.ones(len(growth.low))
     if c <= 0:
@@ -149,7 +159,9 @@ def _weights(growth: Growth, c: float) -> np.ndarray | None:
 
 
 def _scale_solution(growth: Growth, v: np.ndarray, c: float) -> np.ndarray | None:
-    """The solution of policy iteration, or the one of (I - N / c) u = v, whose slack is of the same share in every component, however large it is."""
+    """The solution of policy iteration, or the one of (I - N / c) u = v, whose slack is of the same share in every
+    component, however large it is.
+    """
     if below(growth, v, 0, c):
         return v
     try:
@@ -165,7 +177,8 @@ def below(growth: Growth, v: np.ndarray, constant: np.ndarray | float, c: float 
 
 
 def fixed_bound(N: np.ndarray, constant: np.ndarray) -> np.ndarray | None:
-    """Returns an M, (n,), with N M + constant <= M for a nonnegative N, (n,) or (n, n), checked; None where none was found.
+    """Returns an M, (n,), with N M + constant <= M for a nonnegative N, (n,) or (n, n), checked; None where none was
+    found.
 
     It is the solution of equality, and as much of a v with N v < v on top as makes room for rounding.
     """

@@ -1,8 +1,10 @@
-"""Gates drawn at random, apart from the state: second moments and the Lyapunov exponent of products A_t ... A_1 (theory, section 5 B2, B3).
+"""Gates drawn at random, apart from the state: second moments and the Lyapunov exponent of products A_t ... A_1
+(theory, section 5 B2, B3).
 
-The difference of two states under the same inputs and noise is e_t = A_t e_{t-1}. Its second moments follow a linear map of
-matrices that keeps positive ones positive; the root of that map is the mean-square radius. Its size follows the exponent
-gamma = lim log|A_t ... A_1| / t almost surely (Furstenberg and Kesten 1960), which may be negative where second moments grow.
+The difference of two states under the same inputs and noise is e_t = A_t e_{t-1}. Its second moments follow a linear
+map of matrices that keeps positive ones positive; the root of that map is the mean-square radius. Its size follows the
+exponent gamma = lim log|A_t ... A_1| / t almost surely (Furstenberg and Kesten 1960), which may be negative where
+second moments grow.
 """
 
 import dataclasses
@@ -20,7 +22,8 @@ from selssm_jax.ops.gating import effective_transition, row_sums
 DRAWS, BATCHES = 65_536, 32  # of a sampler; of them for a dense transition as many as DENSE numbers can hold
 DENSE = 2**22
 SMALL = 256  # unknowns up to which the map of second moments is written out as a matrix
-WORK, FEWEST, MOST = 2**33, 64, 1000  # multiplications that powers of a larger map may take, and how many powers that may be
+# multiplications that powers of a larger map may take, and how many powers that may be
+WORK, FEWEST, MOST = 2**33, 64, 1000
 BLOCK = 50  # powers after which it is asked whether they are enough
 MARGIN = 1e-3  # by which the rate that is proved lies above the radius
 NEAREST = 1 - 1e-6  # the last rate that is tried, for a radius that rounding moved
@@ -43,10 +46,12 @@ class MarkovGates:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A Markov chain of modes, of which each has a transition matrix; one row of P for gates that are independent in time.
+    """A Markov chain of modes, of which each has a transition matrix; one row of P for gates that are independent in
+    time.
 
     Attributes:
-      P: (m, k) or (1, k). gates: (k, n). A: (n,) or (n, n). update: as in `certify_recurrence`. sampled: whether the modes are draws.
+      P: (m, k) or (1, k). gates: (k, n). A: (n,) or (n, n). update: as in `certify_recurrence`. sampled: whether the
+        modes are draws.
     """
 
     P: np.ndarray
@@ -62,7 +67,9 @@ class Law:
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(S, E g, E g g') of independent gates with A_t = I + G_t S, or G_t S in the effective update: two products a step, however many modes there are."""
+        """(S, E g, E g g') of independent gates with A_t = I + G_t S, or G_t S in the effective update: two products a
+        step, however many modes there are.
+        """
         share = self.P[0]
         S = self.A - np.eye(len(self.A)) if self.update == "retain" else self.A
         return S, share @ self.gates, (self.gates.T * share) @ self.gates
@@ -90,7 +97,9 @@ GateLaw = list[tuple[float, Any]] | tuple[Any, Any] | MarkovGates | Callable[[An
 
 
 def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str) -> Law:
-    """Returns the law that `certify_recurrence` was given; raises ValueError for one that is none, or leaves [gate_min, gate_max]."""
+    """Returns the law that `certify_recurrence` was given; raises ValueError for one that is none, or leaves [gate_min,
+    gate_max].
+    """
     n = len(A)
     given = MarkovGates(*given) if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 2 else given
     if callable(given):
@@ -100,16 +109,29 @@ def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, u
     elif isinstance(given, MarkovGates):
         P, gates = np.asarray(given.transition, np.float64), _gates(given.gates, n, "gate_law.gates")
         if P.shape != (len(gates), len(gates)):
-            raise ValueError(f"gate_law.transition has shape {P.shape}, expected ({len(gates)}, {len(gates)}): as many modes as gate_law.gates has rows")
+            raise ValueError(
+                f"gate_law.transition has shape {P.shape}, expected ({len(gates)}, {len(gates)}): as many modes as "
+                "gate_law.gates has rows"
+            )
     else:
         P = np.array([[float(p) for p, _ in given]])
-        gates = _gates(np.stack([np.broadcast_to(np.asarray(gate, np.float64), (n,)) for _, gate in given]), n, "gate_law")
+        gates = _gates(
+            np.stack([np.broadcast_to(np.asarray(gate, np.float64), (n,)) for _, gate in given]), n, "gate_law"
+        )
     if not (len(gates) and (P >= 0).all() and np.allclose(P.sum(axis=1), 1, atol=1e-6)):
-        raise ValueError(f"gate_law has probabilities that sum to {P.sum(axis=1)}, expected numbers from 0 that sum to 1")
+        raise ValueError(
+            f"gate_law has probabilities that sum to {P.sum(axis=1)}, expected numbers from 0 that sum to 1"
+        )
     if (gates < low - 1e-6).any() or (gates > high + 1e-6).any():
-        raise ValueError(f"gate_law has gates in [{gates.min():.4g}, {gates.max():.4g}], outside gate_min and gate_max: widen these or mend the law")
+        raise ValueError(
+            f"gate_law has gates in [{gates.min():.4g}, {gates.max():.4g}], outside gate_min and gate_max: widen "
+            "these or mend the law"
+        )
     if A.ndim == 2 and np.max(row_sums(A)) > np.sqrt(np.finfo(np.float64).max):
-        raise ValueError(f"A holds numbers up to {np.abs(A).max():.4g}, whose squares float64 does not have: second moments cannot be computed")
+        raise ValueError(
+            f"A holds numbers up to {np.abs(A).max():.4g}, whose squares float64 does not have: second moments cannot "
+            "be computed"
+        )
     _check_one_class(P)
     return Law(P / P.sum(axis=1, keepdims=True), gates, A, update, callable(given))
 
@@ -121,14 +143,19 @@ def _check_one_class(P: np.ndarray) -> None:
     count, part = csgraph.connected_components(P > 0, connection="strong")
     leaves = {int(part[i]) for i, j in np.argwhere(P > 0) if part[i] != part[j]}
     if count - len(leaves) > 1:
-        raise ValueError(f"gate_law.transition has {count - len(leaves)} closed classes of modes, expected one: certify the law of each by itself")
+        raise ValueError(
+            f"gate_law.transition has {count - len(leaves)} closed classes of modes, expected one: certify the law of "
+            "each by itself"
+        )
 
 
 def _gates(given: Any, n: int, name: str) -> np.ndarray:
     gates = np.asarray(given, np.float64)
     gates = np.repeat(gates[:, None], n, axis=1) if gates.ndim == 1 else gates
     if gates.ndim != 2 or gates.shape[1] != n or not np.isfinite(gates).all():
-        raise ValueError(f"{name} has shape {np.shape(given)}, expected finite gates (modes, {n}), one column a component")
+        raise ValueError(
+            f"{name} has shape {np.shape(given)}, expected finite gates (modes, {n}), one column a component"
+        )
     return gates
 
 
@@ -150,7 +177,9 @@ class MeanSquare:
 
 
 def mean_square(law: Law) -> MeanSquare:
-    """Returns the mean-square radius: rho(E[A (x) A]) for independent gates, that of the blocks p_ij A_j (x) A_j for a chain."""
+    """Returns the mean-square radius: rho(E[A (x) A]) for independent gates, that of the blocks p_ij A_j (x) A_j for a
+    chain.
+    """
     if law.A.ndim == 1:
         return _by_component(law)
     if np.prod(law.shape) > SMALL:
@@ -188,14 +217,24 @@ def _by_component(law: Law) -> MeanSquare:
         maps = law.P[None] * power.T[:, None, :]  # (n, m, m)
         radii = np.abs(np.linalg.eigvals(maps)).max(axis=1)
         worst = int(radii.argmax())
-        radius, rate, constant = _prove_rate(float(radii[worst]), float(maps.sum(axis=2).max()), lambda rate: _positive(maps, rate))
-        return MeanSquare(radius, (radius, radius) if constant is not None else _around(radius, maps[worst]), rate, constant, np.eye(len(law.A))[worst])
+        radius, rate, constant = _prove_rate(
+            float(radii[worst]), float(maps.sum(axis=2).max()), lambda rate: _positive(maps, rate)
+        )
+        return MeanSquare(
+            radius,
+            (radius, radius) if constant is not None else _around(radius, maps[worst]),
+            rate,
+            constant,
+            np.eye(len(law.A))[worst],
+        )
     interval = _interval(radius, _batch_means(power[:, worst])) if law.sampled else (radius, radius)
     return MeanSquare(radius, interval, rate, constant, np.eye(len(law.A))[worst])
 
 
 def _positive(maps: np.ndarray, rate: float) -> float | None:
-    """max y / min y of the y > 0 with M y <= rate y for every map M, (n, m, m), checked with room for rounding; None where none was found."""
+    """max y / min y of the y > 0 with M y <= rate y for every map M, (n, m, m), checked with room for rounding; None
+    where none was found.
+    """
     m = maps.shape[-1]
     try:
         y = np.linalg.solve(rate * np.eye(m) - maps, np.ones((len(maps), m, 1)))
@@ -206,11 +245,15 @@ def _positive(maps: np.ndarray, rate: float) -> float | None:
     return float((y.max(axis=1) / y.min(axis=1)).max())
 
 
-def _prove_rate(radius: float, size: float, proof: Callable[[float], float | None]) -> tuple[float, float, float | None]:
-    """(radius, rate, constant): the first of a few rates above the radius that `proof` has a constant for; None for it where there is none.
+def _prove_rate(
+    radius: float, size: float, proof: Callable[[float], float | None]
+) -> tuple[float, float, float | None]:
+    """(radius, rate, constant): the first of a few rates above the radius that `proof` has a constant for; None for it
+    where there is none.
 
-    Eigenvalues of a map far from normal may come out far from where they are, so a rate below 1 is tried whatever the radius seems to be; one that is
-    proved bounds the radius. `size` is the map's: a rate too small beside it has a proof that float64 cannot hold.
+    Eigenvalues of a map far from normal may come out far from where they are, so a rate below 1 is tried whatever the
+    radius seems to be; one that is proved bounds the radius. `size` is the map's: a rate too small beside it has a
+    proof that float64 cannot hold.
     """
     for rate in sorted({_above(radius, size), (radius + 1) / 2, NEAREST}):
         constant = proof(rate) if radius < rate < 1 or rate == NEAREST else None
@@ -226,23 +269,33 @@ def _above(radius: float, size: float) -> float:
 
 
 def _around(radius: float, maps: np.ndarray) -> tuple[float, float]:
-    """Around the radius of maps far from normal, which rounding moves far: ten times as far as a random change of rounding's size does."""
+    """Around the radius of maps far from normal, which rounding moves far: ten times as far as a random change of
+    rounding's size does.
+    """
     size = maps.shape[-1]
-    change = np.random.default_rng(0).standard_normal(maps.shape) * np.linalg.norm(maps, axis=(-2, -1), keepdims=True) / np.sqrt(size)
+    change = (
+        np.random.default_rng(0).standard_normal(maps.shape)
+        * np.linalg.norm(maps, axis=(-2, -1), keepdims=True)
+        / np.sqrt(size)
+    )
     moved = np.linalg.eigvals(maps + np.finfo(np.float64).eps * change).real.max()
     return radius - 10 * abs(moved - radius), radius + 10 * abs(moved - radius)
 
 
 def _by_matrix(law: Law) -> MeanSquare:
     radius, X = _root(law)
-    size = float(np.linalg.norm(backward(law, np.broadcast_to(np.eye(len(law.A)), law.shape)), ord=2, axis=(1, 2)).max())
+    size = float(
+        np.linalg.norm(backward(law, np.broadcast_to(np.eye(len(law.A)), law.shape)), ord=2, axis=(1, 2)).max()
+    )
     radius, rate, constant = _prove_rate(radius, size, lambda rate: _proof(law, rate))
     interval = (radius, radius) if constant is not None else _around(radius, _written_out(law))
     return MeanSquare(radius, interval, rate, constant, np.linalg.eigh(X.sum(axis=0))[1][:, -1])
 
 
 def forward(law: Law, X: np.ndarray) -> np.ndarray:
-    """Returns the second moments after a step, jointly with the mode: X'_j = sum_i p_ij A_j X_i A_j'; X is (m, n, n), symmetric."""
+    """Returns the second moments after a step, jointly with the mode: X'_j = sum_i p_ij A_j X_i A_j'; X is (m, n, n),
+    symmetric.
+    """
     if len(law.P) > 1:
         return law.modes @ np.tensordot(law.P.T, X, axes=1) @ law.modes.swapaxes(-1, -2)
     S, mean, pairs = law.moments
@@ -254,7 +307,9 @@ def forward(law: Law, X: np.ndarray) -> np.ndarray:
 
 
 def backward(law: Law, Y: np.ndarray) -> np.ndarray:
-    """Returns the adjoint, Y'_i = sum_j p_ij A_j' Y_j A_j: what e' Y_i e is expected to be a step later; Y is symmetric."""
+    """Returns the adjoint, Y'_i = sum_j p_ij A_j' Y_j A_j: what e' Y_i e is expected to be a step later; Y is
+    symmetric.
+    """
     if len(law.P) > 1:
         return np.tensordot(law.P, law.modes.swapaxes(-1, -2) @ Y @ law.modes, axes=1)
     S, mean, pairs = law.moments
@@ -287,10 +342,11 @@ def _written_out(law: Law) -> np.ndarray:
 
 
 def _proof(law: Law, rate: float) -> float | None:
-    """The condition number of a Y > 0 with backward(Y) <= rate Y, checked in float64 with room for its rounding; None where none was found.
+    """The condition number of a Y > 0 with backward(Y) <= rate Y, checked in float64 with room for its rounding; None
+    where none was found.
 
-    (rate - backward)(Y) = I has one, sum_k backward^k(I) / rate^(k+1), where the radius is below the rate; should it be found too
-    roughly, the eigenvector of the radius is one, of a worse condition, unless it is singular.
+    (rate - backward)(Y) = I has one, sum_k backward^k(I) / rate^(k+1), where the radius is below the rate; should it be
+    found too roughly, the eigenvector of the radius is one, of a worse condition, unless it is singular.
     """
     condition = _condition(law, rate, _resolvent(law, rate))
     return condition if condition is not None else _condition(law, rate, _root(law, backward)[1])
@@ -306,7 +362,9 @@ def _condition(law: Law, rate: float, Y: np.ndarray | None) -> float | None:
 
 
 def _roughness(law: Law) -> float:
-    """What rounding a step of second moments is in proportion to: the square of the largest terms that are added up in it."""
+    """What rounding a step of second moments is in proportion to: the square of the largest terms that are added up in
+    it.
+    """
     return float((1 + np.linalg.norm(law.A)) ** 2)
 
 
@@ -320,9 +378,11 @@ def _resolvent(law: Law, rate: float) -> np.ndarray | None:
 
 
 def _by_powers(law: Law) -> MeanSquare:
-    """For a map too large to be written out: E|e_t|^2 <= |B^t(I)|_2 |e_0|^2 with B = `backward`, and |B^t(I)| <= |B^K(I)|^(t // K) |B^(t mod K)(I)|.
+    """For a map too large to be written out: E|e_t|^2 <= |B^t(I)|_2 |e_0|^2 with B = `backward`, and |B^t(I)| <=
+    |B^K(I)|^(t // K) |B^(t mod K)(I)|.
 
-    So the rate |B^K(I)|^(1/K) is proved by powers alone, for any K, and max_t |B^t(I)| / rate^t over t < K is its constant.
+    So the rate |B^K(I)|^(1/K) is proved by powers alone, for any K, and max_t |B^t(I)| / rate^t over t < K is its
+    constant.
     """
     logs, Y = _powers(law, backward)
     radius, off = _settling(logs)
@@ -337,7 +397,9 @@ def _by_powers(law: Law) -> MeanSquare:
     _, X = _powers(law, forward)
     interval = (radius - off, rate)
     if law.sampled:  # of the first order in how a batch's law differs
-        low, high = _interval(radius, np.asarray([(Y * forward(law.draws(chosen), X)).sum() / (Y * X).sum() for chosen in _batches(law)]))
+        low, high = _interval(
+            radius, np.asarray([(Y * forward(law.draws(chosen), X)).sum() / (Y * X).sum() for chosen in _batches(law)])
+        )
         interval = (low - off, high + off)
     return MeanSquare(radius, interval, rate, constant, np.linalg.eigh(X.sum(axis=0))[1][:, -1])
 
@@ -345,7 +407,8 @@ def _by_powers(law: Law) -> MeanSquare:
 def _settling(logs: np.ndarray) -> tuple[float, float]:
     """(growth a step over the last quarter, how far off it may be).
 
-    Powers of a map far from normal grow by r (1 + c / t), which falls between quarters by a third of what it still has to fall, or more.
+    Powers of a map far from normal grow by r (1 + c / t), which falls between quarters by a third of what it still has
+    to fall, or more.
     """
     if not np.isfinite(logs[-1]):
         return 0.0, 0.0
@@ -355,7 +418,9 @@ def _settling(logs: np.ndarray) -> tuple[float, float]:
 
 
 def _powers(law: Law, step: Callable[[Law, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(log |step^t(I)| for t from 0 on, from above, and the last of them scaled to 1), for as many t as are needed and WORK allows."""
+    """(log |step^t(I)| for t from 0 on, from above, and the last of them scaled to 1), for as many t as are needed and
+    WORK allows.
+    """
     cost = 4 * np.prod(law.shape) * len(law.A)
     allowed = int(np.clip(WORK // cost, FEWEST, MOST))
     Z, logs = np.broadcast_to(np.eye(len(law.A)), law.shape), [0.0]
@@ -380,7 +445,8 @@ def _size(Z: np.ndarray) -> float:
 def _bound_powers(law: Law, logs: np.ndarray) -> np.ndarray:
     """log |B^t(I)| with room for rounding, up to the first t at which there is more of that than of the power itself.
 
-    What rounding adds to step s is moved on by the t - 1 - s steps after it: sum_s |B^s(I)| |B^(t-1-s)(I)| times its size, twice for what it adds to these.
+    What rounding adds to step s is moved on by the t - 1 - s steps after it: sum_s |B^s(I)| |B^(t-1-s)(I)| times its
+    size, twice for what it adds to these.
     """
     share = np.log(2 * len(law.A) * ROUNDING * _roughness(law))
     bounds = [0.0]

@@ -1,6 +1,8 @@
-"""How fast a gate can change with the state: L_G from above, certified, and from below, by maximisation (theory, section 2).
+"""How fast a gate can change with the state: L_G from above, certified, and from below, by maximisation (theory,
+section 2).
 
-g = floor + (1 - floor) sigma(z + W h): |G(h) - G(k)| <= L |h - k| with L the largest slope of sigma times the norm of W.
+g = floor + (1 - floor) sigma(z + W h): |G(h) - G(k)| <= L |h - k| with L the largest slope of sigma times the norm of
+W.
 """
 
 import dataclasses
@@ -36,8 +38,8 @@ class Lipschitz:
 def spectral_norm_bound(W: np.ndarray) -> float:
     """Returns an upper bound of the largest singular value, within n^(2^-17) of it, proved up to float64's rounding.
 
-    By Gram iteration (Delattre et al. 2023): |W|_2^(2 * 2^k) = |G^(2^k)|_2 <= |G^(2^k)|_F with G = W'W, squared k times and
-    rescaled each time. Power iteration alone would be a lower bound.
+    By Gram iteration (Delattre et al. 2023): |W|_2^(2 * 2^k) = |G^(2^k)|_2 <= |G^(2^k)|_F with G = W'W, squared k times
+    and rescaled each time. Power iteration alone would be a lower bound.
 
     Raises:
       ValueError: for a W that is no matrix of numbers.
@@ -63,11 +65,12 @@ def spectral_norm_bound(W: np.ndarray) -> float:
 def operator_norm(W: np.ndarray, *, norm: str = "max", weights: np.ndarray | None = None) -> float:
     """Returns a certified upper bound of the operator norm of W, (n,) for a diagonal matrix or (n, n).
 
-    "max": max_i sum_j |w_ij| v_j / v_i, exact, with `weights` v, ones if None. "euclidean": see `spectral_norm_bound`; exact for a
-    diagonal matrix.
+    "max": max_i sum_j |w_ij| v_j / v_i, exact, with `weights` v, ones if None. "euclidean": see `spectral_norm_bound`;
+    exact for a diagonal matrix.
 
     Raises:
-      ValueError: for another norm, weights with the Euclidean one or not positive and finite, and a W that is not of this shape, or holds nan.
+      ValueError: for another norm, weights with the Euclidean one or not positive and finite, and a W that is not of
+        this shape, or holds nan.
     """
     _check_norm(norm, weights)
     W = _read(W)
@@ -106,7 +109,9 @@ def gate_lipschitz(
     """
     W = _read(W)
     if np.iscomplexobj(W) or not np.isfinite(W).all():
-        raise ValueError(f"W has dtype {W.dtype}, expected real and finite numbers: a gate reads the real coordinates of a state")
+        raise ValueError(
+            f"W has dtype {W.dtype}, expected real and finite numbers: a gate reads the real coordinates of a state"
+        )
     low, high = (np.broadcast_to(np.asarray(end, np.float64), (len(W),)) for end in logits)
     if (low > high).any():
         raise ValueError(f"logits={logits} is empty: expected (low, high) with low <= high")
@@ -119,21 +124,32 @@ def gate_lipschitz(
     def gate(h: jax.Array) -> jax.Array:
         return dataclasses.replace(steepest, z=jnp.clip(steepest.logits(h), low, high), W=None).at()
 
-    starts = np.random.default_rng(seed).standard_normal((STARTS, len(W))) / max(operator_norm(W), float(np.finfo(np.float32).tiny))
+    starts = np.random.default_rng(seed).standard_normal((STARTS, len(W))) / max(
+        operator_norm(W), float(np.finfo(np.float32).tiny)
+    )
     return Lipschitz(min(maximised_ratio(gate, starts, norm=norm, weights=weights), upper), upper, norm)
 
 
 def _of_jumps(kind: str, jumps: bool, norm: str) -> Lipschitz:
-    """No constant where a gate may jump. A binary one does; whether a top_k one does is up to the others, and nothing is proved of it."""
+    """No constant where a gate may jump. A binary one does; whether a top_k one does is up to the others, and nothing
+    is proved of it.
+    """
     return Lipschitz(math.inf if jumps and kind == "binary" else 0.0, math.inf if jumps else 0.0, norm)
 
 
 def maximised_ratio(
-    gate: Callable[[jax.Array], jax.Array], starts: np.ndarray, *, norm: str = "max", weights: np.ndarray | None = None, steps: int = ASCENT
+    gate: Callable[[jax.Array], jax.Array],
+    starts: np.ndarray,
+    *,
+    norm: str = "max",
+    weights: np.ndarray | None = None,
+    steps: int = ASCENT,
 ) -> float:
-    """Returns a lower bound of the Lipschitz constant of any function of the state: the largest ratio found by gradient ascent.
+    """Returns a lower bound of the Lipschitz constant of any function of the state: the largest ratio found by gradient
+    ascent.
 
-    From each start, (k, n), Adam climbs the norm of the Jacobian, which is the limit of |G(h) - G(k)| / |h - k| as k nears h.
+    From each start, (k, n), Adam climbs the norm of the Jacobian, which is the limit of |G(h) - G(k)| / |h - k| as k
+    nears h.
     """
     _check_norm(norm, weights)
     v = jnp.ones(starts.shape[1]) if weights is None else jnp.asarray(weights, jnp.float32)
@@ -160,10 +176,14 @@ def _climb(slope: Callable[[jax.Array], jax.Array], steps: int, h: jax.Array) ->
 
 
 def _read(W: np.ndarray, *, name: str = "W") -> np.ndarray:
-    """W in float64 or complex128, of numbers without nan, which a norm would hide. Gates that jump have infinite slopes, and infinite norms."""
+    """W in float64 or complex128, of numbers without nan, which a norm would hide. Gates that jump have infinite
+    slopes, and infinite norms.
+    """
     W = np.asarray(W)
     if W.dtype.kind not in "biufc" or np.isnan(W).any():
-        raise ValueError(f"{name} has dtype {W.dtype}, and holds {'nan' if W.dtype.kind in 'fc' else 'no numbers'}: expected numbers")
+        raise ValueError(
+            f"{name} has dtype {W.dtype}, and holds {'nan' if W.dtype.kind in 'fc' else 'no numbers'}: expected numbers"
+        )
     return W.astype(np.complex128 if W.dtype.kind == "c" else np.float64)
 
 

@@ -1,4 +1,6 @@
-"""Verdicts on paths: do two states under the same inputs and noise approach each other, step by step (theory, section 5 B1, B4, B5)?"""
+"""Verdicts on paths: do two states under the same inputs and noise approach each other, step by step (theory, section 5
+B1, B4, B5)?
+"""
 
 import dataclasses
 import math
@@ -19,10 +21,17 @@ SHARE_HALVINGS = 30
 def uniform(given: Recurrence) -> Verdict:
     """B1: |A_t ... A_1| <= C kappa^t for all gates in the range that do not read the state."""
     if given.reads_state:
-        return Verdict("not established", reason="The gates read the state, so differences do not follow products of transitions: see state_dependent.")
+        return Verdict(
+            "not established",
+            reason="The gates read the state, so differences do not follow products of transitions: see "
+            "state_dependent.",
+        )
     contraction = contract(given.growth)
     if contraction.rate < 1:
-        return _holds(contraction, f"Every step shrinks differences by {contraction.rate:.6g} in a weighted maximum norm, whatever the gates.")
+        return _holds(
+            contraction,
+            f"Every step shrinks differences by {contraction.rate:.6g} in a weighted maximum norm, whatever the gates.",
+        )
     return _by_products(given, contraction)
 
 
@@ -39,12 +48,25 @@ def _by_products(given: Recurrence, contraction: Contraction) -> Verdict:
             gates, growth = box[list(radius.word)], radius.lower
         if upper < 1:
             constant = radius.constant * math.sqrt(len(given.A))
-            return Verdict("holds", upper, f"The joint spectral radius lies between {radius.lower:.6g} and {upper:.6g}.", constant=constant)
+            return Verdict(
+                "holds",
+                upper,
+                f"The joint spectral radius lies between {radius.lower:.6g} and {upper:.6g}.",
+                constant=constant,
+            )
     if growth >= 1 - MARGINAL:
         period = f"these gates, repeated with period {len(gates)}," if len(gates) > 1 else "constant gates"
-        return Verdict("refuted", growth, f"Under {period} differences grow by {growth:.6g} a step: nothing is forgotten.", GateSequence(gates, growth))
+        return Verdict(
+            "refuted",
+            growth,
+            f"Under {period} differences grow by {growth:.6g} a step: nothing is forgotten.",
+            GateSequence(gates, growth),
+        )
     known = f" and at most {upper:.6g}" if math.isfinite(upper) else ""
-    reason = f"No weighted maximum norm contracts (best rate {contraction.rate:.6g}); the joint spectral radius is at least {growth:.6g}{known}."
+    reason = (
+        f"No weighted maximum norm contracts (best rate {contraction.rate:.6g}); the joint spectral radius is at "
+        f"least {growth:.6g}{known}."
+    )
     return Verdict("not established", reason=reason)
 
 
@@ -57,16 +79,29 @@ def state_dependent(given: Recurrence, apart: Verdict) -> Verdict:
         return Verdict("not established", reason=_missing(given))
     contraction = contract(given.state_dependent_growth(radius))
     if contraction.rate < 1:
-        return _holds(contraction, f"On the invariant box |h_i| <= {radius.max():.4g} every step shrinks differences by {contraction.rate:.6g}.")
+        return _holds(
+            contraction,
+            f"On the invariant box |h_i| <= {radius.max():.4g} every step shrinks differences by "
+            f"{contraction.rate:.6g}.",
+        )
     slope = given.lipschitz if given.lipschitz.ndim < 2 else np.diag(given.lipschitz)
     slope = np.broadcast_to(slope, (len(given.A),))
-    pair = None if np.iscomplexobj(given.A) else diverging_pair(given.A, given.low, given.high, slope, given.drive, given.update)
+    pair = (
+        None
+        if np.iscomplexobj(given.A)
+        else diverging_pair(given.A, given.low, given.high, slope, given.drive, given.update)
+    )
     if pair is not None:
         gap = np.abs(pair.starts[0] - pair.starts[1]).max()
         return Verdict(
-            "refuted", reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. {_excess(given, radius)}", witness=pair
+            "refuted",
+            reason=f"A gate with these constants has two attractors, {gap:.4g} apart, under the same inputs. "
+            f"{_excess(given, radius)}",
+            witness=pair,
         )
-    return Verdict("not established", reason=f"The bound of a step's factor is {contraction.rate:.6g}. {_excess(given, radius)}")
+    return Verdict(
+        "not established", reason=f"The bound of a step's factor is {contraction.rate:.6g}. {_excess(given, radius)}"
+    )
 
 
 def _missing(given: Recurrence) -> str:
@@ -74,7 +109,10 @@ def _missing(given: Recurrence) -> str:
     if not np.isfinite(given.lipschitz).all():
         return "The gates are not Lipschitz in the state."
     if not np.isfinite(given.drive).all():
-        return "The inputs or the noise are unbounded, so no box is invariant: give drive_bound (a Gaussian noise has none)."
+        return (
+            "The inputs or the noise are unbounded, so no box is invariant: give drive_bound (a Gaussian noise has "
+            "none)."
+        )
     return f"rho(|A|) = {given.spectral_radius:.6g}: no box is invariant."
 
 
@@ -92,8 +130,8 @@ def _excess(given: Recurrence, radius: np.ndarray) -> str:
 def slow_gates(given: Recurrence) -> Verdict:
     """B4: no gate overshoots, so that memory decays in gate time, exp(-|mu| sum_t min_i g_ti).
 
-    A step's factor is convex in the gate: below 1 + g mu on [0, g_max], with mu g_max its value at g_max less 1. For g_max <=
-    1 / (1 - a_ii) that is the mu of the theory; a larger gate_max, or a complex pole, gets the chord.
+    A step's factor is convex in the gate: below 1 + g mu on [0, g_max], with mu g_max its value at g_max less 1. For
+    g_max <= 1 / (1 - a_ii) that is the mu of the theory; a larger gate_max, or a complex pole, gets the chord.
     """
     if given.reads_state:
         return Verdict("not established", reason="The gates read the state: see state_dependent.")
@@ -104,7 +142,11 @@ def slow_gates(given: Recurrence) -> Verdict:
     growth = gated_growth(given.A, given.high, given.high, given.update)
     fastest = contract(growth)
     if fastest.rate >= 1:
-        return Verdict("not established", reason=f"With all gates at gate_max the bound of a step's factor is {fastest.rate:.6g}: open gates overshoot.")
+        return Verdict(
+            "not established",
+            reason=f"With all gates at gate_max the bound of a step's factor is {fastest.rate:.6g}: open gates "
+            "overshoot.",
+        )
     mu = (growth(fastest.weights) / fastest.weights - 1) / given.high
     rate = float((1 + given.low * mu).max())
     decay = f"memory decays in gate time, by exp({mu.max():.4g} sum_t min_i g_ti) at least"
@@ -118,16 +160,22 @@ def printed_condition(given: Recurrence) -> Verdict:
     norm = operator_norm(given.A, norm="euclidean")
     L = given.largest_lipschitz
     product = 0.0 if norm == 0 or L == 0 else norm * L
-    words = f"|A|_2 L_G = {norm:.4g} * {L:.4g} = {product:.4g}. It implies none of the verdicts above, and none implies it."
+    words = (
+        f"|A|_2 L_G = {norm:.4g} * {L:.4g} = {product:.4g}. It implies none of the verdicts above, and none implies it."
+    )
     return Verdict("holds" if product < 1 else "refuted", reason=words)
 
 
 def of_jacobian(J: np.ndarray) -> Verdict:
-    """Contraction of any recurrence whose derivatives are at most J in size: some weighted norm shrinks if and only if rho(J) < 1."""
+    """Contraction of any recurrence whose derivatives are at most J in size: some weighted norm shrinks if and only if
+    rho(J) < 1.
+    """
     contraction = contract(Growth(J, J))
     if contraction.rate < 1:
         return _holds(contraction, f"The bounds of the Jacobian have spectral radius below {contraction.rate:.6g}.")
-    return Verdict("not established", reason=f"The bounds of the Jacobian allow a factor of {contraction.rate:.6g} a step.")
+    return Verdict(
+        "not established", reason=f"The bounds of the Jacobian allow a factor of {contraction.rate:.6g} a step."
+    )
 
 
 def _holds(contraction: Contraction, reason: str) -> Verdict:

@@ -1,7 +1,8 @@
 """What certificates say, seen to happen: coupled trajectories, laws of two times, and witnesses that can be replayed.
 
-Trajectories are coupled where inputs and noise are shared. Two copies with noises of their own never meet: their difference
-keeps a variance of its own (theory, section 5), and convergence is then that of the law, which `laws_agree` tests.
+Trajectories are coupled where inputs and noise are shared. Two copies with noises of their own never meet: their
+difference keeps a variance of its own (theory, section 5), and convergence is then that of the law, which `laws_agree`
+tests.
 """
 
 import dataclasses
@@ -16,17 +17,22 @@ from selssm_jax.stability.switching import period_product
 SETTLE = 4000  # steps that a pair is given to reach its attractors
 CYCLES = ((1.0,), (1.0, -1.0), (1.0, 0.0), (1.0, 1.0, -1.0, -1.0))  # shapes of drives, times their bound
 PLACES = np.linspace(0.1, 0.9, 9)  # of the latch's threshold, between both attractors
-REPEATED, APART = 1e-9, 1e-3  # an attractor repeats itself so well, and is so far from the other; times the larger of both
+# an attractor repeats itself so well, and is so far from the other; times the larger of both
+REPEATED, APART = 1e-9, 1e-3
 PROJECTIONS = 8  # random directions in which laws are compared, beside the components
 
 Step = Callable[[np.ndarray, Any], np.ndarray]
 
 
-def simulate_coupled(step: Step, starts: np.ndarray, inputs: Iterable[Any], *, weights: np.ndarray | None = None) -> np.ndarray:
-    """Returns the distances max_i |h_i - k_i| / v_i of two trajectories under the same inputs, before and after every step.
+def simulate_coupled(
+    step: Step, starts: np.ndarray, inputs: Iterable[Any], *, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the distances max_i |h_i - k_i| / v_i of two trajectories under the same inputs, before and after every
+    step.
 
     Args:
-      step: (h, x) -> next h, (n,). starts: both first states, (2, n). inputs: one x a step, noise included. weights: v; ones if None.
+      step: (h, x) -> next h, (n,). starts: both first states, (2, n). inputs: one x a step, noise included. weights: v;
+        ones if None.
     """
     h, k = starts
     v = np.ones(len(h)) if weights is None else weights
@@ -38,7 +44,9 @@ def simulate_coupled(step: Step, starts: np.ndarray, inputs: Iterable[Any], *, w
 
 
 def observed_rate(distances: np.ndarray, *, floor: float = 1e-12) -> float:
-    """Returns the geometric mean factor of a step while distances are above `floor` times the largest; 0 where none is."""
+    """Returns the geometric mean factor of a step while distances are above `floor` times the largest; 0 where none
+    is.
+    """
     alive = np.flatnonzero(distances > floor * distances.max())
     if len(alive) < 2:
         return 0.0
@@ -52,14 +60,23 @@ def gated_update(A: np.ndarray, h: np.ndarray, gate: np.ndarray, drive: np.ndarr
     return (1 - gate) * h + gate * target if update == "retain" else gate * target
 
 
-def laws_agree(step: Step, start: np.ndarray, draw: Callable[[np.random.Generator, int], Any], *, steps: int, count: int = 2000, seed: int = 0) -> float:
+def laws_agree(
+    step: Step,
+    start: np.ndarray,
+    draw: Callable[[np.random.Generator, int], Any],
+    *,
+    steps: int,
+    count: int = 2000,
+    seed: int = 0,
+) -> float:
     """Returns a p-value of the law after `steps` steps being that after twice as many: small where it still moves.
 
-    Two independent sets of `count` trajectories are compared in every component and in some random directions by Kolmogorov and
-    Smirnov's test; the smallest p-value is corrected for their number (Bonferroni).
+    Two independent sets of `count` trajectories are compared in every component and in some random directions by
+    Kolmogorov and Smirnov's test; the smallest p-value is corrected for their number (Bonferroni).
 
     Args:
-      step: as in `simulate_coupled`, for states (count, n). start: (n,). draw: (generator, count) -> the inputs of one step, noise included.
+      step: as in `simulate_coupled`, for states (count, n). start: (n,). draw: (generator, count) -> the inputs of one
+        step, noise included.
     """
     rng = np.random.default_rng(seed)
     ends = []
@@ -75,7 +92,9 @@ def laws_agree(step: Step, start: np.ndarray, draw: Callable[[np.random.Generato
 
 @dataclasses.dataclass(frozen=True)
 class GateSequence:
-    """Gates, (P, n), that a recurrence does not forget under when they are repeated: growth a step of 1 or more, rho(A_P ... A_1)^(1/P)."""
+    """Gates, (P, n), that a recurrence does not forget under when they are repeated: growth a step of 1 or more,
+    rho(A_P ... A_1)^(1/P).
+    """
 
     gates: np.ndarray
     growth: float
@@ -89,7 +108,9 @@ class GateSequence:
 
 @dataclasses.dataclass(frozen=True)
 class Direction:
-    """A difference of states, (n,), whose second moment grows by `radius`, 1 or more, a step under the law of the gates."""
+    """A difference of states, (n,), whose second moment grows by `radius`, 1 or more, a step under the law of the
+    gates.
+    """
 
     start: np.ndarray
     radius: float
@@ -107,8 +128,8 @@ class GatePath:
 class LatchPair:
     """Two starts, (2, n), that stay apart under the same drives, (P, n), repeated, with a latch for a gate.
 
-    g_i = clip(low_i + slope_i (h_i - threshold_i), low_i, high_i) where the drive is positive, low_i where it is not. The
-    slope is at most the Lipschitz constant that was given, so this gate is one of those that were asked about.
+    g_i = clip(low_i + slope_i (h_i - threshold_i), low_i, high_i) where the drive is positive, low_i where it is not.
+    The slope is at most the Lipschitz constant that was given, so this gate is one of those that were asked about.
     """
 
     starts: np.ndarray
@@ -132,22 +153,34 @@ class LatchPair:
 Witness = GateSequence | Direction | GatePath | LatchPair
 
 
-def diverging_pair(A: np.ndarray, low: np.ndarray, high: np.ndarray, slope: np.ndarray, drive: np.ndarray, update: str) -> LatchPair | None:
-    """Searches a latch and a drive, within the constants given, under which two starts never meet; None where none was found."""
+def diverging_pair(
+    A: np.ndarray, low: np.ndarray, high: np.ndarray, slope: np.ndarray, drive: np.ndarray, update: str
+) -> LatchPair | None:
+    """Searches a latch and a drive, within the constants given, under which two starts never meet; None where none was
+    found.
+    """
     if not (np.isfinite(slope).all() and np.isfinite(drive).all() and (slope > 0).any()):
         return None
     for cycle in CYCLES:
         drives = np.asarray(cycle)[:, None] * drive
         ends = np.stack([_settle(A, drives, low, armed, update) for armed in (low, high)])
-        thresholds = ends[0] + PLACES[:, None, None] * (ends[1] - ends[0]) - (high - low) / (2 * np.where(slope > 0, slope, 1))
-        pair = _find_latch(A, LatchPair(ends, drives, slope, thresholds, low, high), update) if np.isfinite(ends).all() else None
+        thresholds = (
+            ends[0] + PLACES[:, None, None] * (ends[1] - ends[0]) - (high - low) / (2 * np.where(slope > 0, slope, 1))
+        )
+        pair = (
+            _find_latch(A, LatchPair(ends, drives, slope, thresholds, low, high), update)
+            if np.isfinite(ends).all()
+            else None
+        )
         if pair is not None:
             return pair
     return None
 
 
 def _settle(A: np.ndarray, drives: np.ndarray, low: np.ndarray, armed: np.ndarray, update: str) -> np.ndarray:
-    """The state before each cycle in the long run, with gates `armed` where the drive is positive and `low` elsewhere."""
+    """The state before each cycle in the long run, with gates `armed` where the drive is positive and `low`
+    elsewhere.
+    """
 
     def cycle(h: np.ndarray) -> np.ndarray:
         for u in drives:
@@ -158,7 +191,9 @@ def _settle(A: np.ndarray, drives: np.ndarray, low: np.ndarray, armed: np.ndarra
 
 
 def _find_latch(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | None:
-    """Of latches with thresholds (places, 1, n), one whose attractors repeat themselves and stay apart: slow forgetting is not taken for none."""
+    """Of latches with thresholds (places, 1, n), one whose attractors repeat themselves and stay apart: slow forgetting
+    is not taken for none.
+    """
 
     def cycle(h: np.ndarray) -> np.ndarray:
         for u in tried.drives:
@@ -174,8 +209,12 @@ def _find_latch(A: np.ndarray, tried: LatchPair, update: str) -> LatchPair | Non
     return dataclasses.replace(tried, starts=ends[latched[0]], threshold=tried.threshold[latched[0], 0])
 
 
-def _repeat_cycle(cycle: Callable[[np.ndarray], np.ndarray], h: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The states before and after the last cycle of SETTLE steps, or of fewer once nothing moves; inf where they leave the finite numbers."""
+def _repeat_cycle(
+    cycle: Callable[[np.ndarray], np.ndarray], h: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The states before and after the last cycle of SETTLE steps, or of fewer once nothing moves; inf where they leave
+    the finite numbers.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         for count in range(SETTLE // length):
             before, h = h, cycle(h)

@@ -1,8 +1,9 @@
-"""Products of gated transitions in any order: the joint spectral radius from both sides, and gate sequences that do not forget.
+"""Products of gated transitions in any order: the joint spectral radius from both sides, and gate sequences that do not
+forget.
 
-The joint spectral radius of a set of matrices is the growth a step of its worst products (Rota and Strang 1960; Jungers 2009).
-Every rho(P)^(1/k) of a product P of k of them is a lower bound, and max |P| over all of k a upper bound to the power k; of gates in
-a box only the corners matter, for the radius of a set is that of its convex hull.
+The joint spectral radius of a set of matrices is the growth a step of its worst products (Rota and Strang 1960; Jungers
+2009). Every rho(P)^(1/k) of a product P of k of them is a lower bound, and max |P| over all of k a upper bound to the
+power k; of gates in a box only the corners matter, for the radius of a set is that of its convex hull.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ NODES = 4000  # products that the search holds at once
 DEPTH = 40  # longest product of the search
 GAP = 0.005  # between both bounds at which the search ends
 STEPS, STARTS, LONGEST = 120, 16, 12  # of the greedy search, and its longest period
-EXACT, FOLLOWED, REPEATS = 64, 8, 32  # components up to which every period's root is computed; else those of so many, after so many periods
+# components up to which every period's root is computed; else those of so many, after so many periods
+EXACT, FOLLOWED, REPEATS = 64, 8, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +41,19 @@ class Radius:
 def joint_spectral_radius(matrices: np.ndarray, *, gap: float = GAP, nodes: int = NODES, depth: int = DEPTH) -> Radius:
     """Brackets the joint spectral radius of (k, n, n) matrices (Gripenberg 1996: branch and bound over products).
 
-    A product is followed no further once the smallest |P_j|^(1/j) of its beginnings P_j is within `gap` of the best lower bound.
-    The search gives up, with a wider bracket, at more than `nodes` products of one length, or at length `depth`.
+    A product is followed no further once the smallest |P_j|^(1/j) of its beginnings P_j is within `gap` of the best
+    lower bound. The search gives up, with a wider bracket, at more than `nodes` products of one length, or at length
+    `depth`.
 
     Raises:
       ValueError: for matrices that are not real and finite.
     """
     matrices = np.asarray(matrices)
     if np.iscomplexobj(matrices) or not np.isfinite(matrices).all():
-        raise ValueError(f"matrices of dtype {matrices.dtype} are not all real and finite: a complex matrix is a real one of twice the size")
+        raise ValueError(
+            f"matrices of dtype {matrices.dtype} are not all real and finite: a complex matrix is a real one of twice "
+            "the size"
+        )
     search = _Search(matrices.astype(np.float64))
     while len(search.words) and search.length < depth and len(search.words) * len(matrices) <= nodes:
         search.extend(gap)
@@ -95,16 +101,23 @@ def corners(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return gates
 
 
-def growing_gates(A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str, *, seed: int = 0) -> tuple[np.ndarray, float]:
+def growing_gates(
+    A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str, *, seed: int = 0
+) -> tuple[np.ndarray, float]:
     """Searches gates in [low, high] whose periodic repetition grows most; returns (gates (P, n), growth a step).
 
-    Tried are the constant corners all closed and all open, each component's gate alone closed or open, and from random states the gates that make each
-    component largest, step by step, cut into periods. A growth of 1 or more proves that no rate below 1 holds uniformly.
+    Tried are the constant corners all closed and all open, each component's gate alone closed or open, and from random
+    states the gates that make each component largest, step by step, cut into periods. A growth of 1 or more proves that
+    no rate below 1 holds uniformly.
     """
     n = len(low)
     alone = np.arange(n) == np.arange(min(n, 2 * STARTS))[:, None]
     words = [gates[None] for gates in (low, high, *np.where(alone, high, low), *np.where(alone, low, high))]
-    words += [word for start in np.random.default_rng(seed).standard_normal((STARTS, n)) for word in _greedy(A, low, high, update, start)]
+    words += [
+        word
+        for start in np.random.default_rng(seed).standard_normal((STARTS, n))
+        for word in _greedy(A, low, high, update, start)
+    ]
     words = _promising(A, words, update) if A.ndim == 2 and n > EXACT else words
     growths = [_growth(A, word, update) for word in words]
     best = int(np.argmax(np.round(growths, 12)))
@@ -112,7 +125,9 @@ def growing_gates(A: np.ndarray, low: np.ndarray, high: np.ndarray, update: str,
 
 
 def _promising(A: np.ndarray, words: list[np.ndarray], update: str) -> list[np.ndarray]:
-    """The `FOLLOWED` periods under which a random state grows most: the eigenvalues of every product would take minutes."""
+    """The `FOLLOWED` periods under which a random state grows most: the eigenvalues of every product would take
+    minutes.
+    """
     rng, rates = np.random.default_rng(0), np.empty(len(words))
     for period in {len(word) for word in words}:
         same = [index for index, word in enumerate(words) if len(word) == period]

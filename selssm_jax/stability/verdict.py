@@ -18,13 +18,15 @@ class Verdict:
     """One statement's status, and what it rests on.
 
     Attributes:
-      status: "holds": proved for all recurrences with the constants given; "refuted": false for one of them; else "not established".
+      status: "holds": proved for all recurrences with the constants given; "refuted": false for one of them; else "not
+        established".
       rate: factor of a step (`lyapunov`: nats a step); None where there is none.
       reason: why, with the numbers.
       witness: what shows a refutation; `simulate` replays it.
-      constant: C, so that distances (`mean_square`: expected squares of them) stay under C rate^t times the first, in the maximum norm.
-      euclidean_constant: C of the same statement in the Euclidean norm; None where it was not derived. For n components either is at most n times the
-        other in `mean_square`: max_i h_i^2 <= sum_i h_i^2 <= n max_i h_i^2.
+      constant: C, so that distances (`mean_square`: expected squares of them) stay under C rate^t times the first, in
+        the maximum norm.
+      euclidean_constant: C of the same statement in the Euclidean norm; None where it was not derived. For n components
+        either is at most n times the other in `mean_square`: max_i h_i^2 <= sum_i h_i^2 <= n max_i h_i^2.
       weights: v, (n,): in max_i |h_i| / v_i the constant is 1; None where the norm is another.
       interval: of the rate, where it was estimated.
     """
@@ -49,7 +51,9 @@ class Verdict:
     def portable(self) -> dict[str, Any]:
         """Returns the verdict as JSON knows values; the witness names its kind."""
         fields = dataclasses.asdict(dataclasses.replace(self, witness=None))
-        fields["witness"] = None if self.witness is None else {"kind": type(self.witness).__name__} | dataclasses.asdict(self.witness)
+        fields["witness"] = (
+            None if self.witness is None else {"kind": type(self.witness).__name__} | dataclasses.asdict(self.witness)
+        )
         return plain(fields)
 
     def __str__(self) -> str:

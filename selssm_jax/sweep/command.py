@@ -1,4 +1,6 @@
-"""A sweep from the command line: each finished model becomes a record at once, and existing records are not computed again."""
+"""A sweep from the command line: each finished model becomes a record at once, and existing records are not computed
+again.
+"""
 
 import json
 import pathlib
@@ -16,13 +18,23 @@ from selssm_jax.sweep import record, runner
 from selssm_jax.training.checkpoint import check_local, check_place
 
 
-def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, models: Sequence[str] = (), records: str | None = None) -> bool:
-    """Runs the sweep of a task in `workdir` and writes RECORDS/MODEL.json for each of its models; says where it stopped if it was asked to.
+def run(
+    experiment: Experiment,
+    workdir: str,
+    *,
+    config: str,
+    base: ConfigDict,
+    models: Sequence[str] = (),
+    records: str | None = None,
+) -> bool:
+    """Runs the sweep of a task in `workdir` and writes RECORDS/MODEL.json for each of its models; says where it stopped
+    if it was asked to.
 
     Returns whether it came to its end.
 
     Args:
-      experiment: with its `sweep`. config: the file it came from. base: what that file says, before overrides of the command line.
+      experiment: with its `sweep`. config: the file it came from. base: what that file says, before overrides of the
+        command line.
       models: of them these alone; empty: experiment.sweep.models.
       records: the folder of the records; None: `workdir`/records.
 
@@ -35,7 +47,9 @@ def run(experiment: Experiment, workdir: str, *, config: str, base: ConfigDict, 
     check_place(workdir)
     check_local(records or "", "--records")
     folder = pathlib.Path(records or pathlib.Path(workdir) / "records")
-    wanted = [name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)]
+    wanted = [
+        name for name in models or experiment.sweep.models if not _there(folder / f"{name}.json", experiment, name)
+    ]
     try:
         with runner.compiled_once(cache_root(experiment.data.cache_dir)):
             for finished in runner.cells(experiment, pathlib.Path(workdir), wanted):
@@ -50,7 +64,8 @@ def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
     """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
     try:
         check_regular(path)
-        found = record.identity(Experiment()) | renames.update(json.loads(path.read_text())["sweep"])  # a key that came later has its default
+        # a key that came later has its default
+        found = record.identity(Experiment()) | renames.update(json.loads(path.read_text())["sweep"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if found != record.identity(experiment):

@@ -1,4 +1,6 @@
-"""The models that a sweep compares: the same blocks around different mixers, with equally many parameters and equally large grids."""
+"""The models that a sweep compares: the same blocks around different mixers, with equally many parameters and equally
+large grids.
+"""
 
 import dataclasses
 import functools
@@ -28,14 +30,18 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     if model.mixer == "selective":
         axes |= {"model.selective.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
-    axes["optimizer.peak_rate"] = [float(f"{rate:.3g}") for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)]
+    axes["optimizer.peak_rate"] = [
+        float(f"{rate:.3g}") for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)
+    ]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Experiment:
-    """Returns the experiment with a compared model's mixer in all blocks, at a point of its grid, at the size that the sweep asks for.
+    """Returns the experiment with a compared model's mixer in all blocks, at a point of its grid, at the size that the
+    sweep asks for.
 
-    Its number of parameters is that of the sweep by the hidden width of its MLPs. Gates are weighed and biased for selective ones alone.
+    Its number of parameters is that of the sweep by the hidden width of its MLPs. Gates are weighed and biased for
+    selective ones alone.
 
     Raises:
       InputError: where no width comes within 5 %: the mixers alone are larger.
@@ -71,7 +77,8 @@ def _match_parameters(model: Model, task: Task, wanted: int, name: str) -> Model
     has = parameters(found, task)
     if abs(has / wanted - 1) > WITHIN:
         raise InputError(
-            f"the compared model {name!r} has {has:,} parameters with MLPs of {width} hidden units, where sweep.parameters asks for {wanted:,}: "
+            f"the compared model {name!r} has {has:,} parameters with MLPs of {width} hidden units, where "
+            f"sweep.parameters asks for {wanted:,}: "
             "ask for more, or lower sweep.sizes or model.d_state"
         )
     return found

@@ -1,4 +1,6 @@
-"""What a trained selective model keeps of one real example: its gates, and how much of what a step wrote is there at the end."""
+"""What a trained selective model keeps of one real example: its gates, and how much of what a step wrote is there at
+the end.
+"""
 
 import itertools
 from typing import Any
@@ -22,9 +24,9 @@ DIGITS = 4
 def show_gates(run: Run) -> dict[str, Any]:
     """Returns the first test example of a run of "selective" blocks with what each block did, as JSON-able values.
 
-    gate: the mean over components, by frame. kept: of what frame s wrote, the share that is still there at the end of the example,
-    sum_i g_si prod_(r>s) |a_ri| / sum_i g_si with a_t = A_t's diagonal (theory, section 1). position: the token or, of a signal thinned
-    out to at most LONGEST points, the point at which a frame ends.
+    gate: the mean over components, by frame. kept: of what frame s wrote, the share that is still there at the end of
+    the example, sum_i g_si prod_(r>s) |a_ri| / sum_i g_si with a_t = A_t's diagonal (theory, section 1). position: the
+    token or, of a signal thinned out to at most LONGEST points, the point at which a frame ends.
     """
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate("test", size), 1)
@@ -34,18 +36,29 @@ def show_gates(run: Run) -> dict[str, Any]:
     live = sequence.live_gates(stride)
     transitions = run.model.apply({"params": run.params}, method=lambda model: [block.mixer.A for block in model.block])
     poles = dict(zip(block_names(run.model.config), transitions, strict=True))
-    blocks = {name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.selective.update) for name, gate in live.items()}
+    blocks = {
+        name: _block(np.asarray(gate), np.asarray(poles[name]), run.model.config.selective.update)
+        for name, gate in live.items()
+    }
     frames = len(next(iter(live.values())))
     length = int(sequence.batch["valid"].sum())
     positions = np.minimum(np.arange(1, frames + 1) * stride, length) - 1
     every = 1 if kind.tokens else -(-length // LONGEST)
     unit = "step" if every == 1 else f"step of {every} sample"
     title = kind.title(sequence.batch, np.asarray(sequence.outputs), run.dataset.metadata())
-    return {"title": title, "unit": unit, **_thin_signal(run, sequence, every), "position": (positions // every).tolist(), "blocks": blocks}
+    return {
+        "title": title,
+        "unit": unit,
+        **_thin_signal(run, sequence, every),
+        "position": (positions // every).tolist(),
+        "blocks": blocks,
+    }
 
 
 def share_kept(gate: Float[np.ndarray, "F n"], a: Float[np.ndarray, "F n"]) -> Float[np.ndarray, "F"]:
-    """Returns, of what every frame wrote, the share that is still there after the last one; 0 where it wrote nothing."""
+    """Returns, of what every frame wrote, the share that is still there after the last one; 0 where it wrote
+    nothing.
+    """
     after = np.cumprod(np.abs(a[::-1]), axis=0)[::-1]
     survives = np.concatenate([after[1:], np.ones((1, a.shape[1]))])
     written = gate.sum(axis=1)

@@ -1,4 +1,6 @@
-"""The record of a cell, one model on one task: how it was tuned, what each seed scored on the test split, what it costs, and how to run it again."""
+"""The record of a cell, one model on one task: how it was tuned, what each seed scored on the test split, what it
+costs, and how to run it again.
+"""
 
 import dataclasses
 import json
@@ -29,7 +31,8 @@ def write(cell: Cell, config: str, base: Experiment, folder: pathlib.Path) -> pa
     """Evaluates a cell's runs on the test split and writes FOLDER/MODEL.json; returns its path.
 
     Args:
-      cell: finished. config: the file that the sweep's experiment came from. base: what that file says, before overrides of the command line.
+      cell: finished. config: the file that the sweep's experiment came from. base: what that file says, before
+        overrides of the command line.
       folder: of the task's records; it is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +53,20 @@ def record(cell: Cell, config: str, base: Experiment) -> Record:
         "metric": kind_of(first.dataset.task).primary,
         "command": f"python train.py --config {config} --sweep --models {cell.model}",
         "sweep": identity(cell.sweep),
-        "budget": {"trials": sweep.trials, "trial_steps": sweep.trial_steps or steps, "steps": steps, "seeds": sweep.seeds},
+        "budget": {
+            "trials": sweep.trials,
+            "trial_steps": sweep.trial_steps or steps,
+            "steps": steps,
+            "seeds": sweep.seeds,
+        },
         "parameters": sum(cost["parameters"].values()),
         "target_parameters": target(cell.sweep, first.dataset.task),
         "trials": [trial._asdict() for trial in cell.trials],
         "chosen": cell.chosen,
-        "runs": [_record_seed(trained, run, command(config, base, trained)) for trained, run in zip(cell.runs, opened, strict=True)],
+        "runs": [
+            _record_seed(trained, run, command(config, base, trained))
+            for trained, run in zip(cell.runs, opened, strict=True)
+        ],
         "costs": _costs(cost),
         "baselines": first.dataset.baselines("test"),
         "dtype": first.experiment.model.dtype,
@@ -75,10 +86,24 @@ def identity(sweep: Experiment) -> Record:
 
 
 def command(config: str, base: Experiment, run: Trained) -> str:
-    """Returns the one command that trains and evaluates a run again: the config's file and every key that differs from it."""
-    changed = {key: mine for key, (_, mine) in differing(base, run.experiment).items() if key not in OF_A_MACHINE and not key.startswith("sweep.")}
+    """Returns the one command that trains and evaluates a run again: the config's file and every key that differs from
+    it.
+    """
+    changed = {
+        key: mine
+        for key, (_, mine) in differing(base, run.experiment).items()
+        if key not in OF_A_MACHINE and not key.startswith("sweep.")
+    }
     flags = [shlex.quote(f"--config.{key}={value}") for key, value in changed.items()]
-    return " ".join(["python train.py", f"--config {config}", f"--workdir runs/{run.experiment.name}_{run.seed}", *flags, "--report"])
+    return " ".join(
+        [
+            "python train.py",
+            f"--config {config}",
+            f"--workdir runs/{run.experiment.name}_{run.seed}",
+            *flags,
+            "--report",
+        ]
+    )
 
 
 def _record_seed(trained: Trained, run: Run, again: str) -> Record:

@@ -1,7 +1,9 @@
-"""The runner of a sweep: every model is tuned by equally many trials, chosen on validation, and trained from several seeds. Optuna keeps the trials.
+"""The runner of a sweep: every model is tuned by equally many trials, chosen on validation, and trained from several
+seeds. Optuna keeps the trials.
 
-A sweep's folder holds sweep.db, Optuna's own storage with one study a model, the run of every trial and seed as a folder like any other,
-FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for them. What was interrupted goes on where it was.
+A sweep's folder holds sweep.db, Optuna's own storage with one study a model, the run of every trial and seed as a
+folder like any other, FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for them. What was
+interrupted goes on where it was.
 """
 
 import contextlib
@@ -51,7 +53,9 @@ class Interrupted(Exception):
 
 
 class Trial(NamedTuple):
-    """One point of a grid, what it reached on validation (nothing where it diverged), and the CPU seconds that it took."""
+    """One point of a grid, what it reached on validation (nothing where it diverged), and the CPU seconds that it
+    took.
+    """
 
     point: Point
     validation: dict[str, float]
@@ -59,7 +63,9 @@ class Trial(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The run of one seed at the chosen point, what it reached on validation, and its CPU seconds, those of what had to be compiled among them."""
+    """The run of one seed at the chosen point, what it reached on validation, and its CPU seconds, those of what had to
+    be compiled among them.
+    """
 
     seed: int
     experiment: Experiment
@@ -83,10 +89,13 @@ class Cell:
 def compiled_once(folder: pathlib.Path) -> Iterator[None]:
     """Keeps in `folder`/compiled what XLA compiles, unless JAX has a folder for that already.
 
-    Every fit traces its step anew. Seeds, and points that start from other gate biases, come to the same program, whose compilation is
-    more than half of what a short run takes on a CPU: a sweep of etth1_1 with 4 trials and 3 seeds took 52 CPU seconds instead of 72.
+    Every fit traces its step anew. Seeds, and points that start from other gate biases, come to the same program, whose
+    compilation is more than half of what a short run takes on a CPU: a sweep of etth1_1 with 4 trials and 3 seeds took
+    52 CPU seconds instead of 72.
     """
-    folder_before, least_before = (jax.config.values[key] for key in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"))
+    folder_before, least_before = (
+        jax.config.values[key] for key in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    )
     if folder_before:
         yield
         return
@@ -108,7 +117,8 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
     """Yields the cell of every model as it is finished, with progress over the whole sweep on standard error.
 
     Raises:
-      InputError: for what `fit` and `configure` refuse; all models are built, by their shapes, before the first is trained.
+      InputError: for what `fit` and `configure` refuse; all models are built, by their shapes, before the first is
+        trained.
       Interrupted: where SIGTERM or SIGINT came; the same call goes on.
     """
     parallel.check_one_process()
@@ -126,12 +136,25 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
 class _Cell:
     """The way of one model through its trials and seeds."""
 
-    def __init__(self, experiment: Experiment, folder: pathlib.Path, model: str, dataset: Dataset, progress: "_Progress") -> None:
-        self.experiment, self.folder, self.model, self.task, self.progress = experiment, folder / model, model, dataset.task, progress
+    def __init__(
+        self, experiment: Experiment, folder: pathlib.Path, model: str, dataset: Dataset, progress: "_Progress"
+    ) -> None:
+        self.experiment, self.folder, self.model, self.task, self.progress = (
+            experiment,
+            folder / model,
+            model,
+            dataset.task,
+            progress,
+        )
         self.metric = kind_of(self.task).primary
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.grid, self.trial_steps = compared_models.grid(experiment, model), experiment.sweep.trial_steps or experiment.training.steps
-        self.axes: dict[str, BaseDistribution] = {key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]}
+        self.grid, self.trial_steps = (
+            compared_models.grid(experiment, model),
+            experiment.sweep.trial_steps or experiment.training.steps,
+        )
+        self.axes: dict[str, BaseDistribution] = {
+            key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]
+        }
         direction = StudyDirection.MAXIMIZE if higher_is_better(self.metric) else StudyDirection.MINIMIZE
         self.study = _study(folder, f"{model} {self._identity(dataset)}", direction)
 
@@ -144,19 +167,31 @@ class _Cell:
     def _identity(self, dataset: Dataset) -> str:
         """A name for all that decides what the trials reach: another experiment, or other data, is another study."""
         points = [flatten(dataclasses.asdict(self._at(point, self.trial_steps, seed=0))) for point in self.grid]
-        decides = [[item for item in point if item[0] not in OF_A_MACHINE and item[0].partition(".")[0] not in UNREAD] for point in points]
-        return hashlib.sha256(json.dumps([decides, dataset.metadata()], sort_keys=True, default=str).encode()).hexdigest()[:16]
+        decides = [
+            [item for item in point if item[0] not in OF_A_MACHINE and item[0].partition(".")[0] not in UNREAD]
+            for point in points
+        ]
+        return hashlib.sha256(
+            json.dumps([decides, dataset.metadata()], sort_keys=True, default=str).encode()
+        ).hexdigest()[:16]
 
     def _trial(self, number: int, point: Point) -> Trial:
         """The trial of a point: as Optuna has it, else trained now."""
         name, found = f"trial_{number}", self.study.get_trials(states=(TrialState.COMPLETE,))
         done = next((trial for trial in found if trial.params == point), None) or self._try_point(name, point)
         validation = done.user_attrs["validation"]
-        self.progress.note_run(self.model, name, point, self.trial_steps, f"{self.metric} {validation[self.metric]:.4g}" if validation else "diverged")
+        self.progress.note_run(
+            self.model,
+            name,
+            point,
+            self.trial_steps,
+            f"{self.metric} {validation[self.metric]:.4g}" if validation else "diverged",
+        )
         return Trial(point, validation, done.user_attrs["cpu_seconds"])
 
     def _try_point(self, name: str, point: Point) -> FrozenTrial:
-        """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the worst there is.
+        """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the
+        worst there is.
 
         A trial is told whole, when it is there: a kill leaves neither a point that waits nor one that runs for ever.
         """
@@ -166,7 +201,12 @@ class _Cell:
             self.study.add_trial(create_trial(state=TrialState.FAIL, params=point, distributions=self.axes))
             raise
         value = validation.get(self.metric, float("-inf" if higher_is_better(self.metric) else "inf"))
-        reached = create_trial(params=point, distributions=self.axes, value=value, user_attrs={"validation": validation, "cpu_seconds": seconds})
+        reached = create_trial(
+            params=point,
+            distributions=self.axes,
+            value=value,
+            user_attrs={"validation": validation, "cpu_seconds": seconds},
+        )
         self.study.add_trial(reached)
         return reached
 
@@ -183,20 +223,32 @@ class _Cell:
         """The first of the trials that did best on validation. Raises Diverged where none has a score."""
         scored = [trial for trial in trials if trial.validation]
         if not scored:
-            raise Diverged(f"every trial of {self.model!r} diverged: lower sweep.learning_rates, found {self.experiment.sweep.learning_rates}")
+            raise Diverged(
+                f"every trial of {self.model!r} diverged: lower sweep.learning_rates, found "
+                f"{self.experiment.sweep.learning_rates}"
+            )
         best = scored[0]
         for trial in scored[1:]:
-            best = trial if is_better(self.metric, trial.validation[self.metric], best.validation[self.metric]) else best
+            best = (
+                trial if is_better(self.metric, trial.validation[self.metric], best.validation[self.metric]) else best
+            )
         return best
 
     def _seeds(self, chosen: Point) -> Iterator[Trained]:
-        """The runs of all seeds: by one step on an accelerator; on a CPU, where that is no faster, one by one, so that each comes out again bit for bit."""
+        """The runs of all seeds: by one step on an accelerator; on a CPU, where that is no faster, one by one, so that
+        each comes out again bit for bit.
+        """
         seeds, steps = range(self.experiment.sweep.seeds), self.experiment.training.steps
         for group in [[seed] for seed in seeds] if jax.default_backend() == "cpu" else [seeds]:
-            experiments, workdirs = [self._at(chosen, steps, seed=seed) for seed in group], [self.folder / f"seed_{seed}" for seed in group]
+            experiments, workdirs = (
+                [self._at(chosen, steps, seed=seed) for seed in group],
+                [self.folder / f"seed_{seed}" for seed in group],
+            )
             outcomes, seconds = _train(experiments, workdirs)
             for seed, experiment, workdir, outcome in zip(group, experiments, workdirs, outcomes, strict=True):
-                self.progress.note_run(self.model, workdir.name, chosen, steps, f"{self.metric} {outcome.kept[self.metric]:.4g}")
+                self.progress.note_run(
+                    self.model, workdir.name, chosen, steps, f"{self.metric} {outcome.kept[self.metric]:.4g}"
+                )
                 yield Trained(seed, experiment, workdir, outcome.kept, seconds)
 
     def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
@@ -204,11 +256,14 @@ class _Cell:
         training = dataclasses.replace(found.training, steps=steps, seed=seed)
         warmup = min(found.optimizer.warmup_steps, steps // 5)
         optimizer = dataclasses.replace(found.optimizer, warmup_steps=warmup)
-        return dataclasses.replace(found, training=training, optimizer=optimizer, data=dataclasses.replace(found.data, seed=seed))
+        return dataclasses.replace(
+            found, training=training, optimizer=optimizer, data=dataclasses.replace(found.data, seed=seed)
+        )
 
 
 def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) -> tuple[list[loop.Outcome], float]:
-    """Trains runs, several of them by one step; returns how they ended, and the CPU seconds that each took, those before an interruption among them.
+    """Trains runs, several of them by one step; returns how they ended, and the CPU seconds that each took, those
+    before an interruption among them.
 
     Raises:
       Interrupted: where a signal came. Diverged: for a loss that is not finite.
@@ -233,7 +288,9 @@ def _add_to_file(path: pathlib.Path, seconds: float) -> float:
 
 
 def _study(folder: pathlib.Path, name: str, direction: StudyDirection) -> optuna.Study:
-    """The study of a name, made where it is not there yet. Sweeps that start in one moment wait for each other: Optuna makes its tables without a lock."""
+    """The study of a name, made where it is not there yet. Sweeps that start in one moment wait for each other: Optuna
+    makes its tables without a lock.
+    """
     with (folder / ".lock").open("w") as held:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -241,7 +298,8 @@ def _study(folder: pathlib.Path, name: str, direction: StudyDirection) -> optuna
 
 
 def storage(folder: pathlib.Path) -> RDBStorage:
-    """Returns the trials of a sweep's folder, which may have any name: in an address, "?" and "%" would lead elsewhere, by SQLAlchemy's version.
+    """Returns the trials of a sweep's folder, which may have any name: in an address, "?" and "%" would lead elsewhere,
+    by SQLAlchemy's version.
 
     No connection outlives its question: one that waits in a pool is closed by nobody.
     """
@@ -256,7 +314,14 @@ class _Progress:
         sweep, steps = experiment.sweep, experiment.training.steps
         total = len(models) * (sweep.trials * (sweep.trial_steps or steps) + sweep.seeds * steps)
         self._runs, self._passed = len(models) * (sweep.trials + sweep.seeds), 0
-        self._bar = tqdm(total=total, unit="step", desc=experiment.name, dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0)
+        self._bar = tqdm(
+            total=total,
+            unit="step",
+            desc=experiment.name,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            smoothing=0,
+        )
         self._start = time.monotonic()
 
     def __enter__(self) -> "_Progress":
@@ -271,4 +336,6 @@ class _Progress:
         self._bar.update(steps)
         at = ", ".join(f"{key.partition('.')[2]} {value:g}" for key, value in point.items())
         minutes = (time.monotonic() - self._start) / 60
-        self._bar.write(f"{self._passed}/{self._runs}  {minutes:5.1f} min  {model} {name}  {at}: {score}", file=sys.stderr)
+        self._bar.write(
+            f"{self._passed}/{self._runs}  {minutes:5.1f} min  {model} {name}  {at}: {score}", file=sys.stderr
+        )

@@ -1,4 +1,6 @@
-"""Tasks as objects: the encoder, head, loss, metrics and report of language, classification, forecasting, and of your own kinds."""
+"""Tasks as objects: the encoder, head, loss, metrics and report of language, classification, forecasting, and of your
+own kinds.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,6 @@
-"""What a kind of task is: one object says what it asks of a model, of training and of a report, and everything else asks the object."""
+"""What a kind of task is: one object says what it asks of a model, of training and of a report, and everything else
+asks the object.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,17 +30,20 @@ class Ends(NamedTuple):
 
 
 class TaskKind:
-    """A kind of task, which `config.Task.kind` names. As it stands: a signal, (B, T, C) values, is read a frame at a time and answered after its last step.
+    """A kind of task, which `config.Task.kind` names. As it stands: a signal, (B, T, C) values, is read a frame at a
+    time and answered after its last step.
 
-    A subclass changes what is different. It must give `loss`, `primary`, `head` and `errors`; every other attribute and method has a use as it is.
-    Objects hold no state: a model, its config and a batch are arguments.
+    A subclass changes what is different. It must give `loss`, `primary`, `head` and `errors`; every other attribute and
+    method has a use as it is. Objects hold no state: a model, its config and a batch are arguments.
 
     Attributes:
       loss: the metric that training minimises.
       primary: the metric by which parameters are chosen and models ranked.
-      tokens: whether inputs are tokens, (B, T), which the data set's vocabulary names. writes: whether an answer is the law of the next token.
+      tokens: whether inputs are tokens, (B, T), which the data set's vocabulary names. writes: whether an answer is the
+        law of the next token.
       in_parts: whether `error_sums` and `error_parts` say where a model errs.
-      forecasts: whether targets, (B, H, C), are what follows the inputs, so that it is measured what a state knows of the future.
+      forecasts: whether targets, (B, H, C), are what follows the inputs, so that it is measured what a state knows of
+        the future.
       every_step: whether every step has an answer, (B, T, ...) in one call, not the whole of what was read, (B, ...).
     """
 
@@ -52,7 +57,14 @@ class TaskKind:
 
     def encoder(self, config: Model) -> nn.Module:
         """Returns the module that maps inputs to the model's width."""
-        return FrameEncoder(config.d_model, config.task.channels, config.frame, config.stride, config.filterbank, jnp.dtype(config.dtype))
+        return FrameEncoder(
+            config.d_model,
+            config.task.channels,
+            config.frame,
+            config.stride,
+            config.filterbank,
+            jnp.dtype(config.dtype),
+        )
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns the module that answers; None where the encoder does, or nothing."""
@@ -64,7 +76,9 @@ class TaskKind:
         return {"encoder": ends.encoder.initial_state(rows), "head": ends.head.initial_state(rows)}
 
     def begin(self, config: Model, inputs: Array, state: State, read: Array | None) -> State:
-        """Returns `state` with what the first call decides for a whole sequence, from all of its inputs, or those of `read`, (B, T)."""
+        """Returns `state` with what the first call decides for a whole sequence, from all of its inputs, or those of
+        `read`, (B, T).
+        """
         del config, inputs, read
         return state
 
@@ -77,7 +91,9 @@ class TaskKind:
         """Returns (features (R, F, D), what the encoder carries)."""
         return ends.encoder(series, state)
 
-    def answer(self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None) -> tuple[Array, State]:
+    def answer(
+        self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
+    ) -> tuple[Array, State]:
         """Returns (outputs, what is carried besides blocks and encoder).
 
         Args:
@@ -116,7 +132,9 @@ class TaskKind:
         return 1
 
     def weights(self, config: Model) -> float:
-        """Returns how many numbers the parameters of encoder and head are at least, or what they are made of when they are drawn."""
+        """Returns how many numbers the parameters of encoder and head are at least, or what they are made of when they
+        are drawn.
+        """
         frame = config.frame * max(self._width(config), 1)
         return config.d_model * (config.filterbank or frame) + 4 * frame * config.filterbank
 
@@ -125,7 +143,9 @@ class TaskKind:
         return 1 if self.rows(config) > 1 else config.task.channels
 
     def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Returns every metric of single rows or steps, in the shape of batch["weights"]; `loss` and `primary` among them."""
+        """Returns every metric of single rows or steps, in the shape of batch["weights"]; `loss` and `primary` among
+        them.
+        """
         raise TypeError(f"{type(self).__name__} has no errors: define errors(self, outputs, batch)")
 
     def score(self, outputs: Array, batch: Batch) -> Sums:
@@ -144,12 +164,16 @@ class TaskKind:
         return self.score(outputs, batch)
 
     def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Returns targets drawn from what the model says, (M, ...), and a factor c of each, (M,), for the curvature of the loss.
+        """Returns targets drawn from what the model says, (M, ...), and a factor c of each, (M,), for the curvature of
+        the loss.
 
-        With u the gradient of a row's summed loss at a target, the sum over targets of (c u)(c u)' is, at least on average, the row's Gauss-Newton matrix.
-        As it stands for a mean of M squares: there the matrix is 2/M J'J, and u = -2/M J'e.
+        With u the gradient of a row's summed loss at a target, the sum over targets of (c u)(c u)' is, at least on
+        average, the row's Gauss-Newton matrix. As it stands for a mean of M squares: there the matrix is 2/M J'J, and u
+        = -2/M J'e.
         """
-        return outputs[None] + jax.random.normal(key, (draws, *outputs.shape)), jnp.full(draws, np.sqrt(outputs.size / 2 / draws))
+        return outputs[None] + jax.random.normal(key, (draws, *outputs.shape)), jnp.full(
+            draws, np.sqrt(outputs.size / 2 / draws)
+        )
 
     @property
     def curves(self) -> tuple[str, ...]:
@@ -162,7 +186,9 @@ class TaskKind:
         return "signal"
 
     def derive_metrics(self, metrics: Mapping[str, float], data: Data, *, is_stream: bool) -> dict[str, float]:
-        """Returns metrics that follow from others and are easier to read; `is_stream`: the data are one text, not sequences that each begin anew."""
+        """Returns metrics that follow from others and are easier to read; `is_stream`: the data are one text, not
+        sequences that each begin anew.
+        """
         del metrics, data, is_stream
         return {}
 
@@ -172,10 +198,12 @@ class TaskKind:
         return {}
 
     def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns where a model errs, from the sums over a split, as JSON-able values in one of the two forms that a report draws.
+        """Returns where a model errs, from the sums over a split, as JSON-able values in one of the two forms that a
+        report draws.
 
-        {"by_horizon": {"mse", "mae", "repeat last"} by step, "by_channel": {"names", "mse", "mae", "repeat last"}}, "repeat last" being the squared errors of
-        the last input repeated; or {"classes": names, "confusion": counts with a row for every true class and a column for every predicted one}.
+        {"by_horizon": {"mse", "mae", "repeat last"} by step, "by_channel": {"names", "mse", "mae", "repeat last"}},
+        "repeat last" being the squared errors of the last input repeated; or {"classes": names, "confusion": counts
+        with a row for every true class and a column for every predicted one}.
 
         Args:
           total: sums of `error_sums`. about: the data set's metadata.
@@ -189,12 +217,15 @@ class TaskKind:
         return "the first signal of the test split"
 
     def example(self, source: Any) -> list[Any]:
-        """Returns what shows the model at work, as values, by the ways to show it that `source`, an `analysis.examples.Source`, has.
+        """Returns what shows the model at work, as values, by the ways to show it that `source`, an
+        `analysis.examples.Source`, has.
 
         As it stands the first signal, its target and the answer.
         """
         batch, outputs, _ = source.seen[0]
-        target, answer = (", ".join(f"{number:.4g}" for number in np.ravel(value)[:SHOWN]) for value in (batch["targets"], outputs))
+        target, answer = (
+            ", ".join(f"{number:.4g}" for number in np.ravel(value)[:SHOWN]) for value in (batch["targets"], outputs)
+        )
         said = f"target {target}, answer {answer}"
         return source.signal(f"The first signal of the split and the gates that it opened: {said}.", said)
 

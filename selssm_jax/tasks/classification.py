@@ -46,13 +46,18 @@ class Classification(TaskKind):
 
     def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
         """Returns how often every class was taken for every class."""
-        truth, guess = (jax.nn.one_hot(labels, config.task.classes) for labels in (batch["targets"], outputs.argmax(axis=-1)))
+        truth, guess = (
+            jax.nn.one_hot(labels, config.task.classes) for labels in (batch["targets"], outputs.argmax(axis=-1))
+        )
         return {"confusion": jnp.einsum("b,bi,bj->ij", jnp.asarray(batch["weights"]), truth, guess)}
 
     def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the names of classes and the table of confusions."""
         table = total["confusion"].round().astype(int)
-        return {"classes": [str(name) for name in about.get("classes") or range(len(table))], "confusion": table.tolist()}
+        return {
+            "classes": [str(name) for name in about.get("classes") or range(len(table))],
+            "confusion": table.tolist(),
+        }
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
         """Returns its class and the model's answer."""

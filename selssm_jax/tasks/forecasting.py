@@ -19,7 +19,8 @@ from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
 
 
 class Forecasting(TaskKind):
-    """Values (B, H, C) after the last step, inside reversible instance normalisation (Kim et al. 2022; of the level alone: Zeng et al. 2023).
+    """Values (B, H, C) after the last step, inside reversible instance normalisation (Kim et al. 2022; of the level
+    alone: Zeng et al. 2023).
 
     With `channel_independent` every channel is a sequence of its own to the encoder, the blocks and the head.
     """
@@ -31,11 +32,15 @@ class Forecasting(TaskKind):
 
     def encoder(self, config: Model) -> nn.Module:
         """Returns an encoder of frames, of one channel where they run apart."""
-        return FrameEncoder(config.d_model, self._width(config), config.frame, config.stride, config.filterbank, jnp.dtype(config.dtype))
+        return FrameEncoder(
+            config.d_model, self._width(config), config.frame, config.stride, config.filterbank, jnp.dtype(config.dtype)
+        )
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns a linear map of the last features and inputs."""
-        return ForecastHead(config.task.horizon, self._width(config), config.d_model, config.head_context, config.linear_skip)
+        return ForecastHead(
+            config.task.horizon, self._width(config), config.d_model, config.head_context, config.linear_skip
+        )
 
     def initial(self, ends: Ends, batch: Any) -> State:
         """Returns what encoder and head carry, and a scale that is none yet: a deviation of 0."""
@@ -50,10 +55,14 @@ class Forecasting(TaskKind):
         mean = inputs.mean(axis=1, keepdims=True, where=where)
         fresh = {
             "mean": mean,
-            "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True, where=where) + 1e-5) if config.normalize_scale else jnp.ones_like(mean),
+            "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True, where=where) + 1e-5)
+            if config.normalize_scale
+            else jnp.ones_like(mean),
         }
         carried = state["scale"]
-        return state | {"scale": jax.tree.map(lambda old, new: jnp.where(carried["deviation"] > 0, old, new), carried, fresh)}
+        return state | {
+            "scale": jax.tree.map(lambda old, new: jnp.where(carried["deviation"] > 0, old, new), carried, fresh)
+        }
 
     def series(self, config: Model, inputs: Array, state: State, read: Array | None) -> Array:
         """Returns the inputs at the scale of the sequence, channels that run apart as rows."""
@@ -62,7 +71,9 @@ class Forecasting(TaskKind):
             inputs = inputs if read is None else jnp.where(read[..., None], inputs, 0)
         return self.split(config, inputs)
 
-    def answer(self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None) -> tuple[Array, State]:
+    def answer(
+        self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
+    ) -> tuple[Array, State]:
         """Returns (the forecast in the units of the inputs, what the head carries and the scale)."""
         del valid
         config, scale = ends.config, state["scale"]
@@ -89,7 +100,11 @@ class Forecasting(TaskKind):
     def weights(self, config: Model) -> float:
         """Returns the numbers of the encoder, the head and its path past the blocks."""
         horizon = config.task.horizon
-        return super().weights(config) + config.d_model * config.head_context * horizon * max(self._width(config), 1) + config.linear_skip * horizon
+        return (
+            super().weights(config)
+            + config.d_model * config.head_context * horizon * max(self._width(config), 1)
+            + config.linear_skip * horizon
+        )
 
     def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
         """Returns mse and mae of every window, over horizon and channels."""
@@ -99,12 +114,15 @@ class Forecasting(TaskKind):
     def score(self, outputs: Array, batch: Batch) -> Sums:
         """Returns mse and mae, and with weights of their own r2 and direction.
 
-        r2 is 1 - sum e^2 / sum y^2, out of sample: against the forecast 0, which is the training mean of standardised values (Campbell and Thompson 2008).
-        direction is the share of values forecast on the right side of the last input, those that equal it left out.
+        r2 is 1 - sum e^2 / sum y^2, out of sample: against the forecast 0, which is the training mean of standardised
+        values (Campbell and Thompson 2008). direction is the share of values forecast on the right side of the last
+        input, those that equal it left out.
         """
         outputs, targets = (hide_unweighted(values, batch["weights"]) for values in (outputs, batch["targets"]))
         errors = self.errors(outputs, {**batch, "targets": targets})
-        return {name: sum_weighted(error, batch["weights"]) for name, error in errors.items()} | _shares(outputs, targets, batch)
+        return {name: sum_weighted(error, batch["weights"]) for name, error in errors.items()} | _shares(
+            outputs, targets, batch
+        )
 
     def trained_on(self, training: Training) -> str:
         """Returns "mse" or "huber"."""
@@ -115,12 +133,23 @@ class Forecasting(TaskKind):
         return self.score(outputs, batch) | (huber(outputs, batch) if name == "huber" else {})
 
     def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Returns sums over windows, (H, C): of the forecast's errors, and of those of the last input, with its cycle where one was taken off."""
+        """Returns sums over windows, (H, C): of the forecast's errors, and of those of the last input, with its cycle
+        where one was taken off.
+        """
         del config
-        inputs, targets, weights = jnp.asarray(batch["inputs"]), jnp.asarray(batch["targets"]), jnp.asarray(batch["weights"])
-        before, ahead = (jnp.split(jnp.asarray(batch["course"]), [inputs.shape[1]], axis=1)) if "course" in batch else (0.0, 0.0)
+        inputs, targets, weights = (
+            jnp.asarray(batch["inputs"]),
+            jnp.asarray(batch["targets"]),
+            jnp.asarray(batch["weights"]),
+        )
+        before, ahead = (
+            (jnp.split(jnp.asarray(batch["course"]), [inputs.shape[1]], axis=1)) if "course" in batch else (0.0, 0.0)
+        )
         error, naive = outputs - targets, (inputs + before)[:, -1:] - (targets + ahead)
-        sums = {name: jnp.einsum("b,bhc->hc", weights, part) for name, part in (("mse", error**2), ("mae", jnp.abs(error)), ("repeat last", naive**2))}
+        sums = {
+            name: jnp.einsum("b,bhc->hc", weights, part)
+            for name, part in (("mse", error**2), ("mae", jnp.abs(error)), ("repeat last", naive**2))
+        }
         return sums | {"count": weights.sum()}
 
     def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +158,10 @@ class Forecasting(TaskKind):
         names = about.get("channels") or [f"channel {index + 1}" for index in range(means["mse"].shape[1])]
         return {
             "by_horizon": {name: value.mean(axis=1).tolist() for name, value in means.items()},
-            "by_channel": {"names": [str(name) for name in names], **{name: value.mean(axis=0).tolist() for name, value in means.items()}},
+            "by_channel": {
+                "names": [str(name) for name in names],
+                **{name: value.mean(axis=0).tolist() for name, value in means.items()},
+            },
         }
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
@@ -143,19 +175,25 @@ class Forecasting(TaskKind):
 
 
 def huber(outputs: Array, batch: Batch) -> Sums:
-    """Returns "huber", twice Huber's loss (1964) of forecasts with delta 1: e^2 where |e| <= 1 deviation of the training values, 2|e| - 1 beyond.
+    """Returns "huber", twice Huber's loss (1964) of forecasts with delta 1: e^2 where |e| <= 1 deviation of the
+    training values, 2|e| - 1 beyond.
 
-    Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let decide.
+    Its gradient is that of mse for small errors and bounded for large ones, which heavy tails would otherwise let
+    decide.
     """
     outputs, targets = (hide_unweighted(values, batch["weights"]) for values in (outputs, batch["targets"]))
-    return {"huber": sum_weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch["weights"])}
+    return {
+        "huber": sum_weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch["weights"])
+    }
 
 
 def _shares(outputs: Array, targets: Array, batch: Batch) -> Sums:
     """R2 and the share of right directions; of the series with its cycle, where that was taken off."""
     weights, last = batch["weights"][:, None, None], hide_unweighted(batch["inputs"][:, -1:], batch["weights"])
     if "course" in batch:
-        before, ahead = jnp.split(hide_unweighted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1)
+        before, ahead = jnp.split(
+            hide_unweighted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1
+        )
         last, targets, outputs = last + before, targets + ahead, outputs + ahead
     unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
     moved = (targets != last) * weights

@@ -33,7 +33,11 @@ class Language(TaskKind):
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns a linear map to logits; None where the embedding is the readout too."""
-        return None if config.tie_embeddings else Projection(config.task.vocab, use_bias=False, dtype=jnp.dtype(config.dtype))
+        return (
+            None
+            if config.tie_embeddings
+            else Projection(config.task.vocab, use_bias=False, dtype=jnp.dtype(config.dtype))
+        )
 
     def initial(self, ends: Ends, batch: Any) -> State:
         """Returns nothing: an embedding has no past."""
@@ -45,7 +49,9 @@ class Language(TaskKind):
         del state
         return ends.encoder(series), None
 
-    def answer(self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None) -> tuple[Array, State]:
+    def answer(
+        self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
+    ) -> tuple[Array, State]:
         """Returns (logits, nothing)."""
         del series, state, valid, read
         logits = ends.encoder.attend(x) if ends.head is None else ends.head(x)
@@ -75,7 +81,9 @@ class Language(TaskKind):
 
     def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Returns tokens drawn from the model's law."""
-        return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(draws, 1 / np.sqrt(draws))
+        return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(
+            draws, 1 / np.sqrt(draws)
+        )
 
     def unit(self, data: Data) -> str:
         """Returns what a token is: that of a text, or a symbol."""
@@ -86,7 +94,9 @@ class Language(TaskKind):
         if "nats" not in metrics:
             return {}
         words = data.level == "word" and is_stream
-        return {"bits": metrics["nats"] / math.log(2)} | ({"perplexity": math.exp(min(metrics["nats"], LARGEST_EXPONENT))} if words else {})
+        return {"bits": metrics["nats"] / math.log(2)} | (
+            {"perplexity": math.exp(min(metrics["nats"], LARGEST_EXPONENT))} if words else {}
+        )
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
         """Returns that it is a sequence."""
@@ -94,5 +104,7 @@ class Language(TaskKind):
         return "the first sequence of the test split"
 
     def example(self, source: Any) -> list[Any]:
-        """Returns a passage and a continuation of a text, or a sequence with what the model answered at its scored steps."""
+        """Returns a passage and a continuation of a text, or a sequence with what the model answered at its scored
+        steps.
+        """
         return source.text() if source.dataset.is_stream else source.answers()

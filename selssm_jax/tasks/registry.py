@@ -16,12 +16,23 @@ TASKS: dict[str, TaskKind] = {"language": Language(), "classification": Classifi
 def kind_of(task: Task) -> TaskKind:
     """Returns the object of a task's kind. Raises ValueError for a kind that is unknown."""
     if task.kind not in TASKS:
-        raise ValueError(f"the task {task.kind!r} is unknown: {suggest(task.kind, TASKS)}, or make it known with selssm_jax.tasks.register_task")
+        raise ValueError(
+            f"the task {task.kind!r} is unknown: {suggest(task.kind, TASKS)}, or make it known with "
+            "selssm_jax.tasks.register_task"
+        )
     return TASKS[task.kind]
 
 
-def register_task(name: str, kind: TaskKind, *, keys: Sequence[str] = (), whole: bool = False, metrics: Mapping[str, Metric] | None = None) -> None:
-    """Makes an own kind of task known: data whose `Task.kind` is `name` are trained on, evaluated, measured and reported as those of the package.
+def register_task(
+    name: str,
+    kind: TaskKind,
+    *,
+    keys: Sequence[str] = (),
+    whole: bool = False,
+    metrics: Mapping[str, Metric] | None = None,
+) -> None:
+    """Makes an own kind of task known: data whose `Task.kind` is `name` are trained on, evaluated, measured and
+    reported as those of the package.
 
     Commands read the file that registers it by `--extend FILE.py`.
 
@@ -32,7 +43,8 @@ def register_task(name: str, kind: TaskKind, *, keys: Sequence[str] = (), whole:
       metrics: those of its metrics that `METRICS` lacks; of one that is in neither, less is better.
 
     Raises:
-      ValueError: for a name that is taken, no loss or primary metric, a key that is none of any task, or a metric that is already there and another.
+      ValueError: for a name that is taken, no loss or primary metric, a key that is none of any task, or a metric that
+        is already there and another.
     """
     if name in TASKS:
         raise ValueError(f"the task {name!r} is there already: give another name")
@@ -42,10 +54,16 @@ def register_task(name: str, kind: TaskKind, *, keys: Sequence[str] = (), whole:
     known = {key for rule in data.TASKS.values() for key in rule.keys}
     for key in keys:
         if key not in known:
-            raise ValueError(f"the task {name!r} reads the key {key!r}, which is none that tasks differ in: {suggest(key, sorted(known))}")
+            raise ValueError(
+                f"the task {name!r} reads the key {key!r}, which is none that tasks differ in: "
+                f"{suggest(key, sorted(known))}"
+            )
     for metric, meaning in (metrics or {}).items():
         if METRICS.get(metric, meaning) != meaning:
-            raise ValueError(f"the metric {metric!r} of the task {name!r} is there already, as {METRICS[metric]}: give it another name, or leave it out")
+            raise ValueError(
+                f"the metric {metric!r} of the task {name!r} is there already, as {METRICS[metric]}: give it another "
+                "name, or leave it out"
+            )
     METRICS.update(metrics or {})
     data.TASKS[name] = data.TaskRule(tuple(keys), whole)
     TASKS[name] = kind

@@ -16,7 +16,8 @@ class Metric(NamedTuple):
     Attributes:
       higher: whether more of it is better.
       share: whether it is a share, which words give in percent.
-      label: its name with its unit, for figures and tables; empty: its name alone. `{per}` in it becomes what the task counts, such as "per signal".
+      label: its name with its unit, for figures and tables; empty: its name alone. `{per}` in it becomes what the task
+        counts, such as "per signal".
     """
 
     higher: bool = False
@@ -54,12 +55,16 @@ def is_better(metric: str, new: float, old: float) -> bool:
 
 
 def hide_unweighted(values: Array, weights: Array) -> Array:
-    """Returns the values, (B, ...), 0 where the weight of their row or step is: a product with it would not hide what is not finite, nor its gradient."""
+    """Returns the values, (B, ...), 0 where the weight of their row or step is: a product with it would not hide what
+    is not finite, nor its gradient.
+    """
     return jnp.where(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)) == 0, 0, values)
 
 
 def sum_weighted(error: Array, weights: Array) -> Float[Array, "2"]:
-    """Returns the (weighted sum, weight) of an error of every row or step: their ratio over any number of batches is exact."""
+    """Returns the (weighted sum, weight) of an error of every row or step: their ratio over any number of batches is
+    exact.
+    """
     return jnp.stack([(hide_unweighted(error, weights) * weights).sum(), weights.sum()])
 
 

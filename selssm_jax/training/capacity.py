@@ -33,17 +33,21 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     steps = kind.frames(model, max(task.length, 1))
     width = jnp.dtype(model.dtype).itemsize
     copies = COPIES if trained else 1
-    parts: dict[str, float] = {f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * kind.weights(model))}
+    parts: dict[str, float] = {
+        f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * kind.weights(model))
+    }
     for index, block in enumerate(model.blocks):
         name, sizes = block.pattern[0], block.arguments(block.pattern[0])
         hidden = model.mlp_ratio * model.d_model
         said = ", ".join(f"{key}={value}" for key, value in sizes.items() if type(value) is int)
-        parts[f"block {index}, {name} of {said}, model.mlp_ratio={model.mlp_ratio}"] = copies * NUMBER * (weights(name, sizes) + 3 * hidden * model.d_model)
+        parts[f"block {index}, {name} of {said}, model.mlp_ratio={model.mlp_ratio}"] = (
+            copies * NUMBER * (weights(name, sizes) + 3 * hidden * model.d_model)
+        )
         parts[f"what block {index} carries for {rows} rows: {name} of {said}, model.conv={model.conv}"] = float(
             rows * NUMBER * (state_numbers(name, sizes) + max(model.conv - 1, 0) * model.d_model)
         )
-    parts[f"activations of {rows} rows (data.batch_size) of {steps} steps (data.length), d_model={model.d_model}"] = float(
-        rows * steps * model.d_model * width * len(model.pattern)
+    parts[f"activations of {rows} rows (data.batch_size) of {steps} steps (data.length), d_model={model.d_model}"] = (
+        float(rows * steps * model.d_model * width * len(model.pattern))
     )
     parts[f"answers to {rows} rows (data.batch_size), {task}"] = float(rows * kind.numbers(model, steps) * NUMBER)
     capacity.refuse(parts, available())

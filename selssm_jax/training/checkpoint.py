@@ -1,4 +1,6 @@
-"""The folder of a run: its experiment and data set (config.json, dataset.json), its newest states (checkpoints) and its best parameters."""
+"""The folder of a run: its experiment and data set (config.json, dataset.json), its newest states (checkpoints) and its
+best parameters.
+"""
 
 import contextlib
 import copy
@@ -33,15 +35,21 @@ LOCK = ".lock"
 # What may change between a run and its continuation: nothing that decides what has been learnt so far.
 MAY_DIFFER = frozenset(
     {"name", "data.file", "data.gaps", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
-    | {f"training.{key}" for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select", "devices")}
+    | {
+        f"training.{key}"
+        for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select", "devices")
+    }
 )
-NO_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)  # all else that Orbax raises, a bare Exception too, tells of a damaged checkpoint, by damage
+# all else that Orbax raises, a bare Exception too, tells of a damaged checkpoint, by damage
+NO_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
 RESCANS = 100  # of the folder of a run that is being trained while it is read
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds: the training state, and a JSON value with the data iterator's state and the records so far."""
+    """What a checkpoint holds: the training state, and a JSON value with the data iterator's state and the records so
+    far.
+    """
 
     step: int
     state: Any
@@ -54,8 +62,8 @@ class Workdir:
     Opening it checks that it can be written, that no other process trains in it and that it holds no other experiment's
     run, and changes nothing there but for clearing what killed saves left.
 
-    A checkpoint is committed by a rename, and holds the SHA-256 of its files (`checksums`) and what the run is by then. The
-    best parameters are committed before the checkpoint that remembers them, and those before them go after it.
+    A checkpoint is committed by a rename, and holds the SHA-256 of its files (`checksums`) and what the run is by then.
+    The best parameters are committed before the checkpoint that remembers them, and those before them go after it.
 
     Raises:
       InputError: naming what is wrong and the fix.
@@ -75,10 +83,12 @@ class Workdir:
             _check_descriptions(self.path)
         self._lock = _lock(self.path)
         self._description: dict[str, str] = {}
-        self._remembered: int | None = None  # the step of the best parameters that the newest committed checkpoint knows of
+        # the step of the best parameters that the newest committed checkpoint knows of
+        self._remembered: int | None = None
 
     @cached_property
-    def _manager(self) -> ocp.CheckpointManager:  # Orbax clears leavings in a thread of its own: not before the run is known to begin
+    # Orbax clears leavings in a thread of its own: not before the run is known to begin
+    def _manager(self) -> ocp.CheckpointManager:
         return self._open("checkpoints", self._experiment.training.keep_checkpoints)
 
     @cached_property
@@ -97,8 +107,13 @@ class Workdir:
         metadata = json.loads(json.dumps(metadata))
         if self._begun:
             _check_same_data(self.path, metadata)
-        experiment = {"format": FORMAT, "experiment": dataclasses.asdict(self._experiment), "seal": provenance.seal(self._experiment.data)}
-        self._description = {DATASET: _json(metadata), CONFIG: _json(experiment)}  # the config last: where it is, there is a run
+        experiment = {
+            "format": FORMAT,
+            "experiment": dataclasses.asdict(self._experiment),
+            "seal": provenance.seal(self._experiment.data),
+        }
+        # the config last: where it is, there is a run
+        self._description = {DATASET: _json(metadata), CONFIG: _json(experiment)}
         with self.writing():
             for name, text in self._description.items():
                 write_whole(self.path / name, text)
@@ -114,7 +129,9 @@ class Workdir:
         with self.writing():
             _check_space(self.path, state)
             self._best.wait_until_finished()  # a checkpoint remembers no best parameters that a kill could still lose
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)))
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+            )
             self._delete_best(before=self._remembered)  # the checkpoint before this one is committed by now
         self._remembered = progress.get("best")
 
@@ -123,10 +140,13 @@ class Workdir:
         with self.writing():
             _check_space(self.path, params)
             self._delete_best(since=step)  # from before the run fell back to an earlier checkpoint
-            self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(metrics)))
+            self._best.save(
+                step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(metrics))
+            )
 
     def recall_best(self, step: int, ranked: Sequence[tuple[int, dict[str, float]]]) -> int | None:
-        """Returns the step of the best parameters that are there for a run at `step`, written again where a checkpoint still has them.
+        """Returns the step of the best parameters that are there for a run at `step`, written again where a checkpoint
+        still has them.
 
         ranked: (step, metrics) of the validations so far, the best first. None: parameters of none of them are left.
         """
@@ -134,8 +154,12 @@ class Workdir:
             if candidate in self._best.all_steps() and _is_readable(self.path / "best" / str(candidate) / "params"):
                 self._delete_best(since=step + 1)  # from a future that the run did not go on from
                 return candidate
-            if candidate in self._manager.all_steps() and _is_readable(self.path / "checkpoints" / str(candidate) / "state"):
-                self.save_best(candidate, _restore_item(self.path / "checkpoints" / str(candidate) / "state")["params"], metrics)
+            if candidate in self._manager.all_steps() and _is_readable(
+                self.path / "checkpoints" / str(candidate) / "state"
+            ):
+                self.save_best(
+                    candidate, _restore_item(self.path / "checkpoints" / str(candidate) / "state")["params"], metrics
+                )
                 return candidate
         return None
 
@@ -144,7 +168,8 @@ class Workdir:
 
         Newer ones that cannot be read are moved to WORKDIR/unreadable with a warning.
 
-        take: goes on from the progress of a checkpoint, or raises whatever it will: then that checkpoint cannot be read, and the one before is taken.
+        take: goes on from the progress of a checkpoint, or raises whatever it will: then that checkpoint cannot be
+        read, and the one before is taken.
 
         Raises:
           InputError: if there are checkpoints, but none can be read. Nothing is moved then.
@@ -164,13 +189,20 @@ class Workdir:
                 return restored
         if damaged:
             why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-            raise InputError(f"no checkpoint in {self.path / 'checkpoints'} can be read ({why}): restore the folder, or start in a new --workdir")
+            raise InputError(
+                f"no checkpoint in {self.path / 'checkpoints'} can be read ({why}): restore the folder, or start in a "
+                "new --workdir"
+            )
         return None
 
     def last_good(self) -> str:
         """Says which checkpoint a stopped run goes on from."""
         step = self._manager.latest_step()
-        return "no checkpoint was saved yet" if step is None else f"the last good checkpoint is step {step} in {self.path / 'checkpoints'}"
+        return (
+            "no checkpoint was saved yet"
+            if step is None
+            else f"the last good checkpoint is step {step} in {self.path / 'checkpoints'}"
+        )
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -203,12 +235,18 @@ class Workdir:
         except (OSError, ValueError, RuntimeError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             why = "the disk is full: free some space" if full else f"{_first_line(error)}: mend that"
-            raise InputError(f"{self.path} could not be written, {why} and run the same command again; {self.last_good()}") from error
+            raise InputError(
+                f"{self.path} could not be written, {why} and run the same command again; {self.last_good()}"
+            ) from error
 
     def _open(self, name: str, keep: int | None) -> ocp.CheckpointManager:
         sealed = ocp.AsyncOptions(post_finalization_callback=partial(self._seal, self.path / name))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True, async_options=sealed
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            async_options=sealed,
         )
         try:
             return ocp.CheckpointManager(self.path / name, options=options)
@@ -216,10 +254,14 @@ class Workdir:
             raise
         except Exception as error:  # of earlier versions it reads the scores of the best parameters at once
             self._lock.close()
-            raise InputError(f"{self.path / name} cannot be opened ({_first_line(error)}): remove what is damaged in it") from error
+            raise InputError(
+                f"{self.path / name} cannot be opened ({_first_line(error)}): remove what is damaged in it"
+            ) from error
 
     def _seal(self, folder: pathlib.Path) -> None:
-        """Completes a checkpoint when all its arrays are written, before the rename that commits it: in the thread that writes."""
+        """Completes a checkpoint when all its arrays are written, before the rename that commits it: in the thread that
+        writes.
+        """
         unfinished = list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
         if not unfinished:
             raise RuntimeError(f"{folder} has no unfinished checkpoint to take the checksums of")
@@ -235,7 +277,9 @@ class Workdir:
                 self._best.delete(step)
 
     def _settle(self) -> None:
-        """Leaves the best parameters that the last checkpoint remembers, and newer ones; without any checkpoint, the newest."""
+        """Leaves the best parameters that the last checkpoint remembers, and newer ones; without any checkpoint, the
+        newest.
+        """
         newest = max(self._best.all_steps(), default=None)
         self._delete_best(before=self._remembered if self._manager.all_steps() else newest)
 
@@ -250,7 +294,11 @@ class Workdir:
         for step, why in damaged.items():
             place = pathlib.Path(tempfile.mkdtemp(prefix=f"{step}-", dir=_folder(self.path / "unreadable")))
             (self.path / "checkpoints" / str(step)).rename(place / str(step))
-            print(f"warning: checkpoint {step} of {self.path} cannot be read ({why}): moved to {place}, going on from the one before", file=sys.stderr)
+            print(
+                f"warning: checkpoint {step} of {self.path} cannot be read ({why}): moved to {place}, going on from "
+                "the one before",
+                file=sys.stderr,
+            )
         if damaged:
             self._manager.reload()
 
@@ -258,7 +306,10 @@ class Workdir:
 def check_local(path: str, flag: str = "--workdir") -> None:
     """Raises InputError for a place that is no folder of this machine, such as gs://bucket/run."""
     if re.match(r"[A-Za-z][\w+.-]+:/", path):
-        raise InputError(f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give one, and copy it afterwards")
+        raise InputError(
+            f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give "
+            "one, and copy it afterwards"
+        )
 
 
 def check_place(path: str) -> None:
@@ -267,7 +318,8 @@ def check_place(path: str) -> None:
     strange = sorted(set("[]*\\\0") & set(os.path.abspath(path)))
     if strange:
         raise InputError(
-            f"--workdir {path!r} has {' '.join(map(repr, strange))} in its name, which Orbax reads as a pattern, so that checkpoints would be lost: "
+            f"--workdir {path!r} has {' '.join(map(repr, strange))} in its name, which Orbax reads as a pattern, so "
+            "that checkpoints would be lost: "
             "choose a name without [ ] * and backslashes"
         )
 
@@ -289,7 +341,8 @@ def read_experiment(path: str) -> Experiment:
 
 
 def own_places(path: str, source: Data) -> Data:
-    """Returns a workdir's data with the files and folders that it names where this user wrote them there, else without folders; see `provenance`.
+    """Returns a workdir's data with the files and folders that it names where this user wrote them there, else without
+    folders; see `provenance`.
 
     Raises:
       InputError: for data that is a file which someone else named.
@@ -301,11 +354,17 @@ def own_places(path: str, source: Data) -> Data:
             return source
     if source.source in NEEDS_FILE:
         raise InputError(
-            f"{path} was trained on a file of someone's, {pathlib.Path(source.file).name!r}, and this user did not write there where it lies: "
+            f"{path} was trained on a file of someone's, {pathlib.Path(source.file).name!r}, and this user did not "
+            "write there where it lies: "
             "name it yourself, --file=PATH; it is known by its content"
         )
     if source.local_dir or source.cache_dir:
-        print(f"the folders that {path} names are not followed: this user did not write them there; --local_dir names one", file=sys.stderr, flush=True)
+        print(
+            f"the folders that {path} names are not followed: this user did not write them there; --local_dir names "
+            "one",
+            file=sys.stderr,
+            flush=True,
+        )
     return provenance.without_places(source)
 
 
@@ -324,7 +383,11 @@ def read_metadata(path: str) -> dict[str, Any]:
         raise InputError(f"{place} is missing, so the run's vocabulary and scaling are unknown: {again}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{place} cannot be read as JSON ({error}): {again}") from error
-    different = [key for key, value in _read_object(copied).items() if key != "file" and metadata.get(key) != value] if copied else []
+    different = (
+        [key for key, value in _read_object(copied).items() if key != "file" and metadata.get(key) != value]
+        if copied
+        else []
+    )
     if different:
         raise InputError(f"{place} is not what the run was trained on ({', '.join(different)}): {again}")
     return metadata
@@ -337,12 +400,15 @@ def is_run(path: str | pathlib.Path) -> bool:
 
 
 def restore_for_eval(path: str) -> tuple[Experiment, Any, int]:
-    """Returns (experiment, parameters, step) of a run: best on validation if training.select says so, else the last ones.
+    """Returns (experiment, parameters, step) of a run: best on validation if training.select says so, else the last
+    ones.
 
-    Where those cannot be read the next best are taken, with a warning. A run that is being trained can be read at any moment.
+    Where those cannot be read the next best are taken, with a warning. A run that is being trained can be read at any
+    moment.
 
     Raises:
-      InputError: if `path` is no run, has no checkpoint yet, or none that can be read; if config.json is not the checkpoint's.
+      InputError: if `path` is no run, has no checkpoint yet, or none that can be read; if config.json is not the
+        checkpoint's.
     """
     experiment = read_experiment(path)
     root = pathlib.Path(path).absolute()
@@ -361,11 +427,15 @@ def restore_for_eval(path: str) -> tuple[Experiment, Any, int]:
         return experiment, params, int(checkpoint.name)
     if candidates:
         raise InputError(f"no checkpoint of {path} can be read: restore the folder, or train again in a new --workdir")
-    raise InputError(f"{path} has no checkpoint yet: train it first ({invocation.command('train')} --config ... --workdir {path})")
+    raise InputError(
+        f"{path} has no checkpoint yet: train it first ({invocation.command('train')} --config ... --workdir {path})"
+    )
 
 
 def _first_readable(candidates: list[tuple[pathlib.Path, str]]) -> tuple[tuple[pathlib.Path, Any] | None, list[str]]:
-    """The checkpoint of the first item that can be read and the parameters in it, and what is to be said of it and those before it."""
+    """The checkpoint of the first item that can be read and the parameters in it, and what is to be said of it and
+    those before it.
+    """
     warnings = []
     for item, note in candidates:
         try:
@@ -376,7 +446,10 @@ def _first_readable(candidates: list[tuple[pathlib.Path, str]]) -> tuple[tuple[p
         except Exception as error:
             warnings.append(f"{item.parent} cannot be read ({_first_line(error)}): trying the next")
         else:
-            return (item.parent, restored if item.name == "params" else restored["params"]), [*warnings, *([note] if note else [])]
+            return (item.parent, restored if item.name == "params" else restored["params"]), [
+                *warnings,
+                *([note] if note else []),
+            ]
     return None, warnings
 
 
@@ -389,7 +462,10 @@ def _candidates(root: pathlib.Path, select: str) -> list[tuple[pathlib.Path, str
         return last + best
     if known is None and not validated:
         return best + last
-    lost = f"the best parameters of {root}{'' if known is None else f', those of step {known},'} are lost: these are others"
+    lost = (
+        f"the best parameters of {root}{'' if known is None else f', those of step {known},'} are lost: these are "
+        "others"
+    )
     there = [(item, "") for item, _ in best if known is None or int(item.parent.name) >= known]
     again = [(item, "") for item, _ in last if item.parent.name == str(known)]
     rest = [(item, lost) for item, _ in last + best if (item, "") not in there + again]
@@ -397,10 +473,14 @@ def _candidates(root: pathlib.Path, select: str) -> list[tuple[pathlib.Path, str
 
 
 def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
-    """The step of the best parameters that the newest checkpoint knows of, None of earlier versions, and whether it has validated any."""
+    """The step of the best parameters that the newest checkpoint knows of, None of earlier versions, and whether it has
+    validated any.
+    """
     for step in reversed(_steps(root / "checkpoints")):
         with contextlib.suppress(Exception):  # damaged: it is named when its parameters are read
-            progress = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "checkpoints" / str(step) / "progress")
+            progress = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
+                root / "checkpoints" / str(step) / "progress"
+            )
             _check_progress(progress, step)
             return progress.get("best"), any(record["split"] == "validation" for record in progress.get("history", ()))
     return None, False
@@ -411,7 +491,9 @@ def _restore_item(path: pathlib.Path) -> Any:
     handler = ocp.StandardCheckpointer()
     shapes = handler.metadata(path).item_metadata.tree
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return handler.restore(path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes))
+    return handler.restore(
+        path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    )
 
 
 def _is_readable(item: pathlib.Path) -> bool:
@@ -425,11 +507,15 @@ def _is_readable(item: pathlib.Path) -> bool:
 
 def _check_sums(checkpoint: pathlib.Path) -> None:
     if not checksums.verify(checkpoint):
-        print(f"note: {checkpoint} has no checksums, as those of earlier versions: it is read unchecked", file=sys.stderr)
+        print(
+            f"note: {checkpoint} has no checksums, as those of earlier versions: it is read unchecked", file=sys.stderr
+        )
 
 
 def _check_progress(progress: Any, step: int) -> None:
-    """Raises ValueError for what no run goes on from: records are of steps up to this one, and the best of them is the step of a validation."""
+    """Raises ValueError for what no run goes on from: records are of steps up to this one, and the best of them is the
+    step of a validation.
+    """
     if not isinstance(progress, dict):
         raise ValueError(f"progress is {type(progress).__name__}, expected an object")
     history, best = progress.get("history", []), progress.get("best")
@@ -439,7 +525,9 @@ def _check_progress(progress: Any, step: int) -> None:
         raise ValueError(f"progress.history has records of steps that are not from 1 to {step}")
     validated = [record["step"] for record in history if record["split"] == "validation"]
     if best is not None and (type(best) is not int or best not in validated):
-        raise ValueError(f"progress.best is {best!r}, expected the step of a validation in progress.history, one of {validated}")
+        raise ValueError(
+            f"progress.best is {best!r}, expected the step of a validation in progress.history, one of {validated}"
+        )
 
 
 def is_record(value: Any) -> bool:
@@ -454,7 +542,10 @@ def _check_copy(experiment: Experiment, checkpoint: pathlib.Path, root: pathlib.
     if (checkpoint / CONFIG).is_file():
         fixed = _fixed_differences(_experiment(checkpoint / CONFIG), experiment)
         if fixed:
-            raise InputError(f"{root / CONFIG} is not what the run was trained with ({fixed}): restore it: {checkpoint / CONFIG} is a copy")
+            raise InputError(
+                f"{root / CONFIG} is not what the run was trained with ({fixed}): restore it: {checkpoint / CONFIG} "
+                "is a copy"
+            )
 
 
 def _experiment(config: pathlib.Path) -> Experiment:
@@ -467,7 +558,8 @@ def _experiment(config: pathlib.Path) -> Experiment:
         raise InputError(f"{config} is damaged ({_first_line(error)}): {again}") from error
     if version > FORMAT:
         raise InputError(
-            f"{config.parent} was written by a newer version (format {version}, this one reads up to {FORMAT}): upgrade selssm_jax, or use a new --workdir"
+            f"{config.parent} was written by a newer version (format {version}, this one reads up to {FORMAT}): "
+            "upgrade selssm_jax, or use a new --workdir"
         )
     return Experiment.from_dict(experiment) if version == FORMAT else Experiment.from_older(experiment)
 
@@ -523,11 +615,15 @@ def _check_writable(path: pathlib.Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             check_regular(path / LOCK)  # a pipe of that name would wait for a reader
     except OSError as error:
-        raise InputError(f"--workdir {path} cannot be written ({_reason(error, path / LOCK)}): choose another folder, or free it") from error
+        raise InputError(
+            f"--workdir {path} cannot be written ({_reason(error, path / LOCK)}): choose another folder, or free it"
+        ) from error
 
 
 def _check_descriptions(path: pathlib.Path) -> None:
-    """Raises InputError where a folder without checkpoints has a config.json or dataset.json that no run wrote: they would be written over."""
+    """Raises InputError where a folder without checkpoints has a config.json or dataset.json that no run wrote: they
+    would be written over.
+    """
     for name, keys in {CONFIG: {"format", "experiment"}, DATASET: set()}.items():
         try:
             missing = keys - _read_object(path / name).keys()
@@ -536,11 +632,16 @@ def _check_descriptions(path: pathlib.Path) -> None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise InputError(f"{path / name} is of no run ({_first_line(error)}), and would be written over: use another --workdir, or move it away") from error
+            raise InputError(
+                f"{path / name} is of no run ({_first_line(error)}), and would be written over: use another "
+                "--workdir, or move it away"
+            ) from error
 
 
 def _check_space(path: pathlib.Path, tree: Any) -> None:
-    """Raises OSError before a write that would fill the disk: a thread that fails in the middle of it prints more than a person can use."""
+    """Raises OSError before a write that would fill the disk: a thread that fails in the middle of it prints more than
+    a person can use.
+    """
     if shutil.disk_usage(path).free < sum(leaf.nbytes for leaf in jax.tree.leaves(tree)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -552,7 +653,9 @@ def _lock(path: pathlib.Path) -> Any:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         held.close()
-        raise InputError(f"another process is training in {path}: wait for it, stop it, or use a new --workdir") from error
+        raise InputError(
+            f"another process is training in {path}: wait for it, stop it, or use a new --workdir"
+        ) from error
     except OSError:
         return held  # a file system without locks
     return held
@@ -572,13 +675,19 @@ def _check_same(recorded: Experiment, asked: Experiment, path: pathlib.Path) -> 
 
 def _fixed_differences(recorded: Experiment, asked: Experiment) -> str:
     """Says in which keys two experiments differ that one run cannot; empty if in none."""
-    fixed = {key: values for key, values in differing(recorded, asked).items() if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD}
+    fixed = {
+        key: values
+        for key, values in differing(recorded, asked).items()
+        if key not in MAY_DIFFER and key.partition(".")[0] not in UNREAD
+    }
     return "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in fixed.items())
 
 
 def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
     if taken > asked:
-        raise InputError(f"training.steps={asked}, but the run in {path} has already taken {taken}: use more, or a new --workdir")
+        raise InputError(
+            f"training.steps={asked}, but the run in {path} has already taken {taken}: use more, or a new --workdir"
+        )
 
 
 def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
@@ -589,9 +698,13 @@ def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
         recorded = _read_object(copied) if copied else {}
     if "task" in recorded:
         recorded["task"] = dataclasses.asdict(Task()) | recorded["task"]  # a key that came later has its default
-    changed = [key for key in metadata if key in recorded and key != "file" and recorded[key] != metadata[key]]  # a file is known by its content
+    # a file is known by its content
+    changed = [key for key in metadata if key in recorded and key != "file" and recorded[key] != metadata[key]]
     if changed:
-        raise InputError(f"the data changed since {path} was begun ({', '.join(changed)}): bring back the old data, or use a new --workdir")
+        raise InputError(
+            f"the data changed since {path} was begun ({', '.join(changed)}): bring back the old data, or use a new "
+            "--workdir"
+        )
 
 
 def _reason(error: OSError, path: pathlib.Path) -> str:

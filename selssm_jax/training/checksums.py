@@ -23,7 +23,8 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def verify(folder: pathlib.Path, only: str = "") -> bool:
-    """Compares the files of a folder, or one of them, with its sums; returns whether it has any: folders of earlier versions have none.
+    """Compares the files of a folder, or one of them, with its sums; returns whether it has any: folders of earlier
+    versions have none.
 
     Raises:
       Damaged: naming the file that is missing or has another sum.

@@ -1,4 +1,6 @@
-"""Keys that draw by example: what a row of the batch is given hangs on its number in the whole batch, not on the share in which it is read."""
+"""Keys that draw by example: what a row of the batch is given hangs on its number in the whole batch, not on the share
+in which it is read.
+"""
 
 import jax
 import jax.extend.random
@@ -10,10 +12,11 @@ WORDS = 2
 
 
 def by_row(key: PRNGKeyArray, share: Integer[Array, ""] | int) -> PRNGKeyArray:
-    """Returns a key for one of the equal shares of a batch, numbered in the order of their rows: row i of r draws what row share r + i of the whole would.
+    """Returns a key for one of the equal shares of a batch, numbered in the order of their rows: row i of r draws what
+    row share r + i of the whole would.
 
-    Rows are the first axis of all that is drawn by this key or by keys made of it; where examples have several rows each, one after another, their
-    numbers follow. Draw no parameters by it, and nothing under a `jax.vmap` over rows.
+    Rows are the first axis of all that is drawn by this key or by keys made of it; where examples have several rows
+    each, one after another, their numbers follow. Draw no parameters by it, and nothing under a `jax.vmap` over rows.
     """
     return jax.random.wrap_key_data(_beside(key, jnp.asarray(share, jnp.uint32)), impl=BY_ROW)
 
@@ -49,5 +52,11 @@ def _bits(data: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
 
 
 BY_ROW = jax.extend.random.define_prng_impl(
-    key_shape=(WORDS + 1,), seed=_seed, split=_split, random_bits=_bits, fold_in=_fold_in, name="threefry2x32_by_row", tag="row"
+    key_shape=(WORDS + 1,),
+    seed=_seed,
+    split=_split,
+    random_bits=_bits,
+    fold_in=_fold_in,
+    name="threefry2x32_by_row",
+    tag="row",
 )

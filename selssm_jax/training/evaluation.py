@@ -27,7 +27,9 @@ class Evaluator:
         self.model = model
         self._step = jax.jit(partial(_evaluate_batch, model))
 
-    def __call__(self, params: Any, dataset: Dataset, split: str, *, unless: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def __call__(
+        self, params: Any, dataset: Dataset, split: str, *, unless: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Returns the metrics of a split, summed in float64 on the host; none at all once `unless()` is true."""
         total: dict[str, np.ndarray] = {}
         for sums in self._sums(parallel.one_copy(params), dataset, split):
@@ -51,7 +53,16 @@ class Evaluator:
             yield pending
 
 
-def _evaluate_batch(model: ModelLike, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array) -> tuple[Sums, Any]:
+def _evaluate_batch(
+    model: ModelLike, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array
+) -> tuple[Sums, Any]:
     noise = draws.by_row(jax.random.key(0), number)
-    outputs, state = model.apply({"params": params}, batch["inputs"], state, reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": noise})
+    outputs, state = model.apply(
+        {"params": params},
+        batch["inputs"],
+        state,
+        reset=batch.get("reset"),
+        valid=batch["valid"],
+        rngs={"noise": noise},
+    )
     return kind_of(model.config.task).score(outputs, batch), state

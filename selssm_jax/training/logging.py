@@ -28,7 +28,11 @@ class Meter:
         if saved is not None:
             self._steps, self._seconds = saved["steps"], saved["seconds"]
             self._sums = {name: np.array(pair, np.float64) for name, pair in saved["sums"].items()}
-            if type(self._steps) is not int or type(self._seconds) not in (int, float) or any(pair.shape != (2,) for pair in self._sums.values()):
+            if (
+                type(self._steps) is not int
+                or type(self._seconds) not in (int, float)
+                or any(pair.shape != (2,) for pair in self._sums.values())
+            ):
                 raise ValueError(f"a meter of another form: {saved!r}")
         self.mark()
 
@@ -52,11 +56,17 @@ class Meter:
 
     def save(self) -> dict[str, Any]:
         """Returns what `Meter(saved)` goes on from, as JSON."""
-        return {"steps": self._steps, "seconds": self._seconds, "sums": {name: pair.tolist() for name, pair in self._sums.items()}}
+        return {
+            "steps": self._steps,
+            "seconds": self._seconds,
+            "sums": {name: pair.tolist() for name, pair in self._sums.items()},
+        }
 
 
 class Display:
-    """What a person sees of one or several runs: a progress bar over all their steps on a terminal, plain lines where it is piped."""
+    """What a person sees of one or several runs: a progress bar over all their steps on a terminal, plain lines where
+    it is piped.
+    """
 
     def __init__(self) -> None:
         self._first, self._last = 0, 0
@@ -71,7 +81,9 @@ class Display:
         self._open_bar().update(steps)
 
     def show(self, name: str, step: int, last: int, split: str, metrics: dict[str, float]) -> None:
-        """Shows metrics of a run at a step of `last`: those of training on the bar if there is one, all else as a line."""
+        """Shows metrics of a run at a step of `last`: those of training on the bar if there is one, all else as a
+        line.
+        """
         speed = metrics.get("steps_per_second")
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key != "steps_per_second")
         if speed and not self._open_bar().disable:
@@ -91,7 +103,14 @@ class Display:
 
     def _open_bar(self) -> Any:
         if self._bar is None:
-            self._bar = tqdm(total=self._last, initial=self._first, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.05)
+            self._bar = tqdm(
+                total=self._last,
+                initial=self._first,
+                unit="step",
+                dynamic_ncols=True,
+                disable=not sys.stderr.isatty(),
+                smoothing=0.05,
+            )
         return self._bar
 
 
@@ -100,7 +119,8 @@ class Logger:
 
     Args:
       workdir: the run's folder.
-      history: the records up to `first`, the step that the run goes on from. A record after it is forgotten: it comes again.
+      history: the records up to `first`, the step that the run goes on from. A record after it is forgotten: it comes
+        again.
       last: the run's last step.
       name: what its lines begin with where several runs have one display, such as "runs/a: ".
       display: where they are shown; none: a display of its own.
@@ -109,7 +129,16 @@ class Logger:
       OSError: where a record cannot be written. What was written before it stays.
     """
 
-    def __init__(self, workdir: pathlib.Path, history: list[dict[str, Any]], first: int, last: int, *, name: str = "", display: Display | None = None) -> None:
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        history: list[dict[str, Any]],
+        first: int,
+        last: int,
+        *,
+        name: str = "",
+        display: Display | None = None,
+    ) -> None:
         self.history, self._last, self._name = list(history), last, name
         self.display = display or Display()
         self.display.expect(first, last)
@@ -117,7 +146,9 @@ class Logger:
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
         if first:
-            self._board.write_event(Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._board.write_event(
+                Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START))
+            )
         self._start = time.monotonic() - (self.history[-1].get("time", 0.0) if self.history else 0.0)
 
     def record(self, step: int, split: str, metrics: dict[str, float]) -> None:

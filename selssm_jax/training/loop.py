@@ -1,4 +1,6 @@
-"""The loop, of one run or of several that share a step: draws batches, takes the step, logs the one before, now and then evaluates and saves."""
+"""The loop, of one run or of several that share a step: draws batches, takes the step, logs the one before, now and
+then evaluates and saves.
+"""
 
 import contextlib
 import dataclasses
@@ -46,29 +48,37 @@ class Outcome:
 def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
     """Trains until training.steps, from the newest checkpoint of `workdir` if there is one.
 
-    SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for bit on one CPU. `check` sees the
-    data before anything is written, and may raise.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for
+    bit on one CPU. `check` sees the data before anything is written, and may raise.
 
     Raises:
-      InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share a
-        batch, or a loss that is not finite; the message names the last good checkpoint.
+      InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share
+        a batch, or a loss that is not finite; the message names the last good checkpoint.
     """
     with Stop() as stop:
         return fit_unless(stop, experiment, workdir, check=check)
 
 
-def fit_unless(stop: "Stop", experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
+def fit_unless(
+    stop: "Stop", experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None
+) -> Outcome:
     """As `fit`, for a caller who watches the signals; no step is taken once `stop` was requested."""
     devices = choose_devices(experiment)
     with open_run_folder(experiment, workdir, parallel.layout(devices), check=check) as run:
         try:
             run.validate_if_missing(stop)
-            train([run], SingleRun(run.train_step, devices, remat=experiment.model.remat), stop, until=experiment.training.steps)
+            train(
+                [run],
+                SingleRun(run.train_step, devices, remat=experiment.model.remat),
+                stop,
+                until=experiment.training.steps,
+            )
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             raise InputError(
-                f"the device ran out of memory: lower data.batch_size or data.eval_batch_size, raise optimizer.accumulate, or set model.remat=True; "
+                "the device ran out of memory: lower data.batch_size or data.eval_batch_size, raise "
+                "optimizer.accumulate, or set model.remat=True; "
                 f"{run.workdir.last_good()}"
             ) from error
         return run.outcome()
@@ -81,8 +91,13 @@ def choose_devices(experiment: Experiment) -> list[jax.Device]:
       InputError: where they cannot, and for a model that cannot be trained.
     """
     if experiment.model.memory_bits:
-        raise InputError("model.memory_bits belongs to a compressed run, which eval.py --compress makes of a trained one: train without it")
-    return parallel.choose_devices(experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate)
+        raise InputError(
+            "model.memory_bits belongs to a compressed run, which eval.py --compress makes of a trained one: train "
+            "without it"
+        )
+    return parallel.choose_devices(
+        experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate
+    )
 
 
 @contextlib.contextmanager
@@ -95,7 +110,8 @@ def open_run_folder(
     display: Display | None = None,
     check: Callable[[data.Dataset], None] | None = None,
 ) -> Iterator["Run"]:
-    """Opens a run where it stands, and at the end waits until all of it is written; `name` and `display` are those of `Logger`, `check` that of `fit`.
+    """Opens a run where it stands, and at the end waits until all of it is written; `name` and `display` are those of
+    `Logger`, `check` that of `fit`.
 
     Raises:
       InputError: for bad data, and for a folder that holds another experiment or cannot be written.
@@ -206,7 +222,15 @@ class Run:
       evaluate: the evaluator of its parameters; runs of the same model may share one, which is then compiled once.
     """
 
-    def __init__(self, experiment: Experiment, dataset: Any, workdir: Workdir, layout: jax.sharding.Sharding, name: str, display: Display | None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        dataset: Any,
+        workdir: Workdir,
+        layout: jax.sharding.Sharding,
+        name: str,
+        display: Display | None,
+    ) -> None:
         self.experiment, self.dataset, self.workdir, self.name = experiment, dataset, workdir, name
         self.model = SequenceModel(experiment.model.of_task(dataset.task))
         self.evaluate = Evaluator(experiment, self.model)
@@ -220,14 +244,22 @@ class Run:
         if self.step:
             self.log.display.say(f"resumed from step {self.step} of {workdir.path}")
         if remembered is not None and self.best != remembered:
-            left = "the best from here on are kept" if self.best is None else f"those of step {self.best} are the best that are left"
+            left = (
+                "the best from here on are kept"
+                if self.best is None
+                else f"those of step {self.best} are the best that are left"
+            )
             self.log.display.say(f"warning: the best parameters so far, of step {remembered}, are lost: {left}")
 
     def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]], int | None]:
-        """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records and the step of its best."""
+        """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records
+        and the step of its best.
+        """
         start = self.batches.get_state()
         fresh = partial(initial, self.experiment, self.model, tx, next(self.batches))
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh))
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh)
+        )
         restored = self.workdir.restore(shapes, self._go_on)
         self.state: Any
         if restored is None:
@@ -237,10 +269,13 @@ class Run:
         self.state = restored.state
         history = restored.progress["history"]
         first = next((step for step, _ in self._rank_validations(history)), None)
-        return restored.step, history, restored.progress.get("best", first)  # checkpoints of earlier versions do not say which is the best
+        # checkpoints of earlier versions do not say which is the best
+        return restored.step, history, restored.progress.get("best", first)
 
     def _go_on(self, progress: dict[str, Any]) -> None:
-        """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of another form."""
+        """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of
+        another form.
+        """
         if not all(type(place) is int and place >= 0 for place in progress["data"].values()):
             raise ValueError(f"progress.data is {progress['data']!r}, expected the number of the next batch")
         self.batches.set_state(progress["data"])
@@ -279,7 +314,12 @@ class Run:
 
     def save(self, step: int, state: Any) -> None:
         """Saves all that the run goes on from."""
-        progress = {"data": self.batches.get_state(), "meter": self.meter.save(), "history": self.log.history, "best": self.best}
+        progress = {
+            "data": self.batches.get_state(),
+            "meter": self.meter.save(),
+            "history": self.log.history,
+            "best": self.best,
+        }
         self.workdir.save(step, state, progress)
 
     def is_due(self, step: int, every: int) -> bool:
@@ -288,7 +328,9 @@ class Run:
 
     def pauses(self, step: int) -> bool:
         """Whether the run is evaluated or saved after this step."""
-        return self.is_due(step, self.experiment.training.eval_every) or self.is_due(step, self.experiment.training.checkpoint_every)
+        return self.is_due(step, self.experiment.training.eval_every) or self.is_due(
+            step, self.experiment.training.checkpoint_every
+        )
 
     def outcome(self) -> Outcome:
         """Returns how it ended."""
@@ -321,7 +363,8 @@ class Run:
         loss, norm = scores[kind_of(self.dataset.task).loss], scores["gradient_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
-                f"{self.name}the loss of step {step} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps "
+                f"{self.name}the loss of step {step} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate "
+                "or lengthen optimizer.warmup_steps "
                 f"(in a new --workdir), or look for extreme values in the data; {self.workdir.last_good()}"
             )
 
@@ -333,14 +376,18 @@ class Run:
 def _validations(history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     """The validations of a history as (step, metrics)."""
     without = ("step", "split", "time")
-    return [(record["step"], {name: value for name, value in record.items() if name not in without}) for record in history if record["split"] == "validation"]
+    return [
+        (record["step"], {name: value for name, value in record.items() if name not in without})
+        for record in history
+        if record["split"] == "validation"
+    ]
 
 
 class Stop:
     """Remembers that a signal to stop came, so that the loop can save and return. A second one ends the process.
 
-    SIGTERM and SIGINT, SIGHUP of a terminal that is closed, and SIGUSR1, by which Slurm warns of the end of a job. One that the process was told to ignore,
-    as by nohup, stays ignored.
+    SIGTERM and SIGINT, SIGHUP of a terminal that is closed, and SIGUSR1, by which Slurm warns of the end of a job. One
+    that the process was told to ignore, as by nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -366,4 +413,5 @@ class Stop:
             sys.exit(128 + number)
         self._requested = True
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, b"\nstopping after this step, and saving; once more to quit at once\n")  # print() is not safe inside a signal
+            # print() is not safe inside a signal
+            os.write(2, b"\nstopping after this step, and saving; once more to quit at once\n")

@@ -25,10 +25,10 @@ SEEDS = frozenset({"name", "training.seed", "data.seed"})  # what may differ bet
 def fit_seeds(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> list[loop.Outcome]:
     """Trains every experiment in its own folder, as `loop.fit` would, but all of them by one step of one device.
 
-    Every run has its own parameters, order of the data, draws, records and checkpoints: its folder is the one that `fit`
-    writes, to rounding, and either goes on with what the other left. Runs that stand behind others go first, with those
-    that stand where they do. Where the device has no memory for all at once, they are trained one after another. SIGTERM
-    and SIGINT save all of them and return early.
+    Every run has its own parameters, order of the data, draws, records and checkpoints: its folder is the one that
+    `fit` writes, to rounding, and either goes on with what the other left. Runs that stand behind others go first, with
+    those that stand where they do. Where the device has no memory for all at once, they are trained one after another.
+    SIGTERM and SIGINT save all of them and return early.
 
     Args:
       experiments: equal but for training.seed, data.seed and name.
@@ -39,8 +39,9 @@ def fit_seeds(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> lis
 
     Raises:
       ValueError: for no experiments, or another number of folders.
-      InputError: for experiments that differ in more or not at all, a folder given twice, training.devices that are more than
-        one, and what `loop.fit` raises; a loss that is not finite ends all of them, and the message names the run.
+      InputError: for experiments that differ in more or not at all, a folder given twice, training.devices that are
+        more than one, and what `loop.fit` raises; a loss that is not finite ends all of them, and the message names the
+        run.
     """
     device = _check(experiments, workdirs)
     with loop.Stop() as stop:
@@ -50,11 +51,16 @@ def fit_seeds(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> lis
             if not out_of_memory(error):
                 raise
         # Only here has the exception let go of the states.
-        print(f"the device has no memory for a step of {len(experiments)} runs: they are trained one after another", file=sys.stderr)
+        print(
+            f"the device has no memory for a step of {len(experiments)} runs: they are trained one after another",
+            file=sys.stderr,
+        )
         return [loop.fit_unless(stop, *run) for run in zip(experiments, workdirs, strict=True)]
 
 
-def _fit(experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax.Device, stop: loop.Stop) -> list[loop.Outcome]:
+def _fit(
+    experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax.Device, stop: loop.Stop
+) -> list[loop.Outcome]:
     display, layout = Display(), parallel.layout([device])
     with contextlib.ExitStack() as folders:
         runs = [
@@ -70,7 +76,11 @@ def _fit(experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax
             group = [run for run in unfinished if run.step == behind]
             ahead = min((run.step for run in unfinished if run.step > behind), default=last)
             remat = experiments[0].model.remat
-            runner = StackedRuns(group[0].train_step, len(group), remat=remat) if len(group) > 1 else loop.SingleRun(group[0].train_step, [device], remat=remat)
+            runner = (
+                StackedRuns(group[0].train_step, len(group), remat=remat)
+                if len(group) > 1
+                else loop.SingleRun(group[0].train_step, [device], remat=remat)
+            )
             loop.train(group, runner, stop, until=ahead)
         return [run.outcome() for run in runs]
 
@@ -118,14 +128,19 @@ def _split_runs(tree: Any, count: int) -> list[Any]:
 def _check(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> jax.Device:
     """Returns the device that they share."""
     if not experiments or len(experiments) != len(workdirs):
-        raise ValueError(f"{len(experiments)} experiments in {len(workdirs)} folders: give at least one, and a folder to each")
+        raise ValueError(
+            f"{len(experiments)} experiments in {len(workdirs)} folders: give at least one, and a folder to each"
+        )
     _check_seeds(experiments)
     if len({os.path.realpath(path) for path in workdirs}) < len(workdirs):
-        raise InputError(f"runs are trained together in folders of their own, found {', '.join(workdirs)}: give each another")
+        raise InputError(
+            f"runs are trained together in folders of their own, found {', '.join(workdirs)}: give each another"
+        )
     devices = loop.choose_devices(experiments[0])
     if len(devices) > 1:
         raise InputError(
-            f"training.devices={experiments[0].training.devices} is {len(devices)} devices here, but runs are trained together on one: "
+            f"training.devices={experiments[0].training.devices} is {len(devices)} devices here, but runs are trained "
+            "together on one: "
             "use training.devices=1, or train each by itself"
         )
     return devices[0]
@@ -134,10 +149,18 @@ def _check(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> jax.De
 def _check_seeds(experiments: Sequence[Experiment]) -> None:
     """Raises InputError for experiments that one step cannot serve, and for one that is there twice."""
     for other in experiments[1:]:
-        beyond = {key: values for key, values in checkpoint.differing(experiments[0], other).items() if key not in SEEDS}
+        beyond = {
+            key: values for key, values in checkpoint.differing(experiments[0], other).items() if key not in SEEDS
+        }
         if beyond:
             said = "; ".join(f"{key}: {one!r} and {another!r}" for key, (one, another) in beyond.items())
-            raise InputError(f"runs that are trained together differ in training.seed, data.seed and name alone, found {said}: train these apart")
+            raise InputError(
+                f"runs that are trained together differ in training.seed, data.seed and name alone, found {said}: "
+                "train these apart"
+            )
     seeds = [(run.training.seed, run.data.seed) for run in experiments]
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"runs that are trained together need seeds of their own, found (training.seed, data.seed) = {', '.join(map(str, seeds))}")
+        raise InputError(
+            "runs that are trained together need seeds of their own, found (training.seed, data.seed) = "
+            f"{', '.join(map(str, seeds))}"
+        )

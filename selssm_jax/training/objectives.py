@@ -1,4 +1,6 @@
-"""Penalties beside the loss of a task, and metrics from inside a model, as sums that add up over batches and devices."""
+"""Penalties beside the loss of a task, and metrics from inside a model, as sums that add up over batches and
+devices.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +21,9 @@ Blocks = Mapping[str, Observed]
 
 
 def weights(loss: str, batch: Batch, stride: int) -> dict[str, Array]:
-    """Returns the weight of every term of the training loss in a batch: the divisors of the sums of `loss`, `gate_penalties` and `rates`."""
+    """Returns the weight of every term of the training loss in a batch: the divisors of the sums of `loss`,
+    `gate_penalties` and `rates`.
+    """
     frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
     return {loss: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
 
@@ -27,43 +31,64 @@ def weights(loss: str, batch: Batch, stride: int) -> dict[str, Array]:
 def gate_penalties(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
     """Returns the mean over valid frames, components and blocks of the gates, "gate_l1", and of P(gate > 0), "gate_l0".
 
-    Both as (weighted sum, weight), like the scores of a task; "gate_l0" is there for gates that have one (hard_concrete). `frames` is 1 where valid.
+    Both as (weighted sum, weight), like the scores of a task; "gate_l0" is there for gates that have one
+    (hard_concrete). `frames` is 1 where valid.
     """
     values = {"gate_l1": _collect(blocks, "gate"), "gate_l0": _collect(blocks, "open")}
-    return {name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()]) for name, gates in values.items() if gates}
+    return {
+        name: jnp.stack([jnp.stack([_over_frames(gate, frames) for gate in gates]).mean(), frames.sum()])
+        for name, gates in values.items()
+        if gates
+    }
 
 
 def dimensions(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
-    """Returns "dim_eff", sum_i g_i in the mean over valid frames and blocks, and "compression_factor", n / dim_eff (theory, section 9).
+    """Returns "dim_eff", sum_i g_i in the mean over valid frames and blocks, and "compression_factor", n / dim_eff
+    (theory, section 9).
 
-    As (weighted sum, weight): dim_eff over frames, and n summed over frames over dim_eff summed over frames. Nothing for mixers without gates.
+    As (weighted sum, weight): dim_eff over frames, and n summed over frames over dim_eff summed over frames. Nothing
+    for mixers without gates.
     """
     gates = _collect(blocks, "gate")
     if not gates:
         return {}
     effective = jnp.stack([gate.shape[-1] * _over_frames(gate, frames) for gate in gates]).mean()
     n = sum(gate.shape[-1] for gate in gates) / len(gates)
-    return {"dim_eff": jnp.stack([effective, frames.sum()]), "compression_factor": jnp.stack([n * frames.sum(), effective])}
+    return {
+        "dim_eff": jnp.stack([effective, frames.sum()]),
+        "compression_factor": jnp.stack([n * frames.sum(), effective]),
+    }
 
 
-def rates(blocks: Blocks, frames: Float[Array, "B F"], *, form: str = "vib", total: Callable[[Array], Array] = lambda part: part) -> Sums:
-    """Returns "rate", nats of memory in the mean over valid frames and blocks, as (weighted sum, weight) (theory, sections 4.2 and 10).
+def rates(
+    blocks: Blocks,
+    frames: Float[Array, "B F"],
+    *,
+    form: str = "vib",
+    total: Callable[[Array], Array] = lambda part: part,
+) -> Sums:
+    """Returns "rate", nats of memory in the mean over valid frames and blocks, as (weighted sum, weight) (theory,
+    sections 4.2 and 10).
 
-    form "vib": E KL(p(h_t|x) || r), r of the moments of all valid states of the batch, an upper bound on the mean of I(h_t; inputs of the block) over t;
-    where gates read the state, p(h_t | h_{t-1}, x_t) instead, for I(h_t; x_{1:t}) <= I(h_t; h_{t-1}, x_t) (section 4.3). "capacity":
-    1/2 sum_i log(1 + Var(B x)_i / q), a bound for constant gates and inputs that are independent over time.
+    form "vib": E KL(p(h_t|x) || r), r of the moments of all valid states of the batch, an upper bound on the mean of
+    I(h_t; inputs of the block) over t; where gates read the state, p(h_t | h_{t-1}, x_t) instead, for I(h_t; x_{1:t})
+    <= I(h_t; h_{t-1}, x_t) (section 4.3). "capacity": 1/2 sum_i log(1 + Var(B x)_i / q), a bound for constant gates and
+    inputs that are independent over time.
 
     Args:
       blocks: with their laws. frames: as in `gate_penalties`.
-      total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which that does not change (see
-        `information.variational`): value and gradient of the whole batch are the sums of those of its parts.
+      total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which
+        that does not change (see `information.variational`): value and gradient of the whole batch are the sums of
+        those of its parts.
     """
     laws = [moments(law, form) for law in _collect(blocks, "law")]
     return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in laws]).mean(), frames.sum()])}
 
 
 def moments(law: Law, form: str) -> tuple[Array, Array]:
-    """Returns the means and variances, (B, T, n), of the normal laws whose rate `form` asks for; complex components as pairs of reals."""
+    """Returns the means and variances, (B, T, n), of the normal laws whose rate `form` asks for; complex components as
+    pairs of reals.
+    """
     if form == "capacity":
         return law.drive / law.noise, jnp.ones_like(law.noise)
     if law.A is None:
@@ -75,16 +100,23 @@ def moments(law: Law, form: str) -> tuple[Array, Array]:
 
 
 def _rate(means: Array, variances: Array, frames: Array, total: Callable[[Array], Array]) -> Array:
-    """Sum over valid frames of the divergence from the batch's moments; where channels run apart, each is a row of its own."""
+    """Sum over valid frames of the divergence from the batch's moments; where channels run apart, each is a row of its
+    own.
+    """
     channels = len(means) // len(frames)
     weights = jnp.repeat(frames, channels, axis=0).ravel() / channels
-    means, variances = (jnp.where(weights[:, None] == 0, hidden, part.reshape(-1, part.shape[-1])) for part, hidden in ((means, 0), (variances, 1)))
+    means, variances = (
+        jnp.where(weights[:, None] == 0, hidden, part.reshape(-1, part.shape[-1]))
+        for part, hidden in ((means, 0), (variances, 1))
+    )
     r = jax.lax.stop_gradient(variational.marginal(means, variances, weights, total=total))
     return (weights * variational.divergence(means, variances, r)).sum()
 
 
 def fallbacks(blocks: Blocks) -> Sums:
-    """Returns "fell_back", the share of sequences, over blocks, that Newton could not solve, for models whose gates read the state."""
+    """Returns "fell_back", the share of sequences, over blocks, that Newton could not solve, for models whose gates
+    read the state.
+    """
     solves = [jnp.ravel(fell_back) for fell_back in _collect(blocks, "fell_back")]
     if not solves:
         return {}
@@ -98,4 +130,6 @@ def _collect(blocks: Blocks, quantity: str) -> list[Any]:
 
 def _over_frames(gate: Array, frames: Array) -> Array:
     """Sum over valid frames of the mean gate; where channels run apart, each is a row of its own."""
-    return (hide_unweighted(gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1), frames) * frames).sum()
+    return (
+        hide_unweighted(gate.mean(axis=-1).reshape(frames.shape[0], -1, frames.shape[1]).mean(axis=1), frames) * frames
+    ).sum()

@@ -16,14 +16,24 @@ def build(experiment: Experiment) -> optax.GradientTransformation:
     """Returns clipping by the whole gradient's norm, then AdamW (Loshchilov and Hutter 2019)."""
     options = experiment.optimizer
     rate = schedule(experiment)
-    adamw = optax.adamw(lambda steps_before: rate(steps_before + 1), options.b1, options.b2, weight_decay=options.weight_decay, mask=decay_mask)
+    adamw = optax.adamw(
+        lambda steps_before: rate(steps_before + 1),
+        options.b1,
+        options.b2,
+        weight_decay=options.weight_decay,
+        mask=decay_mask,
+    )
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw) if options.clip_norm else adamw
 
 
 def schedule(experiment: Experiment) -> optax.Schedule:
-    """Returns the rate of step 1, 2, ...: linear warm-up to peak_rate at step warmup_steps, then a cosine to end_rate at the last step."""
+    """Returns the rate of step 1, 2, ...: linear warm-up to peak_rate at step warmup_steps, then a cosine to end_rate
+    at the last step.
+    """
     options = experiment.optimizer
-    return optax.warmup_cosine_decay_schedule(0.0, options.peak_rate, options.warmup_steps, experiment.training.steps, options.end_rate)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, options.peak_rate, options.warmup_steps, experiment.training.steps, options.end_rate
+    )
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -32,8 +42,13 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def is_decayed(path: tuple[str, ...]) -> bool:
-    """Whether a parameter shrinks: all do but poles, step sizes, skips, biases (those of gates too), norms and embeddings.
+    """Whether a parameter shrinks: all do but poles, step sizes, skips, biases (those of gates too), norms and
+    embeddings.
 
     A decayed pole or gate bias would change how long a model remembers, which is what the data should decide.
     """
-    return not UNDECAYED.fullmatch(path[-1]) and path[-1] not in list_undecayed() and not any(part.endswith("norm") for part in path)
+    return (
+        not UNDECAYED.fullmatch(path[-1])
+        and path[-1] not in list_undecayed()
+        and not any(part.endswith("norm") for part in path)
+    )

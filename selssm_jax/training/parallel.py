@@ -16,13 +16,15 @@ def choose_devices(count: int, rows: int) -> list[jax.Device]:
     """Returns the first `count` devices (0: all of them) to share the `rows` of one micro-batch.
 
     Raises:
-      InputError: if there are fewer devices, or they cannot share the rows equally, or several processes form a cluster.
+      InputError: if there are fewer devices, or they cannot share the rows equally, or several processes form a
+        cluster.
     """
     check_one_process()
     available = jax.local_devices()
     if count > len(available):
         raise InputError(
-            f"training.devices={count}, but this machine has {len(available)} {available[0].platform} device(s): use at most that, or 0 for all there are"
+            f"training.devices={count}, but this machine has {len(available)} {available[0].platform} device(s): use "
+            "at most that, or 0 for all there are"
         )
     devices = available[: count or len(available)]
     if rows % len(devices):
@@ -34,10 +36,13 @@ def choose_devices(count: int, rows: int) -> list[jax.Device]:
 
 
 def check_one_process() -> None:
-    """Raises InputError where JAX runs as several processes: each would work on its own devices, as if it were alone."""
+    """Raises InputError where JAX runs as several processes: each would work on its own devices, as if it were
+    alone.
+    """
     if jax.process_count() > 1:
         raise InputError(
-            f"this is process {jax.process_index()} of a cluster of {jax.process_count()}, and each would train or evaluate alone: runs of several processes "
+            f"this is process {jax.process_index()} of a cluster of {jax.process_count()}, and each would train or "
+            "evaluate alone: runs of several processes "
             "are not built; start one process, without jax.distributed.initialize()"
         )
 
@@ -49,23 +54,29 @@ def layout(devices: list[jax.Device]) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), jax.sharding.PartitionSpec())
 
 
-def data_parallel(step: Callable[..., Any], devices: list[jax.Device], *, remat: bool = False) -> Callable[[Any, Any], Any]:
-    """Returns `(state, batch) -> (state, ...)` that runs `step(state, batch, axis=...)` on all devices, each with its rows.
+def data_parallel(
+    step: Callable[..., Any], devices: list[jax.Device], *, remat: bool = False
+) -> Callable[[Any, Any], Any]:
+    """Returns `(state, batch) -> (state, ...)` that runs `step(state, batch, axis=...)` on all devices, each with its
+    rows.
 
-    `step` sums over devices by `total(x, axis)`, so that every device returns the same, and one copy comes back. The state
-    given is used up: its memory holds the next one. One device needs no collectives and has plain jit. remat: see
+    `step` sums over devices by `total(x, axis)`, so that every device returns the same, and one copy comes back. The
+    state given is used up: its memory holds the next one. One device needs no collectives and has plain jit. remat: see
     `compiler_options`; several devices that are CPUs do not read it.
     """
     if len(devices) == 1:
         return jax.jit(partial(step, axis=None), donate_argnums=0, compiler_options=compiler_options(remat=remat))
-    mapped = jax.pmap(partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
+    mapped = jax.pmap(
+        partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0
+    )
     return lambda state, batch: mapped(state, jax.tree.map(partial(_share, len(devices)), batch))
 
 
 def compiler_options(*, remat: bool) -> dict[str, str] | None:
     """Returns what XLA must be told for a model that recomputes its activations; nothing but on a CPU.
 
-    There it drops the barrier between a value and the same value recomputed, and merges the two: nothing would be saved.
+    There it drops the barrier between a value and the same value recomputed, and merges the two: nothing would be
+    saved.
     """
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and jax.default_backend() == "cpu" else None
 

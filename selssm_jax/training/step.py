@@ -40,49 +40,70 @@ class ConstrainedState(TrainState):
     multiplier: jax.Array
 
 
-def initial(experiment: Experiment, model: SequenceModel, optimizer: optax.GradientTransformation, batch: Batch) -> TrainState:
+def initial(
+    experiment: Experiment, model: SequenceModel, optimizer: optax.GradientTransformation, batch: Batch
+) -> TrainState:
     """Returns the state before the first step; parameters are drawn from training.seed."""
 
     def build(inputs: jax.Array) -> TrainState:
         params_key, rng = jax.random.split(jax.random.key(experiment.training.seed))
         params = model.init(_keys(params_key), inputs)["params"]
         parts = jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(rng)
-        return ConstrainedState(*parts, multiplier=jnp.zeros(())) if experiment.training.target_dimension else TrainState(*parts)
+        return (
+            ConstrainedState(*parts, multiplier=jnp.zeros(()))
+            if experiment.training.target_dimension
+            else TrainState(*parts)
+        )
 
     return jax.jit(build)(batch["inputs"][:1])
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, model: ModelLike, optimizer: optax.GradientTransformation, experiment: Experiment, axis: str | None = None
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: ModelLike,
+    optimizer: optax.GradientTransformation,
+    experiment: Experiment,
+    axis: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
 
-    The loss is the mean over all weighted targets of the batch, wherever its rows lie, and what is drawn at random (dropout,
-    noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the whole batch): neither
-    the number of devices nor that of micro-batches changes it beyond rounding.
+    The loss is the mean over all weighted targets of the batch, wherever its rows lie, and what is drawn at random
+    (dropout, noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the
+    whole batch): neither the number of devices nor that of micro-batches changes it beyond rounding.
     """
     kind = kind_of(model.config.task)
     loss = kind.trained_on(experiment.training)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config)), axis)
     form, total = experiment.training.information_bound, partial(parallel.total, axis=axis)
-    objective = partial(_objective, model=model, terms=_terms(experiment, loss, state), weights=weights, form=form, total=total)
-    shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(experiment.optimizer.accumulate)
+    objective = partial(
+        _objective, model=model, terms=_terms(experiment, loss, state), weights=weights, form=form, total=total
+    )
+    shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(
+        experiment.optimizer.accumulate
+    )
     gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, shares), axis)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
-    state = dataclasses.replace(state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+    )
     return (_ascend(state, sums, experiment.training) if isinstance(state, ConstrainedState) else state), sums
 
 
 def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> ConstrainedState:
-    """Dual ascent on the constraint mean gate <= target, after a step: multiplier <- max(0, multiplier + rate (mean gate / target - 1)).
+    """Dual ascent on the constraint mean gate <= target, after a step: multiplier <- max(0, multiplier + rate (mean
+    gate / target - 1)).
 
     In a warm-up it climbs as slowly as it weighs: it would wind up while it can move nothing.
     """
     sums["multiplier"] = jnp.stack([state.multiplier, jnp.float32(1)])
     total, weight = sums["gate_l1"]
-    climb = _ramp(state.step - 1, training) * training.multiplier_rate * (total / weight / training.target_dimension - 1)
+    climb = (
+        _ramp(state.step - 1, training) * training.multiplier_rate * (total / weight / training.target_dimension - 1)
+    )
     return dataclasses.replace(state, multiplier=jnp.maximum(0, state.multiplier + climb))
 
 
@@ -92,7 +113,9 @@ def _ramp(step: jax.Array, training: Training) -> jax.Array | float:
 
 
 def _accumulate(objective: Any, params: Any, batch: Batch, key: jax.Array, shares: jax.Array) -> tuple[Any, Sums]:
-    """Sum of gradients and metrics over micro-batches, one after the other; `shares` are their numbers among those of all devices."""
+    """Sum of gradients and metrics over micro-batches, one after the other; `shares` are their numbers among those of
+    all devices.
+    """
     gradient = jax.grad(objective, has_aux=True)
     if len(shares) == 1:
         return gradient(params, batch, draws.by_row(key, shares[0]))
@@ -118,8 +141,11 @@ def _objective(
     form: str,
     total: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, Sums]:
-    """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its metrics."""
-    kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])  # only what a penalty reads
+    """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its
+    metrics.
+    """
+    # only what a penalty reads
+    kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])
     outputs, _, blocks = observe(model, params, batch, rngs=_keys(key), collections=kept, deterministic=False)
     kind, loss = kind_of(model.config.task), next(iter(terms))
     sums = kind.training_score(loss, outputs, batch) | objectives.fallbacks(blocks)

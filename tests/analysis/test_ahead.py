@@ -21,7 +21,10 @@ def refused(folder, *arguments):
 def test_a_split_too_small_to_be_measured_is_refused_before_training(tmp_path, capsys):
     refused(tmp_path / "run", "--measure", f"{EXAMPLES}=99")
     told = capsys.readouterr().err
-    assert "--measure needs at least 100 sequences, and the test split has 99" in told and "raise data.eval_examples=99" in told
+    assert (
+        "--measure needs at least 100 sequences, and the test split has 99" in told
+        and "raise data.eval_examples=99" in told
+    )
 
 
 def test_a_compressed_run_in_the_way_is_refused_before_training(tmp_path, capsys):
@@ -41,14 +44,20 @@ def test_a_test_split_without_an_example_is_refused_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("task", "change", "words"),
     [
-        ("csv", {"factor": 1e6}, r"bytes a sequence cannot hold the \d+ that stay as they are .*lower compress\.factor"),
+        (
+            "csv",
+            {"factor": 1e6},
+            r"bytes a sequence cannot hold the \d+ that stay as they are .*lower compress\.factor",
+        ),
         ("npz", {"factor": 0.0}, r"model\.bidirectional=True reads a signal in one piece"),
     ],
 )
 def test_what_no_parameters_could_be_compressed_to_is_refused_before_training(task, change, words, files, tmp_path):
     small = experiment()
     model = dataclasses.replace(small.model, normalize=task == "csv", bidirectional=task == "npz")
-    wanted = dataclasses.replace(small, data=files[task], model=model, compress=dataclasses.replace(small.compress, **change))
+    wanted = dataclasses.replace(
+        small, data=files[task], model=model, compress=dataclasses.replace(small.compress, **change)
+    )
     with pytest.raises(InputError, match=words):
         check_ahead(wanted, tmp_path / "run", data.load(wanted.data), report=False, measure=False, compress=True)
 

@@ -13,9 +13,18 @@ from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.config.mixers import MIXERS
 from selssm_jax.model import SequenceModel
 
-MODEL = Model(pattern=("selective", "selective"), d_model=8, d_state=6, conv=3, task=Task("language", vocab=7, length=10))
-EXPERIMENT = Experiment(data=Data(batch_size=4), model=MODEL, optimizer=Optimizer(warmup_steps=1), training=Training(steps=2))
-ROW = {"inputs": np.zeros(10, np.int32), "targets": np.zeros(10, np.int32), "weights": np.ones(10, np.float32), "valid": np.ones(10, bool)}
+MODEL = Model(
+    pattern=("selective", "selective"), d_model=8, d_state=6, conv=3, task=Task("language", vocab=7, length=10)
+)
+EXPERIMENT = Experiment(
+    data=Data(batch_size=4), model=MODEL, optimizer=Optimizer(warmup_steps=1), training=Training(steps=2)
+)
+ROW = {
+    "inputs": np.zeros(10, np.int32),
+    "targets": np.zeros(10, np.int32),
+    "weights": np.ones(10, np.float32),
+    "valid": np.ones(10, bool),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +40,17 @@ def test_state_bytes_are_two_states_and_two_convolutions(built):
 @functools.cache
 def shapes(kind, **options):
     """A model of two blocks of one kind, and the shapes of its parameters."""
-    model = SequenceModel(runs.model(pattern=(kind, kind), d_model=8, d_state=4, **runs.HEADS, task=Task("language", vocab=7), **options))
+    model = SequenceModel(
+        runs.model(pattern=(kind, kind), d_model=8, d_state=4, **runs.HEADS, task=Task("language", vocab=7), **options)
+    )
     return model, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 @pytest.mark.parametrize("kind", sorted(set(MIXERS) - {"attention"}))
 def test_states_are_as_large_at_every_position(kind):
-    sizes = [costs.state_bytes_at(*shapes(kind, local_attention__window=16), position) for position in (16, 1_000, 100_000)]
+    sizes = [
+        costs.state_bytes_at(*shapes(kind, local_attention__window=16), position) for position in (16, 1_000, 100_000)
+    ]
     assert len(set(sizes)) == 1 and sizes[0] == costs.state_bytes(*shapes(kind, local_attention__window=16)) > 0
 
 
@@ -70,7 +83,9 @@ def test_a_cache_overtakes_at_the_first_position_where_it_is_larger(cache, state
 
 
 def test_a_decoding_step_late_in_a_text_holds_the_cache_up_to_there():
-    early, late = (costs.decode_step(*shapes("attention", attention__window=4_096), position) for position in (64, 2_048))
+    early, late = (
+        costs.decode_step(*shapes("attention", attention__window=4_096), position) for position in (64, 2_048)
+    )
     model, params = shapes("attention", attention__window=4_096)
     grown = costs.state_bytes_at(model, params, 2_049) - costs.state_bytes_at(model, params, 65)
     assert late.argument_bytes - early.argument_bytes == grown
@@ -116,7 +131,8 @@ def test_account_is_whole_and_grows_with_the_batch(built):
     assert found["crossover"] == found["state_bytes"] // (2 * 4 * 2 * 8) + 1
     assert found["parameter_bytes"] == 4 * sum(found["parameters"].values())
     train, decode = found["training_step"], found["decode_step"]
-    # a training step holds at least parameters and both moments of Adam, a decoding step at least the parameters and the state
+    # a training step holds at least parameters and both moments of Adam, a decoding step at least the parameters and
+    # the state
     assert train["argument_bytes"] > 3 * found["parameter_bytes"] and train["peak_bytes"] > train["argument_bytes"]
     assert decode["peak_bytes"] >= found["parameter_bytes"] + found["state_bytes"]
     assert train["flops"] > decode["flops"] > 0
@@ -124,10 +140,22 @@ def test_account_is_whole_and_grows_with_the_batch(built):
     assert costs.training_step(EXPERIMENT, model, params, large).temporary_bytes > 2 * train["temporary_bytes"]
 
 
-@pytest.mark.parametrize("task", [Task("classification", channels=1, classes=3), Task("forecasting", channels=2, horizon=4)])
+@pytest.mark.parametrize(
+    "task", [Task("classification", channels=1, classes=3), Task("forecasting", channels=2, horizon=4)]
+)
 def test_a_frame_of_a_signal_can_be_decoded(task):
     stride = 2 if task.kind == "classification" else 1
-    model = SequenceModel(runs.model(pattern=("selective",), d_model=8, d_state=6, frame=2 * stride, stride=stride, selective__process_noise=0.1, task=task))
+    model = SequenceModel(
+        runs.model(
+            pattern=("selective",),
+            d_model=8,
+            d_state=6,
+            frame=2 * stride,
+            stride=stride,
+            selective__process_noise=0.1,
+            task=task,
+        )
+    )
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}
     params = model.init(keys, jnp.zeros((1, 4, task.channels)))["params"]
     assert costs.decode_step(model, params).peak_bytes > costs.tree_bytes(params)

@@ -26,7 +26,9 @@ def draw_gates(key=0, shape=(5, 7, 6)):
 
 
 def test_dimensions_of_known_gates():
-    found = gates.dimensions(jnp.array([[0.0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.9, 0.3, 0, 0]]))
+    found = gates.dimensions(
+        jnp.array([[0.0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.9, 0.3, 0, 0]])
+    )
     np.testing.assert_allclose(found["effective"], [0, 2, 4, 2, 1.2], rtol=1e-6)
     np.testing.assert_allclose(found["hard"], [0, 2, 4, 0, 1])
     np.testing.assert_allclose(found["participation"], [0, 2, 4, 4, 1.44 / 0.9], rtol=1e-6)
@@ -52,7 +54,9 @@ def test_summary_against_numpy():
     np.testing.assert_allclose(found["by_component"], live.mean(0), rtol=1e-6)
     np.testing.assert_array_equal(found["histogram"]["counts"], np.histogram(live, gates.BINS, (0, 1))[0])
     assert found["over_time"]["position"] == list(range(7))
-    np.testing.assert_allclose(found["over_time"]["effective_dimension"][5], np.asarray(gate)[[0, 4], 5].sum(1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["over_time"]["effective_dimension"][5], np.asarray(gate)[[0, 4], 5].sum(1).mean(), rtol=1e-6
+    )
 
 
 def test_edges_of_the_histogram_hold_exact_zeros_and_ones():
@@ -79,7 +83,11 @@ def batches(config, count=3):
     task = config.task
     for index in range(count):
         key = jax.random.key(index)
-        inputs = jax.random.randint(key, (B, T), 0, task.vocab) if task.kind == "language" else jax.random.normal(key, (B, T, task.channels))
+        inputs = (
+            jax.random.randint(key, (B, T), 0, task.vocab)
+            if task.kind == "language"
+            else jax.random.normal(key, (B, T, task.channels))
+        )
         weights = np.ones((B, T) if task.kind == "language" else B, np.float32)
         weights[-1] = 0 if index == count - 1 else 1  # the last row of the last batch is padding
         valid = np.ones((B, T), bool)
@@ -92,7 +100,9 @@ def built(config):
     return model, jax.jit(model.init)(jax.random.key(0), jnp.asarray(next(batches(config))["inputs"]))["params"]
 
 
-@pytest.mark.parametrize(("config", "steps"), [(LANGUAGE, 2 * 35 + 25), (SIGNAL, 2 * 18 + 13), (APART, 3 * (2 * 35 + 25))])
+@pytest.mark.parametrize(
+    ("config", "steps"), [(LANGUAGE, 2 * 35 + 25), (SIGNAL, 2 * 18 + 13), (APART, 3 * (2 * 35 + 25))]
+)
 def test_observed_steps_are_valid_frames_of_real_rows(config, steps):
     model, params = built(config)
     found, first = gates.observe_gates(model, params, batches(config), is_stream=False)

@@ -20,7 +20,9 @@ from selssm_jax.training.checkpoint import Workdir
 from small_runs import WORDS, built, report_on
 
 QUICK = Measure(samples=120, positions=3, longest_lag=4, decoder_steps=20, decoder_width=8)
-CHANNEL = Data(source="linear_gaussian", length=24, horizon=4, noise=0.1, batch_size=50, eval_batch_size=250, eval_examples=2000)
+CHANNEL = Data(
+    source="linear_gaussian", length=24, horizon=4, noise=0.1, batch_size=50, eval_batch_size=250, eval_examples=2000
+)
 LINEAR = {
     "pattern": ("selective",),
     "d_state": 3,
@@ -56,7 +58,8 @@ def test_on_the_channel_bounds_agree_with_the_exact_value(channel):
     for one in moments:
         assert one["resolved"] and one["lower"] - 3 * one["stderr"] <= one["exact"] <= one["upper"] + 3 * one["stderr"]
         assert one["upper"] - one["lower"] < 0.15 and one["exact"] > 1
-        assert abs(one["gaussian_upper"] - one["exact"]) < 3 * one["gaussian_upper_stderr"]  # the law is Gaussian: nothing is lost
+        # the law is Gaussian: nothing is lost
+        assert abs(one["gaussian_upper"] - one["exact"]) < 3 * one["gaussian_upper_stderr"]
 
 
 def test_on_the_channel_decoders_stay_under_what_the_state_holds(channel):
@@ -78,14 +81,25 @@ def test_on_the_channel_the_point_lies_under_the_bottleneck_curve(channel):
 def test_all_is_in_json_and_in_the_page(channel, tmp_path):
     blocks = memory_section.describe_memory({"memory": json.loads(json.dumps(channel)), "split": "test"}, tmp_path)
     words = str(blocks)
-    assert "Information about all of the past" in words and "exact (bits)" in words and "Under the bottleneck curve" in words
-    assert {path.name for path in tmp_path.glob("*.png")} == {"retention.png", "past.png", "components.png", "bottleneck.png"}
+    assert (
+        "Information about all of the past" in words
+        and "exact (bits)" in words
+        and "Under the bottleneck curve" in words
+    )
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "retention.png",
+        "past.png",
+        "components.png",
+        "bottleneck.png",
+    }
 
 
 @pytest.fixture(scope="module")
 def copying(tmp_path_factory):
     """A small copying task, gates that read the input, state noise; untrained."""
-    config = Data(source="selective_copying", vocab=4, tokens=3, length=12, batch_size=4, eval_batch_size=60, eval_examples=120)
+    config = Data(
+        source="selective_copying", vocab=4, tokens=3, length=12, batch_size=4, eval_batch_size=60, eval_examples=120
+    )
     return measure(as_run(tmp_path_factory.mktemp("copying"), config, QUICK, selective__process_noise=0.5), "test")
 
 
@@ -116,21 +130,30 @@ def test_models_without_noise_are_decoded_too(source, files, tmp_path):
         files = files | {"npz": dataclasses.replace(files["npz"], file=str(tmp_path / "many.npz"))}
     found = measure(as_run(tmp_path, dataclasses.replace(files[source], eval_batch_size=20), QUICK), "train")
     for block in found["blocks"].values():
-        assert source == "text" or (block["information"] == [] and block["verdict"] is None and block["retention"]["fano"] is None)
+        assert source == "text" or (
+            block["information"] == [] and block["verdict"] is None and block["retention"]["fano"] is None
+        )
         assert np.isfinite(block["retention"]["lower"]).all()
         assert (block["future"] is None) == (source != "csv")
     words = str(memory_section.describe_memory({"memory": found, "split": "train"}, tmp_path))
     assert found["overlapping"] == (source == "csv") == ("windows of one series" in words)
-    assert ("infinitely much of a continuous input" in words and "no compression was applied" in words) == (source != "text")
+    assert ("infinitely much of a continuous input" in words and "no compression was applied" in words) == (
+        source != "text"
+    )
     json.dumps(found)
     if source == "text":  # tokens are finitely many: 16 of an alphabet of V hold 16 log2 V bits, noise or not
         most = 16 * np.log2(len(set(WORDS)))
-        assert [block["information"][-1] for block in found["blocks"].values()] == 2 * [{"moment": 15, "capacity": pytest.approx(most)}]
+        assert [block["information"][-1] for block in found["blocks"].values()] == 2 * [
+            {"moment": 15, "capacity": pytest.approx(most)}
+        ]
         assert f"hold at most {most:.2f} bits" in words and "no contradiction" in words
 
 
 def test_gates_that_read_the_state_are_bounded_from_above(files, tmp_path):
-    found = measure(as_run(tmp_path, files["text"], QUICK, selective__gate_state="elementwise", selective__process_noise=0.5), "train")
+    found = measure(
+        as_run(tmp_path, files["text"], QUICK, selective__gate_state="elementwise", selective__process_noise=0.5),
+        "train",
+    )
     for one in found["blocks"]["block_0"]["information"]:
         assert one["given"] == "the state before it and the input" and one["exact"] is None
         assert one["upper"] > 0
@@ -144,8 +167,14 @@ def test_a_gate_that_never_opens_is_said(files, tmp_path):
     shut["block_0"]["mixer"]["G"]["bias"] = bias.at[0].set(-100.0)
     found = measure(dataclasses.replace(run, params=shut), "train")
     assert all("never open" in one["skipped"] for one in found["blocks"]["block_0"]["information"])
-    assert "capacity" in found["blocks"]["block_0"]["information"][0] and "no contradiction" in found["blocks"]["block_0"]["verdict"]["reason"]
-    assert "Information about all of the past" in str(memory_section.describe_memory({"memory": found, "split": "test"}, tmp_path))  # of block 1
+    assert (
+        "capacity" in found["blocks"]["block_0"]["information"][0]
+        and "no contradiction" in found["blocks"]["block_0"]["verdict"]["reason"]
+    )
+    # of block 1
+    assert "Information about all of the past" in str(
+        memory_section.describe_memory({"memory": found, "split": "test"}, tmp_path)
+    )
 
 
 def test_stretches_of_a_series_are_held_out_whole():
@@ -162,7 +191,9 @@ def test_stretches_of_a_series_are_held_out_whole():
 def test_fewer_sequences_than_asked_are_all_read(files):
     _, dataset, model, params = built(files["npz"])
     found = record(model, params, dataset.evaluate("test", 4), samples=10_000, moments=(5,))
-    assert len(found.frames) == sum(int(np.sum(np.asarray(batch["weights"]).reshape(4, -1).max(1) > 0)) for batch in dataset.evaluate("test", 4))
+    assert len(found.frames) == sum(
+        int(np.sum(np.asarray(batch["weights"]).reshape(4, -1).max(1) > 0)) for batch in dataset.evaluate("test", 4)
+    )
 
 
 def test_the_command_measures_and_prints(untrained, capsys):
@@ -179,15 +210,25 @@ def test_the_command_measures_and_prints(untrained, capsys):
 def test_too_few_sequences_are_refused_before_work_starts(untrained, capsys):
     run = untrained("csv")
     assert command("eval.py", f"--workdir={run}", "--measure") == 2
-    assert re.search(r"--measure needs at least 100 sequences, and the test split has \d+: use another --split", capsys.readouterr().err)
+    assert re.search(
+        r"--measure needs at least 100 sequences, and the test split has \d+: use another --split",
+        capsys.readouterr().err,
+    )
     assert not (run / "report").exists()
 
 
 def of_past(frames, known, moments):
     """A recording of states that hold the last `known` inputs exactly, one component each."""
-    states = np.stack([[row[[moment - lag if moment >= lag else 0 for lag in range(known)]] for moment in moments] for row in frames.astype(np.float32)])
+    states = np.stack(
+        [
+            [row[[moment - lag if moment >= lag else 0 for lag in range(known)]] for moment in moments]
+            for row in frames.astype(np.float32)
+        ]
+    )
     block = Block(states, None, None)
-    return Recording(frames, np.asarray(moments), np.ones((len(frames), len(moments)), bool), None, {"block_0": block}, None, None), block
+    return Recording(
+        frames, np.asarray(moments), np.ones((len(frames), len(moments)), bool), None, {"block_0": block}, None, None
+    ), block
 
 
 PROBED = Measure(samples=400, positions=2, longest_lag=3, decoder_steps=150, decoder_width=16)
@@ -206,12 +247,16 @@ def test_a_horizon_at_the_beginning_of_the_sequences_is_at_least_so_long():
     frames = np.random.default_rng(0).normal(size=(400, 10, 1)).astype(np.float32)
     states = frames[:, ::-1, 0][:, None]  # all inputs, after the last
     block = Block(states, None, None)
-    found = memory_by_lag.measure_retention(Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED)
+    found = memory_by_lag.measure_retention(
+        Recording(frames, np.array([9]), np.ones((400, 1), bool), None, {}, None, None), block, PROBED
+    )
     assert found["horizon"] == 9 and memory_section.describe_horizon(found) == "at least 9"
 
 
 def test_the_guard_counts_the_sequences_that_are_read(untrained, capsys):
-    """A text cut into as many streams as the guard needs is not what is read: 316 tokens in 4 streams are 5 windows of 16 each, the last too short."""
+    """A text cut into as many streams as the guard needs is not what is read: 316 tokens in 4 streams are 5 windows of
+    16 each, the last too short.
+    """
     workdir = untrained("text")
     run = open_run(workdir)
     count = memory.count_sequences(run.experiment, run.dataset, "test")
@@ -228,14 +273,26 @@ def test_signals_that_end_before_the_first_moment_are_not_counted(files):
 
 
 def test_the_exact_value_is_the_ceiling_even_where_an_estimated_bound_stands_below_it():
-    moment = {"moment": 3, "exact": 4.9, "upper": 4.95, "stderr": 0.04, "gaussian_upper": 4.8, "gaussian_upper_stderr": 0.2}
-    assert memory_of_past.ceiling([moment]).nats * memory_of_past.BITS == pytest.approx(4.9) and memory_of_past.ceiling([moment]).stderr == 0
+    moment = {
+        "moment": 3,
+        "exact": 4.9,
+        "upper": 4.95,
+        "stderr": 0.04,
+        "gaussian_upper": 4.8,
+        "gaussian_upper_stderr": 0.2,
+    }
+    assert (
+        memory_of_past.ceiling([moment]).nats * memory_of_past.BITS == pytest.approx(4.9)
+        and memory_of_past.ceiling([moment]).stderr == 0
+    )
     closest = memory_of_past.ceiling([moment | {"exact": None}])  # 4.95 + 2 x 0.04 < 4.8 + 2 x 0.2
     assert closest.nats * memory_of_past.BITS == pytest.approx(4.95)
 
 
 def test_what_a_label_can_hold_makes_data_processing_say_consistent():
-    """A state that provably knows 5 bits knows more than any decoder of a symbol of 16 can say; of values there is no such bound."""
+    """A state that provably knows 5 bits knows more than any decoder of a symbol of 16 can say; of values there is no
+    such bound.
+    """
     retained = {"lags": [0, 1], "lower": [3.0, 1.0], "stderr": [0.01, 0.01], "symbols": 16}
     information = [{"moment": 3, "lower": 5.0, "upper": 6.0, "stderr": 0.02}]
     ceiling = memory_of_past.ceiling(information)

@@ -1,4 +1,6 @@
-"""Bits of memory against the rate of laws put together by hand; a sweep that trains each run once and gives dear memory up."""
+"""Bits of memory against the rate of laws put together by hand; a sweep that trains each run once and gives dear memory
+up.
+"""
 
 import dataclasses
 
@@ -43,7 +45,9 @@ def test_dear_memory_is_given_up(swept):
 
 def test_a_finished_run_is_not_trained_again(swept, monkeypatch):
     folder, points = swept
-    monkeypatch.setattr(loop, "train", lambda runs, take, stop, until: pytest.fail("trained") if runs[0].step < until else None)
+    monkeypatch.setattr(
+        loop, "train", lambda runs, take, stop, until: pytest.fail("trained") if runs[0].step < until else None
+    )
     assert rate_sweep.sweep(RECIPE, (0.3,), folder) == points[1:]
 
 
@@ -52,7 +56,9 @@ def test_bits_are_the_rate_of_all_states_of_the_split(swept):
     dataset = data.load(RECIPE.data)
     model = SequenceModel(dataclasses.replace(RECIPE.model, task=dataset.task))
     params = rate_sweep.checkpoint.restore_for_eval(str(points[0].workdir))[1]
-    read = jax.jit(lambda inputs: model.apply({"params": params}, inputs, rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1])
+    read = jax.jit(
+        lambda inputs: model.apply({"params": params}, inputs, rngs={"noise": jax.random.key(0)}, mutable=["laws"])[1]
+    )
     laws, kept = [], []
     for batch in dataset.evaluate("validation", 16):  # 50 examples: the last batch is filled up with rows that are none
         sown = read(jnp.asarray(batch["inputs"]))

@@ -35,9 +35,15 @@ def test_weights_that_are_not_numbers_have_no_certificate():
 def test_the_quickstart_is_certain_to_forget_within_a_thousand_steps():
     """Of any weights: gates of at least the floor, and components that start as slow as they do."""
     experiment = Experiment.from_config_dict(quickstart.get_config())
-    layer = SelectiveSSM(experiment.model.d_model, experiment.model.d_state, gate_floor=experiment.model.selective.gate_floor)
+    layer = SelectiveSSM(
+        experiment.model.d_model, experiment.model.d_state, gate_floor=experiment.model.selective.gate_floor
+    )
     params = layer.init(jax.random.key(0), jnp.zeros((1, 2, experiment.model.d_model)))["params"]
     found = stability.certify_block(
-        layer.apply({"params": params}, Ball(jnp.ones(experiment.model.d_model), float(experiment.model.d_model) ** 0.5), method="bounds")
+        layer.apply(
+            {"params": params},
+            Ball(jnp.ones(experiment.model.d_model), float(experiment.model.d_model) ** 0.5),
+            method="bounds",
+        )
     )
     assert found.contraction.status == "holds" and found.horizon() < 1000

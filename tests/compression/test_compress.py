@@ -65,7 +65,9 @@ def test_every_rule_keeps_to_the_bytes(subject, scope):
         model, params = quantise(changed(subject, scope=scope), found, found.float_bytes / 16, rule)
         total = model.quantizer(params).nbytes + model.table_bytes(params) / subject.experiment.compress.sequences
         assert 0.5 * found.float_bytes / 16 < total <= found.float_bytes / 16
-        assert model.table_bytes(params) == params["levels"].nbytes + -(-sum(map(len, model.bits)) * max(model.tables).bit_length() // 8)
+        assert model.table_bytes(params) == params["levels"].nbytes + -(
+            -sum(map(len, model.bits)) * max(model.tables).bit_length() // 8
+        )
     for nbytes in (-1, 0.1):
         with pytest.raises(InputError, match=r"lower compress\.factor, or raise compress\.sequences"):
             quantise(subject, found, nbytes, compress.EQUAL)
@@ -77,7 +79,12 @@ def test_an_own_method_is_tried_beside_the_others(subject, monkeypatch):
     compress.register_method("bits by range", lambda known: np.square(np.ptp(known.samples, axis=0)).astype(np.float64))
     monkeypatch.setattr(compress._Trials, "fewer", lambda trials, factor: [])
     found = compress.compress(changed(subject, factor=8.0, steps=0))
-    assert [one.method for one in found.methods] == [compress.INFORMATION, compress.VARIANCE, compress.EQUAL, "bits by range"]
+    assert [one.method for one in found.methods] == [
+        compress.INFORMATION,
+        compress.VARIANCE,
+        compress.EQUAL,
+        "bits by range",
+    ]
     assert all(one.nbytes <= found.calibration.float_bytes / 8 for one in found.methods)
     with pytest.raises(ValueError, match="there already"):
         compress.register_method("bits by range", lambda known: known.variances)
@@ -98,10 +105,15 @@ def test_fine_tuning_lowers_the_loss_and_leaves_levels_in_order(subject):
     found = calibrate(asked)
     model, params = quantise(asked, found, found.float_bytes // 8, compress.INFORMATION)
     tuned = finetune(asked.experiment, model, params, asked.dataset)
-    before, after = (Evaluator(asked.experiment, model)(one, asked.dataset, "validation")["nats"] for one in (params, tuned))
+    before, after = (
+        Evaluator(asked.experiment, model)(one, asked.dataset, "validation")["nats"] for one in (params, tuned)
+    )
     assert after < before
     levels = model.quantizer(tuned)
-    assert all((levels.levels[i, 1 : 2**count] >= levels.levels[i, : 2**count - 1]).all() for i, count in enumerate(levels.bits))
+    assert all(
+        (levels.levels[i, 1 : 2**count] >= levels.levels[i, : 2**count - 1]).all()
+        for i, count in enumerate(levels.bits)
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_fix(subject):
@@ -116,25 +128,41 @@ def test_scores_of_a_metric_are_those_of_the_task(subject):
 
 def of_pattern(subject, *pattern):
     """The subject with another pattern, parameters as drawn."""
-    config = runs.model(subject.model.config, pattern=pattern, local_attention__window=4, attention__heads=1, local_attention__heads=1)
+    config = runs.model(
+        subject.model.config, pattern=pattern, local_attention__window=4, attention__heads=1, local_attention__heads=1
+    )
     model, x = SequenceModel(config), next(subject.dataset.train(2, seed=0))["inputs"]
     return dataclasses.replace(subject, model=model, params=jax.jit(model.init)(jax.random.key(0), x)["params"])
 
 
 def test_without_axes_no_pruned_candidates_are_tried_and_it_is_said(subject, monkeypatch):
     layout = types.SimpleNamespace(rows=1, size=8, kept_bytes=0)
-    monkeypatch.setattr(compress, "calibrate", lambda subject: compress.Calibration(layout, "all", np.zeros((2, 8)), np.ones(8)))
-    monkeypatch.setattr(compress, "_score", lambda subject, one: dataclasses.replace(one, validation={subject.metric: 1.0}))
-    monkeypatch.setattr(compress._Trials, "prune", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})])
+    monkeypatch.setattr(
+        compress, "calibrate", lambda subject: compress.Calibration(layout, "all", np.zeros((2, 8)), np.ones(8))
+    )
+    monkeypatch.setattr(
+        compress, "_score", lambda subject, one: dataclasses.replace(one, validation={subject.metric: 1.0})
+    )
+    monkeypatch.setattr(
+        compress._Trials, "prune", lambda trials, factor, how, rule: [Candidate(f"by {how}, {rule}", 8, None, {}, {})]
+    )
     lines = []
     assert compress._Trials(of_pattern(subject, "local_attention", "tcn"), lines.append, Progress()).fewer(4.0) == []
     assert lines[1:] == ["no component is pruned: no mixer of local_attention, tcn names the axes of its state"]
-    assert len(compress._Trials(of_pattern(subject, "selective", "local_attention"), lines.append, Progress()).fewer(4.0)) == 2
+    assert (
+        len(compress._Trials(of_pattern(subject, "selective", "local_attention"), lines.append, Progress()).fewer(4.0))
+        == 2
+    )
 
 
 def test_a_model_that_reads_both_ways_carries_no_memory_to_compress(subject):
-    both = dataclasses.replace(subject, model=SequenceModel(dataclasses.replace(subject.model.config, bidirectional=True)))
-    with pytest.raises(InputError, match=r"model\.bidirectional=True reads a signal in one piece, .*train it with model\.bidirectional=False"):
+    both = dataclasses.replace(
+        subject, model=SequenceModel(dataclasses.replace(subject.model.config, bidirectional=True))
+    )
+    with pytest.raises(
+        InputError,
+        match=r"model\.bidirectional=True reads a signal in one piece, .*train it with model\.bidirectional=False",
+    ):
         compress.compress(both)
 
 
@@ -151,7 +179,15 @@ def test_half_of_a_time_invariant_block_goes_by_balanced_truncation_and_is_rebui
     assert list(proved) == ["block_0"] and proved["block_0"].error_bound > 0
     sizes = [part.d_state for part in whole.model.config.blocks]
     assert small.model.config.block_states == (sizes[0] // 2, sizes[1])
-    values = {"method": "half", "nbytes": 1, "table": 0, "validation": {}, "bits": None, "tables": (), "truncated": True}
+    values = {
+        "method": "half",
+        "nbytes": 1,
+        "table": 0,
+        "validation": {},
+        "bits": None,
+        "tables": (),
+        "truncated": True,
+    }
     again = compress._rebuilt(whole, values, {})
     assert again.truncated == proved and again.model.config == small.model.config
     jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
@@ -182,7 +218,10 @@ def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_wer
     samples = rng.standard_normal((50, layout.size)) * rng.random(layout.size)
 
     def calibrated(of):
-        return dataclasses.replace(compress.Calibration(compress.StateLayout(of.model, of.params), "all", samples, np.ones(layout.size)), **fewer(of))
+        return dataclasses.replace(
+            compress.Calibration(compress.StateLayout(of.model, of.params), "all", samples, np.ones(layout.size)),
+            **fewer(of),
+        )
 
     def fewer(of):
         size = compress.StateLayout(of.model, of.params).size
@@ -192,10 +231,19 @@ def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_wer
         return dataclasses.replace(one, validation={of.metric: 2.0 + np.cos(one.nbytes + len(one.method))})
 
     def half(of, how):
-        return {"block_0": np.arange(of.model.config.block_states[0] if of.model.config.block_states else of.model.config.d_state)[::2]}
+        return {
+            "block_0": np.arange(
+                of.model.config.block_states[0] if of.model.config.block_states else of.model.config.d_state
+            )[::2]
+        }
 
     stop: dict[str, int] = {}
-    doubles = {"calibrate": calibrated, "_score": scored, "best_half": half, "finetune": lambda experiment, model, params, dataset, progress: params}
+    doubles = {
+        "calibrate": calibrated,
+        "_score": scored,
+        "best_half": half,
+        "finetune": lambda experiment, model, params, dataset, progress: params,
+    }
     calls = {name: counted(monkeypatch, compress, name, double, stop) for name, double in doubles.items()}
     whole = compress.compress(subject)
     once = {name: len(args) for name, args in calls.items()}
@@ -208,11 +256,14 @@ def test_a_compression_that_is_stopped_at_any_call_goes_on_and_ends_as_if_it_wer
                 compress.compress(subject, progress=progress)
             before = len(calls["_score"])
             again = compress.compress(subject, progress=progress)
-            assert [(one.method, one.nbytes, one.validation) for one in again.methods] == [(one.method, one.nbytes, one.validation) for one in whole.methods]
+            assert [(one.method, one.nbytes, one.validation) for one in again.methods] == [
+                (one.method, one.nbytes, one.validation) for one in whole.methods
+            ]
             assert again.chosen.method == whole.chosen.method and again.chosen.model == whole.chosen.model
             jax.tree.map(np.testing.assert_array_equal, again.chosen.params, whole.chosen.params)
             if name == "_score":
-                assert len(calls["_score"]) - before <= once["_score"] - min(moment, once["_score"] - 1)  # what was scored is not scored again
+                # what was scored is not scored again
+                assert len(calls["_score"]) - before <= once["_score"] - min(moment, once["_score"] - 1)
 
 
 def test_fine_tuning_that_is_stopped_goes_on_bit_for_bit(subject, tmp_path, monkeypatch):
@@ -225,7 +276,11 @@ def test_fine_tuning_that_is_stopped_goes_on_bit_for_bit(subject, tmp_path, monk
     with pytest.raises(Stopped):
         finetune(asked.experiment, asked.model, asked.params, asked.dataset, progress)
     assert progress.recall(finetuning.ITEM) is not None
-    jax.tree.map(np.testing.assert_array_equal, finetune(asked.experiment, asked.model, asked.params, asked.dataset, progress), whole)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        finetune(asked.experiment, asked.model, asked.params, asked.dataset, progress),
+        whole,
+    )
 
 
 def test_a_model_that_diverges_is_chosen_by_no_one_and_a_metric_of_zero_divides_nothing():

@@ -41,7 +41,9 @@ def test_a_component_that_does_not_vary_costs_nothing():
 
 
 def farthest(turn, gap, rounding, steps=80):
-    """How far apart an adversary who chooses inputs and dither, greedily, brings two states h' = Q(A h + x) that begin as one, A = 0.9 times a rotation."""
+    """How far apart an adversary who chooses inputs and dither, greedily, brings two states h' = Q(A h + x) that begin
+    as one, A = 0.9 times a rotation.
+    """
     levels = Quantizer(jnp.asarray(np.tile(gap * np.arange(-32.0, 32.0), (2, 1)), jnp.float32), (6, 6))
     A = 0.9 * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     rng, h, k, most = np.random.default_rng(0), np.zeros(2), np.zeros(2), 0.0
@@ -50,7 +52,10 @@ def farthest(turn, gap, rounding, steps=80):
     for _ in range(steps):
         x = np.repeat(rng.uniform(-3, 3, (100, 2)), 16, axis=0)
         one, other = np.tile(np.repeat(ends, 4, axis=0), (100, 1)), np.tile(ends, (400, 1))
-        pairs = [np.asarray(snap(jnp.asarray(A @ state + x, jnp.float32), jnp.asarray(noise, jnp.float32))) for state, noise in ((h, one), (k, other))]
+        pairs = [
+            np.asarray(snap(jnp.asarray(A @ state + x, jnp.float32), jnp.asarray(noise, jnp.float32)))
+            for state, noise in ((h, one), (k, other))
+        ]
         best = np.linalg.norm(pairs[0] - pairs[1], axis=1).argmax()
         h, k = pairs[0][best], pairs[1][best]
         most = max(most, float(np.linalg.norm(h - k)))

@@ -25,7 +25,12 @@ def same_bits(first, second):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 40), st.integers(1, 300), st.sampled_from([0.0, 0.01, 0.3, 1.0]), st.sampled_from([np.float32, np.float16, np.float64, np.complex64]))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    st.sampled_from([np.float32, np.float16, np.float64, np.complex64]),
+)
 def test_every_bit_comes_back(steps, size, share, dtype):
     states = hard(steps, size, share, dtype=dtype)
     assert same_bits(event_trace.encode(states).decode(), states)
@@ -84,4 +89,6 @@ def test_a_trace_is_saved_without_pickle(tmp_path):
 )
 def test_mistakes_are_named(states, start, complaint):
     with pytest.raises(ValueError, match=complaint):
-        event_trace.encode.__wrapped__(states, start) if hasattr(event_trace.encode, "__wrapped__") else event_trace.encode(states, start)
+        event_trace.encode.__wrapped__(states, start) if hasattr(
+            event_trace.encode, "__wrapped__"
+        ) else event_trace.encode(states, start)

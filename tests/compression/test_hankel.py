@@ -37,7 +37,11 @@ def test_hankel_singular_values_are_those_of_the_hankel_matrix_in_any_coordinate
         found = hankel_singular_values(A, B_, C)
         np.testing.assert_allclose(found.values, np.linalg.svd(matrix, compute_uv=False)[:5], rtol=1e-6)
         turn = np.random.default_rng(seed).standard_normal((5, 5)) + 3 * np.eye(5)
-        np.testing.assert_allclose(hankel_singular_values(turn @ A @ np.linalg.inv(turn), turn @ B_, C @ np.linalg.inv(turn)).values, found.values, rtol=1e-6)
+        np.testing.assert_allclose(
+            hankel_singular_values(turn @ A @ np.linalg.inv(turn), turn @ B_, C @ np.linalg.inv(turn)).values,
+            found.values,
+            rtol=1e-6,
+        )
 
 
 def test_balanced_truncation_errs_by_no_more_than_the_bound():
@@ -50,7 +54,11 @@ def test_balanced_truncation_errs_by_no_more_than_the_bound():
         A, B_, C = np.linalg.solve(turn, A @ turn), np.linalg.solve(turn, B_), C @ turn
         for k in range(1, 5):
             errors = [
-                np.linalg.norm(C @ np.linalg.solve(z * np.eye(5) - A, B_) - C[:, :k] @ np.linalg.solve(z * np.eye(k) - A[:k, :k], B_[:k]), 2)
+                np.linalg.norm(
+                    C @ np.linalg.solve(z * np.eye(5) - A, B_)
+                    - C[:, :k] @ np.linalg.solve(z * np.eye(k) - A[:k, :k], B_[:k]),
+                    2,
+                )
                 for z in np.exp(1j * np.linspace(0, np.pi, 200))
             ]
             assert found.values[k] * 0.999 <= max(errors) <= found.error_bound[k]
@@ -62,7 +70,8 @@ def test_gramians_solve_their_equations_whichever_parts_are_complex(n, complex_p
     """SciPy's solver alone is wrong for real A and complex right sides from n = 10 on (scipy#26177)."""
     rng = np.random.default_rng(n)
     A, B_, C = (
-        rng.standard_normal(shape) + 1j * rng.standard_normal(shape) * (name in complex_parts) for name, shape in (("A", (n, n)), ("B", (n, 2)), ("C", (2, n)))
+        rng.standard_normal(shape) + 1j * rng.standard_normal(shape) * (name in complex_parts)
+        for name, shape in (("A", (n, n)), ("B", (n, 2)), ("C", (2, n)))
     )
     A = A * 0.9 / abs(np.linalg.eigvals(A)).max()
     past, future = gramians(A.real if "A" not in complex_parts else A, B_, C)
@@ -80,7 +89,9 @@ def test_a_pole_near_minus_one_costs_no_digits_of_the_residual(near):
 
 
 def test_a_gramian_that_float64_does_not_determine_is_refused():
-    """A Jordan block: SciPy returns 1.7e22 with a residual of 1e5. And a pole so near to the circle that 1 - |a|^2 is rounding."""
+    """A Jordan block: SciPy returns 1.7e22 with a residual of 1e5. And a pole so near to the circle that 1 - |a|^2 is
+    rounding.
+    """
     jordan = 0.9 * np.eye(12) + np.eye(12, k=1)
     with pytest.raises(ValueError, match=r"known to a relative error of .* too far from a normal one"):
         gramians(jordan, np.ones((12, 1)), np.ones((1, 12)))
@@ -90,7 +101,9 @@ def test_a_gramian_that_float64_does_not_determine_is_refused():
 
 @pytest.mark.parametrize(("radius", "turn"), [(0.9, 0.5), (0.999, 0.01), (0.9999, 0.01)])
 def test_a_nearly_unstable_process_has_the_covariance_that_its_poles_give(radius, turn):
-    """Of x_t = c x_{t-1} + d x_{t-2} + e_t: (1 - d) / ((1 + d) ((1 - d)^2 - c^2)) (Box and Jenkins, 3.2.28). Doubling in float32 gives NaN for the last."""
+    """Of x_t = c x_{t-1} + d x_{t-2} + e_t: (1 - d) / ((1 + d) ((1 - d)^2 - c^2)) (Box and Jenkins, 3.2.28). Doubling
+    in float32 gives NaN for the last.
+    """
     coefficients = jnp.asarray([[[2 * radius * np.cos(turn)]], [[-(radius**2)]]], jnp.float32)
     c, d = np.asarray(coefficients, np.float64).ravel()
     found = autoregressive_autocovariance(coefficients, jnp.ones((1, 1)), lags=2).ravel()

@@ -1,4 +1,6 @@
-"""Levels of least squared error: beside the optimum by brute force, beside other quantisers, and on laws that mislead a start from the quantiles."""
+"""Levels of least squared error: beside the optimum by brute force, beside other quantisers, and on laws that mislead a
+start from the quantiles.
+"""
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ LAWS = {
     "mostly 0": lambda rng, size: np.where(rng.random(size) < 0.9, 0, rng.standard_normal(size)),
     "two far humps": lambda rng, size: rng.standard_normal(size) + np.where(rng.random(size) < 0.99, 0, 100),
     "whole numbers": lambda rng, size: rng.integers(0, 300, size).astype(float),
-    "half whole numbers": lambda rng, size: np.where(rng.random(size) < 0.5, rng.integers(0, 40, size), 5 * rng.standard_normal(size)),
+    "half whole numbers": lambda rng, size: np.where(
+        rng.random(size) < 0.5, rng.integers(0, 40, size), 5 * rng.standard_normal(size)
+    ),
 }
 
 
@@ -49,9 +53,12 @@ def test_the_error_of_many_samples_is_at_most_that_of_quantisers_from_other_star
     ordered = np.sort(samples)
     uniform = min(
         error(samples, low + (high - low) * (np.arange(2**bits) + 0.5) / 2**bits)
-        for low, high in ((np.quantile(ordered, share), np.quantile(ordered, 1 - share)) for share in (0, 1e-4, 1e-3, 1e-2))
+        for low, high in (
+            (np.quantile(ordered, share), np.quantile(ordered, 1 - share)) for share in (0, 1e-4, 1e-3, 1e-2)
+        )
     )
-    companded = np.median(ordered) + np.std(ordered) * 3**0.5 * norm.ppf((np.arange(2**bits) + 0.5) / 2**bits)  # density^(1/3) of a normal law
+    # density^(1/3) of a normal law
+    companded = np.median(ordered) + np.std(ordered) * 3**0.5 * norm.ppf((np.arange(2**bits) + 0.5) / 2**bits)
     quantiles = np.quantile(ordered, (np.arange(2**bits) + 0.5) / 2**bits)
     lloyd = min(error(samples, iterated(ordered, start)) for start in (companded, quantiles))
     assert error(samples, least_error_levels([samples], 2**bits)[0]) <= 1.01 * min(uniform, lloyd)
@@ -75,7 +82,12 @@ def test_units_and_origins_change_nothing():
 
 
 def test_fewer_values_than_levels_are_kept_exactly_and_sets_do_not_disturb_each_other():
-    sets = [np.array([3.0, 1.0, 3.0]), np.zeros(5), np.random.default_rng(0).standard_normal(900), np.random.default_rng(1).random(4000)]
+    sets = [
+        np.array([3.0, 1.0, 3.0]),
+        np.zeros(5),
+        np.random.default_rng(0).standard_normal(900),
+        np.random.default_rng(1).random(4000),
+    ]
     together = least_error_levels(sets, 8)
     np.testing.assert_array_equal(together[0], [1, 3, 3, 3, 3, 3, 3, 3])
     np.testing.assert_array_equal(together[1], np.zeros(8))

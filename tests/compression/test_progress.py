@@ -11,7 +11,11 @@ from selssm_jax.errors import InputError
 
 def test_items_come_back_as_they_were_and_others_are_not_there(tmp_path):
     progress = Progress(tmp_path)
-    progress.keep("a trial / of any name", {"method": "x", "loss": 1.5}, {"levels": np.arange(6.0).reshape(2, 3), "step": jnp.int32(3)})
+    progress.keep(
+        "a trial / of any name",
+        {"method": "x", "loss": 1.5},
+        {"levels": np.arange(6.0).reshape(2, 3), "step": jnp.int32(3)},
+    )
     values, arrays = progress.recall("a trial / of any name")
     assert values == {"method": "x", "loss": 1.5} and arrays["step"] == 3
     np.testing.assert_array_equal(arrays["levels"], np.arange(6.0).reshape(2, 3))
@@ -35,7 +39,10 @@ def test_another_identity_starts_anew_and_a_second_process_is_refused(tmp_path):
     with open_progress(tmp_path / "work", "one") as progress:
         progress.keep("item", {}, {})
         (tmp_path / "work" / "run").mkdir()
-        with pytest.raises(InputError, match="another process compresses into"), open_progress(tmp_path / "work", "one"):
+        with (
+            pytest.raises(InputError, match="another process compresses into"),
+            open_progress(tmp_path / "work", "one"),
+        ):
             pass
     with open_progress(tmp_path / "work", "one") as progress:
         assert progress.recall("item") is not None

@@ -1,4 +1,6 @@
-"""Scores are what they are said to be, and what is removed is gone: smaller arrays, the same outputs where it was not read."""
+"""Scores are what they are said to be, and what is removed is gone: smaller arrays, the same outputs where it was not
+read.
+"""
 
 import dataclasses
 import itertools
@@ -16,7 +18,9 @@ from selssm_jax.model import SequenceModel
 
 SMALL = {"d_model": 6, "d_state": 6, "mlp_ratio": 0.0}
 LANGUAGE = Model(("selective",), **SMALL, task=Task("language", vocab=5))
-CLASSES = Model(("selective", "selective"), **SMALL, stride=2, frame=2, task=Task("classification", channels=1, classes=3))
+CLASSES = Model(
+    ("selective", "selective"), **SMALL, stride=2, frame=2, task=Task("classification", channels=1, classes=3)
+)
 LINEAR = Model(
     ("selective",),
     4,
@@ -38,7 +42,9 @@ FORMS = [
 def build(config, seed=0):
     """A model and parameters of which none is where it would start, drawn without compiling anything."""
     model, rng = SequenceModel(config), np.random.default_rng(seed)
-    return model, jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32), shapes(model))
+    return model, jax.tree.map(
+        lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), jnp.float32), shapes(model)
+    )
 
 
 def shapes(model):
@@ -59,11 +65,18 @@ def batch(config, seed=0, rows=B):
     weights = np.ones((rows, T) if task.kind == "language" else rows, np.float32)
     weights[-1] = 0  # a row that fills up the batch
     valid = np.arange(T)[None] < rng.integers(5, T + 1, (rows, 1))
-    return {"inputs": jnp.asarray(inputs), "targets": jnp.asarray(targets), "weights": jnp.asarray(weights), "valid": jnp.asarray(valid)}
+    return {
+        "inputs": jnp.asarray(inputs),
+        "targets": jnp.asarray(targets),
+        "weights": jnp.asarray(weights),
+        "valid": jnp.asarray(valid),
+    }
 
 
 def unread(params, block, gone, components):
-    """Parameters by which the components `gone` of a block are read by nothing, neither the output nor another component."""
+    """Parameters by which the components `gone` of a block are read by nothing, neither the output nor another
+    component.
+    """
     mixer = dict(params[block]["mixer"])
     both = np.concatenate([gone, gone + components]) if len(mixer["C"]) == 2 * components else gone
     mixer["C"] = mixer["C"].at[both].set(0)
@@ -79,7 +92,9 @@ def test_what_is_left_has_the_arrays_of_a_model_of_that_size(form):
     config = runs.model(LANGUAGE, **form)
     small, params = pruning.prune(config, build(config)[1], {"block_0": np.array([2, 0])})
     assert small.block_states == ((4,) if form["selective__transition"] == "complex" else (2,))
-    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes(SequenceModel(small)))
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes(SequenceModel(small))
+    )
 
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[2], FORMS[3], FORMS[4]], ids=lambda form: "-".join(form.values()))
@@ -90,9 +105,13 @@ def test_components_that_nothing_reads_go_without_a_trace(form):
     params, kept = unread(params, "block_0", np.array([1]), n), np.array([0, *range(2, n)])
     small, left = pruning.prune(config, params, {"block_0": kept})
     x = batch(config)["inputs"]
-    whole, pruned = (jax.jit(one.apply)({"params": part}, x) for one, part in ((model, params), (SequenceModel(small), left)))
+    whole, pruned = (
+        jax.jit(one.apply)({"params": part}, x) for one, part in ((model, params), (SequenceModel(small), left))
+    )
     np.testing.assert_allclose(pruned[0], whole[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(pruned[1]["blocks"][0]["mixer"], whole[1]["blocks"][0]["mixer"][:, kept], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        pruned[1]["blocks"][0]["mixer"], whole[1]["blocks"][0]["mixer"][:, kept], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_pruned_model_read_step_by_step_is_the_scan():
@@ -124,7 +143,9 @@ def test_components_have_no_order():
     order = np.random.default_rng(0).permutation(6)
     config, moved = pruning.prune(CLASSES, params, {"block_0": order})
     given = batch(CLASSES)
-    assert pruning.loss(SequenceModel(config), moved, [given]) == pytest.approx(pruning.loss(model, params, [given]), rel=1e-5)
+    assert pruning.loss(SequenceModel(config), moved, [given]) == pytest.approx(
+        pruning.loss(model, params, [given]), rel=1e-5
+    )
 
 
 def test_of_a_linear_model_and_squared_errors_nothing_is_lost_to_the_second_order():
@@ -172,7 +193,9 @@ def test_noise_off_the_diagonal_is_shrunk_and_what_is_there_is_kept():
     rng = np.random.default_rng(0)
     apart = ~np.eye(30, dtype=bool)
     independent = rng.standard_normal((40, 30))
-    assert np.abs(pruning.shrunk(independent)[apart]).mean() < 0.2 * np.abs(independent.T @ independent / 40)[apart].mean()
+    assert (
+        np.abs(pruning.shrunk(independent)[apart]).mean() < 0.2 * np.abs(independent.T @ independent / 40)[apart].mean()
+    )
     common = rng.standard_normal((4000, 1)) + 0.5 * rng.standard_normal((4000, 30))
     np.testing.assert_allclose(pruning.shrunk(common), 1 + 0.25 * np.eye(30), atol=0.15)
     assert (np.linalg.eigvalsh(pruning.shrunk(common)) > 0).all()
@@ -196,7 +219,10 @@ def test_greedy_choice_against_every_choice():
         root = rng.standard_normal((8, 12))
         form = pruning.Quadratic({"a": 4, "b": 4}, 0.1 * rng.standard_normal(8), root @ root.T / 12)
         parts = [part for part in itertools.combinations(range(8), 4) if min(part) < 4 <= max(part)]
-        costs = [form.cost({"a": np.array([i for i in part if i < 4]), "b": np.array([i - 4 for i in part if i >= 4])}) for part in parts]
+        costs = [
+            form.cost({"a": np.array([i for i in part if i < 4]), "b": np.array([i - 4 for i in part if i >= 4])})
+            for part in parts
+        ]
         found = form.choose(4)
         assert sum(map(len, found.values())) == 4 and min(map(len, found.values())) >= 1
         assert form.cost(found) >= min(costs) - 1e-9
@@ -206,7 +232,10 @@ def test_greedy_choice_against_every_choice():
 
 def test_choices_keep_one_component_of_every_block():
     scores = {"block_0": np.array([5.0, 4.0, 3.0]), "block_1": np.array([-2.0, -1.0])}
-    assert {name: part.tolist() for name, part in pruning.choose(scores, 3).items()} == {"block_0": [0, 1], "block_1": [1]}
+    assert {name: part.tolist() for name, part in pruning.choose(scores, 3).items()} == {
+        "block_0": [0, 1],
+        "block_1": [1],
+    }
     form = pruning.Quadratic({"block_0": 3, "block_1": 2}, np.array([-5, -4, -3, 2, 1.0]), np.zeros((5, 5)))
     assert {name: part.tolist() for name, part in form.choose(3).items()} == {"block_0": [0, 1], "block_1": [1]}
 
@@ -227,16 +256,26 @@ def test_sizes_of_weights_and_activity_of_gates():
     np.testing.assert_allclose(pruning.scores(model, params, [], "magnitude")["block_0"], size[0] * size[1])
 
     given = batch(CLASSES)
-    seen = model.apply({"params": params}, given["inputs"], valid=given["valid"], mutable=["intermediates"])[1]["intermediates"]
+    seen = model.apply({"params": params}, given["inputs"], valid=given["valid"], mutable=["intermediates"])[1][
+        "intermediates"
+    ]
     gates, valid = np.asarray(seen["block_1"]["mixer"]["gate"][0]), np.asarray(given["valid"])[:, ::2]
-    np.testing.assert_allclose(pruning.scores(model, params, [given, given], "gate")["block_1"], gates[valid].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        pruning.scores(model, params, [given, given], "gate")["block_1"], gates[valid].mean(axis=0), rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("transition", "update"), [("diagonal", "retain"), ("complex", "effective"), ("dense", "retain")])
+@pytest.mark.parametrize(
+    ("transition", "update"), [("diagonal", "retain"), ("complex", "effective"), ("dense", "retain")]
+)
 def test_parts_in_the_hankel_map_are_those_of_the_whole_system(transition, update):
-    model, params = build(runs.model(CLASSES, selective__gate="constant", selective__transition=transition, selective__update=update))
+    model, params = build(
+        runs.model(CLASSES, selective__gate="constant", selective__transition=transition, selective__update=update)
+    )
     found = pruning.scores(model, params, [], "hankel")
-    dynamics = model.apply({"params": params}, jnp.ones((1, 1, 6)), method=lambda model, x: model.block[0].mixer.dynamics(x))
+    dynamics = model.apply(
+        {"params": params}, jnp.ones((1, 1, 6)), method=lambda model, x: model.block[0].mixer.dynamics(x)
+    )
     A, drive = (np.asarray(value[0, 0], np.complex128) for value in dynamics)
     C = np.asarray(params["block_0"]["mixer"]["C"], np.float64).T
     A, C = (np.diag(A) if A.ndim == 1 else A), C[:, :3] - 1j * C[:, 3:] if transition == "complex" else C
@@ -275,7 +314,9 @@ def test_losses_are_those_of_evaluation():
 
 def test_models_that_name_no_axes_are_refused():
     config = runs.model(LANGUAGE, pattern=("attention", "tcn"), attention__heads=1)
-    with pytest.raises(ValueError, match="no block names state axes, found attention, tcn: give a mixer a method state_axes"):
+    with pytest.raises(
+        ValueError, match="no block names state axes, found attention, tcn: give a mixer a method state_axes"
+    ):
         pruning.state_axes(config)
     assert not pruning.prunable(config)
 
@@ -292,18 +333,26 @@ def test_components_of_other_mixers_that_nothing_reads_go_without_a_trace(kind):
     if "U" in mixer:
         mixer["U"] = mixer["U"].at[1].set(0)
     params, kept = {**params, "block_0": params["block_0"] | {"mixer": mixer}}, np.array([0, *range(2, components)])
-    assert all(score[1] == 0 and (score[kept] > 0).all() for score in pruning.scores(model, params, [], "magnitude").values())
+    assert all(
+        score[1] == 0 and (score[kept] > 0).all() for score in pruning.scores(model, params, [], "magnitude").values()
+    )
     small, left = pruning.prune(config, params, {"block_0": kept})
     assert small.block_states == ({"s4d": 4, "s5": 4, "lru": 4}.get(kind, 5),)
-    assert jax.tree.map(lambda leaf: leaf.shape, left) == jax.tree.map(lambda leaf: leaf.shape, shapes(SequenceModel(small)))
+    assert jax.tree.map(lambda leaf: leaf.shape, left) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes(SequenceModel(small))
+    )
     x = batch(config)["inputs"]
-    whole, pruned = (jax.jit(one.apply)({"params": part}, x) for one, part in ((model, params), (SequenceModel(small), left)))
+    whole, pruned = (
+        jax.jit(one.apply)({"params": part}, x) for one, part in ((model, params), (SequenceModel(small), left))
+    )
     np.testing.assert_allclose(pruned[0], whole[0], rtol=1e-4, atol=1e-5)
     states = zip(*(jax.tree.leaves(one[1]["blocks"][0]["mixer"]) for one in (pruned, whole)), strict=True)
     assert all(np.allclose(mine, theirs[..., kept], rtol=1e-4, atol=1e-5) for mine, theirs in states)
 
 
-HYBRID = runs.model(CLASSES, pattern=("attention", "selective"), attention__heads=1, attention__window=8, selective__gate="constant")
+HYBRID = runs.model(
+    CLASSES, pattern=("attention", "selective"), attention__heads=1, attention__window=8, selective__gate="constant"
+)
 
 
 @pytest.mark.parametrize("how", ["information", "loss", "magnitude", "gate", "hankel"])
@@ -316,14 +365,18 @@ def test_of_a_hybrid_the_blocks_that_name_axes_are_scored_and_pruned(how):
     assert keep["block_1"].tolist() == [best]
     small, left = pruning.prune(HYBRID, params, keep)
     assert small.block_states == (6, 1) and left["block_0"] is params["block_0"]
-    assert jax.tree.map(lambda leaf: leaf.shape, left) == jax.tree.map(lambda leaf: leaf.shape, shapes(SequenceModel(small)))
+    assert jax.tree.map(lambda leaf: leaf.shape, left) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes(SequenceModel(small))
+    )
     again = pruning.prune(small, left, {})[0]
     assert again.block_states == (6, 1)
 
 
 def test_the_other_blocks_of_a_hybrid_cannot_be_pruned_and_keep_their_sizes():
     _, params = build(HYBRID)
-    with pytest.raises(ValueError, match=r"keep names 'block_0', no block whose components can be removed: .*known: block_1"):
+    with pytest.raises(
+        ValueError, match=r"keep names 'block_0', no block whose components can be removed: .*known: block_1"
+    ):
         pruning.prune(HYBRID, params, {"block_0": np.arange(2)})
     sized = dataclasses.replace(HYBRID, block_states=(4, 6))
     assert pruning.prune(sized, params, {"block_1": np.arange(3)})[0].block_states == (4, 3)
@@ -347,29 +400,55 @@ def test_parts_in_the_hankel_map_of_time_invariant_mixers(kind):
         pole = -np.exp(p["A_log_decay"]) + 1j * p["A_frequency"]
         a = np.exp(pole * np.exp(p["log_dt"]))
         b = abs((a - 1) / pole)
-    np.testing.assert_allclose(pruning.scores(model, params, [], "hankel")["block_0"], b * B * C / (1 - abs(a) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        pruning.scores(model, params, [], "hankel")["block_0"], b * B * C / (1 - abs(a) ** 2), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("kind", "name"), [("gru", "GRU"), ("min_gru", "MinGRU"), ("mamba", "Mamba"), ("s4d", "S4D")])
 def test_mixers_without_dynamics_have_no_hankel_map(kind, name):
     model, params = build(runs.model(LANGUAGE, pattern=(kind,)))
-    with pytest.raises(ValueError, match=rf"block_0: a {name} is not time-invariant, or has no method dynamics\(x\) to say how: use another score"):
+    with pytest.raises(
+        ValueError,
+        match=rf"block_0: a {name} is not time-invariant, or has no method dynamics\(x\) to say how: use another score",
+    ):
         pruning.scores(model, params, [], "hankel")
 
 
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        (lambda model, params: pruning.scores(model, params, [], "size"), "how='size' is unknown: .*known: gate, hankel, information, loss, magnitude"),
+        (
+            lambda model, params: pruning.scores(model, params, [], "size"),
+            "how='size' is unknown: .*known: gate, hankel, information, loss, magnitude",
+        ),
         (lambda model, params: pruning.scores(model, params, [], "information"), "the batches are none"),
         (lambda model, params: pruning.scores(model, params, [], "gate"), "there are no batches"),
-        (lambda model, params: pruning.scores(model, params, [], "hankel"), "block_0 is not time-invariant.*gate='constant'"),
+        (
+            lambda model, params: pruning.scores(model, params, [], "hankel"),
+            "block_0 is not time-invariant.*gate='constant'",
+        ),
         (lambda model, params: pruning.loss(model, params, []), "the batches are none"),
-        (lambda model, params: pruning.choose({"block_0": np.ones(3)}, 4), "budget=4 components: use from 1, one a block, to 3"),
-        (lambda model, params: pruning.Quadratic({"a": 1, "b": 1}, np.ones(2), np.eye(2)).choose(1), "budget=1 components: use from 2"),
-        (lambda model, params: pruning.prune(model.config, params, {"block_2": np.arange(2)}), "keep names 'block_2', no block .*did you mean"),
-        (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([], int)}), r"keep\['block_0'\]=\[\]: expected at least one"),
-        (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([1, 1])}), "each once, from 0 to 5"),
+        (
+            lambda model, params: pruning.choose({"block_0": np.ones(3)}, 4),
+            "budget=4 components: use from 1, one a block, to 3",
+        ),
+        (
+            lambda model, params: pruning.Quadratic({"a": 1, "b": 1}, np.ones(2), np.eye(2)).choose(1),
+            "budget=1 components: use from 2",
+        ),
+        (
+            lambda model, params: pruning.prune(model.config, params, {"block_2": np.arange(2)}),
+            "keep names 'block_2', no block .*did you mean",
+        ),
+        (
+            lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([], int)}),
+            r"keep\['block_0'\]=\[\]: expected at least one",
+        ),
+        (
+            lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([1, 1])}),
+            "each once, from 0 to 5",
+        ),
         (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([6])}), r"\[6\]: expected"),
         (lambda model, params: pruning.remove_block(model.config, params, "block_9"), "block='block_9': did you mean"),
         (lambda model, params: pruning.remove_block(model.config, params, "block_0"), "block_0 is the only block"),

@@ -31,14 +31,18 @@ def test_codes_are_the_nearest_levels():
     codes = np.asarray(found.quantize(h))
     levels = np.asarray(found.levels)
     for i, count in enumerate(found.bits):
-        np.testing.assert_array_equal(codes[:, i], np.abs(np.asarray(h)[:, i, None] - levels[i, : 2**count]).argmin(axis=1))
+        np.testing.assert_array_equal(
+            codes[:, i], np.abs(np.asarray(h)[:, i, None] - levels[i, : 2**count]).argmin(axis=1)
+        )
         assert (np.diff(levels[i, : 2**count]) > 0).all()
 
 
 @pytest.mark.parametrize("bits", [(8, 8, 8), (3, 0, 5, 1), (1,), (2, 2, 2, 2, 2, 2, 2), (0, 0, 4)])
 def test_packed_states_are_of_the_claimed_bytes_and_come_back(bits):
     found = fit(gaussians(4000, (1.0,) * len(bits)), bits)
-    codes = found.quantize(jnp.asarray(gaussians(30, (1.5,) * len(bits), seed=1), jnp.float32).reshape(2, 15, len(bits)))
+    codes = found.quantize(
+        jnp.asarray(gaussians(30, (1.5,) * len(bits), seed=1), jnp.float32).reshape(2, 15, len(bits))
+    )
     packed = jax.jit(found.pack)(codes)
     assert packed.dtype == jnp.uint8 and packed.shape == (2, 15, found.nbytes) and found.nbytes == -(-sum(bits) // 8)
     np.testing.assert_array_equal(jax.jit(found.unpack)(packed), codes)
@@ -50,7 +54,8 @@ def test_stochastic_rounding_keeps_the_mean():
     noise = jax.random.uniform(jax.random.key(0), (50_000, 5))
     values = found.dequantize(found.quantize(jnp.broadcast_to(inside, noise.shape), noise))
     spread = np.asarray(found.levels).max(axis=1) - np.asarray(found.levels).min(axis=1)
-    np.testing.assert_array_less(np.abs(np.asarray(values.mean(axis=0) - inside)), 5 * spread / 2 / np.sqrt(50_000))  # 5 standard errors at most
+    # 5 standard errors at most
+    np.testing.assert_array_less(np.abs(np.asarray(values.mean(axis=0) - inside)), 5 * spread / 2 / np.sqrt(50_000))
     assert all(len(np.unique(np.asarray(values)[:, i])) == 2 for i in range(5))  # the two levels around it
     outside = found.dequantize(found.quantize(jnp.full((100, 5), 100.0), noise[:100]))
     assert (np.asarray(outside) == np.asarray(found.levels).max(axis=1)).all()
@@ -87,8 +92,14 @@ def test_whole_bits_are_best_by_enumeration():
     for _ in range(50):
         variances = 10 ** rng.uniform(-2, 2, 3)
         budget = int(rng.integers(0, 9))
-        best = min((sum(v / 4**b for v, b in zip(variances, split, strict=True)), split) for split in np.ndindex(9, 9, 9) if sum(split) == budget)
-        assert sum(v / 4**b for v, b in zip(variances, allocate(variances, budget), strict=True)) == pytest.approx(best[0])
+        best = min(
+            (sum(v / 4**b for v, b in zip(variances, split, strict=True)), split)
+            for split in np.ndindex(9, 9, 9)
+            if sum(split) == budget
+        )
+        assert sum(v / 4**b for v, b in zip(variances, allocate(variances, budget), strict=True)) == pytest.approx(
+            best[0]
+        )
 
 
 @pytest.mark.parametrize("budget", [3, 6, 10, 20])
@@ -99,7 +110,8 @@ def test_no_quantised_state_lies_below_the_rate_distortion_function(budget):
     errors = np.asarray(((found.dequantize(found.quantize(h)) - h) ** 2).sum(axis=1))
     least = float(rate_distortion.converse(jnp.asarray(unseen.var(axis=0), jnp.float32), budget * np.log(2)))
     assert errors.mean() + 5 * errors.std() / np.sqrt(len(errors)) >= least
-    assert errors.mean() < 4 * least  # a scalar quantiser is within a factor of pi sqrt(3) / 2 at high rate, and whole bits cost the rest
+    # a scalar quantiser is within a factor of pi sqrt(3) / 2 at high rate, and whole bits cost the rest
+    assert errors.mean() < 4 * least
 
 
 def test_what_is_not_a_number_stays_so_where_nothing_can_be_raised():

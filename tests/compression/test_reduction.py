@@ -1,4 +1,6 @@
-"""Reductions of time-invariant systems: no further from the whole than their bounds, on any frequency and on sequences."""
+"""Reductions of time-invariant systems: no further from the whole than their bounds, on any frequency and on
+sequences.
+"""
 
 import pathlib
 import re
@@ -8,7 +10,14 @@ import pytest
 from scipy.linalg import block_diag
 
 from selssm_jax.compression.hankel import hankel_singular_values
-from selssm_jax.compression.reduction import System, balanced_truncation, diagonalise, gain, merge_equal_poles, smallest_within
+from selssm_jax.compression.reduction import (
+    System,
+    balanced_truncation,
+    diagonalise,
+    gain,
+    merge_equal_poles,
+    smallest_within,
+)
 
 CIRCLE = np.linspace(-np.pi, np.pi, 301)
 
@@ -52,13 +61,21 @@ def test_a_truncation_errs_between_the_next_singular_value_and_twice_the_sum_of_
 
 def test_all_components_or_all_that_carry_anything_are_the_same_system():
     A, B, C = system(0)
-    padded = System(block_diag(A, 0.5 * np.eye(2)), np.concatenate([B, np.ones((2, 2))]), np.concatenate([C, np.zeros((3, 2))], axis=1))
+    padded = System(
+        block_diag(A, 0.5 * np.eye(2)),
+        np.concatenate([B, np.ones((2, 2))]),
+        np.concatenate([C, np.zeros((3, 2))], axis=1),
+    )
     small, bound = balanced_truncation(*padded, 6)  # two components are never read
     assert bound < 1e-7 and gain(difference(padded, small), CIRCLE).max() < 1e-7
     with pytest.raises(ValueError, match="use from 1 to 6, for 6 of 8 directions carry anything"):
         balanced_truncation(*padded, 7)
     hankel = hankel_singular_values(A, B, C)
-    assert smallest_within(hankel, hankel.error_bound[3]) == 3 and smallest_within(hankel, 0.0) == 6 and smallest_within(hankel, np.inf) == 1
+    assert (
+        smallest_within(hankel, hankel.error_bound[3]) == 3
+        and smallest_within(hankel, 0.0) == 6
+        and smallest_within(hankel, np.inf) == 1
+    )
 
 
 def test_equal_poles_become_as_few_components_as_their_work_has_ranks():
@@ -94,7 +111,11 @@ def test_the_diagonal_form_is_the_same_system_or_is_refused():
 
 def test_the_page_shows_a_program_that_runs(capsys):
     page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "compression.md"
-    (program,) = [part for part in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL) if "reduction" in part]
+    (program,) = [
+        part
+        for part in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        if "reduction" in part
+    ]
     names: dict = {}
     exec(program, names)
     assert len(names["merged"].A) == 3 and len(names["small"].A) == 2

@@ -68,7 +68,8 @@ def _below(points, index):
 def test_the_knee_of_a_bent_line_is_its_bend():
     bend = [Point(str(k), 2**k, loss) for k, loss in enumerate([10, 8, 1, 0.9, 0.5])]
     assert knee(bend).name == "2"
-    assert knee([Point("a", 1, 2.0), Point("b", 2, 1.9), Point("c", 4, 0.0)]).name == "a"  # no point below the chord: its smallest memory
+    # no point below the chord: its smallest memory
+    assert knee([Point("a", 1, 2.0), Point("b", 2, 1.9), Point("c", 4, 0.0)]).name == "a"
     assert knee(bend[3:4]) == bend[3]
 
 
@@ -98,7 +99,9 @@ def test_what_a_subset_holds_is_what_the_system_without_the_others_does():
 
 
 def test_greedy_subsets_against_all_subsets(capsys):
-    """Of 30 random systems of 6 components, the sizes at which greedy removal finds the best subset, and by how much it misses it."""
+    """Of 30 random systems of 6 components, the sizes at which greedy removal finds the best subset, and by how much it
+    misses it.
+    """
     equal, short, smaller = 0, [], 0
     for seed in range(30):
         information = linear_gaussian(*system(seed))
@@ -113,7 +116,10 @@ def test_greedy_subsets_against_all_subsets(capsys):
         assert needed.information >= tau and len(needed.components) >= len(least.components)
         smaller += len(needed.components) == len(least.components)
     with capsys.disabled():
-        print(f"\ngreedy = best at {equal} of {len(short)} sizes, short by {100 * np.mean(short):.2g} % on average, {100 * max(short):.2g} % at most;")
+        print(
+            f"\ngreedy = best at {equal} of {len(short)} sizes, short by {100 * np.mean(short):.2g} % on average, "
+            f"{100 * max(short):.2g} % at most;"
+        )
         print(f"as few components for 90 % of the information in {smaller} of 30 systems")
     assert equal >= 0.9 * len(short) and max(short) < 0.1 and smaller >= 27
 
@@ -141,8 +147,14 @@ def test_the_best_within_a_number_of_components():
         (lambda: Point("x", 1, float("nan")), "loss=nan, expected a finite number"),
         (lambda: Point("x", 1, 1.0, -1.0), "information=-1.0, expected nats from 0"),
         (lambda: knee([]), "there are no points"),
-        (lambda: smallest([Point("x", 1, 2.0)], within=0.1, reference=Point("y", 9, 1.0)), "no point has a loss of at most 1.1"),
-        (lambda: smallest([Point("x", 1, 2.0)], within=0.1, reference=Point("y", 9, -1.0)), "within=0.1 of a loss of -1.0"),
+        (
+            lambda: smallest([Point("x", 1, 2.0)], within=0.1, reference=Point("y", 9, 1.0)),
+            "no point has a loss of at most 1.1",
+        ),
+        (
+            lambda: smallest([Point("x", 1, 2.0)], within=0.1, reference=Point("y", 9, -1.0)),
+            "within=0.1 of a loss of -1.0",
+        ),
         (lambda: best([Point("x", 5, 2.0)], at_most=4), "no point takes at most 4 bytes"),
         (lambda: smallest_subset([Subset((), 0.0)], 1.0), r"tau=1.0 nats, but the subsets hold at most 0.0"),
         (lambda: largest_information([Subset((), 0.0)], -1), "n_max=-1"),

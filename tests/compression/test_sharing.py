@@ -41,7 +41,9 @@ class Layout(types.SimpleNamespace):
 def packed(sequences, nbytes, size=120, rule=compress.INFORMATION):
     samples = wide(size)
     known = Calibration(Layout(size=size, rows=1, kept_bytes=0), "all", samples, np.ones(size))
-    subject = Subject(experiment(compress__sequences=sequences), SequenceModel(Model(task=Task("language", vocab=3))), {}, None)
+    subject = Subject(
+        experiment(compress__sequences=sequences), SequenceModel(Model(task=Task("language", vocab=3))), {}, None
+    )
     model, params = quantise(subject, known, nbytes, rule)
     quantizer = model.quantizer(params)
     error = (np.asarray(quantizer.dequantize(quantizer.quantize(samples)) - samples) ** 2).mean()
@@ -53,7 +55,8 @@ def packed(sequences, nbytes, size=120, rule=compress.INFORMATION):
 def test_what_is_carried_and_the_share_of_what_is_stored_for_it_keep_to_the_bytes_together(sequences, factor):
     size = 120
     model, params, carried, _ = packed(sequences, 4 * size / factor)
-    stored = params["levels"].nbytes + -(-size * max(model.tables).bit_length() // 8)  # the levels, and for each component the number of its table
+    # the levels, and for each component the number of its table
+    stored = params["levels"].nbytes + -(-size * max(model.tables).bit_length() // 8)
     assert model.table_bytes(params) == stored
     assert carried + stored / sequences <= 4 * size / factor
 
@@ -73,9 +76,14 @@ def test_a_component_of_its_own_kind_is_not_ruined_by_sharing():
     samples, bits = wide(400), (3,) * 400
     groups = {len(np.unique(one)): one for one in sharing.groupings(samples, np.arange(400), np.ones(400))}
     assert list(groups) == [1, 4, 16, 64, 256, 400]
-    errors = {count: sharing.squared_errors(fit(samples, bits, channels=one), samples).mean() for count, one in groups.items()}
+    errors = {
+        count: sharing.squared_errors(fit(samples, bits, channels=one), samples).mean() for count, one in groups.items()
+    }
     assert errors[16] < 1.3 * errors[400] < errors[1] / 5
-    assert sharing.table_bytes(sharing.number_tables(groups[16], bits), bits) < sharing.table_bytes(sharing.number_tables(groups[400], bits), bits) / 12
+    assert (
+        sharing.table_bytes(sharing.number_tables(groups[16], bits), bits)
+        < sharing.table_bytes(sharing.number_tables(groups[400], bits), bits) / 12
+    )
 
 
 def test_slots_of_a_window_stay_together():
@@ -120,7 +128,8 @@ def test_a_table_is_trained_by_all_that_read_it_and_settles_by_itself(shared):
 def test_from_how_many_sequences_on_it_pays():
     reference = Candidate("float32", 100, None, {}, {})
     make = lambda nbytes, table: Candidate("", nbytes, None, {}, {}, table=table)  # noqa: E731
-    assert make(20, 79).pays_from(reference) == 1 and make(20, 80).pays_from(reference) == 2  # equal bytes do not pay yet
+    # equal bytes do not pay yet
+    assert make(20, 79).pays_from(reference) == 1 and make(20, 80).pays_from(reference) == 2
     assert make(20, 0).pays_from(reference) == 1 and make(100, 5).pays_from(reference) is None
     assert make(20, 320).share(32) == 30
     for table in range(0, 500, 7):
@@ -133,4 +142,6 @@ def test_bits_and_tables_that_do_not_fit_are_refused():
         Model(memory_bits=("22",), memory_tables=(0,))
     with pytest.raises(compress.InputError, match="those of one table equal bits"):
         Model(memory_bits=("23",), memory_tables=(0, 0))
-    assert allocate(np.ones(2), 4) == (2, 2) and dataclasses.replace(Model(), memory_bits=("22",), memory_tables=(0, 0)).memory_tables == (0, 0)
+    assert allocate(np.ones(2), 4) == (2, 2) and dataclasses.replace(
+        Model(), memory_bits=("22",), memory_tables=(0, 0)
+    ).memory_tables == (0, 0)

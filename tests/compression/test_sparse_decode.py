@@ -53,7 +53,10 @@ def test_steps_equal_the_layer(form):
 def test_a_decoder_goes_into_a_program_as_an_argument_and_goes_on_from_a_state():
     layer, params, x = trained(gate="binary")
     decoder = sparse_decode.make_decoder(layer, params)
-    assert decoder.capacity == N // 4 and sparse_decode.make_decoder(*trained(gate="top_k", gate_active=9)[:2]).capacity == 9
+    assert (
+        decoder.capacity == N // 4
+        and sparse_decode.make_decoder(*trained(gate="top_k", gate_active=9)[:2]).capacity == 9
+    )
     step = jax.jit(sparse_decode.Decoder.step, donate_argnames="state")
     whole, _ = layer.apply({"params": params}, x)
     _, half = layer.apply({"params": params}, x[:, :15])

@@ -1,4 +1,6 @@
-"""Models whose whole memory is packed: the scan is the steps, bytes are those claimed, many bits are the model itself, training goes through."""
+"""Models whose whole memory is packed: the scan is the steps, bytes are those claimed, many bits are the model itself,
+training goes through.
+"""
 
 import dataclasses
 import functools
@@ -41,7 +43,11 @@ def made(form, bits=4):
         inputs = jax.random.randint(jax.random.key(0), (rows, 30), 0, task.vocab)
         batch = {"inputs": inputs, "targets": inputs, "weights": jnp.ones((rows, 30))}
     else:
-        targets = jnp.zeros(rows, jnp.int32) if task.kind == "classification" else jnp.zeros((rows, task.horizon, task.channels))
+        targets = (
+            jnp.zeros(rows, jnp.int32)
+            if task.kind == "classification"
+            else jnp.zeros((rows, task.horizon, task.channels))
+        )
         inputs = jax.random.normal(jax.random.key(0), (rows, task.length, task.channels))
         batch = {"inputs": inputs, "targets": targets, "weights": jnp.ones(rows)}
     batch["valid"] = jnp.ones(batch["inputs"].shape[:2], bool)
@@ -76,7 +82,9 @@ def test_the_scan_is_any_split_of_it(form):
     if form == "channels apart":  # their scale is that of the first call
         state = packed.apply({"params": params}, len(inputs), method="initial_state")
         model, own, *_ = made(form)
-        begun = model.apply({"params": own}, inputs, model.apply({"params": own}, len(inputs), method="initial_state"), method="begin")
+        begun = model.apply(
+            {"params": own}, inputs, model.apply({"params": own}, len(inputs), method="initial_state"), method="begin"
+        )
         state = state | {"kept": StateLayout(model, own).select_fixed(begun)}
     else:
         state = None
@@ -111,7 +119,10 @@ def test_bytes_are_those_claimed(form):
 def test_eight_bits_are_nearly_the_model_and_one_is_not(form):
     model, params, batch, _, _ = made(form)
     truth = run(model, params, batch["inputs"])[0]
-    errors = [float(jnp.abs(run(made(form, bits)[3], made(form, bits)[4], batch["inputs"])[0] - truth).max()) for bits in (1, 8)]
+    errors = [
+        float(jnp.abs(run(made(form, bits)[3], made(form, bits)[4], batch["inputs"])[0] - truth).max())
+        for bits in (1, 8)
+    ]
     assert errors[1] < 0.1 * errors[0]
 
 
@@ -153,7 +164,9 @@ def test_dither_is_spread_evenly_and_states_that_differ_get_another():
 
 
 def test_small_updates_survive_stochastic_rounding():
-    """h <- h + 0.003 (0.75 - h), a slow leak, in levels 1/4 apart: swallowed by the nearest, kept on average by the dither of a state that moves."""
+    """h <- h + 0.003 (0.75 - h), a slow leak, in levels 1/4 apart: swallowed by the nearest, kept on average by the
+    dither of a state that moves.
+    """
     quantizer = Quantizer(jnp.tile(jnp.asarray([0.0, 0.25, 0.5, 0.75])[None], (220, 1)), (2,) * 220)
     moving = jax.random.uniform(jax.random.key(0), (200, 20))
 
@@ -164,7 +177,9 @@ def test_small_updates_survive_stochastic_rounding():
         return float(h.mean())
 
     assert leak(quantizer.snap) == 0
-    assert abs(leak(jax.jit(lambda h: quantizer.snap(h, dither(quantizer.quantize(h))))) - 0.75 * (1 - 0.997**200)) < 0.15
+    assert (
+        abs(leak(jax.jit(lambda h: quantizer.snap(h, dither(quantizer.quantize(h))))) - 0.75 * (1 - 0.997**200)) < 0.15
+    )
 
 
 def test_a_reset_forgets_as_the_model_does():
@@ -183,14 +198,19 @@ def test_training_goes_through_the_levels_and_the_weights():
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1).mean()
 
     gradient = jax.jit(jax.grad(loss))(params)
-    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves({name: gradient[name] for name in ("levels", "block_0", "block_1")}["levels"]))
+    assert all(
+        float(jnp.abs(leaf).max()) > 0
+        for leaf in jax.tree.leaves({name: gradient[name] for name in ("levels", "block_0", "block_1")}["levels"])
+    )
     assert float(jnp.abs(gradient["block_0"]["mixer"]["B"]).max()) > 0
     moved = jax.tree.map(lambda value, slope: value - 0.05 * slope, params, gradient)
     assert loss(moved) < loss(params)
 
 
 def test_error_weights_are_what_small_errors_cost():
-    """A quadratic loss of a linear model has exactly the gradients that the weights are made of: here against finite differences."""
+    """A quadratic loss of a linear model has exactly the gradients that the weights are made of: here against finite
+    differences.
+    """
     model, params, batch, _, _ = made("series")
     weights = error_weights(model, params, [batch])
     layout = StateLayout(model, params)
@@ -198,11 +218,16 @@ def test_error_weights_are_what_small_errors_cost():
 
     @jax.jit
     def loss(errors):
-        outputs = read(model, params, batch["inputs"], None, lambda vector, error: (vector + error, None), errors).outputs
+        outputs = read(
+            model, params, batch["inputs"], None, lambda vector, error: (vector + error, None), errors
+        ).outputs
         return ((outputs - batch["targets"]) ** 2).mean(axis=(1, 2))
 
     zero, component = jnp.zeros((steps, len(batch["inputs"]), layout.size)), 2
-    slopes = [(loss(zero.at[t, :, component].set(1e-2)) - loss(zero.at[t, :, component].set(-1e-2))) / 2e-2 for t in range(steps)]
+    slopes = [
+        (loss(zero.at[t, :, component].set(1e-2)) - loss(zero.at[t, :, component].set(-1e-2))) / 2e-2
+        for t in range(steps)
+    ]
     expected = float(jnp.square(jnp.stack(slopes)).sum() / (2 * len(batch["inputs"])))
     np.testing.assert_allclose(weights[component], expected, rtol=2e-2)
 
@@ -230,7 +255,9 @@ def test_newer_slots_of_a_window_never_get_less():
 
 def test_a_million_steps_at_constant_memory():
     """The state after any number of steps is the same few bytes, and one compiled loop reads them all."""
-    model = SequenceModel(Model(pattern=("selective",), d_model=4, d_state=4, mlp_ratio=0.0, task=Task("language", vocab=3)))
+    model = SequenceModel(
+        Model(pattern=("selective",), d_model=4, d_state=4, mlp_ratio=0.0, task=Task("language", vocab=3))
+    )
     tokens = jax.random.randint(jax.random.key(0), (1, 200), 0, 3)
     params = model.init(jax.random.key(1), tokens)["params"]
     batch = {"inputs": tokens, "valid": jnp.ones(tokens.shape, bool)}
@@ -259,9 +286,19 @@ def test_the_configuration_names_the_bits():
     assert packed.config == dataclasses.replace(model.config, memory_bits=packed.bits)
 
 
-@pytest.mark.parametrize(("kind", "slots"), [("s4d", [1]), ("mamba", [3, 1]), ("tcn", [2, 2]), ("attention", [5, 5]), ("gru", [1])])
+@pytest.mark.parametrize(
+    ("kind", "slots"), [("s4d", [1]), ("mamba", [3, 1]), ("tcn", [2, 2]), ("attention", [5, 5]), ("gru", [1])]
+)
 def test_windows_of_time_are_told_from_states_of_two_axes(kind, slots):
-    config = runs.model(pattern=(kind,), d_model=8, d_state=4, **runs.HEADS, attention__window=5, mlp_ratio=0.0, task=Task("language", vocab=7))
+    config = runs.model(
+        pattern=(kind,),
+        d_model=8,
+        d_state=4,
+        **runs.HEADS,
+        attention__window=5,
+        mlp_ratio=0.0,
+        task=Task("language", vocab=7),
+    )
     model = SequenceModel(config)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     assert [leaf.slots for leaf in StateLayout(model, params).leaves] == slots

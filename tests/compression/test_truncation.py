@@ -1,4 +1,6 @@
-"""Balanced truncation of blocks: the same function where nothing goes, and no further from it than the Hankel bound where something does."""
+"""Balanced truncation of blocks: the same function where nothing goes, and no further from it than the Hankel bound
+where something does.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,11 @@ def test_a_truncated_block_is_within_the_hankel_bound(kind):
     bound = proved["block_0"].error_bound
     for parts in zip(*whole, *left, strict=True):
         one, other = System(*parts[:3]), System(*parts[3:])
-        difference = System(np.concatenate([one.A, other.A]), np.concatenate([one.B, other.B]), np.concatenate([one.C, -other.C], axis=1))
+        difference = System(
+            np.concatenate([one.A, other.A]),
+            np.concatenate([one.B, other.B]),
+            np.concatenate([one.C, -other.C], axis=1),
+        )
         assert gain(difference, CIRCLE).max() <= bound * 1.01 + 1e-4  # parameters are of float32
     assert bound > 0 and proved["block_0"].largest > 0
     assert np.isfinite(outputs(small, fewer)).all()

@@ -13,7 +13,9 @@ def test_what_is_decoded_is_within_half_a_step_of_every_column():
     assert found["block"]["kernel"]["int8"].dtype == jnp.int8
     step = np.asarray(found["block"]["kernel"]["scale"])
     back = decode_weights(found)["block"]
-    np.testing.assert_array_less(np.abs(np.asarray(back["kernel"] - W)), np.broadcast_to(step / 2 * (1 + 1e-5) + 1e-30, W.shape))
+    np.testing.assert_array_less(
+        np.abs(np.asarray(back["kernel"] - W)), np.broadcast_to(step / 2 * (1 + 1e-5) + 1e-30, W.shape)
+    )
     np.testing.assert_array_equal(back["bias"], np.ones(5))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(found["block"]["kernel"])) == 30 * 5 + 4 * 5
 

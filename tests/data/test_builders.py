@@ -1,4 +1,6 @@
-"""Public data from small originals made here: checked, prepared once and whole, read in order, silent, and clear about what is missing."""
+"""Public data from small originals made here: checked, prepared once and whole, read in order, silent, and clear about
+what is missing.
+"""
 
 import dataclasses
 import errno
@@ -31,7 +33,10 @@ def publish(monkeypatch):
     """Makes contents the published ones of a builder: (builder, {name: content})."""
 
     def published(builder, contents):
-        known = {name: dataclasses.replace(origin, sha256=hashlib.sha256(contents[name]).hexdigest()) for name, origin in builder.ORIGINS.items()}
+        known = {
+            name: dataclasses.replace(origin, sha256=hashlib.sha256(contents[name]).hexdigest())
+            for name, origin in builder.ORIGINS.items()
+        }
         monkeypatch.setattr(builder, "ORIGINS", known)
 
     return published
@@ -47,7 +52,18 @@ def folder(tmp_path):
 @pytest.fixture
 def load(tmp_path, folder):
     def loaded(source, **options):
-        return data.load(Data(source=source, **{"local_dir": str(folder), "cache_dir": str(tmp_path / "cache"), "length": 16, "horizon": 4, **options}))
+        return data.load(
+            Data(
+                source=source,
+                **{
+                    "local_dir": str(folder),
+                    "cache_dir": str(tmp_path / "cache"),
+                    "length": 16,
+                    "horizon": 4,
+                    **options,
+                },
+            )
+        )
 
     return loaded
 
@@ -113,7 +129,9 @@ def test_changed_source_is_prepared_anew_and_the_old_one_kept(load, plays):
     assert load("tiny_shakespeare").metadata()["vocabulary"] == list("\n abc")
     plays(PLAYS.replace("a", "x"))
     changed = load("tiny_shakespeare")
-    assert changed.metadata()["vocabulary"] == list("\n bcx") and whole_text(changed) == expected_text(PLAYS.replace("a", "x"))
+    assert changed.metadata()["vocabulary"] == list("\n bcx") and whole_text(changed) == expected_text(
+        PLAYS.replace("a", "x")
+    )
     plays()
     assert load("tiny_shakespeare").metadata()["vocabulary"] == list("\n abc")
 
@@ -193,7 +211,10 @@ def test_damaged_records_name_the_folder_to_delete(load, plays, tmp_path, damage
             path.unlink()
         else:
             path.write_bytes({"truncated": whole[: len(whole) // 2], "emptied": b"", "scrambled": whole[::-1]}[damage])
-    with pytest.raises(InputError, match=r"prepared data in .*tiny_shakespeare.* cannot be read .*: delete that folder, and it is prepared anew"):
+    with pytest.raises(
+        InputError,
+        match=r"prepared data in .*tiny_shakespeare.* cannot be read .*: delete that folder, and it is prepared anew",
+    ):
         load("tiny_shakespeare")
     shutil.rmtree(tmp_path / "cache" / "prepared")
     assert whole_text(load("tiny_shakespeare", length=1000)) == expected_text()
@@ -209,11 +230,16 @@ def test_preparation_is_silent(load, plays, capfd):
 def test_cache_that_cannot_be_written_is_named(load, plays, tmp_path):
     plays()
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.* cannot hold prepared data .*: set data\.cache_dir to a folder with space that can be written"):
+    with pytest.raises(
+        InputError,
+        match=r"file.* cannot hold prepared data .*: set data\.cache_dir to a folder with space that can be written",
+    ):
         load("tiny_shakespeare", cache_dir=str(tmp_path / "file" / "cache"))
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed: No space left on device")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed: No space left on device")]
+)
 def test_full_disk_is_named(load, plays, monkeypatch, error):
     plays()
 
@@ -221,7 +247,9 @@ def test_full_disk_is_named(load, plays, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(public.TinyShakespeare, "download_and_prepare", full)
-    with pytest.raises(InputError, match=r"cannot hold prepared data \(.*No space left on device\): set data\.cache_dir"):
+    with pytest.raises(
+        InputError, match=r"cannot hold prepared data \(.*No space left on device\): set data\.cache_dir"
+    ):
         load("tiny_shakespeare")
 
 
@@ -238,7 +266,10 @@ def test_cache_is_named_by_the_environment(plays, folder, tmp_path, monkeypatch)
 def test_file_that_is_not_the_published_one_is_refused(load, plays, folder):
     plays()
     (folder / "tinyshakespeare.txt").write_text(PLAYS + "more")
-    with pytest.raises(InputError, match=r"tinyshakespeare\.txt is not the published file: sha256 .*expected .*fetch it again from https://") as found:
+    with pytest.raises(
+        InputError,
+        match=r"tinyshakespeare\.txt is not the published file: sha256 .*expected .*fetch it again from https://",
+    ) as found:
         load("tiny_shakespeare")
     assert 'data.source "csv", "text" or "npz"' in str(found.value)
 
@@ -254,12 +285,19 @@ def test_changed_local_file_is_noticed_though_it_was_prepared_before(load, plays
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tiny_shakespeare", r"holds no tinyshakespeare\.txt or input\.txt: put it there, or leave data\.local_dir empty to download https://"),
+        (
+            "tiny_shakespeare",
+            r"holds no tinyshakespeare\.txt or input\.txt: put it there, or leave data\.local_dir empty to download https://",
+        ),
         ("wikitext2", r"holds no wikitext2_train\.txt\.gz or "),
         ("etth1", r"holds no etth1\.csv or ETTh1\.csv"),
         ("ettm1", r"holds no ettm1\.csv or ETTm1\.csv"),
         ("weather", r"holds no weather\.csv\.gz or weather\.csv: put it there$"),
-        ("fsdd", r"holds no fsdd\.npz or free-spoken-digit-dataset-master\.zip: put it there, or leave data\.local_dir empty"),
+        (
+            "fsdd",
+            r"holds no fsdd\.npz or free-spoken-digit-dataset-master\.zip: put it there, or leave data\.local_dir "
+            r"empty",
+        ),
         ("smnist", r"holds no train-images-idx3-ubyte\.gz or "),
     ],
 )
@@ -275,12 +313,19 @@ def test_missing_folder_is_named(load, tmp_path):
 
 @pytest.mark.parametrize("source", ["tiny_shakespeare", "wikitext2", "etth1", "ettm1", "fsdd", "smnist"])
 def test_no_network_is_named(load, offline, source):
-    with pytest.raises(InputError, match=r"^https://.* could not be fetched \(Name or service not known\): check the network, or set data\.local_dir"):
+    with pytest.raises(
+        InputError,
+        match=r"^https://.* could not be fetched \(Name or service not known\): check the network, or set "
+        r"data\.local_dir",
+    ):
         load(source, local_dir="")
 
 
 def test_weather_has_no_address(load, offline):
-    with pytest.raises(InputError, match=r"weather\.csv\.gz has no stable public address: set data\.local_dir to a folder that holds it"):
+    with pytest.raises(
+        InputError,
+        match=r"weather\.csv\.gz has no stable public address: set data\.local_dir to a folder that holds it",
+    ):
         load("weather", local_dir="")
 
 
@@ -348,14 +393,20 @@ def test_wrong_download_is_refused_and_not_kept(load, publish, web, tmp_path):
 
 
 def test_wikitext_keeps_its_splits(load, publish, folder):
-    texts = {"train": " = A = \n the <unk> cat \n" * 40, "validation": " the cat \n" * 20, "test": " a dog \n the cat \n" * 20}
+    texts = {
+        "train": " = A = \n the <unk> cat \n" * 40,
+        "validation": " the cat \n" * 20,
+        "test": " a dog \n the cat \n" * 20,
+    }
     for name, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
         (folder / f"wikitext2_{name}.txt.gz").write_bytes(gzip.compress(texts[split].encode()))
     publish(public.Wikitext2, {split: text.encode() for split, text in texts.items()})
     dataset = load("wikitext2", level="word")
     assert dataset.vocabulary == ("<eos>", "<unk>", "=", "A", "cat", "the")
     assert [dataset.metadata()[f"{split}_tokens"] for split in texts] == [40 * 8, 20 * 3, 20 * 6]
-    assert dataset.metadata()["sha256"] == {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
+    assert dataset.metadata()["sha256"] == {
+        split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()
+    }
     assert load("wikitext2").metadata()["test_tokens"] == len(texts["test"])
 
 
@@ -406,7 +457,9 @@ def archive(path, clips, rate=8000):
                 with wave.open(raw, "wb") as clip:
                     clip.setparams((1, 2, rate, 0, "NONE", ""))
                     clip.writeframes(samples.tobytes())
-                file.writestr(f"free-spoken-digit-dataset-master/recordings/{digit}_{speaker}_{take}.wav", raw.getvalue())
+                file.writestr(
+                    f"free-spoken-digit-dataset-master/recordings/{digit}_{speaker}_{take}.wav", raw.getvalue()
+                )
 
 
 def test_spoken_digits_from_recordings_equal_the_packed_form(load, publish, folder, monkeypatch):
@@ -414,7 +467,13 @@ def test_spoken_digits_from_recordings_equal_the_packed_form(load, publish, fold
     archive(folder / "free-spoken-digit-dataset-master.zip", clips)
     unpacked = load("fsdd", length=0)
     label, take = (np.array([name[place] for name in clips]) for place in (0, 2))
-    np.savez(folder / "fsdd.npz", wave=np.concatenate(list(clips.values())), offset=np.cumsum([0, *map(len, clips.values())]), label=label, index=take)
+    np.savez(
+        folder / "fsdd.npz",
+        wave=np.concatenate(list(clips.values())),
+        offset=np.cumsum([0, *map(len, clips.values())]),
+        label=label,
+        index=take,
+    )
     digest = hashlib.sha256((folder / "fsdd.npz").read_bytes()).hexdigest()
     monkeypatch.setattr(origins, "PACKED_DIGITS", dataclasses.replace(origins.PACKED_DIGITS, sha256=digest))
     packed = load("fsdd", length=0)
@@ -432,7 +491,11 @@ def test_spoken_digits_from_recordings_equal_the_packed_form(load, publish, fold
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("incomplete", r"the archive of spoken digits holds 1 recordings, expected 3000: fetch it again, or put fsdd\.npz into data\.local_dir"),
+        (
+            "incomplete",
+            r"the archive of spoken digits holds 1 recordings, expected 3000: fetch it again, or put fsdd\.npz into "
+            r"data\.local_dir",
+        ),
         ("rate", r"the archive of spoken digits is damaged \(.*expected \(1, 2, 8000\)\)"),
         ("torn", r"the archive of spoken digits is damaged \(File is not a zip file\)"),
     ],
@@ -454,7 +517,9 @@ def test_a_kept_archive_without_a_published_hash_is_fetched_again_when_it_is_bad
     load("fsdd", local_dir="", length=0)
     (kept,) = (tmp_path / "cache" / "downloads").iterdir()
     first, last = np.array_split(np.frombuffer(whole, np.uint8), 2)
-    kept.write_bytes(first.tobytes() + (b"" if damage == "torn" else (last[:400] ^ 255).tobytes() + last[400:].tobytes()))
+    kept.write_bytes(
+        first.tobytes() + (b"" if damage == "torn" else (last[:400] ^ 255).tobytes() + last[400:].tobytes())
+    )
     load("fsdd", local_dir="", length=0)
     assert kept.read_bytes() == whole and len(asked) == 2
 
@@ -463,7 +528,9 @@ def test_a_damaged_archive_is_not_kept_and_is_named(load, web, folder, tmp_path)
     files, _ = web
     archive(folder / "one.zip", {(1, "ann", 0): np.zeros(9, np.int16)})
     files[origins.SPOKEN_DIGITS.url] = (folder / "one.zip").read_bytes()
-    with pytest.raises(InputError, match=r"^https://.*master\.zip: the archive of spoken digits holds 1 recordings, expected 3000"):
+    with pytest.raises(
+        InputError, match=r"^https://.*master\.zip: the archive of spoken digits holds 1 recordings, expected 3000"
+    ):
         load("fsdd", local_dir="")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
@@ -478,20 +545,29 @@ def test_a_bad_kept_file_is_named_where_it_cannot_be_fetched_again(load, publish
     shutil.rmtree(tmp_path / "cache" / "prepared")
     files.clear()
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(InputError, match=rf"^{kept} is not the published file.*; and https://.* could not be fetched \(no network\)"):
+    with pytest.raises(
+        InputError, match=rf"^{kept} is not the published file.*; and https://.* could not be fetched \(no network\)"
+    ):
         load("tiny_shakespeare", local_dir="")
 
 
 def idx(array):
     """An array of bytes in the format of the MNIST files."""
-    return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes(), compresslevel=1)
+    return gzip.compress(
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes(), compresslevel=1
+    )
 
 
 @pytest.fixture
 def digits(publish, folder):
     """Publishes small MNIST files, several records long, and returns their arrays."""
-    arrays = {"train-images-idx3-ubyte": RNG.integers(0, 256, (2300, 28, 28)), "t10k-images-idx3-ubyte": RNG.integers(0, 256, (1100, 28, 28))}
-    arrays |= {name.replace("images-idx3", "labels-idx1"): RNG.integers(0, 10, len(images)) for name, images in arrays.items()}
+    arrays = {
+        "train-images-idx3-ubyte": RNG.integers(0, 256, (2300, 28, 28)),
+        "t10k-images-idx3-ubyte": RNG.integers(0, 256, (1100, 28, 28)),
+    }
+    arrays |= {
+        name.replace("images-idx3", "labels-idx1"): RNG.integers(0, 10, len(images)) for name, images in arrays.items()
+    }
     files = {name: idx(array.astype(np.uint8)) for name, array in arrays.items()}
     (folder / "mnist").mkdir()
     for name, raw in files.items():

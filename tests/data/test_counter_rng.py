@@ -41,7 +41,8 @@ def test_uniform_numbers_are_uniform():
     assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.histogram(numbers, 100, (0, 1))[0]
     expected = len(numbers) / 100
-    assert ((counts - expected) ** 2 / expected).sum() < 180  # chi squared of 99 degrees: exceeded with probability 1e-6
+    # chi squared of 99 degrees: exceeded with probability 1e-6
+    assert ((counts - expected) ** 2 / expected).sum() < 180
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (0, 1), (1, -1), (17, 3)])

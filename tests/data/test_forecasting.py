@@ -1,4 +1,6 @@
-"""Tables: the literature's windows and scaling, a reader that names what is wrong, baselines against their definitions."""
+"""Tables: the literature's windows and scaling, a reader that names what is wrong, baselines against their
+definitions.
+"""
 
 import json
 
@@ -34,7 +36,10 @@ def covered(dataset, split, batch_size=512):
     """Inputs and targets of all windows of a split, in order."""
     batches = list(dataset.evaluate(split, batch_size))
     kept = [batch["weights"] > 0 for batch in batches]
-    return tuple(np.concatenate([batch[key][rows] for batch, rows in zip(batches, kept, strict=True)]) for key in ("inputs", "targets"))
+    return tuple(
+        np.concatenate([batch[key][rows] for batch, rows in zip(batches, kept, strict=True)])
+        for key in ("inputs", "targets")
+    )
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 8449), ("validation", 2785), ("test", 2785)])
@@ -44,7 +49,10 @@ def test_hourly_table_has_the_literatures_windows(hourly, split, count):
     assert hourly.metadata()[f"{split}_windows"] == count
 
 
-@pytest.mark.parametrize(("length", "horizon", "counts"), [(96, 720, (7825, 2161, 2161)), (336, 96, (8209, 2785, 2785)), (512, 192, (7937, 2689, 2689))])
+@pytest.mark.parametrize(
+    ("length", "horizon", "counts"),
+    [(96, 720, (7825, 2161, 2161)), (336, 96, (8209, 2785, 2785)), (512, 192, (7937, 2689, 2689))],
+)
 def test_counts_for_other_lookbacks_and_horizons(table, length, horizon, counts):
     metadata = built(table, forecasting.ett_split(1), length=length, horizon=horizon).metadata()
     assert tuple(metadata[f"{split}_windows"] for split in SPLITS) == counts
@@ -97,11 +105,14 @@ def cyclic(rows=400, cycle=7):
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_course_of_a_cycle_is_taken_off_inputs_and_targets_alike(split):
     values = cyclic()
-    plain, adjusted = (built(values, forecasting.share_split(400), length=10, horizon=5, period=period) for period in (0, 7))
+    plain, adjusted = (
+        built(values, forecasting.share_split(400), length=10, horizon=5, period=period) for period in (0, 7)
+    )
     whole, rest = (np.concatenate(covered(dataset, split), axis=1) for dataset in (plain, adjusted))
     course = np.concatenate([batch["course"][batch["weights"] > 0] for batch in adjusted.evaluate(split, 512)])
     np.testing.assert_allclose(rest + course, whole, atol=1e-6)
-    assert np.abs(rest).max() < 0.05 < whole.std()  # what is left is the noise, on rows that no course was fitted to as well
+    # what is left is the noise, on rows that no course was fitted to as well
+    assert np.abs(rest).max() < 0.05 < whole.std()
     assert "course" not in next(plain.evaluate(split, 4))
 
 
@@ -120,7 +131,9 @@ def test_the_course_reads_training_rows_only_and_holds_for_another_table():
 
 
 def test_a_cycle_longer_than_training_is_refused():
-    with pytest.raises(InputError, match=r"data\.period=281 is longer than the 280 training rows, .*: use a shorter one, or 0"):
+    with pytest.raises(
+        InputError, match=r"data\.period=281 is longer than the 280 training rows, .*: use a shorter one, or 0"
+    ):
         built(cyclic(), forecasting.share_split(400), length=10, horizon=5, period=281)
 
 
@@ -151,7 +164,10 @@ def test_training_draws_every_training_window_once_an_epoch():
 
 def test_training_on_validation_adds_its_windows_and_keeps_the_scaling():
     values = np.arange(300.0)[:, None]
-    apart, joined = (built(values, forecasting.share_split(300), length=8, horizon=4, train_on=option) for option in ("train", "train+validation"))
+    apart, joined = (
+        built(values, forecasting.share_split(300), length=8, horizon=4, train_on=option)
+        for option in ("train", "train+validation")
+    )
     assert apart.metadata()["scaling"] == joined.metadata()["scaling"]
     count = sum(joined.metadata()[f"{split}_windows"] for split in ("train", "validation"))
     targets = next(joined.train(count, seed=0))["targets"]
@@ -160,7 +176,10 @@ def test_training_on_validation_adds_its_windows_and_keeps_the_scaling():
 
 
 def test_split_without_a_window_is_refused(table):
-    with pytest.raises(InputError, match=r"the validation split of etth1 has 50 rows, too few .*data\.horizon=96: shorten them, or give more rows"):
+    with pytest.raises(
+        InputError,
+        match=r"the validation split of etth1 has 50 rows, too few .*data\.horizon=96: shorten them, or give more rows",
+    ):
         built(table[:1000], {"train": (0, 700), "validation": (700, 750), "test": (750, 1000)})
 
 
@@ -186,10 +205,13 @@ def autoregression(steps, channels, memory, seed=0):
 
 
 def test_ridge_nears_the_optimum_of_an_autoregression():
-    # x_t = m x_{t-1} + e of variance 1, so that cov(x_s, x_t) = m^|s - t|. The forecast is w x with sum(w) = 1, as it is the last
-    # value and differences to it: w = S^-1 (c + u 1) with Lagrange's u, S the covariance of the lookback and c that with the target.
+    # x_t = m x_{t-1} + e of variance 1, so that cov(x_s, x_t) = m^|s - t|. The forecast is w x with sum(w) = 1, as it
+    # is the last value and differences to it: w = S^-1 (c + u 1) with Lagrange's u, S the covariance of the lookback
+    # and c that with the target.
     memory, length, ahead = 0.8, 24, np.arange(1, 5)
-    found = built(autoregression(20000, 2, memory), forecasting.share_split(20000), length=length, horizon=4).baselines("test")
+    found = built(autoregression(20000, 2, memory), forecasting.share_split(20000), length=length, horizon=4).baselines(
+        "test"
+    )
     step = np.arange(length)
     covariance, ones, errors = memory ** np.abs(step[:, None] - step), np.ones(length), []
     for distance in ahead:
@@ -211,7 +233,9 @@ def test_ridge_by_channel_wins_where_channels_differ():
 
 def test_ridge_equals_a_least_squares_fit():
     dataset = built(autoregression(3000, 1, 0.7), forecasting.share_split(3000), length=6, horizon=3)
-    (x, y), (x_test, y_test) = (tuple(part[..., 0].astype(np.float64) for part in covered(dataset, split)) for split in ("train", "test"))
+    (x, y), (x_test, y_test) = (
+        tuple(part[..., 0].astype(np.float64) for part in covered(dataset, split)) for split in ("train", "test")
+    )
     # The lookback less its last value: its last column is zero, and a column of ones takes its place.
     design, design_test = (np.column_stack([part[:, :-1] - part[:, -1:], np.ones(len(part))]) for part in (x, x_test))
     map_, *_ = np.linalg.lstsq(design, y - x[:, -1:])
@@ -251,7 +275,19 @@ def lines(head, row, count=60):
         (lines(["load,price"], '"{x}","{y}"'), ["load", "price"]),
         ("\ufeff" + lines(["load,price"], "{x},{y}"), ["load", "price"]),
     ],
-    ids=["bare", "header", "dates", "dates without header", "index", "semicolons", "tabs", "spaces", "CRLF", "quotes", "byte order mark"],
+    ids=[
+        "bare",
+        "header",
+        "dates",
+        "dates without header",
+        "index",
+        "semicolons",
+        "tabs",
+        "spaces",
+        "CRLF",
+        "quotes",
+        "byte order mark",
+    ],
 )
 def test_csv_is_read_as_it_comes(load, text, names):
     dataset = load(text)
@@ -277,18 +313,41 @@ def test_one_column_is_enough(load, text):
         ("", r"mine\.csv is empty: give a CSV"),
         ("\n \n,,\n", r"mine\.csv is empty: give a CSV"),
         ("load,price\n", r"mine\.csv has no numbers below its header"),
-        (lines(["load,price"], "{x},{y}") + "1,2,3\n", r"mine\.csv line 62 has 3 cells, its first line has 2: every row needs the same columns"),
+        (
+            lines(["load,price"], "{x},{y}") + "1,2,3\n",
+            r"mine\.csv line 62 has 3 cells, its first line has 2: every row needs the same columns",
+        ),
         (lines(["load,price"], "{x},{y}") + "\n1\n", r"mine\.csv line 63 has 1 cells"),
-        (lines(["load,price"], "{x},{y}") + "1,nan\n", r"mine\.csv line 62 column 2 holds 'nan', expected a finite number: fill it in or drop the row"),
+        (
+            lines(["load,price"], "{x},{y}") + "1,nan\n",
+            r"mine\.csv line 62 column 2 holds 'nan', expected a finite number: fill it in or drop the row",
+        ),
         (lines(["load,price"], "{x},{y}") + "inf,1\n", r"line 62 column 1 holds 'inf'"),
         (lines(["load,price"], "{x},{y}") + "1,\n", r"line 62 column 2 holds ''"),
         (lines(["load,2020"], "{x},{y}"), r"line 1 column 1 holds 'load', expected a finite number"),
         (lines([], "{x},{y}") + "end,1\n", r"line 61 column 1 holds 'end', expected a finite number"),
         (lines(["date,load,price"], "2020-01-01,{x},{y}") + "2020-01-02,1,none\n", r"line 62 column 3 holds 'none'"),
-        (lines(["load,price"], "{x},{y}", 5), r"the \w+ split of .*mine\.csv has \d rows, too few for one window of data\.length=4 and data\.horizon=2"),
+        (
+            lines(["load,price"], "{x},{y}", 5),
+            r"the \w+ split of .*mine\.csv has \d rows, too few for one window of data\.length=4 and data\.horizon=2",
+        ),
         (b"\x00\x01\x02\x00\n" * 50, r"mine\.csv"),
     ],
-    ids=["empty", "blank", "header only", "long row", "short row", "nan", "infinite", "missing cell", "half a header", "foot", "text cell", "short", "binary"],
+    ids=[
+        "empty",
+        "blank",
+        "header only",
+        "long row",
+        "short row",
+        "nan",
+        "infinite",
+        "missing cell",
+        "half a header",
+        "foot",
+        "text cell",
+        "short",
+        "binary",
+    ],
 )
 def test_bad_tables_are_refused_by_line_and_column(load, text, message):
     with pytest.raises(InputError, match=message):
@@ -307,5 +366,7 @@ def test_folder_in_place_of_a_table_is_named(tmp_path):
 
 def test_table_with_other_channels_than_the_run_is_refused(load):
     known = load(lines([], "{x},{y}")).metadata()
-    with pytest.raises(InputError, match=r"mine\.csv has 1 channels, the run was trained on 2: give a table with the same columns"):
+    with pytest.raises(
+        InputError, match=r"mine\.csv has 1 channels, the run was trained on 2: give a table with the same columns"
+    ):
         load(lines([], "{x}"), known)

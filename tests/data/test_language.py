@@ -1,4 +1,6 @@
-"""Text: nothing lost between text and tokens, every token predicted exactly once, baselines that were counted by hand."""
+"""Text: nothing lost between text and tokens, every token predicted exactly once, baselines that were counted by
+hand.
+"""
 
 import collections
 import itertools
@@ -47,10 +49,13 @@ def test_cover_predicts_every_token_but_the_first_once(load, length, batch_size)
     dataset = load(TEXT, length=length)
     expected = dataset.encode(TEXT[1800:])
     batches = list(dataset.evaluate("test", batch_size))
-    inputs, targets, weights, valid = (np.concatenate([batch[key] for batch in batches], axis=1) for key in ("inputs", "targets", "weights", "valid"))
+    inputs, targets, weights, valid = (
+        np.concatenate([batch[key] for batch in batches], axis=1) for key in ("inputs", "targets", "weights", "valid")
+    )
     np.testing.assert_array_equal(weights, valid)
     assert all(batch["inputs"].shape == (batch_size, length) for batch in batches)
-    # Row after row, the scored targets are the text from its second token on, and the inputs the text up to its last but one.
+    # Row after row, the scored targets are the text from its second token on, and the inputs the text up to its last
+    # but one.
     np.testing.assert_array_equal(targets[valid], expected[1:])
     np.testing.assert_array_equal(inputs[valid], expected[:-1])
 
@@ -83,7 +88,10 @@ def test_cut_is_85_5_10_in_reading_order(load, level):
 def test_train_and_validation_can_be_joined(load):
     text = "a" * 1700 + "b" * 100 + "c" * 200
     seen = {option: set(drawn(load(text, train_on=option)).ravel()) for option in ("train", "train+validation")}
-    assert {option: {"abc"[token] for token in tokens} for option, tokens in seen.items()} == {"train": {"a"}, "train+validation": {"a", "b"}}
+    assert {option: {"abc"[token] for token in tokens} for option, tokens in seen.items()} == {
+        "train": {"a"},
+        "train+validation": {"a", "b"},
+    }
 
 
 def drawn(dataset, batches=8, batch_size=64):
@@ -96,7 +104,9 @@ def test_training_windows_are_pieces_of_the_training_text(load):
     batch = next(dataset.train(32, seed=0))
     np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
     text = TEXT[:1700]
-    pieces = [dataset.decode(np.append(row, last)) for row, last in zip(batch["inputs"], batch["targets"][:, -1], strict=True)]
+    pieces = [
+        dataset.decode(np.append(row, last)) for row, last in zip(batch["inputs"], batch["targets"][:, -1], strict=True)
+    ]
     assert len(set(pieces)) > 20 and all(piece in text for piece in pieces)
     assert (batch["weights"] == 1).all() and batch["valid"].all()
 
@@ -149,7 +159,9 @@ def test_vocabulary_of_a_run_holds_for_another_text(load):
 
 def test_unseen_characters_are_named_with_their_place(load):
     known = load(TEXT).metadata()
-    with pytest.raises(InputError, match=r"mine\.txt.*2 kind\(s\).*'Q', 'ß'.*the first, 'Q', is in line 2, column 3") as found:
+    with pytest.raises(
+        InputError, match=r"mine\.txt.*2 kind\(s\).*'Q', 'ß'.*the first, 'Q', is in line 2, column 3"
+    ) as found:
         load("abc\nabQdß\n" * 50, known)
     assert "replace them" in str(found.value)
 
@@ -173,7 +185,9 @@ def counted(train, tokens):
     followed = collections.Counter(train[:-1])
     unigram = {kind: (single[kind] + 0.01) / (len(train) + 0.01 * len(kinds)) for kind in kinds}
     first = -sum(math.log(unigram[kind]) for kind in tokens[1:]) / (len(tokens) - 1)
-    second = -sum(math.log((pairs[x, y] + 5 * unigram[y]) / (followed[x] + 5)) for x, y in itertools.pairwise(tokens)) / (len(tokens) - 1)
+    second = -sum(
+        math.log((pairs[x, y] + 5 * unigram[y]) / (followed[x] + 5)) for x, y in itertools.pairwise(tokens)
+    ) / (len(tokens) - 1)
     return first, second
 
 
@@ -199,7 +213,11 @@ def test_bigrams_beat_unigrams_where_tokens_follow_each_other(load):
         (b"", r"mine\.txt is empty: give a text"),
         (b" \n\n ", r"mine\.txt is empty: give a text"),
         (b"abc\xff" * 100, r"mine\.txt is not UTF-8 \(byte 3, line 1\): convert it"),
-        (b"abc", r"the train split of .*mine\.txt has 2 tokens, data\.length=16 needs at least 17: use a longer text or a shorter data\.length"),
+        (
+            b"abc",
+            r"the train split of .*mine\.txt has 2 tokens, data\.length=16 needs at least 17: use a longer text or a "
+            r"shorter data\.length",
+        ),
         (b"abcdefghijklmnopqrstuvwx", r"the validation split of .* has 1 tokens"),
     ],
 )
@@ -222,7 +240,11 @@ def test_python_reference_is_embedded():
     dataset = data.load(Data(source="python_reference"))
     text = dataset.decode(stream(dataset, "test"))
     assert len(text) > 20_000 and "Python" in text
-    assert dataset.baselines("test")["bigram entropy"]["nats"] < dataset.baselines("test")["unigram entropy"]["nats"] < math.log(dataset.task.vocab)
+    assert (
+        dataset.baselines("test")["bigram entropy"]["nats"]
+        < dataset.baselines("test")["unigram entropy"]["nats"]
+        < math.log(dataset.task.vocab)
+    )
 
 
 def test_bytes_are_those_of_utf8(load):
@@ -242,8 +264,15 @@ def test_subwords_come_from_an_imported_tokenizer_alone(load):
 def test_subwords_are_those_of_the_tokenizer(load):
     tokenizers = pytest.importorskip("tokenizers")
     names = ["a", "b", "ab", "\u0120", "\u0120ab", "\u010a"]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[("a", "b"), ("\u0120", "ab")]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={name: index for index, name in enumerate(names)}, merges=[("a", "b"), ("\u0120", "ab")]
+        )
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        tokenizers.decoders.ByteLevel(),
+    )
     dataset = load("ab ab ba\n" * 40, {"vocabulary": names, "tokenizer": tokenizer.to_str()}, level="subword")
     assert dataset.encode("ab ab ba\n").tolist() == [2, 4, 3, 1, 0, 5]
     assert dataset.decode(dataset.encode("ab ab ba\n")) == "ab ab ba\n"
@@ -255,14 +284,21 @@ def trained(kind):
     tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="a"))
     if kind == "bytes":
-        made.pre_tokenizer, made.post_processor = tokenizers.pre_tokenizers.ByteLevel(), tokenizers.processors.ByteLevel(trim_offsets=True)
+        made.pre_tokenizer, made.post_processor = (
+            tokenizers.pre_tokenizers.ByteLevel(),
+            tokenizers.processors.ByteLevel(trim_offsets=True),
+        )
     elif kind == "metaspace":
         made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     elif kind == "spaces":
         made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     elif kind == "one word":
-        made.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("_"), tokenizers.normalizers.Replace(" ", "_")])
-    made.train_from_iterator([TEXT, WORDS], tokenizers.trainers.BpeTrainer(vocab_size=120, show_progress=False, special_tokens=["<s>"]))
+        made.normalizer = tokenizers.normalizers.Sequence(
+            [tokenizers.normalizers.Prepend("_"), tokenizers.normalizers.Replace(" ", "_")]
+        )
+    made.train_from_iterator(
+        [TEXT, WORDS], tokenizers.trainers.BpeTrainer(vocab_size=120, show_progress=False, special_tokens=["<s>"])
+    )
     return made
 
 
@@ -271,7 +307,9 @@ WORDS = "the state keeps  what a gate, lets in.\n\n\tAnd 春眠不觉晓，处�
 
 @pytest.mark.parametrize("kind", ["bytes", "metaspace", "spaces", "one word"])
 @pytest.mark.parametrize(
-    "text", [WORDS, TEXT, "é" * 300, " \n" * 200, "a", "naïve" * 90 + " " + WORDS], ids=["words", "drawn", "long", "blank", "a", "long word"]
+    "text",
+    [WORDS, TEXT, "é" * 300, " \n" * 200, "a", "naïve" * 90 + " " + WORDS],
+    ids=["words", "drawn", "long", "blank", "a", "long word"],
 )
 def test_subwords_of_pieces_are_those_of_the_whole(kind, text, monkeypatch):
     made = trained(kind)
@@ -283,7 +321,9 @@ def test_subwords_of_pieces_are_those_of_the_whole(kind, text, monkeypatch):
     assert not blocks or np.concatenate(blocks).tolist() == whole
     assert len(blocks) > 5 or text is not WORDS or kind == "one word"
     for size in (7, 64, 10**6):
-        found = vocabulary.tokenise([text[first : first + size] for first in range(0, len(text), size)], "subword", made.to_str())
+        found = vocabulary.tokenise(
+            [text[first : first + size] for first in range(0, len(text), size)], "subword", made.to_str()
+        )
         assert [found.kinds[code] for code in found.codes] == [made.id_to_token(number) for number in whole]
 
 
@@ -321,7 +361,11 @@ def test_memory_of_subwords_is_a_few_times_the_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "level"),
-    [("the state keeps what a gate lets in\n", "character"), ("春眠不觉晓，处处闻啼鸟。\n", "character"), ("the state keeps what\n", "word")],
+    [
+        ("the state keeps what a gate lets in\n", "character"),
+        ("春眠不觉晓，处处闻啼鸟。\n", "character"),
+        ("the state keeps what\n", "word"),
+    ],
 )
 def test_memory_is_a_few_times_the_text(tmp_path, words, level):
     path = tmp_path / "long.txt"
@@ -366,4 +410,7 @@ def test_words_that_a_run_never_saw_are_counted(tmp_path):
     path.write_text("a b c a b c\n" * 40)
     known = data.load(Data(source="text", file=str(path), level="word", length=4)).metadata()
     path.write_text("a x b y\n" * 9)
-    assert "18 of them are not in the vocabulary and read as <unk>" in data.load(Data(source="text", file=str(path), level="word", length=4), known).reading
+    assert (
+        "18 of them are not in the vocabulary and read as <unk>"
+        in data.load(Data(source="text", file=str(path), level="word", length=4), known).reading
+    )

@@ -25,7 +25,10 @@ def test_every_source_of_the_config_has_a_loader():
 @pytest.mark.parametrize("source", ["selective_copying", "linear_gaussian", "python_reference"])
 def test_data_of_the_same_form_is_accepted(source):
     known = metadata(source)
-    assert data.load(Data(source=source, **{**SMALL, "seed": 7, "length": 24}), known).metadata()["task"]["kind"] == known["task"]["kind"]
+    assert (
+        data.load(Data(source=source, **{**SMALL, "seed": 7, "length": 24}), known).metadata()["task"]["kind"]
+        == known["task"]["kind"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,8 +40,18 @@ def test_data_of_the_same_form_is_accepted(source):
             ("linear_gaussian", {}),
             r"^selective_copying has kind language, the run was trained with forecasting: give data of the same form",
         ),
-        ("selective_copying", {"vocab": 8}, ("selective_copying", {}), r"^selective_copying has vocab 10, the run was trained with 18"),
-        ("linear_gaussian", {"horizon": 5}, ("linear_gaussian", {}), r"^linear_gaussian has horizon 5, the run was trained with 4"),
+        (
+            "selective_copying",
+            {"vocab": 8},
+            ("selective_copying", {}),
+            r"^selective_copying has vocab 10, the run was trained with 18",
+        ),
+        (
+            "linear_gaussian",
+            {"horizon": 5},
+            ("linear_gaussian", {}),
+            r"^linear_gaussian has horizon 5, the run was trained with 4",
+        ),
     ],
 )
 def test_data_of_another_form_is_refused(source, options, trained, message):
@@ -69,7 +82,10 @@ def test_recipes_for_files_of_ones_own_suit_small_ones_too(tmp_path, recipe):
     assert 1 <= model.stride <= model.frame <= dataset.task.length or recipe == "my_text"
     assert next(dataset.train(4, seed=0))["inputs"].shape[:2] == (4, dataset.task.length)
     again = data.load(experiment.data, dataset.metadata())
-    assert again.task.length == dataset.task.length and (again.task.frame, again.task.stride) == (dataset.task.frame, dataset.task.stride)
+    assert again.task.length == dataset.task.length and (again.task.frame, again.task.stride) == (
+        dataset.task.frame,
+        dataset.task.stride,
+    )
 
 
 def test_a_key_of_how_a_file_is_read_can_be_given_to_evaluation():

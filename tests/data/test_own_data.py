@@ -11,7 +11,14 @@ from selssm_jax.config import Data
 from selssm_jax.testing import check_task
 
 PAGE = runs.REPOSITORY / "docs" / "adding_data.md"
-SHORT = ("training.steps=2", "training.eval_every=2", "training.checkpoint_every=2", "training.devices=1", "optimizer.warmup_steps=1", "data.length=24")
+SHORT = (
+    "training.steps=2",
+    "training.eval_every=2",
+    "training.checkpoint_every=2",
+    "training.devices=1",
+    "optimizer.warmup_steps=1",
+    "data.length=24",
+)
 
 
 @pytest.fixture
@@ -29,11 +36,20 @@ def own(tmp_path):
 def test_the_data_of_the_page_train_and_report(own, tmp_path, capsys):
     keys = [f"--config.{key}" for key in (*SHORT, "data.source=chaos", "data.horizon=4")]
     run = tmp_path / "run"
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", *keys) == 0, capsys.readouterr().err
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--workdir={run}2", *keys, "--config.model.pool=last") == 2
+    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", *keys) == 0, (
+        capsys.readouterr().err
+    )
+    assert (
+        runs.command("train.py", "--config=configs/smoke.py", f"--workdir={run}2", *keys, "--config.model.pool=last")
+        == 2
+    )
     assert "model.pool is read by fsdd, smnist, psmnist, npz alone" in capsys.readouterr().err
     assert runs.command("eval.py", f"--workdir={run}") == 0, capsys.readouterr().err
     results = json.loads((run / "report" / "results.json").read_text())
-    assert results["task"]["kind"] == "forecasting" and results["metrics"]["mse"] > 0 and 0 < results["baselines"]["zero"]["mse"] < 0.2
+    assert (
+        results["task"]["kind"] == "forecasting"
+        and results["metrics"]["mse"] > 0
+        and 0 < results["baselines"]["zero"]["mse"] < 0.2
+    )
     assert (run / "report" / "forecast.png").exists() and results["errors"]["by_channel"]["names"] == ["x"]
     check_task(data.load(Data(source="chaos", length=8, horizon=3)))

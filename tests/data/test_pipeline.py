@@ -17,7 +17,12 @@ def numbered(count=50):
 
     def take(rows):
         weights = np.ones(len(rows), np.float32)
-        return {"inputs": rows[:, None].astype(np.int32), "targets": rows.astype(np.int32), "weights": weights, "valid": np.ones((len(rows), 1), bool)}
+        return {
+            "inputs": rows[:, None].astype(np.int32),
+            "targets": rows.astype(np.int32),
+            "weights": weights,
+            "valid": np.ones((len(rows), 1), bool),
+        }
 
     return Dataset(
         task=Task("classification", channels=1, classes=count, length=1),
@@ -44,7 +49,8 @@ def assert_same(first, second):
 @pytest.mark.parametrize("source", ["selective_copying", "linear_gaussian", "python_reference"])
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_iterator_resumes_bit_equal_from_json(source, before):
-    # 40 examples in batches of 16: the state falls in the middle of an epoch, and the batches after it cross the end of one.
+    # 40 examples in batches of 16: the state falls in the middle of an epoch, and the batches after it cross the end of
+    # one.
     dataset = data.load(Data(source=source, length=24, horizon=4, tokens=4, train_examples=40, eval_examples=3))
     whole = dataset.train(16, seed=3)
     for _ in range(before):
@@ -72,13 +78,19 @@ def test_state_can_be_set_back_on_an_iterator_that_ran_ahead():
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 3), (7, 3), (10, 10), (10, 16), (10, 35), (64, 5)])
 def test_shuffled_rows_cover_every_epoch_once(count, batch_size):
     batches = -(-4 * count // batch_size)
-    rows = np.concatenate([shuffled_rows(0, number * batch_size + np.arange(batch_size), count) for number in range(batches)])
+    rows = np.concatenate(
+        [shuffled_rows(0, number * batch_size + np.arange(batch_size), count) for number in range(batches)]
+    )
     for epoch in range(4):
         assert sorted(rows[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 def test_shuffle_depends_on_seed_and_epoch():
-    orders = [tuple(shuffled_rows(seed, np.arange(epoch * 100, (epoch + 1) * 100), 100)) for seed in range(3) for epoch in range(3)]
+    orders = [
+        tuple(shuffled_rows(seed, np.arange(epoch * 100, (epoch + 1) * 100), 100))
+        for seed in range(3)
+        for epoch in range(3)
+    ]
     assert len(set(orders)) == 9
     assert orders[0] != tuple(range(100))
 
@@ -144,7 +156,10 @@ def test_batches_have_the_promised_shapes_and_types(source):
     dataset = data.load(Data(source=source, length=24, horizon=4, tokens=4, eval_examples=10))
     task = dataset.task
     language = task.kind == "language"
-    batches = [next(dataset.train(8, seed=0)), *(next(iter(dataset.evaluate(split, 8))) for split in ("train", "validation", "test"))]
+    batches = [
+        next(dataset.train(8, seed=0)),
+        *(next(iter(dataset.evaluate(split, 8))) for split in ("train", "validation", "test")),
+    ]
     for batch in batches:
         shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
         steps = (8, task.length)

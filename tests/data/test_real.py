@@ -35,7 +35,9 @@ def test_tiny_shakespeare(load):
     assert len(dataset.vocabulary) == dataset.task.vocab == 65
     assert sizes(dataset, "tokens") == [948_084, 55_770, 111_540]
     first = next(iter(dataset.evaluate("train", 1)))
-    assert dataset.decode(first["inputs"][0]).startswith("First Citizen:\nBefore we proceed any further, hear me speak.")
+    assert dataset.decode(first["inputs"][0]).startswith(
+        "First Citizen:\nBefore we proceed any further, hear me speak."
+    )
     baselines = dataset.baselines("test")
     assert 2.4 < baselines["bigram entropy"]["nats"] < 2.6 < 3.2 < baselines["unigram entropy"]["nats"] < 3.5
 
@@ -64,7 +66,11 @@ def test_jena_weather(load):
     squared, absolute, count = 0.0, 0.0, 0
     for batch in dataset.evaluate("test", 500):
         wrong = (batch["inputs"][:, -1:] - batch["targets"])[batch["weights"] > 0]
-        squared, absolute, count = squared + np.square(wrong).sum(dtype=np.float64), absolute + np.abs(wrong).sum(dtype=np.float64), count + wrong.size
+        squared, absolute, count = (
+            squared + np.square(wrong).sum(dtype=np.float64),
+            absolute + np.abs(wrong).sum(dtype=np.float64),
+            count + wrong.size,
+        )
     assert (squared / count, absolute / count) == (pytest.approx(0.259, abs=6e-4), pytest.approx(0.254, abs=6e-4))
 
 

@@ -44,7 +44,9 @@ def covered(dataset, split, batch_size=7):
     return {key: np.concatenate([batch[key] for batch in batches])[keep] for key in batches[0]}
 
 
-@pytest.mark.parametrize(("split", "rows"), [("train", range(30)), ("validation", range(30, 38)), ("test", range(38, 50))])
+@pytest.mark.parametrize(
+    ("split", "rows"), [("train", range(30)), ("validation", range(30, 38)), ("test", range(38, 50))]
+)
 def test_signals_are_cut_or_padded_at_their_end(load, split, rows):
     found = covered(load(packed()), split)
     assert found["inputs"].shape == (len(rows), 16, 1)
@@ -65,13 +67,17 @@ def test_length_0_keeps_the_longest_whole(load):
 @pytest.mark.parametrize("channels", [0, 1, 3])
 def test_signals_of_one_length_may_have_channels(load, channels):
     signal = RNG.standard_normal((40, 12, *[channels] * bool(channels)))
-    dataset = load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}, length=0)
+    dataset = load(
+        {"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}, length=0
+    )
     assert (dataset.task.channels, dataset.task.length, dataset.task.classes) == (max(channels, 1), 12, 2)
     assert not dataset.is_stream
     expected = signal.reshape(40, 12, -1)
     train = expected[:20].reshape(240, -1)
     expected = (expected - train.mean(axis=0)) / train.std(axis=0)
-    np.testing.assert_allclose(np.concatenate([covered(dataset, split)["inputs"] for split in SPLITS]), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([covered(dataset, split)["inputs"] for split in SPLITS]), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_file_without_a_split_is_cut_80_10_10_by_a_fixed_shuffle(load):
@@ -88,14 +94,18 @@ def test_file_without_a_split_is_cut_80_10_10_by_a_fixed_shuffle(load):
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.int16, np.uint8, np.float32, np.float64])
 def test_signals_are_standardised_whatever_their_type(load, kind):
     signal = np.random.default_rng(0).integers(20, 220, (40, 50)).astype(kind)
-    found = covered(load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}), "train")["inputs"]
+    found = covered(
+        load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}), "train"
+    )["inputs"]
     train = signal[:20].astype(float)
     np.testing.assert_allclose(found[..., 0], ((train - train.mean()) / train.std())[:, :16], atol=1e-5)
 
 
 def test_a_level_far_from_zero_is_taken_off_before_anything_is_rounded(load):
     beat = np.random.default_rng(0).standard_normal((40, 50))
-    found, near = (covered(load({"signal": far + beat, "label": np.arange(40) % 2}), "test")["inputs"] for far in (1e9, 0))
+    found, near = (
+        covered(load({"signal": far + beat, "label": np.arange(40) % 2}), "test")["inputs"] for far in (1e9, 0)
+    )
     np.testing.assert_allclose(found, near, atol=1e-5)
 
 
@@ -103,7 +113,9 @@ def test_a_level_far_from_zero_is_taken_off_before_anything_is_rounded(load):
 def test_wild_values_do_not_scale_all_else_away(load, wild, most):
     signal = np.random.default_rng(0).standard_normal((40, 50))
     signal.reshape(-1)[np.random.default_rng(1).permutation(1000)[:wild]] = 1e9
-    found = load({"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}).metadata()["scaling"]
+    found = load(
+        {"signal": signal, "label": np.arange(40) % 2, "split": np.repeat([0, 1, 2], [20, 10, 10])}
+    ).metadata()["scaling"]
     assert 0.95 < found["deviation"][0] < most and abs(found["mean"][0]) < 0.8
 
 
@@ -128,7 +140,8 @@ def test_no_signal_is_padded_beyond_the_longest_and_what_is_cut_is_said(load):
     dataset = load(packed(), length=8000)
     assert dataset.task.length == 20 and covered(dataset, "test")["inputs"].shape[1] == 20
     assert (
-        "read 50 clips of 5 to 20 samples and 1 channel (float32); kept 30 train, 8 validation, 12 test, the first 20 samples of each: 0 cut" in dataset.reading
+        "read 50 clips of 5 to 20 samples and 1 channel (float32); kept 30 train, 8 validation, 12 test, the first 20 "
+        "samples of each: 0 cut" in dataset.reading
     )
     cut = load(packed() | {"patient": np.arange(50)}).reading
     assert "the first 16 samples of each: 10 cut, 30 padded; left out 'patient'" in cut
@@ -146,11 +159,17 @@ def test_signals_of_another_rate_or_of_swapped_axes_are_refused(load):
     known = load({**packed(), "sample_rate": 8000}).metadata()
     with pytest.raises(InputError, match="is sampled at 16000 hertz, the run was trained at 8000: resample"):
         load({**packed(), "sample_rate": 16_000}, known)
-    with pytest.raises(InputError, match=r"which would be 400 channels of 2 samples each: the order is \(clips, samples, channels\); swap"):
+    with pytest.raises(
+        InputError,
+        match=r"which would be 400 channels of 2 samples each: the order is \(clips, samples, channels\); swap",
+    ):
         load({"signal": np.zeros((20, 2, 400)), "label": np.zeros(20, int)})
 
 
-@pytest.mark.parametrize(("samples", "rate", "frames"), [(187, 0, (5, 2)), (4000, 8000, (200, 80)), (44_100, 44_100, (1102, 441)), (5000, 360, (125, 50))])
+@pytest.mark.parametrize(
+    ("samples", "rate", "frames"),
+    [(187, 0, (5, 2)), (4000, 8000, (200, 80)), (44_100, 44_100, (1102, 441)), (5000, 360, (125, 50))],
+)
 def test_frames_that_suit_the_data_are_of_time(load, samples, rate, frames):
     signal = {"signal": np.random.default_rng(0).standard_normal((10, samples)), "label": np.zeros(10, int)}
     task = load(signal | ({"sample_rate": rate} if rate else {}), length=0).task
@@ -163,7 +182,9 @@ def test_scale_of_a_run_holds_for_another_file(load):
     known = json.loads(json.dumps(load(packed()).metadata()))
     louder = packed([10 * clip for clip in CLIPS])
     found = covered(load(louder, known), "test")
-    np.testing.assert_allclose(found["inputs"][0, : LENGTHS[38], 0][:16], ((10 * CLIPS[38] - TRAIN.mean()) / TRAIN.std())[:16], rtol=1e-4)
+    np.testing.assert_allclose(
+        found["inputs"][0, : LENGTHS[38], 0][:16], ((10 * CLIPS[38] - TRAIN.mean()) / TRAIN.std())[:16], rtol=1e-4
+    )
 
 
 def test_training_without_augmentation_shows_the_clips_as_they_are(load):
@@ -252,25 +273,66 @@ def bad(**changes):
     [
         (bad(label=None), r"mine\.npz holds \['offset', 'split', 'wave'\], expected 'label'"),
         (bad(offset=None), r"expected 'label' and either 'signal' or 'wave' with 'offset'"),
-        (bad(label=LABELS.astype(float)), r"'label' has shape \(50,\) and type float64, expected one whole number from 0 for each signal"),
-        (bad(label=np.where(np.arange(50) == 7, -1, LABELS)), r"mine\.npz has labels from -1 to 2, expected 0 to 2: renumber them, or name every class"),
+        (
+            bad(label=LABELS.astype(float)),
+            r"'label' has shape \(50,\) and type float64, expected one whole number from 0 for each signal",
+        ),
+        (
+            bad(label=np.where(np.arange(50) == 7, -1, LABELS)),
+            r"mine\.npz has labels from -1 to 2, expected 0 to 2: renumber them, or name every class",
+        ),
         (bad(label=LABELS[:49]), r"50 signals and 49 labels: give one label for each signal"),
-        (bad(split=SPLIT[:49]), r"'split' has shape \(49,\), expected 0 \(training\), 1 \(validation\) or 2 \(test\) for each of the 50 signals"),
+        (
+            bad(split=SPLIT[:49]),
+            r"'split' has shape \(49,\), expected 0 \(training\), 1 \(validation\) or 2 \(test\) for each of the 50 "
+            r"signals",
+        ),
         (bad(split=SPLIT + 1), r"'split'.*expected 0 \(training\)"),
-        (bad(split=np.zeros(50, int)), r"the validation split of .*mine\.npz has no signals: give every split at least one"),
+        (
+            bad(split=np.zeros(50, int)),
+            r"the validation split of .*mine\.npz has no signals: give every split at least one",
+        ),
         (bad(wave=np.array(["a"] * LENGTHS.sum())), r"'wave' is of type <U1, expected real numbers"),
-        (bad(wave=np.where(np.arange(LENGTHS.sum()) == 40, np.nan, packed()["wave"])), r"'wave' holds nan at \[40\], expected a finite number"),
+        (
+            bad(wave=np.where(np.arange(LENGTHS.sum()) == 40, np.nan, packed()["wave"])),
+            r"'wave' holds nan at \[40\], expected a finite number",
+        ),
         (bad(wave=packed()["wave"][:-5]), r"'offset' must rise from 0 to the 615 samples of 'wave'"),
         (bad(offset=packed()["offset"][::-1].copy()), r"'offset' must rise"),
         (bad(offset=np.insert(packed()["offset"], 1, 0)[:-1]), r"'offset' must rise"),
-        ({"signal": np.zeros(50), "label": LABELS}, r"'signal' has shape \(50,\), expected \(clips, samples\) or \(clips, samples, channels\)"),
+        (
+            {"signal": np.zeros(50), "label": LABELS},
+            r"'signal' has shape \(50,\), expected \(clips, samples\) or \(clips, samples, channels\)",
+        ),
         ({"signal": np.zeros((0, 5)), "label": np.zeros(0, int)}, r"mine\.npz: 'label' has shape \(0,\)"),
         ({"signal": np.zeros((5, 0)), "label": np.zeros(5, int)}, r"mine\.npz: 'signal' has shape \(5, 0\)"),
-        ({"signal": np.zeros((5, 4), complex), "label": np.zeros(5, int)}, r"'signal' is of type complex128, expected real numbers"),
+        (
+            {"signal": np.zeros((5, 4), complex), "label": np.zeros(5, int)},
+            r"'signal' is of type complex128, expected real numbers",
+        ),
     ],
     ids=[
-        *("no labels", "no offsets", "fractional labels", "negative label", "few labels", "few splits", "unknown split", "no validation", "words"),
-        *("not finite", "short wave", "falling offsets", "empty clip", "one number a clip", "no clips", "no samples", "complex"),
+        *(
+            "no labels",
+            "no offsets",
+            "fractional labels",
+            "negative label",
+            "few labels",
+            "few splits",
+            "unknown split",
+            "no validation",
+            "words",
+        ),
+        *(
+            "not finite",
+            "short wave",
+            "falling offsets",
+            "empty clip",
+            "one number a clip",
+            "no clips",
+            "no samples",
+            "complex",
+        ),
     ],
 )
 def test_bad_signals_are_refused(load, arrays, message):
@@ -310,11 +372,17 @@ def many(kind):
     label = np.arange(rows) % 2
     if kind == "real":
         return {"signal": RNG.standard_normal((rows, size), np.float32), "label": label}
-    return {"wave": RNG.integers(-9, 9, rows * size, np.int8), "offset": np.arange(0, rows * size + 1, size), "label": label}
+    return {
+        "wave": RNG.integers(-9, 9, rows * size, np.int8),
+        "offset": np.arange(0, rows * size + 1, size),
+        "label": label,
+    }
 
 
 # Of clips of ten bytes their places are more than they are; a scale is of quantiles of a million samples in float64.
-@pytest.mark.parametrize(("kind", "most", "evaluated"), [("real", 3, False), ("real", 3, True), ("bytes", 3, True), ("short", 4.5, True)])
+@pytest.mark.parametrize(
+    ("kind", "most", "evaluated"), [("real", 3, False), ("real", 3, True), ("bytes", 3, True), ("short", 4.5, True)]
+)
 def test_memory_is_a_few_times_the_arrays(tmp_path, kind, most, evaluated):
     path = tmp_path / "many.npz"
     np.savez(path, **many(kind))

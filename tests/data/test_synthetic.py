@@ -1,4 +1,6 @@
-"""Synthetic tasks: answers found by another rule, examples that are functions of their number, optima that are optimal."""
+"""Synthetic tasks: answers found by another rule, examples that are functions of their number, optima that are
+optimal.
+"""
 
 import math
 
@@ -17,7 +19,19 @@ SPLITS = ("train", "validation", "test")
 
 def load(source, **options):
     return data.load(
-        Data(source=source, **{"length": 20, "vocab": 5, "tokens": 6, "lag": 3, "horizon": 4, "train_examples": 90, "eval_examples": 60, **options})
+        Data(
+            source=source,
+            **{
+                "length": 20,
+                "vocab": 5,
+                "tokens": 6,
+                "lag": 3,
+                "horizon": 4,
+                "train_examples": 90,
+                "eval_examples": 60,
+                **options,
+            },
+        )
     )
 
 
@@ -30,8 +44,13 @@ def examples(dataset, split="test", batch_size=16):
 
 def answered(found):
     """(input tokens, {step: answer}) of every example, as plain lists."""
-    for tokens, targets, weights in zip(found["inputs"].tolist(), found["targets"].tolist(), found["weights"].tolist(), strict=True):
-        yield tokens, {step: answer for step, (answer, weight) in enumerate(zip(targets, weights, strict=True)) if weight == 1}
+    for tokens, targets, weights in zip(
+        found["inputs"].tolist(), found["targets"].tolist(), found["weights"].tolist(), strict=True
+    ):
+        yield (
+            tokens,
+            {step: answer for step, (answer, weight) in enumerate(zip(targets, weights, strict=True)) if weight == 1},
+        )
 
 
 def test_selective_copying_asks_for_the_symbols_in_order():
@@ -121,15 +140,26 @@ def test_training_draws_the_examples_of_the_training_split(source):
 
 @pytest.mark.parametrize("source", TASKS)
 def test_splits_and_seeds_are_disjoint_streams(source):
-    streams = [examples(load(source, seed=seed, length=40), split)["inputs"][:60] for seed in (0, 1, 2**32 - 1) for split in SPLITS]
+    streams = [
+        examples(load(source, seed=seed, length=40), split)["inputs"][:60]
+        for seed in (0, 1, 2**32 - 1)
+        for split in SPLITS
+    ]
     rows = np.concatenate([stream.reshape(len(stream), -1) for stream in streams])
     assert len(rows) == 9 * 60 and len(np.unique(rows, axis=0)) == len(rows)
     # Nor does a stream run ahead of another: no two examples share their symbols' order anywhere in a column.
-    assert all(not np.array_equal(first[shift:], second[: 60 - shift]) for first in streams for second in streams for shift in range(1, 5))
+    assert all(
+        not np.array_equal(first[shift:], second[: 60 - shift])
+        for first in streams
+        for second in streams
+        for shift in range(1, 5)
+    )
 
 
 def test_neighbouring_examples_are_independent():
-    found = examples(load("linear_gaussian", eval_examples=4000, length=3, horizon=1), batch_size=500)["inputs"][:, 0, 0]
+    found = examples(load("linear_gaussian", eval_examples=4000, length=3, horizon=1), batch_size=500)["inputs"][
+        :, 0, 0
+    ]
     assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 5 / math.sqrt(4000)
 
 
@@ -174,7 +204,8 @@ def test_examples_have_the_stated_covariance():
     found = examples(load("linear_gaussian", length=6, horizon=4, noise=0.3, eval_examples=20_000), batch_size=1000)
     x = np.concatenate([found["inputs"], found["targets"]], axis=1)[..., 0].astype(np.float64)
     expected = covariance(10, 0.3)
-    deviation = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / len(x))  # of an estimated covariance
+    # of an estimated covariance
+    deviation = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / len(x))
     assert (np.abs(x.T @ x / len(x) - expected) < 5 * deviation).all()
     assert np.abs(x.mean(axis=0)).max() < 5 * math.sqrt(1.3 / len(x))
     kurtosis = (x**4).mean() / (x**2).mean() ** 2
@@ -184,9 +215,17 @@ def test_examples_have_the_stated_covariance():
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("selective_copying", {"tokens": 21}, r"data\.tokens=21 do not fit into data\.length=20 steps: use fewer tokens or a longer sequence"),
+        (
+            "selective_copying",
+            {"tokens": 21},
+            r"data\.tokens=21 do not fit into data\.length=20 steps: use fewer tokens or a longer sequence",
+        ),
         ("induction_heads", {"length": 3}, r"data\.length=3 is too short for induction: use at least 4"),
-        ("delayed_recall", {"lag": 20}, r"data\.lag=20 reaches before the start of data\.length=20 steps: use a smaller lag or a longer sequence"),
+        (
+            "delayed_recall",
+            {"lag": 20},
+            r"data\.lag=20 reaches before the start of data\.length=20 steps: use a smaller lag or a longer sequence",
+        ),
         ("linear_gaussian", {"length": 0}, r"data\.length=0"),
     ],
 )

@@ -20,22 +20,46 @@ def dated(form, values=(1.5, 2.5, 4.0), head="date,a"):
 
 
 RIGHT = {
-    "semicolons, decimal commas, a comma in the header": ("date;load, in kW\n2020-01-01;1,5\n2020-01-02;2,7\n", ["load, in kW"], [[1.5], [2.7]]),
-    "decimal commas without dates": ("price;amount\n12,50;100\n13,75;90\n", ["price", "amount"], [[12.5, 100], [13.75, 90]]),
+    "semicolons, decimal commas, a comma in the header": (
+        "date;load, in kW\n2020-01-01;1,5\n2020-01-02;2,7\n",
+        ["load, in kW"],
+        [[1.5], [2.7]],
+    ),
+    "decimal commas without dates": (
+        "price;amount\n12,50;100\n13,75;90\n",
+        ["price", "amount"],
+        [[12.5, 100], [13.75, 90]],
+    ),
     "one named column of decimal commas": ("load\n0,126\n0,250\n", ["load"], [[0.126], [0.25]]),
     "points between thousands": ("a;b\n1.234,5;2\n5.678;3\n", ["a", "b"], [[1234.5, 2], [5678, 3]]),
     "commas between thousands": ('a,b\n"1,000,126.0",2.1\n"1,127",2.2\n', ["a", "b"], [[1000126, 2.1], [1127, 2.2]]),
     "bars": ("a|b\n1|2.5\n3|4.5\n", ["a", "b"], [[1, 2.5], [3, 4.5]]),
     "names of pandas": ("0,1,2\n1.5,2.5,3.5\n2.5,3.5,4.5\n", ["0", "1", "2"], [[1.5, 2.5, 3.5], [2.5, 3.5, 4.5]]),
-    "years as names": ("date,2020,2021\n2020-01-01,1.5,2.5\n2020-01-02,3.5,4.5\n", ["2020", "2021"], [[1.5, 2.5], [3.5, 4.5]]),
+    "years as names": (
+        "date,2020,2021\n2020-01-01,1.5,2.5\n2020-01-02,3.5,4.5\n",
+        ["2020", "2021"],
+        [[1.5, 2.5], [3.5, 4.5]],
+    ),
     "seconds since 1970": ("timestamp,a\n1577836800,1\n1577840400,3\n", ["a"], [[1], [3]]),
     "milliseconds since 1970, in any column": ("a,ts\n1,1577836800000\n3,1577840400000\n", ["a"], [[1], [3]]),
     "compact dates over the end of a month": ("date,a\n20200131,1\n20200201,3\n20200202,4\n", ["a"], [[1], [3], [4]]),
     "row numbers": ("Unnamed: 0,a\n0,1\n1,3\n", ["a"], [[1], [3]]),
     "newest first": ("date,a\n2020-01-03,4\n2020-01-02,2.5\n2020-01-01,1.5\n", ["a"], [[1.5], [2.5], [4]]),
-    "newest first, days before months": ("date;a\n15.01.2020;4,5\n14.01.2020;2,5\n13.01.2020;1,5\n", ["a"], [[1.5], [2.5], [4.5]]),
-    "date and time of day": ("Date;Time;P\n16/12/2006;23:59:00;4,2\n17/12/2006;00:00:00;4,3\n17/12/2006;00:01:00;4,4\n", ["P"], [[4.2], [4.3], [4.4]]),
-    "noon and midnight": (dated("1/1/2020 1{i}:00 AM")[:-1].replace("12:00 AM", "12:00 PM"), ["a"], [[1.5], [2.5], [4.0]]),
+    "newest first, days before months": (
+        "date;a\n15.01.2020;4,5\n14.01.2020;2,5\n13.01.2020;1,5\n",
+        ["a"],
+        [[1.5], [2.5], [4.5]],
+    ),
+    "date and time of day": (
+        "Date;Time;P\n16/12/2006;23:59:00;4,2\n17/12/2006;00:00:00;4,3\n17/12/2006;00:01:00;4,4\n",
+        ["P"],
+        [[4.2], [4.3], [4.4]],
+    ),
+    "noon and midnight": (
+        dated("1/1/2020 1{i}:00 AM")[:-1].replace("12:00 AM", "12:00 PM"),
+        ["a"],
+        [[1.5], [2.5], [4.0]],
+    ),
     "the hour that comes twice, with its zone": (
         "date,a\n2020-10-25T02:00:00+02:00,1\n2020-10-25T02:00:00+01:00,2\n2020-10-25T03:00:00+01:00,3\n",
         ["a"],
@@ -52,7 +76,11 @@ def test_a_table_is_read_as_its_writer_meant_it(name):
     table = read(text)
     assert list(table.names) == names
     np.testing.assert_allclose(table.values, values, rtol=1e-6)
-    assert len(names) == text.splitlines()[0].count(";" if ";" in text else "|" if "|" in text else ",") + 1 or table.notes or "decimal" in name
+    assert (
+        len(names) == text.splitlines()[0].count(";" if ";" in text else "|" if "|" in text else ",") + 1
+        or table.notes
+        or "decimal" in name
+    )
 
 
 UNCLEAR = {
@@ -60,9 +88,18 @@ UNCLEAR = {
         "0,126\n0,250\n",
         r"line 1 holds 0,126, which may be 2 whole numbers or 1 with decimal commas: put a line of names",
     ),
-    "two columns of decimal commas, or four": ("1,5,2,7\n1,6,2,8\n", "which may be 4 whole numbers or 2 with decimal commas"),
-    "thousands or decimals": ("a;b\n1,234;2\n5,678;3\n", r"line 2 column 1 holds '1,234', which may be a number of thousands or one with a decimal comma"),
-    "both marks": ("a;b\n1,25;2.5\n5,6;3.5\n", r"holds '1,25' with a decimal comma, and line 2 column 2 holds '2.5' with a decimal point"),
+    "two columns of decimal commas, or four": (
+        "1,5,2,7\n1,6,2,8\n",
+        "which may be 4 whole numbers or 2 with decimal commas",
+    ),
+    "thousands or decimals": (
+        "a;b\n1,234;2\n5,678;3\n",
+        r"line 2 column 1 holds '1,234', which may be a number of thousands or one with a decimal comma",
+    ),
+    "both marks": (
+        "a;b\n1,25;2.5\n5,6;3.5\n",
+        r"holds '1,25' with a decimal comma, and line 2 column 2 holds '2.5' with a decimal point",
+    ),
     "percent": ("a,b\n0.1%,2\n0.2%,3\n", r"line 2 column 1 holds '0.1%', expected a finite number: .*without units"),
     "currency": ("a,b\n€5,2\n€6,3\n", "holds '€5', expected a finite number"),
     "spaces between thousands": ("a,b\n1 234,2\n1 235,3\n", "holds '1 234', expected a finite number"),
@@ -70,16 +107,28 @@ UNCLEAR = {
     "names or numbers from 1": ("1,2,3\n1.5,2.5,3.5\n", "line 1 holds 1, 2, 3, which may be names"),
     "one name for two": ("a,a\n1.5,2.5\n", "names 2 columns 'a': give each a name of its own"),
     "no name": ("a,,b\n1.5,2.5,1\n3.5,2.5,1\n", "column 2 of its numbers has no name"),
-    "a gap": (dated("2020-01-01 0{i}:00", (1, 2, 3)) + "2020-01-01 05:00,4\n", r"2020-01-01 02:00 is followed by 2020-01-01 05:00, which is not the step"),
+    "a gap": (
+        dated("2020-01-01 0{i}:00", (1, 2, 3)) + "2020-01-01 05:00,4\n",
+        r"2020-01-01 02:00 is followed by 2020-01-01 05:00, which is not the step",
+    ),
     "an hour twice": (
         dated("2020-10-25 0{i}:00", (1, 2, 3)) + "2020-10-25 02:00,4\n",
         "2020-10-25 02:00 comes twice: fill what is missing and keep one row a time",
     ),
-    "a second missing": ("timestamp,a\n1577836800,1\n1577836801,3\n1577836802,3\n1577836809,3\n", "1577836802 is followed by 1577836809"),
+    "a second missing": (
+        "timestamp,a\n1577836800,1\n1577836801,3\n1577836802,3\n1577836809,3\n",
+        "1577836802 is followed by 1577836809",
+    ),
     "a row missing": (",a\n0,1\n1,2\n3,4\n4,5\n", "1 is followed by 3"),
     "rows out of order": ("time,a\n3,1\n1,2\n2,5\n", "column 'time' neither rises nor falls, so it is no time"),
-    "no dates": ("date,a\n31/02/2020,1\n01/03/2020,2\n15/02/2020,2\n", "the dates of column 'date' follow no one order"),
-    "one row a town": ("town,a\nx,1\ny,2\nx,3\n", "column 'town' holds the same words in rows 1 and 3: give one row a time step"),
+    "no dates": (
+        "date,a\n31/02/2020,1\n01/03/2020,2\n15/02/2020,2\n",
+        "the dates of column 'date' follow no one order",
+    ),
+    "one row a town": (
+        "town,a\nx,1\ny,2\nx,3\n",
+        "column 'town' holds the same words in rows 1 and 3: give one row a time step",
+    ),
 }
 
 
@@ -97,7 +146,10 @@ def test_gaps_are_ignored_where_that_is_asked_for_and_said():
 
 
 def test_what_is_left_out_is_said():
-    assert read("Unnamed: 0,a\n1,1\n0,3\n").notes == ("left out 'Unnamed: 0' (row numbers)", "newest first, turned round")
+    assert read("Unnamed: 0,a\n1,1\n0,3\n").notes == (
+        "left out 'Unnamed: 0' (row numbers)",
+        "newest first, turned round",
+    )
     assert read("day,a\nday 1,1\nday 2,3\n").notes == ("left out 'day' (labels)",)
 
 
@@ -137,7 +189,10 @@ def table(path, columns, rows=400, *, head=True):
 @pytest.mark.parametrize("columns", ["ba", "acb"])
 def test_columns_are_matched_by_name(tmp_path, columns):
     known = data.load(table(tmp_path / "own.csv", "ab")).metadata()
-    own, other = data.load(table(tmp_path / "same.csv", "ab"), known), data.load(table(tmp_path / "other.csv", columns), known)
+    own, other = (
+        data.load(table(tmp_path / "same.csv", "ab"), known),
+        data.load(table(tmp_path / "other.csv", columns), known),
+    )
     for mine, theirs in zip(own.evaluate("whole", 64), other.evaluate("whole", 64), strict=True):
         np.testing.assert_array_equal(mine["inputs"], theirs["inputs"])
     assert ("left out 'c' (not of the run)" in other.reading) == ("c" in columns)
@@ -145,16 +200,23 @@ def test_columns_are_matched_by_name(tmp_path, columns):
 
 def test_a_column_that_is_missing_or_has_no_name_is_refused(tmp_path):
     known = data.load(table(tmp_path / "own.csv", "ab")).metadata()
-    with pytest.raises(InputError, match=r"other\.csv lacks 'b', which the run was trained on, and has 'a', 'c': add or rename"):
+    with pytest.raises(
+        InputError, match=r"other\.csv lacks 'b', which the run was trained on, and has 'a', 'c': add or rename"
+    ):
         data.load(table(tmp_path / "other.csv", "ac"), known)
-    with pytest.raises(InputError, match=r"bare\.csv has no line of names, by which the run tells its columns: put a,b above the numbers"):
+    with pytest.raises(
+        InputError,
+        match=r"bare\.csv has no line of names, by which the run tells its columns: put a,b above the numbers",
+    ):
         data.load(table(tmp_path / "bare.csv", "ba", head=False), known)
 
 
 def test_a_table_is_evaluated_whole_at_the_runs_place_in_its_cycle(tmp_path):
     def days(path, first, count):
         start = np.datetime64("2020-01-06T00", "h") + np.timedelta64(first, "h")
-        rows = "".join(f"{start + np.timedelta64(i, 'h')},{np.sin((first + i) * 2 * np.pi / 24):.6f}\n" for i in range(count))
+        rows = "".join(
+            f"{start + np.timedelta64(i, 'h')},{np.sin((first + i) * 2 * np.pi / 24):.6f}\n" for i in range(count)
+        )
         path.write_text("date,a\n" + rows)
         return Data(source="csv", file=str(path), length=8, horizon=4, period=24)
 
@@ -170,7 +232,14 @@ def test_a_table_is_evaluated_whole_at_the_runs_place_in_its_cycle(tmp_path):
 def test_memory_is_a_few_times_the_file(tmp_path, form, most):
     values = np.random.default_rng(0).random((6000, 100)) * 9
     path = tmp_path / "large.csv"
-    path.write_text("\n".join([",".join(f"c{i}" for i in range(100)), *(",".join(form.format(int(v) if "d" in form else v) for v in row) for row in values)]))
+    path.write_text(
+        "\n".join(
+            [
+                ",".join(f"c{i}" for i in range(100)),
+                *(",".join(form.format(int(v) if "d" in form else v) for v in row) for row in values),
+            ]
+        )
+    )
     tracemalloc.start()
     try:
         dataset = data.load(Data(source="csv", file=str(path), length=16, horizon=4))

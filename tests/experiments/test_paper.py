@@ -35,7 +35,8 @@ from ml_collections import ConfigDict
 
 
 def get_config():
-    return ConfigDict({{"name": "{name}", "data": {{"source": "{source}", "horizon": 96}}, "sweep": {{"models": {models}}}}})
+    data = {{"source": "{source}", "horizon": 96}}
+    return ConfigDict({{"name": "{name}", "data": data, "sweep": {{"models": {models}}}}})
 '''
 NOISE = (0.0, 0.001, 0.003)  # of the seeds, so that pairs differ
 READINGS = {
@@ -59,19 +60,39 @@ def record(task: str, model: str, **changes):
     spread = [level + seed * (1 if model == OURS else 2) for seed in NOISE]
     values = [1 - value if METRICS[metric].higher else value for value in spread]
     lengths = {"256": {"accuracy": values[0]}, "4096": {"accuracy": values[0]}} if source == "induction_heads" else {}
-    cells = [{"seed": seed, "command": "run", "test": dict.fromkeys(FIELD[kind], value), "lengths": lengths} for seed, value in enumerate(values)]
-    small = {"state_bytes": 100, "training_peak_bytes": 10**6} if model == OURS else {"state_bytes": 400, "training_peak_bytes": 4 * 10**6}
+    cells = [
+        {"seed": seed, "command": "run", "test": dict.fromkeys(FIELD[kind], value), "lengths": lengths}
+        for seed, value in enumerate(values)
+    ]
+    small = (
+        {"state_bytes": 100, "training_peak_bytes": 10**6}
+        if model == OURS
+        else {"state_bytes": 400, "training_peak_bytes": 4 * 10**6}
+    )
     found = {
-        "task": task, "model": model, "kind": kind, "metric": metric, "command": f"train {task} {model}",
-        "budget": {"trials": 4, "trial_steps": 30, "steps": 120, "seeds": 3}, "parameters": 1000, "target_parameters": 1000,
-        "runs": [run | {"seconds_per_step": 0.01} for run in cells], "costs": small | {"batch": 8, "steps": 16, "training_flops": 1.5e6},
+        "task": task,
+        "model": model,
+        "kind": kind,
+        "metric": metric,
+        "command": f"train {task} {model}",
+        "budget": {"trials": 4, "trial_steps": 30, "steps": 120, "seeds": 3},
+        "parameters": 1000,
+        "target_parameters": 1000,
+        "runs": [run | {"seconds_per_step": 0.01} for run in cells],
+        "costs": small | {"batch": 8, "steps": 16, "training_flops": 1.5e6},
         "baselines": {"repeat last": {metric: 0.5}},
-        "dtype": "float32", "versions": {"jax": "0.10"}, "machine": {"platform": "Linux", "cpus": 1, "device": "cpu"},
-    }  # fmt: skip
+        "dtype": "float32",
+        "versions": {"jax": "0.10"},
+        "machine": {"platform": "Linux", "cpus": 1, "device": "cpu"},
+    }
     if model == OURS and task in READINGS:
         gate = GATES.get(task, [0.2] * len(READINGS[task]["position"]))
         kept = np.linspace(0.1, 1, len(gate)).tolist()
-        found["reading"] = READINGS[task] | {"title": "An example", "unit": "step", "blocks": {"block_0": {"gate": gate, "kept": kept}}}
+        found["reading"] = READINGS[task] | {
+            "title": "An example",
+            "unit": "step",
+            "blocks": {"block_0": {"gate": gate, "kept": kept}},
+        }
     return found | changes
 
 
@@ -79,18 +100,34 @@ def scaling(power: float = 1.0, ours: float = 0.5):
     """Training peaks of T^1 for all but the Transformer, whose grow as T^2."""
     lengths = [1024, 4096, 16384, 65536]
     levels = {OURS: ours, "lstm": 1.0, "gru": 1.0, "rnn": 1.0, "s5": 1.0, "tcn": 1.0}
-    models = {name: {quantity: [level * length for length in lengths] for quantity in scales.QUANTITIES} for name, level in levels.items()}
-    models["attention"] = {quantity: [length**2 / 4096 for length in lengths[:3]] + [None] for quantity in scales.QUANTITIES}
+    models = {
+        name: {quantity: [level * length for length in lengths] for quantity in scales.QUANTITIES}
+        for name, level in levels.items()
+    }
+    models["attention"] = {
+        quantity: [length**2 / 4096 for length in lengths[:3]] + [None] for quantity in scales.QUANTITIES
+    }
     models[OURS]["training_peak_bytes"] = [ours * length**power for length in lengths]
     crossings = {"training_peak_bytes": {"lstm": 4096, "tcn": None}}
-    return {"machine": "Linux", "command": "measure", "lengths": lengths, "models": models, "crossovers": crossings, "ratios": {}}
+    return {
+        "machine": "Linux",
+        "command": "measure",
+        "lengths": lengths,
+        "models": models,
+        "crossovers": crossings,
+        "ratios": {},
+    }
 
 
 class Folder:
     """Configs and records of made-up cells in a folder."""
 
     def __init__(self, root, tasks=TASKS, models=(OURS, "lstm", "gru")):
-        self.configs, self.records, self.out = root / "configs", root / "records" / "paper", root / "docs" / "results.md"
+        self.configs, self.records, self.out = (
+            root / "configs",
+            root / "records" / "paper",
+            root / "docs" / "results.md",
+        )
         self.configs.mkdir()
         for task in tasks:
             (self.configs / f"{task}.py").write_text(CONFIG.format(name=task, source=TASKS[task][0], models=models))
@@ -137,7 +174,12 @@ SAME = "all pairs differ by the same"
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "why"), [({0: 1.0}, {0: 2.0}, "one pair"), ({0: 1.0, 1: 1.1}, {0: 2.0, 1: 2.1}, SAME), ({0: 1.0, 1: 0.3}, {0: 1.0, 1: 0.3}, SAME)]
+    ("ours", "theirs", "why"),
+    [
+        ({0: 1.0}, {0: 2.0}, "one pair"),
+        ({0: 1.0, 1: 1.1}, {0: 2.0, 1: 2.1}, SAME),
+        ({0: 1.0, 1: 0.3}, {0: 1.0, 1: 0.3}, SAME),
+    ],
 )
 def test_without_a_test_the_reason_is_said(ours, theirs, why):
     found = comparisons.compare_paired(ours, theirs, higher=False)
@@ -177,17 +219,32 @@ def whole(tmp_path_factory):
 def test_page_and_figures(whole):
     text = whole.out.read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## What was run", "## Table 1: accuracy and memory", "## Every task", "## Figure 1: accuracy", "## Memory and time against length",
+        "## What was run", "## Table 1: accuracy and memory", "## Every task", "## Figure 1: accuracy", "## Memory "
+        "and time against length",
         "## Memory and performance", "## Reading the gates", "## The paper's claims", "## The bar",
     ]  # fmt: skip
-    assert "15 of 15 cells" in text and "not run" not in text.split("## The paper's claims")[0].split("seeds | cells run | not run |")[1]
+    assert (
+        "15 of 15 cells" in text
+        and "not run" not in text.split("## The paper's claims")[0].split("seeds | cells run | not run |")[1]
+    )
     linked = set(re.findall(r"\]\(results/(\w+\.png)\)", text))
     assert linked == {path.name for path in (whole.out.parent / "results").iterdir()}
-    assert linked == {"accuracy.png", "scaling.png", "frontier_state.png", "frontier_peak.png", *(f"reading_{task}.png" for task in READINGS)}
+    assert linked == {
+        "accuracy.png",
+        "scaling.png",
+        "frontier_state.png",
+        "frontier_peak.png",
+        *(f"reading_{task}.png" for task in READINGS),
+    }
     assert "The page holds 10 such tests, so that about 0.5 would" in text
     assert not re.search(r"\bnan\b|\binf\b", text.lower())
-    assert re.search(r"\*time series: the paper, reported without data or sizes\* \| \*92.1\* \| \*90.3\* \| \*89.7\*", text)
-    assert re.search(r"\| LSTM \| 0\.2027 ± 0\.0031 .*\| selective is better \(p", text) and "| **0.0063 ± 0.0015** |" in text
+    assert re.search(
+        r"\*time series: the paper, reported without data or sizes\* \| \*92.1\* \| \*90.3\* \| \*89.7\*", text
+    )
+    assert (
+        re.search(r"\| LSTM \| 0\.2027 ± 0\.0031 .*\| selective is better \(p", text)
+        and "| **0.0063 ± 0.0015** |" in text
+    )
     assert re.search(r"\| 256 steps \| 4,096 steps \|", text) and "| *repeat last* | 0.5000 |" in text
 
 
@@ -204,7 +261,10 @@ def test_what_is_missing_is_said(folder):
     folder.put(record("fsdd", OURS) | {"task": "smnist", "costs": {}})
     text = folder.written()
     assert "11 of 15 cells (a model on a task) have a record; 4 are not run." in text
-    assert "| fsdd | nats | 4 | 30 | 120 | 3 | 2 of 3 | LSTM |" in text and "| shakespeare | – | – | – | – | – | 0 of 3 | Selective SSM, LSTM, GRU |" in text
+    assert (
+        "| fsdd | nats | 4 | 30 | 120 | 3 | 2 of 3 | LSTM |" in text
+        and "| shakespeare | – | – | – | – | – | 0 of 3 | Selective SSM, LSTM, GRU |" in text
+    )
     assert "### shakespeare: The task shakespeare\n\nNot run." in text and "| LSTM | not run |" in text
     assert "## Memory and time against length\n\nNot measured." in text
     assert "not read: smnist/selective.json." in text
@@ -215,7 +275,10 @@ def test_costs_that_are_not_known_are_dashes(tmp_path):
     for model in (OURS, "lstm", "gru"):
         folder.put(record("fsdd", model, costs=None, baselines=None, target_parameters=None))
     text = folder.written()
-    assert "Not measured: state of one sequence (bytes)." in text and "| Selective SSM | 1,000 | – | – | – | 10 | – | – |" in text
+    assert (
+        "Not measured: state of one sequence (bytes)." in text
+        and "| Selective SSM | 1,000 | – | – | – | 10 | – | – |" in text
+    )
 
 
 def test_parameters_that_do_not_match_are_said(folder):
@@ -231,12 +294,22 @@ DAMAGE = {
     "no runs": (record("fsdd", "lstm", runs=[]), "runs is empty"),
     "no kind": (record("fsdd", "lstm", kind="regression"), "kind='regression'"),
     "no metric": (record("fsdd", "lstm", metric="accuracies"), "did you mean 'accuracy'"),
-    "a diverged run": (record("fsdd", "lstm", level=math.nan), "runs[0].test.accuracy is nan, expected a finite number"),
-    "a metric left out": (record("fsdd", "lstm", runs=[{"seed": 0, "test": {"nats": 1.0}}]), "runs[0].test has no 'accuracy'"),
+    "a diverged run": (
+        record("fsdd", "lstm", level=math.nan),
+        "runs[0].test.accuracy is nan, expected a finite number",
+    ),
+    "a metric left out": (
+        record("fsdd", "lstm", runs=[{"seed": 0, "test": {"nats": 1.0}}]),
+        "runs[0].test has no 'accuracy'",
+    ),
     "a seed twice": (record("fsdd", "lstm", runs=[{"seed": 0, "test": {"accuracy": 1.0}}] * 2), "the seeds [0, 0]"),
     "a run that is none": (record("fsdd", "lstm", runs=[3]), "runs[0] is a int"),
     "gates of another length": (
-        record("fsdd", "lstm", reading={"tokens": ["a"], "position": [0], "blocks": {"block_0": {"gate": [], "kept": [1.0]}}}),
+        record(
+            "fsdd",
+            "lstm",
+            reading={"tokens": ["a"], "position": [0], "blocks": {"block_0": {"gate": [], "kept": [1.0]}}},
+        ),
         "reading.blocks.block_0.gate has 0 values, expected 1",
     ),
 }
@@ -325,7 +398,12 @@ def test_against_transformers_and_convolutions(tmp_path):
 
 
 def test_verdict_of_parts():
-    assert claims.every([True, None]) is None and claims.every([None, False]) is False and claims.every([]) is None and claims.every([True]) is True
+    assert (
+        claims.every([True, None]) is None
+        and claims.every([None, False]) is False
+        and claims.every([]) is None
+        and claims.every([True]) is True
+    )
 
 
 def test_the_bar(folder):
@@ -338,12 +416,19 @@ def test_the_bar(folder):
     as_good, better, light, forecast, induction, copying = (goal.verdict for goal in goals.evaluate(folder.study()))
     assert as_good.startswith("missed by up to") and "(fsdd, LSTM)" in as_good and better == "missed by 1 of the tasks"
     assert re.fullmatch(
-        r"Why not clearly better: in the 4 comparisons .* -\d+\.\d to \+?-?\d+\.\d % better than its rival, .* \d\.\d to \d\.\d % .*",
+        r"Why not clearly better: in the 4 comparisons .* -\d+\.\d to \+?-?\d+\.\d % better than its rival, .* \d\.\d "
+        r"to \d\.\d % .*",
         goals.evaluate(folder.study())[1].reason,
     )
-    assert light == "missed by 0.22" and forecast == "missed by 0.0063" and induction == "missed by 5.00 points" and copying == "met"
+    assert (
+        light == "missed by 0.22"
+        and forecast == "missed by 0.0063"
+        and induction == "missed by 5.00 points"
+        and copying == "met"
+    )
     assert re.fullmatch(
-        r"Why not 0\.375: the best of the 2 other models run on etth1_96, (LSTM|GRU), comes to 0\.\d{4}\.", goals.evaluate(folder.study())[3].reason
+        r"Why not 0\.375: the best of the 2 other models run on etth1_96, (LSTM|GRU), comes to 0\.\d{4}\.",
+        goals.evaluate(folder.study())[3].reason,
     )
     for path in (folder.records / "etth1_96").iterdir():
         path.unlink()
@@ -362,7 +447,9 @@ def test_models_differ_without_colour():
 
 def test_accuracy_has_a_row_a_model_and_says_what_was_not_run():
     (ax,) = figures.accuracy({"fsdd": [figures.Dot(OURS, 90.0, 1.0), figures.Dot("lstm", None)]}).axes
-    assert [text.get_text() for text in ax.texts] == ["not run"] and [label.get_text() for label in ax.get_yticklabels()] == ["Selective SSM", "LSTM"]
+    assert [text.get_text() for text in ax.texts] == ["not run"] and [
+        label.get_text() for label in ax.get_yticklabels()
+    ] == ["Selective SSM", "LSTM"]
 
 
 def test_rings_are_on_the_transformers_curve(tmp_path):
@@ -370,11 +457,18 @@ def test_rings_are_on_the_transformers_curve(tmp_path):
     ax = figures.curves(scales.read(tmp_path / "scaling.json")).axes[0]
     assert ax.get_xscale() == ax.get_yscale() == "log"
     ring = ax.lines[-1]
-    assert ring.get_marker() == "o" and list(ring.get_xdata()) == [4096] and list(ring.get_ydata()) == pytest.approx([4096.0])
+    assert (
+        ring.get_marker() == "o"
+        and list(ring.get_xdata()) == [4096]
+        and list(ring.get_ydata()) == pytest.approx([4096.0])
+    )
 
 
 def test_pareto_front_is_what_nothing_cheaper_matches():
-    points = [figures.Point(model, cost, score) for model, cost, score in (("lstm", 4.0, 0.5), ("gru", 2.0, 0.7), ("rnn", 3.0, 0.9), ("s5", 2.0, 0.8))]
+    points = [
+        figures.Point(model, cost, score)
+        for model, cost, score in (("lstm", 4.0, 0.5), ("gru", 2.0, 0.7), ("rnn", 3.0, 0.9), ("s5", 2.0, 0.8))
+    ]
     assert [point.model for point in figures.pareto(points, higher=False)] == ["gru", "lstm"]
     assert [point.model for point in figures.pareto(points, higher=True)] == ["s5", "rnn"]
 
@@ -386,18 +480,28 @@ def test_captions_state_numbers_of_the_reading():
     )
     assert "at spaces and line ends and 0.2000 at other characters" in gate_captions.caption(found["shakespeare"])
     assert "have a correlation of +1.00" in gate_captions.caption(found["etth1_96"])
-    assert "at least half of what was written in the last 0 steps" in gate_captions.caption(found["fsdd"]), "a constant signal has no correlation"
+    assert "at least half of what was written in the last 0 steps" in gate_captions.caption(found["fsdd"]), (
+        "a constant signal has no correlation"
+    )
 
 
 def test_half_life_counts_from_the_end():
-    example = {"position": [0, 2, 4, 6], "blocks": {"a": {"kept": [0.9, 0.2, 0.6, 0.9]}, "b": {"kept": [0.6, 0.7, 0.8, 0.9]}}}
+    example = {
+        "position": [0, 2, 4, 6],
+        "blocks": {"a": {"kept": [0.9, 0.2, 0.6, 0.9]}, "b": {"kept": [0.6, 0.7, 0.8, 0.9]}},
+    }
     assert gate_captions.half_life(example) == ("b", 6)
     assert gate_captions.half_life(example | {"blocks": {"a": example["blocks"]["a"]}}) == ("a", 2)
 
 
 def test_a_long_text_is_drawn_in_its_last_lines():
     tokens = list("ab cd$" * 60)
-    example = {"title": "t", "tokens": tokens, "position": list(range(360)), "blocks": {"block_0": {"gate": [0.5] * 360, "kept": [0.5] * 360}}}
+    example = {
+        "title": "t",
+        "tokens": tokens,
+        "position": list(range(360)),
+        "blocks": {"block_0": {"gate": [0.5] * 360, "kept": [0.5] * 360}},
+    }
     figure = figures.reading(example)
     assert len(figure.axes) == 2 * figures.LINES_SHOWN
     assert figure.axes[0].get_xlim()[0] == 128 - 0.5 and figure.axes[-1].get_xlim()[0] == 320 - 0.5
@@ -412,7 +516,9 @@ def test_a_record_is_of_the_loss_that_its_kind_of_task_is_trained_on():
 
 def test_pictures_and_headings_say_their_place(tmp_path):
     assert "(results/a.png)" in document.Picture(tmp_path / "a.png", "words", "results").markdown()
-    assert document.Heading("part", 3).markdown() == "### part" and document.Heading("part", 3).html() == "<h3>part</h3>"
+    assert (
+        document.Heading("part", 3).markdown() == "### part" and document.Heading("part", 3).html() == "<h3>part</h3>"
+    )
 
 
 # The command
@@ -449,10 +555,26 @@ def strange(configs, text):
 
 
 MISTAKES = {
-    "no folder of configs": (["--configs=absent"], lambda folder: None, ["--configs=absent does not exist", "configs/paper"]),
-    "no configs in it": (["--configs=docs"], lambda folder: folder.out.parent.mkdir(), ["--configs=docs holds no config"]),
-    "no folder of records": (["--configs=configs", "--records=absent"], lambda folder: None, ["--records=absent does not exist", "train.py --sweep"]),
-    "no records in it": (["--configs=configs", "--records=configs"], lambda folder: None, ["holds no record of the 5 tasks", "configs/etth1_96.py --sweep"]),
+    "no folder of configs": (
+        ["--configs=absent"],
+        lambda folder: None,
+        ["--configs=absent does not exist", "configs/paper"],
+    ),
+    "no configs in it": (
+        ["--configs=docs"],
+        lambda folder: folder.out.parent.mkdir(),
+        ["--configs=docs holds no config"],
+    ),
+    "no folder of records": (
+        ["--configs=configs", "--records=absent"],
+        lambda folder: None,
+        ["--records=absent does not exist", "train.py --sweep"],
+    ),
+    "no records in it": (
+        ["--configs=configs", "--records=configs"],
+        lambda folder: None,
+        ["holds no record of the 5 tasks", "configs/etth1_96.py --sweep"],
+    ),
     "a damaged record": (
         ["--configs=configs", "--records=records/paper"],
         lambda folder: (folder.records / "fsdd" / "gru.json").write_text("{"),
@@ -460,18 +582,22 @@ MISTAKES = {
     ),
     "a config that is no task": (
         ["--configs=configs"],
-        lambda folder: strange(folder.configs, CONFIG.format(name="other", source="fsdd", models=()).replace("sweep", "swoop")),
+        lambda folder: strange(
+            folder.configs, CONFIG.format(name="other", source="fsdd", models=()).replace("sweep", "swoop")
+        ),
         ["other.py has no group 'sweep'"],
     ),
     "an unknown model": (
-        ["--configs=configs"], lambda folder: strange(folder.configs, CONFIG.format(name="other", source="fsdd", models=("ltsm",))), ["did you mean 'lstm'"]
+        ["--configs=configs"],
+        lambda folder: strange(folder.configs, CONFIG.format(name="other", source="fsdd", models=("ltsm",))),
+        ["did you mean 'lstm'"],
     ),
     "a file where the page goes": (
         ["--configs=configs", "--records=records/paper"],
         lambda folder: folder.out.parent.write_text(""),
         ["docs/results.md cannot be written", "free that place"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -491,7 +617,9 @@ def test_every_data_source_has_a_family():
 
 
 def test_costs_that_are_near_to_each_other_stand_between_two_marks():
-    points = [figures.Point(model, cost, score) for model, cost, score in (("selective", 5208, 0.376), ("lstm", 5432, 0.381))]
+    points = [
+        figures.Point(model, cost, score) for model, cost, score in (("selective", 5208, 0.376), ("lstm", 5432, 0.381))
+    ]
     (ax,) = figures.frontier({"etth1_96": ("MSE", points)}, higher={"etth1_96": False}, cost="bytes").axes
     low, high = ax.get_xlim()
     assert low <= 4096 and high >= 8192

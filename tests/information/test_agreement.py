@@ -1,4 +1,6 @@
-"""The default estimator: what it makes of integers, ties, fills, units and laws that one of its methods alone does not see; its errors cover."""
+"""The default estimator: what it makes of integers, ties, fills, units and laws that one of its methods alone does not
+see; its errors cover.
+"""
 
 import math
 import warnings
@@ -16,10 +18,14 @@ QUICK = Training(steps=60, batch=128, width=32)
 
 @pytest.fixture
 def without_training(monkeypatch):
-    """Held-out values of a critic that learns nothing, where it is not what is tested: training takes most of the time."""
+    """Held-out values of a critic that learns nothing, where it is not what is tested: training takes most of the
+    time.
+    """
 
     def fit(x, y, critic, bound, training, *, halves=0):
-        return crossfit.HeldOut(*(np.random.default_rng(0).normal(0, 1e-3, (folds, len(x) // 5)) for folds in (5, 5, halves)))
+        return crossfit.HeldOut(
+            *(np.random.default_rng(0).normal(0, 1e-3, (folds, len(x) // 5)) for folds in (5, 5, halves))
+        )
 
     monkeypatch.setattr(crossfit, "fit", fit)
 
@@ -44,7 +50,12 @@ def test_row_numbers_know_nothing_of_a_permutation(without_training):
 
 def test_row_numbers_know_row_numbers_to_an_extent_that_samples_cannot_tell():
     found = estimators.estimate(np.arange(1000), 7 + 3 * np.arange(1000))
-    assert found.direction == "lower" and found.nats == math.log(1000) and math.isnan(found.stderr) and "no upper limit" in found.notes[0]
+    assert (
+        found.direction == "lower"
+        and found.nats == math.log(1000)
+        and math.isnan(found.stderr)
+        and "no upper limit" in found.notes[0]
+    )
     numbers = np.random.default_rng(0).normal(size=200)
     assert estimators.estimate(numbers, np.exp(numbers)).nats == math.inf
 
@@ -122,7 +133,9 @@ def test_a_label_beside_numbers_is_told_by_neighbours_within_labels(without_trai
 
 
 def test_a_law_that_the_critic_does_not_see_is_seen_by_neighbours(without_training):
-    """y runs four times round while x runs once; a copula sees nothing, and a note used to say that there is nothing."""
+    """y runs four times round while x runs once; a copula sees nothing, and a note used to say that there is
+    nothing.
+    """
     rng = np.random.default_rng(5)
     x = rng.random(2000)
     found = estimators.estimate(x, (4 * x + rng.uniform(-0.1, 0.1, 2000)) % 1)
@@ -130,9 +143,13 @@ def test_a_law_that_the_critic_does_not_see_is_seen_by_neighbours(without_traini
 
 
 def test_the_error_holds_what_more_samples_would_show():
-    """Student's law, and critics trained for so short that half of the samples do less well: the bound lacks several of its own errors."""
+    """Student's law, and critics trained for so short that half of the samples do less well: the bound lacks several of
+    its own errors.
+    """
     x, y, truth = samplers.student(jax.random.key(6), 1000, np.eye(10), 5, 2.0)
-    held_out = crossfit.fit(np.asarray(x), np.asarray(y), agreement.critics.HYBRID, agreement.critics.INFONCE, QUICK, halves=3)
+    held_out = crossfit.fit(
+        np.asarray(x), np.asarray(y), agreement.critics.HYBRID, agreement.critics.INFONCE, QUICK, halves=3
+    )
     bound, error = held_out.mean_and_error(held_out.trained)
     sides = agreement._Sides(np.asarray(x), np.asarray(y), np.arange(1000), np.arange(1000))
     (found,) = agreement._of_critic(held_out, sides)
@@ -144,7 +161,9 @@ class TestAgreement:
     """What is made of several values with errors."""
 
     def agreed(self, *values: tuple[float, float]) -> Estimate:
-        return agreement._average_agreeing([Estimate(nats, stderr, "estimate", f"method {i}") for i, (nats, stderr) in enumerate(values)])
+        return agreement._average_agreeing(
+            [Estimate(nats, stderr, "estimate", f"method {i}") for i, (nats, stderr) in enumerate(values)]
+        )
 
     def test_values_that_agree_are_averaged_and_their_difference_is_in_the_error(self):
         found = self.agreed((1.0, 0.03), (1.06, 0.03))

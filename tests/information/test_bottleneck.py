@@ -1,4 +1,6 @@
-"""Bottlenecks against closed forms, dense joints, Mrs Gerber's lemma and convex envelopes; memories under their curve; mistakes."""
+"""Bottlenecks against closed forms, dense joints, Mrs Gerber's lemma and convex envelopes; memories under their curve;
+mistakes.
+"""
 
 import inspect
 
@@ -29,7 +31,9 @@ def given(covs, dtype=jnp.float64):
 
 def dense_information(joint, n):
     """I between the first n variables and the rest, from determinants."""
-    return 0.5 * (np.linalg.slogdet(joint[:n, :n])[1] + np.linalg.slogdet(joint[n:, n:])[1] - np.linalg.slogdet(joint)[1])
+    return 0.5 * (
+        np.linalg.slogdet(joint[:n, :n])[1] + np.linalg.slogdet(joint[n:, n:])[1] - np.linalg.slogdet(joint)[1]
+    )
 
 
 def chechik(covs, beta):
@@ -48,7 +52,8 @@ def test_gaussian_curve_is_chechiks(n, m):
             covs = draw(n, m, seed)
             curve = bottleneck.gaussian(*given(covs), jnp.asarray(BETAS))
             expected = np.array([chechik(covs, beta) for beta in BETAS])
-            np.testing.assert_allclose(np.stack(curve[1:], 1), expected, rtol=0, atol=1e-8)  # as the specification demands
+            # as the specification demands
+            np.testing.assert_allclose(np.stack(curve[1:], 1), expected, rtol=0, atol=1e-8)
 
 
 def test_gaussian_curve_in_float32():
@@ -70,7 +75,10 @@ def test_gaussian_encoder_reaches_the_curve():
                 # Determinants of the joint covariance of (T, X) and (T, Y), T = A X + N(0, I).
                 A, (X, C, Y) = np.asarray(encoder.weights), covs
                 T = A @ X @ A.T + np.eye(len(A))
-                dense = [dense_information(np.block([[T, A @ cross], [(A @ cross).T, other]]), len(A)) for cross, other in ((X, X), (C, Y))]
+                dense = [
+                    dense_information(np.block([[T, A @ cross], [(A @ cross).T, other]]), len(A))
+                    for cross, other in ((X, X), (C, Y))
+                ]
                 for value in (point, dense):
                     np.testing.assert_allclose(value, [curve.complexity[k], curve.relevance[k]], rtol=0, atol=1e-8)
 
@@ -79,8 +87,12 @@ def test_scalar_curve_is_the_closed_form():
     with jax.enable_x64(True):
         complexity = jnp.asarray([0.0, 1e-6, 0.01, 0.3, 1.0, 5.0, jnp.inf])
         for rho in (1e-3, -0.5, 0.9, 0.999):
-            bound = bottleneck.gaussian_relevance(jnp.array([[4.0]]), jnp.array([[6.0 * rho]]), jnp.array([[9.0]]), complexity)
-            np.testing.assert_allclose(bound, -0.5 * np.log1p(rho**2 * np.expm1(-2 * np.asarray(complexity))), rtol=1e-8, atol=1e-14)
+            bound = bottleneck.gaussian_relevance(
+                jnp.array([[4.0]]), jnp.array([[6.0 * rho]]), jnp.array([[9.0]]), complexity
+            )
+            np.testing.assert_allclose(
+                bound, -0.5 * np.log1p(rho**2 * np.expm1(-2 * np.asarray(complexity))), rtol=1e-8, atol=1e-14
+            )
 
 
 def test_relevance_at_a_complexity_is_the_curve():
@@ -91,7 +103,8 @@ def test_relevance_at_a_complexity_is_the_curve():
         np.testing.assert_allclose(bound, curve.relevance, rtol=0, atol=1e-12)
         slope = jax.vmap(jax.grad(lambda size: bottleneck.gaussian_relevance(*covs, size)))(curve.complexity)
         used = np.asarray(curve.complexity) > 0
-        np.testing.assert_allclose(np.asarray(slope * curve.beta)[used], 1, atol=1e-6)  # 1/beta is the price; differs by rounding times beta
+        # 1/beta is the price; differs by rounding times beta
+        np.testing.assert_allclose(np.asarray(slope * curve.beta)[used], 1, atol=1e-6)
         steps = np.diff(bottleneck.gaussian_relevance(*covs, jnp.linspace(0, 6, 300)))
         assert (steps > 0).all() and (np.diff(steps) < 1e-12).all()
 
@@ -140,13 +153,17 @@ def test_singular_covariances_count_on_their_range():
         X, C, Y = covs = draw(3, 2)
         E = np.concatenate([np.eye(3), np.eye(3)[:1], np.zeros((1, 3))])
         betas = jnp.asarray(BETAS)
-        plain, twice = bottleneck.gaussian(*given(covs), betas), bottleneck.gaussian(*given((E @ X @ E.T, E @ C, Y)), betas)
+        plain, twice = (
+            bottleneck.gaussian(*given(covs), betas),
+            bottleneck.gaussian(*given((E @ X @ E.T, E @ C, Y)), betas),
+        )
         np.testing.assert_allclose(np.stack(twice[1:]), np.stack(plain[1:]), rtol=0, atol=1e-8)
 
 
 def test_derivatives_are_those_of_finite_differences():
     with jax.enable_x64(True):
-        repeated = np.block([[np.eye(3), 0.6 * np.eye(3)], [0.6 * np.eye(3), np.eye(3)]])  # all three correlations equal
+        # all three correlations equal
+        repeated = np.block([[np.eye(3), 0.6 * np.eye(3)], [0.6 * np.eye(3), np.eye(3)]])
 
         def of_curve(joint):
             curve = bottleneck.gaussian(*blocks(joint, 3), jnp.array([4.0, 30.0]))
@@ -154,7 +171,9 @@ def test_derivatives_are_those_of_finite_differences():
 
         def of_memory(joint):
             encoder = bottleneck.Encoder(jnp.array([[1.0, 2.0, 0.5]]), jnp.array([[0.3]]))
-            return bottleneck.gaussian_relevance(*blocks(joint, 3), 0.8) + sum(bottleneck.encoder_information(encoder, *blocks(joint, 3)))
+            return bottleneck.gaussian_relevance(*blocks(joint, 3), 0.8) + sum(
+                bottleneck.encoder_information(encoder, *blocks(joint, 3))
+            )
 
         rng = np.random.default_rng(0)
         X, C, Y = draw(3, 3, 1)
@@ -170,7 +189,13 @@ def test_derivatives_are_those_of_finite_differences():
 def test_derivatives_are_numbers_at_the_limits():
     def total(betas, complexity, *covs):
         curve = bottleneck.gaussian(*covs, betas)
-        return jnp.stack([jnp.sum(curve.complexity), jnp.sum(curve.relevance), jnp.sum(bottleneck.gaussian_relevance(*covs, complexity))])
+        return jnp.stack(
+            [
+                jnp.sum(curve.complexity),
+                jnp.sum(curve.relevance),
+                jnp.sum(bottleneck.gaussian_relevance(*covs, complexity)),
+            ]
+        )
 
     slopes_of = jax.jit(jax.jacrev(total, argnums=(0, 1, 2, 3, 4)))
     for covs in (draw(2, 2), [np.eye(2)] * 3, [np.eye(2), np.zeros((2, 2)), np.eye(2)]):
@@ -184,7 +209,9 @@ def test_vmap_is_one_by_one():
         betas = jnp.asarray(BETAS)
         batch = jax.jit(jax.vmap(bottleneck.gaussian, in_axes=(0, 0, 0, None), out_axes=0))(*covs, betas)
         for k in range(4):
-            np.testing.assert_allclose(batch.relevance[k], bottleneck.gaussian(*(cov[k] for cov in covs), betas).relevance, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(
+                batch.relevance[k], bottleneck.gaussian(*(cov[k] for cov in covs), betas).relevance, rtol=0, atol=1e-12
+            )
 
 
 def test_no_gaussian_encoder_is_above_the_curve():
@@ -215,7 +242,9 @@ def test_efficiency_at_the_limits_and_beyond():
 
 
 def process(rng, order=2, m=2):
-    """Coefficients of a stable autoregression, and the covariance of its innovations, by the companion's spectral radius."""
+    """Coefficients of a stable autoregression, and the covariance of its innovations, by the companion's spectral
+    radius.
+    """
     F = rng.normal(size=(order, m, m))
     companion = np.concatenate([np.concatenate(list(F), 1), np.eye((order - 1) * m, order * m)])
     radius = np.abs(np.linalg.eigvals(companion)).max()
@@ -230,7 +259,9 @@ def test_autocovariance_solves_yule_walker():
         G = np.asarray(bottleneck.autoregressive_autocovariance(*given((F, E)), lags=6))
         lag = {k: G[k] if k >= 0 else G[-k].T for k in range(-2, 6)}
         for k in range(6):
-            np.testing.assert_allclose(G[k], sum(F[i] @ lag[k - 1 - i] for i in range(2)) + (E if k == 0 else 0), atol=1e-10)
+            np.testing.assert_allclose(
+                G[k], sum(F[i] @ lag[k - 1 - i] for i in range(2)) + (E if k == 0 else 0), atol=1e-10
+            )
 
 
 def test_blocks_are_those_of_the_process():
@@ -241,7 +272,9 @@ def test_blocks_are_those_of_the_process():
         joint = np.block([[series.past, series.cross], [series.cross.T, series.future]])
         for s in range(7):
             for t in range(7):
-                np.testing.assert_array_equal(joint[2 * s : 2 * s + 2, 2 * t : 2 * t + 2], G[s - t] if s >= t else G[t - s].T)
+                np.testing.assert_array_equal(
+                    joint[2 * s : 2 * s + 2, 2 * t : 2 * t + 2], G[s - t] if s >= t else G[t - s].T
+                )
         assert np.linalg.eigvalsh(joint)[0] > 0
 
 
@@ -254,8 +287,10 @@ def test_sample_autocovariance_is_a_covariance_and_near_the_truth():
             x[t] = F[0] @ x[t - 1] + F[1] @ x[t - 2] + root @ rng.normal(size=2)
         truth = bottleneck.autoregressive_autocovariance(*given((F, E)), lags=5)
         found = bottleneck.sample_autocovariance(jnp.asarray(x), lags=5)
-        assert np.abs(found - truth).max() < 0.1 * np.abs(truth).max()  # some 5 standard errors with a memory of 10 steps
-        long = bottleneck.sample_autocovariance(jnp.asarray(x[:12]), lags=12)  # few samples, all lags: still no negative variance
+        # some 5 standard errors with a memory of 10 steps
+        assert np.abs(found - truth).max() < 0.1 * np.abs(truth).max()
+        # few samples, all lags: still no negative variance
+        long = bottleneck.sample_autocovariance(jnp.asarray(x[:12]), lags=12)
         series = bottleneck.time_series_covariances(long, past=6, future=6)
         assert np.linalg.eigvalsh(np.block([[series.past, series.cross], [series.cross.T, series.future]]))[0] > -1e-10
 
@@ -265,7 +300,9 @@ def points_of_states(systems, past=6, future=4):
     F, E, A, B, Q = (jnp.asarray(np.stack(parts)) for parts in zip(*systems, strict=True))
 
     def point(F, E, A, B, Q):
-        series = bottleneck.time_series_covariances(bottleneck.autoregressive_autocovariance(F, E, lags=past + future), past=past, future=future)
+        series = bottleneck.time_series_covariances(
+            bottleneck.autoregressive_autocovariance(F, E, lags=past + future), past=past, future=future
+        )
         steps = [jnp.broadcast_to(matrix[None], (past, *matrix.shape)) for matrix in (A, B)]
         encoder = bottleneck.state_encoder(*steps, Q)
         seen = bottleneck.encoder_information(encoder, *series)
@@ -276,7 +313,11 @@ def points_of_states(systems, past=6, future=4):
 
 def random_state(rng, n=3, m=2):
     A, G = rng.normal(size=(n, n)), rng.normal(size=(n, n))
-    return A * rng.uniform(0, 1) / np.abs(np.linalg.eigvals(A)).max(), rng.normal(size=(n, m)), 10.0 ** rng.uniform(-2, 1) * (G @ G.T + 0.1 * np.eye(n))
+    return (
+        A * rng.uniform(0, 1) / np.abs(np.linalg.eigvals(A)).max(),
+        rng.normal(size=(n, m)),
+        10.0 ** rng.uniform(-2, 1) * (G @ G.T + 0.1 * np.eye(n)),
+    )
 
 
 def test_states_lie_under_the_curve():
@@ -290,15 +331,24 @@ def test_states_lie_under_the_curve():
         for k in range(5):
             (L, N), (P, C, Y) = ([np.asarray(part[k]) for part in group] for group in (encoder, series))
             A, B, Q = systems[k][2:]
-            np.testing.assert_allclose(L, np.concatenate([np.linalg.matrix_power(A, 5 - s) @ B for s in range(6)], 1), atol=1e-12)
-            np.testing.assert_allclose(N, sum(np.linalg.matrix_power(A, s) @ Q @ np.linalg.matrix_power(A, s).T for s in range(6)), atol=1e-10)
+            np.testing.assert_allclose(
+                L, np.concatenate([np.linalg.matrix_power(A, 5 - s) @ B for s in range(6)], 1), atol=1e-12
+            )
+            np.testing.assert_allclose(
+                N, sum(np.linalg.matrix_power(A, s) @ Q @ np.linalg.matrix_power(A, s).T for s in range(6)), atol=1e-10
+            )
             H = L @ P @ L.T + N
-            dense = [dense_information(np.block([[H, L @ cross], [(L @ cross).T, other]]), len(H)) for cross, other in ((P, P), (C, Y))]
+            dense = [
+                dense_information(np.block([[H, L @ cross], [(L @ cross).T, other]]), len(H))
+                for cross, other in ((P, P), (C, Y))
+            ]
             np.testing.assert_allclose([seen.complexity[k], seen.relevance[k]], dense, rtol=0, atol=1e-9)
 
 
 def test_a_state_that_holds_the_last_input_of_a_first_order_process_is_on_the_curve():
-    """The future of AR(1) depends on x_t alone: h_t = x_t + noise is optimal, and whatever else h_t holds of the past is waste."""
+    """The future of AR(1) depends on x_t alone: h_t = x_t + noise is optimal, and whatever else h_t holds of the past
+    is waste.
+    """
     with jax.enable_x64(True):
         one = np.ones((1, 1))
         systems = [(0.8 * one[None], one, a * one, one, q * one) for a in (0.0, 0.7) for q in (0.1, 3.0)]
@@ -324,20 +374,25 @@ def test_binary_symmetric_channel_is_mrs_gerbers_lemma():
     """I(T;Y) = log 2 - h(a * delta), a = h^{-1}(log 2 - I(T;X)), a * b = a (1 - b) + b (1 - a) (Wyner and Ziv 1973)."""
     grid = np.concatenate([[0], np.logspace(-12, np.log10(0.5), 20_000)])
     for delta in (0.05, 0.1, 0.3):
-        p = jnp.asarray([[1 - delta, delta, 0], [delta, 1 - delta, 0]], jnp.float32) / 2  # a symbol that never occurs changes nothing
+        # a symbol that never occurs changes nothing
+        p = jnp.asarray([[1 - delta, delta, 0], [delta, 1 - delta, 0]], jnp.float32) / 2
         curve = bottleneck.discrete(p, jnp.asarray(np.linspace(1.1, 12, 24), jnp.float32))
         a = np.interp(np.log(2) - np.asarray(curve.complexity), entropy(np.stack([grid, 1 - grid], 1)), grid)
         flipped = a * (1 - delta) + delta * (1 - a)
         np.testing.assert_allclose(curve.relevance, np.log(2) - entropy(np.stack([flipped, 1 - flipped], 1)), atol=1e-3)
-        assert curve.complexity[0] < 1e-3 and (delta == 0.3 or curve.complexity[-1] > 0.6)  # both ends, not the origin alone
+        # both ends, not the origin alone
+        assert curve.complexity[0] < 1e-3 and (delta == 0.3 or curve.complexity[-1] > 0.6)
 
 
 def test_binary_x_is_the_convex_envelope():
-    """max I(T;Y) - I(T;X)/beta = H(Y) - H(X)/beta - conv[H(Y|p) - h(p)/beta] at p(x), exact for two inputs: no search."""
+    """max I(T;Y) - I(T;X)/beta = H(Y) - H(X)/beta - conv[H(Y|p) - h(p)/beta] at p(x), exact for two inputs: no
+    search.
+    """
     p_x, rows = np.array([0.3, 0.7]), np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
     betas = np.linspace(1.1, 20, 24)
     curve = bottleneck.discrete(jnp.asarray(p_x[:, None] * rows, jnp.float32), jnp.asarray(betas, jnp.float32))
-    grid = 1 / (1 + np.exp(-np.linspace(-30, 30, 3001)))  # finest at the ends, near which the best p(x|t) lie at large beta
+    # finest at the ends, near which the best p(x|t) lie at large beta
+    grid = 1 / (1 + np.exp(-np.linspace(-30, 30, 3001)))
     mixed = np.stack([grid, 1 - grid], 1)
     left, right = np.meshgrid(grid[grid < 0.3], grid[grid > 0.3], indexing="ij")
     share = (right - 0.3) / (right - left)
@@ -361,14 +416,22 @@ def test_discrete_curve_is_concave_under_the_information_and_stable():
         total = float(bottleneck._mutual_information(p))
         for curve in (one, two):
             I_X, I_Y = np.asarray(curve.complexity, np.float64), np.asarray(curve.relevance, np.float64)
-            assert (np.diff(I_X) > -1e-5).all() and (np.diff(I_Y) > -1e-5).all() and I_Y.max() < total + 1e-6 and (I_Y < I_X + 1e-6).all()
+            assert (
+                (np.diff(I_X) > -1e-5).all()
+                and (np.diff(I_Y) > -1e-5).all()
+                and I_Y.max() < total + 1e-6
+                and (I_Y < I_X + 1e-6).all()
+            )
             # Concave from the origin: every point is, at its own slope, the best of all (float32).
             values = np.append(I_Y, 0)[None] - np.append(I_X, 0)[None] / np.asarray(betas)[:, None]
             assert (values.max(1) - np.diagonal(values) < 1e-6).all()
-            assert max(abs(I_X[0]), abs(I_Y[0])) < 1e-6 and I_Y[-1] > total - 1e-3  # nothing is used below beta = 1, nearly all in the end
+            # nothing is used below beta = 1, nearly all in the end
+            assert max(abs(I_X[0]), abs(I_Y[0])) < 1e-6 and I_Y[-1] > total - 1e-3
             np.testing.assert_allclose(np.asarray(curve.encoder).sum(2), 1, atol=1e-5)
         sizes = np.linspace(0, float(one.complexity[-1]), 50)
-        hulls = [np.interp(sizes, np.append(0, curve.complexity), np.append(0, curve.relevance)) for curve in (one, two)]
+        hulls = [
+            np.interp(sizes, np.append(0, curve.complexity), np.append(0, curve.relevance)) for curve in (one, two)
+        ]
         np.testing.assert_allclose(*hulls, atol=1e-3)
 
 
@@ -380,7 +443,9 @@ def test_discrete_points_are_those_of_their_encoders():
         p_xt = np.asarray(p, np.float64).sum(1)[:, None] * encoder
         p_ty = encoder.T @ np.asarray(p, np.float64)
         for joint, value in ((p_xt, I_X), (p_ty, I_Y)):
-            np.testing.assert_allclose(value, entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.ravel()), atol=1e-5)
+            np.testing.assert_allclose(
+                value, entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.ravel()), atol=1e-5
+            )
     assert curve.complexity.max() < np.log(3) + 1e-5 and curve.relevance[1] < curve.relevance[0] < curve.relevance[2]
 
 
@@ -396,7 +461,9 @@ def test_symbols_that_never_occur_and_copies():
 
 
 def sigma_points(covariance):
-    """2n equally likely points with this covariance and no mean: expectations of quadratic functions over them are exact."""
+    """2n equally likely points with this covariance and no mean: expectations of quadratic functions over them are
+    exact.
+    """
     root = np.linalg.cholesky(covariance) * np.sqrt(len(covariance))
     return np.concatenate([root.T, -root.T])
 
@@ -415,16 +482,27 @@ def test_variational_bounds_are_tight_at_the_optimum_and_valid_elsewhere():
 
         def bounds(gain, spread):
             error = y - t @ gain.T
-            score = -0.5 * np.einsum("ni,ij,nj->n", error, np.linalg.inv(R), error) - 0.5 * np.linalg.slogdet(2 * np.pi * R)[1]
+            score = (
+                -0.5 * np.einsum("ni,ij,nj->n", error, np.linalg.inv(R), error)
+                - 0.5 * np.linalg.slogdet(2 * np.pi * R)[1]
+            )
             mean, log_variance = jnp.asarray(x @ A.T), jnp.zeros((len(x), 3))
             weights = dict(rate_weight=1 / 6.0, target_entropy=float(h_y))
-            return bottleneck.variational(mean, log_variance, jnp.asarray(score), **weights, marginal_log_variance=jnp.asarray(spread))
+            return bottleneck.variational(
+                mean, log_variance, jnp.asarray(score), **weights, marginal_log_variance=jnp.asarray(spread)
+            )
 
         exact = bounds(gain, np.log(np.diagonal(T)))  # T is diagonal at the optimum, so that r may be its very law
-        np.testing.assert_allclose([exact.complexity, exact.relevance], [curve.complexity[0], curve.relevance[0]], atol=1e-9)
+        np.testing.assert_allclose(
+            [exact.complexity, exact.relevance], [curve.complexity[0], curve.relevance[0]], atol=1e-9
+        )
         np.testing.assert_allclose(exact.loss, curve.complexity[0] / 6 + h_y - curve.relevance[0], atol=1e-9)
         loose = bounds(0.9 * gain, np.zeros(3))
-        assert loose.complexity > exact.complexity + 1e-3 and loose.relevance < exact.relevance - 1e-4 and loose.loss > exact.loss
+        assert (
+            loose.complexity > exact.complexity + 1e-3
+            and loose.relevance < exact.relevance - 1e-4
+            and loose.loss > exact.loss
+        )
 
 
 def test_variational_default_marginal_is_standard_normal_and_trains():
@@ -437,7 +515,9 @@ def test_variational_default_marginal_is_standard_normal_and_trains():
     np.testing.assert_allclose(plain, [0.1 * kl - score.mean(), kl, 2.0 + score.mean()], rtol=1e-5)
 
     def loss(marginal):
-        return bottleneck.variational(mean, log_variance, score, **weights, marginal_mean=marginal[0], marginal_log_variance=marginal[1]).loss
+        return bottleneck.variational(
+            mean, log_variance, score, **weights, marginal_mean=marginal[0], marginal_log_variance=marginal[1]
+        ).loss
 
     # The best marginal has the moments of the aggregate: there the gradient vanishes.
     centre = mean.mean(0)
@@ -453,24 +533,52 @@ SERIES = np.ones((3, 2, 2)) * 0.1
 COVARIANCES = dict(cov_x=TWO, cov_xy=CROSS, cov_y=ONE)
 CURVE = COVARIANCES | dict(betas=BETA)
 MISTAKES = {
-    "transposed": ("gaussian", CURVE | dict(cov_xy=CROSS.T), r"cov_x \(2, 2\), cov_xy \(1, 2\) and cov_y \(1, 1\) do not fit: expected \(n, n\), \(n, m\)"),
+    "transposed": (
+        "gaussian",
+        CURVE | dict(cov_xy=CROSS.T),
+        r"cov_x \(2, 2\), cov_xy \(1, 2\) and cov_y \(1, 1\) do not fit: expected \(n, n\), \(n, m\)",
+    ),
     "vector": ("gaussian", CURVE | dict(cov_xy=CROSS[:, 0]), r"cov_xy \(2,\)"),
-    "integers": ("gaussian", CURVE | dict(cov_x=np.eye(2, dtype=int)), r"cov_x has dtype int32, expected real numbers: convert it with .astype"),
+    "integers": (
+        "gaussian",
+        CURVE | dict(cov_x=np.eye(2, dtype=int)),
+        r"cov_x has dtype int32, expected real numbers: convert it with .astype",
+    ),
     "nan": ("gaussian", CURVE | dict(cov_x=TWO * np.nan), "holds nan, expected finite numbers"),
     "negative": ("gaussian", CURVE | dict(cov_y=-ONE), "has -1.* on its diagonal, expected variances from 0"),
     "lopsided": ("gaussian", CURVE | dict(cov_x=TWO + np.eye(2, k=1) / 2), "is not symmetric, expected a covariance"),
-    "too much": ("gaussian", CURVE | dict(cov_xy=2 * CROSS), r"has the eigenvalue -0.414, expected from 0; estimate all blocks"),
+    "too much": (
+        "gaussian",
+        CURVE | dict(cov_xy=2 * CROSS),
+        r"has the eigenvalue -0.414, expected from 0; estimate all blocks",
+    ),
     "no price": ("gaussian", CURVE | dict(betas=0 * BETA), "betas hold 0.0, expected positive multipliers"),
     "number": ("gaussian", CURVE | dict(betas=BETA[0]), r"betas have shape \(\), expected \(K,\)"),
-    "infinite": ("gaussian_encoder", COVARIANCES | dict(beta=np.inf), "betas hold inf, expected positive finite multipliers"),
-    "less than none": ("gaussian_relevance", COVARIANCES | dict(complexity=-BETA), r"complexity holds -2.0, expected information from 0, in nats"),
-    "nan memory": ("gaussian_relevance", COVARIANCES | dict(complexity=np.nan), "complexity holds nan, expected information from 0"),
+    "infinite": (
+        "gaussian_encoder",
+        COVARIANCES | dict(beta=np.inf),
+        "betas hold inf, expected positive finite multipliers",
+    ),
+    "less than none": (
+        "gaussian_relevance",
+        COVARIANCES | dict(complexity=-BETA),
+        r"complexity holds -2.0, expected information from 0, in nats",
+    ),
+    "nan memory": (
+        "gaussian_relevance",
+        COVARIANCES | dict(complexity=np.nan),
+        "complexity holds nan, expected information from 0",
+    ),
     "wide": (
         "encoder_information",
         COVARIANCES | dict(encoder=bottleneck.Encoder(jnp.ones((1, 3)), jnp.eye(1))),
         r"encoder has weights \(1, 3\) and noise_cov \(1, 1\), expected \(r, 2\) and \(r, r\) from cov_x",
     ),
-    "counts": ("discrete", dict(p_xy=TWO, betas=BETA), r"p_xy has least entry 0 and sum 2, expected probabilities that sum to 1: use p_xy / p_xy.sum\(\)"),
+    "counts": (
+        "discrete",
+        dict(p_xy=TWO, betas=BETA),
+        r"p_xy has least entry 0 and sum 2, expected probabilities that sum to 1: use p_xy / p_xy.sum\(\)",
+    ),
     "no table": ("discrete", dict(p_xy=BETA / 2, betas=BETA), r"p_xy has shape \(1,\), expected \(X, Y\)"),
     "no start": ("discrete", dict(p_xy=TWO / 2, betas=BETA, restarts=0), "restarts=0, expected at least 1"),
     "no symbol": ("discrete", dict(p_xy=TWO / 2, betas=BETA, cardinality=0), "cardinality=0, expected at least 1"),
@@ -481,16 +589,46 @@ MISTAKES = {
     ),
     "point": (
         "memory_efficiency",
-        dict(past_information=np.ones(2), future_information=np.ones(3), cov_past=ONE, cov_cross=ONE / 2, cov_future=ONE),
+        dict(
+            past_information=np.ones(2), future_information=np.ones(3), cov_past=ONE, cov_cross=ONE / 2, cov_future=ONE
+        ),
         r"future_information has shape \(3,\), expected \(2,\) from past_information",
     ),
-    "nan point": ("memory_efficiency", dict(past_information=1.0, future_information=np.nan, cov_past=ONE, cov_cross=ONE / 2, cov_future=ONE), "holds nan"),
-    "few lags": ("time_series_covariances", dict(autocovariance=SERIES, past=2, future=2), r"expected \(L, m, m\) with L >= past \+ future = 4 lags"),
-    "no steps": ("time_series_covariances", dict(autocovariance=SERIES, past=0, future=2), "past=0, expected at least 1"),
-    "unstable": ("autoregressive_autocovariance", dict(coefficients=TWO[None], innovation_cov=TWO, lags=2), "coefficients have spectral radius 1, expected"),
-    "one step": ("autoregressive_autocovariance", dict(coefficients=TWO, innovation_cov=TWO, lags=2), r"expected \(p, m, m\) with p >= 1 and \(m, m\)"),
-    "no lag": ("autoregressive_autocovariance", dict(coefficients=TWO[None] / 2, innovation_cov=TWO, lags=0), "lags=0, expected at least 1"),
-    "short": ("sample_autocovariance", dict(samples=np.ones((3, 1)), lags=4), r"samples have shape \(3, 1\) for lags=4, expected"),
+    "nan point": (
+        "memory_efficiency",
+        dict(past_information=1.0, future_information=np.nan, cov_past=ONE, cov_cross=ONE / 2, cov_future=ONE),
+        "holds nan",
+    ),
+    "few lags": (
+        "time_series_covariances",
+        dict(autocovariance=SERIES, past=2, future=2),
+        r"expected \(L, m, m\) with L >= past \+ future = 4 lags",
+    ),
+    "no steps": (
+        "time_series_covariances",
+        dict(autocovariance=SERIES, past=0, future=2),
+        "past=0, expected at least 1",
+    ),
+    "unstable": (
+        "autoregressive_autocovariance",
+        dict(coefficients=TWO[None], innovation_cov=TWO, lags=2),
+        "coefficients have spectral radius 1, expected",
+    ),
+    "one step": (
+        "autoregressive_autocovariance",
+        dict(coefficients=TWO, innovation_cov=TWO, lags=2),
+        r"expected \(p, m, m\) with p >= 1 and \(m, m\)",
+    ),
+    "no lag": (
+        "autoregressive_autocovariance",
+        dict(coefficients=TWO[None] / 2, innovation_cov=TWO, lags=0),
+        "lags=0, expected at least 1",
+    ),
+    "short": (
+        "sample_autocovariance",
+        dict(samples=np.ones((3, 1)), lags=4),
+        r"samples have shape \(3, 1\) for lags=4, expected",
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""The bracket against known information, its standard error against repetition, and its parts against sums over all pairs in float64 numpy."""
+"""The bracket against known information, its standard error against repetition, and its parts against sums over all
+pairs in float64 numpy.
+"""
 
 import inspect
 import math
@@ -48,7 +50,9 @@ def parallel_channels(information, M, seed, mix=None):
 
 
 def selective(n, T, seed, *, dense=False):
-    """A layer with a fixed sequence of gates: (A_t, B_t, Sx, Q_t) in float64 numpy, whose information is near 4 nats for n = 4."""
+    """A layer with a fixed sequence of gates: (A_t, B_t, Sx, Q_t) in float64 numpy, whose information is near 4 nats
+    for n = 4.
+    """
     rng = np.random.default_rng(seed)
     A = rng.normal(size=(n, n)) if dense else np.diag(rng.uniform(0.5, 0.95, n))
     A *= 0.9 / np.linalg.norm(A, 2)
@@ -66,7 +70,11 @@ def draw_selective(system, M, seed):
     mean, state, cov = np.zeros((M, n)), np.zeros((M, n)), np.zeros((n, n))
     for A, B, Q in zip(A_t, B_t, Q_t, strict=True):
         drive = rng.normal(size=(M, n)) @ np.linalg.cholesky(Sx).T @ B.T
-        mean, state, cov = mean @ A.T + drive, state @ A.T + drive + rng.normal(size=(M, n)) * np.sqrt(np.diag(Q)), A @ cov @ A.T + Q
+        mean, state, cov = (
+            mean @ A.T + drive,
+            state @ A.T + drive + rng.normal(size=(M, n)) * np.sqrt(np.diag(Q)),
+            A @ cov @ A.T + Q,
+        )
     return mean, np.broadcast_to(cov, (M, n, n)), state
 
 
@@ -129,7 +137,8 @@ def test_five_seconds_suffice():
 
 @pytest.mark.parametrize("information", [[0.01, 0.01], [0.7, 0.1], [2.0, 1.0]], ids=str)
 def test_stderr_is_that_of_repetition(information):
-    # 200 repetitions know a standard deviation to 5 %: three such, and the jackknife's excess where e^{2I} is not small beside M = 600.
+    # 200 repetitions know a standard deviation to 5 %: three such, and the jackknife's excess where e^{2I} is not small
+    # beside M = 600.
     drawn = [parallel_channels(information, SMALL, seed) for seed in range(200)]
     found = REPEATED(*(jnp.asarray(np.stack(value), jnp.float32) for value in zip(*drawn, strict=True)))
     spread = max(float(found.lower.std()), float(found.upper.std()))
@@ -143,8 +152,13 @@ REPEATED = jax.jit(jax.vmap(bracket.state_information))
 
 
 def test_ends_against_sums_over_all_pairs():
-    """In float64, but for the control variate: InfoNCE with the exact critic, and the cross-entropy with the defended mixture."""
-    for drawn in (parallel_channels([1.5, 0.1], SMALL, 0), parallel_channels([1.0, 0.2], SMALL, 0, np.array([[1.0, 0.0], [0.7, 0.5]]))):
+    """In float64, but for the control variate: InfoNCE with the exact critic, and the cross-entropy with the defended
+    mixture.
+    """
+    for drawn in (
+        parallel_channels([1.5, 0.1], SMALL, 0),
+        parallel_channels([1.0, 0.2], SMALL, 0, np.array([[1.0, 0.0], [0.7, 0.5]])),
+    ):
         means, covs, states = drawn
         n = means.shape[1]
         logs = log_densities(means, covs, states)
@@ -154,14 +168,21 @@ def test_ends_against_sums_over_all_pairs():
         others = (np.exp(logs) * (1 - np.eye(SMALL))).sum(1) / (SMALL - 1)
         q = np.empty(SMALL)
         for half in (0, 1):
-            mean, cov = means[1 - half :: 2].mean(0), np.cov(means[1 - half :: 2].T, bias=True).reshape(n, n) + full[1 - half :: 2].mean(0)
+            mean, cov = (
+                means[1 - half :: 2].mean(0),
+                np.cov(means[1 - half :: 2].T, bias=True).reshape(n, n) + full[1 - half :: 2].mean(0),
+            )
             gap = states[half::2] - mean
-            q[half::2] = np.exp(-0.5 * np.einsum("ij,jk,ik->i", gap, np.linalg.inv(cov), gap)) / np.sqrt(np.linalg.det(2 * np.pi * cov))
+            q[half::2] = np.exp(-0.5 * np.einsum("ij,jk,ik->i", gap, np.linalg.inv(cov), gap)) / np.sqrt(
+                np.linalg.det(2 * np.pi * cov)
+            )
         upper = -entropy - np.log((1 - bracket.DEFENCE) * others + bracket.DEFENCE * q)
         with jax.enable_x64(True):
             found = measure(drawn, jnp.float64)
-        assert abs(float(found.upper - found.lower) - (upper - lower).mean()) < 1e-9  # the same control variate is taken from both
-        assert abs(float(found.lower) - lower.mean()) < 0.18  # the control variate is of mean zero and variance n/2 / M at most, 0.06^2
+        # the same control variate is taken from both
+        assert abs(float(found.upper - found.lower) - (upper - lower).mean()) < 1e-9
+        # the control variate is of mean zero and variance n/2 / M at most, 0.06^2
+        assert abs(float(found.lower) - lower.mean()) < 0.18
 
 
 def test_float32_resolves_narrow_noise_far_from_the_origin():
@@ -195,7 +216,8 @@ def test_more_than_samples_can_tell_is_unresolved():
 def test_inputs_that_say_nothing():
     means, covs, states = parallel_channels([1.0, 1.0], SMALL, 0, np.eye(2))
     found = measure((np.zeros_like(means), covs, states - means))
-    assert abs(float(found.lower)) < 1e-5 and abs(float(found.upper)) < 1e-5 and found.resolved  # every density is the marginal, and the control explains all
+    # every density is the marginal, and the control explains all
+    assert abs(float(found.lower)) < 1e-5 and abs(float(found.upper)) < 1e-5 and found.resolved
 
 
 def test_derivatives_of_the_lower_end():
@@ -210,7 +232,9 @@ def test_derivatives_of_the_lower_end():
         @jax.jit
         @jax.value_and_grad
         def lower(step):
-            return bracket.state_information(*(jnp.asarray(value) + step * jnp.asarray(way) for value, way in zip(drawn, direction, strict=True))).lower
+            return bracket.state_information(
+                *(jnp.asarray(value) + step * jnp.asarray(way) for value, way in zip(drawn, direction, strict=True))
+            ).lower
 
         (up, _), (down, _), (_, slope) = (lower(step) for step in (1e-5, -1e-5, 0.0))
         assert abs(float(slope) - float(up - down) / 2e-5) < 1e-5 < abs(float(slope))
@@ -227,10 +251,16 @@ def test_compiled_and_batched_is_the_same():
 
 def test_no_noise_is_never_nan():
     """Where values cannot be looked at, the bracket is all that is certain."""
-    drawn = [[jnp.asarray(value, jnp.float32) for value in parallel_channels([1.0, 1.0], SMALL, seed)] for seed in range(200)]
+    drawn = [
+        [jnp.asarray(value, jnp.float32) for value in parallel_channels([1.0, 1.0], SMALL, seed)] for seed in range(200)
+    ]
     means, covs, states = (jnp.stack(value) for value in zip(*drawn, strict=True))
     found = REPEATED(means, covs.at[4, 7, 1].set(0), states)
-    assert np.isinf(found.upper).nonzero()[0].tolist() == [4] and np.isfinite(found.lower).all() and not np.isnan(found.stderr).any()
+    assert (
+        np.isinf(found.upper).nonzero()[0].tolist() == [4]
+        and np.isfinite(found.lower).all()
+        and not np.isnan(found.stderr).any()
+    )
     assert found.lower[4] == found.stderr[4] == 0 and not found.resolved[4]
     full = jnp.asarray(parallel_channels([1.0, 1.0], SMALL, 0, np.eye(2))[1], jnp.float32)
     found = jax.jit(bracket.upper_gaussian)(full.at[7].set(1), states[0])
@@ -238,7 +268,9 @@ def test_no_noise_is_never_nan():
 
 
 def test_gates_that_read_the_state():
-    """I(h_2; h_1, x_2) >= I(h_2; x_{1:2}): both from the one-step law, the second known through the joint law where the gate is constant."""
+    """I(h_2; h_1, x_2) >= I(h_2; x_{1:2}): both from the one-step law, the second known through the joint law where the
+    gate is constant.
+    """
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(2, 2, M, 1))
     h1 = 0.5 * (x[0] + w[0])
@@ -246,7 +278,8 @@ def test_gates_that_read_the_state():
         g = gate(h1)
         found = measure((h1 + g * (0.8 * h1 + x[1] - h1), g**2, h1 + g * (0.8 * h1 + x[1] + w[1] - h1)))
         assert float(found.upper - found.lower) <= 0.06
-        # Invariant of theory 4.1: 1/2 log(1 + s) of all inputs for every exogenous gate; h_1 tells the step more than its inputs do.
+        # Invariant of theory 4.1: 1/2 log(1 + s) of all inputs for every exogenous gate; h_1 tells the step more than
+        # its inputs do.
         assert float(found.upper) > 0.5 * math.log(2)
         if np.ptp(g) == 0:  # h_2 = 0.9 h_1 + 0.5 (x + w), Var h_1 = 0.5: total 0.81/2 + 0.5, of which noise 0.25
             assert covers(found, 0.5 * math.log((0.405 + 0.5) / 0.25))
@@ -257,7 +290,9 @@ def test_gaussian_upper_bound(n):
     mix = np.tril(np.ones((n, n)))
     drawn = [parallel_channels([0.7] * n, 100, seed, mix) for seed in range(400)]
     with jax.enable_x64(True):
-        found = jax.vmap(bracket.upper_gaussian)(*(jnp.asarray(np.stack(value)) for value in list(zip(*drawn, strict=True))[1:]))
+        found = jax.vmap(bracket.upper_gaussian)(
+            *(jnp.asarray(np.stack(value)) for value in list(zip(*drawn, strict=True))[1:])
+        )
     nats, stderr = np.asarray(found.nats), np.asarray(found.stderr)
     spread = nats.std()
     # 400 repetitions; without the correction for a small sample the mean would be n (n+1) / 400 low, 0.03 for n = 3.
@@ -272,7 +307,8 @@ def test_gaussian_upper_bound_lies_over_the_bracket(name):
     g, variance = np.asarray(covs), np.asarray(states).var(ddof=1)
     tight = bracket.state_information(means, covs, states)
     assert float(loose.nats + loose.stderr) > float(tight.lower)
-    assert abs(float(loose.nats) - (0.5 * math.log(variance) - 0.5 * np.log(g).mean())) < 1e-3  # but for the correction of order 1/M
+    # but for the correction of order 1/M
+    assert abs(float(loose.nats) - (0.5 * math.log(variance) - 0.5 * np.log(g).mean())) < 1e-3
 
 
 KINDS = [("diagonal", "diagonal"), ("diagonal", "dense"), ("dense", "diagonal"), ("dense", "dense")]
@@ -299,15 +335,21 @@ def test_conditional_moments_against_the_loop(transition, noise, start):
     ]
     initial = None if start is None else np.diag(P0) if start == "diagonal" else P0
     with jax.enable_x64(True):
-        found = bracket.conditional_moments(*(jnp.asarray(value) for value in given), jnp.asarray(m0), None if start is None else jnp.asarray(initial))
+        found = bracket.conditional_moments(
+            *(jnp.asarray(value) for value in given), jnp.asarray(m0), None if start is None else jnp.asarray(initial)
+        )
     kept = found.covs.ndim == 2
     assert kept == (transition == noise == "diagonal" and start != "dense")
     np.testing.assert_allclose(found.means, means, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(np.array([np.diag(cov) for cov in found.covs]) if kept else found.covs, covs, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        np.array([np.diag(cov) for cov in found.covs]) if kept else found.covs, covs, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_a_layer_from_its_equation_to_its_bracket():
-    """h_t = (1 - g) h + g (a h + x + w) with gates that read x, simulated; one step must give the known truth, later ones stay under the cheap bound."""
+    """h_t = (1 - g) h + g (a h + x + w) with gates that read x, simulated; one step must give the known truth, later
+    ones stay under the cheap bound.
+    """
     rng = np.random.default_rng(3)
     x, w = rng.normal(size=(2, M, 5, 1)).astype(np.float32)
     g, a = sigmoid(2 * x).astype(np.float32), np.float32(0.8)
@@ -321,7 +363,11 @@ def test_a_layer_from_its_equation_to_its_bracket():
     found = [bracket.state_information(moments.means[:, t], moments.covs[:, t], states[t]) for t in range(5)]
     assert covers(found[0], ONE_STEP["sigmoid"][1])
     for t in range(5):
-        assert float(found[t].lower) <= float(found[t].upper) <= float(bracket.upper_gaussian(moments.covs[:, t], states[t]).nats) + 0.02
+        assert (
+            float(found[t].lower)
+            <= float(found[t].upper)
+            <= float(bracket.upper_gaussian(moments.covs[:, t], states[t]).nats) + 0.02
+        )
 
 
 GOOD = [np.float32(value) for value in parallel_channels([1.0, 1.0], 20, 0, np.eye(2))]
@@ -334,14 +380,23 @@ SINGULAR = np.where(np.arange(20)[:, None, None] == 3, np.float32(1), GOOD[1])
     ("given", "message"),
     [
         ((GOOD[0][:, 0], *GOOD[1:]), r"means has shape \(20,\), expected \(M, n\)"),
-        ((GOOD[0], GOOD[1][:5], GOOD[2]), r"covs has shape \(5, 2, 2\), expected \(20, 2\) or \(20, 2, 2\) from means; repeat a constant"),
+        (
+            (GOOD[0], GOOD[1][:5], GOOD[2]),
+            r"covs has shape \(5, 2, 2\), expected \(20, 2\) or \(20, 2, 2\) from means; repeat a constant",
+        ),
         ((*GOOD[:2], GOOD[2][:, :1]), r"states has shape \(20, 1\), expected \(20, 2\)"),
         (tuple(value[:3] for value in GOOD), r"M=3 rows, expected at least 4: simulate more"),
         ((GOOD[0].astype(int), *GOOD[1:]), r"means has dtype int64, expected real numbers: convert it with .astype"),
-        ((GOOD[0] + 1j, *GOOD[1:]), r"means has dtype complex64, expected real numbers: give complex poles and states as pairs of reals"),
+        (
+            (GOOD[0] + 1j, *GOOD[1:]),
+            r"means has dtype complex64, expected real numbers: give complex poles and states as pairs of reals",
+        ),
         ((NAN, *GOOD[1:]), r"means holds nan, expected finite numbers"),
         ((GOOD[0], SKEW, GOOD[2]), r"covs\[0\] is not symmetric"),
-        ((GOOD[0], SINGULAR, GOOD[2]), r"covs\[3\] is not positive definite \(1 of 20 are not\): its state has a direction free of noise"),
+        (
+            (GOOD[0], SINGULAR, GOOD[2]),
+            r"covs\[3\] is not positive definite \(1 of 20 are not\): its state has a direction free of noise",
+        ),
         ((GOOD[0], np.zeros((20, 2), np.float32), GOOD[2]), r"covs\[0\] is not positive definite \(20 of 20 are not\)"),
     ],
 )
@@ -381,4 +436,6 @@ STEPS = np.ones((5, 2), np.float32)
 )
 def test_mistakes_in_the_moments(given, message):
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(bracket.conditional_moments)(**jax.tree.map(jnp.asarray, dict(A_t=STEPS, drives=STEPS, noise_covs=STEPS) | given))
+        inspect.unwrap(bracket.conditional_moments)(
+            **jax.tree.map(jnp.asarray, dict(A_t=STEPS, drives=STEPS, noise_covs=STEPS) | given)
+        )

@@ -1,4 +1,6 @@
-"""The bias-corrected Gaussian value: unbiased, within its error on the benchmark's normal tasks, invariant, and honest about degenerate samples."""
+"""The bias-corrected Gaussian value: unbiased, within its error on the benchmark's normal tasks, invariant, and honest
+about degenerate samples.
+"""
 
 import inspect
 import math
@@ -27,9 +29,13 @@ def test_normal_tasks_within_two_deviations(task):
     assert abs(found.nats - float(frozen["mi"])) < 2 * found.stderr
 
 
-@pytest.mark.parametrize(("correlation", "dx", "dy", "count"), [(0.0, 1, 1, 10), (0.0, 5, 8, 40), (0.9, 3, 2, 30), (0.5, 4, 4, 25)])
+@pytest.mark.parametrize(
+    ("correlation", "dx", "dy", "count"), [(0.0, 1, 1, 10), (0.0, 5, 8, 40), (0.9, 3, 2, 30), (0.5, 4, 4, 25)]
+)
 def test_it_is_unbiased_and_its_error_is_its_spread(correlation, dx, dy, count):
-    """4,000 repetitions: their mean to three of its deviations, their spread to a fifth (`stderr` is of first order)."""
+    """4,000 repetitions: their mean to three of its deviations, their spread to a fifth (`stderr` is of first
+    order).
+    """
     cov = np.eye(dx + dy)
     cov[0, dx] = cov[dx, 0] = correlation
     draws = np.random.default_rng(0).multivariate_normal(np.zeros(dx + dy), cov, size=(4000, count))
@@ -49,7 +55,9 @@ def test_linear_maps_of_each_side_change_nothing():
     rng = np.random.default_rng(1)
     x, y, _ = samplers.multinormal(jax.random.key(2), 500, samplers.sparse_covariance(3, 3), 3)
     plain = canonical.gaussian(x, y).nats
-    assert canonical.gaussian(np.asarray(x) @ rng.normal(size=(3, 3)) + 7, 1e5 * np.asarray(y)).nats == pytest.approx(plain, abs=1e-5)
+    assert canonical.gaussian(np.asarray(x) @ rng.normal(size=(3, 3)) + 7, 1e5 * np.asarray(y)).nats == pytest.approx(
+        plain, abs=1e-5
+    )
 
 
 def test_columns_that_follow_from_others_are_left_out_and_named():
@@ -69,7 +77,11 @@ def test_a_shared_direction_is_infinite_and_no_direction_is_nothing():
 
 @pytest.mark.parametrize(
     ("x", "message"),
-    [(np.zeros((10, 8)), "10 samples of 8 and 2 columns"), (np.zeros((9, 1)), "x has 9 rows and y has 10"), (np.zeros((10, 1, 1)), "x has shape")],
+    [
+        (np.zeros((10, 8)), "10 samples of 8 and 2 columns"),
+        (np.zeros((9, 1)), "x has 9 rows and y has 10"),
+        (np.zeros((10, 1, 1)), "x has shape"),
+    ],
 )
 def test_mistakes(x, message):
     with pytest.raises(ValueError, match=message):
@@ -89,5 +101,7 @@ def test_one_row_that_decides_alone_is_named():
     x[3] = y[3] = 1e10
     found = canonical.gaussian(x, y)
     assert found.nats > 5 and found.notes[:2] == tuple(
-        f"row 3 of {name} alone makes 100% of a direction's variance: no normal law; rank first, as `estimate` does, or leave it out" for name in "xy"
+        f"row 3 of {name} alone makes 100% of a direction's variance: no normal law; rank first, as `estimate` does, "
+        "or leave it out"
+        for name in "xy"
     )

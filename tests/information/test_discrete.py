@@ -1,4 +1,6 @@
-"""Entropy and information of labels: exact laws, corrections against what they should mend, degenerate counts, errors."""
+"""Entropy and information of labels: exact laws, corrections against what they should mend, degenerate counts,
+errors.
+"""
 
 import inspect
 import math
@@ -20,8 +22,12 @@ def draws(p: np.ndarray, count: int, repetitions: int) -> np.ndarray:
 def test_exact_laws():
     assert discrete.entropy_of(jnp.array([0.5, 0.25, 0.25, 0.0])) == pytest.approx(1.5 * math.log(2))
     flip = jnp.array([[0.4, 0.1], [0.1, 0.4]])
-    assert discrete.information_of(flip) == pytest.approx(math.log(2) + 0.8 * math.log(0.8) + 0.2 * math.log(0.2), abs=1e-6)
-    assert discrete.information_of(jnp.outer(jnp.array([0.3, 0.7]), jnp.array([0.2, 0.8]))) == pytest.approx(0, abs=1e-6)
+    assert discrete.information_of(flip) == pytest.approx(
+        math.log(2) + 0.8 * math.log(0.8) + 0.2 * math.log(0.2), abs=1e-6
+    )
+    assert discrete.information_of(jnp.outer(jnp.array([0.3, 0.7]), jnp.array([0.2, 0.8]))) == pytest.approx(
+        0, abs=1e-6
+    )
     gradient = jax.grad(discrete.entropy_of)(jnp.array([0.2, 0.8]))
     np.testing.assert_allclose(gradient, -np.log([0.2, 0.8]) - 1, rtol=1e-6)
 
@@ -40,13 +46,18 @@ def test_corrections_mend_most_of_the_bias_of_few_samples(correction, symbols, c
     for p in (np.full(symbols, 1 / symbols), np.arange(1.0, symbols + 1) ** -0.5):
         p = p / p.sum()
         truth = -(p @ np.log(p))
-        bias = {kind: np.mean([discrete.entropy(c, correction=kind).nats for c in draws(p, count, 30)]) - truth for kind in ("none", correction)}
+        bias = {
+            kind: np.mean([discrete.entropy(c, correction=kind).nats for c in draws(p, count, 30)]) - truth
+            for kind in ("none", correction)
+        }
         assert bias["none"] < -0.15
         assert abs(bias[correction]) < 0.6 * abs(bias["none"])
 
 
 def test_nsb_is_best_where_nearly_nothing_repeats():
-    """A uniform law over 1,000 symbols and 100 samples: NSB sees it by the few repetitions, to three of its own deviations."""
+    """A uniform law over 1,000 symbols and 100 samples: NSB sees it by the few repetitions, to three of its own
+    deviations.
+    """
     counts = draws(np.full(1000, 1e-3), 100, 5)
     found = [discrete.entropy(c, correction="nsb") for c in counts]
     assert all(abs(one.nats - math.log(1000)) < 3 * one.stderr for one in found)
@@ -60,10 +71,16 @@ def test_nsb_equals_its_integral():
 
     counts = np.array([3, 1])
     beta, q = np.geomspace(1e-6, 1e6, 4001), (np.arange(20000) + 0.5) / 20000
-    weight = (2 * polygamma(1, 2 * beta + 1) - polygamma(1, beta + 1)) * beta * np.exp(betaln(counts[0] + beta, counts[1] + beta) - betaln(beta, beta))
+    weight = (
+        (2 * polygamma(1, 2 * beta + 1) - polygamma(1, beta + 1))
+        * beta
+        * np.exp(betaln(counts[0] + beta, counts[1] + beta) - betaln(beta, beta))
+    )
     h = -q * np.log(q) - (1 - q) * np.log(1 - q)
     posterior = np.exp(
-        (counts[0] + beta[:, None] - 1) * np.log(q) + (counts[1] + beta[:, None] - 1) * np.log1p(-q) - betaln(counts[0] + beta, counts[1] + beta)[:, None]
+        (counts[0] + beta[:, None] - 1) * np.log(q)
+        + (counts[1] + beta[:, None] - 1) * np.log1p(-q)
+        - betaln(counts[0] + beta, counts[1] + beta)[:, None]
     )
     mean = (posterior * h).mean(axis=1)
     assert discrete.entropy(counts, correction="nsb").nats == pytest.approx(weight @ mean / weight.sum(), abs=2e-3)
@@ -76,9 +93,14 @@ def test_the_error_is_the_spread():
 
 
 def test_information_of_independent_labels_is_corrected_to_nothing():
-    """Frequencies find (K - 1)^2 / 2N = 0.1 nats in nothing, to first order, which is what Miller and Madow take away."""
+    """Frequencies find (K - 1)^2 / 2N = 0.1 nats in nothing, to first order, which is what Miller and Madow take
+    away.
+    """
     p = np.full((6, 6), 1 / 36)
-    found = {kind: np.mean([discrete.mutual_information(c, correction=kind).nats for c in draws(p, 125, 50)]) for kind in ("none", "miller-madow")}
+    found = {
+        kind: np.mean([discrete.mutual_information(c, correction=kind).nats for c in draws(p, 125, 50)])
+        for kind in ("none", "miller-madow")
+    }
     assert found["none"] == pytest.approx(0.1, rel=0.25) and abs(found["miller-madow"]) < 0.3 * found["none"]
 
 
@@ -97,7 +119,9 @@ def test_labels_that_tell_one_another_have_no_bias_to_hold():
 
 
 def test_labels_in_the_order_of_time_are_moved_and_not_mixed():
-    """Two series of runs of one label each: pairs of mixed rows would know nothing of the runs, and find a dependence that is none."""
+    """Two series of runs of one label each: pairs of mixed rows would know nothing of the runs, and find a dependence
+    that is none.
+    """
     x, y = (np.repeat(np.random.default_rng(seed).integers(0, 3, 60), 20) for seed in range(2))
     assert discrete.of_labels(x, y).excess > 10
     moved = discrete.of_labels(x, y, shuffle=False)
@@ -128,7 +152,10 @@ def test_degenerate_counts_are_finite(counts, correction):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f: f.entropy(np.array([1, 2]), correction="jackknife"), "correction='jackknife' is unknown: use one of none, miller-madow"),
+        (
+            lambda f: f.entropy(np.array([1, 2]), correction="jackknife"),
+            "correction='jackknife' is unknown: use one of none, miller-madow",
+        ),
         (lambda f: f.entropy(np.array([0.5, 0.5])), "expected integers"),
         (lambda f: f.entropy(np.array([[1, 2]])), "expected integers with 1 axes"),
         (lambda f: f.entropy(np.array([-1, 2])), "counts go from -1"),

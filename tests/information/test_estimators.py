@@ -1,4 +1,6 @@
-"""Estimators from samples: known truths, directions, independence, honesty about held-out data, and what each says of itself."""
+"""Estimators from samples: known truths, directions, independence, honesty about held-out data, and what each says of
+itself.
+"""
 
 import inspect
 import math
@@ -14,7 +16,13 @@ from selssm_jax.information.estimators import Training
 QUICK = Training(steps=150, batch=256, width=64)  # enough for what is asked here
 LOWER = {"infonce": estimators.infonce, "nwj": estimators.nwj, "hybrid": estimators.hybrid}
 NEURAL = LOWER | {"donsker_varadhan": estimators.donsker_varadhan, "smile": estimators.smile}
-DIRECTIONS = {"infonce": "lower", "nwj": "lower", "hybrid": "lower", "donsker_varadhan": "estimate", "smile": "estimate"}
+DIRECTIONS = {
+    "infonce": "lower",
+    "nwj": "lower",
+    "hybrid": "lower",
+    "donsker_varadhan": "estimate",
+    "smile": "estimate",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +49,29 @@ def test_independent_samples_have_none(name):
 
 @pytest.mark.parametrize("name", LOWER)
 def test_lower_bounds_lie_under_the_truth_in_the_mean(name):
-    """Five seeds of 2,000 samples, their mean known to about 0.01; benchmarks/information.py has twenty, of every task."""
-    draws = [samplers.multinormal(jax.random.key(seed), 2000, samplers.dense_covariance(3, 3, 0.3), 3) for seed in range(5)]
+    """Five seeds of 2,000 samples, their mean known to about 0.01; benchmarks/information.py has twenty, of every
+    task.
+    """
+    draws = [
+        samplers.multinormal(jax.random.key(seed), 2000, samplers.dense_covariance(3, 3, 0.3), 3) for seed in range(5)
+    ]
     found = [LOWER[name](draw.x, draw.y, training=QUICK).nats for draw in draws]
     assert np.mean(found) <= draws[0].information + 0.03
 
 
 def test_a_bound_is_of_samples_that_its_critic_never_saw():
-    """On 200 samples of ten columns of noise, a critic that was judged on what it was trained on would find whole nats."""
+    """On 200 samples of ten columns of noise, a critic that was judged on what it was trained on would find whole
+    nats.
+    """
     x, y, _ = samplers.independent(jax.random.key(3), 200, 10, 10)
     held_out = crossfit.fit(np.asarray(x), np.asarray(y), critics.HYBRID, critics.INFONCE, QUICK)
     assert held_out.mean_and_error(held_out.trained)[0] < 0.05
 
 
 def test_folds_of_a_series_are_runs_of_it():
-    """Rows whose neighbours are copies know nothing of y, which copies too; folds of shuffled rows would take memory for knowledge."""
+    """Rows whose neighbours are copies know nothing of y, which copies too; folds of shuffled rows would take memory
+    for knowledge.
+    """
     rng = np.random.default_rng(0)
     x, y = (np.repeat(rng.normal(size=(40, 3)), 20, axis=0) for _ in range(2))
 
@@ -77,7 +93,9 @@ def test_marginals_do_not_matter(correlated):
 def test_neither_places_nor_units_matter(correlated, place, unit):
     """Times and counters around 1e8, of which float32 leaves whole numbers: ranks are taken in float64."""
     x, y = (np.asarray(z, np.float64) for z in correlated[:2])
-    assert estimators.hybrid(place + unit * x, place - unit * y, training=QUICK) == estimators.hybrid(x, -y, training=QUICK)
+    assert estimators.hybrid(place + unit * x, place - unit * y, training=QUICK) == estimators.hybrid(
+        x, -y, training=QUICK
+    )
 
 
 def test_a_seed_decides_everything(correlated):
@@ -89,7 +107,9 @@ def test_a_seed_decides_everything(correlated):
 def test_infonce_says_when_it_is_saturated():
     x = jax.random.normal(jax.random.key(0), (500, 1))
     with pytest.warns(UserWarning, match="collapsed"):  # for a Gaussian one sees more than log K
-        found = estimators.infonce(x, x + 1e-3 * jax.random.normal(jax.random.key(1), x.shape), training=Training(steps=400, width=64))
+        found = estimators.infonce(
+            x, x + 1e-3 * jax.random.normal(jax.random.key(1), x.shape), training=Training(steps=400, width=64)
+        )
     assert found.nats <= math.log(100) and any("saturated" in note for note in found.notes)
 
 
@@ -105,7 +125,9 @@ def test_club_with_the_exact_conditional_is_an_upper_bound():
     """For y = r x + sqrt(1 - r^2) w its value is r^2 / (1 - r^2) nats, and it spreads by sd / sqrt(N)."""
     r = 0.6
     x, y, truth = samplers.multinormal(jax.random.key(4), 4000, samplers.dense_covariance(1, 1, r), 1)
-    found = estimators.club(x, y, log_conditional=lambda a, b: jax.scipy.stats.norm.logpdf(b, r * a, math.sqrt(1 - r**2)).sum())
+    found = estimators.club(
+        x, y, log_conditional=lambda a, b: jax.scipy.stats.norm.logpdf(b, r * a, math.sqrt(1 - r**2)).sum()
+    )
     assert found.direction == "upper" and found.nats > truth
     assert abs(found.nats - r**2 / (1 - r**2)) < 4 * found.stderr
 
@@ -137,7 +159,12 @@ def test_the_default_takes_the_bound_where_more_is_found():
     """Student's law without correlation: all information is in the lengths, and no Gaussian sees it."""
     x, y, truth = samplers.student(jax.random.key(6), 2000, np.eye(6), 3, 2.0)
     found = estimators.estimate(x, y, training=QUICK)
-    assert found.nats > truth / 2 and found.notes and found.direction in ("lower", "estimate") and "Gaussian copula" not in found.method
+    assert (
+        found.nats > truth / 2
+        and found.notes
+        and found.direction in ("lower", "estimate")
+        and "Gaussian copula" not in found.method
+    )
 
 
 def test_the_default_counts_labels():

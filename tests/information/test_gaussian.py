@@ -1,4 +1,6 @@
-"""Exact information against brute-force joints and loops in float64 numpy, invariants, limits, derivatives, mistakes."""
+"""Exact information against brute-force joints and loops in float64 numpy, invariants, limits, derivatives,
+mistakes.
+"""
 
 import inspect
 import sys
@@ -64,7 +66,9 @@ def noise_of(A_t, Q_t, P, t):
 
 
 def joint(system, t, which):
-    """I(h_t; x_s for s in which) from the dense covariance of (h_t, x_0..x_t): log det Sigma_h + log det Sigma_x - log det of both."""
+    """I(h_t; x_s for s in which) from the dense covariance of (h_t, x_0..x_t): log det Sigma_h + log det Sigma_x - log
+    det of both.
+    """
     A_t, B_t, Sx, Q_t, P = system
     H, _ = loadings(A_t, B_t, t)
     Sigma = noise_of(A_t, Q_t, P, t) + sum(h @ Sx @ h.T for h in H)
@@ -141,7 +145,9 @@ def test_chain_terms_sum_to_the_total_and_lags_to_no_more(dtype):
 @pytest.mark.parametrize("rank", [4, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_drive_in_proportion_to_noise_gives_half_the_rank_times_log(kind, rank):
-    """B Sx B' = c Q and P_0 = 0: whatever A and the gates are. A component that was never open holds neither noise nor signal."""
+    """B Sx B' = c Q and P_0 = 0: whatever A and the gates are. A component that was never open holds neither noise nor
+    signal.
+    """
     rng, c = np.random.default_rng(1), 3.7
     gates = np.where(np.arange(40)[:, None] >= np.array([0, 0, 3, 9])[None], rng.choice([0.0, 0.3, 1.0], (40, 4)), 0.0)
     gates[0, :2] = gates[3, 2] = gates[9, 3] = 1
@@ -160,7 +166,9 @@ def test_drive_in_proportion_to_noise_gives_half_the_rank_times_log(kind, rank):
     assert counts is None or (counts == ranks).all()
     with jax.enable_x64(True):
         system = A_t, gates[:, :, None] * F, c * np.eye(F.shape[1]), Q_t
-        np.testing.assert_allclose(gaussian.state_information(*given(system, kind)), 0.5 * np.array(ranks) * np.log1p(c), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            gaussian.state_information(*given(system, kind)), 0.5 * np.array(ranks) * np.log1p(c), rtol=0, atol=1e-9
+        )
 
 
 def test_a_scalar_with_a_constant_gate_forgets_geometrically():
@@ -171,7 +179,9 @@ def test_a_scalar_with_a_constant_gate_forgets_geometrically():
         system = jnp.full((T, 1), alpha), jnp.full((T, 1, 1), g * b), jnp.full((1, 1), Sx), jnp.full((1, 1), g * g * q)
         found = gaussian.retention(*system, t=T - 1, lags=50)
         np.testing.assert_allclose(found, -0.5 * np.log1p(-s / (1 + s) * (1 - alpha**2) * alpha ** (2 * k)), rtol=1e-12)
-        np.testing.assert_allclose(gaussian.capacity(jnp.full((1, 1), b), *system[2:3], jnp.full((1, 1), q)), 0.5 * np.log1p(s), rtol=1e-14)
+        np.testing.assert_allclose(
+            gaussian.capacity(jnp.full((1, 1), b), *system[2:3], jnp.full((1, 1), q)), 0.5 * np.log1p(s), rtol=1e-14
+        )
         np.testing.assert_allclose(gaussian.state_information(*system), 0.5 * np.log1p(s), rtol=1e-12)
 
 
@@ -182,7 +192,9 @@ def test_no_gates_exceed_the_capacity_and_something_reaches_it(kind):
         B, Q, Sx = rng.normal(size=(n, n)), covariance(rng, n), covariance(rng, n)
         bound = float(gaussian.capacity(*map(jnp.asarray, (B, Sx, Q))))
         root = np.linalg.inv(np.linalg.cholesky(Q))
-        np.testing.assert_allclose(bound, n / 2 * np.log1p(np.linalg.norm(root @ B @ np.linalg.cholesky(Sx), 2) ** 2), rtol=1e-12)
+        np.testing.assert_allclose(
+            bound, n / 2 * np.log1p(np.linalg.norm(root @ B @ np.linalg.cholesky(Sx), 2) ** 2), rtol=1e-12
+        )
         for seed in range(5):
             gates = np.random.default_rng(seed).choice([0.0, 0.5, 1.0], (40, n))
             A_t = draw(kind, n, 40, gates=gates, seed=seed)[0]
@@ -191,14 +203,22 @@ def test_no_gates_exceed_the_capacity_and_something_reaches_it(kind):
             each = gaussian.capacity(*(jnp.asarray(value) for value in system[1:]))
             assert each <= bound + 1e-9
         proportional = jnp.linalg.cholesky(jnp.asarray(Q))
-        np.testing.assert_allclose(gaussian.capacity(proportional, 3 * jnp.eye(n), jnp.asarray(Q)), n / 2 * np.log(4), rtol=1e-12)
+        np.testing.assert_allclose(
+            gaussian.capacity(proportional, 3 * jnp.eye(n), jnp.asarray(Q)), n / 2 * np.log(4), rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_units_of_the_state_do_not_matter(kind):
     A_t, B_t, Sx, Q_t, P = draw(kind, 4, 40)
     units = 10.0 ** np.array([-6, 0, 3, 8])
-    scaled = units[:, None] * A_t / units, units[:, None] * B_t, Sx, units[:, None] * Q_t * units, units[:, None] * P * units
+    scaled = (
+        units[:, None] * A_t / units,
+        units[:, None] * B_t,
+        Sx,
+        units[:, None] * Q_t * units,
+        units[:, None] * P * units,
+    )
     with jax.enable_x64(True):
         found = [gaussian.state_information(*given(system, kind)) for system in ((A_t, B_t, Sx, Q_t, P), scaled)]
         np.testing.assert_allclose(*found, rtol=0, atol=1e-9)
@@ -212,7 +232,9 @@ def test_forgetting_is_bounded_step_by_step(kind):
     system = draw(kind, 4, 40, seed=3)
     with jax.enable_x64(True):
         A_t, B_t, Sx, Q_t, P = given(system, kind)
-        run = dict(A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t + 0.01 * jnp.eye(4)[None], initial_cov=P, t=33, lags=34)
+        run = dict(
+            A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t + 0.01 * jnp.eye(4)[None], initial_cov=P, t=33, lags=34
+        )
         bound, past = gaussian.forgetting_bound(**run), gaussian.past_information(**run)
         assert (past <= bound + 1e-9).all() and bound[20] < bound[0]
         np.testing.assert_allclose(bound[0], past[0], atol=1e-12)
@@ -228,7 +250,14 @@ def test_forgetting_is_bounded_step_by_step(kind):
 def test_a_scalar_attains_the_strong_bound_to_first_order():
     """For one component rho^2 scales the squared correlation, exactly: I = -1/2 log(1 - r^2)."""
     with jax.enable_x64(True):
-        run = dict(A_t=jnp.full((40, 1), 0.8), B_t=jnp.ones((40, 1, 1)), input_cov=jnp.full((1, 1), 1e-6), noise_cov=jnp.eye(1), t=39, lags=20)
+        run = dict(
+            A_t=jnp.full((40, 1), 0.8),
+            B_t=jnp.ones((40, 1, 1)),
+            input_cov=jnp.full((1, 1), 1e-6),
+            noise_cov=jnp.eye(1),
+            t=39,
+            lags=20,
+        )
         np.testing.assert_allclose(gaussian.forgetting_bound(**run), gaussian.past_information(**run), rtol=1e-5)
 
 
@@ -248,8 +277,12 @@ def test_outputs_equal_the_dense_joint(each):
         found = gaussian.output_information(*given(system, "dense")[:4], jnp.asarray(C), jnp.asarray(R), jnp.asarray(P))
         total = gaussian.state_information(*given(system, "dense"))
         joint_det = np.linalg.slogdet(np.block([[Sigma, Sigma @ C_t[t].T], [C_t[t] @ Sigma, Y]]))[1]
-        np.testing.assert_allclose(found.state[t], 0.5 * (np.linalg.slogdet(Sigma)[1] + np.linalg.slogdet(Y)[1] - joint_det), atol=1e-9)
-        np.testing.assert_allclose(found.inputs[t], 0.5 * (np.linalg.slogdet(Y)[1] - np.linalg.slogdet(noise)[1]), atol=1e-9)
+        np.testing.assert_allclose(
+            found.state[t], 0.5 * (np.linalg.slogdet(Sigma)[1] + np.linalg.slogdet(Y)[1] - joint_det), atol=1e-9
+        )
+        np.testing.assert_allclose(
+            found.inputs[t], 0.5 * (np.linalg.slogdet(Y)[1] - np.linalg.slogdet(noise)[1]), atol=1e-9
+        )
         assert (found.inputs <= total + 1e-9).all() and (found.inputs <= found.state + 1e-9).all()  # data processing
 
 
@@ -268,7 +301,9 @@ def test_the_filter_equals_the_dense_joint_of_all_outputs(kind):
     left = Sigmas[t] - HY @ np.linalg.solve(Y, HY.T)
     with jax.enable_x64(True):
         found = gaussian.filtering_information(*given(system, kind)[:4], jnp.asarray(C), jnp.asarray(R), jnp.asarray(P))
-        np.testing.assert_allclose(found[t], 0.5 * (np.linalg.slogdet(Sigmas[t])[1] - np.linalg.slogdet(left)[1]), atol=1e-9)
+        np.testing.assert_allclose(
+            found[t], 0.5 * (np.linalg.slogdet(Sigmas[t])[1] - np.linalg.slogdet(left)[1]), atol=1e-9
+        )
 
 
 # Inputs with memory.
@@ -312,18 +347,24 @@ def test_no_noise_is_infinite_and_no_input_is_nothing(kind, dtype):
         assert (gaussian.chain_terms(A_t, B_t, Sx, 0 * Q_t, t=20) >= 0).all()
         assert gaussian.chain_terms(A_t, B_t, Sx, 0 * Q_t, t=20).sum() == jnp.inf
         assert gaussian.forgetting_bound(0 * A_t, B_t, Sx, 0 * Q_t, t=9, lags=3).tolist() == [jnp.inf, 0, 0]
-        assert gaussian.capacity(B_t[0], Sx, 0 * Q_t[0]) == jnp.inf and gaussian.capacity(0 * B_t[0], Sx, 0 * Q_t[0]) == 0
+        assert (
+            gaussian.capacity(B_t[0], Sx, 0 * Q_t[0]) == jnp.inf and gaussian.capacity(0 * B_t[0], Sx, 0 * Q_t[0]) == 0
+        )
         closed = given(draw(kind, 4, 40, gates=np.zeros((40, 4))), kind, dtype)
         assert (gaussian.state_information(*closed[:4]) == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_one_direction_without_noise_is_infinite_only_if_an_input_reaches_it(dtype):
-    """The noise is on v alone, which no axis is: A = 0.9 I keeps it there. Inputs along v see noise, all others do not."""
+    """The noise is on v alone, which no axis is: A = 0.9 I keeps it there. Inputs along v see noise, all others do
+    not.
+    """
     with jax.enable_x64(dtype == jnp.float64):
         v, T = jnp.asarray([1.0, -2.0, 0.5], dtype), 200
         A_t, Sx, Q = jnp.full((T, 3), 0.9, dtype), jnp.eye(1, dtype=dtype), v[:, None] * v[None]
-        along, across = (jnp.broadcast_to(b[None, :, None], (T, 3, 1)) for b in (3 * v, v + jnp.asarray([0.0, 0, 1e-2], dtype)))
+        along, across = (
+            jnp.broadcast_to(b[None, :, None], (T, 3, 1)) for b in (3 * v, v + jnp.asarray([0.0, 0, 1e-2], dtype))
+        )
         np.testing.assert_allclose(gaussian.state_information(A_t, along, Sx, Q), 0.5 * np.log(10), rtol=1e-5)
         assert (gaussian.state_information(A_t, across, Sx, Q) == jnp.inf).all()
         first = gaussian.chain_terms(A_t, along, Sx, Q, t=T - 1)
@@ -349,18 +390,32 @@ def test_small_and_large_information_keep_their_digits():
 
 
 def test_gradients_equal_finite_differences():
-    """Central differences of width 1e-5 in float64 err by about 1e-10 of the third derivative and 1e-11 of the value."""
+    """Central differences of width 1e-5 in float64 err by about 1e-10 of the third derivative and 1e-11 of the
+    value.
+    """
     with jax.enable_x64(True):
         gates = np.random.default_rng(0).uniform(size=(12, 3))
-        gates[::3, 0], gates[1::3, 0] = 0, 1  # shut in one component: with two, rho is 1 twice, and the bound has a kink
+        # shut in one component: with two, rho is 1 twice, and the bound has a kink
+        gates[::3, 0], gates[1::3, 0] = 0, 1
 
         def total(A_t, B_t, Sx, Q_t, P):
             run = dict(A_t=A_t, B_t=B_t, input_cov=Sx, noise_cov=Q_t, initial_cov=P, t=11)
-            lags = gaussian.retention(**run, lags=12)[3] + gaussian.past_information(**run, lags=5)[2] + gaussian.forgetting_bound(**run, lags=6)[5]
+            lags = (
+                gaussian.retention(**run, lags=12)[3]
+                + gaussian.past_information(**run, lags=5)[2]
+                + gaussian.forgetting_bound(**run, lags=6)[5]
+            )
             outputs = gaussian.output_information(A_t, B_t, Sx, Q_t, B_t[0].T, jnp.eye(2), P)
             filtered = gaussian.filtering_information(A_t, B_t, Sx, Q_t, B_t[0].T + 1, jnp.eye(2), P)[-1]
             whole = jnp.sin(gaussian.state_information(A_t, B_t, Sx, Q_t, P)).sum() + gaussian.chain_terms(**run)[2]
-            return whole + lags + outputs.state[5] + outputs.inputs[7] + filtered + gaussian.capacity(B_t[0] + 0.1, Sx, Q_t[0] + P)
+            return (
+                whole
+                + lags
+                + outputs.state[5]
+                + outputs.inputs[7]
+                + filtered
+                + gaussian.capacity(B_t[0] + 0.1, Sx, Q_t[0] + P)
+            )
 
         compare(total, given(draw("dense", 3, 12, gates=gates), "dense"), 1e-5)
 
@@ -381,8 +436,12 @@ def compare(function, arguments, tolerance):
     gradient = both(*arguments)[1]
     for index, slope in enumerate(gradient):
         direction = rng.normal(size=slope.shape)
-        direction = direction + np.swapaxes(direction, -1, -2) if index >= 2 else direction  # covariances stay symmetric
-        moved = [both(*arguments[:index], arguments[index] + step * direction, *arguments[index + 1 :])[0] for step in (1e-5, -1e-5)]
+        # covariances stay symmetric
+        direction = direction + np.swapaxes(direction, -1, -2) if index >= 2 else direction
+        moved = [
+            both(*arguments[:index], arguments[index] + step * direction, *arguments[index + 1 :])[0]
+            for step in (1e-5, -1e-5)
+        ]
         expected = (moved[0] - moved[1]) / 2e-5
         assert abs(jnp.sum(slope * direction) - expected) <= tolerance * (1 + abs(expected)), index
 
@@ -392,7 +451,9 @@ def test_second_derivatives():
         A_t, B_t, Sx, _, P = given(draw("diagonal", 3, 6), "diagonal")
 
         def slope(A_t, B_t):
-            return jnp.sum(jax.grad(lambda B_t: gaussian.state_information(A_t, B_t, Sx, jnp.eye(3), P).sum())(B_t) ** 2)
+            return jnp.sum(
+                jax.grad(lambda B_t: gaussian.state_information(A_t, B_t, Sx, jnp.eye(3), P).sum())(B_t) ** 2
+            )
 
         compare(slope, (A_t, B_t), 1e-5)
 
@@ -417,16 +478,24 @@ def test_jit_vmap_and_the_plain_call_agree():
     systems = [given(draw("dense", 3, 10, seed=seed), "dense", jnp.float32) for seed in range(3)]
     batch = [jnp.stack(values) for values in zip(*systems, strict=True)]
     found = jax.jit(jax.vmap(gaussian.state_information))(*batch)
-    lags = jax.jit(jax.vmap(lambda A_t, B_t, Sx, Q_t, P: gaussian.retention(A_t, B_t, Sx, Q_t, t=9, lags=4, initial_cov=P)))(*batch)
+    lags = jax.jit(
+        jax.vmap(lambda A_t, B_t, Sx, Q_t, P: gaussian.retention(A_t, B_t, Sx, Q_t, t=9, lags=4, initial_cov=P))
+    )(*batch)
     for row, system in enumerate(systems):
         np.testing.assert_allclose(found[row], gaussian.state_information(*system), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(lags[row], gaussian.retention(*system[:4], t=9, lags=4, initial_cov=system[4]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            lags[row], gaussian.retention(*system[:4], t=9, lags=4, initial_cov=system[4]), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "dense"])
 def test_auto_is_sequential_on_a_cpu_and_parallel_elsewhere(kind, monkeypatch):
     for op in ("linear_scan", "dense_scan"):  # the method alone, without the single steps that it gives way to
-        monkeypatch.setattr(sys.modules[f"selssm_jax.ops._{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+        monkeypatch.setattr(
+            sys.modules[f"selssm_jax.ops._{op}"],
+            "composed_or_stepped",
+            lambda safe, composed, stepped, *operands: composed(*operands),
+        )
     system = given(draw(kind, 3, 64), kind, jnp.float32)
 
     def whiles(method, platform):
@@ -444,21 +513,51 @@ GOOD = dict(A_t=A, B_t=B, input_cov=np.eye(2, dtype=np.float32), noise_cov=np.ey
 LOPSIDED = np.eye(3, dtype=np.float32) + np.float32(0.5) * np.eye(3, k=1, dtype=np.float32)
 INDEFINITE = np.eye(3, dtype=np.float32) + 2 * np.ones((3, 3), np.float32) * (1 - np.eye(3, dtype=np.float32))
 MISTAKES = {
-    "no steps": (dict(A_t=A[:0]), r"A_t has shape \(0, 3\), expected \(T, n\) for diagonals or \(T, n, n\) with T, n >= 1; repeat a constant A"),
+    "no steps": (
+        dict(A_t=A[:0]),
+        r"A_t has shape \(0, 3\), expected \(T, n\) for diagonals or \(T, n, n\) with T, n >= 1; repeat a constant A",
+    ),
     "not square": (dict(A_t=np.ones((5, 3, 2), np.float32)), r"A_t has shape \(5, 3, 2\), expected"),
-    "complex": (dict(A_t=A * 1j), "A_t has dtype complex64, expected real numbers: give complex poles and states as pairs of reals"),
-    "integers": (dict(B_t=B.astype(np.int32)), r"B_t has dtype int32, expected real numbers: convert it with .astype\(jnp.float32\)"),
-    "constant B": (dict(B_t=B[0]), r"B_t has shape \(3, 2\), expected \(T, n, m\) = \(5, 3, m\) with m >= 1; repeat a constant B"),
-    "inputs": (dict(input_cov=np.eye(3, dtype=np.float32)), r"input_cov has shape \(3, 3\), expected \(2, 2\) from B_t"),
+    "complex": (
+        dict(A_t=A * 1j),
+        "A_t has dtype complex64, expected real numbers: give complex poles and states as pairs of reals",
+    ),
+    "integers": (
+        dict(B_t=B.astype(np.int32)),
+        r"B_t has dtype int32, expected real numbers: convert it with .astype\(jnp.float32\)",
+    ),
+    "constant B": (
+        dict(B_t=B[0]),
+        r"B_t has shape \(3, 2\), expected \(T, n, m\) = \(5, 3, m\) with m >= 1; repeat a constant B",
+    ),
+    "inputs": (
+        dict(input_cov=np.eye(3, dtype=np.float32)),
+        r"input_cov has shape \(3, 3\), expected \(2, 2\) from B_t",
+    ),
     "diagonal noise": (dict(noise_cov=Q), r"noise_cov has shape \(3,\), expected \(3, 3\) or \(5, 3, 3\) from A_t"),
     "start": (dict(initial_cov=Q), r"initial_cov has shape \(3,\), expected \(3, 3\) from A_t"),
     "nan": (dict(A_t=A * np.nan), "A_t holds nan, expected finite numbers"),
-    "negative": (dict(noise_cov=-np.eye(3, dtype=np.float32)), "noise_cov has -1.0 on its diagonal, expected variances from 0"),
-    "not symmetric": (dict(noise_cov=LOPSIDED), r"noise_cov is not symmetric, expected a covariance: use \(C \+ C.mT\) / 2"),
-    "indefinite": (dict(noise_cov=INDEFINITE), "noise_cov is no covariance: scaled to a unit diagonal it has the eigenvalue -1, expected from 0"),
+    "negative": (
+        dict(noise_cov=-np.eye(3, dtype=np.float32)),
+        "noise_cov has -1.0 on its diagonal, expected variances from 0",
+    ),
+    "not symmetric": (
+        dict(noise_cov=LOPSIDED),
+        r"noise_cov is not symmetric, expected a covariance: use \(C \+ C.mT\) / 2",
+    ),
+    "indefinite": (
+        dict(noise_cov=INDEFINITE),
+        "noise_cov is no covariance: scaled to a unit diagonal it has the eigenvalue -1, expected from 0",
+    ),
     "no such step": (dict(t=5), "t=5 is no step: expected an index from 0 to 4, for A_t has T=5 steps"),
-    "before the start": (dict(t=2, lags=4), "lags=4 at t=2: expected from 1 to 3, for lag 2 is that of the first input"),
-    "explosion": (dict(A_t=np.full((5, 3), 1e10, np.float32)), r"covariances overflow \(first at entry 0 of the result\): A_t expands too far"),
+    "before the start": (
+        dict(t=2, lags=4),
+        "lags=4 at t=2: expected from 1 to 3, for lag 2 is that of the first input",
+    ),
+    "explosion": (
+        dict(A_t=np.full((5, 3), 1e10, np.float32)),
+        r"covariances overflow \(first at entry 0 of the result\): A_t expands too far",
+    ),
 }
 
 
@@ -466,23 +565,54 @@ MISTAKES = {
 def test_mistakes_are_named_with_their_fix(mistake):
     wrong, words = MISTAKES[mistake]
     with pytest.raises(ValueError, match=words):
-        inspect.unwrap(gaussian.retention)(**dict(t=4, lags=2) | {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in (GOOD | wrong).items()})
+        inspect.unwrap(gaussian.retention)(
+            **dict(t=4, lags=2)
+            | {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in (GOOD | wrong).items()}
+        )
 
 
 def test_mistakes_of_the_other_functions():
     good, eye = {name: jnp.asarray(value) for name, value in GOOD.items()}, jnp.eye(2)
     cases = [
-        (gaussian.covariances, dict(good, method="chunked"), "method='chunked' is unknown: use one of auto, sequential, associative"),
-        (gaussian.output_information, dict(good, C=jnp.ones((2, 4)), observation_cov=eye), r"C has shape \(2, 4\), expected \(p, 3\) or \(5, p, 3\) from A_t"),
-        (gaussian.output_information, dict(good, C=jnp.ones((1, 3)), observation_cov=eye), r"observation_cov has shape \(2, 2\), expected \(1, 1\) from C"),
-        (gaussian.filtering_information, dict(good, C=jnp.ones((2, 3)), observation_cov=0 * eye), "observation_cov is singular, expected a positive definite"),
-        (gaussian.capacity, dict(B=jnp.ones(3), input_cov=eye, noise_cov=eye), r"B has shape \(3,\), expected \(n, m\) or \(T, n, m\)"),
-        (gaussian.capacity, dict(B=jnp.ones((3, 2)), input_cov=eye, noise_cov=eye), r"noise_cov has shape \(2, 2\), expected \(3, 3\) from B"),
+        (
+            gaussian.covariances,
+            dict(good, method="chunked"),
+            "method='chunked' is unknown: use one of auto, sequential, associative",
+        ),
+        (
+            gaussian.output_information,
+            dict(good, C=jnp.ones((2, 4)), observation_cov=eye),
+            r"C has shape \(2, 4\), expected \(p, 3\) or \(5, p, 3\) from A_t",
+        ),
+        (
+            gaussian.output_information,
+            dict(good, C=jnp.ones((1, 3)), observation_cov=eye),
+            r"observation_cov has shape \(2, 2\), expected \(1, 1\) from C",
+        ),
+        (
+            gaussian.filtering_information,
+            dict(good, C=jnp.ones((2, 3)), observation_cov=0 * eye),
+            "observation_cov is singular, expected a positive definite",
+        ),
+        (
+            gaussian.capacity,
+            dict(B=jnp.ones(3), input_cov=eye, noise_cov=eye),
+            r"B has shape \(3,\), expected \(n, m\) or \(T, n, m\)",
+        ),
+        (
+            gaussian.capacity,
+            dict(B=jnp.ones((3, 2)), input_cov=eye, noise_cov=eye),
+            r"noise_cov has shape \(2, 2\), expected \(3, 3\) from B",
+        ),
     ]
     coloured = dict(A_t=good["A_t"], B_t=good["B_t"], noise_cov=good["noise_cov"], F=eye, H=eye, innovation_cov=eye)
     cases += [
         (gaussian.coloured_information, coloured | dict(H=jnp.ones(2)), r"H has shape \(2,\), expected \(m, d\)"),
-        (gaussian.coloured_information, coloured | dict(F=jnp.eye(3)), r"F has shape \(3, 3\), expected \(2, 2\) from H"),
+        (
+            gaussian.coloured_information,
+            coloured | dict(F=jnp.eye(3)),
+            r"F has shape \(3, 3\), expected \(2, 2\) from H",
+        ),
     ]
     for function, arguments, words in cases:
         with pytest.raises(ValueError, match=words):

@@ -31,16 +31,22 @@ def test_it_inverts_fanos_function(M, L):
     with jax.enable_x64(True):
         p = np.linspace(1e-6, 1 - L / M - 1e-6, 201)
         F = binary(p) + p * math.log(M - L) + (1 - p) * math.log(L)
-        np.testing.assert_allclose(limits.fano_error(jnp.full(201, math.log(M)), math.log(M) - F, M, list_size=L), p, atol=EXACT, rtol=1e-8)
+        np.testing.assert_allclose(
+            limits.fano_error(jnp.full(201, math.log(M)), math.log(M) - F, M, list_size=L), p, atol=EXACT, rtol=1e-8
+        )
 
 
 def test_it_is_below_the_best_decoder_of_a_thousand_channels():
-    """Random laws of X and channels to Y, some nearly deterministic; MAP is the best decoder, whose error is enumerated."""
+    """Random laws of X and channels to Y, some nearly deterministic; MAP is the best decoder, whose error is
+    enumerated.
+    """
     rng = np.random.default_rng(0)
     closest = 1.0
     for _ in range(1000):
         M, K = rng.integers(2, 9, 2)
-        joint = rng.dirichlet(np.full(M, rng.uniform(0.1, 3)))[:, None] * rng.dirichlet(np.full(K, rng.uniform(0.02, 1)), size=M)
+        joint = rng.dirichlet(np.full(M, rng.uniform(0.1, 3)))[:, None] * rng.dirichlet(
+            np.full(K, rng.uniform(0.02, 1)), size=M
+        )
         p_x, p_y = joint.sum(1), joint.sum(0)
         entropy = -np.sum(p_x * np.log(p_x + 1e-300))
         information = max(np.sum(joint * np.log((joint + 1e-300) / (np.outer(p_x, p_y) + 1e-300))), 0.0)
@@ -91,14 +97,18 @@ def test_ends_shapes_and_derivative():
         slope = jax.grad(value)(0.7)
         assert slope == pytest.approx(float(value(0.7 + 1e-6) - value(0.7 - 1e-6)) / 2e-6, rel=1e-5)
         assert jax.grad(value)(2.0) == 0
-    assert jax.jit(lambda i: limits.fano_error(entropy, i, 4))(0.7) == pytest.approx(float(limits.fano_error(entropy, 0.7, 4)))
+    assert jax.jit(lambda i: limits.fano_error(entropy, i, 4))(0.7) == pytest.approx(
+        float(limits.fano_error(entropy, 0.7, 4))
+    )
 
 
 def test_estimates_must_bound_from_above():
     entropy = math.log(4)
     upper = Estimate(0.5, 0.1, "upper", "bracket")
     assert limits.fano_error(entropy, upper, 4) == limits.fano_error(entropy, 0.7, 4)
-    assert limits.fano_error(entropy, Estimate(0.5, math.nan, "exact", "closed form"), 4) == limits.fano_error(entropy, 0.5, 4)
+    assert limits.fano_error(entropy, Estimate(0.5, math.nan, "exact", "closed form"), 4) == limits.fano_error(
+        entropy, 0.5, 4
+    )
     with pytest.raises(ValueError, match=r"a 'lower' value \(probe\): only an upper bound"):
         limits.fano_error(entropy, Estimate(0.5, 0.1, "lower", "probe"), 4)
 
@@ -121,20 +131,25 @@ def test_mistakes_of_fano(change, message):
 def test_two_hundred_valid_chains_are_never_violated():
     """Exact upstream, unbiased Gaussian values with their errors taken for lower bounds downstream, 1,000 samples each.
 
-    Between the two limits lie 3.7 standard errors: one false alarm in 10,000. benchmarks/memory.py has the neural bounds.
+    Between the two limits lie 3.7 standard errors: one false alarm in 10,000. benchmarks/memory.py has the neural
+    bounds.
     """
     for seed in range(200):
         chain = samplers.markov_chain(jax.random.key(seed), 1000, dim=2, upstream=0.3 + 0.005 * seed, downstream=2.5)
         found = canonical.gaussian(chain.x, chain.compressed)
         downstream = Estimate(found.nats, found.stderr, "lower", "Gaussian law, known")
-        assert limits.data_processing(Estimate(chain.upstream, 0.0, "exact", "closed form"), downstream).status != "violated"
+        assert (
+            limits.data_processing(Estimate(chain.upstream, 0.0, "exact", "closed form"), downstream).status
+            != "violated"
+        )
 
 
 def test_a_leak_of_three_tenths_of_a_nat_is_found():
     chain = samplers.markov_chain(jax.random.key(0), 5000, upstream=0.5, downstream=6.0, leak=0.3)
     assert chain.total - chain.upstream > 0.25
     found = limits.data_processing(
-        Estimate(chain.upstream, 0.0, "exact", "closed form"), estimators.hybrid(chain.x, chain.compressed, training=Training(steps=200, width=64))
+        Estimate(chain.upstream, 0.0, "exact", "closed form"),
+        estimators.hybrid(chain.x, chain.compressed, training=Training(steps=200, width=64)),
     )
     assert found.status == "violated" and found.slack < 0 and "at least" in found.reason
 
@@ -142,10 +157,17 @@ def test_a_leak_of_three_tenths_of_a_nat_is_found():
 def test_verdicts():
     up, down = Estimate(1.0, 0.05, "upper", "a"), Estimate(0.5, 0.05, "lower", "b")
     assert limits.data_processing(up, down).status == "inconclusive"
-    assert limits.data_processing([up, Estimate(0.9, 0.01, "lower", "a")], Estimate(0.5, 0.01, "upper", "b")).status == "consistent"
+    assert (
+        limits.data_processing([up, Estimate(0.9, 0.01, "lower", "a")], Estimate(0.5, 0.01, "upper", "b")).status
+        == "consistent"
+    )
     assert limits.data_processing(up, Estimate(2.0, 0.05, "lower", "b")).status == "violated"
     assert limits.data_processing(up, Estimate(1.1, 0.05, "lower", "b")).status == "inconclusive"  # within the errors
     missing = limits.data_processing(Estimate(1.0, 0.1, "estimate", "a"), down)
-    assert missing.status == "inconclusive" and math.isnan(missing.slack) and "an upper bound upstream would be needed" in missing.reason
+    assert (
+        missing.status == "inconclusive"
+        and math.isnan(missing.slack)
+        and "an upper bound upstream would be needed" in missing.reason
+    )
     with pytest.raises(ValueError, match=r"confidence=0\.3"):
         limits.data_processing(up, down, confidence=0.3)

@@ -47,7 +47,9 @@ def slow_ksg(x: np.ndarray, y: np.ndarray, k: int, variant: int) -> float:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_radius_that_was_rounded_elsewhere_counts_alike(strict):
-    """The k-th neighbour is where the radius is: a program that rounds its distance the other way must not see it on the other side."""
+    """The k-th neighbour is where the radius is: a program that rounds its distance the other way must not see it on
+    the other side.
+    """
     rng = np.random.default_rng(0)
     d = rng.uniform(size=(neighbours.UNROLL, neighbours.BLOCK)).astype(np.float32)
     drawn = jnp.asarray(d)
@@ -64,7 +66,9 @@ def test_a_radius_that_was_rounded_elsewhere_counts_alike(strict):
 def test_it_is_the_definition(normal, k, count, variant):
     x, y, _ = normal
     found = neighbours.ksg(x[:count], y[:count], k=k, variant=variant)
-    assert found.nats == pytest.approx(slow_ksg(x[:count], y[:count], k, variant), abs=ROUNDING if variant == 2 else 1e-6)
+    assert found.nats == pytest.approx(
+        slow_ksg(x[:count], y[:count], k, variant), abs=ROUNDING if variant == 2 else 1e-6
+    )
     assert found.direction == "estimate" and f"k={k}" in found.method
 
 
@@ -77,7 +81,11 @@ def test_it_equals_the_reference_implementation(task):
         pytest.skip("slow: benchmarks/information.py compares all")
     frozen = np.load(FOLDER / f"{task}-5000.npz")
     rows = json.loads((FOLDER / "reference.json").read_text())["rows"]
-    (expected,) = (row["val"] for row in rows if row["task"] == task and row["N"] == 5000 and row["seed"] == 0 and row["est"] == "KSG5")
+    (expected,) = (
+        row["val"]
+        for row in rows
+        if row["task"] == task and row["N"] == 5000 and row["seed"] == 0 and row["est"] == "KSG5"
+    )
     assert neighbours.ksg(frozen["x0"], frozen["y0"], k=5).nats == pytest.approx(expected, abs=1e-4)
 
 
@@ -144,7 +152,9 @@ def test_entropy_of_normal_and_uniform_laws(d):
     """To three times the spread of -log p over 4,000 samples; the cube's walls cost a little more."""
     rng = np.random.default_rng(d)
     normal = neighbours.entropy(5 * rng.normal(size=(4000, d)))
-    assert normal == pytest.approx(d * (0.5 * math.log(2 * math.pi * math.e) + math.log(5)), abs=3 * math.sqrt(d / 2 / 4000) + 0.05)
+    assert normal == pytest.approx(
+        d * (0.5 * math.log(2 * math.pi * math.e) + math.log(5)), abs=3 * math.sqrt(d / 2 / 4000) + 0.05
+    )
     assert neighbours.entropy(rng.uniform(size=(4000, d)) / 2) == pytest.approx(-d * math.log(2), abs=0.15)
 
 
@@ -208,7 +218,9 @@ def test_entropy_in_any_unit(pair, unit):
 def test_entropy_of_columns_in_units_of_their_own(pair, units):
     """Of distances in the larger unit the smaller column would be none of it."""
     both = np.stack(pair[:2], axis=1)
-    assert neighbours.entropy(both * units) - math.log(units[0]) - math.log(units[1]) == pytest.approx(neighbours.entropy(both), abs=1e-3)
+    assert neighbours.entropy(both * units) - math.log(units[0]) - math.log(units[1]) == pytest.approx(
+        neighbours.entropy(both), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("place", [1e8, -1e12])

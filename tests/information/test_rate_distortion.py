@@ -1,4 +1,6 @@
-"""Rate and distortion against closed forms, bisection, plain Blahut-Arimoto, converses and the paper's counterexamples."""
+"""Rate and distortion against closed forms, bisection, plain Blahut-Arimoto, converses and the paper's
+counterexamples.
+"""
 
 import inspect
 import math
@@ -46,7 +48,9 @@ def test_gaussian_is_its_closed_form():
     with jax.enable_x64(True):
         D = jnp.array([0.1, 0.5, 1.7])
         np.testing.assert_allclose(rate_distortion.gaussian(jnp.array([1.7]), D), 0.5 * np.log(1.7 / D), atol=CLOSED)
-        np.testing.assert_allclose(rate_distortion.gaussian(1.7 * jnp.eye(3), D), 1.5 * np.log(3 * 1.7 / D), atol=CLOSED)
+        np.testing.assert_allclose(
+            rate_distortion.gaussian(1.7 * jnp.eye(3), D), 1.5 * np.log(3 * 1.7 / D), atol=CLOSED
+        )
         # theta = 1/2 leaves 1/4 to the least component and 1/2 to each of the others: 1/2 log 8 + 1/2 log 2 = log 4.
         np.testing.assert_allclose(rate_distortion.gaussian(jnp.array([0.25, 4.0, 1.0]), 1.25), np.log(4), atol=CLOSED)
 
@@ -58,7 +62,9 @@ def test_gaussian_is_what_bisection_finds():
             cov = covariance(rng, 6)
             D = np.trace(cov) * np.array([[1e-6, 1e-3, 0.1], [0.5, 0.9, 0.999]])
             expected = [[bisected(np.linalg.eigvalsh(cov), value) for value in row] for row in D]
-            np.testing.assert_allclose(rate_distortion.gaussian(jnp.asarray(cov), jnp.asarray(D)), expected, atol=CLOSED)
+            np.testing.assert_allclose(
+                rate_distortion.gaussian(jnp.asarray(cov), jnp.asarray(D)), expected, atol=CLOSED
+            )
 
 
 def test_distortion_rate_inverts_rate_distortion():
@@ -69,7 +75,9 @@ def test_distortion_rate_inverts_rate_distortion():
             R = jnp.asarray(np.append(0.0, 10 ** rng.uniform(-3, 1.5, 7)))
             D = rate_distortion.gaussian_inverse(cov, R)
             np.testing.assert_allclose(rate_distortion.gaussian(cov, D), R, atol=CLOSED)
-            np.testing.assert_allclose(rate_distortion.gaussian_inverse(cov, rate_distortion.gaussian(cov, D)), D, rtol=CLOSED)
+            np.testing.assert_allclose(
+                rate_distortion.gaussian_inverse(cov, rate_distortion.gaussian(cov, D)), D, rtol=CLOSED
+            )
 
 
 def test_gaussian_rate_falls_is_convex_and_has_the_slope_of_its_level():
@@ -80,7 +88,8 @@ def test_gaussian_rate_falls_is_convex_and_has_the_slope_of_its_level():
         assert (np.diff(rate) < 0).all()
         assert (np.diff(rate, 2) > -CLOSED).all()
         slopes = jax.grad(lambda D: rate_distortion.gaussian(cov, D).sum())(D)
-        np.testing.assert_allclose(slopes[:-1], -0.5 / theta[:-1], rtol=CLOSED)  # at D = tr cov, the last, there is a kink
+        # at D = tr cov, the last, there is a kink
+        np.testing.assert_allclose(slopes[:-1], -0.5 / theta[:-1], rtol=CLOSED)
         R = jnp.linspace(0, 12, 60)
         assert (np.diff(rate_distortion.gaussian_inverse(cov, R)) < 0).all()
         assert (np.diff(rate_distortion.gaussian_inverse(cov, R), 2) > -CLOSED).all()
@@ -93,7 +102,10 @@ def test_gradients_are_finite_differences():
         direction = jnp.asarray(direction + direction.T)
         spectra = (covariance(rng, 6), np.diag([2.0, 2, 2, 1, 1, 1]))  # repeated eigenvalues have derivatives too
         for cov in map(jnp.asarray, spectra):
-            for function, level in ((rate_distortion.gaussian, 0.3 * jnp.trace(cov)), (rate_distortion.gaussian_inverse, 2.0)):
+            for function, level in (
+                (rate_distortion.gaussian, 0.3 * jnp.trace(cov)),
+                (rate_distortion.gaussian_inverse, 2.0),
+            ):
                 gradient = (jax.grad(lambda cov, f=function, level=level: f(cov, level))(cov) * direction).sum()
                 ends = [function(cov + step * direction, level) for step in (1e-6, -1e-6)]
                 # 1e-5 relative: the differences' own error, of order step^2 and rounding / step
@@ -104,7 +116,9 @@ def test_gaussian_limits_are_numbers():
     cov = jnp.array([[1.0, 1.0], [1.0, 1.0]])  # rank one: eigenvalues 2 and 0, but for rounding
     D = jnp.array([0.0, 1.0, 2.0, 7.0, jnp.inf])
     np.testing.assert_allclose(rate_distortion.gaussian(cov, D), [np.inf, 0.5 * np.log(2), 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(rate_distortion.gaussian_inverse(cov, jnp.array([0.0, 0.5 * np.log(2), jnp.inf])), [2, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        rate_distortion.gaussian_inverse(cov, jnp.array([0.0, 0.5 * np.log(2), jnp.inf])), [2, 1, 0], atol=1e-6
+    )
     assert rate_distortion.gaussian(jnp.zeros(3), 0) == 0
     assert rate_distortion.gaussian_inverse(jnp.zeros(3), 1.0) == 0
     np.testing.assert_array_equal(rate_distortion.water_filling(jnp.array([1.0, 0.0]), 0.0).rates, [np.inf, 0])
@@ -131,9 +145,13 @@ def test_gauss_markov_is_its_formula():
     with jax.enable_x64(True):
         rate = rate_distortion.gauss_markov(jnp.array(0.9), 2.0, jnp.array([0.0, 0.1, 2 / (1 - 0.81), 20.0]))
         np.testing.assert_allclose(rate, [np.inf, 0.5 * np.log(0.81 + 20), 0, 0], atol=CLOSED)
-        np.testing.assert_allclose(rate_distortion.gauss_markov(0.0, 2.0, 0.1), rate_distortion.gaussian(jnp.array([2.0]), 0.1), atol=CLOSED)
+        np.testing.assert_allclose(
+            rate_distortion.gauss_markov(0.0, 2.0, 0.1), rate_distortion.gaussian(jnp.array([2.0]), 0.1), atol=CLOSED
+        )
         # What an unstable state needs however much error is allowed, and where there is no noise at all.
-        np.testing.assert_allclose(rate_distortion.gauss_markov(-2.0, 0.0, jnp.array([0.0, 1e9])), np.log(2), atol=CLOSED)
+        np.testing.assert_allclose(
+            rate_distortion.gauss_markov(-2.0, 0.0, jnp.array([0.0, 1e9])), np.log(2), atol=CLOSED
+        )
 
 
 def test_causal_code_pays_at_least_what_one_that_waits_pays():
@@ -178,8 +196,8 @@ def uniform(cells):
 def test_shannon_bound_truth_and_gaussian_bound_are_in_order(source):
     """For X in cells with centroids X', delta^2 = E(X - X')^2 = 1 - Var X', and reproductions on a grid of spacing h:
 
-    a code of X' with distortion D is one of X with D + delta^2, for X - X' is orthogonal to it: R_X(D + delta^2) <= rate;
-    a code of X is one of X' with reproductions moved by at most h/2: rate - gap <= R_X((sqrt D - delta - h/2)^2).
+    a code of X' with distortion D is one of X with D + delta^2, for X - X' is orthogonal to it: R_X(D + delta^2) <=
+    rate; a code of X is one of X' with reproductions moved by at most h/2: rate - gap <= R_X((sqrt D - delta - h/2)^2).
     """
     mass, centroids, entropy = source(200)
     grid = np.linspace(centroids[0], centroids[-1], 301)
@@ -189,7 +207,10 @@ def test_shannon_bound_truth_and_gaussian_bound_are_in_order(source):
         point = rate_distortion.curve(jnp.asarray(mass), jnp.asarray(d), jnp.array([0.7, 2.0, 6.0]))
         assert (point.gap <= CLOSED).all()
         assert (rate_distortion.shannon_lower_bound(entropy, 1, point.distortion + delta**2) <= point.rate).all()
-        assert (point.rate - point.gap <= rate_distortion.gaussian(jnp.ones(1), (jnp.sqrt(point.distortion) - delta - half) ** 2)).all()
+        assert (
+            point.rate - point.gap
+            <= rate_distortion.gaussian(jnp.ones(1), (jnp.sqrt(point.distortion) - delta - half) ** 2)
+        ).all()
         # Neither is idle: from theory, h of these sources is at most 0.18 nats under the Gaussian's.
         assert (point.rate - rate_distortion.shannon_lower_bound(entropy, 1, point.distortion + delta**2) < 0.18).all()
 
@@ -198,7 +219,8 @@ def test_blahut_arimoto_of_binary_and_8_ary_symbols_under_hamming_distortion():
     with jax.enable_x64(True):
         slopes = jnp.array([0.9, 1.5, 3.0, 8.0])
         point = rate_distortion.curve(jnp.array([0.3, 0.7]), 1 - jnp.eye(2), slopes)
-        np.testing.assert_allclose(point.distortion, 1 / (1 + np.exp(slopes)), atol=1e-6)  # a minimum: its place is known to the root of its value
+        # a minimum: its place is known to the root of its value
+        np.testing.assert_allclose(point.distortion, 1 / (1 + np.exp(slopes)), atol=1e-6)
         np.testing.assert_allclose(point.rate, binary_entropy(0.3) - binary_entropy(point.distortion), atol=CLOSED)
         point = rate_distortion.curve(jnp.full(8, 1 / 8), 1 - jnp.eye(8), slopes)
         truth = np.log(8) - binary_entropy(point.distortion) - point.distortion * np.log(7)
@@ -223,7 +245,9 @@ def test_certificate_holds_against_plain_iterations_and_where_it_was_cut_short()
     with jax.enable_x64(True):
         p, d, slopes = draw_problems(rng, 60, 5, 6)
         for limit in (1, 4, 100):
-            point = jax.vmap(partial(rate_distortion.blahut_arimoto, max_iterations=limit))(*map(jnp.asarray, (p, d, slopes)))
+            point = jax.vmap(partial(rate_distortion.blahut_arimoto, max_iterations=limit))(
+                *map(jnp.asarray, (p, d, slopes))
+            )
             A = np.exp(-slopes[:, None, None] * (d - d.min(2, keepdims=True)))
             q = np.full((60, 6), 1 / 6)
             for _ in range(2000):
@@ -261,16 +285,21 @@ def test_blahut_arimoto_at_slope_zero_and_in_float32():
     point = jax.jit(jax.vmap(rate_distortion.blahut_arimoto))(p, d, slopes)
     assert all(np.isfinite(value).all() for value in point)
     with jax.enable_x64(True):
-        exact = jax.jit(jax.vmap(rate_distortion.blahut_arimoto))(*(value.astype(jnp.float64) for value in (p / p.sum(1, keepdims=True), d, slopes)))
+        exact = jax.jit(jax.vmap(rate_distortion.blahut_arimoto))(
+            *(value.astype(jnp.float64) for value in (p / p.sum(1, keepdims=True), d, slopes))
+        )
         height = (point.rate - exact.rate) + slopes * (point.distortion - exact.distortion)
         # The certificate, and rounding: sums of 32 terms in float32, s d of up to some thousands among them.
-        assert (np.abs(height) <= point.gap + 32 * np.finfo(np.float32).eps * (1 + exact.rate + slopes * exact.distortion)).all()
+        assert (
+            np.abs(height) <= point.gap + 32 * np.finfo(np.float32).eps * (1 + exact.rate + slopes * exact.distortion)
+        ).all()
         assert np.median(point.gap) < 1e-6
 
 
 def test_paper_theorem_1_is_false_and_the_converse_is_not():
     with jax.enable_x64(True):
-        v, noise = 2.0, 0.1  # h~ = -(h + N): all the information of h + N, yet read without a decoder it errs by more than 4 var
+        # h~ = -(h + N): all the information of h + N, yet read without a decoder it errs by more than 4 var
+        v, noise = 2.0, 0.1
         information = 0.5 * np.log(1 + v / noise)
         least = rate_distortion.converse(jnp.array([v]), information)
         np.testing.assert_allclose(least, v * noise / (v + noise), rtol=CLOSED)  # what the MMSE decoder reaches
@@ -302,12 +331,18 @@ def test_no_jointly_gaussian_pair_beats_the_converse():
 
 
 def height(point, slope, truth):
-    """How far a point lies over the line of slope -s under the curve, which meets it at the true point; and three standard errors."""
-    return float(point.rate + slope * point.distortion) - truth, 3 * float(point.rate_stderr + slope * point.distortion_stderr)
+    """How far a point lies over the line of slope -s under the curve, which meets it at the true point; and three
+    standard errors.
+    """
+    return float(point.rate + slope * point.distortion) - truth, 3 * float(
+        point.rate_stderr + slope * point.distortion_stderr
+    )
 
 
 def test_the_sandwich_holds_and_both_ends_are_met():
-    """Random jointly Gaussian codes lie between; water-filling and a code of the weakest axis attain the ends (docs/theorems.md)."""
+    """Random jointly Gaussian codes lie between; water-filling and a code of the weakest axis attain the ends
+    (docs/theorems.md).
+    """
     rng = np.random.default_rng(0)
     for _ in range(300):
         n = int(rng.integers(1, 6))
@@ -323,21 +358,29 @@ def test_the_sandwich_holds_and_both_ends_are_met():
     variances = jnp.array([4.0, 1.0, 0.25])
     lower, upper = rate_distortion.sandwich(variances, jnp.array([0.0, 0.5, 2.0, jnp.inf]))
     np.testing.assert_allclose(upper, 5.25 - 0.25 * (1 - np.exp(-2 * np.array([0.0, 0.5, 2.0, np.inf]))), rtol=1e-6)
-    np.testing.assert_allclose(lower, rate_distortion.converse(variances, jnp.array([0.0, 0.5, 2.0, jnp.inf])), rtol=1e-6)
+    np.testing.assert_allclose(
+        lower, rate_distortion.converse(variances, jnp.array([0.0, 0.5, 2.0, jnp.inf])), rtol=1e-6
+    )
     one = rate_distortion.sandwich(jnp.array([2.0]), 0.7)
     np.testing.assert_allclose(one, 2 * np.exp(-1.4), rtol=1e-5)
 
 
 def test_no_trained_compression_lies_below_the_converse():
-    """Lloyd's quantisers trained on the states of a gated recurrence: what they err on states they have not seen is at least D(I), I <= log K.
+    """Lloyd's quantisers trained on the states of a gated recurrence: what they err on states they have not seen is at
+    least D(I), I <= log K.
 
-    The states are Gaussian, for the gates do not read them. Two slacks of five standard errors: of the distortion, and of D through the sample covariance.
+    The states are Gaussian, for the gates do not read them. Two slacks of five standard errors: of the distortion, and
+    of D through the sample covariance.
     """
     rng = np.random.default_rng(0)
     A, gates = np.array([0.9, 0.5, -0.4]), rng.uniform(0.1, 1, (40, 3))
     h = np.zeros((20_000, 3))
     for g in gates:
-        h = (1 - g) * h + g * (A * h + rng.standard_normal((20_000, 2)) @ np.array([[1.0, 0.5, 0.2], [0.0, 1.0, -0.7]]) + 0.1 * rng.standard_normal(h.shape))
+        h = (1 - g) * h + g * (
+            A * h
+            + rng.standard_normal((20_000, 2)) @ np.array([[1.0, 0.5, 0.2], [0.0, 1.0, -0.7]])
+            + 0.1 * rng.standard_normal(h.shape)
+        )
     fitted, unseen = h[:10_000], h[10_000:]
     for codewords in (2, 8, 32, 128):
         codebook, _ = vq.kmeans2(fitted, codewords, seed=0, minit="++")
@@ -366,11 +409,15 @@ def test_neural_finds_the_curve_of_a_gaussian():
 def test_neural_learns_a_source_that_is_not_gaussian():
     """Two narrow heaps, and a component so weak that it gets no rate and adds its variance to the distortion."""
     rng = np.random.default_rng(9)
-    samples = jnp.asarray(np.stack([rng.choice([-1.0, 1.0], 8000), np.zeros(8000)], 1) + 0.1 * rng.normal(size=(8000, 2)), jnp.float32)
+    samples = jnp.asarray(
+        np.stack([rng.choice([-1.0, 1.0], 8000), np.zeros(8000)], 1) + 0.1 * rng.normal(size=(8000, 2)), jnp.float32
+    )
     grid = np.linspace(-1.6, 1.6, 161)
     density = np.exp(-((grid - 1) ** 2) / 0.02) + np.exp(-((grid + 1) ** 2) / 0.02)
     with jax.enable_x64(True):
-        truth = rate_distortion.blahut_arimoto(jnp.asarray(density / density.sum()), jnp.asarray((grid[:, None] - grid[None]) ** 2), 2.0)
+        truth = rate_distortion.blahut_arimoto(
+            jnp.asarray(density / density.sum()), jnp.asarray((grid[:, None] - grid[None]) ** 2), 2.0
+        )
         line = float(truth.rate + 2 * (truth.distortion + 0.01))
     point = rate_distortion.neural(samples, 2.0)
     above, error = height(point, 2, line)
@@ -399,10 +446,22 @@ MISTAKES = {
     "no dimension": ("shannon_lower_bound", (1.0, 0, 1.0), "dimension=0"),
     "negative distortion of a bound": ("shannon_lower_bound", (1.0, 1, -1.0), "distortion holds -1"),
     "shapes": ("blahut_arimoto", (HALF, jnp.ones((3, 2)), 1.0), r"p has shape \(2,\) and d \(3, 2\)"),
-    "negative p": ("blahut_arimoto", (jnp.array([1.5, -0.5]), HAMMING, 1.0), "p has least entry -0.5 and sum 1, expected"),
-    "sum of p": ("blahut_arimoto", (jnp.array([0.5, 0.4]), HAMMING, 1.0), "p has least entry 0.4 and sum 0.9, expected probabilities that sum to 1"),
+    "negative p": (
+        "blahut_arimoto",
+        (jnp.array([1.5, -0.5]), HAMMING, 1.0),
+        "p has least entry -0.5 and sum 1, expected",
+    ),
+    "sum of p": (
+        "blahut_arimoto",
+        (jnp.array([0.5, 0.4]), HAMMING, 1.0),
+        "p has least entry 0.4 and sum 0.9, expected probabilities that sum to 1",
+    ),
     "negative d": ("blahut_arimoto", (HALF, -HAMMING, 1.0), "d holds -1"),
-    "nothing allowed": ("blahut_arimoto", (HALF, jnp.array([[0.0, 1.0], [jnp.inf, jnp.inf]]), 1.0), "d has a row of inf"),
+    "nothing allowed": (
+        "blahut_arimoto",
+        (HALF, jnp.array([[0.0, 1.0], [jnp.inf, jnp.inf]]), 1.0),
+        "d has a row of inf",
+    ),
     "many slopes": ("blahut_arimoto", (HALF, HAMMING, jnp.ones(3)), "expected one number: use curve"),
     "negative slope": ("curve", (HALF, HAMMING, jnp.array([1.0, -1.0])), "slope holds -1"),
     "vector of samples": ("neural", (SAMPLES[:, 0], 1.0), r"use samples\[:, None\]"),
@@ -422,7 +481,12 @@ def test_mistakes_are_named(mistake):
 
 @pytest.mark.parametrize(
     ("setting", "words"),
-    [({"codebook": 0}, "codebook=0"), ({"codebook": 3}, "expected from 4"), ({"steps": 30}, "multiple of 20"), ({"learning_rate": -1.0}, "more than 0")],
+    [
+        ({"codebook": 0}, "codebook=0"),
+        ({"codebook": 3}, "expected from 4"),
+        ({"steps": 30}, "multiple of 20"),
+        ({"learning_rate": -1.0}, "more than 0"),
+    ],
 )
 def test_settings_of_a_training_are_named(setting, words):
     with pytest.raises(ValueError, match=words):

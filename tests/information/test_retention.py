@@ -36,7 +36,8 @@ def test_tokens_are_found_where_they_are(planted):
     found = retention.tokens(states, tokens, classes=6, training=QUICK)
     assert found.nats[0] > 0.97 * math.log(6) and found.error[0] < 0.005
     truth = noisy_truth()
-    assert truth - 0.08 < found.nats[1] < truth + 3 * found.stderr[1]  # a few hundredths for what a decoder of 2,400 samples misses
+    # a few hundredths for what a decoder of 2,400 samples misses
+    assert truth - 0.08 < found.nats[1] < truth + 3 * found.stderr[1]
     assert abs(found.nats[2]) < 0.01
     np.testing.assert_allclose(found.pointwise.mean(axis=0), found.nats)
     np.testing.assert_allclose(found.entropy, math.log(6), atol=0.01)
@@ -46,7 +47,8 @@ def test_values_are_found_by_the_channel_formula():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(6000, 2))
     states = np.stack([x[:, 0] + 0.5 * rng.normal(size=6000), rng.normal(size=6000)], axis=1)
-    found = retention.values(states, np.stack([np.exp(x[:, 0]), x[:, 1]], axis=1), training=QUICK)  # monotone maps of a value change nothing
+    # monotone maps of a value change nothing
+    found = retention.values(states, np.stack([np.exp(x[:, 0]), x[:, 1]], axis=1), training=QUICK)
     truth = 0.5 * math.log(1 + 1 / 0.25)
     assert truth - 0.06 < found.nats[0] < truth + 3 * found.stderr[0]
     assert abs(found.nats[1]) < 0.01 and abs(found.error[0] - 0.2) < 0.03  # variance left: 1 / (1 + 4)
@@ -54,7 +56,9 @@ def test_values_are_found_by_the_channel_formula():
 
 
 def test_values_and_states_may_lie_far_from_zero():
-    """At 1e8 float32 holds every eighth whole number: neither targets nor states may be rounded before they are ranked or scaled."""
+    """At 1e8 float32 holds every eighth whole number: neither targets nor states may be rounded before they are ranked
+    or scaled.
+    """
     rng = np.random.default_rng(2)
     x = rng.normal(size=(1000, 1))
     states = x + 0.5 * rng.normal(size=(1000, 1))
@@ -63,7 +67,9 @@ def test_values_and_states_may_lie_far_from_zero():
 
 
 def test_groups_are_never_on_both_sides_of_the_split():
-    """States that only name their sequence know nothing that holds for other sequences; cut between samples, they would seem to."""
+    """States that only name their sequence know nothing that holds for other sequences; cut between samples, they would
+    seem to.
+    """
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(200), 20)
     label = rng.integers(0, 2, 200)[groups][:, None]
@@ -76,7 +82,9 @@ def test_groups_are_never_on_both_sides_of_the_split():
 def test_errors_are_larger_where_groups_repeat_themselves(planted):
     _, tokens, noisy = planted
     repeated = np.repeat(np.arange(1000), 4)
-    grouped = retention.tokens(noisy[:1000][repeated], tokens[:1000, 1:2][repeated], classes=6, groups=repeated, training=QUICK)
+    grouped = retention.tokens(
+        noisy[:1000][repeated], tokens[:1000, 1:2][repeated], classes=6, groups=repeated, training=QUICK
+    )
     alone = retention.tokens(noisy[:4000], tokens[:4000, 1:2], classes=6, training=QUICK)
     assert grouped.stderr[0] > 1.5 * alone.stderr[0]  # twice, were nothing else different
 

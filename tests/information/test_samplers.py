@@ -1,4 +1,6 @@
-"""Calibration information against quadrature, determinants and frozen samples; maps against their inverses; chains against joint covariances; mistakes."""
+"""Calibration information against quadrature, determinants and frozen samples; maps against their inverses; chains
+against joint covariances; mistakes.
+"""
 
 import inspect
 import math
@@ -20,7 +22,9 @@ N = 20_000  # a correlation of so many is known to 0.007
 
 @pytest.mark.parametrize("task", samplers.TASKS)
 def test_laws_of_the_frozen_samples(task):
-    """The same information, some of it kept with float32's digits; and the same law, by the ranks of every component, of every pair and of the lengths."""
+    """The same information, some of it kept with float32's digits; and the same law, by the ranks of every component,
+    of every pair and of the lengths.
+    """
     if not FOLDER.is_dir():
         pytest.skip("the frozen samples are not here: name their parent folder in SELSSM_TEST_DATA")
     with np.load(FOLDER / f"{task}.npz") as file:
@@ -29,17 +33,24 @@ def test_laws_of_the_frozen_samples(task):
     assert abs(ours.information - truth) < 1e-7
     drawn = np.hstack([np.asarray(ours.x, np.float64), np.asarray(ours.y, np.float64)])
     assert drawn.shape == (N, frozen.shape[1])
-    for one, other in ((drawn, frozen), (np.linalg.norm(drawn, axis=1)[:, None], np.linalg.norm(frozen, axis=1)[:, None])):
-        # Kolmogorov and Smirnov's distance of 20,000 and 10,000 draws is above 0.024 once in a thousand; there are up to 51 of them, and fixed seeds.
+    for one, other in (
+        (drawn, frozen),
+        (np.linalg.norm(drawn, axis=1)[:, None], np.linalg.norm(frozen, axis=1)[:, None]),
+    ):
+        # Kolmogorov and Smirnov's distance of 20,000 and 10,000 draws is above 0.024 once in a thousand; there are up
+        # to 51 of them, and fixed seeds.
         assert max(distance(a, b) for a, b in zip(one.T, other.T, strict=True)) < 0.03
-    # Rank correlations of both are known to 0.012 together; of up to 1225 the largest difference stays under 4.5 of these.
+    # Rank correlations of both are known to 0.012 together; of up to 1225 the largest difference stays under 4.5 of
+    # these.
     assert np.abs(rank_correlations(drawn) - rank_correlations(frozen)).max() < 0.055
 
 
 def distance(a, b):
     """Between the distribution functions."""
     at = np.concatenate([a, b])
-    return np.abs(np.searchsorted(np.sort(a), at, side="right") / len(a) - np.searchsorted(np.sort(b), at, side="right") / len(b)).max()
+    return np.abs(
+        np.searchsorted(np.sort(a), at, side="right") / len(a) - np.searchsorted(np.sort(b), at, side="right") / len(b)
+    ).max()
 
 
 def rank_correlations(values):
@@ -73,10 +84,12 @@ def test_uniform_noise_against_quadrature(epsilon):
 
 def test_student_draws_have_its_tails():
     sample = samplers.student(KEY, N, np.array([[2.0, 0.5], [0.5, 1.0]]), 1, 1)
-    for values, scale in ((sample.x, math.sqrt(2)), (sample.y, 1.0)):  # Cauchy: distribution function 1/2 + arctan(x / scale) / pi
+    # Cauchy: distribution function 1/2 + arctan(x / scale) / pi
+    for values, scale in ((sample.x, math.sqrt(2)), (sample.y, 1.0)):
         ranks = np.sort(0.5 + np.arctan(np.asarray(values)[:, 0] / scale) / math.pi)
         assert np.abs(ranks - (np.arange(N) + 0.5) / N).max() < 0.0138  # Kolmogorov: once in a thousand
-    assert abs(samplers.student(KEY, 2, samplers.dense_covariance(2, 2), 2, 1e6).information - TASK_NORMAL) < 1e-5  # the normal is its limit
+    # the normal is its limit
+    assert abs(samplers.student(KEY, 2, samplers.dense_covariance(2, 2), 2, 1e6).information - TASK_NORMAL) < 1e-5
 
 
 TASK_NORMAL = samplers.multinormal(KEY, 2, samplers.dense_covariance(2, 2), 2).information
@@ -171,7 +184,9 @@ def test_two_modes():
         np.testing.assert_allclose(ours, samplers.normal_cdf(z), rtol=1e-9)
     assert (np.diff(x) > 0).all()
     far = np.asarray(samplers.to_bimodal(jnp.array([-9.0, 9.0]), 0.5, (-1.0, 3.0)))  # where float32's Phi is 0 and 1
-    np.testing.assert_allclose(far, [-1 - math.sqrt(81 - 2 * math.log(2)), 3 + math.sqrt(81 - 2 * math.log(2))], atol=0.02)
+    np.testing.assert_allclose(
+        far, [-1 - math.sqrt(81 - 2 * math.log(2)), 3 + math.sqrt(81 - 2 * math.log(2))], atol=0.02
+    )
 
 
 def test_keys_decide():
@@ -185,24 +200,45 @@ def test_keys_decide():
     ("call", "message"),
     [
         (lambda: samplers.multinormal(KEY, 0, np.eye(2), 1), "n=0, expected at least 1"),
-        (lambda: inspect.unwrap(samplers.multinormal)(KEY, 5, np.ones((2, 3)), 1), r"covariance has shape \(2, 3\) and dim_x=1"),
-        (lambda: samplers.multinormal(KEY, 5, np.eye(2), 2), r"shape \(2, 2\) and dim_x=2, expected \(d, d\) and from 1 to d - 1"),
-        (lambda: samplers.multinormal(KEY, 5, np.array([[1.0, 0.2], [0.0, 1.0]]), 1), "covariance is not finite and symmetric: use"),
+        (
+            lambda: inspect.unwrap(samplers.multinormal)(KEY, 5, np.ones((2, 3)), 1),
+            r"covariance has shape \(2, 3\) and dim_x=1",
+        ),
+        (
+            lambda: samplers.multinormal(KEY, 5, np.eye(2), 2),
+            r"shape \(2, 2\) and dim_x=2, expected \(d, d\) and from 1 to d - 1",
+        ),
+        (
+            lambda: samplers.multinormal(KEY, 5, np.array([[1.0, 0.2], [0.0, 1.0]]), 1),
+            "covariance is not finite and symmetric: use",
+        ),
         (lambda: samplers.multinormal(KEY, 5, np.ones((2, 2)), 1), "covariance is not positive definite.* infinite"),
         (lambda: samplers.student(KEY, 5, np.eye(2), 1, 0), "degrees=0, expected degrees of freedom above 0"),
         (lambda: samplers.student(KEY, 5, -np.eye(2), 1, 3), "dispersion is not positive definite"),
         (lambda: samplers.additive_uniform(KEY, 5, 0.0), "epsilon=0.0, expected a width above 0"),
         (lambda: samplers.bimodal(KEY, 5, 1.0), "correlation=1.0, expected between -1 and 1"),
         (lambda: samplers.independent(KEY, 5, 0, 1), "dim_x=0 and dim_y=1, expected both from 1"),
-        (lambda: inspect.unwrap(samplers.discrete_channel)(KEY, 5, np.ones(3) / 3, np.eye(2)), r"channel has shape \(2, 2\) and law \(3,\)"),
+        (
+            lambda: inspect.unwrap(samplers.discrete_channel)(KEY, 5, np.ones(3) / 3, np.eye(2)),
+            r"channel has shape \(2, 2\) and law \(3,\)",
+        ),
         (lambda: samplers.discrete_channel(KEY, 5, np.ones(2), np.eye(2)), "law: row 0 sums to 2.0"),
-        (lambda: samplers.discrete_channel(KEY, 5, np.ones(2) / 2, np.array([[1.0, 0.0], [1.5, -0.5]])), "channel: row .* least entry -0.5"),
-        (lambda: samplers.linear_gaussian_channel(KEY, 5, steps=0), "steps=0, dim_state=2, dim_input=1: expected all from 1"),
+        (
+            lambda: samplers.discrete_channel(KEY, 5, np.ones(2) / 2, np.array([[1.0, 0.0], [1.5, -0.5]])),
+            "channel: row .* least entry -0.5",
+        ),
+        (
+            lambda: samplers.linear_gaussian_channel(KEY, 5, steps=0),
+            "steps=0, dim_state=2, dim_input=1: expected all from 1",
+        ),
         (lambda: samplers.markov_chain(KEY, 5, leak=-0.1), "leak=-0.1, expected finite information from 0"),
         (lambda: samplers.markov_chain(KEY, 5, dim=0), "dim=0, expected from 1"),
         (lambda: samplers.sparse_covariance(2, 3, 3), "pairs=3, expected from 0 to 2"),
         (lambda: samplers.to_bimodal(jnp.zeros(2), 1.0, (0.0, 1.0)), "weight=1.0, expected between 0 and 1"),
-        (lambda: samplers.spiral(jnp.zeros((2, 3)), 1.0, (1, 3)), r"plane=\(1, 3\), expected two different indices from 0 to 2"),
+        (
+            lambda: samplers.spiral(jnp.zeros((2, 3)), 1.0, (1, 3)),
+            r"plane=\(1, 3\), expected two different indices from 0 to 2",
+        ),
     ],
 )
 def test_mistakes(call, message):

@@ -1,4 +1,6 @@
-"""The rate is an upper bound on what states hold, equal to it where it can be, and its gradient passes through fixed moments."""
+"""The rate is an upper bound on what states hold, equal to it where it can be, and its gradient passes through fixed
+moments.
+"""
 
 import inspect
 import math
@@ -38,16 +40,25 @@ def simulate(system: dict[str, np.ndarray], M: int, seed: int) -> tuple[np.ndarr
 
 def exact(system: dict[str, np.ndarray]) -> np.ndarray:
     A, B = (jnp.asarray(system[name], jnp.float32) for name in "AB")
-    return np.asarray(gaussian.state_information(A, B, jnp.eye(B.shape[-1]), jax.vmap(jnp.diag)(jnp.asarray(system["Q"], jnp.float32))))
+    return np.asarray(
+        gaussian.state_information(
+            A, B, jnp.eye(B.shape[-1]), jax.vmap(jnp.diag)(jnp.asarray(system["Q"], jnp.float32))
+        )
+    )
 
 
 def test_divergence_is_the_integral():
     means, variances = laws(1, 1)
     r = variational.Marginal(jnp.array([0.3]), jnp.array([1.7]))
     h = np.linspace(-14, 14, 20001)
-    p, q = (np.exp(-0.5 * (h - m) ** 2 / v) / np.sqrt(2 * np.pi * v) for m, v in ((float(means[0, 0]), float(variances[0, 0])), (0.3, 1.7)))
+    p, q = (
+        np.exp(-0.5 * (h - m) ** 2 / v) / np.sqrt(2 * np.pi * v)
+        for m, v in ((float(means[0, 0]), float(variances[0, 0])), (0.3, 1.7))
+    )
     kept = p > 0
-    assert float(variational.divergence(means, variances, r)[0]) == pytest.approx(float((p * np.log(p / q))[kept].sum() * (h[1] - h[0])), rel=1e-4)
+    assert float(variational.divergence(means, variances, r)[0]) == pytest.approx(
+        float((p * np.log(p / q))[kept].sum() * (h[1] - h[0])), rel=1e-4
+    )
 
 
 def test_the_best_independent_normal_law_has_the_states_own_moments():
@@ -72,7 +83,9 @@ def test_samples_of_no_weight_count_for_nothing_and_parts_merge():
 
     def part(means, variances, weights):
         r = variational.marginal(means, variances, weights, total=lambda part: jax.lax.psum(part, "parts"))
-        return jax.lax.psum(jnp.stack([(weights * variational.divergence(means, variances, r)).sum(), weights.sum()]), "parts")
+        return jax.lax.psum(
+            jnp.stack([(weights * variational.divergence(means, variances, r)).sum(), weights.sum()]), "parts"
+        )
 
     halves = [value.reshape(2, 25, *value.shape[1:]) for value in (means, variances, weights)]
     total, weight = jax.vmap(part, axis_name="parts")(*halves)[0]
@@ -83,7 +96,9 @@ def test_moments_held_fixed_leave_the_gradient_as_it_is():
     given = laws()
 
     def held(means, variances):
-        return variational.divergence(means, variances, jax.lax.stop_gradient(variational.marginal(means, variances))).mean()
+        return variational.divergence(
+            means, variances, jax.lax.stop_gradient(variational.marginal(means, variances))
+        ).mean()
 
     for whole, part in zip(jax.grad(variational.rate, (0, 1))(*given), jax.grad(held, (0, 1))(*given), strict=True):
         np.testing.assert_allclose(whole, part, atol=1e-6)
@@ -92,9 +107,13 @@ def test_moments_held_fixed_leave_the_gradient_as_it_is():
 def test_one_normal_component_is_its_information():
     system = linear(1, 12, B=np.array([[1.5]]))
     means, variances, _ = simulate(system, 100_000, 1)
-    found = [float(variational.rate(jnp.asarray(mean), jnp.asarray(variance))) for mean, variance in zip(means, variances, strict=True)]
+    found = [
+        float(variational.rate(jnp.asarray(mean), jnp.asarray(variance)))
+        for mean, variance in zip(means, variances, strict=True)
+    ]
     np.testing.assert_allclose(found, exact(system), atol=0.01)
-    np.testing.assert_allclose(found, 0.5 * math.log(1 + 1.5**2 / 0.5), atol=0.01)  # theory, section 4.1: whatever the gates
+    # theory, section 4.1: whatever the gates
+    np.testing.assert_allclose(found, 0.5 * math.log(1 + 1.5**2 / 0.5), atol=0.01)
     # once the gates are constant and the state stationary, one r serves all times
     system = {name: np.concatenate([value[-1:]] * 60) for name, value in system.items()}
     pooled = [jnp.asarray(part[-10:].reshape(-1, 1)) for part in simulate(system, 20_000, 2)[:2]]
@@ -106,7 +125,12 @@ def test_correlated_components_hold_less_than_the_rate(seed):
     rng = np.random.default_rng(seed)
     system = linear(4, 15, B=rng.normal(size=(4, 2)), seed=seed)
     means, variances, _ = simulate(system, 20_000, seed)
-    found = np.array([float(variational.rate(jnp.asarray(mean), jnp.asarray(variance))) for mean, variance in zip(means, variances, strict=True)])
+    found = np.array(
+        [
+            float(variational.rate(jnp.asarray(mean), jnp.asarray(variance)))
+            for mean, variance in zip(means, variances, strict=True)
+        ]
+    )
     assert (found > exact(system) + 0.05).all()
     pooled = variational.rate(*(jnp.asarray(part.reshape(-1, 4)) for part in (means, variances)))
     assert float(pooled) >= found.mean()  # one r for all times costs something, and bounds the mean

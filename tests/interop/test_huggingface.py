@@ -22,8 +22,17 @@ SETTINGS = {"mamba": {"time_step_rank": 3}, "mamba2": {"num_heads": 4, "head_dim
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 21))
 PROMPT = 9
 MODELS = {
-    "mamba": Model(pattern=("mamba",) * 2, d_model=8, d_state=3, mlp_ratio=0.0, tie_embeddings=True, task=Task(vocab=256)),
-    "mamba2": Model(pattern=("mamba2",) * 2, d_model=8, d_state=3, mamba2=Mamba2Config(heads=4, groups=2), mlp_ratio=0.0, task=Task(vocab=256)),
+    "mamba": Model(
+        pattern=("mamba",) * 2, d_model=8, d_state=3, mlp_ratio=0.0, tie_embeddings=True, task=Task(vocab=256)
+    ),
+    "mamba2": Model(
+        pattern=("mamba2",) * 2,
+        d_model=8,
+        d_state=3,
+        mamba2=Mamba2Config(heads=4, groups=2),
+        mlp_ratio=0.0,
+        task=Task(vocab=256),
+    ),
 }
 TEXT = "a gate says what to keep, née à côté\n" * 60
 
@@ -39,7 +48,9 @@ def made(request, tmp_path_factory):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    """Makes a copy of `made` with its tensors and settings changed: copied(change(tensors), key=value of config.json)."""
+    """Makes a copy of `made` with its tensors and settings changed: copied(change(tensors), key=value of
+    config.json).
+    """
 
     def make(change=lambda tensors: tensors, **settings):
         save_file(change(load_file(made[0] / "model.safetensors")), tmp_path / "model.safetensors")
@@ -86,7 +97,9 @@ def test_logits_are_those_of_transformers(pair, torch):
 
 
 def test_logits_from_a_carried_cache_are_those_of_transformers(pair, torch):
-    """It reads a prompt, then token by token from its cache; ours reads the prompt, then the rest at once, and step by step."""
+    """It reads a prompt, then token by token from its cache; ours reads the prompt, then the rest at once, and step by
+    step.
+    """
     model, folder = pair
     config, params = huggingface.load(folder)
     ours = SequenceModel(config)
@@ -109,7 +122,8 @@ def test_fifty_greedy_tokens_are_those_of_transformers(pair, torch):
     ours = SequenceModel(config)
     model.generation_config.eos_token_id = None
     prompt = torch.tensor(TOKENS[:1, :PROMPT])
-    options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}  # without the mask token 0 would be left out
+    # without the mask token 0 would be left out
+    options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
     expected = model.generate(prompt, max_new_tokens=50, do_sample=False, **options).numpy()[0, PROMPT:]
     step = jax.jit(lambda token, state: ours.apply({"params": params}, token, state, method="step"))
     logits, state = ours.apply({"params": params}, jnp.asarray(TOKENS[:1, :PROMPT]))
@@ -149,15 +163,21 @@ def test_saved_and_loaded_is_the_same(made):
 
 def test_every_tensor_is_used_once(copied):
     with pytest.raises(InputError, match=r"1 missing: backbone\.layers\.1\.mixer\.D$"):
-        huggingface.load(copied(lambda found: {key: value for key, value in found.items() if key != "backbone.layers.1.mixer.D"}))
+        huggingface.load(
+            copied(lambda found: {key: value for key, value in found.items() if key != "backbone.layers.1.mixer.D"})
+        )
     (copied() / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"1 left over: backbone\.layers\.7\.mixer\.D$"):
         huggingface.load(copied(lambda found: found | {"backbone.layers.7.mixer.D": np.ones(16, np.float32)}))
 
 
 def test_shapes_must_fit(copied):
-    with pytest.raises(InputError, match=r"backbone.layers.0.mixer.out_proj.weight has shape \(16, 8\), config.json asks for \(8, 16\)"):
-        huggingface.load(copied(lambda found: found | {"backbone.layers.0.mixer.out_proj.weight": np.zeros((16, 8), np.float32)}))
+    with pytest.raises(
+        InputError, match=r"backbone.layers.0.mixer.out_proj.weight has shape \(16, 8\), config.json asks for \(8, 16\)"
+    ):
+        huggingface.load(
+            copied(lambda found: found | {"backbone.layers.0.mixer.out_proj.weight": np.zeros((16, 8), np.float32)})
+        )
     with pytest.raises(InputError, match=r"config.json asks for \(300, 8\)"):
         huggingface.load(copied(vocab_size=300))
 
@@ -168,7 +188,10 @@ def test_shapes_must_fit(copied):
         ({"use_bias": True}, r"4 missing: backbone\.layers\.0\.mixer\.in_proj\.bias, .*out_proj\.bias"),
         ({"use_conv_bias": False}, r"2 left over: backbone\.layers\.0\.mixer\.conv1d\.bias"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu', which is not supported: only 'silu' is"),
-        ({"time_step_limit": [0.1, 0.0]}, r"time_step_limit=\[0.1, 0.0\], expected the smallest and the largest step size"),
+        (
+            {"time_step_limit": [0.1, 0.0]},
+            r"time_step_limit=\[0.1, 0.0\], expected the smallest and the largest step size",
+        ),
         ({"time_step_limit": 3}, "time_step_limit=3, expected"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config=.*not supported"),
         ({"hidden_size": "8"}, "hidden_size='8', expected a whole number"),
@@ -188,16 +211,56 @@ def test_settings_that_would_change_the_model_are_refused_by_name(copied, settin
 
 
 def test_settings_that_change_nothing_are_read(copied):
-    folder = copied(time_step_limit=[0.0, {"__float__": "Infinity"}], residual_in_fp32=True, _name_or_path="somewhere", hidden_act="swish")
+    folder = copied(
+        time_step_limit=[0.0, {"__float__": "Infinity"}],
+        residual_in_fp32=True,
+        _name_or_path="somewhere",
+        hidden_act="swish",
+    )
     assert huggingface.load(folder)[0].d_model == 8
 
 
 CODESTRAL = {  # mistralai/Mamba-Codestral-7B-v0.1 but for its sizes
-    **{"architectures": ["Mamba2ForCausalLM"], "bos_token_id": 0, "chunk_size": 256, "conv_kernel": 4, "eos_token_id": 0, "expand": 2, "head_dim": 8},
-    **{"hidden_act": "silu", "hidden_size": 16, "initializer_range": 0.1, "intermediate_size": 32, "layer_norm_epsilon": 1e-5, "model_type": "mamba2"},
-    **{"n_groups": 2, "norm_before_gate": True, "num_heads": 4, "num_hidden_layers": 2, "pad_token_id": 0, "rescale_prenorm_residual": False},
-    **{"residual_in_fp32": True, "rms_norm": True, "state_size": 4, "tie_word_embeddings": False, "time_step_floor": 1e-4, "time_step_init_scheme": "random"},
-    **{"time_step_limit": [0.0, math.inf], "time_step_max": 0.1, "time_step_min": 0.001, "time_step_rank": 1, "time_step_scale": 1.0},
+    **{
+        "architectures": ["Mamba2ForCausalLM"],
+        "bos_token_id": 0,
+        "chunk_size": 256,
+        "conv_kernel": 4,
+        "eos_token_id": 0,
+        "expand": 2,
+        "head_dim": 8,
+    },
+    **{
+        "hidden_act": "silu",
+        "hidden_size": 16,
+        "initializer_range": 0.1,
+        "intermediate_size": 32,
+        "layer_norm_epsilon": 1e-5,
+        "model_type": "mamba2",
+    },
+    **{
+        "n_groups": 2,
+        "norm_before_gate": True,
+        "num_heads": 4,
+        "num_hidden_layers": 2,
+        "pad_token_id": 0,
+        "rescale_prenorm_residual": False,
+    },
+    **{
+        "residual_in_fp32": True,
+        "rms_norm": True,
+        "state_size": 4,
+        "tie_word_embeddings": False,
+        "time_step_floor": 1e-4,
+        "time_step_init_scheme": "random",
+    },
+    **{
+        "time_step_limit": [0.0, math.inf],
+        "time_step_max": 0.1,
+        "time_step_min": 0.001,
+        "time_step_rank": 1,
+        "time_step_scale": 1.0,
+    },
     **{"torch_dtype": "bfloat16", "use_bias": False, "use_cache": True, "use_conv_bias": True, "vocab_size": 40},
 }
 
@@ -205,7 +268,13 @@ CODESTRAL = {  # mistralai/Mamba-Codestral-7B-v0.1 but for its sizes
 def test_the_configuration_of_codestral_is_read():
     config = huggingface.model_config(CODESTRAL)
     layer = config.mamba2
-    assert (config.pattern, layer.heads, layer.groups, config.tie_embeddings, layer.dt_limit) == (("mamba2",) * 2, 4, 2, False, ())
+    assert (config.pattern, layer.heads, layer.groups, config.tie_embeddings, layer.dt_limit) == (
+        ("mamba2",) * 2,
+        4,
+        2,
+        False,
+        (),
+    )
 
 
 @pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2"])
@@ -218,7 +287,12 @@ def test_keys_that_are_left_out_are_those_of_their_class(kind):
     ours.pop("time_step_rank")  # "auto", which their class resolves
     assert {key: list(full[key]) if key == "time_step_limit" else full[key] for key in ours} == ours
     assert huggingface.model_config({"model_type": kind}) == huggingface.model_config(full)
-    assert huggingface.model_config({"model_type": kind, "id2label": {"0": "a"}, "tie_encoder_decoder": False, "top_k": 50}).d_model == full["hidden_size"]
+    assert (
+        huggingface.model_config(
+            {"model_type": kind, "id2label": {"0": "a"}, "tie_encoder_decoder": False, "top_k": 50}
+        ).d_model
+        == full["hidden_size"]
+    )
 
 
 VARIANTS = {
@@ -233,7 +307,9 @@ def test_biases_limits_and_norms_are_those_of_transformers_and_go_back(kind, tor
     transformers = pytest.importorskip("transformers")
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**SIZES, **VARIANTS[kind])).eval()
+    model = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(**SIZES, **VARIANTS[kind])
+    ).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.4 * torch.randn_like(weight)
@@ -244,21 +320,28 @@ def test_biases_limits_and_norms_are_those_of_transformers_and_go_back(kind, tor
     read = jax.jit(lambda tokens, state: ours.apply({"params": params}, tokens, state))
     close(read(jnp.asarray(TOKENS), None)[0], expected)
     first, state = ours.apply({"params": params}, jnp.asarray(TOKENS[:, :PROMPT]))
-    close(np.concatenate([first, ours.apply({"params": params}, jnp.asarray(TOKENS[:, PROMPT:]), state)[0]], axis=1), expected)
+    close(
+        np.concatenate([first, ours.apply({"params": params}, jnp.asarray(TOKENS[:, PROMPT:]), state)[0]], axis=1),
+        expected,
+    )
     huggingface.save(tmp_path / "back", config, params)
     before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("hub", "back"))
     assert before.keys() == after.keys() and all(before[key].tobytes() == after[key].tobytes() for key in before)
     assert huggingface.load(tmp_path / "back")[0] == config
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, r"mixer\.D holds 1 of 16 numbers that are not finite"), (np.inf, "1 of 16 numbers")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, r"mixer\.D holds 1 of 16 numbers that are not finite"), (np.inf, "1 of 16 numbers")]
+)
 def test_weights_that_are_no_numbers_are_refused_on_both_ways(copied, made, value, words, tmp_path):
     key = "backbone.layers.1.mixer.D" if made[1].pattern[0] == "mamba" else "backbone.layers.1.mixer.norm.weight"
     spoil = lambda weights: weights | {key: np.where(np.arange(16) == 3, np.float32(value), weights[key])}  # noqa: E731
     with pytest.raises(InputError, match=words.replace(r"mixer\.D", key.removeprefix("backbone.layers.1."))):
         huggingface.load(copied(spoil))
     with pytest.raises(InputError, match="is of type int8, expected floating-point"):
-        huggingface.parameters(made[1], {key: value.astype(np.int8) for key, value in load_file(made[0] / "model.safetensors").items()})
+        huggingface.parameters(
+            made[1], {key: value.astype(np.int8) for key, value in load_file(made[0] / "model.safetensors").items()}
+        )
     params = {**made[2], "norm": {"scale": jnp.full(8, value)}}
     with pytest.raises(InputError, match="the parameter norm/scale holds 8 of 8 numbers"):
         huggingface.save(tmp_path / "new", made[1], params)
@@ -284,7 +367,15 @@ def test_lists_where_objects_belong_are_named(copied, name, content, words):
 
 
 @pytest.mark.parametrize(
-    "content", [[], {"model": []}, {"model": {"vocab": 3}}, {"model": {"vocab": {"a": "b"}}}, {"added_tokens": {}}, {"added_tokens": ["a"]}]
+    "content",
+    [
+        [],
+        {"model": []},
+        {"model": {"vocab": 3}},
+        {"model": {"vocab": {"a": "b"}}},
+        {"added_tokens": {}},
+        {"added_tokens": ["a"]},
+    ],
 )
 def test_a_tokenizer_of_another_form_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
@@ -300,7 +391,12 @@ def test_a_tokenizer_of_another_form_is_named(tmp_path, content):
         {"model": {"type": "WordLevel", "vocab": {"ab": 0}, "unk_token": "<none>"}},
         {"model": {"type": "Unigram", "vocab": [["ab", -1.0], ["b", -2.0]], "unk_id": None}},
     ],
-    ids=["a token that is none", "a package that gives up", "unknown words without a token", "unknown characters without a token"],
+    ids=[
+        "a token that is none",
+        "a package that gives up",
+        "unknown words without a token",
+        "unknown characters without a token",
+    ],
 )
 def test_whatever_a_tokenizer_says_of_a_file_of_another_form_is_named(tmp_path, content):
     pytest.importorskip("tokenizers")
@@ -312,7 +408,25 @@ def test_whatever_a_tokenizer_says_of_a_file_of_another_form_is_named(tmp_path, 
 
 
 HUGE = 10**400  # JSON has numbers of any size
-HOSTILE = [None, [], {}, 0, -1, 3.5, "x", "", True, [[1]], {"a": {"b": []}}, HUGE, math.nan, math.inf, 2**31 - 1, {"__float__": []}, {"__float__": "x"}]
+HOSTILE = [
+    None,
+    [],
+    {},
+    0,
+    -1,
+    3.5,
+    "x",
+    "",
+    True,
+    [[1]],
+    {"a": {"b": []}},
+    HUGE,
+    math.nan,
+    math.inf,
+    2**31 - 1,
+    {"__float__": []},
+    {"__float__": "x"},
+]
 
 
 def places(value, path=()):
@@ -356,8 +470,12 @@ def refusal(folder, name, content):
 )
 def test_a_setting_of_another_form_names_its_file(key, value, tmp_path):
     config = MODELS["mamba2"]
-    huggingface.save(tmp_path, config, SequenceModel(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
-    assert "config.json" in refusal(tmp_path, "config.json", json.loads((tmp_path / "config.json").read_text()) | {key: value})
+    huggingface.save(
+        tmp_path, config, SequenceModel(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    )
+    assert "config.json" in refusal(
+        tmp_path, "config.json", json.loads((tmp_path / "config.json").read_text()) | {key: value}
+    )
 
 
 @pytest.mark.parametrize("place", ["", "..", "nowhere", "config.json\0"])
@@ -373,16 +491,27 @@ def test_no_json_of_another_form_ends_in_a_traceback(made, tmp_path, capsys):
     """Every part of config.json and of an index in place of every hostile value."""
     folder = shutil.copytree(made[0], tmp_path / "copied")
     settings, keys = json.loads((folder / "config.json").read_text()), sorted(load_file(folder / "model.safetensors"))
-    said = [refusal(folder, "config.json", replaced(settings, path, value)) for path in places(settings) for value in HOSTILE]
+    said = [
+        refusal(folder, "config.json", replaced(settings, path, value))
+        for path in places(settings)
+        for value in HOSTILE
+    ]
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "model.safetensors").rename(folder / "one.safetensors")
     index = {"metadata": {"total_size": 3}, "weight_map": dict.fromkeys(keys, "one.safetensors")}
     parts = [path for path in places(index) if not path[1:] or path[1] in ("total_size", keys[0])]
     named = [not words or "config.json" in words for words in said]
-    told = [refusal(folder, "model.safetensors.index.json", replaced(index, path, value)) for path in parts for value in HOSTILE]
+    told = [
+        refusal(folder, "model.safetensors.index.json", replaced(index, path, value))
+        for path in parts
+        for value in HOSTILE
+    ]
     named += [not words or "model.safetensors.index.json" in words for words in told]
     with capsys.disabled():
-        print(f"\n{len(named)} values: {sum(not words for words in said + told)} read, {named.count(False)} refused without the name of the file")
+        print(
+            f"\n{len(named)} values: {sum(not words for words in said + told)} read, {named.count(False)} refused "
+            "without the name of the file"
+        )
     assert all(named)
 
 
@@ -415,7 +544,9 @@ def test_several_files_and_other_precisions_are_read(made, tmp_path):
     (tmp_path / "config.json").write_text((made[0] / "config.json").read_text())
     _, params = huggingface.load(tmp_path)
     np.testing.assert_array_equal(params["encoder"]["embedding"], low["backbone.embeddings.weight"].astype(jnp.float32))
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "../model-1.safetensors")}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "../model-1.safetensors")})
+    )
     with pytest.raises(InputError, match="expected files of the folder itself"):
         huggingface.load(tmp_path)
 
@@ -426,11 +557,17 @@ def test_several_files_and_other_precisions_are_read(made, tmp_path):
         (Model(pattern=("mamba", "mamba2"), mlp_ratio=0.0, task=Task(vocab=9)), "mixers of one kind"),
         (Model(pattern=("selective",), mlp_ratio=0.0, task=Task(vocab=9)), "mixers of one kind"),
         (Model(pattern=("mamba",), task=Task(vocab=9)), "model.mlp_ratio=2.0"),
-        (Model(pattern=("mamba",) * 2, block_states=(2, 3), mlp_ratio=0.0, task=Task(vocab=9)), "one d_state of all blocks"),
+        (
+            Model(pattern=("mamba",) * 2, block_states=(2, 3), mlp_ratio=0.0, task=Task(vocab=9)),
+            "one d_state of all blocks",
+        ),
         (Model(pattern=("mamba",), mlp_ratio=0.0), "language models"),
         (Model(pattern=("mamba",), mlp_ratio=0.0, bidirectional=True, task=Task(vocab=9)), "model.bidirectional=True"),
         (Model(pattern=("mamba",), mlp_ratio=0.0, norm="none", task=Task(vocab=9)), "model.norm='none'"),
-        (Model(pattern=("mamba",), mlp_ratio=0.0, memory_bits=("4",), task=Task(vocab=9)), "model.memory_bits=.* has no place"),
+        (
+            Model(pattern=("mamba",), mlp_ratio=0.0, memory_bits=("4",), task=Task(vocab=9)),
+            "model.memory_bits=.* has no place",
+        ),
         (Model(pattern=("mamba",), mlp_ratio=0.0, conv=4, task=Task(vocab=9)), "model.conv=4"),
     ],
 )
@@ -453,7 +590,8 @@ def test_an_imported_folder_is_a_run_that_reads_bytes(tmp_path):
     test = np.frombuffer(TEXT.encode(), np.uint8)[int(0.9 * len(TEXT.encode())) :]
     logits = SequenceModel(config).apply({"params": params}, jnp.asarray(test[None, :-1], jnp.int32))[0]
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits[0]), jnp.asarray(test[1:, None], jnp.int32), axis=1).mean()
-    assert results["metrics"]["nats"] == pytest.approx(float(nats), abs=0.05)  # rows of a batch begin with an empty memory
+    # rows of a batch begin with an empty memory
+    assert results["metrics"]["nats"] == pytest.approx(float(nats), abs=0.05)
 
 
 @pytest.mark.parametrize(("tokens", "level"), [({"a": 0, "b": 1, "é": 2}, "character"), ({"a": 0, "ab": 1}, "subword")])

@@ -28,7 +28,9 @@ def turned(x, position):
 
 def plain(params, x, window, reset):
     """Step by step, head by head, at absolute positions."""
-    x, inward, outward = (np.asarray(value, np.float64) for value in (x, params["params"]["in"], params["params"]["out"]))
+    x, inward, outward = (
+        np.asarray(value, np.float64) for value in (x, params["params"]["in"], params["params"]["out"])
+    )
     q, k, v = np.split(x @ inward, 3, axis=-1)
     y, P = np.zeros_like(q), D // HEADS
     for b, t, head in np.ndindex(len(x), x.shape[1], HEADS):
@@ -58,7 +60,9 @@ def test_long_calls_after_a_cache_are_the_plain_loop_too():
     np.testing.assert_allclose(y, plain(params, x, 4, np.zeros((B, 14), bool))[:, 3:], atol=1e-5)
 
 
-@pytest.mark.parametrize(("T", "S", "window"), [(1, 40, 100), (31, 31, 100), (70, 70, 9), (200, 230, 100), (130, 131, 200)])
+@pytest.mark.parametrize(
+    ("T", "S", "window"), [(1, 40, 100), (31, 31, 100), (70, 70, 9), (200, 230, 100), (130, 131, 200)]
+)
 def test_by_pieces_it_is_what_it_is_at_once_and_so_are_its_gradients(T, S, window):
     keys = jax.random.split(jax.random.key(2), 4)
     q, k, v, weight = (jax.random.normal(key, (HEADS, steps, 4)) for key, steps in zip(keys, (T, S, S, T), strict=True))
@@ -66,13 +70,18 @@ def test_by_pieces_it_is_what_it_is_at_once_and_so_are_its_gradients(T, S, windo
     at = jnp.arange(S)
 
     def loss(q, k, v, *, pieces):
-        y = attention._read_by_pieces((q, k, v, begin), window) if pieces else attention._read(q, k, v, begin, at[S - T :], at, window)
+        y = (
+            attention._read_by_pieces((q, k, v, begin), window)
+            if pieces
+            else attention._read(q, k, v, begin, at[S - T :], at, window)
+        )
         return (weight * y).sum(), y
 
     (whole, y), at_once = jax.jit(jax.value_and_grad(partial(loss, pieces=False), (0, 1, 2), has_aux=True))(q, k, v)
     (_, z), by_pieces = jax.jit(jax.value_and_grad(partial(loss, pieces=True), (0, 1, 2), has_aux=True))(q, k, v)
     assert abs(float(whole)) > 1e-2
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), (z, by_pieces), (y, at_once))  # sums of up to 230 terms of order 1 in float32
+    # sums of up to 230 terms of order 1 in float32
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), (z, by_pieces), (y, at_once))
 
 
 def test_memory_of_training_grows_with_the_length_and_not_with_its_square():
@@ -115,7 +124,10 @@ def test_a_reset_empties_the_cache():
 
 def test_only_differences_of_positions_count():
     x, z = jax.random.normal(jax.random.key(0), (2, 1, 5, 1, 8))
-    near, far = (jnp.einsum("bthp,bthp->bth", rotate_pairs(x, at + 3), rotate_pairs(z, at)) for at in (jnp.arange(5), jnp.arange(5) + 40))
+    near, far = (
+        jnp.einsum("bthp,bthp->bth", rotate_pairs(x, at + 3), rotate_pairs(z, at))
+        for at in (jnp.arange(5), jnp.arange(5) + 40)
+    )
     np.testing.assert_allclose(near, far, atol=1e-4)
 
 

@@ -50,7 +50,9 @@ def test_is_the_sum_of_both_readings_and_carries_the_first(name):
     np.testing.assert_allclose(y, forward + backward[:, ::-1], **CLOSE)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, **CLOSE), state, onward)
     assert jax.tree.map(jnp.shape, layer.initial_state(B)) == jax.tree.map(jnp.shape, onward)
-    np.testing.assert_allclose(read(layer, variables, X, state)[0], read(MIXERS[name], first, X, state)[0] + backward[:, ::-1], **CLOSE)
+    np.testing.assert_allclose(
+        read(layer, variables, X, state)[0], read(MIXERS[name], first, X, state)[0] + backward[:, ::-1], **CLOSE
+    )
 
 
 @EVERY
@@ -90,14 +92,18 @@ def test_packed_documents_are_separate_ones_in_both_directions(name):
     y, _ = read(layer, variables, X, reset=jnp.asarray(reset), valid=jnp.asarray(valid))
     for row, firsts in enumerate(starts):
         for start, stop in zip(firsts, (*firsts[1:], ends[row]), strict=True):
-            np.testing.assert_allclose(y[row, start:stop], read(layer, variables, X[row : row + 1, start:stop])[0][0], **CLOSE)
+            np.testing.assert_allclose(
+                y[row, start:stop], read(layer, variables, X[row : row + 1, start:stop])[0][0], **CLOSE
+            )
 
 
 @EVERY
 def test_states_the_bounds_and_sows_the_gates_of_what_is_carried(name):
     layer, variables = build(name)
     first, _ = split(variables)
-    found, expected = (one.apply(known, Box(0.5), method="bounds") for one, known in ((layer, variables), (MIXERS[name], first)))
+    found, expected = (
+        one.apply(known, Box(0.5), method="bounds") for one, known in ((layer, variables), (MIXERS[name], first))
+    )
     jax.tree.map(np.testing.assert_array_equal, dataclasses.asdict(found), dataclasses.asdict(expected))
     sown, alone = (
         jax.jit(lambda known, one=one: one.apply(known, X, mutable=["intermediates"])[1]["intermediates"])(known)
@@ -125,7 +131,9 @@ def test_a_classifier_of_both_directions_does_not_see_padding():
     np.testing.assert_allclose(read(model, {"params": params}, padded, valid=valid)[0], logits, rtol=1e-4, atol=1e-5)
     one_way = SequenceModel(dataclasses.replace(config, bidirectional=False))
     stripped = {
-        name: part | {"mixer": {key: value for key, value in part["mixer"].items() if key != "backward"}} if name.startswith("block") else part
+        name: part | {"mixer": {key: value for key, value in part["mixer"].items() if key != "backward"}}
+        if name.startswith("block")
+        else part
         for name, part in params.items()
     }
     assert np.abs(read(one_way, {"params": stripped}, signal)[0] - logits).max() > 1e-4

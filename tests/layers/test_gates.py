@@ -120,10 +120,14 @@ def test_of_top_k_gates_within_bounds_it_is_known_which_are_open():
     for seed in range(20):
         low, width = np.random.default_rng(seed).uniform(0, 1, (2, 6))
         ends = np.stack([low, low + 0.4 * width]).astype(np.float32)
-        corners = jnp.asarray(np.where(np.unpackbits(np.arange(64, dtype=np.uint8)[:, None], axis=1)[:, 2:] > 0, ends[1], ends[0]))
+        corners = jnp.asarray(
+            np.where(np.unpackbits(np.arange(64, dtype=np.uint8)[:, None], axis=1)[:, 2:] > 0, ends[1], ends[0])
+        )
         seen = gates.top_k(corners, 2)
         found = gates.Opening(jnp.asarray(ends), None, None, "top_k", 0.0, 2).envelope(jnp.zeros(6))
-        assert (found.low == seen.min(axis=0)).all() and (found.high == seen.max(axis=0)).all() and found.lipschitz is None
+        assert (
+            (found.low == seen.min(axis=0)).all() and (found.high == seen.max(axis=0)).all() and found.lipschitz is None
+        )
 
 
 @pytest.mark.parametrize(("reads_state", "shape"), [("elementwise", (4,)), ("dense", (4, 4))])
@@ -136,7 +140,9 @@ def test_gates_that_read_the_state_start_as_gates_of_the_input_and_add_its_part(
     params["params"]["state_kernel"] = weights
     opening = gate.apply(params, x)
     read = np.einsum("ij,btj->bti", np.diag(weights) if len(shape) == 1 else weights, before)
-    np.testing.assert_allclose(opening.at(before), 0.1 + 0.9 * gates.rescaled_tanh(opening.z + read), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        opening.at(before), 0.1 + 0.9 * gates.rescaled_tanh(opening.z + read), rtol=1e-5, atol=1e-6
+    )
     one = dataclasses.replace(opening, z=opening.z[1, 3])
     np.testing.assert_allclose(one.at(before[1, 3]), opening.at(before)[1, 3], rtol=1e-6)  # the gates of one step
 
@@ -148,7 +154,10 @@ def test_an_unknown_kind_names_the_choices():
         gates.Gate(4, reads_state="all").init(jax.random.key(0), jnp.zeros((1, 1, 2)))
 
 
-@pytest.mark.parametrize(("kind", "active", "words"), [("top_k", 0, "use a number from 1 to 4"), ("top_k", 5, "from 1 to 4"), ("binary", 2, "use active=0")])
+@pytest.mark.parametrize(
+    ("kind", "active", "words"),
+    [("top_k", 0, "use a number from 1 to 4"), ("top_k", 5, "from 1 to 4"), ("binary", 2, "use active=0")],
+)
 def test_impossible_numbers_of_open_gates_are_refused(kind, active, words):
     with pytest.raises(ValueError, match=words):
         gates.Gate(4, kind, active=active).init(jax.random.key(0), jnp.zeros((1, 1, 2)))

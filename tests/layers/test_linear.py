@@ -1,4 +1,6 @@
-"""S4D, S5 and the LRU against float64 loops from their papers' equations; where they start, what they state of themselves, what pruning takes."""
+"""S4D, S5 and the LRU against float64 loops from their papers' equations; where they start, what they state of
+themselves, what pruning takes.
+"""
 
 import math
 
@@ -30,7 +32,9 @@ def drawn(layer):
     params = jax.jit(layer.init)(jax.random.key(0), X)["params"]
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
-    return structure.unflatten([leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)])
+    return structure.unflatten(
+        [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
 
 
 PARAMS = {name: drawn(layer) for name, layer in LAYERS.items()}
@@ -58,7 +62,11 @@ def halves(parts, axis):
 
 
 def held(A, dt, rule="zoh"):
-    return (np.exp(A * dt), (np.exp(A * dt) - 1) / A) if rule != "bilinear" else ((1 + A * dt / 2) / (1 - A * dt / 2), dt / (1 - A * dt / 2))
+    return (
+        (np.exp(A * dt), (np.exp(A * dt) - 1) / A)
+        if rule != "bilinear"
+        else ((1 + A * dt / 2) / (1 - A * dt / 2), dt / (1 - A * dt / 2))
+    )
 
 
 def s4d_loop(p, u, reset, rule="zoh"):
@@ -86,19 +94,34 @@ def s5_loop(p, u, reset):
 
 def lru_loop(p, u, reset):
     a = np.exp(-np.exp(p["nu"]) + 1j * np.exp(p["theta"]))
-    B, C, h, y = np.exp(p["gamma_log"])[:, None] * halves(p["B"].T, 0), halves(p["C"], 0).T, np.zeros(a.shape, complex), []
+    B, C, h, y = (
+        np.exp(p["gamma_log"])[:, None] * halves(p["B"].T, 0),
+        halves(p["C"], 0).T,
+        np.zeros(a.shape, complex),
+        [],
+    )
     for x, forget in zip(u, reset, strict=True):
         h = (0 if forget else a * h) + B @ x
         y.append((C @ h).real + p["D"] * x)
     return np.array(y), a, B, h
 
 
-LOOPS = {"s4d": s4d_loop, "s4d_bilinear": lambda *given: s4d_loop(*given, rule="bilinear"), "s5": s5_loop, "lru": lru_loop}
+LOOPS = {
+    "s4d": s4d_loop,
+    "s4d_bilinear": lambda *given: s4d_loop(*given, rule="bilinear"),
+    "s5": s5_loop,
+    "lru": lru_loop,
+}
 
 
 def looped(name, x, reset):
     params = jax.tree.map(lambda value: np.asarray(value, np.float64), PARAMS[name])
-    return [np.stack(part) for part in zip(*(LOOPS[name](params, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True)]
+    return [
+        np.stack(part)
+        for part in zip(
+            *(LOOPS[name](params, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True
+        )
+    ]
 
 
 @EVERY
@@ -141,7 +164,9 @@ def test_hippo_is_normal_up_to_rank_one_and_diagonal_in_its_vectors():
     np.testing.assert_allclose(normal @ normal.T, normal.T @ normal, atol=1e-10)
     np.testing.assert_allclose(normal @ vectors, vectors * poles, atol=1e-10)
     assert vectors.shape == (8, 4) and (poles.imag > 0).all() and (np.diff(poles.imag) > 0).all()
-    np.testing.assert_allclose(np.sort(np.linalg.eigvals(normal).imag), np.sort(np.concatenate([poles.imag, -poles.imag])), atol=1e-8)
+    np.testing.assert_allclose(
+        np.sort(np.linalg.eigvals(normal).imag), np.sort(np.concatenate([poles.imag, -poles.imag])), atol=1e-8
+    )
 
 
 def test_s5_starts_as_a_real_system_of_hippos_matrix():
@@ -164,8 +189,11 @@ def test_the_lru_starts_on_a_ring_and_makes_states_of_the_size_of_its_inputs():
     share = (a**2 - 0.9**2) / (0.999**2 - 0.9**2)  # of the ring's area within
     np.testing.assert_allclose(np.quantile(share, [0, 0.5, 1]), [0, 0.5, 1], atol=0.08)
     phases = np.exp(params["theta"])
-    assert phases.min() > 0 and phases.max() <= math.pi / 10 * (1 + 1e-5) and abs(np.median(phases) - math.pi / 20) < 0.03
-    # stationary variance |gamma B|^2 / (1 - |a|^2) of white inputs of variance 1: in the mean 1, by the draw of B within 5 sqrt(1 / (256 512))
+    assert (
+        phases.min() > 0 and phases.max() <= math.pi / 10 * (1 + 1e-5) and abs(np.median(phases) - math.pi / 20) < 0.03
+    )
+    # stationary variance |gamma B|^2 / (1 - |a|^2) of white inputs of variance 1: in the mean 1, by the draw of B
+    # within 5 sqrt(1 / (256 512))
     B = halves(np.asarray(params["B"].T, np.float64), 0)
     variance = (np.abs(np.exp(np.asarray(params["gamma_log"], np.float64))[:, None] * B) ** 2).sum(axis=1) / (1 - a**2)
     assert abs(variance.mean() - 1) < 0.02
@@ -176,7 +204,11 @@ def test_the_lru_starts_on_a_ring_and_makes_states_of_the_size_of_its_inputs():
 def test_no_input_drives_the_state_further_than_is_stated(name, inputs):
     bounds = LAYERS[name].apply({"params": PARAMS[name]}, inputs, method="bounds")
     x = np.random.default_rng(0).normal(size=(4000, D))
-    x = 0.5 * np.sign(x) if isinstance(inputs, Box) else x / np.linalg.norm(x, axis=1, keepdims=True) * inputs.radius * np.asarray(inputs.scale)
+    x = (
+        0.5 * np.sign(x)
+        if isinstance(inputs, Box)
+        else x / np.linalg.norm(x, axis=1, keepdims=True) * inputs.radius * np.asarray(inputs.scale)
+    )
     _, a, b, _ = looped(name, X[:1], RESET[:1])
     drive = np.abs(b[0].reshape(D, 1, -1) * x.T[:, :, None]) if name.startswith("s4d") else np.abs(x @ b[0].T)
     largest = drive.max(axis=1).ravel() if name.startswith("s4d") else drive.max(axis=0)
@@ -246,5 +278,8 @@ def test_the_exact_gelu_is_that_of_jax_with_its_derivatives():
     x = jnp.linspace(-12.0, 12.0, 481)
     theirs = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
     np.testing.assert_allclose(linear.exact_gelu(x), theirs(x), rtol=2e-6, atol=1e-30)
-    for ours, other in ((jax.grad(linear.exact_gelu), jax.grad(theirs)), (jax.grad(jax.grad(linear.exact_gelu)), jax.grad(jax.grad(theirs)))):
+    for ours, other in (
+        (jax.grad(linear.exact_gelu), jax.grad(theirs)),
+        (jax.grad(jax.grad(linear.exact_gelu)), jax.grad(jax.grad(theirs))),
+    ):
         np.testing.assert_allclose(jax.vmap(ours)(x), jax.vmap(other)(x), rtol=1e-4, atol=1e-6)

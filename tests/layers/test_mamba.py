@@ -1,4 +1,6 @@
-"""Mamba and Mamba-2 against float64 loops from their papers' equations; where they start, what they state of themselves, what pruning takes."""
+"""Mamba and Mamba-2 against float64 loops from their papers' equations; where they start, what they state of
+themselves, what pruning takes.
+"""
 
 import math
 
@@ -26,7 +28,9 @@ def drawn(layer):
     params = layer.init(jax.random.key(0), X)["params"]
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
-    return structure.unflatten([leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)])
+    return structure.unflatten(
+        [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
 
 
 PARAMS = {name: drawn(layer) for name, layer in LAYERS.items()}
@@ -82,7 +86,9 @@ def mamba2_loop(p, u, reset, heads=4, groups=2):
             h[i] = decay[i] * h[i] + drive[i]
             out[i] = h[i] @ C.reshape(groups, states)[group] + p["D"][i] * mine
         gated = (out.ravel() * silu(row @ p["in"][:, :inner])).reshape(groups, -1)
-        y.append((gated / np.sqrt((gated**2).mean(axis=1, keepdims=True) + 1e-5) * p["norm"]["scale"]).ravel() @ p["out"])
+        y.append(
+            (gated / np.sqrt((gated**2).mean(axis=1, keepdims=True) + 1e-5) * p["norm"]["scale"]).ravel() @ p["out"]
+        )
         gates.append(1 - decay)
         drives.append(drive / (1 - decay)[:, None, None])
     return np.array(y), np.array(gates), np.array(drives), h
@@ -93,12 +99,19 @@ LOOPS = {"mamba": mamba_loop, "mamba2": mamba2_loop}
 
 def looped(name, x, reset):
     params = jax.tree.map(lambda value: np.asarray(value, np.float64), PARAMS[name])
-    return [np.stack(part) for part in zip(*(LOOPS[name](params, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True)]
+    return [
+        np.stack(part)
+        for part in zip(
+            *(LOOPS[name](params, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_the_papers_equations_in_a_loop(name):
-    (y, state), sown = LAYERS[name].apply({"params": PARAMS[name]}, X, reset=jnp.asarray(RESET), mutable=["intermediates"])
+    (y, state), sown = LAYERS[name].apply(
+        {"params": PARAMS[name]}, X, reset=jnp.asarray(RESET), mutable=["intermediates"]
+    )
     expected, gates, _, last = looped(name, X, RESET)
     np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(state["h"], last, rtol=2e-4, atol=2e-5)
@@ -135,7 +148,9 @@ def test_no_input_breaks_the_bounds(name, inputs):
     x[:30] *= np.random.default_rng(1).uniform(size=(30, 5, 1))
     _, gates, drives, _ = looped(name, x, np.zeros((60, 5), bool))
     drives = np.abs(drives) if name == "mamba" else np.abs(drives).max(axis=(3, 4))
-    low, high, largest = (np.asarray(value, np.float64) for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound))
+    low, high, largest = (
+        np.asarray(value, np.float64) for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound)
+    )
     gates, drives = gates.reshape(-1, 4), drives.reshape(-1, 4)
     assert (gates >= low[None] * (1 - 1e-5)).all() and (gates <= high[None] * (1 + 1e-5)).all()
     assert (drives <= largest[None] * (1 + 1e-5)).all()
@@ -146,7 +161,11 @@ def test_no_input_breaks_the_bounds(name, inputs):
 @pytest.mark.parametrize("name", LAYERS)
 def test_is_certified_for_bounded_inputs_alone(name):
     bounded = certify(LAYERS[name], PARAMS[name], input_bound=1.0)
-    assert bounded.uniform.status == "holds" and 0 < bounded.uniform.rate < 1 and np.isfinite(bounded.invariant_radius).all()
+    assert (
+        bounded.uniform.status == "holds"
+        and 0 < bounded.uniform.rate < 1
+        and np.isfinite(bounded.invariant_radius).all()
+    )
     assert certify(LAYERS[name], PARAMS[name]).uniform.status == "not established"
 
 
@@ -165,15 +184,24 @@ def test_states_that_are_not_read_can_be_taken_out(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_mask_of_ones_changes_nothing(name):
     masked = LAYERS[name].state_axes().mask_readout(PARAMS[name], jnp.ones(4))
-    np.testing.assert_array_equal(LAYERS[name].apply({"params": masked}, X)[0], LAYERS[name].apply({"params": PARAMS[name]}, X)[0])
+    np.testing.assert_array_equal(
+        LAYERS[name].apply({"params": masked}, X)[0], LAYERS[name].apply({"params": PARAMS[name]}, X)[0]
+    )
 
 
 def test_pruning_by_gates_needs_a_gate_of_every_component():
     tokens = np.zeros((1, 5), np.int32)
-    batch = {"inputs": tokens, "targets": tokens, "weights": np.ones((1, 5), np.float32), "valid": np.ones((1, 5), bool)}
+    batch = {
+        "inputs": tokens,
+        "targets": tokens,
+        "weights": np.ones((1, 5), np.float32),
+        "valid": np.ones((1, 5), bool),
+    }
     model = SequenceModel(Model(pattern=("mamba2",), d_model=D, d_state=3, task=Task(vocab=4)))
     params = model.init(jax.random.key(0), jnp.asarray(tokens))["params"]
-    with pytest.raises(ValueError, match=r"block_0: its mixer has 4 gates for 3 components.*use another score than 'gate'"):
+    with pytest.raises(
+        ValueError, match=r"block_0: its mixer has 4 gates for 3 components.*use another score than 'gate'"
+    ):
         pruning.scores(model, params, [batch], "gate")
     with pytest.raises(ValueError, match="a Mamba2 is not time-invariant"):
         pruning.scores(model, params, [batch], "hankel")
@@ -187,7 +215,10 @@ def test_pruning_by_gates_needs_a_gate_of_every_component():
         (Mamba(D, 4, d_conv=0), "d_conv=0 is out of range: use at least 1"),
         (Mamba2(D, 4, heads=5), r"expand \* d_model=12 is no multiple of heads=5"),
         (Mamba2(D, 4, heads=4, groups=3), "heads=4 is no multiple of groups=3"),
-        (Mamba(D, 4, method="associative"), "method='associative' would store all states of 'mamba'.*use 'auto', 'sequential' or 'chunked'"),
+        (
+            Mamba(D, 4, method="associative"),
+            "method='associative' would store all states of 'mamba'.*use 'auto', 'sequential' or 'chunked'",
+        ),
     ],
 )
 def test_refuses_what_cannot_be(layer, words):
@@ -206,14 +237,20 @@ VARIANTS = {
 def test_variants_of_imported_models_carry_their_state_and_keep_their_bounds(name):
     layer = VARIANTS[name]
     drawn = jax.jit(layer.init)(jax.random.key(0), X)
-    params = {"params": jax.tree.map(lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), drawn["params"])}
+    params = {
+        "params": jax.tree.map(
+            lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), drawn["params"]
+        )
+    }
     (y, last), sown = layer.apply(params, X, mutable="intermediates")
     first, state = layer.apply(params, X[:, :3])
     second, state = layer.apply(params, X[:, 3:], state)
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), y, rtol=2e-4, atol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), state, last)
     bounds = layer.apply(params, Box(float(jnp.abs(X).max())), method="bounds")
-    gate, low, high, drive, h = map(np.asarray, (sown["intermediates"]["gate"][0], bounds.gate_min, bounds.gate_max, bounds.drive_bound, last["h"]))
+    gate, low, high, drive, h = map(
+        np.asarray, (sown["intermediates"]["gate"][0], bounds.gate_min, bounds.gate_max, bounds.drive_bound, last["h"])
+    )
     assert (gate >= low * (1 - 1e-5)).all() and (gate <= high * (1 + 1e-5)).all()
     largest = np.abs(h).max(axis=(0, 2, 3) if name == "limited steps" else (0, 1))
     assert (largest <= drive * (1 + 1e-5)).all()  # h is a mean of drives, by gates

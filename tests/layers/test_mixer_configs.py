@@ -1,4 +1,6 @@
-"""The rules of layers: each layer refuses what the config refuses, in its own words, and what a rule lets pass computes."""
+"""The rules of layers: each layer refuses what the config refuses, in its own words, and what a rule lets pass
+computes.
+"""
 
 import itertools
 import typing
@@ -24,7 +26,19 @@ from selssm_jax.ops._newton_scan import SOLVERS
 from selssm_jax.ops._selective_scan import METHODS as OF_MAMBA
 
 D = 8
-ODD = {"d_model": 6, "d_state": 5, "heads": 3, "blocks": 3, "groups": 2, "expand": 1, "d_conv": 1, "dt_rank": 3, "window": 1, "kernel": 1, "gate_active": 2}
+ODD = {
+    "d_model": 6,
+    "d_state": 5,
+    "heads": 3,
+    "blocks": 3,
+    "groups": 2,
+    "expand": 1,
+    "d_conv": 1,
+    "dt_rank": 3,
+    "window": 1,
+    "kernel": 1,
+    "gate_active": 2,
+}
 FLOATS = {
     "inner_norm_epsilon": (1e-6, -1.0),
     "gate_floor": (2.0, 0.1),
@@ -62,8 +76,14 @@ def pairs_of(name):
 
 
 def layer_refuses(name, arguments):
-    keys, width = {key: jax.random.key(0) for key in ("params", "noise", "gates")}, arguments["d_model"] if arguments["d_model"] in (6, D) else D
-    arguments = {{"dilations": "dilation"}.get(key, key): value[0] if key == "dilations" else value for key, value in arguments.items()}
+    keys, width = (
+        {key: jax.random.key(0) for key in ("params", "noise", "gates")},
+        arguments["d_model"] if arguments["d_model"] in (6, D) else D,
+    )
+    arguments = {
+        {"dilations": "dilation"}.get(key, key): value[0] if key == "dilations" else value
+        for key, value in arguments.items()
+    }
     try:
         jax.eval_shape(LAYERS[name](**arguments).init, keys, jnp.zeros((1, 3, width)))
     except ValueError as error:
@@ -87,7 +107,8 @@ def test_a_table_says_which_gates_jump_and_which_can_be_exactly_0():
         gate = Gate(2, kind, active=1 if kind == "top_k" else 0)
         variables = gate.init(jax.random.key(0), jnp.zeros((1, 1, 2)))
         found = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=extremes).at()
-        assert GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")  # those round to 0, and are not
+        # those round to 0, and are not
+        assert GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")
         between = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=jnp.array([[-0.5, 0.5]])).at()
         assert GATES[kind].jumps == bool(jnp.isin(between, jnp.array([0.0, 1.0])).all())
 
@@ -100,7 +121,9 @@ def test_methods_and_solvers_are_those_of_the_recurrences():
 
 @pytest.mark.parametrize("name", sorted(MIXERS))
 def test_the_config_refuses_a_layer_where_the_layer_refuses_itself(name):
-    """All pairs of values of two arguments by the config, which asks the layer's own rules; a few of them by the layer."""
+    """All pairs of values of two arguments by the config, which asks the layer's own rules; a few of them by the
+    layer.
+    """
     refused: dict[bool, list] = {True: [], False: []}
     for arguments in pairs_of(name):
         refused[bool(config_refuses(name, arguments))].append(arguments)
@@ -114,7 +137,10 @@ def test_the_config_refuses_a_layer_where_the_layer_refuses_itself(name):
 @pytest.mark.parametrize("name", sorted(MIXERS))
 def test_every_pair_of_arguments_is_a_layer_or_refused_by_layer_and_config_alike(name):
     for arguments in pairs_of(name):
-        assert bool(layer_refuses(name, arguments)) == bool(config_refuses(name, arguments)), (arguments, layer_refuses(name, arguments))
+        assert bool(layer_refuses(name, arguments)) == bool(config_refuses(name, arguments)), (
+            arguments,
+            layer_refuses(name, arguments),
+        )
 
 
 @pytest.mark.parametrize(
@@ -150,8 +176,18 @@ def test_rules_reach_every_block():
     """Sizes of blocks were not asked for top-k gates, heads of an RG-LRU and poles of an LRU."""
     task = Task("language", vocab=5)
     for pattern, states, more, words in (
-        (("selective",) * 2, (8, 2), {"selective__gate": "top_k", "selective__gate_active": 4}, "gate_active=4 is out of range .* of 2 gates"),
-        (("rg_lru",) * 2, (8, 6), {"rg_lru__blocks": 4}, r"model\.block_states\[1\]=6 is no multiple of model\.rg_lru\.blocks=4"),
+        (
+            ("selective",) * 2,
+            (8, 2),
+            {"selective__gate": "top_k", "selective__gate_active": 4},
+            "gate_active=4 is out of range .* of 2 gates",
+        ),
+        (
+            ("rg_lru",) * 2,
+            (8, 6),
+            {"rg_lru__blocks": 4},
+            r"model\.block_states\[1\]=6 is no multiple of model\.rg_lru\.blocks=4",
+        ),
         (("lru", "gru", "lru"), (8, 3, 3), {}, r"model\.block_states\[2\]=3 is no multiple of a complex number"),
     ):
         with pytest.raises(InputError, match=words):

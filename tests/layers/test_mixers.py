@@ -1,7 +1,8 @@
-"""What every mixer obeys, whatever it is: one call is any split of it, nothing comes from the future, and a reset is a beginning.
+"""What every mixer obeys, whatever it is: one call is any split of it, nothing comes from the future, and a reset is a
+beginning.
 
-A model of one bare block of the mixer is the subject, the smallest that carries. Tolerances are those of float32 sums of a
-few dozen terms in another order; products of matrices of another height round differently.
+A model of one bare block of the mixer is the subject, the smallest that carries. Tolerances are those of float32 sums
+of a few dozen terms in another order; products of matrices of another height round differently.
 """
 
 import dataclasses
@@ -32,7 +33,9 @@ SIZES = {"d_model": 8, "d_state": 4, "mlp_ratio": 0.0} | runs.HEADS | WINDOWS | 
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
 DIFFERENT = ("attention", "gru", "mamba2", "s5", "selective")  # in the form of their states, for laws that take long
-SOME = pytest.mark.parametrize("kind", [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in sorted(MIXERS)])
+SOME = pytest.mark.parametrize(
+    "kind", [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in sorted(MIXERS)]
+)
 
 
 def test_the_configuration_knows_the_same_names():
@@ -58,7 +61,9 @@ def read(model, params, inputs, reset=None, *, cuts=()):
     """Logits of all steps, and the state after the last, of calls that end at the cuts."""
     edges, state, parts = (0, *cuts, inputs.shape[1]), None, []
     for start, stop in itertools.pairwise(edges):
-        logits, state = model.apply({"params": params}, inputs[:, start:stop], state, reset=None if reset is None else reset[:, start:stop])
+        logits, state = model.apply(
+            {"params": params}, inputs[:, start:stop], state, reset=None if reset is None else reset[:, start:stop]
+        )
         parts.append(logits)
     return jnp.concatenate(parts, axis=1), state
 
@@ -90,7 +95,9 @@ def test_whole_is_any_split_is_step_by_step_in_values_and_gradients(kind):
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, **CLOSE), state, last)
     one, other = gradient(model, params, tokens()), gradient(model, params, tokens(), cuts=(1, 5))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-5), one, other)
-    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(one["block_0"]["mixer"])), "a parameter that nothing depends on"
+    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(one["block_0"]["mixer"])), (
+        "a parameter that nothing depends on"
+    )
 
 
 @ALL
@@ -98,7 +105,8 @@ def test_nothing_comes_from_the_future_and_the_past_arrives(kind):
     layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     x = jax.random.normal(jax.random.key(0), (1, T, SIZES["d_model"]))
     params = jax.jit(layer.init)(jax.random.key(1), x)
-    slope = np.abs(jax.jit(jax.jacrev(lambda x: layer.apply(params, x)[0][0].sum(axis=-1)))(x)[:, 0]).sum(axis=-1)  # of y_t by x_s
+    # of y_t by x_s
+    slope = np.abs(jax.jit(jax.jacrev(lambda x: layer.apply(params, x)[0][0].sum(axis=-1)))(x)[:, 0]).sum(axis=-1)
     assert np.all(slope[np.triu_indices(T, 1)] == 0)
     assert np.all(np.diagonal(slope) > 0) and np.all(np.diagonal(slope, -1) > 0)
 
@@ -114,7 +122,11 @@ def test_packed_documents_are_separate_ones_and_padding_changes_nothing(kind):
     padded, _ = read(model, params, jnp.pad(inputs, ((0, 0), (0, 3))))
     np.testing.assert_allclose(padded[:, :T], read(model, params, inputs)[0], **CLOSE)
     onward, _ = read(model, params, tokens(2), jnp.zeros((B, T), bool).at[:, 0].set(True))
-    model_after = jax.jit(lambda params, state: model.apply({"params": params}, tokens(2), state, reset=jnp.zeros((B, T), bool).at[:, 0].set(True))[0])
+    model_after = jax.jit(
+        lambda params, state: model.apply(
+            {"params": params}, tokens(2), state, reset=jnp.zeros((B, T), bool).at[:, 0].set(True)
+        )[0]
+    )
     np.testing.assert_allclose(model_after(params, after), onward, **CLOSE)
 
 
@@ -139,11 +151,14 @@ def test_what_is_not_finite_crosses_no_reset_and_comes_from_no_later_step(kind):
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     params = jax.jit(layer.init)(jax.random.key(1), x)
     state = layer.initial_state(B)
-    ill = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan if leaf.ndim > 1 else 5.0), state)  # a count is a number
+    # a count is a number
+    ill = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan if leaf.ndim > 1 else 5.0), state)
     first, middle = (jnp.zeros((B, T), bool).at[:, at].set(True) for at in (0, 4))
     run = jax.jit(lambda x, state, reset: layer.apply(params, x, state, reset=reset)[0])
     np.testing.assert_allclose(run(x, ill, first), run(x, state, first), **CLOSE)
-    np.testing.assert_allclose(run(x.at[:, 2].set(jnp.nan), state, middle)[:, 4:], run(x, state, middle)[:, 4:], **CLOSE)
+    np.testing.assert_allclose(
+        run(x.at[:, 2].set(jnp.nan), state, middle)[:, 4:], run(x, state, middle)[:, 4:], **CLOSE
+    )
     later = x.at[:, 6].set(jnp.nan)
     for reset in (middle, None):  # a layer may have a way of its own for sequences without resets
         found, expected = run(later, state, reset), run(x, state, reset)
@@ -159,8 +174,16 @@ def test_no_gradient_reads_a_state_that_a_reset_hides(kind):
     params = jax.jit(layer.init)(jax.random.key(1), x)
     state, reset = layer.initial_state(B), jnp.zeros((B, T), bool).at[:, 0].set(True)
     ill = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan if leaf.ndim > 1 else 5.0), state)
-    slopes = jax.jit(jax.grad(lambda params, x, state: jnp.square(layer.apply(params, x, state, reset=reset)[0]).sum(), argnums=(0, 1)))
-    jax.tree.map(lambda found, expected: np.testing.assert_allclose(found, expected, **CLOSE), slopes(params, x, ill), slopes(params, x, state))
+    slopes = jax.jit(
+        jax.grad(
+            lambda params, x, state: jnp.square(layer.apply(params, x, state, reset=reset)[0]).sum(), argnums=(0, 1)
+        )
+    )
+    jax.tree.map(
+        lambda found, expected: np.testing.assert_allclose(found, expected, **CLOSE),
+        slopes(params, x, ill),
+        slopes(params, x, state),
+    )
 
 
 @ALL
@@ -169,7 +192,11 @@ def test_bfloat16_activations_are_numbers_and_states_stay_wide(kind):
     logits, state = read(model, params, tokens())
     assert logits.dtype == jnp.float32 and np.isfinite(np.asarray(logits)).all()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    recurrent = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state["blocks"]) if getattr(path[-1], "key", None) in ("mixer", "h", "c")]
+    recurrent = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state["blocks"])
+        if getattr(path[-1], "key", None) in ("mixer", "h", "c")
+    ]
     assert all(leaf.dtype in (jnp.float32, jnp.complex64) for leaf in recurrent)
     slopes = gradient(model, params, tokens())
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(slopes))
@@ -199,12 +226,26 @@ def test_types_are_the_same_under_x64_and_one_step_after_the_other(kind):
         x = jnp.zeros((B, T, SIZES["d_model"]), jnp.float32)
         params = jax.eval_shape(layer.init, jax.random.key(0), x)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-        steps = lambda params, x: jax.lax.scan(lambda h, u: layer.apply(params, u[:, None], h)[::-1], layer.initial_state(B), x.swapaxes(0, 1))[1]  # noqa: E731
-        for given in (params, *(jax.tree.map(lambda leaf, to=to: leaf.update(dtype=to), params) for to in (jnp.bfloat16, jnp.float16, jnp.float64))):
+        steps = lambda params, x: jax.lax.scan(  # noqa: E731
+            lambda h, u: layer.apply(params, u[:, None], h)[::-1], layer.initial_state(B), x.swapaxes(0, 1)
+        )[1]
+        for given in (
+            params,
+            *(
+                jax.tree.map(lambda leaf, to=to: leaf.update(dtype=to), params)
+                for to in (jnp.bfloat16, jnp.float16, jnp.float64)
+            ),
+        ):
             assert jax.eval_shape(steps, given, x).dtype == jnp.float32
         for given in (params, jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), params)):
             slopes = jax.eval_shape(jax.grad(lambda params, x: layer.apply(params, x)[0].sum()), given, x)
-            jax.tree.map(lambda slope, leaf: pytest.fail(f"{slope.dtype} of {leaf.dtype}") if slope.dtype != leaf.dtype else None, slopes, given)
+            jax.tree.map(
+                lambda slope, leaf: (
+                    pytest.fail(f"{slope.dtype} of {leaf.dtype}") if slope.dtype != leaf.dtype else None
+                ),
+                slopes,
+                given,
+            )
 
 
 TASKS = {
@@ -218,7 +259,11 @@ TASKS = {
 def test_states_of_models_keep_their_types_under_x64(task):
     task, width = TASKS[task]
     with jax.enable_x64(True):
-        model = SequenceModel(runs.model(pattern=("selective", "mamba"), frame=2 if task.kind == "classification" else 1, task=task, **SIZES))
+        model = SequenceModel(
+            runs.model(
+                pattern=("selective", "mamba"), frame=2 if task.kind == "classification" else 1, task=task, **SIZES
+            )
+        )
         x = jnp.zeros((B, T, *width), jnp.float32 if width else jnp.int32)
         params = jax.eval_shape(model.init, jax.random.key(0), x)
         state = jax.eval_shape(lambda params: model.apply(params, B, method="initial_state"), params)
@@ -233,7 +278,8 @@ def test_parameters_of_half_precision_are_those_numbers(kind):
     x = jax.random.normal(jax.random.key(0), (B, T, SIZES["d_model"]))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jax.jit(layer.init)(jax.random.key(1), x))
     found, expected = (
-        jax.jit(lambda params: layer.apply(params, x)[0])(jax.tree.map(lambda leaf, to=to: leaf.astype(to), half)) for to in ("bfloat16", "float32")
+        jax.jit(lambda params: layer.apply(params, x)[0])(jax.tree.map(lambda leaf, to=to: leaf.astype(to), half))
+        for to in ("bfloat16", "float32")
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -255,7 +301,10 @@ def test_one_layer_trains_in_plain_jax_in_linen_and_in_nnx(kind):
     layer = mixer(kind, runs.model(pattern=(kind,), **SIZES).blocks[0])
     for module, read_out in ((layer, lambda out: out[0]), (Foreign(kind), lambda out: out)):
         variables = jax.jit(module.init)(jax.random.key(1), x)
-        before, after = _two_losses(lambda params, module=module, read_out=read_out: jnp.square(read_out(module.apply(params, x)) - 1).mean(), variables)
+        before, after = _two_losses(
+            lambda params, module=module, read_out=read_out: jnp.square(read_out(module.apply(params, x)) - 1).mean(),
+            variables,
+        )
         assert after < before
     wrapped = bridge.lazy_init(bridge.ToNNX(layer, rngs=nnx.Rngs(0)), x)
     assert _nnx_step(wrapped, x) > _nnx_step(wrapped, x)
@@ -283,7 +332,9 @@ def _two_losses(loss, params):
 
 def test_hybrids_of_all_mixers_are_one_model():
     everything = runs.model(pattern=tuple(sorted(MIXERS)), task=Task("language", vocab=VOCAB), **SIZES)
-    assert dataclasses.replace(everything, pattern=("selective", "selective", "attention") * 4).blocks[2].pattern == ("attention",)
+    assert dataclasses.replace(everything, pattern=("selective", "selective", "attention") * 4).blocks[2].pattern == (
+        "attention",
+    )
     model = SequenceModel(everything)
     params = jax.jit(model.init)(jax.random.key(0), tokens())["params"]
     np.testing.assert_allclose(read(model, params, tokens(), cuts=(2,))[0], read(model, params, tokens())[0], **CLOSE)

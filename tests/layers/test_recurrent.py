@@ -1,4 +1,6 @@
-"""RNN, LSTM and GRU against Flax's cells, minGRU against a float64 loop; where they start, what they state of themselves, what pruning takes."""
+"""RNN, LSTM and GRU against Flax's cells, minGRU against a float64 loop; where they start, what they state of
+themselves, what pruning takes.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ def drawn(layer, size=0.3):
     params = jax.jit(layer.init)(jax.random.key(0), X)["params"]
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
-    return structure.unflatten([leaf + size * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)])
+    return structure.unflatten(
+        [leaf + size * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
 
 
 PARAMS = {name: drawn(layer) for name, layer in LAYERS.items()}
@@ -42,7 +46,9 @@ def flax_cell(name, p):
             f"h{gate}": one for gate, one in zip("rzn", onward, strict=True)
         }
     own = {f"h{gate}": {**two, "bias": one["bias"]} for gate, one, two in zip("ifgo", inward, onward, strict=True)}
-    return nn.OptimizedLSTMCell(N), own | {f"i{gate}": {"kernel": one["kernel"]} for gate, one in zip("ifgo", inward, strict=True)}
+    return nn.OptimizedLSTMCell(N), own | {
+        f"i{gate}": {"kernel": one["kernel"]} for gate, one in zip("ifgo", inward, strict=True)
+    }
 
 
 def in_flax(name, p, x, start):
@@ -72,7 +78,9 @@ def test_equals_flaxs_cell_in_values_and_gradients_from_any_state(name):
     (_, (y, last)), slopes = total(lambda p, x: LAYERS[name].apply({"params": p}, x, start))(PARAMS[name], X)
     (_, (expected, end)), wanted = total(lambda p, x: in_flax(name, p, x, carry(name, start)))(PARAMS[name], X)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), carry(name, last), end)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), carry(name, last), end
+    )
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), slopes, wanted)
 
 
@@ -106,13 +114,20 @@ def min_gru_loop(p, u, reset):
 
 def min_gru_looped(x, reset):
     params = jax.tree.map(lambda value: np.asarray(value, np.float64), PARAMS["min_gru"])
-    return [np.stack(part) for part in zip(*(min_gru_loop(params, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True)]
+    return [
+        np.stack(part)
+        for part in zip(
+            *(min_gru_loop(params, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True
+        )
+    ]
 
 
 def test_min_gru_equals_the_papers_equations_in_a_loop():
     reset = np.zeros((2, STEPS), bool)
     reset[0, 4] = reset[1, 7] = reset[1, 0] = True
-    (y, last), sown = LAYERS["min_gru"].apply({"params": PARAMS["min_gru"]}, X, reset=jnp.asarray(reset), mutable=["intermediates"])
+    (y, last), sown = LAYERS["min_gru"].apply(
+        {"params": PARAMS["min_gru"]}, X, reset=jnp.asarray(reset), mutable=["intermediates"]
+    )
     expected, gates, _, end = min_gru_looped(X, reset)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
@@ -138,7 +153,11 @@ def test_gates_say_what_is_updated(name):
 def edges(inputs, count):
     """Random inputs on the edge of a set, half of them within, (count, 1, D)."""
     x = np.random.default_rng(0).normal(size=(count, D))
-    x = inputs.radius * np.sign(x) if isinstance(inputs, Box) else inputs.radius * np.asarray(inputs.scale) * x / np.linalg.norm(x, axis=1, keepdims=True)
+    x = (
+        inputs.radius * np.sign(x)
+        if isinstance(inputs, Box)
+        else inputs.radius * np.asarray(inputs.scale) * x / np.linalg.norm(x, axis=1, keepdims=True)
+    )
     x[::2] *= np.random.default_rng(1).uniform(size=(len(x[::2]), 1))
     return jnp.asarray(x[:, None], jnp.float32)
 
@@ -162,7 +181,9 @@ def derivatives(layer, params, x, state):
 
 
 def reachable_states(name, params, inputs, count):
-    """States on the edge of what can be reached: |h| <= 1, and cells to which open input gates added up for 200 steps."""
+    """States on the edge of what can be reached: |h| <= 1, and cells to which open input gates added up for 200
+    steps.
+    """
     h = jnp.sign(jax.random.normal(jax.random.key(5), (count, N))) * (jnp.arange(count) % 3 / 2)[:, None]
     if name != "lstm":
         return h
@@ -177,7 +198,9 @@ def test_no_input_and_no_state_break_the_bounds_of_the_jacobian(name, size, inpu
     layer, params = LAYERS[name], drawn(LAYERS[name], size)
     params["U"] = size * params["U"]
     stated = np.asarray(layer.apply({"params": params}, inputs, method="bounds").jacobian, np.float64)
-    found = np.abs(derivatives(layer, params, edges(inputs, 400), reachable_states(name, params, inputs, 400))).max(axis=0)
+    found = np.abs(derivatives(layer, params, edges(inputs, 400), reachable_states(name, params, inputs, 400))).max(
+        axis=0
+    )
     assert (found <= stated * (1 + 1e-5) + 1e-7).all()
     assert (found > 0.1 * stated).any(axis=1).all(), "not so wide that nothing could break them"
 
@@ -187,9 +210,19 @@ def test_no_input_breaks_the_bounds_of_min_gru(inputs):
     bounds = LAYERS["min_gru"].apply({"params": PARAMS["min_gru"]}, inputs, method="bounds")
     _, gates, targets, _ = min_gru_looped(edges(inputs, 1000), np.zeros((1000, 1), bool))
     gates, targets = gates[:, 0], np.abs(targets[:, 0])
-    low, high, largest = (np.asarray(value, np.float64)[None] for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound))
-    assert (gates >= low * (1 - 1e-5)).all() and (gates <= high * (1 + 1e-5)).all() and (targets <= largest * (1 + 1e-5)).all()
-    assert (gates.min(axis=0) < 1.2 * low[0]).all() and (gates.max(axis=0) > 0.8 * high[0]).all() and (targets.max(axis=0) > 0.8 * largest[0]).all()
+    low, high, largest = (
+        np.asarray(value, np.float64)[None] for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound)
+    )
+    assert (
+        (gates >= low * (1 - 1e-5)).all()
+        and (gates <= high * (1 + 1e-5)).all()
+        and (targets <= largest * (1 + 1e-5)).all()
+    )
+    assert (
+        (gates.min(axis=0) < 1.2 * low[0]).all()
+        and (gates.max(axis=0) > 0.8 * high[0]).all()
+        and (targets.max(axis=0) > 0.8 * largest[0]).all()
+    )
 
 
 @EVERY
@@ -199,7 +232,10 @@ def test_small_recurrent_weights_are_certified_and_two_states_meet_as_fast_as_is
         params["U"] = 0.05 * params["U"]
     found = certify(layer, params, input_bound=1.0)
     assert found.contraction.status == "holds" and 0 < found.contraction.rate < 1
-    starts = [jax.tree.map(lambda leaf, sign=sign: jnp.full(leaf.shape, 0.9 * sign), layer.initial_state(2)) for sign in (1, -1)]
+    starts = [
+        jax.tree.map(lambda leaf, sign=sign: jnp.full(leaf.shape, 0.9 * sign), layer.initial_state(2))
+        for sign in (1, -1)
+    ]
     x = jnp.clip(jax.random.normal(jax.random.key(7), (2, 60, D)), -1, 1)
     one, other = (layer.apply({"params": params}, x, start)[1] for start in starts)
     apart = max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
@@ -234,7 +270,9 @@ def test_states_that_are_not_read_can_be_taken_out(name):
     y, state = layer.apply({"params": masked}, X)
     small, left = layer.clone(d_state=2).apply({"params": axes.take(params, kept)}, X)
     np.testing.assert_allclose(small, y, rtol=1e-5, atol=1e-6)
-    jax.tree.map(lambda part, whole: np.testing.assert_allclose(part, whole[:, kept], rtol=1e-5, atol=1e-6), left, state)
+    jax.tree.map(
+        lambda part, whole: np.testing.assert_allclose(part, whole[:, kept], rtol=1e-5, atol=1e-6), left, state
+    )
     assert np.abs(y - layer.apply({"params": params}, X)[0]).max() > 1e-3
 
 

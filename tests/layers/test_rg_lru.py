@@ -1,4 +1,6 @@
-"""The RG-LRU against a float64 loop from its paper's equations; where it starts, what it states of itself, what pruning takes."""
+"""The RG-LRU against a float64 loop from its paper's equations; where it starts, what it states of itself, what pruning
+takes.
+"""
 
 import math
 
@@ -26,7 +28,9 @@ def drawn(layer):
     params = jax.jit(layer.init)(jax.random.key(0), X)["params"]
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
-    return structure.unflatten([leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)])
+    return structure.unflatten(
+        [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
 
 
 PARAMS = drawn(LAYER)
@@ -56,7 +60,9 @@ def gate(p, which, x):
 
 
 def loop(p, u, reset):
-    """(y, gates 1 - a, drives of the gated form, states) of one sequence, a = sigmoid(Lambda')^(8 r) with sigmoid(Lambda') = exp(-softplus(Lambda))."""
+    """(y, gates 1 - a, drives of the gated form, states) of one sequence, a = sigmoid(Lambda')^(8 r) with
+    sigmoid(Lambda') = exp(-softplus(Lambda)).
+    """
     h, since, y, gates, drives, states = np.zeros(N), 0, [], [], [], []
     inward = [affine(p["inward"], x) for x in u]
     for t, row in enumerate(u):
@@ -74,11 +80,16 @@ def loop(p, u, reset):
 
 
 def looped(x, reset):
-    return [np.stack(part) for part in zip(*(loop(WIDE, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True)]
+    return [
+        np.stack(part)
+        for part in zip(*(loop(WIDE, u, r) for u, r in zip(np.asarray(x, np.float64), reset, strict=True)), strict=True)
+    ]
 
 
 def test_equals_the_papers_equations_in_a_loop():
-    (y, last), sown = jax.jit(lambda reset: LAYER.apply({"params": PARAMS}, X, reset=reset, mutable=["intermediates"]))(jnp.asarray(RESET))
+    (y, last), sown = jax.jit(lambda reset: LAYER.apply({"params": PARAMS}, X, reset=reset, mutable=["intermediates"]))(
+        jnp.asarray(RESET)
+    )
     expected, gates, _, states = looped(X, RESET)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(sown["intermediates"]["gate"][0], gates, rtol=1e-4, atol=1e-6)
@@ -110,19 +121,35 @@ def test_no_input_breaks_the_bounds(inputs):
     x = x * 0.5 if isinstance(inputs, Box) else np.asarray(inputs.scale) * x
     x[:30] *= np.random.default_rng(1).uniform(size=(30, 5, 1))
     _, gates, drives, _ = looped(x, np.zeros((60, 5), bool))
-    low, high, largest = (np.asarray(value, np.float64)[None, None] for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound))
-    assert (gates >= low * (1 - 1e-5)).all() and (gates <= high * (1 + 1e-5)).all() and (np.abs(drives) <= largest * (1 + 1e-5)).all()
-    assert (low > 0).all() and (gates.max(axis=(0, 1)) > 0.3 * high[0, 0]).any() and (np.abs(drives).max(axis=(0, 1)) > 0.1 * largest[0, 0]).any()
+    low, high, largest = (
+        np.asarray(value, np.float64)[None, None] for value in (bounds.gate_min, bounds.gate_max, bounds.drive_bound)
+    )
+    assert (
+        (gates >= low * (1 - 1e-5)).all()
+        and (gates <= high * (1 + 1e-5)).all()
+        and (np.abs(drives) <= largest * (1 + 1e-5)).all()
+    )
+    assert (
+        (low > 0).all()
+        and (gates.max(axis=(0, 1)) > 0.3 * high[0, 0]).any()
+        and (np.abs(drives).max(axis=(0, 1)) > 0.1 * largest[0, 0]).any()
+    )
 
 
 def test_is_certified_for_bounded_inputs_alone():
     bounded = certify(LAYER, PARAMS, input_bound=1.0)
-    assert bounded.uniform.status == "holds" and 0 < bounded.uniform.rate < 1 and np.isfinite(bounded.invariant_radius).all()
+    assert (
+        bounded.uniform.status == "holds"
+        and 0 < bounded.uniform.rate < 1
+        and np.isfinite(bounded.invariant_radius).all()
+    )
     assert certify(LAYER, PARAMS).uniform.status == "not established"
 
 
 def unheard(params, kept):
-    """The layer where inputs of components that are not kept reach no gate of another, which is what the smaller layer reads."""
+    """The layer where inputs of components that are not kept reach no gate of another, which is what the smaller layer
+    reads.
+    """
     W = params["W"] * jnp.isin(jnp.arange(N // HEADS), kept)[None, None, :, None]
     return {**params, "W": W}
 
@@ -151,7 +178,11 @@ def test_a_model_of_it_is_pruned_to_a_smaller_one():
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"), [({"blocks": 4}, "d_state=6 is no multiple of blocks=4"), ({"d_conv": 0}, "d_conv=0 is out of range: use at least 1")]
+    ("fields", "words"),
+    [
+        ({"blocks": 4}, "d_state=6 is no multiple of blocks=4"),
+        ({"d_conv": 0}, "d_conv=0 is out of range: use at least 1"),
+    ],
 )
 def test_refuses_what_cannot_be(fields, words):
     with pytest.raises(ValueError, match=words):

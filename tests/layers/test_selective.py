@@ -13,7 +13,14 @@ from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
 
 B, T, D, N = 2, 13, 3, 4
 PAIRS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"]))
-READS = list(itertools.product(["retain", "effective"], ["diagonal", "dense"], ["elementwise", "dense"], ["sigmoid", "hard_concrete", "binary", "top_k"]))
+READS = list(
+    itertools.product(
+        ["retain", "effective"],
+        ["diagonal", "dense"],
+        ["elementwise", "dense"],
+        ["sigmoid", "hard_concrete", "binary", "top_k"],
+    )
+)
 VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], GATES))
 
 
@@ -93,10 +100,14 @@ def build_reading(gain=1.0, **fields):
 @pytest.mark.parametrize("solver", ["sequential", "newton"])
 @pytest.mark.parametrize(("update", "transition", "gate_state", "gate"), READS)
 def test_gates_that_read_the_state_equal_the_loop(update, transition, gate_state, gate, solver):
-    layer, params, x = build_reading(update=update, transition=transition, gate_state=gate_state, gate=gate, solver=solver)
+    layer, params, x = build_reading(
+        update=update, transition=transition, gate_state=gate_state, gate=gate, solver=solver
+    )
     h0, reset = start(layer), np.zeros((B, T), bool)
     reset[0, 5] = reset[1, 0] = True
-    (y, last), sown = jax.jit(partial(layer.apply, mutable=["intermediates", "diagnostics"]))(params, x, h0, reset=jnp.asarray(reset))
+    (y, last), sown = jax.jit(partial(layer.apply, mutable=["intermediates", "diagnostics"]))(
+        params, x, h0, reset=jnp.asarray(reset)
+    )
     expected, end = layer_loop(layer, params, np.asarray(x, np.float64), h0, reset)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
@@ -117,7 +128,9 @@ def test_both_solvers_have_the_same_gradients_whole_and_split(gate_state):
 
     expected = gradient("sequential", T)
     for solver, cut in (("newton", T), ("newton", 5), ("sequential", 5)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(solver, cut), expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(solver, cut), expected
+        )
 
 
 def test_where_newton_does_not_converge_the_layer_falls_back_says_so_and_is_right():
@@ -132,7 +145,8 @@ def test_where_newton_does_not_converge_the_layer_falls_back_says_so_and_is_righ
 
 
 @pytest.mark.parametrize(
-    ("transition", "gate_state"), [("diagonal", "none"), ("complex", "none"), ("dense", "none"), ("diagonal", "elementwise"), ("dense", "dense")]
+    ("transition", "gate_state"),
+    [("diagonal", "none"), ("complex", "none"), ("dense", "none"), ("diagonal", "elementwise"), ("dense", "dense")],
 )
 def test_a_packed_row_equals_its_documents_apart_in_gates_values_and_gradients(transition, gate_state):
     fields = {"transition": transition, "gate_state": gate_state}
@@ -145,12 +159,17 @@ def test_a_packed_row_equals_its_documents_apart_in_gates_values_and_gradients(t
 
     def apart(params, x):
         runs = [layer.apply(params, part, mutable=["intermediates"]) for part in (x[:, :5], x[:, 5:])]
-        return tuple(jnp.concatenate(values, axis=1) for values in zip(*((y, sown["intermediates"]["gate"][0]) for (y, _), sown in runs), strict=True))
+        return tuple(
+            jnp.concatenate(values, axis=1)
+            for values in zip(*((y, sown["intermediates"]["gate"][0]) for (y, _), sown in runs), strict=True)
+        )
 
     def loss(run):
         return lambda params, x: sum(jnp.sum(jnp.sin(value)) for value in run(params, x))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), packed(params, x), apart(params, x))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), packed(params, x), apart(params, x)
+    )
     found, expected = (jax.grad(loss(run), argnums=(0, 1))(params, x) for run in (packed, apart))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
     across = jax.grad(lambda x: sum(jnp.sum(value[:, 5:]) for value in packed(params, x)))(x)
@@ -190,7 +209,10 @@ def test_causality_by_gradient(transition):
 
 def with_bias(params, value):
     params = jax.tree.map(lambda p: p, params)
-    params["params"]["G"] = {"bias": jnp.full_like(params["params"]["G"]["bias"], value), "kernel": jnp.zeros_like(params["params"]["G"]["kernel"])}
+    params["params"]["G"] = {
+        "bias": jnp.full_like(params["params"]["G"]["bias"], value),
+        "kernel": jnp.zeros_like(params["params"]["G"]["kernel"]),
+    }
     return params
 
 
@@ -210,9 +232,13 @@ def test_open_gates_are_the_plain_state_space_model_for_both_updates(transition)
     effective = retain.clone(update="effective")
     y, _ = retain.apply(params, x)
     plain = effective.apply(params, x, method="dynamics").A
-    np.testing.assert_allclose(retain.apply(params, x, method="dynamics").A, plain, rtol=1e-6, atol=1e-7)  # 1 - (1 - a) rounds
+    # 1 - (1 - a) rounds
+    np.testing.assert_allclose(retain.apply(params, x, method="dynamics").A, plain, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(
-        y, layer_loop(effective, params, np.asarray(x, np.float64), retain.initial_state(B), np.zeros((B, T), bool))[0], rtol=1e-5, atol=1e-5
+        y,
+        layer_loop(effective, params, np.asarray(x, np.float64), retain.initial_state(B), np.zeros((B, T), bool))[0],
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -272,7 +298,9 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
     assert y.dtype == jnp.bfloat16 and last.dtype == jnp.float32
     assert {sown["intermediates"][name][0].dtype for name in ("gate", "state")} == {jnp.dtype("float32")}
     # bfloat16 has 8 bits of mantissa
-    np.testing.assert_allclose(y.astype(jnp.float32), layer.clone(dtype=jnp.float32).apply(params, x)[0], rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), layer.clone(dtype=jnp.float32).apply(params, x)[0], rtol=0.05, atol=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,11 +314,17 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
             {"gate_state": "elementwise", "method": "associative"},
             "method='associative' needs .* a linear recurrence.* use method='auto', and solver='newton'",
         ),
-        ({"gate_state": "dense", "transition": "complex"}, "gate_state='dense' reads real states, found transition='complex': use 'diagonal' or 'dense'"),
+        (
+            {"gate_state": "dense", "transition": "complex"},
+            "gate_state='dense' reads real states, found transition='complex': use 'diagonal' or 'dense'",
+        ),
         ({"gate_state": "all"}, "gate_state='all' is unknown: use one of none, elementwise, dense"),
         ({"d_state": 0}, "d_state=0 is out of range: use at least 1"),
         ({"gate_floor": 2.0}, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
-        ({"transition": "dense", "method": "chunked"}, "method='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'"),
+        (
+            {"transition": "dense", "method": "chunked"},
+            "method='chunked' is not written for matrices: use 'auto', 'sequential' or 'associative'",
+        ),
     ],
 )
 def test_impossible_layers_are_refused(fields, words):

@@ -1,4 +1,6 @@
-"""Every mixer inside `jax.shard_map` as it is by default, under jit with a batch that is spread over devices, and exported for a batch of any size."""
+"""Every mixer inside `jax.shard_map` as it is by default, under jit with a batch that is spread over devices, and
+exported for a batch of any size.
+"""
 
 import jax
 import jax.export
@@ -16,7 +18,9 @@ WINDOWS = {"attention__window": 16, "local_attention__window": 3}
 TAPS = dict.fromkeys(("mamba__d_conv", "mamba2__d_conv", "rg_lru__d_conv"), 3)
 SIZES = {"d_model": 8, "d_state": 4, "mlp_ratio": 0.0} | runs.HEADS | WINDOWS | TAPS
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))
-VALUES = pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind == "min_gru" else pytest.mark.exhaustive) for kind in sorted(MIXERS)])
+VALUES = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "min_gru" else pytest.mark.exhaustive) for kind in sorted(MIXERS)]
+)
 DATA, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -51,7 +55,11 @@ def test_types_agree_inside_shard_map(kind):
     assert jax.tree.structure(jax.eval_shape(in_shards(layer), params, x, reset)[0]) == jax.tree.structure(params)
 
 
-READING = [{"gate_state": kind, "solver": solver} for kind in ("elementwise", "dense") for solver in ("newton", "auto", "sequential")]
+READING = [
+    {"gate_state": kind, "solver": solver}
+    for kind in ("elementwise", "dense")
+    for solver in ("newton", "auto", "sequential")
+]
 
 
 @pytest.mark.parametrize("changes", [*READING, {"transition": "dense"}], ids=str)
@@ -81,11 +89,16 @@ def test_gradients_in_shards_and_of_a_spread_batch_are_those_of_the_whole(kind):
     run = jax.jit(lambda params, x, reset: (slopes(layer, params, x), slopes(layer, params, x, reset)))
     expected = run(params, x, reset)
     spread = jax.device_put((x, reset), NamedSharding(mesh(), DATA))
-    for found in (in_shards(layer)(params, x, reset), run(jax.device_put(params, NamedSharding(mesh(), WHOLE)), *spread)):
+    for found in (
+        in_shards(layer)(params, x, reset),
+        run(jax.device_put(params, NamedSharding(mesh(), WHOLE)), *spread),
+    ):
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4), found, expected)
 
 
-@pytest.mark.parametrize("steps", [T, *(pytest.param(steps, marks=pytest.mark.exhaustive) for steps in (70, 130))], ids=str)
+@pytest.mark.parametrize(
+    "steps", [T, *(pytest.param(steps, marks=pytest.mark.exhaustive) for steps in (70, 130))], ids=str
+)
 def test_pieces_of_s4d_in_shards_are_those_of_the_whole(steps):
     """A piece, a piece and a rest, a loop and a rest: XLA aborts the process on the gradient of a loop of one turn."""
     layer, params, _ = subject("s4d")

@@ -24,7 +24,9 @@ def test_it_is_the_plain_loop_and_sees_as_far_as_it_says(kernel, dilation):
     x = jax.random.normal(jax.random.key(0), (1, T, D))
     params = jax.jit(layer.init)(jax.random.key(1), x)
     y, state = jax.jit(layer.apply)(params, x)
-    first, second = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"][name]) for name in ("first", "second"))
+    first, second = (
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"][name]) for name in ("first", "second")
+    )
     hidden = np.maximum(convolved(np.asarray(x[0], np.float64), first["kernel"], first["bias"], dilation), 0)
     np.testing.assert_allclose(y[0], convolved(hidden, second["kernel"], second["bias"], dilation), atol=1e-5)
     assert [part.shape for part in state.values()] == [(1, (kernel - 1) * dilation, D)] * 2

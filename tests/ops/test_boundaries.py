@@ -1,6 +1,8 @@
-"""What a recurrence may not see never reaches it: factors that grow, and what is not finite before a reset or after a step, by every method.
+"""What a recurrence may not see never reaches it: factors that grow, and what is not finite before a reset or after a
+step, by every method.
 
-The sequential method of the values that are finite is the reference; what is not finite is put where nothing that is compared may see it.
+The sequential method of the values that are finite is the reference; what is not finite is put where nothing that is
+compared may see it.
 """
 
 import functools
@@ -32,13 +34,22 @@ def of_dense(sequences, fixed, h0, reset, method):
 def drawn(name):
     rng = np.random.default_rng(0)
     if name == "dense_scan":
-        sequences, fixed, h0 = (rng.normal(size=(B, T, 3, 3)) / 3, rng.normal(size=(B, T, 3))), (), rng.normal(size=(B, 3))
+        sequences, fixed, h0 = (
+            (rng.normal(size=(B, T, 3, 3)) / 3, rng.normal(size=(B, T, 3))),
+            (),
+            rng.normal(size=(B, 3)),
+        )
     else:
         sequences, fixed, h0 = OPS[name].draw(rng, B, T, 3)
     return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), (sequences, fixed, h0))
 
 
-RUNS = {"linear_scan": of_linear, "dense_scan": of_dense, "selective_scan": OPS["selective_scan"].run, "ssd": OPS["ssd"].run}
+RUNS = {
+    "linear_scan": of_linear,
+    "dense_scan": of_dense,
+    "selective_scan": OPS["selective_scan"].run,
+    "ssd": OPS["ssd"].run,
+}
 METHODS = {
     "linear_scan": ("sequential", "associative", "chunked"),
     "dense_scan": ("sequential", "associative"),
@@ -47,7 +58,9 @@ METHODS = {
 }
 SLOW = [("ssd", 4)]
 PAIRS = [(name, method) for name, methods in METHODS.items() for method in methods]
-EVERY = pytest.mark.parametrize(("name", "method"), [pytest.param(*pair, marks=pytest.mark.exhaustive if pair in SLOW else ()) for pair in PAIRS])
+EVERY = pytest.mark.parametrize(
+    ("name", "method"), [pytest.param(*pair, marks=pytest.mark.exhaustive if pair in SLOW else ()) for pair in PAIRS]
+)
 
 
 @functools.cache
@@ -71,7 +84,11 @@ def test_what_is_not_finite_before_a_reset_or_later_reaches_neither_values_nor_g
         found, seen = both(name, method)(ill, fixed, h0.at[1].set(bad))
         np.testing.assert_allclose(seen[:, RESET:LATER], y[:, RESET:LATER], **CLOSE)
         assert not np.isfinite(np.asarray(seen[1, :RESET])).any(), "what it reaches is no number"
-        for one, other in zip(jax.tree.leaves((found[0], found[1][:1], found[2])), jax.tree.leaves((expected[0], expected[1][:1], expected[2])), strict=True):
+        for one, other in zip(
+            jax.tree.leaves((found[0], found[1][:1], found[2])),
+            jax.tree.leaves((expected[0], expected[1][:1], expected[2])),
+            strict=True,
+        ):
             np.testing.assert_allclose(one, other, **CLOSE)  # all but D, which meets x alone and no state
 
 
@@ -116,14 +133,21 @@ def test_factors_that_grow_beyond_the_range_of_numbers(case, matrices, method, m
     a[0, : len(factors)], b[0, : len(drives)] = factors, drives
     for reset in (np.zeros((1, LENGTH), bool), np.arange(LENGTH)[None] == 1):
         given = jnp.asarray(a), jnp.asarray(b), jnp.full(1, start, jnp.float32), jnp.asarray(reset)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), way(matrices, method)(*given), way(matrices, "sequential")(*given))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5),
+            way(matrices, method)(*given),
+            way(matrices, "sequential")(*given),
+        )
 
 
 def test_one_bad_sequence_of_many_leaves_the_others_as_they_are():
     a, b, h0 = drawn("linear_scan")[0] + (drawn("linear_scan")[2],)
     run = functools.partial(linear_scan, method="associative")
     expected = jax.jit(run)(a, b, h0)[0][:1]
-    for many in (run, jax.vmap(lambda *given: jax.tree.map(lambda out: out[0], run(*(value[None] for value in given))))):
+    for many in (
+        run,
+        jax.vmap(lambda *given: jax.tree.map(lambda out: out[0], run(*(value[None] for value in given)))),
+    ):
         found = jax.jit(many)(a, b.at[1, 3].set(jnp.nan), h0)[0]
         np.testing.assert_allclose(found[:1], expected, rtol=1e-5, atol=1e-6)
         assert np.isnan(np.asarray(found[1, 3:])).all() and np.isfinite(np.asarray(found[1, :3])).all()

@@ -23,7 +23,9 @@ def exact(A, dt):
 def test_the_hold_is_the_integral_near_zero_and_far_from_it():
     A, dt = POLES[None].repeat(len(SIZES), 0), SIZES[:, None].repeat(len(POLES), 1)
     # float32 rounds dt A; exp turns that into a relative error of |dt A| 2^-24
-    for found, expected in zip(zero_order_hold(jnp.asarray(A, jnp.complex64), jnp.asarray(dt, jnp.float32)), exact(A, dt), strict=True):
+    for found, expected in zip(
+        zero_order_hold(jnp.asarray(A, jnp.complex64), jnp.asarray(dt, jnp.float32)), exact(A, dt), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     with jax.enable_x64(True):
         for found, expected in zip(zero_order_hold(jnp.asarray(A), jnp.asarray(dt)), exact(A, dt), strict=True):

@@ -1,4 +1,6 @@
-"""Maxima that decide something do not drop NaN, in sizes at which XLA's do, and nothing that rests on them is certified of NaN."""
+"""Maxima that decide something do not drop NaN, in sizes at which XLA's do, and nothing that rests on them is certified
+of NaN.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,9 @@ def test_the_range_of_gates_that_hold_nan_is_none():
     assert low[0] == 0.55 and jnp.isnan(low[1])
 
 
-@pytest.mark.parametrize("W", [jnp.full((3, 3), jnp.nan), jnp.zeros(3).at[1].set(jnp.nan)], ids=["dense", "elementwise"])
+@pytest.mark.parametrize(
+    "W", [jnp.full((3, 3), jnp.nan), jnp.zeros(3).at[1].set(jnp.nan)], ids=["dense", "elementwise"]
+)
 def test_gates_that_may_read_anything_have_no_lipschitz_constant(W):
     """The largest |W| of a column of NaN is not above 0: such a top_k gate was said to read nothing."""
     bounds = Opening(jnp.zeros((2, 3)), None, W, "top_k", 0.0, 1).envelope(jnp.ones(3))

@@ -1,4 +1,6 @@
-"""The gathered step against the dense one: equal values, closed components to the last bit, right beyond its capacity."""
+"""The gathered step against the dense one: equal values, closed components to the last bit, right beyond its
+capacity.
+"""
 
 from functools import partial
 
@@ -15,7 +17,9 @@ N, D = 200, 6
 def system(*, dense, n=N, seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     A = jax.random.normal(keys[0], (n, n)) / n if dense else jax.random.uniform(keys[0], (n,), minval=-1)
-    return gather_rows(A, jax.random.normal(keys[1], (D, n)), jax.random.normal(keys[2], (n, D))), jax.random.normal(keys[3], (n,))
+    return gather_rows(A, jax.random.normal(keys[1], (D, n)), jax.random.normal(keys[2], (n, D))), jax.random.normal(
+        keys[3], (n,)
+    )
 
 
 def gates(share, seed=0, n=N):
@@ -51,12 +55,16 @@ def test_both_steps_equal_the_loop_and_closed_components_keep_every_bit(dense, n
 def test_steps_whose_gates_change_follow_the_dense_ones_across_the_capacity(dense):
     weights, h = system(dense=dense)
     x = jax.random.normal(jax.random.key(1), (40, D))
-    opened = jnp.stack([gates(share, seed) for seed, share in enumerate(np.random.default_rng(0).choice([0.05, 0.2, 0.6], 40))])
+    opened = jnp.stack(
+        [gates(share, seed) for seed, share in enumerate(np.random.default_rng(0).choice([0.05, 0.2, 0.6], 40))]
+    )
     beyond = ((opened > 0).sum(axis=1) > 50).mean()
     assert 0 < beyond < 1
 
     def run(step):
-        return jax.lax.scan(lambda memory, now: (step(memory, *now, weights),) * 2, refresh_memory(h, weights), (opened, x))[1]
+        return jax.lax.scan(
+            lambda memory, now: (step(memory, *now, weights),) * 2, refresh_memory(h, weights), (opened, x)
+        )[1]
 
     found, expected = run(partial(gathered_step, capacity=50)), run(dense_step)
     np.testing.assert_allclose(found.h, expected.h, rtol=1e-4, atol=1e-5)
@@ -67,8 +75,11 @@ def test_rows_of_closed_components_are_not_read():
     """They may hold anything: not-a-number would come through a product with 0."""
     weights, h = system(dense=True)
     gate, x = gates(0.1), jnp.ones(D)
-    spoilt = weights._replace(A=jnp.where(gate[:, None] > 0, weights.A, jnp.nan), BC=jnp.where(gate[:, None] > 0, weights.BC, jnp.nan))
-    spoilt = spoilt._replace(A=spoilt.A.at[-1].set(weights.A[-1]), BC=spoilt.BC.at[-1].set(weights.BC[-1]))  # read to fill a chunk, times 0
+    spoilt = weights._replace(
+        A=jnp.where(gate[:, None] > 0, weights.A, jnp.nan), BC=jnp.where(gate[:, None] > 0, weights.BC, jnp.nan)
+    )
+    # read to fill a chunk, times 0
+    spoilt = spoilt._replace(A=spoilt.A.at[-1].set(weights.A[-1]), BC=spoilt.BC.at[-1].set(weights.BC[-1]))
     memory = GatheredMemory(h, jnp.zeros(D))
     found, expected = (gathered_step(memory, gate, x, given, capacity=100) for given in (spoilt, weights))
     assert (found.h == expected.h).all() and (found.read == expected.read).all()
@@ -95,7 +106,11 @@ def test_no_program_copies_the_weights():
     n, width = 16_384, 128
     weights = gather_rows(jnp.ones(n), jnp.ones((width, n)), jnp.ones((n, width)))
     memory = refresh_memory(jnp.ones(n), weights)
-    program = jax.jit(partial(gathered_step, capacity=n // 8), donate_argnums=0).lower(memory, jnp.ones(n), jnp.ones(width), weights).compile()
+    program = (
+        jax.jit(partial(gathered_step, capacity=n // 8), donate_argnums=0)
+        .lower(memory, jnp.ones(n), jnp.ones(width), weights)
+        .compile()
+    )
     assert program.memory_analysis().temp_size_in_bytes < weights.BC.nbytes / 8
 
 

@@ -1,4 +1,6 @@
-"""linear_scan against a float64 loop in plain Python: values and gradients, for every method, type, direction and split."""
+"""linear_scan against a float64 loop in plain Python: values and gradients, for every method, type, direction and
+split.
+"""
 
 import inspect
 import re
@@ -77,7 +79,9 @@ def check(method, reverse, drawn, dtype, *, values, gradients):
     a, b, h0, reset, dh, dlast = drawn
     wide = jnp.promote_types(dtype, jnp.float32)
     given = [jnp.asarray(x, t) for x, t in zip(drawn, (dtype, dtype, wide, bool, dtype, wide), strict=True)]
-    a, b, h0, reset, dh, dlast = (np.asarray(x.astype(jnp.promote_types(x.dtype, wide)) if x.dtype != bool else x) for x in given)
+    a, b, h0, reset, dh, dlast = (
+        np.asarray(x.astype(jnp.promote_types(x.dtype, wide)) if x.dtype != bool else x) for x in given
+    )
     a, b, h0, dh, dlast = (x.astype(np.promote_types(x.dtype, np.float64)) for x in (a, b, h0, dh, dlast))
     h, last, before = loop(a, b, h0, reset, reverse=reverse)
     expected = h, last, *loop_gradient(a, before, reset, dh, dlast, reverse=reverse)
@@ -179,7 +183,9 @@ def test_types_are_promoted_together():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_split_anywhere_equals_the_whole(reverse, dtype):
-    a, b, h0, reset = (jnp.asarray(x, t) for x, t in zip(draw((2, 64, 3))[:4], (dtype, dtype, jnp.float32, bool), strict=True))
+    a, b, h0, reset = (
+        jnp.asarray(x, t) for x, t in zip(draw((2, 64, 3))[:4], (dtype, dtype, jnp.float32, bool), strict=True)
+    )
     scan = partial(linear_scan, reverse=reverse)
     whole, h_last = scan(a, b, h0, reset=reset)
     for split in (1, 24):
@@ -199,7 +205,9 @@ def test_gradients_through_a_split_equal_those_of_the_whole():
         second, state = linear_scan(a[:, 20:], b[:, 20:], state)
         return jnp.concatenate([first, second], axis=1), state
 
-    for x, y in zip(jax.vjp(split, a, b, h0)[1]((dh, dlast)), jax.vjp(linear_scan, a, b, h0)[1]((dh, dlast)), strict=True):
+    for x, y in zip(
+        jax.vjp(split, a, b, h0)[1]((dh, dlast)), jax.vjp(linear_scan, a, b, h0)[1]((dh, dlast)), strict=True
+    ):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
@@ -208,7 +216,9 @@ def test_a_reset_starts_afresh(method):
     a, b, h0 = (jnp.asarray(x, jnp.float32) for x in draw((2, 64, 3))[:3])
     reset = jnp.zeros((2, 64), bool).at[:, 30].set(True)
     scan = partial(linear_scan, method=method)
-    np.testing.assert_allclose(scan(a, b, h0, reset=reset)[0][:, 30:], scan(a[:, 30:], b[:, 30:])[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        scan(a, b, h0, reset=reset)[0][:, 30:], scan(a[:, 30:], b[:, 30:])[0], rtol=1e-5, atol=1e-6
+    )
     da, db, dh0 = jax.grad(lambda *args: scan(*args, reset=reset)[1].sum(), argnums=(0, 1, 2))(a, b, h0)
     assert not da[:, :31].any() and not db[:, :30].any() and not dh0.any()
     assert da[:, 31:].any() and db[:, 30:].any()
@@ -219,7 +229,9 @@ def test_a_padded_step_keeps_the_state(method):
     a, b = (jnp.asarray(x, jnp.float32) for x in draw((2, 64, 3))[:2])
     valid = (jnp.arange(64) < 40)[None, :, None]
     h, h_last = linear_scan(jnp.where(valid, a, 1), jnp.where(valid, b, 0), method=method)
-    np.testing.assert_allclose(h[:, 40:], jnp.broadcast_to(h[:, 39:40], (2, 24, 3)), rtol=0 if method == "sequential" else 1e-6)
+    np.testing.assert_allclose(
+        h[:, 40:], jnp.broadcast_to(h[:, 39:40], (2, 24, 3)), rtol=0 if method == "sequential" else 1e-6
+    )
     np.testing.assert_array_equal(h_last, h[:, -1])
 
 
@@ -227,7 +239,9 @@ def test_a_padded_step_keeps_the_state(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_causality(method, reverse):
     a, b = (jnp.asarray(x, jnp.float32) for x in draw((1, 30, 2))[:2])
-    da, db = jax.grad(lambda a, b: linear_scan(a, b, reverse=reverse, method=method)[0][:, 15].sum(), argnums=(0, 1))(a, b)
+    da, db = jax.grad(lambda a, b: linear_scan(a, b, reverse=reverse, method=method)[0][:, 15].sum(), argnums=(0, 1))(
+        a, b
+    )
     past, future = (slice(16, None), slice(15)) if reverse else (slice(15), slice(16, None))
     assert not da[:, future].any() and not db[:, future].any()
     assert db[:, 15].all() and db[:, past].all()
@@ -267,7 +281,9 @@ def test_gradients_under_remat_and_a_loop_over_layers():
         return lax.scan(body, b, scales)[0].sum()
 
     scales = jnp.array([0.5, 1.0, 2.0])
-    np.testing.assert_allclose(jax.grad(partial(loss, jax.checkpoint(layer)))(scales), jax.grad(partial(loss, layer))(scales), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(partial(loss, jax.checkpoint(layer)))(scales), jax.grad(partial(loss, layer))(scales), rtol=1e-5
+    )
 
 
 def test_pmap():
@@ -283,7 +299,9 @@ def test_pmap():
 @pytest.fixture
 def safe(monkeypatch):
     """The method alone, without the single steps that it gives way to."""
-    monkeypatch.setattr(_linear_scan, "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+    monkeypatch.setattr(
+        _linear_scan, "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands)
+    )
 
 
 def exported(platforms, shape, method="auto"):
@@ -344,15 +362,30 @@ def test_sequential_needs_no_temporaries():
 
 ONES = np.ones((2, 5, 3), np.float32)
 MISTAKES = {
-    "method": (dict(method="parallel"), "method='parallel' is unknown: use one of auto, sequential, associative, chunked"),
-    "one axis": (dict(a=ONES[0, 0], b=ONES[0, 0]), r"a has shape \(3,\) and b \(3,\): expected equal shapes \(B, T, ...\)"),
-    "unequal": (dict(a=ONES[:, :, :1]), r"a has shape \(2, 5, 1\) and b \(2, 5, 3\): expected equal shapes .* use jnp.broadcast_to"),
+    "method": (
+        dict(method="parallel"),
+        "method='parallel' is unknown: use one of auto, sequential, associative, chunked",
+    ),
+    "one axis": (
+        dict(a=ONES[0, 0], b=ONES[0, 0]),
+        r"a has shape \(3,\) and b \(3,\): expected equal shapes \(B, T, ...\)",
+    ),
+    "unequal": (
+        dict(a=ONES[:, :, :1]),
+        r"a has shape \(2, 5, 1\) and b \(2, 5, 3\): expected equal shapes .* use jnp.broadcast_to",
+    ),
     "no steps": (dict(a=ONES[:, :0], b=ONES[:, :0]), r"a has shape \(2, 0, 3\), no steps: expected T >= 1"),
     "state": (dict(h0=ONES), r"h0 has shape \(2, 5, 3\), expected \(B, ...\) = \(2, 3\)"),
-    "integers": (dict(a=np.ones((2, 5, 3), np.int32)), r"a has dtype int32, expected real or complex numbers: convert it"),
+    "integers": (
+        dict(a=np.ones((2, 5, 3), np.int32)),
+        r"a has dtype int32, expected real or complex numbers: convert it",
+    ),
     "integer state": (dict(h0=np.ones((2, 3), np.int32)), r"h0 has dtype int32, expected real or complex"),
     "complex state": (dict(h0=np.ones((2, 3), np.complex64)), r"h0 has dtype complex64, but a and b are real"),
-    "reset's shape": (dict(reset=np.ones((2, 4), bool)), r"reset has shape \(2, 4\) and dtype bool, expected \(B, T\) = \(2, 5\) and bool"),
+    "reset's shape": (
+        dict(reset=np.ones((2, 4), bool)),
+        r"reset has shape \(2, 4\) and dtype bool, expected \(B, T\) = \(2, 5\) and bool",
+    ),
     "reset's type": (dict(reset=np.ones((2, 5), np.int32)), r"reset has shape \(2, 5\) and dtype int32"),
 }
 

@@ -1,4 +1,6 @@
-"""newton_scan: the states and derivatives of the loop where the step contracts, an honest report where it does not, mistakes."""
+"""newton_scan: the states and derivatives of the loop where the step contracts, an honest report where it does not,
+mistakes.
+"""
 
 import inspect
 from functools import partial
@@ -16,7 +18,9 @@ FLOOR, ALPHA, DRIVE = 0.3, 0.5, 1.0  # smallest gate, largest |a|, largest |driv
 
 
 def contractive_gain(share, floor=FLOOR):
-    """|W| at a share of theory 5 B5: L_G < g_min (1 - alpha)^2 / (2 U), where L_G = (1 - floor) |W| / 4 for a sigmoid."""
+    """|W| at a share of theory 5 B5: L_G < g_min (1 - alpha)^2 / (2 U), where L_G = (1 - floor) |W| / 4 for a
+    sigmoid.
+    """
     return share * floor * (1 - ALPHA) ** 2 / (2 * DRIVE) * 4 / (1 - floor)
 
 
@@ -31,7 +35,10 @@ def draw(steps, size=4, *, gain, dense=False, seed=0):
     rng = np.random.default_rng(seed)
     W = rng.choice([-1.0, 1.0], (size, size) if dense else size) * gain / (size if dense else 1)
     sequences = rng.normal(size=(steps, size)), rng.uniform(-DRIVE, DRIVE, (steps, size))
-    return jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), ((W, rng.uniform(-ALPHA, ALPHA, size)), rng.uniform(-1, 1, size), sequences))
+    return jax.tree.map(
+        partial(jnp.asarray, dtype=jnp.float32),
+        ((W, rng.uniform(-ALPHA, ALPHA, size)), rng.uniform(-1, 1, size), sequences),
+    )
 
 
 def residual(step, h0, sequences, h):
@@ -64,12 +71,19 @@ def test_first_and_second_gradients_equal_those_of_the_loop_in_float64(solve, ja
 
     def twice(solve, given):
         first = jax.grad(partial(total, solve))
-        return first(given), jax.grad(lambda given: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first(given))))(given)
+        return first(given), jax.grad(lambda given: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first(given))))(
+            given
+        )
 
     with jax.enable_x64(True):
-        expected = jax.jit(partial(twice, sequential_scan))(jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), given))
+        expected = jax.jit(partial(twice, sequential_scan))(
+            jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), given)
+        )
     found = jax.jit(partial(twice, run))(given)
-    assert max(error(x, np.asarray(y)) for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)) < 1e-4
+    assert (
+        max(error(x, np.asarray(y)) for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+        < 1e-4
+    )
 
 
 def test_gradients_over_many_steps():
@@ -89,7 +103,9 @@ def test_forward_mode():
     weights, h0, sequences = draw(40, gain=contractive_gain(0.9))
 
     def derivative(solve):
-        return jax.jvp(lambda W: solve(partial(gate_step, W, weights[1]), h0, sequences), (weights[0],), (jnp.ones(4),))[1]
+        return jax.jvp(
+            lambda W: solve(partial(gate_step, W, weights[1]), h0, sequences), (weights[0],), (jnp.ones(4),)
+        )[1]
 
     found, expected = derivative(lambda *given: newton_scan(*given)[0]), derivative(sequential_scan)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -106,7 +122,9 @@ def test_a_linear_step_takes_one_iteration():
     a, b = (jnp.asarray(rng.uniform(-1, 1, (300, 3)), jnp.float32) for _ in range(2))
     h, solve = newton_scan(lambda h, now: now[0] * h + now[1], jnp.ones(3), (a, b))
     assert solve.converged and solve.iterations <= 1
-    np.testing.assert_allclose(h, sequential_scan(lambda h, now: now[0] * h + now[1], jnp.ones(3), (a, b)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        h, sequential_scan(lambda h, now: now[0] * h + now[1], jnp.ones(3), (a, b)), rtol=1e-5, atol=1e-6
+    )
 
 
 # Where the step does not contract.
@@ -131,7 +149,11 @@ def test_a_trajectory_that_explodes_is_not_taken_for_a_solution():
     h, solve = newton_scan(step, h0, (z, 5 * drive))
     assert not solve.converged or residual(step, h0, (z, 5 * drive), h) < 2e-6
     assert (
-        error(nonlinear_scan(step, h0[None], (z[None], 5 * drive[None]), solver="newton")[0][0], np.asarray(sequential_scan(step, h0, (z, 5 * drive)))) < 1e-5
+        error(
+            nonlinear_scan(step, h0[None], (z[None], 5 * drive[None]), solver="newton")[0][0],
+            np.asarray(sequential_scan(step, h0, (z, 5 * drive))),
+        )
+        < 1e-5
     )
 
 
@@ -174,7 +196,9 @@ def test_auto_is_sequential_on_a_cpu_and_newton_elsewhere():
 
     assert whiles("auto", "cpu") == whiles("sequential", "cpu") == 1
     assert whiles("auto", "tpu") == whiles("newton", "tpu") > 1
-    assert whiles("auto", "tpu", steps=1) == whiles("sequential", "tpu", steps=1), "a model that reads step by step solves nothing"
+    assert whiles("auto", "tpu", steps=1) == whiles("sequential", "tpu", steps=1), (
+        "a model that reads step by step solves nothing"
+    )
 
 
 # What has said "converged" and was wrong.
@@ -209,7 +233,9 @@ def test_chaos_that_overflows_does_not_converge_at_any_length():
 
 
 def test_chaos_that_is_solved_step_by_step_is_not_called_close():
-    """Every state solves its equation to the last bit, and 200 steps double a rounding 100 times: the loop's states may be any others."""
+    """Every state solves its equation to the last bit, and 200 steps double a rounding 100 times: the loop's states may
+    be any others.
+    """
     _, ended = solve(lambda h, x: 3.9 * h * (1 - h), jnp.full(1, 0.3), jnp.zeros((90, 1)), max_iters=200)
     assert ended.residual < 1e-6 and not ended.converged
 
@@ -270,7 +296,9 @@ def test_a_batch_of_solves_that_fails_and_is_thrown_away_leaves_no_nan_in_gradie
     """Under vmap both branches are computed, and 0 times the infinite derivative of a state of 1e38 is NaN."""
 
     def last(r):
-        h, fell_back = nonlinear_scan(lambda h, x: r * h * (1 - h), jnp.full((1, 1), 0.3), jnp.zeros((1, 120, 1)), solver=solver)
+        h, fell_back = nonlinear_scan(
+            lambda h, x: r * h * (1 - h), jnp.full((1, 1), 0.3), jnp.zeros((1, 120, 1)), solver=solver
+        )
         return h[0, -1, 0], fell_back
 
     slope, fell_back = jax.jit(jax.vmap(jax.grad(last, has_aux=True)))(jnp.array([2.5, 3.9]))
@@ -291,9 +319,15 @@ def test_solving_takes_as_many_iterations_as_newton_needs_beyond_contraction():
 XS = (np.ones((5, 3), np.float32),)
 MISTAKES = {
     "jacobian": (dict(jacobian="full"), "jacobian='full' is unknown: use one of diagonal, dense"),
-    "batch": (dict(h0=np.ones((2, 3), np.float32)), r"h0 has shape \(2, 3\) and dtype float32, expected \(N,\) and real numbers; use jax.vmap for a batch"),
+    "batch": (
+        dict(h0=np.ones((2, 3), np.float32)),
+        r"h0 has shape \(2, 3\) and dtype float32, expected \(N,\) and real numbers; use jax.vmap for a batch",
+    ),
     "integers": (dict(h0=np.ones(3, np.int32)), "h0 has shape .* and dtype int32, expected"),
-    "lengths": (dict(xs=(*XS, np.ones((4, 3)))), r"leaves of xs have first axes \['4', '5'\], expected one number of steps"),
+    "lengths": (
+        dict(xs=(*XS, np.ones((4, 3)))),
+        r"leaves of xs have first axes \['4', '5'\], expected one number of steps",
+    ),
     "no steps": (dict(xs=(XS[0][:0],)), "expected one number of steps T >= 1"),
     "tolerance": (dict(tol=-1.0), "tol=-1.0 and max_iters=100"),
     "iterations": (dict(max_iters=0), "max_iters=0: use a tol from 0 and at least one iteration"),
@@ -327,5 +361,7 @@ def test_auto_on_accelerators_tries_newton_only_where_step_is_certified(factor, 
 def test_auto_lowers_for_accelerators_with_and_without_a_certificate(platform):
     weights, h0, (z, drive) = draw(50, gain=1.0)
     run = jax.jit(lambda h0, xs, factor: nonlinear_scan(partial(gate_step, *weights), h0, xs, factor=factor)[0])
-    text = jax.export.export(run, platforms=[platform])(h0[None], (z[None], drive[None]), jnp.float32(0.5)).mlir_module()
+    text = jax.export.export(run, platforms=[platform])(
+        h0[None], (z[None], drive[None]), jnp.float32(0.5)
+    ).mlir_module()
     assert "stablehlo.case" in text or "stablehlo.if" in text

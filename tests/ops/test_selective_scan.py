@@ -1,4 +1,6 @@
-"""selective_scan: what it stores, what it compiles to, gradients of any order, resets and mistakes. Its values: test_sweep.py."""
+"""selective_scan: what it stores, what it compiles to, gradients of any order, resets and mistakes. Its values:
+test_sweep.py.
+"""
 
 import inspect
 import re
@@ -34,7 +36,9 @@ def test_second_gradients(method):
         first = jax.grad(lambda given: total(run, given, reset))
         return jax.jit(jax.grad(lambda given: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first(given)))))(given)
 
-    for found, expected in zip(jax.tree.leaves(twice(partial(OP.run, method=method))), jax.tree.leaves(twice(OP.loop)), strict=True):
+    for found, expected in zip(
+        jax.tree.leaves(twice(partial(OP.run, method=method))), jax.tree.leaves(twice(OP.loop)), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * jnp.abs(expected).max())
 
 
@@ -57,7 +61,9 @@ def test_accumulates_in_float32_where_bfloat16_would_stand_still(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_no_gradient_crosses_a_reset(method):
     (sequences, fixed, h0), reset = draw(), jnp.zeros((2, 70), bool).at[:, 30].set(True)
-    after, dh0 = jax.grad(lambda s, h0: jnp.sum(OP.run(s, fixed, h0, reset, method)[0][:, 30:]), argnums=(0, 1))(sequences, h0)
+    after, dh0 = jax.grad(lambda s, h0: jnp.sum(OP.run(s, fixed, h0, reset, method)[0][:, 30:]), argnums=(0, 1))(
+        sequences, h0
+    )
     assert not dh0.any()
     for leaf in after:
         assert not leaf[:, :30].any() and leaf[:, 31:].any()
@@ -91,20 +97,30 @@ def gradient(method, *given):
 
 
 def shapes(steps=2048, width=64, states=16):
-    sequence, poles = jax.ShapeDtypeStruct((1, steps, width), jnp.float32), jax.ShapeDtypeStruct((width, states), jnp.float32)
-    map_, state = jax.ShapeDtypeStruct((1, steps, states), jnp.float32), jax.ShapeDtypeStruct((1, width, states), jnp.float32)
+    sequence, poles = (
+        jax.ShapeDtypeStruct((1, steps, width), jnp.float32),
+        jax.ShapeDtypeStruct((width, states), jnp.float32),
+    )
+    map_, state = (
+        jax.ShapeDtypeStruct((1, steps, states), jnp.float32),
+        jax.ShapeDtypeStruct((1, width, states), jnp.float32),
+    )
     return (sequence, sequence, map_, map_), (poles, jax.ShapeDtypeStruct((width,), jnp.float32)), state
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_states_are_never_stored_forward_or_backward(method):
     compiled = jax.jit(partial(gradient, method)).lower(*shapes()).compile()
-    largest = max(np.prod([int(n) for n in found.split(",")]) for found in re.findall(r"f32\[([\d,]+)\]", compiled.as_text()))
+    largest = max(
+        np.prod([int(n) for n in found.split(",")]) for found in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())
+    )
     assert largest <= 2048 * 64, "nothing is larger than x: all states would be 16 times as large"
 
 
 def test_memory_grows_with_steps_and_not_with_their_states():
-    bytes_of = lambda steps: jax.jit(partial(gradient, "sequential")).lower(*shapes(steps)).compile().memory_analysis().temp_size_in_bytes  # noqa: E731
+    bytes_of = lambda steps: (  # noqa: E731
+        jax.jit(partial(gradient, "sequential")).lower(*shapes(steps)).compile().memory_analysis().temp_size_in_bytes
+    )
     more = bytes_of(4096) - bytes_of(2048)
     # of 2048 more steps: a few arrays like x, and the states before 32 chunks; all states would be 16 arrays like x
     assert more < 4 * 2048 * 64 * 4

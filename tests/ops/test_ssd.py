@@ -1,4 +1,6 @@
-"""ssd: equal to selective_scan where both apply, precise over long chunks, gradients, resets and mistakes. Its values: test_sweep.py."""
+"""ssd: equal to selective_scan where both apply, precise over long chunks, gradients, resets and mistakes. Its values:
+test_sweep.py.
+"""
 
 import inspect
 import sys
@@ -40,7 +42,9 @@ def test_is_a_selective_scan_with_one_decay_a_head():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_long_chunks_are_as_precise_as_short_ones_whatever_the_decay(scale):
-    """Decays are differences of sums over the chunk: sums in float32 alone would err by their own size, 1e-7 * T * scale."""
+    """Decays are differences of sums over the chunk: sums in float32 alone would err by their own size, 1e-7 * T *
+    scale.
+    """
     sequences, fixed, h0 = draw(batch=1, steps=512)
     fixed = scale * fixed[0], fixed[1]
     reset, cotangents = jnp.zeros((1, 512), bool), (jnp.ones_like(sequences[0]), jnp.ones_like(h0))
@@ -56,20 +60,26 @@ def test_second_gradients():
         first = jax.grad(lambda given: sum(jnp.sum(jnp.sin(out)) for out in run(*given, reset)))
         return jax.jit(jax.grad(lambda given: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first(given)))))(given)
 
-    for found, expected in zip(jax.tree.leaves(twice(partial(OP.run, method=4))), jax.tree.leaves(twice(OP.loop)), strict=True):
+    for found, expected in zip(
+        jax.tree.leaves(twice(partial(OP.run, method=4))), jax.tree.leaves(twice(OP.loop)), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * jnp.abs(expected).max())
 
 
 def test_steps_that_forget_everything_have_finite_gradients():
     sequences, fixed, h0 = draw()
     fixed = jnp.full_like(fixed[0], -1e6), fixed[1]
-    gradients = jax.grad(lambda *given: jnp.sum(OP.run(*given, None, "auto")[0]), argnums=(0, 1, 2))(sequences, fixed, h0)
+    gradients = jax.grad(lambda *given: jnp.sum(OP.run(*given, None, "auto")[0]), argnums=(0, 1, 2))(
+        sequences, fixed, h0
+    )
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_no_gradient_crosses_a_reset():
     (sequences, fixed, h0), reset = draw(), jnp.zeros((2, 70), bool).at[:, 30].set(True)
-    after, dh0 = jax.grad(lambda s, h0: jnp.sum(OP.run(s, fixed, h0, reset, "auto")[0][:, 30:]), argnums=(0, 1))(sequences, h0)
+    after, dh0 = jax.grad(lambda s, h0: jnp.sum(OP.run(s, fixed, h0, reset, "auto")[0][:, 30:]), argnums=(0, 1))(
+        sequences, h0
+    )
     assert not dh0.any()
     for leaf in after:
         assert not leaf[:, :30].any() and leaf[:, 31:].any()
@@ -90,7 +100,11 @@ def test_float64_stays_float64():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators_without_a_loop(platform, monkeypatch):
     for op in ("ssd", "linear_scan"):  # the chunks alone, without the single steps that they give way to
-        monkeypatch.setattr(sys.modules[f"selssm_jax.ops._{op}"], "composed_or_stepped", lambda safe, composed, stepped, *operands: composed(*operands))
+        monkeypatch.setattr(
+            sys.modules[f"selssm_jax.ops._{op}"],
+            "composed_or_stepped",
+            lambda safe, composed, stepped, *operands: composed(*operands),
+        )
 
     def gradient(*given):
         return jax.grad(lambda given: jnp.sum(OP.run(*given, None, "auto")[0]))(given)
@@ -103,7 +117,10 @@ X, DT, A, B = (np.ones(shape, np.float32) for shape in ((2, 5, 4, 3), (2, 5, 4),
 MISTAKES = {
     "chunk": (dict(chunk=0), "chunk=0 is no number of steps: use 'auto' or a whole number from 1"),
     "axes of x": (dict(x=X[0]), r"x has shape \(5, 4, 3\), expected \(B, T, H, P\) with T >= 1"),
-    "groups": (dict(B=np.ones((2, 5, 3, 6), np.float32)), r"B has shape \(2, 5, 3, 6\), expected \(B, T, G, N\) with G a divisor of the 4 heads"),
+    "groups": (
+        dict(B=np.ones((2, 5, 3, 6), np.float32)),
+        r"B has shape \(2, 5, 3, 6\), expected \(B, T, G, N\) with G a divisor of the 4 heads",
+    ),
     "readout": (dict(C=B[..., :1]), r"C has shape \(2, 5, 2, 1\), expected \(2, 5, 2, 6\)"),
     "poles": (dict(A=A[:1]), r"A has shape \(1,\), expected \(4,\)"),
     "state": (dict(h0=np.ones((2, 4, 6, 3), np.float32)), r"h0 has shape \(2, 4, 6, 3\), expected \(2, 4, 3, 6\)"),

@@ -1,4 +1,6 @@
-"""eval.py --compress as a person calls it: a smaller run that opens like any other, a report, and clear refusals before work starts."""
+"""eval.py --compress as a person calls it: a smaller run that opens like any other, a report, and clear refusals before
+work starts.
+"""
 
 import dataclasses
 import json
@@ -38,7 +40,13 @@ def compressed(run, folder, *overrides):
 
 @pytest.fixture(scope="module")
 def smaller(smoke_run, tmp_path_factory):
-    return compressed(smoke_run, tmp_path_factory.mktemp("compressed"), "compress.factor=8", "compress.steps=15", "compress.weights=int8")
+    return compressed(
+        smoke_run,
+        tmp_path_factory.mktemp("compressed"),
+        "compress.factor=8",
+        "compress.steps=15",
+        "compress.weights=int8",
+    )
 
 
 def test_memory_is_as_small_as_was_asked_for(smaller):
@@ -46,7 +54,12 @@ def test_memory_is_as_small_as_was_asked_for(smaller):
     assert results["reference"]["bytes"] == 8 * 4 and results["compressed"]["bytes"] <= 4
     run = open_run(made)
     assert isinstance(run.model, PackedModel)
-    assert packed_bytes(run.model, run.params) == state_bytes(run.model, run.params) == results["carried_bytes"]["after"] == results["compressed"]["bytes"]
+    assert (
+        packed_bytes(run.model, run.params)
+        == state_bytes(run.model, run.params)
+        == results["carried_bytes"]["after"]
+        == results["compressed"]["bytes"]
+    )
 
 
 def test_the_report_has_all_its_parts(smaller):
@@ -55,7 +68,12 @@ def test_the_report_has_all_its_parts(smaller):
     assert page.splitlines()[2] == f"> {escape_markdown(verdict_on_compression(results))}"
     for title in ("Memory and loss", "Methods at equal bytes", "Data processing", "Stability"):
         assert f"## {title}" in page
-    assert {path.name for path in (made / "compression").iterdir()} == {"index.html", "report.md", "compression.json", "frontier.png"}
+    assert {path.name for path in (made / "compression").iterdir()} == {
+        "index.html",
+        "report.md",
+        "compression.json",
+        "frontier.png",
+    }
     assert {one["method"] for one in results["methods"]} >= {"equal bits", "bits by variance", "bits by information"}
     assert len(results["methods"]) == 7 and all(one["bytes"] <= 4 for one in results["methods"])
 
@@ -74,10 +92,13 @@ def test_nothing_is_violated_and_certificates_stand_side_by_side(smaller):
 
 def test_a_fresh_process_opens_it_by_the_same_command(smaller):
     results, made = smaller
-    found = subprocess.run([sys.executable, "eval.py", f"--workdir={made}"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "eval.py", f"--workdir={made}"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert "smoke-compressed (test)" in found.stdout
     scores = json.loads((made / "report" / "results.json").read_text())
-    assert scores["metrics"]["nats"] == pytest.approx(results["compressed"]["test"]["nats"], abs=0.01)  # weights of 8 bits
+    # weights of 8 bits
+    assert scores["metrics"]["nats"] == pytest.approx(results["compressed"]["test"]["nats"], abs=0.01)
 
 
 def test_bytes_of_the_weights_fall_on_disk(smaller):
@@ -97,14 +118,20 @@ def test_series_are_compressed_too(untrained, tmp_path, monkeypatch):
 
 def test_the_states_of_mixers_alone(smoke_run, tmp_path, monkeypatch):
     monkeypatch.setattr(compress, "FACTORS", (4.0, 16.0))
-    results, _ = compressed(smoke_run, tmp_path, "compress.scope=mixers", "compress.factor=0", "compress.within=1.0", "compress.steps=0")
-    assert results["scope"] == "mixers" and results["compressed"]["bytes"] == min(one["bytes"] for one in results["frontier"])
+    results, _ = compressed(
+        smoke_run, tmp_path, "compress.scope=mixers", "compress.factor=0", "compress.within=1.0", "compress.steps=0"
+    )
+    assert results["scope"] == "mixers" and results["compressed"]["bytes"] == min(
+        one["bytes"] for one in results["frontier"]
+    )
 
 
 def drawn(folder, **changes):
     """The workdir of configs/smoke.py with these changes, parameters as drawn."""
     heads = {f"model__{key}": value for key, value in HEADS.items()}
-    config = experiment(data__eval_examples=8, model__attention__window=18, model__local_attention__window=4, **heads, **changes)
+    config = experiment(
+        data__eval_examples=8, model__attention__window=18, model__local_attention__window=4, **heads, **changes
+    )
     dataset = data.load(config.data)
     model = SequenceModel(dataclasses.replace(config.model, task=dataset.task))
     params = jax.jit(model.init)(jax.random.key(0), next(dataset.train(2, seed=0))["inputs"])["params"]
@@ -127,10 +154,22 @@ def test_a_mixer_without_components_to_prune_is_compressed_to_the_end(tmp_path, 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 30])
 def test_the_frontier_is_drawn_however_many_methods_were_tried(count, tmp_path):
-    score = {"validation": {"nats": 1.0}, "bytes": 8, "error_bits": 2.0, "error": 0.1, "error_bound": 0.05, "factor": 4.0}
+    score = {
+        "validation": {"nats": 1.0},
+        "bytes": 8,
+        "error_bits": 2.0,
+        "error": 0.1,
+        "error_bound": 0.05,
+        "factor": 4.0,
+    }
     names = [f"method {index}" for index in range(count)]
     names[1:2] = ["a quarter of the components by information, bits by information"][: count - 1]
-    results = {"metric": "nats", "methods": [score | {"method": name} for name in names], "frontier": [score], "within": 0.01}
+    results = {
+        "metric": "nats",
+        "methods": [score | {"method": name} for name in names],
+        "frontier": [score],
+        "within": 0.01,
+    }
     figure = compression_report.frontier(results | {"compressed": score, "reference": score})
     drawn = {line.get_label() for line in figure.axes[0].lines}
     assert len(drawn & {"a quarter by information, bits by information", *names}) == count - 1
@@ -142,7 +181,9 @@ def test_the_frontier_is_drawn_however_many_methods_were_tried(count, tmp_path):
 
 def test_a_rate_of_no_use_is_said_as_such():
     one = {"status": "holds", "rate": 1 - 1e-9, "radius": 1e7}
-    table = compression_report._stability({"certificates": {"before": {"block_0": one | {"rate": 0.9}}, "after": {"block_0": one}}})
+    table = compression_report._stability(
+        {"certificates": {"before": {"block_0": one | {"rate": 0.9}}, "after": {"block_0": one}}}
+    )
     assert table.rows == (("block 0", "holds", 0.9, "holds, at no useful rate", "1 - 1.0e-09", 1e7),)
 
 
@@ -153,8 +194,17 @@ HYBRIDS = [("selective", "local_attention"), ("mamba", "lstm", "tcn")]
 @pytest.mark.parametrize("pattern", [*((name,) for name in sorted(MIXERS)), *HYBRIDS], ids="+".join)
 def test_every_mixer_is_measured_and_compressed_to_the_end_by_the_commands(pattern, tmp_path):
     run = drawn(tmp_path / "run", model__pattern=pattern, model__tcn__kernel=3, model__d_model=16)
-    quick = ("measure.samples=100", "measure.positions=2", "measure.longest_lag=3", "measure.decoder_steps=5", "measure.decoder_width=8")
-    assert command("eval.py", f"--workdir={run}", "--split=train", "--measure", *(f"--override={name}" for name in quick)) == 0
+    quick = (
+        "measure.samples=100",
+        "measure.positions=2",
+        "measure.longest_lag=3",
+        "measure.decoder_steps=5",
+        "measure.decoder_width=8",
+    )
+    assert (
+        command("eval.py", f"--workdir={run}", "--split=train", "--measure", *(f"--override={name}" for name in quick))
+        == 0
+    )
     results, made = compressed(run, tmp_path, *QUICK)
     assert results["compressed"]["factor"] >= 4
     assert command("eval.py", f"--workdir={made}") == 0
@@ -165,11 +215,22 @@ def test_a_compression_that_is_killed_at_any_moment_goes_on_and_gives_the_same(s
     """SIGKILL after ever longer times, until one process comes to the end; beside one that was left alone."""
     for name in ("whole", "killed"):
         shutil.copytree(smoke_run, tmp_path / name)
-    call = [sys.executable, "eval.py", "--compress", *(f"--override={name}" for name in ("compress.factor=8", "compress.steps=200", "compress.calibration=2"))]
+    call = [
+        sys.executable,
+        "eval.py",
+        "--compress",
+        *(f"--override={name}" for name in ("compress.factor=8", "compress.steps=200", "compress.calibration=2")),
+    ]
     subprocess.run([*call, f"--workdir={tmp_path / 'whole'}"], cwd=REPOSITORY, capture_output=True, check=True)
     kills, patience = 0, 12.0
     while True:
-        process = subprocess.Popen([*call, f"--workdir={tmp_path / 'killed'}"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*call, f"--workdir={tmp_path / 'killed'}"],
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             assert process.wait(patience) == 0, process.stderr.read()
             break
@@ -181,7 +242,10 @@ def test_a_compression_that_is_killed_at_any_moment_goes_on_and_gives_the_same(s
         finally:
             process.stderr.close()
     assert kills >= 2 and not (tmp_path / "killed-compressed.unfinished").exists()
-    one, other = (json.loads((tmp_path / f"{name}-compressed" / "compression" / "compression.json").read_text()) for name in ("whole", "killed"))
+    one, other = (
+        json.loads((tmp_path / f"{name}-compressed" / "compression" / "compression.json").read_text())
+        for name in ("whole", "killed")
+    )
     for part in ("reference", "compressed", "methods", "frontier"):
         assert one[part] == other[part]
     left, right = (open_run(tmp_path / f"{name}-compressed").params for name in ("whole", "killed"))

@@ -6,7 +6,18 @@ import itertools
 
 import pytest
 
-from selssm_jax.report.document import STYLE, Heading, Paragraph, Picture, Shaded, Token, Verbatim, _colour, to_html, to_markdown
+from selssm_jax.report.document import (
+    STYLE,
+    Heading,
+    Paragraph,
+    Picture,
+    Shaded,
+    Token,
+    Verbatim,
+    _colour,
+    to_html,
+    to_markdown,
+)
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
@@ -15,7 +26,12 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4
 def blocks(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
-    return [Heading("Gates & <states>"), Paragraph("5 * 3 < 16 and a_b"), Verbatim("a ``` b\n<pre>"), Picture(path, "What is [seen]")]
+    return [
+        Heading("Gates & <states>"),
+        Paragraph("5 * 3 < 16 and a_b"),
+        Verbatim("a ``` b\n<pre>"),
+        Picture(path, "What is [seen]"),
+    ]
 
 
 def test_markdown_keeps_the_words(blocks):
@@ -62,10 +78,25 @@ def test_captions_and_titles_are_no_markup(tmp_path):
 
 def test_sections_have_a_table_of_contents_after_the_lead():
     page = Collected()
-    html = to_html("run", [Paragraph("23 % worse", lead=True), Paragraph("words"), Heading("One"), Heading("part", 3), Heading("Two & <three>")])
+    html = to_html(
+        "run",
+        [
+            Paragraph("23 % worse", lead=True),
+            Paragraph("words"),
+            Heading("One"),
+            Heading("part", 3),
+            Heading("Two & <three>"),
+        ],
+    )
     page.feed(html)
     assert page.open == [] and page.links == ["#section-1", "#section-2"]
-    assert html.index("class=lead") < html.index("<nav") < html.index("words") < html.index('id="section-1"') < html.index('id="section-2"')
+    assert (
+        html.index("class=lead")
+        < html.index("<nav")
+        < html.index("words")
+        < html.index('id="section-1"')
+        < html.index('id="section-2"')
+    )
     assert "<nav" not in to_html("run", [Heading("One")])
 
 
@@ -79,13 +110,19 @@ def test_pages_fit_a_phone(tmp_path):
     """What is wider than a page scrolls by itself: tables and pictures; words break anywhere."""
     (tmp_path / "a.png").write_bytes(PNG)
     assert 'class="scroll"' in Picture(tmp_path / "a.png", "a").html()
-    assert ".scroll { overflow-x: auto" in STYLE and "overflow-wrap: anywhere" in STYLE and "@media (max-width: 40rem)" in STYLE
+    assert (
+        ".scroll { overflow-x: auto" in STYLE
+        and "overflow-wrap: anywhere" in STYLE
+        and "@media (max-width: 40rem)" in STYLE
+    )
     assert 'content="width=device-width' in to_html("a", [])
 
 
 def test_any_script_is_text():
     text = "温度 درجة हिन्दी <b> ⏎"
-    shaded = Shaded(tuple(Token(letter, index / len(text)) for index, letter in enumerate(text)), (0.0, 1.5), "surprise")
+    shaded = Shaded(
+        tuple(Token(letter, index / len(text)) for index, letter in enumerate(text)), (0.0, 1.5), "surprise"
+    )
     page = Collected()
     page.feed(to_html("a", [shaded]))
     assert page.open == [] and text in page.text and "1.500" in page.text and 'dir="auto"' in shaded.html()
@@ -100,6 +137,12 @@ def test_answers_stand_under_their_tokens_and_wrong_ones_over_the_right_one():
 
 
 def test_shades_darken_from_white_all_the_way():
-    levels = [sum(weight * int(_colour(k / 49)[place : place + 2], 16) for weight, place in ((0.2126, 1), (0.7152, 3), (0.0722, 5))) for k in range(50)]
+    levels = [
+        sum(
+            weight * int(_colour(k / 49)[place : place + 2], 16)
+            for weight, place in ((0.2126, 1), (0.7152, 3), (0.0722, 5))
+        )
+        for k in range(50)
+    ]
     assert levels[0] == pytest.approx(255) and all(one > other for one, other in itertools.pairwise(levels))
     assert _colour(float("nan")) == _colour(-1.0) == "#ffffff" and _colour(7.0) == _colour(1.0)

@@ -1,4 +1,6 @@
-"""eval.py as a person calls it: a report and its scores, or one message that names the thing and the fix, and exit code 2."""
+"""eval.py as a person calls it: a report and its scores, or one message that names the thing and the fix, and exit code
+2.
+"""
 
 import json
 import pathlib
@@ -16,14 +18,8 @@ def broken(run, folder, change):
     return folder
 
 
-@pytest.fixture(scope="module")
-def bad(smoke_run, files, tmp_path_factory):
-    """{name of a mistake: (its command line, what the message must say)}."""
-    folder = tmp_path_factory.mktemp("bad")
-    (folder / "empty").mkdir()
-    (folder / "stranger").mkdir()
-    (folder / "stranger" / "notes.txt").write_text("not a run")
-    (folder / "file").write_text("")
+def break_runs(smoke_run, folder):
+    """{name of what is broken: the folder of such a run}."""
 
     def version(run):
         found = json.loads((run / "config.json").read_text())
@@ -57,10 +53,24 @@ def bad(smoke_run, files, tmp_path_factory):
         "no data": lambda run: (run / "dataset.json").unlink(),
         "bad data": lambda run: (run / "dataset.json").write_text("[1,"),
     }
-    run = {name: str(broken(smoke_run, folder / name, change)) for name, change in runs.items()}
+    return {name: str(broken(smoke_run, folder / name, change)) for name, change in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def bad(smoke_run, files, tmp_path_factory):
+    """{name of a mistake: (its command line, what the message must say)}."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty").mkdir()
+    (folder / "stranger").mkdir()
+    (folder / "stranger" / "notes.txt").write_text("not a run")
+    (folder / "file").write_text("")
+    run = break_runs(smoke_run, folder)
     return {
         "no workdir": ([], ["--workdir is missing", "runs/quickstart"]),
-        "absent workdir": (["--workdir=runs/absent"], ["--workdir=runs/absent does not exist", "the folder that train.py wrote"]),
+        "absent workdir": (
+            ["--workdir=runs/absent"],
+            ["--workdir=runs/absent does not exist", "the folder that train.py wrote"],
+        ),
         "workdir is a file": ([f"--workdir={folder / 'file'}"], ["is a file", "the folder that train.py wrote"]),
         "empty workdir": ([f"--workdir={folder / 'empty'}"], ["is empty", "train first"]),
         "not a run": ([f"--workdir={folder / 'stranger'}"], ["holds no config.json", "not a run"]),
@@ -71,17 +81,31 @@ def bad(smoke_run, files, tmp_path_factory):
         "damaged config": ([f"--workdir={run['damaged']}"], ["config.json", "damaged", "restore it"]),
         "config with a strange key": ([f"--workdir={run['unfit']}"], ["d_sate", "did you mean 'd_state'"]),
         "no checkpoint": ([f"--workdir={run['untrained']}"], ["no checkpoint", "train it first"]),
-        "truncated checkpoint": ([f"--workdir={run['truncated']}"], ["no checkpoint", "can be read", "restore the folder"]),
+        "truncated checkpoint": (
+            [f"--workdir={run['truncated']}"],
+            ["no checkpoint", "can be read", "restore the folder"],
+        ),
         "no dataset.json": ([f"--workdir={run['no data']}"], ["dataset.json is missing", "restore it"]),
-        "damaged dataset.json": ([f"--workdir={run['bad data']}"], ["dataset.json cannot be read as JSON", "restore it"]),
-        "a file where the report goes": ([f"--workdir={run['occupied']}"], ["the report cannot be written", "free that place"]),
-        "another file for a synthetic task": ([f"--workdir={smoke_run}", "--file=my.txt"], ["my.txt", "selective_copying", "leave --file out"]),
+        "damaged dataset.json": (
+            [f"--workdir={run['bad data']}"],
+            ["dataset.json cannot be read as JSON", "restore it"],
+        ),
+        "a file where the report goes": (
+            [f"--workdir={run['occupied']}"],
+            ["the report cannot be written", "free that place"],
+        ),
+        "another file for a synthetic task": (
+            [f"--workdir={smoke_run}", "--file=my.txt"],
+            ["my.txt", "selective_copying", "leave --file out"],
+        ),
     }
 
 
 NAMES = [
-    "no workdir", "absent workdir", "workdir is a file", "empty workdir", "not a run", "unknown split", "unknown flag", "no flag", "newer version",
-    "damaged config", "config with a strange key", "no checkpoint", "truncated checkpoint", "no dataset.json", "damaged dataset.json",
+    "no workdir", "absent workdir", "workdir is a "
+    "file", "empty workdir", "not a run", "unknown split", "unknown flag", "no flag", "newer version",
+    "damaged config", "config with a strange "
+    "key", "no checkpoint", "truncated checkpoint", "no dataset.json", "damaged dataset.json",
     "a file where the report goes", "another file for a synthetic task",
 ]  # fmt: skip
 
@@ -114,7 +138,14 @@ def test_a_file_with_unseen_characters_or_none_is_refused(untrained, tmp_path, c
 def test_help_says_what_can_be_asked(capsys):
     assert command("eval.py", "--help") == 0
     told = capsys.readouterr().out
-    for words in ("--workdir", "--split", "<train|validation|test>", "--file", "--local_dir", "python eval.py --workdir runs/quickstart"):
+    for words in (
+        "--workdir",
+        "--split",
+        "<train|validation|test>",
+        "--file",
+        "--local_dir",
+        "python eval.py --workdir runs/quickstart",
+    ):
         assert words in told
 
 
@@ -127,8 +158,26 @@ def test_a_report_is_written_and_its_scores_are_printed(smoke_run, capsys):
 
 @pytest.mark.exhaustive
 def test_one_command_trains_reports_measures_and_compresses(tmp_path, capsys):
-    steps = ["--config.training.steps=8", "--config.optimizer.warmup_steps=2", "--config.compress.steps=0", "--config.data.eval_examples=120"]
-    assert command("train.py", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--report", "--measure", "--compress", *steps) == 0
+    steps = [
+        "--config.training.steps=8",
+        "--config.optimizer.warmup_steps=2",
+        "--config.compress.steps=0",
+        "--config.data.eval_examples=120",
+    ]
+    assert (
+        command(
+            "train.py",
+            "--config=configs/smoke.py",
+            f"--workdir={tmp_path / 'run'}",
+            "--report",
+            "--measure",
+            "--compress",
+            *steps,
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "It remembers" in printed and "times fewer" in printed
-    assert (tmp_path / "run" / "report" / "index.html").is_file() and (tmp_path / "run-compressed" / "compression" / "index.html").is_file()
+    assert (tmp_path / "run" / "report" / "index.html").is_file() and (
+        tmp_path / "run-compressed" / "compression" / "index.html"
+    ).is_file()

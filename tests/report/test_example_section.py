@@ -20,7 +20,9 @@ def shown(config, folder, **options):
     """The example of an untrained model on some data, as it is shown, the run, and the sequences that were seen."""
     small, dataset, model, params = built(config, **options)
     run = Run(folder, small, model, params, 0, dataset, [])
-    _, seen = gates.observe_gates(model, params, itertools.islice(dataset.evaluate("test", 4), 4), is_stream=dataset.is_stream)
+    _, seen = gates.observe_gates(
+        model, params, itertools.islice(dataset.evaluate("test", 4), 4), is_stream=dataset.is_stream
+    )
     return example_section.show(examples.show(run, seen), folder), run, seen
 
 
@@ -40,7 +42,8 @@ def test_mean_gate_counts_every_component_once():
 @pytest.mark.parametrize("level", ["character", "word"])
 def test_a_text_is_shown_as_written(files, tmp_path, level):
     blocks, run, _ = shown(dataclasses.replace(files["text"], level=level), tmp_path)
-    surprising, updating = [block for block in blocks if isinstance(block, Shaded)]  # as text, not as a picture: fonts of figures lack most scripts
+    # as text, not as a picture: fonts of figures lack most scripts
+    surprising, updating = [block for block in blocks if isinstance(block, Shaded)]
     assert "in bits" in surprising.caption and "mean gate" in updating.caption
     prompt, drawn = [block.text for block in blocks if isinstance(block, Verbatim)]
     batches = list(run.dataset.evaluate("test", 4))
@@ -74,7 +77,11 @@ def test_a_signal_shows_its_class_and_gates(files, tmp_path):
 def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch, period):
     drawn = {}
     figure = example_section.figures.forecast
-    monkeypatch.setattr(example_section.figures, "forecast", lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options))
+    monkeypatch.setattr(
+        example_section.figures,
+        "forecast",
+        lambda *arrays, **options: drawn.update(options, arrays=arrays) or figure(*arrays, **options),
+    )
     blocks, _, _ = shown(dataclasses.replace(files["csv"], period=period), tmp_path)
     assert pictures(blocks) == ["forecast.png"] and drawn["names"] == ["sine", "cosine"]
     past, truth, guess = drawn["arrays"]

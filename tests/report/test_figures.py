@@ -17,12 +17,21 @@ BLOCK = {
     "by_component": GATES.mean(0),
     "first_sequence": GATES.sum(1),
     "histogram": {"edges": np.linspace(0, 1, 11), "counts": np.arange(10)},
-    "over_time": {"position": list(range(T)), "effective_dimension": GATES.sum(1), "hard_count": (GATES > 0.5).sum(1), "participation_ratio": GATES.sum(1)},
+    "over_time": {
+        "position": list(range(T)),
+        "effective_dimension": GATES.sum(1),
+        "hard_count": (GATES > 0.5).sum(1),
+        "participation_ratio": GATES.sum(1),
+    },
 }
 STEPS = [10, 20, 30]
 FIGURES = {
     "curve": lambda: figures.learning_curve(
-        Curve("training", STEPS, [3, 2, 1]), Curve("validation", [20], [2.5]), label="nats", chosen=20, references={"unigram": 2.8, "bigram": 2.2}
+        Curve("training", STEPS, [3, 2, 1]),
+        Curve("validation", [20], [2.5]),
+        label="nats",
+        chosen=20,
+        references={"unigram": 2.8, "bigram": 2.2},
     ),
     "curve without a validation": lambda: figures.learning_curve(
         Curve("training", STEPS, [3, 2, 1]), Curve("v", [], []), label="nats", chosen=30, references={}
@@ -30,10 +39,22 @@ FIGURES = {
     "one block": lambda: figures.gate_activity({"block_0": BLOCK}),
     "three blocks": lambda: figures.gate_activity({f"block_{index}": BLOCK for index in range(3)}),
     "one channel": lambda: figures.forecast(*RNG.normal(size=(3, T, 1)), names=["x"], units="value"),
-    "seven channels": lambda: figures.forecast(*RNG.normal(size=(3, T, 7)), names=[f"c{index}" for index in range(7)], units="value"),
-    "signal": lambda: figures.waveform(RNG.normal(size=(T, 1)), {"block_0": GATES, "block_1": GATES}, duration=2.5, unit="s", title="class 1, predicted 1"),
-    "signal without gates": lambda: figures.waveform(RNG.normal(size=(T, 2)), {}, duration=20, unit="steps", title="class 1"),
-    "states": lambda: figures.draw_state_bytes([Curve("attention", [1, 10, 100], [8, 80, 800]), Curve("gru", [1, 10, 100], [40, 40, 40])]),
+    "seven channels": lambda: figures.forecast(
+        *RNG.normal(size=(3, T, 7)), names=[f"c{index}" for index in range(7)], units="value"
+    ),
+    "signal": lambda: figures.waveform(
+        RNG.normal(size=(T, 1)),
+        {"block_0": GATES, "block_1": GATES},
+        duration=2.5,
+        unit="s",
+        title="class 1, predicted 1",
+    ),
+    "signal without gates": lambda: figures.waveform(
+        RNG.normal(size=(T, 2)), {}, duration=20, unit="steps", title="class 1"
+    ),
+    "states": lambda: figures.draw_state_bytes(
+        [Curve("attention", [1, 10, 100], [8, 80, 800]), Curve("gru", [1, 10, 100], [40, 40, 40])]
+    ),
 }
 
 
@@ -76,9 +97,15 @@ HUGE = np.array([[1e38, np.nan], [np.inf, -1e38], [0.0, 1e308]])
     "draw",
     [
         lambda: figures.forecast(HUGE, HUGE, HUGE, names=[HOSTILE, "温度"], units=HOSTILE),
-        lambda: figures.waveform(HUGE, {"block_0": np.full((3, 4), np.nan)}, duration=1, unit="s", title=f"class {HOSTILE}"),
+        lambda: figures.waveform(
+            HUGE, {"block_0": np.full((3, 4), np.nan)}, duration=1, unit="s", title=f"class {HOSTILE}"
+        ),
         lambda: figures.learning_curve(
-            Curve("training", STEPS, [np.inf, np.nan, 1e38]), Curve("validation", [30], [1e308]), label=HOSTILE, chosen=30, references={HOSTILE: 1e38}
+            Curve("training", STEPS, [np.inf, np.nan, 1e38]),
+            Curve("validation", [30], [1e308]),
+            label=HOSTILE,
+            chosen=30,
+            references={HOSTILE: 1e38},
         ),
         lambda: figures.by_horizon([np.nan, 1e308, np.inf], [1e38, 1.0, 1e-38], label="mse"),
         lambda: figures.draw_state_bytes([Curve(HOSTILE, [1, 10], [8, 80])]),
@@ -89,8 +116,12 @@ def test_no_name_and_no_number_stops_a_figure(draw, tmp_path):
 
 
 def test_a_name_that_the_font_cannot_show_is_a_number():
-    assert figures.drawable("sine °C", "channel 1") == "sine °C" and figures.drawable("温度", "channel 2") == "channel 2"
-    assert figures.drawable("درجة", "channel 3") == "channel 3", "Matplotlib joins no letters and writes from left to right"
+    assert (
+        figures.drawable("sine °C", "channel 1") == "sine °C" and figures.drawable("温度", "channel 2") == "channel 2"
+    )
+    assert figures.drawable("درجة", "channel 3") == "channel 3", (
+        "Matplotlib joins no letters and writes from left to right"
+    )
     assert figures.drawable("", "channel 4") == "channel 4" and len(figures.drawable("x" * 900, "")) == figures.LABEL
 
 
@@ -106,7 +137,13 @@ def test_legends_stay_inside(names, tmp_path):
 def test_the_first_steps_do_not_flatten_a_curve():
     steps = list(range(10, 1010, 10))
     train = Curve("training", steps, [1000.0 if step < 60 else 2 - step / 1000 for step in steps])
-    figure = figures.learning_curve(train, Curve("validation", [500, 1000], [1.6, 1.1]), label="nats", chosen=1000, references={"near": 2.1, "far": 90.0})
+    figure = figures.learning_curve(
+        train,
+        Curve("validation", [500, 1000], [1.6, 1.1]),
+        label="nats",
+        chosen=1000,
+        references={"near": 2.1, "far": 90.0},
+    )
     low, high = figure.axes[0].get_ylim()
     assert low < 1 and 2.1 < high < 2.5
     assert [line.get_label() for line in figure.axes[0].lines][-2:] == ["near", "far: 90.00, not drawn"]
@@ -115,5 +152,12 @@ def test_the_first_steps_do_not_flatten_a_curve():
 def test_axes_of_decades_have_no_formulas(tmp_path):
     figure = figures.draw_state_bytes([Curve("attention", [1, 10, 100_000], [8, 80, 8e9])])
     figures.save(figure, tmp_path / "figure.png")
-    labels = [label.get_text() for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis) for label in axis.get_ticklabels()]
-    assert "100" in labels and "10,000" in labels and {"1e8", "1e9"} & set(labels) and not any("$" in label or "mathdefault" in label for label in labels)
+    labels = [
+        label.get_text() for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis) for label in axis.get_ticklabels()
+    ]
+    assert (
+        "100" in labels
+        and "10,000" in labels
+        and {"1e8", "1e9"} & set(labels)
+        and not any("$" in label or "mathdefault" in label for label in labels)
+    )

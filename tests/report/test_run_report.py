@@ -19,13 +19,44 @@ from selssm_jax.training.evaluation import Evaluator
 from small_runs import built, report_on
 
 KEYS = {
-    "format", "name", "split", "step", "steps", "chosen", "task", "primary", "metrics", "baselines", "config", "versions", "machine", "gates", "stability",
-    "costs", "seconds", "title", "command", "validation_baselines", "training_seconds", "errors", "seen",
-}  # fmt: skip
+    "format",
+    "name",
+    "split",
+    "step",
+    "steps",
+    "chosen",
+    "task",
+    "primary",
+    "metrics",
+    "baselines",
+    "config",
+    "versions",
+    "machine",
+    "gates",
+    "stability",
+    "costs",
+    "seconds",
+    "title",
+    "command",
+    "validation_baselines",
+    "training_seconds",
+    "errors",
+    "seen",
+}
 BLOCK_KEYS = {
-    "components", "steps", "mean", "effective_dimension", "hard_count", "participation_ratio", "compression_factor", "selectivity", "histogram",
-    "by_component", "over_time", "first_sequence",
-}  # fmt: skip
+    "components",
+    "steps",
+    "mean",
+    "effective_dimension",
+    "hard_count",
+    "participation_ratio",
+    "compression_factor",
+    "selectivity",
+    "histogram",
+    "by_component",
+    "over_time",
+    "first_sequence",
+}
 COST_KEYS = {"peak_bytes", "argument_bytes", "temporary_bytes", "flops"}
 
 
@@ -60,9 +91,15 @@ def test_the_step_is_the_best_on_validation(saved, smoke_run):
     assert saved["step"] == min(scores, key=scores.get) and saved["steps"] == 12 and saved["chosen"] == "best"
 
 
-@pytest.mark.parametrize(("step", "metric", "found"), [(4, "nats", "best"), (8, "nats", "last"), (8, "accuracy", "best"), (9, "nats", "last")])
+@pytest.mark.parametrize(
+    ("step", "metric", "found"),
+    [(4, "nats", "best"), (8, "nats", "last"), (8, "accuracy", "best"), (9, "nats", "last")],
+)
 def test_what_was_chosen_is_read_off_the_history(step, metric, found):
-    history = [{"step": 2, "split": "train", "nats": 0.1}, *({"step": 4 * n, "split": "validation", "nats": float(n), "accuracy": 0.2 * n} for n in (1, 2))]
+    history = [
+        {"step": 2, "split": "train", "nats": 0.1},
+        *({"step": 4 * n, "split": "validation", "nats": float(n), "accuracy": 0.2 * n} for n in (1, 2)),
+    ]
     assert scores.name_choice(step, history, metric) == found
 
 
@@ -79,8 +116,11 @@ def test_gates_are_measured_by_block(saved):
 def test_every_block_is_certified(saved, smoke_run):
     assert set(saved["stability"]) == {"block_0"}
     block = saved["stability"]["block_0"]
-    assert block["state_dependent"]["status"] == block["uniform"]["status"] == "holds"  # inputs are normalised, so gates stay open a little
-    assert 0 < block["step"]["rate"] < 1 <= block["horizon"] and block["horizon"] == pytest.approx(np.log(1e-3) / np.log(block["step"]["rate"]), abs=1)
+    # inputs are normalised, so gates stay open a little
+    assert block["state_dependent"]["status"] == block["uniform"]["status"] == "holds"
+    assert 0 < block["step"]["rate"] < 1 <= block["horizon"] and block["horizon"] == pytest.approx(
+        np.log(1e-3) / np.log(block["step"]["rate"]), abs=1
+    )
     assert 0 < block["observed_rate"] <= block["step"]["rate"]
     assert "Contraction under every sequence of gates: holds" in block["words"]
     assert "Certificates by block" in (smoke_run / "report" / "report.md").read_text()
@@ -116,7 +156,9 @@ def test_page_and_text_have_all_sections_and_figures(saved, smoke_run):
 def test_summary_names_every_rival_and_the_page(written):
     lines = summarise(written, pathlib.Path("run/report/index.html")).splitlines()
     assert lines[0].startswith("smoke (test)  ") and "nats" in lines[0] and "bits" in lines[0]
-    assert [line.split("  ")[0] for line in lines[1:-2]] == list(written.values["baselines"]) and lines[-1] == "report: run/report/index.html"
+    assert [line.split("  ")[0] for line in lines[1:-2]] == list(written.values["baselines"]) and lines[
+        -1
+    ] == "report: run/report/index.html"
 
 
 def test_another_file_is_evaluated_at_the_runs_vocabulary(untrained, tmp_path):
@@ -140,7 +182,9 @@ def test_another_table_is_scaled_as_the_run_was(untrained, files, tmp_path):
     scaling = run.dataset.metadata()["scaling"]
     assert scaling == json.loads((workdir / "dataset.json").read_text())["scaling"]
     batch = next(iter(run.dataset.evaluate("test", 1)))
-    np.testing.assert_allclose(batch["inputs"][0, :, 0].mean(), (101 - scaling["mean"][0]) / scaling["deviation"][0], rtol=0.01)
+    np.testing.assert_allclose(
+        batch["inputs"][0, :, 0].mean(), (101 - scaling["mean"][0]) / scaling["deviation"][0], rtol=0.01
+    )
 
 
 def test_a_cut_line_of_the_history_is_left_out(smoke_run, tmp_path):
@@ -150,7 +194,17 @@ def test_a_cut_line_of_the_history_is_left_out(smoke_run, tmp_path):
     assert open_run(tmp_path / "run").history == open_run(smoke_run).history
 
 
-@pytest.mark.parametrize("line", ["[1]", "3", '{"step": "x", "split": "train"}', '{"step": 1, "split": "train", "nats": "low"}', "\x00", "[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "3",
+        '{"step": "x", "split": "train"}',
+        '{"step": 1, "split": "train", "nats": "low"}',
+        "\x00",
+        "[" * 100_000,
+    ],
+)
 def test_a_line_of_the_history_that_is_no_record_is_left_out_and_named(line, smoke_run, tmp_path, capsys):
     path = shutil.copytree(smoke_run, tmp_path / "run") / "metrics.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
@@ -159,7 +213,9 @@ def test_a_line_of_the_history_that_is_no_record_is_left_out_and_named(line, smo
 
 
 @pytest.mark.parametrize(("number", "text"), [(28, "No space left"), (13, "Permission denied")])
-def test_a_folder_that_cannot_be_written_is_said_before_any_work(smoke_run, tmp_path, monkeypatch, number, text, capsys):
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(
+    smoke_run, tmp_path, monkeypatch, number, text, capsys
+):
     def refuse(**_):
         raise OSError(number, text)
 
@@ -187,21 +243,30 @@ def test_a_metric_that_is_no_number_is_said_to_be_none(smoke_run):
 def test_the_verdict_is_on_top_and_on_the_terminal(written, smoke_run):
     said = verdict(written.values)
     page, text = (smoke_run / "report" / "index.html").read_text(), (smoke_run / "report" / "report.md").read_text()
-    assert page.index(said.split(" on the ")[0]) < page.index("Parameters of training step") and text.splitlines()[2].startswith("> nats")
-    assert said in summarise(written, pathlib.Path("index.html")) and said.endswith("Command: python eval.py --workdir=run")
+    assert page.index(said.split(" on the ")[0]) < page.index("Parameters of training step") and text.splitlines()[
+        2
+    ].startswith("> nats")
+    assert said in summarise(written, pathlib.Path("index.html")) and said.endswith(
+        "Command: python eval.py --workdir=run"
+    )
     assert written.values["training_seconds"] > 0 and "guessing" in said
 
 
 def test_own_data_are_called_by_their_file(untrained):
     workdir = untrained("csv")
     results = report_on(workdir).values
-    assert results["title"] == "waves.csv (recipe small)" and "waves.csv (recipe small)" in (workdir / "report" / "report.md").read_text().splitlines()[0]
+    assert (
+        results["title"] == "waves.csv (recipe small)"
+        and "waves.csv (recipe small)" in (workdir / "report" / "report.md").read_text().splitlines()[0]
+    )
     errors = results["errors"]  # by step and channel: their means are the scores
     assert errors["by_channel"]["names"] == ["sine", "cosine"] and len(errors["by_horizon"]["mse"]) == 8
     for metric in ("mse", "mae"):
         assert np.mean(errors["by_horizon"][metric]) == pytest.approx(results["metrics"][metric], rel=1e-5)
         assert np.mean(errors["by_channel"][metric]) == pytest.approx(results["metrics"][metric], rel=1e-5)
-    assert np.mean(errors["by_horizon"]["repeat last"]) == pytest.approx(results["baselines"]["repeat last"]["mse"], rel=1e-5)
+    assert np.mean(errors["by_horizon"]["repeat last"]) == pytest.approx(
+        results["baselines"]["repeat last"]["mse"], rel=1e-5
+    )
     assert "Errors by channel" in (workdir / "report" / "report.md").read_text()
 
 
@@ -214,10 +279,30 @@ def test_own_signals_have_a_confusion_matrix(untrained):
     assert "Confusion matrix" in text and "recall (share found)" in text
 
 
-TRUTHS = [  # train_on, select, whether the step was the best on validation; what is said of the parameters, and which splits the run has seen
-    ("train", "best", True, "the best on the validation split.", {"train": "trained", "validation": "chosen", "test": None, "whole": "trained"}),
-    ("train", "last", True, "the last that was saved.", {"train": "trained", "validation": None, "test": None, "whole": "trained"}),
-    ("train", "best", False, "the last that was saved.", {"train": "trained", "validation": "chosen", "test": None, "whole": "trained"}),
+# train_on, select, whether the step was the best on validation; what is said of the parameters, and which splits the
+# run has seen
+TRUTHS = [
+    (
+        "train",
+        "best",
+        True,
+        "the best on the validation split.",
+        {"train": "trained", "validation": "chosen", "test": None, "whole": "trained"},
+    ),
+    (
+        "train",
+        "last",
+        True,
+        "the last that was saved.",
+        {"train": "trained", "validation": None, "test": None, "whole": "trained"},
+    ),
+    (
+        "train",
+        "best",
+        False,
+        "the last that was saved.",
+        {"train": "trained", "validation": "chosen", "test": None, "whole": "trained"},
+    ),
     (
         "train+validation",
         "best",
@@ -225,15 +310,26 @@ TRUTHS = [  # train_on, select, whether the step was the best on validation; wha
         "the best on the validation split, which was part of the training data.",
         {"train": "trained", "validation": "trained", "test": None, "whole": "trained"},
     ),
-    ("train+validation", "last", True, "the last that was saved.", {"train": "trained", "validation": "trained", "test": None, "whole": "trained"}),
+    (
+        "train+validation",
+        "last",
+        True,
+        "the last that was saved.",
+        {"train": "trained", "validation": "trained", "test": None, "whole": "trained"},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("train_on", "select", "best", "words", "splits"), TRUTHS)
-def test_the_caption_of_own_signals_is_what_their_parameters_are(train_on, select, best, words, splits, files, tmp_path, monkeypatch):
+def test_the_caption_of_own_signals_is_what_their_parameters_are(
+    train_on, select, best, words, splits, files, tmp_path, monkeypatch
+):
     small, dataset, model, params = built(dataclasses.replace(files["npz"], train_on=train_on))
     small = dataclasses.replace(small, training=dataclasses.replace(small.training, select=select))
-    history = [{"step": step, "split": "validation", "accuracy": value} for step, value in ((3, 0.5), (5, 0.4 if best else 0.6))]
+    history = [
+        {"step": step, "split": "validation", "accuracy": value}
+        for step, value in ((3, 0.5), (5, 0.4 if best else 0.6))
+    ]
     run = Run(tmp_path, small, model, params, 3, dataset, history)
     monkeypatch.setattr(scores, "Evaluator", lambda *_: lambda *_: {"nats": 1.0, "accuracy": 0.5})
     results = scores.score(run, "test")
@@ -241,21 +337,32 @@ def test_the_caption_of_own_signals_is_what_their_parameters_are(train_on, selec
     assert {split: scores.exposure(run, split) for split in splits} == splits
     caption = "The validation split was part of the training data."
     shown = sections.learning(results, history, tmp_path)
-    assert all((caption in picture.caption) == (train_on == "train+validation") for picture in shown if hasattr(picture, "caption"))
+    assert all(
+        (caption in picture.caption) == (train_on == "train+validation")
+        for picture in shown
+        if hasattr(picture, "caption")
+    )
 
 
 def test_another_file_was_not_seen_and_the_run_s_own_was(untrained, files, tmp_path):
     workdir, other = untrained("npz"), tmp_path / "other.npz"
     with np.load(files["npz"].file) as arrays:
         np.savez(other, signal=arrays["signal"][::-1], label=arrays["label"][::-1])
-    told = {name: scores.exposure(open_run(workdir, file=str(file), split="train"), "train") for name, file in (("own", files["npz"].file), ("other", other))}
+    told = {
+        name: scores.exposure(open_run(workdir, file=str(file), split="train"), "train")
+        for name, file in (("own", files["npz"].file), ("other", other))
+    }
     assert told == {"own": "trained", "other": None}
 
 
 def test_curves_stand_beside_baselines_of_their_own_split(smoke_run, tmp_path, monkeypatch):
     drawn = {}
     curve = sections.figures.learning_curve
-    monkeypatch.setattr(sections.figures, "learning_curve", lambda *curves, **options: drawn.update(options) or curve(*curves, **options))
+    monkeypatch.setattr(
+        sections.figures,
+        "learning_curve",
+        lambda *curves, **options: drawn.update(options) or curve(*curves, **options),
+    )
     results = json.loads((smoke_run / "report" / "results.json").read_text()) | {
         "validation_baselines": {"uniform guess": {"nats": 1.25}, "none": {"nats": None}}
     }
@@ -264,7 +371,9 @@ def test_curves_stand_beside_baselines_of_their_own_split(smoke_run, tmp_path, m
 
 
 def test_hostile_columns_and_rows_are_reported(files, tmp_path, untrained):
-    """A column that is half a formula, one in another script, half a surrogate pair's worth of control characters, and a test row of 1e38."""
+    """A column that is half a formula, one in another script, half a surrogate pair's worth of control characters, and
+    a test row of 1e38.
+    """
     rows = [f"{np.sin(index / 4):.4f},{np.cos(index / 3):.4f}" for index in range(200)]
     rows[190] = "1e38,0.5"
     path = tmp_path / "hostile.csv"

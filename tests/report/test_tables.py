@@ -10,14 +10,31 @@ TABLE = Table("Scores | of <it>", ("name", "nats", "steps"), (("a|b", 1.53125, 1
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1200345, "1,200,345"), (1.53125, "1.531"), (0.000123456, "0.0001235"), (1234.5, "1,234"), (12345678.0, "12,345,678"),
-     (1.5e-7, "1.500e-07"), (2.5e12, "2.500e+12"), (0.0, "0"), (-0.5, "-0.5000"), (float("inf"), "inf"), (float("nan"), "nan"), (None, "–"), ("x", "x")],
-)  # fmt: skip
+    [
+        (0, "0"),
+        (1200345, "1,200,345"),
+        (1.53125, "1.531"),
+        (0.000123456, "0.0001235"),
+        (1234.5, "1,234"),
+        (12345678.0, "12,345,678"),
+        (1.5e-7, "1.500e-07"),
+        (2.5e12, "2.500e+12"),
+        (0.0, "0"),
+        (-0.5, "-0.5000"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+        (None, "–"),
+        ("x", "x"),
+    ],
+)
 def test_number(value, text):
     assert number(value) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (5 * 1024**3, "5.00 GiB"), (None, None)])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (5 * 1024**3, "5.00 GiB"), (None, None)],
+)
 def test_size(count, text):
     assert size(count) == text
 
@@ -25,14 +42,21 @@ def test_size(count, text):
 def test_markdown_is_a_table_of_as_many_lines_as_rows():
     lines = TABLE.markdown().splitlines()
     assert lines[0] == r"**Scores \| of \<it>**"
-    assert lines[2:] == ["| name | nats | steps |", "| :--- | ---: | ---: |", r"| a\|b | 1.531 | 1,200 |", "| &lt;script> | – | 7 |"]
+    assert lines[2:] == [
+        "| name | nats | steps |",
+        "| :--- | ---: | ---: |",
+        r"| a\|b | 1.531 | 1,200 |",
+        "| &lt;script> | – | 7 |",
+    ]
 
 
 def test_html_escapes_and_aligns():
     html = TABLE.html()
     assert "<caption>Scores | of &lt;it&gt;</caption>" in html
     assert "<td>&lt;script&gt;</td>" in html and "<script>" not in html
-    assert '<td class="number">1.531</td>' in html and '<th class="number">nats</th>' in html and "<th>name</th>" in html
+    assert (
+        '<td class="number">1.531</td>' in html and '<th class="number">nats</th>' in html and "<th>name</th>" in html
+    )
 
 
 def test_a_ragged_table_is_refused():
@@ -43,7 +67,10 @@ def test_a_ragged_table_is_refused():
 def test_a_caption_and_a_cell_are_no_markup():
     table = Table("*a* [b](c) $\\frac{$", ("_x_", "n"), (("`y` | ~z~\n# w", 1),))
     assert table.markdown().splitlines()[0] == r"**\*a\* \[b\](c) \$\\frac{\$**"
-    assert table.markdown().splitlines()[2] == r"| \_x\_ | n |" and table.markdown().splitlines()[4] == r"| \`y\` \| \~z\~ # w | 1 |"
+    assert (
+        table.markdown().splitlines()[2] == r"| \_x\_ | n |"
+        and table.markdown().splitlines()[4] == r"| \`y\` \| \~z\~ # w | 1 |"
+    )
     assert Table("a", ("b",), (("**c** | d",),), markup=True).markdown().splitlines()[4] == r"| **c** \| d |"
 
 

@@ -29,7 +29,12 @@ def test_b5_is_sharper_than_the_formula_of_the_theory():
     found = certify_recurrence(np.full(3, alpha), gate_min=g, gate_lipschitz=L, drive_bound=U).state_dependent
     assert found.status == "holds" and found.rate == pytest.approx(1 - g * (1 - alpha) + 2 * U * L)
     assert found.rate < printed
-    assert certify_recurrence(np.full(3, alpha), gate_min=g, gate_lipschitz=g * (1 - alpha) / (2 * U), drive_bound=U).state_dependent.status != "holds"
+    assert (
+        certify_recurrence(
+            np.full(3, alpha), gate_min=g, gate_lipschitz=g * (1 - alpha) / (2 * U), drive_bound=U
+        ).state_dependent.status
+        != "holds"
+    )
 
 
 def test_reducible_transitions_contract_in_some_weights():
@@ -70,7 +75,8 @@ def test_products_may_contract_where_no_weighted_maximum_norm_does():
 
 def test_slow_gates_forgive_overshoot():
     found = certify_recurrence(np.array([-3.0]), gate_min=0.1, gate_max=0.4)
-    assert found.slow_gates.status == "holds" and found.slow_gates.rate == pytest.approx(0.9)  # mu = -1: chord of |1 - 4 g| at .4
+    # mu = -1: chord of |1 - 4 g| at .4
+    assert found.slow_gates.status == "holds" and found.slow_gates.rate == pytest.approx(0.9)
     assert certify_recurrence(np.array([-3.0]), gate_min=0.1).slow_gates.status == "not established"
     closed = certify_recurrence(np.array([0.5]), gate_min=0.0).slow_gates
     assert closed.status == "not established" and "gate time, by exp(-0.5 " in closed.reason
@@ -89,7 +95,10 @@ def test_markov_gates_of_a_diagonal_transition():
     a = 1 - law.gates[:, None] * (1 - np.array([0.5, -0.5]))
     radius = max(np.abs(np.linalg.eigvals(law.transition * a[:, i] ** 2)).max() for i in range(2))
     assert radius <= found.mean_square.rate <= radius * 1.002
-    assert certify_recurrence(np.array([0.5, -0.5]), gate_min=0.1, gate_law=(law.transition, law.gates)).mean_square == found.mean_square
+    assert (
+        certify_recurrence(np.array([0.5, -0.5]), gate_min=0.1, gate_law=(law.transition, law.gates)).mean_square
+        == found.mean_square
+    )
     share = np.array([5 / 6, 1 / 6])
     assert found.lyapunov.rate == pytest.approx(max(share @ np.log(np.abs(a))))
     assert found.lyapunov.rate <= 0.5 * np.log(found.mean_square.rate)  # theory, section 5 B3
@@ -163,7 +172,9 @@ def test_formulas_are_the_same_in_jax():
             given = (A, low, high, L, M, U)
             inside = jax.jit(lambda *arrays, update=update: step_factor(*arrays, update))(*map(np.float32, given))
             np.testing.assert_allclose(inside, step_factor(*given, update), rtol=1e-5)
-        np.testing.assert_allclose(invariant_radius(A, U) >= propagate_radius(A, invariant_radius(A, U)) + U - 1e-12, True)
+        np.testing.assert_allclose(
+            invariant_radius(A, U) >= propagate_radius(A, invariant_radius(A, U)) + U - 1e-12, True
+        )
         assert (pull(A, M, U, "retain") >= pull(A, 0 * M, U, "retain")).all()
     assert np.isinf(invariant_radius(np.array([1.0, 0.5]), np.ones(2))).tolist() == [True, False]
     assert propagate_radius(np.array([0.0, 1.0]), np.array([np.inf, np.inf])).tolist() == [0.0, np.inf]
@@ -196,15 +207,22 @@ def test_what_cannot_be_a_recurrence_is_said(changes, complaint):
 
 
 def test_the_constant_of_second_moments_holds_in_the_norm_that_it_is_stated_for():
-    """A Hadamard transition gathers 16 equal components into one: its square, in the maximum norm, grows 15.7 times in a step, and shrinks in the Euclidean."""
+    """A Hadamard transition gathers 16 equal components into one: its square, in the maximum norm, grows 15.7 times in
+    a step, and shrinks in the Euclidean.
+    """
     A = 0.99 * linalg.hadamard(16) / 4
     e = A @ np.ones(16)
     for law in (None, [(1.0, 1.0)]):
         found = certify_recurrence(A, gate_min=1.0, gate_law=law).mean_square
         assert found.status == "holds" and found.rate < 1
-        assert np.abs(e).max() ** 2 == pytest.approx(15.7, rel=0.01) and np.abs(e).max() ** 2 <= found.constant * found.rate
+        assert (
+            np.abs(e).max() ** 2 == pytest.approx(15.7, rel=0.01)
+            and np.abs(e).max() ** 2 <= found.constant * found.rate
+        )
         assert e @ e <= found.euclidean_constant * found.rate * 16
-    assert found.constant == pytest.approx(16 * found.euclidean_constant), "of a law, whose rate is that of the Euclidean norm"
+    assert found.constant == pytest.approx(16 * found.euclidean_constant), (
+        "of a law, whose rate is that of the Euclidean norm"
+    )
 
 
 def test_second_moments_of_components_that_survive_in_turn_need_as_many_times_the_constant():
@@ -222,7 +240,10 @@ def test_paths_that_contract_in_the_maximum_norm_have_second_moments_in_both():
     e = A @ np.array([0.0, 1.0])
     verdict = found.mean_square
     slack = 1 + 1e-9
-    assert np.abs(e).max() ** 2 <= slack * verdict.constant * verdict.rate and e @ e <= slack * verdict.euclidean_constant * verdict.rate
+    assert (
+        np.abs(e).max() ** 2 <= slack * verdict.constant * verdict.rate
+        and e @ e <= slack * verdict.euclidean_constant * verdict.rate
+    )
 
 
 @pytest.mark.parametrize("update", ["retain", "effective"])
@@ -235,7 +256,9 @@ def test_a_large_transition_is_searched_in_bounded_work_to_the_same_answer(updat
             patch.setattr(switching, "EXACT", 4)
             gates, growth = switching.growing_gates(A, low, high, update)
         assert growth == pytest.approx(expected, rel=0.01) and (growth >= 1) == (expected >= 1)
-        assert growth == pytest.approx(np.abs(np.linalg.eigvals(switching.period_product(A, gates, update))).max() ** (1 / len(gates)))
+        assert growth == pytest.approx(
+            np.abs(np.linalg.eigvals(switching.period_product(A, gates, update))).max() ** (1 / len(gates))
+        )
 
 
 def test_the_roots_of_a_few_products_are_computed_however_many_components_there_are(monkeypatch):

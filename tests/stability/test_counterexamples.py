@@ -1,4 +1,6 @@
-"""The paper's theorem as printed, |A| L_G < 1, and what refutes it (theory, section 5, K1 to K5): every witness is replayed."""
+"""The paper's theorem as printed, |A| L_G < 1, and what refutes it (theory, section 5, K1 to K5): every witness is
+replayed.
+"""
 
 import jax
 import numpy as np
@@ -70,7 +72,9 @@ def test_k5_a_norm_below_one_is_not_enough():
 
 
 def test_k5_is_stable_or_not_by_how_often_it_switches():
-    stable, unstable = (certify_recurrence(ROTATION, gate_min=0.0, gate_law=switching(p)).mean_square for p in (0.5, 0.7))
+    stable, unstable = (
+        certify_recurrence(ROTATION, gate_min=0.0, gate_law=switching(p)).mean_square for p in (0.5, 0.7)
+    )
     assert stable.status == "holds" and stable.rate < 1
     assert unstable.status == "refuted" and unstable.rate > 1
 
@@ -100,7 +104,9 @@ def test_the_growing_direction_is_a_witness():
     for _ in range(200):
         X = laws.forward(law, X)
         traces.append(np.trace(X.sum(axis=0)))
-    assert traces[-1] > traces[-21] > traces[-41] and (traces[-1] / traces[-21]) ** (1 / 20) == pytest.approx(found.rate, rel=1e-6)
+    assert traces[-1] > traces[-21] > traces[-41] and (traces[-1] / traces[-21]) ** (1 / 20) == pytest.approx(
+        found.rate, rel=1e-6
+    )
 
 
 def test_open_and_closed_gates_may_settle_without_a_variance():
@@ -111,10 +117,16 @@ def test_open_and_closed_gates_may_settle_without_a_variance():
 
 
 def test_a_discontinuous_gate_has_a_law_and_no_pathwise_contraction():
-    found = certify_recurrence(np.array([0.5, -0.3]), gate_min=0.1, gate_lipschitz=np.inf, drive_bound=1.0, noise_cov=np.eye(2))
+    found = certify_recurrence(
+        np.array([0.5, -0.3]), gate_min=0.1, gate_lipschitz=np.inf, drive_bound=1.0, noise_cov=np.eye(2)
+    )
     assert found.state_dependent.status == "not established" and "not Lipschitz" in found.state_dependent.reason
     assert found.stationary_law.status == "holds" and "Harris" in found.stationary_law.reason
-    assert certify_recurrence(np.array([0.5, -0.3]), gate_min=0.1, gate_lipschitz=np.inf).stationary_law.status == "not established"  # without noise
+    # without noise
+    assert (
+        certify_recurrence(np.array([0.5, -0.3]), gate_min=0.1, gate_lipschitz=np.inf).stationary_law.status
+        == "not established"
+    )
 
 
 def assert_within_constants(witness, lipschitz, drive):

@@ -1,4 +1,6 @@
-"""Second moments and exponents of gates drawn at random: what is proved is proved, in bounded work, and what rounding hides is not established."""
+"""Second moments and exponents of gates drawn at random: what is proved is proved, in bounded work, and what rounding
+hides is not established.
+"""
 
 from fractions import Fraction
 
@@ -9,7 +11,8 @@ import pytest
 from selssm_jax.stability import MarkovGates, certify_recurrence, laws
 from selssm_jax.stability.contraction import Growth, below, feasible, fixed_bound, perron_root
 
-WIDE = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])  # modes that are passed through once, and one that closes
+# modes that are passed through once, and one that closes
+WIDE = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
 
 
 def moments(law, e, steps):
@@ -24,7 +27,9 @@ def moments(law, e, steps):
 
 def test_modes_that_die_out_have_second_moments_with_a_finite_constant():
     """The map of this chain is nilpotent: a rate of the smallest number had the constant inf, and was said to hold."""
-    found = certify_recurrence(np.ones(1), gate_min=0, gate_law=MarkovGates(WIDE, np.array([1.0, 1.0, 0.0])), update="effective").mean_square
+    found = certify_recurrence(
+        np.ones(1), gate_min=0, gate_law=MarkovGates(WIDE, np.array([1.0, 1.0, 0.0])), update="effective"
+    ).mean_square
     assert found.status == "holds" and 0 < found.rate < 1 and np.isfinite(found.constant)
     assert found.constant * found.rate >= 1, "a state that begins in the first mode is carried one step whole"
 
@@ -47,7 +52,9 @@ def test_rounding_refutes_nothing_far_from_normal():
 
 
 def test_rounding_refutes_no_chain_of_modes_either():
-    """.97 on the diagonal of a cycle of twelve that is all but cut open: the root of .9999 comes out above 1 or below, by how it is rounded."""
+    """.97 on the diagonal of a cycle of twelve that is all but cut open: the root of .9999 comes out above 1 or below,
+    by how it is rounded.
+    """
     m = 12
     P = 0.5 * (np.eye(m) + np.roll(np.eye(m), 1, axis=1))
     P[-1] = 0
@@ -55,15 +62,22 @@ def test_rounding_refutes_no_chain_of_modes_either():
     gates = np.append(np.ones(m - 1), 0.01)
     for order in (np.arange(m), np.random.default_rng(0).permutation(m)):
         law = MarkovGates(P[np.ix_(order, order)], gates[order])
-        found = certify_recurrence(np.full(1, np.sqrt(0.97 / 0.5)), gate_min=0, gate_law=law, update="effective").mean_square
+        found = certify_recurrence(
+            np.full(1, np.sqrt(0.97 / 0.5)), gate_min=0, gate_law=law, update="effective"
+        ).mean_square
         assert found.status != "refuted" and (found.status != "holds" or found.rate > 0.97)
 
 
 def test_a_chain_that_may_stay_in_one_of_two_parts_is_refused():
-    """Half of all paths stay at the gate 1, where states grow by 1.5 a step: the mean of both parts said that all forget."""
+    """Half of all paths stay at the gate 1, where states grow by 1.5 a step: the mean of both parts said that all
+    forget.
+    """
     with pytest.raises(ValueError, match="2 closed classes of modes, expected one"):
         certify_recurrence(np.array([-1.5]), gate_min=0.2, gate_law=MarkovGates(np.eye(2), np.array([0.4, 1.0])))
-    assert certify_recurrence(np.array([0.5]), gate_min=0.0, gate_law=MarkovGates(WIDE, np.ones(3))).lyapunov.status == "holds"
+    assert (
+        certify_recurrence(np.array([0.5]), gate_min=0.0, gate_law=MarkovGates(WIDE, np.ones(3))).lyapunov.status
+        == "holds"
+    )
 
 
 def test_transitions_whose_squares_are_no_numbers_are_refused():
@@ -87,7 +101,10 @@ def test_the_invariant_box_is_never_left_not_even_by_rounding():
 def test_a_box_of_single_components_is_not_left_either_and_roots_lie_above():
     a = np.array([0.0, 0.3, 1 - 1e-6, 1 - 1e-12])
     M = fixed_bound(a, np.array([1.0, 0.1, 0.7, 3.0]))
-    assert all(Fraction(x) * Fraction(m) + Fraction(u) <= Fraction(m) for x, m, u in zip(a, M, (1.0, 0.1, 0.7, 3.0), strict=True))
+    assert all(
+        Fraction(x) * Fraction(m) + Fraction(u) <= Fraction(m)
+        for x, m, u in zip(a, M, (1.0, 0.1, 0.7, 3.0), strict=True)
+    )
     np.testing.assert_allclose(M * (1 - a), [1.0, 0.1, 0.7, 3.0], rtol=0.1)
     assert fixed_bound(np.array([1.0]), np.ones(1)) is None and fixed_bound(np.eye(2), np.ones(2)) is None
     N = np.array([[0.5, 1e8], [1e-9, 0.5]])  # of root .5 + sqrt(.1), by weights a hundred million apart
@@ -103,7 +120,11 @@ def test_powers_of_a_large_map_prove_a_rate_that_second_moments_stay_under(kind,
     rng, n = np.random.default_rng(0), 20
     A = 0.7 * rng.standard_normal((n, n)) / np.sqrt(n)
     gates = rng.uniform(0.3, 1, (2, n))
-    given = list(zip((0.3, 0.7), gates, strict=True)) if kind == "independent" else MarkovGates(np.array([[0.9, 0.1], [0.4, 0.6]]), gates)
+    given = (
+        list(zip((0.3, 0.7), gates, strict=True))
+        if kind == "independent"
+        else MarkovGates(np.array([[0.9, 0.1], [0.4, 0.6]]), gates)
+    )
     law = laws.read_law(given, A, np.zeros(n), np.ones(n), update)
     found = laws.mean_square(law)
     assert found.constant is not None and found.radius <= found.rate < 1
@@ -116,10 +137,16 @@ def test_powers_of_a_large_map_prove_a_rate_that_second_moments_stay_under(kind,
 @pytest.mark.parametrize("kind", ["list", "sampler"])
 @pytest.mark.parametrize(("scale", "status"), [(0.5, "holds"), (1.3, "refuted")])
 def test_a_hundred_and_twenty_eight_components_are_judged_in_bounded_work(kind, scale, status, monkeypatch):
-    """The search for eigenvalues and the proof took minutes, of a sampler more: they are a thousand small products now, however many draws there are."""
+    """The search for eigenvalues and the proof took minutes, of a sampler more: they are a thousand small products now,
+    however many draws there are.
+    """
     rng, n = np.random.default_rng(0), 128
     A = scale * rng.standard_normal((n, n)) / np.sqrt(n)
-    given = [(0.3, 0.2), (0.7, np.linspace(0.1, 1, n))] if kind == "list" else lambda key, count: jax.random.uniform(key, (count, n), minval=0.1)
+    given = (
+        [(0.3, 0.2), (0.7, np.linspace(0.1, 1, n))]
+        if kind == "list"
+        else lambda key, count: jax.random.uniform(key, (count, n), minval=0.1)
+    )
     law = laws.read_law(given, A, np.zeros(n), np.ones(n), "retain")
     steps = []
 

@@ -1,4 +1,6 @@
-"""Certificates of layers: true for the layer itself, kept through training by construction, and stated through one interface."""
+"""Certificates of layers: true for the layer itself, kept through training by construction, and stated through one
+interface.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +35,14 @@ def made(seed=0, scale=1.0, **form):
     """A layer and parameters as large as training may make them."""
     active = {"gate_active": 5} if form.get("gate") == "top_k" else {}
     layer = SelectiveSSM(WIDTH, STATE, **({"gate_floor": 0.05} | active | form))
-    params = layer.init({"params": jax.random.key(seed), "gates": jax.random.key(1)}, jnp.zeros((1, 3, WIDTH)))["params"]
+    params = layer.init({"params": jax.random.key(seed), "gates": jax.random.key(1)}, jnp.zeros((1, 3, WIDTH)))[
+        "params"
+    ]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return layer, tree.unflatten([leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)])
+    return layer, tree.unflatten(
+        [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,10 @@ def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
     zero = layer.initial_state(1)
     reach = certify(layer, params, input_bound=2.0).invariant_radius
     starts = [zero + sign * jnp.asarray(reach, zero.dtype)[None] for sign in (-1, 1)]
-    states = [layer.apply({"params": params}, x, start, mutable=["intermediates"])[1]["intermediates"]["state"][0][0] for start in starts]
+    states = [
+        layer.apply({"params": params}, x, start, mutable=["intermediates"])[1]["intermediates"]["state"][0][0]
+        for start in starts
+    ]
     distances = np.abs(np.asarray(states[0] - states[1])).max(axis=1)
     first = float(np.abs(np.asarray(starts[0] - starts[1])).max())
     allowed = verdict.constant * verdict.rate ** (1 + np.arange(300)) * first
@@ -93,7 +102,9 @@ def test_certified_layers_stay_so_while_they_train(form):
     @jax.jit
     def step(params, state):
         def loss(params):
-            return -jnp.abs(layer.apply({"params": params}, x)[0]).mean() - sum(jnp.abs(leaf).mean() for leaf in jax.tree.leaves(params["G"]))
+            return -jnp.abs(layer.apply({"params": params}, x)[0]).mean() - sum(
+                jnp.abs(leaf).mean() for leaf in jax.tree.leaves(params["G"])
+            )
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
@@ -105,11 +116,18 @@ def test_certified_layers_stay_so_while_they_train(form):
     assert verdict.status == "holds" and verdict.rate < 1, verdict
     free = layer.clone(certified=False)
     assert certify(free, params, input_bound=2.0).contraction.status != "holds"
-    solved, expected = (free.clone(solver=solver).apply({"params": params}, x)[0] for solver in ("newton", "sequential"))
-    np.testing.assert_allclose(solved, expected, rtol=1e-3, atol=1e-3 * float(jnp.abs(expected).max()))  # the fallback is right where nothing contracts
+    solved, expected = (
+        free.clone(solver=solver).apply({"params": params}, x)[0] for solver in ("newton", "sequential")
+    )
+    # the fallback is right where nothing contracts
+    np.testing.assert_allclose(solved, expected, rtol=1e-3, atol=1e-3 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form.get("certified") and form.get("update") is None], ids=lambda form: form["gate_state"])
+@pytest.mark.parametrize(
+    "form",
+    [form for form in FORMS if form.get("certified") and form.get("update") is None],
+    ids=lambda form: form["gate_state"],
+)
 @pytest.mark.parametrize("scale", [0.1, 1.0])
 @pytest.mark.parametrize("steps", [64, 512])
 def test_iterations_of_certified_layers_are_those_expected(form, scale, steps, monkeypatch):
@@ -141,14 +159,17 @@ def test_free_layers_that_are_refused_fall_back_to_right_states():
     x = jax.random.normal(jax.random.key(0), (2, 200, WIDTH))
     y, _ = layer.apply({"params": params}, x)
     expected, _ = layer.clone(solver="sequential").apply({"params": params}, x)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)  # float32; a solve ends at a relative residual of 1e-6
+    # float32; a solve ends at a relative residual of 1e-6
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_certified_needs_a_floor_and_bounded_noise():
     with pytest.raises(ValueError, match=r"gate_floor=0\.0: use for example"):
         SelectiveSSM(WIDTH, STATE, certified=True).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
     with pytest.raises(ValueError, match="Gaussian without bound"):
-        SelectiveSSM(WIDTH, STATE, certified=True, gate_floor=0.1, gate_state="dense", process_noise=0.1).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
+        SelectiveSSM(WIDTH, STATE, certified=True, gate_floor=0.1, gate_state="dense", process_noise=0.1).init(
+            jax.random.key(0), jnp.zeros((1, 2, WIDTH))
+        )
 
 
 @pytest.mark.parametrize("kind", [kind for kind, can in mixers.GATES.items() if can.jumps])
@@ -161,7 +182,9 @@ def test_of_gates_that_jump_with_the_state_no_contraction_is_certified(kind, rea
     assert found.stationary_law.status == "holds", "B6 asks for no Lipschitz constant (theory, section 5)"
     still = params | {"G": params["G"] | {"state_kernel": 0 * params["G"]["state_kernel"]}}
     assert certify(layer, still, input_bound=1.0).contraction.status == "holds"  # as weights that are 0 read nothing
-    with pytest.raises(ValueError, match=r"needs gates of bounded slope, found gate='\w+', which jumps: use gate_state='none'"):
+    with pytest.raises(
+        ValueError, match=r"needs gates of bounded slope, found gate='\w+', which jumps: use gate_state='none'"
+    ):
         layer.clone(certified=True, process_noise=0.0).apply({"params": params}, jnp.zeros((1, 2, WIDTH)))
 
 
@@ -187,7 +210,9 @@ class Recurrent(nn.Module):
 
 def test_any_mixer_is_certified_by_what_it_states():
     found = certify(Recurrent(1.0), {})
-    assert found.state_dependent.status == "holds" and found.state_dependent.rate == pytest.approx(np.sqrt(0.1), rel=0.05)
+    assert found.state_dependent.status == "holds" and found.state_dependent.rate == pytest.approx(
+        np.sqrt(0.1), rel=0.05
+    )
     assert found.slow_gates.status == "not established" and found.horizon() < 30
     assert certify(Recurrent(4.0), {}).state_dependent.status == "not established"
 
@@ -199,7 +224,8 @@ def test_a_layer_without_bounds_is_not_established():
 
 
 @pytest.mark.parametrize(
-    ("stated", "complaint"), [({}, "state 0 of"), ({"A": jnp.ones(2)}, "without gate_min"), ({"A": jnp.ones(2), "unknown": "x"}, "state 2 of")]
+    ("stated", "complaint"),
+    [({}, "state 0 of"), ({"A": jnp.ones(2)}, "without gate_min"), ({"A": jnp.ones(2), "unknown": "x"}, "state 2 of")],
 )
 def test_bounds_prove_themselves(stated, complaint):
     with pytest.raises(ValueError, match=complaint):
@@ -208,7 +234,13 @@ def test_bounds_prove_themselves(stated, complaint):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"conv": 3}, {"norm": "none"}, {"selective__gate_state": "elementwise", "selective__certified": True, "selective__gate_floor": 0.05}, {"remat": True}],
+    [
+        {},
+        {"conv": 3},
+        {"norm": "none"},
+        {"selective__gate_state": "elementwise", "selective__certified": True, "selective__gate_floor": 0.05},
+        {"remat": True},
+    ],
 )
 def test_models_are_certified_block_by_block(changes):
     config = runs.model(pattern=("selective",) * 2, d_model=16, d_state=24, task=Task("language", vocab=5), **changes)
@@ -231,7 +263,11 @@ def test_only_constant_gates_are_refuted():
     assert certify(layer, params).uniform.status == "holds" and certify(layer, closed).uniform.status == "refuted"
     layer = SelectiveSSM(WIDTH, STATE)
     found = certify(layer, layer.init(jax.random.key(0), x)["params"])
-    assert found.uniform.status == "not established" and found.uniform.witness.growth == 1 and "do not exclude it" in found.uniform.reason
+    assert (
+        found.uniform.status == "not established"
+        and found.uniform.witness.growth == 1
+        and "do not exclude it" in found.uniform.reason
+    )
 
 
 def test_parameters_are_taken_as_init_returns_them_and_by_themselves():
@@ -239,6 +275,14 @@ def test_parameters_are_taken_as_init_returns_them_and_by_themselves():
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 3)))
     assert str(certify(layer, variables)) == str(certify(layer, variables["params"]))
     assert make_decoder(layer.clone(gate="hard_sigmoid", gate_floor=0.0), variables).capacity == 1
-    model = SequenceModel(Model(("selective",), d_model=4, d_state=2, selective=SelectiveConfig(gate_floor=0.1), task=Task("language", vocab=3)))
+    model = SequenceModel(
+        Model(
+            ("selective",),
+            d_model=4,
+            d_state=2,
+            selective=SelectiveConfig(gate_floor=0.1),
+            task=Task("language", vocab=3),
+        )
+    )
     whole = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     assert str(certify_model(model, whole)) == str(certify_model(model, whole["params"]))

@@ -51,15 +51,22 @@ def test_gates_that_jump_have_no_constant_where_they_may_and_zero_where_they_can
     W = np.array([0.0, 2.0, -1.0])
     assert gate_lipschitz("binary", W).lower == gate_lipschitz("binary", W).upper == np.inf
     assert gate_lipschitz("binary", np.diag(W), norm="euclidean").upper == np.inf
-    assert gate_lipschitz("binary", W, logits=(0.1, 5.0)).upper == 0 == gate_lipschitz("binary", W, logits=(-3.0, 0.0)).upper
+    assert (
+        gate_lipschitz("binary", W, logits=(0.1, 5.0)).upper
+        == 0
+        == gate_lipschitz("binary", W, logits=(-3.0, 0.0)).upper
+    )
     assert gate_lipschitz("top_k", W).upper == np.inf and gate_lipschitz("top_k", 0 * W).upper == 0
     jump = Opening(jnp.zeros((1, 3)), None, jnp.asarray(W, jnp.float32), "binary", 0.0)
     assert float(ratios(jump.at, 3, "max").max()) > 30  # 1 / the nearest pairs' distance
     ends = jnp.array([[-1.0, 0.5, 2.0], [-0.5, 1.5, 2.5]])
-    binary = Opening(ends, None, jnp.full((3, 3), 0.1).at[:, 2].set(0), "binary", 0.0).envelope(jnp.array([6.0, 1.0, 1.0]))
+    binary = Opening(ends, None, jnp.full((3, 3), 0.1).at[:, 2].set(0), "binary", 0.0).envelope(
+        jnp.array([6.0, 1.0, 1.0])
+    )
     assert binary.low.tolist() == [0, 0, 1] and binary.high.tolist() == [1, 1, 1]
     assert binary.lipschitz.tolist() == [[np.inf, np.inf, 0], [np.inf, np.inf, 0], [0, 0, 0]]
-    largest = Opening(ends, None, jnp.array([1.0, 0.0, 0.1]), "top_k", 0.0, 1).envelope(jnp.ones(3))  # the first cannot reach the last
+    # the first cannot reach the last
+    largest = Opening(ends, None, jnp.array([1.0, 0.0, 0.1]), "top_k", 0.0, 1).envelope(jnp.ones(3))
     assert largest.low.tolist() == [0, 0, 1] and not largest.lipschitz.any()
     either = Opening(ends, None, jnp.array([1.0, 0.5, 0.5]), "top_k", 0.0, 1).envelope(jnp.ones(3))
     assert either.lipschitz.tolist() == [[0, 0, 0], [np.inf] * 3, [np.inf] * 3]
@@ -67,8 +74,14 @@ def test_gates_that_jump_have_no_constant_where_they_may_and_zero_where_they_can
 
 def test_a_drawn_gate_is_no_steeper_than_said():
     z, noise = jnp.linspace(-9, 9, 999)[:, None], gates.logistic(jax.random.key(0), jnp.zeros((1, 2000)))
-    slopes = jax.vmap(jax.vmap(jax.grad(lambda z, noise: gates.hard_concrete(z, noise)), (None, 0)), (0, None))(z[:, 0], noise[0])
-    assert gates.GATES["hard_concrete"].drawn_slope * 0.99 < float(slopes.max()) <= gates.GATES["hard_concrete"].drawn_slope + 1e-6
+    slopes = jax.vmap(jax.vmap(jax.grad(lambda z, noise: gates.hard_concrete(z, noise)), (None, 0)), (0, None))(
+        z[:, 0], noise[0]
+    )
+    assert (
+        gates.GATES["hard_concrete"].drawn_slope * 0.99
+        < float(slopes.max())
+        <= gates.GATES["hard_concrete"].drawn_slope + 1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 7), (40, 40), (3, 9)])
@@ -92,7 +105,9 @@ def test_weighted_norms_are_those_of_scaled_matrices():
 def test_any_function_of_the_state_can_be_climbed():
     starts = np.random.default_rng(0).standard_normal((8, 2))
     assert maximised_ratio(lambda h: jnp.sin(3 * h), starts) == pytest.approx(3, rel=1e-3)
-    assert maximised_ratio(lambda h: h @ jnp.array([[1.0, 1.0], [0.0, 1.0]]), starts, norm="euclidean") == pytest.approx((1 + np.sqrt(5)) / 2, rel=1e-4)
+    assert maximised_ratio(
+        lambda h: h @ jnp.array([[1.0, 1.0], [0.0, 1.0]]), starts, norm="euclidean"
+    ) == pytest.approx((1 + np.sqrt(5)) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(

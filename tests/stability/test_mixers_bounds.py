@@ -1,4 +1,6 @@
-"""What mixers state of themselves, attacked: no input of the set and no state leads beyond it, and some lead near it."""
+"""What mixers state of themselves, attacked: no input of the set and no state leads beyond it, and some lead near
+it.
+"""
 
 import functools
 import itertools
@@ -22,10 +24,16 @@ from selssm_jax.stability import certify, certify_model
 
 D, N, RADIUS = 2, 4, 1.5
 INVARIANT = {"s4d": S4D(D, N), "s5": S5(D, N), "lru": LRU(D, N)}
-GATED = {"min_gru": MinGRU(D, N), "rg_lru": RGLRU(D, N, 2, 2), "mamba": Mamba(D, 3, d_conv=2), "mamba2": Mamba2(D, 3, 2, 1, d_conv=2)}
+GATED = {
+    "min_gru": MinGRU(D, N),
+    "rg_lru": RGLRU(D, N, 2, 2),
+    "mamba": Mamba(D, 3, d_conv=2),
+    "mamba2": Mamba2(D, 3, 2, 1, d_conv=2),
+}
 CELLS = {"rnn": RNN(D, N), "gru": GRU(D, N), "lstm": LSTM(D, N)}
 LINEAR = INVARIANT | GATED
-NEAR = {"s4d": 0.99, "s5": 0.9, "lru": 0.9, "min_gru": 0.99, "rg_lru": 0.4, "mamba": 0.1, "mamba2": 0.05}  # shares of bounds that inputs reach
+# shares of bounds that inputs reach
+NEAR = {"s4d": 0.99, "s5": 0.9, "lru": 0.9, "min_gru": 0.99, "rg_lru": 0.4, "mamba": 0.1, "mamba2": 0.05}
 BALL = Ball(jnp.array([1.0, -0.5]), RADIUS)
 
 
@@ -81,7 +89,9 @@ def stated(layer, params, inputs):
 
 
 def shaped(layer, value, like):
-    """A bound of all components in the shape of the state, (1, ...); of Mamba one a state, for all channels, of Mamba-2 one a head."""
+    """A bound of all components in the shape of the state, (1, ...); of Mamba one a state, for all channels, of Mamba-2
+    one a head.
+    """
     value = np.asarray(value)
     if isinstance(layer, Mamba):
         return value[None, None]
@@ -117,10 +127,14 @@ def test_no_input_of_a_set_leads_gates_or_drives_beyond_what_is_stated(kind, sca
 def points_of_a_cell(layer, params, count=256):
     """States within |h| <= 1, corners among them, and cells within what sums of gated tanhs can be."""
     rng = np.random.default_rng(1)
-    h = np.concatenate([rng.uniform(-1, 1, (count // 2, N)), rng.choice([-1.0, 1.0], (count // 2, N))]).astype(np.float32)
+    h = np.concatenate([rng.uniform(-1, 1, (count // 2, N)), rng.choice([-1.0, 1.0], (count // 2, N))]).astype(
+        np.float32
+    )
     if not isinstance(layer, LSTM):
         return jnp.asarray(h)
-    spread = np.abs(np.asarray(params["W"], np.float64)).sum(axis=0) * RADIUS + np.abs(np.asarray(params["U"], np.float64)).sum(axis=0)
+    spread = np.abs(np.asarray(params["W"], np.float64)).sum(axis=0) * RADIUS + np.abs(
+        np.asarray(params["U"], np.float64)
+    ).sum(axis=0)
     i, f = (1 / (1 + np.exp(-(np.asarray(params["b"])[gate] + spread[gate]))) for gate in (0, 1))
     return {"h": jnp.asarray(h), "c": jnp.asarray(rng.uniform(-1, 1, h.shape) * i / (1 - f), jnp.float32)}
 
@@ -165,7 +179,9 @@ def test_time_invariant_layers_forget_at_the_rate_of_their_slowest_pole(kind):
     layer = INVARIANT[kind]
     found = certify(layer, start(layer))
     assert found.contraction.status == found.lyapunov.status == "holds"
-    assert found.contraction.rate == pytest.approx(float(jnp.abs(stated(layer, start(layer), Box(1.0)).A).max()), rel=1e-6)
+    assert found.contraction.rate == pytest.approx(
+        float(jnp.abs(stated(layer, start(layer), Box(1.0)).A).max()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", GATED)
@@ -186,8 +202,15 @@ def test_cells_of_small_weights_contract_and_of_large_ones_nothing_is_establishe
     verdict = certify(layer, params, input_bound=RADIUS).contraction
     assert verdict.status == "holds", verdict
     x = box_inputs()[:, -1:].repeat(20, axis=1)
-    starts = [jax.tree.map(lambda leaf, sign=sign: jnp.full_like(leaf, sign), layer.initial_state(len(x))) for sign in (-0.5, 0.5)]
-    apart = jax.jit(lambda one, two: jax.tree.map(jnp.subtract, *(layer.apply({"params": params}, x, start)[1] for start in (one, two))))(*starts)
+    starts = [
+        jax.tree.map(lambda leaf, sign=sign: jnp.full_like(leaf, sign), layer.initial_state(len(x)))
+        for sign in (-0.5, 0.5)
+    ]
+    apart = jax.jit(
+        lambda one, two: jax.tree.map(
+            jnp.subtract, *(layer.apply({"params": params}, x, start)[1] for start in (one, two))
+        )
+    )(*starts)
     left = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(apart))
     assert left <= verdict.constant * verdict.rate**20 + 1e-6
     refused = certify(layer, scaled(layer, large), input_bound=RADIUS).contraction
@@ -198,7 +221,9 @@ def test_of_an_lstm_that_reads_anything_nothing_is_established():
     layer = CELLS["lstm"]
     found = certify(layer, scaled(layer, 0.1)).contraction
     assert found.status == "not established" and "neither have the cells" in found.reason
-    assert certify(CELLS["rnn"], scaled(CELLS["rnn"], 0.3)).contraction.status == "holds", "tanh bounds what it may read"
+    assert certify(CELLS["rnn"], scaled(CELLS["rnn"], 0.3)).contraction.status == "holds", (
+        "tanh bounds what it may read"
+    )
 
 
 @pytest.mark.parametrize("layer", [Attention(4, 2, 8), TCN(4, 3, 1)], ids=["attention", "tcn"])
@@ -253,7 +278,9 @@ def test_a_cell_without_gates_is_certified_wherever_its_state_is():
 
 @pytest.mark.parametrize("kind", ["ball", "box", "box with a bias before the convolution"])
 def test_sums_over_channels_know_that_these_read_the_same_inputs(kind):
-    """Ascent on the inputs of four steps: step sizes stay within what is stated, which is less wide than where all channels are largest at once."""
+    """Ascent on the inputs of four steps: step sizes stay within what is stated, which is less wide than where all
+    channels are largest at once.
+    """
     layer, rng, D = Mamba(32, 4, projection_bias="bias" in kind), np.random.default_rng(0), 32
     params = layer.init(jax.random.key(0), jnp.zeros((1, 2, D)))["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.2 * jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), params)
@@ -262,7 +289,12 @@ def test_sums_over_channels_know_that_these_read_the_same_inputs(kind):
     @functools.partial(jax.grad, has_aux=True)
     def rise(u):
         u = u / jnp.linalg.norm(u, axis=-1, keepdims=True) * D**0.5 if kind == "ball" else jnp.clip(u, -0.5, 0.5)
-        (_, _), seen = layer.apply({"params": params}, u, capture_intermediates=lambda module, _: module.name == "conv", mutable=["intermediates"])
+        (_, _), seen = layer.apply(
+            {"params": params},
+            u,
+            capture_intermediates=lambda module, _: module.name == "conv",
+            mutable=["intermediates"],
+        )
         logits = jax.nn.silu(seen["intermediates"]["conv"]["__call__"][0][0][:, -1]) @ params["down"] @ params["up"]
         return (logits * sign).sum(), logits
 

@@ -1,7 +1,8 @@
-"""No certificate is ever exceeded: 500 random systems of each class, two coupled trajectories each, 2000 steps (theory, section 5).
+"""No certificate is ever exceeded: 500 random systems of each class, two coupled trajectories each, 2000 steps (theory,
+section 5).
 
-Differences of systems whose gates do not read the state are simulated exactly, as products; those of gates that read it down to
-the rounding of float64, below which no difference is looked at.
+Differences of systems whose gates do not read the state are simulated exactly, as products; those of gates that read it
+down to the rounding of float64, below which no difference is looked at.
 """
 
 import itertools
@@ -42,13 +43,16 @@ def padded(values, value=0.0):
     """Vectors (n,), matrices (n, n) or sequences (T, n) of systems of different size, stacked for 4 components."""
     square = [array.ndim == 2 and array.shape[0] == array.shape[1] <= 4 for array in values]
     widths = [
-        [(0, 4 - array.shape[-1] if axis == array.ndim - 1 or full else 0) for axis in range(array.ndim)] for array, full in zip(values, square, strict=True)
+        [(0, 4 - array.shape[-1] if axis == array.ndim - 1 or full else 0) for axis in range(array.ndim)]
+        for array, full in zip(values, square, strict=True)
     ]
     return np.stack([np.pad(array, width, constant_values=value) for array, width in zip(values, widths, strict=True)])
 
 
 def assert_never_exceeded(distances, rates, constants, floor=1e-250):
-    """distances[t, s] <= constants[s] rates[s]^t distances[0, s], in logarithms, while above `floor` times the first."""
+    """distances[t, s] <= constants[s] rates[s]^t distances[0, s], in logarithms, while above `floor` times the
+    first.
+    """
     t = np.arange(len(distances))[:, None]
     alive = distances > floor * distances[0]
     allowed = np.log(distances[0] * constants) + t * np.log(np.maximum(rates, 1e-300)) + np.log(SLACK)
@@ -56,7 +60,9 @@ def assert_never_exceeded(distances, rates, constants, floor=1e-250):
 
 
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize(("name", "update"), [("uniform", "retain"), ("uniform", "effective"), ("slow_gates", "retain")])
+@pytest.mark.parametrize(
+    ("name", "update"), [("uniform", "retain"), ("uniform", "effective"), ("slow_gates", "retain")]
+)
 def test_certified_products_stay_under_their_rate(name, update, dense):
     certified = []
     for rng, A, n in systems(1, dense=dense):
@@ -64,7 +70,9 @@ def test_certified_products_stay_under_their_rate(name, update, dense):
         low = high * rng.uniform(0.0, 1, n)
         verdict = getattr(certify_recurrence(A, gate_min=low, gate_max=high, update=update), name)
         if verdict.status == "holds":
-            certified.append((verdict, A if dense else np.diag(A), adversarial(rng, low, high, STEPS), rng.standard_normal(n)))
+            certified.append(
+                (verdict, A if dense else np.diag(A), adversarial(rng, low, high, STEPS), rng.standard_normal(n))
+            )
     assert len(certified) > SYSTEMS / 4
     verdicts, A, gates, e = zip(*certified, strict=True)
     A, gates, e = padded(A), padded(gates, 1.0), padded(e)
@@ -105,12 +113,21 @@ def test_certified_second_moments_stay_under_their_rate():
     for rng, A, n in systems(3, dense=True):
         modes = int(rng.integers(1, 4))
         gates, p = rng.uniform(0.05, 1, (modes, n)), rng.dirichlet(np.ones(modes))
-        verdict = laws.mean_square(laws.read_law(list(zip(p, gates, strict=True)), A, np.zeros(n), np.ones(n), "retain"))
+        verdict = laws.mean_square(
+            laws.read_law(list(zip(p, gates, strict=True)), A, np.zeros(n), np.ones(n), "retain")
+        )
         if verdict.constant is not None:
             steps = effective_transition(gates, A, "retain")
             moments = sum(share * np.kron(one, one) for share, one in zip(p, steps, strict=True))
             e = rng.standard_normal(n)
-            certified.append((verdict, np.pad(moments, (0, 16 - n * n)), np.pad(np.kron(e, e), (0, 16 - n * n)), np.pad(np.eye(n).ravel(), (0, 16 - n * n))))
+            certified.append(
+                (
+                    verdict,
+                    np.pad(moments, (0, 16 - n * n)),
+                    np.pad(np.kron(e, e), (0, 16 - n * n)),
+                    np.pad(np.eye(n).ravel(), (0, 16 - n * n)),
+                )
+            )
     assert len(certified) > SYSTEMS / 4
     verdicts, moments, X, trace = zip(*certified, strict=True)
     moments, X, trace = np.stack(moments), np.stack(X), np.stack(trace)
@@ -156,10 +173,12 @@ def test_certified_gates_that_read_the_state_stay_under_their_rate(update, capsy
     ratio = np.log(rates) / np.log(np.maximum(seen, 1e-300))
     with capsys.disabled():
         print(
-            f"\n{update}: {len(rates)} of {SYSTEMS} certified; log kappa over that of the observed rate: median {np.median(ratio):.2f}, most {ratio.max():.2f}"
+            f"\n{update}: {len(rates)} of {SYSTEMS} certified; log kappa over that of the observed rate: median "
+            f"{np.median(ratio):.2f}, most {ratio.max():.2f}"
         )
     alive = (distances > ROUNDING * distances[0]).sum(axis=0)
-    assert (seen <= rates * constants ** (1 / np.maximum(alive - 1, 1)) * SLACK).all()  # kappa is never below the observed rate
+    # kappa is never below the observed rate
+    assert (seen <= rates * constants ** (1 / np.maximum(alive - 1, 1)) * SLACK).all()
 
 
 def sigmoid_gates(rng, n, low, L):

@@ -25,7 +25,9 @@ LANGUAGE = TASKS["language"]
 
 def sweeping(**changes) -> Experiment:
     sweep = Sweep(**({"parameters": 40_000, "trials": 8, "gate_biases": (0.0, 1.0)} | changes))
-    return dataclasses.replace(runs.experiment(model__pattern=("selective",) * 2, model__d_model=32, model__d_state=64), sweep=sweep)
+    return dataclasses.replace(
+        runs.experiment(model__pattern=("selective",) * 2, model__d_model=32, model__d_state=64), sweep=sweep
+    )
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -34,7 +36,9 @@ def test_a_compared_model_has_the_parameters_that_are_asked_for_by_its_mlp_alone
     point = compared_models.grid(base, name)[-1]
     found = compared_models.configure(base, name, point, LANGUAGE)
     model = SequenceModel(dataclasses.replace(found.model, task=LANGUAGE))
-    drawn = sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]))
+    drawn = sum(
+        leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    )
     assert abs(drawn / 40_000 - 1) <= compared_models.WITHIN
     assert found.data == base.data
     assert found.optimizer == dataclasses.replace(base.optimizer, peak_rate=point["optimizer.peak_rate"])
@@ -57,9 +61,14 @@ def test_gate_biases_and_penalties_are_for_selective_gates_alone():
 
 
 def test_rates_are_spaced_evenly_in_their_logarithm():
-    rates = sorted({point["optimizer.peak_rate"] for point in compared_models.grid(sweeping(learning_rates=(1e-3, 8e-3)), "gru")})
+    rates = sorted(
+        {point["optimizer.peak_rate"] for point in compared_models.grid(sweeping(learning_rates=(1e-3, 8e-3)), "gru")}
+    )
     assert rates == pytest.approx([1e-3, 2e-3, 4e-3, 8e-3])
-    (middle,) = {point["optimizer.peak_rate"] for point in compared_models.grid(sweeping(trials=4, learning_rates=(1e-3, 4e-3)), "selective")}
+    (middle,) = {
+        point["optimizer.peak_rate"]
+        for point in compared_models.grid(sweeping(trials=4, learning_rates=(1e-3, 4e-3)), "selective")
+    }
     assert middle == pytest.approx(2e-3)
 
 
@@ -70,19 +79,30 @@ def test_without_a_number_the_configured_model_gives_it():
 
 def test_mixers_that_are_larger_than_the_whole_are_refused():
     base = sweeping(parameters=5_000)
-    with pytest.raises(InputError, match=r"'lstm' has [\d,]+ parameters with MLPs of 1 hidden units, where sweep.parameters asks for 5,000"):
+    with pytest.raises(
+        InputError,
+        match=r"'lstm' has [\d,]+ parameters with MLPs of 1 hidden units, where sweep.parameters asks for 5,000",
+    ):
         compared_models.configure(base, "lstm", compared_models.grid(base, "lstm")[-1], LANGUAGE)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_largest_compared_models_of_the_papers_tasks_can_be_built(path):
     base = Experiment.from_config_dict(load(str(path)))
-    kinds = {"tiny_shakespeare": "language", "wikitext2": "language", "selective_copying": "language", "induction_heads": "language", "fsdd": "classification"}
+    kinds = {
+        "tiny_shakespeare": "language",
+        "wikitext2": "language",
+        "selective_copying": "language",
+        "induction_heads": "language",
+        "fsdd": "classification",
+    }
     kind = kinds.get(base.data.source, "classification" if base.data.source == "smnist" else "forecasting")
     task = dataclasses.replace(TASKS[kind], horizon=base.data.horizon if kind == "forecasting" else 0)
     assert base.name == path.stem
     for name in ("lstm", "tcn"):
         point = compared_models.grid(base, name)[-1]
         assert math.isclose(
-            compared_models.parameters(compared_models.configure(base, name, point, task).model, task), compared_models.target(base, task), rel_tol=0.05
+            compared_models.parameters(compared_models.configure(base, name, point, task).model, task),
+            compared_models.target(base, task),
+            rel_tol=0.05,
         )

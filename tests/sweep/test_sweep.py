@@ -1,4 +1,6 @@
-"""A sweep of two small models, as the command line runs it: records, what is left out, what goes on, and runs that come out the same again."""
+"""A sweep of two small models, as the command line runs it: records, what is left out, what goes on, and runs that come
+out the same again.
+"""
 
 import contextlib
 import dataclasses
@@ -46,12 +48,18 @@ def finished(tmp_path_factory):
 def test_a_record_says_how_a_cell_was_tuned_trained_and_tested(finished):
     _, records = finished
     for name, record in records.items():
-        assert (record["model"], record["metric"], record["budget"]) == (name, "nats", {"trials": 2, "trial_steps": 3, "steps": 6, "seeds": 2})
+        assert (record["model"], record["metric"], record["budget"]) == (
+            name,
+            "nats",
+            {"trials": 2, "trial_steps": 3, "steps": 6, "seeds": 2},
+        )
         assert record["chosen"] in [trial["point"] for trial in record["trials"]]
         scores = {json.dumps(trial["point"]): trial["validation"]["nats"] for trial in record["trials"]}
         assert scores[json.dumps(record["chosen"])] == min(scores.values())
         assert [run["seed"] for run in record["runs"]] == [0, 1]
-        assert all({"nats", "bits", "accuracy"} <= set(run["test"]) and set(run["lengths"]) == {"32"} for run in record["runs"])
+        assert all(
+            {"nats", "bits", "accuracy"} <= set(run["test"]) and set(run["lengths"]) == {"32"} for run in record["runs"]
+        )
         assert abs(record["parameters"] / record["target_parameters"] - 1) <= 0.05
         assert all(record["costs"][key] for key in ("state_bytes", "training_peak_bytes", "decode_peak_bytes"))
         assert not any(str(value).startswith("/") for value in record["config"]["data"].values())
@@ -66,12 +74,17 @@ def test_what_is_there_is_left_out_and_another_sweep_is_not(finished, capsys):
     assert runs.content(folder) == before
     other = dataclasses.replace(SWEEP, sweep=dataclasses.replace(SWEEP.sweep, seeds=3))
     assert not command._there(folder / "records" / "gru.json", other, "gru")
-    assert command._there(folder / "records" / "gru.json", dataclasses.replace(SWEEP, data=dataclasses.replace(SWEEP.data, cache_dir="elsewhere")), "gru")
+    assert command._there(
+        folder / "records" / "gru.json",
+        dataclasses.replace(SWEEP, data=dataclasses.replace(SWEEP.data, cache_dir="elsewhere")),
+        "gru",
+    )
 
 
 def test_a_record_from_before_a_key_was_there_has_the_keys_default(finished, tmp_path):
     record = json.loads((finished[0] / "records" / "gru.json").read_text())
-    del record["sweep"]["training.forecast_loss"], record["sweep"]["sweep.seeds"]  # mse, as ever; but not the 2 seeds of this sweep
+    # mse, as ever; but not the 2 seeds of this sweep
+    del record["sweep"]["training.forecast_loss"], record["sweep"]["sweep.seeds"]
     path = tmp_path / "gru.json"
     path.write_text(json.dumps(record))
     assert not command._there(path, SWEEP, "gru")
@@ -85,7 +98,10 @@ def test_a_run_comes_out_bit_for_bit_by_the_command_in_its_record(finished, tmp_
     run = finished[1]["gru"]["runs"][1]
     words = shlex.split(run["command"])
     workdir = tmp_path / "again"
-    words = [sys.executable, *[f"--workdir={workdir}" if word.startswith("runs/") else word for word in words[1:] if word != "--workdir"]]
+    words = [
+        sys.executable,
+        *[f"--workdir={workdir}" if word.startswith("runs/") else word for word in words[1:] if word != "--workdir"],
+    ]
     done = subprocess.run(words, cwd=runs.REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((workdir / "report" / "results.json").read_text())["metrics"] == run["test"]
@@ -108,7 +124,10 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     assert [run["test"] for run in found["runs"]] == [run["test"] for run in finished[1]["gru"]["runs"]]
     assert found["trials"][1]["cpu_seconds"] >= round(begun, 1)
     (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
-    states = [trial.state.name for trial in optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials]
+    states = [
+        trial.state.name
+        for trial in optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials
+    ]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
@@ -138,15 +157,23 @@ def test_a_sweep_killed_at_any_moment_writes_no_score_under_another_point(tmp_pa
     (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
     trials = optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}, "none waits or runs for ever"
-    assert all(trial.user_attrs["validation"]["nats"] == trial.params[RATE] for trial in trials if trial.state.name == "COMPLETE")
+    assert all(
+        trial.user_attrs["validation"]["nats"] == trial.params[RATE]
+        for trial in trials
+        if trial.state.name == "COMPLETE"
+    )
 
 
-@pytest.mark.parametrize(("group", "change"), [("optimizer", {"weight_decay": 0.2}), ("data", {"batch_size": 4}), ("model", {"d_model": 24})])
+@pytest.mark.parametrize(
+    ("group", "change"), [("optimizer", {"weight_decay": 0.2}), ("data", {"batch_size": 4}), ("model", {"d_model": 24})]
+)
 def test_another_experiment_does_not_take_over_the_trials_of_a_folder(finished, tmp_path, group, change):
     """Its runs are there too, and named."""
     folder = shutil.copytree(finished[0], tmp_path / "sweep")
     other = dataclasses.replace(SWEEP, **{group: dataclasses.replace(getattr(SWEEP, group), **change)})
-    with pytest.raises(InputError, match=rf"trial_0 holds another experiment's run \(.*{group}\.{next(iter(change))}: .* there, .* now"):
+    with pytest.raises(
+        InputError, match=rf"trial_0 holds another experiment's run \(.*{group}\.{next(iter(change))}: .* there, .* now"
+    ):
         list(runner.cells(other, folder, ["gru"]))
     assert len(optuna.get_all_study_summaries(runner.storage(folder))) == 3
 
@@ -175,7 +202,9 @@ def test_the_database_lies_in_the_folder_of_any_name(tmp_path, name):
     assert (folder / runner.DATABASE).stat().st_size > 0
 
 
-@pytest.mark.parametrize(("workdir", "records"), [("gs://bucket/sweep", None), ("lr=[0.1]", None), ("sweep", "gs://bucket/records")])
+@pytest.mark.parametrize(
+    ("workdir", "records"), [("gs://bucket/sweep", None), ("lr=[0.1]", None), ("sweep", "gs://bucket/records")]
+)
 def test_a_sweep_in_a_place_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, workdir, records):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no folder of this machine|reads as a pattern"):
@@ -228,7 +257,10 @@ def test_a_trial_that_diverges_is_the_worst_and_all_of_them_are_an_error(tmp_pat
     fit = loop.fit
 
     def diverging(experiment, workdir):
-        if experiment.optimizer.peak_rate == max(SWEEP.sweep.learning_rates) or tmp_path / "all" in pathlib.Path(workdir).parents:
+        if (
+            experiment.optimizer.peak_rate == max(SWEEP.sweep.learning_rates)
+            or tmp_path / "all" in pathlib.Path(workdir).parents
+        ):
             raise Diverged("the loss is nan")
         return fit(experiment, workdir)
 

@@ -1,4 +1,6 @@
-"""An own kind of task, in one file outside the package: trained, evaluated and reported; and what cannot be registered."""
+"""An own kind of task, in one file outside the package: trained, evaluated and reported; and what cannot be
+registered.
+"""
 
 import dataclasses
 import json
@@ -21,7 +23,14 @@ from selssm_jax.testing import check_task
 PAGE = runs.REPOSITORY / "docs" / "adding_a_task.md"
 REGRESSION, CHECK, MASKED = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 TABLES = (TASKS, METRICS, rules.TASKS, config.SOURCES, data.LOADERS)
-SHORT = ("training.steps=2", "training.eval_every=2", "training.checkpoint_every=2", "training.devices=1", "optimizer.warmup_steps=1", "data.length=24")
+SHORT = (
+    "training.steps=2",
+    "training.eval_every=2",
+    "training.checkpoint_every=2",
+    "training.devices=1",
+    "optimizer.warmup_steps=1",
+    "data.length=24",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +48,9 @@ def test_the_task_of_the_page_trains_and_reports_from_one_file(tmp_path, capsys)
     own.write_text(REGRESSION)
     before = [dict(table) for table in TABLES]
     keys = [f"--config.{key}" for key in (*SHORT, "data.source=tones", "model.frame=4", "model.stride=2")]
-    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", *keys) == 0, capsys.readouterr().err
+    assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", *keys) == 0, (
+        capsys.readouterr().err
+    )
     for table, items in zip(TABLES, before, strict=True):  # as in a new process
         table.clear()
         table.update(items)
@@ -47,11 +58,19 @@ def test_the_task_of_the_page_trains_and_reports_from_one_file(tmp_path, capsys)
     assert "data.source='tones' is not a choice" in (said := capsys.readouterr().err) and "--extend" in said
     assert runs.command("eval.py", f"--workdir={run}", f"--extend={own}") == 0, capsys.readouterr().err
     results = json.loads((run / "report" / "results.json").read_text())
-    assert results["task"]["kind"] == "regression" and results["primary"] == "absolute_error" and results["errors"] is None
+    assert (
+        results["task"]["kind"] == "regression" and results["primary"] == "absolute_error" and results["errors"] is None
+    )
     assert 0 < results["metrics"]["absolute_error"] ** 2 <= results["metrics"]["squared_error"]
     page = (run / "report" / "report.md").read_text()
-    assert "absolute error (of an amplitude from 0 to 1)" in page and "always 1/2" in page and re.search(r"target 0\.\d+, answer -?\d", page)
-    assert {"learning_squared_error.png", "learning_absolute_error.png", "signal.png"} <= {path.name for path in (run / "report").iterdir()}
+    assert (
+        "absolute error (of an amplitude from 0 to 1)" in page
+        and "always 1/2" in page
+        and re.search(r"target 0\.\d+, answer -?\d", page)
+    )
+    assert {"learning_squared_error.png", "learning_absolute_error.png", "signal.png"} <= {
+        path.name for path in (run / "report").iterdir()
+    }
 
 
 def test_the_task_of_the_page_obeys_the_laws():
@@ -62,7 +81,11 @@ def test_the_task_of_the_page_obeys_the_laws():
 @pytest.mark.parametrize("source", ["delayed_recall", "npz", "linear_gaussian"])
 def test_tasks_of_the_package_obey_the_laws(source, tmp_path):
     label = np.arange(20) % 2
-    np.savez(tmp_path / "signals.npz", signal=np.sin(np.arange(12) * (1 + label[:, None])).astype(np.float32)[..., None], label=label)
+    np.savez(
+        tmp_path / "signals.npz",
+        signal=np.sin(np.arange(12) * (1 + label[:, None])).astype(np.float32)[..., None],
+        label=label,
+    )
     file = str(tmp_path / "signals.npz") if source == "npz" else ""
     check_task(data.load(Data(source=source, file=file, length=12, horizon=3, lag=2)))
 
@@ -88,7 +111,9 @@ def test_a_law_of_tasks_that_is_broken_is_named(line, fault, says):
 
 def test_masked_language_reads_both_directions():
     exec(MASKED, {})
-    model = SequenceModel(Model(pattern=("selective",), d_model=8, d_state=4, bidirectional=True, task=Task("masked_language", vocab=5)))
+    model = SequenceModel(
+        Model(pattern=("selective",), d_model=8, d_state=4, bidirectional=True, task=Task("masked_language", vocab=5))
+    )
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 5, (2, 6)), jnp.int32)
     params = model.init(jax.random.key(0), tokens)
     first = lambda tokens: model.apply(params, tokens)[0][:, 0]  # noqa: E731
@@ -96,7 +121,11 @@ def test_masked_language_reads_both_directions():
     assert not kind_of(model.config.task).writes
     config.add_source("masked", "masked_language")
     small = runs.experiment(model__tie_embeddings=True)
-    masked = dataclasses.replace(small, data=dataclasses.replace(small.data, source="masked"), model=dataclasses.replace(small.model, bidirectional=True))
+    masked = dataclasses.replace(
+        small,
+        data=dataclasses.replace(small.data, source="masked"),
+        model=dataclasses.replace(small.model, bidirectional=True),
+    )
     assert not {"model.tie_embeddings", "model.bidirectional"} & set(masked.unread())
 
 
@@ -109,8 +138,18 @@ class Bare(TaskKind):
     [
         ("language", Language(), {}, "'language' is there already: give another name"),
         ("own", TaskKind(), {}, "has no loss: name one of its metrics"),
-        ("own", Bare(), {"keys": ("model.fame",)}, "'model.fame', which is none that tasks differ in: did you mean 'model.frame'?"),
-        ("own", Bare(), {"metrics": {"accuracy": Metric()}}, "the metric 'accuracy' of the task 'own' is there already"),
+        (
+            "own",
+            Bare(),
+            {"keys": ("model.fame",)},
+            "'model.fame', which is none that tasks differ in: did you mean 'model.frame'?",
+        ),
+        (
+            "own",
+            Bare(),
+            {"metrics": {"accuracy": Metric()}},
+            "the metric 'accuracy' of the task 'own' is there already",
+        ),
     ],
 )
 def test_what_cannot_be_registered_is_said_and_changes_nothing(name, kind, options, says):
@@ -132,7 +171,11 @@ def test_a_task_that_is_unknown_or_has_no_head_says_what_to_do():
         kind_of(Task("langage"))
     register_task("bare", Bare())
     with pytest.raises(TypeError, match=r"Bare has no head: define head\(self, config\)"):
-        jax.eval_shape(SequenceModel(Model(pattern=("selective",), task=Task("bare", channels=1))).init, jax.random.key(0), jnp.zeros((1, 4, 1)))
+        jax.eval_shape(
+            SequenceModel(Model(pattern=("selective",), task=Task("bare", channels=1))).init,
+            jax.random.key(0),
+            jnp.zeros((1, 4, 1)),
+        )
 
 
 def test_every_kind_of_task_has_its_rule_and_its_metrics():

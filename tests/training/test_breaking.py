@@ -1,4 +1,6 @@
-"""What breaks a run from outside, counted: kills at any moment, damage of any file, and reading while it is trained. Minutes: -m exhaustive."""
+"""What breaks a run from outside, counted: kills at any moment, damage of any file, and reading while it is trained.
+Minutes: -m exhaustive.
+"""
 
 import os
 import pathlib
@@ -26,7 +28,9 @@ KILLS = 77
 SLOWED_KILLS = 15  # most of them before anything is new, so that a run that is killed for ever gets nowhere
 READS = 200
 STEPS = 240
-RECIPE = runs.experiment(training__steps=STEPS, training__log_every=5, training__eval_every=20, training__checkpoint_every=10)
+RECIPE = runs.experiment(
+    training__steps=STEPS, training__log_every=5, training__eval_every=20, training__checkpoint_every=10
+)
 
 # Runs train.py where every rename into best/ takes its time.
 SLOWED = """
@@ -50,12 +54,21 @@ def uninterrupted(tmp_path_factory):
 
 
 def start(workdir: pathlib.Path, *program: str) -> subprocess.Popen:
-    command = [sys.executable, *(program or ["train.py"]), "--config", "configs/smoke.py", f"--workdir={workdir}", *runs.overrides(RECIPE)]
+    command = [
+        sys.executable,
+        *(program or ["train.py"]),
+        "--config",
+        "configs/smoke.py",
+        f"--workdir={workdir}",
+        *runs.overrides(RECIPE),
+    ]
     return subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def killed(process: subprocess.Popen, draw: random.Random) -> bool:
-    """Kills a training a moment after its first steps, or lets it end where it is faster; returns whether it was killed."""
+    """Kills a training a moment after its first steps, or lets it end where it is faster; returns whether it was
+    killed.
+    """
     for line in process.stderr:
         if line.startswith("step "):
             break
@@ -68,7 +81,11 @@ def killed(process: subprocess.Popen, draw: random.Random) -> bool:
 
 def assert_remembered_best_is_there(workdir: pathlib.Path) -> None:
     """What the newest checkpoint calls the best can be read, or parameters that did better on validation since."""
-    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()] if (workdir / "checkpoints").is_dir() else []
+    steps = (
+        [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+        if (workdir / "checkpoints").is_dir()
+        else []
+    )
     if steps:
         best = runs.progress(workdir, max(steps))["best"]
         assert best is None or restore_for_eval(str(workdir))[2] >= best
@@ -111,7 +128,9 @@ def test_no_kill_leaves_a_run_that_believes_in_a_best_that_is_not_there(uninterr
 
 DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
     "the first bit": lambda content: bytes([content[0] ^ 1, *content[1:]]) if content else None,
-    "a bit in the middle": lambda content: content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :],
+    "a bit in the middle": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
+    ),
     "the last bit": lambda content: content[:-1] + bytes([content[-1] ^ 128]),
     "cut": lambda content: content[: len(content) // 2],
     "emptied": lambda _: b"",
@@ -124,7 +143,9 @@ TRUSTED = checksums.UNLISTED - {checksums.MANIFEST}
 
 
 def damaged(run: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    """Every file of every checkpoint, damaged in every way: (file, damage). The run is whole again when the next is asked for."""
+    """Every file of every checkpoint, damaged in every way: (file, damage). The run is whole again when the next is
+    asked for.
+    """
     for path in sorted(path for name in ("checkpoints", "best") for path in (run / name).rglob("*") if path.is_file()):
         content = path.read_bytes()
         for name, change in DAMAGE.items():
@@ -143,9 +164,13 @@ def test_no_damage_of_a_file_of_a_checkpoint_is_silent(tmp_path, capsys):
     loop.fit(recipe, str(run))
     intact = shutil.copytree(run, tmp_path / "intact")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), runs.state(run, 6)["state"])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), runs.state(run, 6)["state"]
+    )
     states = {step: runs.state(run, step)["state"] for step in (3, 6)}
-    params = {step: states[step]["params"] for step in states} | {int(path.name): restore_for_eval(str(run))[1] for path in (run / "best").iterdir()}
+    params = {step: states[step]["params"] for step in states} | {
+        int(path.name): restore_for_eval(str(run))[1] for path in (run / "best").iterdir()
+    }
     count, silent = 0, []
     for path, damage in damaged(run):
         count += 1
@@ -174,14 +199,31 @@ def test_no_damage_of_a_file_of_a_checkpoint_is_silent(tmp_path, capsys):
 
 def test_a_run_that_is_trained_is_read_at_any_moment(tmp_path, capsys):
     workdir = tmp_path / "run"
-    often = runs.experiment(training__steps=4000, training__log_every=1, training__eval_every=2, training__checkpoint_every=1, training__keep_checkpoints=1)
-    command = [sys.executable, "train.py", "--config", "configs/smoke.py", f"--workdir={workdir}", *runs.overrides(often)]
-    process = subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    often = runs.experiment(
+        training__steps=4000,
+        training__log_every=1,
+        training__eval_every=2,
+        training__checkpoint_every=1,
+        training__keep_checkpoints=1,
+    )
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/smoke.py",
+        f"--workdir={workdir}",
+        *runs.overrides(often),
+    ]
+    process = subprocess.Popen(
+        command, cwd=runs.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         for _ in process.stderr:
-            if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):  # committed; before that there is nothing to read
+            # committed; before that there is nothing to read
+            if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
                 break
-        drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # it must not wait for a reader
+        # it must not wait for a reader
+        drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         steps = set()
         for _ in range(READS):
             steps.add(open_run(workdir).step)

@@ -36,10 +36,16 @@ HUGE = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "words"), HUGE, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("overrides", "words"), HUGE, ids=lambda value: "-".join(value) if isinstance(value, dict) else ""
+)
 def test_what_cannot_fit_is_refused_by_name_before_work_starts(overrides, words, tmp_path, capsys):
     experiment = runs.experiment(**overrides)
-    arguments = [f"--config={runs.REPOSITORY / 'configs' / 'smoke.py'}", f"--workdir={tmp_path / 'run'}", *runs.overrides(experiment)]
+    arguments = [
+        f"--config={runs.REPOSITORY / 'configs' / 'smoke.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        *runs.overrides(experiment),
+    ]
     start = time.monotonic()
     assert runs.command("train.py", *arguments) == 2
     assert time.monotonic() - start < 60
@@ -61,8 +67,12 @@ def test_an_estimate_lies_below_what_is_there(name):
     basis = capacity.WIDE * model.d_state**2 if name == "s5" else 0  # numbers that its parameters are drawn from
     sizes = model.arguments(name)
     assert 0.5 * there <= capacity.weights(name, sizes) - basis + 3 * 64**2 + 2 * 64 * 5 <= there
-    state = jax.eval_shape(lambda params: SequenceModel(model).apply({"params": params}, 1, method="initial_state"), shapes)
-    assert capacity.state_numbers(name, sizes) <= sum(2 * leaf.size if jnp.iscomplexobj(leaf) else leaf.size for leaf in jax.tree.leaves(state))
+    state = jax.eval_shape(
+        lambda params: SequenceModel(model).apply({"params": params}, 1, method="initial_state"), shapes
+    )
+    assert capacity.state_numbers(name, sizes) <= sum(
+        2 * leaf.size if jnp.iscomplexobj(leaf) else leaf.size for leaf in jax.tree.leaves(state)
+    )
 
 
 def test_a_model_as_large_as_half_of_the_memory_is_let_pass(monkeypatch):
@@ -149,6 +159,9 @@ def test_nul_in_a_path_is_named():
 def test_frames_that_are_left_to_the_data_are_those_of_the_data(task, steps, monkeypatch):
     """As in the recipe `my_signals`."""
     monkeypatch.setattr(capacity, "available", lambda: 1)
-    asked = Experiment(data=Data(source="npz", file="own.npz", batch_size=10**6), model=Model(pattern=("selective",), d_model=64, d_state=4, frame=0, stride=0))
+    asked = Experiment(
+        data=Data(source="npz", file="own.npz", batch_size=10**6),
+        model=Model(pattern=("selective",), d_model=64, d_state=4, frame=0, stride=0),
+    )
     with pytest.raises(InputError, match=f"activations of 1000000 rows .* of {steps} steps"):
         capacity.check(asked, task)

@@ -94,7 +94,9 @@ def test_as_many_are_kept_as_asked_and_one_best(tmp_path):
 )
 def test_another_experiment_is_refused_by_the_key_that_differs(run, key, value, message):
     before = runs.content(run)
-    with pytest.raises(InputError, match=rf"holds another experiment's run \({message}\): use the same config, or a new --workdir"):
+    with pytest.raises(
+        InputError, match=rf"holds another experiment's run \({message}\): use the same config, or a new --workdir"
+    ):
         Workdir(str(run), runs.experiment(**{key: value}))
     assert runs.content(run) == before
 
@@ -106,7 +108,10 @@ def test_what_decides_nothing_may_change(run, key):
 
 def test_other_data_under_the_same_name_is_refused(run):
     before = runs.content(run)
-    with closing(Workdir(str(run), RECIPE)) as workdir, pytest.raises(InputError, match=r"the data changed.*\(vocabulary\): bring back the old data"):
+    with (
+        closing(Workdir(str(run), RECIPE)) as workdir,
+        pytest.raises(InputError, match=r"the data changed.*\(vocabulary\): bring back the old data"),
+    ):
         workdir.describe(METADATA | {"vocabulary": ["a", "b", "c"]})
     assert runs.content(run) == before
 
@@ -137,7 +142,10 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(run, capsys, damag
     warning = capsys.readouterr().err
     assert f"warning: checkpoint 3 of {run} cannot be read" in warning and "going on from the one before" in warning
     (aside,) = (run / "unreadable").iterdir()
-    moved = {path.replace("checkpoints", f"unreadable/{aside.name}") if path.startswith("checkpoints/3/") else path for path in before}
+    moved = {
+        path.replace("checkpoints", f"unreadable/{aside.name}") if path.startswith("checkpoints/3/") else path
+        for path in before
+    }
     assert runs.content(run).keys() == moved, "nothing else was touched, and what is damaged is kept"
     assert restore(run).step == 2
     assert capsys.readouterr().err == ""
@@ -183,7 +191,10 @@ def test_a_checkpoint_of_an_earlier_version_is_read_unchecked_and_says_so(run, c
     for path in run.rglob(checksums.MANIFEST):
         path.unlink()
     assert restore(run).step == 3
-    assert f"{run}/checkpoints/3 has no checksums, as those of earlier versions: it is read unchecked" in capsys.readouterr().err
+    assert (
+        f"{run}/checkpoints/3 has no checksums, as those of earlier versions: it is read unchecked"
+        in capsys.readouterr().err
+    )
     assert restore_for_eval(str(run))[2] == 2
     assert "best/2 has no checksums" in capsys.readouterr().err
 
@@ -191,7 +202,10 @@ def test_a_checkpoint_of_an_earlier_version_is_read_unchecked_and_says_so(run, c
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_cut_array_file_is_a_damaged_checkpoint_whatever_orbax_raises(run, sealed, capsys):
     """Orbax raises a bare Exception for it."""
-    largest = max((path for path in (run / "checkpoints" / "3" / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest = max(
+        (path for path in (run / "checkpoints" / "3" / "state").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     if not sealed:
         (run / "checkpoints" / "3" / checksums.MANIFEST).unlink()
@@ -211,7 +225,9 @@ def test_memory_that_is_short_is_no_damage(run, monkeypatch):
 
 
 def test_the_best_parameters_are_committed_before_the_checkpoint_that_remembers_them(tmp_path, monkeypatch):
-    """However slow the one rename is: a kill between the two would leave a run that believes in parameters that are not there."""
+    """However slow the one rename is: a kill between the two would leave a run that believes in parameters that are not
+    there.
+    """
     committed = []
 
     def slow(rename):
@@ -256,7 +272,14 @@ def test_the_best_before_goes_when_no_newer_checkpoint_needs_it(tmp_path):
     assert [path.name for path in (run / "best").iterdir()] == ["2"], "step 4 is of a future that was not gone on from"
 
 
-@pytest.mark.parametrize("damage", [shutil.rmtree, lambda best: flip(best / "2" / checksums.MANIFEST), lambda best: shutil.rmtree(best / "2" / "params")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        shutil.rmtree,
+        lambda best: flip(best / "2" / checksums.MANIFEST),
+        lambda best: shutil.rmtree(best / "2" / "params"),
+    ],
+)
 def test_lost_best_parameters_are_written_again_from_the_checkpoint_of_their_step(tmp_path, damage):
     run = write_validated(tmp_path / "run")
     before = restore_for_eval(str(run))[1:]
@@ -283,7 +306,9 @@ def test_evaluation_names_best_parameters_that_are_lost(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     shutil.rmtree(run / "checkpoints" / "2")
     assert restore_for_eval(str(run))[2] == 3
-    assert f"warning: the best parameters of {run}, those of step 2, are lost: these are others" in capsys.readouterr().err
+    assert (
+        f"warning: the best parameters of {run}, those of step 2, are lost: these are others" in capsys.readouterr().err
+    )
 
 
 def test_a_kill_in_the_window_of_an_earlier_version_is_named(tmp_path, capsys):
@@ -299,7 +324,11 @@ def test_a_kill_in_the_window_of_an_earlier_version_is_named(tmp_path, capsys):
 def test_with_no_readable_checkpoint_nothing_is_touched(run):
     truncate(run / "checkpoints")
     before = runs.content(run)
-    with pytest.raises(InputError, match=r"no checkpoint in .* can be read \(step 3: .*step 2: .*step 1: .*restore the folder, or start in a new --workdir"):
+    with pytest.raises(
+        InputError,
+        match=r"no checkpoint in .* can be read \(step 3: .*step 2: .*step 1: .*restore the folder, or start in a new "
+        r"--workdir",
+    ):
         restore(run)
     assert runs.content(run) == before
 
@@ -313,13 +342,20 @@ def test_with_no_readable_checkpoint_nothing_is_touched(run):
         ('{"format": "x", "experiment": {}}', r"config\.json is damaged"),
         ('{"format": 1}', r"config\.json is damaged"),
         ('{"format": 1, "experiment": {"dta": {}}}', r"config has no key 'dta': did you mean 'data'"),
-        ('{"format": 3, "experiment": {"later": 1}}', r"written by a newer version \(format 3, this one reads up to 2\): upgrade selssm_jax"),
+        (
+            '{"format": 3, "experiment": {"later": 1}}',
+            r"written by a newer version \(format 3, this one reads up to 2\): upgrade selssm_jax",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_read_is_told_and_left_alone(run, text, message):
     (run / "config.json").write_text(text)
     before = runs.content(run)
-    for read in (lambda: Workdir(str(run), RECIPE), lambda: read_experiment(str(run)), lambda: restore_for_eval(str(run))):
+    for read in (
+        lambda: Workdir(str(run), RECIPE),
+        lambda: read_experiment(str(run)),
+        lambda: restore_for_eval(str(run)),
+    ):
         with pytest.raises(InputError, match=message):
             read()
     assert runs.content(run) == before
@@ -330,7 +366,10 @@ def test_a_description_of_another_form_is_told_and_the_copy_named(run, text):
     for name, read in (("config.json", read_experiment), ("dataset.json", read_metadata)):
         (run / name).write_text(text)
         before = runs.content(run)
-        with pytest.raises(InputError, match=rf"{name} (is damaged|cannot be read|is not what).*restore it: .*checkpoints/3/{name} is a copy"):
+        with pytest.raises(
+            InputError,
+            match=rf"{name} (is damaged|cannot be read|is not what).*restore it: .*checkpoints/3/{name} is a copy",
+        ):
             read(str(run))
         assert runs.content(run) == before
 
@@ -350,11 +389,17 @@ def test_a_lost_config_is_that_of_the_newest_checkpoint(run, capsys):
 
 def test_a_lost_description_of_the_data_does_not_let_other_data_in(run):
     (run / "dataset.json").unlink()
-    with closing(Workdir(str(run), RECIPE)) as workdir, pytest.raises(InputError, match=r"the data changed.*\(train_tokens\)"):
+    with (
+        closing(Workdir(str(run), RECIPE)) as workdir,
+        pytest.raises(InputError, match=r"the data changed.*\(train_tokens\)"),
+    ):
         workdir.describe(METADATA | {"train_tokens": 8})
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [("config.json", '"d_state": 8', '"d_state": 9'), ("dataset.json", '"train_tokens": 7', '"train_tokens": 3')])
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("config.json", '"d_state": 8', '"d_state": 9'), ("dataset.json", '"train_tokens": 7', '"train_tokens": 3')],
+)
 def test_a_description_that_a_bit_changed_is_not_believed(run, name, old, new):
     """A scale or a floor of gates would be another one, in silence."""
     text = (run / name).read_text()
@@ -430,7 +475,10 @@ def test_a_run_describes_itself(run):
 def test_a_folder_that_orbax_would_read_as_a_pattern_is_refused_before_anything_is_written(tmp_path, name):
     """Its steps are listed, but their arrays are looked for elsewhere."""
     for place in (tmp_path / name, tmp_path / name / "run"):
-        with pytest.raises(InputError, match=r"in its name, which Orbax reads as a pattern.*choose a name without \[ \] \* and backslashes"):
+        with pytest.raises(
+            InputError,
+            match=r"in its name, which Orbax reads as a pattern.*choose a name without \[ \] \* and backslashes",
+        ):
             Workdir(str(place), RECIPE)
     assert list(tmp_path.iterdir()) == []
 
@@ -461,7 +509,10 @@ def test_a_file_in_the_way_of_the_folder(tmp_path, path):
 @pytest.mark.parametrize("name", ["checkpoints", "best"])
 def test_a_file_in_the_way_inside_the_folder(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=rf"--workdir {tmp_path} cannot be written \(File exists: .*/{name}\): choose another folder, or free it"):
+    with pytest.raises(
+        InputError,
+        match=rf"--workdir {tmp_path} cannot be written \(File exists: .*/{name}\): choose another folder, or free it",
+    ):
         Workdir(str(tmp_path), RECIPE)
     assert (tmp_path / name).read_text() == "mine"
 
@@ -481,7 +532,10 @@ def full(*_: Any, **__: Any) -> None:
 
 def test_a_full_disk_names_the_last_good_checkpoint_and_loses_nothing(run, monkeypatch):
     before = runs.content(run)
-    message = rf"{run} could not be written, the disk is full: free some space and run the same command again; the last good checkpoint is step 3 in .*"
+    message = (
+        rf"{run} could not be written, the disk is full: free some space and run the same command again; the "
+        r"last good checkpoint is step 3 in .*"
+    )
     with closing(Workdir(str(run), RECIPE)) as workdir, monkeypatch.context() as patch:
         patch.setattr(workdir._manager, "save", full)
         patch.setattr(workdir._best, "save", full)
@@ -499,7 +553,11 @@ def test_a_disk_with_too_little_space_left_is_told_before_anything_is_written(ru
     with closing(Workdir(str(run), RECIPE)) as workdir:
         for free, is_refused in ((needed - 1, True), (needed, False)):
             monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
-            with pytest.raises(InputError, match=r"the disk is full: free some space.*step 3") if is_refused else nullcontext():
+            with (
+                pytest.raises(InputError, match=r"the disk is full: free some space.*step 3")
+                if is_refused
+                else nullcontext()
+            ):
                 workdir.save(4, state_at(4), {})
             assert not is_refused or runs.content(run) == before
 
@@ -518,7 +576,9 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_in_the_background(run, 
 def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(run, monkeypatch):
     changed, dumps, here = threading.Event(), json.dumps, threading.current_thread()
     progress = {"data": {"next": 4}, "history": [{"step": 4, "split": "train"}]}
-    monkeypatch.setattr(json, "dumps", lambda value: (threading.current_thread() is here or changed.wait(60)) and dumps(value))
+    monkeypatch.setattr(
+        json, "dumps", lambda value: (threading.current_thread() is here or changed.wait(60)) and dumps(value)
+    )
     with closing(Workdir(str(run), RECIPE)) as workdir:
         workdir.save(4, state_at(4), progress)
         progress["data"]["next"] = 5
@@ -551,7 +611,9 @@ def test_evaluation_goes_past_what_is_damaged_with_a_warning(run, capsys):
     assert found == 2 and capsys.readouterr().err.count("cannot be read") == 2
     np.testing.assert_array_equal(params["w"], 2)
     truncate(run / "checkpoints")
-    with pytest.raises(InputError, match=r"no checkpoint of .* can be read: restore the folder, or train again in a new --workdir"):
+    with pytest.raises(
+        InputError, match=r"no checkpoint of .* can be read: restore the folder, or train again in a new --workdir"
+    ):
         restore_for_eval(str(run))
     assert runs.content(run).keys() == before.keys()
 
@@ -568,7 +630,12 @@ def test_evaluation_of_what_is_no_run_or_not_trained(run, tmp_path):
 @pytest.mark.parametrize("target", [0.0, 0.1])
 def test_the_multiplier_is_part_of_a_run_that_has_one(tmp_path, target):
     """A run without a target keeps the checkpoints it always had, so that older ones are gone on from."""
-    options = {"training__steps": 4, "training__checkpoint_every": 2, "training__eval_every": 4, "optimizer__warmup_steps": 1}
+    options = {
+        "training__steps": 4,
+        "training__checkpoint_every": 2,
+        "training__eval_every": 4,
+        "optimizer__warmup_steps": 1,
+    }
     folder = tmp_path / "run"
     loop.fit(runs.experiment(**options, training__target_dimension=target), str(folder))
     whole = runs.state(folder, 4)
@@ -580,11 +647,20 @@ def test_the_multiplier_is_part_of_a_run_that_has_one(tmp_path, target):
 
 
 def test_a_config_from_before_there_were_targets_is_gone_on_from(tmp_path):
-    options = runs.experiment(training__steps=2, training__checkpoint_every=2, training__eval_every=2, optimizer__warmup_steps=1)
+    options = runs.experiment(
+        training__steps=2, training__checkpoint_every=2, training__eval_every=2, optimizer__warmup_steps=1
+    )
     loop.fit(options, str(tmp_path / "run"))
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    for key in ("target_dimension", "multiplier_rate", "information_weight", "information_bound", "penalty_warmup", "forecast_loss"):
+    for key in (
+        "target_dimension",
+        "multiplier_rate",
+        "information_weight",
+        "information_bound",
+        "penalty_warmup",
+        "forecast_loss",
+    ):
         del config["experiment"]["training"][key]
     del config["experiment"]["data"]["period"], config["experiment"]["model"]["normalize_scale"]
     path.write_text(json.dumps(config))

@@ -35,7 +35,9 @@ def test_shares_of_a_batch_draw_what_the_whole_does(name):
 
 def test_what_is_drawn_follows_its_law():
     values = np.asarray(jax.random.normal(draws.by_row(jax.random.key(0), 2), (500, 200)))
-    assert abs(values.mean()) < 4 / values.size**0.5 and values.var() == pytest.approx(1, abs=4 * (2 / values.size) ** 0.5)
+    assert abs(values.mean()) < 4 / values.size**0.5 and values.var() == pytest.approx(
+        1, abs=4 * (2 / values.size) ** 0.5
+    )
     between = np.corrcoef(values[:40])[np.triu_indices(40, 1)]
     assert np.abs(between).max() < 5 / 200**0.5
 
@@ -52,4 +54,6 @@ def test_a_key_of_a_share_and_those_made_of_it_differ():
     ]
     assert len({float(jax.random.normal(key, (2, 1))[0, 0]) for key in keys}) == len(keys)
     assert jax.random.uniform(key).shape == ()
-    np.testing.assert_array_equal(jax.random.key_data(jax.random.key(5, impl=draws.BY_ROW)), [*jax.random.key_data(jax.random.key(5)), 0])
+    np.testing.assert_array_equal(
+        jax.random.key_data(jax.random.key(5, impl=draws.BY_ROW)), [*jax.random.key_data(jax.random.key(5)), 0]
+    )

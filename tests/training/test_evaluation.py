@@ -62,7 +62,9 @@ def test_any_batch_size_gives_the_same(name, sources, drawn):
     outputs, _ = jax.jit(model.apply)({"params": params}, whole["inputs"], valid=whole["valid"])
     expected = means(kind_of(dataset.task).score(outputs, whole))
     for size in (5, 7):
-        assert evaluate(dataclasses.replace(sources[name], eval_batch_size=size), dataset, model, params) == pytest.approx(expected, rel=1e-5)
+        assert evaluate(
+            dataclasses.replace(sources[name], eval_batch_size=size), dataset, model, params
+        ) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 16), (1, 7), (3, 16)])
@@ -92,7 +94,9 @@ def test_noise_is_the_same_every_time(sources):
 def test_noise_is_the_same_for_any_batch_size(sources):
     """It is drawn for each example by its number in the split."""
     dataset, model, params = build(sources["npz"], selective__process_noise=0.5, selective__observation_noise=0.5)
-    few, many = (evaluate(dataclasses.replace(sources["npz"], eval_batch_size=size), dataset, model, params) for size in (2, 3))
+    few, many = (
+        evaluate(dataclasses.replace(sources["npz"], eval_batch_size=size), dataset, model, params) for size in (2, 3)
+    )
     assert few == pytest.approx(many, rel=1e-5)
 
 

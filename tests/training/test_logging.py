@@ -33,8 +33,13 @@ def test_a_record_is_a_line_an_event_and_a_plain_line_where_it_is_piped(tmp_path
     log.record(10, "train", {"nats": 1.5, "steps_per_second": 2.0})
     log.record(10, "validation", {"nats": 1.25})
     log.close()
-    assert [(line["step"], line["split"], line["nats"]) for line in lines(tmp_path)] == [(10, "train", 1.5), (10, "validation", 1.25)]
-    values = [(event.step, value.tag, value.simple_value) for event in events(tmp_path) for value in event.summary.value]
+    assert [(line["step"], line["split"], line["nats"]) for line in lines(tmp_path)] == [
+        (10, "train", 1.5),
+        (10, "validation", 1.25),
+    ]
+    values = [
+        (event.step, value.tag, value.simple_value) for event in events(tmp_path) for value in event.summary.value
+    ]
     assert values == [(10, "train/nats", 1.5), (10, "train/steps_per_second", 2.0), (10, "validation/nats", 1.25)]
     said = capsys.readouterr().err.splitlines()
     assert said == ["step 10/40  train       nats 1.5  2 steps/s  00:15 left", "step 10/40  validation  nats 1.25"]
@@ -52,7 +57,9 @@ def test_a_resumed_run_appends_and_forgets_what_came_after_its_checkpoint(tmp_pa
     log.close()
     assert [(line["step"], line["nats"]) for line in lines(tmp_path)] == [(10, 1.0), (20, 2.0)]
     assert lines(tmp_path)[1]["time"] >= 100.0, "the clock goes on"
-    assert [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START] == [11], "TensorBoard drops what comes after"
+    assert [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START] == [11], (
+        "TensorBoard drops what comes after"
+    )
 
 
 def test_a_terminal_has_a_bar_with_the_loss_and_the_time_left(tmp_path, monkeypatch):
@@ -89,7 +96,12 @@ def test_several_runs_have_one_bar(tmp_path, monkeypatch):
     for log in logs:
         log.close()
     shown = sys.stderr.getvalue()
-    assert "8/80" in shown and "10/80" in shown and "b: nats 1.5" in shown and "a: step 10/40  validation  nats 1.25" in shown
+    assert (
+        "8/80" in shown
+        and "10/80" in shown
+        and "b: nats 1.5" in shown
+        and "a: step 10/40  validation  nats 1.25" in shown
+    )
     assert [len(lines(tmp_path / name)) for name in ("a", "b")] == [1, 1]
 
 

@@ -1,4 +1,6 @@
-"""fit, whole: the same losses on any devices, a run that goes on with others, and what stops it with a word on how to go on."""
+"""fit, whole: the same losses on any devices, a run that goes on with others, and what stops it with a word on how to
+go on.
+"""
 
 import json
 import shutil
@@ -16,8 +18,17 @@ STEPS = 8
 
 
 def recipe(*, devices: int, accumulate: int = 1) -> Experiment:
-    values = {"steps": STEPS, "log_every": 1, "eval_every": 4, "checkpoint_every": 4, "gate_l1": 0.1, "devices": devices}
-    return runs.experiment(optimizer__accumulate=accumulate, **{f"training__{key}": value for key, value in values.items()})
+    values = {
+        "steps": STEPS,
+        "log_every": 1,
+        "eval_every": 4,
+        "checkpoint_every": 4,
+        "gate_l1": 0.1,
+        "devices": devices,
+    }
+    return runs.experiment(
+        optimizer__accumulate=accumulate, **{f"training__{key}": value for key, value in values.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +40,15 @@ def one_device(tmp_path_factory):
 
 def assert_same_records(workdir, expected):
     found, wanted = runs.history(workdir), runs.history(expected)
-    assert [(record["step"], record["split"]) for record in found] == [(record["step"], record["split"]) for record in wanted]
+    assert [(record["step"], record["split"]) for record in found] == [
+        (record["step"], record["split"]) for record in wanted
+    ]
     assert [record["step"] for record in wanted if record["split"] == "train"] == list(range(1, STEPS + 1))
     for record, other in zip(found, wanted, strict=True):
         numbers = [name for name in other if name != "split"]
-        np.testing.assert_allclose([record[name] for name in numbers], [other[name] for name in numbers], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            [record[name] for name in numbers], [other[name] for name in numbers], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (4, 1), (1, 2)])
@@ -78,7 +93,9 @@ def test_progress_that_no_run_can_go_on_from_is_named(name, one_device, tmp_path
     run = shutil.copytree(one_device, tmp_path / "run")
     for place in (run / "checkpoints").iterdir():
         spoiled(place, OTHER_FORMS[name])
-    with pytest.raises(InputError, match=rf"no checkpoint in .* can be read \(step {STEPS}: .*; step 4: .*\): restore the folder"):
+    with pytest.raises(
+        InputError, match=rf"no checkpoint in .* can be read \(step {STEPS}: .*; step 4: .*\): restore the folder"
+    ):
         loop.fit(recipe(devices=1), str(run))
 
 
@@ -91,7 +108,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_one_with_a_spoiled_meter(one_d
 
 
 def test_devices_are_counted_against_the_micro_batch(tmp_path):
-    with pytest.raises(InputError, match=r"data\.batch_size over optimizer\.accumulate is 2, which 4 devices cannot share"):
+    with pytest.raises(
+        InputError, match=r"data\.batch_size over optimizer\.accumulate is 2, which 4 devices cannot share"
+    ):
         loop.fit(recipe(devices=4, accumulate=4), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -112,7 +131,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 
     with monkeypatch.context() as patch:
         patch.setattr(parallel, "data_parallel", poisoned)
-        message = r"the loss of step 6 is nan, .*lower optimizer\.peak_rate.*; the last good checkpoint is step 4 in .*/run/checkpoints"
+        message = (
+            r"the loss of step 6 is nan, .*lower optimizer\.peak_rate.*; the last good checkpoint is step 4 in "
+            r".*/run/checkpoints"
+        )
         with pytest.raises(InputError, match=message):
             loop.fit(recipe(devices=1), str(workdir))
     assert [record["step"] for record in runs.history(workdir)][-1] == 5
@@ -127,7 +149,9 @@ def test_deleted_best_parameters_come_back_from_the_checkpoint_of_their_step(one
     assert outcome.finished and outcome.kept in [loop.fit(recipe(devices=1), str(one_device)).kept]
     (found,), (wanted,) = ([path.name for path in (folder / "best").iterdir()] for folder in (run, one_device))
     assert found == wanted
-    jax.tree.map(np.testing.assert_array_equal, *(checkpoint.restore_for_eval(str(folder))[1] for folder in (run, one_device)))
+    jax.tree.map(
+        np.testing.assert_array_equal, *(checkpoint.restore_for_eval(str(folder))[1] for folder in (run, one_device))
+    )
     assert "lost" not in capsys.readouterr().err
 
 
@@ -143,6 +167,9 @@ def test_best_parameters_that_nothing_holds_any_more_are_named(one_device, tmp_p
     shutil.rmtree(run / "best")
     shutil.rmtree(run / "checkpoints" / "4")
     outcome = loop.fit(recipe(devices=1), str(run))
-    assert f"the best parameters so far, of step 4, are lost: those of step {STEPS} are the best that are left" in capsys.readouterr().err
+    assert (
+        f"the best parameters so far, of step 4, are lost: those of step {STEPS} are the best that are left"
+        in capsys.readouterr().err
+    )
     assert outcome.kept == outcome.validation and outcome.kept["nats"] > 0.5
     assert [path.name for path in (run / "best").iterdir()] == [str(STEPS)]

@@ -1,4 +1,6 @@
-"""Runs that share a step: each is the run that it would be alone, in a folder that either goes on with; what stops them names which."""
+"""Runs that share a step: each is the run that it would be alone, in a folder that either goes on with; what stops them
+names which.
+"""
 
 import dataclasses
 import os
@@ -33,7 +35,9 @@ def recipe(seed: int, **changes: object) -> Experiment:
 
 
 def fit(folder: pathlib.Path, seeds: tuple[int, ...], **changes: object) -> list[loop.Outcome]:
-    return multi_seed.fit_seeds([recipe(seed, **changes) for seed in seeds], [str(folder / str(seed)) for seed in seeds])
+    return multi_seed.fit_seeds(
+        [recipe(seed, **changes) for seed in seeds], [str(folder / str(seed)) for seed in seeds]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,8 @@ def both(tmp_path_factory):
 
 
 def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
-    """To rounding of float32: the vmapped program sums in another order, and Adam divides small gradients by their own size.
+    """To rounding of float32: the vmapped program sums in another order, and Adam divides small gradients by their own
+    size.
 
     Everything that is drawn at random is the same, or losses would differ in their first digits.
     """
@@ -64,10 +69,14 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
     for name in ("config.json", "dataset.json"):
         assert (found / name).read_text() == (expected / name).read_text()
     records, wanted = runs.history(found), runs.history(expected)
-    assert [(record["step"], record["split"]) for record in records] == [(record["step"], record["split"]) for record in wanted]
+    assert [(record["step"], record["split"]) for record in records] == [
+        (record["step"], record["split"]) for record in wanted
+    ]
     for record, other in zip(records, wanted, strict=True):
         numbers = [name for name in other if name != "split"]
-        np.testing.assert_allclose([record[name] for name in numbers], [other[name] for name in numbers], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            [record[name] for name in numbers], [other[name] for name in numbers], rtol=1e-4, atol=1e-5
+        )
     state, other = (runs.state(folder, STEPS) for folder in (found, expected))
     assert state["data"] == other["data"]
     assert jax.tree.structure(state) == jax.tree.structure(other)
@@ -75,7 +84,11 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
         np.testing.assert_array_equal(state["state"][part], other["state"][part])
     assert other["state"]["multiplier"] > 0
     for part in ("params", "multiplier"):
-        jax.tree.map(lambda one, another: np.testing.assert_allclose(one, another, rtol=1e-4, atol=1e-5), state["state"][part], other["state"][part])
+        jax.tree.map(
+            lambda one, another: np.testing.assert_allclose(one, another, rtol=1e-4, atol=1e-5),
+            state["state"][part],
+            other["state"][part],
+        )
 
 
 def test_a_run_among_others_is_the_run_alone(both, alone):
@@ -84,7 +97,9 @@ def test_a_run_among_others_is_the_run_alone(both, alone):
     assert runs.history(both / "0") != runs.history(both / "1")
     experiment, params, step = checkpoint.restore_for_eval(str(both / "1"))
     assert experiment == recipe(1) and step in (4, STEPS)
-    assert {leaf.ndim for leaf in jax.tree.leaves(params)} == {leaf.ndim for leaf in jax.tree.leaves(runs.state(alone / "1", STEPS)["state"]["params"])}
+    assert {leaf.ndim for leaf in jax.tree.leaves(params)} == {
+        leaf.ndim for leaf in jax.tree.leaves(runs.state(alone / "1", STEPS)["state"]["params"])
+    }
 
 
 def at_half(folder: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
@@ -122,7 +137,9 @@ def test_runs_behind_come_first(both, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "1", both / "1")
     before = runs.content(tmp_path / "2" / "checkpoints")
     assert all(outcome.finished and outcome.validation["nats"] > 0 for outcome in fit(tmp_path, (0, 1, 2)))
-    assert runs.content(tmp_path / "2" / "checkpoints") == before and len(taken) == 2, "finished runs are left as they are"
+    assert runs.content(tmp_path / "2" / "checkpoints") == before and len(taken) == 2, (
+        "finished runs are left as they are"
+    )
 
 
 def test_a_signal_saves_them_all(both, tmp_path, monkeypatch, capfd):
@@ -136,7 +153,8 @@ def test_a_signal_saves_them_all(both, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "settle", signalled)
         outcomes = fit(tmp_path, (0, 1))
-    assert [(outcome.step, outcome.finished) for outcome in outcomes] == [(3, False)] * 2  # a step's metrics are read while the next one runs
+    # a step's metrics are read while the next one runs
+    assert [(outcome.step, outcome.finished) for outcome in outcomes] == [(3, False)] * 2
     assert all((tmp_path / seed / "checkpoints" / "3").is_dir() for seed in ("0", "1"))
     assert all(outcome.finished for outcome in fit(tmp_path, (0, 1)))
     said = capfd.readouterr().err
@@ -164,7 +182,10 @@ def test_a_device_without_memory_trains_one_after_another(both, tmp_path, monkey
     patched(monkeypatch, exhausted)
     assert all(outcome.finished for outcome in fit(tmp_path, (0, 1)))
     said = capsys.readouterr().err
-    assert "no memory for a step of 2 runs: they are trained one after another" in said and said.count("resumed from step 4") == 2
+    assert (
+        "no memory for a step of 2 runs: they are trained one after another" in said
+        and said.count("resumed from step 4") == 2
+    )
     for seed in ("0", "1"):
         assert_same_run(tmp_path / seed, both / seed)
 
@@ -184,7 +205,9 @@ def test_a_loss_that_is_not_finite_names_its_run(tmp_path, monkeypatch):
         return states, [first, second | ({"nats": np.array([np.nan, 1])} if step == 5 else {})]
 
     patched(monkeypatch, poisoned)
-    with pytest.raises(InputError, match=rf"^{tmp_path / '1'}: the loss of step 6 is nan, .*checkpoint is step 4 in {tmp_path / '1'}"):
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path / '1'}: the loss of step 6 is nan, .*checkpoint is step 4 in {tmp_path / '1'}"
+    ):
         fit(tmp_path, (0, 1))
 
 

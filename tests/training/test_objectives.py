@@ -25,7 +25,10 @@ def batch_of(kind: str, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         targets, inputs = RNG.standard_normal((rows, 4, 3), np.float32), RNG.standard_normal((rows, 6, 3), np.float32)
         targets[1, :, 0] = inputs[1, -1, 0]  # a channel that stands still
         return RNG.standard_normal((rows, 4, 3), np.float32), {"targets": targets, "inputs": inputs, "weights": weights}
-    return 3 * RNG.standard_normal((*shape, 7), np.float32), {"targets": RNG.integers(0, 7, shape).astype(np.int32), "weights": weights}
+    return 3 * RNG.standard_normal((*shape, 7), np.float32), {
+        "targets": RNG.integers(0, 7, shape).astype(np.int32),
+        "weights": weights,
+    }
 
 
 def score(kind: str, outputs: np.ndarray, batch: dict[str, np.ndarray]) -> Sums:
@@ -61,11 +64,19 @@ def test_hubers_loss_is_the_squared_error_up_to_one_and_linear_beyond():
 
 def test_r2_is_out_of_sample_and_direction_leaves_out_what_stands_still():
     outputs, batch = batch_of("forecasting", 6)
-    targets, weights, last = batch["targets"].astype(np.float64), batch["weights"][:, None, None], batch["inputs"][:, -1:]
+    targets, weights, last = (
+        batch["targets"].astype(np.float64),
+        batch["weights"][:, None, None],
+        batch["inputs"][:, -1:],
+    )
     found = means(score("forecasting", outputs, batch))
-    assert found["r2"] == pytest.approx(1 - (weights * (outputs - targets) ** 2).sum() / (weights * targets**2).sum(), rel=1e-5)
+    assert found["r2"] == pytest.approx(
+        1 - (weights * (outputs - targets) ** 2).sum() / (weights * targets**2).sum(), rel=1e-5
+    )
     moved = weights * (targets != last)
-    assert found["direction"] == pytest.approx((moved * ((outputs > last) == (targets > last))).sum() / moved.sum(), rel=1e-5)
+    assert found["direction"] == pytest.approx(
+        (moved * ((outputs > last) == (targets > last))).sum() / moved.sum(), rel=1e-5
+    )
     batch["weights"][:] = 1
     assert means(score("forecasting", batch["targets"], batch))["direction"] == 1
     assert means(score("forecasting", np.broadcast_to(last, targets.shape), batch))["direction"] == 0
@@ -74,10 +85,17 @@ def test_r2_is_out_of_sample_and_direction_leaves_out_what_stands_still():
 def test_scores_of_a_series_whose_cycle_was_taken_off_are_those_of_the_series():
     outputs, batch = batch_of("forecasting", 6)
     course = RNG.standard_normal((6, 10, 3), np.float32)  # of 6 inputs and 4 targets
-    less = {**batch, "inputs": batch["inputs"] - course[:, :6], "targets": batch["targets"] - course[:, 6:], "course": course}
+    less = {
+        **batch,
+        "inputs": batch["inputs"] - course[:, :6],
+        "targets": batch["targets"] - course[:, 6:],
+        "course": course,
+    }
     less["targets"][1, :, 0] += 1e-3  # what stood still would be told from rounding by chance
     batch["targets"][1, :, 0] += 1e-3
-    whole, found = (means(score("forecasting", made, part)) for made, part in ((outputs, batch), (outputs - course[:, 6:], less)))
+    whole, found = (
+        means(score("forecasting", made, part)) for made, part in ((outputs, batch), (outputs - course[:, 6:], less))
+    )
     assert found == pytest.approx(whole, rel=1e-4)
 
 
@@ -85,7 +103,10 @@ def test_scores_of_a_series_whose_cycle_was_taken_off_are_those_of_the_series():
 def test_sums_of_parts_merge_to_those_of_the_whole(kind):
     outputs, batch = batch_of(kind, 8)
     whole = score(kind, outputs, batch)
-    parts = [score(kind, outputs[cut], {name: value[cut] for name, value in batch.items()}) for cut in (slice(0, 4), slice(4, 8))]
+    parts = [
+        score(kind, outputs[cut], {name: value[cut] for name, value in batch.items()})
+        for cut in (slice(0, 4), slice(4, 8))
+    ]
     for name, pair in whole.items():
         np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
 
@@ -116,7 +137,10 @@ def test_gate_penalties_are_means_over_valid_frames_whatever_is_padded(stride, c
     rows, length, frames = 3, 10, -(-10 // stride)
     valid = np.arange(length)[None] < np.array([10, 7, 4])[:, None]
     gates = [RNG.uniform(size=(rows * channels, frames, 5)).astype(np.float32) for _ in range(2)]
-    seen = {f"block_{index}": Observed(gate=jnp.asarray(gate), open=jnp.asarray(gate**2)) for index, gate in enumerate(gates)}
+    seen = {
+        f"block_{index}": Observed(gate=jnp.asarray(gate), open=jnp.asarray(gate**2))
+        for index, gate in enumerate(gates)
+    }
     found = objectives.gate_penalties(seen, jnp.asarray(valid[:, ::stride], jnp.float32))
     kept = np.repeat(valid[:, ::stride], channels, axis=0)
     assert means(found)["gate_l1"] == pytest.approx(np.mean([gate[kept].mean() for gate in gates]), rel=1e-5)
@@ -145,7 +169,11 @@ def test_dimensions_are_sums_over_components_and_merge_over_batches():
     whole = objectives.dimensions(seen, jnp.asarray(valid, jnp.float32))
     assert means(whole) == pytest.approx({"dim_eff": effective, "compression_factor": 6 / effective}, rel=1e-5)
     parts = [
-        objectives.dimensions(jax.tree.map(lambda gate, row=row: gate[row : row + 1], seen), jnp.asarray(valid[row : row + 1], jnp.float32)) for row in (0, 1)
+        objectives.dimensions(
+            jax.tree.map(lambda gate, row=row: gate[row : row + 1], seen),
+            jnp.asarray(valid[row : row + 1], jnp.float32),
+        )
+        for row in (0, 1)
     ]
     for name, pair in whole.items():
         np.testing.assert_allclose(pair, parts[0][name] + parts[1][name], rtol=1e-5)
@@ -181,8 +209,14 @@ def test_complex_components_are_pairs_of_reals():
     law = laws_of(4, 5, 2, dtype=np.complex64)
     pairs = []
     for A, drive, noise in zip(*law, strict=True):
-        blocks = jax.vmap(lambda a: jnp.block([[jnp.diag(a.real), -jnp.diag(a.imag)], [jnp.diag(a.imag), jnp.diag(a.real)]]))(A)
-        pairs.append(bracket.conditional_moments(blocks, jnp.concatenate([drive.real, drive.imag], -1), jnp.concatenate([noise, noise], -1) ** 2))
+        blocks = jax.vmap(
+            lambda a: jnp.block([[jnp.diag(a.real), -jnp.diag(a.imag)], [jnp.diag(a.imag), jnp.diag(a.real)]])
+        )(A)
+        pairs.append(
+            bracket.conditional_moments(
+                blocks, jnp.concatenate([drive.real, drive.imag], -1), jnp.concatenate([noise, noise], -1) ** 2
+            )
+        )
     centres, covs = (jnp.concatenate([getattr(pair, name) for pair in pairs]) for name in ("means", "covs"))
     expected = variational.rate(centres, jnp.diagonal(covs, axis1=1, axis2=2))
     assert means(objectives.rates(observed(law), jnp.ones((4, 5))))["rate"] == pytest.approx(float(expected), rel=1e-4)
@@ -197,7 +231,9 @@ def test_gates_that_read_the_state_have_the_rate_of_one_step():
 def test_the_capacity_is_that_of_what_comes_in():
     law = laws_of(4, 5, 3)
     expected = variational.capacity(law.drive.reshape(-1, 3), law.noise.reshape(-1, 3))
-    assert means(objectives.rates(observed(law), jnp.ones((4, 5)), form="capacity"))["rate"] == pytest.approx(float(expected), rel=1e-5)
+    assert means(objectives.rates(observed(law), jnp.ones((4, 5)), form="capacity"))["rate"] == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def test_independent_channels_weigh_as_rows_of_their_own():
@@ -213,7 +249,9 @@ def test_what_is_not_finite_where_the_weight_is_zero_reaches_neither_scores_nor_
     outputs, batch = batch_of(kind, 6)
     hidden = batch["weights"] == 0
     assert hidden.any()
-    ill = np.where(hidden.reshape(*hidden.shape, *[1] * (outputs.ndim - hidden.ndim)), np.nan, outputs).astype(np.float32)
+    ill = np.where(hidden.reshape(*hidden.shape, *[1] * (outputs.ndim - hidden.ndim)), np.nan, outputs).astype(
+        np.float32
+    )
 
     def loss(outputs):
         sums = TASKS[kind].score(outputs, jax.tree.map(jnp.asarray, batch))
@@ -229,5 +267,7 @@ def test_gates_and_laws_of_padding_may_be_anything():
     frames = valid.astype(jnp.float32)
     ill = jnp.where(valid[..., None], 0.5, jnp.nan) * jnp.ones((2, 4, 3))
     seen = {"block_0": Observed(gate=ill, law=Law(ill, ill, ill))}
-    sums = objectives.gate_penalties(seen, frames) | objectives.dimensions(seen, frames) | objectives.rates(seen, frames)
+    sums = (
+        objectives.gate_penalties(seen, frames) | objectives.dimensions(seen, frames) | objectives.rates(seen, frames)
+    )
     assert all(np.isfinite(np.asarray(pair)).all() for pair in sums.values())

@@ -22,26 +22,44 @@ SMALL = Model(pattern=("selective",), d_model=4, d_state=4)
 def parameters(model: Model) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shapes of a model's parameters by path."""
     task = model.task
-    inputs = jnp.zeros((1, task.length), jnp.int32) if task.kind == "language" else jnp.zeros((1, task.length, task.channels))
+    inputs = (
+        jnp.zeros((1, task.length), jnp.int32)
+        if task.kind == "language"
+        else jnp.zeros((1, task.length, task.channels))
+    )
     shapes = jax.eval_shape(SequenceModel(model).init, jax.random.key(0), inputs)["params"]
     return flax.traverse_util.flatten_dict(shapes)
 
 
 @pytest.mark.parametrize("transition", ["diagonal", "complex", "dense"])
-@pytest.mark.parametrize(("task", "options"), [(LANGUAGE, {"conv": 4}), (SIGNAL, {"frame": 4, "stride": 2, "filterbank": 3}), (SERIES, {})])
+@pytest.mark.parametrize(
+    ("task", "options"), [(LANGUAGE, {"conv": 4}), (SIGNAL, {"frame": 4, "stride": 2, "filterbank": 3}), (SERIES, {})]
+)
 def test_poles_gate_biases_norms_skips_and_embeddings_do_not_decay_and_matrices_do(task, options, transition):
     paths = parameters(runs.model(SMALL, selective__transition=transition, task=task, **options))
     kept = {path for path in paths if not optimizer.is_decayed(path)}
     for path in paths:
         last = path[-1]
-        spared = last in ("A", "A_log_decay", "A_phase", "D", "bias", "scale", "embedding") or any("norm" in part for part in path)
+        spared = last in ("A", "A_log_decay", "A_phase", "D", "bias", "scale", "embedding") or any(
+            "norm" in part for part in path
+        )
         assert (path in kept) == spared, path
     assert any(path[-2:] == ("G", "bias") for path in kept), "a gate has a bias"
     assert any(path[-1].startswith("A") for path in kept), "a recurrence has poles"
     assert {"B", "C"} <= {path[-1] for path in set(paths) - kept}, "input and output matrices decay"
 
 
-@pytest.mark.parametrize("path", [("mixer", "A_log"), ("mixer", "dt"), ("mixer", "gate", "bias"), ("mlp_norm", "scale"), ("embedding",), ("head", "dt_bias")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("mixer", "A_log"),
+        ("mixer", "dt"),
+        ("mixer", "gate", "bias"),
+        ("mlp_norm", "scale"),
+        ("embedding",),
+        ("head", "dt_bias"),
+    ],
+)
 def test_names_that_never_decay(path):
     assert not optimizer.is_decayed(path)
 
@@ -50,18 +68,29 @@ def test_names_that_never_decay(path):
 def test_of_every_mixer_matrices_decay_and_poles_step_sizes_and_biases_do_not(kind):
     paths = parameters(runs.model(SMALL, pattern=(kind,), **runs.HEADS, task=LANGUAGE))
     found = {path[-1] for path in paths if path[1] == "mixer" and optimizer.is_decayed(path)}
-    assert found == {"s4d": {"C", "kernel"}, "s5": {"B", "C", "kernel"}, "lru": {"B", "C"}, "rg_lru": {"W", "kernel"}, "min_gru": {"W", "C"}}.get(
-        kind, {"W", "U", "C"}
-    )
+    assert found == {
+        "s4d": {"C", "kernel"},
+        "s5": {"B", "C", "kernel"},
+        "lru": {"B", "C"},
+        "rg_lru": {"W", "kernel"},
+        "min_gru": {"W", "C"},
+    }.get(kind, {"W", "U", "C"})
 
 
 def experiment(**options: float) -> Experiment:
-    return Experiment(optimizer=Optimizer(warmup_steps=10, peak_rate=1e-2, end_rate=1e-4, **options), training=Training(steps=100))
+    return Experiment(
+        optimizer=Optimizer(warmup_steps=10, peak_rate=1e-2, end_rate=1e-4, **options), training=Training(steps=100)
+    )
 
 
 def test_rate_climbs_linearly_and_falls_along_a_cosine():
     rate = optimizer.schedule(experiment())
-    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0, 5e-3, 1e-2, (1e-2 + 1e-4) / 2, 1e-4], rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(55), rate(100)],
+        [0, 5e-3, 1e-2, (1e-2 + 1e-4) / 2, 1e-4],
+        rtol=1e-5,
+        atol=1e-12,
+    )
 
 
 def test_without_a_gradient_only_decaying_parameters_shrink():
@@ -72,13 +101,18 @@ def test_without_a_gradient_only_decaying_parameters_shrink():
         updates, state = tx.update(still, state, params)
     np.testing.assert_array_equal(updates["A"], np.zeros(3))
     np.testing.assert_array_equal(updates["in"]["bias"], np.zeros(2))
-    np.testing.assert_allclose(updates["in"]["kernel"], np.full((2, 2), -3e-3 * 0.5), rtol=1e-5)  # rate 3e-3 at the third step
+    # rate 3e-3 at the third step
+    np.testing.assert_allclose(updates["in"]["kernel"], np.full((2, 2), -3e-3 * 0.5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 10])
 def test_the_first_step_moves_and_the_last_one_has_the_rate_at_the_end(warmup):
-    """A schedule of optax begins at step 0: the first step of a warm-up did nothing, and end_rate came after the last."""
-    recipe = dataclasses.replace(experiment(), optimizer=dataclasses.replace(experiment(weight_decay=1.0).optimizer, warmup_steps=warmup))
+    """A schedule of optax begins at step 0: the first step of a warm-up did nothing, and end_rate came after the
+    last.
+    """
+    recipe = dataclasses.replace(
+        experiment(), optimizer=dataclasses.replace(experiment(weight_decay=1.0).optimizer, warmup_steps=warmup)
+    )
     tx, params = optimizer.build(recipe), {"in": {"kernel": jnp.ones((1, 1))}}
     state, rates = tx.init(params), []
     update = jax.jit(tx.update)
@@ -92,7 +126,9 @@ def test_the_first_step_moves_and_the_last_one_has_the_rate_at_the_end(warmup):
 
 @pytest.mark.parametrize(("clip_norm", "same"), [(1.0, True), (0.0, False)])
 def test_a_clipped_gradient_keeps_its_direction_only(clip_norm, same):
-    """Adam forgets a constant scale, not one that changes: after a step of norm 1, steps of norm 10 and 1000 are one when clipped."""
+    """Adam forgets a constant scale, not one that changes: after a step of norm 1, steps of norm 10 and 1000 are one
+    when clipped.
+    """
     tx = optimizer.build(experiment(clip_norm=clip_norm, weight_decay=0.0))
     params = {"kernel": jnp.zeros(4)}
     first = tx.update({"kernel": jnp.full(4, 0.5)}, tx.init(params), params)[1]

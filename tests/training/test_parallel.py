@@ -19,12 +19,18 @@ def test_all_devices_or_the_first_few():
 
 
 def test_more_devices_than_there_are():
-    with pytest.raises(InputError, match=r"training\.devices=5, but this machine has 4 cpu device\(s\): use at most that, or 0"):
+    with pytest.raises(
+        InputError, match=r"training\.devices=5, but this machine has 4 cpu device\(s\): use at most that, or 0"
+    ):
         parallel.choose_devices(5, 10)
 
 
 def test_rows_that_devices_cannot_share():
-    with pytest.raises(InputError, match=r"data\.batch_size over optimizer\.accumulate is 6, which 4 devices cannot share equally: use a multiple of 4"):
+    with pytest.raises(
+        InputError,
+        match=r"data\.batch_size over optimizer\.accumulate is 6, which 4 devices cannot share equally: use a "
+        r"multiple of 4",
+    ):
         parallel.choose_devices(4, 6)
 
 
@@ -32,13 +38,18 @@ def test_a_process_of_a_cluster_is_refused_by_name(monkeypatch):
     """Its local devices alone would train, beside another process that does the same."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for count in (0, 1):
-        with pytest.raises(InputError, match=r"process 0 of a cluster of 2, and each would train or evaluate alone: .*start one process"):
+        with pytest.raises(
+            InputError,
+            match=r"process 0 of a cluster of 2, and each would train or evaluate alone: .*start one process",
+        ):
             parallel.choose_devices(count, 8)
 
 
 ENTRANCES = {
     "fit": lambda folder: loop.fit(runs.experiment(), str(folder)),
-    "together": lambda folder: multi_seed.fit_seeds([runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]),
+    "together": lambda folder: multi_seed.fit_seeds(
+        [runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]
+    ),
     "sweep": lambda folder: list(runner.cells(runs.experiment(), folder, ["ssm"])),
     "open": open_run,
 }
@@ -63,7 +74,9 @@ def test_eval_refuses_a_cluster_before_it_reads_or_writes(flags, tmp_path, monke
 
 
 def test_what_is_recomputed_is_not_kept_on_a_cpu_too():
-    """XLA drops the barriers that jax.checkpoint sets and merges the values, as in jax#8609: 25 MiB became 30 instead of 10."""
+    """XLA drops the barriers that jax.checkpoint sets and merges the values, as in jax#8609: 25 MiB became 30 instead
+    of 10.
+    """
 
     def layer(x, w):
         for _ in range(4):
@@ -100,7 +113,9 @@ def test_sums_over_devices_are_those_of_the_whole_batch(count):
     for _ in range(2):
         before = state
         state, seen = take(state, batch)
-        assert state["w"].sharding == parallel.layout(devices), "the state comes back where it was, so that nothing is compiled twice"
+        assert state["w"].sharding == parallel.layout(devices), (
+            "the state comes back where it was, so that nothing is compiled twice"
+        )
         assert before["w"].is_deleted(), "its memory is used again"
     np.testing.assert_allclose(state["w"], 2 * batch["x"].sum(0))
     assert state["w"].shape == (3,), "no device axis"
@@ -115,4 +130,7 @@ def test_devices_are_numbered_as_their_rows_are():
     for count, expected in ((1, 0), (4, 1 * 10 + 2 * 100 + 3 * 1000)):
         devices = parallel.choose_devices(count, 4)
         take = parallel.data_parallel(step, devices)
-        assert take(jax.device_put(jnp.zeros(1), parallel.layout(devices)), {"x": np.array([1, 10, 100, 1000])})[1] == expected
+        assert (
+            take(jax.device_put(jnp.zeros(1), parallel.layout(devices)), {"x": np.array([1, 10, 100, 1000])})[1]
+            == expected
+        )

@@ -1,4 +1,6 @@
-"""A killed run goes on as if nothing had happened: parameters, optimiser, order of the data and records, bit for bit."""
+"""A killed run goes on as if nothing had happened: parameters, optimiser, order of the data and records, bit for
+bit.
+"""
 
 import os
 import pathlib
@@ -17,7 +19,9 @@ import runs
 from selssm_jax.training import loop
 
 STEPS = 240
-RECIPE = runs.experiment(training__steps=STEPS, training__log_every=3, training__eval_every=35, training__checkpoint_every=10)
+RECIPE = runs.experiment(
+    training__steps=STEPS, training__log_every=3, training__eval_every=35, training__checkpoint_every=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,14 @@ def uninterrupted(tmp_path_factory):
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
-    command = [sys.executable, "train.py", "--config", "configs/smoke.py", f"--workdir={workdir}", *runs.overrides(RECIPE)]
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/smoke.py",
+        f"--workdir={workdir}",
+        *runs.overrides(RECIPE),
+    ]
     return subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -50,7 +61,9 @@ def assert_same_end(workdir: pathlib.Path, expected: pathlib.Path) -> None:
     found, wanted = (runs.state(folder, STEPS) for folder in (workdir, expected))
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
-    assert {key.split("/")[1] for key in runs.content(workdir / "best")} == {key.split("/")[1] for key in runs.content(expected / "best")}
+    assert {key.split("/")[1] for key in runs.content(workdir / "best")} == {
+        key.split("/")[1] for key in runs.content(expected / "best")
+    }
 
 
 def test_killed_three_times_ends_bit_equal(uninterrupted, tmp_path):
@@ -75,7 +88,14 @@ def test_sigterm_saves_and_names_the_command_to_go_on(uninterrupted, tmp_path):
     assert process.returncode == 75, errors  # so that "train.py && eval.py" does not evaluate half a run
     stopped, command = re.search(rf"stopped at step (\d+) of {STEPS}, saved; to go on: python (.*)", out).groups()
     assert (workdir / "checkpoints" / stopped).is_dir()
-    again = subprocess.run([sys.executable, *shlex.split(command)], cwd=runs.REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    again = subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        cwd=runs.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert again.returncode == 0 and f"resumed from step {stopped}" in again.stderr, again.stderr
     assert_same_end(workdir, uninterrupted)
 

@@ -1,4 +1,6 @@
-"""One step: the same on any number of devices and micro-batches; what is drawn at random hangs on seed and step alone."""
+"""One step: the same on any number of devices and micro-batches; what is drawn at random hangs on seed and step
+alone.
+"""
 
 import dataclasses
 import functools
@@ -28,13 +30,17 @@ def build(experiment: Experiment, kind: str, *, count: int = 1, **model: Any) ->
     """Returns a step over `count` devices, a state for it and a batch."""
     network = SequenceModel(runs.model(experiment.model, task=TASKS[kind], **model))
     devices = parallel.choose_devices(count, 8)
-    take = parallel.data_parallel(partial(step.train_step, model=network, optimizer=optimizer.build(experiment), experiment=experiment), devices)
+    take = parallel.data_parallel(
+        partial(step.train_step, model=network, optimizer=optimizer.build(experiment), experiment=experiment), devices
+    )
     plain = Training(target_dimension=experiment.training.target_dimension)  # all else of it changes no first state
     first = begin(network, dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=plain))
     return take, jax.device_put(first, parallel.layout(devices)), ragged(TASKS[kind])
 
 
-def after(take: Any, state: step.TrainState, batch: Batch, steps: int = 3) -> tuple[step.TrainState, list[dict[str, float]]]:
+def after(
+    take: Any, state: step.TrainState, batch: Batch, steps: int = 3
+) -> tuple[step.TrainState, list[dict[str, float]]]:
     seen = []
     for _ in range(steps):
         state, sums = take(state, batch)
@@ -63,10 +69,17 @@ def test_micro_batches_and_devices_change_nothing(kind, model, ways):
     penalised = {"training__gate_l1": 0.3}
     whole = after(*build(runs.experiment(**penalised), kind, **model))
     for count, parts in ways:
-        assert_same(whole, after(*build(runs.experiment(**penalised, optimizer__accumulate=parts), kind, count=count, **model)))
+        assert_same(
+            whole, after(*build(runs.experiment(**penalised, optimizer__accumulate=parts), kind, count=count, **model))
+        )
 
 
-DRAWING = {"dropout": 0.1, "selective__process_noise": 0.3, "selective__observation_noise": 0.2, "selective__gate": "hard_concrete"}
+DRAWING = {
+    "dropout": 0.1,
+    "selective__process_noise": 0.3,
+    "selective__observation_noise": 0.2,
+    "selective__gate": "hard_concrete",
+}
 
 
 @pytest.mark.parametrize(
@@ -74,9 +87,21 @@ DRAWING = {"dropout": 0.1, "selective__process_noise": 0.3, "selective__observat
     [
         ("language", DRAWING, ((2, 2),)),
         pytest.param("language", DRAWING, ((1, 4), (2, 1), (4, 1)), marks=pytest.mark.exhaustive),
-        pytest.param("classification", {**DRAWING, "frame": 4, "stride": 2, "bidirectional": True, "remat": True}, ((2, 2),), marks=pytest.mark.exhaustive),
-        pytest.param("language", {**DRAWING, "selective__transition": "complex", "selective__gate": "sigmoid"}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
-        pytest.param("forecasting", {**DRAWING, "channel_independent": True}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive),
+        pytest.param(
+            "classification",
+            {**DRAWING, "frame": 4, "stride": 2, "bidirectional": True, "remat": True},
+            ((2, 2),),
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "language",
+            {**DRAWING, "selective__transition": "complex", "selective__gate": "sigmoid"},
+            ((2, 2), (4, 1)),
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "forecasting", {**DRAWING, "channel_independent": True}, ((2, 2), (4, 1)), marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_what_is_drawn_hangs_on_the_row_and_not_on_where_it_is_read(kind, model, ways):
@@ -88,7 +113,9 @@ def test_what_is_drawn_hangs_on_the_row_and_not_on_where_it_is_read(kind, model,
 
 @pytest.mark.parametrize(("count", "parts"), [(2, 1), (1, 4)])
 def test_the_share_of_solves_that_gave_way_counts_sequences_and_not_shares(count, parts):
-    """Two of eight sequences are beyond Newton: by shares it was 1 for the whole batch, a half for two devices, and a quarter for four micro-batches."""
+    """Two of eight sequences are beyond Newton: by shares it was 1 for the whole batch, a half for two devices, and a
+    quarter for four micro-batches.
+    """
     experiment = runs.experiment(optimizer__accumulate=parts)
     solved = jax.numpy.arange(8) >= 2
 
@@ -106,7 +133,9 @@ def test_the_share_of_solves_that_gave_way_counts_sequences_and_not_shares(count
     batch = ragged(TASKS["language"])
     batch["inputs"][:, 0] = np.arange(8)
     devices = parallel.choose_devices(count, 8)
-    take = parallel.data_parallel(partial(step.train_step, model=Reader(), optimizer=tx, experiment=experiment), devices)
+    take = parallel.data_parallel(
+        partial(step.train_step, model=Reader(), optimizer=tx, experiment=experiment), devices
+    )
     _, sums = take(jax.device_put(state, parallel.layout(devices)), batch)
     assert means(jax.device_get(sums))["fell_back"] == 0.25
 
@@ -134,7 +163,9 @@ def test_hubers_loss_bounds_what_one_value_can_do():
     """A value far off moves mse's parameters more the farther it is, and Huber's no more."""
 
     def moved(loss: str, far: float) -> np.ndarray:
-        take, state, batch = build(runs.experiment(data__source="etth1", training__forecast_loss=loss, optimizer__clip_norm=1e9), "forecasting")
+        take, state, batch = build(
+            runs.experiment(data__source="etth1", training__forecast_loss=loss, optimizer__clip_norm=1e9), "forecasting"
+        )
         batch["targets"][0, 0, 0] = far
         _, sums = take(state, batch)
         return jax.device_get(sums)["gradient_norm"][0]
@@ -158,14 +189,21 @@ def test_the_multiplier_ascends_with_the_violation_and_never_below_zero():
 
 
 def test_gates_come_under_their_target():
-    options = runs.experiment(training__target_dimension=0.08, training__multiplier_rate=0.05, training__steps=400, optimizer__peak_rate=0.02)
+    options = runs.experiment(
+        training__target_dimension=0.08, training__multiplier_rate=0.05, training__steps=400, optimizer__peak_rate=0.02
+    )
     _, seen = after(*build(options, "language"), steps=200)
     assert seen[0]["gate_l1"] > 0.15
     assert np.mean([metrics["gate_l1"] for metrics in seen[-50:]]) < 0.08
 
 
 def test_a_warm_up_lets_every_penalty_grow_from_nothing():
-    options = runs.experiment(training__gate_l1=4.0, training__information_weight=2.0, model__selective__process_noise=0.3, training__penalty_warmup=4)
+    options = runs.experiment(
+        training__gate_l1=4.0,
+        training__information_weight=2.0,
+        model__selective__process_noise=0.3,
+        training__penalty_warmup=4,
+    )
     states = [step.TrainState(jax.numpy.int32(number), {}, (), jax.numpy.zeros(2)) for number in (0, 1, 3, 9)]
     terms = [step._terms(options, "nats", state) for state in states]
     assert [float(term["gate_l1"]) for term in terms] == [1, 2, 4, 4]
@@ -214,7 +252,11 @@ def test_gates_and_laws_are_kept_only_for_a_penalty(monkeypatch, options, model,
     tx, batch = optimizer.build(experiment), ragged(TASKS["language"])
     state = jax.eval_shape(partial(step.initial, experiment, network, tx), batch)
     apply = SequenceModel.apply
-    monkeypatch.setattr(SequenceModel, "apply", lambda self, *args, **kwargs: asked.append(kwargs.get("mutable")) or apply(self, *args, **kwargs))
+    monkeypatch.setattr(
+        SequenceModel,
+        "apply",
+        lambda self, *args, **kwargs: asked.append(kwargs.get("mutable")) or apply(self, *args, **kwargs),
+    )
     _, sums = jax.eval_shape(partial(step.train_step, model=network, optimizer=tx, experiment=experiment), state, batch)
     assert asked == [["diagnostics"] + ["intermediates"] * ("dim_eff" in names) + ["laws"] * ("rate" in names)]
     assert set(sums) == {"nats", "accuracy", "gradient_norm"} | names
@@ -233,7 +275,10 @@ def test_what_is_drawn_hangs_on_seed_and_step_alone(count):
     take, state, batch = build(runs.experiment(), "language", count=count, dropout=0.3, selective__process_noise=0.1)
     layout = state.step.sharding
     begun = jax.device_get(state)
-    losses = [after(take, jax.device_put(begun.replace(step=number), layout), batch, 1)[1][0]["nats"] for number in (np.int32(0), np.int32(0), np.int32(5))]
+    losses = [
+        after(take, jax.device_put(begun.replace(step=number), layout), batch, 1)[1][0]["nats"]
+        for number in (np.int32(0), np.int32(0), np.int32(5))
+    ]
     assert losses[0] == losses[1] != losses[2]
     reseeded = jax.device_put(begun.replace(rng=begun.rng + np.uint32(1)), layout)
     assert after(take, reseeded, batch, 1)[1][0]["nats"] != losses[0]

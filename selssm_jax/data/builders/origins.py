@@ -21,14 +21,16 @@ from selssm_jax.errors import InputError
 class Origin:
     """One file: its address (empty: it has no stable one), accepted local names, and the sha256 of its content.
 
-    The sha256 is of the content, unpacked where a local copy is gzipped but the origin is not; empty where none is lasting.
+    The sha256 is of the content, unpacked where a local copy is gzipped but the origin is not; empty where none is
+    lasting.
     """
 
     url: str
     names: tuple[str, ...]
     sha256: str
     packed: bool = False  # the origin itself is gzipped, and stays so
-    check: Callable[[bytes], object] | None = None  # raises InputError for a content that is damaged, where no sha256 tells
+    # raises InputError for a content that is damaged, where no sha256 tells
+    check: Callable[[bytes], object] | None = None
 
 
 SHAKESPEARE = Origin(
@@ -38,7 +40,11 @@ SHAKESPEARE = Origin(
 )
 _WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
 WIKITEXT2 = {
-    split: Origin(_WIKITEXT + f"{name}.txt", (f"wikitext2_{name}.txt.gz", f"wikitext2_{name}.txt", f"wikitext-2/{name}.txt"), sha256)
+    split: Origin(
+        _WIKITEXT + f"{name}.txt",
+        (f"wikitext2_{name}.txt.gz", f"wikitext2_{name}.txt", f"wikitext-2/{name}.txt"),
+        sha256,
+    )
     for split, name, sha256 in (
         ("train", "train", "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f"),
         ("validation", "valid", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
@@ -46,11 +52,21 @@ WIKITEXT2 = {
     )
 }
 _ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"
-ETTH1 = Origin(_ETT + "ETTh1.csv", ("etth1.csv", "ETTh1.csv"), "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066")
-ETTM1 = Origin(_ETT + "ETTm1.csv", ("ettm1.csv", "ETTm1.csv"), "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e")
-WEATHER = Origin("", ("weather.csv.gz", "weather.csv"), "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63")
+ETTH1 = Origin(
+    _ETT + "ETTh1.csv", ("etth1.csv", "ETTh1.csv"), "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066"
+)
+ETTM1 = Origin(
+    _ETT + "ETTm1.csv", ("ettm1.csv", "ETTm1.csv"), "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e"
+)
+WEATHER = Origin(
+    "", ("weather.csv.gz", "weather.csv"), "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63"
+)
 # A branch's archive has no lasting hash: the builder checks that every recording is there.
-SPOKEN_DIGITS = Origin("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip", ("free-spoken-digit-dataset-master.zip",), "")
+SPOKEN_DIGITS = Origin(
+    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",
+    ("free-spoken-digit-dataset-master.zip",),
+    "",
+)
 PACKED_DIGITS = Origin("", ("fsdd.npz",), "a3ed95e96328c5572629343e9251392290937e24fa9f5fc2236bee2df9cd31d0")
 _MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 MNIST = {
@@ -91,7 +107,9 @@ def content(origin: Origin, local_dir: str, cache_dir: str) -> bytes:
             raise InputError(missing(local_dir, origin))
         return _check(_read(path, origin), origin, str(path))
     if not origin.url:
-        raise InputError(f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it")
+        raise InputError(
+            f"{origin.names[0]} has no stable public address: set data.local_dir to a folder that holds it"
+        )
     return _download(origin, cache_root(cache_dir) / DOWNLOADS)
 
 
@@ -100,7 +118,9 @@ def missing(local_dir: str, *origins: Origin) -> str:
     names = " or ".join(name for origin in origins for name in origin.names)
     exists = "" if pathlib.Path(local_dir).expanduser().is_dir() else " (there is no such folder)"
     url = next((origin.url for origin in origins if origin.url), "")
-    return f"data.local_dir={local_dir!r} holds no {names}{exists}: put it there" + (f", or leave data.local_dir empty to download {url}" if url else "")
+    return f"data.local_dir={local_dir!r} holds no {names}{exists}: put it there" + (
+        f", or leave data.local_dir empty to download {url}" if url else ""
+    )
 
 
 def _read(path: pathlib.Path, origin: Origin) -> bytes:
@@ -115,7 +135,8 @@ def _check(content: bytes, origin: Origin, where: str) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     if origin.sha256 and digest != origin.sha256:
         raise InputError(
-            f"{where} is not the published file: sha256 of its content is {digest[:12]}..., expected {origin.sha256[:12]}...; fetch it again"
+            f"{where} is not the published file: sha256 of its content is {digest[:12]}..., expected "
+            f"{origin.sha256[:12]}...; fetch it again"
             + (f" from {origin.url}" if origin.url else "")
             + ', or use data.source "csv", "text" or "npz" for data of your own'
         )
@@ -128,7 +149,9 @@ def _check(content: bytes, origin: Origin, where: str) -> bytes:
 
 
 def _download(origin: Origin, folder: pathlib.Path) -> bytes:
-    """A file's content from the folder of downloads; what is not there, or not whole, is fetched, and put there once it is found whole."""
+    """A file's content from the folder of downloads; what is not there, or not whole, is fetched, and put there once it
+    is found whole.
+    """
     path = folder / f"{hashlib.sha256(origin.url.encode()).hexdigest()[:12]}-{origin.url.rsplit('/', 1)[-1]}"
     damage = ""
     if path.is_file():
@@ -141,7 +164,8 @@ def _download(origin: Origin, folder: pathlib.Path) -> bytes:
             content = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
-            f"{damage}{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the network, "
+            f"{damage}{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the "
+            "network, "
             f"or set data.local_dir to a folder that holds {origin.names[0]}"
         ) from error
     write(path, _check(content, origin, origin.url))
@@ -149,7 +173,9 @@ def _download(origin: Origin, folder: pathlib.Path) -> bytes:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file of the cache whole or not at all; of a process that is killed an `UNFINISHED` one is left. Raises InputError where the folder is full."""
+    """Writes a file of the cache whole or not at all; of a process that is killed an `UNFINISHED` one is left. Raises
+    InputError where the folder is full.
+    """
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +199,9 @@ def clear(leavings: Iterable[pathlib.Path]) -> None:
 
 @contextlib.contextmanager
 def hold(path: pathlib.Path) -> Iterator[bool]:
-    """Holds a file or folder for this process, and says whether no other does; the hold ends with the process, however it ends."""
+    """Holds a file or folder for this process, and says whether no other does; the hold ends with the process, however
+    it ends.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:  # gone by now
@@ -193,4 +221,6 @@ def hold(path: pathlib.Path) -> Iterator[bool]:
 
 def unwritable(folder: pathlib.Path, error: Exception) -> str:
     """Returns the message that a folder cannot hold prepared data."""
-    return f"{folder} cannot hold prepared data ({error}): set data.cache_dir to a folder with space that can be written"
+    return (
+        f"{folder} cannot hold prepared data ({error}): set data.cache_dir to a folder with space that can be written"
+    )

@@ -16,23 +16,33 @@ from selssm_jax.data.builders.public import Public
 from selssm_jax.errors import InputError
 
 
-def read(builder: type[Public], local_dir: str, cache_dir: str) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """Returns the records of every split in order, prepared first where they are not yet, and the sha256 of their files.
+def read(
+    builder: type[Public], local_dir: str, cache_dir: str
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Returns the records of every split in order, prepared first where they are not yet, and the sha256 of their
+    files.
 
     Raises:
       InputError: where a file is missing, damaged or cannot be fetched, or the cache cannot be written or read.
     """
     hashes = builder.hashes(local_dir, cache_dir)
-    root = origins.cache_root(cache_dir) / "prepared" / hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
+    root = (
+        origins.cache_root(cache_dir) / "prepared" / hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
+    )
     folder = root / builder.name / str(builder.VERSION)
     if not folder.is_dir():
         _prepare(builder, local_dir, cache_dir, folder)
     try:
         with _quiet():
             data = builder(data_dir=str(root)).as_data_source()
-            return {split: sorted(records.__getitems__(range(len(records))), key=lambda record: record["place"]) for split, records in data.items()}, hashes
+            return {
+                split: sorted(records.__getitems__(range(len(records))), key=lambda record: record["place"])
+                for split, records in data.items()
+            }, hashes
     except Exception as error:  # whatever a damaged record makes the readers raise
-        raise InputError(f"the prepared data in {folder} cannot be read ({error}): delete that folder, and it is prepared anew") from error
+        raise InputError(
+            f"the prepared data in {folder} cannot be read ({error}): delete that folder, and it is prepared anew"
+        ) from error
 
 
 def _prepare(builder: type[Public], local_dir: str, cache_dir: str, folder: pathlib.Path) -> None:

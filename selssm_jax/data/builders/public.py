@@ -1,7 +1,7 @@
 """TFDS builders of the public data sets, prepared as array_record: TensorFlow is never needed.
 
-Small examples are kept in blocks, since reading a record costs tens of microseconds whatever its size. A record carries its
-place, since TFDS orders records by hashed key.
+Small examples are kept in blocks, since reading a record costs tens of microseconds whatever its size. A record carries
+its place, since TFDS orders records by hashed key.
 """
 
 import abc
@@ -58,12 +58,16 @@ class Public(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 
     @classmethod
     def files(cls, local_dir: str, cache_dir: str) -> Files:
-        """Returns the content of the data set's files. Raises InputError where one is missing or not the published one."""
+        """Returns the content of the data set's files. Raises InputError where one is missing or not the published
+        one.
+        """
         return {name: origins.content(origin, local_dir, cache_dir) for name, origin in cls.ORIGINS.items()}
 
     @classmethod
     def hashes(cls, local_dir: str, cache_dir: str) -> dict[str, str]:
-        """Returns the sha256 of every file's content, by which one source is told from another; local files are checked."""
+        """Returns the sha256 of every file's content, by which one source is told from another; local files are
+        checked.
+        """
         if local_dir:
             cls.files(local_dir, cache_dir)
         return {name: origin.sha256 for name, origin in cls.ORIGINS.items()}
@@ -94,7 +98,8 @@ class _Text(Public):
 
 
 class TinyShakespeare(_Text):
-    """1,115,394 characters of Shakespeare's plays (Karpathy 2015), cut in reading order: 85 % training, 5 % validation, 10 % test.
+    """1,115,394 characters of Shakespeare's plays (Karpathy 2015), cut in reading order: 85 % training, 5 % validation,
+    10 % test.
 
     Training and validation together are the first 90 %, which is nanoGPT's training text.
     """
@@ -122,7 +127,9 @@ class _Table(Public):
 
 
 class Etth1(_Table):
-    """Electricity transformer temperature, hourly, 17,420 x 7 (Zhou et al. 2021); "train" holds all rows, readers cut them."""
+    """Electricity transformer temperature, hourly, 17,420 x 7 (Zhou et al. 2021); "train" holds all rows, readers cut
+    them.
+    """
 
     ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"table": origins.ETTH1}
     FEATURES: ClassVar[Mapping[str, Any]] = {"rows": Tensor(shape=(None, 7), dtype=np.float64)}
@@ -130,7 +137,9 @@ class Etth1(_Table):
 
 
 class Ettm1(_Table):
-    """Electricity transformer temperature, every 15 minutes, 69,680 x 7 (Zhou et al. 2021); "train" holds all rows, readers cut them."""
+    """Electricity transformer temperature, every 15 minutes, 69,680 x 7 (Zhou et al. 2021); "train" holds all rows,
+    readers cut them.
+    """
 
     ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"table": origins.ETTM1}
     FEATURES: ClassVar[Mapping[str, Any]] = {"rows": Tensor(shape=(None, 7), dtype=np.float64)}
@@ -138,7 +147,9 @@ class Ettm1(_Table):
 
 
 class JenaWeather(_Table):
-    """The weather station of Jena in 2020, every 10 minutes, 52,696 x 21 (Wu et al. 2021); "train" holds all rows, readers cut them."""
+    """The weather station of Jena in 2020, every 10 minutes, 52,696 x 21 (Wu et al. 2021); "train" holds all rows,
+    readers cut them.
+    """
 
     ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"table": origins.WEATHER}
     FEATURES: ClassVar[Mapping[str, Any]] = {"rows": Tensor(shape=(None, 21), dtype=np.float64)}
@@ -150,12 +161,24 @@ def _recordings(raw: bytes) -> list[Record]:
     pattern = re.compile(r"(?:.*/)?recordings/(\d)_(\w+)_(\d+)\.wav$")
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            recordings = sorted((int(name[1]), name[2], int(name[3]), name[0]) for name in map(pattern.match, archive.namelist()) if name)
-            clips = [{"wave": _samples(archive.read(path)), "label": digit, "index": take} for digit, _, take, path in recordings]
+            recordings = sorted(
+                (int(name[1]), name[2], int(name[3]), name[0])
+                for name in map(pattern.match, archive.namelist())
+                if name
+            )
+            clips = [
+                {"wave": _samples(archive.read(path)), "label": digit, "index": take}
+                for digit, _, take, path in recordings
+            ]
     except (zipfile.BadZipFile, wave.Error, EOFError, ValueError) as error:
-        raise InputError(f"the archive of spoken digits is damaged ({error}): fetch it again, or put fsdd.npz into data.local_dir") from error
+        raise InputError(
+            f"the archive of spoken digits is damaged ({error}): fetch it again, or put fsdd.npz into data.local_dir"
+        ) from error
     if len({recording[:3] for recording in recordings}) != 3000:
-        raise InputError(f"the archive of spoken digits holds {len(clips)} recordings, expected 3000: fetch it again, or put fsdd.npz into data.local_dir")
+        raise InputError(
+            f"the archive of spoken digits holds {len(clips)} recordings, expected 3000: fetch it again, or put "
+            "fsdd.npz into data.local_dir"
+        )
     return clips
 
 
@@ -167,10 +190,18 @@ def _samples(raw: bytes) -> np.ndarray:
 
 
 class SpokenDigits(Public):
-    """Free Spoken Digit Dataset, CC BY-SA 4.0: 3,000 recordings of six speakers at 8 kHz; takes 0-4 of each are the official test."""
+    """Free Spoken Digit Dataset, CC BY-SA 4.0: 3,000 recordings of six speakers at 8 kHz; takes 0-4 of each are the
+    official test.
+    """
 
-    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {"archive": dataclasses.replace(origins.SPOKEN_DIGITS, check=_recordings)}
-    FEATURES: ClassVar[Mapping[str, Any]] = {"wave": Tensor(shape=(None,), dtype=np.int16), "label": np.int32, "index": np.int32}
+    ORIGINS: ClassVar[Mapping[str, origins.Origin]] = {
+        "archive": dataclasses.replace(origins.SPOKEN_DIGITS, check=_recordings)
+    }
+    FEATURES: ClassVar[Mapping[str, Any]] = {
+        "wave": Tensor(shape=(None,), dtype=np.int16),
+        "label": np.int32,
+        "index": np.int32,
+    }
     URL = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 
     @classmethod
@@ -190,20 +221,29 @@ class SpokenDigits(Public):
 
     def _records(self, files: Files) -> dict[str, list[Record]]:
         clips = _unpack(files["packed"]) if "packed" in files else _recordings(files["archive"])
-        return {"train": [clip for clip in clips if clip["index"] >= 5], "test": [clip for clip in clips if clip["index"] < 5]}
+        return {
+            "train": [clip for clip in clips if clip["index"] >= 5],
+            "test": [clip for clip in clips if clip["index"] < 5],
+        }
 
 
 class Mnist(Public):
     """Handwritten digits, 28 x 28: 60,000 for training and 10,000 for test (LeCun et al. 1998)."""
 
     ORIGINS: ClassVar[Mapping[str, origins.Origin]] = origins.MNIST
-    FEATURES: ClassVar[Mapping[str, Any]] = {"images": Tensor(shape=(None, 28, 28), dtype=np.uint8), "labels": Tensor(shape=(None,), dtype=np.uint8)}
+    FEATURES: ClassVar[Mapping[str, Any]] = {
+        "images": Tensor(shape=(None, 28, 28), dtype=np.uint8),
+        "labels": Tensor(shape=(None,), dtype=np.uint8),
+    }
     URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
     def _records(self, files: Files) -> dict[str, list[Record]]:
         arrays = {name: _idx(raw) for name, raw in files.items()}
         names = {"train": "train", "test": "t10k"}
-        return {split: _blocks(1000, images=arrays[f"{name}-images-idx3-ubyte"], labels=arrays[f"{name}-labels-idx1-ubyte"]) for split, name in names.items()}
+        return {
+            split: _blocks(1000, images=arrays[f"{name}-images-idx3-ubyte"], labels=arrays[f"{name}-labels-idx1-ubyte"])
+            for split, name in names.items()
+        }
 
 
 def _blocks(size: int, **arrays: np.ndarray) -> list[Record]:
@@ -216,7 +256,10 @@ def _unpack(raw: bytes) -> list[Record]:
     packed = np.load(io.BytesIO(raw), allow_pickle=False)
     wave_, offset, label, index = (packed[name] for name in ("wave", "offset", "label", "index"))
     pieces = np.split(wave_, offset[1:-1])
-    return [{"wave": piece, "label": int(digit), "index": int(take)} for piece, digit, take in zip(pieces, label, index, strict=True)]
+    return [
+        {"wave": piece, "label": int(digit), "index": int(take)}
+        for piece, digit, take in zip(pieces, label, index, strict=True)
+    ]
 
 
 def _idx(raw: bytes) -> np.ndarray:

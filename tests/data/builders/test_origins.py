@@ -28,15 +28,22 @@ def test_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(InputError, match=r"downloads cannot hold prepared data \(.*No space left on device\): set data\.cache_dir"):
+    with pytest.raises(
+        InputError, match=r"downloads cannot hold prepared data \(.*No space left on device\): set data\.cache_dir"
+    ):
         origins.write(tmp_path / "downloads" / "a.txt", b"to be, or not to be")
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_what_the_next_clears(tmp_path):
     """It holds the file as long as it lives."""
-    writing = "import os, pathlib, signal; pathlib.Path.replace = lambda *_: (print('here', flush=True), signal.pause())"
-    writing += f"; from selssm_jax.data.builders import origins; origins.write(pathlib.Path({str(tmp_path / 'a.txt')!r}), b'to be')"
+    writing = (
+        "import os, pathlib, signal; pathlib.Path.replace = lambda *_: (print('here', flush=True), signal.pause())"
+    )
+    writing += (
+        "; from selssm_jax.data.builders import origins; "
+        f"origins.write(pathlib.Path({str(tmp_path / 'a.txt')!r}), b'to be')"
+    )
     process = subprocess.Popen([sys.executable, "-c", writing], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "here\n"
     origins.clear(tmp_path.glob(origins.UNFINISHED))

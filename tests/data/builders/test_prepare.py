@@ -1,4 +1,6 @@
-"""A preparation that is killed leaves no half data set; builders are TFDS's own kind, and asked for only where they are needed."""
+"""A preparation that is killed leaves no half data set; builders are TFDS's own kind, and asked for only where they are
+needed.
+"""
 
 import hashlib
 import os
@@ -36,7 +38,8 @@ def joined(records):
 def test_preparation_that_is_killed_leaves_no_half_data_set(local, tmp_path, repository):
     cache = str(tmp_path / "cache")
     script = (
-        f"import os, signal, sys; sys.path[:0] = [{str(repository)!r}, {os.path.dirname(__file__)!r}]; from test_prepare import Lines, prepare\n"
+        f"import os, signal, sys; sys.path[:0] = [{str(repository)!r}, {os.path.dirname(__file__)!r}]; from "
+        "test_prepare import Lines, prepare\n"
         "prepare.pathlib.Path.rename = lambda folder, name: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"prepare.read(Lines, {local!r}, {cache!r})"
     )
@@ -58,7 +61,11 @@ def test_without_a_local_folder_what_is_prepared_suffices(local, tmp_path):
 def test_builder_serves_tfds_without_tensorflow(local, tmp_path):
     builder = Lines(local_dir=local, data_dir=str(tmp_path / "tfds"))
     builder.download_and_prepare()
-    assert {split: info.num_examples for split, info in builder.info.splits.items()} == {"train": 14, "validation": 1, "test": 2}
+    assert {split: info.num_examples for split, info in builder.info.splits.items()} == {
+        "train": 14,
+        "validation": 1,
+        "test": 2,
+    }
     assert len(builder.as_data_source(split="train[:50%]")) == 7
     assert "tensorflow" not in sys.modules
 
@@ -69,7 +76,8 @@ def test_names_of_tfds_stay_its_own():
 
 def test_embedded_data_needs_no_builder(repository):
     script = (
-        f"import sys; sys.path.insert(0, {str(repository)!r}); from selssm_jax import config, data; data.load(config.Data());"
+        f"import sys; sys.path.insert(0, {str(repository)!r}); from selssm_jax import config, data; "
+        "data.load(config.Data());"
         "assert not {'tensorflow_datasets', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
