@@ -53,11 +53,13 @@ def _main(_: list[str]) -> None:
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
-        check, wanted = None, {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
-        if any(wanted.values()):  # a run without a report does not wait for what draws one
+        check, (report, measure, compress) = None, (REPORT.value, MEASURE.value, COMPRESS.value)
+        if report or measure or compress:  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
 
-            check = partial(analysis.check_ahead, experiment, workdir, **wanted)
+            check = partial(
+                analysis.check_ahead, experiment, workdir, report=report, measure=measure, compress=compress
+            )
         outcome = loop.fit(experiment, workdir, check=check)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on:", end=" ")
@@ -65,12 +67,12 @@ def _main(_: list[str]) -> None:
             sys.exit(errors.UNFINISHED)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items())
         print(f"trained {outcome.step} steps; validation: {scores}")
-        if not any(wanted.values()):
+        if not (report or measure or compress):
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return
         from selssm_jax.runs import open_run
 
         run = open_run(workdir)
-        print(cli.report_run(run, measure=MEASURE.value), flush=True)
-        if COMPRESS.value:
+        print(cli.report_run(run, measure=measure), flush=True)
+        if compress:
             print(cli.report_compression(run))

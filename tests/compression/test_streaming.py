@@ -235,7 +235,9 @@ def test_error_weights_are_what_small_errors_cost():
 def test_models_with_noise_are_calibrated_too():
     """Their states are drawn while they are read, so they need a key."""
     model, params, batch, _, _ = made("diagonal")
-    noisy = SequenceModel(dataclasses.replace(model.config, selective=dataclasses.replace(model.config.selective, process_noise=0.3)))
+    noisy = SequenceModel(
+        dataclasses.replace(model.config, selective=dataclasses.replace(model.config.selective, process_noise=0.3))
+    )
     assert np.isfinite(calibration(noisy, params, [batch])).all()
     weights = error_weights(noisy, params, [batch])
     assert np.isfinite(weights).all() and (weights > 0).any()
