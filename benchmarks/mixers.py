@@ -23,9 +23,9 @@ from typing import Any
 import measure
 
 from configs import shakespeare
-from selssm_jax import config
 from selssm_jax.analysis import costs
-from selssm_jax.config import Experiment, Task
+from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.config.mixers import MIXERS
 from selssm_jax.runs import open_run
 from selssm_jax.sweep import compared_models
 from selssm_jax.training import loop
@@ -58,7 +58,7 @@ def benchmark(seeds: int, data: str) -> dict[str, Any]:
     """Every mixer's score, those that are known as they are."""
     kept = FOLDER / "scores.json"
     found: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for kind in config.MIXERS:
+    for kind in MIXERS:
         for seed in range(len(found.get(kind, [])), seeds):
             found[kind] = [*found.get(kind, []), scored(kind, seed, data)]
             kept.write_text(json.dumps(found))
@@ -81,13 +81,13 @@ def experiment(kind: str, seed: int, steps: int, data: str) -> Experiment:
     return dataclasses.replace(whole, model=dataclasses.replace(whole.model, mlp_ratio=_ratio(whole.model)))
 
 
-def _ratio(model: config.Model) -> float:
+def _ratio(model: Model) -> float:
     """The MLP's hidden width over d_model that makes PARAMETERS."""
     without, one = (parameters(dataclasses.replace(model, mlp_ratio=width / model.d_model)) for width in (8, 9))
     return (8 + (PARAMETERS - without) / (one - without)) / model.d_model
 
 
-def parameters(model: config.Model) -> int:
+def parameters(model: Model) -> int:
     """Parameters of the model, as a language model of the text."""
     return compared_models.parameters(model, Task("language", vocab=VOCAB))
 
