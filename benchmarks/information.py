@@ -3,11 +3,12 @@ tasks of known truth.
 
   python benchmarks/information.py --data FOLDER             # every estimator on the frozen samples
   python benchmarks/information.py --data FOLDER --only default    # one again; the others' rows stay as the record has
-  them python benchmarks/information.py --bounds                  # lower bounds over 20 seeds, and independent data
+                                                                   them
+  python benchmarks/information.py --bounds                  # lower bounds over 20 seeds, and independent data
 
 FOLDER holds frozen samples of twelve tasks of Czyz et al. (2023), TASK.npz and TASK-5000.npz, and reference.json, what
-the estimators of their benchmark say of the same samples. Errors are in nats; seconds are of one estimate, compilation
-included where its shapes are new; those of the default are of CPU time, over all cores.
+the estimators of their benchmark say of the same samples. Errors are in nats; seconds are of one
+estimate, compilation included where its shapes are new; those of the default are of CPU time, over all cores.
 """
 
 import argparse

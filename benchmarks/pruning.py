@@ -2,7 +2,7 @@
 without fine-tuning.
 
   python benchmarks/pruning.py --runs RUN [RUN ...]    # folders that train.py wrote; runs that the record holds already
-  are not pruned again
+                                                       are not pruned again
 
 Of every run 1/2, 1/4, 1/8 and 1/16 of the components of all blocks together are kept, by each method, each share from
 what the one before it left, and nothing is trained. "information" and "loss" are the greedy choices on the second-order

@@ -3,9 +3,11 @@ report must find it.
 
 Command:        python train.py --config configs/channel.py && python eval.py --workdir runs/channel --measure
 Data:           synthetic: z_t = 0.9 z_(t-1) + e_t of variance 1, seen as z_t plus noise of variance 0.1; 64 steps, the
-next 8 to be forecast Hardware:       1 CPU core Time:           1 minute, and 1 for the measurement Expected score:
-test MSE 0.700 (Kalman filter 0.697), although the state is noisy; 4.9 bits of the past in the state, exact and
-bracketed
+                next 8 to be forecast
+Hardware:       1 CPU core
+Time:           1 minute, and 1 for the measurement
+Expected score: test MSE 0.700 (Kalman filter 0.697), although the state is noisy; 4.9 bits of the past in the state,
+exact and bracketed
 """
 
 from ml_collections import ConfigDict

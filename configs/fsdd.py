@@ -2,8 +2,10 @@
 
 Command:        python train.py --config configs/fsdd.py --config.data.local_dir=FOLDER --report
 Data:           Free Spoken Digit Dataset, official split: 300 test clips; the recipe was chosen on 300 clips of
-training Hardware:       1 CPU core Time:           about 10 minutes Expected score: test accuracy 98 %
-(benchmarks/records/fsdd.json)
+                training
+Hardware:       1 CPU core
+Time:           about 10 minutes
+Expected score: test accuracy 98 % (benchmarks/records/fsdd.json)
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Command:        python train.py --config configs/my_signals.py --config.data.file=my.npz --report
                 (sound: --config.model.filterbank=48 --config.data.augment=True)
 Data:           an NPZ with `signal` (clips, samples[, channels]) and `label` (clips,); give `sample_rate` too: what is
-sampled as sound is, from
+                sampled as sound is, from
                 4 kHz on, is read in frames of 25 ms every 10 ms, anything else in a hundred frames a clip
 Hardware:       2 CPU cores, or any accelerator
 Time:           2 minutes for clips of a second

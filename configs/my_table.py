@@ -3,8 +3,10 @@
 Command:        python train.py --config configs/my_table.py --config.data.file=my.csv --report
                 (another horizon: --config.data.horizon=48; hourly rows less their mean day: --config.data.period=24)
 Data:           a CSV of numbers, one row a time step, one column a channel; the last four horizons are looked back on,
-fewer where the table is short Hardware:       2 CPU cores, or any accelerator Time:           1 minute for a few
-columns, 10 for 321 Expected score: below that of repeating the last value, which the report gives beside it
+                fewer where the table is short
+Hardware:       2 CPU cores, or any accelerator
+Time:           1 minute for a few columns, 10 for 321
+Expected score: below that of repeating the last value, which the report gives beside it
 """
 
 from ml_collections import ConfigDict

@@ -41,6 +41,9 @@ SETTINGS = {
     "unknown key": Mistake(
         ("--config.model.d_sate=4",), ("config.model has no key 'd_sate'", "did you mean 'd_state'")
     ),
+    "an own key that nothing registers": Mistake(
+        ("--config.model.own.average.scale=2",), ("config.model.own has no key 'average'", "--extend")
+    ),
     "unknown group": Mistake(("--config.modle.d_state=4",), ("'modle'", "did you mean 'model'")),
     "a group as a value": Mistake(("--config.model=4",), ("config.model is a group of keys", "--config.model.")),
     "wrong type": Mistake(("--config.model.d_state=many",), ("d_state='many'", "whole number", "for example")),

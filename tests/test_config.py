@@ -584,6 +584,7 @@ def test_config_file_tells_command_time_hardware_and_score(path):
     labelled = dict(re.findall(r"^(\w[\w ]*): +(\S.*)$", text, re.MULTILINE))
     assert labelled["Command"].startswith(f"python train.py --config configs/{path.relative_to(FOLDER)}")
     assert re.search(r"CPU|GPU|TPU", labelled["Hardware"])
+    assert not re.search(r"\S (Command|Data|Hardware|Time|Expected score): ", text), "one field a line"
     assert {"Time", "Expected score"} <= set(labelled)
 
 

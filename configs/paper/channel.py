@@ -2,7 +2,9 @@
 
 Command:        python train.py --config configs/paper/channel.py --sweep --config.data.local_dir=FOLDER
 Data:           synthetic: z_t = 0.9 z_(t-1) + e_t of variance 1, seen as z_t plus noise of variance 0.1; 64 steps, the
-next 8 to be forecast Hardware:       1 CPU core Time:           about 2 minutes a model, trials and seeds together
+                next 8 to be forecast
+Hardware:       1 CPU core
+Time:           about 2 minutes a model, trials and seeds together
 Expected score: docs/results.md
 """
 

@@ -4,8 +4,10 @@ Command:        python train.py --config configs/paper/etth1_1.py --sweep --conf
 Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
 Windows:        less the mean day, normalised by their level alone, which gains on validation (one seed: selective
 0.1122 to 0.1112, GRU 0.1122 to 0.1100) Loss:           Huber's, which gains on validation over squared error (one seed:
-MSE of selective 0.1128 to 0.1124) Hardware:       1 CPU core Time:           2 to 3 minutes a model (Mamba: 8), trials
-and seeds together Expected score: docs/results.md
+MSE of selective 0.1128 to 0.1124)
+Hardware:       1 CPU core
+Time:           2 to 3 minutes a model (Mamba: 8), trials and seeds together
+Expected score: docs/results.md
 """
 
 from ml_collections import ConfigDict

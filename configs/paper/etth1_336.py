@@ -4,8 +4,10 @@ Command:        python train.py --config configs/paper/etth1_336.py --sweep --co
 Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
 Windows:        less the mean day, normalised by their level alone, which gains on validation (one seed: MSE of
 selective 1.279 to 1.268, GRU 1.298 to 1.278) Loss:           Huber's, which gains on validation over squared error (one
-seed: MSE of selective 1.285 to 1.282) Hardware:       1 CPU core Time:           2 to 3 minutes a model (Mamba: 8),
-trials and seeds together Expected score: docs/results.md
+seed: MSE of selective 1.285 to 1.282)
+Hardware:       1 CPU core
+Time:           2 to 3 minutes a model (Mamba: 8), trials and seeds together
+Expected score: docs/results.md
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,10 @@ Command:        python train.py --config configs/paper/etth1_96.py --sweep --con
 Data:           ETTh1, the literature's split and windows, standardised; seven variates, one model for all of them
 Windows:        less the mean day, normalised by their level alone, which gains on validation (two seeds: MSE of
 selective 0.675 to 0.667, GRU 0.682 to 0.664) Loss:           Huber's, which gains on validation over squared error (one
-seed: MSE of selective 0.681 to 0.673, GRU 0.687 to 0.681, LSTM 0.687 to 0.682) Hardware:       1 CPU core Time:
-2 to 3 minutes a model (Mamba: 8), trials and seeds together Expected score: docs/results.md
+seed: MSE of selective 0.681 to 0.673, GRU 0.687 to 0.681, LSTM 0.687 to 0.682)
+Hardware:       1 CPU core
+Time:           2 to 3 minutes a model (Mamba: 8), trials and seeds together
+Expected score: docs/results.md
 """
 
 from ml_collections import ConfigDict

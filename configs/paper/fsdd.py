@@ -2,7 +2,9 @@
 
 Command:        python train.py --config configs/paper/fsdd.py --sweep --config.data.local_dir=FOLDER
 Data:           Free Spoken Digit Dataset, official split: 300 test clips of at most one second at 8 kHz; validation:
-300 clips of training Hardware:       1 CPU core Time:           5 to 10 minutes a model, trials and seeds together
+                300 clips of training
+Hardware:       1 CPU core
+Time:           5 to 10 minutes a model, trials and seeds together
 Expected score: docs/results.md
 """
 

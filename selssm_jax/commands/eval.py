@@ -4,8 +4,8 @@ python eval.py --workdir runs/quickstart                         RUN/report/inde
 python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
 python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
 python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that
-costs python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard
-output
+                                                                 costs
+python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
 
 After "pip install" the same command is selssm-eval, in any folder.
 """

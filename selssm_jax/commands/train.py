@@ -1,12 +1,11 @@
 """Trains the model that a config describes, and goes on where a run of the same folder stopped.
 
   python train.py --config configs/quickstart.py --report --measure --compress
-  python train.py --config configs/paper/etth1_96.py --sweep --models selective,lstm,gru     a comparison: tuned, from
-  several seeds
+  python train.py --config configs/paper/etth1_96.py --sweep --models lstm,gru     a comparison, tuned, of several seeds
 
-After "pip install" the same command is selssm-train, and a recipe's name stands for its file: selssm-train --config
-quickstart. Every key can be overridden by --config.group.key=value (selssm_jax/config/). Ctrl-C and signals save, with
-exit code 75: the same command goes on.
+After "pip install" the same command is selssm-train, and a recipe's name stands for its file:
+selssm-train --config quickstart. Every key can be overridden by --config.group.key=value (selssm_jax/config/).
+Ctrl-C and signals save, with exit code 75: the same command goes on.
 """
 
 import pathlib

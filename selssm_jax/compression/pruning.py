@@ -2,8 +2,8 @@
 
 For any mixer that names its state axes (`layers.state_axes`); a block whose mixer names none is left whole. A component
 is scored by how far the outputs, or the loss, go when it is removed, by the size of its weights, by the activity of its
-gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state. Batches are
-those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
+gate, or by its part in the Hankel map; removed, it is gone from the parameters and from the carried state.
+Batches are those of `Dataset.evaluate`, of training or of validation, never of test; each is read from an empty memory.
 """
 
 import dataclasses
@@ -119,10 +119,12 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
       model, params: as trained; the model's config with its task filled in.
       batches: for "information", "loss" and "gate"; the others read weights alone.
       how: "information", 1/2 F_ii, what is lost of what the state says of the future, to second order: the divergence
-        of the outputs from the whole model's when it alone is removed (`quadratic`); "loss", -g_i + 1/2 F_ii, what that
-        adds to the loss, to second order; "magnitude", |B_i| |C_i|, norms of the weights that write and read it;
-        "gate", the mean of its gate over valid steps; "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| /
-        (1 - |a_i|^2) for a diagonal transition, a and b with the gates in them.
+        of the outputs from the whole model's when it alone is removed (`quadratic`);
+        "loss", -g_i + 1/2 F_ii, what that adds to the loss, to second order;
+        "magnitude", |B_i| |C_i|, norms of the weights that write and read it;
+        "gate", the mean of its gate over valid steps;
+        "hankel", sqrt(P_ii Q_ii) of the mixer's Gramians, |b_i| |c_i| / (1 - |a_i|^2) for a diagonal transition, a and
+        b with the gates in them.
 
     Raises:
       ValueError: for an unknown `how`, no batches, "gate" of a mixer that sows none, "hankel" of one that is not

@@ -3,7 +3,7 @@
   decoder = sparse_decode.make_decoder(layer, params)
   step = jax.jit(sparse_decode.Decoder.step, donate_argnames="state")
   y, state = step(decoder, x, state)                    # x, y (B, D); state = decoder.start(layer.initial_state(B))
-  before the first
+                                                        before the first
 
 A gate that is 0 keeps its component to the last bit, so that neither its row of B, nor of C, nor of a dense A is
 needed. Which gates are open has to be known first: that takes all of W_x, (D, N), and of W_h where gates read the

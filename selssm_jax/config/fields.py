@@ -162,12 +162,10 @@ def build(kind: type, values: Any, path: str) -> Any:
 
 
 def explain_unknown(path: str, key: str, known: Iterable[str]) -> str:
-    """Returns what is to be said of a key that the group at `path` has not, which may have had it in an earlier
-    version.
-    """
-    return (
-        renames.explain(f"{path}.{key}".removeprefix("config.")) or f"{path} has no key {key!r}: {suggest(key, known)}"
-    )
+    """Returns the message for a key that the group at `path` lacks, and may have had in an earlier version."""
+    names = sorted(known)
+    fix = suggest(key, names) if names else "if a file of yours registers it, name that file by --extend"
+    return renames.explain(f"{path}.{key}".removeprefix("config.")) or f"{path} has no key {key!r}: {fix}"
 
 
 def _cast(hint: Any, value: Any, path: str) -> Any:

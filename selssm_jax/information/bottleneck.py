@@ -205,8 +205,8 @@ def discrete(
     largest beta to the smallest and back, and afresh at every beta, twice; of all encoders found the one with the
     largest I(T;Y) - I(T;X) / beta is given. That is a point of the upper concave hull of all of them and (0, 0), so the
     result is concave, nondecreasing in beta, and under I(X;Y), to rounding. The problem is not convex: more restarts
-    may find better. Cost: 2 K stages one after the other in one compiled program, each of up to `ITERATIONS` steps of
-    O(restarts X S Y).
+    may find better.
+    Cost: 2 K stages one after the other in one compiled program, each of up to `ITERATIONS` steps of O(restarts X S Y).
 
     Args:
       p_xy: joint probabilities. betas: multipliers, in any order; the smallest that uses anything is over 1.
@@ -300,7 +300,8 @@ def memory_efficiency(
     the curve (also at 0 and at inf) they are 1 and 0. The gap is at least 0 if past and future are jointly Gaussian, h
     sees no more than this past, and both numbers are exact; a negative gap is returned as it is, and says that one of
     these is not so. Where they are estimates, only an upper bound on I(h; past) beside a lower bound on I(h; future)
-    makes it a contradiction. Cost: see `gaussian`. Source: theory, section 7.
+    makes it a contradiction.
+    Cost: see `gaussian`. Source: theory, section 7.
 
     Raises:
       ValueError: for a future_information that does not go with past_information, or is nan, and what

@@ -153,9 +153,9 @@ def of_labels(x: np.ndarray, y: np.ndarray, *, shuffle: bool = True) -> "Counted
 
     With P the plug-in value, P0 its mean over pairs at random and H the smaller entropy by Miller and Madow,
       H (P - P0) / (H_plugin - P0): nothing for independent labels and H for labels that tell one another (Vinh, Epps
-      and Bailey 2010); Miller-Madow and Chao-Shen, each less the share 1 - P/H of what it finds in pairs at random. The
-      standard error holds the spread of the pointwise information, that over pairs at random and half of the difference
-      of the three. Cost: O(N log N).
+      and Bailey 2010); Miller-Madow and Chao-Shen, each less the share 1 - P/H of what it finds in pairs at random.
+    The standard error holds the spread of the pointwise information, that over pairs at random and half of the
+    difference of the three. Cost: O(N log N).
 
     shuffle: False for rows in the order of time, of which each is like the next: pairs at random are then made by
     moving y in time.

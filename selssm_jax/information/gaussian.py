@@ -211,9 +211,9 @@ def forgetting_bound(
     I(h_t; x_{1:s}) <= prod_{r=s+1..t} rho_r^2 I(h_s; x_{1:s}), where rho_r is the largest canonical correlation of
     h_{r-1} and h_r: rho_r^2 = lambda_max(Sigma_{r-1}^{1/2} A_r' Sigma_r^{-1} A_r Sigma_{r-1}^{1/2}). Holds for white x
     and exogenous gates; `past_information` is the exact value. inf where I(h_s; x_{1:s}) is, unless nothing at all
-    passes a later step: then 0. Where several correlations are the largest (two shut gates: rho = 1 twice), it has a
-    kink, and its gradient is the mean of theirs. Arguments, cost and errors: see `retention`. Source: theory, section
-    7.
+    passes a later step: then 0.
+    Where several correlations are the largest (two shut gates: rho = 1 twice), it has a kink, and its gradient is the
+    mean of theirs. Arguments, cost and errors: see `retention`. Source: theory, section 7.
 
     Raises:
       ValueError: for t or lags out of range, and what `state_information` raises.

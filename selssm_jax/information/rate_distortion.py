@@ -209,7 +209,7 @@ def blahut_arimoto(
     c_j = sum_x p(x) e^{-s d(x,j)} / sum_j' q_j' e^{-s d(x,j')}, the channel p(j|x) ~ q_j e^{-s d(x,j)} has
 
         rate = I = F - s D - sum_j q_j c_j log c_j  and  rate - gap <= R(D) <= rate,  gap = log max_j c_j - sum_j q_j
-        c_j log c_j.
+                                                    c_j log c_j.
 
     The bounds hold for whatever q, so that an iteration cut short still tells the truth; rounding, of the order of (X +
     Y) units, comes on top. In float32 gap stops near 1e-7, or higher where p spans more than a float's digits, and is
@@ -284,8 +284,8 @@ def neural(
     under jit.
 
     Args:
-      samples: independent draws of the source.
-      slope: s, in nats a unit of squared error (a Gaussian's level is 1/(2 s)).
+      samples: independent draws of the source. slope: s, in nats a unit of squared error (a Gaussian's level is 1/(2
+        s)).
       codebook: K, from 4; large beside e^R. hidden: width of the perceptron. steps, batch, learning_rate: of Adam.
 
     Raises:

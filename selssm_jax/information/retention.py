@@ -95,8 +95,8 @@ def values(
     """Lower bounds on I(h; x_k) for K real values each: a normal law whose mean and deviation a perceptron gives.
 
     The targets become normal scores first, of ranks, ties parted at random, so that their law is the standard normal
-    one and the bound needs no estimate of their entropy; the information is the same. Arguments, cost and errors: see
-    `tokens`.
+    one and the bound needs no estimate of their entropy; the information is the same.
+    Arguments, cost and errors: see `tokens`.
     """
     states, parts = _split(states, targets, groups, training.seed)
     fit, _, held_out = parts

@@ -99,8 +99,8 @@ def capacity(
     For h_t = A_t h_{t-1} + G_t (B x_t + w_t) with A_t diagonal and real, w_t ~ N(0, diag q), gates that read neither
     inputs nor states, and inputs that are independent over time, S_ii <= N_ii Var(B x)_i / q_i whatever A_t and G_t
     are, hence I(h_t; x_{1:t}) <= this: upper (theory, section 4.1). For inputs that depend on one another over time, or
-    gates that read them, it is no bound on memory. It is `rate` of the channel (B x + w) / sqrt(q): an estimate from
-    samples has the same bias. Cost: O(M n).
+    gates that read them, it is no bound on memory.
+    It is `rate` of the channel (B x + w) / sqrt(q): an estimate from samples has the same bias. Cost: O(M n).
 
     Args:
       drives: (B x)_j, a row a sample. noise: standard deviations sqrt(q). weights: of the samples; equal if None.

@@ -20,12 +20,10 @@ from selssm_jax.report.verdict import verdict_on_compression
 MARKERS = ("s", "^", "D", "v", "P", "X")
 INTRODUCTION = (
     "{scope} Bytes are those that one sequence carries; the table of levels, and which component reads which, is read "
-    "by all sequences and counted once: what "
-    "is given as times fewer counts the share of one of {sequences} sequences carried at once (compress.sequences). "
-    "Methods and factors were compared on the validation split, without fine-tuning; levels, variances and "
-    "sensitivities come from training batches; the "
-    "chosen model was then fine-tuned on training batches, and it and the original were scored on the {split} split "
-    "once."
+    "by all sequences and counted once: what is given as times fewer counts the share of one of {sequences} sequences "
+    "carried at once (compress.sequences). Methods and factors were compared on the validation split, without "
+    "fine-tuning; levels, variances and sensitivities come from training batches; the chosen model was {tuned}, and it "
+    "and the original were scored on the {split} split once."
 )
 SCOPES = {
     "all": "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that "
@@ -78,7 +76,10 @@ def render_compression(results: Results, folder: pathlib.Path) -> None:
     """
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
     introduction = INTRODUCTION.format(
-        split=results["split"], scope=SCOPES[results["scope"]], sequences=results["sequences"]
+        split=results["split"],
+        scope=SCOPES[results["scope"]],
+        sequences=results["sequences"],
+        tuned="then fine-tuned on training batches" if results["config"]["compress"]["steps"] else "not fine-tuned",
     )
     knee = (
         "The knee of the frontier, farthest below the chord of its ends over the logarithm of bytes, is at "
