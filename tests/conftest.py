@@ -43,7 +43,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # of test functions, as tests/durations.py measured them
 SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]
 SLOW = 1.0  # seconds from which on a case is left out of a developer's loop
-BUDGET = 5.0  # seconds of a function's cases that are not exhaustive; at least one is not
+BUDGET = 3.0  # seconds of a function's cases that are not exhaustive; at least one is not
 LONGEST = 30.0  # seconds from which on a case is exhaustive
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
