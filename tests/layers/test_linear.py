@@ -266,7 +266,7 @@ def test_components_are_scored_by_their_part_in_the_hankel_map(name):
         (S4D(D, 5), "d_state=5 is no multiple of a complex number, size=2"),
         (S5(D, 0), "d_state=0 is out of range: use at least 1"),
         (LRU(0, 4), "d_model=0 is out of range: use at least 1"),
-        (S4D(D, 4, rule="euler"), "rule='euler' is unknown: use one of zoh, bilinear"),
+        (S4D(D, 4, rule="euler"), "rule='euler' is not a choice: known: bilinear, zoh"),
     ],
 )
 def test_refuses_what_cannot_be(layer, words):

@@ -306,10 +306,10 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"update": "keep"}, "update='keep' is unknown: use one of retain, effective"),
-        ({"transition": "full"}, "transition='full' is unknown: use one of diagonal, complex, dense"),
+        ({"update": "keep"}, "update='keep' is not a choice: known: effective, retain"),
+        ({"transition": "full"}, "transition='full' is not a choice: known: complex, dense, diagonal"),
         ({"d_state": 3, "transition": "complex"}, "d_state=3 is odd"),
-        ({"solver": "deer"}, "solver='deer' is unknown: use one of auto, sequential, newton"),
+        ({"solver": "deer"}, "solver='deer' is not a choice: known: auto, newton, sequential"),
         (
             {"gate_state": "elementwise", "method": "associative"},
             "method='associative' needs .* a linear recurrence.* use method='auto', and solver='newton'",
@@ -318,7 +318,7 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
             {"gate_state": "dense", "transition": "complex"},
             "gate_state='dense' reads real states, found transition='complex': use 'diagonal' or 'dense'",
         ),
-        ({"gate_state": "all"}, "gate_state='all' is unknown: use one of none, elementwise, dense"),
+        ({"gate_state": "all"}, "gate_state='all' is not a choice: known: dense, elementwise, none"),
         ({"d_state": 0}, "d_state=0 is out of range: use at least 1"),
         ({"gate_floor": 2.0}, "gate_floor=2.0 is out of range: use a value from 0.0 to 0.999"),
         (
