@@ -151,7 +151,7 @@ def test_a_step_of_fine_tuning(traces):
 
 
 def test_readers_of_gates_and_scores_of_components(traces):
-    _, dataset, network, params = subject(process_noise=0.1)
+    _, dataset, network, params = subject(selective__process_noise=0.1)
     batches = lambda: dataset.evaluate("validation", 8)  # noqa: E731
     gates.observe_gates(network, params, batches(), is_stream=False)
     gate_selectivity.mean_gates(network, params, batches())
