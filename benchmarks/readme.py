@@ -169,8 +169,8 @@ def learned(record: dict[str, Any]) -> str:
     ]
     columns = ("mixer", "test nats a character", "steps", "CPU seconds", "parameters", "bytes carried", "seed")
     words = (
-        f"Three layers each, {record['budget_cpu_seconds']:.0f} CPU seconds of training; a mixer of cheap steps "
-        "takes more of them."
+        f"Three layers each, {record['budget_cpu_seconds']:.0f} CPU seconds of training; a mixer of cheap steps takes "
+        "more of them."
     )
     return f"## What every mixer learns\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
@@ -206,12 +206,12 @@ def compressed(record: dict[str, Any]) -> str:
         rows.append((f"{run['task']}, {run['scope']}", *sizes, str(run["seed"]), *scores, after["method"], *control))
     words = "Memory `all` is everything that is carried, `mixers` the states of the mixers alone; "
     words += (
-        "choices were made on the validation split, scores are of the test split. The table of levels is read by "
-        "all sequences and counted beside them: "
+        "choices were made on the validation split, scores are of the test split. The table of levels is read by all "
+        "sequences and counted beside them: "
     )
     words += (
-        "these runs gave every component a table of its own, before tables were shared and their bytes were part "
-        "of what is asked for."
+        "these runs gave every component a table of its own, before tables were shared and their bytes were part of "
+        "what is asked for."
     )
     return f"## Compressed runs\n\n`{record['command']}`. {words}\n\n{table(columns, rows)}"
 
@@ -232,8 +232,8 @@ def pruned(record: dict[str, Any]) -> str:
         for share, found in shares.items()
     ]
     words = (
-        "Loss on the test split without fine-tuning, less that of the choice by weights at as many components: "
-        "below 0 the method is better."
+        "Loss on the test split without fine-tuning, less that of the choice by weights at as many components: below 0 "
+        "the method is better."
     )
     columns = ("task", "method", "kept", "mean difference", "95 % interval", "seeds")
     return (
@@ -337,8 +337,8 @@ def carried(record: dict[str, Any]) -> str:
         )
     size = record["model"]
     words = (
-        f"Two blocks, {size['d_model']} wide, {size['d_state']} state components, float32. Overtaken: the cache "
-        "of attention is larger from there on."
+        f"Two blocks, {size['d_model']} wide, {size['d_state']} state components, float32. Overtaken: the cache of "
+        "attention is larger from there on."
     )
     picture = "![State bytes by position](decoding.png)"
     return f"### What is carried, by position\n\n{words}\n\n{picture}\n\n{table(columns, rows)}"

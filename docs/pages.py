@@ -149,8 +149,8 @@ def _file(path: str) -> pathlib.Path:
 def _test_url(path: str, name: str, page: Page, files: Files) -> str:
     if name not in _lines(path):
         raise PluginError(
-            f"{page.file.src_uri} names the test {path}::{name}, and there is none of that name: write the one that "
-            "is meant"
+            f"{page.file.src_uri} names the test {path}::{name}, and there is none of that name: write the one that is "
+            "meant"
         )
     url = get_relative_url(files.get_file_from_path(_address(path)).url, page.url)
     return f"{url}#__codelineno-0-{_lines(path)[name]}"

@@ -248,8 +248,8 @@ def _as_input_error(flag: str) -> Iterator[None]:
 def _encode(dataset: Dataset, text: str) -> np.ndarray:
     if not kind_of(dataset.task).writes:
         raise InputError(
-            f"--generate needs a run of language, but the task of this one is {dataset.task.kind}: name a run that "
-            "was trained on text"
+            f"--generate needs a run of language, but the task of this one is {dataset.task.kind}: name a run that was "
+            "trained on text"
         )
     return dataset.encode(text)
 
@@ -420,6 +420,5 @@ def _rows(prompt: Any, vocab: int) -> list[np.ndarray]:
 def _refuse(step: int, bad: np.ndarray) -> None:
     raise ValueError(
         f"the logits of token {step} of row {int(bad.argmax())} are not finite, so no token can be drawn: the "
-        "parameters hold nan or are too large, "
-        "or the state has overflown"
+        "parameters hold nan or are too large, or the state has overflown"
     )

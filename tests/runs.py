@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import runpy
+import subprocess
 import sys
 import warnings
 from typing import Any
@@ -34,6 +35,29 @@ def experiment(**changes: Any) -> Experiment:
         *groups, key = path.split("__")
         functools.reduce(lambda values, group: values[group], groups, config)[key] = value
     return Experiment.from_config_dict(config)
+
+
+# Of a run of two steps, on data of a person's own.
+SHORT = (
+    "training.steps=2",
+    "training.eval_every=2",
+    "training.checkpoint_every=2",
+    "training.devices=1",
+    "optimizer.warmup_steps=1",
+    "data.length=24",
+)
+
+
+def train_command(workdir: pathlib.Path, config: Experiment) -> list[str]:
+    """Returns the command of a process of its own that trains configs/smoke.py as this experiment."""
+    return [sys.executable, "train.py", "--config", "configs/smoke.py", f"--workdir={workdir}", *overrides(config)]
+
+
+def list_loaded(imports: str, *packages: str) -> list[str]:
+    """Returns which of these packages a fresh process has loaded after imports."""
+    script = f"import json, sys; {imports}; print(json.dumps(sorted(set({packages!r}) & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def ragged(task: Task, rows: int = 8, seed: int = 1) -> Batch:

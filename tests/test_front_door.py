@@ -4,12 +4,12 @@ import ast
 import importlib
 import pathlib
 import re
-import subprocess
 import sys
 import tomllib
 
 import pytest
 
+import runs
 import selssm_jax
 from selssm_jax import config, invocation
 
@@ -47,16 +47,8 @@ def test_every_name_of_a_face_is_there(face):
 
 
 def test_importing_the_package_loads_no_jax():
-    script = (
-        "import sys, selssm_jax, selssm_jax.layers, selssm_jax.stability; print(sorted({'jax', 'flax', 'scipy'} "
-        "& set(sys.modules)))"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
-    )
+    imports = "import selssm_jax, selssm_jax.layers, selssm_jax.stability"
+    assert runs.list_loaded(imports, "jax", "flax", "scipy") == []
 
 
 @pytest.mark.parametrize(

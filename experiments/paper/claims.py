@@ -295,8 +295,8 @@ def adapts(study: Study) -> Part:
         found = contrast(record.reading) if record and record.reading else None
         if found:
             text = (
-                f"on {task.name} the mean gate is {number(found.ours)} at {found.what} and {number(found.others)} "
-                f"at {found.rest}"
+                f"on {task.name} the mean gate is {number(found.ours)} at {found.what} and {number(found.others)} at "
+                f"{found.rest}"
             )
             return Part(text, found.ours > found.others)
     return Part("no reading of gates at symbols and blanks", None)

@@ -92,8 +92,8 @@ def caption(reading: Reading) -> str:
     if told:
         ratio = f", {number(told.ours / told.others)} times as much" if told.others else ""
         return (
-            f"In {_words(told.block)} the mean gate is {number(told.ours)} at {told.what} and "
-            f"{number(told.others)} at {told.rest}{ratio}."
+            f"In {_words(told.block)} the mean gate is {number(told.ours)} at {told.what} and {number(told.others)} at "
+            f"{told.rest}{ratio}."
         )
     if heard:
         return (
@@ -102,8 +102,8 @@ def caption(reading: Reading) -> str:
         )
     block, steps = half_life(reading)
     return (
-        f"{_words(block).capitalize()} keeps at the end at least half of what was written in the last "
-        f"{number(steps)} steps."
+        f"{_words(block).capitalize()} keeps at the end at least half of what was written in the last {number(steps)} "
+        "steps."
     )
 
 

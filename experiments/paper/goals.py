@@ -14,11 +14,9 @@ from experiments.paper.study import Study, Task
 PEAK, MSE, RECALL = 0.6, 0.375, 0.99
 HELD = (
     "Why not less memory: a training step holds what its backward pass reads. Norms, the short convolution and the "
-    "residual stream hold the same in "
-    "all three models, and the mixers much alike. A recurrent matrix of an LSTM or a GRU is parameters whose use adds "
-    "no activations of its own; a model with "
-    "as many parameters has them in a wider MLP, which does. So equal parameters do not make the selective model the "
-    "lighter one to train."
+    "residual stream hold the same in all three models, and the mixers much alike. A recurrent matrix of an LSTM or a "
+    "GRU is parameters whose use adds no activations of its own; a model with as many parameters has them in a wider "
+    "MLP, which does. So equal parameters do not make the selective model the lighter one to train."
 )
 
 
@@ -85,8 +83,8 @@ def _describe_shortfall(study: Study, keys: Sequence[tuple[Task, str]]) -> str:
         f": {', '.join(lost)}" if lost else "",
     )
     return (
-        f"Why not everywhere: behind, by the mean over seeds, in {behind}; beyond the spread of the seeds (p < "
-        f"0.05) in {len(lost) or 'none'} of them{shown}."
+        f"Why not everywhere: behind, by the mean over seeds, in {behind}; beyond the spread of the seeds (p < 0.05) "
+        f"in {len(lost) or 'none'} of them{shown}."
     )
 
 
@@ -116,9 +114,8 @@ def _leads(study: Study) -> str:
     leads, spreads = zip(*shown, strict=True)
     return (
         f"Why not clearly better: in the {len(shown)} comparisons that are tested and not won, the selective SSM is "
-        f"{min(leads):+.1f} to {max(leads):+.1f} % "
-        f"better than its rival, and its own seeds differ by {min(spreads):.1f} to {max(spreads):.1f} % (one standard "
-        "deviation)."
+        f"{min(leads):+.1f} to {max(leads):+.1f} % better than its rival, and its own seeds differ by "
+        f"{min(spreads):.1f} to {max(spreads):.1f} % (one standard deviation)."
     )
 
 

@@ -71,11 +71,10 @@ def compose(study: Study, folder: pathlib.Path) -> list[Block]:
 
 def _table_one(study: Study) -> list[Block]:
     words = (
-        "The paper's numbers are those that it prints; it names no data, sizes, seeds or hardware for them, so the "
-        "two are not to be compared digit by digit. "
-        "Ours: the share of forecast values on the right side of the last input (time series), of characters "
-        "predicted right (language), of signals "
-        "classified right (signals). A MB is 10^6 bytes."
+        "The paper's numbers are those that it prints; it names no data, sizes, seeds or hardware for them, so the two "
+        "are not to be compared digit by digit. Ours: the share of forecast values on the right side of the last input "
+        "(time series), of characters predicted right (language), of signals classified right (signals). A MB is 10^6 "
+        "bytes."
     )
     return [Heading("Table 1: accuracy and memory"), Paragraph(words), *tables.table_one(study)]
 
@@ -84,10 +83,9 @@ def _tasks(study: Study) -> list[Block]:
     count = sum(test.p is not None for test in study.comparisons.values())
     words = (
         "Each model is tested against the selective SSM over the seeds that both have: two-sided paired t-test. The "
-        f"page holds {count} such tests, "
-        f"so that about {number_of_false(count)} would show p < {LEVEL:g} if no model differed from another; p (Holm) "
-        "is corrected for all of them together. "
-        "The gates of Selective SSM (x, h) also read the state. Baselines are in italics."
+        f"page holds {count} such tests, so that about {number_of_false(count)} would show p < {LEVEL:g} if no model "
+        "differed from another; p (Holm) is corrected for all of them together. The gates of Selective SSM (x, h) also "
+        "read the state. Baselines are in italics."
     )
     blocks: list[Block] = [Heading("Every task"), Paragraph(words)]
     for task in study.tasks:
@@ -118,8 +116,8 @@ def _accuracy(study: Study, folder: pathlib.Path) -> list[Block]:
         if study.of(task)
     }
     caption = (
-        "Figure 1. Prediction accuracy of every model on every task, mean and one standard deviation over "
-        "seeds; each panel has its own scale."
+        "Figure 1. Prediction accuracy of every model on every task, mean and one standard deviation over seeds; each "
+        "panel has its own scale."
     )
     return [Heading("Figure 1: accuracy"), _picture(folder, "accuracy", figures.accuracy(dots), caption)]
 
@@ -136,14 +134,13 @@ def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:
     if study.scaling is None:
         return [heading, Paragraph("Not measured.")]
     caption = (
-        "Memory and time of every model against the length of its input, both axes logarithmic; rings are where "
-        "the Transformer comes to need more."
+        "Memory and time of every model against the length of its input, both axes logarithmic; rings are where the "
+        "Transformer comes to need more."
     )
     words = (
         "The Transformer makes the scores of its attention for some queries at a time on a CPU, and again for the "
-        "gradient, as a fused kernel does: its "
-        "memory grows with T, its time with T squared. A crossover at the shortest length that was measured may lie "
-        "before it."
+        "gradient, as a fused kernel does: its memory grows with T, its time with T squared. A crossover at the "
+        "shortest length that was measured may lie before it."
     )
     found = (tables.growth(study.scaling), tables.crossovers(study.scaling))
     command = [Verbatim(study.scaling.command)] if study.scaling.command else []
@@ -172,8 +169,8 @@ def _frontier(study: Study, folder: pathlib.Path) -> list[Block]:
             blocks.append(Paragraph(f"Not measured: {cost}."))
             continue
         caption = (
-            f"Score against the {cost}. The line joins the models that no other of at most their memory "
-            "matches; MSE and nats are better below."
+            f"Score against the {cost}. The line joins the models that no other of at most their memory matches; MSE "
+            "and nats are better below."
         )
         blocks.append(_picture(folder, f"frontier_{name}", figures.frontier(panels, higher=higher, cost=cost), caption))
     return blocks
@@ -191,9 +188,8 @@ def _points(study: Study, task: Task, key: str) -> list[figures.Point]:
 def _readings(study: Study, folder: pathlib.Path) -> list[Block]:
     words = (
         "A trained selective SSM on one example of the test split. A gate of 0 keeps the state and a gate of 1 writes "
-        "it anew; "
-        "what is kept is the share of what was written at a step that is still in the state at the end. Both are "
-        "means over the components of a block."
+        "it anew; what is kept is the share of what was written at a step that is still in the state at the end. Both "
+        "are means over the components of a block."
     )
     blocks: list[Block] = [Heading("Reading the gates"), Paragraph(words)]
     found = {
@@ -207,12 +203,10 @@ def _readings(study: Study, folder: pathlib.Path) -> list[Block]:
 
 def _claims(study: Study) -> list[Block]:
     words = (
-        "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say "
-        "what was done. "
-        "The verdicts are computed from the records: a sentence is supported where all that it says holds. "
-        f"Better and worse mean p < {LEVEL:g} before Holm's correction. "
-        f"Memory is saved significantly where it is at most {quotes.SAVING:.2f} times, the smallest saving of the "
-        "paper's own table."
+        "Every sentence of the paper's 8.2 and 8.3 that asserts something, word for word; its other sentences say what "
+        "was done. The verdicts are computed from the records: a sentence is supported where all that it says holds. "
+        f"Better and worse mean p < {LEVEL:g} before Holm's correction. Memory is saved significantly where it is at "
+        f"most {quotes.SAVING:.2f} times, the smallest saving of the paper's own table."
     )
     judged = tables.claims(claims.judge(study))
     goals = evaluate_goals(study)

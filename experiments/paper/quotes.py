@@ -26,42 +26,36 @@ SAVING = max(
 SUMMARY = "The results of our simulations are summarized in Tables 1 and Figures 1."
 CONSISTENT = (
     "Selective SSMs consistently outperform traditional RNN-based architectures across a variety of tasks, "
-    "particularly in terms of memory efficiency "
-    "and scalability for long sequences."
+    "particularly in terms of memory efficiency and scalability for long sequences."
 )
 SUPERIOR = (
-    "As shown in Table 1, selective SSMs achieve superior accuracy while using significantly less memory "
-    "compared to traditional RNN-based models."
+    "As shown in Table 1, selective SSMs achieve superior accuracy while using significantly less memory compared to "
+    "traditional RNN-based models."
 )
 PRONOUNCED = (
     "This improvement is especially pronounced in the time-series and NLP tasks, where long sequences necessitate "
-    "effective memory compression to avoid "
-    "performance degradation."
+    "effective memory compression to avoid performance degradation."
 )
 ROBUST = "Selective SSMs show robust performance, particularly on tasks requiring long-range dependency modelling."
 SAVINGS = "Table 1 highlights the significant memory savings achieved by selective SSMs."
 REDUCED = (
-    "The reduced dimensionality of the hidden state results in lower memory usage while maintaining or even "
-    "improving predictive performance."
+    "The reduced dimensionality of the hidden state results in lower memory usage while maintaining or even improving "
+    "predictive performance."
 )
 QUADRATIC = (
     "Transformers, however, often suffer from quadratic memory complexity with respect to sequence length, while "
-    "selective SSMs maintain linear complexity "
-    "due to selective gating."
+    "selective SSMs maintain linear complexity due to selective gating."
 )
 CONVOLUTIONS = (
     "While TCNs can efficiently capture local patterns, they struggle to model long-range dependencies as effectively "
-    "as selective SSMs, especially when "
-    "memory compression is critical."
+    "as selective SSMs, especially when memory compression is critical."
 )
 COMPARABLE = (
     "Selective SSMs outperform these models in terms of memory efficiency for long sequences, while providing "
-    "comparable or better accuracy in tasks that "
-    "require long-range dependency modelling."
+    "comparable or better accuracy in tasks that require long-range dependency modelling."
 )
 FLEXIBLE = (
     "The dynamic gating mechanism provides a level of flexibility that allows SSMs to adapt to varying levels of "
-    "complexity in the input sequence, giving "
-    "them an edge in terms of computational efficiency compared to transformer-based models, which scale poorly with "
-    "sequence length."
+    "complexity in the input sequence, giving them an edge in terms of computational efficiency compared to "
+    "transformer-based models, which scale poorly with sequence length."
 )

@@ -88,8 +88,8 @@ def _commands(study: Study) -> list[Block]:
     page = f"python -m experiments.paper --configs {study.configs.as_posix()}"
     lines = [record.command, record.runs[0].command, page]
     words = (
-        "The commands that make a cell (trials, runs and record), one run of it alone, and this page. Every "
-        "record holds its own."
+        "The commands that make a cell (trials, runs and record), one run of it alone, and this page. Every record "
+        "holds its own."
     )
     return [Paragraph(words), Verbatim("\n".join(line for line in lines if line))]
 
@@ -97,17 +97,15 @@ def _commands(study: Study) -> list[Block]:
 def _limits(study: Study) -> list[Block]:
     seeds = min(len(record.runs) for record in study.records.values())
     words = [
-        f"Limits. At least {seeds} seed{'s' if seeds > 1 else ''} a cell: differences that are small beside the "
-        "spread are not seen. "
-        "The budgets are small, and a model that is best within them need not be best with more steps, parameters or "
-        "tuning.",
-        "Hyperparameters were chosen on the validation split alone; the test split was read once a run. "
-        "On a CPU a run comes out bit for bit on as many cores as are named above (one: taskset -c 0 before the "
-        "command); on more, last digits differ. "
-        "Records made before the learning rate of step n was that of its schedule at n come out by the version that "
-        "made them: theirs was a step behind. "
-        "Peaks are the compiler's own count for one step of the batch that is named, on this device. "
-        "Times are medians over the seeds, on a machine that may have had other work, and compare models only roughly.",
+        f"Limits. At least {seeds} seed{'s' if seeds > 1 else ''} a cell: differences that are small beside the spread "
+        "are not seen. The budgets are small, and a model that is best within them need not be best with more steps, "
+        "parameters or tuning.",
+        "Hyperparameters were chosen on the validation split alone; the test split was read once a run. On a CPU a run "
+        "comes out bit for bit on as many cores as are named above (one: taskset -c 0 before the command); on more, "
+        "last digits differ. Records made before the learning rate of step n was that of its schedule at n come out by "
+        "the version that made them: theirs was a step behind. Peaks are the compiler's own count for one step of the "
+        "batch that is named, on this device. Times are medians over the seeds, on a machine that may have had other "
+        "work, and compare models only roughly.",
         _matching(study.records.values()),
     ]
     strays = (
@@ -129,7 +127,7 @@ def _matching(records: Iterable[Record]) -> str:
         f"{title(record.model)} on {record.task} ({100 * gap:+.1f} %)" for record, gap in gaps if abs(gap) > MATCHED
     ]
     widest = (
-        f"Parameters are matched within a task: at most {100 * max(abs(gap) for _, gap in gaps):.1f} % from the "
-        "task's target"
+        f"Parameters are matched within a task: at most {100 * max(abs(gap) for _, gap in gaps):.1f} % from the task's "
+        "target"
     )
     return f"{widest}; beyond {100 * MATCHED:g} %: {join_words(outside)}." if outside else f"{widest}."

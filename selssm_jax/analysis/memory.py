@@ -42,8 +42,8 @@ def measure(run: Run, split: str) -> Results:
 
 
 class Plan(NamedTuple):
-    """What is read of a split: batches of so many rows, the moments of a sequence, the steps with answers, and each
-    so-manieth window of a series.
+    """What is read of a split: batches of so many rows, the moments of a sequence, the steps with answers, and n
+    where every n-th of overlapping windows is kept.
     """
 
     batch_size: int

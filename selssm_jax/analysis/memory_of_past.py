@@ -28,7 +28,7 @@ def past_information(run: Run, recording: Recording, name: str) -> list[Results]
     """
     law = recording.blocks[name].law
     capacity: list[Results] = [
-        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if recording.frames.ndim == 2 else {}
+        {"capacity": (int(moment) + 1) * math.log2(run.model.config.task.vocab)} if recording.is_tokens else {}
         for moment in recording.moments
     ]
     if law is None:

@@ -24,8 +24,7 @@ def certify_run(run: Run, gates: Mapping[str, np.ndarray]) -> Results:
     `gates` (T, n) of one sequence did.
     """
     results = {}
-    for name, bounds in run.model.apply({"params": run.params}, method="bounds").items():
-        certificate = certify_block(bounds)
+    for name, (bounds, certificate) in _certify_blocks(run).items():
         observed = observe_rate(bounds, gates[name]) if name in gates else None
         results[name] = json.loads(certificate.to_json()) | {
             "words": str(certificate),
@@ -68,16 +67,20 @@ def certify_contraction(run: Run) -> Results:
     """Returns, by block, the certified rate of a step and, of a packed state, how near two states come to each other
     for certain.
     """
-    bounds = run.model.apply({"params": run.params}, method="bounds")
-    certificates = {name: certify_bounds(stated) for name, stated in bounds.items()}
     return {
         name: {
             "status": certificate.contraction.status,
             "rate": _describe_step(certificate)["rate"],
             "radius": _find_radius(run, index, certificate),
         }
-        for index, (name, certificate) in enumerate(certificates.items())
+        for index, (name, (_, certificate)) in enumerate(_certify_blocks(run).items())
     }
+
+
+def _certify_blocks(run: Run) -> dict[str, tuple[Bounds, Certificate]]:
+    """What each block states of itself for all inputs, and its certificate."""
+    stated = run.model.apply({"params": run.params}, method="bounds")
+    return {name: (bounds, certify_block(bounds)) for name, bounds in stated.items()}
 
 
 def _describe_step(certificate: Certificate) -> Results:

@@ -105,8 +105,7 @@ def record(
         they carry where no state is.
       batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with
         answers.
-      every: of windows of one series, stride 1, each so-manieth is taken; 0: the sequences are independent, and all
-        are.
+      every: keep every n-th of the overlapping windows of a series; 0: sequences are independent and all are kept.
     """
     read = jax.jit(lambda *arguments: _read(model, moments, scored, *arguments))
     parts, starts, count, first = [], [], 0, 0

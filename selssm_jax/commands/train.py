@@ -52,8 +52,9 @@ def _main(_: list[str]) -> None:
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
-        check, (report, measure, compress) = None, (REPORT.value, MEASURE.value, COMPRESS.value)
-        if report or measure or compress:  # a run without a report does not wait for what draws one
+        report, measure, compress = REPORT.value, MEASURE.value, COMPRESS.value
+        check, reports = None, report or measure or compress
+        if reports:  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
 
             check = partial(
@@ -66,7 +67,7 @@ def _main(_: list[str]) -> None:
             sys.exit(errors.UNFINISHED)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items())
         print(f"trained {outcome.step} steps; validation: {scores}")
-        if not (report or measure or compress):
+        if not reports:
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return
         from selssm_jax.runs import open_run

@@ -213,8 +213,7 @@ def _constant(kept_bytes: int, scope: str) -> int:
 def _too_few(nbytes: float, constant: int, options: Compress) -> InputError:
     return InputError(
         f"{nbytes:.4g} bytes a sequence cannot hold the {constant} that stay as they are and a share of a table of "
-        "levels: lower compress.factor, or "
-        f"raise compress.sequences={options.sequences}, the sequences that share it"
+        f"levels: lower compress.factor, or raise compress.sequences={options.sequences}, the sequences that share it"
     )
 
 
@@ -227,8 +226,7 @@ def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -
     if model.config.bidirectional:
         raise InputError(
             "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it "
-            "carries from step to step: "
-            "train it with model.bidirectional=False"
+            "carries from step to step: train it with model.bidirectional=False"
         )
     options = experiment.compress
     layout = StateLayout(model, params, options.scope)

@@ -364,8 +364,8 @@ def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict
             raise ValueError(f"{name}: its mixer sows no gates: use another score than 'gate'")
         if gate.shape[-1] != axes.components:
             raise ValueError(
-                f"{name}: its mixer has {gate.shape[-1]} gates for {axes.components} components, so none is one's "
-                "own: use another score than 'gate'"
+                f"{name}: its mixer has {gate.shape[-1]} gates for {axes.components} components, so none is one's own: "
+                "use another score than 'gate'"
             )
         total[name] = (gate * frames[..., None]).sum(axis=(0, 1))
     return total, frames.sum()

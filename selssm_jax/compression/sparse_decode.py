@@ -107,8 +107,7 @@ def _check(layer: SelectiveSSM) -> None:
     if layer.process_noise or layer.observation_noise:
         raise ValueError(
             f"process_noise={layer.process_noise} and observation_noise={layer.observation_noise} are drawn at every "
-            "step: give "
-            "layer.clone(process_noise=0.0, observation_noise=0.0), its mean"
+            "step: give layer.clone(process_noise=0.0, observation_noise=0.0), its mean"
         )
     if layer.dtype != jnp.float32:
         raise ValueError(

@@ -51,6 +51,6 @@ class Compress:
         check_fields(self, "compress.{}".format)
         if 0 < self.factor < 1:
             raise InputError(
-                f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that "
-                "stays within compress.within"
+                f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that stays "
+                "within compress.within"
             )

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal, NamedTuple
 
-from selssm_jax.config.fields import Count, Least, NonNegative, OneOf, Positive, Seed, check_fields
+from selssm_jax.config.fields import EXTEND, Count, Least, NonNegative, OneOf, Positive, Seed, check_fields
 from selssm_jax.errors import InputError, suggest
 
 MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
@@ -95,9 +95,7 @@ class Task:
 class Data:
     """Which examples, from where, how many at a time."""
 
-    source: Annotated[str, OneOf(SOURCES, "; if a file of yours registers it, name that file by --extend")] = (
-        "python_reference"
-    )
+    source: Annotated[str, OneOf(SOURCES, f"; {EXTEND}")] = "python_reference"
     file: str = ""  # your own file, for the sources "text", "csv" and "npz"
     local_dir: str = ""  # a folder that holds the originals; empty: they are downloaded from their public origin
     cache_dir: str = ""  # where prepared records are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax
@@ -135,11 +133,11 @@ class Data:
             )
         if not self.length and self.source in (*SERIES, *TEXTS, *SYMBOLS) and self.source not in ("text", "csv"):
             raise InputError(
-                f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at "
-                "least 1"
+                f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least "
+                "1"
             )
         if self.period and self.source not in TABLES:
             raise InputError(
-                f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or "
-                f"one of {', '.join(TABLES)}"
+                f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or one "
+                f"of {', '.join(TABLES)}"
             )

@@ -63,15 +63,14 @@ class Experiment:
         if self.model.bidirectional and self.data.source not in whole:
             raise InputError(
                 "model.bidirectional=True reads a whole signal before it answers, found "
-                f"data.source={self.data.source!r}, where answers come on the way: "
-                f"use bidirectional=False, or one of {', '.join(whole)}"
+                f"data.source={self.data.source!r}, where answers come on the way: use bidirectional=False, or one of "
+                f"{', '.join(whole)}"
             )
         series = sources_of("training.forecast_loss")
         if self.training.forecast_loss != "mse" and self.data.source not in series:
             raise InputError(
                 f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found "
-                f"data.source={self.data.source!r}, which has none: "
-                f"leave it out, or use one of {', '.join(series)}"
+                f"data.source={self.data.source!r}, which has none: leave it out, or use one of {', '.join(series)}"
             )
 
     def _check_batches(self) -> None:
@@ -79,14 +78,12 @@ class Experiment:
         if self.optimizer.warmup_steps >= self.training.steps:
             raise InputError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of "
-                f"training.steps={self.training.steps}: "
-                "use fewer warm-up steps or more steps"
+                f"training.steps={self.training.steps}: use fewer warm-up steps or more steps"
             )
         if self.data.batch_size % self.optimizer.accumulate:
             raise InputError(
                 f"data.batch_size={self.data.batch_size} cannot be cut into "
-                f"optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: "
-                "use a multiple of it"
+                f"optimizer.accumulate={self.optimizer.accumulate} equal micro-batches: use a multiple of it"
             )
 
     def _check_gates(self) -> None:
@@ -100,20 +97,18 @@ class Experiment:
         if (training.gate_l1 or training.target_dimension) and not set(list_gated()) & set(model.pattern):
             raise InputError(
                 f"training.gate_l1={training.gate_l1} and target_dimension={training.target_dimension} weigh gates, "
-                "and no mixer of model.pattern="
-                f"{model.pattern} has any: set both to 0, or use one of {', '.join(list_gated())}"
+                f"and no mixer of model.pattern={model.pattern} has any: set both to 0, or use one of "
+                f"{', '.join(list_gated())}"
             )
         if training.gate_l0 and model.selective.gate != "hard_concrete":
             raise InputError(
                 "training.gate_l0 needs a gate with a differentiable L0, found "
-                f"model.selective.gate={model.selective.gate!r}: "
-                "use 'hard_concrete', or training.gate_l1"
+                f"model.selective.gate={model.selective.gate!r}: use 'hard_concrete', or training.gate_l1"
             )
         if 0 < training.target_dimension <= model.selective.gate_floor:
             raise InputError(
                 f"training.target_dimension={training.target_dimension} cannot be reached by gates of at least "
-                "model.selective.gate_floor="
-                f"{model.selective.gate_floor}: raise the target, or lower the floor"
+                f"model.selective.gate_floor={model.selective.gate_floor}: raise the target, or lower the floor"
             )
 
     def _check_information(self) -> None:
@@ -127,8 +122,8 @@ class Experiment:
         if not layer.process_noise:
             raise InputError(
                 f"{weight}={self.training.information_weight} needs a state with noise, found "
-                f"{say('process_noise')}=0.0: without it the state holds "
-                f"infinitely many nats; use for example {say('process_noise')}=0.3"
+                f"{say('process_noise')}=0.0: without it the state holds infinitely many nats; use for example "
+                f"{say('process_noise')}=0.3"
             )
         if layer.transition == "dense":
             raise InputError(
@@ -138,28 +133,26 @@ class Experiment:
         if layer.process_noise < LEAST_NOISE:
             raise InputError(
                 f"{weight} takes the logarithm of the state's variance, found "
-                f"{say('process_noise')}={layer.process_noise}, whose square float32 cannot "
-                f"hold once a gate has let it in: use at least {LEAST_NOISE}"
+                f"{say('process_noise')}={layer.process_noise}, whose square float32 cannot hold once a gate has let "
+                f"it in: use at least {LEAST_NOISE}"
             )
         if layer.gate_bias < LEAST_OPEN and not layer.gate_floor:
             raise InputError(
                 f"{weight} needs noise at every step, but gates of {say('gate_bias')}={layer.gate_bias} are so small "
-                "that float32 has no square of them: "
-                f"use {say('gate_floor')}=0.001 or so, or a bias of at least {LEAST_OPEN}"
+                f"that float32 has no square of them: use {say('gate_floor')}=0.001 or so, or a bias of at least "
+                f"{LEAST_OPEN}"
             )
         if GATES[layer.gate].closes and not layer.gate_floor:
             raise InputError(
                 f"{weight} needs noise at every step, but gates of {say('gate')}={layer.gate!r} can be exactly 0 and "
-                "let none in: "
-                f"use {say('gate_floor')}=0.001 or so, or {say('gate')}='sigmoid'"
+                f"let none in: use {say('gate_floor')}=0.001 or so, or {say('gate')}='sigmoid'"
             )
         if self.training.information_bound == "capacity":
             self._check_capacity()
         if self.optimizer.accumulate > 1:
             raise InputError(
-                f"{weight} reads the moments of a whole batch, found "
-                f"optimizer.accumulate={self.optimizer.accumulate}: use 1, "
-                "and more devices or model.remat=True where memory is short"
+                f"{weight} reads the moments of a whole batch, found optimizer.accumulate={self.optimizer.accumulate}: "
+                "use 1, and more devices or model.remat=True where memory is short"
             )
 
     def _check_capacity(self) -> None:
@@ -168,8 +161,7 @@ class Experiment:
         if layer.gate != "constant":
             raise InputError(
                 f"{bound} is of the memory of gates that do not read the input, found "
-                f"model.selective.gate={layer.gate!r}: "
-                "use information_bound='vib', or model.selective.gate='constant'"
+                f"model.selective.gate={layer.gate!r}: use information_bound='vib', or model.selective.gate='constant'"
             )
         for key, wanted in (("gate_state", "none"), ("transition", "diagonal")):
             if getattr(layer, key) != wanted:

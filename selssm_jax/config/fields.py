@@ -16,6 +16,7 @@ from selssm_jax.errors import InputError, suggest
 # what the caller calls a field: "gate_floor" for a layer, "model.selective.gate_floor" for the config
 Say = Callable[[str], str]
 LARGEST_FLOAT = 3.4e38
+EXTEND = "if a file of yours registers it, name that file by --extend"  # of what is not there
 LARGEST_SEED = 2**32 - 1  # JAX's keys are made of 32 bits: 2**32 would be 0 again, in silence
 TUPLES = {
     str: "names, for example ('selective', 'selective')",
@@ -164,7 +165,7 @@ def build(kind: type, values: Any, path: str) -> Any:
 def explain_unknown(path: str, key: str, known: Iterable[str]) -> str:
     """Returns the message for a key that the group at `path` lacks, and may have had in an earlier version."""
     names = sorted(known)
-    fix = suggest(key, names) if names else "if a file of yours registers it, name that file by --extend"
+    fix = suggest(key, names) if names else EXTEND
     return renames.explain(f"{path}.{key}".removeprefix("config.")) or f"{path} has no key {key!r}: {fix}"
 
 

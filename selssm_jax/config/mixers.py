@@ -13,6 +13,7 @@ from selssm_jax.config.fields import (
     OneOf,
     Positive,
     Say,
+    Share,
     Spread,
     Taps,
     Within,
@@ -50,7 +51,6 @@ GATES: dict[str, Kind] = {
     "top_k": Kind(jumps=True, closes=True),
 }
 GateName = Annotated[str, OneOf(GATES)]
-GateFloor = Annotated[float, Within(0.0, 0.999)]
 GateBias = Annotated[float, Within(-20.0, 20.0)]
 # The methods that a recurrence does not have, and why.
 WITHOUT = {
@@ -79,7 +79,7 @@ class SelectiveConfig(MixerConfig):
 
     gate: GateName = "sigmoid"
     gate_active: Count = 0  # top_k: how many components a step updates
-    gate_floor: GateFloor = 0.0  # smallest value that a gate can take
+    gate_floor: Share = 0.0  # smallest value that a gate can take
     gate_bias: GateBias = 0.0  # added to the biases that gates start with; positive: more open
     gate_state: Reads = "none"  # what of the state before it a gate reads besides the input
     update: Update = "retain"
@@ -114,8 +114,8 @@ class SelectiveConfig(MixerConfig):
         if self.method not in ("auto", "sequential"):
             raise InputError(
                 f"{say('method')}={self.method!r} needs gates of the input alone and a linear recurrence, but {reads} "
-                "makes them read the state: "
-                f"use {say('method')}='auto', and {say('solver')}='newton' to run in parallel"
+                f"makes them read the state: use {say('method')}='auto', and {say('solver')}='newton' to run in "
+                "parallel"
             )
         if self.transition == "complex":
             raise InputError(
@@ -125,14 +125,14 @@ class SelectiveConfig(MixerConfig):
         if self.certified and GATES[self.gate].jumps:
             raise InputError(
                 f"{say('certified')}=True with {reads} needs gates of bounded slope, found "
-                f"{say('gate')}={self.gate!r}, which jumps: "
-                f"use {say('gate_state')}='none', or a gate such as 'hard_sigmoid'"
+                f"{say('gate')}={self.gate!r}, which jumps: use {say('gate_state')}='none', or a gate such as "
+                "'hard_sigmoid'"
             )
         if self.certified and self.process_noise:
             raise InputError(
                 f"{say('certified')}=True with {reads} bounds what moves the state, found "
-                f"{say('process_noise')}={self.process_noise}, "
-                f"a Gaussian without bound: use process_noise=0 or gate_state='none'"
+                f"{say('process_noise')}={self.process_noise}, a Gaussian without bound: use process_noise=0 or "
+                "gate_state='none'"
             )
 
 
@@ -227,8 +227,8 @@ class AttentionConfig(MixerConfig):
         width = d_model // self.heads
         if width % 2:
             raise InputError(
-                f"{say('d_model')} / {say('heads')}={width} is odd, but rotary positions turn pairs: use an even "
-                "width of a head"
+                f"{say('d_model')} / {say('heads')}={width} is odd, but rotary positions turn pairs: use an even width "
+                "of a head"
             )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from selssm_jax.config.data import Task
 from selssm_jax.config.fields import (
+    EXTEND,
     Count,
     Least,
     Positive,
@@ -33,7 +34,6 @@ from selssm_jax.errors import InputError, suggest
 
 Pool = Literal["mean", "last"]
 MOST_BLOCKS = 10_000  # of a model: each is compiled
-EXTEND = "; if a file of yours registers it, name that file by --extend"
 
 
 def check_frames(frame: int, stride: int, say: Say) -> None:
@@ -42,8 +42,8 @@ def check_frames(frame: int, stride: int, say: Say) -> None:
     check_value(Positive, to_python(stride), say("stride"))
     if stride > frame:
         raise InputError(
-            f"{say('stride')}={stride} is larger than {say('frame')}={frame}: samples in between would be dropped; "
-            "use stride <= frame"
+            f"{say('stride')}={stride} is larger than {say('frame')}={frame}: samples in between would be dropped; use "
+            "stride <= frame"
         )
 
 
@@ -114,7 +114,7 @@ class Model:
             )
         for name in self.pattern:
             if name not in MIXERS:
-                raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}{EXTEND}")
+                raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}; {EXTEND}")
         if self.frame or self.stride:  # both 0: what suits the data
             check_frames(self.frame, self.stride, "model.{}".format)
         object.__setattr__(self, "own", self._read_own())
@@ -164,8 +164,7 @@ class Model:
         if self.block_states and len(self.block_states) != len(self.pattern):
             raise InputError(
                 f"model.block_states={self.block_states} has {len(self.block_states)} sizes for the "
-                f"{len(self.pattern)} blocks of model.pattern: "
-                "give one a block, or () for d_state in all"
+                f"{len(self.pattern)} blocks of model.pattern: give one a block, or () for d_state in all"
             )
         if any(size < 1 for size in self.block_states):
             raise InputError(f"model.block_states={self.block_states} is out of range: use at least 1 in every block")
@@ -183,7 +182,7 @@ class Model:
         known = [name for name in MIXERS if name not in BUILT_IN]
         for name in self.own:
             if name not in known:
-                raise InputError(f"model.own has no mixer {name!r}: {suggest(name, known)}{EXTEND}")
+                raise InputError(f"model.own has no mixer {name!r}: {suggest(name, known)}; {EXTEND}")
         found = OwnMixers()
         for name in known:
             kind, value = MIXERS[name].config, self.own.get(name, {})

@@ -86,6 +86,5 @@ class Sweep:
         if self.trials % most:
             raise InputError(
                 f"sweep.trials={self.trials} is no multiple of the {most} combinations of sizes, gate_biases and "
-                "penalties, so that models would get unequal "
-                f"numbers of trials: use a multiple of {most}"
+                f"penalties, so that models would get unequal numbers of trials: use a multiple of {most}"
             )

@@ -55,8 +55,7 @@ class Training:
         if self.target_dimension and self.gate_l1:
             raise InputError(
                 f"training.target_dimension={self.target_dimension} weighs the mean gate by a multiplier of its own, "
-                f"found training.gate_l1={self.gate_l1} "
-                "beside it: set one of the two to 0"
+                f"found training.gate_l1={self.gate_l1} beside it: set one of the two to 0"
             )
         if self.target_dimension and not self.multiplier_rate:
             raise InputError(
@@ -66,8 +65,7 @@ class Training:
         if self.penalty_warmup and not self.penalised:
             raise InputError(
                 f"training.penalty_warmup={self.penalty_warmup} has no penalty to warm up: set training.gate_l1, "
-                "gate_l0, target_dimension or "
-                "information_weight, or penalty_warmup=0"
+                "gate_l0, target_dimension or information_weight, or penalty_warmup=0"
             )
         if self.penalty_warmup >= self.steps:
             raise InputError(

@@ -162,8 +162,7 @@ class _Windows:
             if not len(self.starts(name)):
                 raise InputError(
                     f"the {name} split of {table} has {last - first} rows, too few for one window of "
-                    f"data.length={self.length} "
-                    f"and data.horizon={self.horizon}: shorten them, or give more rows"
+                    f"data.length={self.length} and data.horizon={self.horizon}: shorten them, or give more rows"
                 )
 
     def starts(self, name: str) -> np.ndarray:

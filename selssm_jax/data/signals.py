@@ -234,8 +234,8 @@ def name_classes(
     own, largest = [str(label) for label in arrays["classes"]] if "classes" in arrays else [], int(every.label.max())
     if not own and not known.get("classes") and largest >= max(FEW, 10 * len(every)):
         raise InputError(
-            f"{name} has labels up to {largest} for {len(every)} signals: renumber them from 0 on, or name every "
-            "class in 'classes'"
+            f"{name} has labels up to {largest} for {len(every)} signals: renumber them from 0 on, or name every class "
+            "in 'classes'"
         )
     classes = list(known.get("classes") or own or map(str, range(largest + 1)))
     count = len(own) or len(classes)
@@ -356,8 +356,7 @@ def _from_signal(name: str, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     if signal.ndim == 3 and signal.shape[2] > max(signal.shape[1], MOST_CHANNELS):
         raise InputError(
             f"{name}: 'signal' has shape {signal.shape}, which would be {signal.shape[2]} channels of "
-            f"{signal.shape[1]} samples each: the order is "
-            "(clips, samples, channels); swap its last two axes"
+            f"{signal.shape[1]} samples each: the order is (clips, samples, channels); swap its last two axes"
         )
     if signal.ndim not in (2, 3) or not signal.size:
         raise InputError(
@@ -379,8 +378,8 @@ def _from_wave(name: str, wave: np.ndarray, offset: np.ndarray) -> tuple[np.ndar
         or (np.diff(offset) <= 0).any()
     ):
         raise InputError(
-            f"{name}: 'offset' must rise from 0 to the {len(wave)} samples of 'wave', one whole number more than "
-            "there are signals"
+            f"{name}: 'offset' must rise from 0 to the {len(wave)} samples of 'wave', one whole number more than there "
+            "are signals"
         )
     _check_numbers(name, "wave", wave)
     return wave.reshape(len(wave), -1), offset.astype(np.int64)

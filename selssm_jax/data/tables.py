@@ -190,8 +190,7 @@ def _refuse_split_decimals(name: str, rows: list[list[str]]) -> None:
     if pairs:
         raise InputError(
             f"{name} line 1 holds {','.join(rows[0])}, which may be {len(rows[0])} whole numbers or "
-            f"{len(rows[0]) // 2} with decimal commas: "
-            "put a line of names above the numbers"
+            f"{len(rows[0]) // 2} with decimal commas: put a line of names above the numbers"
         )
 
 
@@ -308,8 +307,8 @@ class _Words:
             if (again := np.flatnonzero(np.diff(labels[order]) == 0)).size:
                 first, second = order[again[0]] + 1, order[again[0] + 1] + 1
                 raise InputError(
-                    f"{name}: column {column!r} holds the same words in rows {first} and {second}: give one row a "
-                    "time step, without columns of words"
+                    f"{name}: column {column!r} holds the same words in rows {first} and {second}: give one row a time "
+                    "step, without columns of words"
                 )
             return (ends if np.isfinite(ends).all() else None), "label"
         if (moments := self.dates.moments()) is not None:
@@ -341,8 +340,8 @@ def _read(name: str, opener: Opener, layout: _Layout, most_rows: int, decimal: s
         for line, row in block:
             if len(row) != len(layout.names):
                 raise InputError(
-                    f"{name} line {line} has {len(row)} cells, its first line has {len(layout.names)}: every row "
-                    "needs the same columns"
+                    f"{name} line {line} has {len(row)} cells, its first line has {len(layout.names)}: every row needs "
+                    "the same columns"
                 )
         values.append(_values(name, block, layout.numbers, decimal))
         words.append(name, block)
@@ -509,8 +508,8 @@ def _check_steps(name: str, moments: np.ndarray, unit: str, notes: list[str], ga
     step = "comes twice" if before == after else f"is followed by {after}, which is not the step of the other rows"
     if gaps == "refuse":
         raise InputError(
-            f"{name}: {before} {step}: fill what is missing and keep one row a time, or set data.gaps='ignore' to "
-            "take each row as following the one before"
+            f"{name}: {before} {step}: fill what is missing and keep one row a time, or set data.gaps='ignore' to take "
+            "each row as following the one before"
         )
     notes.append(f"irregular times ignored, the first after {before}")
 
@@ -530,8 +529,8 @@ def match_columns(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
     unnamed = all(re.fullmatch(r"(column|channel) \d+", label) for label in wanted)
     if len(table.names) != len(wanted) and (unnamed or not table.named):
         raise InputError(
-            f"{name} has {len(table.names)} channels, the run was trained on {len(wanted)}: give a table with the "
-            "same columns"
+            f"{name} has {len(table.names)} channels, the run was trained on {len(wanted)}: give a table with the same "
+            "columns"
         )
     if unnamed:
         return dataclasses.replace(

@@ -94,8 +94,8 @@ def encode(tokens: Tokens, vocabulary: tuple[str, ...], name: str) -> np.ndarray
         shown = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
         raise InputError(
             f"{name} has {len(missing)} kind(s) of token that the training vocabulary lacks: {shown}; the first, "
-            f"{tokens.kinds[tokens.codes[first]]!r}, "
-            f"is {_where(tokens, first)}; replace them in the text, or train on a text that has them"
+            f"{tokens.kinds[tokens.codes[first]]!r}, is {_where(tokens, first)}; replace them in the text, or train on "
+            "a text that has them"
         )
     return np.maximum(table, 0).astype(narrowest(len(vocabulary)))[tokens.codes]
 

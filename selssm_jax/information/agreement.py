@@ -77,8 +77,8 @@ def estimate(x: np.ndarray, y: np.ndarray, training: Training, *, whole: bool) -
         return measured
     if counted.excess > DEPENDENT and counted.estimate.nats - counted.estimate.stderr > measured.nats:
         why = (
-            f"{counted.excess:.0f} deviations above pairs at random; as numbers the values show {measured.nats:.3f} "
-            f"+- {measured.stderr:.3f} nats"
+            f"{counted.excess:.0f} deviations above pairs at random; as numbers the values show {measured.nats:.3f} +- "
+            f"{measured.stderr:.3f} nats"
         )
         return dataclasses.replace(counted.estimate, notes=(*counted.estimate.notes, why))
     return _average_agreeing([counted.estimate, measured])
@@ -135,8 +135,8 @@ def _of_numbers(sides: _Sides, training: Training) -> Estimate:
     for witness in witnesses:
         if (gap := witness.nats - agreed.nats) > CONTRADICTION * math.hypot(witness.stderr, agreed.stderr):
             why = (
-                f"nearest neighbours contradict {agreed.method}, which gives {agreed.nats:.3f} nats; pairs at "
-                "random have none by them"
+                f"nearest neighbours contradict {agreed.method}, which gives {agreed.nats:.3f} nats; pairs at random "
+                "have none by them"
             )
             agreed = dataclasses.replace(
                 witness, stderr=math.hypot(witness.stderr, gap / 2), notes=(why, *witness.notes)
@@ -157,8 +157,8 @@ def _of_critic(held_out: HeldOut, sides: _Sides) -> list[Estimate]:
     untied = all(len(np.unique(column)) > 0.9 * len(column) for column in (*sides.x.T, *sides.y.T))
     if untied and gain <= 2 * chance:
         why = (
-            f"a trained critic finds {gain:.3f} +- {chance:.3f} nats in held-out samples beyond a Gaussian copula, "
-            "no more than chance"
+            f"a trained critic finds {gain:.3f} +- {chance:.3f} nats in held-out samples beyond a Gaussian copula, no "
+            "more than chance"
         )
         return [dataclasses.replace(normal, stderr=math.hypot(normal.stderr, chance), notes=(why, *normal.notes))]
     if bound > held_out.ceiling() - SATURATION:

@@ -650,8 +650,7 @@ def _joint(cov_x: Array, cov_xy: Array, cov_y: Array, **others: Array | float) -
     if n * m == 0 or cov_x.shape != (n, n) or cov_y.shape != (m, m):
         raise ValueError(
             f"cov_x {cov_x.shape}, cov_xy {cov_xy.shape} and cov_y {cov_y.shape} do not fit: expected (n, n), (n, m) "
-            "and (m, m) with n, m >= 1; "
-            "cov_xy is E x y', x in rows"
+            "and (m, m) with n, m >= 1; cov_xy is E x y', x in rows"
         )
     if not any(isinstance(block, jax.core.Tracer) for block in (cov_x, cov_xy, cov_y)):
         joint = jnp.block([[cov_x, cov_xy], [cov_xy.T, cov_y]])

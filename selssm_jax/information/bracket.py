@@ -436,9 +436,8 @@ def _check_covariances(name: str, covs: Array) -> None:
     if not regular.all():
         raise ValueError(
             f"{name}[{regular.argmin()}] is not positive definite ({(~regular).sum()} of {len(regular)} are not): its "
-            "state has a direction free of noise, and"
-            " says infinitely much of a continuous input; give h_0 or every step some noise, or leave out components "
-            "that have none"
+            "state has a direction free of noise, and says infinitely much of a continuous input; give h_0 or every "
+            "step some noise, or leave out components that have none"
         )
 
 

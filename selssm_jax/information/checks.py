@@ -99,8 +99,8 @@ def check_distribution(name: str, p: Array | np.ndarray) -> None:
     if not (np.isfinite(values) & (values >= 0)).all() or (np.abs(sums - 1) > rounding).any():
         worst = sums.flat[np.argmax(np.where(np.isfinite(sums), np.abs(sums - 1), np.inf))]
         raise ValueError(
-            f"{name} has least entry {values.min():.6g} and sum {worst:.6g}, expected probabilities that sum to 1: "
-            f"use {name} / {name}.sum()"
+            f"{name} has least entry {values.min():.6g} and sum {worst:.6g}, expected probabilities that sum to 1: use "
+            f"{name} / {name}.sum()"
         )
 
 
@@ -181,8 +181,8 @@ def check_rounding(name: str, z: np.ndarray) -> None:
     if (error > ROUGH * z.std(axis=0)).any() or not np.isfinite(error).all():
         raise ValueError(
             f"{name} loses {error.max():.3g} to the rounding of {jnp.asarray(z).dtype}, beside a spread of "
-            f"{z.std(axis=0).min():.3g}: take "
-            "its place away from both the samples and the density, or set jax_enable_x64"
+            f"{z.std(axis=0).min():.3g}: take its place away from both the samples and the density, or set "
+            "jax_enable_x64"
         )
 
 

@@ -64,8 +64,8 @@ def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) 
     x, y = np.asarray(x), np.asarray(y)
     if x.shape != y.shape:
         raise ValueError(
-            f"x has shape {x.shape} and y {y.shape}, expected the same: a label of x for each of y; flatten both "
-            "alike if they are paired so"
+            f"x has shape {x.shape} and y {y.shape}, expected the same: a label of x for each of y; flatten both alike "
+            "if they are paired so"
         )
     x, y = np.ravel(x), np.ravel(y)
     if not all(np.issubdtype(z.dtype, np.integer) or z.dtype == bool for z in (x, y)):

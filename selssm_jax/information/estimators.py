@@ -219,8 +219,8 @@ def _add_witness_note(result: Estimate, x: np.ndarray, y: np.ndarray) -> Estimat
     if result.nats > strongest.nats - COLLAPSE - 3 * math.hypot(result.stderr, strongest.stderr):
         return result
     note = (
-        f"collapsed? {strongest.method} says {strongest.nats:.3f} nats: the critic has not found what there is; "
-        "use estimate() or longer training"
+        f"collapsed? {strongest.method} says {strongest.nats:.3f} nats: the critic has not found what there is; use "
+        "estimate() or longer training"
     )
     warnings.warn(f"{result.method} gives {result.nats:.3f} nats; {note}", stacklevel=4)
     return dataclasses.replace(result, notes=(*result.notes, note))

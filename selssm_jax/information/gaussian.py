@@ -272,8 +272,8 @@ def filtering_information(
     C, R = _readout(system, C, observation_cov)
     if not isinstance(R, jax.core.Tracer) and np.linalg.eigvalsh(np.asarray(R))[0] <= 0:
         raise ValueError(
-            "observation_cov is singular, expected a positive definite matrix: what is observed without noise is "
-            "known exactly"
+            "observation_cov is singular, expected a positive definite matrix: what is observed without noise is known "
+            "exactly"
         )
     return _check_overflow(_filtering_information(system, C, R))
 
@@ -549,8 +549,8 @@ def _until(system: _System, t: int, lags: int) -> _System:
         raise ValueError(f"t={t} is no step: expected an index from 0 to {T - 1}, for A_t has T={T} steps")
     if not 1 <= lags <= t + 1:
         raise ValueError(
-            f"lags={lags} at t={t}: expected from 1 to {t + 1}, for lag {t} is that of the first input; use fewer "
-            "lags or a later t"
+            f"lags={lags} at t={t}: expected from 1 to {t + 1}, for lag {t} is that of the first input; use fewer lags "
+            "or a later t"
         )
     return system._replace(A=system.A[: t + 1], B=system.B[: t + 1], noise=system.noise[: t + 1])
 

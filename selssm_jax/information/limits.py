@@ -140,8 +140,8 @@ def _check_range(entropy: Array, information: Array, most: float) -> None:
         raise ValueError(f"entropy={entropy} nats, expected from 0 to length log(cardinality) = {most:.6g}")
     if not (information >= 0).all():
         raise ValueError(
-            f"information={information} nats, expected at least 0; do not feed a negative estimate, 0 is a bound "
-            "below it"
+            f"information={information} nats, expected at least 0; do not feed a negative estimate, 0 is a bound below "
+            "it"
         )
 
 

@@ -35,8 +35,8 @@ def check_accuracy(relative: float) -> None:
     if not relative <= ACCURACY:
         raise ValueError(
             f"sum_k A^k Q A*^k is known to a relative error of {relative:.2g} only, expected at most {ACCURACY:g}: A "
-            "is too near to an unstable matrix, or too "
-            "far from a normal one, for float64; scale the state's components alike, or move the poles inwards"
+            "is too near to an unstable matrix, or too far from a normal one, for float64; scale the state's "
+            "components alike, or move the poles inwards"
         )
 
 

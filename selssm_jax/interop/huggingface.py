@@ -420,8 +420,8 @@ def parameters(config: Model, weights: Mapping[str, np.ndarray]) -> PyTree:
     embeddings = rest.get("backbone.embeddings.weight")
     if tied is not None and (embeddings is None or not np.array_equal(tied, embeddings)):
         raise InputError(
-            "lm_head.weight differs from backbone.embeddings.weight, but config.json has tie_word_embeddings=true: "
-            "set it to false"
+            "lm_head.weight differs from backbone.embeddings.weight, but config.json has tie_word_embeddings=true: set "
+            "it to false"
         )
     rows = list(_rows(config))
     _check_keys({row.key for row in rows}, set(rest), asker="config.json")
@@ -613,8 +613,8 @@ def _check_settings(kind: str, settings: Mapping[str, Any]) -> None:
             raise InputError(f"config.json has {key}={value!r}, which is not supported: only {REQUIRED[key][0]!r} is")
         if key not in known and not key.startswith("_"):
             raise InputError(
-                f"config.json has {key}={value!r}, which is not known: remove it, if it changes nothing that the "
-                "model computes"
+                f"config.json has {key}={value!r}, which is not known: remove it, if it changes nothing that the model "
+                "computes"
             )
     counts = [
         *WHOLE_NUMBERS,
@@ -699,9 +699,9 @@ def _checked_folder(folder: str | pathlib.Path) -> pathlib.Path:
     if not (place / WHOLE).exists() and not (place / INDEX).exists():
         if any(place.glob("*.bin")) or any(place.glob("*.pt")):
             raise InputError(
-                f"{folder} holds {PICKLE} or the like alone, a pickle, which can run any code when it is opened, so "
-                "it is not read: "
-                "convert it to safetensors where you trust it, for example with save_pretrained of transformers"
+                f"{folder} holds {PICKLE} or the like alone, a pickle, which can run any code when it is opened, so it "
+                "is not read: convert it to safetensors where you trust it, for example with save_pretrained of "
+                "transformers"
             )
         raise InputError(f"{folder} holds neither {WHOLE} nor {INDEX}: give the folder of a whole checkpoint")
     return place

@@ -23,8 +23,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.config import mixers
-from selssm_jax.config.fields import Count, Positive, check_arguments
-from selssm_jax.config.mixers import GateBias, GateFloor, GateName, Kind, Reads, check_gate
+from selssm_jax.config.fields import Count, Positive, Share, check_arguments
+from selssm_jax.config.mixers import GateBias, GateName, Kind, Reads, check_gate
 from selssm_jax.layers.bounds import Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -385,7 +385,7 @@ class Gate(Layer):
         kinds = {
             "features": Positive,
             "kind": GateName,
-            "floor": GateFloor,
+            "floor": Share,
             "reads_state": Reads,
             "active": Count,
             "bias": GateBias,

@@ -27,45 +27,36 @@ INTRODUCTION = (
 )
 SCOPES = {
     "all": "Memory is all that is carried from one step to the next: the states of the mixers, the inputs that "
-    "convolutions, encoders and heads still see, "
-    "and what a head has pooled; a few numbers (counts, the scale of a forecast) stay in float32 and are counted.",
+    "convolutions, encoders and heads still see, and what a head has pooled; a few numbers (counts, the scale of a "
+    "forecast) stay in float32 and are counted.",
     "mixers": "Memory is the states of the mixers; what convolutions, encoders and heads carry besides stays in "
-    "float32 and is not counted: "
-    "all that is carried is given beside it.",
+    "float32 and is not counted: all that is carried is given beside it.",
 }
 FRONTIER = (
     "Left: bytes of one sequence, its share of the table counted, against the metric on validation; the line is the "
-    "frontier of bits by information without "
-    "fine-tuning, the star the chosen model, the grey band what is allowed. Right: mean squared error of {count} "
-    "components drawn at random, in units of "
-    "their variance, against their mean bits, and D(R), component by component: no code of as many bits can lie below "
-    "it."
+    "frontier of bits by information without fine-tuning, the star the chosen model, the grey band what is allowed. "
+    "Right: mean squared error of {count} components drawn at random, in units of their variance, against their mean "
+    "bits, and D(R), component by component: no code of as many bits can lie below it."
 )
 TRUNCATED = (
-    "Balanced truncation is of time-invariant blocks. Whatever the input, what the recurrence of a block gives "
-    "differs after it by at most the first gain "
-    "times the size of the input: twice the sum of the Hankel singular values that went. It is for states that are "
-    "not yet packed, in exact arithmetic, and "
-    "before what a layer makes of its output. The second gain is the largest Hankel singular value, to hold the first "
-    "against."
+    "Balanced truncation is of time-invariant blocks. Whatever the input, what the recurrence of a block gives differs "
+    "after it by at most the first gain times the size of the input: twice the sum of the Hankel singular values that "
+    "went. It is for states that are not yet packed, in exact arithmetic, and before what a layer makes of its output. "
+    "The second gain is the largest Hankel singular value, to hold the first against."
 )
 PROCESSING = (
     "What a decoder reads of a past input from the packed state, at the lag of which it reads most, is a lower bound "
-    "on I(x; packed), which the bits of the "
-    "packed state bound from above: data processing {verdict}. Beside it, what the same decoder reads of the state as "
-    "it was before packing."
+    "on I(x; packed), which the bits of the packed state bound from above: data processing {verdict}. Beside it, what "
+    "the same decoder reads of the state as it was before packing."
 )
 TOO_FEW = "The split has too few sequences to judge decoders of the state on any that they have not seen."
 ROUNDING = (
-    "A certificate is about exact arithmetic. A packed state is rounded after every step, within the levels by at "
-    "most delta: half the largest distance of "
-    "two neighbouring levels where it is rounded to the nearest, the whole of it under stochastic rounding, which may "
-    "draw either (here: {rounding}). Two "
-    "states under the same inputs then approach each other at the certified rate until no component differs by more "
-    "than the radius given, "
-    "2 delta / (1 - rate) with delta in the certificate's norm, where that is certified; and, whatever the rate, they "
-    "never leave the levels, which are "
-    "finitely many."
+    "A certificate is about exact arithmetic. A packed state is rounded after every step, within the levels by at most "
+    "delta: half the largest distance of two neighbouring levels where it is rounded to the nearest, the whole of it "
+    "under stochastic rounding, which may draw either (here: {rounding}). Two states under the same inputs then "
+    "approach each other at the certified rate until no component differs by more than the radius given, 2 delta / (1 "
+    "- rate) with delta in the certificate's norm, where that is certified; and, whatever the rate, they never leave "
+    "the levels, which are finitely many."
 )
 
 

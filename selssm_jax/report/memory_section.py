@@ -11,31 +11,27 @@ from selssm_jax.report.tables import Cell, Table, block_title, number, tabulate
 
 INTRODUCTION = (
     "Every number is in bits and says what it is: exact; a lower or an upper bound, which holds in expectation, its "
-    "standard error aside; or an estimate, "
-    "which is neither. Lower bounds come from decoders that were judged on sequences they had not seen: the state "
-    "holds at least so much. Each sequence was "
-    "read from an empty memory."
+    "standard error aside; or an estimate, which is neither. Lower bounds come from decoders that were judged on "
+    "sequences they had not seen: the state holds at least so much. Each sequence was read from an empty memory."
 )
 OVERLAP = (
     "The sequences are windows of one series and overlap: stretches of the series were held out whole, but standard "
-    "errors take the windows for independent, "
-    "and are too small."
+    "errors take the windows for independent, and are too small."
 )
 NO_NOISE = (
     "All of the past: the states of this model have no noise, and a state without noise knows infinitely much of a "
-    "continuous input. There is no finite "
-    "number; train with model.selective.process_noise for one. The decoders above hold for any model."
+    "continuous input. There is no finite number; train with model.selective.process_noise for one. The decoders above "
+    "hold for any model."
 )
 CHANCE = (
     "What each component of the state knows of the input k steps ago, by itself (an estimate, from counts, less what "
-    "is counted where states are given "
-    "the inputs of other sequences); components are sorted by the lag of which they know most."
+    "is counted where states are given the inputs of other sequences); components are sorted by the lag of which they "
+    "know most."
 )
 HORIZON = (
     "The memory horizon is the largest lag with at least 0.02 nats (0.03 bits) beyond two standard errors, and beside "
-    "it the next lag that was tried, of which "
-    "so much was not found. Lags are tried on while the longest is still known; 'at least' is where the sequences "
-    "begin: the state may know what came before."
+    "it the next lag that was tried, of which so much was not found. Lags are tried on while the longest is still "
+    "known; 'at least' is where the sequences begin: the state may know what came before."
 )
 
 
@@ -46,8 +42,8 @@ def describe_memory(results: Results, folder: pathlib.Path) -> list[Block]:
     memory = results["memory"]
     overlap, moments = f" {OVERLAP}" if memory["overlapping"] else "", len(memory["moments"])
     words = (
-        f"{INTRODUCTION}{overlap} Measured on {memory['sequences']:,} sequences of the {results['split']} split, "
-        f"at {moments} moments of each."
+        f"{INTRODUCTION}{overlap} Measured on {memory['sequences']:,} sequences of the {results['split']} split, at "
+        f"{moments} moments of each."
     )
     blocks: list[Block] = [Paragraph(words), _overview(memory), *_by_lag(memory, folder)]
     blocks += [
@@ -113,9 +109,8 @@ def _by_lag(memory: Results, folder: pathlib.Path) -> list[Block]:
     path = save(memory_figures.retention(memory["blocks"]), folder / "retention.png")
     of = next(iter(memory["blocks"].values()))["retention"]["of"]
     words = (
-        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands "
-        "are two standard errors; the dotted line, "
-        f"if any, is all there is to know. {HORIZON}"
+        f"Retention by lag (of {of}): at least so many bits about the input of k steps ago are in the state. Bands are "
+        f"two standard errors; the dotted line, if any, is all there is to know. {HORIZON}"
     )
     return [Picture(path, words)]
 
@@ -128,13 +123,11 @@ def _all_of_the_past(memory: Results, folder: pathlib.Path) -> list[Block]:
     given = next(iter(known.values()))[0]["given"]
     words = (
         f"I(h; {given}): between the lower and the upper bound, from the exact law of the state given {given}. The "
-        "first block's input is a function of the "
-        "data alone; for later blocks the upper bounds hold for the data too, the lower ones for the block's own "
-        "input. The upper bound by covariance is the "
-        "capacity that the covariance of the states leaves. ± is a standard error, of both bounds before it or of the "
-        "one: a bound may stand beyond the exact "
-        "value by as much, and hardly by three times that. The last column is all that the tokens so far can hold, if "
-        "they are tokens."
+        "first block's input is a function of the data alone; for later blocks the upper bounds hold for the data too, "
+        "the lower ones for the block's own input. The upper bound by covariance is the capacity that the covariance "
+        "of the states leaves. ± is a standard error, of both bounds before it or of the one: a bound may stand beyond "
+        "the exact value by as much, and hardly by three times that. The last column is all that the tokens so far can "
+        "hold, if they are tokens."
     )
     columns = (
         "block",
@@ -189,9 +182,8 @@ def _why_not(memory: Results) -> Paragraph:
     last = max(moments, key=lambda one: one["moment"])
     return Paragraph(
         f"All of the past: the inputs are tokens, and {last['moment'] + 1:,} of them hold at most "
-        f"{number(last['capacity'])} bits, so that no state after step "
-        f"{last['moment']:,} knows more (an upper bound; noise or not). For a closer one train with "
-        "model.selective.process_noise."
+        f"{number(last['capacity'])} bits, so that no state after step {last['moment']:,} knows more (an upper bound; "
+        "noise or not). For a closer one train with model.selective.process_noise."
     )
 
 
@@ -215,8 +207,7 @@ def _gates(memory: Results, folder: pathlib.Path) -> list[Block]:
         return []
     words = (
         "What is still known of past inputs, by how open the block's gates were when they were read: tenths of the "
-        "steps, lower bounds with two "
-        "standard errors."
+        "steps, lower bounds with two standard errors."
     )
     return [Picture(save(memory_figures.by_gate(parts), folder / "memory_by_gate.png"), words)]
 
@@ -226,9 +217,8 @@ def _answers(memory: Results) -> list[Block]:
     if answers is None:
         return []
     words = (
-        f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states "
-        f"after step {answers['moment']} have to hold: "
-        "what follows says nothing of them."
+        f"The task asks for {answers['answers']} symbols, {answers['entropy']:.4g} bits in all, which the states after "
+        f"step {answers['moment']} have to hold: what follows says nothing of them."
     )
     if answers["fano"]:
         words += (
@@ -247,10 +237,8 @@ def _future(memory: Results, folder: pathlib.Path) -> list[Block]:
     steps = next(iter(points.values()))["steps"]
     words = (
         f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the "
-        "most that any memory of the last "
-        f"{steps['past']} values could know that holds as many bits of them, for a Gaussian process with the "
-        "covariances of the data. A point without noise "
-        "lies at the right edge."
+        f"most that any memory of the last {steps['past']} values could know that holds as many bits of them, for a "
+        "Gaussian process with the covariances of the data. A point without noise lies at the right edge."
     )
     words += "".join(
         f" {block_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"]

@@ -65,8 +65,8 @@ def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Pa
             train, validation, label=_unit(metric, results), chosen=results["step"], references=references
         )
         words = (
-            "Training and validation over the steps of the run, and what simple baselines score on validation. "
-            "The dotted line is the step whose "
+            "Training and validation over the steps of the run, and what simple baselines score on validation. The "
+            "dotted line is the step whose "
         )
         words += "parameters were evaluated. The first tenth of the steps may leave the figure."
         words += (
@@ -150,11 +150,9 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     steps = next(iter(blocks.values()))["steps"]
     words = (
         f"A gate of 0 keeps a component of the state, a gate of 1 updates it fully. Means over {steps:,} valid steps "
-        f"of the {results['split']} split. "
-        "The effective dimension is the sum of the gates of a step, and n over it is the compression factor; the "
-        "participation ratio is (sum g)² / sum g². "
-        "Selectivity is the standard deviation of a gate over steps: 0 would be a model that ignores its input. Soft "
-        "gates save no work by themselves."
+        f"of the {results['split']} split. The effective dimension is the sum of the gates of a step, and n over it is "
+        "the compression factor; the participation ratio is (sum g)² / sum g². Selectivity is the standard deviation "
+        "of a gate over steps: 0 would be a model that ignores its input. Soft gates save no work by themselves."
     )
     columns = {
         "n": "components",
@@ -169,8 +167,8 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     }
     path = figures.save(figures.gate_activity(blocks), folder / "gates.png")
     caption = (
-        "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many "
-        "components a step updates, by position."
+        "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a "
+        "step updates, by position."
     )
     return section(
         "Gate activity", [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)]
@@ -196,10 +194,9 @@ def costs(results: Results) -> list[Block]:
     states = Table("State of one sequence", columns, (("carried after", *map(size, carried.values())),))
     words = (
         "The state is all that is carried from one step to the next: that of a recurrence is as large at every "
-        "position, a cache grows until it is full. "
-        f"{_overtaken(values['crossover'])} Peak memory is what the compiler allocates for a call: arguments, outputs "
-        "and temporaries, less what they "
-        "share. Operations are the compiler's own count, in which the body of a loop may be counted once."
+        f"position, a cache grows until it is full. {_overtaken(values['crossover'])} Peak memory is what the compiler "
+        "allocates for a call: arguments, outputs and temporaries, less what they share. Operations are the compiler's "
+        "own count, in which the body of a loop may be counted once."
     )
     groups = tuple((name, count) for name, count in values["parameters"].items())
     total = ("all", sum(values["parameters"].values()))

@@ -20,20 +20,17 @@ NEARLY_ONE = 0.99995  # a rate that is written 1.0000: a thousandth is left afte
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 INTRODUCTION = (
     "A certificate is proved from the weights alone and holds for every input that the norm before the block can pass "
-    "on, so it is the worst case: two states "
-    "of the block, under the same inputs, approach each other at the rate of a step or faster (docs/theorems.md); "
-    "beside it, the rate seen in the gates of one "
-    "sequence. The certified horizon is where they differ by less than a thousandth of what they did: nothing older "
-    "can matter. Where nothing is established, "
-    "trajectories may still meet; a rate that is 1 to four digits is of no use. A stationary law can be established "
-    "where paths need not meet. The condition "
-    "as printed in the paper, |A| L_G < 1, proves nothing; it is given for comparison."
+    "on, so it is the worst case: two states of the block, under the same inputs, approach each other at the rate of a "
+    "step or faster (docs/theorems.md); beside it, the rate seen in the gates of one sequence. The certified horizon "
+    "is where they differ by less than a thousandth of what they did: nothing older can matter. Where nothing is "
+    "established, trajectories may still meet; a rate that is 1 to four digits is of no use. A stationary law can be "
+    "established where paths need not meet. The condition as printed in the paper, |A| L_G < 1, proves nothing; it is "
+    "given for comparison."
 )
 CURVES = (
     "The certified share of an old difference that can be left after so many steps, C rate^k (lines), and what was "
-    "measured to be known of an input so many "
-    "steps ago, in share of the most known of any (markers): measured memory ends where the model chose to forget, "
-    "the line is as far as it could ever reach."
+    "measured to be known of an input so many steps ago, in share of the most known of any (markers): measured memory "
+    "ends where the model chose to forget, the line is as far as it could ever reach."
 )
 
 

@@ -50,8 +50,8 @@ def _bytes(results: Results) -> str:
     before, after, carried = results["reference"]["bytes"], results["compressed"], results["carried_bytes"]
     table = f" and a table of {after['table_bytes']:,} for all sequences"
     words = (
-        f"{'Memory' if results['scope'] == 'all' else 'States of the mixers'} of one sequence: {before:,} bytes "
-        f"to {after['bytes']:,}{table}"
+        f"{'Memory' if results['scope'] == 'all' else 'States of the mixers'} of one sequence: {before:,} bytes to "
+        f"{after['bytes']:,}{table}"
     )
     return words + (
         "."

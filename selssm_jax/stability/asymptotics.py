@@ -163,7 +163,7 @@ def _by_noise(given: Recurrence) -> Verdict | None:
     if not (open_always and drifts and given.noise is not None and np.linalg.eigvalsh(given.noise).min() > 0):
         return None
     words = (
-        "Every gate lets noise of full rank in and rho(|A|) < 1: geometric ergodicity (Harris), for independent "
-        "inputs of finite mean."
+        "Every gate lets noise of full rank in and rho(|A|) < 1: geometric ergodicity (Harris), for independent inputs "
+        "of finite mean."
     )
     return Verdict("holds", reason=f"{words} It is the law that settles; paths need not meet.")

@@ -247,8 +247,8 @@ def _of_jacobian(J: np.ndarray, box: np.ndarray | None) -> Certificate:
     path = pathwise.of_jacobian(J)
     if box is not None and path.status == "holds":
         words = (
-            f"For states within |h_i| <= {box.max():.4g}, where all are that began at 0; one that a caller sets "
-            "may lie outside, and steps stretch there"
+            f"For states within |h_i| <= {box.max():.4g}, where all are that began at 0; one that a caller sets may "
+            "lie outside, and steps stretch there"
         )
         path = dataclasses.replace(path, reason=f"{path.reason} {words}.")
     nothing = unknown("the recurrence is not a gated linear update; its Jacobian alone was stated")

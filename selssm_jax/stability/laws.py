@@ -124,8 +124,8 @@ def read_law(given: GateLaw, A: np.ndarray, low: np.ndarray, high: np.ndarray, u
         )
     if (gates < low - 1e-6).any() or (gates > high + 1e-6).any():
         raise ValueError(
-            f"gate_law has gates in [{gates.min():.4g}, {gates.max():.4g}], outside gate_min and gate_max: widen "
-            "these or mend the law"
+            f"gate_law has gates in [{gates.min():.4g}, {gates.max():.4g}], outside gate_min and gate_max: widen these "
+            "or mend the law"
         )
     if A.ndim == 2 and np.max(row_sums(A)) > np.sqrt(np.finfo(np.float64).max):
         raise ValueError(

@@ -64,8 +64,8 @@ def _by_products(given: Recurrence, contraction: Contraction) -> Verdict:
         )
     known = f" and at most {upper:.6g}" if math.isfinite(upper) else ""
     reason = (
-        f"No weighted maximum norm contracts (best rate {contraction.rate:.6g}); the joint spectral radius is at "
-        f"least {growth:.6g}{known}."
+        f"No weighted maximum norm contracts (best rate {contraction.rate:.6g}); the joint spectral radius is at least "
+        f"{growth:.6g}{known}."
     )
     return Verdict("not established", reason=reason)
 

@@ -142,8 +142,8 @@ def _bound(name: str, given: Any, n: int) -> np.ndarray:
     value = np.asarray(given, np.float64)
     if value.shape not in ((), (n,)) or not (value >= 0).all():
         raise ValueError(
-            f"{name} has shape {value.shape} and smallest value {value.min()}, expected numbers from 0: one, or one "
-            f"of each of the {n} components"
+            f"{name} has shape {value.shape} and smallest value {value.min()}, expected numbers from 0: one, or one of "
+            f"each of the {n} components"
         )
     return np.broadcast_to(value, (n,)).copy()
 

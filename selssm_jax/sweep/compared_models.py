@@ -78,8 +78,7 @@ def _match_parameters(model: Model, task: Task, wanted: int, name: str) -> Model
     if abs(has / wanted - 1) > WITHIN:
         raise InputError(
             f"the compared model {name!r} has {has:,} parameters with MLPs of {width} hidden units, where "
-            f"sweep.parameters asks for {wanted:,}: "
-            "ask for more, or lower sweep.sizes or model.d_state"
+            f"sweep.parameters asks for {wanted:,}: ask for more, or lower sweep.sizes or model.d_state"
         )
     return found
 

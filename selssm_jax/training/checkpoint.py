@@ -307,8 +307,8 @@ def check_local(path: str, flag: str = "--workdir") -> None:
     """Raises InputError for a place that is no folder of this machine, such as gs://bucket/run."""
     if re.match(r"[A-Za-z][\w+.-]+:/", path):
         raise InputError(
-            f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give "
-            "one, and copy it afterwards"
+            f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give one, "
+            "and copy it afterwards"
         )
 
 
@@ -319,8 +319,7 @@ def check_place(path: str) -> None:
     if strange:
         raise InputError(
             f"--workdir {path!r} has {' '.join(map(repr, strange))} in its name, which Orbax reads as a pattern, so "
-            "that checkpoints would be lost: "
-            "choose a name without [ ] * and backslashes"
+            "that checkpoints would be lost: choose a name without [ ] * and backslashes"
         )
 
 
@@ -355,8 +354,7 @@ def own_places(path: str, source: Data) -> Data:
     if source.source in NEEDS_FILE:
         raise InputError(
             f"{path} was trained on a file of someone's, {pathlib.Path(source.file).name!r}, and this user did not "
-            "write there where it lies: "
-            "name it yourself, --file=PATH; it is known by its content"
+            "write there where it lies: name it yourself, --file=PATH; it is known by its content"
         )
     if source.local_dir or source.cache_dir:
         print(
@@ -543,8 +541,8 @@ def _check_copy(experiment: Experiment, checkpoint: pathlib.Path, root: pathlib.
         fixed = _fixed_differences(_experiment(checkpoint / CONFIG), experiment)
         if fixed:
             raise InputError(
-                f"{root / CONFIG} is not what the run was trained with ({fixed}): restore it: {checkpoint / CONFIG} "
-                "is a copy"
+                f"{root / CONFIG} is not what the run was trained with ({fixed}): restore it: {checkpoint / CONFIG} is "
+                "a copy"
             )
 
 
@@ -633,8 +631,8 @@ def _check_descriptions(path: pathlib.Path) -> None:
             continue
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{path / name} is of no run ({_first_line(error)}), and would be written over: use another "
-                "--workdir, or move it away"
+                f"{path / name} is of no run ({_first_line(error)}), and would be written over: use another --workdir, "
+                "or move it away"
             ) from error
 
 

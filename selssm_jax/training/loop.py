@@ -78,8 +78,7 @@ def fit_unless(
                 raise
             raise InputError(
                 "the device ran out of memory: lower data.batch_size or data.eval_batch_size, raise "
-                "optimizer.accumulate, or set model.remat=True; "
-                f"{run.workdir.last_good()}"
+                f"optimizer.accumulate, or set model.remat=True; {run.workdir.last_good()}"
             ) from error
         return run.outcome()
 
@@ -364,8 +363,8 @@ class Run:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
                 f"{self.name}the loss of step {step} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate "
-                "or lengthen optimizer.warmup_steps "
-                f"(in a new --workdir), or look for extreme values in the data; {self.workdir.last_good()}"
+                "or lengthen optimizer.warmup_steps (in a new --workdir), or look for extreme values in the data; "
+                f"{self.workdir.last_good()}"
             )
 
     def _lacks_validation(self, step: int) -> bool:

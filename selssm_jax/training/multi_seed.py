@@ -140,8 +140,7 @@ def _check(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> jax.De
     if len(devices) > 1:
         raise InputError(
             f"training.devices={experiments[0].training.devices} is {len(devices)} devices here, but runs are trained "
-            "together on one: "
-            "use training.devices=1, or train each by itself"
+            "together on one: use training.devices=1, or train each by itself"
         )
     return devices[0]
 

@@ -42,8 +42,8 @@ def check_one_process() -> None:
     if jax.process_count() > 1:
         raise InputError(
             f"this is process {jax.process_index()} of a cluster of {jax.process_count()}, and each would train or "
-            "evaluate alone: runs of several processes "
-            "are not built; start one process, without jax.distributed.initialize()"
+            "evaluate alone: runs of several processes are not built; start one process, without "
+            "jax.distributed.initialize()"
         )
 
 

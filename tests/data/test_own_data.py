@@ -11,14 +11,6 @@ from selssm_jax.config import Data
 from selssm_jax.testing import check_task
 
 PAGE = runs.REPOSITORY / "docs" / "adding_data.md"
-SHORT = (
-    "training.steps=2",
-    "training.eval_every=2",
-    "training.checkpoint_every=2",
-    "training.devices=1",
-    "optimizer.warmup_steps=1",
-    "data.length=24",
-)
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def own(tmp_path):
 
 
 def test_the_data_of_the_page_train_and_report(own, tmp_path, capsys):
-    keys = [f"--config.{key}" for key in (*SHORT, "data.source=chaos", "data.horizon=4")]
+    keys = [f"--config.{key}" for key in (*runs.SHORT, "data.source=chaos", "data.horizon=4")]
     run = tmp_path / "run"
     assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", *keys) == 0, (
         capsys.readouterr().err

@@ -47,10 +47,9 @@ def changed(**values):
 def test_a_run_in_one_paragraph():
     assert verdict(RESULTS) == (
         "mse 0.6150 on the test split, 23 % worse than repeating the last value (0.5000), the best simple baseline. "
-        "What it remembers was not measured: "
-        "add --measure. It certainly forgets: two states of a block that read the same inputs meet, to a thousandth, "
-        "within 688 steps. State of one "
-        "sequence: 1.50 KiB; trained in 95 s, this report in 12 s. Command: python eval.py --workdir=runs/x"
+        "What it remembers was not measured: add --measure. It certainly forgets: two states of a block that read the "
+        "same inputs meet, to a thousandth, within 688 steps. State of one sequence: 1.50 KiB; trained in 95 s, this "
+        "report in 12 s. Command: python eval.py --workdir=runs/x"
     )
 
 
@@ -145,10 +144,9 @@ PACKED = {
 def test_a_compression_in_one_paragraph():
     assert verdict_on_compression(PACKED) == (
         "Memory of one sequence: 2,304 bytes to 130 and a table of 5,000 for all sequences. nats 1.281 on the test "
-        "split, 1 % worse than the run before "
-        "(1.274). It pays from 3 sequences carried at once on: 8.0 times fewer bytes for 32 of them, 0.4491 times for "
-        "one. Compressed in 61 s. "
-        "Command: python eval.py --workdir=runs/x --compress"
+        "split, 1 % worse than the run before (1.274). It pays from 3 sequences carried at once on: 8.0 times fewer "
+        "bytes for 32 of them, 0.4491 times for one. Compressed in 61 s. Command: python eval.py --workdir=runs/x "
+        "--compress"
     )
 
 
@@ -162,8 +160,8 @@ def test_a_compression_in_one_paragraph():
         ),
         (
             {"scope": "mixers"},
-            "States of the mixers of one sequence: 2,304 bytes to 130 and a table of 5,000 for all sequences; all "
-            "that is carried: 2,400 bytes to",
+            "States of the mixers of one sequence: 2,304 bytes to 130 and a table of 5,000 for all sequences; all that "
+            "is carried: 2,400 bytes to",
         ),
         (
             {"compressed": {"test": {"nats": float("nan")}}},

@@ -23,14 +23,6 @@ from selssm_jax.testing import check_task
 PAGE = runs.REPOSITORY / "docs" / "adding_a_task.md"
 REGRESSION, CHECK, MASKED = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 TABLES = (TASKS, METRICS, rules.TASKS, config.SOURCES, data.LOADERS)
-SHORT = (
-    "training.steps=2",
-    "training.eval_every=2",
-    "training.checkpoint_every=2",
-    "training.devices=1",
-    "optimizer.warmup_steps=1",
-    "data.length=24",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +39,7 @@ def test_the_task_of_the_page_trains_and_reports_from_one_file(tmp_path, capsys)
     own, run = tmp_path / "tones.py", tmp_path / "run"
     own.write_text(REGRESSION)
     before = [dict(table) for table in TABLES]
-    keys = [f"--config.{key}" for key in (*SHORT, "data.source=tones", "model.frame=4", "model.stride=2")]
+    keys = [f"--config.{key}" for key in (*runs.SHORT, "data.source=tones", "model.frame=4", "model.stride=2")]
     assert runs.command("train.py", "--config=configs/smoke.py", f"--extend={own}", f"--workdir={run}", *keys) == 0, (
         capsys.readouterr().err
     )

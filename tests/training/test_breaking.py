@@ -206,14 +206,7 @@ def test_a_run_that_is_trained_is_read_at_any_moment(tmp_path, capsys):
         training__checkpoint_every=1,
         training__keep_checkpoints=1,
     )
-    command = [
-        sys.executable,
-        "train.py",
-        "--config",
-        "configs/smoke.py",
-        f"--workdir={workdir}",
-        *runs.overrides(often),
-    ]
+    command = runs.train_command(workdir, often)
     process = subprocess.Popen(
         command, cwd=runs.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

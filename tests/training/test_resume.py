@@ -32,14 +32,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "train.py",
-        "--config",
-        "configs/smoke.py",
-        f"--workdir={workdir}",
-        *runs.overrides(RECIPE),
-    ]
+    command = runs.train_command(workdir, RECIPE)
     return subprocess.Popen(command, cwd=runs.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -165,8 +165,7 @@ def _download(origin: Origin, folder: pathlib.Path) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{damage}{origin.url} could not be fetched ({getattr(error, 'reason', None) or error}): check the "
-            "network, "
-            f"or set data.local_dir to a folder that holds {origin.names[0]}"
+            f"network, or set data.local_dir to a folder that holds {origin.names[0]}"
         ) from error
     write(path, _check(content, origin, origin.url))
     return content

@@ -41,8 +41,8 @@ def test_a_process_that_is_killed_while_it_writes_leaves_what_the_next_clears(tm
         "import os, pathlib, signal; pathlib.Path.replace = lambda *_: (print('here', flush=True), signal.pause())"
     )
     writing += (
-        "; from selssm_jax.data.builders import origins; "
-        f"origins.write(pathlib.Path({str(tmp_path / 'a.txt')!r}), b'to be')"
+        f"; from selssm_jax.data.builders import origins; origins.write(pathlib.Path({str(tmp_path / 'a.txt')!r}), "
+        "b'to be')"
     )
     process = subprocess.Popen([sys.executable, "-c", writing], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "here\n"

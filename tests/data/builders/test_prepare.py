@@ -77,7 +77,6 @@ def test_names_of_tfds_stay_its_own():
 def test_embedded_data_needs_no_builder(repository):
     script = (
         f"import sys; sys.path.insert(0, {str(repository)!r}); from selssm_jax import config, data; "
-        "data.load(config.Data());"
-        "assert not {'tensorflow_datasets', 'tensorflow'} & set(sys.modules)"
+        "data.load(config.Data());assert not {'tensorflow_datasets', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
