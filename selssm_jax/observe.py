@@ -65,10 +65,10 @@ def observe(
     """
     (outputs, after), sown = model.apply(
         {"params": params},
-        batch["inputs"],
+        jnp.asarray(batch["inputs"]),
         state=state,
-        reset=batch.get("reset"),
-        valid=batch["valid"],
+        reset=None if batch.get("reset") is None else jnp.asarray(batch["reset"]),
+        valid=jnp.asarray(batch["valid"]),
         deterministic=deterministic,
         rngs=rngs,
         mutable=list(collections),

@@ -42,9 +42,9 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # of test functions, as tests/durations.py measured them
 SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["seconds"]
-SLOW = 1.0  # seconds from which on a case is left out of a developer's loop
-BUDGET = 3.0  # seconds of a function's cases that are not exhaustive; at least one is not
-LONGEST = 30.0  # seconds from which on a case is exhaustive
+SLOW = 0.7  # seconds from which on a case is left out of a developer's loop
+BUDGET = 2.0  # seconds of a function's cases that are not exhaustive; at least one is not
+LONGEST = 20.0  # seconds from which on a case is exhaustive, unless it is marked as one that always runs
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
 CHECKED = [
@@ -67,7 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             cases[item.nodeid.partition("[")[0]].append(item)
     for function, all_of_it in cases.items():
         seconds = SECONDS.get(function, 0.0)
-        room = 0 if seconds >= LONGEST else max(1, int(BUDGET / max(seconds, 1e-3)))
+        always = all_of_it[0].get_closest_marker("always")
+        room = 0 if seconds >= LONGEST and not always else max(1, int(BUDGET / max(seconds, 1e-3)))
         kept = {len(all_of_it) * place // room for place in range(room)} if room else set()
         for place, item in enumerate(all_of_it):
             if len(all_of_it) > room and place not in kept:

@@ -410,6 +410,7 @@ def programs(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.always
 def test_readme_shows_programs_that_run(capsys):
     layer, recurrence, foreign, memory, certificate, packing = programs("README.md")
     assert (

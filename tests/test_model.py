@@ -173,7 +173,7 @@ def test_remat_changes_neither_values_nor_gradients(name):
     results = [
         jax.jit(jax.value_and_grad(lambda p, m=m: (m.apply(p, x)[0] ** 2).sum()))(params) for m in (model, remat)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5), *results)  # sums of up to 10
 
 
 @pytest.mark.parametrize("name", CONFIGS)

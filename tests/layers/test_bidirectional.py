@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selssm_jax.compression import pruning
-from selssm_jax.config import Model, Task
+from selssm_jax.config import AttentionConfig, Model, Task
 from selssm_jax.layers.bidirectional import Bidirectional
 from selssm_jax.layers.bounds import Box
 from selssm_jax.layers.recurrent import LSTM
@@ -18,7 +18,7 @@ from selssm_jax.model import SequenceModel
 
 B, T, D, N = 2, 8, 3, 4
 X = jax.random.normal(jax.random.key(1), (B, T, D))
-MIXERS = {"lstm": LSTM(D, N), "rg_lru": RGLRU(D, N, heads=2)}
+MIXERS = {"lstm": LSTM(D, N), "rg_lru": RGLRU(D, N, blocks=2)}
 EVERY = pytest.mark.parametrize("name", MIXERS)
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -118,7 +118,7 @@ def test_a_classifier_of_both_directions_does_not_see_padding():
         pattern=("lru", "gru", "attention", "tcn"),
         d_model=4,
         d_state=4,
-        heads=2,
+        attention=AttentionConfig(heads=2),
         bidirectional=True,
         task=Task("classification", channels=1, classes=3, length=6),
         mlp_ratio=1.0,

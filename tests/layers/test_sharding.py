@@ -56,13 +56,13 @@ def test_types_agree_inside_shard_map(kind):
 
 
 READING = [
-    {"gate_state": kind, "solver": solver}
+    {"selective__gate_state": kind, "selective__solver": solver}
     for kind in ("elementwise", "dense")
     for solver in ("newton", "auto", "sequential")
 ]
 
 
-@pytest.mark.parametrize("changes", [*READING, {"transition": "dense"}], ids=str)
+@pytest.mark.parametrize("changes", [*READING, {"selective__transition": "dense"}], ids=str)
 def test_types_agree_inside_shard_map_whatever_the_recurrence_is(changes):
     layer, params, x = subject("selective", **changes)
     jax.eval_shape(in_shards(layer), params, x, jnp.zeros((B, T), bool))
@@ -71,7 +71,7 @@ def test_types_agree_inside_shard_map_whatever_the_recurrence_is(changes):
 @pytest.mark.parametrize("gate_state", ["elementwise", pytest.param("dense", marks=pytest.mark.exhaustive)])
 def test_newtons_states_in_shards_are_those_of_the_whole(gate_state):
     """Each device solves for its own rows, in iterations of its own number."""
-    layer, params, x = subject("selective", gate_state=gate_state, solver="newton")
+    layer, params, x = subject("selective", selective__gate_state=gate_state, selective__solver="newton")
     reset = jnp.zeros((B, T), bool).at[:, 2].set(True)
     x = x.at[: B // 2].multiply(0.01)
 

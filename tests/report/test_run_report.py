@@ -161,6 +161,7 @@ def test_summary_names_every_rival_and_the_page(written):
     ] == "report: run/report/index.html"
 
 
+@pytest.mark.always
 def test_another_file_is_evaluated_at_the_runs_vocabulary(untrained, tmp_path):
     workdir = untrained("text", level="word")
     other = tmp_path / "other.txt"
@@ -252,6 +253,7 @@ def test_the_verdict_is_on_top_and_on_the_terminal(written, smoke_run):
     assert written.values["training_seconds"] > 0 and "guessing" in said
 
 
+@pytest.mark.always
 def test_own_data_are_called_by_their_file(untrained):
     workdir = untrained("csv")
     results = report_on(workdir).values

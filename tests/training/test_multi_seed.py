@@ -91,6 +91,7 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
         )
 
 
+@pytest.mark.always
 def test_a_run_among_others_is_the_run_alone(both, alone):
     for seed in ("0", "1"):
         assert_same_run(both / seed, alone / seed)
@@ -143,15 +144,15 @@ def test_runs_behind_come_first(both, tmp_path, monkeypatch):
 
 
 def test_a_signal_saves_them_all(both, tmp_path, monkeypatch, capfd):
-    settle = loop.Run.settle
+    record = loop.Run.record_metrics
 
     def signalled(self, number, sums):
-        settle(self, number, sums)
+        record(self, number, sums)
         if number == 2 and self.name.endswith("0: "):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "settle", signalled)
+        patch.setattr(loop.Run, "record_metrics", signalled)
         outcomes = fit(tmp_path, (0, 1))
     # a step's metrics are read while the next one runs
     assert [(outcome.step, outcome.finished) for outcome in outcomes] == [(3, False)] * 2
