@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -18,9 +18,13 @@ RECORDS = pathlib.Path(__file__).parent / "records"
 Calls = dict[Any, tuple[Callable[..., Any], tuple]]
 
 
-def run(name: str, claim: str, benchmark: Callable[[int], dict[str, Any]], *, rounds: int) -> None:
+def run(
+    name: str, claim: str, benchmark: Callable[..., dict[str, Any]], *, rounds: int, folders: Mapping[str, str] = {}
+) -> None:
     """Runs `benchmark(rounds)` as a command and writes what it found, with command and machine, to
     records/NAME.json.
+
+    `folders` are options of this benchmark alone, with their help; it is given those that are set, by name.
     """
     jax.config.update("jax_compilation_cache_dir", None)  # compile times are measured
     parser = argparse.ArgumentParser(description=claim, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,14 +32,18 @@ def run(name: str, claim: str, benchmark: Callable[[int], dict[str, Any]], *, ro
     parser.add_argument(
         "--record", type=pathlib.Path, default=RECORDS / f"{name}.json", help="file to write (default %(default)s)"
     )
+    for option, said in folders.items():
+        parser.add_argument(f"--{option}", type=pathlib.Path, help=said)
     chosen = parser.parse_args()
+    given = {option: path.resolve() for option in folders if (path := getattr(chosen, option)) is not None}
     origin = {
         "claim": claim.splitlines()[0],
-        "command": f"python benchmarks/{name}.py --rounds {chosen.rounds}",
+        "command": f"python benchmarks/{name}.py --rounds {chosen.rounds}"
+        + "".join(f" --{option} ..." for option in given),
         "machine": machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
         **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),
     }
-    found = benchmark(chosen.rounds)
+    found = benchmark(chosen.rounds, **given)
     chosen.record.parent.mkdir(exist_ok=True)
     chosen.record.write_text(json.dumps(origin | found, indent=1) + "\n")
     print(json.dumps(found.get("ratios", found), indent=1))

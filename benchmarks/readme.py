@@ -40,6 +40,8 @@ CLAIMS = (
         "huggingface",
         "scaling",
         "seeds",
+        "pieces",
+        "allocator",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

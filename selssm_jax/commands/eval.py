@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import app, flags
 
-from selssm_jax import cli
+from selssm_jax import allocator, cli
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "default: test; of another --file the whole")
@@ -35,6 +35,7 @@ EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours 
 
 def run() -> None:
     """Runs the command as its flags say."""
+    allocator.keep_pages()
     app.run(_main, flags_parser=cli.parser(__name__))
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from absl import app, flags
 from ml_collections import config_flags
 
-from selssm_jax import cli, config, errors, invocation
+from selssm_jax import allocator, cli, config, errors, invocation
 from selssm_jax.config import Experiment
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -33,6 +33,7 @@ EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours 
 
 def run() -> None:
     """Runs the command as its flags say."""
+    allocator.keep_pages()
     app.run(_main, flags_parser=cli.parser(__name__))
 
 

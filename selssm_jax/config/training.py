@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from selssm_jax.config.fields import Count, NonNegative, Positive, Seed, Share, Within, check_fields
+from selssm_jax.config.fields import Count, Least, NonNegative, Positive, Seed, Share, Within, check_fields
 from selssm_jax.errors import InputError
 
 Momentum = Annotated[float, Within(0.0, 0.9999999)]
@@ -38,6 +38,9 @@ class Training:
     keep_checkpoints: Positive = 2
     select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
     devices: Count = 0  # 0: all there are
+    # steps that are read at a time, each piece twice: memory does not grow with the length, gradients are exact;
+    # 0: all; -1: pieces where all would hold a GiB
+    piece: Annotated[int, Least(-1)] = -1
     # huber: squares errors up to one deviation, takes larger ones as they are
     forecast_loss: Literal["mse", "huber"] = "mse"
     gate_l1: NonNegative = 0.0  # weight of the mean gate value
@@ -52,6 +55,11 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self, "training.{}".format)
+        if self.piece > 0 and self.information_weight:
+            raise InputError(
+                f"training.piece={self.piece} reads a part of a sequence at a time, but "
+                f"training.information_weight={self.information_weight} weighs moments of the whole: set one to 0"
+            )
         if self.target_dimension and self.gate_l1:
             raise InputError(
                 f"training.target_dimension={self.target_dimension} weighs the mean gate by a multiplier of its own, "

@@ -10,9 +10,10 @@ import numpy as np
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.model import ModelLike
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, means
-from selssm_jax.training import draws, parallel
+from selssm_jax.training import draws, parallel, pieces
 
 
 class Evaluator:
@@ -25,7 +26,7 @@ class Evaluator:
     def __init__(self, experiment: Experiment, model: ModelLike) -> None:
         self.batch_size = experiment.data.eval_batch_size or experiment.data.batch_size
         self.model = model
-        self._step = jax.jit(partial(_evaluate_batch, model))
+        self._step = jax.jit(partial(_evaluate_batch, model, experiment.training.piece))
 
     def __call__(
         self, params: Any, dataset: Dataset, split: str, *, unless: Callable[[], bool] = lambda: False
@@ -54,15 +55,22 @@ class Evaluator:
 
 
 def _evaluate_batch(
-    model: ModelLike, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array
+    model: ModelLike, piece: int, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array
 ) -> tuple[Sums, Any]:
-    noise = draws.by_row(jax.random.key(0), number)
-    outputs, state = model.apply(
-        {"params": params},
-        batch["inputs"],
-        state,
-        reset=batch.get("reset"),
-        valid=batch["valid"],
-        rngs={"noise": noise},
-    )
-    return kind_of(model.config.task).score(outputs, batch), state
+    kind, key = kind_of(model.config.task), draws.by_row(jax.random.key(0), number)
+    rows, steps = batch["valid"].shape
+
+    def read(before: Any, part: Batch, number: jax.Array | None) -> tuple[Any, Any, Sums]:
+        outputs, after = model.apply(
+            {"params": params},
+            part["inputs"],
+            before,
+            reset=part.get("reset"),
+            valid=part["valid"],
+            rngs={"noise": key if number is None else jax.random.fold_in(key, number)},
+        )
+        return ((), after, kind.score(outputs, part)) if kind.every_step else (outputs, after, {})
+
+    piece = pieces.choose(model.config, rows, steps, piece)
+    outputs, after, sums = pieces.fold(read, model, params, batch, piece, state)
+    return sums if kind.every_step else kind.score(outputs, batch), after

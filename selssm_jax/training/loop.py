@@ -23,7 +23,7 @@ from selssm_jax.model import SequenceModel
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, is_better, means
-from selssm_jax.training import capacity, optimizer, parallel
+from selssm_jax.training import capacity, optimizer, parallel, pieces
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
@@ -118,6 +118,7 @@ def open_run_folder(
     with contextlib.closing(Workdir(workdir, experiment)) as folder:
         dataset = data.load_for_resume(experiment.data, folder.metadata())
         capacity.check(experiment, dataset.task)
+        pieces.check(experiment, dataset.task)
         if check is not None:
             check(dataset)
         folder.describe(dataset.metadata())

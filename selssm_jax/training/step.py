@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selssm_jax.config import Experiment, Training
+from selssm_jax.config import Experiment, Model, Training
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.observe import observe
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums
-from selssm_jax.training import draws, objectives, parallel
+from selssm_jax.training import draws, objectives, parallel, pieces
 
 
 @flax.struct.dataclass
@@ -79,7 +79,13 @@ def train_step(
     weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config)), axis)
     form, total = experiment.training.information_bound, partial(parallel.total, axis=axis)
     objective = partial(
-        _objective, model=model, terms=_terms(experiment, loss, state), weights=weights, form=form, total=total
+        _objective,
+        model=model,
+        piece=_choose_piece(experiment, model.config, batch),
+        terms=_terms(experiment, loss, state),
+        weights=weights,
+        form=form,
+        total=total,
     )
     shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(
         experiment.optimizer.accumulate
@@ -91,6 +97,14 @@ def train_step(
         state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
     return (_ascend(state, sums, experiment.training) if isinstance(state, ConstrainedState) else state), sums
+
+
+def _choose_piece(experiment: Experiment, config: Model, batch: Batch) -> int:
+    """Steps of a piece of a micro-batch's sequences."""
+    rows, steps = batch["valid"].shape
+    # what a state's information is bounded by are moments over all steps
+    asked = pieces.WHOLE if experiment.training.information_weight else experiment.training.piece
+    return pieces.choose(config, rows // experiment.optimizer.accumulate, steps, asked)
 
 
 def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> ConstrainedState:
@@ -136,6 +150,7 @@ def _objective(
     key: jax.Array,
     *,
     model: ModelLike,
+    piece: int,
     terms: dict[str, jax.Array | float],
     weights: dict[str, jax.Array],
     form: str,
@@ -146,14 +161,24 @@ def _objective(
     """
     # only what a penalty reads
     kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])
-    outputs, _, blocks = observe(model, params, batch, rngs=_keys(key), collections=kept, deterministic=False)
     kind, loss = kind_of(model.config.task), next(iter(terms))
-    sums = kind.training_score(loss, outputs, batch) | objectives.fallbacks(blocks)
-    frames = frame_valid(batch["valid"], kind.stride(model.config)).astype(jnp.float32)
-    if "intermediates" in kept:
-        sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
-    if "laws" in kept:
-        sums |= objectives.rates(blocks, frames, form=form, total=total)
+
+    def read(before: Any, part: Batch, number: jax.Array | None) -> tuple[Any, Any, Sums]:
+        keys = _keys(key if number is None else jax.random.fold_in(key, number))
+        outputs, state, blocks = observe(model, params, part, before, rngs=keys, collections=kept, deterministic=False)
+        frames = frame_valid(part["valid"], kind.stride(model.config)).astype(jnp.float32)
+        sums = objectives.fallbacks(blocks)
+        if "intermediates" in kept:
+            sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
+        if "laws" in kept:
+            sums |= objectives.rates(blocks, frames, form=form, total=total)
+        return (
+            ((), state, sums | kind.training_score(loss, outputs, part)) if kind.every_step else (outputs, state, sums)
+        )
+
+    outputs, _, sums = pieces.fold(read, model, params, batch, piece)
+    if not kind.every_step:
+        sums |= kind.training_score(loss, outputs, batch)
     return sum((factor * sums[name][0] / weights[name] for name, factor in terms.items()), jnp.zeros(())), sums
 
 

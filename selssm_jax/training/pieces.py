@@ -1,0 +1,147 @@
+"""A long sequence, read in pieces that carry the state: the memory of one piece, and the gradient of the whole (theory,
+section 12).
+
+L = sum_k loss(theta, piece_k, s_{k-1}) with s_k = f(theta, piece_k, s_{k-1}): reverse mode over the pieces, each read
+again from the state that it began with, is exact. Nothing is truncated.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.errors import InputError
+from selssm_jax.model import ModelLike, SequenceModel
+from selssm_jax.ops.boundaries import vary_alike
+from selssm_jax.shapes import Batch
+from selssm_jax.tasks.registry import kind_of
+
+AUTO, WHOLE = -1, 0  # values of training.piece
+# By benchmarks/pieces.py a piece read twice takes a sixth to a quarter more time where the allocator keeps its pages,
+# and less than the whole where it does not: it is worth that where the whole would hold this much.
+HELD = 2**30  # bytes of activations
+NUMBERS = 25  # float32 numbers that a block keeps for its gradient, for each step and each unit of its width
+FRAMES = 512  # of a piece that is chosen here, at least
+FEWEST = 4  # pieces of a sequence that is cut unasked
+OF_TIME = ("inputs", "valid", "reset")  # what every batch has for each step
+
+Read = Callable[[Any, Batch, Any], tuple[Any, Any, Any]]
+
+
+def choose(config: Model, rows: int, steps: int, asked: int) -> int:
+    """Returns how many steps of the inputs a piece has; `steps` where sequences are read whole, as those are that
+    cannot be cut.
+
+    Args:
+      config: the model, with its task. rows, steps: of a batch's inputs. asked: training.piece.
+    """
+    kind = kind_of(config.task)
+    stride, frames = kind.stride(config), kind.frames(config, steps)
+    if asked == AUTO:
+        held = 4 * NUMBERS * rows * kind.rows(config) * frames * config.d_model * len(config.pattern)
+        asked = stride * _even(frames) if held >= HELD and frames >= FEWEST * FRAMES else WHOLE
+    # what is packed is read step by step
+    if asked == WHOLE or asked >= steps or config.memory_bits or why_whole(config, steps):
+        return steps
+    return asked
+
+
+def check(experiment: Experiment, task: Task) -> None:
+    """Raises InputError where pieces are asked for that cannot be."""
+    asked, config, steps = experiment.training.piece, experiment.model.of_task(task), max(task.length, 1)
+    if asked in (AUTO, WHOLE):
+        return
+    stride = kind_of(task).stride(config)
+    if asked % stride:
+        raise InputError(
+            f"training.piece={asked} is no multiple of model.stride={stride}, the steps that the blocks read at a "
+            f"time: use for example {stride * math.ceil(asked / stride)}"
+        )
+    if asked < steps and (reason := why_whole(config, steps)):
+        raise InputError(
+            f"training.piece={asked} cuts sequences of {steps} steps, but {reason}: use 0, to read them whole"
+        )
+
+
+def why_whole(config: Model, steps: int) -> str:
+    """Returns why a sequence of so many steps cannot be read in pieces; nothing where it can."""
+    if config.bidirectional:
+        return "model.bidirectional=True reads them from their end too"
+    frames = kind_of(config.task).frames(config, steps)
+    whole, half = (_carried_numbers(config, count) for count in (frames, frames // 2))
+    for name, most, least in zip(config.pattern, whole, half, strict=True):
+        if most > least:
+            return f"the mixer {name!r} looks back on all that was read, and carries more with every step"
+    return ""
+
+
+def fold(
+    read: Read, model: ModelLike, params: Any, batch: Batch, piece: int, state: Any = None
+) -> tuple[Any, Any, Any]:
+    """Reads a batch piece after piece and returns (the last outputs, the state after them, the sum of what all gave).
+
+    For a gradient each piece is read again, so that of the others only what they carried is kept. A piece that is as
+    long as the sequences is the batch as it is.
+
+    Args:
+      read: (state, batch of a piece, its number) -> (outputs, state, arrays to sum); the number is None where there is
+        but one.
+      model, params: what reads. piece: steps of a piece; the last may have fewer. state: before the first; None: an
+        empty memory.
+    """
+    steps = batch["valid"].shape[1]
+    if piece >= steps:
+        return read(state, batch, None)
+    every_step = kind_of(model.config.task).every_step
+    once = jax.checkpoint(read, prevent_cse=False)  # a loop of its own parts forward and backward
+    cut = partial(_cut, batch, set(batch) if every_step else set(OF_TIME))
+
+    def step(before: tuple[Any, Any, Any], number: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
+        outputs, after, given = once(before[1], cut(number * piece, piece), number)
+        return (outputs, after, jax.tree.map(jnp.add, before[2], given)), None
+
+    begun = _begin(model, params, batch, state)
+    shapes = jax.eval_shape(read, begun, cut(0, piece), 0)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    start = vary_alike((empty[0], begun, empty[2], batch))[:3]
+    count, rest = divmod(steps, piece)
+    (outputs, after, total), _ = jax.lax.scan(step, start, jnp.arange(count))
+    if rest:
+        outputs, after, given = once(after, cut(count * piece, rest), count)
+        total = jax.tree.map(jnp.add, total, given)
+    return outputs, after, total
+
+
+def _begin(model: ModelLike, params: Any, batch: Batch, state: Any) -> Any:
+    """The state that the first piece is read from, with what a first call decides for the whole sequence."""
+    inputs = jnp.asarray(batch["inputs"])
+    if not kind_of(model.config.task).tokens:
+        inputs = jnp.where(batch["valid"][..., None], inputs, 0)
+    if state is None:
+        state = model.apply({"params": params}, len(inputs), method="initial_state")
+    return model.apply({"params": params}, inputs, state, method="begin")
+
+
+def _cut(batch: Batch, over_time: set[str], start: Any, size: int) -> Batch:
+    """The steps of a piece."""
+    return {
+        name: jax.lax.dynamic_slice_in_dim(values, start, size, axis=1) if name in over_time else values
+        for name, values in batch.items()
+    }
+
+
+def _even(frames: int) -> int:
+    """Frames of a piece, FRAMES or a little more: of a size that leaves no rest, if there is one."""
+    most = min(2 * FRAMES, frames // FEWEST)
+    return next((size for size in range(FRAMES, most + 1) if frames % size == 0), FRAMES)
+
+
+def _carried_numbers(config: Model, frames: int) -> list[int]:
+    """How many numbers each block carries for a sequence of which so many frames are read."""
+    begin = partial(SequenceModel(config).init_with_output, jax.random.key(0), 1, frames, method="initial_state")
+    state, _ = jax.eval_shape(begin)
+    return [sum(leaf.size for leaf in jax.tree.leaves(block["mixer"])) for block in state["blocks"]]
