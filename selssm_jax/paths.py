@@ -1,7 +1,11 @@
 """What a path leads to, asked before anything of it is read."""
 
 import os
+import pathlib
+import re
 import stat
+
+from selssm_jax.errors import InputError
 
 # By the letter that `ls -l` begins a line with.
 KINDS = {"d": "a folder", "p": "a pipe", "c": "a device", "b": "a device", "s": "a socket"}
@@ -19,3 +23,28 @@ def check_regular(path: str | os.PathLike[str]) -> None:
             f"it is {KINDS.get(stat.filemode(mode)[0], 'of another kind')}, expected a regular file: write what is to "
             "be read into one"
         )
+
+
+def check_local(path: str, flag: str = "--workdir") -> None:
+    """Raises InputError for a place that is no folder of this machine, such as gs://bucket/run."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        raise InputError(
+            f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give one, "
+            "and copy it afterwards"
+        )
+
+
+def check_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a run's folder. Raises InputError where none is named, or there is none of that name."""
+    if not str(workdir):
+        raise InputError(
+            "--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart"
+        )
+    check_local(str(workdir))
+    folder = pathlib.Path(workdir)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(
+            f"--workdir={workdir} {what}: give the folder that train.py wrote, for example --workdir=runs/quickstart"
+        )
+    return folder

@@ -26,6 +26,7 @@ from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.model import ModelLike, SequenceModel
+from selssm_jax.paths import check_folder
 from selssm_jax.training import capacity, checkpoint, parallel
 
 # The source that reads a file of yours, by what the run was trained on.
@@ -131,7 +132,7 @@ def open_run(
     if split and split not in (*SPLITS, WHOLE):
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     request = Request(split, file, tuple(override))
-    folder = _check_folder(workdir)
+    folder = _check_run(workdir)
     metadata = checkpoint.read_metadata(str(folder))
     experiment, params, step = checkpoint.restore_for_eval(str(folder))
     experiment = experiment.overridden(request.override)
@@ -203,18 +204,8 @@ def _save(run: Run, tried: Compression, folder: pathlib.Path) -> Run:
     return dataclasses.replace(run, workdir=folder, experiment=saved, model=chosen.model, params=chosen.params)
 
 
-def _check_folder(workdir: str | pathlib.Path) -> pathlib.Path:
-    if not str(workdir):
-        raise InputError(
-            "--workdir is missing: give the folder that train.py wrote, for example --workdir=runs/quickstart"
-        )
-    checkpoint.check_local(str(workdir))
-    folder = pathlib.Path(workdir)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise InputError(
-            f"--workdir={workdir} {what}: give the folder that train.py wrote, for example --workdir=runs/quickstart"
-        )
+def _check_run(workdir: str | pathlib.Path) -> pathlib.Path:
+    folder = check_folder(workdir)
     if not checkpoint.is_run(folder):
         inside = "is empty" if not any(folder.iterdir()) else "holds no config.json"
         raise InputError(

@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+from absl import flags
 
 import runs
 import selssm_jax
@@ -122,3 +123,15 @@ def test_messages_name_the_command_that_was_called(program, line, again, monkeyp
     monkeypatch.setattr(sys, "argv", [program, "--config=a b.py"])
     assert invocation.command("eval", "--workdir=my run") == line
     assert invocation.again(sys.argv) == again
+
+
+def test_commands_that_are_shown_register_what_this_one_did(monkeypatch):
+    given = flags.FlagValues()
+    flags.DEFINE_multi_string("extend", [], "as the commands have it", flag_values=given)
+    given(["train.py", "--extend=own.py", "--extend=package.parts"])
+    monkeypatch.setattr(invocation.flags, "FLAGS", given)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert (
+        invocation.command("eval", "--workdir=r") == "python eval.py --workdir=r --extend=own.py --extend=package.parts"
+    )
+    assert invocation.command("eval") == "python eval.py"

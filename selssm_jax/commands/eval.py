@@ -15,6 +15,7 @@ from typing import Any
 from absl import app, flags
 
 from selssm_jax import allocator, cli
+from selssm_jax.paths import check_folder
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test"], "default: test; of another --file the whole")
@@ -47,6 +48,7 @@ def _main(_: list[str]) -> None:
 
 def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
+    check_folder(WORKDIR.value)  # before JAX is imported, so that a mistake is said at once
     from selssm_jax.generation import write_on
     from selssm_jax.runs import open_run
 

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from selssm_jax.config import COMPARED, Experiment, renames
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
-from selssm_jax.paths import check_regular
+from selssm_jax.paths import check_local, check_regular
 from selssm_jax.sweep import record, runner
-from selssm_jax.training.checkpoint import check_local, check_place
+from selssm_jax.training.checkpoint import check_place
 
 
 def run(

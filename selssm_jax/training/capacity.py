@@ -10,6 +10,7 @@ from selssm_jax.config import Experiment, Task
 from selssm_jax.data import capacity
 from selssm_jax.data.capacity import NUMBER
 from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import pieces
 
 COPIES = 4  # of every parameter in training: itself, its gradient, two moments
 WIDE = 4  # float32 numbers of one of complex128
@@ -29,8 +30,9 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     """
     model, data, kind = experiment.model.of_task(task), experiment.data, kind_of(task)
     rows = data.batch_size if trained else data.eval_batch_size or data.batch_size
+    piece = pieces.choose(model, rows, max(task.length, 1), experiment.training.piece)
     rows *= kind.rows(model)
-    steps = kind.frames(model, max(task.length, 1))
+    steps = kind.frames(model, piece)  # whose activations are there at a time
     width = jnp.dtype(model.dtype).itemsize
     copies = COPIES if trained else 1
     parts: dict[str, float] = {

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import pathlib
-import re
 import shutil
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
 from selssm_jax.config.fields import flatten
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
-from selssm_jax.paths import check_regular
+from selssm_jax.paths import check_local, check_regular
 from selssm_jax.training import checksums
 
 FORMAT = 2  # 1: keys had other names (`config.renames`)
@@ -301,15 +300,6 @@ class Workdir:
             )
         if damaged:
             self._manager.reload()
-
-
-def check_local(path: str, flag: str = "--workdir") -> None:
-    """Raises InputError for a place that is no folder of this machine, such as gs://bucket/run."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", path):
-        raise InputError(
-            f"{flag} {path} is no folder of this machine: files are written and read in local folders alone; give one, "
-            "and copy it afterwards"
-        )
 
 
 def check_place(path: str) -> None:

@@ -58,7 +58,6 @@ def _evaluate_batch(
     model: ModelLike, piece: int, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array
 ) -> tuple[Sums, Any]:
     kind, key = kind_of(model.config.task), draws.by_row(jax.random.key(0), number)
-    rows, steps = batch["valid"].shape
 
     def read(before: Any, part: Batch, number: jax.Array | None) -> tuple[Any, Any, Sums]:
         outputs, after = model.apply(
@@ -71,6 +70,6 @@ def _evaluate_batch(
         )
         return ((), after, kind.score(outputs, part)) if kind.every_step else (outputs, after, {})
 
-    piece = pieces.choose(model.config, rows, steps, piece)
+    piece = pieces.choose_for_batch(model.config, batch, piece)
     outputs, after, sums = pieces.fold(read, model, params, batch, piece, state)
     return sums if kind.every_step else kind.score(outputs, batch), after

@@ -50,6 +50,16 @@ def choose(config: Model, rows: int, steps: int, asked: int) -> int:
     return asked
 
 
+def choose_for_batch(config: Model, batch: Batch, asked: int) -> int:
+    """Returns how many steps of a batch's inputs a piece has, as `choose` says. A forecast's scale, where resets begin
+    it anew, is of the whole: such a batch is read whole.
+    """
+    if kind_of(config.task).forecasts and config.normalize and batch.get("reset") is not None:
+        asked = WHOLE
+    rows, steps = batch["valid"].shape
+    return choose(config, rows, steps, asked)
+
+
 def check(experiment: Experiment, task: Task) -> None:
     """Raises InputError where pieces are asked for that cannot be."""
     asked, config, steps = experiment.training.piece, experiment.model.of_task(task), max(task.length, 1)
@@ -93,12 +103,12 @@ def fold(
       model, params: what reads. piece: steps of a piece; the last may have fewer. state: before the first; None: an
         empty memory.
     """
-    steps = batch["valid"].shape[1]
+    rows, steps = batch["valid"].shape
     if piece >= steps:
         return read(state, batch, None)
-    every_step = kind_of(model.config.task).every_step
     once = jax.checkpoint(read, prevent_cse=False)  # a loop of its own parts forward and backward
-    cut = partial(_cut, batch, set(batch) if every_step else set(OF_TIME))
+    scored = [name for name, values in batch.items() if values.shape[:2] == (rows, steps)]
+    cut = partial(_cut, batch, {*OF_TIME, *(scored if kind_of(model.config.task).every_step else ())})
 
     def step(before: tuple[Any, Any, Any], number: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
         outputs, after, given = once(before[1], cut(number * piece, piece), number)

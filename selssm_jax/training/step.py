@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selssm_jax.config import Experiment, Model, Training
+from selssm_jax.config import Experiment, Training
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.observe import observe
@@ -81,7 +81,8 @@ def train_step(
     objective = partial(
         _objective,
         model=model,
-        piece=_choose_piece(experiment, model.config, batch),
+        # what a state's information is bounded by are moments over all steps
+        piece=pieces.WHOLE if experiment.training.information_weight else experiment.training.piece,
         terms=_terms(experiment, loss, state),
         weights=weights,
         form=form,
@@ -97,14 +98,6 @@ def train_step(
         state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
     return (_ascend(state, sums, experiment.training) if isinstance(state, ConstrainedState) else state), sums
-
-
-def _choose_piece(experiment: Experiment, config: Model, batch: Batch) -> int:
-    """Steps of a piece of a micro-batch's sequences."""
-    rows, steps = batch["valid"].shape
-    # what a state's information is bounded by are moments over all steps
-    asked = pieces.WHOLE if experiment.training.information_weight else experiment.training.piece
-    return pieces.choose(config, rows // experiment.optimizer.accumulate, steps, asked)
 
 
 def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> ConstrainedState:
@@ -176,7 +169,7 @@ def _objective(
             ((), state, sums | kind.training_score(loss, outputs, part)) if kind.every_step else (outputs, state, sums)
         )
 
-    outputs, _, sums = pieces.fold(read, model, params, batch, piece)
+    outputs, _, sums = pieces.fold(read, model, params, batch, pieces.choose_for_batch(model.config, batch, piece))
     if not kind.every_step:
         sums |= kind.training_score(loss, outputs, batch)
     return sum((factor * sums[name][0] / weights[name] for name, factor in terms.items()), jnp.zeros(())), sums

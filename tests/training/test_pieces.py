@@ -1,6 +1,7 @@
 """Sequences in pieces: the loss, the gradients and the metrics of the whole, by every mixer that can be cut."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from selssm_jax.config import Data, Experiment, Task, Training
 from selssm_jax.config.mixers import MIXERS
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import evaluation, optimizer, pieces
+from selssm_jax.training import capacity, evaluation, optimizer, parallel, pieces
 from selssm_jax.training.step import initial, train_step
 
 B, T, PIECE = 4, 22, 6  # three pieces and a rest
@@ -106,6 +107,34 @@ def test_evaluation_in_pieces_goes_on_from_a_state_and_leaves_it(name):
         first, state = once(params, state)
         results.append((first, *once(params, state)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), *results)
+
+
+def test_devices_and_seeds_share_a_step_in_pieces():
+    experiment, model, batch = build("language", ("selective",), piece=PIECE)
+    tx = optimizer.optax.sgd(1.0)
+    state = initial(experiment, model, tx, batch)
+    step = functools.partial(train_step, model=model, optimizer=tx, experiment=experiment)
+    one = jax.jit(step)(state, batch)
+    changes = lambda after: jax.tree.map(lambda new, old: np.asarray(new - old), after.params, state.params)  # noqa: E731
+    together = jax.vmap(step)(*jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (state, batch)))
+    compare((changes(one[0]), one[1]), jax.tree.map(lambda leaf: leaf[1], (changes(together[0]), together[1])))
+    two = parallel.data_parallel(step, jax.devices()[:2])(jax.tree.map(jnp.copy, state), batch)
+    compare((changes(one[0]), one[1]), (changes(two[0]), two[1]))
+
+
+def test_a_forecast_whose_scale_begins_anew_is_read_whole():
+    config = runs.model(pattern=("selective",)).of_task(TASKS["forecasting"])
+    batch = {"valid": np.ones((B, T), bool), "reset": np.zeros((B, T), bool)}
+    assert pieces.choose_for_batch(config, batch, PIECE) == T
+    assert pieces.choose_for_batch(dataclasses.replace(config, normalize=False), batch, PIECE) == PIECE
+
+
+def test_what_fits_is_told_by_a_piece():
+    long = dataclasses.replace(TASKS["language"], length=2**31)
+    experiment = Experiment(model=runs.model(pattern=("selective",), d_model=64), data=Data(batch_size=1))
+    capacity.check(experiment, long)
+    with pytest.raises(InputError, match="memory"):
+        capacity.check(dataclasses.replace(experiment, training=Training(piece=0)), long)
 
 
 def test_dropout_is_drawn_anew_for_each_piece():
