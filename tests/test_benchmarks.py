@@ -373,6 +373,32 @@ def test_steps_of_several_runs_are_timed_beside_steps_alone(monkeypatch):
     assert script.language()[1].length == 128
 
 
+def test_pieces_are_compared_with_the_whole(monkeypatch):
+    script = importlib.import_module("pieces")
+    for name, value in {"WIDTH": 8, "BLOCKS": 1, "PIECES": (16,)}.items():
+        monkeypatch.setattr(script, name, value)
+    found = script.compare("lstm", 64, 2)
+    assert found["16"]["over_whole"]["bytes"] == pytest.approx(
+        found["16"]["temporary_bytes"] / found["whole"]["temporary_bytes"], abs=1e-3
+    )
+    assert found["whole"]["over_whole"] == {"bytes": 1, "seconds": 1} and found["16"]["seconds"] > 0
+    assert script.difference("lstm", 64, 16) < 1e-5
+
+
+def test_what_a_process_used_is_read_from_the_kernel(monkeypatch):
+    script = importlib.import_module("allocator")
+    used = {
+        way: [{"seconds": seconds, "cpu_seconds": 2.0, "peak_bytes": 3.0}]
+        for way, seconds in zip(script.ENVIRONMENTS, (1.0, 2.0, 4.0), strict=True)
+    }
+    monkeypatch.setattr(script, "use", lambda name, rounds, data: used)
+    ratios = script.benchmark(1)["ratios"]
+    assert ratios["quickstart, seconds"] == {"kept_over_as_it_was": 0.5, "at_most": 0.75}
+    assert ratios["quickstart, seconds of two virtual devices"] == {"two_over_one": 4}
+    usage = script.summarize(script.resource.getrusage(script.resource.RUSAGE_SELF))
+    assert usage["peak_bytes"] > 2**20 and usage["cpu_seconds"] >= usage["system_seconds"] > 0
+
+
 def test_bytes_and_seconds_are_those_of_the_length(monkeypatch):
     script = importlib.import_module("scaling")
     for name, value in {

@@ -85,9 +85,9 @@ def check_sequences(experiment: Experiment, dataset: Dataset, split: str) -> Non
     if count < FEWEST:
         data = experiment.data
         more = (
-            f"raise data.eval_examples={data.eval_examples}"
+            f"train with more data.eval_examples than {data.eval_examples}"
             if data.source in SYNTHETIC
-            else f"give more data, or a shorter data.length={data.length}"
+            else "give more data" + (f", or train with a data.length below {data.length}" if data.length > 1 else "")
         )
         raise InputError(
             f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of "

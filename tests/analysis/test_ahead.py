@@ -23,7 +23,7 @@ def test_a_split_too_small_to_be_measured_is_refused_before_training(tmp_path, c
     told = capsys.readouterr().err
     assert (
         "--measure needs at least 100 sequences, and the test split has 99" in told
-        and "raise data.eval_examples=99" in told
+        and "train with more data.eval_examples than 99" in told
     )
 
 
