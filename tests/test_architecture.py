@@ -44,6 +44,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Each may import from itself and from those before it only.
 ORDER = [
     "errors",
+    "allocator",
     "invocation",
     "paths",
     "shapes",
