@@ -1,3 +1,4 @@
+from . import allocator as allocator
 from . import analysis as analysis
 from . import compression as compression
 from . import config as config

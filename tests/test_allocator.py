@@ -25,7 +25,7 @@ def faults(**environment):
     done = subprocess.run(
         [sys.executable, "-c", REPEATED],
         cwd=runs.REPOSITORY,
-        env=inherited | environment,
+        env=inherited | {"NUMPY_MADVISE_HUGEPAGE": "0"} | environment,  # 512 faults in one
         capture_output=True,
         text=True,
         check=True,
