@@ -29,7 +29,7 @@ from selssm_jax.model import SequenceModel
 from selssm_jax.training import optimizer
 from selssm_jax.training.step import initial, train_step
 
-KINDS = ("selective", "lstm", "gru", "mamba2", "attention")
+KINDS = ("selective", "lstm", "gru", "attention")
 LENGTHS = (4096, 16_384, 65_536)
 PIECES = (256, 1024)  # of which the first is the smallest that is worth a loop
 LONGEST = (1_048_576, 2_097_152)

@@ -69,7 +69,7 @@ def test_every_entrance_refuses_a_cluster_before_it_reads_or_writes(entrance, tm
 def test_eval_refuses_a_cluster_before_it_reads_or_writes(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(data, "load", lambda *_: pytest.fail("data were read"))
-    assert runs.command("eval.py", f"--workdir={tmp_path / 'run'}", *flags) == 2
+    assert runs.command("eval.py", f"--workdir={tmp_path}", *flags) == 2
     assert "process 0 of a cluster of 2" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 

@@ -118,7 +118,7 @@ def test_devices_and_seeds_share_a_step_in_pieces():
     state = initial(experiment, model, tx, batch)
     step = functools.partial(train_step, model=model, optimizer=tx, experiment=experiment)
     one = jax.jit(step)(state, batch)
-    changes = lambda after: jax.tree.map(lambda new, old: np.asarray(new - old), after.params, state.params)  # noqa: E731
+    changes = lambda after: jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after.params, state.params)  # noqa: E731
     together = jax.vmap(step)(*jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (state, batch)))
     compare((changes(one[0]), one[1]), jax.tree.map(lambda leaf: leaf[1], (changes(together[0]), together[1])))
     two = parallel.data_parallel(step, jax.devices()[:2])(jax.tree.map(jnp.copy, state), batch)
