@@ -60,6 +60,6 @@ def test_ctrl_c_is_one_line_and_exit_code_130(script, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr("selssm_jax.runs.open_run", interrupted)
     monkeypatch.setattr("selssm_jax.training.loop.fit", interrupted)
-    arguments = [f"--workdir={tmp_path / 'run'}"] + (["--config=configs/smoke.py"] if script == "train.py" else [])
+    arguments = [f"--workdir={tmp_path}"] + (["--config=configs/smoke.py"] if script == "train.py" else [])
     assert runs.command(script, *arguments) == 130
     assert capsys.readouterr().err == "interrupted\n"
