@@ -18,7 +18,7 @@ from selssm_jax.training.step import initial, train_step
 
 B, T, PIECE = 4, 22, 6  # three pieces and a rest
 SIZES = {"d_model": 8, "d_state": 4, "conv": 3} | runs.HEADS | {"attention__window": 7, "local_attention__window": 3}
-ALWAYS = ("local_attention", "lstm", "mamba2", "selective")  # windows, several states, several arrays, a scan
+KINDS = sorted(MIXERS, key=lambda kind: kind != "selective")  # the first is that of every run
 TASKS = {
     "language": Task("language", vocab=5, length=T),
     "classification": Task("classification", channels=2, classes=3, length=T),
@@ -62,13 +62,13 @@ def compare(one, other, rtol=1e-5):
         np.testing.assert_allclose(one[1][metric], other[1][metric], rtol=5 * rtol, err_msg=metric)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in ALWAYS else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in sorted(MIXERS)]
-)
+@pytest.mark.always
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_documents_have_the_gradients_of_the_whole(kind):
     compare(*(take("language", (kind,), piece=piece) for piece in (0, PIECE)))
 
 
+@pytest.mark.always
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -76,8 +76,8 @@ def test_packed_documents_have_the_gradients_of_the_whole(kind):
         ("language", {"selective__gate": "hard_concrete", "training": {"gate_l0": 0.1}}),
         ("language", {"selective__gate_state": "dense", "selective__solver": "newton"}),
         ("classification", {"pool": "mean", "frame": 4, "stride": 2, "training": {"target_dimension": 0.3}}),
-        pytest.param("classification", {"pool": "last"}, marks=pytest.mark.exhaustive),
-        pytest.param("forecasting", {"linear_skip": 9, "head_context": 8}, marks=pytest.mark.exhaustive),
+        ("classification", {"pool": "last"}),
+        ("forecasting", {"linear_skip": 9, "head_context": 8}),
         ("forecasting", {"channel_independent": True, "frame": 2, "stride": 2}),
     ],
     ids=str,
@@ -91,6 +91,7 @@ def test_tasks_and_penalties_are_those_of_the_whole(name, changes):
     compare(*(take(name, ("selective", "s4d"), piece=piece, **changes) for piece in (0, PIECE)))
 
 
+@pytest.mark.always
 def test_a_pattern_with_windows_is_that_of_the_whole():
     compare(*(take("language", ("local_attention", "tcn", "mamba2"), piece=piece) for piece in (0, 5)))
 
@@ -112,6 +113,7 @@ def test_evaluation_in_pieces_goes_on_from_a_state_and_leaves_it(name):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), *results)
 
 
+@pytest.mark.always
 def test_devices_and_seeds_share_a_step_in_pieces():
     experiment, model, batch = build("language", ("selective",), piece=PIECE)
     tx = optimizer.optax.sgd(1.0)
@@ -147,6 +149,7 @@ def test_dropout_is_drawn_anew_for_each_piece():
     )
 
 
+@pytest.mark.always
 def test_memory_is_that_of_a_piece():
     def temporaries(piece, pieces_of_it):
         experiment, model, batch = build("language", ("selective",) * 2, piece=piece, d_model=32, d_state=32)
