@@ -41,7 +41,6 @@ CLAIMS = (
         "scaling",
         "seeds",
         "pieces",
-        "allocator",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

@@ -21,8 +21,8 @@ from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 
 AUTO, WHOLE = -1, 0  # values of training.piece
-# By benchmarks/pieces.py a piece read twice takes a sixth to a quarter more time where the allocator keeps its pages,
-# and less than the whole where it does not: it is worth that where the whole would hold this much.
+# By benchmarks/records/pieces.json reading twice takes a quarter to a half more time where the allocator keeps its
+# pages, and less than the whole where it does not: it is worth that where the whole would hold this much.
 HELD = 2**30  # bytes of activations
 NUMBERS = 25  # float32 numbers that a block keeps for its gradient, for each step and each unit of its width
 FRAMES = 512  # of a piece that is chosen here, at least
