@@ -54,12 +54,12 @@ def benchmark(rounds: int, data: pathlib.Path | None = None) -> dict[str, Any]:
 
 
 def use(name: str, rounds: int, data: pathlib.Path | None) -> dict[str, list[dict[str, float]]]:
-    """What each process of a recipe used, by way; the first round fills the caches of compiled programs."""
+    """What each process of a recipe used, by way; each compiles its programs itself."""
     used: dict[str, list[dict[str, float]]] = {way: [] for way in ENVIRONMENTS}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for way, environment in ENVIRONMENTS.items():
             used[way].append(train(name, data, environment))
-    return {way: each[1:] for way, each in used.items()}
+    return used
 
 
 def train(name: str, data: pathlib.Path | None, environment: dict[str, str]) -> dict[str, float]:

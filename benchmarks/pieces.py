@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -54,8 +55,7 @@ def build(kind: str, steps: int, piece: int, tx: optax.GradientTransformation | 
     }
     tx = tx or optimizer.build(experiment)
     state = initial(experiment, model, tx, {name: jnp.asarray(values[:, :64]) for name, values in batch.items()})
-    step = lambda state, batch: train_step(state, batch, model=model, optimizer=tx, experiment=experiment)  # noqa: E731
-    return step, state, batch
+    return partial(train_step, model=model, optimizer=tx, experiment=experiment), state, batch
 
 
 def difference(kind: str, steps: int, piece: int) -> float:
@@ -138,32 +138,25 @@ def benchmark(rounds: int) -> dict[str, Any]:
     selective = table["selective"]
     ratios = {
         "largest relative difference of gradients": {"pieces_and_whole": max(errors.values()), "at_most": 1e-5},
-        "temporaries at 4,096 in pieces of 256": {
-            "over_whole": selective[4096]["256"]["over_whole"]["bytes"],
-            "at_most": 0.08,
+        **{
+            f"temporaries at {steps:,} in pieces of 256": {
+                "over_whole": selective[steps]["256"]["over_whole"]["bytes"],
+                "at_most": most,
+            }
+            for steps, most in ((4096, 0.08), (65_536, 0.01))
         },
-        "temporaries at 65,536 in pieces of 256": {
-            "over_whole": selective[65_536]["256"]["over_whole"]["bytes"],
-            "at_most": 0.01,
+        **{
+            f"seconds at {steps:,} in pieces of 1,024, pages {pages}": {
+                "over_whole": found[steps]["1024"]["over_whole"]["seconds"],
+                "at_most": most,
+            }
+            for pages, found in (("kept", selective), ("returned", returned))
+            for steps, most in ((4096, 1.05), (16_384, 1.0))
         },
-        "seconds at 4,096 in pieces of 1,024, pages kept": {
-            "over_whole": selective[4096]["1024"]["over_whole"]["seconds"],
-            "at_most": 1.05,
+        **{
+            f"MiB that a step of {steps:,} rises by": {"MiB": found["rise_bytes"] / 2**20, "at_most": 300}
+            for steps, found in longest.items()
         },
-        "seconds at 16,384 in pieces of 1,024, pages kept": {
-            "over_whole": selective[16_384]["1024"]["over_whole"]["seconds"],
-            "at_most": 1.0,
-        },
-        "seconds at 4,096 in pieces of 1,024, pages returned": {
-            "over_whole": returned[4096]["1024"]["over_whole"]["seconds"],
-            "at_most": 1.05,
-        },
-        "seconds at 16,384 in pieces of 1,024, pages returned": {
-            "over_whole": returned[16_384]["1024"]["over_whole"]["seconds"],
-            "at_most": 1.0,
-        },
-        "MiB that a step of 1,048,576 rises by": {"MiB": longest[1_048_576]["rise_bytes"] / 2**20, "at_most": 300},
-        "MiB that a step of 2,097,152 rises by": {"MiB": longest[2_097_152]["rise_bytes"] / 2**20, "at_most": 300},
     }
     return {
         "dtype": "float32",

@@ -24,7 +24,7 @@ import measure
 import mixers
 
 from selssm_jax.analysis import costs
-from selssm_jax.config import Experiment, Model, Task
+from selssm_jax.config import Experiment, Model, Task, Training
 from selssm_jax.config.fields import build
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import optimizer, parallel, step
@@ -139,7 +139,8 @@ Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[],
 
 def training(name: str, length: int, *, remat: bool = False) -> Lowered:
     """One step of training, lowered, and what makes of its program a call that trains on."""
-    experiment = Experiment(name="scaling", model=sized(name, length, remat=remat))
+    # whole, whatever its length
+    experiment = Experiment(name="scaling", model=sized(name, length, remat=remat), training=Training(piece=0))
     one = partial(
         step.train_step,
         model=SequenceModel(experiment.model),

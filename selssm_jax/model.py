@@ -47,6 +47,15 @@ class ModelLike(Protocol):
         ...
 
 
+def begin_reading(model: ModelLike, params: Any, inputs: Inputs, state: State | None = None) -> State:
+    """Returns the state that a sequence is read from in several calls: `state`, or that of an empty memory, with what a
+    first call decides for all of it.
+    """
+    state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
+    began: State = model.apply({"params": params}, inputs, state, method="begin")
+    return began
+
+
 class SequenceModel(nn.Module):
     """A stack of pre-norm residual blocks between the encoder and the head that the task asks for.
 

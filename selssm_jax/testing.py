@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from selssm_jax.config import Model
 from selssm_jax.data import Dataset
 from selssm_jax.information import Estimate, samplers
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import SequenceModel, begin_reading
 from selssm_jax.tasks import TaskKind, kind_of
 from selssm_jax.tasks.scores import Sums
 
@@ -260,8 +260,7 @@ def check_task(dataset: Dataset) -> None:
 
 def _answers_in_pieces_as_at_once(trial: Trial, outputs: Array) -> None:
     def read() -> Array:
-        state = trial.model.apply({"params": trial.params}, ROWS, method="initial_state")
-        state, parts = trial.model.apply({"params": trial.params}, trial.batch["inputs"], state, method="begin"), []
+        state, parts = begin_reading(trial.model, trial.params, trial.batch["inputs"]), []
         stride = trial.kind.stride(trial.model.config)
         for piece in jnp.split(trial.batch["inputs"], [stride], axis=1):
             y, state = trial.answer(piece, state)

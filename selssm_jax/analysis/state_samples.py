@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from selssm_jax.config import Model
 from selssm_jax.information import bracket
 from selssm_jax.layers.contract import Law
-from selssm_jax.model import ModelLike, State
+from selssm_jax.model import ModelLike, State, begin_reading
 from selssm_jax.observe import Observed, find_data_rows, observe
 from selssm_jax.shapes import AnyArray, Batch
 from selssm_jax.state_layout import components, mixer_components
@@ -168,8 +168,7 @@ def _record_states(
     """
     stride = kind_of(model.config.task).stride(model.config)
     inputs = jnp.asarray(batch["inputs"])
-    state = model.apply({"params": params}, len(inputs), method="initial_state")
-    state = model.apply({"params": params}, inputs, state, method="begin")
+    state = begin_reading(model, params, inputs)
     kept: list[tuple[State, ...]] = []
     for start, stop in itertools.pairwise([0, *((moment + 1) * stride for moment in moments)]):
         reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from selssm_jax.compression import sharing
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import SequenceModel, begin_reading
 from selssm_jax.observe import find_valid_frames, replace_states
 from selssm_jax.state_layout import StateLayout, mixer_components
 from selssm_jax.tasks.registry import kind_of
@@ -226,8 +226,7 @@ def read(
         None for none.
     """
     layout, kind = StateLayout(model, params, scope), kind_of(model.config.task)
-    state = model.apply({"params": params}, len(inputs), method="initial_state") if state is None else state
-    state = model.apply({"params": params}, inputs, state, method="begin")
+    state = begin_reading(model, params, inputs, state)
     stride = kind.stride(model.config)
     # the head speaks after the last step alone
     looped = kind.frames(model.config, inputs.shape[1]) - (not kind.every_step)

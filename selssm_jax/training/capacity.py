@@ -26,13 +26,13 @@ def available() -> int:
 def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     """Raises InputError where a model for a task cannot fit, with its batches; `trained`: with gradients and moments.
 
-    From sizes alone: nothing is traced, for a model of a billion taps would take a day to be.
+    From sizes alone: a model is not traced before its weights are known to fit, for one of a billion taps would take a
+    day to be.
     """
     model, data, kind = experiment.model.of_task(task), experiment.data, kind_of(task)
     rows = data.batch_size if trained else data.eval_batch_size or data.batch_size
-    piece = pieces.choose(model, rows, max(task.length, 1), experiment.training.piece)
+    examples, steps = rows, max(task.length, 1)
     rows *= kind.rows(model)
-    steps = kind.frames(model, piece)  # whose activations are there at a time
     width = jnp.dtype(model.dtype).itemsize
     copies = COPIES if trained else 1
     parts: dict[str, float] = {
@@ -48,6 +48,9 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
         parts[f"what block {index} carries for {rows} rows: {name} of {said}, model.conv={model.conv}"] = float(
             rows * NUMBER * (state_numbers(name, sizes) + max(model.conv - 1, 0) * model.d_model)
         )
+    if sum(parts.values()) <= available():
+        steps = pieces.choose(model, examples, steps, experiment.training.piece)
+    steps = kind.frames(model, steps)  # whose activations are there at a time
     parts[f"activations of {rows} rows (data.batch_size) of {steps} steps (data.length), d_model={model.d_model}"] = (
         float(rows * steps * model.d_model * width * len(model.pattern))
     )

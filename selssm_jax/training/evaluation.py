@@ -68,8 +68,7 @@ def _evaluate_batch(
             valid=part["valid"],
             rngs={"noise": key if number is None else jax.random.fold_in(key, number)},
         )
-        return ((), after, kind.score(outputs, part)) if kind.every_step else (outputs, after, {})
+        return outputs, after, {}
 
-    piece = pieces.choose_for_batch(model.config, batch, piece)
-    outputs, after, sums = pieces.fold(read, model, params, batch, piece, state)
-    return sums if kind.every_step else kind.score(outputs, batch), after
+    after, sums = pieces.fold(read, kind.score, model, params, batch, piece, state)
+    return sums, after

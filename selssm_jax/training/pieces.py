@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from selssm_jax.config import Experiment, Model, Task
 from selssm_jax.errors import InputError
-from selssm_jax.model import ModelLike, SequenceModel
+from selssm_jax.model import ModelLike, SequenceModel, begin_reading
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import Sums
 
 AUTO, WHOLE = -1, 0  # values of training.piece
 # By benchmarks/records/pieces.json reading twice takes a quarter to a half more time where the allocator keeps its
@@ -29,7 +30,8 @@ FRAMES = 512  # of a piece that is chosen here, at least
 FEWEST = 4  # pieces of a sequence that is cut unasked
 OF_TIME = ("inputs", "valid", "reset")  # what every batch has for each step
 
-Read = Callable[[Any, Batch, Any], tuple[Any, Any, Any]]
+Read = Callable[[Any, Batch, Any], tuple[Any, Any, Sums]]
+Score = Callable[[Any, Batch], Sums]
 
 
 def choose(config: Model, rows: int, steps: int, asked: int) -> int:
@@ -90,50 +92,56 @@ def why_whole(config: Model, steps: int) -> str:
 
 
 def fold(
-    read: Read, model: ModelLike, params: Any, batch: Batch, piece: int, state: Any = None
-) -> tuple[Any, Any, Any]:
-    """Reads a batch piece after piece and returns (the last outputs, the state after them, the sum of what all gave).
+    read: Read, score: Score, model: ModelLike, params: Any, batch: Batch, asked: int, state: Any = None
+) -> tuple[Any, Sums]:
+    """Reads a batch piece after piece, or whole, and returns (the state after it, the sums of what is given and of the
+    scores).
 
-    For a gradient each piece is read again, so that of the others only what they carried is kept. A piece that is as
-    long as the sequences is the batch as it is.
+    For a gradient each piece is read again, so that of the others only what they carried is kept.
 
     Args:
-      read: (state, batch of a piece, its number) -> (outputs, state, arrays to sum); the number is None where there is
-        but one.
-      model, params: what reads. piece: steps of a piece; the last may have fewer. state: before the first; None: an
-        empty memory.
+      read: (state, batch of a piece, its number) -> (outputs, state, sums); the number is None where there is but one.
+      score: (outputs, batch) -> sums: of every piece where every step is answered, else of the last outputs.
+      model, params: what reads. asked: training.piece. state: before the first step; None: an empty memory.
     """
+    every_step = kind_of(model.config.task).every_step
+
+    def read_and_score(before: Any, part: Batch, number: Any) -> tuple[Any, Any, Sums]:
+        outputs, after, sums = read(before, part, number)
+        return ((), after, sums | score(outputs, part)) if every_step else (outputs, after, sums)
+
+    piece = choose_for_batch(model.config, batch, asked)
+    if piece >= batch["valid"].shape[1]:
+        outputs, after, sums = read_and_score(state, batch, None)
+    else:
+        inputs = jnp.asarray(batch["inputs"])
+        if not kind_of(model.config.task).tokens:
+            inputs = jnp.where(batch["valid"][..., None], inputs, 0)
+        begun = begin_reading(model, params, inputs, state)
+        outputs, after, sums = _scan(read_and_score, begun, batch, piece, every_step=every_step)
+    return after, sums if every_step else sums | score(outputs, batch)
+
+
+def _scan(read: Read, state: Any, batch: Batch, piece: int, *, every_step: bool) -> tuple[Any, Any, Sums]:
+    """(the last outputs, the state after them, sums over all pieces)."""
     rows, steps = batch["valid"].shape
-    if piece >= steps:
-        return read(state, batch, None)
     once = jax.checkpoint(read, prevent_cse=False)  # a loop of its own parts forward and backward
     scored = [name for name, values in batch.items() if values.shape[:2] == (rows, steps)]
-    cut = partial(_cut, batch, {*OF_TIME, *(scored if kind_of(model.config.task).every_step else ())})
+    cut = partial(_cut, batch, {*OF_TIME, *(scored if every_step else ())})
 
-    def step(before: tuple[Any, Any, Any], number: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
+    def step(before: tuple[Any, Any, Sums], number: jax.Array) -> tuple[tuple[Any, Any, Sums], None]:
         outputs, after, given = once(before[1], cut(number * piece, piece), number)
         return (outputs, after, jax.tree.map(jnp.add, before[2], given)), None
 
-    begun = _begin(model, params, batch, state)
-    shapes = jax.eval_shape(read, begun, cut(0, piece), 0)
+    shapes = jax.eval_shape(read, state, cut(0, piece), 0)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    start = vary_alike((empty[0], begun, empty[2], batch))[:3]
+    start = vary_alike((empty[0], state, empty[2], batch))[:3]
     count, rest = divmod(steps, piece)
     (outputs, after, total), _ = jax.lax.scan(step, start, jnp.arange(count))
     if rest:
         outputs, after, given = once(after, cut(count * piece, rest), count)
         total = jax.tree.map(jnp.add, total, given)
     return outputs, after, total
-
-
-def _begin(model: ModelLike, params: Any, batch: Batch, state: Any) -> Any:
-    """The state that the first piece is read from, with what a first call decides for the whole sequence."""
-    inputs = jnp.asarray(batch["inputs"])
-    if not kind_of(model.config.task).tokens:
-        inputs = jnp.where(batch["valid"][..., None], inputs, 0)
-    if state is None:
-        state = model.apply({"params": params}, len(inputs), method="initial_state")
-    return model.apply({"params": params}, inputs, state, method="begin")
 
 
 def _cut(batch: Batch, over_time: set[str], start: Any, size: int) -> Batch:

@@ -165,13 +165,9 @@ def _objective(
             sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
         if "laws" in kept:
             sums |= objectives.rates(blocks, frames, form=form, total=total)
-        return (
-            ((), state, sums | kind.training_score(loss, outputs, part)) if kind.every_step else (outputs, state, sums)
-        )
+        return outputs, state, sums
 
-    outputs, _, sums = pieces.fold(read, model, params, batch, pieces.choose_for_batch(model.config, batch, piece))
-    if not kind.every_step:
-        sums |= kind.training_score(loss, outputs, batch)
+    _, sums = pieces.fold(read, partial(kind.training_score, loss), model, params, batch, piece)
     return sum((factor * sums[name][0] / weights[name] for name, factor in terms.items()), jnp.zeros(())), sums
 
 
