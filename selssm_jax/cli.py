@@ -6,16 +6,18 @@ import os
 import pathlib
 import runpy
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from selssm_jax import invocation
+from selssm_jax import invocation, lookout
 from selssm_jax.config import find_recipe, load
 from selssm_jax.config.fields import explain_unknown
-from selssm_jax.errors import INTERRUPTED, InputError, report_errors
+from selssm_jax.errors import INTERRUPTED, UNFINISHED, InputError, LostProcess, report_errors
 from selssm_jax.paths import check_regular
 
 if TYPE_CHECKING:
@@ -27,13 +29,63 @@ def command() -> Iterator[None]:
     """What every command does about a user's mistake, about Ctrl-C, and where nobody reads its output any more: it ends
     in one line, or goes on.
     """
+    try:
+        with _lasting_streams(), report_errors(), _awaiting_verdict():
+            try:
+                yield
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(INTERRUPTED)
+    except BaseException as error:
+        _leave_cluster(error)
+        raise
+
+
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
     lasting = Lasting(sys.stdout), Lasting(sys.stderr)
-    with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]), report_errors():
-        try:
-            yield
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+    with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]):
+        yield
+
+
+@contextlib.contextmanager
+def _awaiting_verdict() -> Iterator[None]:
+    """Where another process was lost, JAX ends this one as soon as it knows which that was, and `lookout` says it."""
+    try:
+        yield
+    except LostProcess:
+        time.sleep(LONGEST_SILENCE)
+        raise
+
+
+def join(workdir: str, coordinator: str, processes: int | None, process: int | None) -> bool:
+    """Joins this process to its cluster, if the flags name one or its launcher is known; returns whether it is the
+    first, which alone writes reports.
+
+    Raises:
+      InputError: as `cluster.join` says.
+    """
+    from selssm_jax.training import cluster
+
+    cluster.check_flags(coordinator, processes, process)
+    if not coordinator and not cluster.find_launcher():
+        return True
+    lookout.watch(workdir, invocation.again(sys.argv))
+    cluster.join(coordinator, processes, process)
+    return cluster.is_first()
+
+
+def _leave_cluster(error: BaseException) -> None:
+    """Ends a process of a cluster that failed, at once: else it would wait for the others, and they for it."""
+    cluster = sys.modules.get("selssm_jax.training.cluster")
+    code = error.code if isinstance(error, SystemExit) else 1
+    if cluster is None or not cluster.is_joined() or code in (None, 0, UNFINISHED):
+        return
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 class Lasting:
@@ -69,6 +121,7 @@ class Lasting:
         return getattr(self._stream, name)
 
 
+LONGEST_SILENCE = 25  # seconds until JAX knows which process of a cluster was lost, at most
 Pieces = Iterable[str]  # of what a command prints
 VALUES: dict[type, tuple[flags.ArgumentParser[Any], str]] = {
     bool: (flags.BooleanParser(), "True or False"),

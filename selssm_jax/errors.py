@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 UNFINISHED = 75  # the exit code of a run that was asked to stop and is saved: EX_TEMPFAIL of sysexits.h, "try again"
+LOST = 69  # of a process of a cluster that another one left: EX_UNAVAILABLE of sysexits.h
 INTERRUPTED = 130  # of a command that Ctrl-C ended
 
 
@@ -13,6 +14,10 @@ class InputError(ValueError):
     """Bad input found before work starts: the message names the thing, what was found, what was expected and the
     fix.
     """
+
+
+class LostProcess(RuntimeError):
+    """Another process of this cluster is gone, or no longer answers: the same command goes on where all were saved."""
 
 
 class Diverged(InputError):
@@ -38,14 +43,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2,
-    without a traceback.
+    """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2, and a
+    `LostProcess` into one and exit code 69, without a traceback.
     """
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except LostProcess as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(LOST)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

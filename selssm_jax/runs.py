@@ -27,7 +27,7 @@ from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.paths import check_folder
-from selssm_jax.training import capacity, checkpoint, parallel
+from selssm_jax.training import capacity, checkpoint, cluster
 
 # The source that reads a file of yours, by what the run was trained on.
 OWN_FILE = {"csv": config.TABLES, "text": config.TEXTS, "npz": config.SIGNALS}
@@ -128,7 +128,6 @@ def open_run(
         that only the run's folder names, unless this user wrote it there; and for the run's own file where it has
         changed.
     """
-    parallel.check_one_process()
     if split and split not in (*SPLITS, WHOLE):
         raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
     request = Request(split, file, tuple(override))
@@ -165,6 +164,7 @@ def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
       InputError: for a run that is compressed already, for a folder that exists or cannot be written, and for what
         `compress` refuses.
     """
+    cluster.check_alone("compression")
     if not isinstance(run.model, SequenceModel):
         raise InputError(f"--workdir={run.workdir} holds a compressed run: give the run that it was made of")
     folder = run.compressed_folder

@@ -46,6 +46,7 @@ ORDER = [
     "errors",
     "allocator",
     "invocation",
+    "lookout",
     "paths",
     "shapes",
     "config",

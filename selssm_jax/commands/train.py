@@ -28,6 +28,9 @@ COMPRESS = flags.DEFINE_bool("compress", False, "after a report, compress the me
 SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, once tested")
 MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
 RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "of several processes: HOST:PORT of process 0, as all reach it")
+PROCESSES = flags.DEFINE_integer("processes", None, "how many there are; Slurm, Open MPI and others say it themselves")
+PROCESS = flags.DEFINE_integer("process", None, "the number of this one, from 0")
 EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
 
 
@@ -46,15 +49,18 @@ def _main(_: list[str]) -> None:
         # a run that goes on may be of a version that read other keys
         if not (pathlib.Path(workdir) / "config.json").exists():
             experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
+        cli.join(workdir, COORDINATOR.value, PROCESSES.value, PROCESS.value)
         if SWEEP.value:
             from selssm_jax.sweep import command
 
             done = command.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
-        from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
+        from selssm_jax.training import cluster, loop  # here, so that a mistake in the command line is said at once
 
         report, measure, compress = REPORT.value, MEASURE.value, COMPRESS.value
         check, reports = None, report or measure or compress
+        if compress:
+            cluster.check_alone("compression")
         if reports:  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
 
@@ -62,6 +68,8 @@ def _main(_: list[str]) -> None:
                 analysis.check_ahead, experiment, workdir, report=report, measure=measure, compress=compress
             )
         outcome = loop.fit(experiment, workdir, check=check)
+        if not cluster.is_first():
+            sys.exit(0 if outcome.finished else errors.UNFINISHED)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on:", end=" ")
             print(invocation.again(sys.argv))

@@ -52,7 +52,7 @@ def save_run(
     """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
     config = dataclasses.replace(model.config, task=Task())
     smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
-    workdir = Workdir(str(folder), smaller)
+    workdir = Workdir(str(folder), smaller, alone=True)
     workdir.describe(dataset.metadata())
     workdir.save_best(step, encode_params(experiment, params), metrics)
     workdir.close()

@@ -72,7 +72,8 @@ class Dataset:
     reading: str = ""
 
     def train(self, batch_size: int, *, seed: int) -> Batches:
-        """Returns the endless training batches of a seed; each of several processes draws its own rows of them.
+        """Returns the endless training batches of a seed; each of several processes draws its share of the rows, one
+        after the other in the order of the processes.
 
         Raises:
           InputError: where the processes cannot share a batch equally.
@@ -82,7 +83,7 @@ class Dataset:
             raise InputError(
                 f"data.batch_size={batch_size} cannot be shared by {processes} processes: use a multiple of {processes}"
             )
-        rows = np.arange(process, batch_size, processes)
+        rows = np.arange(batch_size).reshape(processes, -1)[process]
 
         def load(number: int) -> Batch:
             return self.draw(seed, int(number) * batch_size + rows)

@@ -493,7 +493,7 @@ def import_run(
     experiment = Experiment(
         pathlib.Path(folder).resolve().name, source, model, Optimizer(warmup_steps=0), Training(steps=1)
     )
-    run = Workdir(workdir, experiment)
+    run = Workdir(workdir, experiment, alone=True)
     run.describe(metadata)
     run.save_best(0, params, {})
     run.close()

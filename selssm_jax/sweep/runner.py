@@ -38,7 +38,7 @@ from selssm_jax.sweep import compared_models
 from selssm_jax.sweep.compared_models import Point
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better, is_better
-from selssm_jax.training import loop, multi_seed, parallel
+from selssm_jax.training import cluster, loop, multi_seed
 from selssm_jax.training.checkpoint import check_place
 
 DATABASE = "sweep.db"
@@ -121,7 +121,7 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
         trained.
       Interrupted: where SIGTERM or SIGINT came; the same call goes on.
     """
-    parallel.check_one_process()
+    cluster.check_alone("a sweep")
     check_place(str(folder))
     dataset = data.load(experiment.data)
     for model in models:

@@ -26,7 +26,7 @@ from selssm_jax.config.fields import flatten
 from selssm_jax.data import provenance
 from selssm_jax.errors import InputError
 from selssm_jax.paths import check_local, check_regular
-from selssm_jax.training import checksums
+from selssm_jax.training import checksums, cluster
 
 FORMAT = 2  # 1: keys had other names (`config.renames`)
 CONFIG, DATASET = "config.json", "dataset.json"  # in the run's folder, and a copy in every checkpoint
@@ -64,13 +64,17 @@ class Workdir:
     A checkpoint is committed by a rename, and holds the SHA-256 of its files (`checksums`) and what the run is by then.
     The best parameters are committed before the checkpoint that remembers them, and those before them go after it.
 
+    Processes of a cluster open the folder together, on a file system that they share: the first holds the lock and
+    writes what is written once, and all of them save and restore. `alone` says that this process works by itself.
+
     Raises:
       InputError: naming what is wrong and the fix.
     """
 
-    def __init__(self, path: str, experiment: Experiment) -> None:
+    def __init__(self, path: str, experiment: Experiment, *, alone: bool = False) -> None:
         check_place(path)
-        self.path, self._experiment = pathlib.Path(path).absolute(), experiment
+        self.path, self._experiment, self._alone = pathlib.Path(path).absolute(), experiment, alone
+        self._writes = alone or cluster.is_first()
         self._is_new = not self.path.exists()
         _check_writable(self.path)
         taken = _steps(self.path / "checkpoints") + _steps(self.path / "best")
@@ -80,7 +84,7 @@ class Workdir:
             _check_steps(max(taken), experiment.training.steps, self.path)
         else:
             _check_descriptions(self.path)
-        self._lock = _lock(self.path)
+        self._lock: Any = _lock(self.path) if self._writes else contextlib.nullcontext()
         self._description: dict[str, str] = {}
         # the step of the best parameters that the newest committed checkpoint knows of
         self._remembered: int | None = None
@@ -114,7 +118,7 @@ class Workdir:
         # the config last: where it is, there is a run
         self._description = {DATASET: _json(metadata), CONFIG: _json(experiment)}
         with self.writing():
-            for name, text in self._description.items():
+            for name, text in self._description.items() if self._writes else ():
                 write_whole(self.path / name, text)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
@@ -128,6 +132,7 @@ class Workdir:
         with self.writing():
             _check_space(self.path, state)
             self._best.wait_until_finished()  # a checkpoint remembers no best parameters that a kill could still lose
+            state = self._as_stored(state)
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
             )
@@ -139,6 +144,7 @@ class Workdir:
         with self.writing():
             _check_space(self.path, params)
             self._delete_best(since=step)  # from before the run fell back to an earlier checkpoint
+            params = self._as_stored(params)
             self._best.save(
                 step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(metrics))
             )
@@ -208,7 +214,7 @@ class Workdir:
         with self._lock:
             if self._begun or self._description:
                 self._finish()
-            elif self._is_new:
+            elif self._is_new and self._writes:
                 self._remove()
 
     def _finish(self) -> None:
@@ -246,13 +252,15 @@ class Workdir:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=sealed,
+            multiprocessing_options=cluster.orbax_options(alone=self._alone),
         )
         try:
             return ocp.CheckpointManager(self.path / name, options=options)
         except NO_DAMAGE:
             raise
         except Exception as error:  # of earlier versions it reads the scores of the best parameters at once
-            self._lock.close()
+            if self._writes:
+                self._lock.close()
             raise InputError(
                 f"{self.path / name} cannot be opened ({_first_line(error)}): remove what is damaged in it"
             ) from error
@@ -261,6 +269,8 @@ class Workdir:
         """Completes a checkpoint when all its arrays are written, before the rename that commits it: in the thread that
         writes.
         """
+        if not self._writes:
+            return
         unfinished = list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
         if not unfinished:
             raise RuntimeError(f"{folder} has no unfinished checkpoint to take the checksums of")
@@ -289,8 +299,11 @@ class Workdir:
         _check_progress(restored["progress"], step)
         return Restored(step, restored["state"], dict(restored["progress"]))
 
+    def _as_stored(self, tree: Any) -> Any:
+        return tree if self._alone else cluster.as_stored(tree)
+
     def _set_aside(self, damaged: dict[int, str]) -> None:
-        for step, why in damaged.items():
+        for step, why in damaged.items() if self._writes else ():
             place = pathlib.Path(tempfile.mkdtemp(prefix=f"{step}-", dir=_folder(self.path / "unreadable")))
             (self.path / "checkpoints" / str(step)).rename(place / str(step))
             print(
@@ -299,6 +312,7 @@ class Workdir:
                 file=sys.stderr,
             )
         if damaged:
+            cluster.wait()
             self._manager.reload()
 
 
@@ -466,9 +480,11 @@ def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
     """
     for step in reversed(_steps(root / "checkpoints")):
         with contextlib.suppress(Exception):  # damaged: it is named when its parameters are read
-            progress = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
-                root / "checkpoints" / str(step) / "progress"
+            options = cluster.orbax_options(alone=True)
+            reader = ocp.Checkpointer(
+                ocp.JsonCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
             )
+            progress = reader.restore(root / "checkpoints" / str(step) / "progress")
             _check_progress(progress, step)
             return progress.get("best"), any(record["split"] == "validation" for record in progress.get("history", ()))
     return None, False
@@ -476,7 +492,7 @@ def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
 
 def _restore_item(path: pathlib.Path) -> Any:
     """Arrays as they were saved, on this machine's first device, whatever devices they were saved from."""
-    handler = ocp.StandardCheckpointer()
+    handler = ocp.StandardCheckpointer(multiprocessing_options=cluster.orbax_options(alone=True))
     shapes = handler.metadata(path).item_metadata.tree
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return handler.restore(

@@ -65,11 +65,11 @@ class Meter:
 
 class Display:
     """What a person sees of one or several runs: a progress bar over all their steps on a terminal, plain lines where
-    it is piped.
+    it is piped. Processes of a cluster but the first show nothing.
     """
 
-    def __init__(self) -> None:
-        self._first, self._last = 0, 0
+    def __init__(self, *, shown: bool = True) -> None:
+        self._first, self._last, self._shown = 0, 0, shown
         self._bar: Any = None
 
     def expect(self, first: int, last: int) -> None:
@@ -94,7 +94,8 @@ class Display:
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
-        tqdm.write(line, file=sys.stderr)
+        if self._shown:
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the bar as it is."""
@@ -108,7 +109,7 @@ class Display:
                 initial=self._first,
                 unit="step",
                 dynamic_ncols=True,
-                disable=not sys.stderr.isatty(),
+                disable=not (self._shown and sys.stderr.isatty()),
                 smoothing=0.05,
             )
         return self._bar
@@ -118,7 +119,7 @@ class Logger:
     """Writes a run's records to metrics.jsonl, TensorBoard and the terminal.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder; None: no file is written, as by the processes of a cluster but the first.
       history: the records up to `first`, the step that the run goes on from. A record after it is forgotten: it comes
         again.
       last: the run's last step.
@@ -131,7 +132,7 @@ class Logger:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: pathlib.Path | None,
         history: list[dict[str, Any]],
         first: int,
         last: int,
@@ -142,10 +143,12 @@ class Logger:
         self.history, self._last, self._name = list(history), last, name
         self.display = display or Display()
         self.display.expect(first, last)
-        self._file = _reopen(workdir / "metrics.jsonl", self.history)
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
-        if first:
+        self._file, self._board = None, None
+        if workdir is not None:
+            self._file = _reopen(workdir / "metrics.jsonl", self.history)
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        if first and self._board:
             self._board.write_event(
                 Event(wall_time=time.time(), step=first + 1, session_log=SessionLog(status=SessionLog.START))
             )
@@ -156,6 +159,8 @@ class Logger:
         record = {"step": step, "split": split, **metrics, "time": round(time.monotonic() - self._start, 3)}
         self.history.append(record)
         self.display.show(self._name, step, self._last, split, metrics)
+        if self._file is None or self._board is None:
+            return
         self._file.write((json.dumps(record) + "\n").encode())
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
         self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
@@ -164,6 +169,8 @@ class Logger:
     def close(self) -> None:
         """Closes everything; what was logged stays."""
         self.display.close()
+        if self._file is None or self._board is None:
+            return
         self._file.close()
         with contextlib.suppress(OSError):  # every record was flushed; a failure was said then
             self._board.close()

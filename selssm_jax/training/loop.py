@@ -23,7 +23,7 @@ from selssm_jax.model import SequenceModel
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, is_better, means
-from selssm_jax.training import capacity, optimizer, parallel, pieces
+from selssm_jax.training import capacity, cluster, optimizer, parallel, pieces
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
@@ -51,7 +51,11 @@ def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset],
     SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for
     bit on one CPU. `check` sees the data before anything is written, and may raise.
 
+    In a cluster (`jax.distributed`) every process calls it with the same experiment and the same folder, of a file
+    system that they share. They take each step together; a signal to one of them stops all.
+
     Raises:
+      LostProcess: where another process of the cluster is gone.
       InputError: for bad data, a workdir of another experiment or one that cannot be written, devices that cannot share
         a batch, or a loss that is not finite; the message names the last good checkpoint.
     """
@@ -66,13 +70,14 @@ def fit_unless(
     devices = choose_devices(experiment)
     with open_run_folder(experiment, workdir, parallel.layout(devices), check=check) as run:
         try:
-            run.validate_if_missing(stop)
-            train(
-                [run],
-                SingleRun(run.train_step, devices, remat=experiment.model.remat),
-                stop,
-                until=experiment.training.steps,
-            )
+            with cluster.noticing_loss():
+                run.validate_if_missing(stop)
+                train(
+                    [run],
+                    SingleRun(run.train_step, devices, remat=experiment.model.remat),
+                    stop,
+                    until=experiment.training.steps,
+                )
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -115,14 +120,17 @@ def open_run_folder(
     Raises:
       InputError: for bad data, and for a folder that holds another experiment or cannot be written.
     """
-    with contextlib.closing(Workdir(workdir, experiment)) as folder:
-        dataset = data.load_for_resume(experiment.data, folder.metadata())
-        capacity.check(experiment, dataset.task)
-        pieces.check(experiment, dataset.task)
-        if check is not None:
-            check(dataset)
+    with contextlib.ExitStack() as opened:
+        with cluster.starting_together():
+            folder = opened.enter_context(contextlib.closing(Workdir(workdir, experiment)))
+            dataset = data.load_for_resume(experiment.data, folder.metadata())
+            capacity.check(experiment, dataset.task)
+            pieces.check(experiment, dataset.task)
+            if check is not None and cluster.is_first():
+                check(dataset)
+        cluster.check_same("data or another config", [dataset.metadata(), dataclasses.asdict(experiment)])
         folder.describe(dataset.metadata())
-        if dataset.reading and display is None:
+        if dataset.reading and display is None and cluster.is_first():
             print(dataset.reading, file=sys.stderr, flush=True)
         run = Run(experiment, dataset, folder, layout, name, display)
         with contextlib.closing(run.log):
@@ -240,7 +248,14 @@ class Run:
         self.step, history, remembered = self._begin(tx, layout)
         self.best = workdir.recall_best(self.step, self._rank_validations(history)) if history else None
         with workdir.writing():
-            self.log = Logger(workdir.path, history, self.step, experiment.training.steps, name=name, display=display)
+            self.log = Logger(
+                workdir.path if cluster.is_first() else None,
+                history,
+                self.step,
+                experiment.training.steps,
+                name=name,
+                display=display or Display(shown=cluster.is_first()),
+            )
         if self.step:
             self.log.display.say(f"resumed from step {self.step} of {workdir.path}")
         if remembered is not None and self.best != remembered:
@@ -255,18 +270,18 @@ class Run:
         """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records
         and the step of its best.
         """
-        start = self.batches.get_state()
+        start, stored = self.batches.get_state(), layout if cluster.is_alone() else cluster.stored_layout()
         fresh = partial(initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), jax.eval_shape(fresh)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=stored), jax.eval_shape(fresh)
         )
         restored = self.workdir.restore(shapes, self._go_on)
         self.state: Any
         if restored is None:
             self.batches.set_state(start)
-            self.state, self.meter = jax.device_put(fresh(), layout), Meter()
+            self.state, self.meter = jax.device_put(cluster.take_first(fresh()), layout), Meter()
             return 0, [], None
-        self.state = restored.state
+        self.state = restored.state if cluster.is_alone() else jax.device_put(parallel.one_copy(restored.state), layout)
         history = restored.progress["history"]
         first = next((step for step, _ in self._rank_validations(history)), None)
         # checkpoints of earlier versions do not say which is the best
@@ -306,6 +321,7 @@ class Run:
         metrics = self.evaluate(params, self.dataset, "validation", unless=stop.is_requested)
         if not metrics:
             return
+        metrics = cluster.take_first_numbers(metrics)
         best = self._scores(self.best)
         self._record(step, "validation", metrics)
         if best is None or self._improves(metrics, best):
@@ -387,15 +403,20 @@ class Stop:
     """Remembers that a signal to stop came, so that the loop can save and return. A second one ends the process.
 
     SIGTERM and SIGINT, SIGHUP of a terminal that is closed, and SIGUSR1, by which Slurm warns of the end of a job. One
-    that the process was told to ignore, as by nohup, stays ignored.
+    that the process was told to ignore, as by nohup, stays ignored. In a cluster, JAX's preemption service takes
+    SIGTERM, and the others become that.
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested, self._calls = False, 0
 
     def __enter__(self) -> "Stop":
         here = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
-        numbers = [number for number in STOPPING if here and signal.getsignal(number) != signal.SIG_IGN]
+        numbers = [
+            number
+            for number in STOPPING
+            if here and signal.getsignal(number) != signal.SIG_IGN and (number != signal.SIGTERM or cluster.is_alone())
+        ]
         self._previous_handlers = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
@@ -404,11 +425,17 @@ class Stop:
             signal.signal(number, handler)
 
     def is_requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal came; in a cluster, to any process: all of them ask equally often, and are told alike."""
+        if not self._requested and not cluster.is_alone():
+            self._calls += 1
+            self._requested = cluster.is_stop_agreed(self._calls)
         return self._requested
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del frame
+        if not cluster.is_alone():
+            signal.raise_signal(signal.SIGTERM)  # JAX listens to that one, and tells the other processes
+            return
         if self._requested:
             sys.exit(128 + number)
         self._requested = True

@@ -16,7 +16,7 @@ from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError, out_of_memory
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.scores import Sums
-from selssm_jax.training import checkpoint, loop, parallel
+from selssm_jax.training import checkpoint, cluster, loop, parallel
 from selssm_jax.training.logging import Display
 
 SEEDS = frozenset({"name", "training.seed", "data.seed"})  # what may differ between runs that share a step
@@ -127,6 +127,7 @@ def _split_runs(tree: Any, count: int) -> list[Any]:
 
 def _check(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> jax.Device:
     """Returns the device that they share."""
+    cluster.check_alone("training several runs by one step")
     if not experiments or len(experiments) != len(workdirs):
         raise ValueError(
             f"{len(experiments)} experiments in {len(workdirs)} folders: give at least one, and a folder to each"

@@ -13,20 +13,27 @@ AXIS = "data"
 
 
 def choose_devices(count: int, rows: int) -> list[jax.Device]:
-    """Returns the first `count` devices (0: all of them) to share the `rows` of one micro-batch.
+    """Returns the first `count` devices (0: all of them) to share the `rows` of one micro-batch; of several processes,
+    each gives as many as the others.
 
     Raises:
-      InputError: if there are fewer devices, or they cannot share the rows equally, or several processes form a
-        cluster.
+      InputError: if there are fewer devices, or they cannot share the rows equally.
     """
-    check_one_process()
-    available = jax.local_devices()
-    if count > len(available):
+    processes = jax.process_count()
+    each, rest = divmod(count, processes)
+    available = [jax.local_devices(process) for process in range(processes)]
+    fewest = min(map(len, available))
+    if rest:
         raise InputError(
-            f"training.devices={count}, but this machine has {len(available)} {available[0].platform} device(s): use "
-            "at most that, or 0 for all there are"
+            f"training.devices={count} are not shared equally by {processes} processes: use a multiple of {processes}, "
+            "or 0 for all there are"
         )
-    devices = available[: count or len(available)]
+    if each > fewest:
+        raise InputError(
+            f"training.devices={count}, but {_say_available(processes, fewest)} {available[0][0].platform} device(s): "
+            "use at most that, or 0 for all there are"
+        )
+    devices = [device for local in available for device in local[: each or fewest]]
     if rows % len(devices):
         raise InputError(
             f"data.batch_size over optimizer.accumulate is {rows}, which {len(devices)} devices cannot share equally: "
@@ -35,23 +42,21 @@ def choose_devices(count: int, rows: int) -> list[jax.Device]:
     return devices
 
 
-def check_one_process() -> None:
-    """Raises InputError where JAX runs as several processes: each would work on its own devices, as if it were
-    alone.
-    """
-    if jax.process_count() > 1:
-        raise InputError(
-            f"this is process {jax.process_index()} of a cluster of {jax.process_count()}, and each would train or "
-            "evaluate alone: runs of several processes are not built; start one process, without "
-            "jax.distributed.initialize()"
-        )
+def _say_available(processes: int, fewest: int) -> str:
+    return f"this machine has {fewest}" if processes == 1 else f"a process of {processes} has {fewest}"
 
 
 def layout(devices: list[jax.Device]) -> jax.sharding.Sharding:
-    """Returns where the state lives between steps: on the device, or whole on each of them."""
+    """Returns where the state lives between steps: on the device, or whole on each of those of this process."""
+    local = choose_local(devices)
     if len(devices) == 1:
         return jax.sharding.SingleDeviceSharding(devices[0])
-    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), jax.sharding.PartitionSpec())
+    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(local), (AXIS,)), jax.sharding.PartitionSpec())
+
+
+def choose_local(devices: list[jax.Device]) -> list[jax.Device]:
+    """Returns those devices that are this process's."""
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def data_parallel(
@@ -69,7 +74,8 @@ def data_parallel(
     mapped = jax.pmap(
         partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0
     )
-    return lambda state, batch: mapped(state, jax.tree.map(partial(_share, len(devices)), batch))
+    local = len(choose_local(devices))
+    return lambda state, batch: mapped(state, jax.tree.map(partial(_share, local), batch))
 
 
 def compiler_options(*, remat: bool) -> dict[str, str] | None:

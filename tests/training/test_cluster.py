@@ -1,0 +1,138 @@
+"""Several processes that train one run: as one process would, bit for bit; together begun, stopped and lost."""
+
+import json
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import processes
+import runs
+from selssm_jax import lookout
+from selssm_jax.errors import InputError
+from selssm_jax.training import cluster, loop
+
+TWO = {"training__devices": 2, "training__log_every": 2}
+ALL = {"training__devices": 0, "training__log_every": 2}
+
+
+def assert_equal(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
+    """Two runs have the same state there, bit for bit, and the same records."""
+    np.testing.assert_equal(runs.state(one, step), runs.state(other, step))
+    assert runs.history(one) == runs.history(other)
+
+
+def has_logged(folder: pathlib.Path, step: int) -> bool:
+    path = folder / "metrics.jsonl"
+    return path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of 40 steps by one process with two devices."""
+    folder = tmp_path_factory.mktemp("cluster") / "one"
+    loop.fit(runs.experiment(**TWO, training__steps=40), str(folder))
+    return folder
+
+
+@pytest.mark.always
+def test_two_processes_are_one_with_two_devices_bit_for_bit(undisturbed, tmp_path):
+    ended = processes.finish(
+        processes.train(tmp_path / "run", runs.experiment(**ALL, training__steps=40), 2, "--report")
+    )
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert_equal(tmp_path / "run", undisturbed, 40)
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert "trained 40 steps" in ended[0][1] and "step 20/40" in ended[0][2]
+    assert ended[1][1:] == ("", ""), "the first process alone says how it goes"
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.always
+def test_a_signal_to_one_process_saves_once_and_another_number_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    started = processes.train(folder, runs.experiment(**ALL, training__steps=4000, training__eval_every=20), 2)
+    processes.wait_for(lambda: has_logged(folder, 4))
+    started[1].send_signal(signal.SIGTERM)
+    ended = processes.finish(started)
+    assert [code for code, _, _ in ended] == [75, 75], ended
+    assert "saved; to go on: python train.py" in ended[0][1]
+    last = max(int(entry.name) for entry in (folder / "checkpoints").iterdir())
+    assert f"stopped at step {last} of 4000" in ended[0][1]
+    until = 20 * (last // 20 + 1)
+    loop.fit(runs.experiment(**TWO, training__steps=until), str(folder))
+    loop.fit(runs.experiment(**TWO, training__steps=until), str(tmp_path / "whole"))
+    assert_equal(folder, tmp_path / "whole", until)
+
+
+@pytest.mark.always
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_is_lost_and_the_others_say_so_and_go_on_after_it(lost, tmp_path):
+    folder = tmp_path / "run"
+    started = processes.train(folder, runs.experiment(**ALL, training__steps=4000), 2)
+    processes.wait_for(lambda: has_logged(folder, 14))
+    started[lost].kill()
+    start = time.monotonic()
+    code, _, said = processes.finish(started)[1 - lost]
+    assert time.monotonic() - start < 30
+    last = said.strip().splitlines()[-1]
+    assert code not in (0, 75)
+    assert last.startswith(f"error: process {lost} of this cluster was lost"), said
+    assert "the last good checkpoint is step " in last and "python train.py --config" in last
+    assert "@ 0x" not in said and "Traceback" not in said, "no stack dump"
+    until = 20 * (int(last.split("is step ")[1].split()[0]) // 20 + 1)
+    ended = processes.finish(processes.train(folder, runs.experiment(**ALL, training__steps=until), 2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    loop.fit(runs.experiment(**TWO, training__steps=until), str(tmp_path / "whole"))
+    assert_equal(folder, tmp_path / "whole", until)
+
+
+def test_flags_that_name_no_process():
+    cluster.check_flags("", None, None)
+    cluster.check_flags("host:1234", 2, 1)
+    for given, message in {
+        ("host:1234", None, None): "belong together",
+        ("", 2, 0): "belong together",
+        ("host", 2, 0): "is not HOST:PORT",
+        ("host:0", 2, 0): "is not HOST:PORT",
+        ("host:1234", 2, 2): "--process=2 is none of 0 to 1",
+        ("host:1234", 0, 0): "--process=0 is none of",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            cluster.check_flags(*given)
+
+
+SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a,b"}
+LAUNCHED = {
+    "Slurm": SLURM,
+    "Open MPI": {"OMPI_COMM_WORLD_SIZE": "4"},
+    "Kubernetes": {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
+}
+ALONE = [{}, {"SLURM_NTASKS": "2"}, SLURM | {"SLURM_NTASKS": "1"}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}]
+
+
+@pytest.mark.parametrize("variables", [*LAUNCHED.values(), *ALONE], ids=str)
+def test_what_launched_a_process_is_known_by_its_environment(variables, monkeypatch):
+    """The shell of a Slurm batch job, or a pod by itself, is no process of a cluster: it would wait for others."""
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    expected = next((launcher for launcher, those in LAUNCHED.items() if those == variables), "")
+    assert cluster.find_launcher() == expected
+
+
+TOLD = {
+    "process 1": b"F1130 client.h:80] The following tasks are unhealthy (stopped sending heartbeats):\n1\nThe",
+    "processes 1, 3": b"unhealthy (stopped sending heartbeats):\n1\n3\nThe tasks have crashed.",
+    "process 2": b"UNAVAILABLE: Task 2 heartbeat timeout. This indicates that the remote task has failed",
+    "process 0": b'PollForError: :UNKNOWN:Error received from peer {grpc_message:"Socket closed", grpc_status:14}',
+    "a process": b"another task died",
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_which_process_was_lost_is_read_from_what_native_code_says(name):
+    assert lookout.name_lost(TOLD[name]) == name
