@@ -46,7 +46,7 @@ def train(
     return start("train.py", [*runs.train_command(folder, config)[2:], *flags], count, devices=devices)
 
 
-def finish(processes: Sequence[subprocess.Popen[str]], *, within: float = 120) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[subprocess.Popen[str]], *, within: float = 300) -> list[tuple[int, str, str]]:
     """Returns the exit code and what was written on standard output and standard error, of each; none is left."""
     try:
         written = [process.communicate(timeout=within) for process in processes]
@@ -56,7 +56,7 @@ def finish(processes: Sequence[subprocess.Popen[str]], *, within: float = 120) -
     return [(process.returncode, *texts) for process, texts in zip(processes, written, strict=True)]
 
 
-def wait_for(happened: Callable[[], object], *, within: float = 120) -> None:
+def wait_for(happened: Callable[[], object], *, within: float = 300) -> None:
     """Waits until something has happened. Raises AssertionError where it does not."""
     end = time.monotonic() + within
     while not happened():

@@ -24,7 +24,7 @@ from selssm_jax import invocation
 from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
 from selssm_jax.config.fields import flatten
 from selssm_jax.data import provenance
-from selssm_jax.errors import InputError
+from selssm_jax.errors import InputError, LostProcess
 from selssm_jax.paths import check_local, check_regular
 from selssm_jax.training import checksums, cluster
 
@@ -212,9 +212,9 @@ class Workdir:
     def close(self) -> None:
         """Waits until everything is written."""
         with self._lock:
-            if self._begun or self._description:
+            if {"_manager", "_best"} & vars(self).keys():
                 self._finish()
-            elif self._is_new and self._writes:
+            elif self._is_new and self._writes and not self._description:
                 self._remove()
 
     def _finish(self) -> None:
@@ -236,7 +236,10 @@ class Workdir:
     def writing(self) -> Iterator[None]:
         """Says what a failed write means for the run. Raises InputError that names the last good checkpoint."""
         try:
-            yield
+            with cluster.noticing_loss():
+                yield
+        except LostProcess:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             why = "the disk is full: free some space" if full else f"{_first_line(error)}: mend that"

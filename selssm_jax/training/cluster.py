@@ -6,6 +6,7 @@ holds the run's lock. Everything else in the package asks here, and knows nothin
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from selssm_jax.errors import InputError, LostProcess
 
-HEARTBEAT = 10  # seconds without a sign of life after which a process is lost
+HEARTBEAT = 15  # seconds without a sign of life after which a process is lost
 JOIN = 300  # seconds that the first who come wait for the others
 PART = 7 * 24 * 3600  # seconds that they wait, at the end, for a process that writes the report
 # Each launcher, and the variable that says how many processes it has started.
@@ -134,9 +135,9 @@ def starting_together() -> Iterator[None]:
 
 def check_same(what: str, value: Any) -> None:
     """Raises InputError where a JSON value is not the same in every process."""
-    text = np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
-    sums = _gather(np.array([len(text), *np.add.reduceat(text.astype(np.uint32), [0])], np.uint32))
-    others = [number for number, each in enumerate(sums) if (each != sums[0]).any()]
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    digests = _gather(np.frombuffer(digest, np.uint8))
+    others = [number for number, each in enumerate(digests) if (each != digests[0]).any()]
     if others:
         raise InputError(f"process {others[0]} has other {what} than process 0: give all of them the same")
 
@@ -211,13 +212,11 @@ def orbax_options(*, alone: bool) -> ocp.options.MultiprocessingOptions:
 
 @contextlib.contextmanager
 def noticing_loss() -> Iterator[None]:
-    """Raises LostProcess where an error is that of a collective whose other end is gone."""
+    """Raises LostProcess where an error says that another process is gone."""
     try:
         yield
-    except InputError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        if is_alone() or not any(sign in str(error).lower() for sign in SIGNS):
+    except (OSError, RuntimeError, ValueError) as error:
+        if is_alone() or isinstance(error, InputError) or not any(sign in str(error).lower() for sign in SIGNS):
             raise
         raise LostProcess(
             f"another process of this cluster of {jax.process_count()} was lost ({str(error).splitlines()[0]})"

@@ -18,6 +18,7 @@ import jax
 
 from selssm_jax import data
 from selssm_jax.config import Experiment
+from selssm_jax.data import provenance
 from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
 from selssm_jax.shapes import Batch
@@ -128,7 +129,9 @@ def open_run_folder(
             pieces.check(experiment, dataset.task)
             if check is not None and cluster.is_first():
                 check(dataset)
-        cluster.check_same("data or another config", [dataset.metadata(), dataclasses.asdict(experiment)])
+        cluster.check_same("data", {name: value for name, value in dataset.metadata().items() if name != "file"})
+        placeless = dataclasses.replace(experiment, data=provenance.without_places(experiment.data))
+        cluster.check_same("settings", dataclasses.asdict(placeless))
         folder.describe(dataset.metadata())
         if dataset.reading and display is None and cluster.is_first():
             print(dataset.reading, file=sys.stderr, flush=True)

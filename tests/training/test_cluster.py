@@ -5,6 +5,7 @@ import pathlib
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,13 +15,15 @@ from selssm_jax import lookout
 from selssm_jax.errors import InputError
 from selssm_jax.training import cluster, loop
 
-TWO = {"training__devices": 2, "training__log_every": 2}
-ALL = {"training__devices": 0, "training__log_every": 2}
+SETTING = {"training__steps": 120, "training__log_every": 2, "training__eval_every": 40}
+ONE = runs.experiment(**SETTING, training__devices=2)
+SEVERAL = runs.experiment(**SETTING, training__devices=0)
 
 
-def assert_equal(one: pathlib.Path, other: pathlib.Path, step: int) -> None:
-    """Two runs have the same state there, bit for bit, and the same records."""
-    np.testing.assert_equal(runs.state(one, step), runs.state(other, step))
+def assert_equal(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Two runs have the same last state, bit for bit, and the same records."""
+    states = [jax.tree.map(np.asarray, runs.state(folder, 120)) for folder in (one, other)]
+    np.testing.assert_equal(*states)
     assert runs.history(one) == runs.history(other)
 
 
@@ -31,47 +34,42 @@ def has_logged(folder: pathlib.Path, step: int) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run of 40 steps by one process with two devices."""
+    """The run of one process with two devices."""
     folder = tmp_path_factory.mktemp("cluster") / "one"
-    loop.fit(runs.experiment(**TWO, training__steps=40), str(folder))
+    loop.fit(ONE, str(folder))
     return folder
 
 
 @pytest.mark.always
 def test_two_processes_are_one_with_two_devices_bit_for_bit(undisturbed, tmp_path):
-    ended = processes.finish(
-        processes.train(tmp_path / "run", runs.experiment(**ALL, training__steps=40), 2, "--report")
-    )
+    ended = processes.finish(processes.train(tmp_path / "run", SEVERAL, 2, "--report"))
     assert [code for code, _, _ in ended] == [0, 0], ended
-    assert_equal(tmp_path / "run", undisturbed, 40)
+    assert_equal(tmp_path / "run", undisturbed)
     assert (tmp_path / "run" / "report" / "index.html").exists()
-    assert "trained 40 steps" in ended[0][1] and "step 20/40" in ended[0][2]
+    assert "trained 120 steps" in ended[0][1] and "step 40/120" in ended[0][2]
     assert ended[1][1:] == ("", ""), "the first process alone says how it goes"
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.always
-def test_a_signal_to_one_process_saves_once_and_another_number_goes_on(tmp_path):
+def test_a_signal_to_one_process_stops_all_saved_once_and_one_process_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "run"
-    started = processes.train(folder, runs.experiment(**ALL, training__steps=4000, training__eval_every=20), 2)
-    processes.wait_for(lambda: has_logged(folder, 4))
+    started = processes.train(folder, SEVERAL, 2)
+    processes.wait_for((folder / "metrics.jsonl").exists)
     started[1].send_signal(signal.SIGTERM)
     ended = processes.finish(started)
     assert [code for code, _, _ in ended] == [75, 75], ended
-    assert "saved; to go on: python train.py" in ended[0][1]
-    last = max(int(entry.name) for entry in (folder / "checkpoints").iterdir())
-    assert f"stopped at step {last} of 4000" in ended[0][1]
-    until = 20 * (last // 20 + 1)
-    loop.fit(runs.experiment(**TWO, training__steps=until), str(folder))
-    loop.fit(runs.experiment(**TWO, training__steps=until), str(tmp_path / "whole"))
-    assert_equal(folder, tmp_path / "whole", until)
+    (last,) = [int(entry.name) for entry in (folder / "checkpoints").iterdir() if int(entry.name) % 10] or [10]
+    assert f"stopped at step {last} of 120, saved; to go on: python train.py" in ended[0][1]
+    loop.fit(ONE, str(folder))
+    assert_equal(folder, undisturbed)
 
 
 @pytest.mark.always
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_process_is_lost_and_the_others_say_so_and_go_on_after_it(lost, tmp_path):
+def test_a_process_is_lost_and_the_other_says_so_and_the_same_command_goes_on(lost, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    started = processes.train(folder, runs.experiment(**ALL, training__steps=4000), 2)
+    started = processes.train(folder, SEVERAL, 2)
     processes.wait_for(lambda: has_logged(folder, 14))
     started[lost].kill()
     start = time.monotonic()
@@ -82,11 +80,9 @@ def test_a_process_is_lost_and_the_others_say_so_and_go_on_after_it(lost, tmp_pa
     assert last.startswith(f"error: process {lost} of this cluster was lost"), said
     assert "the last good checkpoint is step " in last and "python train.py --config" in last
     assert "@ 0x" not in said and "Traceback" not in said, "no stack dump"
-    until = 20 * (int(last.split("is step ")[1].split()[0]) // 20 + 1)
-    ended = processes.finish(processes.train(folder, runs.experiment(**ALL, training__steps=until), 2))
+    ended = processes.finish(processes.train(folder, SEVERAL, 2))
     assert [code for code, _, _ in ended] == [0, 0], ended
-    loop.fit(runs.experiment(**TWO, training__steps=until), str(tmp_path / "whole"))
-    assert_equal(folder, tmp_path / "whole", until)
+    assert_equal(folder, undisturbed)
 
 
 def test_flags_that_name_no_process():

@@ -8,9 +8,9 @@ import pytest
 import runs
 from selssm_jax import data
 from selssm_jax.errors import InputError
-from selssm_jax.runs import open_run
+from selssm_jax.runs import compress_run, open_run
 from selssm_jax.sweep import runner
-from selssm_jax.training import loop, multi_seed, parallel
+from selssm_jax.training import multi_seed, parallel
 
 
 def test_all_devices_or_the_first_few():
@@ -34,43 +34,46 @@ def test_rows_that_devices_cannot_share():
         parallel.choose_devices(4, 6)
 
 
-def test_a_process_of_a_cluster_is_refused_by_name(monkeypatch):
-    """Its local devices alone would train, beside another process that does the same."""
+@pytest.fixture
+def two_processes(monkeypatch):
+    """This is process 0 of two, with four devices each."""
+    devices = jax.local_devices()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for count in (0, 1):
-        with pytest.raises(
-            InputError,
-            match=r"process 0 of a cluster of 2, and each would train or evaluate alone: .*start one process",
-        ):
-            parallel.choose_devices(count, 8)
+    monkeypatch.setattr(jax, "local_devices", lambda process=0: [(process, device) for device in devices])
+    return devices
+
+
+def test_processes_give_equally_many_devices_in_the_order_of_their_rows(two_processes):
+    assert parallel.choose_devices(0, 8) == [(process, device) for process in (0, 1) for device in two_processes]
+    assert parallel.choose_devices(2, 8) == [(process, two_processes[0]) for process in (0, 1)]
+    with pytest.raises(
+        InputError, match=r"training\.devices=3 are not shared equally by 2 processes: .* multiple of 2"
+    ):
+        parallel.choose_devices(3, 6)
 
 
 ENTRANCES = {
-    "fit": lambda folder: loop.fit(runs.experiment(), str(folder)),
     "together": lambda folder: multi_seed.fit_seeds(
         [runs.experiment(), runs.experiment(training__seed=1)], [str(folder / "a"), str(folder / "b")]
     ),
     "sweep": lambda folder: list(runner.cells(runs.experiment(), folder, ["ssm"])),
-    "open": open_run,
 }
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
-def test_every_entrance_refuses_a_cluster_before_it_reads_or_writes(entrance, tmp_path, monkeypatch):
-    """A sweep would have prepared its data and built all models first, in every process."""
+def test_work_of_one_process_is_refused_in_a_cluster_before_it_reads_or_writes(entrance, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(data, "load", lambda *_: pytest.fail("data were read"))
-    with pytest.raises(InputError, match="process 0 of a cluster of 2"):
+    with pytest.raises(InputError, match=r"process 0 of a cluster of 2, and .* is the work of one process: start it"):
         ENTRANCES[entrance](tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [[], ["--compress"], ["--generate=a"]], ids=str)
-def test_eval_refuses_a_cluster_before_it_reads_or_writes(flags, tmp_path, monkeypatch, capsys):
+def test_a_compression_is_refused_in_a_cluster(smoke_run, monkeypatch):
+    run = open_run(smoke_run)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("data were read"))
-    assert runs.command("eval.py", f"--workdir={tmp_path}", *flags) == 2
-    assert "process 0 of a cluster of 2" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="and compression is the work of one process"), compress_run(run, print):
+        pass
 
 
 def test_what_is_recomputed_is_not_kept_on_a_cpu_too():
