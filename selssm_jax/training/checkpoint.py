@@ -144,6 +144,8 @@ class Workdir:
         with self.writing():
             _check_space(self.path, params)
             self._delete_best(since=step)  # from before the run fell back to an earlier checkpoint
+            if not cluster.is_alone():
+                self._manager.wait_until_finished()  # in a cluster, Orbax mistakes two saves at a time for one another
             params = self._as_stored(params)
             self._best.save(
                 step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(metrics))
@@ -255,7 +257,7 @@ class Workdir:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=sealed,
-            multiprocessing_options=cluster.orbax_options(alone=self._alone),
+            multiprocessing_options=cluster.orbax_options(name, alone=self._alone),
         )
         try:
             return ocp.CheckpointManager(self.path / name, options=options)
@@ -483,7 +485,7 @@ def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
     """
     for step in reversed(_steps(root / "checkpoints")):
         with contextlib.suppress(Exception):  # damaged: it is named when its parameters are read
-            options = cluster.orbax_options(alone=True)
+            options = cluster.orbax_options("read", alone=True)
             reader = ocp.Checkpointer(
                 ocp.JsonCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
             )
@@ -495,7 +497,7 @@ def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
 
 def _restore_item(path: pathlib.Path) -> Any:
     """Arrays as they were saved, on this machine's first device, whatever devices they were saved from."""
-    handler = ocp.StandardCheckpointer(multiprocessing_options=cluster.orbax_options(alone=True))
+    handler = ocp.StandardCheckpointer(multiprocessing_options=cluster.orbax_options("read", alone=True))
     shapes = handler.metadata(path).item_metadata.tree
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return handler.restore(

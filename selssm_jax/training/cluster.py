@@ -28,7 +28,7 @@ PART = 7 * 24 * 3600  # seconds that they wait, at the end, for a process that w
 # Each launcher, and the variable that says how many processes it has started.
 LAUNCHERS = {"Slurm": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 # What is in the message of an error that a lost process is the cause of.
-SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "coordination", "heartbeat", "unavailable", "barrier")
+SIGNS = ("gloo", "nccl", "closed by peer", "reset by peer", "socket closed", "heartbeat", "unhealthy", "unavailable:")
 
 _numbers = itertools.count()  # of barriers, which need names of their own
 
@@ -200,13 +200,15 @@ def stored_layout() -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), ("process",)), jax.sharding.PartitionSpec())
 
 
-def orbax_options(*, alone: bool) -> ocp.options.MultiprocessingOptions:
-    """Returns which processes save or restore: all together, or this one by itself."""
+def orbax_options(name: str, *, alone: bool) -> ocp.options.MultiprocessingOptions:
+    """Returns which processes save or restore, under a name of its own: all together, or this one by itself."""
+    if is_alone():
+        return ocp.options.MultiprocessingOptions()
     me = jax.process_index()
-    return (
-        ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}")
-        if alone and not is_alone()
-        else ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me if alone else 0,
+        active_processes={me} if alone else None,
+        barrier_sync_key_prefix=f"{name}{me}" if alone else name,
     )
 
 
