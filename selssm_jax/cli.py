@@ -58,7 +58,7 @@ def _awaiting_verdict() -> Iterator[None]:
         raise
 
 
-def join(workdir: str, coordinator: str, processes: int | None, process: int | None) -> bool:
+def join(workdir: str) -> bool:
     """Joins this process to its cluster, if the flags name one or its launcher is known; returns whether it is the
     first, which alone writes reports.
 
@@ -67,6 +67,7 @@ def join(workdir: str, coordinator: str, processes: int | None, process: int | N
     """
     from selssm_jax.training import cluster
 
+    coordinator, processes, process = COORDINATOR.value, PROCESSES.value, PROCESS.value
     cluster.check_flags(coordinator, processes, process)
     if not coordinator and not cluster.find_launcher():
         return True
@@ -121,6 +122,9 @@ class Lasting:
         return getattr(self._stream, name)
 
 
+COORDINATOR = flags.DEFINE_string("coordinator", "", "of several processes: HOST:PORT of process 0, as all reach it")
+PROCESSES = flags.DEFINE_integer("processes", None, "how many there are; Slurm, Open MPI and others say it themselves")
+PROCESS = flags.DEFINE_integer("process", None, "the number of this one, from 0")
 LONGEST_SILENCE = 25  # seconds until JAX knows which process of a cluster was lost, at most
 Pieces = Iterable[str]  # of what a command prints
 VALUES: dict[type, tuple[flags.ArgumentParser[Any], str]] = {
@@ -208,7 +212,7 @@ def _help(module: str) -> str:
     text = sys.modules[module].__doc__ or ""
     for name in ("train", "eval"):
         text = text.replace(f"python {name}.py", invocation.command(name))
-    return f"{text}\nflags:\n{flags.FLAGS.module_help(module)}"
+    return f"{text}\nflags:\n{flags.FLAGS.module_help(module)}\n{flags.FLAGS.module_help(__name__)}"
 
 
 def _with_config(argv: list[str]) -> list[str]:

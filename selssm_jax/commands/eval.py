@@ -31,9 +31,6 @@ TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the mos
 TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest tokens of this probability; 1: from all")
 STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
 SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "of several processes: HOST:PORT of process 0, as all reach it")
-PROCESSES = flags.DEFINE_integer("processes", None, "how many there are; Slurm, Open MPI and others say it themselves")
-PROCESS = flags.DEFINE_integer("process", None, "the number of this one, from 0")
 EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
 
 
@@ -52,7 +49,7 @@ def _main(_: list[str]) -> None:
 def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
     check_folder(WORKDIR.value)  # before JAX is imported, so that a mistake is said at once
-    if not cli.join(WORKDIR.value, COORDINATOR.value, PROCESSES.value, PROCESS.value):
+    if not cli.join(WORKDIR.value):
         return ["process 0 evaluates; this one waits for its end"]
     from selssm_jax.generation import write_on
     from selssm_jax.runs import open_run

@@ -28,9 +28,6 @@ COMPRESS = flags.DEFINE_bool("compress", False, "after a report, compress the me
 SWEEP = flags.DEFINE_bool("sweep", False, "compare models as config.sweep says: one record for each, once tested")
 MODELS = flags.DEFINE_list("models", [], "sweep: these models alone; default config.sweep.models")
 RECORDS = flags.DEFINE_string("records", None, "sweep: the folder of the records; default WORKDIR/records")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "of several processes: HOST:PORT of process 0, as all reach it")
-PROCESSES = flags.DEFINE_integer("processes", None, "how many there are; Slurm, Open MPI and others say it themselves")
-PROCESS = flags.DEFINE_integer("process", None, "the number of this one, from 0")
 EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
 
 
@@ -49,7 +46,7 @@ def _main(_: list[str]) -> None:
         # a run that goes on may be of a version that read other keys
         if not (pathlib.Path(workdir) / "config.json").exists():
             experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
-        cli.join(workdir, COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        cli.join(workdir)
         if SWEEP.value:
             from selssm_jax.sweep import command
 

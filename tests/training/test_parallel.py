@@ -34,22 +34,18 @@ def test_rows_that_devices_cannot_share():
         parallel.choose_devices(4, 6)
 
 
-@pytest.fixture
-def two_processes(monkeypatch):
-    """This is process 0 of two, with four devices each."""
+def test_processes_give_equally_many_devices_in_the_order_of_their_rows(monkeypatch):
     devices = jax.local_devices()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "local_devices", lambda process=0: [(process, device) for device in devices])
-    return devices
-
-
-def test_processes_give_equally_many_devices_in_the_order_of_their_rows(two_processes):
-    assert parallel.choose_devices(0, 8) == [(process, device) for process in (0, 1) for device in two_processes]
-    assert parallel.choose_devices(2, 8) == [(process, two_processes[0]) for process in (0, 1)]
+    monkeypatch.setattr(jax, "local_devices", lambda process=0: devices[2 * process : 2 * process + 2])
+    assert parallel.choose_devices(0, 8) == devices
+    assert parallel.choose_devices(2, 8) == [devices[0], devices[2]]
     with pytest.raises(
         InputError, match=r"training\.devices=3 are not shared equally by 2 processes: .* multiple of 2"
     ):
         parallel.choose_devices(3, 6)
+    with pytest.raises(InputError, match=r"training\.devices=6, but a process of 2 has 2 cpu device\(s\)"):
+        parallel.choose_devices(6, 6)
 
 
 ENTRANCES = {
