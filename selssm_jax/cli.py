@@ -60,7 +60,7 @@ def _awaiting_verdict() -> Iterator[None]:
 
 def join(workdir: str) -> bool:
     """Joins this process to its cluster, if the flags name one or its launcher is known; returns whether it is the
-    first, which alone writes reports.
+    first, which alone writes on standard output and reports.
 
     Raises:
       InputError: as `cluster.join` says.
@@ -71,8 +71,10 @@ def join(workdir: str) -> bool:
     cluster.check_flags(coordinator, processes, process)
     if not coordinator and not cluster.find_launcher():
         return True
-    lookout.watch(workdir, invocation.again(sys.argv))
+    sys.stdout, sys.stderr = map(Lasting, lookout.watch(workdir, invocation.again(sys.argv)))
     cluster.join(coordinator, processes, process)
+    if not cluster.is_first():
+        sys.stdout = Lasting(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     return cluster.is_first()
 
 

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import TextIO
 
 # What JAX's native code says of its cluster.
 _OF_CLUSTER = re.compile(rb"^[WEF]\d{4} [\d:. ]+\S*(coordination|preemption|distributed|client\.h)|^\[Gloo\] Rank ")
@@ -23,9 +24,9 @@ _LOST = (
 _COORDINATOR = re.compile(rb"Socket closed|[Cc]onnection refused|recvmsg:|UNAVAILABLE")
 
 
-def watch(folder: str | os.PathLike[str], again: str) -> None:
-    """Starts the watcher of this process: what native code writes goes through it, and then to standard error. Python
-    itself writes beside it.
+def watch(folder: str | os.PathLike[str], again: str) -> tuple[TextIO, TextIO]:
+    """Starts the watcher of this process, which from now on sees what native code writes, and passes it on to standard
+    error. Returns standard output and standard error as Python itself is to use them.
 
     folder: of the run, whose newest checkpoint is named. again: the command that goes on.
     """
@@ -40,7 +41,8 @@ def watch(folder: str | os.PathLike[str], again: str) -> None:
         os.dup2(watcher.stdin.fileno(), native)
     watcher.stdin.close()
     watcher.returncode = 0  # it ends after this process, which does not wait for it
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in streams)
+    out, err = (os.fdopen(stream, "w", buffering=1) for stream in streams)
+    return out, err
 
 
 def describe_loss(lost: str, folder: str, again: str) -> str:

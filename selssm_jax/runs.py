@@ -184,6 +184,7 @@ def check_compression(experiment: Experiment, dataset: Dataset, workdir: pathlib
     """Raises InputError, before a run in `workdir` is trained, for what its compression would be refused for whatever
     its parameters are.
     """
+    cluster.check_alone("compression")
     check_folder_is_free(find_compressed_folder(workdir))
     model = SequenceModel(experiment.model.of_task(dataset.task))
     inputs = jnp.asarray(next(dataset.evaluate("validation", 1))["inputs"])

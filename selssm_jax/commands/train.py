@@ -46,18 +46,16 @@ def _main(_: list[str]) -> None:
         # a run that goes on may be of a version that read other keys
         if not (pathlib.Path(workdir) / "config.json").exists():
             experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
-        cli.join(workdir)
+        is_first = cli.join(workdir)
         if SWEEP.value:
             from selssm_jax.sweep import command
 
             done = command.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
-        from selssm_jax.training import cluster, loop  # here, so that a mistake in the command line is said at once
+        from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         report, measure, compress = REPORT.value, MEASURE.value, COMPRESS.value
         check, reports = None, report or measure or compress
-        if compress:
-            cluster.check_alone("compression")
         if reports:  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
 
@@ -65,15 +63,13 @@ def _main(_: list[str]) -> None:
                 analysis.check_ahead, experiment, workdir, report=report, measure=measure, compress=compress
             )
         outcome = loop.fit(experiment, workdir, check=check)
-        if not cluster.is_first():
-            sys.exit(0 if outcome.finished else errors.UNFINISHED)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on:", end=" ")
             print(invocation.again(sys.argv))
             sys.exit(errors.UNFINISHED)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items())
         print(f"trained {outcome.step} steps; validation: {scores}")
-        if not reports:
+        if not reports or not is_first:
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return
         from selssm_jax.runs import open_run
