@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from selssm_jax.config import Data, Experiment, Model, Task
-from selssm_jax.data import Dataset, synthetic
+from selssm_jax.config.data import SOURCES
+from selssm_jax.data import Dataset, load, synthetic
 from selssm_jax.model import SequenceModel
 from selssm_jax.runs import Run
 
@@ -383,6 +384,37 @@ def test_pieces_are_compared_with_the_whole(monkeypatch):
     )
     assert found["whole"]["over_whole"] == {"bytes": 1, "seconds": 1} and found["16"]["seconds"] > 0
     assert script.difference("lstm", 64, 16) < 1e-5
+
+
+def test_programs_for_chips_are_described(monkeypatch):
+    """Those of a TPU are compiled where its compiler is installed, by tests/test_lowering.py."""
+    script, steps = importlib.import_module("tpu"), importlib.import_module("abstract_steps")
+    monkeypatch.setattr(script, "devices", lambda chips: jax.devices()[: chips.count])
+    alone, shared = (script.describe(steps.load("smoke"), script.Chips("", count, 10**8), 1) for count in (1, 3))
+    assert (alone["rows"], shared["rows"]) == (8, 9) and alone["collectives"] == {}
+    assert set(shared["collectives"]) == {"all-reduce"} and shared["share_of_memory"] > 0
+    found = script.ratios(
+        {"smoke": {**dict.fromkeys(script.TARGETS, alone), "v6e": {"rows": 8, "refused": "too large"}}}
+    )
+    assert found["programs that compile"] == {"found": 3, "at_least": 4}
+    assert (
+        found["largest share of a chip's memory, v5e"]["found"]
+        < 1
+        < found["largest share of a chip's memory, v6e"]["found"]
+    )
+
+
+def test_shapes_that_stand_for_data_are_those_of_data():
+    """Of the sources that need no file, and in what the code of the others fixes."""
+    steps = importlib.import_module("abstract_steps")
+    for recipe in steps.RECIPES:
+        experiment = steps.load(recipe)
+        task = steps.task_of(experiment.data)
+        if experiment.data.source not in steps.TASKS:
+            batch = next(load(experiment.data).train(4, seed=0))
+            shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
+            assert shapes == {name: (value.shape, value.dtype) for name, value in steps.batch_of(task, 4).items()}
+        assert task.kind == SOURCES[experiment.data.source] and task.length > 0
 
 
 def test_what_a_process_used_is_read_from_the_kernel(monkeypatch):

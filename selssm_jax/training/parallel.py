@@ -71,11 +71,15 @@ def data_parallel(
     """
     if len(devices) == 1:
         return jax.jit(partial(step, axis=None), donate_argnums=0, compiler_options=compiler_options(remat=remat))
-    mapped = jax.pmap(
-        partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0
-    )
-    local = len(choose_local(devices))
+    mapped, local = map_step(step, devices), len(choose_local(devices))
     return lambda state, batch: mapped(state, jax.tree.map(partial(_share, local), batch))
+
+
+def map_step(step: Callable[..., Any], devices: list[jax.Device]) -> Any:
+    """Returns the step on several devices, (state, batch with an axis of devices first) -> (state, ...). It can be
+    lowered for devices that are not there.
+    """
+    return jax.pmap(partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
 
 
 def compiler_options(*, remat: bool) -> dict[str, str] | None:
