@@ -63,28 +63,27 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|coll
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
-    """Every recipe for every target, those that are known as they are; recipes of paper/, which have the same blocks in
-    other sizes, and every mixer for the first target alone.
+    """Every recipe for every target; recipes of paper/, which have the same blocks in other sizes, and every mixer for
+    the first target alone. Without rounds nothing is compiled: what is known is recorded.
     """
     kept, first = FOLDER / "programs.json", next(iter(TARGETS))
     every = {recipe: abstract_steps.load(recipe) for recipe in abstract_steps.RECIPES}
     every |= {f"smoke, {name}": abstract_steps.load("smoke", **model) for name, model in MIXERS.items()}
+    planned = [(name, target) for target in TARGETS for name in every if target == first or name in NAMED]
     programs: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for target, chips in TARGETS.items():
-        for name, experiment in every.items():
-            known = programs.setdefault(name, {})
-            if target not in known and (target == first or name in NAMED):
-                known[target] = describe(experiment, chips, rounds)
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(programs))
-                print(name, target, known[target], file=sys.stderr, flush=True)
+    for name, target in planned:
+        if rounds and target not in programs.setdefault(name, {}):
+            programs[name][target] = describe(every[name], TARGETS[target], rounds)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(programs))
+            print(name, target, programs[name][target], file=sys.stderr, flush=True)
     return {
         "compiled": "for these chips, not run on them",
         "dtype": "float32",
-        "rounds": rounds,
         "targets": {target: chips._asdict() for target, chips in TARGETS.items()},
         "ratios": ratios(programs),
         "programs": programs,
+        "not tried": [f"{name}, {target}" for name, target in planned if target not in programs.get(name, {})],
     }
 
 

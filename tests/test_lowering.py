@@ -64,7 +64,7 @@ def test_training_step_lowers_with_the_method_of_the_platform(recipe, platform, 
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
-def test_a_training_step_compiles_for_tpus_and_adds_gradients_by_all_reduces_alone(repository):
+def test_a_training_step_compiles_for_tpus(repository):
     script = """
 import json, abstract_steps, tpu
 found = [tpu.describe(abstract_steps.load("smoke"), tpu.Chips("v5e:2x2", count, 16 * 10**9), 1) for count in (1, 4)]
