@@ -41,6 +41,7 @@ CLAIMS = (
         "scaling",
         "seeds",
         "pieces",
+        "tpu",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position
@@ -79,6 +80,7 @@ def text(records: dict[str, dict[str, Any]]) -> str:
         newton(records["newton_scan"]),
         fastest(records),
         carried(records["decoding"]),
+        chips(records["tpu"]),
     ]
     smaller = [compressed(records["compress"]), pruned(records["pruning"])]
     return "\n".join(
@@ -149,6 +151,30 @@ def errors(record: dict[str, Any]) -> str:
                 )
             )
     return "\n".join(parts)
+
+
+def chips(record: dict[str, Any]) -> str:
+    """What the compiler says of every program, on the chips of each target."""
+    columns = (
+        "recipe",
+        *(f"{target}, {chips['count']} of {chips['topology']}" for target, chips in record["targets"].items()),
+    )
+    rows = [
+        (recipe, *(_program(targets.get(target)) for target in record["targets"]))
+        for recipe, targets in record["programs"].items()
+    ]
+    words = "Rows of the batch; megabytes of one chip; CPU seconds of the compiler; collectives of a step."
+    return f"### Training steps compiled for TPUs, not run on them\n\n{words}\n\n{table(columns, rows)}"
+
+
+def _program(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if "refused" in found:
+        return f"{found['rows']} rows: {found['refused']}"
+    collectives = "".join(f", {count} {name}" for name, count in found["collectives"].items())
+    seconds = f"{found['cpu_seconds_to_compile']:.0f} s"
+    return f"{found['rows']} rows, {found['bytes_a_chip'] / 1e6:.0f} MB, {seconds}{collectives}"
 
 
 def learned(record: dict[str, Any]) -> str:

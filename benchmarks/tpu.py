@@ -81,7 +81,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
         "compiled": "for these chips, not run on them",
         "dtype": "float32",
         "targets": {target: chips._asdict() for target, chips in TARGETS.items()},
-        "ratios": ratios(programs),
+        "ratios": ratios(programs, len(planned)),
         "programs": programs,
         "not tried": [f"{name}, {target}" for name, target in planned if target not in programs.get(name, {})],
     }
@@ -140,12 +140,12 @@ def describe(experiment: Experiment, chips: Chips, rounds: int) -> dict[str, Any
     }
 
 
-def ratios(programs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What is claimed, of all programs."""
+def ratios(programs: dict[str, dict[str, Any]], planned: int) -> dict[str, dict[str, float]]:
+    """What is claimed, of all programs that were planned; one that was not tried counts as none."""
     every = [program for targets in programs.values() for program in targets.values()]
     compiled = [program for program in every if "refused" not in program]
     return {
-        "programs that compile": {"found": len(compiled), "at_least": len(every)},
+        "programs that compile": {"found": len(compiled), "at_least": planned},
         **{
             f"largest share of a chip's memory, {target}": {
                 "found": max(

@@ -394,9 +394,9 @@ def test_programs_for_chips_are_described(monkeypatch):
     assert (alone["rows"], shared["rows"]) == (8, 9) and alone["collectives"] == {}
     assert set(shared["collectives"]) == {"all-reduce"} and shared["share_of_memory"] > 0
     found = script.ratios(
-        {"smoke": {**dict.fromkeys(script.TARGETS, alone), "v6e": {"rows": 8, "refused": "too large"}}}
+        {"smoke": {**dict.fromkeys(script.TARGETS, alone), "v6e": {"rows": 8, "refused": "too large"}}}, planned=5
     )
-    assert found["programs that compile"] == {"found": 3, "at_least": 4}
+    assert found["programs that compile"] == {"found": 3, "at_least": 5}
     assert (
         found["largest share of a chip's memory, v5e"]["found"]
         < 1
