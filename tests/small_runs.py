@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import runs
 from runs import experiment
@@ -22,19 +21,14 @@ SMALL = Model(pattern=("selective", "selective"), d_model=8, d_state=6, conv=3)
 WORDS = "the state of a model is what it keeps of the past and a gate says what to keep\n" * 40
 
 
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory):
-    """The workdir of configs/smoke.py after 12 steps."""
-    workdir = tmp_path_factory.mktemp("smoke") / "run"
+def train_smoke(workdir):
+    """Trains configs/smoke.py for 12 steps."""
     short = experiment(training__steps=12, training__log_every=2, training__eval_every=4, training__checkpoint_every=6)
     assert loop.fit(short, str(workdir)).finished
-    return workdir
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    """A text, a table and labelled signals of one's own, as {source: config.Data}."""
-    folder = tmp_path_factory.mktemp("files")
+def write_files(folder):
+    """Writes a text, a table and labelled signals of one's own; returns {source: config.Data}."""
     (folder / "words.txt").write_text(WORDS)
     rows = [f"day {index},{np.sin(index / 4):.4f},{10 + np.cos(index / 3):.4f}" for index in range(200)]
     (folder / "waves.csv").write_text("\n".join(["date,sine,cosine", *rows]) + "\n")
@@ -66,16 +60,10 @@ def report_on(workdir, **options) -> Analysis:
     return analysis
 
 
-@pytest.fixture
-def untrained(files, tmp_path):
-    """Makes the workdir of a run on one of `files` whose parameters are as drawn, "best" at step 3."""
-
-    def make(source, **options):
-        small, dataset, _, params = built(dataclasses.replace(files[source], **options))
-        workdir = Workdir(str(tmp_path / "run"), small)
-        workdir.describe(dataset.metadata())
-        workdir.save_best(3, params, {})
-        workdir.close()
-        return tmp_path / "run"
-
-    return make
+def write_untrained(workdir, config):
+    """Writes the workdir of a run on some data whose parameters are as drawn, "best" at step 3."""
+    small, dataset, _, params = built(config)
+    run = Workdir(str(workdir), small)
+    run.describe(dataset.metadata())
+    run.save_best(3, params, {})
+    run.close()
