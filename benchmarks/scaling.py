@@ -2,6 +2,7 @@
 or a GRU.
 
   python benchmarks/scaling.py --rounds 2    # with the package installed
+  python benchmarks/scaling.py --rounds 0    # measures "pieces" anew, and leaves the rest of the record as it is
 
 Language models of three blocks, 128 wide, one sequence, T from 1,024 to 65,536: the mixers at the sizes of mixers.py,
 and the hidden width of the MLP that makes 400,000 parameters, within 1 %. Attention sees the whole sequence. Bytes are
@@ -9,10 +10,12 @@ the compiler's, of one step of training as training compiles it and of one call 
 them. Both are timed at the lengths in `timed`, in rounds in which all models take turns, where less than
 `timed_up_to_bytes` are needed: medians; null: not timed. Recurrent states do not grow: of those that carry a cache, it
 is the bytes after T steps. A crossover is the shortest length from which on attention needs more, null where it is at
-none of them.
+none of them. "pieces" holds the bytes of a training step that reads the sequence whole and of one that reads it in
+pieces of `PIECE` steps (training.piece), where the model can: null where it cannot.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from functools import cache, partial
 from statistics import median
@@ -27,7 +30,7 @@ from selssm_jax.analysis import costs
 from selssm_jax.config import Experiment, Model, Task, Training
 from selssm_jax.config.fields import build
 from selssm_jax.model import SequenceModel
-from selssm_jax.training import optimizer, parallel, step
+from selssm_jax.training import optimizer, parallel, pieces, step
 
 LENGTHS = tuple(2**power for power in range(10, 17))
 TIMED = {"training": (1_024, 4_096, 16_384), "forward": (1_024, 4_096, 16_384, 65_536)}
@@ -35,6 +38,7 @@ CROSSED = ("state_bytes", "training_peak_bytes", "forward_peak_bytes", "training
 LARGEST = 6_000_000_000  # bytes of a call that is run
 PARAMETERS, WIDTH, BLOCKS = 400_000, 128, 3
 LEAST, RATIO = 4_096, 0.6  # of the claim
+PIECE, CUT = 1_024, ("selective", "lstm", "gru", "attention")  # steps of a piece, and the models that are compared so
 MODELS: dict[str, dict[str, Any]] = {
     "selective": mixers.SIZES["selective"],
     "selective_state": mixers.SIZES["selective"] | {"selective": {"gate_state": "elementwise"}},
@@ -49,6 +53,10 @@ def benchmark(
     rounds: int, models: tuple[str, ...] = tuple(MODELS), lengths: tuple[int, ...] = LENGTHS
 ) -> dict[str, Any]:
     """Bytes and seconds of every model by length, where attention needs more, and what is claimed."""
+    cut = compare_pieces(tuple(name for name in CUT if name in models), [n for n in lengths if n >= LEAST])
+    if not rounds:
+        here = {"command": "python benchmarks/scaling.py --rounds 0", "machine": measure.machine()}
+        return json.loads((measure.RECORDS / "scaling.json").read_text()) | {"pieces": here | cut}
     found = {
         name: {
             "parameters": mixers.parameters(sized(name)),
@@ -85,6 +93,7 @@ def benchmark(
         "lengths": lengths,
         "models": found,
         "remat": {"length": LEAST, "training_peak_bytes": again},
+        "pieces": cut,
         "crossovers": {what: {name: overtaken(found, what, name, lengths) for name in models} for what in CROSSED}
         if "attention" in models
         else {},
@@ -123,24 +132,43 @@ def prepared(what: str, name: str, length: int, calls: measure.Calls, *, run: bo
     return needed
 
 
+def compare_pieces(models: tuple[str, ...], lengths: list[int]) -> dict[str, Any]:
+    """Bytes of a training step by length, of the whole and in pieces."""
+    found: dict[str, Any] = {}
+    for name in models:
+        sizes = {"whole": 0} | ({} if pieces.why_whole(sized(name, lengths[-1]), lengths[-1]) else {"pieces": PIECE})
+        steps = {
+            form: [memory(training(name, length, piece=size)[0]) for length in lengths] for form, size in sizes.items()
+        }
+        found[name] = {
+            form: {key: [one[key] for one in steps[form]] for key in ("peak_bytes", "temporary_bytes")}
+            if form in steps
+            else None
+            for form in ("whole", "pieces")
+        }
+    return {"piece": PIECE, "lengths": lengths, "models": found}
+
+
 def peak(lowered: jax.stages.Lowered) -> int:
-    """Bytes that a program holds at most: as `costs.cost`, of what is lowered already."""
-    memory = lowered.compile(compiler_options=QUICK if jax.default_backend() == "cpu" else {}).memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
+    """Bytes that a program holds at most."""
+    return memory(lowered)["peak_bytes"]
+
+
+def memory(lowered: jax.stages.Lowered) -> dict[str, int]:
+    """Bytes that a program holds at most, and those of its temporaries alone: as `costs.cost`, of what is lowered
+    already.
+    """
+    found = lowered.compile(compiler_options=QUICK if jax.default_backend() == "cpu" else {}).memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return {"peak_bytes": held - found.alias_size_in_bytes, "temporary_bytes": found.temp_size_in_bytes}
 
 
 Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
 
 
-def training(name: str, length: int, *, remat: bool = False) -> Lowered:
+def training(name: str, length: int, *, remat: bool = False, piece: int = 0) -> Lowered:
     """One step of training, lowered, and what makes of its program a call that trains on."""
-    # whole, whatever its length
-    experiment = Experiment(name="scaling", model=sized(name, length, remat=remat), training=Training(piece=0))
+    experiment = Experiment(name="scaling", model=sized(name, length, remat=remat), training=Training(piece=piece))
     one = partial(
         step.train_step,
         model=SequenceModel(experiment.model),

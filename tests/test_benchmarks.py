@@ -451,6 +451,23 @@ def test_bytes_and_seconds_are_those_of_the_length(monkeypatch):
             model[f"{what}_seconds"][0] > 0 and model[f"{what}_seconds"][1] is None for what in ("training", "forward")
         )
     assert found["crossovers"]["state_bytes"] == {"tcn": 16, "attention": None}
+    assert found["pieces"]["models"]["attention"]["pieces"] is None
+
+
+def test_bytes_of_pieces_are_added_to_the_record(monkeypatch, tmp_path):
+    script = importlib.import_module("scaling")
+    changes = {"PARAMETERS": 40_000, "WIDTH": 16, "BLOCKS": 1, "LEAST": 64, "PIECE": 32}
+    for name, value in changes.items():
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(script.measure, "RECORDS", tmp_path)
+    (tmp_path / "scaling.json").write_text(json.dumps({"command": "timed", "ratios": {}}))
+    found = script.benchmark(0, ("gru", "attention"), (16, 64, 512))
+    assert found["command"] == "timed" and found["pieces"]["lengths"] == [64, 512]
+    gru, attention = (found["pieces"]["models"][name] for name in ("gru", "attention"))
+    assert attention["pieces"] is None
+    for whole, cut in zip(gru["whole"]["temporary_bytes"], gru["pieces"]["temporary_bytes"], strict=True):
+        assert cut < whole
+    assert gru["pieces"]["temporary_bytes"][1] < 2 * gru["pieces"]["temporary_bytes"][0]
 
 
 def test_recurrent_peaks_are_held_against_what_is_claimed():

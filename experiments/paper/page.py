@@ -2,20 +2,22 @@
 
 import pathlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.paper import claims, figures, gate_captions, quotes, tables
 from experiments.paper.comparisons import LEVEL
 from experiments.paper.goals import evaluate as evaluate_goals
-from experiments.paper.names import METRICS, OURS, SHARE
+from experiments.paper.names import METRICS, OURS, SHARE, join_words, title
 from experiments.paper.records import Record
 from experiments.paper.setting import circumstances
 from experiments.paper.study import Study, Task, open_study
 from selssm_jax.errors import InputError
 from selssm_jax.report import figures as drawing
 from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim, to_markdown
+from selssm_jax.report.tables import size
 
 RECORDS, OUT = pathlib.Path("benchmarks/records/paper"), pathlib.Path("docs/results.md")
 
@@ -150,7 +152,41 @@ def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:
         _picture(folder, "scaling", figures.curves(study.scaling), caption),
         *(table for table in found if table),
         *command,
+        *_pieces(study.scaling.pieces),
     ]
+
+
+def _pieces(found: Mapping[str, Any]) -> list[Block]:
+    """What of the memory of training recurrence saves, and what selectivity."""
+    if not found:
+        return []
+    whole, cut = (
+        {model: forms[form]["peak_bytes"][-1] for model, forms in found["models"].items() if forms[form]}
+        for form in ("whole", "pieces")
+    )
+    shares = {model: cut[model] / whole[model] for model in cut}
+    rivals = [title(model) for model in cut if model != OURS]
+    said = [f"{title(model)} {100 * share:.2g} %" for model, share in shares.items()]
+    words = (
+        "All that a recurrent model knows of the past is its state, so it can be trained on one piece of a sequence "
+        f"after another, with the gradient of the whole. In pieces of {found['piece']:,} steps the peak of a training "
+        f"step at T = {found['lengths'][-1]:,} is this share of that of the whole: {join_words(said)}. "
+    )
+    words += (
+        f"The saving comes from recurrence, not from selectivity: {join_words(rivals)} save as much. "
+        if max(shares.values()) <= 2 * shares[OURS]
+        else f"{join_words(rivals)} do not all save as much as the {title(OURS)}. "
+    )
+    words += " ".join(_compare_uncut(model, whole, max(cut.values())) for model in whole if model not in cut)
+    return [Paragraph(words), tables.pieces(found), Verbatim(found.get("command", ""))]
+
+
+def _compare_uncut(model: str, whole: Mapping[str, int], largest: int) -> str:
+    return (
+        f"What the {title(model)} carries grows with every step, so that nothing is saved by cutting: its peak is "
+        f"{size(whole[model])}, {whole[model] / largest:.0f} times the largest of those in pieces, and "
+        f"{whole[model] / whole[OURS]:.2f} times that of the {title(OURS)} read whole."
+    )
 
 
 def _frontier(study: Study, folder: pathlib.Path) -> list[Block]:

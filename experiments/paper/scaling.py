@@ -21,13 +21,17 @@ QUANTITIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """`benchmarks/records/scaling.json`: each quantity of each model at each length, None where it was not measured."""
+    """`benchmarks/records/scaling.json`: each quantity of each model at each length, None where it was not measured.
+
+    `pieces` has the bytes of a training step that reads a sequence whole, and in pieces.
+    """
 
     machine: Any
     command: str
     lengths: tuple[int, ...]
     models: Mapping[str, Mapping[str, Any]]
     crossovers: Mapping[str, Mapping[str, Any]]
+    pieces: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def series(self, model: str, quantity: str) -> dict[int, float]:
         """Returns {length: value} of what was measured, {} for a model that was not."""
@@ -72,4 +76,5 @@ def read(path: pathlib.Path) -> Scaling | None:
         tuple(found["lengths"]),
         found["models"],
         found.get("crossovers") or {},
+        found.get("pieces") or {},
     )

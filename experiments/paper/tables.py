@@ -248,6 +248,19 @@ def _seconds(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g} s"
 
 
+def pieces(found: Mapping[str, Any]) -> Table:
+    """Bytes of a training step of every model by length, read whole and in pieces."""
+    rows: list[Row] = []
+    for model, forms in found["models"].items():
+        for form, bytes_ in forms.items():
+            if bytes_:
+                pairs = zip(bytes_["peak_bytes"], bytes_["temporary_bytes"], strict=True)
+                cells = (f"{_bytes(peak)} ({_bytes(temporary)})" for peak, temporary in pairs)
+                rows.append((f"{title(model)}, {'whole' if form == 'whole' else 'in pieces'}", *cells))
+    columns = ("", *(f"T = {length:,}" for length in found["lengths"]))
+    return _table("Peak of a training step, and of it the temporaries of the program", columns, tuple(rows))
+
+
 def crossovers(scaling: Scaling) -> Table | None:
     """The length from which on a Transformer needs more than each model."""
     found = {quantity: values for quantity, values in scaling.crossovers.items() if quantity in QUANTITIES}

@@ -109,12 +109,22 @@ def scaling(power: float = 1.0, ours: float = 0.5):
     }
     models[OURS]["training_peak_bytes"] = [ours * length**power for length in lengths]
     crossings = {"training_peak_bytes": {"lstm": 4096, "tcn": None}}
+    step = {"peak_bytes": [2**22, 2**26], "temporary_bytes": [2**21, 2**25]}
+    cut = {"peak_bytes": [2**22, 2**22], "temporary_bytes": [2**21, 2**21]}
+    forms = {model: {"whole": step, "pieces": cut} for model in (OURS, "lstm", "gru")}
+    pieces = {
+        "command": "measure pieces",
+        "piece": 1024,
+        "lengths": [4096, 65536],
+        "models": forms | {"attention": {"whole": step, "pieces": None}},
+    }
     return {
         "machine": "Linux",
         "command": "measure",
         "lengths": lengths,
         "models": models,
         "crossovers": crossings,
+        "pieces": pieces,
         "ratios": {},
     }
 
@@ -246,6 +256,19 @@ def test_page_and_figures(whole):
         and "| **0.0063 ± 0.0015** |" in text
     )
     assert re.search(r"\| 256 steps \| 4,096 steps \|", text) and "| *repeat last* | 0.5000 |" in text
+
+
+def test_what_saves_memory_is_said(whole, folder):
+    text = whole.out.read_text()
+    assert "Selective SSM 6.2 %, LSTM 6.2 % and GRU 6.2 %" in text
+    assert "The saving comes from recurrence, not from selectivity: LSTM and GRU save as much" in text
+    assert "its peak is 64.00 MiB, 16 times the largest of those in pieces, and 1.00 times that" in text
+    assert "| LSTM, in pieces | 4.00 MiB (2.00 MiB) | 4.00 MiB (2.00 MiB) |" in text
+    found = scaling()
+    found["pieces"]["models"]["gru"] = dict.fromkeys(("whole", "pieces"), found["pieces"]["models"]["lstm"]["whole"])
+    folder.put_scaling(found)
+    folder.written()
+    assert "LSTM and GRU do not all save as much as the Selective SSM" in folder.out.read_text()
 
 
 def test_page_is_the_same_when_it_is_written_again(whole):
