@@ -59,15 +59,16 @@ class Source(NamedTuple):
     def answers(self) -> list[Shown]:
         """Returns a sequence of tokens with scored steps, and what the model answered there."""
         batch, outputs, gates = self.seen[0]
+        shown = len(outputs)
         tokens, truths, guesses = (
             [name.strip() for name in self._name(array)]
-            for array in (batch["inputs"], batch["targets"], outputs.argmax(-1))
+            for array in (batch["inputs"][:shown], batch["targets"][:shown], outputs.argmax(-1))
         )
-        scored = batch["weights"] > 0
+        scored = batch["weights"][:shown] > 0
         right = sum(guess == truth for guess, truth, counts in zip(guesses, truths, scored, strict=True) if counts)
         words = (
             f"The first sequence of the split, and under its scored steps what the model answered: {right} of "
-            f"{int(scored.sum())} are right."
+            f"{int(scored.sum())} are right.{_say_cut(shown, len(batch['inputs']))}"
         )
         words += " The darker the ground, the more of the state the step updates: the mean gate."
         answers = [guess if counts else None for guess, counts in zip(guesses, scored, strict=True)]
@@ -79,10 +80,11 @@ class Source(NamedTuple):
         The title has a {} for each of `labels`: a name that anybody gave, and what stands in for it where a figure
         cannot draw it. Without labels it is drawn as it is.
         """
-        batch = self.seen[0].batch
-        rate, length = self.dataset.metadata().get("sample_rate"), int(batch["valid"].sum())
-        config = self.run.model.config
-        gates = self.seen[0].live_gates(kind_of(config.task).stride(config))
+        batch, config = self.seen[0].batch, self.run.model.config
+        stride = kind_of(config.task).stride(config)
+        rate, length = self.dataset.metadata().get("sample_rate"), self.seen[0].shown_steps(stride)
+        gates = self.seen[0].live_gates(stride)
+        words += _say_cut(length, int(batch["valid"].sum()))
         return [
             ShownSignal(
                 words, title, labels, batch["inputs"][:length], gates, length / (rate or 1), "s" if rate else "steps"
@@ -146,12 +148,18 @@ def mean_gate(gates: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(list(gates.values()), axis=-1).mean(axis=-1)
 
 
+def _say_cut(shown: int, steps: int) -> str:
+    return "" if shown == steps else f" Shown are its first {shown:,} of {steps:,} steps."
+
+
 def _join(seen: list[Sequence]) -> Sequence:
     """The first rows of successive batches as one sequence: row 0 of a batch continues row 0 of the one before it."""
-    scored = [row.batch["weights"] > 0 for row in seen]
+    scored = [row.batch["weights"][: len(row.outputs)] > 0 for row in seen]
 
     def join(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([array[steps] for array, steps in zip(arrays, scored, strict=True)])[:PASSAGE]
+        return np.concatenate([array[: len(steps)][steps] for array, steps in zip(arrays, scored, strict=True)])[
+            :PASSAGE
+        ]
 
     batch = {"inputs": join([row.batch["inputs"] for row in seen])}
     return Sequence(

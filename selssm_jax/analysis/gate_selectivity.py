@@ -6,7 +6,7 @@ tells data from noise.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from selssm_jax.information.checks import check_real
 from selssm_jax.model import SequenceModel
 from selssm_jax.observe import observe
 from selssm_jax.shapes import Batch
+from selssm_jax.training import pieces
 
 
 class Separation(NamedTuple):
@@ -78,7 +79,7 @@ def separation(
 
 
 def mean_gates(
-    model: SequenceModel, params: PyTree, batches: Iterable[Batch]
+    model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, piece: int = pieces.AUTO
 ) -> tuple[Shaped[np.ndarray, "M ..."], dict[str, Float[np.ndarray, "M F"]]]:
     """Reads sequences, each from an empty memory, and returns (inputs, {block: the mean over components of the gates of
     every step}).
@@ -87,16 +88,19 @@ def mean_gates(
     channel.
 
     Args:
-      model, params: a model whose mixers sow "gate". batches: as a dataset's `evaluate` gives them.
+      model, params: a model whose mixers sow "gate". batches: as a dataset's `evaluate` gives them. piece: as
+        training.piece.
     """
 
     @jax.jit
-    def read_gates(batch: Batch) -> dict[str, Array]:
-        blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks
-        return {name: block.gate.mean(axis=-1) for name, block in blocks.items() if block.gate is not None}
+    def read_gates(state: Any, part: Batch, number: Any) -> tuple[dict[str, Array], Any]:
+        key = pieces.key_of(jax.random.key(0), number)
+        _, after, blocks = observe(model, params, part, state, rngs={"noise": key})
+        return {name: block.gate.mean(axis=-1) for name, block in blocks.items() if block.gate is not None}, after
 
     inputs, gates = [], []
     for batch in batches:
-        gates.append(jax.device_get(read_gates(batch)))
+        parts = [jax.device_get(part) for part, _ in pieces.walk(read_gates, model, params, batch, piece)]
+        gates.append(jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts))
         inputs.append(np.asarray(batch["inputs"]))
     return np.concatenate(inputs), {name: np.concatenate([part[name] for part in gates]) for name in gates[0]}

@@ -1,11 +1,13 @@
 """What the gates of a trained model do: how many components a step updates, over time and over a split (theory, section
 9).
 
-Only sums and the first sequence leave the compiled function, a few kilobytes a batch, so the split may be of any
-length. Sums of batches add up to the sums of their union; `Sums.summary` turns them into means.
+Only sums and the beginning of the first sequence leave the compiled function, so the split and its sequences, which are
+read in pieces, may be of any length. Sums of batches add up to the sums of their union; `Sums.summary` turns them into
+means.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from selssm_jax.config import Model
 from selssm_jax.model import ModelLike
-from selssm_jax.observe import find_data_frames, observe
+from selssm_jax.observe import find_data_rows, find_valid_frames, observe
 from selssm_jax.shapes import AnyArray, Batch
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import pieces
 
 BINS = 50  # of the histogram of gate values, over [0, 1]
+SHOWN = 4096  # frames of a sequence whose outputs and gates are kept, component by component
 
 
 class Sums(NamedTuple):
@@ -35,6 +41,14 @@ class Sums(NamedTuple):
     component: AnyArray
     square: AnyArray
     histogram: AnyArray
+
+    @classmethod
+    def join(cls, parts: Iterable["Sums"]) -> "Sums":
+        """Returns the sums over sequences, in float64, of those of their pieces, one after another."""
+        fields = zip(*jax.tree.map(partial(np.asarray, dtype=np.float64), list(parts)), strict=True)
+        steps, effective, hard, participation, *rest = fields
+        over_time = map(np.concatenate, (steps, effective, hard, participation))
+        return cls(*over_time, *(np.sum(values, axis=0) for values in rest))
 
     def merge(self, other: "Sums") -> "Sums":
         """Returns the sums over both; a shorter sequence adds nothing to later positions."""
@@ -78,17 +92,21 @@ class Sums(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """One sequence that a model read: its arrays of the batch, the model's outputs, and the gates (F, n) of every
-    block.
+    """One sequence that a model read: its arrays of the batch, and of its first `SHOWN` frames the gates (F, n) of all
+    blocks, and the model's outputs, where each step has one.
     """
 
     batch: Batch
     outputs: AnyArray
     gates: dict[str, AnyArray]
 
+    def shown_steps(self, stride: int) -> int:
+        """Returns how many valid steps the frames have that are kept; the encoder takes `stride` steps a frame."""
+        return min(int(self.batch["valid"].sum()), SHOWN * stride)
+
     def live_gates(self, stride: int) -> dict[str, AnyArray]:
-        """Returns the gates of the valid frames alone; the encoder takes `stride` steps a frame."""
-        frames = -(-int(self.batch["valid"].sum()) // stride)
+        """Returns the gates of the valid frames alone."""
+        frames = -(-self.shown_steps(stride) // stride)
         return {name: gate[:frames] for name, gate in self.gates.items()}
 
 
@@ -120,7 +138,7 @@ def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
 
 
 def observe_gates(
-    model: ModelLike, params: PyTree, batches: Iterable[Batch], *, is_stream: bool
+    model: ModelLike, params: PyTree, batches: Iterable[Batch], *, is_stream: bool, piece: int = pieces.AUTO
 ) -> tuple[dict[str, Sums], list[Sequence]]:
     """Reads batches and returns ({block: sums over them all}, the first sequence of every batch).
 
@@ -128,41 +146,68 @@ def observe_gates(
       model: with gates that are sown. params: its parameters.
       batches: as a dataset's `evaluate` gives them.
       is_stream: row b of a batch continues row b of the batch before it.
+      piece: as training.piece.
     """
-    read, state = compile_observer(model), None
+    observer, state = compile_observer(model), None
     found: dict[str, Sums] = {}
     first = []
     for batch in batches:
-        state = (
-            model.apply({"params": params}, len(batch["inputs"]), method="initial_state")
-            if state is None or not is_stream
-            else state
-        )
-        blocks, sequence, state = jax.block_until_ready(read(params, batch, state))
-        for name, new in jax.device_get(blocks).items():
-            wide = Sums(*(np.asarray(value, np.float64) for value in new))
+        if state is None or not is_stream:
+            state = model.apply({"params": params}, len(batch["inputs"]), method="initial_state")
+        read, parts, rows = partial(observer, params, find_data_rows(batch)), list[dict[str, Sums]](), list[Sequence]()
+        for (blocks, row), after in pieces.walk(read, model, params, batch, piece, state):
+            parts.append(jax.device_get(blocks))
+            _keep_row(model.config, rows, row)
+            state = after
+        for name in parts[0]:
+            wide = Sums.join([part[name] for part in parts])
             found[name] = found[name].merge(wide) if name in found else wide
-        first.append(jax.device_get(sequence))
+        first.append(_join_rows(model.config, batch, rows))
     return found, first
 
 
-def compile_observer(model: ModelLike) -> Callable[[PyTree, Batch, PyTree], tuple[dict[str, Sums], Sequence, PyTree]]:
-    """Returns the compiled (params, batch, state) -> ({block: sums}, first sequence, state)."""
+def compile_observer(model: ModelLike) -> Callable[..., tuple[tuple[dict[str, Sums], Sequence], PyTree]]:
+    """Returns the compiled (params, which rows are data, state, batch, its number) -> (({block: sums}, the first
+    sequence), state), of a piece.
+    """
 
     @jax.jit
-    def read(params: PyTree, batch: Batch, state: PyTree) -> tuple[dict[str, Sums], Sequence, PyTree]:
-        outputs, after, shown = observe(model, params, batch, state, rngs={"noise": jax.random.key(0)})
+    def read(
+        params: PyTree, data: Array, state: PyTree, batch: Batch, number: Any
+    ) -> tuple[tuple[dict[str, Sums], Sequence], PyTree]:
+        noise = {"noise": pieces.key_of(jax.random.key(0), number)}
+        outputs, after, shown = observe(model, params, batch, state, rngs=noise)
         gates = {name: block.gate for name, block in shown.items() if block.gate is not None}
-        frames = find_data_frames(model.config, batch)
-        blocks = {name: sums(gate, frames) for name, gate in gates.items()}
+        frames = find_valid_frames(model.config, batch["valid"] & data[:, None])
         row = Sequence(
             {name: value[0] for name, value in batch.items()},
             outputs[0],
             {name: gate[0] for name, gate in gates.items()},
         )
-        return blocks, row, after
+        return ({name: sums(gate, frames) for name, gate in gates.items()}, row), after
 
     return read
+
+
+def _keep_row(config: Model, rows: list[Sequence], row: Sequence) -> None:
+    """Adds what is kept of a piece of a sequence: beyond `SHOWN` frames nothing but an answer to all of it."""
+    kind = kind_of(config.task)
+    if sum(len(before.batch["valid"]) for before in rows) >= SHOWN * kind.stride(config):
+        if kind.every_step:
+            return
+        row = row._replace(gates={})
+    rows.append(jax.device_get(row))
+
+
+def _join_rows(config: Model, batch: Batch, rows: list[Sequence]) -> Sequence:
+    """The first sequence of a batch, of which these are the pieces."""
+
+    def join(parts: list[AnyArray]) -> AnyArray:
+        return np.concatenate(parts)[:SHOWN]
+
+    outputs = join([row.outputs for row in rows]) if kind_of(config.task).every_step else rows[-1].outputs
+    gates = {name: join([row.gates[name] for row in rows if row.gates]) for name in rows[0].gates}
+    return Sequence({name: np.asarray(value[0]) for name, value in batch.items()}, outputs, gates)
 
 
 def _add(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:

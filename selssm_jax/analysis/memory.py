@@ -75,6 +75,7 @@ def draw_samples(run: Run, split: str) -> Recording:
         "scored": read.scored,
         "every": read.every,
         "seed": settings.seed,
+        "piece": run.experiment.training.piece,
     }
     return record(run.model, run.params, batches, **how)
 

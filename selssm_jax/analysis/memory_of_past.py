@@ -66,7 +66,7 @@ def _at_moment(recording: Recording, name: str, index: int) -> Results:
 
 def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
     """I(h_t; x_{1:t}) of the first block, in nats, where its input is a linear map of a Gaussian process and its gates
-    are constant.
+    are constant; from the transitions of all steps at once, of one sequence.
     """
     model, process = run.model.config, run.dataset.info.get("process")
     layer = model.selective

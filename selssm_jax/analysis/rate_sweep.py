@@ -103,7 +103,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
 
     The "rate" of training with the moments of all sequences instead of one batch's, 1/2 sum_i (log v_i - E log N_i). By
     data processing the sum over blocks bounds what all states together hold of the model's inputs. Each sequence is
-    read from an empty memory.
+    read from an empty memory, and whole, as it is in training with a price.
 
     Args:
       model, params: a model with process noise. batches: as a dataset's `evaluate` gives them. form: see

@@ -27,7 +27,9 @@ def analyse(run: Run, *, measure: bool = False) -> Analysis:
     values = scores.score(run, split) | {"command": run.command(*["--measure"] * measure)}
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate(split, size), GATE_BATCHES)
-    sums, sequences = observe_gates(run.model, run.params, batches, is_stream=run.dataset.is_stream)
+    sums, sequences = observe_gates(
+        run.model, run.params, batches, is_stream=run.dataset.is_stream, piece=run.experiment.training.piece
+    )
     first = sequences[0].live_gates(kind_of(run.dataset.task).stride(run.model.config))
     values["gates"] = {
         block: total.summary() | {"first_sequence": first[block].sum(-1).tolist()} for block, total in sums.items()

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from selssm_jax.runs import Run
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import is_better
+from selssm_jax.training import pieces
 from selssm_jax.training.evaluation import Evaluator
 
 FORMAT = 1  # of results.json
@@ -98,16 +100,16 @@ def find_errors(run: Run, split: str) -> Results | None:
     """Returns the errors of a whole split in the parts that the task has, `TaskKind.error_parts`; None where it has
     none.
     """
-    kind, data = kind_of(run.model.config.task), run.experiment.data
+    model, data = run.model, run.experiment.data
+    kind = kind_of(model.config.task)
     if not kind.in_parts:
         return None
 
     @jax.jit
     def sum_errors(params: PyTree, batch: Batch, number: Array) -> dict[str, Array]:
-        noise = {"noise": jax.random.fold_in(jax.random.key(0), number)}
-        state = run.model.apply({"params": params}, len(batch["inputs"]), method="initial_state")
-        outputs, _ = run.model.apply({"params": params}, batch["inputs"], state, valid=batch["valid"], rngs=noise)
-        return kind.error_sums(run.model.config, outputs, batch)
+        read = pieces.make_reader(model, params, jax.random.fold_in(jax.random.key(0), number))
+        score = partial(kind.error_sums, model.config)
+        return pieces.fold(read, score, model, params, batch, run.experiment.training.piece)[1]
 
     total: dict[str, np.ndarray] = {}
     for number, batch in enumerate(run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)):

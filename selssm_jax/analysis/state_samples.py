@@ -5,24 +5,26 @@ from.
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from selssm_jax.config import Model
 from selssm_jax.information import bracket
 from selssm_jax.layers.contract import Law
-from selssm_jax.model import ModelLike, State, begin_reading
+from selssm_jax.model import ModelLike, State, block_names
 from selssm_jax.observe import Observed, find_data_rows, observe
 from selssm_jax.shapes import AnyArray, Batch
 from selssm_jax.state_layout import components, mixer_components
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.training import objectives
+from selssm_jax.training import objectives, pieces
 
 WIDEST = 1024  # components of a carried state that are kept; wider ones are projected
+LAWS = "laws"  # of states, beside what the model carries from piece to piece
 
 
 class Conditional(NamedTuple):
@@ -58,6 +60,14 @@ class Answers(NamedTuple):
     tokens: AnyArray
     log_p: AnyArray
     right: AnyArray
+
+
+class _Plan(NamedTuple):
+    """What of every sequence is recorded, as `record` says."""
+
+    moments: Int[np.ndarray, "P"]
+    scored: Int[np.ndarray, "K"]
+    piece: int
 
 
 class Recording(NamedTuple):
@@ -97,6 +107,7 @@ def record(
     scored: Sequence[int] = (),
     every: int = 0,
     seed: int = 0,
+    piece: int = pieces.AUTO,
 ) -> Recording:
     """Reads batches until `samples` sequences have been seen, each with noise of its own.
 
@@ -106,12 +117,12 @@ def record(
       batches: as a dataset's `evaluate` gives them. moments: steps of the recurrence, ascending. scored: the steps with
         answers.
       every: keep every n-th of the overlapping windows of a series; 0: sequences are independent and all are kept.
+      piece: as training.piece.
     """
-    read = jax.jit(lambda *arguments: _read(model, moments, scored, *arguments))
+    recorder = _Recorder(model, params, _Plan(np.asarray(moments), np.asarray(scored, int), piece))
     parts, starts, count, first = [], [], 0, 0
     for number, batch in enumerate(batches):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        part = jax.device_get(read(params, batch, key))
+        part = recorder.record(batch, jax.random.fold_in(jax.random.key(seed), number))
         selected, windows = rows_read(model.config, batch, moments, first=first, every=every)
         selected, windows = selected[: samples - count], windows[: samples - count]
         parts.append(jax.tree.map(operator.itemgetter(selected), part))
@@ -123,68 +134,130 @@ def record(
     return joined._replace(moments=np.asarray(moments), starts=np.concatenate(starts) if every else None)
 
 
-def law_of_state(law: Law, moments: Sequence[int]) -> tuple[Array, Array]:
-    """Means (B, P, n) and covariances (B, P, n) or (B, P, n, n) at the moments, from h_0 = 0; complex states as pairs
-    of reals.
+def law_of_state(
+    law: Law, moments: AnyArray | Sequence[int], before: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Means (B, P, n) and covariances (B, P, n) or (B, P, n, n) at the moments, from h_0 = 0, or from those of the step
+    `before`; complex states as pairs of reals.
     """
     at = jnp.asarray(moments)
     if law.A is not None and law.A.ndim == 4:
-        one = lambda A, drive, noise: jax.tree.map(  # noqa: E731
-            lambda value: value[at], bracket.conditional_moments(A, drive, noise**2)
+        one = lambda A, drive, noise, *start: jax.tree.map(  # noqa: E731
+            lambda value: value[at], bracket.conditional_moments(A, drive, noise**2, *start)
         )
-        return tuple(jax.lax.map(lambda row: one(*row), (law.A, law.drive, law.noise)))
-    means, variances = objectives.moments(law, "vib")
+        return tuple(jax.lax.map(lambda row: one(*row), (law.A, law.drive, law.noise, *(before or ()))))
+    means, variances = objectives.moments(law, "vib", before)
     return means[:, at], variances[:, at]
 
 
+class _Recorder:
+    """Records batches, each in pieces; what it compiles serves them all."""
+
+    def __init__(self, model: ModelLike, params: PyTree, plan: _Plan) -> None:
+        self.model, self.params, self.plan, self.kind = model, params, plan, kind_of(model.config.task)
+        self._read = jax.jit(partial(_read, model))
+        self._onward = jax.jit(partial(_read_onward, model))
+        self._components = jax.jit(partial(_carried_components, block_names(model.config)))
+
+    def record(self, batch: Batch, key: Array) -> Recording:
+        """Returns all sequences of a batch, at no moments and without starts."""
+        config = self.model.config
+        blocks, answers = self._record_shown(batch, key)
+        if any(block.states is None for block in blocks.values()):
+            carried = self._record_carried(batch, key)
+            blocks = {
+                name: block._replace(states=carried[name]) if block.states is None else block
+                for name, block in blocks.items()
+            }
+        targets = self.kind.split(config, jnp.asarray(batch["targets"])) if self.kind.forecasts else None
+        frames, live = _frames(config, batch), _live(config, batch)[:, self.plan.moments]
+        return jax.device_get(Recording(frames, np.zeros(len(frames)), live, None, blocks, answers, targets))
+
+    def _record_shown(self, batch: Batch, key: Array) -> tuple[dict[str, Block], Answers | None]:
+        """What the blocks show, and the answers; of each piece those of its own moments and scored steps."""
+        config = self.model.config
+        piece = pieces.choose_for_batch(config, batch, self.plan.piece)
+
+        def read(state: Any, part: Batch, number: int | None) -> tuple[Any, Any]:
+            begun, frames = (number or 0) * self.kind.frames(config, piece), _count_frames(config, part)
+            moments, scored = self.plan.moments - begun, self.plan.scored - begun
+            at = [np.clip(steps, 0, frames - 1) for steps in (moments, scored)]
+            shown, state = self._read(self.params, state, part, *at, pieces.key_of(key, number))
+            blocks, answers = jax.device_get(shown)
+            return (
+                {
+                    name: Block(_select(block.states, moments, frames), block.gate, _select(block.law, moments, frames))
+                    for name, block in blocks.items()
+                },
+                _select(answers, scored, frames),
+            ), state
+
+        parts = [part for part, _ in pieces.walk(read, self.model, self.params, batch, piece)]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+    def _record_carried(self, batch: Batch, key: Array) -> dict[str, AnyArray]:
+        """What the mixer of every block carries after each moment, (R, P, n): the sequence once more, in pieces that
+        end there too.
+        """
+        config, stride = self.model.config, self.kind.stride(self.model.config)
+        state, kept = pieces.begin(self.model, self.params, batch), []
+        piece = pieces.choose_for_batch(config, batch, self.plan.piece)
+        for start, stop in itertools.pairwise([0, *((self.plan.moments + 1) * stride).tolist()]):
+            read = partial(self._onward, self.params, jax.random.fold_in(key, start))
+            part = pieces.cut(config, batch, start, stop)
+            *_, (_, state) = pieces.walk(read, self.model, self.params, part, piece, state)
+            kept.append(jax.device_get(self._components(state["blocks"])))
+        return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *kept)
+
+
+def _select(tree: Any, steps: np.ndarray, frames: int) -> Any:
+    """Of arrays (R, P, ...) at steps of a piece, those at steps that it has."""
+    inside = (steps >= 0) & (steps < frames)
+    return jax.tree.map(lambda leaf: leaf[:, inside], tree)
+
+
+def _count_frames(config: Model, batch: Batch) -> int:
+    return kind_of(config.task).frames(config, batch["valid"].shape[1])
+
+
 def _read(
-    model: ModelLike, moments: Sequence[int], scored: Sequence[int], params: PyTree, batch: Batch, key: Array
-) -> Recording:
-    outputs, _, shown = observe(model, params, batch, rngs={"noise": key}, collections=["intermediates", "laws"])
-    carried = (
-        {}
-        if all(block.state is not None for block in shown.values())
-        else _record_states(model, params, batch, moments, list(shown), key)
+    model: ModelLike, params: PyTree, state: Any, part: Batch, moments: Array, scored: Array, key: Array
+) -> tuple[tuple[dict[str, Block], Answers | None], Any]:
+    """((what the blocks show at moments of a piece, the answers), the state, with the laws of the states in it)."""
+    before = {} if state is None else state.get(LAWS, {})
+    state = None if state is None else {name: leaf for name, leaf in state.items() if name != LAWS}
+    outputs, after, shown = observe(
+        model, params, part, state, rngs={"noise": key}, collections=["intermediates", "laws"]
     )
-    blocks = {name: _sample_block(block, carried.get(name), moments) for name, block in shown.items()}
-    frames, live = _frames(model.config, batch), _live(model.config, batch)
-    answers = _answers(outputs, batch["targets"], scored) if scored else None
-    kind = kind_of(model.config.task)
-    targets = kind.split(model.config, jnp.asarray(batch["targets"])) if kind.forecasts else None
-    return Recording(frames, jnp.zeros(len(frames)), live[:, jnp.asarray(moments)], None, blocks, answers, targets)
-
-
-def _sample_block(shown: Observed, carried: Array | None, moments: Sequence[int]) -> Block:
-    gate = None if shown.gate is None else shown.gate.mean(axis=-1)
-    law = None if shown.law is None else Conditional(*law_of_state(shown.law, moments))
-    return Block(carried if shown.state is None else components(shown.state[:, jnp.asarray(moments)]), gate, law)
-
-
-def _record_states(
-    model: ModelLike, params: PyTree, batch: Batch, moments: Sequence[int], names: Sequence[str], key: Array
-) -> dict[str, Array]:
-    """What the mixer of every block carries after each moment, (B, P, n): the sequence once more, in pieces that end
-    there.
-    """
-    stride = kind_of(model.config.task).stride(model.config)
-    inputs = jnp.asarray(batch["inputs"])
-    state = begin_reading(model, params, inputs)
-    kept: list[tuple[State, ...]] = []
-    for start, stop in itertools.pairwise([0, *((moment + 1) * stride for moment in moments)]):
-        reset = None if batch.get("reset") is None else batch["reset"][:, start:stop]
-        _, state = model.apply(
-            {"params": params},
-            inputs[:, start:stop],
-            state,
-            reset=reset,
-            valid=batch["valid"][:, start:stop],
-            rngs={"noise": jax.random.fold_in(key, start)},
-        )
-        kept.append(state["blocks"])
-    return {
-        name: jnp.stack([_project_states(mixer_components(blocks[index]["mixer"])) for blocks in kept], axis=1)
-        for index, name in enumerate(names)
+    at = jnp.append(moments, _count_frames(model.config, part) - 1)
+    laws = {
+        name: Conditional(*law_of_state(block.law, at, before.get(name)))
+        for name, block in shown.items()
+        if block.law is not None
     }
+    blocks = {name: _sample_block(block, laws.get(name), moments) for name, block in shown.items()}
+    answers = _answers(outputs, part["targets"], scored) if scored.size else None
+    ends = {name: tuple(leaf[:, -1] for leaf in law) for name, law in laws.items()}
+    return (blocks, answers), after | ({LAWS: ends} if ends else {})
+
+
+def _sample_block(shown: Observed, law: Conditional | None, moments: Array) -> Block:
+    return Block(
+        None if shown.state is None else components(shown.state[:, moments]),
+        None if shown.gate is None else shown.gate.mean(axis=-1),
+        None if law is None else Conditional(*(leaf[:, :-1] for leaf in law)),
+    )
+
+
+def _read_onward(
+    model: ModelLike, params: PyTree, key: Array, state: State, part: Batch, number: Any
+) -> tuple[None, State]:
+    return None, pieces.make_reader(model, params, key)(state, part, number)[1]
+
+
+def _carried_components(names: Sequence[str], blocks: tuple[State, ...]) -> dict[str, Array]:
+    """What the mixer of every block carries."""
+    return {name: _project_states(mixer_components(block["mixer"])) for name, block in zip(names, blocks, strict=True)}
 
 
 def _project_states(state: Array) -> Array:
@@ -214,9 +287,8 @@ def _last_of_frames(config: Model, steps: int) -> np.ndarray:
     return np.minimum(np.arange(stride - 1, steps + stride - 1, stride), steps - 1)
 
 
-def _answers(logits: Array, targets: Array, scored: Sequence[int]) -> Answers:
-    at = jnp.asarray(scored)
-    tokens, log_p = jnp.asarray(targets)[:, at], jax.nn.log_softmax(logits[:, at])
+def _answers(logits: Array, targets: Array, scored: Array) -> Answers:
+    tokens, log_p = targets[:, scored], jax.nn.log_softmax(logits[:, scored])
     return Answers(
         tokens, jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], jnp.argmax(log_p, axis=-1) == tokens
     )

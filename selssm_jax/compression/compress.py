@@ -160,14 +160,11 @@ def register_method(name: str, errors: Callable[[Calibration], np.ndarray]) -> N
 
 def calibrate(subject: Subject) -> Calibration:
     """Returns what calibration tells, from `compress.calibration` training batches."""
-    batches, scope = _draw_batches(subject), subject.experiment.compress.scope
-    weights = error_weights(subject.model, subject.params, batches, scope=scope)
-    return Calibration(
-        StateLayout(subject.model, subject.params, scope),
-        scope,
-        calibration(subject.model, subject.params, batches, scope=scope),
-        weights,
-    )
+    scope, model, params = subject.experiment.compress.scope, subject.model, subject.params
+    how: dict[str, Any] = {"scope": scope, "piece": subject.experiment.training.piece}
+    batches = _draw_batches(subject)
+    weights = error_weights(model, params, batches, **how)
+    return Calibration(StateLayout(model, params, scope), scope, calibration(model, params, batches, **how), weights)
 
 
 def quantise(subject: Subject, known: Calibration, nbytes: float, rule: str) -> tuple[PackedModel, PyTree]:
@@ -286,7 +283,8 @@ def best_half(subject: Subject, how: str) -> pruning.Keep:
     """Returns the half of all components that `how` finds best, at least one a block."""
     drawn = _draw_batches(subject)
     if how == "information":
-        quadratic = pruning.quadratic(subject.model, subject.params, drawn).divergence
+        piece = subject.experiment.training.piece
+        quadratic = pruning.quadratic(subject.model, subject.params, drawn, piece=piece).divergence
         return quadratic.choose(max(sum(quadratic.sizes.values()) // PRUNED, len(quadratic.sizes)))
     scores = pruning.scores(subject.model, subject.params, drawn, how)
     return pruning.choose(scores, max(sum(map(len, scores.values())) // PRUNED, len(scores)))

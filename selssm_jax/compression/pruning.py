@@ -26,6 +26,7 @@ from selssm_jax.model import SequenceModel, block_names
 from selssm_jax.observe import find_valid_frames, observe
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import pieces
 
 PyTree = Any
 Scores = dict[str, Float[np.ndarray, "n"]]  # block -> what each component is worth
@@ -136,7 +137,13 @@ def scores(model: SequenceModel, params: PyTree, batches: Iterable[Batch], how: 
 
 
 def quadratic(
-    model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, draws: int = 1, seed: int = 0
+    model: SequenceModel,
+    params: PyTree,
+    batches: Iterable[Batch],
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    piece: int = pieces.AUTO,
 ) -> Quadratic:
     """Returns the second-order model of the loss in masks on the readouts of all components.
 
@@ -144,14 +151,15 @@ def quadratic(
     targets that the model itself would have, so that no error of the real ones counts: for classes each of them,
     weighted by its probability; for tokens `draws` from the softmax, F being the Fisher matrix of the log loss; for
     values `draws` with unit Gaussian errors, F being 2 J'J / M on average. From S samples the entries off the diagonal
-    are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D).
+    are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D). `piece` is as
+    training.piece; what is drawn is drawn anew for each.
 
     Raises:
       ValueError: where there are no batches or nothing in them is scored.
     """
     axes = state_axes(model.config)
     sizes = {name: part.components for name, part in axes.items()}
-    sample = jax.jit(partial(_slopes, model, axes, draws))
+    sample = jax.jit(partial(_slopes, model, axes, draws, piece))
     keys = jax.random.key(seed)
     samples_of_batches = [
         sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)
@@ -259,15 +267,19 @@ def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch])
     return {name: loss(SequenceModel(config), left, batches) for name, (config, left) in without.items()}
 
 
-def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> float:
-    """Returns the mean loss, nats or squared error, of batches that are each read from an empty memory.
+def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, piece: int = pieces.AUTO) -> float:
+    """Returns the mean loss, nats or squared error, of batches that are each read from an empty memory; `piece` as
+    training.piece.
 
     Raises ValueError where there are no batches or nothing in them is scored.
     """
     kind = kind_of(model.config.task)
-    score = jax.jit(
-        lambda params, batch: kind.score(_outputs(model, params, batch, jax.random.key(0)), batch)[kind.loss]
-    )
+
+    @jax.jit
+    def score(params: PyTree, batch: Batch) -> Array:
+        read = pieces.make_reader(model, params, jax.random.key(0))
+        return pieces.fold(read, kind.score, model, params, batch, piece)[1][kind.loss]
+
     total = sum((np.asarray(score(params, dict(batch)), np.float64) for batch in batches), np.zeros(2))
     if not np.any(total):
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
@@ -287,7 +299,13 @@ class _Slopes:
 
 
 def _slopes(
-    model: SequenceModel, axes: Mapping[str, StateAxes], draws: int, params: PyTree, batch: Batch, key: PRNGKeyArray
+    model: SequenceModel,
+    axes: Mapping[str, StateAxes],
+    draws: int,
+    piece: int,
+    params: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray,
 ) -> _Slopes:
     sizes = {name: part.components for name, part in axes.items()}
     kind = kind_of(model.config.task)
@@ -299,14 +317,23 @@ def _slopes(
             for name, part in axes.items()
         }
         noise, key = jax.random.split(key)
-        outputs = _outputs(model, {**params, **masked}, row, noise)
+        reader = pieces.make_reader(model, {**params, **masked}, noise)
 
-        def score(targets: Array) -> Array | np.ndarray:
-            return kind.score(outputs, {**row, "targets": targets})[kind.loss]
+        def read(before: Any, part: Batch, number: Any) -> tuple[tuple[Array, Any], Any, Any]:
+            outputs, after, sums = reader(before, part, number)
+            return (outputs, number), after, sums
 
-        real = score(row["targets"])
-        targets, factors = kind.drawn_targets(jax.lax.stop_gradient(outputs), draws, key)
-        return jnp.concatenate([real[:1], factors * jax.vmap(lambda target: score(target)[0])(targets)]), real[1]
+        def score(answer: tuple[Array, Any], part: Batch) -> dict[str, Array]:
+            outputs, number = answer
+            drawn = pieces.key_of(key, number if kind.every_step else None)
+            targets, factors = kind.drawn_targets(jax.lax.stop_gradient(outputs), draws, drawn)
+            weigh = lambda targets: kind.score(outputs, {**part, "targets": targets})[kind.loss]  # noqa: E731
+            total, weight = weigh(part["targets"])
+            own = factors * jax.vmap(lambda target: weigh(target)[0])(targets)
+            return {"losses": jnp.concatenate([total[None], own]), "weight": weight}
+
+        sums = pieces.fold(read, score, model, params, row, piece)[1]
+        return sums["losses"], sums["weight"]
 
     def row(now: tuple[Batch, PRNGKeyArray]) -> _Slopes:
         one = {name: value[None] for name, value in now[0].items()}
@@ -315,12 +342,6 @@ def _slopes(
 
     rows = len(batch["weights"])
     return jax.lax.map(row, (batch, jax.random.split(key, rows)), batch_size=min(CHUNK, rows))
-
-
-def _outputs(model: SequenceModel, params: PyTree, batch: Batch, key: PRNGKeyArray) -> Array:
-    return model.apply(
-        {"params": params}, batch["inputs"], reset=batch.get("reset"), valid=batch["valid"], rngs={"noise": key}
-    )[0]
 
 
 def _information(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
@@ -340,23 +361,21 @@ def _magnitude(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -
 
 
 def _gate(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:
-    read = jax.jit(partial(_sum_gates, model))
-    sums_of_batches = [read(params, dict(batch)) for batch in batches]
-    if not sums_of_batches:
+    read = jax.jit(partial(_sum_gates, model, params))
+    sums = [sums for batch in batches for sums, _ in pieces.walk(read, model, params, dict(batch), pieces.AUTO)]
+    if not sums:
         raise ValueError("there are no batches to see gates on: give batches of Dataset.evaluate")
-    total, steps = (
-        jax.tree.map(
-            lambda *parts: np.sum(np.asarray(parts, np.float64), axis=0), *(one[part] for one in sums_of_batches)
-        )
-        for part in (0, 1)
-    )
+    total, steps = jax.tree.map(lambda *leaves: np.sum(np.asarray(leaves, np.float64), axis=0), *sums)
     return {name: value / steps for name, value in total.items()}
 
 
-def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
-    """(sums of each component's gate over valid frames, how many these are)."""
-    blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks
-    frames = find_valid_frames(model.config, batch["valid"])
+def _sum_gates(
+    model: SequenceModel, params: PyTree, state: Any, part: Batch, number: Any
+) -> tuple[tuple[dict[str, Array], Array], Any]:
+    """((sums of each component's gate over valid frames, how many these are), the state)."""
+    key = pieces.key_of(jax.random.key(0), number)
+    _, after, blocks = observe(model, params, part, state, rngs={"noise": key})
+    frames = find_valid_frames(model.config, part["valid"])
     total = {}
     for name, axes in state_axes(model.config).items():
         gate = blocks[name].gate
@@ -368,7 +387,7 @@ def _sum_gates(model: SequenceModel, params: PyTree, batch: Batch) -> tuple[dict
                 "use another score than 'gate'"
             )
         total[name] = (gate * frames[..., None]).sum(axis=(0, 1))
-    return total, frames.sum()
+    return (total, frames.sum()), after
 
 
 def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> Scores:

@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int
 from selssm_jax.compression import sharing
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
-from selssm_jax.model import SequenceModel, begin_reading
+from selssm_jax.model import SequenceModel
 from selssm_jax.observe import find_valid_frames, replace_states
 from selssm_jax.state_layout import StateLayout, mixer_components
 from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import pieces
 
 State = Any
 PyTree = Any
@@ -46,7 +47,8 @@ class PackedModel:
 
     Its parameters are those of the model, and "levels": the reproduction values of all tables, one after another, (K,);
     or, where `tables` is empty, of every component that is carried by itself, (M, L). Its state is {"packed": (R, b)
-    uint8, "kept": the few leaves that stay as they are}, R rows a sequence.
+    uint8, "kept": the few leaves that stay as they are}, R rows a sequence. Between pieces of a sequence ("begin") it
+    has "levels", (R, M), in place of "packed": the same numbers, through which gradients go.
 
     Attributes:
       model: what reads. bits: of every component, one string of digits a leaf that is packed, in the state's order.
@@ -129,6 +131,8 @@ class PackedModel:
         if method == "step":
             outputs, after = self._sequence(variables["params"], inputs[:, None], state, **options)
             return (outputs[:, 0] if kind_of(self.config.task).every_step else outputs), after
+        if method == "begin":
+            return self._begin(variables["params"], inputs, state)
         if method is not None:
             return self.model.apply({"params": _drop_levels(variables["params"])}, method=method)
         return self._sequence(variables["params"], inputs, state, **options)
@@ -139,6 +143,17 @@ class PackedModel:
         quantizer = self.quantizer(params)
         return {"packed": quantizer.pack(quantizer.quantize(layout.vector(empty))), "kept": layout.select_fixed(empty)}
 
+    def _begin(self, params: Mapping[str, Any], inputs: Array, state: State) -> State:
+        layout, known = StateLayout(self.model, _drop_levels(params), self.scope), self._unpack(params, state)
+        begun = self.model.apply({"params": _drop_levels(params)}, inputs, known, method="begin")
+        return {LEVELS: layout.vector(begun), "kept": layout.select_fixed(begun)}
+
+    def _unpack(self, params: Mapping[str, Any], state: State) -> State:
+        """The model's own state."""
+        layout, quantizer = StateLayout(self.model, _drop_levels(params), self.scope), self.quantizer(params)
+        vector = state[LEVELS] if LEVELS in state else quantizer.dequantize(quantizer.unpack(state["packed"]))
+        return layout.state(vector, state["kept"])
+
     def _sequence(
         self, params: Mapping[str, Any], inputs: Array, state: State | None, *, mutable: Any = False, **options: Any
     ) -> Any:
@@ -147,17 +162,27 @@ class PackedModel:
         """
         layout, quantizer = StateLayout(self.model, _drop_levels(params), self.scope), self.quantizer(params)
         state = self._initial(params, len(inputs)) if state is None else state
-        known = layout.state(quantizer.dequantize(quantizer.unpack(state["packed"])), state["kept"])
 
         def snap(vector: Array, _: None) -> tuple[Array, None]:
             noise = dither(quantizer.quantize(jax.lax.stop_gradient(vector))) if self.rounding == "stochastic" else None
             return quantizer.snap(vector, noise), None
 
         rollout = read(
-            self.model, _drop_levels(params), inputs, known, snap, scope=self.scope, mutable=mutable, **options
+            self.model,
+            _drop_levels(params),
+            inputs,
+            self._unpack(params, state),
+            snap,
+            scope=self.scope,
+            mutable=mutable,
+            **options,
         )
-        codes = quantizer.quantize(jax.lax.stop_gradient(layout.vector(rollout.state)))
-        after = {"packed": quantizer.pack(codes), "kept": layout.select_fixed(rollout.state)}
+        vector, kept = layout.vector(rollout.state), layout.select_fixed(rollout.state)
+        after = (
+            {LEVELS: vector, "kept": kept}
+            if LEVELS in state
+            else {"packed": quantizer.pack(quantizer.quantize(jax.lax.stop_gradient(vector))), "kept": kept}
+        )
         return ((rollout.outputs, after), rollout.sown) if mutable else (rollout.outputs, after)
 
 
@@ -226,7 +251,8 @@ def read(
         None for none.
     """
     layout, kind = StateLayout(model, params, scope), kind_of(model.config.task)
-    state = begin_reading(model, params, inputs, state)
+    known = jnp.ones(inputs.shape[:2], bool) if valid is None else valid
+    state = pieces.begin(model, params, {"inputs": inputs, "valid": known}, state)
     stride = kind.stride(model.config)
     # the head speaks after the last step alone
     looped = kind.frames(model.config, inputs.shape[1]) - (not kind.every_step)
@@ -267,6 +293,7 @@ def calibration(
     *,
     scope: str = "all",
     most: int = 20_000,
+    piece: int = pieces.AUTO,
 ) -> Float[np.ndarray, "S M"]:
     """Returns what is carried after steps of all sequences: the samples that `quantization.fit` takes, at most about
     `most` of them, evenly spaced.
@@ -274,36 +301,50 @@ def calibration(
     Of very wide states fewer are taken, so that all samples together are no more than `LARGEST` numbers.
 
     Args:
-      batches: as a dataset draws them, of training or validation, never of test.
+      batches: as a dataset draws them, of training or validation, never of test. piece: as training.piece.
     """
 
     @jax.jit
-    def calibrate_step(inputs: Array, reset: Array | None, valid: Array) -> Array:
-        noise = {"noise": jax.random.key(0)}
-        return read(
-            model,
-            params,
-            inputs,
-            None,
-            lambda vector, _: (vector, vector),
-            scope=scope,
-            reset=reset,
-            valid=valid,
-            rngs=noise,
-        ).given
+    def calibrate_piece(state: State, part: Mapping[str, Array], number: Any) -> tuple[Array, State]:
+        keep = lambda vector, _: (vector, vector)  # noqa: E731
+        reading = read_piece(model, params, part, state, keep, number, scope=scope)
+        return reading.given, reading.state
 
-    samples = [
-        _live(np.asarray(calibrate_step(batch["inputs"], batch.get("reset"), batch["valid"])), batch, model)
-        for batch in batches
-    ]
-    most = max(1, min(most, LARGEST // samples[0].shape[1]))
-    every = -(-sum(map(len, samples)) // most)
-    return np.concatenate([part[::every] for part in samples])
+    batches, size = list(batches), StateLayout(model, params, scope).size
+    count = sum(int(find_valid_frames(model.config, batch["valid"]).sum()) for batch in batches)
+    every = -(-count // max(1, min(most, LARGEST // size)))
+    samples = []
+    for batch in batches:
+        live, begun, seen = np.asarray(find_valid_frames(model.config, batch["valid"])), 0, 0
+        for given, _ in pieces.walk(calibrate_piece, model, params, batch, piece):
+            taken = np.asarray(given)[live[:, begun : begun + len(given)].T]  # (S, R, M) to those of valid steps
+            samples.append(taken[-seen % every :: every])
+            begun, seen = begun + len(given), seen + len(taken)
+    return np.concatenate(samples)
 
 
-def _live(given: np.ndarray, batch: Mapping[str, Any], model: SequenceModel) -> np.ndarray:
-    """(S, R, M) to samples, of valid steps alone."""
-    return given[np.asarray(find_valid_frames(model.config, batch["valid"])).T]
+def read_piece(
+    model: SequenceModel,
+    params: PyTree,
+    part: Mapping[str, Any],
+    state: State | None,
+    update: Update,
+    number: Any,
+    *,
+    scope: str,
+) -> Reading:
+    """Returns what `read` does of a piece of a batch, by its number (`pieces.fold`, `pieces.walk`)."""
+    return read(
+        model,
+        params,
+        part["inputs"],
+        state,
+        update,
+        scope=scope,
+        reset=part.get("reset"),
+        valid=part["valid"],
+        rngs={"noise": pieces.key_of(jax.random.key(0), number)},
+    )
 
 
 def _drop_levels(params: Mapping[str, Any]) -> dict[str, Any]:

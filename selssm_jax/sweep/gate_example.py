@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float
 
 from selssm_jax.analysis import gates
-from selssm_jax.analysis.gates import Sequence
 from selssm_jax.model import block_names
 from selssm_jax.ops.gating import effective_transition
 from selssm_jax.runs import Run
@@ -30,7 +29,8 @@ def show_gates(run: Run) -> dict[str, Any]:
     """
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate("test", size), 1)
-    sequence = gates.observe_gates(run.model, run.params, batches, is_stream=False)[1][0]
+    piece = run.experiment.training.piece
+    sequence = gates.observe_gates(run.model, run.params, batches, is_stream=False, piece=piece)[1][0]
     kind = kind_of(run.dataset.task)
     stride = kind.stride(run.model.config)
     live = sequence.live_gates(stride)
@@ -41,7 +41,7 @@ def show_gates(run: Run) -> dict[str, Any]:
         for name, gate in live.items()
     }
     frames = len(next(iter(live.values())))
-    length = int(sequence.batch["valid"].sum())
+    length = sequence.shown_steps(stride)
     positions = np.minimum(np.arange(1, frames + 1) * stride, length) - 1
     every = 1 if kind.tokens else -(-length // LONGEST)
     unit = "step" if every == 1 else f"step of {every} sample"
@@ -49,7 +49,7 @@ def show_gates(run: Run) -> dict[str, Any]:
     return {
         "title": title,
         "unit": unit,
-        **_thin_signal(run, sequence, every),
+        **_thin_signal(run, sequence.batch["inputs"][:length], every),
         "position": (positions // every).tolist(),
         "blocks": blocks,
     }
@@ -70,9 +70,8 @@ def _block(gate: np.ndarray, A: np.ndarray, update: str) -> dict[str, list[float
     return {"gate": _round_values(gate.mean(axis=1)), "kept": _round_values(share_kept(gate, a))}
 
 
-def _thin_signal(run: Run, sequence: Sequence, every: int) -> dict[str, Any]:
+def _thin_signal(run: Run, inputs: np.ndarray, every: int) -> dict[str, Any]:
     """The tokens, or the signal thinned out to what a page can show."""
-    inputs = np.asarray(sequence.batch["inputs"])[: int(sequence.batch["valid"].sum())]
     if kind_of(run.dataset.task).tokens:
         return {"tokens": [run.dataset.vocabulary[int(token)] for token in inputs], "signal": None}
     return {"tokens": None, "signal": [_round_values(row) for row in inputs[::every, :CHANNELS]]}

@@ -10,7 +10,6 @@ import numpy as np
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.model import ModelLike
-from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, means
 from selssm_jax.training import draws, parallel, pieces
@@ -57,18 +56,6 @@ class Evaluator:
 def _evaluate_batch(
     model: ModelLike, piece: int, params: Any, batch: dict[str, jax.Array], state: Any, number: jax.Array
 ) -> tuple[Sums, Any]:
-    kind, key = kind_of(model.config.task), draws.by_row(jax.random.key(0), number)
-
-    def read(before: Any, part: Batch, number: jax.Array | None) -> tuple[Any, Any, Sums]:
-        outputs, after = model.apply(
-            {"params": params},
-            part["inputs"],
-            before,
-            reset=part.get("reset"),
-            valid=part["valid"],
-            rngs={"noise": key if number is None else jax.random.fold_in(key, number)},
-        )
-        return outputs, after, {}
-
-    after, sums = pieces.fold(read, kind.score, model, params, batch, piece, state)
+    read = pieces.make_reader(model, params, draws.by_row(jax.random.key(0), number))
+    after, sums = pieces.fold(read, kind_of(model.config.task).score, model, params, batch, piece, state)
     return sums, after

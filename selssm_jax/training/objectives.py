@@ -85,15 +85,21 @@ def rates(
     return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in laws]).mean(), frames.sum()])}
 
 
-def moments(law: Law, form: str) -> tuple[Array, Array]:
+def moments(law: Law, form: str, before: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
     """Returns the means and variances, (B, T, n), of the normal laws whose rate `form` asks for; complex components as
     pairs of reals.
+
+    `before` is what it returns of the step before, (B, n) each, where a sequence goes on; None: it begins.
     """
     if form == "capacity":
         return law.drive / law.noise, jnp.ones_like(law.noise)
     if law.A is None:
         return law.drive, law.noise**2
-    means, variances = linear_scan(law.A, law.drive)[0], linear_scan(jnp.abs(law.A) ** 2, law.noise**2)[0]
+    mean, variance = (None, None) if before is None else before
+    if before is not None and jnp.iscomplexobj(law.drive):
+        mean, variance = jax.lax.complex(*jnp.split(before[0], 2, axis=-1)), jnp.split(before[1], 2, axis=-1)[0]
+    means = linear_scan(law.A, law.drive, mean)[0]
+    variances = linear_scan(jnp.abs(law.A) ** 2, law.noise**2, variance)[0]
     if not jnp.iscomplexobj(means):
         return means, variances
     return jnp.concatenate([means.real, means.imag], axis=-1), jnp.concatenate([variances, variances], axis=-1)

@@ -6,8 +6,8 @@ again from the state that it began with, is exact. Nothing is truncated.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -15,11 +15,10 @@ import jax.numpy as jnp
 
 from selssm_jax.config import Experiment, Model, Task
 from selssm_jax.errors import InputError
-from selssm_jax.model import ModelLike, SequenceModel, begin_reading
+from selssm_jax.model import ModelLike, SequenceModel, State, begin_reading
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.tasks.scores import Sums
 
 AUTO, WHOLE = -1, 0  # values of training.piece
 # By benchmarks/records/pieces.json reading twice takes a quarter to a half more time where the allocator keeps its
@@ -30,8 +29,8 @@ FRAMES = 512  # of a piece that is chosen here, at least
 FEWEST = 4  # pieces of a sequence that is cut unasked
 OF_TIME = ("inputs", "valid", "reset")  # what every batch has for each step
 
-Read = Callable[[Any, Batch, Any], tuple[Any, Any, Sums]]
-Score = Callable[[Any, Batch], Sums]
+Read = Callable[[Any, Batch, Any], tuple[Any, Any, Any]]
+Score = Callable[[Any, Batch], Any]
 
 
 def choose(config: Model, rows: int, steps: int, asked: int) -> int:
@@ -46,8 +45,7 @@ def choose(config: Model, rows: int, steps: int, asked: int) -> int:
     if asked == AUTO:
         held = 4 * NUMBERS * rows * kind.rows(config) * frames * config.d_model * len(config.pattern)
         asked = stride * _even(frames) if held >= HELD and frames >= FEWEST * FRAMES else WHOLE
-    # what is packed is read step by step
-    if asked == WHOLE or asked >= steps or config.memory_bits or why_whole(config, steps):
+    if asked == WHOLE or asked >= steps or why_whole(config, steps):
         return steps
     return asked
 
@@ -93,9 +91,9 @@ def why_whole(config: Model, steps: int) -> str:
 
 def fold(
     read: Read, score: Score, model: ModelLike, params: Any, batch: Batch, asked: int, state: Any = None
-) -> tuple[Any, Sums]:
+) -> tuple[Any, dict[str, Any]]:
     """Reads a batch piece after piece, or whole, and returns (the state after it, the sums of what is given and of the
-    scores).
+    scores): one program, with a gradient.
 
     For a gradient each piece is read again, so that of the others only what they carried is kept.
 
@@ -106,7 +104,7 @@ def fold(
     """
     every_step = kind_of(model.config.task).every_step
 
-    def read_and_score(before: Any, part: Batch, number: Any) -> tuple[Any, Any, Sums]:
+    def read_and_score(before: Any, part: Batch, number: Any) -> tuple[Any, Any, Any]:
         outputs, after, sums = read(before, part, number)
         return ((), after, sums | score(outputs, part)) if every_step else (outputs, after, sums)
 
@@ -114,42 +112,98 @@ def fold(
     if piece >= batch["valid"].shape[1]:
         outputs, after, sums = read_and_score(state, batch, None)
     else:
-        inputs = jnp.asarray(batch["inputs"])
-        if not kind_of(model.config.task).tokens:
-            inputs = jnp.where(batch["valid"][..., None], inputs, 0)
-        begun = begin_reading(model, params, inputs, state)
-        outputs, after, sums = _scan(read_and_score, begun, batch, piece, every_step=every_step)
+        outputs, after, sums = _scan(read_and_score, begin(model, params, batch, state), batch, piece, model.config)
     return after, sums if every_step else sums | score(outputs, batch)
 
 
-def _scan(read: Read, state: Any, batch: Batch, piece: int, *, every_step: bool) -> tuple[Any, Any, Sums]:
-    """(the last outputs, the state after them, sums over all pieces)."""
-    rows, steps = batch["valid"].shape
-    once = jax.checkpoint(read, prevent_cse=False)  # a loop of its own parts forward and backward
-    scored = [name for name, values in batch.items() if values.shape[:2] == (rows, steps)]
-    cut = partial(_cut, batch, {*OF_TIME, *(scored if every_step else ())})
+def walk(
+    read: Callable[[Any, Batch, int | None], tuple[Any, Any]],
+    model: ModelLike,
+    params: Any,
+    batch: Batch,
+    asked: int,
+    state: Any = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Reads a batch piece after piece, or whole, without a gradient, and yields what `read` returns of each: what every
+    step shows is with the host before the next piece is read.
 
-    def step(before: tuple[Any, Any, Sums], number: jax.Array) -> tuple[tuple[Any, Any, Sums], None]:
-        outputs, after, given = once(before[1], cut(number * piece, piece), number)
+    Args:
+      read: (state, batch of a piece, its number) -> (what it shows, state), compiled; the number is None where there is
+        but one. The other arguments are those of `fold`.
+    """
+    steps, piece = batch["valid"].shape[1], choose_for_batch(model.config, batch, asked)
+    if whole := piece >= steps:
+        piece = steps
+    else:
+        state = begin(model, params, batch, state)
+    for number, start in enumerate(range(0, steps, piece)):
+        part = cut(model.config, batch, start, start + piece)
+        shown, state = read(state, part, None if whole else number)
+        yield shown, state
+
+
+def cut(config: Model, batch: Batch, start: int, stop: int) -> Batch:
+    """Returns the batch of these steps of the inputs."""
+    over_time = _find_over_time(config, batch)
+    return {name: values[:, start:stop] if name in over_time else values for name, values in batch.items()}
+
+
+def make_reader(model: ModelLike, params: Any, key: jax.Array) -> Read:
+    """Returns what reads a piece for `fold`: without dropout, with noise of `key`, and no sums but those of scores."""
+
+    def read(before: Any, part: Batch, number: Any) -> tuple[Any, Any, Any]:
+        noise = {"noise": key_of(key, number)}
+        return *model.apply(
+            {"params": params}, part["inputs"], before, reset=part.get("reset"), valid=part["valid"], rngs=noise
+        ), {}
+
+    return read
+
+
+def key_of(key: jax.Array, number: Any) -> jax.Array:
+    """Returns the key of a piece by its number: what is random is drawn anew for each. None: `key`, of the whole."""
+    return key if number is None else jax.random.fold_in(key, number)
+
+
+def begin(model: ModelLike, params: Any, batch: Batch, state: Any = None) -> State:
+    """Returns the state that a batch is read from in several calls, as `begin_reading`, from its valid inputs."""
+    inputs = jnp.asarray(batch["inputs"])
+    if not kind_of(model.config.task).tokens:
+        inputs = jnp.where(jnp.asarray(batch["valid"])[..., None], inputs, 0)
+    return begin_reading(model, params, inputs, state)
+
+
+def _scan(read: Read, state: Any, batch: Batch, piece: int, config: Model) -> tuple[Any, Any, Any]:
+    """(the last outputs, the state after them, sums over all pieces)."""
+    once = jax.checkpoint(read, prevent_cse=False)  # a loop of its own parts forward and backward
+    over_time = _find_over_time(config, batch)
+
+    def slice_piece(start: Any, size: int) -> Batch:
+        return {
+            name: jax.lax.dynamic_slice_in_dim(values, start, size, axis=1) if name in over_time else values
+            for name, values in batch.items()
+        }
+
+    def step(before: tuple[Any, Any, Any], number: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
+        outputs, after, given = once(before[1], slice_piece(number * piece, piece), number)
         return (outputs, after, jax.tree.map(jnp.add, before[2], given)), None
 
-    shapes = jax.eval_shape(read, state, cut(0, piece), 0)
+    shapes = jax.eval_shape(read, state, slice_piece(0, piece), 0)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     start = vary_alike((empty[0], state, empty[2], batch))[:3]
-    count, rest = divmod(steps, piece)
+    count, rest = divmod(batch["valid"].shape[1], piece)
     (outputs, after, total), _ = jax.lax.scan(step, start, jnp.arange(count))
     if rest:
-        outputs, after, given = once(after, cut(count * piece, rest), count)
+        outputs, after, given = once(after, slice_piece(count * piece, rest), count)
         total = jax.tree.map(jnp.add, total, given)
     return outputs, after, total
 
 
-def _cut(batch: Batch, over_time: set[str], start: Any, size: int) -> Batch:
-    """The steps of a piece."""
-    return {
-        name: jax.lax.dynamic_slice_in_dim(values, start, size, axis=1) if name in over_time else values
-        for name, values in batch.items()
-    }
+def _find_over_time(config: Model, batch: Batch) -> set[str]:
+    """What of a batch has a value for each step of the inputs: targets too, where every step is answered."""
+    if not kind_of(config.task).every_step:
+        return {name for name in OF_TIME if name in batch}
+    return {name for name, values in batch.items() if values.shape[:2] == batch["valid"].shape}
 
 
 def _even(frames: int) -> int:
@@ -158,6 +212,7 @@ def _even(frames: int) -> int:
     return next((size for size in range(FRAMES, most + 1) if frames % size == 0), FRAMES)
 
 
+@lru_cache(maxsize=64)
 def _carried_numbers(config: Model, frames: int) -> list[int]:
     """How many numbers each block carries for a sequence of which so many frames are read."""
     begin = partial(SequenceModel(config).init_with_output, jax.random.key(0), 1, frames, method="initial_state")

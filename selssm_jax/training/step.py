@@ -157,7 +157,7 @@ def _objective(
     kind, loss = kind_of(model.config.task), next(iter(terms))
 
     def read(before: Any, part: Batch, number: jax.Array | None) -> tuple[Any, Any, Sums]:
-        keys = _keys(key if number is None else jax.random.fold_in(key, number))
+        keys = _keys(pieces.key_of(key, number))
         outputs, state, blocks = observe(model, params, part, before, rngs=keys, collections=kept, deterministic=False)
         frames = frame_valid(part["valid"], kind.stride(model.config)).astype(jnp.float32)
         sums = objectives.fallbacks(blocks)

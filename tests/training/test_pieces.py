@@ -10,10 +10,13 @@ import optax
 import pytest
 
 import runs
+from selssm_jax.compression import quantization
+from selssm_jax.compression.streaming import PackedModel, calibration
 from selssm_jax.config import Data, Experiment, Training
 from selssm_jax.config.mixers import MIXERS
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
+from selssm_jax.state_layout import StateLayout
 from selssm_jax.training import capacity, evaluation, optimizer, parallel, pieces
 from selssm_jax.training.step import initial, train_step
 
@@ -116,6 +119,39 @@ def test_devices_and_seeds_share_a_step_in_pieces():
     compare((changes(one[0]), one[1]), jax.tree.map(lambda leaf: leaf[1], (changes(together[0]), together[1])))
     two = parallel.data_parallel(step, jax.devices()[:2])(jax.tree.map(jnp.copy, state), batch)
     compare((changes(one[0]), one[1]), (changes(two[0]), two[1]))
+    accumulated = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, accumulate=2))
+    step = functools.partial(train_step, model=model, optimizer=tx, experiment=accumulated)
+    four = parallel.data_parallel(step, jax.devices()[:2])(jax.tree.map(jnp.copy, state), batch)
+    compare((changes(one[0]), one[1]), (changes(four[0]), four[1]))
+
+
+@pytest.mark.always
+@pytest.mark.parametrize(
+    ("name", "rounding"), [("language", "stochastic"), ("classification", "nearest"), ("forecasting", "nearest")]
+)
+def test_a_packed_memory_is_read_and_trained_in_pieces(name, rounding):
+    """Bits are those of the whole, and gradients go from piece to piece, through levels and weights."""
+    experiment, model, batch = build(name, ("selective", "lstm"), piece=PIECE)
+    params = initial(experiment, model, optax.sgd(1.0), batch).params
+    layout = StateLayout(model, params)
+    digits = tuple("3" * (at.stop - at.start) for _, at in layout.parts())
+    packed = PackedModel(model, digits, rounding=rounding)
+    levels = quantization.fit(calibration(model, params, [batch]), packed.component_bits).levels
+    params = {**params, "levels": levels}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def slopes(piece, params):
+        def loss(params):
+            read = pieces.make_reader(packed, params, jax.random.key(0))
+            after, sums = pieces.fold(read, model.kind.score, packed, params, batch, piece)
+            return sums[model.kind.loss][0], (sums, packed._unpack(params, after))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    (cut, (sums, state)), (whole, (expected, end)) = (slopes(piece, params) for piece in (PIECE, 0))
+    compare((jax.tree.map(np.asarray, cut), sums), (jax.tree.map(np.asarray, whole), expected))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), state, end)
+    assert np.abs(cut["levels"]).max() > 0
 
 
 def test_a_forecast_whose_scale_begins_anew_is_read_whole():

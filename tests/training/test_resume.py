@@ -2,6 +2,7 @@
 bit.
 """
 
+import itertools
 import os
 import pathlib
 import random
@@ -49,9 +50,9 @@ def signal_at(process: subprocess.Popen, step: int, number: int) -> tuple[str, s
     return out, seen + rest
 
 
-def assert_same_end(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+def assert_same_end(workdir: pathlib.Path, expected: pathlib.Path, step: int = STEPS) -> None:
     assert runs.history(workdir) == runs.history(expected)
-    found, wanted = (runs.state(folder, STEPS) for folder in (workdir, expected))
+    found, wanted = (runs.state(folder, step) for folder in (workdir, expected))
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     assert {key.split("/")[1] for key in runs.content(workdir / "best")} == {
@@ -91,6 +92,21 @@ def test_sigterm_saves_and_names_the_command_to_go_on(uninterrupted, tmp_path):
     )
     assert again.returncode == 0 and f"resumed from step {stopped}" in again.stderr, again.stderr
     assert_same_end(workdir, uninterrupted)
+
+
+def test_a_run_in_pieces_goes_on_bit_equal(tmp_path, monkeypatch):
+    """What is random is drawn for a piece by the step and the piece's number, which a resumed run counts on."""
+    recipe = runs.experiment(
+        training__steps=24, training__piece=5, training__eval_every=6, model__dropout=0.2, model__pattern=("gru", "lru")
+    )
+    assert loop.fit(recipe, str(tmp_path / "uninterrupted")).finished
+    for stop in (7, 9):
+        asked = itertools.count()
+        monkeypatch.setattr(loop.Stop, "is_requested", lambda _, asked=asked, stop=stop: next(asked) > stop)
+        assert not loop.fit(recipe, str(tmp_path / "run")).finished
+        monkeypatch.undo()
+    assert loop.fit(recipe, str(tmp_path / "run")).finished
+    assert_same_end(tmp_path / "run", tmp_path / "uninterrupted", 24)
 
 
 def test_a_finished_run_started_again_changes_nothing(uninterrupted):
