@@ -13,6 +13,7 @@ from selssm_jax.config import Model
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.ops import shards
 from selssm_jax.shapes import Reset, Rows, Signal, Tokens
 from selssm_jax.tasks.base import Ends, TaskKind
 from selssm_jax.tasks.registry import kind_of
@@ -137,8 +138,9 @@ class SequenceModel(nn.Module):
         if reset is None or self.kind.every_step:
             return inputs, state, None
         count = jnp.cumsum(reset, axis=1)
-        read = count == count[:, -1:]
-        fresh = reset.any(axis=1)
+        again = count[:, -1] > 0
+        read = (count == count[:, -1:]) & ~shards.later(again)[:, None]
+        fresh = shards.total(again.astype(jnp.int32)) > 0
 
         def hide_state(leaf: Array) -> Array:
             rows = jnp.repeat(fresh, leaf.shape[0] // len(fresh))

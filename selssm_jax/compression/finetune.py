@@ -47,8 +47,9 @@ def finetune(
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(options.peak_rate, options.steps), b2=0.99),
     )
-    training = experiment.training
-    devices = parallel.choose_devices(training.devices, experiment.data.batch_size)
+    training, (groups, share) = experiment.training, experiment.training.mesh
+    count = training.devices if share == 1 else max(groups, 1)  # no device waits for a part of a sequence here
+    devices = parallel.choose_devices(count, experiment.data.batch_size)
     unpenalised = Training(seed=options.seed, forecast_loss=training.forecast_loss, piece=training.piece)
     plain = dataclasses.replace(experiment, optimizer=Optimizer(warmup_steps=0), training=unpenalised)
     one = partial(train_step, model=model, optimizer=tx, experiment=plain)

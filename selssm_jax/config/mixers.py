@@ -264,14 +264,16 @@ class TCNConfig(MixerConfig):
 
 
 class Mixer(NamedTuple):
-    """What a mixer can be set to, which keys of the model are its arguments too, whether it sows gates, and its own
-    parameters that weight decay spares.
+    """What a mixer can be set to, which keys of the model are its arguments too, whether it sows gates, its own
+    parameters that weight decay spares, and whether it waits for the state of each step, so that devices cannot share
+    a sequence.
     """
 
     config: type[MixerConfig] = MixerConfig
     keys: tuple[str, ...] = ("d_state",)
     gated: bool = False
     undecayed: tuple[str, ...] = ()
+    waits: bool = False
 
 
 # Those that have something to set have a field of `Model`; `layers.mixers.LAYERS` has the layers, and enters own ones
@@ -285,9 +287,9 @@ MIXERS: dict[str, Mixer] = {
     "mamba": Mixer(MambaConfig, gated=True),
     "mamba2": Mixer(Mamba2Config, ("d_state", "norm_epsilon"), gated=True),
     "min_gru": Mixer(gated=True),
-    "rnn": Mixer(),
-    "lstm": Mixer(gated=True),
-    "gru": Mixer(gated=True),
+    "rnn": Mixer(waits=True),
+    "lstm": Mixer(gated=True, waits=True),
+    "gru": Mixer(gated=True, waits=True),
     "attention": Mixer(AttentionConfig, ()),
     "local_attention": Mixer(LocalAttentionConfig, ()),
     "tcn": Mixer(TCNConfig, ()),

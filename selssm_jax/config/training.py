@@ -38,6 +38,10 @@ class Training:
     keep_checkpoints: Positive = 2
     select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
     devices: Count = 0  # 0: all there are
+    # how they share a batch: so many groups share its rows (0: as many as there are), and the devices of a group, so
+    # many, share the steps of a sequence
+    mesh: tuple[int, ...] = (0, 1)
+    shard_parameters: bool = False  # the groups share parameters and optimizer state too, each whole in a step alone
     # steps that are read at a time, each piece twice: memory does not grow with the length, gradients are exact;
     # 0: all; -1: pieces where all would hold a GiB
     piece: Annotated[int, Least(-1)] = -1
@@ -55,6 +59,11 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self, "training.{}".format)
+        if len(self.mesh) != 2 or self.mesh[0] < 0 or self.mesh[1] < 1:
+            raise InputError(
+                f"training.mesh={self.mesh} is no (groups that share rows, devices that share a sequence): use two "
+                "numbers, for example (0, 1), or (0, 4) for 4 devices a sequence"
+            )
         if self.piece > 0 and self.information_weight:
             raise InputError(
                 f"training.piece={self.piece} reads a part of a sequence at a time, but "

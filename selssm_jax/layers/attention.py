@@ -15,6 +15,7 @@ from selssm_jax.config.mixers import AttentionConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops import shards
 from selssm_jax.ops.boundaries import finite, poison
 from selssm_jax.shapes import Activations, Reset, Rows
 
@@ -139,12 +140,14 @@ class Attention(Layer):
         """
         q, k, v = jnp.split(project(x.astype(self.dtype), self.inward), 3, axis=-1)
         slots = self.window if state is None else state["keys"].shape[1]
-        past = self.initial_state(x.shape[0], 0) if state is None else state
-        keys, values = (jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v)))
-        cache = _Cache(keys, values, _begin(past, x.shape[1], reset))
-        return project(
-            self._read(q, cache, min(self.window, max(slots, 1))).reshape(x.shape), self.outward
-        ), cache.last(slots)
+        # keys of other devices need room
+        empty = self.initial_state(x.shape[0], None if shards.count() > 1 else 0)
+        join = partial(_Cache.join, k=k, v=v, reset=reset)
+        past, after = shards.pass_on(
+            lambda past: join(past).last(slots), empty if state is None else state, span=slots, steps=x.shape[1]
+        )
+        y = self._read(q, join(past), min(self.window, max(slots, 1)))
+        return project(y.reshape(x.shape), self.outward), after
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns that there are none."""
@@ -197,6 +200,12 @@ class _Cache(NamedTuple):
     keys: Array
     values: Array
     begin: Array
+
+    @classmethod
+    def join(cls, past: State, k: Array, v: Array, reset: Array | None) -> "_Cache":
+        """What `past` holds and the keys and values of this call."""
+        keys, values = (jnp.concatenate([past[name], new], axis=1) for name, new in (("keys", k), ("values", v)))
+        return cls(keys, values, _begin(past, k.shape[1], reset))
 
     def last(self, slots: int) -> State:
         """The newest ones, what is before the last reset as zeros."""

@@ -11,6 +11,7 @@ from selssm_jax.config.fields import Positive, Taps, check_arguments
 from selssm_jax.layers.bounds import Box, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
+from selssm_jax.ops import shards
 from selssm_jax.shapes import Activations, Reset, Rows
 
 
@@ -137,20 +138,26 @@ class Past:
 
     def __init__(self, before: Float[Array, "B W D"], x: Activations, reset: Reset | None) -> None:
         self._span, self._steps = before.shape[1], x.shape[1]
-        self._inputs = jnp.concatenate([before, x], axis=1)
         # Number of resets up to every step; inputs of another number are of another document.
         self._document = None if reset is None else jnp.pad(jnp.cumsum(reset, axis=1), ((0, 0), (self._span, 0)))
 
+        def after(before: Array) -> Array:
+            inputs = jnp.concatenate([before, x], axis=1)
+            return self._mask_documents(inputs, self._steps, self._span, slice(-1, None))
+
+        before, self._last = shards.pass_on(after, before, span=self._span, steps=self._steps)
+        self._inputs = jnp.concatenate([before, x], axis=1)
+
     def read_lag(self, lag: int) -> Activations:
         """Returns x_{t - lag} for every step t of the call, 0 where a reset lies between."""
-        return self._mask_documents(self._span - lag, self._steps, slice(self._span, None))
+        return self._mask_documents(self._inputs, self._span - lag, self._steps, slice(self._span, None))
 
     def last(self) -> Float[Array, "B W D"]:
         """Returns the last W inputs, 0 before the last reset."""
-        return self._mask_documents(self._steps, self._span, slice(-1, None))
+        return self._last
 
-    def _mask_documents(self, start: int, count: int, by: slice) -> Array:
-        x = self._inputs[:, start : start + count]
+    def _mask_documents(self, inputs: Array, start: int, count: int, by: slice) -> Array:
+        x = inputs[:, start : start + count]
         if self._document is None:
             return x
         return jnp.where((self._document[:, start : start + count] == self._document[:, by])[..., None], x, 0)

@@ -11,6 +11,7 @@ from selssm_jax.config.fields import Count, Positive, check_arguments
 from selssm_jax.config.model import check_frames
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
+from selssm_jax.ops import shards
 from selssm_jax.shapes import Rows
 
 
@@ -41,13 +42,14 @@ class FrameEncoder(Layer):
         check_frames(self.frame, self.stride, str)
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, 0)))
         state = self.initial_state(x.shape[0]) if state is None else state
-        samples = jnp.concatenate([state, x], axis=1)
-        y = self._frames(samples, x.shape[1] // self.stride)
+        join = lambda before: jnp.concatenate([before, x], axis=1)  # noqa: E731
+        before, after = shards.pass_on(
+            lambda before: join(before)[:, x.shape[1] :], state, span=state.shape[1], steps=x.shape[1]
+        )
+        y = self._frames(join(before), x.shape[1] // self.stride)
         if self.filterbank:
             y = self._log_magnitudes(y)
-        return Projection(self.features, dtype=self.dtype, name="in")(y), samples[
-            :, samples.shape[1] - (self.frame - self.stride) :
-        ]
+        return Projection(self.features, dtype=self.dtype, name="in")(y), after
 
     def initial_state(self, batch: Rows) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""

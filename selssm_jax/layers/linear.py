@@ -5,6 +5,7 @@ Their recurrence is h_t = a h_{t-1} + b(x_t), complex and diagonal; what a step 
 """
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from selssm_jax.layers.contract import Dynamics
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection, project
 from selssm_jax.layers.state_axes import StateAxes
-from selssm_jax.ops import linear_scan
+from selssm_jax.ops import linear_scan, shards
 from selssm_jax.ops.boundaries import finite, poison, vary_alike
 from selssm_jax.ops.discretize import bilinear, zero_order_hold
 from selssm_jax.shapes import Activations, Reset, Rows
@@ -122,8 +123,12 @@ class S4D(Layer):
         `reset` forgets.
         """
         start = self.initial_state(x.shape[0]) if state is None else state
-        run = self._by_chunks if reset is None and x.shape[1] > 1 else self._by_steps
-        y, last = run(x.astype(jnp.float32), start, reset)
+        wide = x.astype(jnp.float32)
+        if reset is None and x.shape[1] > 1:
+            decay = lambda: self._powers(jnp.asarray([x.shape[1]]))  # noqa: E731
+            y, last = shards.carry(partial(self._by_chunks, wide), decay, start)
+        else:
+            y, last = self._by_steps(wide, start, reset)
         y += self.D[None, None] * x
         return nn.glu(self.outward(exact_gelu(y.astype(self.dtype)))), last
 
@@ -165,11 +170,10 @@ class S4D(Layer):
         h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, start, reset=reset)
         return self._readout(h), last
 
-    def _by_chunks(self, x: Array, start: Array, reset: Array | None) -> tuple[Array, Array]:
+    def _by_chunks(self, x: Array, start: Array) -> tuple[Array, Array]:
         """(2 Re(C h), last state), by convolutions of at most `CHUNK` steps, between which the state is carried: no
         other state exists.
         """
-        del reset
         last, looped, parts = vary_alike((start, x))[0], x.shape[1] // CHUNK * CHUNK, []
         if looped > CHUNK:  # XLA aborts the process on the gradient of a loop of one turn over a batch in shards
             whole = x[:, :looped].reshape(x.shape[0], -1, CHUNK, x.shape[2]).swapaxes(0, 1)
@@ -190,11 +194,8 @@ class S4D(Layer):
         """
         bad, ill = ~jnp.isfinite(x), ~jnp.isfinite(h).all(axis=-1)
         x, h = finite(x), finite(h)
-        a, b = self._discrete()
-        steps = jnp.arange(x.shape[1] + 1)
-        # of a pole that decays below what float32 has, too
-        logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))
-        powers = jnp.exp(logarithm[None] * steps[:, None, None])  # (L + 1, D, N)
+        _, b = self._discrete()
+        powers = self._powers(jnp.arange(x.shape[1] + 1))  # (L + 1, D, N)
         kernel = self._readout((powers[:-1] * b[None])[None])[0]
         later = powers[1:] * jax.lax.complex(*self.C)[None]
         kept = jnp.einsum("tdn,bdn->btd", later.real, h.real) - jnp.einsum("tdn,bdn->btd", later.imag, h.imag)
@@ -203,6 +204,13 @@ class S4D(Layer):
         own = jax.lax.complex(*(jnp.einsum("sdn,bsd->bdn", part, x) for part in (late.real, late.imag)))
         bad = jnp.einsum("ts,bsd->btd", jnp.tri(x.shape[1], dtype=x.dtype), bad.astype(x.dtype)) + ill[:, None] > 0
         return poison(powers[-1][None] * h + own, bad[:, -1, :, None]), poison(y, bad)
+
+    def _powers(self, steps: Array) -> Array:
+        """a^k for k of `steps`, (K, D, N)."""
+        a, _ = self._discrete()
+        # of a pole that decays below what float32 has, too
+        logarithm = jnp.log(jnp.where(a == 0, jnp.finfo(jnp.float32).tiny, a))
+        return jnp.exp(logarithm[None] * steps[:, None, None])
 
     def _readout(self, h: Array) -> Array:
         """2 Re(C h)."""

@@ -66,6 +66,7 @@ def register_mixer(
     keys: Sequence[str] = ("d_state",),
     gated: bool = False,
     undecayed: Sequence[str] = (),
+    waits: bool = True,
 ) -> None:
     """Makes an own mixer known: `model.pattern` may name it, and it is trained, measured, compared and compressed by
     the same commands as the others.
@@ -80,6 +81,8 @@ def register_mixer(
         command line.
       keys: which keys of `config.Model` are arguments of it, besides d_model.
       gated: whether it sows "gate" among its intermediates.
+      waits: False where all that it carries from step to step goes through `ops` or a layer of the package, so that
+        devices can share a sequence (`ops.shards`).
       undecayed: names of its parameters that weight decay spares, such as poles; those of the package and all biases
         are spared anyway.
 
@@ -97,4 +100,4 @@ def register_mixer(
             f"the mixer {name!r} has the config {config.__name__}: make it a frozen dataclass that is a "
             "config.MixerConfig"
         )
-    LAYERS[name], MIXERS[name] = layer, Mixer(config, tuple(keys), gated, tuple(undecayed))
+    LAYERS[name], MIXERS[name] = layer, Mixer(config, tuple(keys), gated, tuple(undecayed), waits)

@@ -8,6 +8,7 @@ from selssm_jax.config.fields import Count, Positive, check_arguments
 from selssm_jax.config.model import Pool
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection
+from selssm_jax.ops import shards
 from selssm_jax.shapes import Rows
 
 
@@ -29,9 +30,9 @@ class ClassHead(Layer):
         """Returns (logits of all valid steps so far, state)."""
         check_arguments(self, {"classes": Positive, "pool": Pool})
         x = x.astype(jnp.float32)
-        count = state["count"] + valid.sum(axis=1)
+        count = state["count"] + shards.total(valid.sum(axis=1))
         pooled = (
-            state["sum"] + jnp.where(valid[..., None], x, 0).sum(axis=1)
+            state["sum"] + shards.total(jnp.where(valid[..., None], x, 0).sum(axis=1))
             if self.pool == "mean"
             else self._last(x, state["sum"], valid)
         )
@@ -44,8 +45,11 @@ class ClassHead(Layer):
 
     def _last(self, x: Array, before: Array, valid: Array) -> Array:
         steps = jnp.where(valid, jnp.arange(1, x.shape[1] + 1)[None], 0).max(axis=1)
+        if shards.count() > 1:  # the one that holds the last of all says it, and the first where none does
+            there = jnp.where(shards.number() == 0, True, steps > 0) & ~shards.later(steps > 0)
         padded = jnp.concatenate([before[:, None], x], axis=1)
-        return jnp.take_along_axis(padded, steps[:, None, None], axis=1)[:, 0]
+        value = jnp.take_along_axis(padded, steps[:, None, None], axis=1)[:, 0]
+        return value if shards.count() == 1 else shards.total(jnp.where(there[:, None], value, 0))
 
 
 class ForecastHead(Layer):
@@ -68,10 +72,15 @@ class ForecastHead(Layer):
     ) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
         """Returns (forecast after the last step, what the next call still sees of features and inputs)."""
         check_arguments(self, {"horizon": Positive, "channels": Positive, "steps": Positive, "skip": Count})
-        state = {
-            "features": jnp.concatenate([state["features"], x.astype(jnp.float32)], axis=1)[:, -self.steps :],
-            "inputs": jnp.concatenate([state["inputs"], inputs], axis=1)[:, inputs.shape[1] :],
-        }
+
+        def after(state: dict[str, Array]) -> dict[str, Array]:
+            return {
+                "features": jnp.concatenate([state["features"], x.astype(jnp.float32)], axis=1)[:, -self.steps :],
+                "inputs": jnp.concatenate([state["inputs"], inputs], axis=1)[:, inputs.shape[1] :],
+            }
+
+        stride = inputs.shape[1] // x.shape[1]
+        _, state = shards.pass_on(after, state, span=max(self.steps, -(-self.skip // stride)), steps=x.shape[1])
         y = Projection(self.horizon * self.channels, name="out")(state["features"].reshape(x.shape[0], -1))
         y = y.reshape(x.shape[0], self.horizon, self.channels)
         if self.skip:

@@ -16,7 +16,7 @@ from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.layers.state_axes import StateAxes
-from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan
+from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan, shards
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.ops.extremes import largest
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
@@ -233,7 +233,7 @@ class SelectiveSSM(Layer):
 
     def _step_factor(self, opening: Opening, drive: Array, state: Array) -> Array:
         """kappa of this very call: its own drives and starts are the bounds."""
-        most = largest(jnp.abs(drive), (0, 1))
+        most = shards.largest(largest(jnp.abs(drive), (0, 1)))
         reach = jnp.maximum(invariant_radius(self.A, most), largest(jnp.abs(state), 0))
         gates = opening.envelope(reach)
         return jax.lax.stop_gradient(
@@ -305,8 +305,8 @@ class SelectiveSSM(Layer):
         )
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("diagnostics", "fell_back", fell_back)
-        before = jnp.concatenate([state[:, None], h[:, :-1]], axis=1)
-        return h, h[:, -1], before if reset is None else jnp.where(reset[..., None], 0, before)
+        before = shards.previous(h, state, axis=1)
+        return h, shards.last(h[:, -1]), before if reset is None else jnp.where(reset[..., None], 0, before)
 
     def _read(self, h: Array, x: Array) -> Array:
         if self.transition == "complex":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops import shards
 from selssm_jax.ops.boundaries import composed_or_stepped, multiply_state, vary_alike
 
 METHODS = ("auto", "sequential", "associative")
@@ -18,9 +19,10 @@ def dense_scan(
     h0: Float[Array, "B N"] | None = None,
     *,
     reset: Bool[Array, "B T"] | None = None,
+    reverse: bool = False,
     method: str = "auto",
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B N"]]:
-    """Runs h_t = A_t h_{t-1} + b_t over time; for small N.
+    """Runs h_t = A_t h_{t-1} + b_t over time, or from its end, h_t = A_t h_{t+1} + b_t; for small N.
 
     Work is O(T N^2) for "sequential" and O(T N^3) for "associative", whose products (A_2 A_1, A_2 b_1 + b_2) need
     O(log T) steps. "auto" is sequential on a CPU and associative elsewhere. Where products of matrices could leave the
@@ -30,8 +32,8 @@ def dense_scan(
 
     Args:
       a: transition of every step. b: drive of every step. h0: state before the first step; zero if None.
-      reset: True forgets everything before that step, what is not finite too.
-      method: "auto", "sequential" or "associative".
+      reset: True forgets everything before that step in the direction of the scan, what is not finite too.
+      reverse: runs from the last step to the first. method: "auto", "sequential" or "associative".
 
     Returns:
       (h, h_last): all states and the last one.
@@ -45,8 +47,21 @@ def dense_scan(
         raise ValueError(f"a has shape {a.shape}, expected (B, T, N, N) = {(*b.shape, b.shape[-1])} from b")
     reset = jnp.zeros(b.shape[:2], bool) if reset is None else reset
     h0 = jnp.zeros_like(b[:, 0]) if h0 is None else h0
-    h = _scan(method, False, *vary_alike((jnp.where(reset[..., None, None], 0, a), b, h0, reset)))
-    return h, h[:, -1]
+    a = jnp.where(reset[..., None, None], 0, a)
+    if reverse:
+        a, b, reset = a[:, ::-1], b[:, ::-1], reset[:, ::-1]
+
+    def run(start: Array) -> tuple[Array, Array]:
+        h = _scan(method, False, *vary_alike((a, b, start, reset)))
+        return h, h[:, -1]
+
+    def decay() -> Array:
+        columns = jnp.broadcast_to(jnp.eye(h0.shape[1], dtype=b.dtype)[:, None], (h0.shape[1], *h0.shape))
+        last = jax.vmap(lambda column: _scan(method, False, a, jnp.zeros_like(b), column, reset)[:, -1])
+        return jnp.moveaxis(last(columns), 0, -1)
+
+    h, last = shards.carry(run, decay, h0, multiply=partial(jnp.einsum, "bij,bj->bi"), reverse=reverse)
+    return h[:, ::-1] if reverse else h, last
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
+from selssm_jax.ops import shards
 from selssm_jax.ops.boundaries import composed_or_stepped, multiply_cotangent, multiply_state, vary_alike
 
 METHODS = ("auto", "sequential", "associative", "chunked")
@@ -64,6 +65,32 @@ def linear_scan(
     Raises:
       ValueError: for an unknown method, shapes that do not fit, no steps, or numbers that are not inexact.
     """
+    run, a, h0 = _prepare(a, b, h0, reset, reverse=reverse, method=method)
+
+    def decay() -> Array:
+        # what a reset forgets may be no number
+        factors = a if reset is None else jnp.where(_beside_states(reset.any(axis=1, keepdims=True), a), 0, a)
+        return jnp.prod(factors.astype(h0.dtype), axis=1)
+
+    return shards.carry(run, decay, h0, reverse=reverse)
+
+
+def scan_shard(
+    a: Array, b: Array, h0: Array | None = None, *, reset: Array | None = None, method: str = "auto"
+) -> tuple[Array, Array]:
+    """Returns what `linear_scan` does for steps that are all of a sequence here, whatever `shards` says of others: a
+    part of a larger recurrence.
+    """
+    run, _, h0 = _prepare(a, b, h0, reset, reverse=False, method=method)
+    return run(h0)
+
+
+def _prepare(
+    a: Array, b: Array, h0: Array | None, reset: Array | None, *, reverse: bool, method: str
+) -> tuple[Callable[[Array], tuple[Array, Array]], Array, Array]:
+    """(state before -> (states, last), factors that are 0 at a reset, the state before in the type of
+    accumulation).
+    """
     a, b = jnp.asarray(a), jnp.asarray(b)
     h0 = None if h0 is None else jnp.asarray(h0)
     reset = None if reset is None else jnp.asarray(reset)
@@ -72,8 +99,14 @@ def linear_scan(
     wide = jnp.promote_types(dtype, jnp.float32)
     h0 = jnp.zeros((b.shape[0], *b.shape[2:]), wide) if h0 is None else h0.astype(wide)
     if reset is not None:
-        a = jnp.where(reset.reshape(*reset.shape, *[1] * (a.ndim - 2)), 0, a)
-    return _scan(_Run(method, reverse, False, reset is not None), *vary_alike((a.astype(dtype), b.astype(dtype), h0)))
+        a = jnp.where(_beside_states(reset, a), 0, a)
+    a, b, how = a.astype(dtype), b.astype(dtype), _Run(method, reverse, False, reset is not None)
+    return lambda start: _scan(how, *vary_alike((a, b, start))), a, h0
+
+
+def _beside_states(flags: Array, a: Array) -> Array:
+    """Flags (B, T) with axes for those of a state."""
+    return flags.reshape(*flags.shape, *[1] * (a.ndim - 2))
 
 
 def _check(a: Array, b: Array, h0: Array | None, reset: Array | None, method: str) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from selssm_jax.ops import shards
 from selssm_jax.ops._dense_scan import dense_scan
 from selssm_jax.ops._linear_scan import linear_scan
 from selssm_jax.ops.boundaries import vary_alike, zeros_beside
@@ -119,8 +120,9 @@ def nonlinear_scan(
 
     "newton" takes `sequential_scan` for the whole batch where `newton_scan` does not converge for one of its sequences.
     "auto", decided where the program is lowered, is sequential on a CPU, where all steps cost less than one iteration
-    (benchmarks/records/newton_scan.json), and for a single step; elsewhere it is newton where `factor` certifies that
-    step contracts, and sequential where it does not, which is by reasoning: no accelerator was measured.
+    (benchmarks/records/newton_scan.json), and for a single step; elsewhere, and for a sequence that devices share, it
+    is newton where `factor` certifies that step contracts, and sequential where it does not, which is by reasoning: no
+    accelerator was measured. Devices that share a sequence (`ops.shards`) take turns where it is sequential.
 
     Args:
       step: (h, x) -> next h of one sequence; jacobian: see `newton_scan`.
@@ -140,7 +142,7 @@ def nonlinear_scan(
         raise ValueError(f"solver={solver!r} is unknown: use one of {', '.join(SOLVERS)}")
 
     def in_order(h0: Array, xs: Any) -> tuple[Array, Array]:
-        h = jax.vmap(partial(sequential_scan, step))(h0, xs)
+        h = _take_turns(jax.vmap(partial(sequential_scan, step)), h0, xs)
         return h, zeros_beside(h.shape[:1], h, bool)
 
     def newton(h0: Array, xs: Any) -> tuple[Array, Array]:
@@ -148,11 +150,27 @@ def nonlinear_scan(
         return lax.cond(solve.converged.all(), lambda: h, lambda: in_order(h0, xs)[0]), ~solve.converged
 
     def where_certified(h0: Array, xs: Any) -> tuple[Array, Array]:
-        return newton(h0, xs) if factor is None else lax.cond(factor < 1, newton, in_order, h0, xs)
+        if factor is None:
+            return newton(h0, xs)
+        return lax.cond(shards.largest(factor) < 1, newton, in_order, h0, xs)
 
+    if solver == "auto" and shards.count() > 1:
+        return where_certified(h0, xs)
     if solver == "auto" and jax.tree.leaves(xs)[0].shape[1] > 1:
         return lax.platform_dependent(h0, xs, cpu=in_order, default=where_certified)
     return (newton if solver == "newton" else in_order)(h0, xs)
+
+
+def _take_turns(run: Callable[[Array, Any], Array], h0: Array, xs: Any) -> Array:
+    """run(state before, xs) of every shard, each from where the one before it ends."""
+    if shards.count() > 1:
+
+        def turn(start: Array, _: None) -> tuple[Array, None]:
+            return shards.from_left(run(start, xs)[:, -1], h0), None
+
+        h0 = h0.astype(jnp.promote_types(h0.dtype, jnp.float32))
+        h0, _ = lax.scan(jax.checkpoint(turn), h0, None, length=shards.count() - 1)
+    return run(h0, xs)
 
 
 def expected_iterations(factor: float, steps: int, *, frozen: float = 0.0, tol: float = 1e-6) -> float:
@@ -227,9 +245,7 @@ def _dense_slopes(linear: Linear, like: Array) -> Array:
 
 
 def _dense_scan(J: Array, b: Array, *, reverse: bool) -> Array:
-    if reverse:
-        return _dense_scan(J[::-1], b[::-1], reverse=False)[::-1]
-    return dense_scan(J[None], b[None])[0][0]
+    return dense_scan(J[None], b[None], reverse=reverse)[0][0]
 
 
 FORMS = {"diagonal": _Form(_diagonal_slopes, _diagonal_scan), "dense": _Form(_dense_slopes, _dense_scan)}
@@ -271,7 +287,7 @@ class _Solver(NamedTuple):
 
     def before(self, h: Array) -> Array:
         """The states before each step."""
-        return jnp.concatenate([self.h0[None], h[:-1]])
+        return shards.previous(h, self.h0, axis=0)
 
     def linearize(self, h: Array) -> Linearized:
         """step at the states h, and its slopes there."""
@@ -280,10 +296,12 @@ class _Solver(NamedTuple):
 
     def residual(self, h: Array, images: Array) -> Array:
         """The largest mismatch over the component's size until then."""
-        scale = jnp.maximum(lax.cummax(jnp.abs(h)), jnp.maximum(jnp.abs(self.h0), jnp.finfo(h.dtype).tiny)[None])
+        before = jnp.maximum(jnp.abs(self.h0), jnp.finfo(h.dtype).tiny)
+        before = shards.largest_before(jnp.abs(h).max(axis=0), before)
+        scale = jnp.maximum(lax.cummax(jnp.abs(h)), before[None])
         residual = jnp.abs(images - h) / scale
         # A maximum may drop NaN: XLA's of float32 on a CPU does, over 4,096 numbers and more.
-        return jnp.where(jnp.isfinite(residual).all(), residual.max(), jnp.inf)
+        return shards.largest(jnp.where(jnp.isfinite(residual).all(), residual.max(), jnp.inf))
 
     def at(self, h: Array, iterations: Array) -> _State:
         """The iteration that has come to h."""

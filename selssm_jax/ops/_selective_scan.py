@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops._linear_scan import linear_scan
+from selssm_jax.ops import shards
+from selssm_jax.ops._linear_scan import scan_shard
 from selssm_jax.ops.boundaries import (
     all_finite,
     composed_or_stepped,
@@ -60,8 +61,8 @@ def selective_scan(
     before each chunk. Time O(T D N), memory O(T D + CHUNK D N + T D N / CHUNK) a sequence.
 
     "sequential" takes one step after the other and reads each state out while it is in the cache. "chunked" composes
-    the steps of a chunk in parallel by `linear_scan`. "auto", decided where the program is lowered, is sequential on a
-    CPU (benchmarks/records/selective_scan.json) and chunked elsewhere, which is by reasoning: no accelerator was
+    the steps of a chunk in parallel as `linear_scan` does. "auto", decided where the program is lowered, is sequential
+    on a CPU (benchmarks/records/selective_scan.json) and chunked elsewhere, which is by reasoning: no accelerator was
     measured.
 
     The state is float32 (or wider) whatever the inputs are. Gradients of any order, with respect to everything but
@@ -85,10 +86,24 @@ def selective_scan(
     _check(x, dt, A, B, C, D, h0, reset, method)
     wide = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
     start = jnp.zeros((x.shape[0], A.shape[1], A.shape[0]), wide) if h0 is None else h0.swapaxes(1, 2).astype(wide)
-    y, last, _ = _scan(method, *vary_alike((_Inputs(x, dt, A.T.astype(wide), B, C, start), reset)))
+    given = _Inputs(x, dt, A.T.astype(wide), B, C, start)
+
+    def run(start: Array) -> tuple[Array, Array]:
+        return _scan(method, *vary_alike((given._replace(h0=start), reset)))[:2]
+
+    y, last = shards.carry(run, lambda: decay_of_steps(dt.astype(wide)[:, :, None], given.A[None], reset), start)
     if D is not None:
         y += D.astype(wide)[None, None] * x
     return y.astype(x.dtype), last.swapaxes(1, 2)
+
+
+def decay_of_steps(dt: Array, A: Array, reset: Array | None) -> Array:
+    """Returns exp(A sum_t dt_t), what steps (B, T, ...) leave of the state before them: nothing where one forgets."""
+    if reset is None:
+        return jnp.exp(dt.sum(axis=1) * A)
+    forgets = reset.any(axis=1).reshape(-1, *[1] * (dt.ndim - 2))
+    # that of steps before a reset may be no number
+    return jnp.where(forgets, 0, jnp.exp(jnp.where(forgets[:, None], 0, dt).sum(axis=1) * A))
 
 
 def _check(
@@ -224,7 +239,7 @@ def _chunk(h: Array, A: Array, x: Array, dt: Array, B: Array, C: Array, reset: A
     dt = dt.astype(h.dtype)
     a = jnp.exp(dt[:, :, None] * A[None, None])
     b = (dt * x)[:, :, None] * B[..., None]
-    h, last = linear_scan(a, b, h, reset=reset, method="associative")
+    h, last = scan_shard(a, b, h, reset=reset, method="associative")
     return last, jnp.einsum("btnd,btn->btd", h, C.astype(h.dtype))
 
 

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from selssm_jax.ops._linear_scan import linear_scan
+from selssm_jax.ops import shards
+from selssm_jax.ops._linear_scan import scan_shard
+from selssm_jax.ops._selective_scan import decay_of_steps
 from selssm_jax.ops.boundaries import (
     all_finite,
     composed_or_stepped,
@@ -81,10 +83,20 @@ def ssd(
     start = jnp.zeros(state, wide) if h0 is None else h0.astype(wide).reshape(state)
     reset = jnp.zeros(x.shape[:2], bool) if reset is None else reset
     given = _Inputs(x, dt, A.astype(wide).reshape(heads), B, C, jnp.moveaxis(start, 4, 2))
-    y, last = _run(None if chunk == "auto" else chunk, *vary_alike((given, reset)))
+
+    def run(start: Array) -> tuple[Array, Array]:
+        return _run(None if chunk == "auto" else chunk, *vary_alike((given._replace(h0=start), reset)))
+
+    y, last = shards.carry(run, partial(_decay_of_all, given, reset), given.h0)
     if D is not None:
         y += D.astype(wide)[None, None, :, None] * x
     return y.astype(x.dtype), jnp.moveaxis(last, 2, 4).reshape(x.shape[0], *x.shape[2:], B.shape[3])
+
+
+def _decay_of_all(given: "_Inputs", reset: Array) -> Array:
+    """(B, G, 1, R, 1): what all steps leave of the state before them."""
+    A = given.A[None, :, None, :, None]
+    return decay_of_steps(given.dt.astype(A.dtype).reshape(*reset.shape, *A.shape[1:]), A, reset)
 
 
 class _Inputs(NamedTuple):
@@ -227,7 +239,7 @@ def _by_chunks(size: int, given: _Inputs, reset: Array) -> tuple[Array, Array]:
     pieces = (_cut(value, min(size, steps)) for value in (given.x, given.dt, given.B, given.C, reset))
     chunks = _chunks(given.A, given.h0.dtype, *pieces)
     own = _chunk_input(chunks)
-    ends, last = linear_scan(jnp.broadcast_to(_chunk_decay(chunks), own.shape), own, given.h0)
+    ends, last = scan_shard(jnp.broadcast_to(_chunk_decay(chunks), own.shape), own, given.h0)
     starts = jnp.concatenate([given.h0[:, None], ends[:, :-1]], axis=1)
     return _join(_outputs(chunks, starts), given.x.shape), last
 
@@ -306,9 +318,7 @@ def _sums(log_decay: Array, reset: Array) -> tuple[Array, Array]:
     coarse = lax.stop_gradient(jnp.round(log_decay / GRID) * GRID)
     parts = jnp.stack([coarse, log_decay - coarse], axis=-1)
     parts = parts.reshape(-1, *parts.shape[2:])
-    sums = linear_scan(jnp.ones_like(parts), parts, reset=reset.reshape(parts.shape[:2]))[0].reshape(
-        *log_decay.shape, 2
-    )
+    sums = scan_shard(jnp.ones_like(parts), parts, reset=reset.reshape(parts.shape[:2]))[0].reshape(*log_decay.shape, 2)
     return sums[..., 0], sums[..., 1]
 
 

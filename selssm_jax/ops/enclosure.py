@@ -23,6 +23,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Bool, Float
 
+from selssm_jax.ops import shards
 from selssm_jax.ops.boundaries import vary_alike
 
 WIDTH = 8.0  # how much wider than the linear candidate the tube is in which f is looked at, and may end up
@@ -129,17 +130,18 @@ def encloses(
         rounding = unit * jnp.abs(before)  # of what f reads, a part of its own rounding
         source = _propagate_radius(slopes, rounding) + jnp.abs(there.images - h) + unit * size + tiny
         narrow = scan(slopes, source, reverse=False)
-        reach = WIDTH * (jnp.concatenate([jnp.zeros_like(narrow[:1]), narrow[:-1]]) + rounding)
+        reach = WIDTH * (shards.previous(narrow, jnp.zeros_like(narrow[0]), axis=0) + rounding)
         departure = propagate_radius(reach) - _propagate_radius(slopes, reach)
         wide = scan(slopes, source + jnp.maximum(departure, 0), reverse=False)
         finite = jnp.isfinite(departure).all() & jnp.isfinite(narrow).all() & jnp.isfinite(wide).all()
-        holds = finite & ((wide <= WIDTH * narrow) & (wide <= close * size + tiny / jnp.finfo(h.dtype).eps)).all()
+        near = (wide <= WIDTH * narrow) & (wide <= close * size + tiny / jnp.finfo(h.dtype).eps)
+        holds = shards.every(finite & near.all())
         steeper = jnp.where(departure > NOISE * unit * size, departure / jnp.maximum(reach, tiny), 0)
         return slopes + _diagonal(steeper, slopes), holds, rounds + 1
 
     slopes = jnp.abs(there.J)
     if slopes.ndim == 2:
-        scale = jnp.concatenate([jnp.abs(before[:1]), size[:-1]]) + tiny
+        scale = shards.previous(size, jnp.abs(before[0]), axis=0) + tiny
         slopes += _crossing(there.linear, signs, scale) / scale
     start = vary_alike((slopes, jnp.zeros((), bool), jnp.zeros((), jnp.int32), there.images))[:3]
     return jax.lax.while_loop(lambda state: ~state[1] & (state[2] < ROUNDS), widen_tube, start)[1]
@@ -177,7 +179,6 @@ def _crossing(linear: Callable[[Array], Array], signs: Array, reach: Array) -> A
 def _sizes(scan: Callable[..., Array], slopes: Array, before: Array, h: Array) -> Array:
     """The size of every component that errors are relative to, (T, N)."""
     memory = jnp.clip(slopes if slopes.ndim == 2 else slopes.sum(axis=2), LEAST_MEMORY, 1)
-    means = scan(
-        _diagonal(memory, slopes), ((1 - memory) * jnp.abs(h)).at[0].add(memory[0] * jnp.abs(before[0])), reverse=False
-    )
+    start = jnp.where(shards.number() == 0, memory[0] * jnp.abs(before[0]), 0)
+    means = scan(_diagonal(memory, slopes), ((1 - memory) * jnp.abs(h)).at[0].add(start), reverse=False)
     return jnp.maximum(jnp.abs(h), means)

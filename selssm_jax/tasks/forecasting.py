@@ -13,6 +13,7 @@ from jaxtyping import Array
 from selssm_jax.config import Model, Training
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.output_heads import ForecastHead
+from selssm_jax.ops import shards
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.base import Ends, State, TaskKind
 from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
@@ -52,10 +53,10 @@ class Forecasting(TaskKind):
         if not config.normalize:
             return state
         where = None if read is None else read[..., None]
-        mean = inputs.mean(axis=1, keepdims=True, where=where)
+        mean = shards.mean(inputs, axis=1, where=where)
         fresh = {
             "mean": mean,
-            "deviation": jnp.sqrt(inputs.var(axis=1, keepdims=True, where=where) + 1e-5)
+            "deviation": jnp.sqrt(shards.mean(jnp.square(inputs - mean), axis=1, where=where) + 1e-5)
             if config.normalize_scale
             else jnp.ones_like(mean),
         }
@@ -189,7 +190,8 @@ def huber(outputs: Array, batch: Batch) -> Sums:
 
 def _shares(outputs: Array, targets: Array, batch: Batch) -> Sums:
     """R2 and the share of right directions; of the series with its cycle, where that was taken off."""
-    weights, last = batch["weights"][:, None, None], hide_unweighted(batch["inputs"][:, -1:], batch["weights"])
+    weights, last = batch["weights"][:, None, None], shards.last(jnp.asarray(batch["inputs"])[:, -1:])
+    last = hide_unweighted(last, batch["weights"])
     if "course" in batch:
         before, ahead = jnp.split(
             hide_unweighted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1

@@ -36,8 +36,9 @@ MAY_DIFFER = frozenset(
     {"name", "data.file", "data.gaps", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
     | {
         f"training.{key}"
-        for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select", "devices")
+        for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select")
     }
+    | {f"training.{key}" for key in ("devices", "mesh", "shard_parameters")}
 )
 # all else that Orbax raises, a bare Exception too, tells of a damaged checkpoint, by damage
 NO_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)

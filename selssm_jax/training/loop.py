@@ -17,14 +17,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from selssm_jax import data
-from selssm_jax.config import Experiment
+from selssm_jax.config import Experiment, Model
 from selssm_jax.data import provenance
 from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, is_better, means
-from selssm_jax.training import capacity, cluster, optimizer, parallel, pieces
+from selssm_jax.training import capacity, cluster, optimizer, parallel, pieces, shares
 from selssm_jax.training.checkpoint import Workdir
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
@@ -69,16 +69,16 @@ def fit_unless(
 ) -> Outcome:
     """As `fit`, for a caller who watches the signals; no step is taken once `stop` was requested."""
     devices = choose_devices(experiment)
-    with open_run_folder(experiment, workdir, parallel.layout(devices), check=check) as run:
+    with open_run_folder(experiment, workdir, choose_layout(experiment, devices), check=check) as run:
         try:
             with cluster.noticing_loss():
                 run.validate_if_missing(stop)
-                train(
-                    [run],
-                    SingleRun(run.train_step, devices, remat=experiment.model.remat),
-                    stop,
-                    until=experiment.training.steps,
+                runner = (
+                    MeshRun(run.train_step, devices, experiment, run.model.config)
+                    if _needs_mesh(experiment, devices)
+                    else SingleRun(run.train_step, devices, remat=experiment.model.remat)
                 )
+                train([run], runner, stop, until=experiment.training.steps)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -100,16 +100,28 @@ def choose_devices(experiment: Experiment) -> list[jax.Device]:
             "model.memory_bits belongs to a compressed run, which eval.py --compress makes of a trained one: train "
             "without it"
         )
-    return parallel.choose_devices(
-        experiment.training.devices, experiment.data.batch_size // experiment.optimizer.accumulate
-    )
+    training = experiment.training
+    rows = experiment.data.batch_size // experiment.optimizer.accumulate
+    return parallel.choose_devices(training.devices, rows, training.mesh)
+
+
+def choose_layout(experiment: Experiment, devices: list[jax.Device]) -> parallel.Layout:
+    """Returns where arrays of the state live on these devices between steps."""
+    mesh, training = parallel.layout(devices), experiment.training
+    if not _needs_mesh(experiment, devices):
+        return lambda _: mesh
+    return parallel.mesh_layout(parallel.build_mesh(devices, training.mesh), shard_parameters=training.shard_parameters)
+
+
+def _needs_mesh(experiment: Experiment, devices: list[jax.Device]) -> bool:
+    return len(devices) > 1 and (experiment.training.mesh[1] > 1 or experiment.training.shard_parameters)
 
 
 @contextlib.contextmanager
 def open_run_folder(
     experiment: Experiment,
     workdir: str,
-    layout: jax.sharding.Sharding,
+    layout: parallel.Layout,
     *,
     name: str = "",
     display: Display | None = None,
@@ -127,6 +139,7 @@ def open_run_folder(
             dataset = data.load_for_resume(experiment.data, folder.metadata())
             capacity.check(experiment, dataset.task)
             pieces.check(experiment, dataset.task)
+            shares.check(experiment, dataset.task)
             if check is not None and cluster.is_first():
                 check(dataset)
         cluster.check_same("data", {name: value for name, value in dataset.metadata().items() if name != "file"})
@@ -222,6 +235,27 @@ class SingleRun:
         return states, [sums]
 
 
+class MeshRun(SingleRun):
+    """The step of one run on a mesh of devices, which share the steps of a sequence or the parameters too; `config` is
+    that of the model, with its task.
+    """
+
+    def __init__(
+        self, step: Callable[..., Any], devices: list[jax.Device], experiment: Experiment, config: Model
+    ) -> None:
+        training, shared = experiment.training, experiment.training.mesh[1]
+        take = parallel.mesh_parallel(
+            step,
+            parallel.build_mesh(devices, training.mesh),
+            over_time=partial(pieces.find_over_time, config),
+            shard_parameters=training.shard_parameters,
+            remat=experiment.model.remat,
+        )
+        groups = len(devices) // shared * experiment.optimizer.accumulate
+        arrange = partial(shares.arrange, config, asked=training.piece, groups=groups, count=shared)
+        self._step = lambda state, batch: take(state, arrange(batch))
+
+
 class Run:
     """The parts of one training run, wired together: all but the taking of steps.
 
@@ -238,7 +272,7 @@ class Run:
         experiment: Experiment,
         dataset: Any,
         workdir: Workdir,
-        layout: jax.sharding.Sharding,
+        layout: parallel.Layout,
         name: str,
         display: Display | None,
     ) -> None:
@@ -269,22 +303,28 @@ class Run:
             )
             self.log.display.say(f"warning: the best parameters so far, of step {remembered}, are lost: {left}")
 
-    def _begin(self, tx: Any, layout: jax.sharding.Sharding) -> tuple[int, list[dict[str, Any]], int | None]:
+    def _begin(self, tx: Any, layout: parallel.Layout) -> tuple[int, list[dict[str, Any]], int | None]:
         """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records
         and the step of its best.
         """
-        start, stored = self.batches.get_state(), layout if cluster.is_alone() else cluster.stored_layout()
+        start = self.batches.get_state()
+        stored = layout if cluster.is_alone() else lambda _: cluster.stored_layout()
         fresh = partial(initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=stored), jax.eval_shape(fresh)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=stored(leaf)), jax.eval_shape(fresh)
         )
         restored = self.workdir.restore(shapes, self._go_on)
         self.state: Any
         if restored is None:
             self.batches.set_state(start)
-            self.state, self.meter = jax.device_put(cluster.take_first(fresh()), layout), Meter()
+            self.state = jax.device_put(cluster.take_first(fresh()), jax.tree.map(layout, shapes))
+            self.meter = Meter()
             return 0, [], None
-        self.state = restored.state if cluster.is_alone() else jax.device_put(parallel.one_copy(restored.state), layout)
+        self.state = (
+            restored.state
+            if cluster.is_alone()
+            else jax.device_put(parallel.one_copy(restored.state), jax.tree.map(layout, shapes))
+        )
         history = restored.progress["history"]
         first = next((step for step, _ in self._rank_validations(history)), None)
         # checkpoints of earlier versions do not say which is the best

@@ -61,7 +61,7 @@ def fit_seeds(experiments: Sequence[Experiment], workdirs: Sequence[str]) -> lis
 def _fit(
     experiments: Sequence[Experiment], workdirs: Sequence[str], device: jax.Device, stop: loop.Stop
 ) -> list[loop.Outcome]:
-    display, layout = Display(), parallel.layout([device])
+    display, layout = Display(), loop.choose_layout(experiments[0], [device])
     with contextlib.ExitStack() as folders:
         runs = [
             folders.enter_context(loop.open_run_folder(experiment, path, layout, name=f"{path}: ", display=display))

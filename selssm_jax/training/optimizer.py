@@ -1,10 +1,12 @@
 """AdamW with warm-up and cosine decay; the path of a parameter says whether its weights decay."""
 
 import re
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from selssm_jax.config import Experiment
 from selssm_jax.config.mixers import list_undecayed
@@ -23,7 +25,18 @@ def build(experiment: Experiment) -> optax.GradientTransformation:
         weight_decay=options.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw) if options.clip_norm else adamw
+    return optax.chain(_clip(options.clip_norm), adamw) if options.clip_norm else adamw
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """As `optax.clip_by_global_norm`, by the norm that is given, for a device may hold a part of the gradient alone."""
+
+    def update(gradient: PyTree, state: Any, params: PyTree = None, *, norm: Array | None = None) -> tuple[PyTree, Any]:
+        del params
+        norm = optax.tree.norm(gradient) if norm is None else norm
+        return jax.tree.map(lambda part: jnp.where(norm < most, part, part / norm * most), gradient), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def schedule(experiment: Experiment) -> optax.Schedule:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from selssm_jax.config import Experiment, Model, Task
 from selssm_jax.errors import InputError
 from selssm_jax.model import ModelLike, SequenceModel, State, begin_reading
+from selssm_jax.ops import shards
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
@@ -33,31 +34,35 @@ Read = Callable[[Any, Batch, Any], tuple[Any, Any, Any]]
 Score = Callable[[Any, Batch], Any]
 
 
-def choose(config: Model, rows: int, steps: int, asked: int) -> int:
+def choose(config: Model, rows: int, steps: int, asked: int, *, shares: int = 1) -> int:
     """Returns how many steps of the inputs a piece has; `steps` where sequences are read whole, as those are that
     cannot be cut.
 
     Args:
       config: the model, with its task. rows, steps: of a batch's inputs. asked: training.piece.
+      shares: how many devices share a sequence, each with `steps`, and a piece, each with what is returned.
     """
     kind = kind_of(config.task)
     stride, frames = kind.stride(config), kind.frames(config, steps)
     if asked == AUTO:
         held = 4 * NUMBERS * rows * kind.rows(config) * frames * config.d_model * len(config.pattern)
         asked = stride * _even(frames) if held >= HELD and frames >= FEWEST * FRAMES else WHOLE
-    if asked == WHOLE or asked >= steps or why_whole(config, steps):
+    elif asked > 0:
+        asked //= shares
+    if asked == WHOLE or asked >= steps or why_whole(config, shares * steps):
         return steps
     return asked
 
 
-def choose_for_batch(config: Model, batch: Batch, asked: int) -> int:
+def choose_for_batch(config: Model, batch: Batch, asked: int, *, groups: int = 1, count: int = 1) -> int:
     """Returns how many steps of a batch's inputs a piece has, as `choose` says. A forecast's scale, where resets begin
-    it anew, is of the whole: such a batch is read whole.
+    it anew, is of the whole: such a batch is read whole. Of one that is still to be split, into `groups` of rows and
+    for `count` devices that share a sequence, it is that of a part.
     """
     if kind_of(config.task).forecasts and config.normalize and batch.get("reset") is not None:
         asked = WHOLE
     rows, steps = batch["valid"].shape
-    return choose(config, rows, steps, asked)
+    return choose(config, rows // groups, steps // count, asked, shares=count * shards.count())
 
 
 def check(experiment: Experiment, task: Task) -> None:
@@ -144,7 +149,7 @@ def walk(
 
 def cut(config: Model, batch: Batch, start: int, stop: int) -> Batch:
     """Returns the batch of these steps of the inputs."""
-    over_time = _find_over_time(config, batch)
+    over_time = find_over_time(config, batch)
     return {name: values[:, start:stop] if name in over_time else values for name, values in batch.items()}
 
 
@@ -176,7 +181,7 @@ def begin(model: ModelLike, params: Any, batch: Batch, state: Any = None) -> Sta
 def _scan(read: Read, state: Any, batch: Batch, piece: int, config: Model) -> tuple[Any, Any, Any]:
     """(the last outputs, the state after them, sums over all pieces)."""
     once = jax.checkpoint(read, prevent_cse=False)  # a loop of its own parts forward and backward
-    over_time = _find_over_time(config, batch)
+    over_time = find_over_time(config, batch)
 
     def slice_piece(start: Any, size: int) -> Batch:
         return {
@@ -199,8 +204,8 @@ def _scan(read: Read, state: Any, batch: Batch, piece: int, config: Model) -> tu
     return outputs, after, total
 
 
-def _find_over_time(config: Model, batch: Batch) -> set[str]:
-    """What of a batch has a value for each step of the inputs: targets too, where every step is answered."""
+def find_over_time(config: Model, batch: Batch) -> set[str]:
+    """Returns what of a batch has a value for each step of the inputs: targets too, where every step is answered."""
     if not kind_of(config.task).every_step:
         return {name for name in OF_TIME if name in batch}
     return {name for name, values in batch.items() if values.shape[:2] == batch["valid"].shape}

@@ -14,6 +14,7 @@ from selssm_jax.config import Experiment, Training
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.observe import observe
+from selssm_jax.ops import shards
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums
@@ -65,22 +66,25 @@ def train_step(
     model: ModelLike,
     optimizer: optax.GradientTransformation,
     experiment: Experiment,
-    axis: str | None = None,
+    axis: parallel.Axis = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
 
     The loss is the mean over all weighted targets of the batch, wherever its rows lie, and what is drawn at random
     (dropout, noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the
-    whole batch): neither the number of devices nor that of micro-batches changes it beyond rounding.
+    whole batch): neither the number of devices nor that of micro-batches changes it beyond rounding. Devices that share
+    a sequence draw for their own steps, and each says what is said of it as a whole: sums and weights alike.
     """
     kind = kind_of(model.config.task)
     loss = kind.trained_on(experiment.training)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    key = jax.random.fold_in(key, shards.number()) if shards.count() > 1 else key
     weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config)), axis)
     form, total = experiment.training.information_bound, partial(parallel.total, axis=axis)
     objective = partial(
         _objective,
         model=model,
+        gather=partial(parallel.gather, axis=axis),
         # what a state's information is bounded by are moments over all steps
         piece=pieces.WHOLE if experiment.training.information_weight else experiment.training.piece,
         terms=_terms(experiment, loss, state),
@@ -91,9 +95,12 @@ def train_step(
     shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(
         experiment.optimizer.accumulate
     )
-    gradients, sums = parallel.total(_accumulate(objective, state.params, batch, key, shares), axis)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    sums["gradient_norm"] = jnp.stack([optax.tree.norm(gradients), jnp.float32(1)])
+    gradients, sums = _accumulate(objective, state.params, batch, key, shares)
+    gradients, sums = parallel.total_gradient(gradients, axis), parallel.total(sums, axis)
+    norm = parallel.norm(gradients, axis)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(gradients, state.opt_state, state.params, norm=norm)
+    sums["gradient_norm"] = jnp.stack([norm, jnp.float32(1)])
     state = dataclasses.replace(
         state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
@@ -143,6 +150,7 @@ def _objective(
     key: jax.Array,
     *,
     model: ModelLike,
+    gather: Callable[[Any], Any],
     piece: int,
     terms: dict[str, jax.Array | float],
     weights: dict[str, jax.Array],
@@ -154,7 +162,7 @@ def _objective(
     """
     # only what a penalty reads
     kept = ["diagnostics"] + (["intermediates"] if len(terms) > 1 else []) + (["laws"] if "rate" in terms else [])
-    kind, loss = kind_of(model.config.task), next(iter(terms))
+    kind, loss, params = kind_of(model.config.task), next(iter(terms)), gather(params)
 
     def read(before: Any, part: Batch, number: jax.Array | None) -> tuple[Any, Any, Sums]:
         keys = _keys(pieces.key_of(key, number))
