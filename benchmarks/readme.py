@@ -42,6 +42,7 @@ CLAIMS = (
         "seeds",
         "pieces",
         "tpu",
+        "mesh",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

@@ -417,6 +417,16 @@ def test_shapes_that_stand_for_data_are_those_of_data():
         assert task.kind == SOURCES[experiment.data.source] and task.length > 0
 
 
+def test_devices_that_share_a_sequence_are_counted(monkeypatch):
+    script = importlib.import_module("mesh")
+    for name, value in {"DEVICES": 4, "LENGTH": 64, "WIDTH": 8, "BLOCKS": 1}.items():
+        monkeypatch.setattr(script, name, value)
+    found = script.on_mesh(4, 0, shard_parameters=True)
+    assert 4 * found["parameter_bytes"] < 1.2 * script.alone(1, 0)["parameter_bytes"]
+    assert found["collectives"]["all-gather"] > 0 and found["collectives"]["all-to-all"] == 0
+    assert script.of_scan("linear_scan")["all-gather"] == 2
+
+
 def test_what_a_process_used_is_read_from_the_kernel(monkeypatch):
     script = importlib.import_module("allocator")
     used = {
