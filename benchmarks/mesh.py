@@ -30,8 +30,8 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute
 SCANS = ("linear_scan", "dense_scan", "selective_scan", "ssd")
 
 
-def build(rows: int, piece: int) -> tuple[Any, Any, Any]:
-    """(step, shapes of its state, shapes of a batch)."""
+def build(rows: int, piece: int) -> tuple[Any, Any, Any, Model]:
+    """(step, shapes of its state, shapes of a batch, the config of the model)."""
     experiment = Experiment(
         data=Data(source="selective_copying", batch_size=rows),
         model=Model(pattern=("selective",) * BLOCKS, d_model=WIDTH, d_state=WIDTH),
@@ -46,15 +46,15 @@ def build(rows: int, piece: int) -> tuple[Any, Any, Any]:
     state = jax.eval_shape(
         lambda: initial(experiment, model, tx, {name: jnp.zeros((1, 64), kind) for name, kind in kinds.items()})
     )
-    return partial(train_step, model=model, optimizer=tx, experiment=experiment), state, batch
+    return partial(train_step, model=model, optimizer=tx, experiment=experiment), state, batch, model.config
 
 
 def on_mesh(groups: int, piece: int, *, shard_parameters: bool = False) -> dict[str, Any]:
     """Temporaries, collectives and bytes of the state of one device of a mesh; each group has one row."""
-    step, state, batch = build(groups, piece)
+    step, state, batch, config = build(groups, piece)
     mesh = parallel.build_mesh(jax.devices()[:DEVICES], (groups, DEVICES // groups))
     take = parallel.mesh_parallel(
-        step, mesh, over_time=partial(pieces.list_over_time, every_step=True), shard_parameters=shard_parameters
+        step, mesh, over_time=partial(pieces.find_over_time, config), shard_parameters=shard_parameters
     )
     layout = parallel.mesh_layout(mesh, shard_parameters=shard_parameters)
     spread = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
@@ -71,7 +71,7 @@ def on_mesh(groups: int, piece: int, *, shard_parameters: bool = False) -> dict[
 
 def alone(rows: int, piece: int) -> dict[str, Any]:
     """The same of one device."""
-    step, state, batch = build(rows, piece)
+    step, state, batch, _ = build(rows, piece)
     shape = lambda leaf: leaf.shape  # noqa: E731
     return {
         "temporary_bytes": measure.temporaries(measure.compiled(step, state, batch)),
