@@ -13,7 +13,7 @@ from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan, selective_sc
 B, T, N = 3, 24, 3
 SHARDS = 4
 SPLIT, WHOLE = PartitionSpec(None, shards.AXIS), PartitionSpec()
-PACKED = pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+PACKED = pytest.mark.parametrize("packed", [True, False], ids=["packed", "one document"])
 
 
 def in_shards(function, **specs):
