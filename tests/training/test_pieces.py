@@ -17,8 +17,8 @@ from selssm_jax.config.mixers import MIXERS
 from selssm_jax.errors import InputError
 from selssm_jax.model import SequenceModel
 from selssm_jax.state_layout import StateLayout
-from selssm_jax.training import capacity, evaluation, optimizer, parallel, pieces
-from selssm_jax.training.step import initial, train_step
+from selssm_jax.training import capacity, draws, evaluation, optimizer, parallel, pieces
+from selssm_jax.training.step import _keys, initial, train_step
 
 B, T, PIECE = 4, 22, 6  # three pieces and a rest
 SIZES = {"d_model": 8, "d_state": 4, "conv": 3} | runs.HEADS | {"attention__window": 7, "local_attention__window": 3}
@@ -123,6 +123,36 @@ def test_devices_and_seeds_share_a_step_in_pieces():
     step = functools.partial(train_step, model=model, optimizer=tx, experiment=accumulated)
     four = parallel.data_parallel(step, jax.devices()[:2])(jax.tree.map(jnp.copy, state), batch)
     compare((changes(one[0]), one[1]), (changes(four[0]), four[1]))
+
+
+@pytest.mark.always
+@pytest.mark.parametrize("changes", [{"dropout": 0.5}, {"selective__process_noise": 0.3}], ids=str)
+def test_what_is_random_is_drawn_by_the_number_of_the_piece(changes):
+    """The loss and gradient are those of pieces that are read one after another, each with the step's key folded."""
+    experiment, model, batch = build("language", ("selective", "gru"), piece=PIECE, **changes)
+    state = initial(experiment, model, optax.sgd(1.0), batch)
+    key = draws.by_row(jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0), 0)
+
+    def loss(params):
+        carried, total = model.apply({"params": params}, B, method="initial_state"), 0.0
+        for number, start in enumerate(range(0, T, PIECE)):
+            part = {name: leaf[:, start : start + PIECE] for name, leaf in batch.items()}
+            logits, carried = model.apply(
+                {"params": params},
+                part["inputs"],
+                carried,
+                reset=part["reset"],
+                valid=part["valid"],
+                deterministic=False,
+                rngs=_keys(jax.random.fold_in(key, number)),
+            )
+            total += model.kind.score(logits, part)["nats"][0]
+        return total / batch["weights"].sum()
+
+    value, slopes = jax.jit(jax.value_and_grad(loss))(state.params)
+    step, sums = take("language", ("selective", "gru"), piece=PIECE, **changes)
+    np.testing.assert_allclose(sums["nats"][0] / sums["nats"][1], value, rtol=1e-5)
+    compare((step, {}), (jax.tree.map(lambda leaf: np.asarray(-leaf), slopes), {}), rtol=1e-4)
 
 
 @pytest.mark.always
