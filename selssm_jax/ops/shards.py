@@ -75,7 +75,7 @@ def pass_on(after: Callable[[Any], Any], start: Any, *, span: int, steps: int) -
     """
     before = start
     for _ in range(min(count() - 1, -(-span // steps))):
-        before = from_left(after(before), start)
+        before = _permute(after(before), start)
     return before, last(after(before))
 
 
@@ -134,9 +134,18 @@ def later(flags: Bool[Array, "*s"]) -> Bool[Array, "*s"]:
     return (lax.all_gather(flags, AXIS) & behind.reshape(-1, *[1] * flags.ndim)).any(axis=0)
 
 
-def from_left(tree: Any, start: Any) -> Any:
-    """Returns what the shard to the left holds; `start` on the first."""
+def from_left(value: Array, start: Array) -> Array:
+    """Returns what the shard to the left holds; `start` on the first.
+
+    For what is small, inside a loop of any number of turns: a permutation waits for all devices, those of other
+    sequences too, which may take another number; a gathering does not.
+    """
     if count() == 1:
         return start
+    return jnp.where(number() == 0, start, lax.all_gather(value, AXIS)[number() - 1])
+
+
+def _permute(tree: Any, start: Any) -> Any:
+    """What the shard to the left holds; `start` on the first."""
     passed = lax.ppermute(tree, AXIS, [(i, i + 1) for i in range(count() - 1)])
     return jax.tree.map(lambda first, left: jnp.where(number() == 0, first, left), start, passed)
