@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from selssm_jax import invocation, lookout
+from selssm_jax import allocator, invocation, lookout
 from selssm_jax.config import find_recipe, load
 from selssm_jax.config.fields import explain_unknown
 from selssm_jax.errors import INTERRUPTED, UNFINISHED, InputError, LostProcess, report_errors
@@ -22,6 +22,12 @@ from selssm_jax.paths import check_regular
 
 if TYPE_CHECKING:
     from selssm_jax.runs import Run
+
+
+def run(main: Callable[[list[str]], None], module: str) -> None:
+    """Runs the `main` of a command's module as its flags say; it ends the process."""
+    allocator.keep_pages()
+    app.run(main, flags_parser=parser(module))
 
 
 @contextlib.contextmanager
@@ -157,6 +163,19 @@ def parser(module: str) -> Callable[[list[str]], list[str]]:
             return _flags(argv)
 
     return parse
+
+
+def import_tensorboard() -> None:
+    """Imports tensorboardX without PyTorch, which it needs for nothing that is written here, and which takes it seconds
+    where it is installed.
+    """
+    if "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("tensorboardX")
+    finally:
+        del sys.modules["torch"]
 
 
 def extend(extension: str) -> None:

@@ -52,6 +52,12 @@ def test_importing_the_package_loads_no_jax():
     assert runs.list_loaded(imports, "jax", "flax", "scipy") == []
 
 
+def test_training_starts_without_pytorch_where_it_is_installed():
+    """tensorboardX imports it, for three seconds; a user's own import of it works afterwards."""
+    imports = "from selssm_jax import cli; cli.import_tensorboard(); from selssm_jax.training import loop"
+    assert runs.list_loaded(imports, "torch", "tensorboardX") == ["tensorboardX"]
+
+
 @pytest.mark.parametrize(
     "face", [*FACES, ROOT / "selssm_jax" / "ops" / "__init__.py"], ids=lambda face: dotted(face.parent)
 )

@@ -12,9 +12,9 @@ After "pip install" the same command is selssm-eval, in any folder.
 
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from selssm_jax import allocator, cli
+from selssm_jax import cli
 from selssm_jax.paths import check_folder
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
@@ -36,8 +36,7 @@ EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours 
 
 def run() -> None:
     """Runs the command as its flags say."""
-    allocator.keep_pages()
-    app.run(_main, flags_parser=cli.parser(__name__))
+    cli.run(_main, __name__)
 
 
 def _main(_: list[str]) -> None:

@@ -12,10 +12,10 @@ import pathlib
 import sys
 from functools import partial
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from selssm_jax import allocator, cli, config, errors, invocation
+from selssm_jax import cli, config, errors, invocation
 from selssm_jax.config import Experiment
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -33,8 +33,7 @@ EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours 
 
 def run() -> None:
     """Runs the command as its flags say."""
-    allocator.keep_pages()
-    app.run(_main, flags_parser=cli.parser(__name__))
+    cli.run(_main, __name__)
 
 
 def _main(_: list[str]) -> None:
@@ -52,6 +51,7 @@ def _main(_: list[str]) -> None:
 
             done = command.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
+        cli.import_tensorboard()
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         report, measure, compress = REPORT.value, MEASURE.value, COMPRESS.value
