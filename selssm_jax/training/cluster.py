@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -177,10 +177,12 @@ def is_stop_agreed(calls: int) -> bool:
 
 
 def as_stored(tree: Any) -> Any:
-    """Returns a tree of arrays, which are whole in every process, as arrays of all processes: what Orbax saves once."""
+    """Returns a tree of arrays as arrays of all processes, those too that each process holds for itself: what Orbax
+    saves once.
+    """
     if is_alone():
         return tree
-    layout = stored_layout()
+    layout = _stored_layout()
     return jax.tree.map(
         lambda leaf: (
             jax.make_array_from_single_device_arrays(
@@ -193,8 +195,22 @@ def as_stored(tree: Any) -> Any:
     )
 
 
-def stored_layout() -> jax.sharding.Sharding:
-    """Returns how a checkpoint's arrays lie when they are saved and restored: whole on a device of each process."""
+def as_live(tree: Any, layout: Callable[[Any], jax.sharding.Sharding]) -> Any:
+    """Returns restored arrays where `layout` says that they live between steps."""
+    return jax.tree.map(
+        lambda leaf: leaf if leaf.sharding == layout(leaf) else jax.device_put(leaf.addressable_data(0), layout(leaf)),
+        tree,
+    )
+
+
+def choose_stored(where: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Returns how an array that lives there lies when it is saved and restored: alike, or, where each process holds it
+    for itself, whole on a device of each.
+    """
+    return _stored_layout() if not is_alone() and where.is_fully_addressable else where
+
+
+def _stored_layout() -> jax.sharding.Sharding:
     firsts = {device.process_index: device for device in reversed(jax.devices())}
     devices = [firsts[process] for process in sorted(firsts)]
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), ("process",)), jax.sharding.PartitionSpec())

@@ -251,7 +251,7 @@ class MeshRun(SingleRun):
             shard_parameters=training.shard_parameters,
             remat=experiment.model.remat,
         )
-        groups = len(devices) // shared * experiment.optimizer.accumulate
+        groups = len(parallel.choose_local(devices)) // shared * experiment.optimizer.accumulate
         arrange = partial(shares.arrange, config, asked=training.piece, groups=groups, count=shared)
         self._step = lambda state, batch: take(state, arrange(batch))
 
@@ -308,23 +308,19 @@ class Run:
         and the step of its best.
         """
         start = self.batches.get_state()
-        stored = layout if cluster.is_alone() else lambda _: cluster.stored_layout()
         fresh = partial(initial, self.experiment, self.model, tx, next(self.batches))
         shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=stored(leaf)), jax.eval_shape(fresh)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cluster.choose_stored(layout(leaf))),
+            jax.eval_shape(fresh),
         )
         restored = self.workdir.restore(shapes, self._go_on)
         self.state: Any
         if restored is None:
             self.batches.set_state(start)
-            self.state = jax.device_put(cluster.take_first(fresh()), jax.tree.map(layout, shapes))
+            self.state = parallel.place(cluster.take_first(fresh()), layout)
             self.meter = Meter()
             return 0, [], None
-        self.state = (
-            restored.state
-            if cluster.is_alone()
-            else jax.device_put(parallel.one_copy(restored.state), jax.tree.map(layout, shapes))
-        )
+        self.state = cluster.as_live(restored.state, layout)
         history = restored.progress["history"]
         first = next((step for step, _ in self._rank_validations(history)), None)
         # checkpoints of earlier versions do not say which is the best

@@ -181,12 +181,13 @@ def build_mesh(devices: list[jax.Device], mesh: tuple[int, ...]) -> Mesh:
     """Returns devices in groups that share rows, the devices of a group next to one another, as training.mesh says.
 
     Raises:
-      InputError: where several processes form a cluster.
+      InputError: where a group would have devices of several processes.
     """
-    if jax.process_count() > 1:
+    local = len(choose_local(devices))
+    if local % mesh[1]:
         raise InputError(
-            f"training.mesh={mesh} and training.shard_parameters are for the devices of one process, and there are "
-            f"{jax.process_count()}: start one, or use (0, 1) and False, which share rows alone"
+            f"training.mesh={mesh} lets {mesh[1]} devices share a sequence, and a process has {local}: a group is of "
+            f"one process, so use a divisor of {local}"
         )
     return Mesh(np.array(devices).reshape(-1, mesh[1]), (AXIS, shards.AXIS))
 
@@ -221,10 +222,22 @@ def mesh_parallel(
     def run(state: Any, batch: Any) -> Any:
         return mapped(state, {name: put(batch[name], spec) for name, spec in split_batch(batch).items()})
 
-    def put(values: Any, spec: PartitionSpec) -> jax.Array:
-        return jax.device_put(values, NamedSharding(mesh, spec))
+    def put(rows: Any, spec: PartitionSpec) -> jax.Array:
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(rows))
 
     return run
+
+
+def place(tree: Any, layout: Layout) -> Any:
+    """Returns a tree of whole arrays, the same in every process, where `layout` says that they live."""
+
+    def put(leaf: Any) -> jax.Array:
+        if layout(leaf).is_fully_addressable:
+            return jax.device_put(leaf, layout(leaf))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, layout(leaf), lambda index: whole[index])
+
+    return jax.tree.map(put, tree)
 
 
 def mesh_layout(mesh: Mesh, *, shard_parameters: bool) -> Callable[[Any], NamedSharding]:
