@@ -85,7 +85,6 @@ def test_tasks_and_penalties_are_those_of_the_whole(name, changes):
     compare(*(take(name, ("selective", "s4d"), piece=piece, **changes) for piece in (0, PIECE)))
 
 
-@pytest.mark.always
 def test_a_pattern_with_windows_is_that_of_the_whole():
     compare(*(take("language", ("local_attention", "tcn", "mamba2"), piece=piece) for piece in (0, 5)))
 
@@ -107,7 +106,6 @@ def test_evaluation_in_pieces_goes_on_from_a_state_and_leaves_it(name):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), *results)
 
 
-@pytest.mark.always
 def test_devices_and_seeds_share_a_step_in_pieces():
     experiment, model, batch = build("language", ("selective",), piece=PIECE)
     tx = optax.sgd(1.0)
