@@ -133,13 +133,22 @@ def starting_together() -> Iterator[None]:
         raise InputError(f"process {failed[0]} could not begin, and says why: mend that, and start all processes again")
 
 
-def check_same(what: str, value: Any) -> None:
-    """Raises InputError where a JSON value is not the same in every process."""
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-    digests = _gather(np.frombuffer(digest, np.uint8))
-    others = [number for number, each in enumerate(digests) if (each != digests[0]).any()]
-    if others:
-        raise InputError(f"process {others[0]} has other {what} than process 0: give all of them the same")
+def check_same(what: str, values: dict[str, Any]) -> None:
+    """Raises InputError where JSON values are not the same in every process; the message names their keys."""
+    if (whole := _gather(_digest(values))).max(axis=0).tobytes() == whole.min(axis=0).tobytes():
+        return
+    other = next(number for number, digest in enumerate(whole) if (digest != whole[0]).any())
+    names = sorted(values)
+    if len(set(_gather(np.uint32([len(names)])).ravel())) == 1:
+        digests = _gather(np.stack([_digest([name, values[name]]) for name in names]))
+        names = [name for place, name in enumerate(names) if (digests[other, place] != digests[0, place]).any()]
+    raise InputError(
+        f"process {other} has other {what} than process 0 ({', '.join(names)}): give all processes the same"
+    )
+
+
+def _digest(value: Any) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest(), np.uint8)
 
 
 def take_first(tree: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from selssm_jax import data
-from selssm_jax.config import Experiment, Model
+from selssm_jax.config import Experiment, Model, fields
 from selssm_jax.data import provenance
 from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
@@ -144,7 +144,7 @@ def open_run_folder(
                 check(dataset)
         cluster.check_same("data", {name: value for name, value in dataset.metadata().items() if name != "file"})
         placeless = dataclasses.replace(experiment, data=provenance.without_places(experiment.data))
-        cluster.check_same("settings", dataclasses.asdict(placeless))
+        cluster.check_same("settings", dict(fields.flatten(dataclasses.asdict(placeless))))
         folder.describe(dataset.metadata())
         if dataset.reading and display is None and cluster.is_first():
             print(dataset.reading, file=sys.stderr, flush=True)

@@ -92,6 +92,24 @@ def test_two_processes_share_parameters_and_each_its_sequences(tmp_path):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), *states)
 
 
+def test_what_differs_between_processes_is_named(monkeypatch):
+    values = {"training.seed": 0, "training.steps": 9}, {"training.seed": 1, "training.steps": 9}
+
+    def gather(value):
+        """What the other process has of the same."""
+        others = {
+            cluster._digest(values[0]).tobytes(): cluster._digest(values[1]),
+            cluster._digest(["training.seed", 0]).tobytes(): cluster._digest(["training.seed", 1]),
+        }
+        rows = [others.get(row.tobytes(), row) for row in np.atleast_2d(value)]
+        return np.stack([value, np.reshape(np.stack(rows), value.shape)])
+
+    monkeypatch.setattr(cluster, "_gather", gather)
+    with pytest.raises(InputError, match=r"process 1 has other settings than process 0 \(training\.seed\): give"):
+        cluster.check_same("settings", values[0])
+    cluster.check_same("settings", {"training.steps": 9})
+
+
 def test_flags_that_name_no_process():
     cluster.check_flags("", None, None)
     cluster.check_flags("host:1234", 2, 1)
