@@ -139,7 +139,7 @@ def check_same(what: str, values: dict[str, Any]) -> None:
         return
     other = next(number for number, digest in enumerate(whole) if (digest != whole[0]).any())
     names = sorted(values)
-    if len(set(_gather(np.uint32([len(names)])).ravel())) == 1:
+    if len(set(_gather(np.array([len(names)], np.uint32)).ravel())) == 1:
         digests = _gather(np.stack([_digest([name, values[name]]) for name in names]))
         names = [name for place, name in enumerate(names) if (digests[other, place] != digests[0, place]).any()]
     raise InputError(
