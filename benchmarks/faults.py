@@ -55,12 +55,23 @@ def benchmark(rounds: int) -> dict[str, Any]:
                 run, folder / "undisturbed"
             )
     return {
+        "dtype": "float32",
         "setting": {"config": "configs/smoke.py", "training": CONFIG, "seed": SEED, "processes": 2},
-        "bit_equal": sum(kill["bit_equal"] for kill in kills),
-        "said_in_one_sentence": sum(kill["one_sentence"] for kill in kills),
         "kills": kills,
-        "longest_seconds_until_the_other_stopped": max(kill["seconds"] for kill in kills),
-        "ratios": others,
+        "ratios": summarize(kills) | others,
+    }
+
+
+def summarize(kills: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What all kills have in common."""
+    share = lambda name: {"of_all": sum(kill[name] for kill in kills) / len(kills), "at_least": 1}  # noqa: E731
+    return {
+        f"{len(kills)} losses, told of in one sentence": share("one_sentence"),
+        f"{len(kills)} losses, gone on from to the same bits": share("bit_equal"),
+        "seconds until the other process stopped, the longest": {
+            "found": max(kill["seconds"] for kill in kills),
+            "at_most": WITHIN,
+        },
     }
 
 

@@ -43,6 +43,7 @@ CLAIMS = (
         "pieces",
         "tpu",
         "mesh",
+        "faults",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position
