@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+import selssm_jax.cli  # noqa: F401  its flags too
 from configs import smoke
 from selssm_jax.config import Experiment, Model, Task, fields
 from selssm_jax.shapes import Batch
