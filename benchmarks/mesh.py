@@ -11,6 +11,7 @@ import re
 from functools import partial
 from typing import Any
 
+import abstract_steps
 import jax
 import jax.numpy as jnp
 import measure
@@ -18,10 +19,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from selssm_jax.config import Data, Experiment, Model, Task, Training
-from selssm_jax.model import SequenceModel
 from selssm_jax.ops import dense_scan, linear_scan, selective_scan, shards, ssd
-from selssm_jax.training import optimizer, parallel, pieces
-from selssm_jax.training.step import initial, train_step
+from selssm_jax.training import parallel, pieces
 
 DEVICES = 8
 LENGTH, PIECE = 65_536, 8192
@@ -37,16 +36,8 @@ def build(rows: int, piece: int) -> tuple[Any, Any, Any, Model]:
         model=Model(pattern=("selective",) * BLOCKS, d_model=WIDTH, d_state=WIDTH),
         training=Training(piece=piece),
     )
-    model, tx = (
-        SequenceModel(experiment.model.of_task(Task("language", vocab=VOCAB, length=LENGTH))),
-        optimizer.build(experiment),
-    )
-    kinds = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "valid": jnp.bool_}
-    batch = {name: jax.ShapeDtypeStruct((rows, LENGTH), kind) for name, kind in kinds.items()}
-    state = jax.eval_shape(
-        lambda: initial(experiment, model, tx, {name: jnp.zeros((1, 64), kind) for name, kind in kinds.items()})
-    )
-    return partial(train_step, model=model, optimizer=tx, experiment=experiment), state, batch, model.config
+    task = Task("language", vocab=VOCAB, length=LENGTH)
+    return *abstract_steps.step_of(experiment, task), experiment.model.of_task(task)
 
 
 def on_mesh(groups: int, piece: int, *, shard_parameters: bool = False) -> dict[str, Any]:

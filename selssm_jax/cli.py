@@ -73,15 +73,14 @@ def join(workdir: str) -> bool:
     """
     from selssm_jax.training import cluster
 
-    coordinator, processes, process = COORDINATOR.value, PROCESSES.value, PROCESS.value
-    cluster.check_flags(coordinator, processes, process)
-    if not coordinator and not cluster.find_launcher():
+    def watch() -> None:
+        sys.stdout, sys.stderr = map(Lasting, lookout.watch(workdir, invocation.again(sys.argv)))
+
+    cluster.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, before=watch)
+    if not cluster.is_joined() or cluster.is_first():
         return True
-    sys.stdout, sys.stderr = map(Lasting, lookout.watch(workdir, invocation.again(sys.argv)))
-    cluster.join(coordinator, processes, process)
-    if not cluster.is_first():
-        sys.stdout = Lasting(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    return cluster.is_first()
+    sys.stdout = Lasting(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    return False
 
 
 def _leave_cluster(error: BaseException) -> None:

@@ -41,6 +41,12 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the beginning of what an error says, for a message of one line; its name where it says nothing."""
+    reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    return (reason or type(error).__name__).splitlines()[0][:200]
+
+
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
     """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2, and a

@@ -46,7 +46,10 @@ def watch(folder: str | os.PathLike[str], again: str) -> tuple[TextIO, TextIO]:
 
 
 def describe_loss(lost: str, folder: str, again: str) -> str:
-    """Returns the sentence: which process was lost, the last good checkpoint, the command that goes on."""
+    """Returns the sentence: which process was lost, the last good checkpoint, the command that goes on.
+
+    The checkpoint is that of `Workdir.last_good`, found without it: the watcher imports nothing of the package.
+    """
     checkpoints = pathlib.Path(folder) / "checkpoints"
     steps = [int(entry.name) for entry in checkpoints.glob("*") if entry.name.isdigit()]
     good = f"the last good checkpoint is step {max(steps)} in {checkpoints}" if steps else "no checkpoint was saved yet"

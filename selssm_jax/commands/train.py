@@ -46,12 +46,12 @@ def _main(_: list[str]) -> None:
         if not (pathlib.Path(workdir) / "config.json").exists():
             experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
         is_first = cli.join(workdir)
+        cli.import_tensorboard()
         if SWEEP.value:
             from selssm_jax.sweep import command
 
             done = command.run(experiment, workdir, config=path, base=base, models=MODELS.value, records=RECORDS.value)
             sys.exit(0 if done else errors.UNFINISHED)
-        cli.import_tensorboard()
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
         report, measure, compress = REPORT.value, MEASURE.value, COMPRESS.value

@@ -24,7 +24,7 @@ from selssm_jax import invocation
 from selssm_jax.config import NEEDS_FILE, UNREAD, Data, Experiment, Task
 from selssm_jax.config.fields import flatten
 from selssm_jax.data import provenance
-from selssm_jax.errors import InputError, LostProcess
+from selssm_jax.errors import InputError, LostProcess, first_line
 from selssm_jax.paths import check_local, check_regular
 from selssm_jax.training import checksums, cluster
 
@@ -190,7 +190,7 @@ class Workdir:
             except NO_DAMAGE:
                 raise
             except Exception as error:
-                damaged[step] = _first_line(error)
+                damaged[step] = first_line(error)
             else:
                 self._set_aside(damaged)
                 self._remembered = restored.progress.get("best")
@@ -245,7 +245,7 @@ class Workdir:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            why = "the disk is full: free some space" if full else f"{_first_line(error)}: mend that"
+            why = "the disk is full: free some space" if full else f"{first_line(error)}: mend that"
             raise InputError(
                 f"{self.path} could not be written, {why} and run the same command again; {self.last_good()}"
             ) from error
@@ -268,7 +268,7 @@ class Workdir:
             if self._writes:
                 self._lock.close()
             raise InputError(
-                f"{self.path / name} cannot be opened ({_first_line(error)}): remove what is damaged in it"
+                f"{self.path / name} cannot be opened ({first_line(error)}): remove what is damaged in it"
             ) from error
 
     def _seal(self, folder: pathlib.Path) -> None:
@@ -452,7 +452,7 @@ def _first_readable(candidates: list[tuple[pathlib.Path, str]]) -> tuple[tuple[p
         except NO_DAMAGE:
             raise
         except Exception as error:
-            warnings.append(f"{item.parent} cannot be read ({_first_line(error)}): trying the next")
+            warnings.append(f"{item.parent} cannot be read ({first_line(error)}): trying the next")
         else:
             return (item.parent, restored if item.name == "params" else restored["params"]), [
                 *warnings,
@@ -565,7 +565,7 @@ def _experiment(config: pathlib.Path) -> Experiment:
     except (OSError, ValueError, KeyError, TypeError) as error:
         copied = _copy_of(config)
         again = f"restore it: {copied} is a copy" if copied else "restore it, or start in a new --workdir"
-        raise InputError(f"{config} is damaged ({_first_line(error)}): {again}") from error
+        raise InputError(f"{config} is damaged ({first_line(error)}): {again}") from error
     if version > FORMAT:
         raise InputError(
             f"{config.parent} was written by a newer version (format {version}, this one reads up to {FORMAT}): "
@@ -643,7 +643,7 @@ def _check_descriptions(path: pathlib.Path) -> None:
             continue
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{path / name} is of no run ({_first_line(error)}), and would be written over: use another --workdir, "
+                f"{path / name} is of no run ({first_line(error)}), and would be written over: use another --workdir, "
                 "or move it away"
             ) from error
 
@@ -720,8 +720,3 @@ def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
 def _reason(error: OSError, path: pathlib.Path) -> str:
     """What the system says of a file, or what this program says of the file at `path`."""
     return f"{error.strerror}: {error.filename}" if error.strerror else f"{path}: {error}"
-
-
-def _first_line(error: Exception) -> str:
-    reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
-    return (reason or type(error).__name__).splitlines()[0][:200]

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from selssm_jax.errors import InputError, LostProcess
+from selssm_jax.errors import InputError, LostProcess, first_line
 
 HEARTBEAT = 15  # seconds without a sign of life after which a process is lost
 JOIN = 300  # seconds that the first who come wait for the others
@@ -33,13 +33,20 @@ SIGNS = ("gloo", "nccl", "closed by peer", "reset by peer", "socket closed", "he
 _numbers = itertools.count()  # of barriers, which need names of their own
 
 
-def join(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
+def join(
+    coordinator: str = "",
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    before: Callable[[], None] = lambda: None,
+) -> None:
     """Joins this process to its cluster, if there is one. Call it before anything is computed.
 
     Args:
       coordinator: HOST:PORT, where process 0 listens; empty: what launched this process is asked (Slurm, Open MPI,
         Kubernetes, Cloud TPU).
       processes: how many there are. process: the number of this one.
+      before: is called where there is a cluster, before it is joined.
 
     Raises:
       InputError: for one of the three without the others, and where the processes do not find one another.
@@ -48,6 +55,7 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
     launcher = find_launcher()
     if not coordinator and not launcher:
         return
+    before()
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -61,7 +69,7 @@ def join(coordinator: str = "", processes: int | None = None, process: int | Non
         if launcher == "Cloud TPU" and not coordinator:
             return  # a machine by itself
         raise InputError(
-            f"the processes did not find one another ({str(error).splitlines()[0]}): start all of them within {JOIN} "
+            f"the processes did not find one another ({first_line(error)}): start all of them within {JOIN} "
             "seconds, and give each --coordinator HOST:PORT --processes N --process K, with a HOST that all can reach"
         ) from error
 
@@ -135,6 +143,8 @@ def starting_together() -> Iterator[None]:
 
 def check_same(what: str, values: dict[str, Any]) -> None:
     """Raises InputError where JSON values are not the same in every process; the message names their keys."""
+    if is_alone():
+        return
     if (whole := _gather(_digest(values))).max(axis=0).tobytes() == whole.min(axis=0).tobytes():
         return
     other = next(number for number, digest in enumerate(whole) if (digest != whole[0]).any())
@@ -207,7 +217,11 @@ def as_stored(tree: Any) -> Any:
 def as_live(tree: Any, layout: Callable[[Any], jax.sharding.Sharding]) -> Any:
     """Returns restored arrays where `layout` says that they live between steps."""
     return jax.tree.map(
-        lambda leaf: leaf if leaf.sharding == layout(leaf) else jax.device_put(leaf.addressable_data(0), layout(leaf)),
+        lambda leaf: (
+            leaf
+            if leaf.sharding.is_equivalent_to(layout(leaf), leaf.ndim)
+            else jax.device_put(leaf.addressable_data(0), layout(leaf))
+        ),
         tree,
     )
 
@@ -246,7 +260,7 @@ def noticing_loss() -> Iterator[None]:
         if is_alone() or isinstance(error, InputError) or not any(sign in str(error).lower() for sign in SIGNS):
             raise
         raise LostProcess(
-            f"another process of this cluster of {jax.process_count()} was lost ({str(error).splitlines()[0]})"
+            f"another process of this cluster of {jax.process_count()} was lost ({first_line(error)})"
         ) from error
 
 

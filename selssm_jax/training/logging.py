@@ -141,7 +141,7 @@ class Logger:
         display: Display | None = None,
     ) -> None:
         self.history, self._last, self._name = list(history), last, name
-        self.display = display or Display()
+        self.display = display or Display(shown=workdir is not None)
         self.display.expect(first, last)
         self._file, self._board = None, None
         if workdir is not None:

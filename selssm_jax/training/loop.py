@@ -291,7 +291,7 @@ class Run:
                 self.step,
                 experiment.training.steps,
                 name=name,
-                display=display or Display(shown=cluster.is_first()),
+                display=display,
             )
         if self.step:
             self.log.display.say(f"resumed from step {self.step} of {workdir.path}")
