@@ -63,6 +63,7 @@ def test_training_step_lowers_with_the_method_of_the_platform(recipe, platform, 
         assert max(found, default=0) <= steps // CHUNK
 
 
+@pytest.mark.always
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
 def test_a_training_step_compiles_for_tpus(repository):
     script = """
