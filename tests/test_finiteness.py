@@ -25,7 +25,10 @@ EXCEPTIONS = {
     "selssm_jax/information/discrete.py:of_labels": "labels and their counts, in NumPy",
     "selssm_jax/information/neighbours.py:_mixture_terms": "distances of samples that `inputs` found finite; of k "
     "neighbours each",
-    "selssm_jax/layers/attention.py:last": "numbers of steps",
+    "selssm_jax/layers/output_heads.py:_last": "numbers of steps",
+    "selssm_jax/training/cluster.py:check_same": "bytes of digests, in NumPy",
+    "selssm_jax/training/optimizer.py:_clip": "a sum of squares, which keeps NaN and passes it on",
+    "selssm_jax/training/optimizer.py:update": "that of _clip",
 }
 
 
@@ -126,10 +129,12 @@ class Flow:
 
 
 def own(value: ast.AST) -> Iterator[ast.AST]:
-    """The parts of an expression whose size it has: not what it compares, tests, or takes the shape of."""
+    """The parts of an expression whose size it has: not what it compares, tests, or takes the shape or type of."""
     yield value
-    if isinstance(value, ast.Compare | ast.Lambda) or (
-        isinstance(value, ast.Attribute) and value.attr in ("shape", "size", "dtype", "ndim")
+    if (
+        isinstance(value, ast.Compare | ast.Lambda)
+        or (isinstance(value, ast.Attribute) and value.attr in ("shape", "size", "dtype", "ndim"))
+        or (isinstance(value, ast.Call) and called(value) == "isinstance")
     ):
         return
     for child in ast.iter_child_nodes(value):
@@ -168,7 +173,8 @@ def assigned(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 def sides(node: ast.AST) -> Iterator[ast.AST]:
     """What a node decides by."""
     if isinstance(node, ast.Compare):
-        both = (node.left, *node.comparators)
+        by_size = not all(isinstance(operator, ast.In | ast.NotIn | ast.Is | ast.IsNot) for operator in node.ops)
+        both = (node.left, *node.comparators) if by_size else ()
         yield from (
             () if any(isinstance(side, ast.Constant) and isinstance(side.value, str | None) for side in both) else both
         )

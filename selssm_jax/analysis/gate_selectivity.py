@@ -80,7 +80,7 @@ def separation(
 
 def mean_gates(
     model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, piece: int = pieces.AUTO
-) -> tuple[Shaped[np.ndarray, "M ..."], dict[str, Float[np.ndarray, "M F"]]]:
+) -> tuple[Shaped[np.ndarray, "M ..."], dict[str, Float[np.ndarray, "R T"]]]:
     """Reads sequences, each from an empty memory, and returns (inputs, {block: the mean over components of the gates of
     every step}).
 

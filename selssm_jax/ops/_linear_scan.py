@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Inexact
 
 from selssm_jax.ops import shards
@@ -86,7 +87,7 @@ def scan_shard(
 
 
 def _prepare(
-    a: Array, b: Array, h0: Array | None, reset: Array | None, *, reverse: bool, method: str
+    a: ArrayLike, b: ArrayLike, h0: ArrayLike | None, reset: ArrayLike | None, *, reverse: bool, method: str
 ) -> tuple[Callable[[Array], tuple[Array, Array]], Array, Array]:
     """(state before -> (states, last), factors that are 0 at a reset, the state before in the type of
     accumulation).

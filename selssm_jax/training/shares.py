@@ -1,4 +1,4 @@
-"""A sequence that devices share: which can be, and where its steps lie (`ops.shards`; theory, section 13)."""
+"""A sequence that devices share: which can be, and where its steps lie (`ops.shards`; theory, section 3)."""
 
 import math
 
