@@ -133,6 +133,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "conditional.gaussian": (conditional.gaussian, {"x": X, "y": Y, "z": Z}),
     "conditional.ksg": (conditional.ksg, {"x": X, "y": Y, "z": Z, "k": 5}),
+    "conditional.mixed": (conditional.mixed, {"x": X, "y": Y, "z": Z, "k": 5}),
     "conditional.discrete": (conditional.discrete, {"x": LABELS, "y": LABELS[::-1], "z": LABELS**2}),
     "transfer.of_autoregression": (
         lambda **given: transfer.of_autoregression(**given, **GROUPS),

@@ -1,8 +1,8 @@
 """Conditional mutual information I(X; Y | Z): exact of Gaussian laws, and estimates from samples (theory, section 8).
 
-`ksg`, `gaussian` and `discrete` take samples x (N, dx), y (N, dy) and z (N, dz), or (N,) for one column, rows paired,
-and return an `Estimate` in nats. None is a bound. A difference of two bounds, I(X; Y, Z) - I(X; Z), would be none
-either: there is no `hybrid` here.
+`ksg`, `mixed`, `gaussian` and `discrete` take samples x (N, dx), y (N, dy) and z (N, dz), or (N,) for one column, rows
+paired, and return an `Estimate` in nats. None is a bound. A difference of two bounds, I(X; Y, Z) - I(X; Z), would be
+none either: there is no `hybrid` here.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from selssm_jax.information.channel import FLOOR
 from selssm_jax.information.checks import check_covariance, choose_rows, columns
 from selssm_jax.information.discrete import Correction, conditional_information, count
 from selssm_jax.information.neighbours import conditional as ksg
+from selssm_jax.information.neighbours import conditional_mixed as mixed
 
-__all__ = ["discrete", "gaussian", "ksg", "of_covariance"]
+__all__ = ["discrete", "gaussian", "ksg", "mixed", "of_covariance"]
 
 Labels = Int[Array | np.ndarray, "N"] | Int[Array | np.ndarray, "N _"]
 Covariance = Float[Array | np.ndarray, "n n"]

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
+from scipy.stats import rankdata
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.checks import check_whole, columns, scores
+from selssm_jax.information.checks import check_whole, columns
 
 Estimator = Callable[..., Estimate]
 """(x, y) or (x, y, z), rows paired, -> `Estimate`."""
@@ -135,7 +136,7 @@ def local_permutation_test(
     if len(x) < neighbours:
         raise ValueError(f"{len(x)} rows, expected at least neighbours={neighbours}")
     numbers = columns("z", z)
-    cells = _cut_cells(scores(numbers), neighbours)
+    cells = _cut_cells(rankdata(numbers, axis=0), neighbours)  # ranks know no unit and no outlier
     exact = all((numbers[cell] == numbers[cell[:1]]).all() for cell in cells)
     label, rng = np.empty(len(x), int), np.random.default_rng(seed)
     for number, cell in enumerate(cells):
