@@ -265,7 +265,10 @@ def test_the_laws_are_not_all_silent():
     assert sum(truth > 2 * CLOSE for truth in truths) >= 10
 
 
-def test_labels_of_a_known_law_and_their_counts():
+@pytest.mark.parametrize(
+    "correction", ["none", "miller-madow", "chao-shen", pytest.param("nsb", marks=pytest.mark.exhaustive)]
+)
+def test_labels_of_a_known_law_and_their_counts(correction):
     p = np.random.default_rng(0).dirichlet(np.ones(24)).reshape(2, 3, 4)
     by_z = [
         p[..., z].sum() * float(discrete.information_of(jnp.asarray(p[..., z] / p[..., z].sum()))) for z in range(4)
@@ -273,8 +276,7 @@ def test_labels_of_a_known_law_and_their_counts():
     truth = float(discrete.conditional_information_of(jnp.asarray(p)))
     assert truth == pytest.approx(sum(by_z), abs=1e-6)
     counts = np.round(1e6 * p).astype(int)
-    for correction in discrete.CORRECTIONS:
-        assert discrete.conditional_information(counts, correction=correction).nats == pytest.approx(truth, abs=1e-4)
+    assert discrete.conditional_information(counts, correction=correction).nats == pytest.approx(truth, abs=1e-4)
 
 
 def test_corrected_counts_of_nothing_are_nothing():

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from selssm_jax.information import Estimate, discrete, estimators, normalisation, transfer
+from selssm_jax.information import Estimate, estimators, normalisation, transfer
 
 
 def test_linfoots_coefficient_is_the_correlation_of_normal_numbers():
@@ -60,11 +60,10 @@ def test_divisors_of_a_label_that_another_tells():
 @pytest.mark.parametrize("by", normalisation.DIVISORS)
 def test_the_error_of_a_share_is_its_spread(by):
     p = np.array([[0.3, 0.1, 0.05], [0.05, 0.1, 0.4]])
-    draws = np.random.default_rng(0).multinomial(600, p.ravel(), size=200).reshape(-1, *p.shape)
+    draws = np.random.default_rng(0).multinomial(600, p.ravel(), size=120).reshape(-1, *p.shape)
     found = [normalisation.of_counts(counts, by=by) for counts in draws]
-    exact = float(discrete.information_of(np.asarray(p, np.float32)))
     assert np.mean([one.stderr for one in found]) == pytest.approx(np.std([one.value for one in found]), rel=0.25)
-    assert 0 < np.mean([one.value for one in found]) < 1 and exact > 0 and "I / " in found[0].normalisation
+    assert 0 < np.mean([one.value for one in found]) < 1 and "I / " in found[0].normalisation
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,6 @@ def test_the_error_of_a_share_is_its_spread(by):
         (lambda f: f.of_counts(np.array([[5, 2], [1, 7]]), by="entropy"), "by='entropy' is unknown: use one of x, y"),
         (lambda f: f.of_counts(np.array([[5, 2]])), "a label that never changes"),
         (lambda f: f.of_counts(np.array([[5, 2]]), by="geometric"), "a label that never changes"),
-        (lambda f: f.of_counts(np.array([[0.5, 0.5]])), "expected integers"),
         (lambda f: f.share(Estimate(1.0, 0.1, "lower", "e"), 0.0), "entropy=0.0, expected a positive number"),
         (lambda f: f.share(Estimate(1.0, 0.1, "lower", "e"), math.nan), "entropy=nan"),
         (lambda f: f.share(Estimate(1.0, 0.1, "lower", "e"), math.inf), "entropy=inf"),
