@@ -28,7 +28,7 @@ from scipy.stats import kstest
 from selssm_jax.information import conditional, estimators, inference, transfer
 
 REARRANGED, LEVEL = 39, 0.95
-RUNS = {"tests": 300, "intervals": 200}
+RUNS = {"tests": 100, "intervals": 60}
 Rows = tuple[np.ndarray, ...]
 Draw = Callable[[np.random.Generator], Rows]
 Estimator = Callable[..., Any]
@@ -64,7 +64,7 @@ def _slow(rng: np.random.Generator) -> Rows:
 
 def _target_drives(rng: np.random.Generator) -> Rows:
     y = _series(rng, 0.6, 300)
-    return transfer.embed(lfilter([0.0, 0.8], [1.0, -0.5], y) + rng.normal(size=300), y)
+    return transfer.embed_past(lfilter([0.0, 0.8], [1.0, -0.5], y) + rng.normal(size=300), y)
 
 
 PERMUTE = partial(inference.permutation_test, permutations=REARRANGED)
@@ -111,7 +111,7 @@ DRIVEN = np.array([[[0.8, 0.0], [0.5, 0.8]]])
 
 def _driven(rng: np.random.Generator) -> Rows:
     source = _series(rng, 0.8, 1000)
-    return transfer.embed(source, lfilter([1.0], [1.0, -0.8], 0.5 * np.roll(source, 1) + rng.normal(size=1000)))
+    return transfer.embed_past(source, lfilter([1.0], [1.0, -0.8], 0.5 * np.roll(source, 1) + rng.normal(size=1000)))
 
 
 def _both_slow(rng: np.random.Generator) -> Rows:

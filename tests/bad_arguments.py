@@ -143,7 +143,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **given: transfer.of_state_space(**given, **GROUPS),
         {"A": np.full((2, 2), 0.3), "C": np.eye(2), "process_cov": np.eye(2), "observation_cov": np.eye(2), "lags": 2},
     ),
-    "transfer.embed": (transfer.embed, {"source": X, "target": Y, "given": Z, "lags": 1}),
+    "transfer.embed_past": (transfer.embed_past, {"source": X, "target": Y, "given": Z, "lags": 1}),
     "transfer.entropy": (transfer.entropy, {"source": X, "target": Y, "given": Z, "lags": 1}),
     "inference.permutation_test": (
         lambda **given: inference.permutation_test(estimators.gaussian, **given),
@@ -249,7 +249,7 @@ LAWFUL = {
     "discrete.mutual_information": {"counts longer"},
     "estimators": {"x longer", "y longer"},
     "inference": {"x longer", "y longer", "z longer"},
-    "transfer.embed": {"source longer", "target longer", "given longer"},
+    "transfer.embed_past": {"source longer", "target longer", "given longer"},
     "transfer.entropy": {"source longer", "target longer", "given longer"},
     "normalisation.of_counts": {"counts longer"},
     "hankel": {"A complex", "B complex", "C complex", "B longer", "B empty", "C empty"},

@@ -94,7 +94,7 @@ def shift_test(estimator: Estimator, x: Any, y: Any, *, shifts: int = 199, seed:
     after every such move, nearly so where x forgets within a small share of its length. Trends and random walks are
     not stationary: take differences. The hypothesis is that the whole series are independent. For transfer entropy it
     is `shift_test(functools.partial(transfer.entropy, given=z), source, target)`; where the target drives the source,
-    so that the series depend but transfer may be 0, ask `local_permutation_test` of the rows of `transfer.embed`.
+    so that the series depend but transfer may be 0, ask `local_permutation_test` of the rows of `transfer.embed_past`.
     Cost: `shifts` + 1 estimates.
 
     Raises:
@@ -177,7 +177,7 @@ def jackknife_interval(
     ties, at distance 0, and nearest neighbours take them for information.
 
     Blocks are of random rows, or, with `serial`, of consecutive ones, which keep the dependence over times much shorter
-    than a block: for rows in the order of time, such as those of `transfer.embed`. The error that the estimate states
+    than a block: for rows in the order of time, such as those of `transfer.embed_past`. The error that the estimate states
     holds biases, which no jackknife sees. Rows that are independent: the larger of the two counts. Rows in the order of
     time: both, for the stated one misses the dependence; where there is none, limits are then up to 1.4 times too wide.
     An estimator whose stated error lacks its bias (`gaussian` of other laws, plain frequencies) is covered as far as

@@ -442,5 +442,5 @@ def _round_if_distinct(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _check_k(k: int, N: int) -> None:
-    if not 1 <= k < N:
-        raise ValueError(f"k={k} neighbours of {N} samples: expected 1 <= k < N")
+    if not isinstance(k, int | np.integer) or not 1 <= k < N:
+        raise ValueError(f"k={k} neighbours of {N} samples: expected 1 <= k < N, a whole number")

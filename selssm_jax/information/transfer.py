@@ -32,7 +32,7 @@ SLOWEST = 1e-9  # share of an output's variance that is new in each step
 STEPS = 1000  # of the filter, that refine a solution
 SERIAL = (
     "rows overlap in time: the standard error takes them for independent; for one that does not, see "
-    "inference.jackknife_interval of `embed`'s rows"
+    "inference.jackknife_interval of `embed_past`'s rows"
 )
 
 Matrix = Float[Array | np.ndarray, "_ _"]
@@ -150,7 +150,7 @@ def of_state_space(
     return float(without - with_source) / 2
 
 
-def embed(source: Samples, target: Samples, given: Samples | None = None, *, lags: int = 1) -> Embedding:
+def embed_past(source: Samples, target: Samples, given: Samples | None = None, *, lags: int = 1) -> Embedding:
     """The rows of series (T,) or (T, d): x, the last `lags` steps of the source; y, the target; z, the last `lags`
     steps of the target and of `given`. Any conditional estimator takes them.
 
@@ -183,7 +183,7 @@ def entropy(
     lags: int = 1,
     estimator: Callable[..., Estimate] = ksg,
 ) -> Estimate:
-    """Transfer entropy from samples of stationary series (T,) or (T, d), in nats: `estimator(x, y, z)` of `embed`.
+    """Transfer entropy from samples of stationary series (T,) or (T, d), in nats: `estimator(x, y, z)` of `embed_past`.
 
     conditional.ksg for numbers, conditional.gaussian for linear systems, conditional.discrete for labels. It is the
     information within `lags` steps, which is neither at least nor at most that of the whole past: what a shorter past
@@ -191,9 +191,9 @@ def entropy(
     takes rows for independent, which those of a series are not; a note says so.
 
     Raises:
-      ValueError: what `embed` and the estimator raise.
+      ValueError: what `embed_past` and the estimator raise.
     """
-    estimate = estimator(*embed(source, target, given, lags=lags))
+    estimate = estimator(*embed_past(source, target, given, lags=lags))
     method = f"transfer entropy, {lags} {'lag' if lags == 1 else 'lags'}: {estimate.method}"
     return dataclasses.replace(estimate, method=method, notes=(*estimate.notes, SERIAL))
 

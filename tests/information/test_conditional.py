@@ -191,7 +191,7 @@ def _transfer(coefficients, lags, *given):
         series = autoregress(rng, F, N)
         truth = transfer.of_autoregression(F, np.eye(F.shape[1]), source=[0], target=[1], given=given, lags=lags)
         others = series[:, list(given)] if given else None
-        return (*transfer.embed(series[:, 0], series[:, 1], others, lags=lags), truth)
+        return (*transfer.embed_past(series[:, 0], series[:, 1], others, lags=lags), truth)
 
     return draw
 
@@ -202,20 +202,20 @@ def _driven(rng: np.random.Generator):
     y = np.zeros(N)
     for t in range(1, N):
         y[t] = 2 * np.tanh(y[t - 1]) + x[t - 1] + e[t]
-    return (*transfer.embed(x, y), 0.5 * math.log(2))
+    return (*transfer.embed_past(x, y), 0.5 * math.log(2))
 
 
 def _shifted_channel(rng: np.random.Generator):
     """A bit sent a step late through a channel that flips a fifth."""
     x = rng.integers(0, 2, N)
-    return (*transfer.embed(x, np.roll(x, 1) ^ (rng.random(N) < 0.2)), math.log(2) - binary_entropy(0.2))
+    return (*transfer.embed_past(x, np.roll(x, 1) ^ (rng.random(N) < 0.2)), math.log(2) - binary_entropy(0.2))
 
 
 def _parity_with_the_past(rng: np.random.Generator):
     """y_t = x_{t-1} + y_{t-1} + flip, of bits: all that y does not know of itself is x."""
     x, flip = rng.integers(0, 2, N), (rng.random(N) < 0.1).astype(int)
     y = np.cumsum(np.roll(x, 1) + flip) % 2
-    return (*transfer.embed(x, y), math.log(2) - binary_entropy(0.1))
+    return (*transfer.embed_past(x, y), math.log(2) - binary_entropy(0.1))
 
 
 def _label_beside_numbers(rng: np.random.Generator):

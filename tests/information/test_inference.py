@@ -50,7 +50,7 @@ def _slow(rng):
 def _feedback(rng, steps=300):
     """y drives x and not the other way round: the series depend, and the transfer from x to y is 0."""
     y = slow_series(rng, steps, 0.6)
-    return transfer.embed(lfilter([0.0, 0.8], [1.0, -0.5], y) + rng.normal(size=steps), y)
+    return transfer.embed_past(lfilter([0.0, 0.8], [1.0, -0.5], y) + rng.normal(size=steps), y)
 
 
 def _permute(estimator):
@@ -73,7 +73,7 @@ def correlation(x: np.ndarray, y: np.ndarray, z: np.ndarray | None = None) -> Es
 
 
 def transferred_correlation(source: np.ndarray, target: np.ndarray) -> Estimate:
-    return correlation(*transfer.embed(source, target))
+    return correlation(*transfer.embed_past(source, target))
 
 
 linear_transfer = functools.partial(transfer.entropy, estimator=conditional.gaussian)
@@ -133,7 +133,7 @@ def test_dependence_is_found():
         inference.permutation_test(estimators.gaussian, x, x + e, permutations=99),
         inference.shift_test(linear_transfer, x, driven, shifts=99),
         inference.local_permutation_test(conditional.gaussian, x + z, x + z + e, z, permutations=99),
-        inference.local_permutation_test(conditional.gaussian, *transfer.embed(x, driven), permutations=99),
+        inference.local_permutation_test(conditional.gaussian, *transfer.embed_past(x, driven), permutations=99),
     ]
     assert [test.p_value for test in tests] == [0.01] * 4
     assert "p = 0.01 of ~" in str(tests[0]) and "exact" in str(tests[0])

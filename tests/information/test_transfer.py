@@ -126,7 +126,7 @@ def test_a_slow_process_is_exact_too():
 
 def test_rows_are_the_past_of_each_newest_first():
     source, target, given = np.arange(6), 10 + np.arange(6), 20 + np.arange(6)
-    x, y, z = transfer.embed(source, target, given, lags=2)
+    x, y, z = transfer.embed_past(source, target, given, lags=2)
     np.testing.assert_array_equal(x, [[1, 0], [2, 1], [3, 2], [4, 3]])
     np.testing.assert_array_equal(y, [[12], [13], [14], [15]])
     np.testing.assert_array_equal(z, [[11, 10, 21, 20], [12, 11, 22, 21], [13, 12, 23, 22], [14, 13, 24, 23]])
@@ -163,7 +163,7 @@ def test_an_estimate_says_what_its_error_leaves_out():
 def test_bad_series_are_named(change, message):
     series = {"source": np.zeros(50), "target": np.zeros(50)} | change
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(transfer.embed)(**series)
+        inspect.unwrap(transfer.embed_past)(**series)
 
 
 @pytest.mark.parametrize(
