@@ -31,7 +31,6 @@ CLAIMS = (
         "information",
         "information_bounds",
         "coverage",
-        "inference",
         "memory",
         "certificates",
         "rate",

@@ -177,9 +177,10 @@ def jackknife_interval(
     ties, at distance 0, and nearest neighbours take them for information.
 
     Blocks are of random rows, or, with `serial`, of consecutive ones, which keep the dependence over times much shorter
-    than a block: for rows in the order of time, such as those of `transfer.embed_past`. The error that the estimate states
-    holds biases, which no jackknife sees. Rows that are independent: the larger of the two counts. Rows in the order of
-    time: both, for the stated one misses the dependence; where there is none, limits are then up to 1.4 times too wide.
+    than a block: for rows in the order of time, such as those of `transfer.embed_past`. The error that the estimate
+    states holds biases, which no jackknife sees. Rows that are independent: the larger of the two counts. Rows in the
+    order of time: both, for the stated one misses the dependence; where there is none, limits are then up to 1.4 times
+    too wide.
     An estimator whose stated error lacks its bias (`gaussian` of other laws, plain frequencies) is covered as far as
     it has none. Cost: `blocks` + 1 estimates.
 
