@@ -50,7 +50,7 @@ def benchmark(rounds: int, data: pathlib.Path | None = None) -> dict[str, Any]:
         }
         for name, runs in recipes.items()
     }
-    return {"rounds": rounds, "steps": STEPS, "ratios": ratios, "medians": medians}
+    return {"dtype": "float32", "rounds": rounds, "steps": STEPS, "ratios": ratios, "medians": medians}
 
 
 def use(name: str, rounds: int, data: pathlib.Path | None) -> dict[str, list[dict[str, float]]]:

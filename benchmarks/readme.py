@@ -44,6 +44,7 @@ CLAIMS = (
         "tpu",
         "mesh",
         "faults",
+        "allocator",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position
