@@ -3,6 +3,7 @@ from . import analysis as analysis
 from . import compression as compression
 from . import config as config
 from . import data as data
+from . import doctor as doctor
 from . import errors as errors
 from . import generation as generation
 from . import information as information
@@ -11,8 +12,11 @@ from . import layers as layers
 from . import model as model
 from . import observe as observe
 from . import ops as ops
+from . import predict as predict
+from . import prediction_files as prediction_files
 from . import report as report
 from . import runs as runs
+from . import serving as serving
 from . import shapes as shapes
 from . import stability as stability
 from . import state_layout as state_layout
@@ -20,5 +24,7 @@ from . import sweep as sweep
 from . import tasks as tasks
 from . import testing as testing
 from . import training as training
+from .predict import TrainedModel as TrainedModel
+from .predict import load as load
 
 __version__: str

@@ -221,6 +221,12 @@ def notify(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def separate(lines: Iterable[str]) -> Pieces:
+    """Yields lines as pieces: a line end stands between two of them."""
+    for number, line in enumerate(lines):
+        yield f"\n{line}" if number else line
+
+
 def show(pieces: Pieces) -> None:
     """Prints each piece as soon as it is there, and ends the line."""
     for piece in pieces:

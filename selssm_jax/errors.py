@@ -48,6 +48,15 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def as_input_error(place: str) -> Iterator[None]:
+    """Says what is wrong with a setting, a model or a file as all mistakes in a command are said, `place` before it."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"{place}{error}") from error
+
+
+@contextlib.contextmanager
 def report_errors() -> Iterator[None]:
     """Turns an `InputError`, or that there is no memory left, into one message on standard error and exit code 2, and a
     `LostProcess` into one and exit code 69, without a traceback.

@@ -5,7 +5,6 @@ for tokens in stream(model, params, prompts, 100):     the same, one step at a t
 write_on(model, params, dataset, texts, tokens=100)    texts of one's own, and the text after them
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -22,7 +21,7 @@ from selssm_jax.config import LARGEST_SEED
 from selssm_jax.config.fields import check_value, to_python
 from selssm_jax.data import vocabulary
 from selssm_jax.data.pipeline import Dataset
-from selssm_jax.errors import InputError
+from selssm_jax.errors import InputError, as_input_error
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import ModelLike
 from selssm_jax.ops.extremes import largest
@@ -205,7 +204,7 @@ def write_on(
     numbers.
     """
     _check_request(tokens, seed, stop)
-    with _as_input_error("--"):
+    with as_input_error("--"):
         Sampling(temperature, top_k, top_p)
     how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "key": jax.random.key(seed)}
     beginning = vocabulary.beginning(dataset.level, dataset.tokenizer)
@@ -217,7 +216,7 @@ def write_on(
     def show(text: str, prompt: np.ndarray, written: Iterable[int]) -> Iterator[str]:
         return _cut(_decode_each(dataset, prompt[len(beginning) :].tolist(), written), text, stop)
 
-    with _as_input_error("--generate: "):
+    with as_input_error("--generate: "):
         if len(texts) == 1:
             yield from show(
                 texts[0], prompts[0], (int(step[0]) for step in stream(model, params, prompts[0][None], tokens, **how))
@@ -234,15 +233,6 @@ def _check_request(tokens: int, seed: int, stop: Sequence[str]) -> None:
         raise InputError(f"--seed={seed} is out of range: use at least 0 and at most {LARGEST_SEED}")
     if not all(stop):
         raise InputError("--stop is empty: give the text that ends what is written")
-
-
-@contextlib.contextmanager
-def _as_input_error(flag: str) -> Iterator[None]:
-    """What is wrong with a setting or a model is said as all mistakes in a command are."""
-    try:
-        yield
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{flag}{error}") from error
 
 
 def _encode(dataset: Dataset, text: str) -> np.ndarray:

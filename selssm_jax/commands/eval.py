@@ -6,6 +6,7 @@ python eval.py --workdir runs/quickstart --measure               also: what its 
 python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that
                                                                  costs
 python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
+python eval.py --workdir runs/etth1 --predict rates.csv          what follows the table, as CSV on standard output
 
 After "pip install" the same command is selssm-eval, in any folder.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from selssm_jax import cli
+from selssm_jax.errors import InputError
 from selssm_jax.paths import check_folder
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
@@ -25,6 +27,9 @@ COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory, into RUN-c
 OVERRIDE = flags.DEFINE_multi_string("override", [], "a key that evaluation reads, as compress.factor=32; repeatable")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder with the originals of the data; default: as in training")
 GENERATE = flags.DEFINE_multi_string("generate", [], "no report: write on from this text; repeatable")
+PREDICT = flags.DEFINE_multi_string("predict", [], "no report: forecast a table, name clips, score a text; repeatable")
+EXPORT = flags.DEFINE_string("export", "", "no report: write the model into a new folder, to be run with JAX alone")
+OUTPUT = flags.DEFINE_string("output", "", "predict: a new file for what is else printed")
 TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax; 0: always the most probable token")
 TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the most probable tokens; 0: from all")
@@ -50,15 +55,22 @@ def _evaluate() -> cli.Pieces:
     check_folder(WORKDIR.value)  # before JAX is imported, so that a mistake is said at once
     if not cli.join(WORKDIR.value):
         return ["process 0 evaluates; this one waits for its end"]
-    from selssm_jax.generation import write_on
-    from selssm_jax.runs import open_run
+    from selssm_jax import generation, interop, predict, prediction_files, runs
 
     if GENERATE.value:
-        run = open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
+        run = runs.open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
         how: dict[str, Any] = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP)}
-        return write_on(run.model, run.params, run.dataset, GENERATE.value, **how)
+        return generation.write_on(run.model, run.params, run.dataset, GENERATE.value, **how)
+    if OUTPUT.value and not PREDICT.value:
+        raise InputError(f"--output={OUTPUT.value} is of predictions alone: add --predict=FILE")
+    if PREDICT.value:
+        lines = prediction_files.predict_files(predict.load(WORKDIR.value), PREDICT.value)
+        return [prediction_files.save_lines(lines, OUTPUT.value)] if OUTPUT.value else cli.separate(lines)
+    if EXPORT.value:
+        interop.export.export_model(predict.load(WORKDIR.value), EXPORT.value)
+        return [f"wrote {EXPORT.value}: load.py in it shows how to run it"]
     split = SPLIT.value or "test" * COMPRESS.value
-    run = open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)
+    run = runs.open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)
     if COMPRESS.value:
         return [cli.report_compression(run)]
     if MEASURE.value:

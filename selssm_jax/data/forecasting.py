@@ -10,7 +10,7 @@ import numpy as np
 from selssm_jax.config import Data, Task
 from selssm_jax.data import nlinear, tables
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
-from selssm_jax.data.scaling import blocks, moments
+from selssm_jax.data.scaling import blocks, moments, restore, standardise
 from selssm_jax.errors import InputError
 
 Rows = tuple[int, int]
@@ -110,6 +110,32 @@ def dataset(
     )
 
 
+class History:
+    """Windows of a series in its own units as a run's model reads them, and its forecasts in those units again.
+
+    Args:
+      known: metadata of the run.
+    """
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self._scaling = known["scaling"]
+        self.period = len(self._scaling.get("cycle", ()))
+
+    def encode(self, values: np.ndarray, first_row: int) -> np.ndarray:
+        """Returns values (..., T, channels), the first of which is row `first_row` of a cycle, as inputs."""
+        return (standardise(values, self._scaling) - self._course(first_row, values.shape[-2])).astype(np.float32)
+
+    def decode(self, outputs: np.ndarray, first_row: int) -> np.ndarray:
+        """Returns forecasts (..., H, channels), or bounds of them, that begin in row `first_row`, in own units."""
+        return restore(outputs + self._course(first_row, outputs.shape[-2]), self._scaling)
+
+    def _course(self, first_row: int, rows: int) -> np.ndarray | float:
+        if not self.period:
+            return 0.0
+        cycle = np.array(self._scaling["cycle"])
+        return cycle[(first_row + np.arange(rows)) % self.period]
+
+
 def _scaling(train: np.ndarray, period: int) -> dict[str, Any]:
     """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at
     the first.
@@ -127,13 +153,8 @@ def _scaling(train: np.ndarray, period: int) -> dict[str, Any]:
     scaling = {"mean": mean.tolist(), "deviation": deviation.tolist()}
     if not period:
         return scaling
-    scaled = _standardise(train.astype(np.float64), scaling)
+    scaled = standardise(train.astype(np.float64), scaling)
     return scaling | {"cycle": [scaled[phase::period].mean(axis=0).tolist() for phase in range(period)]}
-
-
-def _standardise(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
-    mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
-    return (values - mean) / np.where(deviation > 0, deviation, 1)
 
 
 def _scale(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | None) -> np.ndarray:
@@ -142,7 +163,7 @@ def _scale(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | 
     """
     scaled = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
     for rows in blocks(len(values), values.shape[1]):
-        part = _standardise(values[rows].astype(np.float64), scaling)
+        part = standardise(values[rows].astype(np.float64), scaling)
         scaled[rows] = part if course is None else part - course[rows]
     return scaled
 

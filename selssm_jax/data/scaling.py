@@ -1,6 +1,7 @@
 """Level and scale of every channel, over arrays of any type and size, in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -72,3 +73,18 @@ def robust_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 low[column], high[column] = first - REACH * (last - first), last + REACH * (last - first)
                 break
     return moments(values, low, high)
+
+
+def standardise(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Returns values (..., channels) less the mean of each channel, over its deviation where that is not 0."""
+    return (values - np.array(scaling["mean"])) / _divisor(scaling)
+
+
+def restore(values: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Returns the values whose `standardise` these are, in float64."""
+    return values * _divisor(scaling) + np.array(scaling["mean"])
+
+
+def _divisor(scaling: Mapping[str, Any]) -> np.ndarray:
+    deviation = np.array(scaling["deviation"])
+    return np.where(deviation > 0, deviation, 1)

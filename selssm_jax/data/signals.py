@@ -4,7 +4,7 @@ import dataclasses
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,7 @@ class _Signals:
     splits: Mapping[str, Clips]
 
     def draw(self, seed: int, numbers: np.ndarray) -> Batch:
-        batch = self._take(self.train, shuffled_rows(seed, numbers, len(self.train)))
+        batch = take(self.train, shuffled_rows(seed, numbers, len(self.train)), self.length)
         if self.augment:
             for number, signal, valid in zip(numbers, batch["inputs"], batch["valid"], strict=True):
                 _augment(signal, valid, np.random.default_rng((seed, int(number))))
@@ -123,7 +123,7 @@ class _Signals:
 
     def cover(self, split: str, batch_size: int) -> Iterator[Batch]:
         clips = self.splits[split]
-        return in_order(len(clips), batch_size, lambda rows: self._take(clips, rows))
+        return in_order(len(clips), batch_size, lambda rows: take(clips, rows, self.length))
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
         """The commonest class of training, and its share of the split; of a file as a whole, which has no training, its
@@ -132,23 +132,23 @@ class _Signals:
         common = np.bincount((self.splits[WHOLE] if split == WHOLE else self.train).label).argmax()
         return {"majority class": {"accuracy": float((self.splits[split].label == common).mean())}}
 
-    def _take(self, clips: Clips, rows: np.ndarray) -> Batch:
-        inputs = np.zeros((len(rows), self.length, clips.wave.shape[1]), np.float32)
-        sizes = np.minimum(clips.offset[rows + 1] - clips.offset[rows], self.length)
-        for signal, start, size in zip(inputs, clips.offset[rows], sizes, strict=True):
-            if clips.level is None:
-                np.multiply(
-                    clips.wave[start : start + size], np.float32(clips.scale), out=signal[:size], casting="unsafe"
-                )
-            else:
-                signal[:size] = (clips.wave[start : start + size].astype(np.float64) - clips.level) * clips.scale
-        valid = np.arange(self.length)[None] < sizes[:, None]
-        return {
-            "inputs": inputs,
-            "targets": clips.label[rows].astype(np.int32),
-            "weights": np.ones(len(rows), np.float32),
-            "valid": valid,
-        }
+
+def take(clips: Clips, rows: np.ndarray, length: int) -> Batch:
+    """Returns a batch of clips, cut or padded at their end to `length` samples."""
+    inputs = np.zeros((len(rows), length, clips.wave.shape[1]), np.float32)
+    sizes = np.minimum(clips.offset[rows + 1] - clips.offset[rows], length)
+    for signal, start, size in zip(inputs, clips.offset[rows], sizes, strict=True):
+        if clips.level is None:
+            np.multiply(clips.wave[start : start + size], np.float32(clips.scale), out=signal[:size], casting="unsafe")
+        else:
+            signal[:size] = (clips.wave[start : start + size].astype(np.float64) - clips.level) * clips.scale
+    valid = np.arange(length)[None] < sizes[:, None]
+    return {
+        "inputs": inputs,
+        "targets": clips.label[rows].astype(np.int32),
+        "weights": np.ones(len(rows), np.float32),
+        "valid": valid,
+    }
 
 
 def _augment(signal: np.ndarray, valid: np.ndarray, rng: np.random.Generator) -> None:
@@ -171,6 +171,12 @@ def _join(first: Clips, second: Clips) -> Clips:
         offset=offset,
         label=np.concatenate([first.label, second.label]),
     )
+
+
+def join_clips(signals: Sequence[np.ndarray], label: np.ndarray | None = None) -> Clips:
+    """Returns signals (samples, channels) of one type as clips; without labels all are of class 0."""
+    label = np.zeros(len(signals), np.int64) if label is None else label
+    return Clips(np.concatenate(signals), np.cumsum([0, *map(len, signals)]), label)
 
 
 def read_npz(name: str, stream: io.BufferedIOBase) -> dict[str, np.ndarray]:
@@ -203,25 +209,36 @@ def clips(name: str, arrays: Mapping[str, np.ndarray]) -> Clips:
     """Returns the signals and labels of an NPZ; see `sources.npz_file`. Raises InputError that names the array at
     fault.
     """
-    form = {"signal"} if "signal" in arrays else {"wave", "offset"}
-    if not form | {"label"} <= set(arrays):
-        raise InputError(f"{name} holds {sorted(arrays)}, expected 'label' and either 'signal' or 'wave' with 'offset'")
+    _check_holds(name, arrays, "label")
     label = arrays["label"]
     if label.ndim != 1 or not label.size or not np.issubdtype(label.dtype, np.integer):
         raise InputError(
             f"{name}: 'label' has shape {label.shape} and type {label.dtype}, expected one whole number from 0 for "
             "each signal"
         )
-    wave, offset = (
-        _from_signal(name, arrays["signal"])
-        if "signal" in arrays
-        else _from_wave(name, arrays["wave"], arrays["offset"])
-    )
+    wave, offset = waves(name, arrays)
     if len(offset) != len(label) + 1:
         raise InputError(
             f"{name} has {len(offset) - 1} signals and {len(label)} labels: give one label for each signal"
         )
     return Clips(wave, offset, label.astype(np.int64))
+
+
+def waves(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (samples of all signals (N, channels), where each begins and the last ends) of an NPZ. Raises InputError
+    that names the array at fault.
+    """
+    _check_holds(name, arrays)
+    if "signal" in arrays:
+        return _from_signal(name, arrays["signal"])
+    return _from_wave(name, arrays["wave"], arrays["offset"])
+
+
+def _check_holds(name: str, arrays: Mapping[str, np.ndarray], *beside: str) -> None:
+    form = {"signal"} if "signal" in arrays else {"wave", "offset"}
+    if not form | set(beside) <= set(arrays):
+        needed = "".join(f"{key!r} and " for key in beside)
+        raise InputError(f"{name} holds {sorted(arrays)}, expected {needed}either 'signal' or 'wave' with 'offset'")
 
 
 def name_classes(
@@ -256,7 +273,7 @@ def name_classes(
     return dataclasses.replace(every, label=number[every.label]), tuple(classes)
 
 
-def sample_rate(name: str, arrays: Mapping[str, np.ndarray], known: Mapping[str, Any]) -> dict[str, float]:
+def sample_rate(name: str, arrays: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, float]:
     """Returns {"sample_rate": hertz} where an NPZ states it. Raises InputError where it is no positive number, or not
     that of the run.
     """

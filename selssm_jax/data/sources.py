@@ -144,6 +144,7 @@ def npz_file(config: Data, known: Known) -> Dataset:
     arrays = signals.read_npz(config.file, file.open())
     clips, classes = signals.name_classes(config.file, signals.clips(config.file, arrays), arrays, known)
     info = _describe_own_file(config, file) | signals.sample_rate(config.file, arrays, known)
+    info["dtype"] = str(clips.wave.dtype)
     split = signals.split(config.file, arrays, len(clips))
     parts = {name: clips.select(np.flatnonzero(split == number)) for number, name in enumerate(SPLITS)}
     parts, scaling = signals.scale_clips(parts | ({WHOLE: clips} if known else {}), known, config.file)

@@ -40,7 +40,8 @@ _COMMA, _POINT = ",", "."
 class Table:
     """Values (rows, columns), the columns' names, whether the file gives them, what was noticed in reading, as words.
 
-    `clock` is the time of the first row and the usual step, in microseconds, where dates tell.
+    `clock` is the time of the first row and the usual step, in microseconds, where dates tell. `moments` are the
+    times of all rows, in microseconds where `unit` is "date", and `when` is the name of their column.
     """
 
     values: np.ndarray
@@ -48,6 +49,9 @@ class Table:
     named: bool
     notes: tuple[str, ...] = ()
     clock: tuple[float, float] | None = None
+    moments: np.ndarray | None = None
+    unit: str = ""
+    when: str = ""
 
 
 class _Layout(NamedTuple):
@@ -461,7 +465,8 @@ def _in_time(name: str, layout: _Layout, values: np.ndarray, words: _Words, note
         if moments is not None and unit == "date" and len(moments) > 1
         else None
     )
-    return Table(values, tuple(names), layout.named, tuple(notes), clock)
+    timed = (moments, unit, left_out[0]) if moments is not None and unit != "label" else ()
+    return Table(values, tuple(names), layout.named, tuple(notes), clock, *timed)
 
 
 _UNITS = {"date": "times", "time": "times", "label": "labels", "row": "row numbers"}

@@ -54,6 +54,7 @@ _BESIDE = {
     "since",
     "1970",
 }
+SHORTEST_MONTH = 28 * 86_400_000_000  # microseconds
 TOLERANCE = 0.5  # a step shorter than half the usual one, or longer than one and a half, is no step of the same kind
 
 
@@ -178,18 +179,60 @@ def irregular(times: np.ndarray) -> int | None:
     return int(np.argmax(wrong)) + 1
 
 
+def continue_times(times: np.ndarray, count: int, unit: str) -> np.ndarray:
+    """Returns the `count` times that follow: by the usual step, or, of dates in microseconds, equally many months or
+    working days where they go so. Raises ValueError for fewer than two times.
+    """
+    if len(times) < 2:
+        raise ValueError(f"{len(times)} time tells no step: give at least two")
+    ahead = np.arange(1, count + 1)
+    last, steps = times[-1], np.diff(times)
+    in_months = unit == "date" and steps.min() >= SHORTEST_MONTH and _in_months(times)
+    if not in_months and (unit != "date" or (steps == steps[0]).all() or not _in_calendar(times)):
+        return last + ahead * np.median(steps).astype(times.dtype)
+    day = last.astype("datetime64[us]").astype("datetime64[D]")
+    clock = last - day.astype("datetime64[us]").astype(np.int64)
+    if in_months:
+        days = _add_months(day, ahead * _months_apart(times)[-1], is_last=_are_last(times))
+    else:
+        days = np.busday_offset(day, ahead)
+    return days.astype("datetime64[us]").astype(np.int64) + clock
+
+
+def _add_months(day: np.datetime64, months: np.ndarray, *, is_last: bool) -> np.ndarray:
+    """The same day of later months, or their last one."""
+    month = day.astype("datetime64[M]")
+    first = month + months.astype("timedelta64[M]")
+    end = (first + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
+    return end if is_last else np.minimum(first.astype("datetime64[D]") + (day - month.astype("datetime64[D]")), end)
+
+
 def _in_calendar(times: np.ndarray) -> bool:
     """Whether rows are equally many months apart on one day of the month, or its last; or working days, one after the
     other.
     """
-    stamps = times.astype("datetime64[us]")
-    days, months = stamps.astype("datetime64[D]"), stamps.astype("datetime64[M]")
-    apart = np.diff(months.astype(np.int64))
-    place = (days - months.astype("datetime64[D]")).astype(np.int64)
-    last = (days + np.timedelta64(1, "D")).astype("datetime64[M]") > months
-    if apart[0] > 0 and (apart == apart[0]).all() and ((place == place[0]).all() or last.all()):
-        return True
-    return bool(np.is_busday(days).all() and (np.busday_count(days[:-1], days[1:]) == 1).all())
+    days = _days(times)
+    return _in_months(times) or bool(np.is_busday(days).all() and (np.busday_count(days[:-1], days[1:]) == 1).all())
+
+
+def _in_months(times: np.ndarray) -> bool:
+    apart, days = _months_apart(times), _days(times)
+    place = days - days.astype("datetime64[M]").astype("datetime64[D]")
+    return bool(apart[0] > 0 and (apart == apart[0]).all() and ((place == place[0]).all() or _are_last(times)))
+
+
+def _months_apart(times: np.ndarray) -> np.ndarray:
+    return np.diff(times.astype("datetime64[us]").astype("datetime64[M]").astype(np.int64))
+
+
+def _are_last(times: np.ndarray) -> bool:
+    """Whether all are on the last day of a month."""
+    days = _days(times)
+    return bool(((days + np.timedelta64(1, "D")).astype("datetime64[M]") > days.astype("datetime64[M]")).all())
+
+
+def _days(times: np.ndarray) -> np.ndarray:
+    return times.astype("datetime64[us]").astype("datetime64[D]")
 
 
 def format_time(time: float, unit: str) -> str:

@@ -1,0 +1,479 @@
+"""A trained run, ready for use: `load` opens it, and its `TrainedModel` predicts, streams, scores, writes, and shows
+its memory, in the user's own units.
+
+model = selssm_jax.load("runs/etth1")
+model.predict(table[-512:])                     the values that follow, (horizon, channels)
+answer, state = model.read(table[-512:])        the same, and the memory after it
+answer, state = model.step(row, state)          the next row alone
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, PyTree
+
+from selssm_jax import generation
+from selssm_jax.config import Experiment
+from selssm_jax.data import forecasting, signals, vocabulary
+from selssm_jax.data.pipeline import Dataset
+from selssm_jax.model import ModelLike
+from selssm_jax.observe import observe
+from selssm_jax.runs import Run, open_run
+from selssm_jax.shapes import Batch
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import pieces
+
+State = Any
+PIECE = 1024  # tokens of a text that are scored at a time
+
+
+class Forecast(NamedTuple):
+    """What follows: values (..., horizon, channels) in the units of the table, and the channels' names."""
+
+    values: Float[np.ndarray, "*B H C"]
+    channels: tuple[str, ...]
+
+
+class Classes(NamedTuple):
+    """What a signal is: its most probable class by name (one, or a list of a batch's), and the probability of every
+    class, (..., classes).
+    """
+
+    label: str | list[str]
+    probabilities: Float[np.ndarray, "*B K"]
+    classes: tuple[str, ...]
+
+
+class NextToken(NamedTuple):
+    """What comes after a text: the probability of every token of the vocabulary, (..., V), and the tokens' names."""
+
+    probabilities: Float[np.ndarray, "*B V"]
+    vocabulary: tuple[str, ...]
+
+
+class Score(NamedTuple):
+    """-log p of every token of a text given all before it, in nats, and of all together. The first has none before it:
+    it is the given beginning, and is not among them, unless the tokenizer has a beginning of its own.
+    """
+
+    tokens: tuple[str, ...]
+    nats: Float[np.ndarray, "T"]
+
+    @property
+    def total(self) -> float:
+        """Nats of the whole text."""
+        return float(self.nats.sum(dtype=np.float64))
+
+
+class TrainedModel:
+    """A run's model with its parameters, vocabulary and scaling. `load` makes it.
+
+    Inputs are in the units of the data that it was trained on: a text, or tokens (T,) or (B, T); a signal (T,
+    channels), or (T,) of one channel, a batch (B, T, channels), or a list of signals of unequal length; rows of a table
+    (T, channels) or (B, T, channels), in the order of `channels`. Answers have a batch axis where inputs have one.
+
+    Programs are compiled when a method first meets a shape. Methods change nothing, so threads may share an object.
+
+    Attributes:
+      params, model, config: as trained; a compressed run's model carries its state packed. dataset: what the run
+        remembers of its data. step_number: of the parameters.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.params: PyTree = run.params
+        self.model: ModelLike = run.model
+        self.config: Experiment = run.experiment
+        self.dataset: Dataset = run.dataset
+        self.step_number: int = run.step
+        self._kind = kind_of(run.dataset.task)
+        self._last = _compile(self.model, _last_answers if self._kind.every_step else _keep_answers)
+        self._nats = _compile(self.model, _nats)
+        self._states = jax.jit(functools.partial(_show_states, self.model))
+        self._step = jax.jit(functools.partial(_step, self.model))
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the run remembers of its data, as JSON: vocabulary, scaling, names."""
+        return self.dataset.info
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the columns or channels, in their order."""
+        names = self.about.get("channels") or [f"channel {index + 1}" for index in range(self.dataset.task.channels)]
+        return tuple(map(str, names))
+
+    @property
+    def lookback(self) -> int:
+        """How many steps a window has: those that a forecast reads, or the longest signal."""
+        return self.dataset.task.length
+
+    def predict(self, inputs: Any, *, first_row: int | None = None, key: Array | None = None) -> Any:
+        """Returns what the model answers after the last step, from an empty memory: a `Forecast`, `Classes` or
+        `NextToken`; of an own kind of task its outputs.
+
+        Args:
+          inputs: see the class. A forecast reads the last `lookback` rows; a signal is cut to its first `lookback`
+            samples, as in training.
+          first_row: of a run with data.period, how many rows the first one comes after the first training row.
+          key: of the noise of a model that has any; None: always the same noise.
+
+        Raises:
+          ValueError: for inputs of another shape or type, too few rows, values that are not finite, and a first_row
+            that is missing; InputError for text that the vocabulary lacks.
+        """
+        ready = self.prepare(inputs, first_row)
+        return self._read(ready, None, key)[0]
+
+    def read(
+        self, inputs: Any, state: State = None, *, first_row: int | None = None, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """Returns (what `predict` does, the state after the last step), read from `state` on. Several sequences that go
+        on from a state, and several signals, are equally long.
+        """
+        ready = self.prepare(inputs, first_row, continued=state is not None, exact=True)
+        return self._read(ready, state, key)
+
+    def _read(self, ready: "Ready", state: State, key: Array | None) -> tuple[Any, State]:
+        shown, after = self._walk(self._last, ready.batch, state, key)
+        return self.decode(shown[-1], ready), after
+
+    def step(
+        self, inputs: Any, state: State, *, first_row: int | None = None, key: Array | None = None
+    ) -> tuple[Any, State]:
+        """Returns (the answer after one step more, the state after it).
+
+        Args:
+          inputs: a token or (B,) tokens, one row of values (channels,) or (B, channels). state: of as many sequences.
+          first_row: as in `predict`, of this row. key: of noise; needed where a model has any.
+        """
+        values = np.asarray(inputs)
+        single = values.ndim == (0 if self._kind.tokens else 1)
+        rows = values[None] if single else values
+        ready = self.prepare(rows[:, None], first_row, continued=True, exact=True)
+        now = jnp.asarray(ready.batch["inputs"])[:, 0]
+        try:
+            outputs, after = self._step(self.params, now, state, key)
+        except flax.errors.InvalidRngError as error:
+            raise ValueError("this model draws noise at every step: give a new key for each") from error
+        return self.decode(np.asarray(outputs), ready._replace(single=single)), after
+
+    def initial_state(self, batch: int = 1) -> State:
+        """Returns the empty memory of `batch` sequences. A forecast has no scale yet: begin with `read` of a window."""
+        return self.model.apply({"params": self.params}, batch, method="initial_state")
+
+    def states(self, inputs: Any, *, first_row: int | None = None) -> dict[str, Float[np.ndarray, "*B F n"]]:
+        """Returns {block: what its memory holds after every step}, for `selssm_jax.information`; blocks that show none
+        are left out.
+
+        F steps are those of the blocks, one for each stride of a signal; where channels run apart they are rows.
+        """
+        ready = self.prepare(inputs, first_row, exact=True)
+        shown, _ = self._walk(self._states, ready.batch)
+        blocks = {name: np.concatenate([part[name] for part in shown], axis=1) for name in shown[0]}
+        alone = ready.single and self._kind.rows(self.model.config) == 1
+        return {name: values[0] if alone else values for name, values in blocks.items()}
+
+    def score(self, inputs: Any, targets: Any = None, *, first_row: int | None = None) -> Any:
+        """Returns how well the model expects what is: of a text (or a list of texts) its `Score`; else the metrics of
+        predictions against targets, a mean over rows, errors of a forecast in the table's units.
+
+        Args:
+          inputs: see the class. targets: class numbers or names (B,), or values (B, horizon, channels); none of a text.
+          first_row: as in `predict`.
+        """
+        if not self._kind.writes:
+            return self._compare(self.predict(inputs, first_row=first_row), targets)
+        if targets is not None:
+            raise ValueError("a text is its own target: leave targets out")
+        scores = [self._score(text) for text in (inputs if _is_list(inputs) else [inputs])]
+        return scores if _is_list(inputs) else scores[0]
+
+    def score_tokens(self, tokens: Integer[np.ndarray, "T"]) -> Iterator[Float[np.ndarray, "t"]]:
+        """Yields -log p of tokens 1, 2, ... of a text, in nats, a piece at a time: the memory of one piece, whatever
+        the length. Raises ValueError for fewer than two tokens.
+        """
+        if len(tokens) < 2:
+            raise ValueError("a text of one token has nothing to score: give at least two tokens")
+        size = min(PIECE, 1 << int(len(tokens) - 2).bit_length())
+        state = self.model.apply({"params": self.params}, 1, len(tokens) + size, method="initial_state")
+        for number, first in enumerate(range(0, len(tokens) - 1, size)):
+            part = tokens[first : first + size + 1].astype(np.int32)
+            read = np.arange(size)[None] < len(part) - 1
+            inputs, targets = (np.resize(row, (1, size)) for row in (part[:-1], part[1:]))
+            batch = {"inputs": inputs, "targets": targets, "valid": read}
+            nats, state = self._nats(self.params, state, batch, number, jax.random.key(0))
+            yield np.asarray(nats)[0, : len(part) - 1]
+
+    def generate(self, prompt: str | Sequence[str], tokens: int = 200, **options: Any) -> str | list[str]:
+        """Returns the text that the model writes after a prompt, or after each of several.
+
+        Args:
+          prompt: the beginning. tokens: how many to write. options: of `generation.Sampling`, and seed and stop, as
+            `generation.write_on` has them.
+        """
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        written = [
+            "".join(generation.write_on(self.model, self.params, self.dataset, [text], tokens=tokens, **options))
+            for text in texts
+        ]
+        return written[0] if isinstance(prompt, str) else written
+
+    def _walk(self, read: Any, batch: Batch, state: State = None, key: Array | None = None) -> tuple[list[Any], State]:
+        """What a compiled reading shows of every piece of a batch, and the state after the last."""
+        key = jax.random.key(0) if key is None else key
+
+        def read_piece(before: State, part: Batch, number: int | None) -> tuple[Any, State]:
+            return read(self.params, before, part, number, key)
+
+        shown = []
+        for given, after in pieces.walk(read_piece, self.model, self.params, batch, pieces.AUTO, state):
+            shown.append(jax.device_get(given))
+            state = after
+        return shown, state
+
+    def prepare(
+        self, inputs: Any, first_row: int | None = None, *, continued: bool = False, exact: bool = False
+    ) -> "Ready":
+        """Returns inputs as the model reads them. Raises as `predict` does.
+
+        Args:
+          inputs, first_row: as `predict` has them. continued: they follow others, and may be few. exact: nothing is
+            filled up at its end, so that the state after it is that of the inputs; else signals are, to `lookback`.
+        """
+        if self._kind.tokens:
+            rows, single = self._tokens(inputs, continued=continued)
+            return Ready(_align(rows, continued=continued), single)
+        if not self._kind.forecasts:
+            return self._clips(inputs, exact=exact)
+        values, single = self._values(inputs)
+        if not continued and values.shape[1] < self.lookback:
+            raise ValueError(
+                f"inputs have {values.shape[1]} rows, but a forecast reads {self.lookback}: give at least so many"
+            )
+        left_out = 0 if continued else values.shape[1] - self.lookback
+        history, values = forecasting.History(self.about), values[:, left_out:]
+        if history.period and first_row is None:
+            raise ValueError(
+                f"the run takes a cycle of {history.period} rows off: give first_row, how many rows the first one "
+                "comes after the first training row"
+            )
+        begins = (first_row or 0) + left_out
+        encoded = history.encode(values, begins)
+        batch = {"inputs": encoded, "valid": np.ones(encoded.shape[:2], bool)}
+        return Ready(batch, single, begins + values.shape[1])
+
+    def _clips(self, inputs: Any, *, exact: bool) -> "Ready":
+        rows, single = self._signals(inputs)
+        clips = signals.join_clips(rows)
+        clips = signals.scale_clips({"train": clips}, {**self.about, "task": {}}, "inputs")[0]["train"]
+        longest = int(clips.lengths.max())
+        if exact and longest > clips.lengths.min():
+            raise ValueError("inputs are signals of several lengths, whose states are told of one at a time alone")
+        batch = signals.take(clips, np.arange(len(rows)), longest if exact else self.lookback or longest)
+        return Ready({name: batch[name] for name in ("inputs", "valid")}, single)
+
+    def _tokens(self, inputs: Any, *, continued: bool) -> tuple[list[np.ndarray], bool]:
+        single = not _is_list(inputs)
+        rows = [self._encode(row, continued=continued) for row in ([inputs] if single else inputs)]
+        if not rows:
+            raise ValueError("inputs are empty: give at least one text, or one row of tokens")
+        vocab = self.dataset.task.vocab
+        for row in rows:
+            if not row.size or row.ndim != 1 or row.min() < 0 or row.max() >= vocab:
+                raise ValueError(
+                    f"inputs hold a row of shape {row.shape} with no token, or one that is not from 0 to {vocab - 1}"
+                )
+        return rows, single
+
+    def _encode(self, text: Any, *, continued: bool) -> np.ndarray:
+        if isinstance(text, str) and continued:
+            return self.dataset.encode(text)
+        if isinstance(text, str):
+            beginning = vocabulary.beginning(self.dataset.level, self.dataset.tokenizer)
+            return np.concatenate([beginning, self.dataset.encode(text)]).astype(np.int32)
+        tokens = np.asarray(text)
+        if tokens.dtype.kind not in "iu":
+            raise ValueError(f"inputs are of type {tokens.dtype}, expected a text or tokens, which are whole numbers")
+        return tokens.astype(np.int32)
+
+    def _values(self, inputs: Any) -> tuple[np.ndarray, bool]:
+        """(B, T, channels) in float64, and whether there is no batch axis."""
+        values = np.asarray(inputs)
+        if values.dtype.kind not in "iuf":
+            raise ValueError(f"inputs are of type {values.dtype}, expected real numbers")
+        channels, single = self.dataset.task.channels, values.ndim < 3
+        values = values[:, None] if values.ndim == 1 and channels == 1 else values
+        values = values[None] if single else values
+        if values.ndim != 3 or values.shape[2] != channels or not values.size:
+            raise ValueError(
+                f"inputs have shape {np.shape(inputs)}, expected (T, {channels}) or (B, T, {channels}): the columns "
+                f"{', '.join(self.channels[:8])}"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("inputs hold numbers that are not finite: fill them in")
+        return values.astype(np.float64), single
+
+    def _signals(self, inputs: Any) -> tuple[list[np.ndarray], bool]:
+        """Signals (T, channels) of whatever type, and whether there is but one, outside of any list."""
+        several = isinstance(inputs, list | tuple) and bool(inputs) and isinstance(inputs[0], np.ndarray | jax.Array)
+        single = not several and np.ndim(inputs) < 3
+        rows = [np.asarray(row) for row in ([inputs] if single else inputs)]
+        channels = self.dataset.task.channels
+        rows = [row[:, None] if row.ndim == 1 and channels == 1 else row for row in rows]
+        for row in rows:
+            if row.ndim != 2 or row.shape[1] != channels or not row.size or row.dtype.kind not in "iuf":
+                raise ValueError(
+                    f"inputs hold a signal of shape {row.shape} and type {row.dtype}, expected real numbers of shape "
+                    f"(T, {channels})"
+                )
+            if not np.isfinite(row).all():
+                raise ValueError("inputs hold numbers that are not finite: fill them in")
+        if len({row.dtype for row in rows}) > 1:
+            raise ValueError("inputs hold signals of several types: give all as one")
+        return rows, single
+
+    def decode(self, outputs: Any, ready: "Ready") -> Any:
+        """Returns the model's outputs after the last step, a row a sequence, as `predict` gives them."""
+        outputs = outputs[0] if ready.single else outputs
+        if self._kind.writes:
+            return NextToken(_softmax(outputs), tuple(self.dataset.vocabulary))
+        if self._kind.forecasts:
+            return Forecast(forecasting.History(self.about).decode(outputs, ready.next_row), self.channels)
+        if "classes" not in self.about:
+            return outputs
+        names = tuple(map(str, self.about["classes"]))
+        best = outputs.argmax(axis=-1)
+        label = names[int(best)] if ready.single else [names[int(index)] for index in best]
+        return Classes(label, _softmax(outputs), names)
+
+    def _score(self, text: Any) -> Score:
+        tokens = self._tokens(text, continued=False)[0][0]
+        names = self.dataset.vocabulary or tuple(map(str, range(self.dataset.task.vocab)))
+        return Score(tuple(names[token] for token in tokens[1:]), np.concatenate(list(self.score_tokens(tokens))))
+
+    def _compare(self, answer: Any, targets: Any) -> dict[str, float]:
+        """Metrics of an answer that are means over its rows."""
+        if targets is None:
+            raise ValueError("targets are missing: give what follows the inputs, or their classes")
+        if isinstance(answer, Forecast):
+            error = answer.values - _as_shape(targets, answer.values.shape)
+            return {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}
+        if not isinstance(answer, Classes):
+            raise ValueError(f"a task of the kind {self.dataset.task.kind!r} has no score here: use eval.py")
+        truth = np.array([_class_number(target, answer.classes) for target in np.atleast_1d(np.asarray(targets))])
+        odds = np.atleast_2d(answer.probabilities)
+        taken = _as_shape(truth, odds.shape[:1])
+        with np.errstate(divide="ignore"):
+            nats = -np.log(odds[np.arange(len(odds)), taken])
+        return {"accuracy": float((odds.argmax(axis=-1) == taken).mean()), "nats": float(nats.mean())}
+
+
+class Ready(NamedTuple):
+    """Inputs as a model reads them; whether they had no batch axis; of a series, the row in the cycle that follows."""
+
+    batch: Batch
+    single: bool
+    next_row: int = 0
+
+
+def load(run_folder: str | pathlib.Path) -> TrainedModel:
+    """Returns the model of a run, trained, compressed or imported, ready for use; its data are not opened.
+
+    Raises:
+      InputError: where there is no such folder, no run in it, or no checkpoint.
+    """
+    return TrainedModel(open_run(run_folder, examples=False))
+
+
+def _compile(model: ModelLike, show: Any) -> Any:
+    """A compiled reading of pieces: (params, state, batch of a piece, its number, key) -> (what it shows, state)."""
+
+    def read(params: PyTree, state: State, part: Batch, number: Any, key: Array) -> tuple[Any, State]:
+        outputs, after = model.apply(
+            {"params": params},
+            jnp.asarray(part["inputs"]),
+            state,
+            reset=None if part.get("reset") is None else jnp.asarray(part["reset"]),
+            valid=jnp.asarray(part["valid"]),
+            rngs={"noise": pieces.key_of(key, number)},
+        )
+        return show(outputs, part), after
+
+    return jax.jit(read)
+
+
+def _show_states(
+    model: ModelLike, params: PyTree, state: State, part: Batch, number: Any, key: Array
+) -> tuple[dict[str, Array], State]:
+    noise = {"noise": pieces.key_of(key, number)}
+    _, after, blocks = observe(model, params, part, state, rngs=noise)
+    return {name: block.state for name, block in blocks.items() if block.state is not None}, after
+
+
+def _step(model: ModelLike, params: PyTree, inputs: Array, state: State, key: Array | None) -> tuple[Array, State]:
+    noise = {} if key is None else {"rngs": {"noise": key}}
+    outputs, after = model.apply({"params": params}, inputs, state, method="step", **noise)
+    return outputs, after
+
+
+def _keep_answers(outputs: Array, part: Batch) -> Array:
+    del part
+    return outputs
+
+
+def _last_answers(outputs: Array, part: Batch) -> Array:
+    del part
+    return outputs[:, -1]
+
+
+def _nats(outputs: Array, part: Batch) -> Array:
+    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), jnp.asarray(part["targets"])[..., None], axis=-1)[..., 0]
+
+
+def _align(rows: list[np.ndarray], *, continued: bool) -> Batch:
+    """Rows of tokens that end together; those that begin later than others forget what fills them up before."""
+    lengths = np.array(list(map(len, rows)))
+    longest = lengths.max()
+    starts = longest - lengths
+    if continued and starts.any():
+        raise ValueError("inputs that go on from a state are of several lengths: read one sequence at a time")
+    steps = np.arange(longest)[None]
+    inputs = np.zeros((len(rows), longest), np.int32)
+    inputs[steps >= starts[:, None]] = np.concatenate(rows)
+    reset = {"reset": steps == starts[:, None]} if starts.any() else {}
+    return {"inputs": inputs, "valid": np.ones(inputs.shape, bool), **reset}
+
+
+def _is_list(texts: Any) -> bool:
+    """Whether there are several texts, or rows of tokens, and not one."""
+    if isinstance(texts, list | tuple):
+        return not texts or isinstance(texts[0], str) or np.ndim(texts[0]) > 0
+    return not isinstance(texts, str) and np.ndim(texts) > 1
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    odds = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _class_number(target: Any, classes: Sequence[str]) -> int:
+    """The number of a class that is given by name or number."""
+    name = str(target)
+    if isinstance(target, str) and name in classes:
+        return classes.index(name)
+    if isinstance(target, int | np.integer) and 0 <= target < len(classes):
+        return int(target)
+    raise ValueError(f"targets hold {target!r}, expected one of {', '.join(classes)}, or a number from 0")
+
+
+def _as_shape(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape != shape:
+        raise ValueError(f"targets have shape {array.shape}, expected {shape}")
+    return array

@@ -1,0 +1,3 @@
+from . import batcher as batcher
+from . import pool as pool
+from . import server as server

@@ -1,0 +1,100 @@
+"""The memories of many sessions in one tree of arrays: any of them advance together, in one compiled program."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from selssm_jax.errors import InputError
+from selssm_jax.model import ModelLike
+from selssm_jax.predict import TrainedModel
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training import pieces
+
+FRAMES = 256  # steps of the blocks that are read at a time, at most
+
+
+class SessionPool:
+    """Memories of `capacity` sessions, slots 0, 1, ...; one more takes what fills a batch up.
+
+    A batch of sessions is filled up to a power of two, so that few programs are compiled.
+
+    Raises:
+      InputError: for a model whose memory grows with every step, or that reads backwards.
+    """
+
+    def __init__(self, trained: TrainedModel, capacity: int) -> None:
+        reason = pieces.why_whole(trained.model.config, 2 * FRAMES)
+        if reason:
+            raise InputError(f"this run cannot hold sessions: {reason}")
+        self._trained, self._capacity = trained, capacity
+        self._empty = trained.initial_state()
+        self._memory = trained.initial_state(capacity + 1)
+        self._advance = jax.jit(functools.partial(_advance, trained.model, capacity), donate_argnums=1)
+
+    @property
+    def stride(self) -> int:
+        """Steps that the blocks read at a time."""
+        config = self._trained.model.config
+        return kind_of(config.task).stride(config)
+
+    @property
+    def session_bytes(self) -> int:
+        """Bytes that are held for one session."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
+
+    def split(self, inputs: np.ndarray) -> list[np.ndarray]:
+        """Returns inputs in pieces of whole frames, each of a power of two: few programs then read any number of them,
+        and none reads what is not there.
+        """
+        pieces_of_it, first = [], 0
+        while frames := (len(inputs) - first) // self.stride:
+            size = min(FRAMES, 1 << (frames.bit_length() - 1)) * self.stride
+            pieces_of_it.append(inputs[first : first + size])
+            first += size
+        return pieces_of_it
+
+    def advance(self, slots: Sequence[int], inputs: Sequence[np.ndarray], fresh: Sequence[bool]) -> np.ndarray:
+        """Reads inputs (T, ...), of one length, into the memories of different slots, those that are `fresh` from an
+        empty one, and returns the model's outputs after the last step of each.
+        """
+        size = _power(len(slots))
+        batch = np.concatenate([np.stack(inputs), np.repeat(inputs[0][None], size - len(slots), axis=0)])
+        places = np.full(size, self._capacity)
+        places[: len(slots)] = slots
+        begun = np.ones(size, bool)
+        begun[: len(slots)] = fresh
+        outputs, self._memory = self._advance(self._trained.params, self._memory, self._empty, places, batch, begun)
+        return np.asarray(outputs)[: len(slots)]
+
+
+def _power(count: int) -> int:
+    """The least power of two that is at least so many."""
+    return 1 << (count - 1).bit_length()
+
+
+def _advance(
+    model: ModelLike,
+    capacity: int,
+    params: PyTree,
+    memory: PyTree,
+    empty: PyTree,
+    slots: Array,
+    inputs: Array,
+    fresh: Array,
+) -> tuple[Array, PyTree]:
+    def rows_of(leaf: Array) -> Array:
+        rows = leaf.shape[0] // (capacity + 1)  # of one session
+        return (slots[:, None] * rows + jnp.arange(rows)[None]).reshape(-1)
+
+    def take(leaf: Array, nothing: Array) -> Array:
+        begun = jnp.repeat(fresh, nothing.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.where(begun, jnp.tile(nothing, (len(slots), *[1] * (leaf.ndim - 1))), leaf[rows_of(leaf)])
+
+    state = jax.tree.map(take, memory, empty)
+    outputs, after = model.apply({"params": params}, inputs, state, rngs={"noise": jax.random.key(0)})
+    outputs = outputs[:, -1] if kind_of(model.config.task).every_step else outputs
+    return outputs, jax.tree.map(lambda leaf, new: leaf.at[rows_of(leaf)].set(new), memory, after)

@@ -1,0 +1,229 @@
+"""A small HTTP server of one run: `python -m selssm_jax.serving --workdir RUN`.
+
+POST   /v1/predict               {"inputs": ...}: the answer from an empty memory
+POST   /v1/sessions              begins a session, {"session": NAME}
+POST   /v1/sessions/NAME         {"inputs": ...}: the answer after these steps, read into its memory
+DELETE /v1/sessions/NAME         forgets it
+GET    /health, /metrics         what runs; counts and times in the text format of Prometheus
+
+Inputs are a text, token numbers, or rows of values in the units of the run's data. It is made for machines that are
+trusted: put a proxy before it for names, passwords and encryption.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections import deque
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+from selssm_jax import __version__
+from selssm_jax.predict import Classes, Forecast, NextToken, TrainedModel
+from selssm_jax.serving.batcher import Batcher, Failed, Full, UnknownSession
+from selssm_jax.serving.pool import SessionPool
+
+LARGEST = 1 << 20  # bytes of a request
+TOP = 10  # tokens of an answer
+LATENCIES = 10_000  # of the last requests, whose quantiles are told
+PREDICT, SESSIONS = "/v1/predict", "/v1/sessions"
+
+
+class Refused(Exception):
+    """A request that is answered with an error: its status, and why."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Service:
+    """What the server does, without HTTP: answers as JSON values.
+
+    Args:
+      trained: the run. capacity: sessions that are held, at most. options: of `Batcher`.
+    """
+
+    def __init__(self, trained: TrainedModel, *, capacity: int = 1024, **options: Any) -> None:
+        self._trained, self._capacity = trained, capacity
+        self._pool = SessionPool(trained, capacity)
+        self._batcher = Batcher(self._pool, capacity, **options)
+        self._seconds: deque[float] = deque(maxlen=LATENCIES)
+        self._answers: dict[int, int] = {}
+        self._began = time.time()
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[HTTPStatus, Any]:
+        """Returns the status and the value of an answer; everything that a request does wrong is one."""
+        begun = time.perf_counter()
+        try:
+            status, value = HTTPStatus.OK, self._dispatch(method, path.rstrip("/"), body)
+        except Refused as refusal:
+            status, value = refusal.status, {"error": refusal.reason}
+        except UnknownSession:
+            status, value = HTTPStatus.NOT_FOUND, {"error": "no such session: it was ended, or idle for too long"}
+        except Full as error:
+            status, value = HTTPStatus.TOO_MANY_REQUESTS, {"error": str(error)}
+        except Failed as error:
+            status, value = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
+        except ValueError as error:
+            status, value = HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        self._seconds.append(time.perf_counter() - begun)
+        self._answers[status] = self._answers.get(status, 0) + 1
+        return status, value
+
+    def close(self) -> None:
+        """Answers what waits and takes nothing new."""
+        self._batcher.close()
+
+    def _dispatch(self, method: str, path: str, body: bytes) -> Any:
+        name = path.removeprefix(f"{SESSIONS}/") if path.startswith(f"{SESSIONS}/") else ""
+        match method, path:
+            case "GET", "/health":
+                return self._health()
+            case "GET", "/metrics":
+                return self._metrics()
+            case "POST", "/v1/predict":
+                inputs, first_row = _parse(body)
+                return _as_json(self._trained.predict(inputs, first_row=first_row))
+            case "POST", "/v1/sessions":
+                return {"session": self._batcher.begin()}
+            case "POST", _ if name:
+                return self._advance(name, body)
+            case "DELETE", _ if name:
+                self._batcher.end(name)
+                return {"ended": name}
+        known = name or path in (PREDICT, SESSIONS, "/health", "/metrics")
+        raise Refused(
+            HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND,
+            f"{method} {path} is not served: see the first lines of `python -m selssm_jax.serving --help`",
+        )
+
+    def _advance(self, name: str, body: bytes) -> Any:
+        inputs, first_row = _parse(body)
+        ready = self._trained.prepare(inputs, first_row, continued=True)
+        rows = np.asarray(ready.batch["inputs"])
+        if len(rows) > 1 or rows.shape[1] % self._pool.stride:
+            raise ValueError(
+                f"inputs are {len(rows)} sequences of {rows.shape[1]} steps: a session reads one, and a multiple of "
+                f"{self._pool.stride} steps at a time"
+            )
+        outputs = self._batcher.advance(name, rows[0])
+        return _as_json(self._trained.decode(outputs[None], ready._replace(single=True)))
+
+    def _health(self) -> dict[str, Any]:
+        task = self._trained.dataset.task
+        return {
+            "status": "ok",
+            "selssm_jax": __version__,
+            "task": task.kind,
+            "step": self._trained.step_number,
+            "sessions": self._batcher.measure()["sessions"],
+            "capacity": self._capacity,
+            "session_bytes": self._pool.session_bytes,
+            "seconds": round(time.time() - self._began, 1),
+        }
+
+    def _metrics(self) -> str:
+        seconds = np.array(list(self._seconds) or [0.0])
+        lines = [f"selssm_{name} {value}" for name, value in self._batcher.measure().items()]
+        lines += [f'selssm_answers{{status="{int(status)}"}} {count}' for status, count in self._answers.items()]
+        lines += [
+            f'selssm_seconds{{quantile="{share}"}} {np.quantile(seconds, share):.6f}' for share in (0.5, 0.9, 0.99)
+        ]
+        return "\n".join([*lines, f"selssm_session_bytes {self._pool.session_bytes}", ""])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept
+    timeout = 60  # seconds without a byte
+    service: Service
+
+    def _serve(self) -> None:
+        try:
+            status, value = self.service.answer(self.command, self.path, self._body())
+        except Refused as refusal:
+            status, value, self.close_connection = refusal.status, {"error": refusal.reason}, True
+        is_text = isinstance(value, str)
+        content = (value if is_text else json.dumps(value, ensure_ascii=False)).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4" if is_text else "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_DELETE = do_PUT = _serve
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or not length.isascii() or not length.isdigit():
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "give a Content-Length")
+        if int(length) > LARGEST:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {LARGEST} bytes")
+        return self.rfile.read(int(length))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: /metrics counts."""
+
+
+class Server(ThreadingHTTPServer):
+    """The HTTP server of a service."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, service: Service, host: str, port: int) -> None:
+        handler = type("Handler", (_Handler,), {"service": service})
+        super().__init__((host, port), handler)
+        self.service = service
+
+    def serve_until_signal(self) -> None:
+        """Serves until SIGTERM or SIGINT, then answers what waits."""
+
+        def stop(*_: Any) -> None:
+            threading.Thread(target=self.shutdown).start()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        self.serve_forever()
+        self.service.close()
+        self.server_close()
+
+
+def _parse(body: bytes) -> tuple[Any, int | None]:
+    """The inputs of a request, and first_row. Raises ValueError where it has none."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'the request is no JSON ({error}): send {{"inputs": ...}}') from error
+    if not isinstance(request, dict) or not {"inputs"} <= set(request) <= {"inputs", "first_row"}:
+        raise ValueError('the request is no {"inputs": ...}, with "first_row" for a run that takes a cycle off')
+    inputs, first_row = request["inputs"], request.get("first_row")
+    if first_row is not None and (type(first_row) is not int or abs(first_row) > 2**53):
+        raise ValueError(f"first_row is {first_row!r}, expected a whole number")
+    if isinstance(inputs, str):
+        return inputs, first_row
+    try:
+        values = np.array(inputs)
+    except ValueError as error:
+        raise ValueError("inputs hold rows of unequal length: send a text, tokens, or rows of values") from error
+    if values.dtype.kind not in "iuf" or values.size == 0 or values.ndim > 2:
+        raise ValueError("inputs are no sequence of numbers: send one text, its tokens, or rows of values")
+    return values, first_row
+
+
+def _as_json(answer: Any) -> Any:
+    match answer:
+        case Forecast():
+            return {"channels": answer.channels, "values": answer.values.tolist()}
+        case Classes():
+            odds = dict(zip(answer.classes, answer.probabilities.tolist(), strict=True))
+            return {"label": answer.label, "probabilities": odds}
+        case NextToken():
+            best = np.argsort(-answer.probabilities)[:TOP]
+            return {"tokens": [[answer.vocabulary[index], float(answer.probabilities[index])] for index in best]}
+    return {"outputs": np.asarray(answer).tolist()}

@@ -1,0 +1,181 @@
+"""Sessions of a server hold what their own past left, whoever else is served; what is wrong is answered and no more."""
+
+import contextlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+from selssm_jax.predict import load
+from selssm_jax.serving.batcher import Batcher, Full, UnknownSession
+from selssm_jax.serving.pool import SessionPool
+from selssm_jax.serving.server import LARGEST, Server, Service
+from small_runs import WORDS, write_files, write_untrained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    for name, config in write_files(folder).items():
+        write_untrained(folder / name, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return {name: load(folder / name) for name in ("text", "csv")}
+
+
+@pytest.fixture(scope="module")
+def server(trained):
+    server = Server(Service(trained["text"], capacity=16, batch=8), "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.service.close()
+    server.server_close()
+
+
+def ask(server, method, path, body=b"", **headers):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+    connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, json.loads(content) if answer.getheader("Content-Type") == "application/json" else content
+
+
+def test_each_session_is_its_own_text_under_concurrent_use(server, trained):
+    model = trained["text"]
+
+    def converse(number):
+        text, answers = WORDS[7 * number : 7 * number + 16], []
+        name = ask(server, "POST", "/v1/sessions")[1]["session"]
+        for first in range(0, 16, 4):
+            status, answer = ask(server, "POST", f"/v1/sessions/{name}", {"inputs": text[first : first + 4]})
+            assert status == 200
+            answers.append(answer["tokens"])
+        assert ask(server, "DELETE", f"/v1/sessions/{name}")[0] == 200
+        return text, answers
+
+    with ThreadPoolExecutor(8) as threads:
+        conversations = list(threads.map(converse, range(12)))
+    tokens = np.stack([model.dataset.encode(text) for text, _ in conversations])
+    logits, _ = jax.jit(lambda params, tokens: model.model.apply({"params": params}, tokens))(model.params, tokens)
+    for offline, (_, answers) in zip(jax.nn.softmax(logits), conversations, strict=True):
+        for index, answer in enumerate(answers):
+            expected = dict(zip(model.dataset.vocabulary, offline[4 * index + 3].tolist(), strict=True))
+            assert all(probability == pytest.approx(expected[token], abs=1e-5) for token, probability in answer)
+    assert ask(server, "GET", "/health")[1]["sessions"] == 0
+
+
+def test_a_slot_that_was_used_begins_empty(trained):
+    pool = SessionPool(trained["text"], 2)
+    first = pool.advance([0], [np.array([3, 4, 5], np.int32)], [True])
+    again = pool.advance([0, 1], [np.array([3, 4, 5], np.int32)] * 2, [True, True])
+    np.testing.assert_allclose(again, [*first] * 2, atol=1e-5)
+    assert not np.allclose(pool.advance([0], [np.array([3, 4, 5], np.int32)], [False]), first)
+
+
+def test_forecasts_go_on_from_their_window(trained):
+    rows = np.random.default_rng(0).standard_normal((20, 2))
+    service = Service(trained["csv"], capacity=2)
+    name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
+    _, begun = service.answer("POST", f"/v1/sessions/{name}", json.dumps({"inputs": rows[:16].tolist()}).encode())
+    np.testing.assert_allclose(begun["values"], trained["csv"].predict(rows[:16]).values, rtol=1e-4, atol=1e-5)
+    _, on = service.answer("POST", f"/v1/sessions/{name}", json.dumps({"inputs": rows[16:].tolist()}).encode())
+    _, state = trained["csv"].read(rows[:16])
+    np.testing.assert_allclose(on["values"], trained["csv"].read(rows[16:], state)[0].values, rtol=1e-4, atol=1e-5)
+    service.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/v1/predict", b"{", 400),
+        ("POST", "/v1/predict", b"[" * 100_000, 400),
+        ("POST", "/v1/predict", b'{"inputs": []}', 400),
+        ("POST", "/v1/predict", b'{"inputs": [1, [2]]}', 400),
+        ("POST", "/v1/predict", b'{"inputs": [1e999]}', 400),
+        ("POST", "/v1/predict", b'{"inputs": [100000]}', 400),
+        ("POST", "/v1/predict", b'{"inputs": "a", "more": 1}', 400),
+        ("POST", "/v1/predict", b'{"inputs": {"a": 1}}', 400),
+        ("POST", "/v1/predict", '{"inputs": "\u4e2d"}'.encode(), 400),
+        ("POST", "/v1/predict", b"\xff\xfe", 400),
+        ("POST", "/v1/sessions/none", b'{"inputs": "a"}', 404),
+        ("DELETE", "/v1/sessions/none", b"", 404),
+        ("GET", "/nothing", b"", 404),
+        ("PUT", "/v1/predict", b"", 405),
+        ("POST", "/v1/predict", b" " * (LARGEST + 1), 413),
+    ],
+)
+def test_what_is_malformed_is_answered_and_the_server_goes_on(server, method, path, body, status):
+    try:
+        found, answer = ask(server, method, path, body)
+    except (BrokenPipeError, ConnectionResetError):  # it is not read to its end
+        found, answer = 413, {"error": ""}
+    assert found == status and "error" in answer
+    assert ask(server, "GET", "/health")[0] == 200
+
+
+def test_limits_are_kept(trained):
+    service = Service(trained["text"], capacity=2, idle=1000.0)
+    names = [service.answer("POST", "/v1/sessions", b"")[1]["session"] for _ in range(2)]
+    assert service.answer("POST", "/v1/sessions", b"")[0] == 429
+    service.answer("DELETE", f"/v1/sessions/{names[0]}", b"")
+    assert service.answer("POST", "/v1/sessions", b"")[0] == 200
+    assert "selssm_refused 1" in service.answer("GET", "/metrics", b"")[1]
+    service.close()
+    assert service.answer("POST", f"/v1/sessions/{names[1]}", b'{"inputs": "a"}')[0] == 429
+
+
+def test_a_model_that_fails_is_no_mistake_of_the_request(trained, monkeypatch):
+    service = Service(trained["text"], capacity=1)
+    name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
+
+    def fail(*_):
+        raise ValueError("shapes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service._pool, "advance", fail)
+        assert service.answer("POST", f"/v1/sessions/{name}", b'{"inputs": "a"}')[0] == 500
+    assert service.answer("POST", f"/v1/sessions/{name}", b'{"inputs": "a"}')[0] == 200
+    service.close()
+
+
+def test_who_is_idle_makes_room(trained):
+    batcher = Batcher(SessionPool(trained["text"], 1), 1, idle=0.0)
+    first = batcher.begin()
+    batcher.advance(first, np.array([1], np.int32))
+    second = batcher.begin()
+    with pytest.raises(UnknownSession):
+        batcher.advance(first, np.array([1], np.int32))
+    assert batcher.advance(second, np.array([1], np.int32)).shape == (len(trained["text"].dataset.vocabulary),)
+    batcher.close()
+    with pytest.raises(Full):
+        batcher.begin()
+
+
+def test_a_flood_is_refused_not_held(trained):
+    batcher = Batcher(SessionPool(trained["text"], 2), 2, queue=0)
+    with pytest.raises(Full, match="too many"):
+        batcher.advance(batcher.begin(), np.array([1], np.int32))
+    batcher.close()
+
+
+def test_a_signal_ends_the_command_when_all_is_answered(folder):
+    command = [sys.executable, "-m", "selssm_jax.serving", f"--workdir={folder / 'text'}", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().rpartition("http://")[2].strip()
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            connection.request("POST", "/v1/predict", json.dumps({"inputs": "the "}))
+            assert connection.getresponse().status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

@@ -1,0 +1,246 @@
+"""What a trained run answers is what its model says, in the user's units: whole, step by step, and from files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.io import wavfile
+
+import runs
+import selssm_jax
+from selssm_jax import data
+from selssm_jax.config import Data
+from selssm_jax.data import times
+from selssm_jax.errors import InputError
+from selssm_jax.predict import load
+from selssm_jax.prediction_files import predict_files, save_lines
+from selssm_jax.runs import open_run
+from small_runs import WORDS, write_files, write_untrained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs "text", "csv" and "npz" on files of one's own, and "cycle" on the table less its cycle."""
+    folder = tmp_path_factory.mktemp("predict")
+    configs = write_files(folder)
+    rng = np.random.default_rng(0)
+    hours = np.arange("2020-02-28T00", 200, dtype="datetime64[h]")
+    rows = [f"{hour},{20 + np.sin(row / 4) + rng.normal():.4f},{row % 7}" for row, hour in enumerate(hours)]
+    (folder / "hours.csv").write_text("\n".join(["when,warm,seventh", *rows]) + "\n")
+    table = Data(source="csv", file=str(folder / "hours.csv"), batch_size=4, length=16, horizon=8)
+    configs |= {"hours": table, "cycle": Data(**(vars(table) | {"period": 7}))}
+    for name, config in configs.items():
+        write_untrained(folder / name, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return {name: load(folder / name) for name in ("text", "npz", "hours", "cycle")}
+
+
+def last_window(folder, name="hours"):
+    """(rows of the table in its units, the model's outputs for its last window, mean and deviation of training)."""
+    run = open_run(folder / name)
+    rows = np.loadtxt(folder / "hours.csv", delimiter=",", skiprows=1, usecols=(1, 2))
+    scaling = run.dataset.info["scaling"]
+    mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
+    cycle = np.array(scaling.get("cycle", [[0.0, 0.0]]))
+    scaled = (rows[-16:] - mean) / deviation - cycle[(len(rows) - 16 + np.arange(16)) % len(cycle)]
+    outputs, _ = run.model.apply({"params": run.params}, jnp.asarray(scaled[None], jnp.float32))
+    ahead = cycle[(len(rows) + np.arange(8)) % len(cycle)]
+    return rows, (np.asarray(outputs, np.float64)[0] + ahead) * deviation + mean
+
+
+@pytest.mark.parametrize("name", ["hours", "cycle"])
+def test_a_forecast_is_the_models_in_own_units_and_its_file_goes_on_in_time(folder, trained, name):
+    rows, expected = last_window(folder, name)
+    forecast = trained[name].predict(rows, first_row=0)
+    np.testing.assert_allclose(forecast.values, expected, rtol=1e-6, atol=1e-8)
+    assert forecast.channels == ("warm", "seventh")
+    header, *lines = predict_files(trained[name], [str(folder / "hours.csv")])
+    assert header == "when,warm,seventh"
+    assert [line.split(",")[0] for line in lines][:2] == ["2020-03-07 08:00", "2020-03-07 09:00"]
+    np.testing.assert_allclose(
+        [[float(cell) for cell in line.split(",")[1:]] for line in lines], expected, rtol=1e-6, atol=1e-8
+    )
+
+
+def test_columns_are_found_by_name_and_others_refused(folder, trained, tmp_path):
+    rows = (folder / "hours.csv").read_text().splitlines()
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("\n".join(",".join((a, c, b)) for a, b, c in (row.split(",") for row in rows)))
+    assert list(predict_files(trained["hours"], [str(swapped)])) == list(
+        predict_files(trained["hours"], [str(folder / "hours.csv")])
+    )
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(["when,warm,eighth", *rows[1:]]))
+    with pytest.raises(InputError, match="lacks 'seventh'"):
+        list(predict_files(trained["hours"], [str(other)]))
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(rows[:12]))
+    with pytest.raises(InputError, match=r"short.csv: inputs have 11 rows, but a forecast reads 16"):
+        list(predict_files(trained["hours"], [str(short)]))
+
+
+def test_reading_on_is_reading_all(folder, trained):
+    rows, _ = last_window(folder)
+    window, state = trained["hours"].read(rows[:16])
+    later, again = trained["hours"].step(rows[16], state)
+    whole, _ = trained["hours"].read(rows[16:20], state)
+    for row in rows[17:20]:
+        later, again = trained["hours"].step(row, again)
+    np.testing.assert_allclose(later.values, whole.values, rtol=1e-5)
+    assert later.values.shape == window.values.shape == (8, 2)
+
+
+def test_a_cycle_asks_which_row_is_the_first(folder, trained):
+    rows, _ = last_window(folder)
+    with pytest.raises(ValueError, match="give first_row"):
+        trained["cycle"].predict(rows)
+    shifted = trained["cycle"].predict(rows[3:], first_row=3)
+    np.testing.assert_array_equal(shifted.values, trained["cycle"].predict(rows, first_row=0).values)
+
+
+def test_clips_are_named_as_evaluation_names_them(folder, trained):
+    run = open_run(folder / "npz")
+    batch = next(iter(run.dataset.evaluate("train", 6)))
+    logits, _ = run.model.apply({"params": run.params}, jnp.asarray(batch["inputs"]), valid=jnp.asarray(batch["valid"]))
+    arrays = dict(np.load(folder / "npz" / ".." / "signals.npz"))
+    rows = np.flatnonzero(data.signals.split("", arrays, 30) == 0)[:6]
+    answer = trained["npz"].predict(list(arrays["signal"][rows]))
+    np.testing.assert_allclose(answer.probabilities, jax.nn.softmax(logits), rtol=1e-5)
+    assert answer.label == [answer.classes[index] for index in np.argmax(logits, axis=1)]
+    assert trained["npz"].predict(arrays["signal"][rows[0]]).label == answer.label[0]
+    begun, state = trained["npz"].read(arrays["signal"][rows[0]][:30])
+    for sample in arrays["signal"][rows[0]][30:]:
+        begun, state = trained["npz"].step(sample, state)
+    np.testing.assert_allclose(begun.probabilities, answer.probabilities[0], rtol=1e-4)
+    scores = trained["npz"].score(list(arrays["signal"][rows]), arrays["label"][rows])
+    assert scores["accuracy"] == np.mean(np.argmax(logits, axis=1) == arrays["label"][rows])
+
+
+def test_files_of_signals_need_no_labels(folder, trained, tmp_path):
+    signal = np.load(folder / "signals.npz")["signal"]
+    np.savez(tmp_path / "bare.npz", signal=signal)
+    header, *lines = predict_files(trained["npz"], [str(tmp_path / "bare.npz")])
+    assert header == "clip,label,p(0),p(1)" and len(lines) == 30
+    answer = trained["npz"].predict(list(signal[:4]))
+    assert [line.split(",")[1] for line in lines[:4]] == answer.label
+    wavfile.write(
+        tmp_path / "a.wav", 8000, np.round(signal[0, :, 0] * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+    )
+    _, line = predict_files(trained["npz"], [str(tmp_path / "a.wav")])
+    np.testing.assert_allclose(float(line.split(",")[2]), answer.probabilities[0, 0], atol=1e-3)
+    wavfile.write(tmp_path / "stereo.wav", 8000, np.zeros((40, 2), np.int16))
+    with pytest.raises(InputError, match=r"stereo.wav: .*expected real numbers of shape \(T, 1\)"):
+        list(predict_files(trained["npz"], [str(tmp_path / "stereo.wav")]))
+
+
+def test_nats_of_a_text_are_those_of_evaluation(folder, trained, tmp_path):
+    run, text = open_run(folder / "text"), WORDS[:2500]
+    tokens = run.dataset.encode(text)
+    logits, _ = run.model.apply({"params": run.params}, jnp.asarray(tokens[None]))
+    expected = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[0, :-1], tokens[1:, None], axis=1)[:, 0]
+    score = trained["text"].score(text)
+    np.testing.assert_allclose(score.nats, expected, atol=2e-5)
+    assert "".join(score.tokens) == text[1:] and np.isclose(score.total, expected.sum(), rtol=1e-5)
+    (tmp_path / "some.txt").write_text(text)
+    *lines, last = map(json.loads, predict_files(trained["text"], [str(tmp_path / "some.txt")]))
+    np.testing.assert_allclose([line["nats"] for line in lines], expected, atol=2e-5)
+    assert last["tokens"] == len(lines) and np.isclose(last["nats"], expected.sum(), rtol=1e-5)
+
+
+def test_streams_of_tokens_are_the_text(trained):
+    model = trained["text"]
+    whole = model.predict("the past")
+    answer, state = model.read("the pa")
+    for token in model.dataset.encode("st"):
+        answer, state = model.step(token, state)
+    np.testing.assert_allclose(answer.probabilities, whole.probabilities, atol=1e-6)
+    both, states = model.read(["the past", "a"])
+    for index, text in enumerate(("the past", "a")):
+        alone = model.step(3, model.read(text)[1])[0].probabilities
+        np.testing.assert_allclose(model.step(np.array([3, 3]), states)[0].probabilities[index], alone, atol=1e-6)
+    with pytest.raises(ValueError, match="several lengths"):
+        model.read(["the", "a"], states)
+    np.testing.assert_allclose(both.probabilities[0], whole.probabilities, atol=1e-6)
+    answer, _ = model.step(np.array([2, 3]), model.initial_state(2))
+    assert answer.probabilities.shape == (2, len(model.dataset.vocabulary))
+    assert model.states("the past")["block_0"].shape == (8, 6)
+    assert len(model.generate(["the ", "a"], 5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "said"),
+    [
+        ("text", np.array([0.5, 1.0]), "expected a text or tokens"),
+        ("text", np.array([0, 999]), "not from 0 to"),
+        ("text", [], "at least one text"),
+        ("hours", np.zeros((16, 3)), r"expected \(T, 2\)"),
+        ("hours", np.full((16, 2), np.nan), "not finite"),
+        ("hours", np.array([["a", "b"]] * 16), "expected real numbers"),
+        ("npz", np.zeros((4, 4, 4, 4)), r"expected real numbers of shape \(T, 1\)"),
+        ("npz", np.full(40, np.inf), "not finite"),
+    ],
+)
+def test_what_cannot_be_read_is_said(trained, name, inputs, said):
+    with pytest.raises(ValueError, match=said):
+        trained[name].predict(inputs)
+
+
+def test_the_command_prints_or_writes_and_overwrites_nothing(folder, tmp_path, capsys):
+    arguments = ["--workdir", str(folder / "hours"), "--predict", str(folder / "hours.csv")]
+    assert runs.command("eval.py", *arguments) == 0
+    printed = capsys.readouterr().out
+    output = tmp_path / "ahead.csv"
+    assert runs.command("eval.py", *arguments, f"--output={output}") == 0
+    assert output.read_text() == printed and len(printed.splitlines()) == 9
+    capsys.readouterr()
+    assert runs.command("eval.py", *arguments, f"--output={output}") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert runs.command("eval.py", "--workdir", str(folder / "hours"), f"--output={output}") == 2
+    assert "--predict" in capsys.readouterr().err
+
+
+def test_what_fails_leaves_no_file(tmp_path):
+    def lines():
+        yield "a"
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        save_lines(lines(), str(tmp_path / "out.csv"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("dates", "following"),
+    [
+        (["2020-01-31", "2020-02-29", "2020-03-31"], ["2020-04-30", "2020-05-31"]),
+        (["2019-11-15", "2019-12-15", "2020-01-15"], ["2020-02-15", "2020-03-15"]),
+        (["2020-01-01", "2020-04-01", "2020-07-01"], ["2020-10-01", "2021-01-01"]),
+        (["2020-01-02", "2020-01-03", "2020-01-06"], ["2020-01-07", "2020-01-08"]),
+        (
+            ["2020-01-09", "2020-01-10", "2020-01-13", "2020-01-14", "2020-01-15", "2020-01-16", "2020-01-17"],
+            ["2020-01-20", "2020-01-21"],
+        ),
+        (["2020-02-27", "2020-02-28"], ["2020-02-29", "2020-03-01"]),
+        (["2019-02-28", "2020-02-29", "2021-02-28"], ["2022-02-28", "2023-02-28"]),
+    ],
+)
+def test_times_go_on_as_they_go(dates, following):
+    moments = np.array(dates, "datetime64[us]").astype(np.int64)
+    ahead = times.continue_times(moments, 2, "date")
+    assert [times.format_time(float(moment), "date")[:10] for moment in ahead] == following
+
+
+def test_numbers_go_on_by_their_step():
+    np.testing.assert_allclose(times.continue_times(np.array([0.0, 0.5, 1.0]), 2, "time"), [1.5, 2.0])
+    with pytest.raises(ValueError, match="at least two"):
+        times.continue_times(np.array([1.0]), 2, "time")
+
+
+def test_the_front_door_loads_a_run(folder):
+    assert isinstance(selssm_jax.load(folder / "text"), selssm_jax.TrainedModel)
