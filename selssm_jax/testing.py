@@ -1,12 +1,12 @@
 """Laws that every mixer, estimator and kind of task obeys, for tests of your own: `check_mixer`, `check_estimator`,
-`check_task`.
+`check_conditional_estimator`, `check_task`.
 
 Each raises AssertionError with the law that is broken and where. What passes can be used wherever this package uses its
 own: split over time, stepped, packed with resets, streamed, compressed; or reported beside other estimates.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -176,17 +176,42 @@ def check_estimator(estimator: Estimator) -> None:
     _check_truth(found, float(draw.information))
     apart = samplers.independent(jax.random.key(2), SAMPLES, 2, 2)
     _check_truth(_check_estimate(estimator(np.asarray(apart.x), np.asarray(apart.y))), 0.0)
+    _check_sameness(estimator, found, x, y)
+    _check_refusals(estimator, x, y)
+
+
+def check_conditional_estimator(estimator: Callable[[Any, Any, Any], Estimate]) -> None:
+    """Raises AssertionError where an estimator of conditional mutual information breaks what its `Estimate` promises.
+
+    `estimator(x, y, z)` takes rows of three arrays, (N, dx), (N, dy) and (N, dz), and returns an `Estimate` of
+    I(x; y | z) in nats. Of Gaussians: two effects of one cause have none given the cause, however much they share
+    without it; two causes have some given their common effect, though none without it. What else is asked is what
+    `check_estimator` asks.
+
+    Args:
+      estimator: of samples of numbers.
+    """
+    x, y, z = np.random.default_rng(0).normal(size=(3, SAMPLES, 1))
+    _check_truth(_check_estimate(estimator(z + x, z + y, z)), 0.0)
+    effect = x + y + z
+    found = _check_estimate(estimator(x, y, effect))
+    _check_truth(found, 0.5 * math.log(4 / 3))  # given the effect, x and y have the correlation -1/2
+    _check_sameness(estimator, found, x, y, effect)
+    _check_refusals(estimator, x, y, effect)
+
+
+def _check_sameness(estimator: Callable[..., Estimate], found: Estimate, x: np.ndarray, *others: np.ndarray) -> None:
+    """Neither units nor places of x nor the order of the rows move the value by more than its error."""
     order = np.random.default_rng(0).permutation(SAMPLES)
     for what, other in (
-        ("in units of 1e-20", estimator(1e-20 * x, y)),
-        ("around 1e8", estimator(1e8 + x, y)),
-        ("with its pairs in another order", estimator(x[order], y[order])),
+        ("in units of 1e-20", estimator(1e-20 * x, *others)),
+        ("around 1e8", estimator(1e8 + x, *others)),
+        ("with its pairs in another order", estimator(x[order], *(side[order] for side in others))),
     ):
         room = BIAS + 3 * math.hypot(*(0.0 if math.isnan(one.stderr) else one.stderr for one in (found, other)))
         assert abs(other.nats - found.nats) <= room, (
             f"the same sample {what} has {other.nats} nats, and {found.nats} before"
         )
-    _check_refusals(estimator, x, y)
 
 
 def _check_estimate(found: Any) -> Estimate:
@@ -205,12 +230,15 @@ def _check_truth(found: Estimate, truth: float) -> None:
     )
 
 
-def _check_refusals(estimator: Estimator, x: np.ndarray, y: np.ndarray) -> None:
-    holed = x.copy()
-    holed[0, 0] = np.nan
-    for what, pair in (("NaN", (holed, y)), ("complex numbers", (x + 1j, y)), ("unequal numbers of rows", (x[1:], y))):
+def _check_refusals(estimator: Callable[..., Estimate], *samples: np.ndarray) -> None:
+    def spoil(sample: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        holed = sample.copy()
+        holed[0, 0] = np.nan
+        yield from (("NaN", holed), ("complex numbers", sample + 1j), ("unequal numbers of rows", sample[1:]))
+
+    for place, what, bad in ((place, *case) for place, sample in enumerate(samples) for case in spoil(sample)):
         try:
-            found = estimator(*pair)
+            found = estimator(*samples[:place], bad, *samples[place + 1 :])
         except (ValueError, TypeError):
             continue
         raise AssertionError(f"{what} are answered by {found}, where a ValueError is expected")

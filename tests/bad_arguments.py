@@ -20,14 +20,18 @@ from selssm_jax.compression import distortion_bound, event_trace, hankel, quanti
 from selssm_jax.information import (
     bottleneck,
     bracket,
+    conditional,
     discrete,
     estimators,
     gaussian,
+    inference,
     limits,
     neighbours,
+    normalisation,
     rate_distortion,
     retention,
     samplers,
+    transfer,
     variational,
 )
 from selssm_jax.stability import certify_recurrence
@@ -40,6 +44,7 @@ LINEAR = {"A_t": np.full((T, N), 0.9), "B_t": np.ones((T, N, M)), "input_cov": n
 OUTPUT = {**LINEAR, "C": np.ones((1, N)), "observation_cov": np.eye(1)}
 COV = {"cov_x": np.eye(2), "cov_xy": 0.5 * np.eye(2), "cov_y": np.eye(2)}
 X, Y, LABELS = RNG.normal(size=(150, 2)), RNG.normal(size=(150, 1)), RNG.integers(0, 3, 150)
+Z, GROUPS = X[:, :1] + Y, {"source": [0], "target": [1]}
 SOURCE, DISTORTION = np.array([0.5, 0.5]), 1 - np.eye(2)
 TABLE = np.array([[5, 2], [1, 7]])
 KEY = jax.random.key(0)
@@ -114,6 +119,53 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "discrete.entropy_of": (discrete.entropy_of, {"p": SOURCE}),
     "discrete.information_of": (discrete.information_of, {"p_xy": TABLE / TABLE.sum()}),
     "discrete.count": (discrete.count, {"x": LABELS, "y": LABELS}),
+    "discrete.conditional_information_of": (
+        discrete.conditional_information_of,
+        {"p_xyz": np.stack([TABLE, TABLE.T], axis=2) / (2 * TABLE.sum())},
+    ),
+    "discrete.conditional_information": (
+        discrete.conditional_information,
+        {"counts": np.stack([TABLE, TABLE], axis=2)},
+    ),
+    "conditional.of_covariance": (
+        lambda cov: conditional.of_covariance(cov, [0], [1], [2]),
+        {"cov": np.eye(3) + 0.5},
+    ),
+    "conditional.gaussian": (conditional.gaussian, {"x": X, "y": Y, "z": Z}),
+    "conditional.ksg": (conditional.ksg, {"x": X, "y": Y, "z": Z, "k": 5}),
+    "conditional.mixed": (conditional.mixed, {"x": X, "y": Y, "z": Z, "k": 5}),
+    "conditional.discrete": (conditional.discrete, {"x": LABELS, "y": LABELS[::-1], "z": LABELS**2}),
+    "transfer.of_autoregression": (
+        lambda **given: transfer.of_autoregression(**given, **GROUPS),
+        {"coefficients": np.full((1, 2, 2), 0.3), "noise_cov": np.eye(2), "lags": 2},
+    ),
+    "transfer.of_state_space": (
+        lambda **given: transfer.of_state_space(**given, **GROUPS),
+        {"A": np.full((2, 2), 0.3), "C": np.eye(2), "process_cov": np.eye(2), "observation_cov": np.eye(2), "lags": 2},
+    ),
+    "transfer.embed_past": (transfer.embed_past, {"source": X, "target": Y, "given": Z, "lags": 1}),
+    "transfer.entropy": (transfer.entropy, {"source": X, "target": Y, "given": Z, "lags": 1}),
+    "inference.permutation_test": (
+        lambda **given: inference.permutation_test(estimators.gaussian, **given),
+        {"x": X, "y": Y, "permutations": 3},
+    ),
+    "inference.shift_test": (
+        lambda **given: inference.shift_test(estimators.gaussian, **given),
+        {"x": X, "y": Y, "shifts": 3},
+    ),
+    "inference.local_permutation_test": (
+        lambda **given: inference.local_permutation_test(conditional.gaussian, **given),
+        {"x": X, "y": Y, "z": Z, "permutations": 3, "neighbours": 5},
+    ),
+    "inference.jackknife_interval": (
+        lambda x, y, **given: inference.jackknife_interval(estimators.gaussian, x, y, **given),
+        {"x": X, "y": Y, "blocks": 5, "level": 0.9},
+    ),
+    "normalisation.of_counts": (normalisation.of_counts, {"counts": TABLE}),
+    "normalisation.share": (
+        lambda entropy: normalisation.share(estimators.gaussian(X, Y), entropy),
+        {"entropy": 1.0},
+    ),
     "discrete.entropy": (discrete.entropy, {"counts": TABLE[0]}),
     "discrete.mutual_information": (discrete.mutual_information, {"counts": TABLE}),
     "rate_distortion.gaussian": (rate_distortion.gaussian, {"cov": np.eye(2), "distortion": 0.5}),
@@ -190,10 +242,16 @@ LAWFUL = {
     "bottleneck.sample_autocovariance": {"samples longer"},
     "bottleneck.state_encoder": {"B_t longer"},
     "distortion_bound.floors": {"values longer", "levels longer", "levels empty"},
+    "conditional": {"x longer", "y longer", "z longer"},
+    "discrete.conditional_information": {"counts longer"},
     "discrete.entropy": {"counts longer"},
     "discrete.entropy_of": {"p deeper"},
     "discrete.mutual_information": {"counts longer"},
     "estimators": {"x longer", "y longer"},
+    "inference": {"x longer", "y longer", "z longer"},
+    "transfer.embed_past": {"source longer", "target longer", "given longer"},
+    "transfer.entropy": {"source longer", "target longer", "given longer"},
+    "normalisation.of_counts": {"counts longer"},
     "hankel": {"A complex", "B complex", "C complex", "B longer", "B empty", "C empty"},
     "neighbours": {"x longer", "y longer"},
     "operator_norm": {"W complex"},

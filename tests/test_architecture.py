@@ -443,10 +443,18 @@ def test_readme_shows_programs_that_run(capsys):
 
 
 def test_the_page_on_information_shows_programs_that_run(capsys):
-    estimate, bracket, fano = programs("docs/information.md")
+    estimate, transfer, bracket, fano = programs("docs/information.md")
     exec(estimate, {})
     value, spread = re.match(r"~ ([\d.]+) \+- ([\d.]+) bits", capsys.readouterr().out).groups()
     assert abs(float(value) - math.log2(5)) < 4 * float(spread)
+    exec(transfer, {})
+    value, significant, chance, *_, interval = [
+        line for line in capsys.readouterr().out.splitlines() if "note: " not in line
+    ]
+    truth, spoken, spread = re.match(r"([\d.]+) ~ ([\d.]+) \+- ([\d.]+) bits", value).groups()
+    assert abs(float(spoken) - float(truth)) < 3 * float(spread) and float(significant) == 0.005 < 0.05 < float(chance)
+    low, high = re.match(r"([-\d.]+) to ([\d.]+) bits at 95%", interval).groups()
+    assert float(low) < float(truth) < float(high)
     exec(bracket, {})
     assert "resolved=" in capsys.readouterr().out
     exec(fano, {})

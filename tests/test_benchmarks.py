@@ -195,6 +195,17 @@ def test_truths_of_laws_are_those_of_their_quadratures(law, truth):
     assert found[1](np.random.default_rng(0))[2] == pytest.approx(truth, abs=1e-3)
 
 
+def test_p_values_and_intervals_are_measured_over_laws(monkeypatch):
+    script = importlib.import_module("inference")
+    quick = {"TESTS": "local permutations: gaussian, common cause", "INTERVALS": "collider: gaussian"}
+    for table, name in quick.items():
+        monkeypatch.setattr(script, table, {name: getattr(script, table)[name]})
+    result = script.benchmark({"tests": 3, "intervals": 2})
+    assert [row["law"] for row in result["tests"]] == [quick["TESTS"], *script.OUTSIDE]
+    assert [row["interval"] for row in result["intervals"]] == ["stated", "jackknife"]
+    assert all(0 <= row["KS p"] <= 1 for row in result["tests"]) and result["intervals"][1]["median width"] > 0
+
+
 def test_lower_bounds_are_measured_over_seeds(monkeypatch):
     script = importlib.import_module("information")
     for name in ("ESTIMATORS", "LOWER"):

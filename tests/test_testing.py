@@ -4,12 +4,13 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from selssm_jax.information import Estimate, estimators, neighbours
+from selssm_jax.information import Estimate, conditional, estimators, neighbours
 from selssm_jax.layers import Bidirectional, SelectiveSSM
 from selssm_jax.ops import linear_scan
-from selssm_jax.testing import check_estimator, check_mixer
+from selssm_jax.testing import check_conditional_estimator, check_estimator, check_mixer
 
 
 class Average(nn.Module):
@@ -65,6 +66,18 @@ def test_reading_both_ways_is_no_mixer():
 @pytest.mark.parametrize("estimator", [estimators.gaussian, neighbours.ksg])
 def test_estimators_of_the_package_keep_their_promises(estimator):
     check_estimator(estimator)
+
+
+@pytest.mark.parametrize("estimator", [conditional.gaussian, conditional.ksg])
+def test_conditional_estimators_of_the_package_keep_theirs(estimator):
+    check_conditional_estimator(estimator)
+
+
+def test_an_estimator_that_forgets_what_is_given_is_named():
+    with pytest.raises(AssertionError, match=r"a sample of 0.000 nats is said to have ~ 0.2"):
+        check_conditional_estimator(lambda x, y, z: estimators.gaussian(x, y))
+    with pytest.raises(AssertionError, match="NaN are answered"):
+        check_conditional_estimator(lambda x, y, z: conditional.gaussian(x, y, np.nan_to_num(z)))
 
 
 @pytest.mark.parametrize(

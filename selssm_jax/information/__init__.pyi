@@ -1,13 +1,17 @@
 from . import bottleneck as bottleneck
 from . import bracket as bracket
+from . import conditional as conditional
 from . import discrete as discrete
 from . import estimators as estimators
 from . import gaussian as gaussian
+from . import inference as inference
 from . import limits as limits
 from . import neighbours as neighbours
+from . import normalisation as normalisation
 from . import rate_distortion as rate_distortion
 from . import retention as retention
 from . import samplers as samplers
+from . import transfer as transfer
 from . import variational as variational
 from ._estimate import Estimate as Estimate
 from .bracket import Bracket as Bracket

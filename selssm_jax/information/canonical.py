@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.checks import Samples, centre, pairs
+from selssm_jax.information.checks import Samples, centre, pairs, triples
 
 DECISIVE = 0.5  # share of a direction's variance that is one sample's, above which it decides alone
 RANK = 1e-6  # share of the largest variance under which a direction counts as none: columns that say the same
@@ -25,17 +25,43 @@ def gaussian(x: Samples, y: Samples) -> Estimate:
     Raises:
       ValueError: for samples that are no numbers, not finite, not paired, or no more than the columns.
     """
-    arrays = pairs(x, y, least=2)
-    N = len(arrays[0])
-    if arrays[0].shape[1] + arrays[1].shape[1] + 1 >= N:
+    x, y = pairs(x, y, least=2)
+    _check_enough(x, y)
+    return _between(x, y, np.zeros((len(x), 0)), "Gaussian (canonical correlations, bias-corrected)")
+
+
+def conditional(x: Samples, y: Samples, z: Samples) -> Estimate:
+    """I(x; y | z) of Gaussian samples: `gaussian` of what a linear regression on z leaves of x and of y, in nats.
+
+    Partial canonical correlations. Each column of z takes one degree of freedom away, N - rank(z) for N in the bias,
+    and the result is unbiased where all are jointly Gaussian. For other laws it sees linear dependence only, and a
+    nonlinear common cause z looks like information: neither an upper nor a lower bound. A column that z determines to
+    1e-6 of its deviation says nothing more, and a note says so. Standard error, cost and errors: see `gaussian`.
+
+    Raises:
+      ValueError: for samples that are no numbers, not finite, not paired, or no more than the columns.
+    """
+    x, y, z = triples(x, y, z, least=2)
+    _check_enough(x, y, z)
+    return _between(x, y, _orthonormal(z), "Gaussian (partial canonical correlations, bias-corrected)")
+
+
+def _check_enough(*samples: np.ndarray) -> None:
+    N, widths = len(samples[0]), [value.shape[1] for value in samples]
+    if sum(widths) + 1 >= N:
         raise ValueError(
-            f"{N} samples of {arrays[0].shape[1]} and {arrays[1].shape[1]} columns: expected more samples than "
-            "columns, in all"
+            f"{N} samples of {' and '.join(map(str, widths))} columns: expected more samples than columns, in all"
         )
-    bases = [_orthonormal(value) for value in arrays]
+
+
+def _between(x: np.ndarray, y: np.ndarray, given: np.ndarray, method: str) -> Estimate:
+    """The information between what is left of x and y beside an orthonormal basis of what is given."""
+    arrays, N = (x, y), len(x) - given.shape[1]
+    bases = [_orthonormal(value, given) for value in arrays]
     dx, dy = (basis.shape[1] for basis in bases)
     lost = {name: value.shape[1] - basis.shape[1] for name, value, basis in zip("xy", arrays, bases, strict=True)}
-    notes = [f"{count} columns of {name} follow from the others" for name, count in lost.items() if count]
+    others = "z and the others" if given.shape[1] else "the others"
+    notes = [f"{count} columns of {name} follow from {others}" for name, count in lost.items() if count]
     notes += [
         f"row {row} of {name} alone makes {share:.0%} of a direction's variance: no normal law; rank first, as "
         "`estimate` does, or leave it out"
@@ -47,16 +73,23 @@ def gaussian(x: Samples, y: Samples) -> Estimate:
     if (square > 1 - 1e-12).any():
         return Estimate(math.inf, 0.0, "estimate", "Gaussian", (*notes, "x and y share a direction without noise"))
     nats = float(-0.5 * np.log1p(-square).sum()) - _bias(N, dx, dy)
-    return Estimate(nats, stderr, "estimate", "Gaussian (canonical correlations, bias-corrected)", tuple(notes))
+    return Estimate(nats, stderr, "estimate", method, tuple(notes))
 
 
-def _orthonormal(z: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the centred, scaled columns."""
+def _orthonormal(z: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
+    """An orthonormal basis of the centred, scaled columns, or of what they have beside an orthonormal basis that is
+    given.
+
+    A direction of which less than `RANK` is left, of all that the columns have, is one of rounding.
+    """
     z, _ = centre(z)
     z = z - z.mean(axis=0, keepdims=True)
     scale = np.sqrt((z**2).mean(axis=0, keepdims=True))
-    vectors, sizes, _ = np.linalg.svd(z / np.where(scale > 0, scale, 1), full_matrices=False)
-    return vectors[:, sizes > RANK * max(float(sizes.max(initial=0)), np.finfo(float).tiny)]
+    z = z / np.where(scale > 0, scale, 1)
+    left = z if given is None else z - given @ (given.T @ z)
+    vectors, sizes, _ = np.linalg.svd(left, full_matrices=False)
+    most = np.linalg.norm(z, 2) if given is not None and given.size else sizes.max(initial=0)
+    return vectors[:, sizes > RANK * max(float(most), np.finfo(float).tiny)]
 
 
 def _leverage(basis: np.ndarray) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 Shapes and types are always checked; values where they are there to be looked at, outside of `jax.jit`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -82,6 +83,18 @@ def check_whole(least: int, **numbers: Any) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}={value!r}, expected at least {least}, a whole number")
+
+
+def choose_rows(n: int, groups: dict[str, Sequence[int]], *, optional: str) -> dict[str, list[int]]:
+    """Disjoint groups of rows 0..n-1, of which one alone may be empty."""
+    names, every = ", ".join(groups), [row for group in groups.values() for row in group]
+    if not all(isinstance(row, int | np.integer) and not isinstance(row, bool) and 0 <= row < n for row in every):
+        raise ValueError(f"{names} are the rows {every}, expected whole numbers from 0 to {n - 1}")
+    if len(set(every)) < len(every):
+        raise ValueError(f"{names} are the rows {every}, expected each in one of them, once")
+    if empty := [name for name, group in groups.items() if not len(group) and name != optional]:
+        raise ValueError(f"{empty[0]} has no rows, expected at least one")
+    return {name: [int(row) for row in group] for name, group in groups.items()}
 
 
 def check_distribution(name: str, p: Array | np.ndarray) -> None:
@@ -173,6 +186,17 @@ def pairs(x: Array | np.ndarray, y: Array | np.ndarray, *, least: int) -> tuple[
     if len(x) < least:
         raise ValueError(f"{len(x)} samples, expected at least {least}")
     return x, y
+
+
+def triples(
+    x: Array | np.ndarray, y: Array | np.ndarray, z: Array | np.ndarray, *, least: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three sets of as many samples, at least so many, as `columns`; z is what is given."""
+    x, y = pairs(x, y, least=least)
+    z = columns("z", z)
+    if len(z) != len(x):
+        raise ValueError(f"x has {len(x)} rows and z has {len(z)}: expected triples, row by row")
+    return x, y, z
 
 
 def check_rounding(name: str, z: np.ndarray) -> None:

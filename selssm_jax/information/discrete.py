@@ -23,11 +23,14 @@ Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]
 CORRECTIONS = ("none", "miller-madow", "chao-shen", "nsb")
 PERMUTATIONS, FEWER = 20, 3  # pairings at random; of NSB, each of which is a quadrature
 MANY, DENSE = 1_000_000, 100  # samples, and samples a cell, above which no bias is looked for
+CELLS = 2**24  # of a table of counts
 NODES = 2000  # of the quadrature over NSB's concentration
 RANGE = (1e-7, 1e7)  # of the concentration, over the number of symbols
 
 Counts = Int[Array | np.ndarray, "K"]
 Table = Int[Array | np.ndarray, "K M"]
+Cube = Int[Array | np.ndarray, "K M L"]
+Labels = Int[Array | np.ndarray, "..."]
 
 
 def entropy_of(p: Float[Array, "*K"]) -> Float[Array, ""]:
@@ -54,30 +57,47 @@ def information_of(p_xy: Float[Array, "X Y"]) -> Float[Array, ""]:
     return jnp.sum(entr(p_xy.sum(1))) + jnp.sum(entr(p_xy.sum(0))) - jnp.sum(entr(p_xy))
 
 
-def count(x: Int[Array | np.ndarray, "..."], y: Int[Array | np.ndarray, "..."]) -> Int[np.ndarray, "K M"]:
-    """The table of how often each label of x came with each of y. Labels are any integers; only those that occur have a
-    row or a column.
+def conditional_information_of(p_xyz: Float[Array, "X Y Z"]) -> Float[Array, ""]:
+    """I(X; Y | Z) of a known joint law, in nats: H(X, Z) + H(Y, Z) - H(Z) - H(X, Y, Z). Exact.
 
     Raises:
-      ValueError: for labels that are no integers or not paired.
+      ValueError: for a p_xyz that is no joint distribution (X, Y, Z); counts go to `conditional_information`.
     """
-    x, y = np.asarray(x), np.asarray(y)
-    if x.shape != y.shape:
+    p_xyz = jnp.asarray(p_xyz)
+    if p_xyz.ndim != 3:
+        raise ValueError(f"p_xyz has shape {p_xyz.shape}, expected (X, Y, Z): a probability for each triple of symbols")
+    check_distribution("p_xyz", p_xyz.ravel())
+    with_z = jnp.sum(entr(p_xyz.sum(1))) + jnp.sum(entr(p_xyz.sum(0)))
+    return with_z - jnp.sum(entr(p_xyz.sum((0, 1)))) - jnp.sum(entr(p_xyz))
+
+
+def count(x: Labels, y: Labels, z: Labels | None = None) -> Int[np.ndarray, "K M"] | Int[np.ndarray, "K M L"]:
+    """The table of how often each label of x came with each of y, and with each of z where there is one. Labels are any
+    integers; only those that occur have a row or a column.
+
+    Raises:
+      ValueError: for labels that are no integers or not paired, and more cells than `CELLS`.
+    """
+    labels = {"x": np.asarray(x), "y": np.asarray(y)} | ({} if z is None else {"z": np.asarray(z)})
+    if len(shapes := {value.shape for value in labels.values()}) > 1:
+        listed = " and ".join(f"{name} {value.shape}" for name, value in labels.items()).replace(" ", " has shape ", 1)
         raise ValueError(
-            f"x has shape {x.shape} and y {y.shape}, expected the same: a label of x for each of y; flatten both alike "
-            "if they are paired so"
+            f"{listed}, expected the same: a label of x for each of y; flatten both alike if they are paired so"
         )
-    x, y = np.ravel(x), np.ravel(y)
-    if not all(np.issubdtype(z.dtype, np.integer) or z.dtype == bool for z in (x, y)):
+    if not all(np.issubdtype(value.dtype, np.integer) or value.dtype == bool for value in labels.values()):
+        kinds = " and ".join(str(value.dtype) for value in labels.values())
         raise ValueError(
-            f"labels have dtypes {x.dtype} and {y.dtype}, expected integers: number them first, for example by "
+            f"labels have dtypes {kinds}, expected integers: number them first, for example by "
             "np.unique(..., return_inverse=True)"
         )
-    if not len(x):
-        raise ValueError("x and y have no labels, expected at least one each")
-    (rows, i), (columns, j) = (np.unique(z, return_inverse=True) for z in (x, y))
-    table = np.zeros((len(rows), len(columns)), int)
-    np.add.at(table, (i, j), 1)
+    if 0 in shapes.pop():
+        raise ValueError(f"{' and '.join(labels)} have no labels, expected at least one each")
+    numbered = [np.unique(np.ravel(value), return_inverse=True) for value in labels.values()]
+    shape = tuple(len(kinds) for kinds, _ in numbered)
+    if math.prod(shape) > CELLS:
+        raise ValueError(f"a table of {shape} has over {CELLS} cells, far more than samples: merge rare labels first")
+    table = np.zeros(shape, int)
+    np.add.at(table, tuple(place for _, place in numbered), 1)
     return table
 
 
@@ -119,6 +139,50 @@ def mutual_information(counts: Table, *, correction: Correction = "none") -> Est
     return Estimate(nats, stderr, "estimate", f"mutual information of counts, {_name_method(correction)}", _few(counts))
 
 
+def conditional_information(counts: Cube, *, correction: Correction = "miller-madow") -> Estimate:
+    """I(X; Y | Z) from a table of counts (X, Y, Z), in nats: H(X, Z) + H(Y, Z) - H(Z) - H(X, Y, Z), each corrected as
+    in `entropy`.
+
+    Plain frequencies find about (X - 1)(Y - 1) Z / 2N nats where there are none, which is soon much: by default Miller
+    and Madow's correction takes that away, to first order. The standard error is as in `mutual_information`, with pairs
+    at random within each value of Z. Cost and errors: see there.
+    """
+    counts = _check_counts(counts, 3, correction)
+    sides = counts.sum(1), counts.sum(0)
+    with_z, of_z = sum(_entropy(side.ravel(), correction)[0] for side in sides), counts.sum((0, 1))
+    single = with_z - _entropy(of_z, correction)[0]
+    nats = single - _entropy(counts.ravel(), correction)[0]
+    p = counts / counts.sum()
+    p_xz, p_yz, p_z = p.sum(1, keepdims=True), p.sum(0, keepdims=True), p.sum((0, 1), keepdims=True)
+    seen = p > 0
+    pointwise = np.log((p * p_z)[seen] / (p_xz * p_yz)[seen])
+    spread = math.sqrt(max(float(p[seen] @ pointwise**2 - (p[seen] @ pointwise) ** 2), 0.0) / counts.sum())
+    stderr = math.hypot(spread, _conditional_bias_left(counts, nats, single, correction))
+    name = f"conditional mutual information of counts, {_name_method(correction)}"
+    return Estimate(nats, stderr, "estimate", name, _few(counts))
+
+
+def _conditional_bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
+    """`_bias_left` with pairs at random within each value of the third label."""
+    total = int(counts.sum())
+    if total > MANY or total > DENSE * counts.size:
+        return 0.0
+    x, y, z = (np.repeat(place.ravel(), counts.ravel()) for place in np.indices(counts.shape))
+    order, rng, chances = np.argsort(z, kind="stable"), np.random.default_rng(0), []
+    for _ in range(FEWER if correction == "nsb" else PERMUTATIONS):
+        y[order] = y[np.lexsort((rng.random(total), z))]
+        cells = np.ravel_multi_index((x, y, z), counts.shape)
+        chances.append(single - _entropy(np.bincount(cells, minlength=counts.size), correction)[0])
+    of_z = _entropy(counts.sum((0, 1)), "none")[0]
+    least = min(_entropy(counts.sum(axis).ravel(), "none")[0] for axis in (0, 1)) - of_z
+    return _weigh_chance(float(np.mean(chances)), nats, least)
+
+
+def _weigh_chance(chance: float, nats: float, least: float) -> float:
+    """What is found in pairs at random, in the share of the smaller entropy that is not explained."""
+    return abs(chance) * (1 - min(max((nats - chance) / max(least - chance, 1e-9), 0.0), 1.0))
+
+
 def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
     """What the correction finds in pairs at random, in the share of the smaller entropy that is not explained; 0 for
     more than MANY samples.
@@ -137,7 +201,7 @@ def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Corre
         )
     )
     least = min(_entropy(side, "none")[0] for side in (counts.sum(1), counts.sum(0)))
-    return abs(chance) * (1 - min(max((nats - chance) / max(least - chance, 1e-9), 0.0), 1.0))
+    return _weigh_chance(chance, nats, least)
 
 
 def _pairings(y: np.ndarray, count: int, *, shuffle: bool) -> Iterator[np.ndarray]:

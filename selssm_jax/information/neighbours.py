@@ -18,9 +18,10 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import gammaln
 from jaxtyping import Array
+from scipy.spatial import cKDTree
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.checks import TAIL, Samples, centre, columns, pairs, spread, standardise
+from selssm_jax.information.checks import TAIL, Samples, centre, columns, pairs, spread, standardise, triples
 
 # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
 BLOCK, UNROLL = 1024, 8
@@ -71,8 +72,9 @@ def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Es
     """
     if variant not in (1, 2):
         raise ValueError(f"variant={variant!r} is unknown: use 1 or 2")
-    x, y, notes = _prepare(x, y, k)
-    nats, deviation, shift = _value(partial(_ksg, k=k, variant=variant), x, y, k)
+    sides, notes = _part_ties(pairs(x, y, least=2), k)
+    x, y = _round_if_distinct(*sides)
+    nats, deviation, shift = _value(partial(_ksg, k=k, variant=variant), (x, y), k)
     return Estimate(
         nats,
         math.hypot(deviation, *shift),
@@ -94,7 +96,7 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     x, y = pairs(x, y, least=2)
     _check_k(k, len(x))
     x, y = _round_if_distinct(*(standardise(z)[_mixed_order(len(z))] for z in (x, y)))
-    nats, deviation, shift = _value(partial(_mixture_terms, k=k), x, y, k)
+    nats, deviation, shift = _value(partial(_mixture_terms, k=k), (x, y), k)
     return Estimate(
         nats,
         math.hypot(deviation, *shift),
@@ -104,11 +106,47 @@ def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
     )
 
 
+def conditional(x: Samples, y: Samples, z: Samples, *, k: int = 5) -> Estimate:
+    """I(x; y | z) by Frenzel and Pompe (2007), in nats: psi(k) - <psi(n_xz + 1) + psi(n_yz + 1) - psi(n_z + 1)>.
+
+    eps_i is the distance to the k-th neighbour in (x, y, z), n_xz the others nearer than it in (x, z), and so on, all
+    by the largest difference of any of the `checks.standardise` columns. No bound. The value is low where the law of x
+    or y given z bends within eps_i: many columns, and x or y that z nearly determines, draw it to 0. The standard error
+    is that of the mean over samples that are independent, with what smoothing has cost by `smoothing`. Ties are parted
+    as in `ksg`; a constant column of z changes nothing. Cost: O(N log N) in few columns, O(N^2) in many; float64.
+
+    Raises:
+      ValueError: for samples that are no numbers, not finite or not paired, and k below 1 or not below N.
+    """
+    sides, notes = _part_ties(triples(x, y, z, least=2), k)
+    return _conditional(sides, k, f"conditional KSG (Frenzel-Pompe), k={k}", notes)
+
+
+def conditional_mixed(x: Samples, y: Samples, z: Samples, *, k: int = 5) -> Estimate:
+    """I(x; y | z) where any of them may be discrete, continuous or mixtures, after Mesner and Shalizi (2019), in nats.
+
+    As `conditional`, and where the k-th neighbour is at distance 0, by the samples that are the same in (x, y, z), in
+    (x, z), in (y, z) and in z. Labels are numbers here: give those that are not in order a column each. Ties are what
+    it is for; more than k samples a cell of labels are needed, or neighbours come from other cells. No bound. Cost and
+    errors: see `conditional`.
+    """
+    sides = triples(x, y, z, least=2)
+    _check_k(k, len(sides[0]))
+    order = _mixed_order(len(sides[0]))
+    return _conditional(tuple(standardise(z)[order] for z in sides), k, f"conditional KSG for mixtures, k={k}", ())
+
+
+def _conditional(sides: tuple[np.ndarray, ...], k: int, method: str, notes: tuple[str, ...]) -> Estimate:
+    nats, deviation, shift = _value(partial(_conditional_terms, k=k), sides, k)
+    notes = (*notes, *_range(nats, sum(side.shape[1] for side in sides)))
+    return Estimate(nats, math.hypot(deviation, *shift), "estimate", method, notes)
+
+
 def of_scores(x: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
     """`ksg` of columns without ties on one scale, such as `inputs.scores` in random order, with what smoothing has cost
     added.
     """
-    nats, deviation, (lack, unsure) = _value(partial(_ksg, k=k, variant=1), *_round_if_distinct(x, y), k)
+    nats, deviation, (lack, unsure) = _value(partial(_ksg, k=k, variant=1), _round_if_distinct(x, y), k)
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG 1, k={k}, corrected for smoothing")
 
 
@@ -118,7 +156,7 @@ def mixtures(label: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
     """
     terms = partial(_mixture_terms, k=k)
     nats, deviation, (lack, unsure) = _value(
-        terms, *_round_if_distinct(APART * label[:, None], y), k, columns=y.shape[1]
+        terms, _round_if_distinct(APART * label[:, None], y), k, columns=y.shape[1]
     )
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG for mixtures, k={k}, within labels")
 
@@ -192,6 +230,21 @@ def _mixture_terms(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
     )
     psi = _psi_table(len(x))
     return psi[own] - psi[of_x] - psi[of_y] + math.log(len(x))
+
+
+def _conditional_terms(x: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> np.ndarray:
+    """The terms whose mean is the value, one a sample."""
+    joint = np.concatenate([x, y, z], axis=1)
+    radius = cKDTree(joint).query(joint, k + 1, p=math.inf)[0][:, k]  # the nearest of all is the sample itself
+    below = np.nextafter(radius, 0)  # distances are exact differences: strictly nearer is nearer by a unit of rounding
+    psi = _psi_table(len(x))
+
+    def count(*sides: np.ndarray) -> np.ndarray:
+        points = np.concatenate(sides, axis=1)
+        return cKDTree(points).query_ball_point(points, below, p=math.inf, return_length=True)  # with the sample itself
+
+    own = np.where(radius > 0, k, count(joint)) if not radius.all() else k
+    return psi[own] - psi[count(x, z)] - psi[count(y, z)] + psi[count(z)]
 
 
 def _same(z: np.ndarray) -> np.ndarray:
@@ -323,22 +376,17 @@ def _square(mine: Array, theirs: Array) -> Array:
 
 
 def _value(
-    terms: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    x: np.ndarray,
-    y: np.ndarray,
-    k: int,
-    *,
-    columns: int | None = None,
+    terms: Callable[..., np.ndarray], sides: tuple[np.ndarray, ...], k: int, *, columns: int | None = None
 ) -> tuple[float, float, tuple[float, float]]:
     """The value, its standard error over samples, and what smoothing has cost; nan for too few samples."""
-    own, parts = terms(x, y), min(PARTS, len(x) // (4 * k))
+    own, parts = terms(*sides), min(PARTS, len(sides[0]) // (4 * k))
     nats, deviation = float(own.mean()), float(own.std() / len(own) ** 0.5)
     if parts < 2:
         return nats, deviation, (math.nan, math.nan)
-    cut = [z[: parts * (len(z) // parts)].reshape(parts, -1, z.shape[1]) for z in (x, y)]
+    cut = [z[: parts * (len(z) // parts)].reshape(parts, -1, z.shape[1]) for z in sides]
     with ThreadPoolExecutor(_cores()) as pool:
         of_parts = float(np.mean(list(pool.map(terms, *cut))))
-    return nats, deviation, smoothing(nats, of_parts, parts, columns or x.shape[1] + y.shape[1])
+    return nats, deviation, smoothing(nats, of_parts, parts, columns or sum(z.shape[1] for z in sides))
 
 
 def _range(nats: float, columns: int) -> tuple[str, ...]:
@@ -350,23 +398,24 @@ def _range(nats: float, columns: int) -> tuple[str, ...]:
     )
 
 
-def _prepare(x: Array | np.ndarray, y: Array | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Standardised columns without ties, and notes on what was done for that."""
-    x, y = pairs(x, y, least=2)
-    _check_k(k, len(x))
+def _part_ties(sides: tuple[np.ndarray, ...], k: int) -> tuple[tuple[np.ndarray, ...], tuple[str, ...]]:
+    """Standardised columns without ties, in a random order, and notes on what was done for that."""
+    N = len(sides[0])
+    _check_k(k, N)
     rng, notes = np.random.default_rng(0), []
-    tied = len(np.unique(np.concatenate([x, y], axis=1), axis=0)) < len(x) or any(
-        len(np.unique(column)) < len(x) // 2 for column in (*x.T, *y.T)
+    tied = len(np.unique(np.concatenate(sides, axis=1), axis=0)) < N or any(
+        len(np.unique(column)) < N // 2 for side in sides for column in side.T
     )
-    x, y = standardise(x), standardise(y)
+    sides = tuple(standardise(side) for side in sides)
     if tied:
-        x, y = (
+        sides = tuple(
             z + JITTER * np.where((width := spread(z)) > 0, width, 1)[None] * rng.standard_normal(z.shape)
-            for z in (x, y)
+            for z in sides
         )
-        notes = ["ties were parted by noise of 1e-5 standard deviations; if they mean something, use mixed()"]
+        better = "mixed()" if len(sides) == 2 else "conditional.mixed()"
+        notes = [f"ties were parted by noise of 1e-5 standard deviations; if they mean something, use {better}"]
         warnings.warn(f"samples coincide: {notes[0]}", stacklevel=3)
-    return *_round_if_distinct(*(z[_mixed_order(len(z))] for z in (x, y))), tuple(notes)
+    return tuple(z[_mixed_order(N)] for z in sides), tuple(notes)
 
 
 def _mixed_order(N: int) -> np.ndarray:
@@ -393,5 +442,5 @@ def _round_if_distinct(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _check_k(k: int, N: int) -> None:
-    if not 1 <= k < N:
-        raise ValueError(f"k={k} neighbours of {N} samples: expected 1 <= k < N")
+    if not isinstance(k, int | np.integer) or not 1 <= k < N:
+        raise ValueError(f"k={k} neighbours of {N} samples: expected 1 <= k < N, a whole number")
