@@ -31,6 +31,7 @@ CLAIMS = (
         "information",
         "information_bounds",
         "coverage",
+        "inference",
         "memory",
         "certificates",
         "rate",
