@@ -8,6 +8,7 @@ from . import errors as errors
 from . import generation as generation
 from . import information as information
 from . import interop as interop
+from . import intervals as intervals
 from . import layers as layers
 from . import model as model
 from . import observe as observe

@@ -22,6 +22,7 @@ from selssm_jax import generation
 from selssm_jax.config import Experiment
 from selssm_jax.data import forecasting, signals, vocabulary
 from selssm_jax.data.pipeline import Dataset
+from selssm_jax.intervals import Intervals, recall
 from selssm_jax.model import ModelLike
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run, open_run
@@ -34,10 +35,13 @@ PIECE = 1024  # tokens of a text that are scored at a time
 
 
 class Forecast(NamedTuple):
-    """What follows: values (..., horizon, channels) in the units of the table, and the channels' names."""
+    """What follows: values (..., horizon, channels) in the units of the table, the channels' names, and of a run whose
+    intervals were calibrated their lower and upper ends by level, in the same shape and units (`intervals`).
+    """
 
     values: Float[np.ndarray, "*B H C"]
     channels: tuple[str, ...]
+    intervals: dict[float, tuple[np.ndarray, np.ndarray]]
 
 
 class Classes(NamedTuple):
@@ -85,12 +89,13 @@ class TrainedModel:
         remembers of its data. step_number: of the parameters.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, intervals: Intervals | None = None) -> None:
         self.params: PyTree = run.params
         self.model: ModelLike = run.model
         self.config: Experiment = run.experiment
         self.dataset: Dataset = run.dataset
         self.step_number: int = run.step
+        self._intervals = intervals
         self._kind = kind_of(run.dataset.task)
         self._last = _compile(self.model, _last_answers if self._kind.every_step else _keep_answers)
         self._nats = _compile(self.model, _nats)
@@ -344,13 +349,23 @@ class TrainedModel:
         if self._kind.writes:
             return NextToken(_softmax(outputs), tuple(self.dataset.vocabulary))
         if self._kind.forecasts:
-            return Forecast(forecasting.History(self.about).decode(outputs, ready.next_row), self.channels)
+            return self._forecast(outputs, ready)
         if "classes" not in self.about:
             return outputs
         names = tuple(map(str, self.about["classes"]))
         best = outputs.argmax(axis=-1)
         label = names[int(best)] if ready.single else [names[int(index)] for index in best]
         return Classes(label, _softmax(outputs), names)
+
+    def _forecast(self, outputs: np.ndarray, ready: "Ready") -> Forecast:
+        window = ready.batch["inputs"][0] if ready.single else ready.batch["inputs"]
+        ends = self._intervals.around(outputs, window) if self._intervals and window.shape[-2] >= self.lookback else {}
+
+        def decode(values: np.ndarray) -> np.ndarray:
+            return forecasting.History(self.about).decode(values, ready.next_row)
+
+        intervals = {level: (decode(lower), decode(upper)) for level, (lower, upper) in ends.items()}
+        return Forecast(decode(outputs), self.channels, intervals)
 
     def _score(self, text: Any) -> Score:
         tokens = self._tokens(text, continued=False)[0][0]
@@ -388,7 +403,8 @@ def load(run_folder: str | pathlib.Path) -> TrainedModel:
     Raises:
       InputError: where there is no such folder, no run in it, or no checkpoint.
     """
-    return TrainedModel(open_run(run_folder, examples=False))
+    run = open_run(run_folder, examples=False)
+    return TrainedModel(run, recall(run.workdir, run.step))
 
 
 def _compile(model: ModelLike, show: Any) -> Any:

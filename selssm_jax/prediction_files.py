@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from selssm_jax.data import files, forecasting, signals, tables, times, vocabulary
 from selssm_jax.errors import InputError, as_input_error
-from selssm_jax.predict import Classes, TrainedModel
+from selssm_jax.intervals import calibrate, recall
+from selssm_jax.predict import Classes, TrainedModel, load
+from selssm_jax.runs import open_run
 from selssm_jax.tasks.registry import kind_of
 
 MOST_LEVELS = {np.dtype(np.uint8): 128.0, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}  # of WAV samples
@@ -43,6 +45,21 @@ def predict_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
             raise InputError(f"--predict names {len(names)} files, but a run of this task predicts one: name one")
         return _score_text(trained, names[0]) if kind.writes else _forecast_table(trained, names[0])
     return _classify_files(trained, names)
+
+
+def load_calibrated(workdir: str | pathlib.Path, local_dir: str = "") -> TrainedModel:
+    """Returns a run ready for use; one that forecasts with its intervals, calibrated on its validation split where they
+    were not before. Where its data are not here, it is said that there are none.
+    """
+    trained = load(workdir)
+    if not kind_of(trained.dataset.task).forecasts or recall(workdir, trained.step_number):
+        return trained
+    try:
+        run = open_run(workdir, split="validation", local_dir=local_dir)
+        return TrainedModel(run, calibrate(run))
+    except InputError as error:
+        _say(str(workdir), [f"forecasts have no intervals: {error}"])
+        return trained
 
 
 def save_lines(lines: Iterable[str], output: str) -> str:
@@ -84,9 +101,15 @@ def _forecast_table(trained: TrainedModel, name: str) -> Iterator[str]:
         column, stamps = table.when or "time", [times.format_time(float(moment), table.unit) for moment in moments]
     else:
         column, stamps = "row", [str(len(table.values) + 1 + step) for step in range(horizon)]
-    yield _join([column, *forecast.channels])
-    for stamp, row in zip(stamps, forecast.values, strict=True):
-        yield _join([stamp, *(f"{value:.9g}" for value in row)])
+    ends = {
+        f"{channel} {end} {level:.0%}": values[:, index]
+        for index, channel in enumerate(forecast.channels)
+        for level, pair in forecast.intervals.items()
+        for end, values in zip(("from", "to"), pair, strict=True)
+    }
+    yield _join([column, *forecast.channels, *ends])
+    for step, (stamp, row) in enumerate(zip(stamps, forecast.values, strict=True)):
+        yield _join([stamp, *(f"{value:.9g}" for value in (*row, *(values[step] for values in ends.values())))])
 
 
 def _classify_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:

@@ -64,6 +64,7 @@ ORDER = [
     "compression",
     "testing",
     "runs",
+    "intervals",
     "predict",
     "prediction_files",
     "interop",

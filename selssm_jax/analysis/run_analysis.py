@@ -4,9 +4,10 @@ import itertools
 import pathlib
 import time
 
+from selssm_jax import intervals
 from selssm_jax.analysis import costs, examples, memory, scores, stability
 from selssm_jax.analysis.gates import observe_gates
-from selssm_jax.analysis.results import Analysis
+from selssm_jax.analysis.results import Analysis, Results
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
 from selssm_jax.runs import Run, check_compression
@@ -37,11 +38,22 @@ def analyse(run: Run, *, measure: bool = False) -> Analysis:
     values["costs"] = costs.account(run.experiment, run.model, run.params, sequences[0].batch)
     values["stability"] = stability.certify_run(run, first)
     values["errors"] = scores.find_errors(run, split)
+    values["intervals"] = cover_values(run, split)
     if measure:
         values["memory"] = memory.measure(run, split)
     example = examples.show(run, sequences)
     values["seconds"] = time.perf_counter() - start
     return Analysis(values, run.history, example)
+
+
+def cover_values(run: Run, split: str) -> Results | None:
+    """Returns how often the intervals of forecasts cover the values of a split; None where there are no intervals."""
+    if not kind_of(run.dataset.task).forecasts:
+        return None
+    known = intervals.recall(run.workdir, run.step)
+    if known is None and (not run.is_own or run.dataset.sizes.get("validation", 0) < intervals.FEWEST):
+        return None
+    return intervals.cover(run, known or intervals.calibrate(run), split)
 
 
 def check_ahead(

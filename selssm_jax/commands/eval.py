@@ -64,7 +64,8 @@ def _evaluate() -> cli.Pieces:
     if OUTPUT.value and not PREDICT.value:
         raise InputError(f"--output={OUTPUT.value} is of predictions alone: add --predict=FILE")
     if PREDICT.value:
-        lines = prediction_files.predict_files(predict.load(WORKDIR.value), PREDICT.value)
+        trained = prediction_files.load_calibrated(WORKDIR.value, LOCAL_DIR.value)
+        lines = prediction_files.predict_files(trained, PREDICT.value)
         return [prediction_files.save_lines(lines, OUTPUT.value)] if OUTPUT.value else cli.separate(lines)
     if EXPORT.value:
         interop.export.export_model(predict.load(WORKDIR.value), EXPORT.value)

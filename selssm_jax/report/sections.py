@@ -85,7 +85,22 @@ def errors(results: Results, folder: pathlib.Path) -> list[Block]:
     parts = results["errors"]
     if parts is None:
         return []
-    return section("Where it errs", _by_class(parts) if "confusion" in parts else _by_step_and_channel(parts, folder))
+    blocks = _by_class(parts) if "confusion" in parts else _by_step_and_channel(parts, folder)
+    return section("Where it errs", [*blocks, *_intervals(results)])
+
+
+def _intervals(results: Results) -> list[Block]:
+    """How often the intervals of forecasts hold what came; nothing where there are none."""
+    levels = results.get("intervals")
+    if not levels:
+        return []
+    rows = tuple(
+        (f"{float(level):.0%}", share["coverage"], min(share["by_channel"]), max(share["by_channel"]), share["width"])
+        for level, share in levels.items()
+    )
+    title = "Intervals, calibrated on the validation split: the share of values that lie in them"
+    names = ("level", "share of all values", "of the worst channel", "of the best channel", "mean width, deviations")
+    return [Table(title, names, rows)]
 
 
 def _by_step_and_channel(parts: Results, folder: pathlib.Path) -> list[Block]:

@@ -1,0 +1,125 @@
+"""Intervals around forecasts by split conformal prediction (Papadopoulos et al. 2002; Lei et al. 2018), with the errors
+of the validation windows.
+
+The score of a value is |y - forecast| / s, with s the deviation of its channel over the window that was read, for a
+model that sees windows at their own scale errs at it. Of n windows the interval of level p is forecast +- s q, with q
+the ceil(p (n + 1))-th smallest score of that channel and step of the horizon. It covers with probability p at least
+where the next window is exchangeable with those of validation; a series that drifts is not, so `cover` says how often
+it did.
+"""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from selssm_jax.errors import InputError
+from selssm_jax.runs import Run
+from selssm_jax.training import pieces
+
+LEVELS = (0.8, 0.95)
+FEWEST = 19  # windows: of fewer, no error is the 95th in a hundred
+MOST = 2**26  # scores that are held: of longer splits every k-th window counts
+FLOOR = 0.05  # deviations of training: a window that stands still has at least this scale
+FILE = "intervals.npz"  # in the run's folder
+
+
+class Intervals(NamedTuple):
+    """Widths of intervals, on either side, in deviations of a window; `step` of the parameters they are of."""
+
+    step: int
+    widths: dict[float, Float[np.ndarray, "H C"]]
+
+    def around(
+        self, forecast: Float[np.ndarray, "*B H C"], window: Float[np.ndarray, "*B T C"]
+    ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+        """Returns {level: (lower ends, upper ends)} of a forecast, all in standardised units."""
+        scale = scale_of(window)
+        return {level: (forecast - scale * width, forecast + scale * width) for level, width in self.widths.items()}
+
+
+def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]:
+    """Returns the deviation of every channel of a window, at least FLOOR."""
+    return np.maximum(window.std(axis=-2, keepdims=True), FLOOR)
+
+
+def calibrate(run: Run) -> Intervals:
+    """Returns the intervals of a run, and keeps them in its folder. Raises InputError where its validation split has
+    too few windows.
+    """
+    windows = run.dataset.sizes.get("validation", 0)
+    if windows < FEWEST:
+        raise InputError(
+            f"the validation split has {windows} windows, intervals need at least {FEWEST}: give more rows"
+        )
+    task = run.dataset.task
+    every = math.ceil(windows * task.horizon * task.channels / MOST)
+    scores = np.concatenate([score for score, _ in _scores(run, "validation", every)])
+    scores.sort(axis=0)
+    places = {level: min(math.ceil(level * (len(scores) + 1)), len(scores)) - 1 for level in LEVELS}
+    intervals = Intervals(run.step, {level: scores[place] for level, place in places.items()})
+    arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
+    with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
+        np.savez(run.workdir / FILE, step=run.step, **arrays)
+    return intervals
+
+
+def recall(folder: str | pathlib.Path, step: int) -> Intervals | None:
+    """Returns the intervals that were kept in a run's folder; None where there are none of these parameters."""
+    path = pathlib.Path(folder) / FILE
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            widths = {level: arrays[str(level)] for level in LEVELS}
+            return Intervals(step, widths) if int(arrays["step"]) == step else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
+    """Returns, by level, the share of a split's values that lie in their intervals, by channel and in all, and the mean
+    width of an interval in deviations of training.
+    """
+    inside: dict[float, list[np.ndarray]] = {level: [] for level in intervals.widths}
+    across: dict[float, list[np.ndarray]] = {level: [] for level in intervals.widths}
+    for scores, scale in _scores(run, split, 1):
+        for level, width in intervals.widths.items():
+            inside[level].append((scores <= width).mean(axis=1))
+            across[level].append((2 * scale * width).mean(axis=(1, 2)))
+    return {
+        str(level): {
+            "coverage": float(np.concatenate(shares).mean()),
+            "by_channel": np.concatenate(shares).mean(axis=0).tolist(),
+            "width": float(np.concatenate(across[level]).mean()),
+        }
+        for level, shares in inside.items()
+    }
+
+
+def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(scores (n, H, C), scales (n, 1, C)) of every k-th window of a split, a batch at a time."""
+
+    @jax.jit
+    def forecast(params: Any, batch: Any, number: Any) -> jax.Array:
+        read = pieces.make_reader(run.model, params, jax.random.fold_in(jax.random.key(0), number))
+        return pieces.fold(read, _keep, run.model, params, batch, run.experiment.training.piece)[1]["outputs"]
+
+    data, seen = run.experiment.data, 0
+    for number, batch in enumerate(run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)):
+        rows = np.flatnonzero(batch["weights"].reshape(len(batch["weights"]), -1).any(axis=1))
+        rows = rows[-seen % every :: every]
+        seen += len(batch["weights"])
+        if len(rows):
+            arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+            outputs, scale = np.asarray(forecast(run.params, arrays, number)), scale_of(batch["inputs"][rows])
+            yield np.abs(outputs[rows] - batch["targets"][rows]) / scale, scale
+
+
+def _keep(outputs: Any, batch: Any) -> dict[str, Any]:
+    del batch
+    return {"outputs": outputs}
