@@ -115,7 +115,7 @@ def headline(record: dict[str, Any]) -> str:
     if not verdicts:
         return f"Measured without a target: {words}"
     # names of functions stay as they are
-    return words[0].upper() + words[1:] if words.startswith(("on ", "a ")) else words
+    return words[0].upper() + words[1:] if words.startswith(("on ", "a ", "every ")) else words
 
 
 def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
