@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from selssm_jax import __version__, ops
 from selssm_jax.data import capacity
 from selssm_jax.data.builders import origins
+from selssm_jax.ops.extremes import largest
 
 STEPS, WIDTH = 64, 8
 AGREE = 1e-4  # of the largest value: how near a recurrence must come to its loop here
@@ -156,7 +157,7 @@ def _recurrence(name: str, run: Callable[..., Any], given: tuple[Any, ...], meth
 
     chosen = min(methods, key=distance)
     taken, loop = (jax.jit(lambda *of, how=how: run(*of, method=how)[0])(*given) for how in ("auto", "sequential"))
-    error = float(jnp.abs(taken - loop).max() / jnp.abs(loop).max())
+    error = float(largest(jnp.abs(taken - loop)) / largest(jnp.abs(loop)))
     reason = (
         "the fastest where it was measured" if jax.default_backend() == "cpu" else "chosen by reasoning, not measured"
     )

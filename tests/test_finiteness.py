@@ -26,6 +26,10 @@ EXCEPTIONS = {
     "selssm_jax/information/neighbours.py:_mixture_terms": "distances of samples that `inputs` found finite; of k "
     "neighbours each",
     "selssm_jax/layers/output_heads.py:_last": "numbers of steps",
+    "selssm_jax/predict.py:_clips": "numbers of samples",
+    "selssm_jax/predict.py:_compare": "predictions and targets that were checked, in NumPy",
+    "selssm_jax/predict.py:_tokens": "tokens, whole numbers",
+    "selssm_jax/predict.py:states": "numbers of axes",
     "selssm_jax/training/cluster.py:check_same": "bytes of digests, in NumPy",
     "selssm_jax/training/optimizer.py:_clip": "a sum of squares, which keeps NaN and passes it on",
     "selssm_jax/training/optimizer.py:update": "that of _clip",

@@ -41,6 +41,7 @@ KEYS = {
     "validation_baselines",
     "training_seconds",
     "errors",
+    "intervals",
     "seen",
 }
 BLOCK_KEYS = {
