@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree
+from scipy.special import softmax
 
 from selssm_jax import generation
 from selssm_jax.config import Experiment
@@ -86,7 +87,7 @@ class TrainedModel:
 
     Attributes:
       params, model, config: as trained; a compressed run's model carries its state packed. dataset: what the run
-        remembers of its data. step_number: of the parameters.
+        remembers of its data. step_number: of the parameters. intervals: around forecasts, where they were calibrated.
     """
 
     def __init__(self, run: Run, intervals: Intervals | None = None) -> None:
@@ -95,7 +96,7 @@ class TrainedModel:
         self.config: Experiment = run.experiment
         self.dataset: Dataset = run.dataset
         self.step_number: int = run.step
-        self._intervals = intervals
+        self.intervals = intervals
         self._kind = kind_of(run.dataset.task)
         self._last = _compile(self.model, _last_answers if self._kind.every_step else _keep_answers)
         self._nats = _compile(self.model, _nats)
@@ -160,7 +161,7 @@ class TrainedModel:
         values = np.asarray(inputs)
         single = values.ndim == (0 if self._kind.tokens else 1)
         rows = values[None] if single else values
-        ready = self.prepare(rows[:, None], first_row, continued=True, exact=True)
+        ready = self.prepare(rows[:, None], first_row, continued=True)
         now = jnp.asarray(ready.batch["inputs"])[:, 0]
         try:
             outputs, after = self._step(self.params, now, state, key)
@@ -249,13 +250,18 @@ class TrainedModel:
 
         Args:
           inputs, first_row: as `predict` has them. continued: they follow others, and may be few. exact: nothing is
-            filled up at its end, so that the state after it is that of the inputs; else signals are, to `lookback`.
+            filled up at its end, so that the state after it is that of the inputs, as where they are continued; else
+            signals are, to `lookback`.
         """
         if self._kind.tokens:
             rows, single = self._tokens(inputs, continued=continued)
-            return Ready(_align(rows, continued=continued), single)
+            tokens, reset = generation.align_rows(rows)
+            if continued and reset is not None:
+                raise ValueError("inputs that go on from a state are of several lengths: read one sequence at a time")
+            begins = {} if reset is None else {"reset": reset}
+            return Ready({"inputs": tokens, "valid": np.ones(tokens.shape, bool), **begins}, single)
         if not self._kind.forecasts:
-            return self._clips(inputs, exact=exact)
+            return self._clips(inputs, exact=exact or continued)
         values, single = self._values(inputs)
         if not continued and values.shape[1] < self.lookback:
             raise ValueError(
@@ -268,10 +274,10 @@ class TrainedModel:
                 f"the run takes a cycle of {history.period} rows off: give first_row, how many rows the first one "
                 "comes after the first training row"
             )
-        begins = (first_row or 0) + left_out
-        encoded = history.encode(values, begins)
+        begin = (first_row or 0) + left_out
+        encoded = history.encode(values, begin)
         batch = {"inputs": encoded, "valid": np.ones(encoded.shape[:2], bool)}
-        return Ready(batch, single, begins + values.shape[1])
+        return Ready(batch, single, begin + values.shape[1])
 
     def _clips(self, inputs: Any, *, exact: bool) -> "Ready":
         rows, single = self._signals(inputs)
@@ -359,7 +365,8 @@ class TrainedModel:
 
     def _forecast(self, outputs: np.ndarray, ready: "Ready") -> Forecast:
         window = ready.batch["inputs"][0] if ready.single else ready.batch["inputs"]
-        ends = self._intervals.around(outputs, window) if self._intervals and window.shape[-2] >= self.lookback else {}
+        known = None if window.shape[-2] < self.lookback else self.intervals
+        ends = {} if known is None else known.around(outputs, window)
 
         def decode(values: np.ndarray) -> np.ndarray:
             return forecasting.History(self.about).decode(values, ready.next_row)
@@ -411,14 +418,7 @@ def _compile(model: ModelLike, show: Any) -> Any:
     """A compiled reading of pieces: (params, state, batch of a piece, its number, key) -> (what it shows, state)."""
 
     def read(params: PyTree, state: State, part: Batch, number: Any, key: Array) -> tuple[Any, State]:
-        outputs, after = model.apply(
-            {"params": params},
-            jnp.asarray(part["inputs"]),
-            state,
-            reset=None if part.get("reset") is None else jnp.asarray(part["reset"]),
-            valid=jnp.asarray(part["valid"]),
-            rngs={"noise": pieces.key_of(key, number)},
-        )
+        outputs, after, _ = pieces.make_reader(model, params, key)(state, part, number)
         return show(outputs, part), after
 
     return jax.jit(read)
@@ -452,20 +452,6 @@ def _nats(outputs: Array, part: Batch) -> Array:
     return -jnp.take_along_axis(jax.nn.log_softmax(outputs), jnp.asarray(part["targets"])[..., None], axis=-1)[..., 0]
 
 
-def _align(rows: list[np.ndarray], *, continued: bool) -> Batch:
-    """Rows of tokens that end together; those that begin later than others forget what fills them up before."""
-    lengths = np.array(list(map(len, rows)))
-    longest = lengths.max()
-    starts = longest - lengths
-    if continued and starts.any():
-        raise ValueError("inputs that go on from a state are of several lengths: read one sequence at a time")
-    steps = np.arange(longest)[None]
-    inputs = np.zeros((len(rows), longest), np.int32)
-    inputs[steps >= starts[:, None]] = np.concatenate(rows)
-    reset = {"reset": steps == starts[:, None]} if starts.any() else {}
-    return {"inputs": inputs, "valid": np.ones(inputs.shape, bool), **reset}
-
-
 def _is_list(texts: Any) -> bool:
     """Whether there are several texts, or rows of tokens, and not one."""
     if isinstance(texts, list | tuple):
@@ -474,8 +460,7 @@ def _is_list(texts: Any) -> bool:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    odds = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return softmax(logits.astype(np.float64), axis=-1).astype(np.float32)
 
 
 def _class_number(target: Any, classes: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -52,7 +52,8 @@ class Service:
         self._pool = SessionPool(trained, capacity)
         self._batcher = Batcher(self._pool, capacity, **options)
         self._seconds: deque[float] = deque(maxlen=LATENCIES)
-        self._answers: dict[int, int] = {}
+        self._answers: Counter[HTTPStatus] = Counter()
+        self._counting = threading.Lock()
         self._began = time.time()
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[HTTPStatus, Any]:
@@ -70,8 +71,9 @@ class Service:
             status, value = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
         except ValueError as error:
             status, value = HTTPStatus.BAD_REQUEST, {"error": str(error)}
-        self._seconds.append(time.perf_counter() - begun)
-        self._answers[status] = self._answers.get(status, 0) + 1
+        with self._counting:
+            self._seconds.append(time.perf_counter() - begun)
+            self._answers[status] += 1
         return status, value
 
     def close(self) -> None:
@@ -127,9 +129,10 @@ class Service:
         }
 
     def _metrics(self) -> str:
-        seconds = np.array(list(self._seconds) or [0.0])
+        with self._counting:
+            seconds, answers = np.array(self._seconds or [0.0]), dict(self._answers)
         lines = [f"selssm_{name} {value}" for name, value in self._batcher.measure().items()]
-        lines += [f'selssm_answers{{status="{int(status)}"}} {count}' for status, count in self._answers.items()]
+        lines += [f'selssm_answers{{status="{int(status)}"}} {count}' for status, count in answers.items()]
         lines += [
             f'selssm_seconds{{quantile="{share}"}} {np.quantile(seconds, share):.6f}' for share in (0.5, 0.9, 0.99)
         ]

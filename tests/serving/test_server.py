@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    return {name: load(folder / name) for name in ("text", "csv")}
+    return {name: load(folder / name) for name in ("text", "csv", "npz")}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,10 @@ def server(trained):
 
 
 def ask(server, method, path, body=b"", **headers):
-    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
-    connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), headers)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
+    with contextlib.closing(http.client.HTTPConnection(*server.server_address, timeout=60)) as connection:
+        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), headers)
+        answer = connection.getresponse()
+        content = answer.read()
     return answer.status, json.loads(content) if answer.getheader("Content-Type") == "application/json" else content
 
 
@@ -93,6 +92,17 @@ def test_forecasts_go_on_from_their_window(trained):
     _, on = service.answer("POST", f"/v1/sessions/{name}", json.dumps({"inputs": rows[16:].tolist()}).encode())
     _, state = trained["csv"].read(rows[:16])
     np.testing.assert_allclose(on["values"], trained["csv"].read(rows[16:], state)[0].values, rtol=1e-4, atol=1e-5)
+    service.close()
+
+
+def test_samples_of_a_signal_are_read_as_they_come_and_nothing_is_filled_up(trained):
+    samples, service = np.sin(np.arange(40) / 2)[:, None], Service(trained["npz"], capacity=1)
+    name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
+    for first in (0, 20):
+        body = json.dumps({"inputs": samples[first : first + 20].tolist()}).encode()
+        _, answer = service.answer("POST", f"/v1/sessions/{name}", body)
+    expected = trained["npz"].predict(samples)
+    np.testing.assert_allclose(list(answer["probabilities"].values()), expected.probabilities, rtol=1e-4)
     service.close()
 
 
