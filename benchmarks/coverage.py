@@ -12,7 +12,6 @@ errors stands beside it.
 import argparse
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -333,12 +332,7 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measures and writes the record."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    origin = {
-        "claim": __doc__.splitlines()[0],
-        "command": "python benchmarks/coverage.py",
-        "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
-        **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),
-    }
+    origin = measure.describe_origin(__doc__, "python benchmarks/coverage.py")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = benchmark()

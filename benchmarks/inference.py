@@ -11,14 +11,12 @@ Intervals: laws of known information, by the stated error and by the jackknife; 
 import argparse
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-import jax
 import measure
 import numpy as np
 from scipy.signal import lfilter
@@ -213,12 +211,7 @@ def summarise(tests: list[dict[str, Any]], intervals: list[dict[str, Any]]) -> d
 def main() -> None:
     """Measures and writes the record."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    origin = {
-        "claim": __doc__.splitlines()[0],
-        "command": "python benchmarks/inference.py",
-        "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
-        **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),
-    }
+    origin = measure.describe_origin(__doc__, "python benchmarks/inference.py")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = benchmark()

@@ -13,7 +13,6 @@ estimate, compilation included where its shapes are new; those of the default ar
 
 import argparse
 import json
-import os
 import pathlib
 import time
 import warnings
@@ -213,14 +212,9 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     name = "information_bounds" if chosen.bounds else "information"
-    origin = {
-        "claim": "Claim: lower bounds on information lie under the truth."
-        if chosen.bounds
-        else __doc__.splitlines()[0],
-        "command": f"python benchmarks/information.py {'--bounds' if chosen.bounds else '--data FOLDER'}",
-        "machine": measure.machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
-        **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),
-    }
+    claim = "Claim: lower bounds on information lie under the truth." if chosen.bounds else __doc__
+    command = f"python benchmarks/information.py {'--bounds' if chosen.bounds else '--data FOLDER'}"
+    origin = measure.describe_origin(claim, command)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # collapses are what is measured here
         found = bounds() if chosen.bounds else accuracy(chosen.data, only=tuple(chosen.only))

@@ -36,17 +36,22 @@ def run(
         parser.add_argument(f"--{option}", type=pathlib.Path, help=said)
     chosen = parser.parse_args()
     given = {option: path.resolve() for option in folders if (path := getattr(chosen, option)) is not None}
-    origin = {
-        "claim": claim.splitlines()[0],
-        "command": f"python benchmarks/{name}.py --rounds {chosen.rounds}"
-        + "".join(f" --{option} ..." for option in given),
-        "machine": machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
-        **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),
-    }
+    options = "".join(f" --{option} ..." for option in given)
+    origin = describe_origin(claim, f"python benchmarks/{name}.py --rounds {chosen.rounds}{options}")
     found = benchmark(chosen.rounds, **given)
     chosen.record.parent.mkdir(exist_ok=True)
     chosen.record.write_text(json.dumps(origin | found, indent=1) + "\n")
     print(json.dumps(found.get("ratios", found), indent=1))
+
+
+def describe_origin(claim: str, command: str) -> dict[str, Any]:
+    """What every record begins with: the claim, the command that measures it, and where it ran."""
+    return {
+        "claim": claim.splitlines()[0],
+        "command": command,
+        "machine": machine() | {"load_average_at_start": round(os.getloadavg()[0], 1)},
+        **({"accelerator": "not measured"} if jax.default_backend() == "cpu" else {}),
+    }
 
 
 def machine() -> dict[str, Any]:

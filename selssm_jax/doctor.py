@@ -18,8 +18,9 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from selssm_jax import __version__, ops
-from selssm_jax.data import capacity
+from selssm_jax.analysis.setting import describe_machine
 from selssm_jax.data.builders import origins
+from selssm_jax.data.capacity import format_bytes, machine
 from selssm_jax.ops.extremes import largest
 
 STEPS, WIDTH = 64, 8
@@ -123,11 +124,10 @@ def _is_installed(requirement: Requirement) -> bool:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU", f"{cores} cores, {_gigabytes(capacity.machine())} of memory")
+    yield Finding("CPU", f"{describe_machine()['cpus']} cores, {format_bytes(machine())} of memory")
     for device in jax.local_devices():
         limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-        held = f", {_gigabytes(limit)} of memory" if limit else ""
+        held = f", {format_bytes(limit)} of memory" if limit else ""
         yield Finding(f"{device.platform}:{device.id}", f"{device.device_kind}{held}")
     if jax.process_count() > 1:
         yield Finding("processes", f"{jax.process_count()}, this is {jax.process_index()}")
@@ -175,17 +175,13 @@ def _places() -> Iterator[Finding]:
     cache = origins.cache_root("")
     where = "$SELSSM_DATA_DIR" if os.environ.get("SELSSM_DATA_DIR") else "the default"
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
-    yield Finding("data cache", f"{cache} ({where}), {_gigabytes(size)} in use")
+    yield Finding("data cache", f"{cache} ({where}), {format_bytes(size)} in use")
     around = next(place for place in (cache, *cache.parents) if place.exists())
     free = shutil.disk_usage(around).free
-    yield Finding("room for data", f"{_gigabytes(free)} free", free > 2**30)
+    yield Finding("room for data", f"{format_bytes(free)} free", free > 2**30)
     yield Finding("writable", str(around), os.access(around, os.W_OK))
     compiled = jax.config.values["jax_compilation_cache_dir"]
     yield Finding("compiled programs", f"kept in {compiled}" if compiled else "not kept: each process compiles its own")
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from selssm_jax.config import LARGEST_SEED
 from selssm_jax.config.fields import check_value, to_python
@@ -377,13 +377,20 @@ def _begin(model: ModelLike, prompt: Any, count: Any, sampling: Sampling, key: A
         )
     if not all(np.issubdtype(type(token), np.integer) and 0 <= token < task.vocab for token in stop):
         raise ValueError(f"stop={stop!r} holds what is no token: the model's are 0 to {task.vocab - 1}")
+    tokens, begins = align_rows(rows)
+    reset = None if begins is None else jnp.asarray(begins)
+    key = jax.random.key(0) if key is None else key
+    return _Begun(jnp.asarray(tokens), reset, key, sampling, tuple(map(int, stop)))
+
+
+def align_rows(rows: Sequence[np.ndarray]) -> tuple[Int[np.ndarray, "B P"], Bool[np.ndarray, "B P"] | None]:
+    """Returns rows of tokens filled up on the left, so that they end together, and True where one begins: there a model
+    forgets what fills it up. None where all are equally long.
+    """
     longest = max(map(len, rows))
-    filled = np.stack([np.concatenate([np.zeros(longest - len(row), np.int32), row]) for row in rows])
+    tokens = np.stack([np.concatenate([np.zeros(longest - len(row), np.int32), row]) for row in rows])
     starts = np.array([longest - len(row) for row in rows])
-    reset = jnp.asarray(starts[:, None] == np.arange(longest)[None]) if starts.any() else None
-    return _Begun(
-        jnp.asarray(filled), reset, jax.random.key(0) if key is None else key, sampling, tuple(map(int, stop))
-    )
+    return tokens, starts[:, None] == np.arange(longest)[None] if starts.any() else None
 
 
 def _rows(prompt: Any, vocab: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from selssm_jax.errors import InputError
+from selssm_jax.model import ModelLike
 from selssm_jax.runs import Run
 from selssm_jax.training import pieces
 
@@ -49,10 +51,17 @@ def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]
     return np.maximum(window.std(axis=-2, keepdims=True), FLOOR)
 
 
+def find(run: Run) -> Intervals:
+    """Returns the intervals that a run keeps, or calibrates them. Raises InputError as `calibrate` does."""
+    return recall(run.workdir, run.step) or calibrate(run)
+
+
 def calibrate(run: Run) -> Intervals:
     """Returns the intervals of a run, and keeps them in its folder. Raises InputError where its validation split has
-    too few windows.
+    too few windows, and where it was opened with another file than its own.
     """
+    if not run.is_own:
+        raise InputError("intervals are calibrated on the data that a run was trained on: open it without another file")
     windows = run.dataset.sizes.get("validation", 0)
     if windows < FEWEST:
         raise InputError(
@@ -103,21 +112,22 @@ def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
 
 def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(scores (n, H, C), scales (n, 1, C)) of every k-th window of a split, a batch at a time."""
-
-    @jax.jit
-    def forecast(params: Any, batch: Any, number: Any) -> jax.Array:
-        read = pieces.make_reader(run.model, params, jax.random.fold_in(jax.random.key(0), number))
-        return pieces.fold(read, _keep, run.model, params, batch, run.experiment.training.piece)[1]["outputs"]
-
-    data, seen = run.experiment.data, 0
+    data, piece, seen = run.experiment.data, run.experiment.training.piece, 0
     for number, batch in enumerate(run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)):
         rows = np.flatnonzero(batch["weights"].reshape(len(batch["weights"]), -1).any(axis=1))
         rows = rows[-seen % every :: every]
         seen += len(batch["weights"])
         if len(rows):
             arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-            outputs, scale = np.asarray(forecast(run.params, arrays, number)), scale_of(batch["inputs"][rows])
+            outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))
+            scale = scale_of(batch["inputs"][rows])
             yield np.abs(outputs[rows] - batch["targets"][rows]) / scale, scale
+
+
+@partial(jax.jit, static_argnames=("model", "piece"))  # compiled once for calibration and coverage
+def _forecast(params: Any, batch: Any, number: Any, *, model: ModelLike, piece: int) -> jax.Array:
+    read = pieces.make_reader(model, params, jax.random.fold_in(jax.random.key(0), number))
+    return pieces.fold(read, _keep, model, params, batch, piece)[1]["outputs"]
 
 
 def _keep(outputs: Any, batch: Any) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from selssm_jax.data import files, forecasting, signals, tables, times, vocabulary
 from selssm_jax.errors import InputError, as_input_error
-from selssm_jax.intervals import calibrate, recall
+from selssm_jax.intervals import calibrate
 from selssm_jax.predict import Classes, TrainedModel, load
 from selssm_jax.runs import open_run
 from selssm_jax.tasks.registry import kind_of
 
-MOST_LEVELS = {np.dtype(np.uint8): 128.0, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}  # of WAV samples
+AMPLITUDES = {np.dtype(np.uint8): 128.0, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}  # of WAV samples
 
 
 def predict_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
@@ -52,7 +52,7 @@ def load_calibrated(workdir: str | pathlib.Path, local_dir: str = "") -> Trained
     were not before. Where its data are not here, it is said that there are none.
     """
     trained = load(workdir)
-    if not kind_of(trained.dataset.task).forecasts or recall(workdir, trained.step_number):
+    if not kind_of(trained.dataset.task).forecasts or trained.intervals is not None:
         return trained
     try:
         run = open_run(workdir, split="validation", local_dir=local_dir)
@@ -166,7 +166,7 @@ def _as_trained(trained: TrainedModel, name: str, wave: np.ndarray) -> np.ndarra
         raise InputError(f"{name} holds {wave.dtype}, {reason}: give the signals as they were in training, in an NPZ")
     if wave.dtype.kind == "f":
         return wave.astype(np.float32)
-    level = MOST_LEVELS[wave.dtype]
+    level = AMPLITUDES[wave.dtype]
     return ((wave.astype(np.float64) - (level if wave.dtype.kind == "u" else 0)) / level).astype(np.float32)
 
 

@@ -150,4 +150,4 @@ def _is_fixed(path: tuple[Any, ...], size: int, scope: str) -> bool:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -27,7 +27,6 @@ EXCEPTIONS = {
     "neighbours each",
     "selssm_jax/layers/output_heads.py:_last": "numbers of steps",
     "selssm_jax/predict.py:_clips": "numbers of samples",
-    "selssm_jax/predict.py:_compare": "predictions and targets that were checked, in NumPy",
     "selssm_jax/predict.py:_tokens": "tokens, whole numbers",
     "selssm_jax/predict.py:states": "numbers of axes",
     "selssm_jax/training/cluster.py:check_same": "bytes of digests, in NumPy",

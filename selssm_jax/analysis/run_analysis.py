@@ -10,6 +10,7 @@ from selssm_jax.analysis.gates import observe_gates
 from selssm_jax.analysis.results import Analysis, Results
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset
+from selssm_jax.errors import InputError
 from selssm_jax.runs import Run, check_compression
 from selssm_jax.tasks.registry import kind_of
 
@@ -50,10 +51,11 @@ def cover_values(run: Run, split: str) -> Results | None:
     """Returns how often the intervals of forecasts cover the values of a split; None where there are no intervals."""
     if not kind_of(run.dataset.task).forecasts:
         return None
-    known = intervals.recall(run.workdir, run.step)
-    if known is None and (not run.is_own or run.dataset.sizes.get("validation", 0) < intervals.FEWEST):
+    try:
+        ends = intervals.find(run)
+    except InputError:
         return None
-    return intervals.cover(run, known or intervals.calibrate(run), split)
+    return intervals.cover(run, ends, split)
 
 
 def check_ahead(

@@ -53,6 +53,8 @@ def _main(_: list[str]) -> None:
 def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
     check_folder(WORKDIR.value)  # before JAX is imported, so that a mistake is said at once
+    if OUTPUT.value and not PREDICT.value:
+        raise InputError(f"--output={OUTPUT.value} is of predictions alone: add --predict=FILE")
     if not cli.join(WORKDIR.value):
         return ["process 0 evaluates; this one waits for its end"]
     from selssm_jax import generation, interop, predict, prediction_files, runs
@@ -61,8 +63,6 @@ def _evaluate() -> cli.Pieces:
         run = runs.open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
         how: dict[str, Any] = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP)}
         return generation.write_on(run.model, run.params, run.dataset, GENERATE.value, **how)
-    if OUTPUT.value and not PREDICT.value:
-        raise InputError(f"--output={OUTPUT.value} is of predictions alone: add --predict=FILE")
     if PREDICT.value:
         trained = prediction_files.load_calibrated(WORKDIR.value, LOCAL_DIR.value)
         lines = prediction_files.predict_files(trained, PREDICT.value)

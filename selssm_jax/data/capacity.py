@@ -37,8 +37,8 @@ def refuse(parts: Mapping[str, float], available: int) -> None:
     if total > available:
         largest = max(parts, key=lambda name: parts[name])
         raise InputError(
-            f"this needs at least {_size(total)} of memory, of {_size(available)} that there are: {largest} takes "
-            f"{_size(parts[largest])}; lower what it says"
+            f"this needs at least {format_bytes(total)} of memory, of {format_bytes(available)} that there are: "
+            f"{largest} takes {format_bytes(parts[largest])}; lower what it says"
         )
 
 
@@ -75,15 +75,15 @@ def check_archive(name: str, stream: Any) -> None:
         for part in archive.infolist():
             if part.file_size > DENSEST * part.compress_size + DENSEST:
                 raise InputError(
-                    f"{name}: {part.filename!r} claims {_size(part.file_size)} in {part.compress_size} bytes, more "
-                    "than any compression makes: write it again"
+                    f"{name}: {part.filename!r} claims {format_bytes(part.file_size)} in {part.compress_size} bytes, "
+                    "more than any compression makes: write it again"
                 )
             with archive.open(part) as file:
                 claimed = _read_claim(file)
             if claimed > part.file_size:
                 raise InputError(
-                    f"{name}: {part.filename!r} claims an array of {_size(claimed)}, and has {_size(part.file_size)}: "
-                    "write it again"
+                    f"{name}: {part.filename!r} claims an array of {format_bytes(claimed)}, and has "
+                    f"{format_bytes(part.file_size)}: write it again"
                 )
         refuse({f"the arrays of {name}": float(sum(part.file_size for part in archive.infolist()))}, machine())
     stream.seek(0)
@@ -101,7 +101,7 @@ def _read_claim(file: Any) -> int:
     return math.prod(map(int, shape)) * kind.itemsize
 
 
-def _size(count: float) -> str:
-    """Bytes as people say them."""
+def format_bytes(count: float) -> str:
+    """Returns bytes as people say them, "1.5 GB"."""
     power = min(int(math.log10(max(count, 1)) // 3), 8)
     return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB', 'ZB', 'YB')[power]}"

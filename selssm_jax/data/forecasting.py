@@ -92,8 +92,7 @@ def dataset(
       InputError: where a split is too short for one window, or training for one cycle.
     """
     scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.period)
-    # cycle after cycle
-    course = np.resize(np.roll(scaling["cycle"], -phase, axis=0), values.shape) if "cycle" in scaling else None
+    course = _course(scaling, phase, len(values)) if "cycle" in scaling else None
     scaled, course = _scale(values, scaling, course), None if course is None else course.astype(np.float32)
     source = _Windows(
         config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course
@@ -123,17 +122,18 @@ class History:
 
     def encode(self, values: np.ndarray, first_row: int) -> np.ndarray:
         """Returns values (..., T, channels), the first of which is row `first_row` of a cycle, as inputs."""
-        return (standardise(values, self._scaling) - self._course(first_row, values.shape[-2])).astype(np.float32)
+        course = _course(self._scaling, first_row, values.shape[-2])
+        return (standardise(values, self._scaling) - course).astype(np.float32)
 
     def decode(self, outputs: np.ndarray, first_row: int) -> np.ndarray:
         """Returns forecasts (..., H, channels), or bounds of them, that begin in row `first_row`, in own units."""
-        return restore(outputs + self._course(first_row, outputs.shape[-2]), self._scaling)
+        return restore(outputs + _course(self._scaling, first_row, outputs.shape[-2]), self._scaling)
 
-    def _course(self, first_row: int, rows: int) -> np.ndarray | float:
-        if not self.period:
-            return 0.0
-        cycle = np.array(self._scaling["cycle"])
-        return cycle[(first_row + np.arange(rows)) % self.period]
+
+def _course(scaling: Mapping[str, Any], first_row: int, rows: int) -> np.ndarray:
+    """The mean course of so many rows, cycle after cycle; 0 where none was taken off."""
+    cycle = np.array(scaling.get("cycle", [[0.0]]))
+    return cycle[(first_row + np.arange(rows)) % len(cycle)]
 
 
 def _scaling(train: np.ndarray, period: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 Direction = Literal["exact", "lower", "upper", "estimate"]
 """What a number is to the truth: equal to it; in expectation at most, or at least, it; or none of these."""
+SIGNS: dict[str, str] = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}  # of the truth, beside the number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.direction not in ("exact", "lower", "upper", "estimate"):
+        if self.direction not in SIGNS:
             raise ValueError(f"direction={self.direction!r} is unknown: use exact, lower, upper or estimate")
         if math.isnan(self.nats):
             raise ValueError(f"nats={self.nats} is no information: expected a number or inf")
@@ -39,6 +40,6 @@ class Estimate:
         return self.nats / math.log(2)
 
     def __str__(self) -> str:
-        sign = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}[self.direction]
+        sign = SIGNS[self.direction]
         spread = "" if math.isnan(self.stderr) else f" +- {self.stderr / math.log(2):.3f}"
         return "\n  note: ".join([f"{sign} {self.bits:.3f}{spread} bits ({self.method})", *self.notes])

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from selssm_jax.information._estimate import Direction, Estimate
+from selssm_jax.information._estimate import SIGNS, Direction, Estimate
 from selssm_jax.information.discrete import Correction, Table, entropy, mutual_information
 
 Divisor = Literal["x", "y", "smaller", "larger", "mean", "geometric", "joint"]
@@ -37,7 +37,7 @@ class Normalised:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        sign = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}[self.direction]
+        sign = SIGNS[self.direction]
         spread = "" if math.isnan(self.stderr) else f" +- {self.stderr:.3f}"
         return "\n  note: ".join(
             [f"{sign} {self.value:.3f}{spread} ({self.normalisation}; {self.method})", *self.notes]

@@ -130,10 +130,8 @@ def _saying(place: pathlib.Path) -> Iterator[None]:
 
 def _name_leaves(tree: PyTree) -> Flat:
     """{path: array}, in the order of the leaves."""
-    return {
-        "/".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _describe(arrays: Mapping[str, Any]) -> dict[str, Any]:
