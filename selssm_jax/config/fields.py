@@ -25,7 +25,8 @@ TUPLES = {
 }
 
 
-class Least(NamedTuple):
+@dataclasses.dataclass(frozen=True)  # no tuples: early 3.11 takes equal ones of two classes for one annotation
+class Least:
     """A number of at least `low`, and at most `most`."""
 
     low: float
@@ -38,7 +39,8 @@ class Least(NamedTuple):
             raise InputError(f"{name}={value} is out of range: use at least {self.low}{limit}")
 
 
-class Within(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Within:
     """A finite number from `low` to `high`."""
 
     low: float
