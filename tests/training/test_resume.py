@@ -116,6 +116,16 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted):
     assert (runs.content(uninterrupted / "checkpoints"), runs.history(uninterrupted)) == before
 
 
+@pytest.fixture
+def told_to_ignore_nothing():
+    """Signals as in a terminal: nohup and a shell's background have processes ignore some, and so they stay."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in loop.STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("told_to_ignore_nothing")
 def test_a_second_signal_ends_the_process_at_once(capfd):
     before = signal.getsignal(signal.SIGINT)
     with loop.Stop() as stop:
@@ -129,6 +139,7 @@ def test_a_second_signal_ends_the_process_at_once(capfd):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("told_to_ignore_nothing")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_to_stop_is_remembered(number, capfd):
     """SIGHUP comes when a terminal is closed, SIGUSR1 from Slurm before a job ends; both ended the process at once."""
