@@ -222,7 +222,7 @@ def _notebook(source: str, address: str, config: MkDocsConfig) -> Iterator[File]
 
 def _navigation() -> list[dict[str, str | list[str | dict[str, str]]]]:
     tree: list[dict[str, str | list[str | dict[str, str]]]] = []
-    for part in _public_names(PACKAGE):
+    for part in _modules(PACKAGE):
         index, *modules = [
             address for address, _ in _reference() if address.startswith((f"reference/{part}/", f"reference/{part}.md"))
         ]
@@ -241,7 +241,7 @@ def _reference() -> tuple[tuple[str, str], ...]:
     """The pages of the API reference, each with its text: one for every public part of the package, one for every
     public module of a part.
     """
-    parts = _public_names(PACKAGE)
+    parts = _modules(PACKAGE)
     rows = [
         f"| [`selssm_jax.{part}`]({part}{'/index' * _is_package(PACKAGE / part)}.md) | {_first_line(PACKAGE / part)} |"
         for part in parts
@@ -250,7 +250,8 @@ def _reference() -> tuple[tuple[str, str], ...]:
         "# Reference\n\nAll public names, from their docstrings. Each part is imported when it is first used.\n\n| "
         "part | what it holds |\n| --- | --- |\n"
     )
-    pages = [("reference/index.md", head + "\n".join(rows) + "\n")]
+    objects = [_members(f"selssm_jax.{name}", 2) for name in _public_names(PACKAGE) if name not in parts]
+    pages = [("reference/index.md", "\n\n".join([head + "\n".join(rows), *objects]) + "\n")]
     for part in parts:
         pages += (
             _package_pages(part)
@@ -262,11 +263,10 @@ def _reference() -> tuple[tuple[str, str], ...]:
 
 def _package_pages(part: str) -> list[tuple[str, str]]:
     folder = PACKAGE / part
-    names = _public_names(folder)
-    modules = [name for name in names if _is_module(folder / name)]
+    modules = _modules(folder)
     rows = [f"| [`{part}.{name}`]({name}.md) | {_first_line(folder / name)} |" for name in modules]
     table = ["| module | what it holds |\n| --- | --- |\n" + "\n".join(rows)] if rows else []
-    objects = [_members(f"selssm_jax.{part}.{name}", 2) for name in names if name not in modules]
+    objects = [_members(f"selssm_jax.{part}.{name}", 2) for name in _public_names(folder) if name not in modules]
     text = "\n\n".join([f"# selssm_jax.{part}", escape_markdown(_docstring(folder)), *table, *objects])
     return [
         (f"reference/{part}/index.md", text),
@@ -291,6 +291,11 @@ def _public_names(package: pathlib.Path) -> list[str]:
     return [
         alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
     ]
+
+
+def _modules(package: pathlib.Path) -> list[str]:
+    """The public names of a package that are modules: the others are classes and functions."""
+    return [name for name in _public_names(package) if _is_module(package / name)]
 
 
 def _is_package(path: pathlib.Path) -> bool:

@@ -5,6 +5,7 @@ somewhere, .ci/run checks.
 import importlib.util
 import pathlib
 import re
+import types
 
 import pytest
 
@@ -12,14 +13,18 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+def load_hook(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def docstrings():
     if not importlib.util.find_spec("griffe"):
         pytest.skip("needs the extra 'docs'")
-    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_hook("docstrings")
 
 
 def test_each_argument_has_an_entry_of_its_own(docstrings):
@@ -50,3 +55,20 @@ def test_every_page_has_a_place_in_the_navigation():
     listed = re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)
     assert len(listed) == len(set(listed))
     assert [page.name for page in PAGES if page.name not in listed] == []
+
+
+def test_the_reference_has_a_page_for_each_module_and_names_what_is_none():
+    # `selssm_jax.load` is a function of the package itself, which once was taken for a file.
+    if not (importlib.util.find_spec("mkdocs") and importlib.util.find_spec("nbconvert")):
+        pytest.skip("needs the extra 'docs'")
+    pages = load_hook("pages")
+    config = pages.on_config(types.SimpleNamespace(nav=[{"Reference": "reference/index.md"}]))
+    listed = [next(iter(item)) for item in config.nav[0]["Reference"][1:]]
+    stub = (ROOT / "selssm_jax" / "__init__.pyi").read_text()
+    names = re.findall(r" as (\w+)$", stub, re.MULTILINE)
+    modules = [name for name in names if importlib.util.find_spec(f"selssm_jax.{name}")]
+    assert listed == modules
+    index = dict(pages._reference())["reference/index.md"]
+    assert [name for name in names if name not in modules] == re.findall(
+        r"^::: selssm_jax\.(\w+)$", index, re.MULTILINE
+    )
