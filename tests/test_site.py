@@ -57,10 +57,11 @@ def test_every_page_has_a_place_in_the_navigation():
     assert [page.name for page in PAGES if page.name not in listed] == []
 
 
-def test_the_reference_has_a_page_for_each_module_and_names_what_is_none():
+def test_the_reference_has_a_page_for_each_module_and_names_what_is_none(monkeypatch):
     # `selssm_jax.load` is a function of the package itself, which once was taken for a file.
     if not (importlib.util.find_spec("mkdocs") and importlib.util.find_spec("nbconvert")):
         pytest.skip("needs the extra 'docs'")
+    monkeypatch.syspath_prepend(ROOT / "docs")  # as MkDocs does for its hooks
     pages = load_hook("pages")
     config = pages.on_config(types.SimpleNamespace(nav=[{"Reference": "reference/index.md"}]))
     listed = [next(iter(item)) for item in config.nav[0]["Reference"][1:]]
