@@ -11,6 +11,7 @@ it did.
 import contextlib
 import math
 import pathlib
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,16 +40,22 @@ class Intervals(NamedTuple):
     widths: dict[float, Float[np.ndarray, "H C"]]
 
     def around(
-        self, forecast: Float[np.ndarray, "*B H C"], window: Float[np.ndarray, "*B T C"]
+        self, forecast: Float[np.ndarray, "*B H C"], window: Float[np.ndarray, "*B T E"]
     ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-        """Returns {level: (lower ends, upper ends)} of a forecast, all in standardised units."""
-        scale = scale_of(window)
+        """Returns {level: (lower ends, upper ends)} of a forecast, all in standardised units; its channels are the
+        first columns of the window.
+        """
+        scale = scale_of(window[..., : forecast.shape[-1]])
         return {level: (forecast - scale * width, forecast + scale * width) for level, width in self.widths.items()}
 
 
 def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]:
-    """Returns the deviation of every channel of a window, at least FLOOR."""
-    return np.maximum(window.std(axis=-2, keepdims=True), FLOOR)
+    """Returns the deviation of every channel of a window, of the values that are there, at least FLOOR."""
+    if not np.isnan(window).any():
+        return np.maximum(window.std(axis=-2, keepdims=True), FLOOR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of windows without a value
+        return np.fmax(np.nanstd(window, axis=-2, keepdims=True), FLOOR).astype(window.dtype)
 
 
 def find(run: Run) -> Intervals:
@@ -71,8 +78,10 @@ def calibrate(run: Run) -> Intervals:
     every = math.ceil(windows * task.horizon * task.channels / MOST)
     scores = np.concatenate([score for score, _ in _scores(run, "validation", every)])
     scores.sort(axis=0)
-    places = {level: min(math.ceil(level * (len(scores) + 1)), len(scores)) - 1 for level in LEVELS}
-    intervals = Intervals(run.step, {level: scores[place] for level, place in places.items()})
+    count = np.maximum((~np.isnan(scores)).sum(axis=0, keepdims=True), 1)  # those that are missing stand last
+    places = {level: np.minimum(np.ceil(level * (count + 1)).astype(int), count) - 1 for level in LEVELS}
+    widths = {level: np.take_along_axis(scores, place, axis=0)[0] for level, place in places.items()}
+    intervals = Intervals(run.step, widths)
     arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
     with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
         np.savez(run.workdir / FILE, step=run.step, **arrays)
@@ -98,16 +107,22 @@ def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
     across: dict[float, list[np.ndarray]] = {level: [] for level in intervals.widths}
     for scores, scale in _scores(run, split, 1):
         for level, width in intervals.widths.items():
-            inside[level].append((scores <= width).mean(axis=1))
+            inside[level].append(_share(scores, width))
             across[level].append((2 * scale * width).mean(axis=(1, 2)))
     return {
         str(level): {
-            "coverage": float(np.concatenate(shares).mean()),
-            "by_channel": np.concatenate(shares).mean(axis=0).tolist(),
+            "coverage": float(np.nanmean(np.concatenate(shares))),
+            "by_channel": np.nanmean(np.concatenate(shares), axis=0).tolist(),
             "width": float(np.concatenate(across[level]).mean()),
         }
         for level, shares in inside.items()
     }
+
+
+def _share(scores: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The share of values inside, (n, C), over the steps of the horizon; not-a-number where all are missing."""
+    count = (~np.isnan(scores)).sum(axis=1)
+    return np.where(count > 0, (scores <= width).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
 def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -120,8 +135,20 @@ def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.n
         if len(rows):
             arrays = {name: jnp.asarray(value) for name, value in batch.items()}
             outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))
-            scale = scale_of(batch["inputs"][rows])
-            yield np.abs(outputs[rows] - batch["targets"][rows]) / scale, scale
+            window, targets = _observed(batch, rows)
+            scale = scale_of(window)
+            yield np.abs(outputs[rows] - targets) / scale, scale
+
+
+def _observed(batch: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The channels of windows and their targets; values that are missing are not-a-number."""
+    inputs, targets = batch["inputs"][rows], batch["targets"][rows]
+    channels = targets.shape[2]
+    window = inputs[..., :channels]
+    if batch["weights"].ndim == 3:
+        window = np.where(inputs[..., channels : 2 * channels] > 0, window, np.nan)
+        targets = np.where(batch["weights"][rows] > 0, targets, np.nan)
+    return window, targets
 
 
 @partial(jax.jit, static_argnames=("model", "piece"))  # compiled once for calibration and coverage

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.io import wavfile
 from tqdm import tqdm
 
-from selssm_jax.data import files, forecasting, signals, tables, times, vocabulary
+from selssm_jax.data import columns, files, forecasting, signals, tables, times, vocabulary
 from selssm_jax.errors import InputError, as_input_error
 from selssm_jax.intervals import calibrate
 from selssm_jax.predict import Classes, TrainedModel, load
@@ -87,9 +87,10 @@ def save_lines(lines: Iterable[str], output: str) -> str:
 
 def _forecast_table(trained: TrainedModel, name: str) -> Iterator[str]:
     file = files.open_own(name)
-    table = tables.read(name, file.open_text, most_rows=file.newlines + 1, gaps=trained.config.data.gaps)
+    data = trained.config.data
+    table = tables.read(name, file.open_text, most_rows=file.newlines + 1, gaps=data.gaps, missing=data.missing)
     if "channels" in trained.about:
-        table = tables.match_columns(name, table, trained.channels)
+        table = columns.match_columns(name, table, trained.channels)
     period = forecasting.History(trained.about).period
     place, notes = forecasting.phase(table.clock, trained.about, period)
     _say(name, [*table.notes, *notes])
@@ -97,7 +98,7 @@ def _forecast_table(trained: TrainedModel, name: str) -> Iterator[str]:
         forecast = trained.predict(table.values, first_row=place)
     horizon = len(forecast.values)
     if table.moments is not None and len(table.moments) > 1:
-        moments = times.continue_times(table.moments, horizon, table.unit)
+        moments = times.continue_times(table.moments[:], horizon, table.unit)
         column, stamps = table.when or "time", [times.format_time(float(moment), table.unit) for moment in moments]
     else:
         column, stamps = "row", [str(len(table.values) + 1 + step) for step in range(horizon)]

@@ -97,7 +97,12 @@ class Source(NamedTuple):
         about = self.dataset.metadata()
         scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
         before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
-        series = (batch["inputs"] + before, batch["targets"] + ahead, guess + ahead)
+        count = batch["targets"].shape[1]
+        read, follows = batch["inputs"][:, :count], batch["targets"]
+        if about.get("masked"):
+            read = np.where(batch["inputs"][:, count : 2 * count] > 0, read, np.nan)
+            follows = np.where(batch["weights"] > 0, follows, np.nan)
+        series = (read + before, follows + ahead, guess + ahead)
         past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
         words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
         return [

@@ -7,6 +7,7 @@ from selssm_jax.config.fields import EXTEND, Count, Least, NonNegative, OneOf, P
 from selssm_jax.errors import InputError, suggest
 
 MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
+CALENDAR = ("minute", "hour", "weekday", "day", "yearday", "month")
 NEEDS_FILE = ("text", "csv", "npz")
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
@@ -23,7 +24,8 @@ SOURCES: dict[str, str] = {
 # Keys that some data alone read; those of kinds of task are in TASKS.
 SOURCES_OF = {
     "data.file": NEEDS_FILE,
-    "data.gaps": ("csv",),
+    **dict.fromkeys((f"data.{key}" for key in ("gaps", "missing", "calendar", "series_id", "ignore")), ("csv",)),
+    **dict.fromkeys((f"data.{key}" for key in ("targets", "past_covariates", "future_covariates", "static")), ("csv",)),
     "data.level": TEXTS,
     "data.vocab": SYMBOLS,
     "data.tokens": ("selective_copying",),
@@ -89,6 +91,16 @@ class Task:
     # signals: samples of a frame that suit the data, and from one to the next, for models that leave it to them
     frame: int = 0
     stride: int = 0
+    # forecasting: whether inputs say of every channel, behind all of them, where it has a value; what is read beside
+    # the channels; and how many of the last of that tell of the row `horizon` steps ahead
+    masked: bool = False
+    covariates: int = 0
+    known_ahead: int = 0
+
+    @property
+    def width(self) -> int:
+        """How many numbers a step of the inputs has."""
+        return self.channels * (1 + self.masked) + self.covariates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +120,22 @@ class Data:
     horizon: Positive = 96  # forecasting: values to predict
     # tables: rows of a season whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
     period: Count = 0
-    # csv: times that are missing or come twice; ignored, each row follows the one before
-    gaps: Literal["refuse", "ignore"] = "refuse"
+    # csv: times that are missing or come twice; ignored, each row follows the one before; filled, rows without values
+    # are put in, which data.missing="mask" carries, and of a time that comes twice the last row counts
+    gaps: Literal["refuse", "ignore", "fill"] = "refuse"
+    # csv: cells without a value (empty, NA, NaN, null, -, ?); masked, the model sees which they are, and no score
+    # counts them
+    missing: Literal["refuse", "mask"] = "refuse"
+    # csv: names of columns; targets are forecast, empty: all that nothing else is said of. Past covariates are read,
+    # future ones for the rows to be forecast too, static ones are the same throughout a series
+    targets: tuple[str, ...] = ()
+    past_covariates: tuple[str, ...] = ()
+    future_covariates: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    series_id: str = ""  # csv: the column that tells which series a row is of, where a table holds several
+    # csv: what is known of every row by its time, as sine and cosine: minute, hour, weekday, day, yearday, month
+    calendar: tuple[str, ...] = ()
     # text: what a token is; "subword": of imported models alone
     level: Literal["character", "word", "byte", "subword"] = "character"
     augment: bool = False  # signals: random shift, gain and noise in training
@@ -136,8 +162,38 @@ class Data:
                 f"data.length=0 keeps signals whole, but data.source={self.source!r} is cut into windows: use at least "
                 "1"
             )
+        self._check_columns()
+        if self.gaps == "fill" and self.missing != "mask":
+            raise InputError(
+                "data.gaps='fill' puts in rows that have no values, which data.missing='refuse' refuses: set "
+                "data.missing='mask' too"
+            )
         if self.period and self.source not in TABLES:
             raise InputError(
                 f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or one "
                 f"of {', '.join(TABLES)}"
+            )
+
+    def _check_columns(self) -> None:
+        """Raises InputError for a column of two roles, an unknown feature of the calendar, and rows to be forecast that
+        reach further ahead than those that are read.
+        """
+        roles = {
+            key: getattr(self, key) for key in ("targets", "past_covariates", "future_covariates", "static", "ignore")
+        } | {"series_id": (self.series_id,) if self.series_id else ()}
+        seen: dict[str, str] = {}
+        for role, names in roles.items():
+            for name in names:
+                if name in seen:
+                    raise InputError(
+                        f"data.{role} names the column {name!r}, which data.{seen[name]} names too: give it one role"
+                    )
+                seen[name] = role
+        for feature in self.calendar:
+            if feature not in CALENDAR:
+                raise InputError(f"data.calendar={self.calendar} has {feature!r}: {suggest(feature, CALENDAR)}")
+        if (self.future_covariates or self.calendar) and 0 < self.length < self.horizon:
+            raise InputError(
+                f"data.length={self.length} is shorter than data.horizon={self.horizon}, whose rows data.calendar and "
+                "data.future_covariates tell of: look back on as many rows at least"
             )

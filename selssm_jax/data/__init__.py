@@ -1,5 +1,6 @@
 """Data sets for training and evaluation: public ones, local folders, your own files, and synthetic tasks."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,9 +95,11 @@ def _no_examples(*_: Any) -> Any:
 
 
 def _check_task(task: Task, trained: Mapping[str, Any], name: str) -> None:
-    for field in ("kind", "vocab", "channels", "classes", "horizon"):
-        if getattr(task, field) != trained[field]:
+    default = dataclasses.asdict(Task())  # of a key that came later
+    for field in ("kind", "vocab", "channels", "classes", "horizon", "masked", "covariates", "known_ahead"):
+        wanted = (default | dict(trained))[field]
+        if getattr(task, field) != wanted:
             raise InputError(
-                f"{name} has {field} {getattr(task, field)}, the run was trained with {trained[field]}: give data of "
-                "the same form"
+                f"{name} has {field} {getattr(task, field)}, the run was trained with {wanted}: give data of the same "
+                "form"
             )

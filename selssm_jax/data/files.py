@@ -2,10 +2,11 @@
 
 import codecs
 import dataclasses
+import glob
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from selssm_jax.errors import InputError
 from selssm_jax.paths import check_regular
@@ -79,6 +80,28 @@ class OwnFile:
         except UnicodeDecodeError:
             return io.TextIOWrapper(self.open(), "cp1252", newline="", errors="replace")
         return io.TextIOWrapper(self.open(), "utf-8-sig", newline="", errors="replace")
+
+
+def open_each(paths: str) -> list[OwnFile]:
+    """Returns the files that a path names, or several between commas, or a pattern such as data/*.csv, in order of
+    their names. Raises InputError where there is none, and as `open_own` does.
+    """
+    if pathlib.Path(paths).expanduser().exists():
+        return [open_own(paths)]
+    files = []
+    for path in [part.strip() for part in paths.split(",")]:
+        place = pathlib.Path(path).expanduser()
+        matches = sorted(glob.glob(str(place))) if glob.has_magic(path) else [path]
+        if not matches:
+            raise InputError(f"data.file={path!r} matches no file: give a pattern that does, such as data/*.csv")
+        files += [open_own(match) for match in matches]
+    return files
+
+
+def identify(files: Sequence[OwnFile]) -> str:
+    """Returns the sha256 of the content of a file, of several that of theirs."""
+    hashes = [file.sha256 for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def open_own(path: str) -> OwnFile:

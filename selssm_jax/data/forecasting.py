@@ -2,18 +2,52 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data, Task
-from selssm_jax.data import nlinear, tables
+from selssm_jax.data import mapped, nlinear, tables, times
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
-from selssm_jax.data.scaling import blocks, moments, restore, standardise
+from selssm_jax.data.scaling import blocks, moments, moments_of_observed, restore, standardise
+from selssm_jax.data.spans import Spans, spans_of
 from selssm_jax.errors import InputError
 
 Rows = tuple[int, int]
+Split = Mapping[str, Rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Covariates:
+    """What is read beside the channels: columns behind theirs, and features of the calendar.
+
+    Attributes:
+      past: columns that are read as far as they are there, static ones among them. future: columns behind those, which
+        are known of the rows to be forecast.
+      calendar: features of `times.calendar`, which are known too. moments: the time of every row, microseconds.
+    """
+
+    past: tuple[str, ...] = ()
+    future: tuple[str, ...] = ()
+    calendar: tuple[str, ...] = ()
+    moments: mapped.Numbers | None = None
+
+    def known_ahead(self, *, masked: bool) -> int:
+        """Returns how many numbers tell of a row that is to be forecast."""
+        return len(self.future) * (1 + masked) + 2 * len(self.calendar)
+
+    def count(self, *, masked: bool) -> int:
+        """Returns how many numbers are read beside the channels."""
+        return len(self.past) * (1 + masked) + self.known_ahead(masked=masked)
+
+    def describe(self) -> dict[str, list[str]]:
+        """Returns the names, as JSON."""
+        return {name: list(getattr(self, name)) for name in ("past", "future", "calendar")}
+
+
+NONE = Covariates()
 
 
 def ett_split(scale: int) -> dict[str, Rows]:
@@ -31,6 +65,12 @@ def share_split(rows: int) -> dict[str, Rows]:
     """70 % training, 20 % test at the end, validation between (Wu et al. 2021)."""
     train, test = int(rows * 0.7), int(rows * 0.2)
     return {"train": (0, train), "validation": (train, rows - test), "test": (rows - test, rows)}
+
+
+def split_series(first: int, last: int) -> dict[str, Rows]:
+    """Returns the shares of `share_split` of a series that begins at a row of a table, and all of it."""
+    shares = {name: (first + start, first + stop) for name, (start, stop) in share_split(last - first).items()}
+    return {**shares, WHOLE: (first, last)}
 
 
 def lookback(rows: int, horizon: int) -> int:
@@ -61,13 +101,14 @@ def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], period: i
 
 def dataset(
     config: Data,
-    values: np.ndarray,
+    values: mapped.Numbers,
     names: tuple[str, ...],
-    split: Mapping[str, Rows],
+    split: Split | Sequence[Split],
     known: Mapping[str, Any],
     info: Mapping[str, Any],
     *,
     phase: int = 0,
+    beside: Covariates = NONE,
 ) -> Dataset:
     """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows
     of stride 1.
@@ -79,33 +120,46 @@ def dataset(
     forecast: ETTh1 with lookback and horizon 96 has 8449, 2785 and 2785 windows.
 
     Args:
-      config: lookback (length), horizon, period, and what is trained on.
-      values: (rows, channels); overwritten where they are float32.
+      config: lookback (length), horizon, period, what is trained on, and whether values may be missing.
+      values: (rows, channels and covariates), an array, overwritten where it is float32, or what is read like one.
       names: of the channels.
-      split: first row and row after the last of "train", "validation" and "test".
+      split: first row and row after the last of "train", "validation" and "test"; of several series, which lie one
+        after the other, one for each, with "whole".
       known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the
         split "whole".
       info: goes into the metadata; names the table in errors.
       phase: the place of the first row in the cycle of a training run.
+      beside: what is read beside the channels.
 
     Raises:
       InputError: where a split is too short for one window, or training for one cycle.
     """
-    scaling = known.get("scaling") or _scaling(values[slice(*split["train"])], config.period)
-    course = _course(scaling, phase, len(values)) if "cycle" in scaling else None
-    scaled, course = _scale(values, scaling, course), None if course is None else course.astype(np.float32)
-    source = _Windows(
-        config.length, config.horizon, config.train_on, scaled, {**split, WHOLE: (0, len(values))}, course
-    )
-    counts = {f"{name}_windows": len(source.starts(name)) for name in source.split if known or name != WHOLE}
-    source.check(str(info.get("file") or info["source"]), (WHOLE,) if known else SPLITS)
+    masked, table = config.missing == "mask", str(info.get("file") or info["source"])
+    splits = [{WHOLE: (0, len(values)), **split}] if isinstance(split, Mapping) else list(split)
+    scaling, outer = _find_scaling(config, values, (*names, *beside.past, *beside.future), splits, known, len(names))
+    whole = {key: [*scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
+    course = _course(scaling, phase) if "cycle" in scaling else None
+    source = _Windows(config, len(names), _scale(values, whole, course, len(names)), splits, course, beside, masked)
+    source.check(table, (WHOLE,) if known else SPLITS)
+    counts = {f"{name}_windows": source.starts(name).size for name in ((*SPLITS, WHOLE) if known else SPLITS)}
+    extra: dict[str, Any] = {"masked": True} if masked else {}
+    if beside != NONE:
+        extra["covariates"] = beside.describe() | outer
     return Dataset(
-        task=Task("forecasting", channels=values.shape[1], length=config.length, horizon=config.horizon),
+        task=Task(
+            "forecasting",
+            channels=len(names),
+            length=config.length,
+            horizon=config.horizon,
+            masked=masked,
+            covariates=beside.count(masked=masked),
+            known_ahead=beside.known_ahead(masked=masked),
+        ),
         draw=source.draw,
         cover=source.cover,
-        info={**info, **counts, "channels": list(names), "scaling": scaling, "train_on": config.train_on},
+        info={**info, **counts, "channels": list(names), "scaling": scaling, "train_on": config.train_on, **extra},
         baselines=source.baselines,
-        sizes={name: len(source.starts(name)) for name in source.split},
+        sizes={name: source.starts(name).size for name in (*SPLITS, WHOLE)},
     )
 
 
@@ -114,89 +168,210 @@ class History:
 
     Args:
       known: metadata of the run.
+
+    Raises:
+      InputError: for a run that reads covariates.
     """
 
     def __init__(self, known: Mapping[str, Any]) -> None:
+        if beside := known.get("covariates"):
+            names = ", ".join(map(repr, (*beside["past"], *beside["future"], *beside["calendar"])))
+            raise InputError(
+                f"the run reads {names} beside the values that it forecasts, which a window of these does not hold: "
+                "evaluate a whole table, eval.py --file"
+            )
+        self._masked = bool(known.get("masked"))
         self._scaling = known["scaling"]
         self.period = len(self._scaling.get("cycle", ()))
 
     def encode(self, values: np.ndarray, first_row: int) -> np.ndarray:
-        """Returns values (..., T, channels), the first of which is row `first_row` of a cycle, as inputs."""
-        course = _course(self._scaling, first_row, values.shape[-2])
-        return (standardise(values, self._scaling) - course).astype(np.float32)
+        """Returns values (..., T, channels), the first of which is row `first_row` of a cycle, as inputs; of a run that
+        may read missing values, all of these are there.
+        """
+        course = _course(self._scaling, first_row).at(np.arange(values.shape[-2]))
+        inputs = (standardise(values, self._scaling) - course).astype(np.float32)
+        return np.concatenate([inputs, np.ones_like(inputs)], axis=-1) if self._masked else inputs
 
     def decode(self, outputs: np.ndarray, first_row: int) -> np.ndarray:
         """Returns forecasts (..., H, channels), or bounds of them, that begin in row `first_row`, in own units."""
-        return restore(outputs + _course(self._scaling, first_row, outputs.shape[-2]), self._scaling)
+        course = _course(self._scaling, first_row).at(np.arange(outputs.shape[-2]))
+        return restore(outputs + course, self._scaling)
 
 
-def _course(scaling: Mapping[str, Any], first_row: int, rows: int) -> np.ndarray:
-    """The mean course of so many rows, cycle after cycle; 0 where none was taken off."""
-    cycle = np.array(scaling.get("cycle", [[0.0]]))
-    return cycle[(first_row + np.arange(rows)) % len(cycle)]
-
-
-def _scaling(train: np.ndarray, period: int) -> dict[str, Any]:
-    """Mean and deviation of every channel, and the mean course of the standardised rows over a cycle, which begins at
-    the first.
-    """
-    if not len(train):
+def _find_scaling(
+    config: Data,
+    values: mapped.Numbers,
+    columns: tuple[str, ...],
+    splits: Sequence[Split],
+    known: Mapping[str, Any],
+    channels: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scaling of the channels and of the columns beside them: of the run, or of the training rows."""
+    if known.get("scaling"):
+        outer = known.get("covariates", {})
+        return known["scaling"], {key: outer[key] for key in ("mean", "deviation") if key in outer}
+    train = [mapped.view(values, slice(*split["train"])) for split in splits if split["train"][1] > split["train"][0]]
+    if not train:
         raise InputError(
             "no row of the table is left for training: give at least data.length + data.horizon rows for every split"
         )
-    if len(train) < period:
+    scaling = _scaling(train, columns, config)
+    outer = {key: scaling[key][channels:] for key in ("mean", "deviation")} if len(columns) > channels else {}
+    scaling = {key: value[:channels] for key, value in scaling.items()}
+    if config.period:
+        scaling["cycle"] = _cycle(train, scaling, config)
+    return scaling, outer
+
+
+def _scaling(train: Sequence[mapped.Numbers], columns: tuple[str, ...], config: Data) -> dict[str, Any]:
+    """Mean and deviation of every column."""
+    plain = len(train) == 1 and config.missing != "mask"
+    mean, deviation = moments(train[0]) if plain else moments_of_observed(train)
+    if absent := [name for name, value in zip(columns, mean, strict=True) if np.isnan(value)]:
+        raise InputError(f"the column {absent[0]!r} has no value in the training rows: drop it, by data.ignore")
+    return {"mean": mean.tolist(), "deviation": deviation.tolist()}
+
+
+def _cycle(train: Sequence[mapped.Numbers], scaling: Mapping[str, Any], config: Data) -> list[list[float]]:
+    """The mean course of the standardised rows over a cycle, which begins at the first; 0 where none has a value."""
+    period, rows = config.period, sum(map(len, train))
+    if len(train) > 1:
         raise InputError(
-            f"data.period={period} is longer than the {len(train)} training rows, whose mean course it is: use a "
+            f"data.period={period} is of one series, found {len(train)}: use data.calendar, which tells of each row "
+            "where it is"
+        )
+    if rows < period:
+        raise InputError(
+            f"data.period={period} is longer than the {rows} training rows, whose mean course it is: use a "
             "shorter one, or 0"
         )
-    mean, deviation = moments(train)
-    scaling = {"mean": mean.tolist(), "deviation": deviation.tolist()}
-    if not period:
-        return scaling
-    scaled = standardise(train.astype(np.float64), scaling)
-    return scaling | {"cycle": [scaled[phase::period].mean(axis=0).tolist() for phase in range(period)]}
+    channels, cycle = len(scaling["mean"]), []
+    for phase in range(period):
+        scaled = standardise(np.asarray(train[0][phase::period])[:, :channels].astype(np.float64), scaling)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a mean of nothing
+            mean = scaled.mean(axis=0) if config.missing != "mask" else np.nan_to_num(np.nanmean(scaled, axis=0))
+        cycle.append(mean.tolist())
+    return cycle
 
 
-def _scale(values: np.ndarray, scaling: Mapping[str, Any], course: np.ndarray | None) -> np.ndarray:
-    """Standardised rows less their course, in float32; values that are in float32 are overwritten, so that a large
-    table is held once.
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """The mean course of the channels, cycle after cycle: (period, channels), and the place of the first row in it."""
+
+    cycle: np.ndarray
+    phase: int
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        return self.cycle[(rows + self.phase) % len(self.cycle)]
+
+
+def _course(scaling: Mapping[str, Any], phase: int) -> _Course:
+    """The course that was taken off, 0 where none was."""
+    return _Course(np.array(scaling.get("cycle", [[0.0]])), phase)
+
+
+class _Scaled:
+    """Rows that are standardised when they are read."""
+
+    def __init__(
+        self, values: mapped.Mapped, scaling: Mapping[str, Any], course: _Course | None, channels: int
+    ) -> None:
+        self._values, self._course, self._channels = values, course, channels
+        self._mean, self._deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
+        self.shape = values.shape
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        scaling = {"mean": self._mean[columns], "deviation": self._deviation[columns]}
+        part = standardise(self._values[rows, columns], scaling)
+        if self._course is not None:
+            place = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+            course = self._course.at(place)
+            if isinstance(columns, slice):
+                part[..., : self._channels] -= course
+            elif columns < self._channels:
+                part -= course[..., columns]
+        return part.astype(np.float32)
+
+
+def _scale(values: mapped.Numbers, scaling: Mapping[str, Any], course: _Course | None, channels: int) -> Any:
+    """Standardised rows, the channels less their course, in float32; values that are in float32 are overwritten, so
+    that a large table is held once; those of a file are scaled as they are read.
     """
+    if isinstance(values, mapped.Mapped):
+        return _Scaled(values, scaling, course, channels)
     scaled = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
     for rows in blocks(len(values), values.shape[1]):
         part = standardise(values[rows].astype(np.float64), scaling)
-        scaled[rows] = part if course is None else part - course[rows]
+        if course is not None:
+            part[:, :channels] -= course.at(np.arange(*rows.indices(len(values))))
+        scaled[rows] = part
     return scaled
 
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-    length: int
-    horizon: int
-    train_on: str
-    values: np.ndarray
-    split: Mapping[str, Rows]
-    course: np.ndarray | None
+    config: Data
+    channels: int
+    values: Any
+    splits: Sequence[Split]
+    course: _Course | None
+    beside: Covariates
+    masked: bool
 
     def check(self, table: str, splits: Iterable[str]) -> None:
+        length, horizon = self.config.length, self.config.horizon
+        if (self.beside.future or self.beside.calendar) and length < horizon:
+            raise InputError(
+                f"{table} is looked back on for {length} rows, fewer than data.horizon={horizon}, which data.calendar "
+                "and data.future_covariates tell of: set data.length to as many at least"
+            )
         for name in splits:
-            first, last = self.split[name]
-            if not len(self.starts(name)):
+            if not self.starts(name).size:
+                rows = sum(split[name][1] - split[name][0] for split in self.splits)
+                series = f" in {len(self.splits)} series" if len(self.splits) > 1 else ""
                 raise InputError(
-                    f"the {name} split of {table} has {last - first} rows, too few for one window of "
-                    f"data.length={self.length} and data.horizon={self.horizon}: shorten them, or give more rows"
+                    f"the {name} split of {table} has {rows} rows{series}, too few for one window of "
+                    f"data.length={length} and data.horizon={horizon}: shorten them, or give more rows"
                 )
 
-    def starts(self, name: str) -> np.ndarray:
-        """First rows of all windows of a split; targets lie inside it, the lookback may begin before it."""
-        first, last = self.split[name]
-        return np.arange(max(first - self.length, 0), last - self.length - self.horizon + 1)
+    def starts(self, name: str) -> Spans:
+        """First rows of all windows of a split; targets lie inside it, the lookback may begin before it, in the same
+        series. Where values may be missing, windows without a target are left out.
+        """
+        return self._starts[name]
+
+    @functools.cached_property
+    def _starts(self) -> dict[str, Spans]:
+        names, span = {name for split in self.splits for name in split}, self.config.length + self.config.horizon
+        runs = {}
+        for name in names:
+            firsts = [max(split[name][0] - self.config.length, split[WHOLE][0]) for split in self.splits]
+            ends = [split[name][1] - span + 1 for split in self.splits]
+            runs[name] = Spans.of((first, end - first) for first, end in zip(firsts, ends, strict=True))
+        return {name: self._with_targets(starts) for name, starts in runs.items()} if self.masked else runs
+
+    def _with_targets(self, starts: Spans) -> Spans:
+        """Those of windows that have a target."""
+        every = starts.at(np.arange(starts.size)) + self.config.length
+        return spans_of(every[self._count[every + self.config.horizon] > self._count[every]] - self.config.length)
+
+    @functools.cached_property
+    def _count(self) -> np.ndarray:
+        """How many rows before each have a target."""
+        parts = [~np.isnan(self.values[rows][:, : self.channels]).all(axis=1) for rows in blocks(*self.values.shape)]
+        return np.append(0, np.cumsum(np.concatenate(parts)))
 
     def draw(self, seed: int, numbers: np.ndarray) -> Batch:
-        return self._take(self._train_starts()[shuffled_rows(seed, numbers, len(self._train_starts()))])
+        return self._take(self._train_starts.at(shuffled_rows(seed, numbers, self._train_starts.size)))
 
     def cover(self, split: str, batch_size: int) -> Iterator[Batch]:
         starts = self.starts(split)
-        return in_order(len(starts), batch_size, lambda rows: self._take(starts[rows]))
+        return in_order(starts.size, batch_size, lambda rows: self._take(starts.at(rows)))
 
     def baselines(self, split: str) -> dict[str, dict[str, float]]:
         """The last value repeated, and ridge regression on the lookback less its last value (NLinear, Zeng et al.
@@ -207,7 +382,7 @@ class _Windows:
         A table as a whole has no windows beside it to fit on: the last value alone is repeated.
         """
         maps: dict[str, np.ndarray | None] = {"repeat last": None}
-        if split != WHOLE and all(len(self.starts(name)) for name in ("train", "validation")):
+        if split != WHOLE and all(self.starts(name).size for name in ("train", "validation")):
             maps |= self._ridge
         return nlinear.scores(maps, self._windows(split))
 
@@ -216,22 +391,57 @@ class _Windows:
         return nlinear.fit(self._windows("train"), self._windows("validation"))
 
     def _windows(self, split: str) -> nlinear.Windows:
-        return nlinear.Windows(self.values, self.starts(split), self.length, self.horizon)
+        values = self.values[:, : self.channels] if isinstance(self.values, np.ndarray) else self.values
+        return nlinear.Windows(values, self.starts(split), self.config.length, self.config.horizon, self.channels)
 
-    def _train_starts(self) -> np.ndarray:
-        return np.concatenate(
-            [self.starts(name) for name in (("train",) if self.train_on == "train" else ("train", "validation"))]
-        )
+    @functools.cached_property
+    def _train_starts(self) -> Spans:
+        names = ("train",) if self.config.train_on == "train" else ("train", "validation")
+        return Spans.join([self.starts(name) for name in names])
 
     def _take(self, starts: np.ndarray) -> Batch:
-        rows = starts[:, None] + np.arange(self.length + self.horizon)[None]
-        inputs, targets = np.split(self.values[rows], [self.length], axis=1)
-        ones = {"weights": np.ones(len(starts), np.float32), "valid": np.ones((len(starts), self.length), bool)}
-        course = {} if self.course is None else {"course": self.course[rows]}
-        return {"inputs": inputs, "targets": targets, **ones, **course}
+        length, horizon = self.config.length, self.config.horizon
+        rows = starts[:, None] + np.arange(length + horizon)[None]
+        values = self.values[rows]
+        inputs, targets = np.split(values[..., : self.channels], [length], axis=1)
+        batch = {
+            "inputs": inputs,
+            "targets": targets,
+            "weights": np.ones(len(starts), np.float32),
+            "valid": np.ones((len(starts), length), bool),
+        }
+        if self.course is not None:
+            batch["course"] = self.course.at(rows).astype(np.float32)
+        if self.masked:
+            there = ~np.isnan(targets)
+            batch["weights"] = there.astype(np.float32) / np.float32(there[0].size)  # a window counts for 1, as others
+            batch["targets"] = np.where(there, targets, 0)
+        parts = [*self._fill(inputs), *self._covariates(rows, values[..., self.channels :])]
+        if len(parts) > 1:
+            batch["inputs"] = np.concatenate(parts, axis=-1)
+        return batch
+
+    def _fill(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values, 0 where they are missing, the mean of training; and where they are there, if some may be missing."""
+        if not self.masked:
+            return [values]
+        there = ~np.isnan(values)
+        return [np.where(there, values, 0), there.astype(np.float32)]
+
+    def _covariates(self, rows: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+        """What is read beside the channels at each step of the lookback: the past of that row, and what is known of the
+        row `horizon` steps ahead, so that after the last step all rows to be forecast are known.
+        """
+        length, horizon, beside = self.config.length, self.config.horizon, self.beside
+        past, future = np.split(values, [len(beside.past)], axis=-1)
+        parts = self._fill(past[:, :length]) if beside.past else []
+        parts += self._fill(future[:, horizon:]) if beside.future else []
+        if beside.calendar and beside.moments is not None:
+            parts.append(times.calendar(beside.moments[rows[:, horizon:]], beside.calendar))
+        return parts
 
 
 def read_csv(name: str, text: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns (values, column names) of a table in memory; see `tables.read`. Raises InputError as it does."""
     table = tables.read(name, tables.opener_of(text), most_rows=text.count("\n") + text.count("\r") + 1)
-    return table.values.astype(np.float64), table.names
+    return np.asarray(table.values, np.float64), table.names

@@ -19,6 +19,7 @@ from selssm_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
+LISTED, ROUNDS = 1 << 24, 6  # examples whose order is listed; of a network that orders more
 WHOLE = "whole"  # every split together: another file than the run's own is evaluated so
 
 
@@ -142,8 +143,37 @@ def shuffled_rows(seed: int, numbers: np.ndarray, count: int) -> np.ndarray:
     rows = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        rows[here] = _order(seed, int(epoch), count)[places[here]]
+        rows[here] = (
+            _order(seed, int(epoch), count)[places[here]]
+            if count <= LISTED
+            else _scatter(seed, int(epoch), places[here], count)
+        )
     return rows
+
+
+def _scatter(seed: int, epoch: int, places: np.ndarray, count: int) -> np.ndarray:
+    """Places in a permutation of numbers that are too many to list: a Feistel network over pairs of half as many bits,
+    gone through again where it leads out of them.
+    """
+    half = np.uint64(-(-(count - 1).bit_length() // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.random.default_rng((seed, epoch)).integers(2**63, size=ROUNDS, dtype=np.uint64)
+    numbers = places.astype(np.uint64)
+    outside = np.ones(len(numbers), bool)
+    while outside.any():
+        left, right = numbers[outside] >> half, numbers[outside] & low
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & low)
+        numbers[outside] = (left << half) | right
+        outside = numbers >= count
+    return numbers.astype(np.int64)
+
+
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 @functools.lru_cache(maxsize=4)

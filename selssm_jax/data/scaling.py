@@ -1,9 +1,11 @@
 """Level and scale of every channel, over arrays of any type and size, in float64."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from selssm_jax.data.mapped import Numbers
 
 BLOCK = 1 << 18  # numbers that are cast at a time
 AT_ONCE = 1 << 20  # the most that are summed in one go
@@ -36,7 +38,7 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 
 
 def moments(
-    values: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None
+    values: Numbers, low: np.ndarray | None = None, high: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean and the standard deviation of every column of (rows, columns), of values cut to [low, high]
     where given.
@@ -53,6 +55,23 @@ def moments(
     mean = sum(part(rows).sum(axis=0) for rows in parts) / len(values)
     square = sum(np.square(part(rows) - mean).sum(axis=0) for rows in parts)
     return np.asarray(mean), np.sqrt(square / len(values))
+
+
+def moments_of_observed(parts: Sequence[Numbers]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation of every column over the rows of several arrays, of the values that
+    are there: not-a-number where a column has none.
+    """
+
+    def average(center: np.ndarray | float, power: int) -> np.ndarray:
+        total = count = np.zeros(parts[0].shape[1])
+        for part in parts:
+            for rows in blocks(*part.shape):
+                wide = part[rows].astype(np.float64) - center
+                total, count = total + np.nansum(wide**power, axis=0), count + (~np.isnan(wide)).sum(axis=0)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    mean = average(0.0, 1)
+    return mean, np.sqrt(average(mean, 2))
 
 
 def robust_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from selssm_jax.config import Data
-from selssm_jax.data import files, forecasting, language, signals, synthetic, tables
+from selssm_jax.data import columns, files, forecasting, language, mapped, signals, synthetic, tables
+from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
+from selssm_jax.errors import InputError
 
 Known = Mapping[str, Any]  # metadata of a training run
 VALIDATION_TAKES = range(5, 10)  # spoken digits: takes 0-4 are the official test, these are held out of training
@@ -71,26 +73,76 @@ def table(config: Data, known: Known) -> Dataset:
 
 
 def csv_file(config: Data, known: Known) -> Dataset:
-    """A CSV of numbers, split 70/10/20 in time; for a run, its columns by name, in the run's order."""
-    file = files.open_own(config.file)
-    gaps = "ignore" if file.sha256 == known.get("sha256") else config.gaps  # as the run was trained on it
-    cells = tables.read(config.file, file.open_text, most_rows=file.newlines + 1, gaps=gaps)
-    if "channels" in known:
-        cells = tables.match_columns(config.file, cells, tuple(known["channels"]))
-    length = (
-        config.length or known.get("task", {}).get("length") or forecasting.lookback(len(cells.values), config.horizon)
-    )
+    """A CSV of numbers, split 70/10/20 in time; for a run, its columns by name, in the run's order.
+
+    Several files, and rows of several names in the column data.series_id, are series of their own, each split so.
+    """
+    own = files.open_each(config.file)
+    sha256 = files.identify(own)
+    # a run's own file is read as it was trained on it
+    gaps = known.get("gaps", "ignore") if sha256 == known.get("sha256") else config.gaps
+    cells, roles = _read_tables(dataclasses.replace(config, gaps=gaps), own, known)
+    begins = (0, *cells.ends[:-1])
+    rows = sorted(last - first for first, last in zip(begins, cells.ends, strict=True))
+    beside = _find_covariates(config, cells, roles, known)
+    fitting = forecasting.lookback(rows[len(rows) // 2], config.horizon)
+    if beside.known_ahead(masked=False):
+        fitting = max(fitting, config.horizon)
+    length = config.length or known.get("task", {}).get("length") or fitting
     config = dataclasses.replace(config, length=length)
     phase, notes = forecasting.phase(cells.clock, known, config.period)
-    info = _describe_own_file(config, file) | ({"clock": list(cells.clock)} if cells.clock else {})
-    dataset = forecasting.dataset(
-        config, cells.values, cells.names, forecasting.share_split(len(cells.values)), known, info, phase=phase
-    )
+    info: dict[str, Any] = {"source": config.source, "file": config.file, "sha256": sha256}
+    info |= ({"clock": list(cells.clock)} if cells.clock else {}) | ({"gaps": gaps} if gaps == "fill" else {})
+    splits = [forecasting.split_series(first, last) for first, last in zip(begins, cells.ends, strict=True)]
+    dataset = forecasting.dataset(config, cells.values, roles.targets, splits, known, info, phase=phase, beside=beside)
     shown = ", ".join(cells.names[:8]) + (", ..." if len(cells.names) > 8 else "")
     kept = f"{config.file}: read and kept {len(cells.values):,} rows of {len(cells.names):,} columns ({shown})"
     return dataclasses.replace(
         dataset, reading="; ".join([kept, *cells.notes, *notes, *([] if cells.notes else ["nothing left out"])])
     )
+
+
+def _read_tables(config: Data, own: Sequence[files.OwnFile], known: Known) -> tuple[tables.Table, columns.Roles]:
+    """The columns of the roles that the config or the run gives them, of all files one after the other."""
+    read: list[tables.Table] = []
+    large = sum(file.size for file in own) > mapped.LARGE
+    root = cache_root(config.cache_dir) / "tables"
+    # what a text's numbers depend on besides its content
+    how = f"{mapped.FORMAT}-{config.missing}-{config.series_id}"
+    folders = [root / hashlib.sha256(f"{file.sha256}-{how}".encode()).hexdigest() if large else None for file in own]
+    for file, folder in zip(own, folders, strict=True):
+        name = config.file if len(own) == 1 else file.path
+        cells = tables.read(
+            name,
+            file.open_text,
+            most_rows=file.newlines + 1,
+            gaps=config.gaps,
+            missing=config.missing,
+            series=config.series_id,
+            folder=folder,
+        )
+        if not read:
+            roles = columns.assign_roles(config, name, cells, known)
+        if "channels" in known or read:
+            cells = columns.match_columns(name, cells, roles.names)
+        else:
+            cells = columns.select_columns(cells, roles.names)
+        columns.check_static(name, cells, config.static)
+        read.append(cells)
+    if len(read) == 1:
+        return read[0], roles
+    how += f"-{config.gaps}-{roles.names}-{files.identify(own)}"
+    joined = root / hashlib.sha256(how.encode()).hexdigest() if large else None
+    return columns.join_tables(config.file, read, joined), roles
+
+
+def _find_covariates(config: Data, cells: tables.Table, roles: columns.Roles, known: Known) -> forecasting.Covariates:
+    calendar = tuple(known.get("covariates", {}).get("calendar", ())) if "channels" in known else config.calendar
+    if calendar and cells.dates is None:
+        raise InputError(
+            f"{config.file} has no column of times, which data.calendar={calendar} needs: add one, or leave it out"
+        )
+    return forecasting.Covariates(roles.past, roles.future, calendar, cells.dates if calendar else None)
 
 
 def spoken_digits(config: Data, known: Known) -> Dataset:

@@ -6,28 +6,31 @@ import csv
 import dataclasses
 import io
 import itertools
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from selssm_jax.data import times
+from selssm_jax.data import mapped, row_order, times
 from selssm_jax.data.scaling import describe_bad_number, find_bad_number
-from selssm_jax.errors import InputError
+from selssm_jax.errors import InputError, suggest
 
 Opener = Callable[[], io.TextIOBase]
 SAMPLE = 100  # rows that the layout is read from
 CELLS = 1 << 14  # read at a time
 MARKS = (";", "\t", "|", ",")  # between cells; a comma stands for decimals too, so it comes last
+VALUES, MOMENTS, SERIES = "values", "moments", "series.npy"  # files of a folder that keeps a large table
 # names of columns that count rows
-COUNTS = {"", "unnamed: 0", "index", "idx", "id", "row", "rows", "no", "nr", "n", "#", "i", "t", "step", "year"}
+COUNTS = {"", "unnamed: 0", "index", "idx", "id", "row", "rows", "no", "nr", "n", "#", "i", "t", "step"} | times.YEARS
 # Digits with a sign, marks of decimals and thousands, and what people write behind a number.
 _NUMBERLIKE = re.compile(
     r"[+-]?[$€£¥]?\s*[+-]?(\d[\d.,'\s]*|[.,]\d+)(e[+-]?\d+)?\s*(%|‰|[$€£¥]|[a-zµ°²³/]{1,5})?", re.IGNORECASE
 )
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*")
+MISSING = {"", "na", "n/a", "nan", "null", "-", "?"}  # words of a cell that has no value
 _UNSIGNED = re.compile(r"\s*\d+\s*")
 _DIGITS = re.compile(r"\s*\d{8}(\d{4}(\d\d)?)?\s*")  # of a date, 20201231
 _GROUP_POINT = r"\d{1,3}(\.\d{3})"
@@ -40,18 +43,27 @@ _COMMA, _POINT = ",", "."
 class Table:
     """Values (rows, columns), the columns' names, whether the file gives them, what was noticed in reading, as words.
 
-    `clock` is the time of the first row and the usual step, in microseconds, where dates tell. `moments` are the
-    times of all rows, in microseconds where `unit` is "date", and `when` is the name of their column.
+    `clock` is the time of the first row and the usual step, in microseconds, where times tell. `moments` are the times
+    of all rows, in microseconds where `unit` is "date", and `when` is the name of their column. `ends` are the rows
+    after the last of every series. Values that are missing are not-a-number.
     """
 
-    values: np.ndarray
+    values: mapped.Numbers
     names: tuple[str, ...]
     named: bool
     notes: tuple[str, ...] = ()
     clock: tuple[float, float] | None = None
-    moments: np.ndarray | None = None
+    moments: mapped.Numbers | None = None
     unit: str = ""
     when: str = ""
+    ends: tuple[int, ...] = ()
+
+    @property
+    def dates(self) -> mapped.Numbers | None:
+        """The times of all rows in microseconds since 1970, None where they are not told."""
+        if self.moments is None or self.unit == "date":
+            return self.moments
+        return times.to_dates(self.when, self.moments[:]) if self.unit == "time" else None
 
 
 class _Layout(NamedTuple):
@@ -63,9 +75,19 @@ class _Layout(NamedTuple):
     numbers: tuple[int, ...]  # columns that hold numbers
     times: tuple[int, ...]  # columns whose words are dates; with two, the second is the time of day
     labels: tuple[int, ...]  # a column of other words
+    series: int  # the column that tells which series a row is of, -1: the table is one
 
 
-def read(name: str, opener: Opener, *, most_rows: int, gaps: str = "refuse") -> Table:
+def read(
+    name: str,
+    opener: Opener,
+    *,
+    most_rows: int,
+    gaps: str = "refuse",
+    missing: str = "refuse",
+    series: str = "",
+    folder: pathlib.Path | None = None,
+) -> Table:
     """Returns the table that a text holds: one row a time step, one column a channel.
 
     Commas, semicolons, tabs or bars between cells, a line of names, decimal commas and marks between thousands are told
@@ -77,21 +99,97 @@ def read(name: str, opener: Opener, *, most_rows: int, gaps: str = "refuse") -> 
       opener: opens the text at its beginning; it is read in pieces, once or twice.
       most_rows: about the number of rows, for which memory is set aside.
       gaps: "refuse" raises where a time is missing or there twice, "ignore" takes such rows as if each followed the one
-        before.
+        before, "fill" puts in rows without values, and of those of one time takes the last.
+      missing: "refuse" raises at a cell without a value, "mask" takes it for not-a-number.
+      series: the column that tells which series a row is of; its rows then stand together, in order of time.
+      folder: where to keep the numbers of a text of this content that is too large for memory, or where they are.
 
     Raises:
       InputError: for an empty table, a ragged row, a cell that is no finite number, and for whatever could be read in
         two ways.
     """
-    layout = _layout(name, opener)
+    layout, masked = _layout(name, opener, series), missing == "mask"
+    if folder is None:
+        content = _parse(name, opener, layout, masked, lambda: _Growing(most_rows, len(layout.numbers)), times.Dates())
+    else:
+        content = _recall(folder, layout, lambda place: _parse_into(place, name, opener, layout, masked))
+    return _in_time(name, layout, content, gaps, masked=masked)
+
+
+class _Content(NamedTuple):
+    """What the rows of a text hold, as they come.
+
+    Attributes:
+      values: (rows, numbers). moments, unit: the times that words tell, as `_Words.order` has them.
+      series: the rows of each. decimal: the mark of decimals.
+    """
+
+    values: Any
+    moments: Any
+    unit: str
+    series: list[row_order.Series]
+    decimal: str
+
+
+def _parse(
+    name: str, opener: Opener, layout: _Layout, masked: bool, sink: Callable[[], "_Sink"], dates: times.Dates
+) -> _Content:
+    """Reads all rows, once more where a comma in a number is found to be of decimals; values go to a `sink`."""
     decimal = _POINT
     try:
-        values, words = _read(name, opener, layout, most_rows, decimal)
+        values, words = _read(name, opener, layout, sink(), _Words(layout, dates), _Style(decimal, masked))
     except _Commas:
         decimal = _decimal_mark(name, opener, layout)
-        values, words = _read(name, opener, layout, most_rows, decimal)
-    notes = ["decimal commas"] if decimal == _COMMA else []
-    return _in_time(name, layout, values, words, notes, gaps)
+        words = _Words(layout, dates.anew())
+        values, words = _read(name, opener, layout, sink(), words, _Style(decimal, masked))
+    series = words.series()
+    moments, unit = words.order(name, series[0].rows) if (*layout.times, *layout.labels) else (None, "")
+    return _Content(values, moments, unit, series, decimal)
+
+
+def _parse_into(folder: pathlib.Path, name: str, opener: Opener, layout: _Layout, masked: bool) -> dict[str, Any]:
+    """Reads all rows into files of a folder, and returns what `_recall` needs besides."""
+    width = len(layout.numbers)
+    sink = lambda: mapped.Writer(folder / VALUES, width, np.float64)  # noqa: E731
+    dates = times.Dates(lambda order: mapped.Writer(folder / order, 0, np.int64))
+    content = _parse(name, opener, layout, masked, sink, dates)
+    kind = None if content.moments is None else content.moments.dtype.str
+    if content.moments is not None:
+        moments = mapped.Writer(folder / MOMENTS, 0, kind)
+        for block in mapped.blocks(content.moments):
+            moments.append(block)
+    for order in times.ORDERS:
+        (folder / order).unlink(missing_ok=True)
+    rows = [part.rows for part in content.series if isinstance(part.rows, np.ndarray)]
+    if rows:
+        np.save(folder / SERIES, np.concatenate(rows), allow_pickle=False)
+    return {
+        "format": mapped.FORMAT,
+        "columns": width,
+        "moments": kind,
+        "unit": content.unit,
+        "decimal": content.decimal,
+        "series": [[part.name, len(each)] for part, each in zip(content.series, rows, strict=False)],
+    }
+
+
+def _recall(folder: pathlib.Path, layout: _Layout, make: Callable[[pathlib.Path], dict[str, Any]]) -> _Content:
+    """What a folder holds, which is made where it is not there."""
+    about = mapped.keep(folder, make)
+    values = mapped.Mapped(folder / VALUES, about["columns"], np.float64)
+    moments = mapped.Mapped(folder / MOMENTS, 0, about["moments"]) if about["moments"] else None
+    series = [row_order.Series("", slice(None))]
+    if about["series"]:
+        rows = np.split(np.load(folder / SERIES), np.cumsum([count for _, count in about["series"]])[:-1])
+        series = [row_order.Series(label, part) for (label, _), part in zip(about["series"], rows, strict=True)]
+    return _Content(values, moments, about["unit"], series, about["decimal"])
+
+
+class _Style(NamedTuple):
+    """How numbers are written: the mark of decimals, and whether a cell may have none."""
+
+    decimal: str
+    masked: bool
 
 
 class _Commas(Exception):
@@ -101,7 +199,7 @@ class _Commas(Exception):
 # The layout, from the first rows.
 
 
-def _layout(name: str, opener: Opener) -> _Layout:
+def _layout(name: str, opener: Opener, series: str) -> _Layout:
     with opener() as text:
         lines = [line for line in itertools.islice(text, 4 * SAMPLE) if line.strip(" \t\r\n,;")][: SAMPLE + 1]
     mark = _mark(lines)
@@ -112,14 +210,18 @@ def _layout(name: str, opener: Opener) -> _Layout:
     body = rows[1:] if named else rows
     if not body:
         raise InputError(f"{name} has no numbers below its header: give one row a time step and one column a channel")
-    if not named and mark == _COMMA:
+    if not named and mark == _COMMA and not times.days([row[0] for row in rows]):
         _refuse_split_decimals(name, rows)
     width = len(rows[0])
     names = tuple(cell.strip() for cell in rows[0]) if named else tuple(f"column {index + 1}" for index in range(width))
     twice = [label for label, count in Counter(names).items() if count > 1 and label]
     if twice:
         raise InputError(f"{name} names {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
-    return _Layout(mark, names, named, *_kinds([row for row in body if len(row) == width], names))
+    if series and series not in names:
+        raise InputError(f"{name} has no column data.series_id={series!r}: {suggest(series, names)}")
+    column = names.index(series) if series else -1
+    body = [row for row in body if len(row) == width]
+    return _Layout(mark, names, named, *_kinds(body, names, named=named, but=column), column)
 
 
 def _mark(lines: list[str]) -> str:
@@ -198,16 +300,20 @@ def _refuse_split_decimals(name: str, rows: list[list[str]]) -> None:
         )
 
 
-def _kinds(body: list[list[str]], names: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _kinds(
+    body: list[list[str]], names: tuple[str, ...], *, named: bool, but: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Columns of numbers, of dates, and of labels, by the cells of the first rows; words in other columns are refused
-    where they are read.
+    where they are read. `but`: a column that is none of these.
     """
     width = len(names)
-    words = [index for index in range(width) if width > 1 and body and not any(_numeric(row[index]) for row in body)]
+    columns = [index for index in range(width) if index != but]
+    words = [index for index in columns if width > 1 and body and not any(_numeric(row[index]) for row in body)]
     compact = [
         index
-        for index in range(width)
-        if times.speaks_of_time(names[index]) and all(_DIGITS.fullmatch(row[index]) for row in body)
+        for index in columns
+        if all(_DIGITS.fullmatch(row[index]) for row in body)
+        and (times.speaks_of_time(names[index]) or (index == 0 and not named and times.days([row[0] for row in body])))
     ]
     dates = [
         index
@@ -223,9 +329,12 @@ def _kinds(body: list[list[str]], names: tuple[str, ...]) -> tuple[tuple[int, ..
     labels = [
         index
         for index in words
-        if index == 0 and not dates and not any(_NUMBERLIKE.fullmatch(row[0].strip()) for row in body)
+        if index == columns[0]
+        and not dates
+        and not any(_NUMBERLIKE.fullmatch(row[index].strip()) for row in body)
+        and not all(_is_missing(row[index]) for row in body)
     ]
-    return tuple(index for index in range(width) if index not in (*dates, *labels)), tuple(dates), tuple(labels)
+    return tuple(index for index in columns if index not in (*dates, *labels)), tuple(dates), tuple(labels)
 
 
 def _numeric(cell: str) -> bool:
@@ -246,6 +355,15 @@ def _number(cell: str) -> float | None:
 # The cells.
 
 
+@runtime_checkable
+class _Sink(Protocol):
+    """What blocks of rows are added to, and all of them then read from."""
+
+    def append(self, block: np.ndarray) -> None: ...
+
+    def array(self) -> Any: ...
+
+
 class _Growing:
     """Rows in float32 for as long as that loses nothing, else in float64: whole numbers of few digits then take no more
     room than their text.
@@ -260,7 +378,7 @@ class _Growing:
         self._values = _with_room(self._values, self._count + len(block))
         with np.errstate(over="ignore"):
             narrow = block.astype(np.float32)
-        if self._values.dtype == np.float32 and not np.array_equal(narrow, block):
+        if self._values.dtype == np.float32 and not np.array_equal(narrow, block, equal_nan=True):
             wide = np.empty(self._values.shape, np.float64)
             wide[: self._count] = self._values[: self._count]
             self._values = wide
@@ -284,14 +402,19 @@ def _with_room(rows: np.ndarray, count: int) -> np.ndarray:
 class _Words:
     """What the words of rows say of their order: dates, or labels that end with numbers."""
 
-    def __init__(self, layout: _Layout) -> None:
-        self._layout, self.dates = layout, times.Dates()
+    def __init__(self, layout: _Layout, dates: times.Dates) -> None:
+        self._layout, self.dates = layout, dates
         self._labels: list[tuple[np.ndarray, np.ndarray]] = []
+        self._ids: dict[str, int] = {}
+        self._codes: list[np.ndarray] = []
 
     def append(self, name: str, block: list[tuple[int, list[str]]]) -> None:
         """Adds rows. Raises InputError for a cell that is no date among dates."""
         if self._layout.times:
             self.dates.append(np.array([self._date(name, line, row) for line, row in block], np.int64))
+        if (place := self._layout.series) >= 0:
+            codes = [self._ids.setdefault(row[place].strip(), len(self._ids)) for _, row in block]
+            self._codes.append(np.array(codes, np.int32))
         for column in self._layout.labels:
             cells = [row[column].strip() for _, row in block]
             ends = [re.search(r"\d+$", cell) for cell in cells]
@@ -299,8 +422,18 @@ class _Words:
                 (np.array([hash(cell) for cell in cells]), np.array([float(end[0]) if end else np.nan for end in ends]))
             )
 
-    def order(self, name: str) -> tuple[np.ndarray | None, str]:
+    def series(self) -> list[row_order.Series]:
+        """Returns the series, in the order in which they come first, and the rows of each."""
+        if not self._codes:
+            return [row_order.Series("", slice(None))]
+        codes = np.concatenate(self._codes)
+        rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        return [row_order.Series(label, part) for label, part in zip(self._ids, rows, strict=True)]
+
+    def order(self, name: str, rows: slice | np.ndarray) -> tuple[Any, str]:
         """Returns times and "date", or numbers that order the rows, None where words do not, and "label".
+
+        Whether 3/4 is in March is told by `rows`, those of one series.
 
         Raises InputError for a label that more than one row has, and for dates that cannot be told.
         """
@@ -315,9 +448,10 @@ class _Words:
                     "step, without columns of words"
                 )
             return (ends if np.isfinite(ends).all() else None), "label"
-        if (moments := self.dates.moments()) is not None:
+        if (moments := self.dates.moments(rows)) is not None:
             return moments, "date"
-        if not (sign := self.dates.one_way()):
+        sign = self.dates.one_way() if isinstance(rows, slice) else 0
+        if not sign:
             raise InputError(
                 f"{name}: the dates of column {column!r} follow no one order of day, month and year: sort the rows, "
                 "and write 2020-12-31 23:59"
@@ -335,9 +469,10 @@ class _Words:
         return fields
 
 
-def _read(name: str, opener: Opener, layout: _Layout, most_rows: int, decimal: str) -> tuple[np.ndarray, _Words]:
+def _read(
+    name: str, opener: Opener, layout: _Layout, values: "_Sink", words: _Words, style: _Style
+) -> tuple[Any, _Words]:
     """Values of the columns of numbers, and of every row its date, as `times.fields` has it, or its label."""
-    values, words = _Growing(most_rows, len(layout.numbers)), _Words(layout)
     rows = itertools.islice(_rows(name, opener, layout.mark), int(layout.named), None)
     size = max(CELLS // len(layout.names), 1)
     while block := list(itertools.islice(rows, size)):
@@ -347,29 +482,42 @@ def _read(name: str, opener: Opener, layout: _Layout, most_rows: int, decimal: s
                     f"{name} line {line} has {len(row)} cells, its first line has {len(layout.names)}: every row needs "
                     "the same columns"
                 )
-        values.append(_values(name, block, layout.numbers, decimal))
+        values.append(_values(name, block, layout.numbers, style))
         words.append(name, block)
     return values.array(), words
 
 
-def _values(name: str, block: list[tuple[int, list[str]]], columns: tuple[int, ...], decimal: str) -> np.ndarray:
+def _values(name: str, block: list[tuple[int, list[str]]], columns: tuple[int, ...], style: _Style) -> np.ndarray:
     cells = [[row[column] for column in columns] for _, row in block]
-    if decimal == _COMMA:
+    if style.decimal == _COMMA:
         cells = [[_with_point(cell) for cell in row] for row in cells]
     try:
         values = np.array(cells, np.float64)
     except ValueError:
-        values = np.array([[_plain(cell, decimal) for cell in row] for row in cells], np.float64)
+        values = np.array([[_plain(cell, style.decimal) for cell in row] for row in cells], np.float64)
     bad = find_bad_number(values)
+    if bad is not None and style.masked:
+        bad = find_bad_number(np.where([[_is_missing(cell) for cell in row] for row in cells], 0.0, values))
     if bad is not None:
         line, row = block[bad[0]]
-        column = columns[bad[1]]
-        unit = np.isnan(values[bad]) and _NUMBERLIKE.fullmatch(row[column].strip())
         raise InputError(
-            f"{name} line {line} column {column + 1} holds {row[column]!r}, {describe_bad_number(float(values[bad]))}"
-            + (", and write numbers without units" if unit else "")
+            f"{name} line {line} column {columns[bad[1]] + 1} holds "
+            + _describe_bad_cell(row[columns[bad[1]]], float(values[bad]))
         )
     return values
+
+
+def _describe_bad_cell(cell: str, value: float) -> str:
+    """What a cell holds, what is expected, and how to mend it."""
+    words = f"{cell!r}, {describe_bad_number(value)}"
+    if _is_missing(cell):
+        return words + ", or train with data.missing='mask', which takes it for a value that is missing"
+    unit = np.isnan(value) and _NUMBERLIKE.fullmatch(cell.strip())
+    return words + (", and write numbers without units" if unit else "")
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.strip().lower() in MISSING
 
 
 def _plain(cell: str, decimal: str) -> float:
@@ -440,33 +588,31 @@ def _meaning(text: str) -> str | None:
 # Rows in time.
 
 
-def _in_time(name: str, layout: _Layout, values: np.ndarray, words: _Words, notes: list[str], gaps: str) -> Table:
-    """The table with its rows in order of time, less the columns that tell when or which row."""
+def _in_time(name: str, layout: _Layout, content: _Content, gaps: str, *, masked: bool) -> Table:
+    """The table with its rows in order of time, series after series, less the columns that tell when or which row."""
+    values, moments, unit, series, decimal = content
+    notes = ["decimal commas"] if decimal == _COMMA else []
     names = [layout.names[column] for column in layout.numbers]
     left_out = [layout.names[column] for column in (*layout.times, *layout.labels)]
     if not names:
         raise InputError(f"{name} has no column of numbers besides {left_out[0]!r}: give one column for each channel")
-    moments, unit = words.order(name) if left_out else (None, "")
     if not left_out:
-        place, unit = _find_counter(name, names, layout.named, values)
+        place, unit = _find_counter(name, names, layout.named, mapped.view(values, series[0].rows))
         if unit:
             left_out, moments = [names.pop(place)], values[:, place].copy()
-            values = values[:, 1:] if place == 0 else np.delete(values, place, axis=1)
+            values = mapped.select(values, [other for other in range(len(names) + 1) if other != place])
     _check_names(name, names, layout.named)
     if left_out:
         notes.append(f"left out {' and '.join(map(repr, left_out))} ({_UNITS[unit]})")
-    if moments is not None and times.newest_first(moments):
-        values, moments = values[::-1], moments[::-1]
-        notes.append("newest first, turned round")
+    values, moments, ends = row_order.arrange(name, series, values, moments, unit, gaps, notes)
+    if absent := sum(int(np.isnan(block).sum()) for block in mapped.blocks(values)) if masked else 0:
+        notes.append(f"values missing, masked: {absent:,}")
+    if len(series) > 1:
+        notes.append(f"{len(series):,} series, told by {layout.names[layout.series]!r}")
+    table = Table(values, tuple(names), layout.named, ends=ends)
     if moments is not None and unit != "label":
-        _check_steps(name, moments, unit, notes, gaps)
-    clock = (
-        (float(moments[0]), float(np.median(np.diff(moments))))
-        if moments is not None and unit == "date" and len(moments) > 1
-        else None
-    )
-    timed = (moments, unit, left_out[0]) if moments is not None and unit != "label" else ()
-    return Table(values, tuple(names), layout.named, tuple(notes), clock, *timed)
+        table = dataclasses.replace(table, moments=moments, unit=unit, when=left_out[0])
+    return dataclasses.replace(table, notes=tuple(notes), clock=row_order.clock(name, table.dates, ends, gaps))
 
 
 _UNITS = {"date": "times", "time": "times", "label": "labels", "row": "row numbers"}
@@ -481,18 +627,21 @@ def _check_names(name: str, names: list[str], named: bool) -> None:
             )
 
 
-def _find_counter(name: str, names: list[str], named: bool, values: np.ndarray) -> tuple[int, str]:
+def _find_counter(name: str, names: list[str], named: bool, values: Any) -> tuple[int, str]:
     """The column of numbers that tells the time ("time") or the row ("row"), if there is one, else ""."""
+    begin = values[:SAMPLE]  # what its first rows are not, a column is not
     for place, label in enumerate(names if len(values) > 1 else []):
-        column = values[:, place]
-        if times.epoch(column) and (
-            times.speaks_of_time(label) or (place == 0 and (not named or label.lower() in COUNTS))
-        ):
+        speaks = times.speaks_of_time(label) or (place == 0 and (not named or label.lower() in COUNTS))
+        if speaks and times.epoch(begin[:, place]) and times.epoch(values[:, place]):
             return place, "time"
-    first, steps = names[0].lower(), np.diff(values[:, 0])
-    if len(names) < 2 or not len(steps) or not named:
+        years = named and place == 0 and len(names) > 1 and times.years(label, begin[:, 0])
+        if years and times.years(label, values[:, 0]):
+            return 0, "time"
+    first = names[0].lower()
+    if len(names) < 2 or len(values) < 2 or not named or not (times.speaks_of_time(first) or first in COUNTS):
         return 0, ""
-    one_way = bool((steps > 0).all() or (steps < 0).all())
+    column = values[:, 0]
+    steps = np.diff(column)
     if times.speaks_of_time(first):
         if not (steps >= 0).all() and not (steps <= 0).all():
             raise InputError(
@@ -500,57 +649,8 @@ def _find_counter(name: str, names: list[str], named: bool, values: np.ndarray) 
                 "it another name"
             )
         return 0, "time"
-    if first in COUNTS and (values[:, 0] == np.round(values[:, 0])).all() and (one_way or first in ("", "unnamed: 0")):
-        return 0, "row"
-    return 0, ""
-
-
-def _check_steps(name: str, moments: np.ndarray, unit: str, notes: list[str], gaps: str) -> None:
-    place = times.irregular(moments)
-    if place is None:
-        return
-    before, after = (times.format_time(float(moments[row]), unit) for row in (place - 1, place))
-    step = "comes twice" if before == after else f"is followed by {after}, which is not the step of the other rows"
-    if gaps == "refuse":
-        raise InputError(
-            f"{name}: {before} {step}: fill what is missing and keep one row a time, or set data.gaps='ignore' to take "
-            "each row as following the one before"
-        )
-    notes.append(f"irregular times ignored, the first after {before}")
-
-
-def match_columns(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
-    """Returns the columns that a run was trained on, by their names, in its order; by place where the run's columns
-    have none.
-
-    Raises InputError where a column is missing, or has no name to be told by.
-    """
-    if table.named and set(wanted) <= set(table.names):
-        rest = [label for label in table.names if label not in wanted]
-        order = [table.names.index(label) for label in wanted]
-        notes = [f"left out {', '.join(map(repr, rest))} (not of the run)"] if rest else []
-        values = table.values if order == list(range(len(table.names))) else table.values[:, order]
-        return dataclasses.replace(table, values=values, names=wanted, notes=(*table.notes, *notes))
-    unnamed = all(re.fullmatch(r"(column|channel) \d+", label) for label in wanted)
-    if len(table.names) != len(wanted) and (unnamed or not table.named):
-        raise InputError(
-            f"{name} has {len(table.names)} channels, the run was trained on {len(wanted)}: give a table with the same "
-            "columns"
-        )
-    if unnamed:
-        return dataclasses.replace(
-            table, names=wanted, notes=(*table.notes, "columns by place: the run's have no names")
-        )
-    if not table.named:
-        raise InputError(
-            f"{name} has no line of names, by which the run tells its columns: put {','.join(wanted)} above the "
-            "numbers, in the table's order"
-        )
-    missing = ", ".join(repr(label) for label in wanted if label not in table.names)
-    raise InputError(
-        f"{name} lacks {missing}, which the run was trained on, and has {', '.join(map(repr, table.names))}: add or "
-        "rename the columns"
-    )
+    one_way = bool((steps > 0).all() or (steps < 0).all())
+    return 0, "row" if (column == np.round(column)).all() and (one_way or first in ("", "unnamed: 0")) else ""
 
 
 def opener_of(text: str) -> Opener:

@@ -1,6 +1,8 @@
 """The times of a table's rows: read from the forms that people write, and checked for order, gaps and doubled rows."""
 
 import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +16,7 @@ _ZONE = re.compile(r"(?<=\d)\s*(?:z|utc|gmt|([+-])(\d\d):?(\d\d))$")
 _ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ t](\d\d):(\d\d)(?::(\d\d))?)?")
 _COMPACT = re.compile(r"^(\d{4})(\d\d)(\d\d)(?:[t ]?(\d\d)(\d\d)(\d\d)?)?$")
 _NOON = re.compile(r"\s*([ap])\.?m\.?$")
-_ORDERS = {"ymd": (0, 1, 2), "dmy": (2, 1, 0), "mdy": (2, 0, 1)}  # places of year, month and day
+ORDERS = {"ymd": (0, 1, 2), "dmy": (2, 1, 0), "mdy": (2, 0, 1)}  # places of year, month and day
 _FIELDS = 8  # three of the date, hour, minute, second, microsecond, and minutes of the zone
 _WORDS = {
     "date",
@@ -55,7 +57,12 @@ _BESIDE = {
     "1970",
 }
 SHORTEST_MONTH = 28 * 86_400_000_000  # microseconds
+YEARS = {"year", "years", "yr", "jahr", "année", "annee", "año", "ano", "anno", "год", "年"}
 TOLERANCE = 0.5  # a step shorter than half the usual one, or longer than one and a half, is no step of the same kind
+
+
+AT_ONCE = 1 << 20  # times that are looked at together
+UNEVEN = 0.25  # of the usual step, by which one may miss a multiple of it where rows are put in
 
 
 def fields(cell: str) -> tuple[int, ...] | None:
@@ -85,6 +92,14 @@ def fields(cell: str) -> tuple[int, ...] | None:
     return (*date, *clock, micro, shift)
 
 
+def days(cells: list[str]) -> bool:
+    """Whether whole numbers without a name are days, 20201231, of two centuries, one after or before the other."""
+    numbers = np.array([int(cell) for cell in cells if len(cell.strip()) == 8])
+    year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
+    valid = (year >= 1900) & (year < 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    return len(numbers) == len(cells) > 2 and bool(valid.all()) and _one_way(np.diff(numbers))
+
+
 def _cut(text: str, pattern: re.Pattern[str]) -> tuple[str, re.Match[str] | None]:
     match = pattern.search(text)
     return (text[: match.start()], match) if match else (text, None)
@@ -96,39 +111,62 @@ class Dates:
     Times are microseconds since 1970, int64.
     """
 
-    def __init__(self) -> None:
-        self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in _ORDERS}
+    def __init__(self, column: Callable[[str], Any] | None = None) -> None:
+        """`column` gives, for the name of an order, what its times are added to and read from: of arrays where there is
+        none.
+        """
+        self._column = column or (lambda order: _Column())
+        self._orders = {name: self._column(name) for name in ORDERS}
         self._last = np.zeros((1, _FIELDS), np.int64)
         self._signs: list[np.ndarray] = []
 
+    def anew(self) -> "Dates":
+        """Returns one of no rows that keeps its times in the same way."""
+        return Dates(self._column)
+
     def append(self, parts: np.ndarray) -> None:
         """Adds rows of `fields`, (rows, 8)."""
-        for name in tuple(self._blocks):
-            block = _in_order(parts, _ORDERS[name])
+        for name in tuple(self._orders):
+            block = _in_order(parts, ORDERS[name])
             if block is None:
-                del self._blocks[name]
+                del self._orders[name]
             else:
-                self._blocks[name].append(block)
+                self._orders[name].append(block)
         steps = np.diff(np.concatenate([self._last, parts]), axis=0)
         self._signs.append(np.sign(steps[np.arange(len(steps)), (steps != 0).argmax(axis=1)]).astype(np.int8))
         self._last = parts[-1:]
 
-    def moments(self) -> np.ndarray | None:
+    def moments(self, rows: slice | np.ndarray = slice(None)) -> Any:
         """Returns the times; None where rows are no dates in any one order.
 
-        Where 3/4 and 4/3 are both dates throughout, the order in which the rows rise or fall by even steps is taken.
+        Where 3/4 and 4/3 are both dates throughout, the order is taken in which these rows rise or fall by even steps.
         """
-        columns = [np.concatenate(self._blocks.pop(name)) for name in tuple(self._blocks)]
+        columns = [self._orders.pop(name).array() for name in tuple(self._orders)]
         rising = (
-            [times for times in columns if len(times) < 2 or _one_way(np.diff(times))] if len(columns) > 1 else columns
+            [times for times in columns if len(times[rows]) < 2 or _one_way(np.diff(times[rows]))]
+            if len(columns) > 1
+            else columns
         )
-        even = [times for times in rising if irregular(times) is None] if len(rising) > 1 else rising
+        even = [times for times in rising if irregular(times[rows]) is None] if len(rising) > 1 else rising
         return next(iter(even or rising or columns), None)
 
     def one_way(self) -> int:
         """Returns 1 where the numbers as written rise from row to row, -1 where they fall, 0 for anything else."""
         signs = np.concatenate(self._signs)[1:]
         return int(signs[0]) if signs.size and (signs == signs[0]).all() else 0
+
+
+class _Column:
+    """Times in memory."""
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+
+    def append(self, block: np.ndarray) -> None:
+        self._blocks.append(block)
+
+    def array(self) -> np.ndarray:
+        return np.concatenate(self._blocks)
 
 
 def _in_order(parts: np.ndarray, order: tuple[int, int, int]) -> np.ndarray | None:
@@ -157,26 +195,39 @@ def _one_way(steps: np.ndarray) -> bool:
     return bool((steps >= 0).all() or (steps <= 0).all())
 
 
-def newest_first(times: np.ndarray) -> bool:
+def newest_first(times: Any) -> bool:
     """Whether rows go back in time, all but a few that are out of order."""
-    steps = np.diff(times)
-    return bool((steps < 0).sum() > (steps > 0).sum())
+    back, on = (sum(int((sign * steps > 0).sum()) for steps in _steps(times)) for sign in (-1, 1))
+    return back > on
 
 
-def irregular(times: np.ndarray) -> int | None:
+def usual_step(times: Any) -> float:
+    """Returns the median step, of many times that of the first."""
+    return float(np.median(next(_steps(times))))
+
+
+def _steps(times: Any) -> Iterator[np.ndarray]:
+    """The steps from row to row, many at a time; times are an array, or read like one."""
+    for first in range(0, max(len(times) - 1, 1), AT_ONCE):
+        yield np.diff(times[first : first + AT_ONCE + 1])
+
+
+def irregular(times: Any) -> int | None:
     """Returns the first row that does not follow the one before it by the usual step, None where all do.
 
     Regular are equal steps, up to half of one; months, quarters and years; working days.
     """
     if len(times) < 3:
-        late = np.flatnonzero(np.diff(times) <= 0)
+        late = np.flatnonzero(np.diff(times[:]) <= 0)
         return int(late[0]) + 1 if late.size else None
-    steps = np.diff(times)
-    usual = np.median(steps)
-    wrong = (steps <= 0) | (np.abs(steps - usual) > TOLERANCE * abs(usual))
-    if not wrong.any() or ((steps > 0).all() and _in_calendar(times)):
-        return None
-    return int(np.argmax(wrong)) + 1
+    usual, before, rising = usual_step(times), 0, True
+    place = None
+    for steps in _steps(times):
+        wrong = (steps <= 0) | (np.abs(steps - usual) > TOLERANCE * abs(usual))
+        place = before + int(np.argmax(wrong)) + 1 if place is None and wrong.any() else place
+        before, rising = before + len(steps), rising and bool((steps > 0).all())
+    # no calendar has so many months or working days
+    return None if place is None or (rising and len(times) <= AT_ONCE and _in_calendar(times[:])) else place
 
 
 def continue_times(times: np.ndarray, count: int, unit: str) -> np.ndarray:
@@ -216,9 +267,15 @@ def _in_calendar(times: np.ndarray) -> bool:
 
 
 def _in_months(times: np.ndarray) -> bool:
-    apart, days = _months_apart(times), _days(times)
+    apart = _months_apart(times)
+    return bool(apart[0] > 0 and (apart == apart[0]).all() and _are_alike(times))
+
+
+def _are_alike(times: np.ndarray) -> bool:
+    """Whether all are on one day of their months, or on the last."""
+    days = _days(times)
     place = days - days.astype("datetime64[M]").astype("datetime64[D]")
-    return bool(apart[0] > 0 and (apart == apart[0]).all() and ((place == place[0]).all() or _are_last(times)))
+    return bool((place == place[0]).all()) or _are_last(times)
 
 
 def _months_apart(times: np.ndarray) -> np.ndarray:
@@ -235,6 +292,75 @@ def _days(times: np.ndarray) -> np.ndarray:
     return times.astype("datetime64[us]").astype("datetime64[D]")
 
 
+class Grid(NamedTuple):
+    """Where rows stand on a regular grid of times, from 0, and the times of all its places."""
+
+    places: np.ndarray
+    times: np.ndarray
+
+
+def grid(times: np.ndarray, *, dates: bool) -> Grid:
+    """Returns the grid that rising times lie on, all but those that are missing: of months, working days or equal
+    steps. A place is -1 behind a step that is no multiple of the usual one, or less than half of it.
+    """
+    if len(times) < 2:
+        return Grid(np.zeros(len(times), np.int64), times)
+    if dates and (calendar := _calendar_grid(times.astype("datetime64[us]"))):
+        return calendar
+    steps = np.diff(times)
+    share = steps / _lower_median(steps)
+    counts = np.floor(share + 0.5).astype(np.int64)
+    places = np.append(0, np.cumsum(counts))
+    places[1:][(counts < 1) | (np.abs(share - counts) > UNEVEN)] = -1
+    return Grid(places, np.interp(np.arange(places.max() + 1), places, times).astype(times.dtype))
+
+
+def _lower_median(steps: np.ndarray) -> float:
+    """A step that there is: the larger half of all is at least as long."""
+    return float(np.quantile(steps, 0.5, method="lower"))
+
+
+def _calendar_grid(stamps: np.ndarray) -> Grid | None:
+    """Of rows on one day of the month or its last, and of rows on working days alone, over a weekend at least."""
+    days = stamps.astype("datetime64[D]")
+    clocks, steps = stamps - days, np.diff(days).astype(np.int64)
+    if (clocks != clocks[0]).any():
+        return None
+    if _lower_median(steps) >= 28 and _are_alike(stamps):
+        months = days.astype("datetime64[M]")
+        places = (months - months[0]).astype(np.int64)
+        places //= max(int(np.gcd.reduce(np.diff(places))), 1)
+        every = months[0] + np.arange(places[-1] + 1) * ((months[-1] - months[0]) // max(places[-1], 1))
+        first = (days - months.astype("datetime64[D]")).max()
+        ends = (every + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+        whole = np.minimum(every.astype("datetime64[D]") + first, ends)
+    elif _lower_median(steps) == 1 and steps.sum() > 6 and np.is_busday(days).all():
+        places = np.busday_count(days[0], days)
+        whole = np.busday_offset(days[0], np.arange(places[-1] + 1))
+    else:
+        return None
+    return Grid(places, (whole + clocks[0]).astype(np.int64))
+
+
+def calendar(moments: np.ndarray, features: tuple[str, ...]) -> np.ndarray:
+    """Returns sine and cosine of the place in the hour, the day, the week, the month or the year, (..., 2 features)."""
+    stamps = np.asarray(moments).astype(np.int64).astype("datetime64[us]")
+    days, months = stamps.astype("datetime64[D]"), stamps.astype("datetime64[M]")
+    hours = (stamps - days) / np.timedelta64(1, "h")
+    day = (days - months.astype("datetime64[D]")).astype(np.int64)
+    yearday = (days - days.astype("datetime64[Y]").astype("datetime64[D]")).astype(np.int64)
+    shares = {
+        "minute": hours % 1,
+        "hour": hours / 24,
+        "weekday": (days.astype(np.int64) + 3) % 7 / 7,  # 1970 began on a Thursday
+        "day": day / 31,
+        "yearday": yearday / 366,
+        "month": months.astype(np.int64) % 12 / 12,
+    }
+    angles = np.stack([2 * np.pi * shares[feature] for feature in features], axis=-1)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+
+
 def format_time(time: float, unit: str) -> str:
     """Returns a time as words: of microseconds a date, of anything else the number itself."""
     if unit != "date":
@@ -246,11 +372,37 @@ def epoch(values: np.ndarray) -> bool:
     """Whether whole numbers are seconds, or thousandths, millionths or billionths of them, since 1970, from 1973 to
     2100, in rising or falling order.
     """
-    low, high = values.min(), values.max()
-    scale = next((scale for scale in (1.0, 1e3, 1e6, 1e9) if 1e8 * scale <= low and high <= 4.1e9 * scale), None)
     return (
-        scale is not None and bool((values == np.round(values)).all()) and len(values) > 1 and _one_way(np.diff(values))
+        _ticks(values) is not None
+        and bool((values == np.round(values)).all())
+        and len(values) > 1
+        and _one_way(np.diff(values))
     )
+
+
+def _ticks(values: np.ndarray) -> float | None:
+    """How many parts of a second numbers count, by their size."""
+    low, high = values.min(), values.max()
+    return next((scale for scale in (1.0, 1e3, 1e6, 1e9) if 1e8 * scale <= low and high <= 4.1e9 * scale), None)
+
+
+def years(name: str, values: np.ndarray) -> bool:
+    """Whether whole numbers in a column of that name are years, in rising or falling order."""
+    return (
+        name.strip().lower() in YEARS
+        and len(values) > 1
+        and bool((values == np.round(values)).all() and values.min() >= 1000 and values.max() <= 2999)
+        and _one_way(np.diff(values))
+    )
+
+
+def to_dates(name: str, values: np.ndarray) -> np.ndarray | None:
+    """Returns the microseconds since 1970 of whole numbers that are times or years; None for other numbers."""
+    if years(name, values):
+        since = np.round(values).astype(np.int64) - 1970
+        return since.astype("datetime64[Y]").astype("datetime64[us]").astype(np.int64)
+    ticks = _ticks(values)
+    return None if ticks is None else values.astype(np.float64) * (1e6 / ticks)
 
 
 def speaks_of_time(name: str) -> bool:

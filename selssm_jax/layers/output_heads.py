@@ -58,6 +58,10 @@ class ForecastHead(Layer):
 
     The linear path past the mixers is that of LSTNet's autoregressive part (Lai et al. 2018), here one map for all
     channels; it starts at zero. The state is {"features": (B, steps, D), "inputs": (B, skip, C)}.
+
+    Inputs may hold more behind the channels, of which the last `known` numbers tell of the row `horizon` steps ahead.
+    The last `horizon` of these, {"known": (B, H, K)} of the state, are so of the rows to be forecast, and each adds a
+    linear map of itself, which starts at zero too.
     """
 
     horizon: int
@@ -65,32 +69,40 @@ class ForecastHead(Layer):
     features: int
     steps: int = 1
     skip: int = 0
+    known: int = 0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B F D"], inputs: Float[Array, "B T C"], state: dict[str, Array]
+        self, x: Float[Array, "B F D"], inputs: Float[Array, "B T E"], state: dict[str, Array]
     ) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
         """Returns (forecast after the last step, what the next call still sees of features and inputs)."""
         check_arguments(self, {"horizon": Positive, "channels": Positive, "steps": Positive, "skip": Count})
 
         def after(state: dict[str, Array]) -> dict[str, Array]:
+            join = lambda name, new: jnp.concatenate([state[name], new], axis=1)[:, inputs.shape[1] :]  # noqa: E731
             return {
                 "features": jnp.concatenate([state["features"], x.astype(jnp.float32)], axis=1)[:, -self.steps :],
-                "inputs": jnp.concatenate([state["inputs"], inputs], axis=1)[:, inputs.shape[1] :],
+                "inputs": join("inputs", inputs[..., : self.channels]),
+                **({"known": join("known", inputs[..., -self.known :])} if self.known else {}),
             }
 
         stride = inputs.shape[1] // x.shape[1]
-        _, state = shards.pass_on(after, state, span=max(self.steps, -(-self.skip // stride)), steps=x.shape[1])
+        seen = max(self.skip, self.horizon if self.known else 0)
+        _, state = shards.pass_on(after, state, span=max(self.steps, -(-seen // stride)), steps=x.shape[1])
         y = Projection(self.horizon * self.channels, name="out")(state["features"].reshape(x.shape[0], -1))
         y = y.reshape(x.shape[0], self.horizon, self.channels)
         if self.skip:
             kernel = self.param("skip_kernel", nn.initializers.zeros, (self.skip, self.horizon))
             y += jnp.einsum("bsc,sh->bhc", state["inputs"], kernel)
+        if self.known:
+            kernel = self.param("known_kernel", nn.initializers.zeros, (self.known, self.channels))
+            y += state["known"] @ kernel
         return y, state
 
     def initial_state(self, batch: Rows) -> dict[str, Array]:
-        """Returns features and inputs of zero."""
+        """Returns features, inputs and what is known of the rows ahead, all zero."""
         return {
             "features": jnp.zeros((batch, self.steps, self.features), jnp.float32),
             "inputs": jnp.zeros((batch, self.skip, self.channels), jnp.float32),
+            **({"known": jnp.zeros((batch, self.horizon, self.known), jnp.float32)} if self.known else {}),
         }

@@ -2,13 +2,15 @@
 
 import pathlib
 
-from selssm_jax.analysis.results import Analysis
+from selssm_jax.analysis.results import Analysis, Results
 from selssm_jax.report import example_section, sections
 from selssm_jax.report.document import Paragraph, write_document
 from selssm_jax.report.memory_section import describe_memory
 from selssm_jax.report.stability_section import describe_stability
 from selssm_jax.report.tables import clean, number
 from selssm_jax.report.verdict import verdict
+
+SAID = 8  # channels whose errors a terminal shows
 
 
 def render(analysis: Analysis, folder: pathlib.Path) -> pathlib.Path:
@@ -39,4 +41,14 @@ def summarise(analysis: Analysis, page: pathlib.Path) -> str:
         f"{name:{width}s}  " + "  ".join(f"{metric} {number(value)}" for metric, value in metrics.items())
         for name, metrics in rows.items()
     ]
-    return "\n".join([*lines, clean(verdict(results)), f"report: {page}"])
+    return "\n".join([*lines, *_say_own_units(results), clean(verdict(results)), f"report: {page}"])
+
+
+def _say_own_units(results: Results) -> list[str]:
+    """The mean absolute errors of the first channels of a forecast, in the units of the data."""
+    parts = results["errors"] or {}
+    if "own_units" not in parts:
+        return []
+    names, errors = parts["by_channel"]["names"], parts["own_units"]["mae"]
+    said = ", ".join(f"{clean(name)} {number(error)}" for name, error in zip(names[:SAID], errors, strict=False))
+    return [f"mean absolute error in the units of the data: {said}" + ", ..." * (len(names) > SAID)]

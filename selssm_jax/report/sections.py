@@ -116,7 +116,17 @@ def _by_step_and_channel(parts: Results, folder: pathlib.Path) -> list[Block]:
     which = "" if len(shown) == len(order) else f", the worst {len(shown)} of {len(order)}"
     names = ("channel", METRICS["mse"].label, METRICS["mae"].label, "mean squared error of repeating the last value")
     table = Table(f"Errors by channel{which}", names, rows)
-    return [Picture(figures.save(figure, folder / "errors_by_horizon.png"), words), table]
+    return [Picture(figures.save(figure, folder / "errors_by_horizon.png"), words), table, *_in_own_units(parts, shown)]
+
+
+def _in_own_units(parts: Results, shown: list[int]) -> list[Block]:
+    """The errors of channels in the units of the data, where those are known."""
+    if "own_units" not in parts:
+        return []
+    names, errors = parts["by_channel"]["names"], parts["own_units"]
+    rows = tuple((names[channel], math.sqrt(errors["mse"][channel]), errors["mae"][channel]) for channel in shown)
+    columns = ("channel", "root mean squared error", "mean absolute error")
+    return [Table("The same errors in the units of the data", columns, rows)]
 
 
 def _or_infinite(value: float) -> float:

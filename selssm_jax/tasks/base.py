@@ -202,7 +202,8 @@ class TaskKind:
         report draws.
 
         {"by_horizon": {"mse", "mae", "repeat last"} by step, "by_channel": {"names", "mse", "mae", "repeat last"}},
-        "repeat last" being the squared errors of the last input repeated; or {"classes": names, "confusion": counts
+        "repeat last" being the squared errors of the last input repeated, and optionally "own_units": {"mse", "mae"} of
+        every channel in the units of the data; or {"classes": names, "confusion": counts
         with a row for every true class and a column for every predicted one}.
 
         Args:

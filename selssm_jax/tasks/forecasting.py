@@ -1,6 +1,7 @@
 """Forecasting: the next `horizon` values of every channel of a series."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,9 @@ class Forecasting(TaskKind):
     alone: Zeng et al. 2023).
 
     With `channel_independent` every channel is a sequence of its own to the encoder, the blocks and the head.
+
+    Inputs hold the channels; behind them, where values may be missing, a 1 for each that is there, the others being 0;
+    and behind those the covariates, which every channel reads. The last of these tell of the row `horizon` steps ahead.
     """
 
     loss = "mse"
@@ -39,8 +43,14 @@ class Forecasting(TaskKind):
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns a linear map of the last features and inputs."""
+        channels = 1 if config.channel_independent else config.task.channels
         return ForecastHead(
-            config.task.horizon, self._width(config), config.d_model, config.head_context, config.linear_skip
+            config.task.horizon,
+            channels,
+            config.d_model,
+            config.head_context,
+            config.linear_skip,
+            config.task.known_ahead,
         )
 
     def initial(self, ends: Ends, batch: Any) -> State:
@@ -52,11 +62,15 @@ class Forecasting(TaskKind):
         """Returns `state` with mean and deviation of the first window, which are kept from then on."""
         if not config.normalize:
             return state
-        where = None if read is None else read[..., None]
-        mean = shards.mean(inputs, axis=1, where=where)
+        where, channels = None if read is None else read[..., None], inputs[..., : config.task.channels]
+        if config.task.masked:
+            there = _presence(config, inputs)
+            where = there if where is None else there & where
+        average = partial(_mean_of_some if config.task.masked else shards.mean, axis=1, where=where)
+        mean = average(channels)
         fresh = {
             "mean": mean,
-            "deviation": jnp.sqrt(shards.mean(jnp.square(inputs - mean), axis=1, where=where) + 1e-5)
+            "deviation": jnp.sqrt(average(jnp.square(channels - mean)) + 1e-5)
             if config.normalize_scale
             else jnp.ones_like(mean),
         }
@@ -66,10 +80,14 @@ class Forecasting(TaskKind):
         }
 
     def series(self, config: Model, inputs: Array, state: State, read: Array | None) -> Array:
-        """Returns the inputs at the scale of the sequence, channels that run apart as rows."""
+        """Returns the inputs, their channels at the scale of the sequence, those that run apart as rows."""
         if config.normalize:
-            inputs = (inputs - state["scale"]["mean"]) / state["scale"]["deviation"]
-            inputs = inputs if read is None else jnp.where(read[..., None], inputs, 0)
+            channels = inputs[..., : config.task.channels]
+            channels = (channels - state["scale"]["mean"]) / state["scale"]["deviation"]
+            channels = channels if read is None else jnp.where(read[..., None], channels, 0)
+            channels = jnp.where(_presence(config, inputs), channels, 0) if config.task.masked else channels
+            beside = inputs[..., config.task.channels :]
+            inputs = jnp.concatenate([channels, beside], axis=-1) if beside.shape[-1] else channels
         return self.split(config, inputs)
 
     def answer(
@@ -90,8 +108,25 @@ class Forecasting(TaskKind):
         return config.task.channels if config.channel_independent else 1
 
     def split(self, config: Model, values: Array) -> Array:
-        """Returns channels that run apart as sequences of one channel."""
-        return values.swapaxes(1, 2).reshape(-1, values.shape[1], 1) if config.channel_independent else values
+        """Returns channels that run apart as sequences of one channel, each with what inputs say of it and of all."""
+        if not config.channel_independent:
+            return values
+        channels, steps = config.task.channels, values.shape[1]
+        apart = lambda values: values.swapaxes(1, 2).reshape(-1, steps, 1)  # noqa: E731
+        if values.shape[-1] == channels:
+            return apart(values)
+        own = channels * (1 + config.task.masked)
+        parts = [apart(values[..., first : first + channels]) for first in range(0, own, channels)]
+        return jnp.concatenate([*parts, jnp.repeat(values[..., own:], channels, axis=0)], axis=-1)
+
+    def _width(self, config: Model) -> int:
+        """Numbers of a step that the blocks read."""
+        task = config.task
+        return 1 + task.masked + task.covariates if config.channel_independent else task.width
+
+    def inputs(self, config: Model, rows: int, steps: int) -> jax.ShapeDtypeStruct:
+        """Returns shape and type of inputs."""
+        return jax.ShapeDtypeStruct((rows, steps, config.task.width), jnp.float32)
 
     def numbers(self, config: Model, steps: int) -> int:
         """Returns the number of values to forecast."""
@@ -103,14 +138,17 @@ class Forecasting(TaskKind):
         horizon = config.task.horizon
         return (
             super().weights(config)
-            + config.d_model * config.head_context * horizon * max(self._width(config), 1)
+            + config.d_model
+            * config.head_context
+            * horizon
+            * (1 if config.channel_independent else config.task.channels)
             + config.linear_skip * horizon
         )
 
     def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Returns mse and mae of every window, over horizon and channels."""
+        """Returns mse and mae of every window, over horizon and channels; of every value, where some may be missing."""
         error = outputs - batch["targets"]
-        return {"mse": (error**2).mean(axis=(1, 2)), "mae": jnp.abs(error).mean(axis=(1, 2))}
+        return _by_window({"mse": error**2, "mae": jnp.abs(error)}, batch)
 
     def score(self, outputs: Array, batch: Batch) -> Sums:
         """Returns mse and mae, and with weights of their own r2 and direction.
@@ -138,32 +176,46 @@ class Forecasting(TaskKind):
         where one was taken off.
         """
         del config
-        inputs, targets, weights = (
-            jnp.asarray(batch["inputs"]),
-            jnp.asarray(batch["targets"]),
-            jnp.asarray(batch["weights"]),
-        )
+        inputs, targets, weights = (jnp.asarray(batch[name]) for name in ("inputs", "targets", "weights"))
         before, ahead = (
             (jnp.split(jnp.asarray(batch["course"]), [inputs.shape[1]], axis=1)) if "course" in batch else (0.0, 0.0)
         )
-        error, naive = outputs - targets, (inputs + before)[:, -1:] - (targets + ahead)
-        sums = {
-            name: jnp.einsum("b,bhc->hc", weights, part)
-            for name, part in (("mse", error**2), ("mae", jnp.abs(error)), ("repeat last", naive**2))
-        }
+        channels = inputs[..., : targets.shape[2]]
+        last = _last_of_some(channels + before, inputs) if _is_masked(batch) else (channels + before)[:, -1:]
+        error, naive = outputs - targets, last - (targets + ahead)
+        parts = {"mse": error**2, "mae": jnp.abs(error), "repeat last": naive**2}
+        if _is_masked(batch):
+            count = (weights > 0).astype(jnp.float32)
+            return {name: (part * count).sum(axis=0) for name, part in parts.items()} | {"count": count.sum(axis=0)}
+        sums = {name: jnp.einsum("b,bhc->hc", weights, part) for name, part in parts.items()}
         return sums | {"count": weights.sum()}
 
     def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns errors by step of the horizon and by channel."""
-        means = {name: value / total["count"] for name, value in total.items() if name != "count"}
-        names = about.get("channels") or [f"channel {index + 1}" for index in range(means["mse"].shape[1])]
-        return {
-            "by_horizon": {name: value.mean(axis=1).tolist() for name, value in means.items()},
-            "by_channel": {
-                "names": [str(name) for name in names],
-                **{name: value.mean(axis=0).tolist() for name, value in means.items()},
-            },
-        }
+        """Returns errors by step of the horizon and by channel, of the latter also in the units of the data where their
+        scale is known; of where no value was, not-a-number.
+        """
+        sums = {name: value for name, value in total.items() if name != "count"}
+        names = about.get("channels") or [f"channel {index + 1}" for index in range(sums["mse"].shape[1])]
+
+        def average(axis: int) -> dict[str, list[float]]:
+            if total["count"].ndim:
+                count = total["count"].sum(axis=axis)
+                return {
+                    name: np.where(count > 0, value.sum(axis=axis) / np.maximum(count, 1), np.nan).tolist()
+                    for name, value in sums.items()
+                }
+            return {name: (value / total["count"]).mean(axis=axis).tolist() for name, value in sums.items()}
+
+        channels = average(0)
+        parts = {"by_horizon": average(1), "by_channel": {"names": [str(name) for name in names], **channels}}
+        if "scaling" in about:
+            deviation = np.array(about["scaling"]["deviation"])
+            unit = np.where(deviation > 0, deviation, 1)  # of a channel that stands still, its own
+            powers = {"mse": 2, "mae": 1}
+            parts["own_units"] = {
+                key: (np.array(channels[key]) * unit**power).tolist() for key, power in powers.items()
+            }
+        return parts
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
         """Returns that it is a window of a series."""
@@ -183,21 +235,56 @@ def huber(outputs: Array, batch: Batch) -> Sums:
     decide.
     """
     outputs, targets = (hide_unweighted(values, batch["weights"]) for values in (outputs, batch["targets"]))
-    return {
-        "huber": sum_weighted(2 * optax.huber_loss(outputs, targets, delta=1.0).mean(axis=(1, 2)), batch["weights"])
-    }
+    errors = _by_window({"huber": 2 * optax.huber_loss(outputs, targets, delta=1.0)}, batch)
+    return {"huber": sum_weighted(errors["huber"], batch["weights"])}
+
+
+def _is_masked(batch: Batch) -> bool:
+    """Whether every value of the targets has a weight of its own, 0 where it is missing."""
+    return batch["weights"].ndim == 3
+
+
+def _by_window(errors: dict[str, Array], batch: Batch) -> dict[str, Array]:
+    """Errors (B, H, C) in the shape of the weights."""
+    return errors if _is_masked(batch) else {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
+
+
+def _presence(config: Model, inputs: Array) -> Array:
+    """Which values of the channels are there."""
+    channels = config.task.channels
+    return inputs[..., channels : 2 * channels] > 0
+
+
+def _mean_of_some(values: Array, *, axis: int, where: Array | None) -> Array:
+    """The mean over the steps of all shards, an axis that is kept, of those that `where` chooses; 0 where there are
+    none.
+    """
+    where = jnp.ones_like(values, bool) if where is None else where
+    there = shards.total(where.sum(axis=axis, keepdims=True))
+    return shards.total(jnp.where(where, values, 0).sum(axis=axis, keepdims=True)) / jnp.maximum(there, 1)
+
+
+def _last_of_some(values: Array, inputs: Array) -> Array:
+    """The last values (B, 1, C) that are there, 0 where none is."""
+    channels = values.shape[2]
+    there = inputs[..., channels : 2 * channels] > 0
+    place = jnp.where(there, jnp.arange(1, values.shape[1] + 1)[None, :, None], 0).max(axis=1, keepdims=True)
+    return jnp.take_along_axis(jnp.pad(values, ((0, 0), (1, 0), (0, 0))), place, axis=1)
 
 
 def _shares(outputs: Array, targets: Array, batch: Batch) -> Sums:
     """R2 and the share of right directions; of the series with its cycle, where that was taken off."""
-    weights, last = batch["weights"][:, None, None], shards.last(jnp.asarray(batch["inputs"])[:, -1:])
-    last = hide_unweighted(last, batch["weights"])
+    channels, ended = targets.shape[2], shards.last(jnp.asarray(batch["inputs"])[:, -1:])
+    last = hide_unweighted(ended[..., :channels], batch["weights"]) if not _is_masked(batch) else ended[..., :channels]
+    weights = batch["weights"] if _is_masked(batch) else batch["weights"][:, None, None]
     if "course" in batch:
-        before, ahead = jnp.split(
-            hide_unweighted(batch["course"], batch["weights"])[:, -1 - targets.shape[1] :], [1], axis=1
-        )
+        before, ahead = jnp.split(batch["course"][:, -1 - targets.shape[1] :], [1], axis=1)
+        if not _is_masked(batch):
+            before, ahead = (hide_unweighted(part, batch["weights"]) for part in (before, ahead))
         last, targets, outputs = last + before, targets + ahead, outputs + ahead
     unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
     moved = (targets != last) * weights
+    if _is_masked(batch):
+        moved = moved * (ended[..., channels : 2 * channels] > 0)  # a last value that is missing has no sides
     right = (jnp.sign(outputs - last) == jnp.sign(targets - last)) * moved
     return {"r2": jnp.stack([total - unexplained, total]), "direction": jnp.stack([right.sum(), moved.sum()])}

@@ -90,7 +90,9 @@ def test_recipes_for_files_of_ones_own_suit_small_ones_too(tmp_path, recipe):
 
 def test_a_key_of_how_a_file_is_read_can_be_given_to_evaluation():
     assert config_module.Experiment().overridden(["data.gaps=ignore"]).data.gaps == "ignore"
-    with pytest.raises(InputError, match=r"data\.gaps='fill' is not a choice"):
+    with pytest.raises(InputError, match=r"data\.gaps='full' is not a choice: did you mean 'fill'"):
+        config_module.Experiment().overridden(["data.gaps=full"])
+    with pytest.raises(InputError, match=r"data\.gaps='fill' puts in rows .*set data\.missing='mask' too"):
         config_module.Experiment().overridden(["data.gaps=fill"])
     with pytest.raises(InputError, match="no group that evaluation reads"):
         config_module.Experiment().overridden(["data.length=3"])

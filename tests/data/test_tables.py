@@ -139,6 +139,129 @@ def test_what_could_be_read_in_two_ways_is_refused_by_name(name):
         read(text)
 
 
+FILL, MASK = {"gaps": "fill", "missing": "mask"}, {"missing": "mask"}
+NAN = float("nan")
+CHOSEN = {
+    "a gap of hours": (dated("2020-01-01 0{i}:00", (1, 2, 3)) + "2020-01-01 05:00,4\n", FILL, [1, 2, 3, NAN, NAN, 4]),
+    "a time twice, the last row counts": (
+        dated("2020-01-0{j}", (1, 2)) + "2020-01-02,5\n2020-01-03,6\n",
+        FILL,
+        [1, 5, 6],
+    ),
+    "rows out of order": ("date,a\n2020-01-02,2\n2020-01-01,1\n2020-01-04,4\n2020-01-03,3\n", FILL, [1, 2, 3, 4]),
+    "newest first, with a gap": (
+        "date,a\n2020-01-08,1\n2020-01-07,2\n2020-01-05,4\n2020-01-04,7\n",
+        FILL,
+        [7, 4, NAN, 2, 1],
+    ),
+    "a month missing, at its last day": (
+        "date,a\n2020-01-31,1\n2020-02-29,2\n2020-04-30,4\n2020-05-31,5\n",
+        FILL,
+        [1, 2, NAN, 4, 5],
+    ),
+    "a holiday among working days": (
+        "date,a\n2020-01-02,1\n2020-01-03,2\n2020-01-06,3\n2020-01-07,4\n2020-01-09,6\n2020-01-10,7\n",
+        FILL,
+        [1, 2, 3, 4, NAN, 6, 7],
+    ),
+    "seconds since 1970, one missing": (
+        "timestamp,a\n1577836800,1\n1577836801,2\n1577836803,4\n",
+        FILL,
+        [1, 2, NAN, 4],
+    ),
+    "a year missing": ("year,a\n1950,1\n1951,2\n1953,4\n", FILL, [1, 2, NAN, 4]),
+    "row numbers, one missing": (",a\n0,1\n1,2\n3,4\n", FILL, [1, 2, NAN, 4]),
+    "times that jitter": (
+        "date,a\n2020-01-01 00:00:01,1\n2020-01-01 00:59:58,2\n2020-01-01 03:00:03,4\n2020-01-01 04:00:00,5\n",
+        FILL,
+        [1, 2, NAN, 4, 5],
+    ),
+    "empty cells": ("a,b\n1,1\n,2\n3,3\n", MASK, [1, NAN, 3]),
+    "NA and nan": ("a,b\n1,1\nNA,2\nnan,3\n4,5\n", MASK, [1, NAN, NAN, 4]),
+    "null, a dash, a question mark": ("a,b\nnull,1\n-,2\n?,3\n4,5\n", MASK, [NAN, NAN, NAN, 4]),
+    "decimal commas and empty cells": ("a;b\n1,5;1\n;2\n-;3\n4,5;4\n", MASK, [1.5, NAN, NAN, 4.5]),
+    "a first column without a value for long": (
+        "a,b\n" + "NA,1\n" * 120 + "2,1\n",
+        MASK,
+        [NAN] * 120 + [2],
+    ),
+    "a comma in a quoted name": ('date,"load, kW"\n2020-01-01,1\n2020-01-02,2\n', {}, [1, 2]),
+    "days as whole numbers, without names": ("20200130,1\n20200131,2\n20200201,3\n", {}, [1, 2, 3]),
+    "years": ("Year,a\n1950,1\n1951,2\n1952,3\n", {}, [1, 2, 3]),
+    "two series, row by row": (
+        "id,date,a\nx,2020-01-01,1\ny,2020-02-02,5\nx,2020-01-02,2\ny,2020-02-03,6\n",
+        {"series": "id"},
+        [1, 2, 5, 6],
+    ),
+    "series of numbers, one newest first": (
+        "date,shop,a\n2020-01-01,7,1\n2020-01-02,7,2\n2020-01-03,9,6\n2020-01-02,9,5\n",
+        {"series": "shop"},
+        [1, 2, 5, 6],
+    ),
+    "a gap in one of two series": (
+        "id,date,a\n"
+        + "".join(f"x,2020-01-0{day},{day}\n" for day in (1, 2, 3))
+        + "".join(f"y,2020-01-0{day},{day}\n" for day in (4, 5, 7)),
+        {"series": "id", **FILL},
+        [1, 2, 3, 4, 5, NAN, 7],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_table_is_read_as_is_chosen(name):
+    text, options, values = CHOSEN[name]
+    table = read(text, **options)
+    np.testing.assert_array_equal(table.values[:, 0], values)
+    assert ("masked" in " ".join(table.notes)) == bool(np.isnan(table.values).any())
+    if "gap" in name or "missing" in name or "holiday" in name:
+        assert "rows put in for missing times: " in " ".join(table.notes)
+
+
+REFUSED = {
+    "no times to fill by": ("a,b\n1,2\n3,4\n", FILL, r"has no column of times, by which data\.gaps='fill'"),
+    "no multiple of the step": (
+        "date,a\n2020-01-01,1\n2020-01-02,2\n2020-01-03 12:00,3\n2020-01-04 12:00,4\n",
+        FILL,
+        r"2020-01-02 00:00 is followed by 2020-01-03 12:00, no multiple of the step",
+    ),
+    "a leap of years": (
+        dated("2020-01-01 0{i}:00", (1, 2, 3)) + "2024-01-01 05:00,4\n",
+        FILL,
+        r"data\.gaps='fill' would make 35,070 rows of 4: cut the table",
+    ),
+    "a value that is infinite": ("a,b\n1,2\ninf,3\n", MASK, r"line 3 column 1 holds 'inf', expected a finite number"),
+    "a word among missing values": ("a,b\n1,2\n-,3\nbroken,4\n", MASK, r"line 4 column 1 holds 'broken'"),
+    "a missing value": ("a,b\n1,2\n-,3\n", {}, r"line 3 column 1 holds '-'.*or train with data\.missing='mask'"),
+    "no such series": ("a,b\n1,2\n", {"series": "shop"}, r"has no column data\.series_id='shop'"),
+    "a gap in a series": (
+        "id,date,a\n" + "".join(f"x,2020-01-0{day},{day}\n" for day in (1, 2, 3, 5)) + "y,2020-01-01,3\n",
+        {"series": "id"},
+        r"series 'x': 2020-01-03 00:00 is followed by 2020-01-05 00:00",
+    ),
+    "series of other steps": (
+        "id,date,a\n"
+        + "".join(f"x,2020-01-0{day},{day}\n" for day in (1, 2, 3))
+        + "".join(f"y,2020-01-01 0{hour}:00,{hour}\n" for hour in (1, 2, 3)),
+        {"series": "id"},
+        "the series that begins at 2020-01-01 01:00 has another step than the first",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_as_is_chosen_is_refused_by_name(name):
+    text, options, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        read(text, **options)
+
+
+def test_whole_numbers_that_are_times_tell_the_clock():
+    hours = read("timestamp,a\n1577836800000,1\n1577840400000,3\n")
+    years = read("year,a\n1969,1\n1970,2\n1971,3\n")
+    assert hours.clock == (1577836800e6, 3600e6) and years.clock == (-365 * 86400e6, 365 * 86400e6)
+
+
 def test_gaps_are_ignored_where_that_is_asked_for_and_said():
     table = read(UNCLEAR["a gap"][0], gaps="ignore")
     assert table.values[:, 0].tolist() == [1, 2, 3, 4]

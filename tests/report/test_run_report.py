@@ -270,7 +270,11 @@ def test_own_data_are_called_by_their_file(untrained):
     assert np.mean(errors["by_horizon"]["repeat last"]) == pytest.approx(
         results["baselines"]["repeat last"]["mse"], rel=1e-5
     )
-    assert "Errors by channel" in (workdir / "report" / "report.md").read_text()
+    deviation = np.array(json.loads((workdir / "dataset.json").read_text())["scaling"]["deviation"])
+    np.testing.assert_allclose(errors["own_units"]["mae"], errors["by_channel"]["mae"] * deviation)
+    np.testing.assert_allclose(errors["own_units"]["mse"], errors["by_channel"]["mse"] * deviation**2)
+    page = (workdir / "report" / "report.md").read_text()
+    assert "Errors by channel" in page and "The same errors in the units of the data" in page
 
 
 def test_own_signals_have_a_confusion_matrix(untrained):
