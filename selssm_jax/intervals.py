@@ -135,12 +135,12 @@ def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.n
         if len(rows):
             arrays = {name: jnp.asarray(value) for name, value in batch.items()}
             outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))
-            window, targets = _observed(batch, rows)
+            window, targets = _mark_missing(batch, rows)
             scale = scale_of(window)
             yield np.abs(outputs[rows] - targets) / scale, scale
 
 
-def _observed(batch: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mark_missing(batch: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The channels of windows and their targets; values that are missing are not-a-number."""
     inputs, targets = batch["inputs"][rows], batch["targets"][rows]
     channels = targets.shape[2]

@@ -142,9 +142,7 @@ def dataset(
     source = _Windows(config, len(names), _scale(values, whole, course, len(names)), splits, course, beside, masked)
     source.check(table, (WHOLE,) if known else SPLITS)
     counts = {f"{name}_windows": source.starts(name).size for name in ((*SPLITS, WHOLE) if known else SPLITS)}
-    extra: dict[str, Any] = {"masked": True} if masked else {}
-    if beside != NONE:
-        extra["covariates"] = beside.describe() | outer
+    extra = ({"masked": True} if masked else {}) | ({"covariates": beside.describe() | outer} if beside != NONE else {})
     return Dataset(
         task=Task(
             "forecasting",

@@ -7,6 +7,7 @@ from typing import Any
 
 from selssm_jax.analysis.results import Results
 from selssm_jax.config import Data
+from selssm_jax.config.fields import build
 from selssm_jax.report import figures
 from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim
 from selssm_jax.report.figures import Curve
@@ -257,5 +258,5 @@ def _curve(name: str, split: str, metric: str, history: list[dict[str, Any]]) ->
 
 def _unit(metric: str, results: Results) -> str:
     """The name of a metric with its unit."""
-    per = TASKS[results["task"]["kind"]].unit(Data(**results["config"]["data"]))
+    per = TASKS[results["task"]["kind"]].unit(build(Data, results["config"]["data"], "data"))
     return meaning_of(metric).label.format(per=f"per {per}") or metric
