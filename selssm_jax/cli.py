@@ -216,6 +216,11 @@ def report_compression(run: "Run") -> str:
     return report.summarise_compression(results, run.compressed_folder)
 
 
+def read_flags(*asked: "flags.FlagHolder[Any]") -> dict[str, Any]:
+    """Returns the values of flags by their names."""
+    return {flag.name: flag.value for flag in asked}
+
+
 def notify(message: str) -> None:
     """Says something on standard error, where it is in nobody's way."""
     print(message, file=sys.stderr, flush=True)

@@ -216,19 +216,28 @@ class TrainedModel:
             nats, state = self._nats(self.params, state, batch, number, jax.random.key(0))
             yield np.asarray(nats)[0, : len(part) - 1]
 
-    def generate(self, prompt: str | Sequence[str], tokens: int = 200, **options: Any) -> str | list[str]:
-        """Returns the text that the model writes after a prompt, or after each of several.
+    def generate(self, prompt: str | Sequence[str], tokens: int = 200, *, details: bool = False, **options: Any) -> Any:
+        """Returns the text that the model writes after a prompt, the prompt before it; of several prompts, which are
+        one batch, a list; of several answers a list to each prompt.
 
         Args:
-          prompt: the beginning. tokens: how many to write. options: of `generation.Sampling`, and seed and stop, as
-            `generation.write_on` has them.
+          prompt: the beginning, or what follows `state`. tokens: how many to write.
+          details: returns a list of `generation.Written`, with tokens, log-probabilities, and the state of each.
+          options: of `generation.Sampling`, and seed, stop, answers and state, as `generation.write_on` has them; state
+            is one of `read`, `step` or `generation.Written`.
         """
         texts = [prompt] if isinstance(prompt, str) else prompt
-        written = [
-            "".join(generation.write_on(self.model, self.params, self.dataset, [text], tokens=tokens, **options))
-            for text in texts
-        ]
-        return written[0] if isinstance(prompt, str) else written
+        how: dict[str, Any] = {"tokens": tokens, **options}
+        given = self.model, self.params, self.dataset, texts
+        if details:
+            return generation.write_texts(*given, **how)
+        answers = options.get("answers", 1)
+        if len(texts) == 1 and answers == 1:
+            told = ["".join(generation.write_on(*given, **how))]
+        else:
+            told = [written.prompt + written.text for written in generation.write_texts(*given, states=False, **how)]
+        rows = told if answers == 1 else [told[first : first + answers] for first in range(0, len(told), answers)]
+        return rows[0] if isinstance(prompt, str) else rows
 
     def _walk(self, read: Any, batch: Batch, state: State = None, key: Array | None = None) -> tuple[list[Any], State]:
         """What a compiled reading shows of every piece of a batch, and the state after the last."""

@@ -4,6 +4,7 @@ command line.
 
 import functools
 import inspect
+import json
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from selssm_jax.compression.streaming import PackedModel, calibration
 from selssm_jax.config import Data, Experiment, Model, Task
 from selssm_jax.data import load, vocabulary
 from selssm_jax.errors import InputError
-from selssm_jax.generation import filter_logits, generate, stream
+from selssm_jax.generation import filter_logits, generate, generate_scored, stream
 from selssm_jax.model import SequenceModel
 from selssm_jax.state_layout import StateLayout
 from selssm_jax.training.checkpoint import Workdir
@@ -115,6 +116,106 @@ def test_tokens_are_drawn_as_often_as_their_odds():
     np.testing.assert_allclose(counts / len(rows), odds, atol=5 * np.sqrt(0.25 / len(rows)))
 
 
+def close(state, other):
+    """Whether two states are the same to 1e-5."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, other)
+
+
+DRAWN = {"temperature": 0.8, "key": jax.random.key(4)}
+
+
+@pytest.mark.parametrize(("form", "kind"), [(made, "attention"), (packed, "selective")])
+def test_scores_are_of_the_model_itself_and_the_state_of_all_that_was_written(form, kind):
+    model, params = form(kind)
+    written = generate_scored(model, params, PROMPT, 4, **DRAWN, top_k=5, repetition_penalty=1.5)
+    whole = np.concatenate([PROMPT, written.tokens], axis=1)
+    read = jax.jit(lambda tokens: model.apply({"params": params}, tokens, initial(model, params, 2)))
+    logits, state = read(jnp.asarray(whole, jnp.int32))
+    expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[:, :-1], whole[:, 1:, None], axis=2)[:, -4:, 0]
+    np.testing.assert_allclose(written.log_probs, expected, rtol=1e-5, atol=1e-5)
+    close(written.state, state)
+
+
+def initial(model, params, rows):
+    return model.apply({"params": params}, rows, method="initial_state")
+
+
+@pytest.mark.parametrize(("form", "kind"), [(made, "attention"), (packed, "selective")])
+def test_writing_on_from_a_state_is_reading_all_of_it_at_once(form, kind):
+    model, params = form(kind)
+    begun = generation.read_rows(model, params, PROMPT)
+    before = jax.tree.map(np.array, begun)
+    together = generate_scored(model, params, [[6, 2, 8], [9]], 3, state=begun)  # of unequal length
+    whole = generate_scored(model, params, [[*PROMPT[1], 9]], 3)
+    np.testing.assert_array_equal(together.tokens[1:], whole.tokens)
+    np.testing.assert_allclose(together.log_probs[1:], whole.log_probs, rtol=1e-5, atol=1e-5)
+    close(jax.tree.map(lambda leaf: leaf[1:], together.state), whole.state)
+    # a prefix that all go on from, as often as is wanted: what was read stays as it is
+    prefix = jax.tree.map(lambda leaf: leaf[1:], begun)
+    for _ in range(2):
+        np.testing.assert_array_equal(generate(model, params, [[6, 2, 8], [9]], 3, state=prefix)[1:], whole.tokens)
+    jax.tree.map(np.testing.assert_array_equal, before, begun)
+
+
+def test_several_answers_are_those_of_a_prompt_that_is_repeated():
+    model, params = made("selective")
+    prompts = [[1, 4, 2], [3]]
+    answers = generate_scored(model, params, prompts, 6, answers=3, **DRAWN)
+    repeated = generate_scored(model, params, [prompts[0]] * 3 + [prompts[1]] * 3, 6, **DRAWN)
+    np.testing.assert_array_equal(answers.tokens, repeated.tokens)
+    np.testing.assert_allclose(answers.log_probs, repeated.log_probs, rtol=1e-5, atol=1e-6)
+    close(answers.state, repeated.state)
+    assert len(np.unique(answers.tokens, axis=0)) > 3
+    steps = list(stream(model, params, prompts, 6, answers=3, **DRAWN))
+    np.testing.assert_array_equal(np.stack(steps, axis=1), answers.tokens)
+
+
+def test_a_row_that_has_ended_keeps_its_state_and_says_nothing():
+    model, params = made("selective")
+    free = np.asarray(generate(model, params, PROMPT, 9))
+    token = int(free[0, 3])
+    stopped = generate_scored(model, params, PROMPT, 9, stop=(token,))
+    for row, tokens in enumerate(np.asarray(stopped.tokens)):
+        said = tokens[tokens != generation.NOTHING]
+        state = generation.read_rows(model, params, [[*PROMPT[row], *said]])
+        close(jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], stopped.state), state)
+        assert (np.asarray(stopped.log_probs)[row, len(said) :] == 0).all() and (stopped.log_probs[row, 0] < 0)
+
+
+def test_repeated_tokens_are_penalised_by_hand():
+    logits = jnp.array([[2.0, -2.0, 1.0, -1.0]])
+    seen = jnp.array([[True, True, False, False]])
+    np.testing.assert_allclose(generation.penalise_repetition(logits, seen, 2.0), [[1.0, -4.0, 1.0, -1.0]])
+    model, params = made("selective")
+    read = jax.jit(lambda tokens: model.apply({"params": params}, tokens)[0])
+    tokens = np.array([[3, 3, 5] + [0] * 8])
+    for place in range(3, 11):
+        logits = read(jnp.asarray(tokens, jnp.int32))[:, place - 1]
+        seen = np.isin(np.arange(11), tokens[0, :place])[None]
+        tokens[0, place] = generation.penalise_repetition(logits, jnp.asarray(seen), 3.0).argmax()
+    # filled up on the left, by what must not count as there
+    written = generate(model, params, [[3, 3, 5], [1, 2, 4, 6]], 8, repetition_penalty=3.0)
+    np.testing.assert_array_equal(written[:1], tokens[:, 3:])
+    assert len(np.unique(written[0])) > len(np.unique(generate(model, params, [[3, 3, 5]], 8)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda model, params: initial(model, params, 3), "state is of 3 sequences, but 2 prompts"),
+        (lambda model, params: initial(*made("gru"), 2), "state is not of this model"),
+        (
+            lambda model, params: model.apply({"params": params}, 2, 3, method="initial_state"),
+            r"has no room for more; give one of generate_scored",
+        ),
+    ],
+)
+def test_a_state_that_cannot_be_read_on_from_is_refused(change, words):
+    model, params = made("attention")
+    with pytest.raises(ValueError, match=words):
+        generate(model, params, PROMPT, 2, state=change(model, params))
+
+
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "expected"),
     [
@@ -145,6 +246,12 @@ def test_filtered_odds_by_hand(temperature, top_k, top_p, expected):
         ({"top_k": -1}, "top_k=-1 must be at least 0"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be from 0.01 to 100"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty=nan must be"),
+        ({"repetition_penalty": "1"}, "repetition_penalty='1' is of type str"),
+        ({"answers": 0}, "answers=0 must be at least 1"),
+        ({"answers": 2.0}, "answers=2.0 is of type float, expected int"),
+        ({"answers": 2}, "answers=2 of temperature=0.0 would all be the same"),
         ({"count": 0}, "count=0 must be at least 1"),
         ({"count": 2.5}, "count=2.5 is of type float, expected int"),
         ({"count": 10**9}, "count=1000000000 must be .* at most 10000000"),
@@ -300,7 +407,19 @@ def test_the_command_writes_on_and_refuses_what_it_cannot_read(run, capsys):
     assert command("eval.py", workdir, "--generate=the model", "--generate=a", "--tokens=30", "--temperature=0") == 0
     first, second = capsys.readouterr().out.rstrip("\n").split("\n\n")
     assert first == told[0].rstrip("\n") and second.startswith("a") and len(second) == 31
+    drawn = ["--generate=the model", "--generate=a", "--tokens=6", "--answers=2"]
+    assert command("eval.py", workdir, *drawn) == 0
+    answers = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert command("eval.py", workdir, *drawn, "--scores", "--repetition_penalty=1") == 0
+    lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert [line["prompt"] + line["text"] for line in lines] == answers and len(answers) == 4
+    for line in lines:
+        assert "".join(line["tokens"]) == line["text"] and len(line["log_probs"]) == 6
+        assert np.isclose(sum(line["log_probs"]), line["log_prob"], atol=1e-4) and line["log_prob"] < 0
     for argv, words in (
+        (["--generate=a", "--answers=0"], ["--answers=0 must be at least 1"]),
+        (["--generate=a", "--answers=2", "--temperature=0"], ["--answers=2 of temperature=0.0 would all be the same"]),
+        (["--generate=a", "--repetition_penalty=0"], ["--repetition_penalty=0.0 must be from 0.01"]),
         (["--generate=Zoë"], ["'Z', 'ë'", "vocabulary"]),
         (["--generate="], ["no token to begin with"]),
         (["--generate=a", "--top_p=0"], ["--top_p=0.0 must be above 0"]),

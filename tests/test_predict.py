@@ -173,6 +173,27 @@ def test_streams_of_tokens_are_the_text(trained):
     assert len(model.generate(["the ", "a"], 5)) == 2
 
 
+def test_texts_are_written_with_scores_and_go_on_from_states(trained):
+    model = trained["text"]
+    (written,) = model.generate("the past", 6, details=True, seed=3)
+    assert model.generate("the past", 6, seed=3) == "the past" + written.text and len(written.tokens) == 6
+    score = model.score("the past" + written.text)
+    np.testing.assert_allclose(written.log_probs, -score.nats[-6:], atol=1e-5)
+    # what comes from a string that ends a text on is neither scored nor remembered
+    end = written.text[3:5]
+    (cut,) = model.generate("the past", 6, details=True, seed=3, stop=[end])
+    assert cut.text == written.text[: written.text.index(end)] == "".join(cut.tokens)
+    _, state = model.read("the past" + cut.text)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cut.state, state)
+    (after,) = model.generate(" and", 5, details=True, temperature=0.0, state=cut.state)
+    (whole,) = model.generate("the past" + cut.text + " and", 5, details=True, temperature=0.0)
+    assert (after.prompt, after.text) == (" and", whole.text)
+    np.testing.assert_allclose(after.log_probs, whole.log_probs, atol=1e-5)
+    nested = model.generate(["the ", "a"], 5, answers=3)
+    assert [len(row) for row in nested] == [3, 3] and all(text.startswith("a") for text in nested[1])
+    assert model.generate("a", 5, answers=2)[0].startswith("a")
+
+
 @pytest.mark.parametrize(
     ("name", "inputs", "said"),
     [

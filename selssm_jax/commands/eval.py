@@ -3,15 +3,12 @@
 python eval.py --workdir runs/quickstart                         RUN/report/index.html, and results.json beside it
 python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
 python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
-python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and what that
-                                                                 costs
+python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and its cost
 python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
 python eval.py --workdir runs/etth1 --predict rates.csv          what follows the table, as CSV on standard output
 
 After "pip install" the same command is selssm-eval, in any folder.
 """
-
-from typing import Any
 
 from absl import flags
 
@@ -34,6 +31,9 @@ TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "generate: of the softmax; 0: always the most probable token")
 TOP_K = flags.DEFINE_integer("top_k", 0, "generate: draw from so many of the most probable tokens; 0: from all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draw from the fewest tokens of this probability; 1: from all")
+PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "generate: above 1: tokens that were there are rarer")
+ANSWERS = flags.DEFINE_integer("answers", 1, "generate: how many texts to write after each beginning")
+SCORES = flags.DEFINE_bool("scores", False, "generate: JSON a line, with the log-probability of every token")
 STOP = flags.DEFINE_multi_string("stop", [], "generate: end before this string; may be repeated")
 SEED = flags.DEFINE_integer("seed", 0, "generate: another seed writes another text")
 EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
@@ -61,8 +61,9 @@ def _evaluate() -> cli.Pieces:
 
     if GENERATE.value:
         run = runs.open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
-        how: dict[str, Any] = {flag.name: flag.value for flag in (TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED, STOP)}
-        return generation.write_on(run.model, run.params, run.dataset, GENERATE.value, **how)
+        write = generation.write_lines if SCORES.value else generation.write_on
+        how = cli.read_flags(TOKENS, TEMPERATURE, TOP_K, TOP_P, PENALTY, ANSWERS, SEED, STOP)
+        return write(run.model, run.params, run.dataset, GENERATE.value, **how)
     if PREDICT.value:
         trained = prediction_files.load_calibrated(WORKDIR.value, LOCAL_DIR.value)
         lines = prediction_files.predict_files(trained, PREDICT.value)
