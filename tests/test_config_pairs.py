@@ -80,6 +80,7 @@ VALUES = {
     "model.remat": (True,),
     "optimizer.clip_norm": (0.0,),
     "optimizer.accumulate": (2,),
+    "training.average": (0.9,),
     "training.forecast_loss": ("huber",),
     "training.gate_l1": (0.1,),
     "training.gate_l0": (0.1,),

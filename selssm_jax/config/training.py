@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from selssm_jax.config.fields import Count, Least, NonNegative, Positive, Seed, Share, Within, check_fields
 from selssm_jax.errors import InputError
 
-Momentum = Annotated[float, Within(0.0, 0.9999999)]
+Momentum = Annotated[float, Within(0.0, 0.9999999)]  # of an exponential moving average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Training:
     checkpoint_every: Positive = 200
     keep_checkpoints: Positive = 2
     select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
+    # decay of an exponential moving average of the parameters, which is what is evaluated and selected; 0: none
+    average: Momentum = 0.0
     devices: Count = 0  # 0: all there are
     # how they share a batch: so many groups share its rows (0: as many as there are), and the devices of a group, so
     # many, share the steps of a sequence

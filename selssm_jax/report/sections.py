@@ -29,7 +29,9 @@ def scores(results: Results) -> list[Block]:
     how += ", which was part of the training data" * (
         results["chosen"] == "best" and results["config"]["data"]["train_on"] == "train+validation"
     )
-    which = f"Parameters of training step {results['step']:,} of {results['steps']:,}: {how}."
+    decay = results["config"]["training"]["average"]
+    averaged = f", averaged over the steps up to it with decay {decay:g}" if decay else ""
+    which = f"Parameters of training step {results['step']:,} of {results['steps']:,}{averaged}: {how}."
     words = f"{which} The scores are exact over the whole {results['split']} split."
     rows = {"this model": results["metrics"], **results["baselines"]}
     names = {name for metrics in rows.values() for name in metrics}

@@ -12,7 +12,7 @@ from selssm_jax.data.capacity import NUMBER
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import pieces
 
-COPIES = 4  # of every parameter in training: itself, its gradient, two moments
+COPIES = 4  # of every parameter in training: itself, its gradient, two moments; an average is one more
 WIDE = 4  # float32 numbers of one of complex128
 
 
@@ -34,7 +34,7 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     examples, steps = rows, max(task.length, 1)
     rows *= kind.rows(model)
     width = jnp.dtype(model.dtype).itemsize
-    copies = COPIES if trained else 1
+    copies = COPIES + bool(experiment.training.average) if trained else 1
     parts: dict[str, float] = {
         f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * kind.weights(model))
     }

@@ -166,7 +166,7 @@ class Workdir:
                 self.path / "checkpoints" / str(candidate) / "state"
             ):
                 self.save_best(
-                    candidate, _restore_item(self.path / "checkpoints" / str(candidate) / "state")["params"], metrics
+                    candidate, _restore_params(self.path / "checkpoints" / str(candidate) / "state"), metrics
                 )
                 return candidate
         return None
@@ -448,16 +448,13 @@ def _first_readable(candidates: list[tuple[pathlib.Path, str]]) -> tuple[tuple[p
     for item, note in candidates:
         try:
             _check_sums(item.parent)
-            restored = _restore_item(item)
+            params = _restore_params(item)
         except NO_DAMAGE:
             raise
         except Exception as error:
             warnings.append(f"{item.parent} cannot be read ({first_line(error)}): trying the next")
         else:
-            return (item.parent, restored if item.name == "params" else restored["params"]), [
-                *warnings,
-                *([note] if note else []),
-            ]
+            return (item.parent, params), [*warnings, *([note] if note else [])]
     return None, warnings
 
 
@@ -494,6 +491,12 @@ def _remembered_best(root: pathlib.Path) -> tuple[int | None, bool]:
             _check_progress(progress, step)
             return progress.get("best"), any(record["split"] == "validation" for record in progress.get("history", ()))
     return None, False
+
+
+def _restore_params(item: pathlib.Path) -> Any:
+    """The parameters that are evaluated, of the best or of a training state: their average where it has one."""
+    restored = _restore_item(item)
+    return restored if item.name == "params" else restored.get("average", restored["params"])
 
 
 def _restore_item(path: pathlib.Path) -> Any:

@@ -207,7 +207,7 @@ def _record_metrics(runs: Sequence["Run"], pending: tuple[int, Sequence[Sums]] |
 def _pause(runs: Sequence["Run"], step: int, states: Sequence[Any], stop: "Stop") -> bool:
     """Evaluates and saves where that is due; returns whether the runs were asked to stop, which then are all saved."""
     for run, state in zip(runs, states, strict=True):
-        run.validate(step, state.params, stop)
+        run.validate(step, state.evaluated, stop)
     stopping = stop.is_requested()
     for run, state in zip(runs, states, strict=True):
         if stopping or run.is_due(step, run.experiment.training.checkpoint_every):
@@ -344,7 +344,7 @@ class Run:
     def validate_if_missing(self, stop: "Stop") -> None:
         """Runs the validation of the last step if it is due and missing, as after an interruption."""
         if self.step:
-            self.validate(self.step, self.state.params, stop)
+            self.validate(self.step, self.state.evaluated, stop)
 
     def record_metrics(self, step: int, sums: Sums) -> None:
         """Checks that a step's loss is finite, adds its metrics to the mean, and logs the mean if that is due."""

@@ -30,6 +30,11 @@ class TrainState:
     opt_state: Any
     rng: jax.Array
 
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that validation, the best checkpoint and `eval.py` read."""
+        return self.params
+
 
 @flax.struct.dataclass
 class ConstrainedState(TrainState):
@@ -41,6 +46,26 @@ class ConstrainedState(TrainState):
     multiplier: jax.Array
 
 
+@flax.struct.dataclass
+class AveragedState(TrainState):
+    """The state of a run with training.average: with the average of its parameters so far, which is what is evaluated,
+    and the sum of the average's weights. A class of its own for the same reason.
+    """
+
+    average: Any
+    average_weight: jax.Array
+
+    @property
+    def evaluated(self) -> Any:
+        """See `TrainState`."""
+        return self.average
+
+
+@flax.struct.dataclass
+class AveragedConstrainedState(AveragedState, ConstrainedState):
+    """The state of a run with both."""
+
+
 def initial(
     experiment: Experiment, model: SequenceModel, optimizer: optax.GradientTransformation, batch: Batch
 ) -> TrainState:
@@ -50,11 +75,12 @@ def initial(
         params_key, rng = jax.random.split(jax.random.key(experiment.training.seed))
         params = model.init(_keys(params_key), inputs)["params"]
         parts = jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(rng)
-        return (
-            ConstrainedState(*parts, multiplier=jnp.zeros(()))
-            if experiment.training.target_dimension
-            else TrainState(*parts)
-        )
+        multiplier = {"multiplier": jnp.zeros(())} if experiment.training.target_dimension else {}
+        if not experiment.training.average:
+            return ConstrainedState(*parts, **multiplier) if multiplier else TrainState(*parts)
+        average = {"average": params, "average_weight": jnp.zeros(())}
+        kind = AveragedConstrainedState if multiplier else AveragedState
+        return kind(*parts, **multiplier, **average)
 
     return jax.jit(build)(batch["inputs"][:1])
 
@@ -104,7 +130,11 @@ def train_step(
     state = dataclasses.replace(
         state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
-    return (_ascend(state, sums, experiment.training) if isinstance(state, ConstrainedState) else state), sums
+    if isinstance(state, ConstrainedState):
+        state = _ascend(state, sums, experiment.training)
+    if isinstance(state, AveragedState):
+        state = _average(state, experiment.training.average)
+    return state, sums
 
 
 def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> ConstrainedState:
@@ -119,6 +149,16 @@ def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> Constrai
         _ramp(state.step - 1, training) * training.multiplier_rate * (total / weight / training.target_dimension - 1)
     )
     return dataclasses.replace(state, multiplier=jnp.maximum(0, state.multiplier + climb))
+
+
+def _average(state: AveragedState, decay: float) -> AveragedState:
+    """The exponential moving average after a step, without bias: (1 - d) sum_k d^(t-k) params_k / (1 - d^t).
+
+    Its weights sum to w_t = d w_(t-1) + 1 - d, so that average <- average + (1 - d) / w_t (params - average).
+    """
+    weight = optax.incremental_update(1.0, state.average_weight, 1 - decay)
+    average = optax.incremental_update(state.params, state.average, (1 - decay) / weight)
+    return dataclasses.replace(state, average=average, average_weight=weight)
 
 
 def _ramp(step: jax.Array, training: Training) -> jax.Array | float:

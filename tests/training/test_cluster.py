@@ -14,7 +14,12 @@ from selssm_jax import lookout
 from selssm_jax.errors import InputError
 from selssm_jax.training import cluster, loop
 
-SETTING = {"training__steps": 120, "training__log_every": 2, "training__eval_every": 40}
+SETTING = {
+    "training__steps": 120,
+    "training__log_every": 2,
+    "training__eval_every": 40,
+    "training__average": 0.9,
+}
 ONE = runs.experiment(**SETTING, training__devices=2)
 SEVERAL = runs.experiment(**SETTING, training__devices=0)
 
@@ -81,15 +86,21 @@ def test_a_process_is_lost_and_the_other_says_so_and_the_same_command_goes_on(lo
 
 def test_two_processes_share_parameters_and_each_its_sequences(tmp_path):
     """As one device would, to rounding; what they saved is restored."""
-    short = {"training__steps": 12, "training__eval_every": 6, "training__checkpoint_every": 6}
+    short = {
+        "training__steps": 12,
+        "training__eval_every": 6,
+        "training__checkpoint_every": 6,
+        "training__average": 0.9,
+    }
     mesh = {"training__devices": 0, "training__mesh": (2, 2), "training__shard_parameters": True}
     for _ in range(2):
         ended = processes.finish(processes.train(tmp_path / "run", runs.experiment(**short | mesh), 2, devices=2))
         assert [code for code, _, _ in ended] == [0, 0], ended
     assert "resumed from step 12" in ended[0][2]
     loop.fit(runs.experiment(**short), str(tmp_path / "one"))
-    states = [jax.tree.map(np.asarray, runs.state(tmp_path / name, 12)["state"]["params"]) for name in ("run", "one")]
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), *states)
+    for name in ("params", "average"):
+        states = [jax.tree.map(np.asarray, runs.state(tmp_path / run, 12)["state"][name]) for run in ("run", "one")]
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), *states)
 
 
 def test_what_differs_between_processes_is_named(monkeypatch):

@@ -22,6 +22,7 @@ OPTIONS = {
     "model__selective__gate": "hard_concrete",  # draws at random, as dropout does
     "model__dropout": 0.2,
     "training__target_dimension": 0.1,  # with a multiplier in the state
+    "training__average": 0.5,  # and an average
     "training__steps": STEPS,
     "training__log_every": 1,
     "training__eval_every": 4,
@@ -83,7 +84,7 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
     for part in ("step", "rng"):
         np.testing.assert_array_equal(state["state"][part], other["state"][part])
     assert other["state"]["multiplier"] > 0
-    for part in ("params", "multiplier"):
+    for part in ("params", "multiplier", "average"):
         jax.tree.map(
             lambda one, another: np.testing.assert_allclose(one, another, rtol=1e-4, atol=1e-5),
             state["state"][part],

@@ -97,7 +97,12 @@ def test_sigterm_saves_and_names_the_command_to_go_on(uninterrupted, tmp_path):
 def test_a_run_in_pieces_goes_on_bit_equal(tmp_path, monkeypatch):
     """What is random is drawn for a piece by the step and the piece's number, which a resumed run counts on."""
     recipe = runs.experiment(
-        training__steps=24, training__piece=5, training__eval_every=6, model__dropout=0.2, model__pattern=("gru", "lru")
+        training__steps=24,
+        training__piece=5,
+        training__eval_every=6,
+        training__average=0.9,
+        model__dropout=0.2,
+        model__pattern=("gru", "lru"),
     )
     assert loop.fit(recipe, str(tmp_path / "uninterrupted")).finished
     for stop in (7, 9):
