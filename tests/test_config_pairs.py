@@ -81,6 +81,7 @@ VALUES = {
     "optimizer.clip_norm": (0.0,),
     "optimizer.accumulate": (2,),
     "training.average": (0.9,),
+    "training.skip_nonfinite": (2,),
     "training.forecast_loss": ("huber",),
     "training.gate_l1": (0.1,),
     "training.gate_l0": (0.1,),

@@ -20,7 +20,7 @@ from selssm_jax.data.pipeline import SPLITS, WHOLE
 from selssm_jax.runs import Run
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.tasks.scores import is_better
+from selssm_jax.tasks.scores import count_since_best, is_better
 from selssm_jax.training import pieces
 from selssm_jax.training.evaluation import Evaluator
 
@@ -41,6 +41,7 @@ def score(run: Run, split: str) -> Results:
         if run.experiment.training.select == "best"
         else "last",
         "seen": exposure(run, split),
+        "course": describe_course(run),
         "task": dataclasses.asdict(task),
         "primary": kind_of(task).primary,
         "metrics": derive_metrics(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
@@ -67,6 +68,25 @@ def name_choice(step: int, history: list[dict[str, Any]], metric: str) -> str:
     }
     mine = scores.pop(step, None)
     return "last" if mine is None or any(is_better(metric, other, mine) for other in scores.values()) else "best"
+
+
+def describe_course(run: Run) -> Results:
+    """Returns how training went by its records: the step after which training.patience ended it, or None; how many
+    steps were skipped because they were not finite; and which settings changed after which step.
+    """
+    training, metric = run.experiment.training, kind_of(run.dataset.task).primary
+    values = [record[metric] for record in run.history if record.get("split") == "validation" and metric in record]
+    last = max((record["step"] for record in run.history), default=0)
+    ended = 0 < training.patience <= count_since_best(metric, values) and last < training.steps
+    return {
+        "ended_early": last if ended else None,
+        "skipped": max((record.get("skipped", 0) for record in run.history), default=0),
+        "changes": [
+            {name: value for name, value in record.items() if name not in ("split", "time")}
+            for record in run.history
+            if record.get("split") == "settings"
+        ],
+    }
 
 
 def exposure(run: Run, split: str) -> str | None:

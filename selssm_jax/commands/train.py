@@ -68,7 +68,8 @@ def _main(_: list[str]) -> None:
             print(invocation.again(sys.argv))
             sys.exit(errors.UNFINISHED)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.validation.items())
-        print(f"trained {outcome.step} steps; validation: {scores}")
+        limit = f" of {experiment.training.steps}, then stopped early (training.patience)" if outcome.early else ""
+        print(f"trained {outcome.step} steps{limit}; validation: {scores}")
         if not reports or not is_first:
             print(f"to evaluate: {invocation.command('eval', '--workdir', workdir)}")
             return

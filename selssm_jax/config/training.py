@@ -39,6 +39,10 @@ class Training:
     select: Literal["best", "last"] = "best"  # which parameters eval.py reads: best on validation, or the last
     # decay of an exponential moving average of the parameters, which is what is evaluated and selected; 0: none
     average: Momentum = 0.0
+    patience: Count = 0  # validations without a better one after which training stops; 0: none
+    # steps in a row that are left out because their loss or gradient is not finite: one more ends training; 0: the
+    # first does
+    skip_nonfinite: Count = 0
     devices: Count = 0  # 0: all there are
     # how they share a batch: so many groups share its rows (0: as many as there are), and the devices of a group, so
     # many, share the steps of a sequence

@@ -85,12 +85,7 @@ class Dataset:
                 f"data.batch_size={batch_size} cannot be shared by {processes} processes: use a multiple of {processes}"
             )
         rows = np.arange(batch_size).reshape(processes, -1)[process]
-
-        def load(number: int) -> Batch:
-            return self.draw(seed, int(number) * batch_size + rows)
-
-        batches = grain.MapDataset.range(2**40).map(load)
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        return _TrainBatches(functools.partial(self.draw, seed), batch_size, rows)
 
     def evaluate(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Returns batches that cover `split` exactly once. Raises InputError where it has no example."""
@@ -133,6 +128,49 @@ class Dataset:
     def separator(self) -> str:
         """What stands between tokens in a text: a space between words, else nothing."""
         return " " if self.level == "word" else ""
+
+
+class _TrainBatches:
+    """Batch k has the examples first + k batch_size and on, of which this process has some `rows`.
+
+    first: less than a batch, 0 but for a run that went on with another batch size; see `resize_state`.
+    """
+
+    def __init__(self, draw: Callable[[np.ndarray], Batch], batch_size: int, rows: np.ndarray) -> None:
+        self._draw, self._batch_size, self._rows = draw, batch_size, rows
+        self._begin(0)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._batches.get_state() | ({"first": self._first} if self._first else {})
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state.get("first", 0) != self._first:
+            self._begin(state.get("first", 0))
+        self._batches.set_state({name: value for name, value in state.items() if name != "first"})
+
+    def _begin(self, first: int) -> None:
+        def load(number: int) -> Batch:
+            return self._draw(first + int(number) * self._batch_size + self._rows)
+
+        batches = grain.MapDataset.range(2**40).map(load)
+        self._first = first
+        self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+
+def count_examples(state: Mapping[str, int], batch_size: int) -> int:
+    """Returns how many examples training batches in this state have had."""
+    return state.get("first", 0) + state["next_index"] * batch_size
+
+
+def resize_state(state: Mapping[str, int], old: int, new: int) -> dict[str, int]:
+    """Returns the state in which training batches of `new` examples go on after those of `old`: no example is left out,
+    and none comes again.
+    """
+    following, first = divmod(count_examples(state, old), new)
+    return {"next_index": following} | ({"first": first} if first else {})
 
 
 def shuffled_rows(seed: int, numbers: np.ndarray, count: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def scores(results: Results) -> list[Block]:
     decay = results["config"]["training"]["average"]
     averaged = f", averaged over the steps up to it with decay {decay:g}" if decay else ""
     which = f"Parameters of training step {results['step']:,} of {results['steps']:,}{averaged}: {how}."
-    words = f"{which} The scores are exact over the whole {results['split']} split."
+    words = " ".join([which, *_say_course(results), f"The scores are exact over the whole {results['split']} split."])
     rows = {"this model": results["metrics"], **results["baselines"]}
     names = {name for metrics in rows.values() for name in metrics}
     columns = [name for name in METRICS if name in names] + sorted(names - set(METRICS))
@@ -47,6 +47,22 @@ def scores(results: Results) -> list[Block]:
             tuple(cells),
         ),
     ]
+
+
+def _say_course(results: Results) -> list[str]:
+    """What a reader should know of the training besides its step; nothing of one that went as planned."""
+    course, patience = results["course"], results["config"]["training"]["patience"]
+    said = []
+    if course["ended_early"] is not None:
+        said.append(
+            f"Training ended early after step {course['ended_early']:,}: {patience} validations without a better."
+        )
+    if course["skipped"]:
+        said.append(f"Steps skipped because their loss or gradient was not finite: {course['skipped']:,}.")
+    for change in course["changes"]:
+        keys = ", ".join(f"{key}={value}" for key, value in change.items() if key != "step")
+        said.append(f"From step {change['step'] + 1:,} on {keys}.")
+    return said
 
 
 def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Path) -> list[Block]:

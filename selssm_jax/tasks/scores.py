@@ -1,6 +1,6 @@
 """Metrics: what each is called, which way it is better, and sums of it that merge over batches and devices."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -52,6 +52,15 @@ def is_better(metric: str, new: float, old: float) -> bool:
     if old != old:
         return new == new
     return new > old if higher_is_better(metric) else new < old
+
+
+def count_since_best(metric: str, values: Iterable[float]) -> int:
+    """Returns how many values came after the best, of equals the first."""
+    best, since = float("nan"), 0
+    for number, value in enumerate(values):
+        better = number == 0 or is_better(metric, value, best)
+        best, since = (value, 0) if better else (best, since + 1)
+    return since
 
 
 def hide_unweighted(values: Array, weights: Array) -> Array:

@@ -33,12 +33,13 @@ CONFIG, DATASET = "config.json", "dataset.json"  # in the run's folder, and a co
 LOCK = ".lock"
 # What may change between a run and its continuation: nothing that decides what has been learnt so far.
 MAY_DIFFER = frozenset(
-    {"name", "data.file", "data.gaps", "data.local_dir", "data.cache_dir", "data.eval_batch_size"}
+    {"name", "data.file", "data.gaps", "data.local_dir", "data.cache_dir", "data.batch_size", "data.eval_batch_size"}
+    | {"optimizer.accumulate"}
     | {
         f"training.{key}"
         for key in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "select")
     }
-    | {f"training.{key}" for key in ("devices", "mesh", "shard_parameters")}
+    | {f"training.{key}" for key in ("patience", "skip_nonfinite", "devices", "mesh", "shard_parameters")}
 )
 # all else that Orbax raises, a bare Exception too, tells of a damaged checkpoint, by damage
 NO_DAMAGE = (MemoryError, jax.errors.JaxRuntimeError)
@@ -47,13 +48,14 @@ RESCANS = 100  # of the folder of a run that is being trained while it is read
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds: the training state, and a JSON value with the data iterator's state and the records so
-    far.
+    """What a checkpoint holds: the training state, a JSON value with the data iterator's state and the records so far,
+    and the experiment as it was by then.
     """
 
     step: int
     state: Any
     progress: dict[str, Any]
+    experiment: Experiment
 
 
 class Workdir:
@@ -79,9 +81,10 @@ class Workdir:
         self._is_new = not self.path.exists()
         _check_writable(self.path)
         taken = _steps(self.path / "checkpoints") + _steps(self.path / "best")
-        self._begun = bool(taken)
+        self._begun, self._before = bool(taken), experiment
         if self._begun:
-            _check_same(read_experiment(path), experiment, self.path)
+            self._before = read_experiment(path)
+            _check_same(self._before, experiment, self.path)
             _check_steps(max(taken), experiment.training.steps, self.path)
         else:
             _check_descriptions(self.path)
@@ -171,13 +174,13 @@ class Workdir:
                 return candidate
         return None
 
-    def restore(self, state: Any, take: Callable[[dict[str, Any]], None] = lambda progress: None) -> Restored | None:
+    def restore(self, state: Any, take: Callable[[Restored], None] = lambda restored: None) -> Restored | None:
         """Returns the newest checkpoint that can be read, in the form of `state`; None where there is none yet.
 
         Newer ones that cannot be read are moved to WORKDIR/unreadable with a warning.
 
-        take: goes on from the progress of a checkpoint, or raises whatever it will: then that checkpoint cannot be
-        read, and the one before is taken.
+        take: goes on from a checkpoint, or raises whatever it will: then that checkpoint cannot be read, and the one
+        before is taken.
 
         Raises:
           InputError: if there are checkpoints, but none can be read. Nothing is moved then.
@@ -186,7 +189,7 @@ class Workdir:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, state)
-                take(restored.progress)
+                take(restored)
             except NO_DAMAGE:
                 raise
             except Exception as error:
@@ -303,7 +306,10 @@ class Workdir:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(state), progress=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         _check_progress(restored["progress"], step)
-        return Restored(step, restored["state"], dict(restored["progress"]))
+        # checkpoints of earlier versions have no copy, nor another config than the run
+        copied = self.path / "checkpoints" / str(step) / CONFIG
+        experiment = _experiment(copied) if copied.is_file() else self._before
+        return Restored(step, restored["state"], dict(restored["progress"]), experiment)
 
     def _as_stored(self, tree: Any) -> Any:
         return tree if self._alone else cluster.as_stored(tree)

@@ -18,18 +18,20 @@ import jax
 
 from selssm_jax import data
 from selssm_jax.config import Experiment, Model, fields
-from selssm_jax.data import provenance
+from selssm_jax.data import pipeline, provenance
 from selssm_jax.errors import Diverged, InputError, out_of_memory
 from selssm_jax.model import SequenceModel
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.tasks.scores import Sums, is_better, means
+from selssm_jax.tasks.scores import Sums, count_since_best, is_better, means
 from selssm_jax.training import capacity, cluster, optimizer, parallel, pieces, shares
-from selssm_jax.training.checkpoint import Workdir
+from selssm_jax.training.checkpoint import Restored, Workdir, differing
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
 from selssm_jax.training.step import initial, train_step
 
+SKIPPED = ("steps", "in_a_row")  # what is counted of steps that are skipped: all, and those since one that was not
+RECORDED = ("data.batch_size", "training.steps")  # what may change in a run and decides how it goes on
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -38,16 +40,19 @@ class Outcome:
     """How a call of `fit` ended: at which step, whether that was the last one, and the last validation metrics.
 
     kept: the validation metrics of the parameters that evaluation reads, the best or the last as training.select says.
+    early: whether it was finished by training.patience, before training.steps.
     """
 
     step: int
     finished: bool
     validation: dict[str, float]
     kept: dict[str, float] = dataclasses.field(default_factory=dict)
+    early: bool = False
 
 
 def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
-    """Trains until training.steps, from the newest checkpoint of `workdir` if there is one.
+    """Trains until training.steps, or training.patience is at its end, from the newest checkpoint of `workdir` if there
+    is one.
 
     SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for
     bit on one CPU. `check` sees the data before anything is written, and may raise.
@@ -171,11 +176,12 @@ class StepRunner(Protocol):
 
 
 def train(runs: Sequence["Run"], runner: StepRunner, stop: "Stop", *, until: int) -> None:
-    """Takes runs that stand at the same step to step `until`, or saves and ends where `stop` is requested before.
+    """Takes runs that stand at the same step to step `until`, or saves and ends where `stop` is requested before; ends
+    where one of them ends early, which is saved.
 
     A step's metrics are read while the next one runs.
     """
-    if stop.is_requested():
+    if stop.is_requested() or any(run.ends_early(run.step) for run in runs):
         return
     leader, step, pending = runs[0], runs[0].step, None
     states = runner.stack([run.release_state() for run in runs])
@@ -205,14 +211,18 @@ def _record_metrics(runs: Sequence["Run"], pending: tuple[int, Sequence[Sums]] |
 
 
 def _pause(runs: Sequence["Run"], step: int, states: Sequence[Any], stop: "Stop") -> bool:
-    """Evaluates and saves where that is due; returns whether the runs were asked to stop, which then are all saved."""
+    """Evaluates and saves where that is due; returns whether the runs stop here: all were asked to, which then are all
+    saved, or one ends early.
+    """
     for run, state in zip(runs, states, strict=True):
         run.validate(step, state.evaluated, stop)
-    stopping = stop.is_requested()
-    for run, state in zip(runs, states, strict=True):
-        if stopping or run.is_due(step, run.experiment.training.checkpoint_every):
+    stopping, early = stop.is_requested(), [run.ends_early(step) for run in runs]
+    for run, state, ends in zip(runs, states, early, strict=True):
+        if stopping or ends or run.is_due(step, run.experiment.training.checkpoint_every):
             run.save(step, state)
-    return stopping
+        if ends:
+            run.say_early(step)
+    return stopping or any(early)
 
 
 class SingleRun:
@@ -263,6 +273,7 @@ class Run:
       step: the number of its last step so far.
       best: the step of the parameters in best/, which did best on validation so far.
       state: its training state there; none while `train` has it.
+      skipped: how many of its steps were skipped, by `SKIPPED`.
       train_step: (state, batch, axis) -> (state, metrics), `step.train_step` of this run.
       evaluate: the evaluator of its parameters; runs of the same model may share one, which is then compiled once.
     """
@@ -282,8 +293,10 @@ class Run:
         tx = optimizer.build(experiment)
         self.train_step: Callable[..., Any] = partial(train_step, model=self.model, optimizer=tx, experiment=experiment)
         self.batches = dataset.train(experiment.data.batch_size, seed=experiment.data.seed)
-        self.step, history, remembered = self._begin(tx, layout)
-        self.best = workdir.recall_best(self.step, self._rank_validations(history)) if history else None
+        restored = self._begin(tx, layout)
+        self.step, history = restored.step, restored.progress["history"]
+        ranked = self._rank_validations(history)
+        self.best = workdir.recall_best(self.step, ranked) if history else None
         with workdir.writing():
             self.log = Logger(
                 workdir.path if cluster.is_first() else None,
@@ -295,6 +308,8 @@ class Run:
             )
         if self.step:
             self.log.display.say(f"resumed from step {self.step} of {workdir.path}")
+        # checkpoints of earlier versions do not say which is the best
+        remembered = restored.progress.get("best", ranked[0][0] if ranked else None)
         if remembered is not None and self.best != remembered:
             left = (
                 "the best from here on are kept"
@@ -302,10 +317,11 @@ class Run:
                 else f"those of step {self.best} are the best that are left"
             )
             self.log.display.say(f"warning: the best parameters so far, of step {remembered}, are lost: {left}")
+        self._note_changes(restored.experiment)
 
-    def _begin(self, tx: Any, layout: parallel.Layout) -> tuple[int, list[dict[str, Any]], int | None]:
-        """Sets the state, the meter and the order of the data to where the run stands; returns its step, its records
-        and the step of its best.
+    def _begin(self, tx: Any, layout: parallel.Layout) -> Restored:
+        """Sets the state, the meter and the order of the data to where the run stands; returns all else that it goes on
+        from.
         """
         start = self.batches.get_state()
         fresh = partial(initial, self.experiment, self.model, tx, next(self.batches))
@@ -318,23 +334,42 @@ class Run:
         if restored is None:
             self.batches.set_state(start)
             self.state = parallel.place(cluster.take_first(fresh()), layout)
-            self.meter = Meter()
-            return 0, [], None
+            self.meter, self.skipped = Meter(), dict.fromkeys(SKIPPED, 0)
+            return Restored(0, None, {"history": [], "best": None}, self.experiment)
         self.state = cluster.as_live(restored.state, layout)
-        history = restored.progress["history"]
-        first = next((step for step, _ in self._rank_validations(history)), None)
-        # checkpoints of earlier versions do not say which is the best
-        return restored.step, history, restored.progress.get("best", first)
+        return dataclasses.replace(restored, state=None)
 
-    def _go_on(self, progress: dict[str, Any]) -> None:
+    def _go_on(self, restored: Restored) -> None:
         """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of
         another form.
         """
+        progress, old, new = restored.progress, restored.experiment.data.batch_size, self.experiment.data.batch_size
         if not all(type(place) is int and place >= 0 for place in progress["data"].values()):
             raise ValueError(f"progress.data is {progress['data']!r}, expected the number of the next batch")
-        self.batches.set_state(progress["data"])
+        self.batches.set_state(progress["data"] if old == new else pipeline.resize_state(progress["data"], old, new))
         self.meter = Meter(dict(progress["meter"]))
+        skipped = progress.get("skipped", {})
+        self.skipped = {name: int(skipped.get(name, 0)) for name in SKIPPED}
         self._rank_validations(progress["history"])  # every validation has the metric that decides
+
+    def _note_changes(self, before: Experiment) -> None:
+        """Says and records what decides how training goes on and was something else until here."""
+        changed = {key: pair for key, pair in differing(before, self.experiment).items() if key in RECORDED}
+        if not changed or self.step == self.experiment.training.steps or self.ends_early(self.step):
+            return
+        for key, (old, new) in changed.items():
+            self.log.display.say(f"{self.name}{key}={new} from here on, until now {old}: {self._explain(key, before)}")
+        self._record(self.step, "settings", {key: new for key, (_, new) in changed.items()})
+
+    def _explain(self, key: str, before: Experiment) -> str:
+        """Says what the new value of a key in `RECORDED` means for training."""
+        if key == "data.batch_size":
+            seen = pipeline.count_examples(self.batches.get_state(), self.experiment.data.batch_size)
+            return f"the data go on after the {seen:,} examples seen, and optimizer.peak_rate stays as it is"
+        updates = self.step - self.skipped["steps"]
+        rates = optimizer.schedule(before)(updates), optimizer.schedule(self.experiment)(updates + 1)
+        old, new = (f"{float(rate):.3g}" for rate in rates)
+        return f"the learning rate is from here on that of a run of so many steps, next {new} after {old}"
 
     def release_state(self) -> Any:
         """Returns the state to a caller that uses it up; the run keeps none."""
@@ -347,11 +382,20 @@ class Run:
             self.validate(self.step, self.state.evaluated, stop)
 
     def record_metrics(self, step: int, sums: Sums) -> None:
-        """Checks that a step's loss is finite, adds its metrics to the mean, and logs the mean if that is due."""
-        self._check_finite(step, means(sums))
-        self.meter.add(sums)
+        """Checks that a step's loss is finite, or that the step may be skipped; adds its metrics to the mean, and logs
+        the mean if that is due.
+        """
+        scores = means(sums)
+        if scores.get("skipped"):
+            self._count_skipped(step, scores)
+            sums = {}
+        else:
+            self._check_finite(step, scores)
+            self.skipped["in_a_row"] = 0
+        self.meter.add({name: pair for name, pair in sums.items() if name != "skipped"})
         if self.is_due(step, self.experiment.training.log_every):
-            self._record(step, "train", self.meter.read())
+            skips = {"skipped": self.skipped["steps"]} if self.experiment.training.skip_nonfinite else {}
+            self._record(step, "train", self.meter.read() | skips)
 
     def validate(self, step: int, params: Any, stop: "Stop") -> None:
         """Runs validation for a step if it is due and missing, and saves the parameters if they are the best so far."""
@@ -375,6 +419,8 @@ class Run:
             "history": self.log.history,
             "best": self.best,
         }
+        if self.experiment.training.skip_nonfinite:
+            progress["skipped"] = self.skipped
         self.workdir.save(step, state, progress)
 
     def is_due(self, step: int, every: int) -> bool:
@@ -391,8 +437,28 @@ class Run:
         """Returns how it ended."""
         last = max((record["step"] for record in self.log.history if record["split"] == "validation"), default=None)
         chosen = self.best if self.experiment.training.select == "best" else last
-        finished = self.step == self.experiment.training.steps and not self._lacks_validation(self.step)
-        return Outcome(self.step, finished, self._scores(last) or {}, self._scores(chosen) or {})
+        early = self.ends_early(self.step)
+        ended = early or self.step == self.experiment.training.steps
+        finished = ended and not self._lacks_validation(self.step)
+        return Outcome(self.step, finished, self._scores(last) or {}, self._scores(chosen) or {}, early)
+
+    def ends_early(self, step: int) -> bool:
+        """Whether training.patience is at its end before the last step. It is read off the history alone: a run that
+        goes on knows it too, and all processes agree.
+        """
+        training, metric = self.experiment.training, kind_of(self.dataset.task).primary
+        if not training.patience or step == training.steps:
+            return False
+        values = (scores[metric] for _, scores in _validations(self.log.history))
+        return count_since_best(metric, values) >= training.patience
+
+    def say_early(self, step: int) -> None:
+        """Says that the run ends early."""
+        training = self.experiment.training
+        self.log.display.say(
+            f"{self.name}stopped early at step {step} of {training.steps}: no better validation in the last "
+            f"{training.patience} (training.patience)"
+        )
 
     def _scores(self, step: int | None) -> dict[str, float] | None:
         """The validation metrics of a step; None where it has none."""
@@ -417,11 +483,27 @@ class Run:
     def _check_finite(self, step: int, scores: dict[str, float]) -> None:
         loss, norm = scores[kind_of(self.dataset.task).loss], scores["gradient_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"{self.name}the loss of step {step} is {loss}, the gradient's norm {norm}: lower optimizer.peak_rate "
-                "or lengthen optimizer.warmup_steps (in a new --workdir), or look for extreme values in the data; "
-                f"{self.workdir.last_good()}"
-            )
+            raise Diverged(self._say_nonfinite(step, scores))
+
+    def _count_skipped(self, step: int, scores: dict[str, float]) -> None:
+        """Counts a step that was skipped. Raises Diverged where as many in a row were before it as may be."""
+        most = self.experiment.training.skip_nonfinite
+        if self.skipped["in_a_row"] >= most:
+            raise Diverged(self._say_nonfinite(step, scores, f", after {most} in a row that were skipped"))
+        self.skipped = {name: count + 1 for name, count in self.skipped.items()}
+        self.log.display.say(
+            f"{self.name}step {step} is skipped, for its loss is {scores[kind_of(self.dataset.task).loss]}, the "
+            f"gradient's norm {scores['gradient_norm']}: {self.skipped['in_a_row']} in a row, of at most {most} "
+            "(training.skip_nonfinite)"
+        )
+
+    def _say_nonfinite(self, step: int, scores: dict[str, float], after: str = "") -> str:
+        return (
+            f"{self.name}the loss of step {step} is {scores[kind_of(self.dataset.task).loss]}, the gradient's norm "
+            f"{scores['gradient_norm']}{after}: lower optimizer.peak_rate or lengthen optimizer.warmup_steps (in a new "
+            "--workdir), or look for extreme values in the data, or skip such steps (training.skip_nonfinite); "
+            f"{self.workdir.last_good()}"
+        )
 
     def _lacks_validation(self, step: int) -> bool:
         there = any(record["step"] == step and record["split"] == "validation" for record in self.log.history)

@@ -71,7 +71,9 @@ def _fit(
             run.evaluate = runs[0].evaluate
             run.validate_if_missing(stop)
         last = experiments[0].training.steps
-        while not stop.is_requested() and (unfinished := [run for run in runs if run.step < last]):
+        while not stop.is_requested() and (
+            unfinished := [run for run in runs if run.step < last and not run.ends_early(run.step)]
+        ):
             behind = min(run.step for run in unfinished)
             group = [run for run in unfinished if run.step == behind]
             ahead = min((run.step for run in unfinished if run.step > behind), default=last)

@@ -78,9 +78,8 @@ def initial(
         multiplier = {"multiplier": jnp.zeros(())} if experiment.training.target_dimension else {}
         if not experiment.training.average:
             return ConstrainedState(*parts, **multiplier) if multiplier else TrainState(*parts)
-        average = {"average": params, "average_weight": jnp.zeros(())}
-        kind = AveragedConstrainedState if multiplier else AveragedState
-        return kind(*parts, **multiplier, **average)
+        kind: Callable[..., TrainState] = AveragedConstrainedState if multiplier else AveragedState
+        return kind(*parts, **multiplier, average=params, average_weight=jnp.zeros(()))
 
     return jax.jit(build)(batch["inputs"][:1])
 
@@ -94,7 +93,8 @@ def train_step(
     experiment: Experiment,
     axis: parallel.Axis = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the next state and the metrics' sums over the whole batch, "gradient_norm" among them.
+    """Returns the next state and the metrics' sums over the whole batch: "gradient_norm" too and, where
+    training.skip_nonfinite is set, "skipped", 1 if the state is the one before.
 
     The loss is the mean over all weighted targets of the batch, wherever its rows lie, and what is drawn at random
     (dropout, noise, hard concrete gates) is drawn for each row, from (training.seed, step, the row's number in the
@@ -127,14 +127,14 @@ def train_step(
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(gradients, state.opt_state, state.params, norm=norm)
     sums["gradient_norm"] = jnp.stack([norm, jnp.float32(1)])
-    state = dataclasses.replace(
+    after = dataclasses.replace(
         state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
-    if isinstance(state, ConstrainedState):
-        state = _ascend(state, sums, experiment.training)
-    if isinstance(state, AveragedState):
-        state = _average(state, experiment.training.average)
-    return state, sums
+    if isinstance(after, ConstrainedState):
+        after = _ascend(after, sums, experiment.training)
+    if isinstance(after, AveragedState):
+        after = _average(after, experiment.training.average)
+    return (_skip_nonfinite(state, after, sums, kind.loss) if experiment.training.skip_nonfinite else after), sums
 
 
 def _ascend(state: ConstrainedState, sums: Sums, training: Training) -> ConstrainedState:
@@ -159,6 +159,17 @@ def _average(state: AveragedState, decay: float) -> AveragedState:
     weight = optax.incremental_update(1.0, state.average_weight, 1 - decay)
     average = optax.incremental_update(state.params, state.average, (1 - decay) / weight)
     return dataclasses.replace(state, average=average, average_weight=weight)
+
+
+def _skip_nonfinite(before: TrainState, after: TrainState, sums: Sums, loss: str) -> TrainState:
+    """The state after a step whose loss and gradient are finite; else the one before, of which the number of the step
+    alone counts on. Every device decides alike, for these are sums over all of them.
+    """
+    total, weight = sums[loss]
+    finite = jnp.isfinite(total / weight) & jnp.isfinite(sums["gradient_norm"][0])
+    sums["skipped"] = jnp.stack([1.0 - finite, jnp.float32(1)])
+    chosen = jax.tree.map(partial(jnp.where, finite), after, before)
+    return dataclasses.replace(chosen, step=after.step)
 
 
 def _ramp(step: jax.Array, training: Training) -> jax.Array | float:

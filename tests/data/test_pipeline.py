@@ -8,7 +8,7 @@ import pytest
 
 from selssm_jax import data
 from selssm_jax.config import Data, Task
-from selssm_jax.data.pipeline import Dataset, in_order, shuffled_rows
+from selssm_jax.data.pipeline import Dataset, count_examples, in_order, resize_state, shuffled_rows
 from selssm_jax.errors import InputError
 
 
@@ -108,6 +108,24 @@ def test_examples_do_not_depend_on_the_batch_size():
 def test_training_never_ends_and_counts_every_row_equally():
     rows = drawn(numbered(), 25, 8)
     np.testing.assert_array_equal(np.bincount(rows), np.full(50, 4))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("sizes", [(8, 6), (6, 8), (4, 8), (8, 2, 6, 10)])
+def test_another_batch_size_goes_on_with_the_next_example(sizes, processes, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    seen, state, count = [], None, 0
+    for before, size in zip((sizes[0], *sizes), sizes, strict=False):
+        streams = []
+        for process in range(processes):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            streams.append(numbered(1000).train(size, seed=0))
+        for stream in streams if state else ():
+            stream.set_state(resize_state(json.loads(json.dumps(state)), before, size))
+        seen += [next(stream)["targets"] for _ in range(3) for stream in streams]
+        state, count = streams[0].get_state(), count + 3 * size
+        assert count_examples(state, size) == count
+    np.testing.assert_array_equal(np.concatenate(seen), shuffled_rows(0, np.arange(count), 1000))
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 8), (7, 3), (9, 3), (10, 16)])

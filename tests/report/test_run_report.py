@@ -43,6 +43,7 @@ KEYS = {
     "errors",
     "intervals",
     "seen",
+    "course",
 }
 BLOCK_KEYS = {
     "components",
@@ -90,6 +91,24 @@ def test_the_step_is_the_best_on_validation(saved, smoke_run):
     records = [json.loads(line) for line in (smoke_run / "metrics.jsonl").read_text().splitlines()]
     scores = {record["step"]: record["nats"] for record in records if record["split"] == "validation"}
     assert saved["step"] == min(scores, key=scores.get) and saved["steps"] == 12 and saved["chosen"] == "best"
+
+
+def test_how_training_went_is_said_where_it_did_not_go_as_planned(saved):
+    assert saved["course"] == {"ended_early": None, "skipped": 0, "changes": []}
+    plain = sections.scores(saved)[0].text
+    config = saved["config"] | {"training": saved["config"]["training"] | {"average": 0.99, "patience": 3}}
+    changes = [{"step": 4, "data.batch_size": 16}]
+    course = {"ended_early": 1200, "skipped": 2, "changes": changes}
+    said = sections.scores(saved | {"config": config, "course": course})[0].text
+    for words in (
+        ", averaged over the steps up to it with decay 0.99",
+        "Training ended early after step 1,200: 3 validations without a better. ",
+        "Steps skipped because their loss or gradient was not finite: 2. ",
+        "From step 5 on data.batch_size=16. ",
+    ):
+        assert words in said
+        said = said.replace(words, "")
+    assert said == plain
 
 
 @pytest.mark.parametrize(

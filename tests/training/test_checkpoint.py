@@ -101,9 +101,22 @@ def test_another_experiment_is_refused_by_the_key_that_differs(run, key, value, 
     assert runs.content(run) == before
 
 
-@pytest.mark.parametrize("key", ["steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "devices"])
+OFTEN = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "devices", "patience", "skip_nonfinite")
+
+
+@pytest.mark.parametrize("key", ["steps", *OFTEN])
 def test_what_decides_nothing_may_change(run, key):
     assert restore(run, runs.experiment(**{f"training__{key}": 3 if key != "steps" else 600})).step == 3
+
+
+@pytest.mark.parametrize(("key", "value"), [("data__batch_size", 16), ("optimizer__accumulate", 2)])
+def test_how_the_data_are_cut_may_change_and_a_checkpoint_knows_how_they_were(run, key, value):
+    """By its own copy: config.json is another's as soon as the run goes on."""
+    other = runs.experiment(**{key: value})
+    with closing(Workdir(str(run), other)) as workdir:
+        workdir.describe(METADATA)
+    assert read_experiment(str(run)) == other
+    assert restore(run, other).experiment == RECIPE
 
 
 def test_other_data_under_the_same_name_is_refused(run):

@@ -19,6 +19,7 @@ SETTING = {
     "training__log_every": 2,
     "training__eval_every": 40,
     "training__average": 0.9,
+    "training__skip_nonfinite": 1,
 }
 ONE = runs.experiment(**SETTING, training__devices=2)
 SEVERAL = runs.experiment(**SETTING, training__devices=0)
@@ -101,6 +102,17 @@ def test_two_processes_share_parameters_and_each_its_sequences(tmp_path):
     for name in ("params", "average"):
         states = [jax.tree.map(np.asarray, runs.state(tmp_path / run, 12)["state"][name]) for run in ("run", "one")]
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), *states)
+
+
+@pytest.mark.exhaustive
+def test_patience_ends_all_processes_at_the_same_step(tmp_path):
+    """Parameters that stand still validate alike, which is no better."""
+    still = {"optimizer__peak_rate": 0.0, "optimizer__end_rate": 0.0, "training__patience": 2}
+    setting = {"training__steps": 12, "training__eval_every": 3, "training__devices": 0}
+    for _ in range(2):
+        ended = processes.finish(processes.train(tmp_path / "run", runs.experiment(**still | setting), 2))
+        assert [code for code, _, _ in ended] == [0, 0], ended
+        assert "trained 9 steps of 12, then stopped early (training.patience); validation: " in ended[0][1]
 
 
 def test_what_differs_between_processes_is_named(monkeypatch):
