@@ -24,7 +24,7 @@ OPTIONS = {
     "training__log_every": 1,
     "training__eval_every": 4,
     "training__checkpoint_every": 4,
-}
+} | runs.SMALL
 BATCH = runs.ragged(runs.TASKS["language"])
 
 

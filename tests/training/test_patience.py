@@ -28,6 +28,7 @@ def recipe(patience: int = PATIENCE, **keys: object) -> Experiment:
             "training__eval_every": EVERY,
             "training__checkpoint_every": 5,
         }
+        | runs.SMALL
         | keys
     )
 
