@@ -54,14 +54,12 @@ def _main(_: list[str]) -> None:
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
-        report, measure, compress = REPORT.value, MEASURE.value, COMPRESS.value
-        check, reports = None, report or measure or compress
+        wanted = {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
+        check, reports = None, any(wanted.values())
         if reports:  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
 
-            check = partial(
-                analysis.check_ahead, experiment, workdir, report=report, measure=measure, compress=compress
-            )
+            check = partial(analysis.check_ahead, experiment, workdir, **wanted)
         outcome = loop.fit(experiment, workdir, check=check)
         if not outcome.finished:
             print(f"stopped at step {outcome.step} of {experiment.training.steps}, saved; to go on:", end=" ")
@@ -76,6 +74,6 @@ def _main(_: list[str]) -> None:
         from selssm_jax.runs import open_run
 
         run = open_run(workdir)
-        print(cli.report_run(run, measure=measure), flush=True)
-        if compress:
+        print(cli.report_run(run, measure=wanted["measure"]), flush=True)
+        if wanted["compress"]:
             print(cli.report_compression(run))
