@@ -11,6 +11,7 @@ Ctrl-C and signals save, with exit code 75: the same command goes on.
 import pathlib
 import sys
 from functools import partial
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -54,7 +55,7 @@ def _main(_: list[str]) -> None:
             sys.exit(0 if done else errors.UNFINISHED)
         from selssm_jax.training import loop  # here, so that a mistake in the command line is said at once
 
-        wanted = {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
+        wanted: dict[str, Any] = {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
         check, reports = None, any(wanted.values())
         if reports:  # a run without a report does not wait for what draws one
             from selssm_jax import analysis
