@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selssm_jax.ops import linear_scan, newton_scan, selective_scan, ssd
+from selssm_jax.ops import kalman_scan, linear_scan, newton_scan, selective_scan, ssd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +23,14 @@ class Recurrence:
     batch, steps, size).
 
     Sequences are the inputs with an axis of time, (B, T, ...); fixed are those without. draw returns (sequences, fixed,
-    h0).
+    h0). `singular`: at a state of 0 its derivatives by that state do not exist.
     """
 
     run: Callable[..., Any]
     loop: Callable[..., Any]
     draw: Callable[..., Any]
     methods: tuple[Any, ...]
+    singular: bool = False
 
 
 def step_by_step(
@@ -137,7 +138,42 @@ def _run_linear(sequences, fixed, h0, reset, method):
     return linear_scan(*sequences, h0, reset=reset, method=method)
 
 
+def _kalman_step(h, now, fixed):
+    """The filter as textbooks have it, and nats as differences of logarithms; h is (m, P, prior), stacked."""
+    (a, q, r, z), (m, P, prior) = now, (h[:, 0], h[:, 1], h[:, 2])
+    predicted, carried = a**2 * P + q, a**2 * prior + q
+    gain = predicted / (predicted + r)
+    gained = -jnp.log(1 - gain) / 2
+    known = jnp.log(jnp.where(P > 0, prior, 1) / jnp.where(P > 0, P, 1)) / 2
+    m, P = (1 - gain) * a * m + gain * z, (1 - gain) * predicted
+    return jnp.stack([m, P, carried], axis=1), jnp.stack(
+        [m, P, gained, known - jnp.log(carried / predicted) / 2], axis=1
+    )
+
+
+def _run_kalman(sequences, fixed, h0, reset, method):
+    a, q, r, z = sequences
+    found = kalman_scan(a, q, r, z, h0[:, 0], h0[:, 1], prior0=h0[:, 2], reset=reset, method=method)
+    wide = jnp.promote_types(a.dtype, jnp.float32)  # bfloat16 of the means alone would round the nats
+    return jnp.stack([value.astype(wide) for value in found[:4]], axis=2), jnp.stack(found.last, axis=1)
+
+
+def _draw_kalman(rng, batch, steps, size):
+    q, r = np.exp(rng.uniform(-3, 3, (2, batch, steps, size)))
+    P = np.exp(rng.uniform(-2, 2, (batch, size)))
+    state = np.stack([rng.normal(size=(batch, size)), P, P * rng.uniform(1.5, 9, (batch, size))], axis=1)
+    sequences = (rng.uniform(-1, 1, (batch, steps, size)), q, r, rng.normal(size=(batch, steps, size)))
+    return sequences, (), state
+
+
 OPS = {
+    "kalman_scan": Recurrence(
+        _run_kalman,
+        partial(step_by_step, _kalman_step),
+        _draw_kalman,
+        ("auto", "sequential", "associative"),
+        singular=True,
+    ),
     "linear_scan": Recurrence(
         _run_linear, partial(step_by_step, _linear_step), _draw_linear, ("auto", "sequential", "associative", "chunked")
     ),

@@ -9,6 +9,7 @@ from selssm_jax.ops._gathered_step import (
     gathered_step,
     refresh_memory,
 )
+from selssm_jax.ops._kalman_scan import KalmanScan, KalmanState, kalman_scan
 from selssm_jax.ops._linear_scan import linear_scan
 from selssm_jax.ops._newton_scan import Solve, expected_iterations, newton_scan, nonlinear_scan, sequential_scan
 from selssm_jax.ops._selective_scan import selective_scan
@@ -18,6 +19,8 @@ from selssm_jax.ops.discretize import bilinear, zero_order_hold
 __all__ = [
     "GatheredMemory",
     "GatheredRows",
+    "KalmanScan",
+    "KalmanState",
     "Solve",
     "bilinear",
     "dense_scan",
@@ -25,6 +28,7 @@ __all__ = [
     "expected_iterations",
     "gather_rows",
     "gathered_step",
+    "kalman_scan",
     "linear_scan",
     "newton_scan",
     "nonlinear_scan",

@@ -86,6 +86,14 @@ def scan_shard(
     return run(h0)
 
 
+def adjoint(a: Array, dh: Array, dlast: Array, *, method: str = "auto") -> tuple[Array, Array]:
+    """Returns (u, a_1 u_1) of u_t = dh_t + a_{t+1} u_{t+1}, with dlast behind the last step: the cotangents of a
+    recurrence whose state is multiplied by a_t, for the gradient of a larger one. What nothing reads is 0, whatever a
+    is.
+    """
+    return _scan(_Run(method, True, True, False), a, dh, dlast)
+
+
 def _prepare(
     a: ArrayLike, b: ArrayLike, h0: ArrayLike | None, reset: ArrayLike | None, *, reverse: bool, method: str
 ) -> tuple[Callable[[Array], tuple[Array, Array]], Array, Array]:

@@ -47,12 +47,14 @@ def drawn(name):
 RUNS = {
     "linear_scan": of_linear,
     "dense_scan": of_dense,
+    "kalman_scan": OPS["kalman_scan"].run,
     "selective_scan": OPS["selective_scan"].run,
     "ssd": OPS["ssd"].run,
 }
 METHODS = {
     "linear_scan": ("sequential", "associative", "chunked"),
     "dense_scan": ("sequential", "associative"),
+    "kalman_scan": ("sequential", "associative"),
     "selective_scan": ("sequential", "chunked"),
     "ssd": ("auto", 4),
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan, selective_scan, shards, ssd
+from selssm_jax.ops import dense_scan, kalman_scan, linear_scan, nonlinear_scan, selective_scan, shards, ssd
 
 B, T, N = 3, 24, 3
 SHARDS = 4
@@ -33,10 +33,11 @@ def slopes(run, over_time, whole):
     return y, last, by_time, shards.total(by_whole)
 
 
-def compare(run, over_time, whole, rtol=2e-5):
-    """On one device and on several."""
+def compare(run, over_time, whole, rtol=2e-5, time=1):
+    """On one device and on several; `time` is the axis of outputs."""
+    outputs = PartitionSpec(*[None] * time, shards.AXIS)
     expected = jax.jit(partial(slopes, run))(over_time, whole)
-    found = in_shards(partial(slopes, run), in_specs=(SPLIT, WHOLE), out_specs=(SPLIT, WHOLE, SPLIT, WHOLE))(
+    found = in_shards(partial(slopes, run), in_specs=(SPLIT, WHOLE), out_specs=(outputs, WHOLE, SPLIT, WHOLE))(
         over_time, whole
     )
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
@@ -80,6 +81,18 @@ def test_factors_of_zero_pass_their_gradients():
     a, b, h0 = draw((B, T, N), (B, T, N), (B, N))
     a = jnp.where(jnp.arange(T)[None, :, None] == 8, 0, a / 2)
     compare(lambda over_time, h0: linear_scan(*over_time, h0), (a, b), h0)
+
+
+@PACKED
+def test_kalman_scan(packed):
+    def run(over_time, start):
+        a, q, r, z = over_time
+        m0, *variances = start
+        P0, prior0 = jnp.exp(variances[0]), jnp.exp(variances[0]) + jnp.exp(variances[1])
+        found = kalman_scan(jnp.tanh(a), jnp.exp(q), jnp.exp(r), z, m0, P0, prior0=prior0, reset=resets(packed))
+        return jnp.stack(found[:4]), jnp.stack(found.last)
+
+    compare(run, draw(*[(B, T, N)] * 4), draw(*[(B, N)] * 3), time=2)
 
 
 @PACKED
