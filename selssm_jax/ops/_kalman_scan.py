@@ -13,7 +13,14 @@ from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops import shards
 from selssm_jax.ops._linear_scan import adjoint, linear_scan, scan_shard
-from selssm_jax.ops.boundaries import composed_or_stepped, multiply_cotangent, multiply_state, vary_alike
+from selssm_jax.ops.boundaries import (
+    composed_or_stepped,
+    finite,
+    multiply_cotangent,
+    multiply_state,
+    poison,
+    vary_alike,
+)
 from selssm_jax.ops.inputs import check_inputs
 from selssm_jax.ops.stepping import at, put
 
@@ -103,7 +110,8 @@ def kalman_scan(
     a = a if forget is None else jnp.where(forget, 0, a)
     steps = _Steps(*(value.astype(wide) for value in (a, q, r, z)))
     m, P, last = _filter(method, steps, start)
-    square = jnp.square(steps.a)
+    # a factor that is no number must not meet a gradient of 0
+    square = poison(jnp.square(finite(steps.a)), ~jnp.isfinite(steps.a))
     prior, last_prior = linear_scan(square, steps.q, start.prior, reset=reset, method=method)
     before = (shards.previous(values, first, axis=1) for values, first in ((P, start.P), (prior, start.prior)))
     before = before if forget is None else (jnp.where(forget, 0, values) for values in before)
@@ -158,12 +166,14 @@ def _across_shards(steps: _Steps, start: Array) -> tuple[Array, Array | None]:
 
 def _nats(square: Array, steps: _Steps, P: Array, prior: Array) -> tuple[Array, Array]:
     """(gained, forgotten) of the variances before each step; nothing is forgotten where nothing was known."""
-    gained = jnp.log1p((square * P + steps.q) / steps.r) / 2
-    known = jnp.where(prior > P, (prior - P) / jnp.where(P > 0, P, 1), 0)
+    bad = ~(jnp.isfinite(square + steps.q + P + prior) & (steps.r > 0))
+    square, q, r, P, prior = (jnp.where(bad, 1, value) for value in (square, steps.q, steps.r, P, prior))
+    gained = jnp.log1p((square * P + q) / r) / 2
+    known = jnp.where(prior <= P, 0, (prior - P) / jnp.where(P > 0, P, 1))
     known = jnp.where((P <= 0) & (prior > 0), jnp.inf, known)
     carried = square * prior
-    share = jnp.where(carried > 0, steps.q / jnp.where(carried > 0, carried + steps.q, 1), 1)
-    return gained, jnp.log1p(multiply_state(share, known)) / 2
+    share = jnp.where(carried > 0, q / jnp.where(carried > 0, carried + q, 1), 1)
+    return poison(gained, bad), poison(jnp.log1p(multiply_state(share, known)) / 2, bad)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -257,8 +267,8 @@ def _compose(first: Array, then: Array) -> Array:
 
 
 def _scaled(maps: Array) -> Array:
-    """The same maps, the largest entry 1."""
-    return maps / maps.max(axis=0, keepdims=True)
+    """The same maps, the largest entry 1. What they are divided by changes no map, so it has no gradient."""
+    return maps / lax.stop_gradient(maps.max(axis=0, keepdims=True))
 
 
 def _apply(maps: Array, P: Array) -> Array:
