@@ -1,5 +1,13 @@
 """The Kalman filter of independent components, its gate in nats: what the best memory of noisy readings keeps (theory,
 section 11).
+
+"sequential" takes step after step in place. "associative" composes P_{t-1} -> P_t, a Moebius map, as products of
+matrices [[a^2 r, q r], [a^2, q + r]] without negative entries, each divided by its largest entry, in O(log T)
+parallel steps; the mean is a linear scan then. Where variances, their inverses or products of |a| > 1 leave
+`LARGEST`, all steps are run one by one, whatever the method. "auto" is decided where the program is lowered:
+sequential on a CPU, associative elsewhere.
+
+The gradient is two scans in the other direction, of any order; forward-mode differentiation is not defined.
 """
 
 from functools import partial
@@ -73,14 +81,7 @@ def kalman_scan(
     is I(h_t; z_{1:t}) = 1/2 log(S_t / P_t). These are exact where data follow the model, and otherwise the nats of this
     model.
 
-    "sequential" takes step after step in place. "associative" composes P_{t-1} -> P_t, a Moebius map, as products of
-    matrices [[a^2 r, q r], [a^2, q + r]] without negative entries, each divided by its largest entry, in O(log T)
-    parallel steps; the mean is a linear scan then. Where variances, their inverses or products of |a| > 1 leave
-    `LARGEST`, all steps are run one by one, whatever the method. "auto" is decided where the program is lowered:
-    sequential on a CPU, associative elsewhere.
-
-    All is computed in float32 or wider; m has the type of a and z. The gradient is two scans in the other direction, of
-    any order; forward-mode differentiation is not defined.
+    All is computed in float32 or wider; m has the type of a and z.
 
     Args:
       a: factor of every step. q: variance of what drives the state, at least 0. r: variance of the reading, above 0;
@@ -88,7 +89,7 @@ def kalman_scan(
       m0, P0: mean and variance before the first step; 0 if None: the state is known to be 0 then. prior0: its variance
         without readings; P0 if None, as if nothing had been read before.
       reset: True forgets all that came before that step, what is not finite too: it is as a_t = 0.
-      method: "auto", "sequential" or "associative".
+      method: "auto", "sequential" or "associative": see this module.
 
     Returns:
       A `KalmanScan`; `last` is the state after the last step, of the type of accumulation: given as m0, P0 and prior0
@@ -99,24 +100,14 @@ def kalman_scan(
 
     Source: Kalman 1960; as a layer, Kalman linear attention (arXiv 2602.10743).
     """
-    a, q, r, z = map(jnp.asarray, (a, q, r, z))
     _check(a, {"q": q, "r": r, "z": z, "m0": m0, "P0": P0, "prior0": prior0, "reset": reset}, method)
-    dtype = jnp.promote_types(a.dtype, z.dtype)
-    wide = jnp.result_type(dtype, q.dtype, r.dtype, jnp.float32)
+    dtype = jnp.result_type(a, z)
+    wide = jnp.result_type(dtype, q, r, jnp.float32)
     zeros = jnp.zeros((a.shape[0], *a.shape[2:]), wide)
-    start = KalmanState(*(zeros if value is None else jnp.asarray(value, wide) for value in (m0, P0, prior0)))
-    start = start if prior0 is not None else start._replace(prior=start.P)
-    forget = None if reset is None else jnp.asarray(reset).reshape(*a.shape[:2], *[1] * (a.ndim - 2))
-    a = a if forget is None else jnp.where(forget, 0, a)
-    steps = _Steps(*(value.astype(wide) for value in (a, q, r, z)))
-    m, P, last = _filter(method, steps, start)
-    # a factor that is no number must not meet a gradient of 0
-    square = poison(jnp.square(finite(steps.a)), ~jnp.isfinite(steps.a))
-    prior, last_prior = linear_scan(square, steps.q, start.prior, reset=reset, method=method)
-    before = (shards.previous(values, first, axis=1) for values, first in ((P, start.P), (prior, start.prior)))
-    before = before if forget is None else (jnp.where(forget, 0, values) for values in before)
-    gained, forgotten = _nats(square, steps, *before)
-    return KalmanScan(m.astype(dtype), P, gained, forgotten, last._replace(prior=last_prior))
+    m, P, prior = (zeros if value is None else jnp.asarray(value, wide) for value in (m0, P0, prior0))
+    steps = _Steps(*(jnp.asarray(value, wide) for value in (a, q, r, z)))
+    found = _filter(steps, KalmanState(m, P, P if prior0 is None else prior), reset, method)
+    return found._replace(m=found.m.astype(dtype))
 
 
 class _Steps(NamedTuple):
@@ -128,18 +119,30 @@ class _Steps(NamedTuple):
     z: Array
 
 
-def _check(a: Array, others: dict[str, ArrayLike | None], method: str) -> None:
+def _check(a: ArrayLike, others: dict[str, ArrayLike | None], method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
+    a = jnp.asarray(a)
     if a.ndim < 2 or a.shape[1] == 0:
         raise ValueError(f"a has shape {a.shape}, expected (B, T, ...) with T >= 1")
-    state = (a.shape[0], *a.shape[2:])
-    shapes = dict.fromkeys("qrz", a.shape) | dict.fromkeys(("m0", "P0", "prior0"), state)
+    shapes = dict.fromkeys("qrz", a.shape) | dict.fromkeys(("m0", "P0", "prior0"), (a.shape[0], *a.shape[2:]))
     given = {name: None if value is None else jnp.asarray(value) for name, value in others.items()}
     check_inputs({"a": a, **given}, {**shapes, "reset": a.shape[:2]}, "a")
 
 
-def _filter(method: str, steps: _Steps, start: KalmanState) -> tuple[Array, Array, KalmanState]:
+def _filter(steps: _Steps, start: KalmanState, reset: Array | None, method: str) -> KalmanScan:
+    forget = None if reset is None else jnp.asarray(reset).reshape(*steps.a.shape[:2], *[1] * (steps.a.ndim - 2))
+    steps = steps if forget is None else steps._replace(a=jnp.where(forget, 0, steps.a))
+    m, P, last = _moments(method, steps, start)
+    # a factor that is no number must not meet a gradient of 0
+    square = poison(jnp.square(finite(steps.a)), ~jnp.isfinite(steps.a))
+    prior, last_prior = linear_scan(square, steps.q, start.prior, reset=reset, method=method)
+    before = [shards.previous(values, first, axis=1) for values, first in ((P, start.P), (prior, start.prior))]
+    before = before if forget is None else [jnp.where(forget, 0, values) for values in before]
+    return KalmanScan(m, P, *_nats(square, steps, *before), last._replace(prior=last_prior))
+
+
+def _moments(method: str, steps: _Steps, start: KalmanState) -> tuple[Array, Array, KalmanState]:
     """(means, variances, the state after all, its prior that before)."""
     P0, P_end = _across_shards(steps, start.P)
 
@@ -179,10 +182,10 @@ def _nats(square: Array, steps: _Steps, P: Array, prior: Array) -> tuple[Array, 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(method: str, a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tuple[Array, Array]:
     """(means, variances) of the steps that are here."""
-    parallel = partial(composed_or_stepped, _in_range(_Steps(a, q, r, z), P0), _composed, _stepped)
+    parallel = partial(composed_or_stepped, _in_range(_Steps(a, q, r, z), P0), _compose_steps, _run_steps)
     if method == "auto":
-        return lax.platform_dependent(a, q, r, z, m0, P0, cpu=_stepped, default=parallel)
-    return (_stepped if method == "sequential" else parallel)(a, q, r, z, m0, P0)
+        return lax.platform_dependent(a, q, r, z, m0, P0, cpu=_run_steps, default=parallel)
+    return (_run_steps if method == "sequential" else parallel)(a, q, r, z, m0, P0)
 
 
 def _scan_forward(method: str, *given: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
@@ -200,7 +203,7 @@ def _scan_backward(method: str, saved: tuple[Array, ...], cotangents: tuple[Arra
     lead = multiply_cotangent(keep**2 / r, d_gain)
     square = jnp.square(a)
     into = multiply_cotangent(square, lead)
-    u, dP0 = adjoint(square * keep**2, dP + _following(into), jnp.zeros_like(P0), method=method)
+    u, dP0 = adjoint(square * keep**2, dP + _next(into), jnp.zeros_like(P0), method=method)
     d_predicted = multiply_cotangent(keep**2, u) + lead
     da = 2 * multiply_cotangent(multiply_state(a, P_before), d_predicted) + multiply_cotangent(keep * before, mu)
     dr = multiply_cotangent(gain**2, u) - multiply_cotangent(gain * keep / r, d_gain)
@@ -222,7 +225,7 @@ def _gain(predicted: Array, r: Array) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _stepped(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tuple[Array, Array]:
+def _run_steps(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tuple[Array, Array]:
     """Replaces z by m and q by P in two buffers; a step is written when the next is about to be read (see
     `_linear_scan._in_blocks`).
     """
@@ -244,7 +247,7 @@ def _stepped(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tu
 
 
 @jax.jit
-def _composed(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tuple[Array, Array]:
+def _compose_steps(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tuple[Array, Array]:
     maps = lax.associative_scan(_compose, _maps(_Steps(a, q, r, z)), axis=2)
     P = _apply(maps, P0[:, None])
     _, gain, keep = _gains(_Steps(a, q, r, z), P, P0)
@@ -257,16 +260,16 @@ def _maps(steps: _Steps) -> Array:
     a fraction of the time of four. Divided by max(r, 1), so that neither a small r nor r = inf leaves the range.
     """
     square, small, inverse = jnp.square(steps.a), jnp.minimum(steps.r, 1), 1 / jnp.maximum(steps.r, 1)
-    return _scaled(jnp.stack([square * small, steps.q * small, square * inverse, small + steps.q * inverse]))
+    return _rescale(jnp.stack([square * small, steps.q * small, square * inverse, small + steps.q * inverse]))
 
 
 def _compose(first: Array, then: Array) -> Array:
     """`then` after `first`; one that reads no P is itself, whatever came before."""
     rows = [then[i : i + 1] * first[:2] + then[i + 1 : i + 2] * first[2:] for i in (0, 2)]
-    return jnp.where((then[:1] == 0) & (then[2:3] == 0), then, _scaled(jnp.concatenate(rows)))
+    return jnp.where((then[:1] == 0) & (then[2:3] == 0), then, _rescale(jnp.concatenate(rows)))
 
 
-def _scaled(maps: Array) -> Array:
+def _rescale(maps: Array) -> Array:
     """The same maps, the largest entry 1. What they are divided by changes no map, so it has no gradient."""
     return maps / lax.stop_gradient(maps.max(axis=0, keepdims=True))
 
@@ -292,6 +295,6 @@ def _previous(values: Array, start: Array) -> Array:
     return jnp.concatenate([start[:, None], values[:, :-1]], axis=1)
 
 
-def _following(values: Array) -> Array:
+def _next(values: Array) -> Array:
     """The values one step later, 0 behind the last."""
     return jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
