@@ -106,8 +106,8 @@ def kalman_scan(
     zeros = jnp.zeros((a.shape[0], *a.shape[2:]), wide)
     m, P, prior = (zeros if value is None else jnp.asarray(value, wide) for value in (m0, P0, prior0))
     steps = _Steps(*(jnp.asarray(value, wide) for value in (a, q, r, z)))
-    found = _filter(steps, KalmanState(m, P, P if prior0 is None else prior), reset, method)
-    return found._replace(m=found.m.astype(dtype))
+    filtered = _filter(steps, KalmanState(m, P, P if prior0 is None else prior), reset, method)
+    return filtered._replace(m=filtered.m.astype(dtype))
 
 
 class _Steps(NamedTuple):
