@@ -3,7 +3,8 @@
   python benchmarks/intervals.py --data FOLDER    # of the originals of ETTh1 and weather
 
 The recipe etth1 on ETTh1 as it is, and on weather with 300 steps; the share of all values of the test split, over
-channels and steps of the horizon, that lie in the intervals of `selssm_jax.intervals`.
+channels and steps of the horizon, that lie in the intervals of `selssm_jax.intervals`: with the widths of validation, and
+with widths that follow how often earlier windows were missed, as `eval.py --predict` has them.
 """
 
 import dataclasses
@@ -28,12 +29,13 @@ def benchmark(rounds: int, data: pathlib.Path) -> dict[str, Any]:
     del rounds
     found = {source: cover(source, steps, data) for source, steps in STEPS.items()}
     ratios = {
-        f"{source}, {float(level):.0%}: distance of the coverage": {
+        f"{source}, {float(level):.0%}, {kind}: distance of the coverage": {
             "found": round(abs(values["coverage"] - float(level)), 4),
             "at_most": ROOM[float(level)],
         }
         for source, levels in found.items()
-        for level, values in levels.items()
+        for level, still in levels.items()
+        for kind, values in (("widths of validation", still), ("widths that follow", still["following"]))
     }
     return {
         "dtype": "float32",

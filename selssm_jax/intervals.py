@@ -6,13 +6,19 @@ model that sees windows at their own scale errs at it. Of n windows the interval
 the ceil(p (n + 1))-th smallest score of that channel and step of the horizon. It covers with probability p at least
 where the next window is exchangeable with those of validation; a series that drifts is not, so `cover` says how often
 it did.
+
+For such series a `Follower` widens and narrows the intervals by what came: a factor on the widths of each channel,
+whose logarithm moves by rate (share of misses - (1 - p)) for each window whose horizon is over (quantile tracking:
+Gibbs and Candes 2021; Angelopoulos, Candes and Tibshirani 2023). Over n windows the share of misses is 1 - p to within
+(largest - smallest logarithm + rate H) / (rate n), whatever the series does: nothing is assumed of it.
 """
 
 import contextlib
 import math
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,7 +35,9 @@ from selssm_jax.training import pieces
 LEVELS = (0.8, 0.95)
 FEWEST = 19  # windows: of fewer, no error is the 95th in a hundred
 MOST = 2**26  # scores that are held: of longer splits every k-th window counts
+TINY = float(np.finfo(np.float32).tiny)  # a width: what never erred has one of 0
 FLOOR = 0.05  # deviations of training: a window that stands still has at least this scale
+RATE = 0.02  # largest step of a factor's logarithm, for a window that was missed whole
 FILE = "intervals.npz"  # in the run's folder
 
 
@@ -47,6 +55,44 @@ class Intervals(NamedTuple):
         """
         scale = scale_of(window[..., : forecast.shape[-1]])
         return {level: (forecast - scale * width, forecast + scale * width) for level, width in self.widths.items()}
+
+
+class Follower:
+    """Factors on the widths of intervals that follow how often windows were missed, read in the order of time.
+
+    A window is `horizon` windows old before what came of it is known, so that many wait; the rate is at most one over
+    it, or what was missed would be answered again and again before the answer shows.
+    """
+
+    def __init__(self, levels: Iterable[float], horizon: int) -> None:
+        self._logarithm: dict[float, np.ndarray | float] = dict.fromkeys(levels, 0.0)
+        self._waiting: dict[float, deque[np.ndarray]] = {level: deque() for level in self._logarithm}
+        self._horizon, self._rate = horizon, min(RATE, 1 / horizon)
+
+    @property
+    def factors(self) -> dict[float, np.ndarray | float]:
+        """Returns, by level, the factors of all channels, (C,), that hold for the next window; 1 before any is read."""
+        return {level: np.exp(logarithm) for level, logarithm in self._logarithm.items()}
+
+    def read(self, errors: dict[float, Float[np.ndarray, "H C"]]) -> None:
+        """Takes the errors of the next window, by level in widths of its interval without a factor; not-a-number where
+        a value is missing.
+        """
+        for level, factor in self.factors.items():
+            missed, there = (errors[level] > factor).sum(axis=0), (~np.isnan(errors[level])).sum(axis=0)
+            waiting = self._waiting[level]
+            waiting.append(np.where(there > 0, missed / np.maximum(there, 1) - (1 - level), 0))
+            if len(waiting) > self._horizon:
+                self._logarithm[level] = self._logarithm[level] + self._rate * waiting.popleft()
+
+
+def nest(widths: Mapping[float, np.ndarray]) -> dict[float, np.ndarray]:
+    """Returns widths by level, of which none is less than one of a lower level."""
+    nested: dict[float, np.ndarray] = {}
+    for level in sorted(widths):
+        below = [nested[lower] for lower in nested]
+        nested[level] = np.maximum(widths[level], below[-1]) if below else widths[level]
+    return nested
 
 
 def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]:
@@ -101,28 +147,48 @@ def recall(folder: str | pathlib.Path, step: int) -> Intervals | None:
 
 def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
     """Returns, by level, the share of a split's values that lie in their intervals, by channel and in all, and the mean
-    width of an interval in deviations of training.
+    width of an interval in deviations of training; of one series, under "following" the same of intervals that a
+    `Follower` scales.
     """
-    inside: dict[float, list[np.ndarray]] = {level: [] for level in intervals.widths}
-    across: dict[float, list[np.ndarray]] = {level: [] for level in intervals.widths}
+    follower = Follower(intervals.widths, run.dataset.task.horizon)
+    still: dict[float, list[_Covered]] = {level: [] for level in intervals.widths}
+    moved: dict[float, list[_Covered]] = {level: [] for level in intervals.widths}
     for scores, scale in _scores(run, split, 1):
-        for level, width in intervals.widths.items():
-            inside[level].append(_share(scores, width))
-            across[level].append((2 * scale * width).mean(axis=(1, 2)))
+        for window, deviation in zip(scores, scale, strict=True):
+            widths = nest({level: factor * intervals.widths[level] for level, factor in follower.factors.items()})
+            for level, width in intervals.widths.items():
+                still[level].append(_Covered(_share(window, width), float(2 * (deviation * width).mean())))
+                moved[level].append(
+                    _Covered(_share(window, widths[level]), float(2 * (deviation * widths[level]).mean()))
+                )
+            errors = {level: window / np.maximum(width, TINY) for level, width in intervals.widths.items()}
+            follower.read(errors)
+    several = bool(run.experiment.data.series_id)
     return {
-        str(level): {
-            "coverage": float(np.nanmean(np.concatenate(shares))),
-            "by_channel": np.nanmean(np.concatenate(shares), axis=0).tolist(),
-            "width": float(np.concatenate(across[level]).mean()),
-        }
-        for level, shares in inside.items()
+        str(level): _summary(still[level]) | ({} if several else {"following": _summary(moved[level])})
+        for level in intervals.widths
+    }
+
+
+class _Covered(NamedTuple):
+    """Of one window: the share of values inside, (C,), not-a-number where all are missing, and the mean width."""
+
+    share: np.ndarray
+    width: float
+
+
+def _summary(windows: list[_Covered]) -> dict[str, Any]:
+    shares = np.stack([window.share for window in windows])
+    return {
+        "coverage": float(np.nanmean(shares)),
+        "by_channel": np.nanmean(shares, axis=0).tolist(),
+        "width": float(np.mean([window.width for window in windows])),
     }
 
 
 def _share(scores: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """The share of values inside, (n, C), over the steps of the horizon; not-a-number where all are missing."""
-    count = (~np.isnan(scores)).sum(axis=1)
-    return np.where(count > 0, (scores <= width).sum(axis=1) / np.maximum(count, 1), np.nan)
+    count = (~np.isnan(scores)).sum(axis=0)
+    return np.where(count > 0, (scores <= width).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -23,7 +23,7 @@ from selssm_jax import generation
 from selssm_jax.config import Experiment
 from selssm_jax.data import forecasting, signals, vocabulary
 from selssm_jax.data.pipeline import Dataset
-from selssm_jax.intervals import Intervals, recall
+from selssm_jax.intervals import TINY, Follower, Intervals, nest, recall
 from selssm_jax.model import ModelLike
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run, open_run
@@ -32,6 +32,7 @@ from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import pieces
 
 State = Any
+FOLLOWED = 1000  # windows before the last row that intervals follow: some ten times what a factor needs to settle
 PIECE = 1024  # tokens of a text that are scored at a time
 
 
@@ -43,6 +44,14 @@ class Forecast(NamedTuple):
     values: Float[np.ndarray, "*B H C"]
     channels: tuple[str, ...]
     intervals: dict[float, tuple[np.ndarray, np.ndarray]]
+
+    def scale(self, factors: Mapping[float, np.ndarray | float]) -> "Forecast":
+        """Returns the forecast with intervals whose widths are multiplied, by level, with one factor a channel; one of
+        a higher level is at least as wide as one of a lower.
+        """
+        ends = {level: (high - low) / 2 * factors[level] for level, (low, high) in self.intervals.items()}
+        intervals = {level: (self.values - width, self.values + width) for level, width in nest(ends).items()}
+        return self._replace(intervals=intervals)
 
 
 class Classes(NamedTuple):
@@ -144,6 +153,27 @@ class TrainedModel:
         """
         ready = self.prepare(inputs, first_row, continued=state is not None, exact=True)
         return self._read(ready, state, key)
+
+    def follow(self, rows: Any, *, first_row: int | None = None) -> Forecast:
+        """Returns the forecast of `predict` from rows (T, channels) of one series, its intervals widened and narrowed
+        by how often those of the last `FOLLOWED` windows of the same rows were missed (`intervals.Follower`).
+        first_row: as in `predict`.
+        """
+        forecast: Forecast = self.predict(rows, first_row=first_row)
+        if not forecast.intervals:
+            return forecast
+        horizon, channels = forecast.values.shape
+        follower = Follower(forecast.intervals, horizon)
+        last = len(rows) - self.lookback - horizon
+        for start in range(max(last - FOLLOWED + 1, 0), last + 1):
+            place = None if first_row is None else first_row + start
+            earlier: Forecast = self.predict(rows[start : start + self.lookback], first_row=place)
+            came = np.asarray(rows[start + self.lookback : start + self.lookback + horizon])[:, :channels]
+            error = 2 * np.abs(came - earlier.values)
+            follower.read(
+                {level: error / np.maximum(high - low, TINY) for level, (low, high) in earlier.intervals.items()}
+            )
+        return forecast.scale(follower.factors)
 
     def _read(self, ready: "Ready", state: State, key: Array | None) -> tuple[Any, State]:
         shown, after = self._walk(self._last, ready.batch, state, key)

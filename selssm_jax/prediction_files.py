@@ -95,7 +95,7 @@ def _forecast_table(trained: TrainedModel, name: str) -> Iterator[str]:
     place, notes = forecasting.phase(table.clock, trained.about, period)
     _say(name, [*table.notes, *notes])
     with as_input_error(f"{name}: "):
-        forecast = trained.predict(table.values, first_row=place)
+        forecast = trained.follow(table.values, first_row=place)
     horizon = len(forecast.values)
     if table.moments is not None and len(table.moments) > 1:
         moments = times.continue_times(table.moments[:], horizon, table.unit)

@@ -6,7 +6,7 @@ import pytest
 
 from selssm_jax import intervals
 from selssm_jax.errors import InputError
-from selssm_jax.intervals import Intervals, calibrate, cover, recall, scale_of
+from selssm_jax.intervals import Follower, Intervals, calibrate, cover, recall, scale_of
 from selssm_jax.predict import load
 from selssm_jax.prediction_files import load_calibrated, predict_files
 from selssm_jax.runs import open_run
@@ -82,3 +82,54 @@ def test_too_few_windows_are_refused_and_predictions_go_without(untrained, capsy
         calibrate(open_run(folder))
     assert not load_calibrated(folder).predict(np.ones((16, 2))).intervals
     assert "no intervals" in capsys.readouterr().err
+
+
+def test_what_drifts_is_covered_by_intervals_that_follow():
+    """Errors grow tenfold: a width that stays covers few, one that follows as many as it says, by its own bound."""
+    rng, horizon, windows = np.random.default_rng(0), 4, 4000
+    follower, inside = Follower((0.8,), horizon), []
+    for number in range(windows):
+        error = np.abs(rng.standard_normal((horizon, 2))) * np.array([1, 1 + 9 * number / windows]) / 1.2816
+        inside.append((error <= follower.factors[0.8]).mean(axis=0))
+        follower.read({0.8: error})
+    np.testing.assert_allclose(np.mean(inside, axis=0), 0.8, atol=(np.log(15) + 0.02 * horizon) / (0.02 * windows))
+    np.testing.assert_allclose(follower.factors[0.8], [1, 10], rtol=0.3)
+
+
+def test_a_follower_waits_for_what_comes_and_skips_what_is_missing():
+    follower = Follower((0.8,), 3)
+    for _ in range(3):
+        follower.read({0.8: np.full((3, 1), 9.0)})
+        assert follower.factors[0.8] == 1  # the horizon of the first window is not over
+    follower.read({0.8: np.full((3, 1), np.nan)})
+    np.testing.assert_allclose(follower.factors[0.8], np.exp(0.02 * 0.8))
+    for _ in range(6):
+        follower.read({0.8: np.full((3, 1), np.nan)})
+    np.testing.assert_allclose(follower.factors[0.8], np.exp(3 * 0.02 * 0.8))  # three were missed, none since is known
+
+
+def test_levels_stay_in_one_another(untrained):
+    trained = load_calibrated(untrained("csv", length=8, horizon=2))
+    forecast = trained.predict(np.random.default_rng(0).standard_normal((8, 2))).scale({0.8: 3.0, 0.95: 0.1})
+    (low, high), (lowest, highest) = forecast.intervals.values()
+    assert (lowest <= low).all() and (high <= highest).all()
+
+
+def test_a_forecast_of_a_table_follows_its_earlier_windows(untrained):
+    trained = load_calibrated(untrained("csv", length=8, horizon=2))
+    rows = np.random.default_rng(0).standard_normal((60, 2)) * 50  # far from what it learned: all is missed
+    followed, still = trained.follow(rows), trained.predict(rows)
+    np.testing.assert_array_equal(followed.values, still.values)
+    width, before = (ends[1] - ends[0] for ends in (followed.intervals[0.8], still.intervals[0.8]))
+    assert (width != before).any()
+    windows = [rows[start : start + 10] for start in range(51)]
+    follower = Follower((0.8, 0.95), 2)
+    for window in windows:
+        earlier = trained.predict(window[:8])
+        follower.read(
+            {
+                level: np.abs(window[8:] - earlier.values) / ((high - low) / 2)
+                for level, (low, high) in earlier.intervals.items()
+            }
+        )
+    np.testing.assert_allclose(width / before, np.broadcast_to(follower.factors[0.8], (2, 2)), rtol=1e-4)

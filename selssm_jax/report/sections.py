@@ -113,13 +113,18 @@ def _intervals(results: Results) -> list[Block]:
     levels = results.get("intervals")
     if not levels:
         return []
-    rows = tuple(
-        (f"{float(level):.0%}", share["coverage"], min(share["by_channel"]), max(share["by_channel"]), share["width"])
-        for level, share in levels.items()
-    )
-    title = "Intervals, calibrated on the validation split: the share of values that lie in them"
     names = ("level", "share of all values", "of the worst channel", "of the best channel", "mean width, deviations")
-    return [Table(title, names, rows)]
+    title = "Intervals, calibrated on the validation split: the share of values that lie in them"
+    tables = [Table(title, names, tuple(_covered(level, share) for level, share in levels.items()))]
+    if following := {level: share["following"] for level, share in levels.items() if "following" in share}:
+        title = "The same intervals, widened and narrowed by how often earlier windows were missed"
+        tables.append(Table(title, names, tuple(_covered(level, share) for level, share in following.items())))
+    return [*tables]
+
+
+def _covered(level: str, share: Results) -> tuple[str, float, float, float, float]:
+    channels = share["by_channel"]
+    return f"{float(level):.0%}", share["coverage"], min(channels), max(channels), share["width"]
 
 
 def _by_step_and_channel(parts: Results, folder: pathlib.Path) -> list[Block]:
