@@ -3,8 +3,8 @@
   python benchmarks/intervals.py --data FOLDER    # of the originals of ETTh1 and weather
 
 The recipe etth1 on ETTh1 as it is, and on weather with 300 steps; the share of all values of the test split, over
-channels and steps of the horizon, that lie in the intervals of `selssm_jax.intervals`: with the widths of validation, and
-with widths that follow how often earlier windows were missed, as `eval.py --predict` has them.
+channels and steps of the horizon, that lie in the intervals of `selssm_jax.intervals`: with the widths of validation,
+and with widths that follow how often earlier windows were missed, as `eval.py --predict` has them.
 """
 
 import dataclasses
