@@ -115,14 +115,14 @@ def _intervals(results: Results) -> list[Block]:
         return []
     names = ("level", "share of all values", "of the worst channel", "of the best channel", "mean width, deviations")
     title = "Intervals, calibrated on the validation split: the share of values that lie in them"
-    tables = [Table(title, names, tuple(_covered(level, share) for level, share in levels.items()))]
+    tables = [Table(title, names, tuple(_coverage_row(level, share) for level, share in levels.items()))]
     if following := {level: share["following"] for level, share in levels.items() if "following" in share}:
         title = "The same intervals, widened and narrowed by how often earlier windows were missed"
-        tables.append(Table(title, names, tuple(_covered(level, share) for level, share in following.items())))
+        tables.append(Table(title, names, tuple(_coverage_row(level, share) for level, share in following.items())))
     return [*tables]
 
 
-def _covered(level: str, share: Results) -> tuple[str, float, float, float, float]:
+def _coverage_row(level: str, share: Results) -> tuple[str, float, float, float, float]:
     channels = share["by_channel"]
     return f"{float(level):.0%}", share["coverage"], min(channels), max(channels), share["width"]
 
