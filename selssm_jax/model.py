@@ -147,7 +147,11 @@ class SequenceModel(nn.Module):
             return jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
 
         parts = {name: state[name] for name in state if name != "blocks"}
-        return jnp.where(read[..., None], inputs, 0), state | jax.tree.map(hide_state, parts), read
+        return (
+            jnp.where(read.reshape(*read.shape, *[1] * (inputs.ndim - 2)), inputs, 0),
+            state | jax.tree.map(hide_state, parts),
+            read,
+        )
 
     def _unread(self, batch: Rows) -> State:
         """The state before the first step, None for blocks, which so know that there is nothing before it."""
@@ -181,4 +185,7 @@ class SequenceModel(nn.Module):
         for block, state in zip(self.block, states, strict=True):
             x, state = block(x, state, reset, valid, deterministic)
             after.append(state)
-        return self.norm(x), tuple(after)
+        x = self.norm(x)
+        if not self.is_initializing():  # or `init` would return it among the variables
+            self.sow("features", "last", x)
+        return x, tuple(after)

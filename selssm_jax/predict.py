@@ -10,7 +10,7 @@ answer, state = model.step(row, state)          the next row alone
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax
 import jax
@@ -25,7 +25,7 @@ from selssm_jax.data import forecasting, signals, vocabulary
 from selssm_jax.data.pipeline import Dataset
 from selssm_jax.intervals import TINY, Follower, Intervals, nest, recall
 from selssm_jax.model import ModelLike
-from selssm_jax.observe import observe
+from selssm_jax.observe import find_valid_frames, observe
 from selssm_jax.runs import Run, open_run
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
@@ -71,6 +71,17 @@ class NextToken(NamedTuple):
     vocabulary: tuple[str, ...]
 
 
+class Tags(NamedTuple):
+    """What every token of a text is: the tokens, the most probable class of each by name, and the probability of every
+    class, (T, classes).
+    """
+
+    tokens: tuple[str, ...]
+    labels: list[str]
+    probabilities: Float[np.ndarray, "T K"]
+    classes: tuple[str, ...]
+
+
 class Score(NamedTuple):
     """-log p of every token of a text given all before it, in nats, and of all together. The first has none before it:
     it is the given beginning, and is not among them, unless the tokenizer has a beginning of its own.
@@ -85,10 +96,21 @@ class Score(NamedTuple):
         return float(self.nats.sum(dtype=np.float64))
 
 
+class Features(NamedTuple):
+    """What the last layer gave of a piece of R sequences: its sum over valid steps (R, D), their number (R,), and that
+    of the last of them.
+    """
+
+    total: Array
+    steps: Array
+    last: Array
+
+
 class TrainedModel:
     """A run's model with its parameters, vocabulary and scaling. `load` makes it.
 
-    Inputs are in the units of the data that it was trained on: a text, or tokens (T,) or (B, T); a signal (T,
+    Inputs are in the units of the data that it was trained on: a text, or tokens (T,) or (B, T), or a list of either,
+    of unequal length; a signal (T,
     channels), or (T,) of one channel, a batch (B, T, channels), or a list of signals of unequal length; rows of a table
     (T, channels) or (B, T, channels), in the order of `channels`. Answers have a batch axis where inputs have one.
 
@@ -107,9 +129,12 @@ class TrainedModel:
         self.step_number: int = run.step
         self.intervals = intervals
         self._kind = kind_of(run.dataset.task)
-        self._last = _compile(self.model, _last_answers if self._kind.every_step else _keep_answers)
+        self._tags = self._kind.every_step and "classes" in self.about
+        last = self._kind.every_step and not self._tags
+        self._last = _compile(self.model, _last_answers if last else _keep_answers)
         self._nats = _compile(self.model, _nats)
         self._states = jax.jit(functools.partial(_show_states, self.model))
+        self._features = jax.jit(functools.partial(_pool_features, self.model))
         self._step = jax.jit(functools.partial(_step, self.model))
 
     @property
@@ -129,12 +154,12 @@ class TrainedModel:
         return self.dataset.task.length
 
     def predict(self, inputs: Any, *, first_row: int | None = None, key: Array | None = None) -> Any:
-        """Returns what the model answers after the last step, from an empty memory: a `Forecast`, `Classes` or
-        `NextToken`; of an own kind of task its outputs.
+        """Returns what the model answers after the last step, from an empty memory: a `Forecast`, `Classes`, `Tags` (a
+        list of them for several texts) or `NextToken`; of an own kind of task its outputs.
 
         Args:
-          inputs: see the class. A forecast reads the last `lookback` rows; a signal is cut to its first `lookback`
-            samples, as in training.
+          inputs: see the class. A forecast reads the last `lookback` rows; a signal, or a text whose class is asked, is
+            cut to its first `lookback` steps, as in training.
           first_row: of a run with data.period, how many rows the first one comes after the first training row.
           key: of the noise of a model that has any; None: always the same noise.
 
@@ -177,7 +202,7 @@ class TrainedModel:
 
     def _read(self, ready: "Ready", state: State, key: Array | None) -> tuple[Any, State]:
         shown, after = self._walk(self._last, ready.batch, state, key)
-        return self.decode(shown[-1], ready), after
+        return self.decode(np.concatenate(shown, axis=1) if self._tags else shown[-1], ready), after
 
     def step(
         self, inputs: Any, state: State, *, first_row: int | None = None, key: Array | None = None
@@ -214,6 +239,26 @@ class TrainedModel:
         blocks = {name: np.concatenate([part[name] for part in shown], axis=1) for name in shown[0]}
         alone = ready.single and self._kind.rows(self.model.config) == 1
         return {name: values[0] if alone else values for name, values in blocks.items()}
+
+    def embed(
+        self, inputs: Any, pool: Literal["mean", "last"] = "mean", *, first_row: int | None = None
+    ) -> Float[np.ndarray, "*B D"]:
+        """Returns what the last layer gives the head, (..., d_model): its mean over all steps that were read, or that
+        after the last of them. What fills up a batch does not count. Inputs are as in `predict`; where channels run
+        apart they are rows.
+        """
+        if pool not in ("mean", "last"):
+            raise ValueError(f"pool={pool!r} is unknown: use 'mean' or 'last'")
+        ready = self.prepare(inputs, first_row)
+        shown, _ = self._walk(self._features, ready.batch)
+        count = np.stack([part.steps for part in shown])
+        if pool == "mean":
+            features = np.sum([part.total for part in shown], axis=0) / count.sum(axis=0)[:, None]
+        else:
+            newest = len(shown) - 1 - (count[::-1] > 0).argmax(axis=0)
+            features = np.stack([part.last for part in shown])[newest, np.arange(count.shape[1])]
+        alone = ready.single and self._kind.rows(self.model.config) == 1
+        return features[0] if alone else features
 
     def score(self, inputs: Any, targets: Any = None, *, first_row: int | None = None) -> Any:
         """Returns how well the model expects what is: of a text (or a list of texts) its `Score`; else the metrics of
@@ -294,11 +339,14 @@ class TrainedModel:
         """
         if self._kind.tokens:
             rows, single = self._tokens(inputs, continued=continued)
+            if not (self._kind.writes or continued or exact):
+                return Ready(_fill_up([row[: self.lookback or None] for row in rows]), single)
             tokens, reset = generation.align_rows(rows)
             if continued and reset is not None:
                 raise ValueError("inputs that go on from a state are of several lengths: read one sequence at a time")
             begins = {} if reset is None else {"reset": reset}
-            return Ready({"inputs": tokens, "valid": np.ones(tokens.shape, bool), **begins}, single)
+            valid = np.ones(tokens.shape, bool) if reset is None else np.cumsum(reset, axis=1) > 0
+            return Ready({"inputs": tokens, "valid": valid, **begins}, single)
         if not self._kind.forecasts:
             return self._clips(inputs, exact=exact or continued)
         values, single = self._values(inputs)
@@ -389,7 +437,12 @@ class TrainedModel:
         return rows, single
 
     def decode(self, outputs: Any, ready: "Ready") -> Any:
-        """Returns the model's outputs after the last step, a row a sequence, as `predict` gives them."""
+        """Returns the model's outputs after the last step, a row a sequence, as `predict` gives them; those of the last
+        steps, where every token has a class.
+        """
+        if self._tags:
+            tags = self._tag(outputs if outputs.ndim > 2 else outputs[:, None], ready.batch)
+            return tags[0] if ready.single else tags
         outputs = outputs[0] if ready.single else outputs
         if self._kind.writes:
             return NextToken(_softmax(outputs), tuple(self.dataset.vocabulary))
@@ -401,6 +454,16 @@ class TrainedModel:
         best = outputs.argmax(axis=-1)
         label = names[int(best)] if ready.single else [names[int(index)] for index in best]
         return Classes(label, _softmax(outputs), names)
+
+    def _tag(self, outputs: np.ndarray, batch: Batch) -> list[Tags]:
+        names, words, steps = tuple(map(str, self.about["classes"])), self.dataset.vocabulary, outputs.shape[1]
+        tags = []
+        for tokens, valid, logits in zip(batch["inputs"], batch["valid"], outputs, strict=True):
+            read = np.asarray(valid)[-steps:]
+            best = logits[read].argmax(axis=-1)
+            shown = tuple(words[token] for token in np.asarray(tokens)[-steps:][read])
+            tags.append(Tags(shown, [names[index] for index in best], _softmax(logits[read]), names))
+        return tags
 
     def _forecast(self, outputs: np.ndarray, ready: "Ready") -> Forecast:
         window = ready.batch["inputs"][0] if ready.single else ready.batch["inputs"]
@@ -469,6 +532,33 @@ def _show_states(
     noise = {"noise": pieces.key_of(key, number)}
     _, after, blocks = observe(model, params, part, state, rngs=noise)
     return {name: block.state for name, block in blocks.items() if block.state is not None}, after
+
+
+def _pool_features(
+    model: ModelLike, params: PyTree, state: State, part: Batch, number: Any, key: Array
+) -> tuple[Features, State]:
+    (_, after), sown = model.apply(
+        {"params": params},
+        jnp.asarray(part["inputs"]),
+        state,
+        reset=part.get("reset"),
+        valid=jnp.asarray(part["valid"]),
+        rngs={"noise": pieces.key_of(key, number)},
+        mutable=["features"],
+    )
+    x = sown["features"]["last"][0].astype(jnp.float32)
+    valid = find_valid_frames(model.config, part["valid"])
+    last = x.shape[1] - 1 - valid[:, ::-1].argmax(axis=1)
+    return Features(
+        jnp.where(valid[..., None], x, 0).sum(axis=1), valid.sum(axis=1), x[jnp.arange(len(x)), last]
+    ), after
+
+
+def _fill_up(rows: Sequence[np.ndarray]) -> Batch:
+    """Rows of tokens filled up at their end, to a power of two: few programs then read any length."""
+    size = 1 << (max(map(len, rows)) - 1).bit_length()
+    tokens = np.stack([np.pad(row, (0, size - len(row))) for row in rows])
+    return {"inputs": tokens, "valid": np.arange(size)[None] < np.array(list(map(len, rows)))[:, None]}
 
 
 def _step(model: ModelLike, params: PyTree, inputs: Array, state: State, key: Array | None) -> tuple[Array, State]:

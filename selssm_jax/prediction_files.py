@@ -16,7 +16,7 @@ import numpy as np
 from scipy.io import wavfile
 from tqdm import tqdm
 
-from selssm_jax.data import columns, files, forecasting, signals, tables, times, vocabulary
+from selssm_jax.data import columns, files, forecasting, labelled_texts, signals, tables, times, vocabulary
 from selssm_jax.errors import InputError, as_input_error
 from selssm_jax.intervals import calibrate
 from selssm_jax.predict import Classes, TrainedModel, load
@@ -30,8 +30,9 @@ def predict_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
     """Yields the lines of a file of predictions, without line ends: CSV, or JSON a line for a text.
 
     Of a table the `horizon` rows after its last one, in its units, its times continued. Of an NPZ, or of WAV files, the
-    class of every clip and the probability of each class. Of a text the nats of every token but the first, and in the
-    last line those of all.
+    class of every clip and the probability of each class; so of the texts that `labelled_texts.read` reads, which need
+    no label, or of every token of them. Of a text the nats of every token but the first, and in the last line those of
+    all.
 
     Raises:
       InputError: for a file that cannot be read, that has other columns, channels or another rate than the run was
@@ -44,7 +45,7 @@ def predict_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
         if len(names) > 1:
             raise InputError(f"--predict names {len(names)} files, but a run of this task predicts one: name one")
         return _score_text(trained, names[0]) if kind.writes else _forecast_table(trained, names[0])
-    return _classify_files(trained, names)
+    return (_classify_texts if kind.tokens else _classify_files)(trained, names)
 
 
 def load_calibrated(workdir: str | pathlib.Path, local_dir: str = "") -> TrainedModel:
@@ -130,6 +131,28 @@ def _classify_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str
             yield _join([clip, label, *(f"{probability:.6g}" for probability in odds)])
         shown.update(len(part))
     shown.close()
+
+
+def _classify_texts(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
+    dataset, tagged = trained.dataset, kind_of(trained.dataset.task).every_step
+    texts = [
+        (row.place if row.place == name or len(names) == 1 else f"{name}: {row.place}", row.text)
+        for name in names
+        for row in labelled_texts.read(name, tagged=tagged, labelled=False)[0]
+    ]
+    yield _join(["text", *["token"] * tagged, "label", *(f"p({label})" for label in trained.about["classes"])])
+    size = trained.config.data.eval_batch_size or trained.config.data.batch_size
+    for first in tqdm(range(0, len(texts), size), disable=not sys.stderr.isatty()):
+        part = texts[first : first + size]
+        codes = [labelled_texts.encode(text, dataset.vocabulary, dataset.level) for _, text in part]
+        answer = trained.predict(codes)
+        if not tagged:
+            for (place, _), label, odds in zip(part, answer.label, answer.probabilities, strict=True):
+                yield _join([place, label, *(f"{probability:.6g}" for probability in odds)])
+            continue
+        for (place, words), tags in zip(part, answer, strict=True):
+            for word, label, odds in zip(words, tags.labels, tags.probabilities, strict=False):  # cut to lookback
+                yield _join([place, word, label, *(f"{probability:.6g}" for probability in odds)])
 
 
 def _npz_clips(trained: TrainedModel, name: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -30,7 +30,13 @@ from selssm_jax.paths import check_folder
 from selssm_jax.training import capacity, checkpoint, cluster
 
 # The source that reads a file of yours, by what the run was trained on.
-OWN_FILE = {"csv": config.TABLES, "text": config.TEXTS, "npz": config.SIGNALS}
+OWN_FILE = {
+    "csv": config.TABLES,
+    "text": config.TEXTS,
+    "npz": config.SIGNALS,
+    "labelled_text": config.LABELLED,
+    "tagged_text": config.TAGGED,
+}
 
 
 class Request(NamedTuple):

@@ -20,6 +20,7 @@ RIVALS = ("lstm", "gru")  # of the paper's Table 1
 FAMILIES = {
     "time series": ("etth1", "ettm1", "weather", "csv"),
     "language": ("tiny_shakespeare", "wikitext2", "text", "python_reference"),
+    "labelled text": ("labelled_text", "tagged_text"),
     "signals": ("fsdd", "smnist", "psmnist", "npz"),
     "synthetic": ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian"),
 }  # of data.source

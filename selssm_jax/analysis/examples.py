@@ -56,23 +56,34 @@ class Source(NamedTuple):
         words += f"one step at a time, at temperature {TEMPERATURE}."
         return [*shown, Continuation(words, *(self.dataset.decode(np.asarray(part)) for part in (prompt, written)))]
 
-    def answers(self) -> list[Shown]:
-        """Returns a sequence of tokens with scored steps, and what the model answered there."""
+    def passage(self, words: str) -> list[Shown]:
+        """Returns the first text of the split, with words, shaded by the gates that it opened."""
+        batch, _, gates = self.seen[0]
+        tokens = batch["inputs"][: min(int(batch["valid"].sum()), PASSAGE)]
+        shades = mean_gate(gates)[: len(tokens)] if gates else np.zeros(len(tokens))
+        words += _say_cut(len(tokens), int(batch["valid"].sum()))
+        return [self._shade(tokens, shades, f"{words} The darker the ground, the more of the state a token updates.")]
+
+    def answers(self, names: list[str] | None = None) -> list[Shown]:
+        """Returns a sequence of tokens with scored steps, and what the model answered there: tokens, or of classes
+        their `names`.
+        """
         batch, outputs, gates = self.seen[0]
-        shown = len(outputs)
-        tokens, truths, guesses = (
-            [name.strip() for name in self._name(array)]
-            for array in (batch["inputs"][:shown], batch["targets"][:shown], outputs.argmax(-1))
+        shown = min(len(outputs), int(batch["valid"].sum()))
+        tokens = [name.strip() for name in self._name(batch["inputs"][:shown])]
+        truths, guesses = (
+            [names[label] for label in array] if names else [name.strip() for name in self._name(array)]
+            for array in (batch["targets"][:shown], outputs[:shown].argmax(-1))
         )
         scored = batch["weights"][:shown] > 0
         right = sum(guess == truth for guess, truth, counts in zip(guesses, truths, scored, strict=True) if counts)
         words = (
             f"The first sequence of the split, and under its scored steps what the model answered: {right} of "
-            f"{int(scored.sum())} are right.{_say_cut(shown, len(batch['inputs']))}"
+            f"{int(scored.sum())} are right.{_say_cut(shown, int(batch['valid'].sum()))}"
         )
         words += " The darker the ground, the more of the state the step updates: the mean gate."
         answers = [guess if counts else None for guess, counts in zip(guesses, scored, strict=True)]
-        return [ShadedText(words, tokens, mean_gate(gates) if gates else np.zeros(len(tokens)), answers, truths)]
+        return [ShadedText(words, tokens, mean_gate(gates)[:shown] if gates else np.zeros(shown), answers, truths)]
 
     def signal(self, words: str, title: str, labels: tuple[tuple[str, str], ...] = ()) -> list[Shown]:
         """Returns the first signal of the split over the gates that it opened, with words.

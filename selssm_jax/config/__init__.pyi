@@ -1,6 +1,7 @@
 from .analysis import FEWEST as FEWEST
 from .analysis import Compress as Compress
 from .analysis import Measure as Measure
+from .data import LABELLED as LABELLED
 from .data import NEEDS_FILE as NEEDS_FILE
 from .data import SERIES as SERIES
 from .data import SIGNALS as SIGNALS
@@ -8,6 +9,7 @@ from .data import SOURCES as SOURCES
 from .data import SYMBOLS as SYMBOLS
 from .data import SYNTHETIC as SYNTHETIC
 from .data import TABLES as TABLES
+from .data import TAGGED as TAGGED
 from .data import TEXTS as TEXTS
 from .data import Data as Data
 from .data import Task as Task

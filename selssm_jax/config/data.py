@@ -8,7 +8,9 @@ from selssm_jax.errors import InputError, suggest
 
 MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
 CALENDAR = ("minute", "hour", "weekday", "day", "yearday", "month")
-NEEDS_FILE = ("text", "csv", "npz")
+LABELLED = ("labelled_text",)  # a class for a text
+TAGGED = ("tagged_text",)  # a class for every token
+NEEDS_FILE = ("text", "csv", "npz", *LABELLED, *TAGGED)
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
 SERIES = (*TABLES, "linear_gaussian")  # what is forecast
@@ -20,13 +22,15 @@ SOURCES: dict[str, str] = {
     **dict.fromkeys((*TEXTS, *SYMBOLS), "language"),
     **dict.fromkeys(SIGNALS, "classification"),
     **dict.fromkeys(SERIES, "forecasting"),
+    **dict.fromkeys(LABELLED, "text_classification"),
+    **dict.fromkeys(TAGGED, "token_classification"),
 }
 # Keys that some data alone read; those of kinds of task are in TASKS.
 SOURCES_OF = {
     "data.file": NEEDS_FILE,
     **dict.fromkeys((f"data.{key}" for key in ("gaps", "missing", "calendar", "series_id", "ignore")), ("csv",)),
     **dict.fromkeys((f"data.{key}" for key in ("targets", "past_covariates", "future_covariates", "static")), ("csv",)),
-    "data.level": TEXTS,
+    "data.level": (*TEXTS, *LABELLED),
     "data.vocab": SYMBOLS,
     "data.tokens": ("selective_copying",),
     "data.lag": ("delayed_recall",),
@@ -50,6 +54,8 @@ _SERIES = ("head_context", "linear_skip", "normalize", "normalize_scale", "chann
 TASKS: dict[str, TaskRule] = {
     "language": TaskRule(("model.tie_embeddings",)),
     "classification": TaskRule(("model.pool", *_FRAMES), whole=True),
+    "text_classification": TaskRule(("model.pool",), whole=True),
+    "token_classification": TaskRule(whole=True),
     "forecasting": TaskRule(("data.horizon", "training.forecast_loss", *(f"model.{key}" for key in _SERIES), *_FRAMES)),
 }
 
@@ -78,8 +84,8 @@ def add_source(name: str, kind: str) -> None:
 class Task:
     """What the data asks of a model; filled in from the data, so that a config never repeats it.
 
-    kind "language": a token for every step; "classification": a class for a whole signal; "forecasting": the next
-    `horizon` values of every channel.
+    kind "language": a token for every step; "classification": a class for a whole signal; "text_classification": for a
+    whole text; "token_classification": for every token; "forecasting": the next `horizon` values of every channel.
     """
 
     kind: str = "language"  # one of `tasks.TASKS`
@@ -108,7 +114,7 @@ class Data:
     """Which examples, from where, how many at a time."""
 
     source: Annotated[str, OneOf(SOURCES, f"; {EXTEND}")] = "python_reference"
-    file: str = ""  # your own file, for the sources "text", "csv" and "npz"
+    file: str = ""  # your own file, for the sources "text", "csv", "npz", "labelled_text" and "tagged_text"
     local_dir: str = ""  # a folder that holds the originals; empty: they are downloaded from their public origin
     cache_dir: str = ""  # where prepared records are kept; empty: $SELSSM_DATA_DIR, else ~/.cache/selssm_jax
     train_on: Literal["train", "train+validation"] = "train"

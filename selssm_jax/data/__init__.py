@@ -24,6 +24,8 @@ LOADERS: dict[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "smnist": sources.pixels,
     "psmnist": sources.pixels,
     "npz": sources.npz_file,
+    "labelled_text": sources.labelled_texts_file,
+    "tagged_text": sources.labelled_texts_file,
     "selective_copying": sources.synthetic_task,
     "induction_heads": sources.synthetic_task,
     "delayed_recall": sources.synthetic_task,

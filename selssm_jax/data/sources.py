@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from selssm_jax.config import Data
-from selssm_jax.data import columns, files, forecasting, language, mapped, signals, synthetic, tables
+from selssm_jax.config import TAGGED, Data
+from selssm_jax.data import columns, files, forecasting, labelled_texts, language, mapped, signals, synthetic, tables
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
 from selssm_jax.errors import InputError
@@ -212,6 +212,11 @@ def npz_file(config: Data, known: Known) -> Dataset:
     )
     dataset = signals.dataset(config, parts, classes, info | scaling, frame=frame, stride=stride)
     return dataclasses.replace(dataset, reading=signals.account(config.file, arrays, clips, parts, dataset.task.length))
+
+
+def labelled_texts_file(config: Data, known: Known) -> Dataset:
+    """Texts with a label each, or one for every token; see `labelled_texts.read`."""
+    return labelled_texts.dataset(config, known, tagged=config.source in TAGGED)
 
 
 def synthetic_task(config: Data, known: Known) -> Dataset:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from selssm_jax import __version__
-from selssm_jax.predict import Classes, Forecast, NextToken, TrainedModel
+from selssm_jax.predict import Classes, Forecast, NextToken, Tags, TrainedModel
 from selssm_jax.serving.batcher import Batcher, Failed, Full, UnknownSession
 from selssm_jax.serving.pool import SessionPool
 
@@ -226,6 +226,8 @@ def _as_json(answer: Any) -> Any:
         case Classes():
             odds = dict(zip(answer.classes, answer.probabilities.tolist(), strict=True))
             return {"label": answer.label, "probabilities": odds}
+        case Tags():
+            return {"tokens": answer.tokens, "labels": answer.labels}
         case NextToken():
             best = np.argsort(-answer.probabilities)[:TOP]
             return {"tokens": [[answer.vocabulary[index], float(answer.probabilities[index])] for index in best]}

@@ -231,6 +231,36 @@ class TaskKind:
         return source.signal(f"The first signal of the split and the gates that it opened: {said}.", said)
 
 
+class TokenKind(TaskKind):
+    """A kind of task whose inputs are tokens, (B, T), each a step."""
+
+    tokens = True
+
+    def encoder(self, config: Model) -> nn.Module:
+        """Returns a table of embeddings."""
+        return nn.Embed(config.task.vocab, config.d_model, dtype=jnp.dtype(config.dtype))
+
+    def initial(self, ends: Ends, batch: Any) -> State:
+        """Returns nothing: an embedding has no past, and a head that answers step by step none either."""
+        del ends, batch
+        return {"encoder": None}
+
+    def encode(self, ends: Ends, series: Array, state: Any) -> tuple[Array, Any]:
+        """Returns (embeddings, None)."""
+        del state
+        return ends.encoder(series), None
+
+    def stride(self, config: Model) -> int:
+        """Returns 1: every token is a step."""
+        del config
+        return 1
+
+    def inputs(self, config: Model, rows: int, steps: int) -> jax.ShapeDtypeStruct:
+        """Returns shape and type of tokens."""
+        del config
+        return jax.ShapeDtypeStruct((rows, steps), jnp.int32)
+
+
 def categorical_errors(logits: Array, targets: Array) -> dict[str, Array]:
     """Returns nats, -log p(target), and accuracy, of every row or step."""
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

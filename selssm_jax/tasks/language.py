@@ -13,23 +13,18 @@ from jaxtyping import Array, PRNGKeyArray
 from selssm_jax.config import TEXTS, Data, Model
 from selssm_jax.layers.projection import Projection
 from selssm_jax.shapes import Batch
-from selssm_jax.tasks.base import Ends, State, TaskKind, categorical_errors
+from selssm_jax.tasks.base import Ends, State, TokenKind, categorical_errors
 
 LARGEST_EXPONENT = 700.0  # whose exponential a float can hold
 
 
-class Language(TaskKind):
+class Language(TokenKind):
     """Next-token logits (B, T, V) of tokens (B, T)."""
 
     loss = "nats"
     primary = "nats"
     every_step = True
-    tokens = True
     writes = True
-
-    def encoder(self, config: Model) -> nn.Module:
-        """Returns a table of embeddings."""
-        return nn.Embed(config.task.vocab, config.d_model, dtype=jnp.dtype(config.dtype))
 
     def head(self, config: Model) -> nn.Module | None:
         """Returns a linear map to logits; None where the embedding is the readout too."""
@@ -39,16 +34,6 @@ class Language(TaskKind):
             else Projection(config.task.vocab, use_bias=False, dtype=jnp.dtype(config.dtype))
         )
 
-    def initial(self, ends: Ends, batch: Any) -> State:
-        """Returns nothing: an embedding has no past."""
-        del ends, batch
-        return {"encoder": None}
-
-    def encode(self, ends: Ends, series: Array, state: Any) -> tuple[Array, Any]:
-        """Returns (embeddings, None)."""
-        del state
-        return ends.encoder(series), None
-
     def answer(
         self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
     ) -> tuple[Array, State]:
@@ -56,16 +41,6 @@ class Language(TaskKind):
         del series, state, valid, read
         logits = ends.encoder.attend(x) if ends.head is None else ends.head(x)
         return logits.astype(jnp.float32), {}
-
-    def stride(self, config: Model) -> int:
-        """Returns 1: every token is a step."""
-        del config
-        return 1
-
-    def inputs(self, config: Model, rows: int, steps: int) -> jax.ShapeDtypeStruct:
-        """Returns shape and type of tokens."""
-        del config
-        return jax.ShapeDtypeStruct((rows, steps), jnp.int32)
 
     def numbers(self, config: Model, steps: int) -> int:
         """Returns the number of logits."""

@@ -5,12 +5,18 @@ from collections.abc import Mapping, Sequence
 from selssm_jax.config import Task, data
 from selssm_jax.errors import suggest
 from selssm_jax.tasks.base import TaskKind
-from selssm_jax.tasks.classification import Classification
+from selssm_jax.tasks.classification import Classification, TextClassification, TokenClassification
 from selssm_jax.tasks.forecasting import Forecasting
 from selssm_jax.tasks.language import Language
 from selssm_jax.tasks.scores import METRICS, Metric
 
-TASKS: dict[str, TaskKind] = {"language": Language(), "classification": Classification(), "forecasting": Forecasting()}
+TASKS: dict[str, TaskKind] = {
+    "language": Language(),
+    "classification": Classification(),
+    "text_classification": TextClassification(),
+    "token_classification": TokenClassification(),
+    "forecasting": Forecasting(),
+}
 
 
 def kind_of(task: Task) -> TaskKind:
