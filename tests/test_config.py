@@ -248,7 +248,7 @@ WRONG = [
     ),
     *[
         ({"data__source": source}, rf"data\.file is empty, but data\.source='{source}'.*set data\.file")
-        for source in ("text", "csv", "npz")
+        for source in ("text", "csv", "npz", "labelled_text", "tagged_text")
     ],
     (
         {"training__steps": 50, "optimizer__warmup_steps": 50},

@@ -170,6 +170,7 @@ def test_streams_of_tokens_are_the_text(trained):
     answer, _ = model.step(np.array([2, 3]), model.initial_state(2))
     assert answer.probabilities.shape == (2, len(model.dataset.vocabulary))
     assert model.states("the past")["block_0"].shape == (8, 6)
+    np.testing.assert_allclose(model.embed(["the past", "a"])[1], model.embed("a"), atol=1e-6)
     assert len(model.generate(["the ", "a"], 5)) == 2
 
 

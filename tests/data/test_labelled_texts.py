@@ -143,6 +143,9 @@ def test_texts_are_classified_alone_as_in_a_batch_and_from_files(folder, trained
         assert alone.label == together.label[index]
     logits, _ = model.model.apply({"params": model.params}, jnp.asarray(model.dataset.encode(texts[0])[None]))
     np.testing.assert_allclose(together.probabilities[0], np.exp(logits[0]) / np.exp(logits[0]).sum(), atol=1e-6)
+    read, _ = model.read(texts[:2])  # filled up on the left, where nothing is read
+    np.testing.assert_allclose(read.probabilities, together.probabilities[:2], atol=1e-6)
+    assert model.score(texts[:2], together.label[:2])["accuracy"] == 1
     answer, state = model.read("so good")
     for token in model.dataset.encode("it is"):
         answer, state = model.step(token, state)
