@@ -32,6 +32,7 @@ CLAIMS = (
         "information_bounds",
         "coverage",
         "inference",
+        "intervals",
         "memory",
         "certificates",
         "rate",

