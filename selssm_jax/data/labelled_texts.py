@@ -223,32 +223,35 @@ def _read_lines(file: files.OwnFile, text: str, label: str) -> Iterator[Row]:
         if not isinstance(row, dict) or not isinstance(row.get(text), str if text == "text" else list):
             raise InputError(f'{file.path}: line {number} is no {{"{text}": ..., "{label}": ...}}: give {text!r}')
         words = row[text] if text == "text" else [str(word) for word in row[text]]
-        yield Row(f"line {number}", words, row.get(label), row.get("split"))
+        try:
+            "".join(words).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{file.path}: line {number} has half a character (\\u...): write it whole") from error
+        yield Row(f"line {number}", words, None if row.get(label) == "" else row.get(label), row.get("split"))
 
 
 def _read_table(file: files.OwnFile) -> Iterator[Row]:
-    with file.open_text() as stream:
-        first = stream.readline()
-        mark = max(",;\t", key=first.count)
-        names = [name.strip().lower() for name in next(csv.reader([first], delimiter=mark), [])]
-        if "text" not in names:
-            raise InputError(
-                f"{file.path} has the columns {', '.join(names[:SHOWN])}, expected 'text' and 'label' in its first "
-                "line: name them so, or give JSON lines"
-            )
-        try:
+    try:
+        with file.open_text() as stream:
+            first = stream.readline()
+            mark = max(",;\t", key=first.count)
+            names = [name.strip().lower() for name in next(csv.reader([first], delimiter=mark), [])]
+            if "text" not in names:
+                raise InputError(
+                    f"{file.path} has the columns {', '.join(names[:SHOWN])}, expected 'text' and 'label' in its first "
+                    "line: name them so, or give JSON lines"
+                )
             for number, cells in enumerate(csv.reader(stream, delimiter=mark), 2):
-                if not cells:
-                    continue
-                if len(cells) != len(names):
+                if cells and len(cells) != len(names):
                     raise InputError(
                         f"{file.path}: row {number} has {len(cells)} cells, the first line {len(names)}: quote texts "
                         "that hold the mark between cells"
                     )
-                row = dict(zip(names, cells, strict=True))
-                yield Row(f"row {number}", row["text"], row.get("label") or None, row.get("split"))
-        except csv.Error as error:
-            raise InputError(f"{file.path} is no table ({error}): give JSON lines") from error
+                row = dict(zip(names, cells, strict=False))
+                if row:
+                    yield Row(f"row {number}", row["text"], row.get("label") or None, row.get("split"))
+    except csv.Error as error:
+        raise InputError(f"{file.path} is no table ({error}): give JSON lines") from error
 
 
 def _read_sentences(file: files.OwnFile) -> Iterator[Row]:
@@ -312,8 +315,9 @@ def _number_labels(
     """(The number of each label, their names in order, those of the run where it is known)."""
     labels: list[str] = []
     for row in rows:
-        if row.label is None or (tagged and len(row.label) != len(row.text)):
-            said = f"{len(row.label)} labels for {len(row.text)} tokens" if row.label else "no label"
+        given = row.label if isinstance(row.label, list) else []
+        if row.label is None or (tagged and len(given) != len(row.text)):
+            said = f"{len(given)} labels for {len(row.text)} tokens" if given else "no label"
             raise InputError(f"{path}: {row.place} has {said}: give one to each")
         labels += map(str, row.label) if tagged else [str(row.label)]
     there = sorted(set(labels), key=lambda name: (len(name), name) if name.isdigit() else (0, name))

@@ -111,6 +111,9 @@ def test_words_with_labels_are_read_from_columns_and_json_lines(folder):
         ("a.csv", "text,label,split\n" + "x,1,train\ny,2,train\n", "the validation split of .* has no text"),
         ("a.jsonl", '{"text": "x"\n', "line 1 is no JSON"),
         ("a.jsonl", '{"txt": "x"}\n', "line 1 is no .*: give 'text'"),
+        ("a.jsonl", '{"text": "\\ud800", "label": 0}\n', "line 1 has half a character"),
+        ("a.jsonl", '{"text": "x", "label": ""}\n', "line 1 has no label"),
+        ("a.csv", "text,label\n" + "x" * 200_000 + ",1\n", "is no table .*: give JSON lines"),
         ("a", None, r"has no file LABEL/\*.txt"),
     ],
 )
@@ -118,6 +121,17 @@ def test_what_cannot_be_read_is_said_with_its_place(tmp_path, name, content, sai
     (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=said):
         data.load(labelled(tmp_path, name))
+
+
+def test_another_file_is_read_as_the_run_reads(folder, tmp_path):
+    known = data.load(labelled(folder, "texts.csv")).metadata()
+    (tmp_path / "a.csv").write_text("text;label\nso good, but new;p\n")
+    whole = data.load(labelled(tmp_path, "a.csv"), known)
+    batch = next(iter(whole.evaluate("whole", 1)))
+    assert whole.decode(batch["inputs"][0]) == "so good, <unk> <unk>" and batch["targets"] == [1]
+    (tmp_path / "a.csv").write_text("text,label\nx,q\n")
+    with pytest.raises(InputError, match="has the class 'q', which the run never saw; it knows n, p"):
+        data.load(labelled(tmp_path, "a.csv"), known)
 
 
 def test_labels_are_given_to_all_words(tmp_path):
