@@ -48,12 +48,10 @@ class Intervals(NamedTuple):
     widths: dict[float, Float[np.ndarray, "H C"]]
 
     def around(
-        self, forecast: Float[np.ndarray, "*B H C"], window: Float[np.ndarray, "*B T E"]
+        self, forecast: Float[np.ndarray, "*B H C"], inputs: Float[np.ndarray, "*B T E"], *, masked: bool
     ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-        """Returns {level: (lower ends, upper ends)} of a forecast, all in standardised units; its channels are the
-        first columns of the window.
-        """
-        scale = scale_of(window[..., : forecast.shape[-1]])
+        """Returns {level: (lower ends, upper ends)} of the forecast of some inputs, all in standardised units."""
+        scale = scale_of(_read_channels(inputs, forecast.shape[-1], masked=masked))
         return {level: (forecast - scale * width, forecast + scale * width) for level, width in self.widths.items()}
 
 
@@ -209,12 +207,16 @@ def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.n
 def _mark_missing(batch: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The channels of windows and their targets; values that are missing are not-a-number."""
     inputs, targets = batch["inputs"][rows], batch["targets"][rows]
-    channels = targets.shape[2]
-    window = inputs[..., :channels]
-    if batch["weights"].ndim == 3:
-        window = np.where(inputs[..., channels : 2 * channels] > 0, window, np.nan)
+    masked = batch["weights"].ndim == 3
+    if masked:
         targets = np.where(batch["weights"][rows] > 0, targets, np.nan)
-    return window, targets
+    return _read_channels(inputs, targets.shape[2], masked=masked), targets
+
+
+def _read_channels(inputs: np.ndarray, channels: int, *, masked: bool) -> np.ndarray:
+    """The channels of inputs; values that are missing are not-a-number."""
+    window = inputs[..., :channels]
+    return np.where(inputs[..., channels : 2 * channels] > 0, window, np.nan) if masked else window
 
 
 @partial(jax.jit, static_argnames=("model", "piece"))  # compiled once for calibration and coverage

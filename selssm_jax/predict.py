@@ -110,9 +110,12 @@ class TrainedModel:
     """A run's model with its parameters, vocabulary and scaling. `load` makes it.
 
     Inputs are in the units of the data that it was trained on: a text, or tokens (T,) or (B, T), or a list of either,
-    of unequal length; a signal (T,
-    channels), or (T,) of one channel, a batch (B, T, channels), or a list of signals of unequal length; rows of a table
-    (T, channels) or (B, T, channels), in the order of `channels`. Answers have a batch axis where inputs have one.
+    of unequal length; a signal (T, channels), or (T,) of one channel, a batch (B, T, channels), or a list of signals of
+    unequal length; rows of a table (T, columns) or (B, T, columns), in the order of `columns`. Answers have a batch
+    axis where inputs have one.
+
+    Of a run that reads missing values, these are not-a-number. Of a run that reads covariates of the rows to be
+    forecast, inputs end with these rows, the `horizon` after the last one, of which nothing else is read.
 
     Programs are compiled when a method first meets a shape. Methods change nothing, so threads may share an object.
 
@@ -149,11 +152,22 @@ class TrainedModel:
         return tuple(map(str, names))
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns that a forecast reads: the channels, and covariates behind them."""
+        return self._history.columns
+
+    @functools.cached_property
+    def _history(self) -> forecasting.History:
+        return forecasting.History(self.about, self.dataset.task)
+
+    @property
     def lookback(self) -> int:
         """How many steps a window has: those that a forecast reads, or the longest signal."""
         return self.dataset.task.length
 
-    def predict(self, inputs: Any, *, first_row: int | None = None, key: Array | None = None) -> Any:
+    def predict(
+        self, inputs: Any, *, first_row: int | None = None, moments: Any = None, key: Array | None = None
+    ) -> Any:
         """Returns what the model answers after the last step, from an empty memory: a `Forecast`, `Classes`, `Tags` (a
         list of them for several texts) or `NextToken`; of an own kind of task its outputs.
 
@@ -161,40 +175,52 @@ class TrainedModel:
           inputs: see the class. A forecast reads the last `lookback` rows; a signal, or a text whose class is asked, is
             cut to its first `lookback` steps, as in training.
           first_row: of a run with data.period, how many rows the first one comes after the first training row.
+          moments: of a run with data.calendar, the time of every row, numpy.datetime64, on to the last that is
+            forecast.
           key: of the noise of a model that has any; None: always the same noise.
 
         Raises:
           ValueError: for inputs of another shape or type, too few rows, values that are not finite, and a first_row
             that is missing; InputError for text that the vocabulary lacks.
         """
-        ready = self.prepare(inputs, first_row)
+        ready = self.prepare(inputs, first_row, moments)
         return self._read(ready, None, key)[0]
 
     def read(
-        self, inputs: Any, state: State = None, *, first_row: int | None = None, key: Array | None = None
+        self,
+        inputs: Any,
+        state: State = None,
+        *,
+        first_row: int | None = None,
+        moments: Any = None,
+        key: Array | None = None,
     ) -> tuple[Any, State]:
         """Returns (what `predict` does, the state after the last step), read from `state` on. Several sequences that go
         on from a state, and several signals, are equally long.
+
+        Raises ValueError as `predict` does, and for a state of a run that reads what is known of the rows to be
+        forecast.
         """
-        ready = self.prepare(inputs, first_row, continued=state is not None, exact=True)
+        ready = self.prepare(inputs, first_row, moments, continued=state is not None, exact=True)
         return self._read(ready, state, key)
 
-    def follow(self, rows: Any, *, first_row: int | None = None) -> Forecast:
-        """Returns the forecast of `predict` from rows (T, channels) of one series, its intervals widened and narrowed
+    def follow(self, rows: Any, *, first_row: int | None = None, moments: Any = None) -> Forecast:
+        """Returns the forecast of `predict` from rows (T, columns) of one series, its intervals widened and narrowed
         by how often those of the last `FOLLOWED` windows of the same rows were missed (`intervals.Follower`).
-        first_row: as in `predict`.
+        first_row, moments: as in `predict`.
         """
-        forecast: Forecast = self.predict(rows, first_row=first_row)
+        forecast: Forecast = self.predict(rows, first_row=first_row, moments=moments)
         if not forecast.intervals:
             return forecast
         horizon, channels = forecast.values.shape
         follower = Follower(forecast.intervals, horizon)
-        last = len(rows) - self.lookback - horizon
+        after = horizon if self._history.beside.future else 0  # rows of each window that hold what is known ahead
+        last = len(rows) - after - self.lookback - horizon
         for start in range(max(last - FOLLOWED + 1, 0), last + 1):
-            place = None if first_row is None else first_row + start
-            earlier: Forecast = self.predict(rows[start : start + self.lookback], first_row=place)
-            came = np.asarray(rows[start + self.lookback : start + self.lookback + horizon])[:, :channels]
-            error = 2 * np.abs(came - earlier.values)
+            stop, place = start + self.lookback, None if first_row is None else first_row + start
+            known = None if moments is None else moments[start : stop + horizon]
+            earlier: Forecast = self.predict(rows[start : stop + after], first_row=place, moments=known)
+            error = 2 * np.abs(np.asarray(rows[stop : stop + horizon])[:, :channels] - earlier.values)
             follower.read(
                 {level: error / np.maximum(high - low, TINY) for level, (low, high) in earlier.intervals.items()}
             )
@@ -228,20 +254,27 @@ class TrainedModel:
         """Returns the empty memory of `batch` sequences. A forecast has no scale yet: begin with `read` of a window."""
         return self.model.apply({"params": self.params}, batch, method="initial_state")
 
-    def states(self, inputs: Any, *, first_row: int | None = None) -> dict[str, Float[np.ndarray, "*B F n"]]:
+    def states(
+        self, inputs: Any, *, first_row: int | None = None, moments: Any = None
+    ) -> dict[str, Float[np.ndarray, "*B F n"]]:
         """Returns {block: what its memory holds after every step}, for `selssm_jax.information`; blocks that show none
         are left out.
 
         F steps are those of the blocks, one for each stride of a signal; where channels run apart they are rows.
         """
-        ready = self.prepare(inputs, first_row, exact=True)
+        ready = self.prepare(inputs, first_row, moments, exact=True)
         shown, _ = self._walk(self._states, ready.batch)
         blocks = {name: np.concatenate([part[name] for part in shown], axis=1) for name in shown[0]}
         alone = ready.single and self._kind.rows(self.model.config) == 1
         return {name: values[0] if alone else values for name, values in blocks.items()}
 
     def embed(
-        self, inputs: Any, pool: Literal["mean", "last"] = "mean", *, first_row: int | None = None
+        self,
+        inputs: Any,
+        pool: Literal["mean", "last"] = "mean",
+        *,
+        first_row: int | None = None,
+        moments: Any = None,
     ) -> Float[np.ndarray, "*B D"]:
         """Returns what the last layer gives the head, (..., d_model): its mean over all steps that were read, or that
         after the last of them. What fills up a batch does not count. Inputs are as in `predict`; where channels run
@@ -249,7 +282,7 @@ class TrainedModel:
         """
         if pool not in ("mean", "last"):
             raise ValueError(f"pool={pool!r} is unknown: use 'mean' or 'last'")
-        ready = self.prepare(inputs, first_row)
+        ready = self.prepare(inputs, first_row, moments)
         shown, _ = self._walk(self._features, ready.batch)
         count = np.stack([part.steps for part in shown])
         if pool == "mean":
@@ -260,16 +293,16 @@ class TrainedModel:
         alone = ready.single and self._kind.rows(self.model.config) == 1
         return features[0] if alone else features
 
-    def score(self, inputs: Any, targets: Any = None, *, first_row: int | None = None) -> Any:
+    def score(self, inputs: Any, targets: Any = None, *, first_row: int | None = None, moments: Any = None) -> Any:
         """Returns how well the model expects what is: of a text (or a list of texts) its `Score`; else the metrics of
         predictions against targets, a mean over rows, errors of a forecast in the table's units.
 
         Args:
           inputs: see the class. targets: class numbers or names (B,), or values (B, horizon, channels); none of a text.
-          first_row: as in `predict`.
+          first_row, moments: as in `predict`.
         """
         if not self._kind.writes:
-            return self._compare(self.predict(inputs, first_row=first_row), targets)
+            return self._compare(self.predict(inputs, first_row=first_row, moments=moments), targets)
         if targets is not None:
             raise ValueError("a text is its own target: leave targets out")
         scores = [self._score(text) for text in (inputs if _is_list(inputs) else [inputs])]
@@ -328,14 +361,20 @@ class TrainedModel:
         return shown, state
 
     def prepare(
-        self, inputs: Any, first_row: int | None = None, *, continued: bool = False, exact: bool = False
+        self,
+        inputs: Any,
+        first_row: int | None = None,
+        moments: Any = None,
+        *,
+        continued: bool = False,
+        exact: bool = False,
     ) -> "Ready":
         """Returns inputs as the model reads them. Raises as `predict` does.
 
         Args:
-          inputs, first_row: as `predict` has them. continued: they follow others, and may be few. exact: nothing is
-            filled up at its end, so that the state after it is that of the inputs, as where they are continued; else
-            signals are, to `lookback`.
+          inputs, first_row, moments: as `predict` has them. continued: they follow others, and may be few. exact:
+            nothing is filled up at its end, so that the state after it is that of the inputs, as where they are
+            continued; else signals are, to `lookback`.
         """
         if self._kind.tokens:
             rows, single = self._tokens(inputs, continued=continued)
@@ -349,22 +388,47 @@ class TrainedModel:
             return Ready({"inputs": tokens, "valid": valid, **begins}, single)
         if not self._kind.forecasts:
             return self._clips(inputs, exact=exact or continued)
+        return self._rows(inputs, first_row, moments, continued=continued)
+
+    def _rows(self, inputs: Any, first_row: int | None, moments: Any, *, continued: bool) -> "Ready":
         values, single = self._values(inputs)
-        if not continued and values.shape[1] < self.lookback:
+        history = self._history
+        if history.ahead and not history.beside.future:  # of these rows their times alone are read
+            values = np.pad(values, ((0, 0), (0, history.ahead), (0, 0)))
+        rows = values.shape[1] - history.ahead
+        if continued and history.ahead:
             raise ValueError(
-                f"inputs have {values.shape[1]} rows, but a forecast reads {self.lookback}: give at least so many"
+                "the run reads what is known of the rows to be forecast, which a state does not hold: give predict a "
+                "whole window"
             )
-        left_out = 0 if continued else values.shape[1] - self.lookback
-        history, values = forecasting.History(self.about), values[:, left_out:]
+        if not continued and rows < self.lookback:
+            after = f" besides {history.ahead} that follow" if history.ahead else ""
+            raise ValueError(
+                f"inputs have {max(rows, 0)} rows{after}, but a forecast reads {self.lookback}: give at least so many"
+            )
+        left_out = 0 if continued else rows - self.lookback
         if history.period and first_row is None:
             raise ValueError(
                 f"the run takes a cycle of {history.period} rows off: give first_row, how many rows the first one "
                 "comes after the first training row"
             )
-        begin = (first_row or 0) + left_out
-        encoded = history.encode(values, begin)
+        begin, stamps = (first_row or 0) + left_out, self._moments(moments, values.shape[:2])
+        encoded = history.encode(values[:, left_out:], begin, None if stamps is None else stamps[..., left_out:])
         batch = {"inputs": encoded, "valid": np.ones(encoded.shape[:2], bool)}
-        return Ready(batch, single, begin + values.shape[1])
+        return Ready(batch, single, begin + encoded.shape[1])
+
+    def _moments(self, moments: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Microseconds since 1970 of every row, of a run that reads a calendar."""
+        calendar = self._history.beside.calendar
+        if not calendar:
+            return None
+        stamps = np.asarray(moments if moments is not None else [], "datetime64[us]").astype(np.int64)
+        if stamps.shape[-1] != shape[1]:
+            raise ValueError(
+                f"the run reads {', '.join(calendar)} of every row, and moments has {stamps.shape[-1]} times: give "
+                f"{shape[1]}, from the first row to the last that is forecast, as numpy.datetime64"
+            )
+        return np.broadcast_to(stamps, shape)
 
     def _clips(self, inputs: Any, *, exact: bool) -> "Ready":
         rows, single = self._signals(inputs)
@@ -405,17 +469,17 @@ class TrainedModel:
         values = np.asarray(inputs)
         if values.dtype.kind not in "iuf":
             raise ValueError(f"inputs are of type {values.dtype}, expected real numbers")
-        channels, single = self.dataset.task.channels, values.ndim < 3
-        values = values[:, None] if values.ndim == 1 and channels == 1 else values
+        columns, single = len(self.columns), values.ndim < 3
+        values = values[:, None] if values.ndim == 1 and columns == 1 else values
         values = values[None] if single else values
-        if values.ndim != 3 or values.shape[2] != channels or not values.size:
+        if values.ndim != 3 or values.shape[2] != columns or not values.size:
             raise ValueError(
-                f"inputs have shape {np.shape(inputs)}, expected (T, {channels}) or (B, T, {channels}): the columns "
-                f"{', '.join(self.channels[:8])}"
+                f"inputs have shape {np.shape(inputs)}, expected (T, {columns}) or (B, T, {columns}): the columns "
+                f"{', '.join(self.columns[:8])}"
             )
-        if not np.isfinite(values).all():
-            raise ValueError("inputs hold numbers that are not finite: fill them in")
-        return values.astype(np.float64), single
+        values = values.astype(np.float64)
+        self._history.check(values)
+        return values, single
 
     def _signals(self, inputs: Any) -> tuple[list[np.ndarray], bool]:
         """Signals (T, channels) of whatever type, and whether there is but one, outside of any list."""
@@ -468,10 +532,11 @@ class TrainedModel:
     def _forecast(self, outputs: np.ndarray, ready: "Ready") -> Forecast:
         window = ready.batch["inputs"][0] if ready.single else ready.batch["inputs"]
         known = None if window.shape[-2] < self.lookback else self.intervals
-        ends = {} if known is None else known.around(outputs, window)
+        masked = self.dataset.task.masked
+        ends = {} if known is None else known.around(outputs, window, masked=masked)
 
         def decode(values: np.ndarray) -> np.ndarray:
-            return forecasting.History(self.about).decode(values, ready.next_row)
+            return self._history.decode(values, ready.next_row)
 
         intervals = {level: (decode(lower), decode(upper)) for level, (lower, upper) in ends.items()}
         return Forecast(decode(outputs), self.channels, intervals)
@@ -487,7 +552,8 @@ class TrainedModel:
             raise ValueError("targets are missing: give what follows the inputs, or their classes")
         if isinstance(answer, Forecast):
             error = answer.values - _as_shape(targets, answer.values.shape)
-            return {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}
+            average = np.nanmean if self.dataset.task.masked else np.mean  # a missing target has no error
+            return {"mse": float(average(np.square(error))), "mae": float(average(np.abs(error)))}
         if not isinstance(answer, Classes):
             raise ValueError(f"a task of the kind {self.dataset.task.kind!r} has no score here: use eval.py")
         truth = np.array([_class_number(target, answer.classes) for target in np.atleast_1d(np.asarray(targets))])

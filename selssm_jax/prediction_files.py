@@ -3,6 +3,7 @@ token of a text.
 """
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -10,29 +11,31 @@ import math
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.io import wavfile
 from tqdm import tqdm
 
-from selssm_jax.data import columns, files, forecasting, labelled_texts, signals, tables, times, vocabulary
+from selssm_jax.data import columns, files, forecasting, labelled_texts, mapped, signals, sources, tables, times, vocabulary
 from selssm_jax.errors import InputError, as_input_error
 from selssm_jax.intervals import calibrate
-from selssm_jax.predict import Classes, TrainedModel, load
+from selssm_jax.predict import FOLLOWED, Classes, TrainedModel, load
 from selssm_jax.runs import open_run
 from selssm_jax.tasks.registry import kind_of
 
+MOST_TIMES = 1 << 16  # of a series, the last that tell how its times go on
 AMPLITUDES = {np.dtype(np.uint8): 128.0, np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}  # of WAV samples
 
 
 def predict_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
     """Yields the lines of a file of predictions, without line ends: CSV, or JSON a line for a text.
 
-    Of a table the `horizon` rows after its last one, in its units, its times continued. Of an NPZ, or of WAV files, the
-    class of every clip and the probability of each class; so of the texts that `labelled_texts.read` reads, which need
-    no label, or of every token of them. Of a text the nats of every token but the first, and in the last line those of
-    all.
+    Of a table the `horizon` rows after its last one, in its units, its times continued; of one that holds several
+    series those of each, with its name. What is known of these rows is read from the table itself, whose last rows then
+    have no value to forecast. Of an NPZ, or of WAV files, the class of every clip and the probability of each class; so
+    of the texts that `labelled_texts.read` reads, which need no label, or of every token of them. Of a text the nats of
+    every token but the first, and in the last line those of all.
 
     Raises:
       InputError: for a file that cannot be read, that has other columns, channels or another rate than the run was
@@ -86,32 +89,113 @@ def save_lines(lines: Iterable[str], output: str) -> str:
     return f"wrote {count:,} lines to {output}"
 
 
+class _Window(NamedTuple):
+    """The last rows of a series, as `TrainedModel.predict` reads them.
+
+    Attributes:
+      name: of the file and the series, for messages. series: the name of the series. first: the place of its first row
+        in the table. values, moments: what is read. stamps: times of the rows that are forecast, or their numbers.
+    """
+
+    name: str
+    series: str
+    first: int
+    values: np.ndarray
+    moments: np.ndarray | None
+    stamps: list[str]
+
+
 def _forecast_table(trained: TrainedModel, name: str) -> Iterator[str]:
-    file = files.open_own(name)
-    data = trained.config.data
-    table = tables.read(name, file.open_text, most_rows=file.newlines + 1, gaps=data.gaps, missing=data.missing)
-    if "channels" in trained.about:
-        table = columns.match_columns(name, table, trained.channels)
-    period = forecasting.History(trained.about).period
-    place, notes = forecasting.phase(table.clock, trained.about, period)
+    history, column = forecasting.History(trained.about, trained.dataset.task), trained.config.data.series_id
+    table = _read_table(trained, history, name)
+    place, notes = forecasting.phase(table.clock, trained.about, history.period)
     _say(name, [*table.notes, *notes])
-    with as_input_error(f"{name}: "):
-        forecast = trained.follow(table.values, first_row=place)
-    horizon = len(forecast.values)
-    if table.moments is not None and len(table.moments) > 1:
-        moments = times.continue_times(table.moments[:], horizon, table.unit)
-        column, stamps = table.when or "time", [times.format_time(float(moment), table.unit) for moment in moments]
-    else:
-        column, stamps = "row", [str(len(table.values) + 1 + step) for step in range(horizon)]
-    ends = {
-        f"{channel} {end} {level:.0%}": values[:, index]
-        for index, channel in enumerate(forecast.channels)
-        for level, pair in forecast.intervals.items()
-        for end, values in zip(("from", "to"), pair, strict=True)
-    }
-    yield _join([column, *forecast.channels, *ends])
-    for step, (stamp, row) in enumerate(zip(stamps, forecast.values, strict=True)):
-        yield _join([stamp, *(f"{value:.9g}" for value in (*row, *(values[step] for values in ends.values())))])
+    windows = tqdm(_find_windows(trained, history, name, table), unit="series", disable=not sys.stderr.isatty())
+    for number, window in enumerate(windows):
+        with as_input_error(f"{window.name}: "):
+            forecast = trained.follow(window.values, first_row=place + window.first, moments=window.moments)
+        ends = {
+            f"{channel} {end} {level:.0%}": values[:, index]
+            for index, channel in enumerate(forecast.channels)
+            for level, pair in forecast.intervals.items()
+            for end, values in zip(("from", "to"), pair, strict=True)
+        }
+        if not number:
+            when = (table.when or "time") if _has_times(table) else "row"
+            yield _join([when, *([column] if column else []), *forecast.channels, *ends])
+        for step, (stamp, row) in enumerate(zip(window.stamps, forecast.values, strict=True)):
+            numbers = (*row, *(values[step] for values in ends.values()))
+            yield _join([stamp, *([window.series] if column else []), *(f"{value:.9g}" for value in numbers)])
+
+
+def _read_table(trained: TrainedModel, history: forecasting.History, name: str) -> tables.Table:
+    """The columns that the run reads, in its order."""
+    file, data = files.open_own(name), trained.config.data
+    if history.beside.future:  # the rows to be forecast have no targets
+        data = dataclasses.replace(data, missing="mask")
+    table = sources.read_table(data, name, file, large=file.size > mapped.LARGE)
+    if "channels" in trained.about:
+        table = columns.match_columns(name, table, history.columns)
+    columns.check_static(name, table, data.static)
+    columns.check_calendar(name, table, history.beside.calendar)
+    if history.period and len(table.ends) > 1:
+        raise InputError(f"{name} holds {len(table.ends)} series, but the run takes the cycle of one off: give one")
+    return table
+
+
+def _has_times(table: tables.Table) -> bool:
+    """Whether the times of rows tell those that follow."""
+    return table.moments is not None and len(table.moments) > 1
+
+
+def _find_windows(
+    trained: TrainedModel, history: forecasting.History, name: str, table: tables.Table
+) -> Iterator[_Window]:
+    """The last window of every series; it is said which are too short for one, a table's only one apart, which is
+    refused where it is read.
+    """
+    horizon, short = trained.dataset.task.horizon, []
+    fewest = max(trained.lookback, 2 if _has_times(table) else 1)
+    for series, start, end in zip(table.series, (0, *table.ends[:-1]), table.ends, strict=True):
+        label = f"{name}, series {series!r}" if series else name
+        last = _find_last(label, history, table, start, end) if history.beside.future else end
+        if series and last - start < fewest:
+            short.append(series)
+            continue
+        first = max(last - fewest - horizon - FOLLOWED, start)
+        values = table.values[first : last + horizon if history.beside.future else last]
+        moments, stamps = None, [str(last - start + 1 + step) for step in range(horizon)]
+        if table.moments is not None and _has_times(table):
+            ahead = table.moments[last : last + horizon]  # as the table says, or as its times go on
+            if not history.beside.future:
+                ahead = times.continue_times(table.moments[max(last - MOST_TIMES, start) : last], horizon, table.unit)
+            stamps = [times.format_time(float(moment), table.unit) for moment in ahead]
+            if history.beside.calendar:
+                moments = _as_dates(table, np.concatenate([table.moments[first:last], ahead]))
+        yield _Window(label, series, first, values, moments, stamps)
+    if len(short) == len(table.ends):
+        raise InputError(f"{name}: no series has {fewest} rows, which a forecast reads: give longer ones")
+    if short:
+        _say(name, [f"series left out for fewer than {fewest} rows: {len(short):,}, the first {short[0]!r}"])
+
+
+def _find_last(name: str, history: forecasting.History, table: tables.Table, start: int, end: int) -> int:
+    """The row after the last that has a value to forecast; those behind it hold what is known of the rows ahead."""
+    last, channels = end, len(history.columns) - len(history.beside.past) - len(history.beside.future)
+    while last > start and np.isnan(table.values[last - 1 : last, :channels]).all():
+        last -= 1
+    if end - last < history.ahead:
+        targets, future = (", ".join(map(repr, part)) for part in (history.columns[:channels], history.beside.future))
+        raise InputError(
+            f"{name}: {end - last} rows follow the last one with a value of {targets}, but a forecast reads {future} "
+            f"of {history.ahead}: add rows that hold these, with the cells of {targets} empty"
+        )
+    return last
+
+
+def _as_dates(table: tables.Table, moments: np.ndarray) -> np.ndarray:
+    stamps = moments if table.unit == "date" else times.to_dates(table.when, moments)
+    return np.asarray(stamps).astype(np.int64).astype("datetime64[us]")
 
 
 def _classify_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from selssm_jax import data
 from selssm_jax.config import Data
 from selssm_jax.data import times
 from selssm_jax.errors import InputError
+from selssm_jax.intervals import Intervals
 from selssm_jax.predict import load
 from selssm_jax.prediction_files import predict_files, save_lines
 from selssm_jax.runs import open_run
@@ -266,3 +267,120 @@ def test_numbers_go_on_by_their_step():
 
 def test_the_front_door_loads_a_run(folder):
     assert isinstance(selssm_jax.load(folder / "text"), selssm_jax.TrainedModel)
+
+
+# Tables with covariates, missing values and several series.
+
+ROLES = {"targets": ("load",), "past_covariates": ("wind",), "future_covariates": ("price",), "calendar": ("hour",)}
+TABLES = {
+    "covariates": ROLES,
+    "calendar": {"ignore": ("wind", "price"), "calendar": ("hour", "weekday")},
+    "masked": ROLES | {"missing": "mask"},
+    "panel": {"series_id": "shop", "targets": ("load",), "past_covariates": ("wind",), "missing": "mask"},
+}
+
+
+def write_hours(path, name, *, rows, hidden=0, columns=("load", "wind", "price")):
+    """Hours of three columns, of a panel those of two shops one after the other; the last `hidden` rows hold the price
+    alone.
+    """
+    rng = np.random.default_rng(3)
+    lines = [",".join(["when", *columns, *(["shop"] if name == "panel" else [])])]
+    for shop, count in (("north", rows), ("south", rows - 30)) if name == "panel" else (("", rows),):
+        values = np.round(5 + rng.normal(size=(200, 3)).cumsum(axis=0), 4)
+        for row, hour in enumerate(np.arange("2024-02-28T00", count, dtype="datetime64[h]")):
+            cells = dict(zip(("load", "wind", "price"), map(str, values[row]), strict=True))
+            if row >= count - hidden:
+                cells |= {"load": "", "wind": ""}
+            elif name in ("masked", "panel") and row % 11 == 5:
+                cells["load"] = ""
+            lines.append(",".join([str(hour), *(cells[column] for column in columns), *([shop] if shop else [])]))
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=TABLES)
+def covariate_run(request, tmp_path_factory):
+    """(kind, folder) of a run on a table of hours."""
+    folder = tmp_path_factory.mktemp("covariates")
+    file = write_hours(folder / "hours.csv", request.param, rows=150)
+    write_untrained(
+        folder / "run", Data(source="csv", file=file, batch_size=4, length=16, horizon=6, **TABLES[request.param])
+    )
+    return request.param, folder
+
+
+def test_a_forecast_with_covariates_is_that_of_the_window_in_training(covariate_run):
+    """The window before rows that are hidden is read as evaluation reads it, where nothing is hidden."""
+    name, folder = covariate_run
+    whole = write_hours(folder / "whole.csv", name, rows=156)
+    run = open_run(folder / "run", file=whole)
+    batches = list(run.dataset.evaluate("whole", 64))
+    inputs = np.concatenate([batch["inputs"] for batch in batches])[: run.dataset.sizes["whole"]]
+    places = [134, 134 + 1 + 104] if name == "panel" else [134]
+    outputs, _ = run.model.apply({"params": run.params}, jnp.asarray(inputs[places]))
+    scaling = run.dataset.info["scaling"]
+    expected = np.asarray(outputs, np.float64) * scaling["deviation"] + scaling["mean"]
+    ahead = 6 if name in ("covariates", "masked") else 0
+    told = write_hours(folder / "told.csv", name, rows=150 + ahead, hidden=ahead)
+    header, *lines = predict_files(load(folder / "run"), [told])
+    cells = [line.split(",") for line in lines]
+    assert header == ("when,shop,load" if name == "panel" else "when,load")
+    assert [row[0] for row in cells[:2]] == ["2024-03-05 06:00", "2024-03-05 07:00"]
+    np.testing.assert_allclose([float(row[-1]) for row in cells], expected.reshape(-1), rtol=1e-6)
+    if name == "panel":
+        assert [row[1] for row in cells] == ["north"] * 6 + ["south"] * 6 and cells[6][0] == "2024-03-04 00:00"
+
+
+@pytest.mark.parametrize("covariate_run", ["covariates"], indirect=True)
+def test_what_a_forecast_with_covariates_lacks_is_named(covariate_run):
+    _, folder = covariate_run
+    trained = load(folder / "run")
+    file = write_hours(folder / "few.csv", "covariates", rows=153, hidden=3)
+    with pytest.raises(InputError, match=r"few\.csv: 3 rows follow .* 'load', but a forecast reads 'price' of 6: add"):
+        list(predict_files(trained, [file]))
+    hole = write_hours(folder / "hole.csv", "covariates", rows=156, hidden=6)
+    cells = [line.split(",") for line in (folder / "hole.csv").read_text().splitlines()]
+    cells[-2][3] = ""
+    (folder / "hole.csv").write_text("\n".join(map(",".join, cells)) + "\n")
+    with pytest.raises(InputError, match=r"hole\.csv: inputs hold numbers of 'price' that are not finite"):
+        list(predict_files(trained, [hole]))
+    assert trained.columns == ("load", "wind", "price") and trained.channels == ("load",)
+    window, hours = np.ones((22, 3)), np.arange("2024-03-01T00", 22, dtype="datetime64[h]")
+    with pytest.raises(ValueError, match="reads hour of every row, and moments has 0 times: give 22"):
+        trained.predict(window)
+    _, state = trained.read(window, moments=hours)
+    with pytest.raises(ValueError, match="known of the rows to be forecast, which a state does not hold"):
+        trained.step(window[0], state)
+    assert trained.predict(window, moments=hours).values.shape == (6, 1)
+    with pytest.raises(ValueError, match=r"15 rows besides 6 that follow, but a forecast reads 16"):
+        trained.predict(window[:21], moments=hours[:21])
+
+
+@pytest.mark.parametrize("covariate_run", ["panel"], indirect=True)
+def test_series_that_are_too_short_are_left_out_and_said(covariate_run, capsys):
+    _, folder = covariate_run
+    file = write_hours(folder / "short.csv", "panel", rows=45)
+    _, *lines = predict_files(load(folder / "run"), [file])
+    assert {line.split(",")[1] for line in lines} == {"north"}
+    assert "series left out for fewer than 16 rows: 1, the first 'south'" in capsys.readouterr().err
+    write_hours(folder / "short.csv", "panel", rows=40)
+    lines = (folder / "short.csv").read_text().splitlines()
+    (folder / "short.csv").write_text("\n".join([*lines[:11], *lines[-10:]]) + "\n")
+    with pytest.raises(InputError, match="no series has 16 rows"):
+        list(predict_files(load(folder / "run"), [file]))
+
+
+@pytest.mark.parametrize("covariate_run", ["masked"], indirect=True)
+def test_intervals_are_scaled_by_the_values_that_are_there(covariate_run):
+    _, folder = covariate_run
+    trained = load(folder / "run")
+    window = np.random.default_rng(0).normal(size=(22, 3)) + 5
+    window[3:9, 0] = np.nan
+    hours = np.arange("2024-03-01T00", 22, dtype="datetime64[h]")
+    trained.intervals = Intervals(3, {0.8: np.full((6, 1), 2.0)})
+    forecast = trained.predict(window, moments=hours)
+    low, high = forecast.intervals[0.8]
+    np.testing.assert_allclose(high - low, 4 * np.nanstd(window[:16, 0]) * np.ones((6, 1)), rtol=1e-4)
+    score = trained.score(window, np.where(np.arange(6) < 3, np.nan, forecast.values[:, 0] + 2)[:, None], moments=hours)
+    assert score["mse"] == pytest.approx(4) and score["mae"] == pytest.approx(2)

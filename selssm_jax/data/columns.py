@@ -65,6 +65,14 @@ def check_static(name: str, table: Table, static: tuple[str, ...]) -> None:
                 )
 
 
+def check_calendar(name: str, table: Table, calendar: tuple[str, ...]) -> None:
+    """Raises InputError where features of the calendar are asked of rows without times."""
+    if calendar and table.dates is None:
+        raise InputError(
+            f"{name} has no column of times, which data.calendar={calendar} needs: add one, or leave it out"
+        )
+
+
 def match_columns(name: str, table: Table, wanted: tuple[str, ...]) -> Table:
     """Returns the columns that a run was trained on, by their names, in its order; by place where the run's columns
     have none.
@@ -122,6 +130,7 @@ def join_tables(name: str, parts: Sequence[Table], folder: pathlib.Path | None) 
         clock=clocks[0] if clocks else None,
         unit=parts[0].unit,
         when=parts[0].when,
+        series=tuple(label for part in parts for label in part.series),
         ends=tuple(int(first) + end for first, part in zip(before, parts, strict=False) for end in part.ends),
         notes=(f"{len(parts):,} files", *dict.fromkeys(note for part in parts for note in part.notes)),
     )

@@ -162,38 +162,60 @@ def dataset(
 
 
 class History:
-    """Windows of a series in its own units as a run's model reads them, and its forecasts in those units again.
+    """Windows of a table in its own units as a run's model reads them, and its forecasts in those units again.
 
     Args:
-      known: metadata of the run.
+      known: metadata of the run. task: what it asks.
 
-    Raises:
-      InputError: for a run that reads covariates.
+    Attributes:
+      columns: those that are read: what is forecast, past covariates, and those that are known ahead. period: rows of
+        the cycle that is taken off, 0 for none. ahead: how many rows after the last one are read, of what is known.
+      beside: what is read beside the channels.
     """
 
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        if beside := known.get("covariates"):
-            names = ", ".join(map(repr, (*beside["past"], *beside["future"], *beside["calendar"])))
-            raise InputError(
-                f"the run reads {names} beside the values that it forecasts, which a window of these does not hold: "
-                "evaluate a whole table, eval.py --file"
-            )
-        self._masked = bool(known.get("masked"))
-        self._scaling = known["scaling"]
+    def __init__(self, known: Mapping[str, Any], task: Task) -> None:
+        outer = known.get("covariates", {})
+        past, future, calendar = (tuple(outer.get(role, ())) for role in ("past", "future", "calendar"))
+        self.beside = Covariates(past, future, calendar)
+        self._channels, self._masked = task.channels, task.masked
+        plain = {"mean": [0.0] * task.channels, "deviation": [1.0] * task.channels}
+        self._scaling = known.get("scaling", plain)
+        self._whole = {key: [*self._scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
+        names = known.get("channels") or [f"channel {place + 1}" for place in range(self._channels)]
+        self.columns = (*map(str, names), *self.beside.past, *self.beside.future)
         self.period = len(self._scaling.get("cycle", ()))
+        self.ahead = task.horizon if self.beside.known_ahead(masked=False) else 0
 
-    def encode(self, values: np.ndarray, first_row: int) -> np.ndarray:
-        """Returns values (..., T, channels), the first of which is row `first_row` of a cycle, as inputs; of a run that
-        may read missing values, all of these are there.
+    def check(self, values: np.ndarray) -> None:
+        """Raises ValueError where a value that is read of `encode`'s rows is not finite, but for those of a run that
+        reads missing ones.
         """
-        course = _course(self._scaling, first_row).at(np.arange(values.shape[-2]))
-        inputs = (standardise(values, self._scaling) - course).astype(np.float32)
-        return np.concatenate([inputs, np.ones_like(inputs)], axis=-1) if self._masked else inputs
+        bad = [np.isinf(part) if self._masked else ~np.isfinite(part) for part in self._split(values)]
+        bad = [part.any(axis=tuple(range(part.ndim - 1))) for part in bad]
+        if (places := np.flatnonzero(np.concatenate(bad))).size:
+            raise ValueError(f"inputs hold numbers of {self.columns[places[0]]!r} that are not finite: fill them in")
+
+    def encode(self, values: np.ndarray, first_row: int, moments: np.ndarray | None = None) -> np.ndarray:
+        """Returns rows (..., T + ahead, columns), the first of which is row `first_row` of a cycle, as inputs (..., T,
+        width); of the last `ahead` those columns alone are read that are known. Missing values are not-a-number.
+
+        `moments` are the times of all rows, microseconds, of a run that reads a calendar.
+        """
+        scaled = standardise(values, self._whole)
+        scaled[..., : self._channels] -= _course(self._scaling, first_row).at(np.arange(values.shape[-2]))
+        read, known = self._split(scaled.astype(np.float32))
+        stamps = None if moments is None else moments[..., self.ahead :]
+        return _lay_out(read, known, stamps, self.beside, self._channels, masked=self._masked)
 
     def decode(self, outputs: np.ndarray, first_row: int) -> np.ndarray:
         """Returns forecasts (..., H, channels), or bounds of them, that begin in row `first_row`, in own units."""
         course = _course(self._scaling, first_row).at(np.arange(outputs.shape[-2]))
         return restore(outputs + course, self._scaling)
+
+    def _split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is read of each row, and what is known of the row `ahead` later."""
+        first = self._channels + len(self.beside.past)
+        return values[..., : values.shape[-2] - self.ahead, :first], values[..., self.ahead :, first:]
 
 
 def _find_scaling(
@@ -401,9 +423,8 @@ class _Windows:
         length, horizon = self.config.length, self.config.horizon
         rows = starts[:, None] + np.arange(length + horizon)[None]
         values = self.values[rows]
-        inputs, targets = np.split(values[..., : self.channels], [length], axis=1)
+        targets = values[:, length:, : self.channels]
         batch = {
-            "inputs": inputs,
             "targets": targets,
             "weights": np.ones(len(starts), np.float32),
             "valid": np.ones((len(starts), length), bool),
@@ -414,29 +435,38 @@ class _Windows:
             there = ~np.isnan(targets)
             batch["weights"] = there.astype(np.float32) / np.float32(there[0].size)  # a window counts for 1, as others
             batch["targets"] = np.where(there, targets, 0)
-        parts = [*self._fill(inputs), *self._covariates(rows, values[..., self.channels :])]
-        if len(parts) > 1:
-            batch["inputs"] = np.concatenate(parts, axis=-1)
+        columns, beside = self.channels + len(self.beside.past), self.beside
+        stamps = beside.moments[rows[:, horizon:]] if beside.calendar and beside.moments is not None else None
+        read, known = values[:, :length, :columns], values[:, horizon:, columns:]
+        batch["inputs"] = _lay_out(read, known, stamps, beside, self.channels, masked=self.masked)
         return batch
 
-    def _fill(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values, 0 where they are missing, the mean of training; and where they are there, if some may be missing."""
-        if not self.masked:
-            return [values]
-        there = ~np.isnan(values)
-        return [np.where(there, values, 0), there.astype(np.float32)]
 
-    def _covariates(self, rows: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
-        """What is read beside the channels at each step of the lookback: the past of that row, and what is known of the
-        row `horizon` steps ahead, so that after the last step all rows to be forecast are known.
-        """
-        length, horizon, beside = self.config.length, self.config.horizon, self.beside
-        past, future = np.split(values, [len(beside.past)], axis=-1)
-        parts = self._fill(past[:, :length]) if beside.past else []
-        parts += self._fill(future[:, horizon:]) if beside.future else []
-        if beside.calendar and beside.moments is not None:
-            parts.append(times.calendar(beside.moments[rows[:, horizon:]], beside.calendar))
-        return parts
+def _lay_out(
+    read: np.ndarray,
+    known: np.ndarray,
+    stamps: np.ndarray | None,
+    beside: Covariates,
+    channels: int,
+    *,
+    masked: bool,
+) -> np.ndarray:
+    """Inputs (..., T, width): the channels, past covariates, and what is known of the row `horizon` steps ahead, so
+    that after the last step all rows to be forecast are known; each with a mask behind it, if values may be missing.
+
+    `read` are channels and past covariates of each row; `known` and `stamps` covariates and time of the row ahead.
+    """
+    parts = [read[..., :channels], read[..., channels:], known]
+    parts = [filled for part in parts if part.shape[-1] for filled in (_fill(part) if masked else [part])]
+    if beside.calendar and stamps is not None:
+        parts.append(times.calendar(stamps, beside.calendar))
+    return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+
+def _fill(values: np.ndarray) -> list[np.ndarray]:
+    """Values, 0 where they are missing, the mean of training, and where they are there."""
+    there = ~np.isnan(values)
+    return [np.where(there, values, 0), there.astype(np.float32)]
 
 
 def read_csv(name: str, text: str) -> tuple[np.ndarray, tuple[str, ...]]:

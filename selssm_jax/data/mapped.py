@@ -5,7 +5,6 @@ given back after every few megabytes.
 """
 
 import json
-import math
 import mmap
 import os
 import pathlib
@@ -79,7 +78,7 @@ class Mapped:
         block = np.array(block, order="C")  # sums over rows go on as in memory
         if isinstance(rows, np.ndarray) and (rows < 0).any():
             block[rows < 0] = np.nan
-        self._read += (PAGE if isinstance(rows, np.ndarray) else self._width) * math.prod(np.shape(block)[:1])
+        self._read += self._width * np.size(rows) + PAGE * len(rows) if isinstance(rows, np.ndarray) else block.nbytes
         if self._read >= HELD and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from selssm_jax.config import TAGGED, Data
 from selssm_jax.data import columns, files, forecasting, labelled_texts, language, mapped, signals, synthetic, tables
 from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
-from selssm_jax.errors import InputError
 
 Known = Mapping[str, Any]  # metadata of a training run
 VALIDATION_TAKES = range(5, 10)  # spoken digits: takes 0-4 are the official test, these are held out of training
@@ -106,21 +106,9 @@ def _read_tables(config: Data, own: Sequence[files.OwnFile], known: Known) -> tu
     """The columns of the roles that the config or the run gives them, of all files one after the other."""
     read: list[tables.Table] = []
     large = sum(file.size for file in own) > mapped.LARGE
-    root = cache_root(config.cache_dir) / "tables"
-    # what a text's numbers depend on besides its content
-    how = f"{mapped.FORMAT}-{config.missing}-{config.series_id}"
-    folders = [root / hashlib.sha256(f"{file.sha256}-{how}".encode()).hexdigest() if large else None for file in own]
-    for file, folder in zip(own, folders, strict=True):
+    for file in own:
         name = config.file if len(own) == 1 else file.path
-        cells = tables.read(
-            name,
-            file.open_text,
-            most_rows=file.newlines + 1,
-            gaps=config.gaps,
-            missing=config.missing,
-            series=config.series_id,
-            folder=folder,
-        )
+        cells = read_table(config, name, file, large=large)
         if not read:
             roles = columns.assign_roles(config, name, cells, known)
         if "channels" in known or read:
@@ -131,17 +119,34 @@ def _read_tables(config: Data, own: Sequence[files.OwnFile], known: Known) -> tu
         read.append(cells)
     if len(read) == 1:
         return read[0], roles
-    how += f"-{config.gaps}-{roles.names}-{files.identify(own)}"
-    joined = root / hashlib.sha256(how.encode()).hexdigest() if large else None
+    joined = _cache_folder(config, f"{config.gaps}-{roles.names}-{files.identify(own)}") if large else None
     return columns.join_tables(config.file, read, joined), roles
+
+
+def read_table(config: Data, name: str, file: files.OwnFile, *, large: bool) -> tables.Table:
+    """Returns all columns of a file, read as a config says; from the cache where it is large. Raises InputError as
+    `tables.read` does.
+    """
+    return tables.read(
+        name,
+        file.open_text,
+        most_rows=file.newlines + 1,
+        gaps=config.gaps,
+        missing=config.missing,
+        series=config.series_id,
+        folder=_cache_folder(config, file.sha256) if large else None,
+    )
+
+
+def _cache_folder(config: Data, content: str) -> pathlib.Path:
+    """Where numbers are kept, by what they depend on."""
+    how = f"{content}-{mapped.FORMAT}-{config.missing}-{config.series_id}"
+    return cache_root(config.cache_dir) / "tables" / hashlib.sha256(how.encode()).hexdigest()
 
 
 def _find_covariates(config: Data, cells: tables.Table, roles: columns.Roles, known: Known) -> forecasting.Covariates:
     calendar = tuple(known.get("covariates", {}).get("calendar", ())) if "channels" in known else config.calendar
-    if calendar and cells.dates is None:
-        raise InputError(
-            f"{config.file} has no column of times, which data.calendar={calendar} needs: add one, or leave it out"
-        )
+    columns.check_calendar(config.file, cells, calendar)
     return forecasting.Covariates(roles.past, roles.future, calendar, cells.dates if calendar else None)
 
 

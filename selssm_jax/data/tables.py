@@ -45,7 +45,7 @@ class Table:
 
     `clock` is the time of the first row and the usual step, in microseconds, where times tell. `moments` are the times
     of all rows, in microseconds where `unit` is "date", and `when` is the name of their column. `ends` are the rows
-    after the last of every series. Values that are missing are not-a-number.
+    after the last of every series, `series` their names. Values that are missing are not-a-number.
     """
 
     values: mapped.Numbers
@@ -57,6 +57,7 @@ class Table:
     unit: str = ""
     when: str = ""
     ends: tuple[int, ...] = ()
+    series: tuple[str, ...] = ()
 
     @property
     def dates(self) -> mapped.Numbers | None:
@@ -609,7 +610,7 @@ def _in_time(name: str, layout: _Layout, content: _Content, gaps: str, *, masked
         notes.append(f"values missing, masked: {absent:,}")
     if len(series) > 1:
         notes.append(f"{len(series):,} series, told by {layout.names[layout.series]!r}")
-    table = Table(values, tuple(names), layout.named, ends=ends)
+    table = Table(values, tuple(names), layout.named, ends=ends, series=tuple(part.name for part in series))
     if moments is not None and unit != "label":
         table = dataclasses.replace(table, moments=moments, unit=unit, when=left_out[0])
     return dataclasses.replace(table, notes=tuple(notes), clock=row_order.clock(name, table.dates, ends, gaps))
