@@ -48,7 +48,7 @@ class Intervals(NamedTuple):
     widths: dict[float, Float[np.ndarray, "H C"]]
 
     def around(
-        self, forecast: Float[np.ndarray, "*B H C"], inputs: Float[np.ndarray, "*B T E"], *, masked: bool
+        self, forecast: Float[np.ndarray, "*B H C"], inputs: Float[np.ndarray, "*B T E"], *, masked: bool = False
     ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
         """Returns {level: (lower ends, upper ends)} of the forecast of some inputs, all in standardised units."""
         scale = scale_of(_read_channels(inputs, forecast.shape[-1], masked=masked))

@@ -55,10 +55,11 @@ def assign_roles(config: Data, name: str, table: Table, known: Mapping[str, Any]
 def check_static(name: str, table: Table, static: tuple[str, ...]) -> None:
     """Raises InputError where a static column changes within a series."""
     for label in static:
-        column, begins = table.values[:, table.names.index(label)], (0, *table.ends[:-1])
+        column, begins = mapped.select(table.values, table.names.index(label)), (0, *table.ends[:-1])
         for first, last in zip(begins, table.ends, strict=True):
-            there = column[first:last][~np.isnan(column[first:last])]
-            if there.size and (there != there[0]).any():
+            every = [there[~np.isnan(there)] for there in mapped.blocks(mapped.view(column, slice(first, last)))]
+            ends = [(there.min(), there.max()) for there in every if there.size]
+            if ends and min(low for low, _ in ends) < max(high for _, high in ends):
                 raise InputError(
                     f"{name}: data.static names {label!r}, which changes within a series: name it by "
                     "data.past_covariates"
@@ -126,7 +127,7 @@ def join_tables(name: str, parts: Sequence[Table], folder: pathlib.Path | None) 
     return dataclasses.replace(
         parts[0],
         values=mapped.join([part.values for part in parts], folder),
-        moments=np.concatenate([moments[:] for moments in timed]) if timed else None,
+        moments=mapped.join(timed, folder and folder.with_name(f"{folder.name}-times")) if timed else None,
         clock=clocks[0] if clocks else None,
         unit=parts[0].unit,
         when=parts[0].when,

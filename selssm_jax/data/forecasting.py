@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -267,11 +266,11 @@ def _cycle(train: Sequence[mapped.Numbers], scaling: Mapping[str, Any], config: 
         )
     channels, cycle = len(scaling["mean"]), []
     for phase in range(period):
-        scaled = standardise(np.asarray(train[0][phase::period])[:, :channels].astype(np.float64), scaling)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of a mean of nothing
-            mean = scaled.mean(axis=0) if config.missing != "mask" else np.nan_to_num(np.nanmean(scaled, axis=0))
-        cycle.append(mean.tolist())
+        total = count = np.zeros(channels)
+        for block in mapped.blocks(mapped.view(train[0], slice(phase, None, period))):
+            scaled = standardise(block[:, :channels].astype(np.float64), scaling)
+            total, count = total + np.nansum(scaled, axis=0), count + (~np.isnan(scaled)).sum(axis=0)
+        cycle.append((total / np.maximum(count, 1)).tolist())
     return cycle
 
 
@@ -377,14 +376,14 @@ class _Windows:
 
     def _with_targets(self, starts: Spans) -> Spans:
         """Those of windows that have a target."""
-        every = starts.at(np.arange(starts.size)) + self.config.length
-        return spans_of(every[self._count[every + self.config.horizon] > self._count[every]] - self.config.length)
-
-    @functools.cached_property
-    def _count(self) -> np.ndarray:
-        """How many rows before each have a target."""
-        parts = [~np.isnan(self.values[rows][:, : self.channels]).all(axis=1) for rows in blocks(*self.values.shape)]
-        return np.append(0, np.cumsum(np.concatenate(parts)))
+        horizon, most = self.config.horizon, max(mapped.BLOCK // self.values.shape[1], 1)
+        parts = []
+        for start, count in starts.runs(most):
+            first = start + self.config.length
+            there = ~np.isnan(self.values[first : first + count + horizon - 1, : self.channels]).all(axis=1)
+            before = np.append(0, np.cumsum(there))  # rows with a target, before each
+            parts.append(spans_of(start + np.flatnonzero(before[horizon:] > before[:count])))
+        return Spans.join(parts)
 
     def draw(self, seed: int, numbers: np.ndarray) -> Batch:
         return self._take(self._train_starts.at(shuffled_rows(seed, numbers, self._train_starts.size)))

@@ -5,6 +5,7 @@ given back after every few megabytes.
 """
 
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -40,12 +41,12 @@ class Mapped:
         self._numbers = numbers.reshape(-1, columns) if columns else numbers
         self._rows: range | np.ndarray = range(len(self._numbers))
         self._columns: np.ndarray | None = np.arange(columns) if columns else None
-        self._read = 0
+        self._read, self._factor = 0, 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the array that this is read like."""
-        return (len(self._rows), *([] if self._columns is None else [len(self._columns)]))
+        return (len(self._rows), *([] if self._columns is None else self._columns.shape))
 
     @property
     def size(self) -> int:
@@ -74,11 +75,14 @@ class Mapped:
     def _fetch(self, rows: Any, column: Any) -> np.ndarray:
         block = self._numbers[rows]
         if self._columns is not None:
-            block = block[..., self._columns[column]]
+            block = block[..., self._columns if self._columns.ndim == 0 else self._columns[column]]
         block = np.array(block, order="C")  # sums over rows go on as in memory
+        if self._factor != 1.0:
+            block = block * self._factor
         if isinstance(rows, np.ndarray) and (rows < 0).any():
             block[rows < 0] = np.nan
-        self._read += self._width * np.size(rows) + PAGE * len(rows) if isinstance(rows, np.ndarray) else block.nbytes
+        count, random = math.prod(np.shape(block)[:1]), isinstance(rows, np.ndarray)
+        self._read += self._width * np.size(rows) + PAGE * count if random else self._width * count
         if self._read >= HELD and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0
@@ -89,9 +93,13 @@ class Mapped:
         return self._derive(_rows=self._rows[rows] if isinstance(rows, slice) else self._choose(rows))
 
     def select(self, places: Any) -> "Mapped":
-        """Returns these columns."""
+        """Returns these columns, or the one of a number as (rows,)."""
         assert self._columns is not None
-        return self._derive(_columns=self._columns[places])
+        return self._derive(_columns=np.asarray(self._columns[places]))
+
+    def multiply(self, factor: float) -> "Mapped":
+        """Returns all numbers times a factor."""
+        return self._derive(_factor=self._factor * factor)
 
     def _derive(self, **changes: Any) -> "Mapped":
         other = object.__new__(Mapped)
@@ -144,8 +152,10 @@ def view(values: Any, rows: Rows) -> Any:
     return taken
 
 
-def select(values: Any, places: list[int]) -> Any:
-    """Returns these columns of an array, in this order."""
+def select(values: Any, places: list[int] | int) -> Any:
+    """Returns these columns of an array, in this order, or the one of a number."""
+    if isinstance(places, int):
+        return values.select(places) if isinstance(values, Mapped) else values[:, places].copy()
     if places == list(range(values.shape[1])):
         return values
     if isinstance(values, Mapped):
@@ -158,18 +168,18 @@ def select(values: Any, places: list[int]) -> Any:
 def join(parts: Sequence[Any], folder: pathlib.Path | None) -> Any:
     """Returns arrays one after the other, in a folder where one is given."""
     if folder is None:
-        return np.concatenate(parts)
-    columns = int(parts[0].shape[1])
+        return np.concatenate([part[:] for part in parts])
+    columns, kind = int(parts[0].shape[1]) if len(parts[0].shape) > 1 else 0, parts[0].dtype
 
     def write(place: pathlib.Path) -> dict[str, Any]:
-        writer = Writer(place / "joined", columns, np.float64)
+        writer = Writer(place / "joined", columns, kind)
         for part in parts:
             for block in blocks(part):
                 writer.append(block)
         return {"format": FORMAT}
 
     keep(folder, write)
-    return Mapped(folder / "joined", columns, np.float64)
+    return Mapped(folder / "joined", columns, kind)
 
 
 def blocks(values: Any) -> Iterator[np.ndarray]:

@@ -216,7 +216,7 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
+    return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
 def in_order(count: int, batch_size: int, take: Callable[[np.ndarray], Batch]) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """The rows of a table in order of time, series after series: turned round, filled up, or refused."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,17 @@ class Series(NamedTuple):
 
     name: str
     rows: slice | np.ndarray
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return self.rows.stop - self.rows.start if isinstance(self.rows, slice) else len(self.rows)
+
+
+def split_series(names: Iterable[str], counts: Sequence[int]) -> list[Series]:
+    """Returns series that stand one after the other in a table."""
+    ends = np.cumsum(counts).tolist()
+    return [Series(name, slice(end - count, end)) for name, count, end in zip(names, counts, ends, strict=True)]
 
 
 def arrange(
@@ -42,21 +54,31 @@ def arrange(
         rows, moments = _order(name, moments, unit, gaps, notes)
         values = mapped.view(values, rows)
         return values, moments, (len(values),)
-    every: list[np.ndarray] = []
+    orders: list[slice | np.ndarray] = []
     clocks: list[Any] = []
     said: list[str] = []
     for label, rows in series:
         mine: list[str] = []
-        order, ordered = _order(
-            f"{name}, series {label!r}", None if moments is None else moments[rows], unit, gaps, mine
-        )
-        chosen = np.arange(len(values))[rows]
-        every.append(chosen[order] if isinstance(order, slice) else np.where(order < 0, -1, chosen[order]))
+        timed = None if moments is None else mapped.view(moments, rows)
+        order, ordered = _order(f"{name}, series {label!r}", timed, unit, gaps, mine)
+        orders.append(order)
         clocks.append(ordered)
         said += [f"series {label!r}: {note}" for note in mine]
     notes += said[:SAID] + [f"and {len(said) - SAID:,} notes more of series"] * (len(said) > SAID)
+    if all(isinstance(part.rows, slice) for part in series) and all(
+        isinstance(order, slice) and order.step is None for order in orders
+    ):
+        return values, moments, tuple(np.cumsum([part.size for part in series]).tolist())
+    every = [_reorder(part.rows, order) for part, order in zip(series, orders, strict=True)]
     ends = tuple(np.cumsum([len(rows) for rows in every]).tolist())
-    return mapped.view(values, np.concatenate(every)), None if moments is None else np.concatenate(clocks), ends
+    moments = None if moments is None else np.concatenate([ordered[:] for ordered in clocks])
+    return mapped.view(values, np.concatenate(every)), moments, ends
+
+
+def _reorder(rows: slice | np.ndarray, order: slice | np.ndarray) -> np.ndarray:
+    """Rows of the table in the order of their series, -1 for those that are put in."""
+    rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    return rows[order] if isinstance(order, slice) else np.where(order < 0, -1, rows[order])
 
 
 def clock(name: str, moments: mapped.Numbers | None, ends: tuple[int, ...], gaps: str) -> tuple[float, float] | None:

@@ -1,6 +1,5 @@
 """Numbers in runs, each of numbers that follow one another: the first rows of the windows of one or several series."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,8 +25,14 @@ class Spans(NamedTuple):
 
     @classmethod
     def join(cls, spans: Sequence["Spans"]) -> "Spans":
-        """Returns the numbers of all, one after the other."""
-        return cls.of(itertools.chain.from_iterable(zip(part.firsts, part.counts, strict=True) for part in spans))
+        """Returns the numbers of all, one after the other; runs that go on are one."""
+        firsts, counts = (
+            np.concatenate([[], *(getattr(part, name) for part in spans)]).astype(np.int64)
+            for name in ("firsts", "counts")
+        )
+        begins = np.flatnonzero(np.append(True, firsts[1:] != firsts[:-1] + counts[:-1])[: len(firsts)])
+        counts = np.add.reduceat(counts, begins) if begins.size else counts
+        return cls(firsts[begins], counts, np.cumsum(counts))
 
     @property
     def size(self) -> int:

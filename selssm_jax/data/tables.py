@@ -64,7 +64,7 @@ class Table:
         """The times of all rows in microseconds since 1970, None where they are not told."""
         if self.moments is None or self.unit == "date":
             return self.moments
-        return times.to_dates(self.when, self.moments[:]) if self.unit == "time" else None
+        return times.to_dates(self.when, self.moments) if self.unit == "time" else None
 
 
 class _Layout(NamedTuple):
@@ -162,7 +162,7 @@ def _parse_into(folder: pathlib.Path, name: str, opener: Opener, layout: _Layout
     for order in times.ORDERS:
         (folder / order).unlink(missing_ok=True)
     rows = [part.rows for part in content.series if isinstance(part.rows, np.ndarray)]
-    if rows:
+    if rows:  # of series that stand one after the other their lengths say it
         np.save(folder / SERIES, np.concatenate(rows), allow_pickle=False)
     return {
         "format": mapped.FORMAT,
@@ -170,7 +170,7 @@ def _parse_into(folder: pathlib.Path, name: str, opener: Opener, layout: _Layout
         "moments": kind,
         "unit": content.unit,
         "decimal": content.decimal,
-        "series": [[part.name, len(each)] for part, each in zip(content.series, rows, strict=False)],
+        "series": [[part.name, part.size] for part in content.series] if layout.series >= 0 else [],
     }
 
 
@@ -181,8 +181,11 @@ def _recall(folder: pathlib.Path, layout: _Layout, make: Callable[[pathlib.Path]
     moments = mapped.Mapped(folder / MOMENTS, 0, about["moments"]) if about["moments"] else None
     series = [row_order.Series("", slice(None))]
     if about["series"]:
-        rows = np.split(np.load(folder / SERIES), np.cumsum([count for _, count in about["series"]])[:-1])
-        series = [row_order.Series(label, part) for (label, _), part in zip(about["series"], rows, strict=True)]
+        labels, counts = zip(*about["series"], strict=True)
+        series = row_order.split_series(labels, counts)
+        if (folder / SERIES).exists():
+            rows = np.split(np.load(folder / SERIES), np.cumsum(counts)[:-1])
+            series = [row_order.Series(label, part) for label, part in zip(labels, rows, strict=True)]
     return _Content(values, moments, about["unit"], series, about["decimal"])
 
 
@@ -407,15 +410,16 @@ class _Words:
         self._layout, self.dates = layout, dates
         self._labels: list[tuple[np.ndarray, np.ndarray]] = []
         self._ids: dict[str, int] = {}
-        self._codes: list[np.ndarray] = []
+        self._runs: list[tuple[np.ndarray, np.ndarray]] = []  # codes of series, and how many rows each stands for
 
     def append(self, name: str, block: list[tuple[int, list[str]]]) -> None:
         """Adds rows. Raises InputError for a cell that is no date among dates."""
         if self._layout.times:
             self.dates.append(np.array([self._date(name, line, row) for line, row in block], np.int64))
         if (place := self._layout.series) >= 0:
-            codes = [self._ids.setdefault(row[place].strip(), len(self._ids)) for _, row in block]
-            self._codes.append(np.array(codes, np.int32))
+            codes = np.array([self._ids.setdefault(row[place].strip(), len(self._ids)) for _, row in block], np.int32)
+            begins = np.flatnonzero(np.append(True, np.diff(codes) != 0))
+            self._runs.append((codes[begins], np.diff(np.append(begins, len(codes)))))
         for column in self._layout.labels:
             cells = [row[column].strip() for _, row in block]
             ends = [re.search(r"\d+$", cell) for cell in cells]
@@ -425,9 +429,12 @@ class _Words:
 
     def series(self) -> list[row_order.Series]:
         """Returns the series, in the order in which they come first, and the rows of each."""
-        if not self._codes:
+        if not self._runs:
             return [row_order.Series("", slice(None))]
-        codes = np.concatenate(self._codes)
+        codes, counts = (np.concatenate(parts) for parts in zip(*self._runs, strict=True))
+        if (np.diff(codes) >= 0).all():  # one series after the other
+            return row_order.split_series(self._ids, np.bincount(codes, counts).astype(np.int64).tolist())
+        codes = np.repeat(codes, counts)
         rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
         return [row_order.Series(label, part) for label, part in zip(self._ids, rows, strict=True)]
 
@@ -600,7 +607,7 @@ def _in_time(name: str, layout: _Layout, content: _Content, gaps: str, *, masked
     if not left_out:
         place, unit = _find_counter(name, names, layout.named, mapped.view(values, series[0].rows))
         if unit:
-            left_out, moments = [names.pop(place)], values[:, place].copy()
+            left_out, moments = [names.pop(place)], mapped.select(values, place)
             values = mapped.select(values, [other for other in range(len(names) + 1) if other != place])
     _check_names(name, names, layout.named)
     if left_out:
@@ -633,25 +640,24 @@ def _find_counter(name: str, names: list[str], named: bool, values: Any) -> tupl
     begin = values[:SAMPLE]  # what its first rows are not, a column is not
     for place, label in enumerate(names if len(values) > 1 else []):
         speaks = times.speaks_of_time(label) or (place == 0 and (not named or label.lower() in COUNTS))
-        if speaks and times.epoch(begin[:, place]) and times.epoch(values[:, place]):
+        if speaks and times.epoch(begin[:, place]) and times.epoch(mapped.select(values, place)):
             return place, "time"
         years = named and place == 0 and len(names) > 1 and times.years(label, begin[:, 0])
-        if years and times.years(label, values[:, 0]):
+        if years and times.years(label, mapped.select(values, 0)):
             return 0, "time"
     first = names[0].lower()
     if len(names) < 2 or len(values) < 2 or not named or not (times.speaks_of_time(first) or first in COUNTS):
         return 0, ""
-    column = values[:, 0]
-    steps = np.diff(column)
+    column = times.survey(mapped.select(values, 0))
     if times.speaks_of_time(first):
-        if not (steps >= 0).all() and not (steps <= 0).all():
+        if not column.goes_one_way:
             raise InputError(
                 f"{name}: column {names[0]!r} neither rises nor falls, so it is no time: sort the rows by it, or give "
                 "it another name"
             )
         return 0, "time"
-    one_way = bool((steps > 0).all() or (steps < 0).all())
-    return 0, "row" if (column == np.round(column)).all() and (one_way or first in ("", "unnamed: 0")) else ""
+    strict = column.least_step > 0 or column.largest_step < 0
+    return 0, "row" if column.is_whole and (strict or first in ("", "unnamed: 0")) else ""
 
 
 def opener_of(text: str) -> Opener:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selssm_jax.data import mapped
+
 _MONTHS = {
     name: f" {number} "
     for number, name in enumerate(re.findall("...", "janfebmaraprmayjunjulaugsepoctnovdec"), start=1)
@@ -118,7 +120,8 @@ class Dates:
         self._column = column or (lambda order: _Column())
         self._orders = {name: self._column(name) for name in ORDERS}
         self._last = np.zeros((1, _FIELDS), np.int64)
-        self._signs: list[np.ndarray] = []
+        self._signs: set[int] = set()
+        self._rows = 0
 
     def anew(self) -> "Dates":
         """Returns one of no rows that keeps its times in the same way."""
@@ -132,9 +135,9 @@ class Dates:
                 del self._orders[name]
             else:
                 self._orders[name].append(block)
-        steps = np.diff(np.concatenate([self._last, parts]), axis=0)
-        self._signs.append(np.sign(steps[np.arange(len(steps)), (steps != 0).argmax(axis=1)]).astype(np.int8))
-        self._last = parts[-1:]
+        steps = np.diff(np.concatenate([self._last, parts]) if self._rows else parts, axis=0)
+        self._signs |= set(np.sign(steps[np.arange(len(steps)), (steps != 0).argmax(axis=1)]).tolist())
+        self._last, self._rows = parts[-1:], self._rows + len(parts)
 
     def moments(self, rows: slice | np.ndarray = slice(None)) -> Any:
         """Returns the times; None where rows are no dates in any one order.
@@ -152,8 +155,7 @@ class Dates:
 
     def one_way(self) -> int:
         """Returns 1 where the numbers as written rise from row to row, -1 where they fall, 0 for anything else."""
-        signs = np.concatenate(self._signs)[1:]
-        return int(signs[0]) if signs.size and (signs == signs[0]).all() else 0
+        return int(next(iter(self._signs))) if len(self._signs) == 1 else 0
 
 
 class _Column:
@@ -368,41 +370,67 @@ def format_time(time: float, unit: str) -> str:
     return str(np.datetime64(int(time), "us").astype("datetime64[s]")).replace("T", " ").removesuffix(":00")
 
 
-def epoch(values: np.ndarray) -> bool:
+class Survey(NamedTuple):
+    """The least and the largest of numbers and of the steps from one to the next, and whether all are whole."""
+
+    low: float
+    high: float
+    least_step: float
+    largest_step: float
+    is_whole: bool
+
+    @property
+    def goes_one_way(self) -> bool:
+        """Whether no number is less than the one before, or none more."""
+        return self.least_step >= 0 or self.largest_step <= 0
+
+
+def survey(values: mapped.Numbers) -> Survey:
+    """Returns what a column is like, many numbers at a time; not-a-number where one is."""
+    parts = []
+    for first in range(0, max(len(values) - 1, 1), AT_ONCE):
+        block = np.asarray(values[first : first + AT_ONCE + 1])
+        steps = np.diff(block)
+        ends = (steps.min(initial=np.inf), steps.max(initial=-np.inf))
+        parts.append((block.min(), block.max(), *ends, (block == np.round(block)).all()))
+    low, high, least, largest, whole = zip(*parts, strict=True)
+    spread = float(np.min(low)), float(np.max(high)), float(np.min(least)), float(np.max(largest))
+    return Survey(*spread, bool(np.all(whole)))
+
+
+def epoch(values: mapped.Numbers) -> bool:
     """Whether whole numbers are seconds, or thousandths, millionths or billionths of them, since 1970, from 1973 to
     2100, in rising or falling order.
     """
-    return (
-        _ticks(values) is not None
-        and bool((values == np.round(values)).all())
-        and len(values) > 1
-        and _one_way(np.diff(values))
-    )
+    column = survey(values)
+    return _ticks(column) is not None and column.is_whole and len(values) > 1 and column.goes_one_way
 
 
-def _ticks(values: np.ndarray) -> float | None:
+def _ticks(column: Survey) -> float | None:
     """How many parts of a second numbers count, by their size."""
-    low, high = values.min(), values.max()
-    return next((scale for scale in (1.0, 1e3, 1e6, 1e9) if 1e8 * scale <= low and high <= 4.1e9 * scale), None)
+    scales = (1.0, 1e3, 1e6, 1e9)
+    return next((scale for scale in scales if 1e8 * scale <= column.low and column.high <= 4.1e9 * scale), None)
 
 
-def years(name: str, values: np.ndarray) -> bool:
+def years(name: str, values: mapped.Numbers) -> bool:
     """Whether whole numbers in a column of that name are years, in rising or falling order."""
-    return (
-        name.strip().lower() in YEARS
-        and len(values) > 1
-        and bool((values == np.round(values)).all() and values.min() >= 1000 and values.max() <= 2999)
-        and _one_way(np.diff(values))
-    )
+    if name.strip().lower() not in YEARS or len(values) < 2:
+        return False
+    column = survey(values)
+    return column.is_whole and column.low >= 1000 and column.high <= 2999 and column.goes_one_way
 
 
-def to_dates(name: str, values: np.ndarray) -> np.ndarray | None:
+def to_dates(name: str, values: mapped.Numbers) -> mapped.Numbers | None:
     """Returns the microseconds since 1970 of whole numbers that are times or years; None for other numbers."""
     if years(name, values):
-        since = np.round(values).astype(np.int64) - 1970
+        since = np.round(values[:]).astype(np.int64) - 1970
         return since.astype("datetime64[Y]").astype("datetime64[us]").astype(np.int64)
-    ticks = _ticks(values)
-    return None if ticks is None else values.astype(np.float64) * (1e6 / ticks)
+    ticks = _ticks(survey(values))
+    if ticks is None:
+        return None
+    if isinstance(values, mapped.Mapped):
+        return values.multiply(1e6 / ticks)
+    return values.astype(np.float64) * (1e6 / ticks)
 
 
 def speaks_of_time(name: str) -> bool:
