@@ -17,7 +17,18 @@ import numpy as np
 from scipy.io import wavfile
 from tqdm import tqdm
 
-from selssm_jax.data import columns, files, forecasting, labelled_texts, mapped, signals, sources, tables, times, vocabulary
+from selssm_jax.data import (
+    columns,
+    files,
+    forecasting,
+    labelled_texts,
+    mapped,
+    signals,
+    sources,
+    tables,
+    times,
+    vocabulary,
+)
 from selssm_jax.errors import InputError, as_input_error
 from selssm_jax.intervals import calibrate
 from selssm_jax.predict import FOLLOWED, Classes, TrainedModel, load

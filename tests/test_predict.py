@@ -384,3 +384,38 @@ def test_intervals_are_scaled_by_the_values_that_are_there(covariate_run):
     np.testing.assert_allclose(high - low, 4 * np.nanstd(window[:16, 0]) * np.ones((6, 1)), rtol=1e-4)
     score = trained.score(window, np.where(np.arange(6) < 3, np.nan, forecast.values[:, 0] + 2)[:, None], moments=hours)
     assert score["mse"] == pytest.approx(4) and score["mae"] == pytest.approx(2)
+
+
+# Three tables as users have them, from file to forecast.
+
+
+def rates(first, count):
+    """Working days and a rate, without a line of names."""
+    days = np.busday_offset(np.datetime64(first), np.arange(count), roll="forward")
+    return [f"{day},{1.1 + 0.01 * np.sin(row / 3):.4f},{0.9 + row % 5 / 100:.4f}" for row, day in enumerate(days)]
+
+
+def test_daily_rates_without_a_header_go_on_with_the_next_working_days(tmp_path):
+    (tmp_path / "rates.csv").write_text("\n".join(rates("2023-01-02", 200)) + "\n")
+    write_untrained(
+        tmp_path / "run", Data(source="csv", file=str(tmp_path / "rates.csv"), batch_size=4, length=16, horizon=8)
+    )
+    header, *lines = predict_files(load(tmp_path / "run"), [str(tmp_path / "rates.csv")])
+    assert header == "column 1,column 2,column 3"
+    assert [line.split(",")[0] for line in lines[:3]] == ["2023-10-09 00:00", "2023-10-10 00:00", "2023-10-11 00:00"]
+    swapped = [",".join((day, b, a)) for day, a, b in (row.split(",") for row in rates("2023-01-02", 200))]
+    named = "\n".join(["day,dollar,pound", *swapped])
+    (tmp_path / "named.csv").write_text(named + "\n")  # columns of the run have no names: by place, which is said
+    assert next(predict_files(load(tmp_path / "run"), [str(tmp_path / "named.csv")])) == "day,column 2,column 3"
+
+
+def test_a_table_with_gaps_and_a_comma_in_its_header_is_refused_by_name_or_read_as_is_asked(tmp_path):
+    rows = [f"2024-01-{1 + row // 24:02}T{row % 24:02};{20 + row % 7},{row % 10}" for row in range(240)]
+    rows = [row for number, row in enumerate(rows) if number not in (50, 51, 130)]
+    (tmp_path / "t.csv").write_text("\n".join(["time;load, in kW", *rows]) + "\n")
+    config = Data(source="csv", file=str(tmp_path / "t.csv"), batch_size=4, length=16, horizon=8)
+    with pytest.raises(InputError, match=r"t\.csv: 2024-01-03 01:00 is followed by 2024-01-03 04:00"):
+        data.load(config)
+    write_untrained(tmp_path / "run", Data(**(vars(config) | {"gaps": "fill", "missing": "mask"})))
+    header, first, *_ = predict_files(load(tmp_path / "run"), [str(tmp_path / "t.csv")])
+    assert header == 'time,"load, in kW"' and first.split(",")[0] == "2024-01-11 00:00"
