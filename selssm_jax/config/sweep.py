@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from selssm_jax.config.fields import Count, Positive, check_fields
 from selssm_jax.errors import InputError, suggest
+
+JOURNALS, DATABASES = (".log", ".journal"), (".db", ".sqlite", ".sqlite3")  # endings of a file that holds the trials
 
 
 class ComparedModel(NamedTuple):
@@ -64,6 +66,12 @@ class Sweep:
     gate_biases: tuple[float, ...] = (0.0,)
     penalties: tuple[float, ...] = (0.0,)  # weights of the mean gate
     lengths: tuple[int, ...] = ()  # synthetic: further values of data.length that the trained models are scored at
+    # which trials end before their last step, by their validations: "median": worse than half of the others were then;
+    # "halving": not among the best quarter at the first validation, at four times its step, at sixteen times, ...
+    pruner: Literal["none", "median", "halving"] = "none"
+    # where Optuna keeps the trials: a URL of a database, or a path of a journal (.log) or a SQLite file (.db); empty:
+    # sweep.db in the workdir
+    storage: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self, "sweep.{}".format)
@@ -82,6 +90,11 @@ class Sweep:
                 raise InputError(
                     f"sweep.{key}={getattr(self, key)} is out of range: give one or more values of at least {least}"
                 )
+        if self.storage and "://" not in self.storage and not self.storage.endswith((*JOURNALS, *DATABASES)):
+            raise InputError(
+                f"sweep.storage={self.storage!r} is neither a URL nor a path of a known kind: let a path end in "
+                f"{', '.join(JOURNALS)} for a journal, or in {', '.join(DATABASES)} for SQLite"
+            )
         most = len(self.sizes) * len(self.gate_biases) * len(self.penalties)
         if self.trials % most:
             raise InputError(

@@ -15,6 +15,7 @@ from selssm_jax.data.builders.origins import cache_root
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_local, check_regular
 from selssm_jax.sweep import record, runner
+from selssm_jax.sweep.locks import hold
 from selssm_jax.training.checkpoint import check_place
 
 
@@ -53,7 +54,10 @@ def run(
     try:
         with runner.compiled_once(cache_root(experiment.data.cache_dir)):
             for finished in runner.cells(experiment, pathlib.Path(workdir), wanted):
-                print(f"wrote {record.write(finished, config, Experiment.from_config_dict(base), folder)}", flush=True)
+                with hold(pathlib.Path(workdir) / finished.model / ".record.lock"):
+                    if not _is_of(folder / f"{finished.model}.json", experiment):  # by another worker, since
+                        path = record.write(finished, config, Experiment.from_config_dict(base), folder)
+                        print(f"wrote {path}", flush=True)
     except runner.Interrupted as stopped:
         print(f"{stopped}; to go on: python {shlex.join(sys.argv)}")
         return False
@@ -62,14 +66,20 @@ def run(
 
 def _there(path: pathlib.Path, experiment: Experiment, name: str) -> bool:
     """Whether a record is of this very sweep; of another one it is replaced when the new one is finished."""
+    is_of = _is_of(path, experiment)
+    if is_of is False:
+        print(f"{path} is of another sweep than this: {name} is run again", file=sys.stderr)
+    elif is_of:
+        print(f"{path} is there: {name} is left out; remove it to have it again", file=sys.stderr)
+    return bool(is_of)
+
+
+def _is_of(path: pathlib.Path, experiment: Experiment) -> bool | None:
+    """Whether a record is of this very sweep; None where there is none that can be read."""
     try:
         check_regular(path)
         # a key that came later has its default
         found = record.identity(Experiment()) | renames.update(json.loads(path.read_text())["sweep"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if found != record.identity(experiment):
-        print(f"{path} is of another sweep than this: {name} is run again", file=sys.stderr)
-        return False
-    print(f"{path} is there: {name} is left out; remove it to have it again", file=sys.stderr)
-    return True
+        return None
+    return bool(found == record.identity(experiment))

@@ -19,6 +19,7 @@ from selssm_jax.tasks.registry import kind_of
 
 Point = dict[str, Any]  # "model.d_state" -> 64
 WITHIN = 0.05  # of the number of parameters asked for
+RATE = "optimizer.peak_rate"
 NARROWEST = 1  # hidden units of an MLP
 SHORT = 8  # steps of an input that shapes alone are worked out for
 
@@ -30,10 +31,34 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     if model.mixer == "selective":
         axes |= {"model.selective.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
-    axes["optimizer.peak_rate"] = [
-        float(f"{rate:.3g}") for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)
-    ]
+    axes[RATE] = [_round(rate) for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def extend_grid(experiment: Experiment, name: str, points: list[Point]) -> list[Point]:
+    """Returns the points of a grid, and after them as many more as sweep.trials asks for: further peak rates for every
+    combination of what else is tuned, first an end of sweep.learning_rates that is missing, then halves of the widest
+    gaps. Without points it is the grid itself.
+
+    Raises:
+      InputError: for fewer points than there are.
+    """
+    trials = experiment.sweep.trials
+    if trials < len(points):
+        raise InputError(
+            f"sweep.trials={trials}, but {len(points)} points of {name!r} are part of this sweep already: ask for at "
+            "least as many, or use another --workdir"
+        )
+    rates: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    for point in points or grid(experiment, name):
+        others = tuple((key, value) for key, value in point.items() if key != RATE)
+        rates.setdefault(others, []).append(point[RATE])
+    extended = list(points or grid(experiment, name))
+    for others, tried in rates.items():
+        while len(tried) < trials // len(rates):
+            tried.append(_find_rate(tried, *experiment.sweep.learning_rates))
+            extended.append({**dict(others), RATE: tried[-1]})
+    return extended
 
 
 def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Experiment:
@@ -85,6 +110,21 @@ def _match_parameters(model: Model, task: Task, wanted: int, name: str) -> Model
 
 def _with_hidden(model: Model, width: int) -> Model:
     return dataclasses.replace(model, mlp_ratio=width / model.d_model)
+
+
+def _find_rate(rates: list[float], low: float, high: float) -> float:
+    """An end of the range that is missing, else the middle of the widest gap between rates, in their logarithm."""
+    missing = [end for end in (_round(low), _round(high)) if end not in rates]
+    if missing:
+        return missing[0]
+    left, right = max(
+        itertools.pairwise(sorted(rates)), key=lambda pair: pair[1] / pair[0], default=(rates[0], rates[0])
+    )
+    return _round(math.sqrt(left * right))
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 def _rates(low: float, high: float, count: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def identity(sweep: Experiment) -> Record:
     decides = {
         key: value
         for key, value in flatten(dataclasses.asdict(sweep))
-        if key not in (*OF_A_MACHINE, "sweep.models") and key.partition(".")[0] not in EVALUATION
+        if key not in (*OF_A_MACHINE, "sweep.models", "sweep.storage") and key.partition(".")[0] not in EVALUATION
     }
     return json.loads(json.dumps(decides))
 

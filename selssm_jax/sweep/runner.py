@@ -3,48 +3,48 @@ seeds. Optuna keeps the trials.
 
 A sweep's folder holds sweep.db, Optuna's own storage with one study a model, the run of every trial and seed as a
 folder like any other, FOLDER/MODEL/trial_0, FOLDER/MODEL/seed_0, and compiled/, what XLA compiled for them. What was
-interrupted goes on where it was.
+interrupted goes on where it was. Several processes that are started with the same folder share the work.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
-import sqlite3
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import optuna
 from jax.experimental.compilation_cache import compilation_cache
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages import RDBStorage
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.pool import NullPool
 from tqdm import tqdm
 
 from selssm_jax import data
 from selssm_jax.config import UNREAD, Experiment
 from selssm_jax.config.fields import flatten
 from selssm_jax.data import Dataset
-from selssm_jax.errors import Diverged
+from selssm_jax.errors import Diverged, InputError
 from selssm_jax.sweep import compared_models
-from selssm_jax.sweep.compared_models import Point
+from selssm_jax.sweep.compared_models import RATE, Point
+from selssm_jax.sweep.locks import LOCK, try_hold
+from selssm_jax.sweep.shared_study import Claim, SharedStudy, open_study
+from selssm_jax.sweep.storage import open_storage
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better, is_better
 from selssm_jax.training import cluster, loop, multi_seed
-from selssm_jax.training.checkpoint import check_place
+from selssm_jax.training.checkpoint import CONFIG, check_place, read_experiment
 
-DATABASE = "sweep.db"
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
 COMPILED = "compiled"  # in the folder of prepared data: a program from a run's folder could be anyone's
 SECONDS = "cpu_seconds.txt"  # in a run's folder: what it took so far
+WAIT = 0.5  # seconds between two looks at what other workers do
 OF_A_MACHINE = ("data.local_dir", "data.cache_dir", "name")  # no part of what is computed
 
 
@@ -52,14 +52,23 @@ class Interrupted(Exception):
     """A run was asked to stop; it is saved."""
 
 
+class Pruned(Exception):
+    """A trial is hopeless: its last step, and what it reached there."""
+
+    def __init__(self, step: int, validation: dict[str, float]) -> None:
+        super().__init__(f"pruned at step {step}")
+        self.step, self.validation = step, validation
+
+
 class Trial(NamedTuple):
-    """One point of a grid, what it reached on validation (nothing where it diverged), and the CPU seconds that it
-    took.
+    """One point of a grid, what it reached on validation (nothing where it diverged), the CPU seconds that it took, and
+    its last step if it was pruned there.
     """
 
     point: Point
     validation: dict[str, float]
     cpu_seconds: float
+    pruned_at: int | None = None
 
 
 class Trained(NamedTuple):
@@ -123,21 +132,67 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
     """
     cluster.check_alone("a sweep")
     check_place(str(folder))
+    _check_pruner(experiment)
     dataset = data.load(experiment.data)
     for model in models:
         for point in compared_models.grid(experiment, model):
             compared_models.configure(experiment, model, point, dataset.task)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage = _open_storage(experiment, folder)
     with _Progress(experiment, models) as progress:
-        for model in models:
-            yield _Cell(experiment, folder, model, dataset, progress).run()
+        queue = deque(_Cell(experiment, folder, model, dataset, progress, storage) for model in models)
+        while queue:
+            cell = queue.popleft()
+            finished = cell.advance()
+            if finished:
+                yield finished
+            else:
+                queue.append(cell)
+                _wait(folder)
+
+
+def _open_storage(experiment: Experiment, folder: pathlib.Path) -> BaseStorage:
+    """The storage of a sweep, whose folder is made; a sweep that is refused leaves none behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return open_storage(experiment.sweep.storage, folder)
+    except InputError:
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
+        raise
+
+
+def _check_pruner(experiment: Experiment) -> None:
+    sweep, every = experiment.sweep, experiment.training.eval_every
+    steps = sweep.trial_steps or experiment.training.steps
+    if sweep.pruner != "none" and every >= steps:
+        raise InputError(
+            f"sweep.pruner={sweep.pruner!r} decides by validations before the last step, but training.eval_every="
+            f"{every} leaves none in trials of {steps} steps: lower training.eval_every, or use 'none'"
+        )
+
+
+def _wait(folder: pathlib.Path) -> None:
+    """Waits a moment for other workers. Raises Interrupted where a signal came."""
+    until = time.monotonic() + WAIT
+    with loop.Stop() as stop:
+        while time.monotonic() < until and not stop.is_requested():
+            time.sleep(WAIT / 10)
+    if stop.is_requested():
+        raise Interrupted(f"stopped in {folder}, where other workers go on")
 
 
 class _Cell:
     """The way of one model through its trials and seeds."""
 
     def __init__(
-        self, experiment: Experiment, folder: pathlib.Path, model: str, dataset: Dataset, progress: "_Progress"
+        self,
+        experiment: Experiment,
+        folder: pathlib.Path,
+        model: str,
+        dataset: Dataset,
+        progress: "_Progress",
+        storage: BaseStorage,
     ) -> None:
         self.experiment, self.folder, self.model, self.task, self.progress = (
             experiment,
@@ -147,109 +202,160 @@ class _Cell:
             progress,
         )
         self.metric = kind_of(self.task).primary
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.grid, self.trial_steps = (
-            compared_models.grid(experiment, model),
-            experiment.sweep.trial_steps or experiment.training.steps,
-        )
+        self.trial_steps = experiment.sweep.trial_steps or experiment.training.steps
+        grid = compared_models.grid(experiment, model)
+        low, high = (float(f"{rate:.3g}") for rate in experiment.sweep.learning_rates)
         self.axes: dict[str, BaseDistribution] = {
-            key: CategoricalDistribution(sorted({point[key] for point in self.grid})) for key in self.grid[0]
-        }
+            key: CategoricalDistribution(sorted({point[key] for point in grid})) for key in grid[0] if key != RATE
+        } | {RATE: FloatDistribution(low, high, log=True)}
         direction = StudyDirection.MAXIMIZE if higher_is_better(self.metric) else StudyDirection.MINIMIZE
-        self.study = _study(folder, f"{model} {self._identity(dataset)}", direction)
-
-    def run(self) -> Cell:
-        """Returns the cell, of which only what is missing is trained."""
-        trials = tuple(self._trial(number, point) for number, point in enumerate(self.grid))
-        chosen = self._best(trials).point
-        return Cell(self.model, self.experiment, trials, chosen, tuple(self._seeds(chosen)))
-
-    def _identity(self, dataset: Dataset) -> str:
-        """A name for all that decides what the trials reach: another experiment, or other data, is another study."""
-        points = [flatten(dataclasses.asdict(self._at(point, self.trial_steps, seed=0))) for point in self.grid]
-        decides = [
-            [item for item in point if item[0] not in OF_A_MACHINE and item[0].partition(".")[0] not in UNREAD]
-            for point in points
-        ]
-        return hashlib.sha256(
-            json.dumps([decides, dataset.metadata()], sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
-
-    def _trial(self, number: int, point: Point) -> Trial:
-        """The trial of a point: as Optuna has it, else trained now."""
-        name, found = f"trial_{number}", self.study.get_trials(states=(TrialState.COMPLETE,))
-        done = next((trial for trial in found if trial.params == point), None) or self._try_point(name, point)
-        validation = done.user_attrs["validation"]
-        self.progress.note_run(
-            self.model,
-            name,
-            point,
-            self.trial_steps,
-            f"{self.metric} {validation[self.metric]:.4g}" if validation else "diverged",
+        study = open_study(
+            storage, folder, f"{model} {self._identify(dataset, grid)}", direction, _build_pruner(experiment)
         )
-        return Trial(point, validation, done.user_attrs["cpu_seconds"])
+        self.study = SharedStudy(study, folder, model, partial(compared_models.extend_grid, experiment, model))
+        self._trials: dict[int, Trial] = {}
+        self._runs: dict[int, Trained] = {}
 
-    def _try_point(self, name: str, point: Point) -> FrozenTrial:
+    def advance(self) -> Cell | None:
+        """Trains what no other worker has trained or trains; returns the cell where all of it is there."""
+        while claim := self.study.claim(self.axes):
+            self._try_point(claim)
+            self._collect()
+        self._collect()
+        if len(self._trials) < len(self.study.points):
+            return None
+        trials = tuple(self._trials[number] for number in range(len(self.study.points)))
+        chosen = self._best(trials)
+        self._train_seeds(chosen)
+        if len(self._runs) < self.experiment.sweep.seeds:
+            return None
+        return Cell(self.model, self.experiment, trials, trials[chosen].point, tuple(self._runs.values()))
+
+    def _identify(self, dataset: Dataset, grid: Sequence[Point]) -> str:
+        """A name for all that decides what the trials reach: another experiment, or other data, is another study. What
+        has its default is left out, so that a key that comes later changes no name.
+        """
+        default = dict(flatten(dataclasses.asdict(Experiment())))
+        tuned = (*grid[0], "model.mlp_ratio", *OF_A_MACHINE)
+        decides = {
+            key: value
+            for key, value in flatten(dataclasses.asdict(self._at(grid[0], self.trial_steps, seed=0)))
+            if key not in tuned and key.partition(".")[0] not in UNREAD and value != default.get(key)
+        }
+        others = {key: sorted({point[key] for point in grid}) for key in grid[0] if key != RATE}
+        parameters = compared_models.target(self.experiment, self.task)
+        whole = [decides, others, self.experiment.sweep.learning_rates, parameters, dataset.metadata()]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _collect(self) -> None:
+        """Takes over what this worker or another one told Optuna, and says it once."""
+        for number, done in self.study.list_done().items():
+            if number not in self._trials:
+                kept = done.user_attrs
+                trial = Trial(self.study.points[number], kept["validation"], kept["cpu_seconds"], kept["pruned_at"])
+                self._trials[number] = trial
+                self.progress.note_run(
+                    self.model, f"trial_{number}", trial.point, self.trial_steps, self._describe(trial)
+                )
+
+    def _describe(self, trial: Trial) -> str:
+        if not trial.validation:
+            return "diverged"
+        score = f"{self.metric} {trial.validation[self.metric]:.4g}"
+        return score if trial.pruned_at is None else f"pruned at step {trial.pruned_at}, {score}"
+
+    def _try_point(self, claim: Claim) -> None:
         """Trains at a point and tells Optuna, a failure where training did not end. A run that diverged counts as the
         worst there is.
-
-        A trial is told whole, when it is there: a kill leaves neither a point that waits nor one that runs for ever.
         """
-        try:
-            validation, seconds = self._read_trial(self._at(point, self.trial_steps, seed=0), self.folder / name)
-        except BaseException:
-            self.study.add_trial(create_trial(state=TrialState.FAIL, params=point, distributions=self.axes))
-            raise
-        value = validation.get(self.metric, float("-inf" if higher_is_better(self.metric) else "inf"))
-        reached = create_trial(
-            params=point,
-            distributions=self.axes,
-            value=value,
-            user_attrs={"validation": validation, "cpu_seconds": seconds},
-        )
-        self.study.add_trial(reached)
-        return reached
+        with claim:
+            experiment = self._at(claim.point, self.trial_steps, seed=0)
+            reached = self._read_trial(experiment, self.folder / f"trial_{claim.number}", claim)
+            worst = float("-inf" if higher_is_better(self.metric) else "inf")
+            claim.tell(
+                reached.validation.get(self.metric, worst) if reached.pruned_at is None else None,
+                validation=reached.validation,
+                cpu_seconds=reached.cpu_seconds,
+                pruned_at=reached.pruned_at,
+            )
 
-    def _read_trial(self, experiment: Experiment, workdir: pathlib.Path) -> tuple[dict[str, float], float]:
-        """The validation of a trial, none where it diverged, and its seconds."""
+    def _read_trial(self, experiment: Experiment, workdir: pathlib.Path, claim: Claim) -> Trial:
+        """The trial of a point, as it is trained now or was trained before."""
         start = time.process_time()
+        watch = None if self.experiment.sweep.pruner == "none" else self._watch(claim)
         try:
-            (outcome,), seconds = _train([experiment], [workdir])
+            (outcome,), seconds = _train([experiment], [workdir], watch)
         except Diverged:
-            return {}, round(time.process_time() - start, 1)
-        return outcome.kept, seconds
+            return Trial(claim.point, {}, round(time.process_time() - start, 1))
+        except Pruned as end:
+            return Trial(claim.point, end.validation, round(time.process_time() - start, 1), end.step)
+        return Trial(claim.point, outcome.kept, seconds)
 
-    def _best(self, trials: Sequence[Trial]) -> Trial:
-        """The first of the trials that did best on validation. Raises Diverged where none has a score."""
-        scored = [trial for trial in trials if trial.validation]
+    def _watch(self, claim: Claim) -> loop.Watch:
+        """What reports the validations of a trial to Optuna, and raises Pruned where its pruner finds it hopeless."""
+        reported: set[int] = set()
+
+        def watch(validations: loop.Validations) -> None:
+            for step, scores in validations:
+                if step not in reported:
+                    claim.trial.report(scores[self.metric], step)
+                    reported.add(step)
+            last, scores = validations[-1]
+            if last < self.trial_steps and claim.trial.should_prune():
+                raise Pruned(last, scores)
+
+        return watch
+
+    def _best(self, trials: Sequence[Trial]) -> int:
+        """The number of the first of the trials that did best on validation, of those that came to their end. Raises
+        Diverged where there is none.
+        """
+        scored = [number for number, trial in enumerate(trials) if trial.validation and trial.pruned_at is None]
         if not scored:
+            pruned = " or was pruned" * any(trial.pruned_at is not None for trial in trials)
             raise Diverged(
-                f"every trial of {self.model!r} diverged: lower sweep.learning_rates, found "
+                f"every trial of {self.model!r} diverged{pruned}: lower sweep.learning_rates, found "
                 f"{self.experiment.sweep.learning_rates}"
             )
         best = scored[0]
-        for trial in scored[1:]:
-            best = (
-                trial if is_better(self.metric, trial.validation[self.metric], best.validation[self.metric]) else best
-            )
+        for number in scored[1:]:
+            if is_better(self.metric, trials[number].validation[self.metric], trials[best].validation[self.metric]):
+                best = number
         return best
 
-    def _seeds(self, chosen: Point) -> Iterator[Trained]:
-        """The runs of all seeds: by one step on an accelerator; on a CPU, where that is no faster, one by one, so that
-        each comes out again bit for bit.
+    def _train_seeds(self, chosen: int) -> None:
+        """Trains the runs of all seeds that no other worker trains: by one step on an accelerator; on a CPU, where that
+        is no faster, one by one, so that each comes out again bit for bit.
         """
-        seeds, steps = range(self.experiment.sweep.seeds), self.experiment.training.steps
+        seeds = [seed for seed in range(self.experiment.sweep.seeds) if seed not in self._runs]
         for group in [[seed] for seed in seeds] if jax.default_backend() == "cpu" else [seeds]:
-            experiments, workdirs = (
-                [self._at(chosen, steps, seed=seed) for seed in group],
-                [self.folder / f"seed_{seed}" for seed in group],
-            )
-            outcomes, seconds = _train(experiments, workdirs)
-            for seed, experiment, workdir, outcome in zip(group, experiments, workdirs, outcomes, strict=True):
-                self.progress.note_run(
-                    self.model, workdir.name, chosen, steps, f"{self.metric} {outcome.kept[self.metric]:.4g}"
-                )
-                yield Trained(seed, experiment, workdir, outcome.kept, seconds)
+            lock = try_hold(self.folder / f".seed_{group[0]}.lock") if group else None
+            if lock is not None:
+                with lock:
+                    self._train_group(chosen, group)
+        self._runs = dict(sorted(self._runs.items()))
+
+    def _train_group(self, chosen: int, group: Sequence[int]) -> None:
+        point, steps = self.study.points[chosen], self.experiment.training.steps
+        experiments = [self._at(point, steps, seed=seed) for seed in group]
+        workdirs = [self._find_folder(chosen, seed) for seed in group]
+        outcomes, seconds = _train(experiments, workdirs)
+        for seed, experiment, workdir, outcome in zip(group, experiments, workdirs, outcomes, strict=True):
+            score = f"{self.metric} {outcome.kept[self.metric]:.4g}"
+            self.progress.note_run(self.model, workdir.name, point, steps, score)
+            self._runs[seed] = Trained(seed, experiment, workdir, outcome.kept, seconds)
+
+    def _find_folder(self, chosen: int, seed: int) -> pathlib.Path:
+        """The folder of a seed's run: MODEL/seed_N, unless that has another point, the best of fewer trials."""
+        folder, point = self.folder / f"seed_{seed}", self.study.points[chosen]
+        if not (folder / CONFIG).is_file():
+            return folder
+        there = dict(flatten(dataclasses.asdict(read_experiment(str(folder)))))
+        return (
+            folder
+            if all(there[key] == value for key, value in point.items())
+            else self.folder / (f"seed_{seed}_of_trial_{chosen}")
+        )
 
     def _at(self, point: Point, steps: int, *, seed: int) -> Experiment:
         found = compared_models.configure(self.experiment, self.model, point, self.task)
@@ -257,23 +363,36 @@ class _Cell:
         warmup = min(found.optimizer.warmup_steps, steps // 5)
         optimizer = dataclasses.replace(found.optimizer, warmup_steps=warmup)
         return dataclasses.replace(
-            found, training=training, optimizer=optimizer, data=dataclasses.replace(found.data, seed=seed)
+            found,
+            training=training,
+            optimizer=optimizer,
+            data=dataclasses.replace(found.data, seed=seed),
+            sweep=dataclasses.replace(found.sweep, storage=""),  # whose password is nothing for a run's folder
         )
 
 
-def _train(experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path]) -> tuple[list[loop.Outcome], float]:
+def _build_pruner(experiment: Experiment) -> BasePruner:
+    """Optuna's pruner of a name, which reads validations by their training step."""
+    every = experiment.training.eval_every
+    pruners = {"none": NopPruner(), "median": MedianPruner(), "halving": SuccessiveHalvingPruner(min_resource=every)}
+    return pruners[experiment.sweep.pruner]
+
+
+def _train(
+    experiments: Sequence[Experiment], workdirs: Sequence[pathlib.Path], watch: loop.Watch | None = None
+) -> tuple[list[loop.Outcome], float]:
     """Trains runs, several of them by one step; returns how they ended, and the CPU seconds that each took, those
-    before an interruption among them.
+    before an interruption among them. `watch` is that of `loop.fit`, of a run alone.
 
     Raises:
       Interrupted: where a signal came. Diverged: for a loss that is not finite.
     """
     for workdir in workdirs:
         workdir.mkdir(parents=True, exist_ok=True)
-    start = time.process_time()
+    start, fit = time.process_time(), partial(loop.fit, watch=watch) if watch else loop.fit
     with (workdirs[0] / LOG).open("a") as log, contextlib.redirect_stderr(log):
         paths = [str(workdir) for workdir in workdirs]
-        outcomes = multi_seed.fit_seeds(experiments, paths) if len(paths) > 1 else [loop.fit(experiments[0], paths[0])]
+        outcomes = multi_seed.fit_seeds(experiments, paths) if len(paths) > 1 else [fit(experiments[0], paths[0])]
     seconds = [_add_to_file(workdir / SECONDS, (time.process_time() - start) / len(workdirs)) for workdir in workdirs]
     if not all(outcome.finished for outcome in outcomes):
         raise Interrupted(f"stopped in {workdirs[0].parent}, saved")
@@ -285,26 +404,6 @@ def _add_to_file(path: pathlib.Path, seconds: float) -> float:
     total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
     path.write_text(f"{total:.3f}\n")
     return total
-
-
-def _study(folder: pathlib.Path, name: str, direction: StudyDirection) -> optuna.Study:
-    """The study of a name, made where it is not there yet. Sweeps that start in one moment wait for each other: Optuna
-    makes its tables without a lock.
-    """
-    with (folder / ".lock").open("w") as held:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        return optuna.create_study(storage=storage(folder), study_name=name, direction=direction, load_if_exists=True)
-
-
-def storage(folder: pathlib.Path) -> RDBStorage:
-    """Returns the trials of a sweep's folder, which may have any name: in an address, "?" and "%" would lead elsewhere,
-    by SQLAlchemy's version.
-
-    No connection outlives its question: one that waits in a pool is closed by nobody.
-    """
-    connect = partial(sqlite3.connect, folder / DATABASE, check_same_thread=False)
-    return RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect, "poolclass": NullPool})
 
 
 class _Progress:

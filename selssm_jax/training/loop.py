@@ -50,12 +50,23 @@ class Outcome:
     early: bool = False
 
 
-def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None) -> Outcome:
+Validations = Sequence[tuple[int, dict[str, float]]]  # (step, metrics) of each so far
+Watch = Callable[[Validations], None]
+
+
+def fit(
+    experiment: Experiment,
+    workdir: str,
+    *,
+    check: Callable[[data.Dataset], None] | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
     """Trains until training.steps, or training.patience is at its end, from the newest checkpoint of `workdir` if there
     is one.
 
     SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a checkpoint and return early. The same command goes on from there, bit for
-    bit on one CPU. `check` sees the data before anything is written, and may raise.
+    bit on one CPU. `check` sees the data before anything is written, and may raise. `watch` sees all validations so
+    far, of a run that goes on at once and of each after every new one, and may raise to end the run there.
 
     In a cluster (`jax.distributed`) every process calls it with the same experiment and the same folder, of a file
     system that they share. They take each step together; a signal to one of them stops all.
@@ -66,17 +77,23 @@ def fit(experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset],
         a batch, or a loss that is not finite; the message names the last good checkpoint.
     """
     with Stop() as stop:
-        return fit_unless(stop, experiment, workdir, check=check)
+        return fit_unless(stop, experiment, workdir, check=check, watch=watch)
 
 
 def fit_unless(
-    stop: "Stop", experiment: Experiment, workdir: str, *, check: Callable[[data.Dataset], None] | None = None
+    stop: "Stop",
+    experiment: Experiment,
+    workdir: str,
+    *,
+    check: Callable[[data.Dataset], None] | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """As `fit`, for a caller who watches the signals; no step is taken once `stop` was requested."""
     devices = choose_devices(experiment)
     with open_run_folder(experiment, workdir, choose_layout(experiment, devices), check=check) as run:
         try:
             with cluster.noticing_loss():
+                run.begin_watch(watch)
                 run.validate_if_missing(stop)
                 runner = (
                     MeshRun(run.train_step, devices, experiment, run.model.config)
@@ -288,6 +305,7 @@ class Run:
         display: Display | None,
     ) -> None:
         self.experiment, self.dataset, self.workdir, self.name = experiment, dataset, workdir, name
+        self._watch: Watch | None = None
         self.model = SequenceModel(experiment.model.of_task(dataset.task))
         self.evaluate = Evaluator(experiment, self.model)
         tx = optimizer.build(experiment)
@@ -376,6 +394,16 @@ class Run:
         state, self.state = self.state, None
         return state
 
+    def begin_watch(self, watch: Watch | None) -> None:
+        """Shows the validations so far, and from then on each new one, to `watch`, as `fit` has it."""
+        self._watch = watch
+        self._show_validations()
+
+    def _show_validations(self) -> None:
+        validations = _validations(self.log.history)
+        if self._watch is not None and validations:
+            self._watch(validations)
+
     def validate_if_missing(self, stop: "Stop") -> None:
         """Runs the validation of the last step if it is due and missing, as after an interruption."""
         if self.step:
@@ -410,6 +438,7 @@ class Run:
         if best is None or self._improves(metrics, best):
             self.workdir.save_best(step, params, metrics)
             self.best = step
+        self._show_validations()
 
     def save(self, step: int, state: Any) -> None:
         """Saves all that the run goes on from."""

@@ -23,8 +23,9 @@ import runs
 from configs import smoke
 from selssm_jax.config import Sweep
 from selssm_jax.errors import Diverged, InputError
-from selssm_jax.sweep import command, gate_example, runner
+from selssm_jax.sweep import command, gate_example, runner, shared_study
 from selssm_jax.sweep import record as records_of
+from selssm_jax.sweep.storage import DATABASE, open_storage
 from selssm_jax.training import loop
 
 CONFIG = "configs/smoke.py"
@@ -123,10 +124,10 @@ def test_what_was_interrupted_goes_on_and_optuna_keeps_every_trial(tmp_path, mon
     assert len(calls) == 2 + 3  # the second trial again, and two seeds
     assert [run["test"] for run in found["runs"]] == [run["test"] for run in finished[1]["gru"]["runs"]]
     assert found["trials"][1]["cpu_seconds"] >= round(begun, 1)
-    (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
+    (study,) = optuna.get_all_study_summaries(open_storage("", tmp_path))
     states = [
         trial.state.name
-        for trial in optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials
+        for trial in optuna.load_study(study_name=study.study_name, storage=open_storage("", tmp_path)).trials
     ]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
 
@@ -154,8 +155,8 @@ def test_a_sweep_killed_at_any_moment_writes_no_score_under_another_point(tmp_pa
     (found,) = runner.cells(SWEEP, tmp_path, ["gru"])
     assert len(found.trials) == 2 and all(trial.validation["nats"] == trial.point[RATE] for trial in found.trials)
     assert found.chosen[RATE] == min(SWEEP.sweep.learning_rates)
-    (study,) = optuna.get_all_study_summaries(runner.storage(tmp_path))
-    trials = optuna.load_study(study_name=study.study_name, storage=runner.storage(tmp_path)).trials
+    (study,) = optuna.get_all_study_summaries(open_storage("", tmp_path))
+    trials = optuna.load_study(study_name=study.study_name, storage=open_storage("", tmp_path)).trials
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}, "none waits or runs for ever"
     assert all(
         trial.user_attrs["validation"]["nats"] == trial.params[RATE]
@@ -175,7 +176,7 @@ def test_another_experiment_does_not_take_over_the_trials_of_a_folder(finished, 
         InputError, match=rf"trial_0 holds another experiment's run \(.*{group}\.{next(iter(change))}: .* there, .* now"
     ):
         list(runner.cells(other, folder, ["gru"]))
-    assert len(optuna.get_all_study_summaries(runner.storage(folder))) == 3
+    assert len(optuna.get_all_study_summaries(open_storage("", folder))) == 3
 
 
 def test_the_same_experiment_on_other_data_is_another_study(tmp_path, monkeypatch):
@@ -190,16 +191,16 @@ def test_the_same_experiment_on_other_data_is_another_study(tmp_path, monkeypatc
     for _ in range(2):
         list(runner.cells(SWEEP, tmp_path, ["gru"]))
         tokens.append(None)
-    assert len(optuna.get_all_study_summaries(runner.storage(tmp_path))) == 2
+    assert len(optuna.get_all_study_summaries(open_storage("", tmp_path))) == 2
 
 
 @pytest.mark.parametrize("name", ["a?b", "50%41", "a?uri=true", "{x}", "#1 ü"])
 def test_the_database_lies_in_the_folder_of_any_name(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
-    runner._study(folder, "gru", StudyDirection.MINIMIZE)
+    shared_study.open_study(open_storage("", folder), folder, "gru", StudyDirection.MINIMIZE)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (folder / runner.DATABASE).stat().st_size > 0
+    assert (folder / DATABASE).stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -225,11 +226,12 @@ def test_sweeps_of_one_task_that_start_in_one_moment_share_their_database(tmp_pa
 
     def study(name: str) -> str:
         start.wait()
-        return runner._study(tmp_path, name, StudyDirection.MINIMIZE).study_name
+        storage = open_storage("", tmp_path)
+        return shared_study.open_study(storage, tmp_path, name, StudyDirection.MINIMIZE).study_name
 
     with ThreadPoolExecutor(len(names)) as pool:
         assert tuple(pool.map(study, names)) == names
-    assert {found.study_name for found in optuna.get_all_study_summaries(runner.storage(tmp_path))} == set(names)
+    assert {found.study_name for found in optuna.get_all_study_summaries(open_storage("", tmp_path))} == set(names)
 
 
 def test_what_is_compiled_is_kept_and_found_again_unless_there_is_a_folder_for_it(tmp_path):
