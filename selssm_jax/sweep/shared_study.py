@@ -5,6 +5,7 @@ FOLDER/MODEL/.trial_N.lock, which the system lets go of when the process ends, h
 without it is therefore lost: it is failed, and its point is tried again.
 """
 
+import contextlib
 import pathlib
 import sys
 import uuid
@@ -107,8 +108,12 @@ class SharedStudy:
             lock = None if number is None else try_hold(self._lock_of(number))
             if number is None or lock is None:
                 return None
-            self.study.enqueue_trial(self.points[number], user_attrs={"number": number})
-            return Claim(self.study, self.study.ask(axes), number, self.points[number], lock)
+            with contextlib.ExitStack() as undone:
+                undone.enter_context(lock)
+                self.study.enqueue_trial(self.points[number], user_attrs={"number": number})
+                claim = Claim(self.study, self.study.ask(axes), number, self.points[number], lock)
+                undone.pop_all()
+                return claim
 
     def _fail_lost(self) -> None:
         """Fails the trials whose worker is gone, and those that one left before it began them."""
