@@ -390,6 +390,11 @@ WRONG = [
     ({"sweep__penalties": (-1.0,)}, r"sweep.penalties=\(-1.0,\) is out of range"),
     ({"sweep__gate_biases": (math.inf,)}, r"sweep.gate_biases=\(inf,\) is out of range"),
     ({"sweep__lengths": (0,)}, r"sweep.lengths=\(0,\) is out of range"),
+    (
+        {"sweep__storage": "trials.txt"},
+        r"sweep.storage='trials.txt' is neither a URL nor a path of a known kind",
+    ),
+    ({"sweep__pruner": "medain"}, r"sweep.pruner='medain'"),
     ({"sweep__trials": 3}, r"sweep.trials=3 is no multiple of the 2 combinations of sizes, gate_biases and penalties"),
 ]
 

@@ -18,6 +18,8 @@ from selssm_jax.errors import InputError, first_line
 from selssm_jax.sweep.locks import LOCK, hold
 
 DATABASE = "sweep.db"  # in the sweep's folder, where sweep.storage names no other
+# what a wrong address, a driver that is missing, a server that is away, and a file of another kind raise
+FAULTS = (SQLAlchemyError, OptunaError, ImportError, OSError, ValueError, TypeError, RuntimeError, LookupError)
 PATIENCE = 60.0  # seconds that a worker waits for another one's write
 
 

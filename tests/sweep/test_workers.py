@@ -31,6 +31,7 @@ def list_trials(folder: pathlib.Path, setting: str = "") -> list[optuna.trial.Fr
     return optuna.load_study(study_name=study.study_name, storage=storage).trials
 
 
+@pytest.mark.always
 def test_two_processes_share_the_trials_of_a_study_and_one_redoes_what_the_other_lost(tmp_path):
     """SQLite and a journal; in the latter the first worker is killed in its first trial."""
     path = os.pathsep.join([str(runs.REPOSITORY), str(runs.REPOSITORY / "tests")])

@@ -173,3 +173,20 @@ def test_best_parameters_that_nothing_holds_any_more_are_named(one_device, tmp_p
     )
     assert outcome.kept == outcome.validation and outcome.kept["nats"] > 0.5
     assert [path.name for path in (run / "best").iterdir()] == [str(STEPS)]
+
+
+def test_a_watch_sees_every_validation_and_what_it_raises_ends_the_run_that_goes_on(tmp_path):
+    seen: list[list[int]] = []
+
+    def watch(validations: loop.Validations) -> None:
+        seen.append([step for step, _ in validations])
+        if len(seen) == 2:
+            raise TimeoutError("enough")
+
+    recipe = runs.experiment(
+        **runs.SMALL, training__steps=6, training__eval_every=2, training__checkpoint_every=3, training__log_every=1
+    )
+    with pytest.raises(TimeoutError, match="enough"):
+        loop.fit(recipe, str(tmp_path), watch=watch)
+    assert loop.fit(recipe, str(tmp_path), watch=watch).finished
+    assert seen == [[2], [2, 4], [2], [2, 4], [2, 4, 6]], "of what was lost after step 3 it is told again"
