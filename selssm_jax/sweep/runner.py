@@ -39,12 +39,14 @@ from selssm_jax.sweep.storage import open_storage
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import higher_is_better, is_better
 from selssm_jax.training import cluster, loop, multi_seed
-from selssm_jax.training.checkpoint import CONFIG, check_place, read_experiment
+from selssm_jax.training.checkpoint import CONFIG, check_place, differing, read_experiment
 
 LOG = "log.txt"  # in a run's folder: what a run alone would have said
 COMPILED = "compiled"  # in the folder of prepared data: a program from a run's folder could be anyone's
 SECONDS = "cpu_seconds.txt"  # in a run's folder: what it took so far
 WAIT = 0.5  # seconds between two looks at what other workers do
+# what a run may change on its way, but not one of a sweep: it would not come out again by the command in its record
+UNCHANGED = ("data.batch_size", "optimizer.accumulate", "training.patience", "training.skip_nonfinite")
 OF_A_MACHINE = ("data.local_dir", "data.cache_dir", "name")  # no part of what is computed
 
 
@@ -147,6 +149,7 @@ def cells(experiment: Experiment, folder: pathlib.Path, models: Sequence[str]) -
                 yield finished
             else:
                 queue.append(cell)
+                progress.note_wait()
                 _wait(folder)
 
 
@@ -251,8 +254,8 @@ class _Cell:
         """Takes over what this worker or another one told Optuna, and says it once."""
         for number, done in self.study.list_done().items():
             if number not in self._trials:
-                kept = done.user_attrs
-                trial = Trial(self.study.points[number], kept["validation"], kept["cpu_seconds"], kept["pruned_at"])
+                told = done.user_attrs
+                trial = Trial(self.study.points[number], told["validation"], told["cpu_seconds"], told["pruned_at"])
                 self._trials[number] = trial
                 self.progress.note_run(
                     self.model, f"trial_{number}", trial.point, self.trial_steps, self._describe(trial)
@@ -385,10 +388,12 @@ def _train(
     before an interruption among them. `watch` is that of `loop.fit`, of a run alone.
 
     Raises:
-      Interrupted: where a signal came. Diverged: for a loss that is not finite.
+      Interrupted: where a signal came. Diverged: for a loss that is not finite. InputError: for what `fit` refuses, and
+        a folder that holds a run of other settings.
     """
-    for workdir in workdirs:
+    for experiment, workdir in zip(experiments, workdirs, strict=True):
         workdir.mkdir(parents=True, exist_ok=True)
+        _check_unchanged(experiment, workdir)
     start, fit = time.process_time(), partial(loop.fit, watch=watch) if watch else loop.fit
     with (workdirs[0] / LOG).open("a") as log, contextlib.redirect_stderr(log):
         paths = [str(workdir) for workdir in workdirs]
@@ -397,6 +402,13 @@ def _train(
     if not all(outcome.finished for outcome in outcomes):
         raise Interrupted(f"stopped in {workdirs[0].parent}, saved")
     return outcomes, round(max(seconds), 1)
+
+
+def _check_unchanged(experiment: Experiment, workdir: pathlib.Path) -> None:
+    changed = differing(read_experiment(str(workdir)), experiment) if (workdir / CONFIG).is_file() else {}
+    words = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items() if key in UNCHANGED)
+    if words:
+        raise InputError(f"{workdir} holds another experiment's run ({words}): use the same config, or a new --workdir")
 
 
 def _add_to_file(path: pathlib.Path, seconds: float) -> float:
@@ -421,13 +433,19 @@ class _Progress:
             disable=not sys.stderr.isatty(),
             smoothing=0,
         )
-        self._start = time.monotonic()
+        self._start, self._waited = time.monotonic(), False
 
     def __enter__(self) -> "_Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+    def note_wait(self) -> None:
+        """Says once that nothing is left but what other workers train."""
+        if not self._waited:
+            self._bar.write("waiting for what other workers train", file=sys.stderr)
+        self._waited = True
 
     def note_run(self, model: str, name: str, point: Point, steps: int, score: str) -> None:
         """Says that a run is there."""

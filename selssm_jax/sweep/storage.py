@@ -9,7 +9,7 @@ from functools import partial
 
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -38,7 +38,26 @@ def open_storage(setting: str, folder: pathlib.Path) -> BaseStorage:
             return RDBStorage(setting, engine_kwargs={"poolclass": NullPool})
         path = pathlib.Path(setting).absolute() if setting else folder / DATABASE
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path))) if path.suffix in JOURNALS else _open_sqlite(path)
+        return _open_journal(path) if path.suffix in JOURNALS else _open_sqlite(path)
+
+
+def _open_journal(path: pathlib.Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path), _JournalLock(f"{path}.held")))
+
+
+class _JournalLock(JournalFileOpenLock):
+    """Between two writers of a journal. Optuna's own outlives a process that is killed while it has it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path, self._holding = pathlib.Path(path), contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        self._holding.enter_context(hold(self._path))
+        return True
+
+    def release(self) -> None:
+        self._holding.close()
 
 
 def _open_sqlite(path: pathlib.Path) -> RDBStorage:

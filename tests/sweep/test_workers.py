@@ -36,23 +36,24 @@ def test_two_processes_share_the_trials_of_a_study_and_one_redoes_what_the_other
     """SQLite and a journal; in the latter the first worker is killed in its first trial."""
     path = os.pathsep.join([str(runs.REPOSITORY), str(runs.REPOSITORY / "tests")])
     command = [sys.executable, sweep_worker.__file__, str(tmp_path)]
-    workers = [
-        subprocess.Popen([*command, name, "first"], env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE)
-        for name in ("first", "second")
-    ]
+    said = {name: tmp_path / f"{name}.txt" for name in ("first", "second")}
+    workers = []
+    for name, file in said.items():
+        with file.open("w") as errors:
+            environment = os.environ | {"PYTHONPATH": path}
+            workers.append(subprocess.Popen([*command, name, "first"], env=environment, stderr=errors))
     try:
-        lost = tmp_path / "journal"
+        lost, waits = tmp_path / "journal", "waiting for what other workers train\n"
         processes.wait_for(
-            lambda: len(sweep_worker.read_calls(lost)) == TRIALS
-        )  # the second waits for the first's trial
+            lambda: len(sweep_worker.read_calls(lost)) == TRIALS and said["second"].read_text().endswith(waits)
+        )
         assert workers[1].poll() is None
         workers[0].kill()
-        _, said = workers[1].communicate(timeout=SECONDS)
-        assert workers[1].returncode == 0, said
+        assert workers[1].wait(SECONDS) == 0, said["second"].read_text()
     finally:
         for worker in workers:
             worker.kill()
-            worker.communicate()
+            worker.wait()
     names = {f"trial_{number}" for number in range(TRIALS)} | {f"seed_{seed}" for seed in range(SEEDS)}
     calls = sweep_worker.read_calls(tmp_path / "file")
     trained = collections.Counter(run for _, run in calls if run.startswith("trial"))
@@ -65,7 +66,8 @@ def test_two_processes_share_the_trials_of_a_study_and_one_redoes_what_the_other
     assert collections.Counter(trial.state.name for trial in journal) == {"COMPLETE": TRIALS, "FAIL": 1}
     ((_, run),) = [call for call in sweep_worker.read_calls(lost) if call[0] == "first"]
     assert ["second", run] in sweep_worker.read_calls(lost)
-    assert f"{MODEL} {run} was left by a worker that is gone: it goes on" in said.decode()
+    assert f"{MODEL} {run} was left by a worker that is gone: it goes on" in said["second"].read_text()
+    assert said["second"].read_text().count(waits) <= len(sweep_worker.STORAGES), "once a sweep"
 
 
 @pytest.fixture
