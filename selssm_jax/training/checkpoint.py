@@ -507,10 +507,11 @@ def _restore_params(item: pathlib.Path) -> Any:
 
 def _restore_item(path: pathlib.Path) -> Any:
     """Arrays as they were saved, on this machine's first device, whatever devices they were saved from."""
-    handler = ocp.StandardCheckpointer(multiprocessing_options=cluster.orbax_options("read", alone=True))
-    shapes = handler.metadata(path).item_metadata.tree
+    options = cluster.orbax_options("read", alone=True)
+    # a checkpointer's own would look for metadata of a whole checkpoint here, and warn that there are none
+    shapes = ocp.StandardCheckpointHandler(multiprocessing_options=options).metadata(path).tree
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return handler.restore(
+    return ocp.StandardCheckpointer(multiprocessing_options=options).restore(
         path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     )
 
