@@ -1,4 +1,4 @@
-"""Claim: a table larger than memory trains in less than 1 GB of it, and in no more for a file thirteen times as large.
+"""Claim: a table of 4 GB trains in less than 1 GB of memory, and in hardly more than one of 300 MB.
 
   python benchmarks/large_table.py --scratch FOLDER    # with room for three times the largest file
 

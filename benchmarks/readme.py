@@ -47,6 +47,7 @@ CLAIMS = (
         "mesh",
         "faults",
         "allocator",
+        "large_table",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

@@ -452,6 +452,26 @@ def test_what_a_process_used_is_read_from_the_kernel(monkeypatch):
     assert usage["peak_bytes"] > 2**20 and usage["cpu_seconds"] >= usage["system_seconds"] > 0
 
 
+def test_tables_of_every_size_are_trained_on_and_measured(tmp_path, monkeypatch):
+    script = importlib.import_module("large_table")
+    rows = script.write_table(tmp_path / "t.csv", 10**5, 3)
+    head, first, *_, last = (tmp_path / "t.csv").read_text().splitlines()
+    assert head == "date,c0,c1,c2" and first.startswith("1900-01-01T00:00,") and rows % script.DISTINCT == 0
+    assert last.split(",")[0] == str(np.datetime64("1900-01-01T00:00") + rows - 1)
+    peaks = iter((2.0**28, 2.0**29))
+    monkeypatch.setattr(script, "train", lambda size, columns, scratch: {"peak_bytes": next(peaks)})
+    ratios = script.benchmark(1)["ratios"]
+    assert ratios["peak memory over 1 GB"] == {"measured": 0.5, "at_most": 1}
+    assert ratios["peak memory, 4 GB over .3 GB of text"] == {"measured": 2.0, "at_most": 1.1}
+
+
+@pytest.mark.exhaustive
+def test_a_table_of_300_megabytes_trains_in_less_than_a_gigabyte(tmp_path):
+    script = importlib.import_module("large_table")
+    used = script.train(script.SIZES[0], script.COLUMNS, tmp_path)
+    assert used["bytes"] >= 3e8 and 0 < used["peak_bytes"] < script.MOST
+
+
 def test_bytes_and_seconds_are_those_of_the_length(monkeypatch):
     script = importlib.import_module("scaling")
     for name, value in {
