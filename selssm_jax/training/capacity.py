@@ -10,7 +10,7 @@ from selssm_jax.config import Experiment, Task
 from selssm_jax.data import capacity
 from selssm_jax.data.capacity import NUMBER
 from selssm_jax.tasks.registry import kind_of
-from selssm_jax.training import pieces
+from selssm_jax.training import parallel, pieces
 
 COPIES = 4  # of every parameter in training: itself, its gradient, two moments; an average is one more
 WIDE = 4  # float32 numbers of one of complex128
@@ -31,10 +31,13 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     """
     model, data, kind = experiment.model.of_task(task), experiment.data, kind_of(task)
     rows = data.batch_size if trained else data.eval_batch_size or data.batch_size
-    examples, steps = rows, max(task.length, 1)
-    rows *= kind.rows(model)
+    groups, sharing = _count_memories(experiment) if trained else (1, 1)
+    examples, steps = -(-rows // groups), -(-max(task.length, 1) // sharing)
+    rows = examples * kind.rows(model)
     width = jnp.dtype(model.dtype).itemsize
-    copies = COPIES + bool(experiment.training.average) if trained else 1
+    copies: float = COPIES + bool(experiment.training.average) if trained else 1
+    if experiment.training.shard_parameters:
+        copies = max(copies / groups, 1)  # parameters are whole in a step
     parts: dict[str, float] = {
         f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * kind.weights(model))
     }
@@ -56,6 +59,18 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
     )
     parts[f"answers to {rows} rows (data.batch_size), {task}"] = float(rows * kind.numbers(model, steps) * NUMBER)
     capacity.refuse(parts, available())
+
+
+def _count_memories(experiment: Experiment) -> tuple[int, int]:
+    """(groups that share rows, devices of a group), counted where each has a memory of its own: devices of a CPU have
+    that of their process.
+    """
+    training = experiment.training
+    rows = experiment.data.batch_size // experiment.optimizer.accumulate
+    devices = parallel.choose_devices(training.devices, rows, training.mesh)
+    if devices[0].platform == "cpu":
+        return jax.process_count(), 1
+    return len(devices) // training.mesh[1], training.mesh[1]
 
 
 def weights(name: str, sizes: Mapping[str, Any]) -> float:

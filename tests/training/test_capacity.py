@@ -1,5 +1,7 @@
 """What cannot fit is refused from its sizes, and what can is not: estimates lie below what is really there."""
 
+import bisect
+import contextlib
 import dataclasses
 import io
 import re
@@ -83,6 +85,34 @@ def test_a_model_as_large_as_half_of_the_memory_is_let_pass(monkeypatch):
     monkeypatch.setattr(capacity, "available", lambda: needed)
     with pytest.raises(InputError, match="this needs at least"):
         capacity.check(experiment, LANGUAGE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "memories"),
+    [
+        ({"data__batch_size": 2**20, "data__length": 512}, (4, 1)),
+        ({"data__batch_size": 2**18, "data__length": 2048, "training__mesh": (2, 2), "training__devices": 4}, (2, 2)),
+        ({"model__pattern": ("gru",), "model__d_state": 2048, "training__shard_parameters": True}, (4, 1)),
+    ],
+    ids=["rows", "rows and steps", "parameters"],
+)
+def test_devices_with_memories_of_their_own_share_what_they_hold(overrides, memories, monkeypatch):
+    experiment = runs.experiment(**overrides)
+    task = dataclasses.replace(LANGUAGE, length=experiment.data.length)
+
+    def fits(bytes_there):
+        monkeypatch.setattr(capacity, "available", lambda: bytes_there)
+        with contextlib.suppress(InputError):
+            capacity.check(experiment, task)
+            return True
+        return False
+
+    def needed():
+        return bisect.bisect_left(range(2**40), True, key=fits)
+
+    whole = needed()  # of virtual devices of a CPU none has a memory of its own
+    monkeypatch.setattr(capacity, "_count_memories", lambda experiment: memories)
+    assert 0.25 <= needed() / whole < 0.27
 
 
 def test_too_many_taps_and_blocks_are_refused():
