@@ -91,7 +91,16 @@ def test_a_model_as_large_as_half_of_the_memory_is_let_pass(monkeypatch):
     ("overrides", "memories"),
     [
         ({"data__batch_size": 2**20, "data__length": 512}, (4, 1)),
-        ({"data__batch_size": 2**18, "data__length": 2048, "training__mesh": (2, 2), "training__devices": 4}, (2, 2)),
+        (
+            {
+                "data__batch_size": 2**18,
+                "data__length": 2048,
+                "training__mesh": (2, 2),
+                "training__devices": 4,
+                "training__piece": 0,
+            },
+            (2, 2),
+        ),
         ({"model__pattern": ("gru",), "model__d_state": 2048, "training__shard_parameters": True}, (4, 1)),
     ],
     ids=["rows", "rows and steps", "parameters"],
