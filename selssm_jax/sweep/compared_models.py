@@ -38,27 +38,37 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
 def extend_grid(experiment: Experiment, name: str, points: list[Point]) -> list[Point]:
     """Returns the points of a grid, and after them as many more as sweep.trials asks for: further peak rates for every
     combination of what else is tuned, first an end of sweep.learning_rates that is missing, then halves of the widest
-    gaps. Without points it is the grid itself.
+    gaps. Points that begin the grid of sweep.trials, or are of no grid of this sweep, give way to that grid.
 
     Raises:
       InputError: for fewer points than there are.
     """
-    trials = experiment.sweep.trials
+    trials, whole = experiment.sweep.trials, grid(experiment, name)
+    rates, combinations = _gather_rates(points), _gather_rates(whole)
+    low, high = map(_round, experiment.sweep.learning_rates)
+    is_grid = rates.keys() == combinations.keys() and len({len(tried) for tried in rates.values()}) == 1
+    if points == whole[: len(points)] or not is_grid or not all(low <= point[RATE] <= high for point in points):
+        return whole
     if trials < len(points):
         raise InputError(
             f"sweep.trials={trials}, but {len(points)} points of {name!r} are part of this sweep already: ask for at "
             "least as many, or use another --workdir"
         )
-    rates: dict[tuple[tuple[str, Any], ...], list[float]] = {}
-    for point in points or grid(experiment, name):
-        others = tuple((key, value) for key, value in point.items() if key != RATE)
-        rates.setdefault(others, []).append(point[RATE])
-    extended = list(points or grid(experiment, name))
+    extended = list(points)
     for others, tried in rates.items():
         while len(tried) < trials // len(rates):
-            tried.append(_find_rate(tried, *experiment.sweep.learning_rates))
+            tried.append(_find_rate(tried, low, high))
             extended.append({**dict(others), RATE: tried[-1]})
     return extended
+
+
+def _gather_rates(points: list[Point]) -> dict[tuple[tuple[str, Any], ...], list[float]]:
+    """The rates of every combination of what else is tuned."""
+    rates: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    for point in points:
+        others = tuple((key, value) for key, value in point.items() if key != RATE)
+        rates.setdefault(others, []).append(point[RATE])
+    return rates
 
 
 def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Experiment:
@@ -114,7 +124,7 @@ def _with_hidden(model: Model, width: int) -> Model:
 
 def _find_rate(rates: list[float], low: float, high: float) -> float:
     """An end of the range that is missing, else the middle of the widest gap between rates, in their logarithm."""
-    missing = [end for end in (_round(low), _round(high)) if end not in rates]
+    missing = [end for end in (low, high) if end not in rates]
     if missing:
         return missing[0]
     left, right = max(

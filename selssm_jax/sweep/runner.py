@@ -9,6 +9,7 @@ interrupted goes on where it was. Several processes that are started with the sa
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
@@ -215,7 +216,7 @@ class _Cell:
         study = open_study(
             storage, folder, f"{model} {self._identify(dataset, grid)}", direction, _build_pruner(experiment)
         )
-        self.study = SharedStudy(study, folder, model, partial(compared_models.extend_grid, experiment, model))
+        self.study = SharedStudy(study, folder, model, partial(self._plan, tuple(grid[0])))
         self._trials: dict[int, Trial] = {}
         self._runs: dict[int, Trained] = {}
 
@@ -233,6 +234,15 @@ class _Cell:
         if len(self._runs) < self.experiment.sweep.seeds:
             return None
         return Cell(self.model, self.experiment, trials, trials[chosen].point, tuple(self._runs.values()))
+
+    def _plan(self, keys: Sequence[str], points: list[Point]) -> list[Point]:
+        """The points to try, given those of the study; without any, as after an earlier version, those of its runs."""
+        runs = itertools.takewhile(
+            lambda run: (run / CONFIG).is_file(), (self.folder / f"trial_{number}" for number in itertools.count())
+        )
+        there = (dict(flatten(dataclasses.asdict(read_experiment(str(run))))) for run in runs)
+        points = points or [{key: values[key] for key in keys} for values in there]
+        return compared_models.extend_grid(self.experiment, self.model, points)
 
     def _identify(self, dataset: Dataset, grid: Sequence[Point]) -> str:
         """A name for all that decides what the trials reach: another experiment, or other data, is another study. What

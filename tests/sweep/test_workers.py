@@ -120,8 +120,20 @@ def test_a_raised_grid_keeps_its_points_and_fills_the_widest_gaps():
             others = collections.Counter(json.dumps([point[key] for key in point if key != RATE]) for point in points)
             assert set(others.values()) == {trials // len(sizes)}
         assert compared_models.extend_grid(sweep, model, []) == compared_models.grid(sweep, model)
-    rates = [point[RATE] for point in compared_models.extend_grid(recipe(trials=5), MODEL, [{RATE: 4e-3}])]
+    size = "model.d_state"
+    middle = [{size: 5, RATE: 4e-3}]
+    rates = [point[RATE] for point in compared_models.extend_grid(recipe(trials=5), MODEL, middle)]
     assert rates == [4e-3, 2e-3, 8e-3, 2.83e-3, 5.66e-3]
+    for strange in ([{size: 6, RATE: 4e-3}], [{size: 5, RATE: 1.0}]):
+        assert compared_models.extend_grid(recipe(), MODEL, strange) == compared_models.grid(recipe(), MODEL)
+
+
+def test_points_of_an_earlier_version_or_a_lost_database_are_those_of_the_runs(trained, tmp_path):
+    (few,) = runner.cells(recipe(trials=3), tmp_path, [MODEL])
+    (tmp_path / "sweep.db").unlink()
+    (more,) = runner.cells(recipe(trials=4), tmp_path, [MODEL])
+    assert [trial.point for trial in more.trials[:3]] == [trial.point for trial in few.trials]
+    assert len({trial.point[RATE] for trial in more.trials}) == 4
 
 
 @pytest.fixture
