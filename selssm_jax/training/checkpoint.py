@@ -397,11 +397,8 @@ def read_metadata(path: str) -> dict[str, Any]:
         raise InputError(f"{place} is missing, so the run's vocabulary and scaling are unknown: {again}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{place} cannot be read as JSON ({error}): {again}") from error
-    different = (
-        [key for key, value in _read_object(copied).items() if key != "file" and metadata.get(key) != value]
-        if copied
-        else []
-    )
+    recorded, present = _with_defaults(_read_object(copied) if copied else {}), _with_defaults(metadata)
+    different = [key for key, value in recorded.items() if key != "file" and present.get(key) != value]
     if different:
         raise InputError(f"{place} is not what the run was trained on ({', '.join(different)}): {again}")
     return metadata
@@ -710,14 +707,18 @@ def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
         )
 
 
+def _with_defaults(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a run says of its data, where a key of the task that came later has its default."""
+    return metadata | ({"task": dataclasses.asdict(Task()) | metadata["task"]} if "task" in metadata else {})
+
+
 def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     try:
         recorded = _read_object(path / DATASET)
     except (OSError, ValueError):  # lost or damaged: it is written afresh
         copied = _copy_of(path / DATASET)
         recorded = _read_object(copied) if copied else {}
-    if "task" in recorded:
-        recorded["task"] = dataclasses.asdict(Task()) | recorded["task"]  # a key that came later has its default
+    recorded = _with_defaults(recorded)
     # a file is known by its content
     changed = [key for key in metadata if key in recorded and key != "file" and recorded[key] != metadata[key]]
     if changed:

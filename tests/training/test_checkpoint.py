@@ -1,5 +1,6 @@
 """A run's folder: whose it is, what survives damage, what a full disk or a second process is told."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -19,10 +20,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 import runs
+from selssm_jax.config import Task
 from selssm_jax.errors import InputError
 from selssm_jax.runs import open_run
 from selssm_jax.training import checksums, loop
-from selssm_jax.training.checkpoint import Workdir, is_run, read_experiment, read_metadata, restore_for_eval
+from selssm_jax.training.checkpoint import DATASET, Workdir, is_run, read_experiment, read_metadata, restore_for_eval
 
 RECIPE = runs.experiment(training__keep_checkpoints=3)
 METADATA = {"vocabulary": ["a", "b"], "train_tokens": 7}
@@ -679,3 +681,17 @@ def test_a_config_from_before_there_were_targets_is_gone_on_from(tmp_path):
     path.write_text(json.dumps(config))
     assert loop.fit(options, str(tmp_path / "run")).step == 2
     assert read_experiment(str(tmp_path / "run")) == options
+
+
+def test_what_a_run_said_of_its_data_before_a_key_of_tasks_was_there_has_its_default(tmp_path):
+    """A run that was gone on with says it anew, and its checkpoints have it as it was."""
+    task = {"kind": "language", "vocab": 5, "length": 12}
+    copied = tmp_path / "checkpoints" / "3" / DATASET
+    copied.parent.mkdir(parents=True)
+    copied.write_text(json.dumps({"task": task}))
+    now = {"task": dataclasses.asdict(Task(**task))}
+    (tmp_path / DATASET).write_text(json.dumps(now))
+    assert read_metadata(str(tmp_path)) == now
+    copied.write_text(json.dumps({"task": task | {"vocab": 6}}))
+    with pytest.raises(InputError, match=r"dataset\.json is not what the run was trained on \(task\): restore it"):
+        read_metadata(str(tmp_path))
