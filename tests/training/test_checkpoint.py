@@ -689,9 +689,11 @@ def test_what_a_run_said_of_its_data_before_a_key_of_tasks_was_there_has_its_def
     copied = tmp_path / "checkpoints" / "3" / DATASET
     copied.parent.mkdir(parents=True)
     copied.write_text(json.dumps({"task": task}))
+    checksums.seal(copied.parent)
     now = {"task": dataclasses.asdict(Task(**task))}
     (tmp_path / DATASET).write_text(json.dumps(now))
     assert read_metadata(str(tmp_path)) == now
     copied.write_text(json.dumps({"task": task | {"vocab": 6}}))
+    checksums.seal(copied.parent)
     with pytest.raises(InputError, match=r"dataset\.json is not what the run was trained on \(task\): restore it"):
         read_metadata(str(tmp_path))
