@@ -65,12 +65,11 @@ def _count_memories(experiment: Experiment) -> tuple[int, int]:
     """(groups that share rows, devices of a group), counted where each has a memory of its own: devices of a CPU have
     that of their process.
     """
-    training = experiment.training
-    rows = experiment.data.batch_size // experiment.optimizer.accumulate
-    devices = parallel.choose_devices(training.devices, rows, training.mesh)
-    if devices[0].platform == "cpu":
+    if jax.local_devices()[0].platform == "cpu":
         return jax.process_count(), 1
-    return len(devices) // training.mesh[1], training.mesh[1]
+    training, rows = experiment.training, experiment.data.batch_size // experiment.optimizer.accumulate
+    count = len(parallel.choose_devices(training.devices, rows, training.mesh))
+    return count // training.mesh[1], training.mesh[1]
 
 
 def weights(name: str, sizes: Mapping[str, Any]) -> float:
