@@ -39,6 +39,7 @@ CLAIMS = (
         "sparsity",
         "traces",
         "decoding",
+        "serving",
         "huggingface",
         "scaling",
         "seeds",
