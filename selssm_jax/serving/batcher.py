@@ -85,11 +85,11 @@ class Batcher:
     def advance(self, name: str, inputs: np.ndarray) -> np.ndarray:
         """Returns the model's outputs after the last step of inputs (T, ...), read into the memory of a session.
 
-        Raises UnknownSession, and Full where too many requests wait.
+        Raises UnknownSession, Full where too many requests wait, and ValueError as `SessionPool.split` does.
         """
-        parts = self._pool.split(inputs)
         with self._changed:
             session = self._find(name)
+            parts = self._pool.split(inputs, fresh=session.is_fresh and not session.waiting)
             if len(self._waiting) + len(parts) > self._queue or self._closing:
                 self.counts["refused"] += 1
                 raise Full("too many requests wait: try again later")

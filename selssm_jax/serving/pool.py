@@ -31,6 +31,8 @@ class SessionPool:
         if reason:
             raise InputError(f"this run cannot hold sessions: {reason}")
         self._trained, self._capacity = trained, capacity
+        scaled = kind_of(trained.model.config.task).forecasts and trained.model.config.normalize
+        self._window = trained.lookback if scaled else 0  # rows that a session's scale is taken from
         self._empty = trained.initial_state()
         self._memory = trained.initial_state(capacity + 1)
         self._advance = jax.jit(functools.partial(_advance, trained.model, capacity), donate_argnums=1)
@@ -46,10 +48,21 @@ class SessionPool:
         """Bytes that are held for one session."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
 
-    def split(self, inputs: np.ndarray) -> list[np.ndarray]:
+    def split(self, inputs: np.ndarray, *, fresh: bool) -> list[np.ndarray]:
         """Returns inputs in pieces of whole frames, each of a power of two: few programs then read any number of them,
-        and none reads what is not there.
+        and none reads what is not there. The first ones of a forecast, where `fresh`, are one window, as its scale is
+        that of the whole.
+
+        Raises:
+          ValueError: where these are no window.
         """
+        if fresh and self._window:
+            if len(inputs) != self._window:
+                raise ValueError(
+                    f"inputs have {len(inputs)} rows, but a session of this run begins with a window, whose scale it "
+                    f"keeps: give {self._window} first, and then any number"
+                )
+            return [inputs]
         pieces_of_it, first = [], 0
         while frames := (len(inputs) - first) // self.stride:
             size = min(FRAMES, 1 << (frames.bit_length() - 1)) * self.stride

@@ -10,11 +10,13 @@ Inputs are a text, token numbers, or rows of values in the units of the run's da
 trusted: put a proxy before it for names, passwords and encryption.
 """
 
+import contextlib
 import json
 import signal
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,6 +29,8 @@ from selssm_jax.serving.batcher import Batcher, Failed, Full, UnknownSession
 from selssm_jax.serving.pool import SessionPool
 
 LARGEST = 1 << 20  # bytes of a request
+LONGEST = 20  # digits of a length
+PATIENCE = 60.0  # seconds that are waited at the end for requests that run
 TOP = 10  # tokens of an answer
 LATENCIES = 10_000  # of the last requests, whose quantiles are told
 PREDICT, SESSIONS = "/v1/predict", "/v1/sessions"
@@ -143,12 +147,20 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept
     timeout = 60  # seconds without a byte
     service: Service
+    server: "Server"
 
     def _serve(self) -> None:
+        with self.server.count_request():
+            self._answer()
+
+    do_GET = do_POST = do_DELETE = do_PUT = _serve
+
+    def _answer(self) -> None:
         try:
             status, value = self.service.answer(self.command, self.path, self._body())
         except Refused as refusal:
             status, value, self.close_connection = refusal.status, {"error": refusal.reason}, True
+        self.close_connection = self.close_connection or self.server.is_ending
         is_text = isinstance(value, str)
         content = (value if is_text else json.dumps(value, ensure_ascii=False)).encode()
         self.send_response(status)
@@ -159,13 +171,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_DELETE = do_PUT = _serve
-
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not length.isascii() or not length.isdigit():
+        if "Transfer-Encoding" in self.headers:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "give a Content-Length")
-        if int(length) > LARGEST:
+        if not length.isascii() or not length.isdigit():
+            raise Refused(HTTPStatus.BAD_REQUEST, "Content-Length is no whole number: give how many bytes follow")
+        if len(length) > LONGEST or int(length) > LARGEST:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {LARGEST} bytes")
         return self.rfile.read(int(length))
 
@@ -182,7 +194,29 @@ class Server(ThreadingHTTPServer):
     def __init__(self, service: Service, host: str, port: int) -> None:
         handler = type("Handler", (_Handler,), {"service": service})
         super().__init__((host, port), handler)
-        self.service = service
+        self.service, self.is_ending = service, False
+        self._running = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def count_request(self) -> Iterator[None]:
+        """Counts a request among those that run, until its answer is sent."""
+        with self._changed:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Refuses new connections, and waits until the requests that run are answered; idle connections are left."""
+        self.is_ending = True
+        self.server_close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, PATIENCE)
+        self.service.close()
 
     def serve_until_signal(self) -> None:
         """Serves until SIGTERM or SIGINT, then answers what waits."""
@@ -193,8 +227,7 @@ class Server(ThreadingHTTPServer):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         self.serve_forever()
-        self.service.close()
-        self.server_close()
+        self.finish()
 
 
 def _parse(body: bytes) -> tuple[Any, int | None]:

@@ -4,15 +4,18 @@ import contextlib
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
+from selssm_jax.config import Data
 from selssm_jax.predict import load
 from selssm_jax.serving.batcher import Batcher, Full, UnknownSession
 from selssm_jax.serving.pool import SessionPool
@@ -95,6 +98,22 @@ def test_forecasts_go_on_from_their_window(trained):
     service.close()
 
 
+def test_a_session_of_a_forecast_has_the_scale_of_its_whole_window(tmp_path, folder):
+    write_untrained(tmp_path / "run", Data(source="csv", file=str(folder / "waves.csv"), length=12, horizon=4))
+    model = load(tmp_path / "run")
+    rows = np.cumsum(np.random.default_rng(1).standard_normal((17, 2)), axis=0)  # of a level that moves
+    service = Service(model, capacity=1)
+    path = f"/v1/sessions/{service.answer('POST', '/v1/sessions', b'')[1]['session']}"
+    status, refusal = service.answer("POST", path, json.dumps({"inputs": rows[:8].tolist()}).encode())
+    assert status == 400 and "give 12 first" in refusal["error"]
+    expected, state = model.read(rows[:12])
+    _, begun = service.answer("POST", path, json.dumps({"inputs": rows[:12].tolist()}).encode())
+    np.testing.assert_allclose(begun["values"], expected.values, rtol=1e-4, atol=1e-5)
+    _, on = service.answer("POST", path, json.dumps({"inputs": rows[12:].tolist()}).encode())
+    np.testing.assert_allclose(on["values"], model.read(rows[12:], state)[0].values, rtol=1e-4, atol=1e-5)
+    service.close()
+
+
 def test_samples_of_a_signal_are_read_as_they_come_and_nothing_is_filled_up(trained):
     samples, service = np.sin(np.arange(40) / 2)[:, None], Service(trained["npz"], capacity=1)
     name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
@@ -133,6 +152,12 @@ def test_what_is_malformed_is_answered_and_the_server_goes_on(server, method, pa
         found, answer = 413, {"error": ""}
     assert found == status and "error" in answer
     assert ask(server, "GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(("length", "status"), [("9" * 5000, 413), ("-5", 400), ("", 400), ("ten", 400), ("\xb2", 400)])
+def test_a_length_that_is_none_is_answered(server, length, status):
+    found, answer = ask(server, "POST", "/v1/predict", **{"Content-Length": length})
+    assert found == status and "error" in answer
 
 
 def test_limits_are_kept(trained):
@@ -189,3 +214,39 @@ def test_a_signal_ends_the_command_when_all_is_answered(folder):
             assert connection.getresponse().status == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+class SlowService:
+    """Answers when it is told to."""
+
+    def __init__(self):
+        self.asked, self.told = threading.Event(), threading.Event()
+
+    def answer(self, *_):
+        self.asked.set()
+        assert self.told.wait(30)
+        return 200, {"late": True}
+
+    def close(self):
+        """Has nothing that waits."""
+
+
+def test_what_runs_at_the_end_is_answered_and_nothing_new_is_taken():
+    service = SlowService()
+    server = Server(service, "127.0.0.1", 0)
+    serving = threading.Thread(target=lambda: (server.serve_forever(0.01), server.finish()))
+    serving.start()
+    address = server.server_address
+    with socket.create_connection(address), ThreadPoolExecutor(1) as threads:  # one that asks nothing is open, too
+        answer = threads.submit(ask, server, "POST", "/v1/predict", {"inputs": "a"})
+        assert service.asked.wait(30)
+        server.shutdown()
+        while server.socket.fileno() >= 0:  # until it is closed
+            time.sleep(0.01)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        assert not answer.done()
+        service.told.set()
+        assert answer.result(30) == (200, {"late": True})
+        serving.join(30)
+        assert not serving.is_alive()
