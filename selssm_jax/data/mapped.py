@@ -9,7 +9,6 @@ import math
 import mmap
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ HELD = 1 << 25  # bytes of a file that may stay in memory
 PAGE = 1 << 12  # bytes that are read for one number at least
 BLOCK = 1 << 20  # numbers that are read at a time
 FORMAT = 1  # of what a folder holds
+ABOUT = "about.json"  # what a folder says of itself
 
 Rows = slice | np.ndarray
 
@@ -189,13 +189,27 @@ def blocks(values: Any) -> Iterator[np.ndarray]:
         yield values[first : first + size]
 
 
+def _publish(fresh: pathlib.Path, folder: pathlib.Path) -> None:
+    """Moves a full folder into place, unless other workers have filled that one meanwhile. Nothing is ever removed that
+    another may be reading.
+    """
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        if not (folder / ABOUT).is_file():  # left half done
+            for path in sorted(fresh.iterdir(), key=lambda path: path.name == ABOUT):  # what says that it is whole last
+                os.replace(path, folder / path.name)
+
+
 def keep(folder: pathlib.Path, make: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:
     """Returns what `folder` says of itself, a JSON value, after `make` has filled it, if it was not there yet: whole,
     or not at all.
 
     Raises InputError where the cache cannot be written.
     """
-    about = folder / "about.json"
+    about = folder / ABOUT
     try:
         if not about.is_file():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -203,9 +217,7 @@ def keep(folder: pathlib.Path, make: Callable[[pathlib.Path], dict[str, Any]]) -
                 fresh = pathlib.Path(place) / "fresh"
                 fresh.mkdir()
                 (fresh / about.name).write_text(json.dumps(make(fresh)))
-                if folder.exists():
-                    shutil.rmtree(folder)
-                os.rename(fresh, folder)
+                _publish(fresh, folder)
         return dict(json.loads(about.read_text()))
     except OSError as error:
         raise InputError(

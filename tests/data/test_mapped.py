@@ -1,6 +1,8 @@
 """Tables in files of the cache: whatever is read of them is what is read of a table in memory, bit for bit."""
 
 import dataclasses
+import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -75,6 +77,27 @@ def test_a_table_that_is_refused_leaves_nothing_in_the_cache(tmp_path, monkeypat
     with pytest.raises(InputError, match=r"line 302 column 4 holds 'word'"):
         data.load(dataclasses.replace(config, gaps="ignore"))
     assert list((tmp_path / "cache" / "tables").iterdir()) == []
+
+
+@pytest.mark.parametrize("left", ["nothing", "half a folder"])
+def test_workers_that_fill_one_folder_together_all_get_it(tmp_path, left):
+    folder, together = tmp_path / "tables" / "content", threading.Barrier(4)
+    if left != "nothing":
+        folder.mkdir(parents=True)
+        (folder / "values").write_text("cut o")
+
+    def make(place):
+        (place / "values").write_text("whole")
+        together.wait(20)  # all have found it missing
+        return {"format": mapped.FORMAT}
+
+    def work():
+        return mapped.keep(folder, make), (folder / "values").read_text()
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        answers = [future.result() for future in [pool.submit(work) for _ in range(4)]]
+    assert answers == [({"format": mapped.FORMAT}, "whole")] * 4
+    assert [path.name for path in folder.parent.iterdir()] == ["content"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 37, 1000, 4097])
