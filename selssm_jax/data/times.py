@@ -1,5 +1,6 @@
 """The times of a table's rows: read from the forms that people write, and checked for order, gaps and doubled rows."""
 
+import datetime
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,11 +15,15 @@ _MONTHS = {
 }
 _MONTH = re.compile(r"(?<![a-z])(" + "|".join(_MONTHS) + r")[a-z]*\.?")
 _WEEKDAY = re.compile(r"(?<![a-z])(mon|tue|wed|thu|fri|sat|sun)[a-z]*,?")
-_ZONE = re.compile(r"(?<=\d)\s*(?:z|utc|gmt|([+-])(\d\d):?(\d\d))$")
+_ZONE = re.compile(r"(?<=[\dm.])\s*(?:z|utc|gmt|(?:utc|gmt)?([+-])(\d\d)(?::?(\d\d))?)$")
+_CLOCK_LAST = re.compile(r"(:\d\d?([.,]\d+)?|\dt\d{2,6})\s*([ap]\.?m\.?)?$")
+_WEEK = re.compile(r"(\d{4})-?w(\d\d)(?:-?([1-7]))?")
+_QUARTER = re.compile(r"(?P<year>\d{4})[\s/-]*q(?P<quarter>[1-4])|q(?P<first>[1-4])[\s/-]*(?P<last>\d{4})")
 _ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ t](\d\d):(\d\d)(?::(\d\d))?)?")
 _COMPACT = re.compile(r"^(\d{4})(\d\d)(\d\d)(?:[t ]?(\d\d)(\d\d)(\d\d)?)?$")
 _NOON = re.compile(r"\s*([ap])\.?m\.?$")
 ORDERS = {"ymd": (0, 1, 2), "dmy": (2, 1, 0), "mdy": (2, 0, 1)}  # places of year, month and day
+TWO_DIGITS = 69  # the first year of two digits that is 19xx, as POSIX has it
 _FIELDS = 8  # three of the date, hour, minute, second, microsecond, and minutes of the zone
 _WORDS = {
     "date",
@@ -74,23 +79,28 @@ def fields(cell: str) -> tuple[int, ...] | None:
     text = cell.strip().lower()
     if common := _ISO.fullmatch(text):
         return (*map(int, common.groups("0")), 0, 0)
+    if (day := _first_day(text)) is not None:
+        return (day.year, day.month, day.day, 0, 0, 0, 0, 0)
+    text, zone = _cut_zone(text)
     text, noon = _cut(text, _NOON)
-    text, zone = _cut(text, _ZONE)
     compact = _COMPACT.match(text)
     text = _MONTH.sub(lambda month: _MONTHS[month[1]], _WEEKDAY.sub("", text))
     numbers = list(compact.groups("0")) if compact else re.findall(r"\d+", text)
-    if not 2 <= len(numbers) <= 7 or re.search(r"[^\d\s./:,t_-]", text) or (len(numbers) == 2 and len(numbers[0]) != 4):
+    if not 2 <= len(numbers) <= 7 or re.search(r"[^\d\s./:,t_-]", text):
         return None
     date, clock = [*map(int, numbers[:3])], [*map(int, numbers[3:6])]
-    if len(date) == 2:
-        date.append(1)  # a month alone
+    if len(date) == 2:  # a month alone
+        month_first = 1 <= date[0] <= 12 and len(numbers[1]) == 4 and 1900 <= date[1] < 2100
+        if len(numbers[0]) != 4 and not month_first:
+            return None
+        date = [*(reversed(date) if month_first else date), 1]
     if max(date) > 9999:
         return None
     clock += [0] * (3 - len(clock))
     if noon:
         clock[0] = clock[0] % 12 + 12 * (noon[1] == "p")
     micro = int(numbers[6][:6].ljust(6, "0")) if len(numbers) == 7 else 0
-    shift = int(f"{zone[1]}1") * (60 * int(zone[2]) + int(zone[3])) if zone and zone[1] else 0
+    shift = int(f"{zone[1]}1") * (60 * int(zone[2]) + int(zone[3] or 0)) if zone and zone[1] else 0
     return (*date, *clock, micro, shift)
 
 
@@ -100,6 +110,27 @@ def days(cells: list[str]) -> bool:
     year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
     valid = (year >= 1900) & (year < 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
     return len(numbers) == len(cells) > 2 and bool(valid.all()) and _one_way(np.diff(numbers))
+
+
+def _first_day(text: str) -> datetime.date | None:
+    """The first day of a week, 2024-W05, or of a quarter, 2023Q1 or Q1 2023; None for other words."""
+    if quarter := _QUARTER.fullmatch(text):
+        year, number = int(quarter["year"] or quarter["last"]), int(quarter["quarter"] or quarter["first"])
+        return datetime.date(year, 3 * number - 2, 1) if year else None
+    if week := _WEEK.fullmatch(text):
+        try:
+            return datetime.date.fromisocalendar(int(week[1]), int(week[2]), int(week[3] or 1))
+        except ValueError:  # the 53rd week of a year of 52
+            return None
+    return None
+
+
+def _cut_zone(text: str) -> tuple[str, re.Match[str] | None]:
+    """Cuts a zone off: one of hours only, or with a minus, only behind a time of day, as -2024 may be a year."""
+    before, zone = _cut(text, _ZONE)
+    if zone and (zone[1] == "-" or (zone[1] and not zone[3])) and not _CLOCK_LAST.search(before):
+        return text, None
+    return before, zone
 
 
 def _cut(text: str, pattern: re.Pattern[str]) -> tuple[str, re.Match[str] | None]:
@@ -174,7 +205,7 @@ class _Column:
 def _in_order(parts: np.ndarray, order: tuple[int, int, int]) -> np.ndarray | None:
     year, month, day = (parts[:, place] for place in order)
     clock = parts[:, 3:]
-    year = np.where(year < 100, 2000 + year, year)
+    year = np.where(year < 100, year + np.where(year < TWO_DIGITS, 2000, 1900), year)
     within = (
         (1, 12, month),
         (1, 31, day),
@@ -246,18 +277,26 @@ def continue_times(times: np.ndarray, count: int, unit: str) -> np.ndarray:
     day = last.astype("datetime64[us]").astype("datetime64[D]")
     clock = last - day.astype("datetime64[us]").astype(np.int64)
     if in_months:
-        days = _add_months(day, ahead * _months_apart(times)[-1], is_last=_are_last(times))
+        months = day.astype("datetime64[M]") + (ahead * _months_apart(times)[-1]).astype("timedelta64[M]")
+        days = _in_each_month(months, _day_of_month(times))
     else:
         days = np.busday_offset(day, ahead)
     return days.astype("datetime64[us]").astype(np.int64) + clock
 
 
-def _add_months(day: np.datetime64, months: np.ndarray, *, is_last: bool) -> np.ndarray:
-    """The same day of later months, or their last one."""
-    month = day.astype("datetime64[M]")
-    first = month + months.astype("timedelta64[M]")
-    end = (first + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
-    return end if is_last else np.minimum(first.astype("datetime64[D]") + (day - month.astype("datetime64[D]")), end)
+def _in_each_month(months: np.ndarray, day: np.timedelta64) -> np.ndarray:
+    """That day of months, counted from 0, or their last one where they are shorter."""
+    ends = (months + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
+    return np.minimum(months.astype("datetime64[D]") + day, ends)
+
+
+def _day_of_month(times: np.ndarray) -> np.timedelta64:
+    """The day of the month, from 0, that all times are on: the largest, as shorter months end before it; the 31st where
+    all are on the last.
+    """
+    days = _days(times)
+    largest = (days - days.astype("datetime64[M]").astype("datetime64[D]")).max()
+    return np.timedelta64(30, "D") if _are_last(times) else np.timedelta64(largest, "D")
 
 
 def _in_calendar(times: np.ndarray) -> bool:
@@ -274,10 +313,9 @@ def _in_months(times: np.ndarray) -> bool:
 
 
 def _are_alike(times: np.ndarray) -> bool:
-    """Whether all are on one day of their months, or on the last."""
+    """Whether all are on one day of their months, or on the last where it is earlier."""
     days = _days(times)
-    place = days - days.astype("datetime64[M]").astype("datetime64[D]")
-    return bool((place == place[0]).all()) or _are_last(times)
+    return bool((days == _in_each_month(days.astype("datetime64[M]"), _day_of_month(times))).all())
 
 
 def _months_apart(times: np.ndarray) -> np.ndarray:
@@ -333,9 +371,7 @@ def _calendar_grid(stamps: np.ndarray) -> Grid | None:
         places = (months - months[0]).astype(np.int64)
         places //= max(int(np.gcd.reduce(np.diff(places))), 1)
         every = months[0] + np.arange(places[-1] + 1) * ((months[-1] - months[0]) // max(places[-1], 1))
-        first = (days - months.astype("datetime64[D]")).max()
-        ends = (every + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
-        whole = np.minimum(every.astype("datetime64[D]") + first, ends)
+        whole = _in_each_month(every, _day_of_month(stamps))
     elif _lower_median(steps) == 1 and steps.sum() > 6 and np.is_busday(days).all():
         places = np.busday_count(days[0], days)
         whole = np.busday_offset(days[0], np.arange(places[-1] + 1))
