@@ -15,8 +15,11 @@ Gibbs and Candes 2021; Angelopoulos, Candes and Tibshirani 2023). Over n windows
 
 import contextlib
 import math
+import os
 import pathlib
 import warnings
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -109,26 +112,41 @@ def find(run: Run) -> Intervals:
 
 def calibrate(run: Run) -> Intervals:
     """Returns the intervals of a run, and keeps them in its folder. Raises InputError where its validation split has
-    too few windows, and where it was opened with another file than its own.
+    too few windows, or a channel too few values in them, where it was trained on that split, and where it was opened
+    with another file than its own.
     """
     if not run.is_own:
         raise InputError("intervals are calibrated on the data that a run was trained on: open it without another file")
+    if run.experiment.data.train_on != "train":
+        raise InputError(
+            f"intervals are calibrated on validation windows, on which data.train_on={run.experiment.data.train_on!r} "
+            "trained, so that errors are smaller there than they will be: train on 'train'"
+        )
     windows = run.dataset.sizes.get("validation", 0)
     if windows < FEWEST:
         raise InputError(
-            f"the validation split has {windows} windows, intervals need at least {FEWEST}: give more rows"
+            f"the validation split has {windows} windows, intervals need at least {FEWEST}: give more rows, or a "
+            "shorter data.horizon"
         )
     task = run.dataset.task
     every = math.ceil(windows * task.horizon * task.channels / MOST)
     scores = np.concatenate([score for score, _ in _scores(run, "validation", every)])
     scores.sort(axis=0)
-    count = np.maximum((~np.isnan(scores)).sum(axis=0, keepdims=True), 1)  # those that are missing stand last
+    count = (~np.isnan(scores)).sum(axis=0, keepdims=True)  # those that are missing stand last
+    if count.min() < FEWEST:
+        channel = int(count.min(axis=(0, 1)).argmin())
+        raise InputError(
+            f"channel {channel + 1} has {count.min()} values at some step of the horizon in the validation split, "
+            f"intervals need at least {FEWEST}: give more rows, or leave it out by data.ignore"
+        )
     places = {level: np.minimum(np.ceil(level * (count + 1)).astype(int), count) - 1 for level in LEVELS}
     widths = {level: np.take_along_axis(scores, place, axis=0)[0] for level, place in places.items()}
     intervals = Intervals(run.step, widths)
     arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
     with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
-        np.savez(run.workdir / FILE, step=run.step, **arrays)
+        fresh = run.workdir / f".{os.getpid()}.{FILE}"  # whole or not at all: others may read it
+        np.savez(fresh, step=run.step, **arrays)
+        fresh.replace(run.workdir / FILE)
     return intervals
 
 
@@ -136,10 +154,10 @@ def recall(folder: str | pathlib.Path, step: int) -> Intervals | None:
     """Returns the intervals that were kept in a run's folder; None where there are none of these parameters."""
     path = pathlib.Path(folder) / FILE
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             widths = {level: arrays[str(level)] for level in LEVELS}
             return Intervals(step, widths) if int(arrays["step"]) == step else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # damaged: they are made again
         return None
 
 

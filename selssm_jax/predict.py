@@ -209,6 +209,10 @@ class TrainedModel:
         by how often those of the last `FOLLOWED` windows of the same rows were missed (`intervals.Follower`).
         first_row, moments: as in `predict`.
         """
+        shape = rows.shape if hasattr(rows, "shape") else np.shape(rows)
+        if len(shape) not in (1, 2):
+            raise ValueError(f"rows have shape {shape}, expected (T, columns) of one series: follow one at a time")
+        rows = np.asarray(rows)[:, None] if len(shape) == 1 else rows
         forecast: Forecast = self.predict(rows, first_row=first_row, moments=moments)
         if not forecast.intervals:
             return forecast
@@ -386,9 +390,18 @@ class TrainedModel:
             begins = {} if reset is None else {"reset": reset}
             valid = np.ones(tokens.shape, bool) if reset is None else np.cumsum(reset, axis=1) > 0
             return Ready({"inputs": tokens, "valid": valid, **begins}, single)
-        if not self._kind.forecasts:
-            return self._clips(inputs, exact=exact or continued)
-        return self._rows(inputs, first_row, moments, continued=continued)
+        ready = (
+            self._rows(inputs, first_row, moments, continued=continued)
+            if self._kind.forecasts
+            else self._clips(inputs, exact=exact or continued)
+        )
+        steps, stride = ready.batch["inputs"].shape[1], self._kind.stride(self.model.config)
+        if continued and steps % stride:  # a frame that is not whole would be filled up with zeros
+            raise ValueError(
+                f"inputs that go on from a state have {steps} steps, but the run reads {stride} at a time "
+                f"(model.stride): give read a multiple of {stride} steps"
+            )
+        return ready
 
     def _rows(self, inputs: Any, first_row: int | None, moments: Any, *, continued: bool) -> "Ready":
         values, single = self._values(inputs)

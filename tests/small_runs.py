@@ -60,9 +60,9 @@ def report_on(workdir, **options) -> Analysis:
     return analysis
 
 
-def write_untrained(workdir, config):
+def write_untrained(workdir, config, **options):
     """Writes the workdir of a run on some data whose parameters are as drawn, "best" at step 3."""
-    small, dataset, _, params = built(config)
+    small, dataset, _, params = built(config, **options)
     run = Workdir(str(workdir), small)
     run.describe(dataset.metadata())
     run.save_best(3, params, {})

@@ -1,5 +1,7 @@
 """Intervals of forecasts: of conformal quantiles, they cover what is exchangeable, and go with a run."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,8 +74,11 @@ def test_they_go_with_the_run_and_into_its_predictions(untrained, files):
 def test_a_damaged_file_is_made_again(untrained):
     folder = untrained("csv", length=8, horizon=2)
     load_calibrated(folder)
-    (folder / intervals.FILE).write_bytes(b"PK")
-    assert recall(folder, 3) is None and load_calibrated(folder).predict(np.ones((8, 2))).intervals
+    whole = (folder / intervals.FILE).read_bytes()
+    for damaged in (b"PK", b"", whole[:300], whole[:-30]):
+        (folder / intervals.FILE).write_bytes(damaged)
+        assert recall(folder, 3) is None
+    assert load_calibrated(folder).predict(np.ones((8, 2))).intervals
 
 
 def test_too_few_windows_are_refused_and_predictions_go_without(untrained, capsys):
@@ -133,3 +138,25 @@ def test_a_forecast_of_a_table_follows_its_earlier_windows(untrained):
             }
         )
     np.testing.assert_allclose(width / before, np.broadcast_to(follower.factors[0.8], (2, 2)), rtol=1e-4)
+
+
+def test_validation_that_was_trained_on_calibrates_nothing(untrained):
+    run = open_run(untrained("csv", length=8, horizon=2))
+    data = dataclasses.replace(run.experiment.data, train_on="train+validation")
+    with pytest.raises(InputError, match=r"data.train_on='train\+validation'"):
+        calibrate(dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data)))
+
+
+def test_a_channel_of_few_values_calibrates_nothing(untrained, monkeypatch):
+    run = open_run(untrained("csv", length=8, horizon=2))
+    every = intervals._scores(run, "validation", 1)
+    gaps = [(np.where(np.arange(2) == 1, np.nan, scores), scale) for scores, scale in every]
+    monkeypatch.setattr(intervals, "_scores", lambda run, split, every: iter(gaps))
+    with pytest.raises(InputError, match="channel 2 has 0 values"):
+        calibrate(run)
+
+
+def test_series_are_followed_one_at_a_time(untrained):
+    trained = load_calibrated(untrained("csv", length=8, horizon=2))
+    with pytest.raises(ValueError, match="follow one at a time"):
+        trained.follow(np.zeros((2, 30, 2)))

@@ -1,5 +1,6 @@
 """What a trained run answers is what its model says, in the user's units: whole, step by step, and from files."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ from scipy.io import wavfile
 
 import runs
 import selssm_jax
+import small_runs
 from selssm_jax import data
 from selssm_jax.config import Data
 from selssm_jax.data import times
@@ -422,3 +424,19 @@ def test_a_table_with_gaps_and_a_comma_in_its_header_is_refused_by_name_or_read_
     write_untrained(tmp_path / "run", Data(**(vars(config) | {"gaps": "fill", "missing": "mask"})))
     header, first, *_ = predict_files(load(tmp_path / "run"), [str(tmp_path / "t.csv")])
     assert header == 'time,"load, in kW"' and first.split(",")[0] == "2024-01-11 00:00"
+
+
+def test_a_run_that_reads_frames_goes_on_by_whole_frames(files, tmp_path):
+    """Zeros would fill up the rest of a frame, and the forecast would be of them."""
+    data = dataclasses.replace(files["csv"], length=8, horizon=2)
+    small_runs.write_untrained(tmp_path / "run", data, frame=4, stride=4)
+    trained = load(tmp_path / "run")
+    rows = np.random.default_rng(0).standard_normal((16, 2))
+    _, state = trained.read(rows[:8])
+    with pytest.raises(ValueError, match="the run reads 4 at a time"):
+        trained.step(rows[8], state)
+    with pytest.raises(ValueError, match="have 6 steps"):
+        trained.read(rows[8:14], state)
+    at_once, _ = trained.read(rows[8:], state)
+    _, between = trained.read(rows[8:12], state)
+    np.testing.assert_allclose(trained.read(rows[12:], between)[0].values, at_once.values, rtol=1e-5, atol=1e-5)

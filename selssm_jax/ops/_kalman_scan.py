@@ -172,11 +172,11 @@ def _nats(square: Array, steps: _Steps, P: Array, prior: Array) -> tuple[Array, 
     bad = ~(jnp.isfinite(square + steps.q + P + prior) & (steps.r > 0))
     square, q, r, P, prior = (jnp.where(bad, 1, value) for value in (square, steps.q, steps.r, P, prior))
     gained = jnp.log1p((square * P + q) / r) / 2
-    known = jnp.where(prior <= P, 0, (prior - P) / jnp.where(P > 0, P, 1))
-    known = jnp.where((P <= 0) & (prior > 0), jnp.inf, known)
+    known = jnp.where(prior < P, 0, (prior - P) / jnp.where(P > 0, P, 1))  # less by rounding alone
     carried = square * prior
     share = jnp.where(carried > 0, q / jnp.where(carried > 0, carried + q, 1), 1)
-    return poison(gained, bad), poison(jnp.log1p(multiply_state(share, known)) / 2, bad)
+    known = jnp.where((P <= 0) & (prior > 0) & (share > 0), jnp.inf, known)
+    return poison(gained, bad), poison(jnp.log1p(share * known) / 2, bad)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -199,7 +199,7 @@ def _scan_backward(method: str, saved: tuple[Array, ...], cotangents: tuple[Arra
     before, P_before = _previous(m, m0), _previous(P, P0)
     _, gain, keep = _gains(_Steps(a, q, r, z), P, P0)
     mu, dm0 = adjoint(a * keep, dm, jnp.zeros_like(m0), method=method)
-    d_gain = multiply_cotangent(jnp.where(gain == 0, 0, z) - multiply_state(a, before), mu)
+    d_gain = multiply_cotangent(_read(r, z) - multiply_state(a, before), mu)
     lead = multiply_cotangent(keep**2 / r, d_gain)
     square = jnp.square(a)
     into = multiply_cotangent(square, lead)
@@ -224,6 +224,11 @@ def _gain(predicted: Array, r: Array) -> tuple[Array, Array]:
     return predicted / (predicted + r), 1 / (1 + predicted / r)
 
 
+def _read(r: Array, z: Array) -> Array:
+    """The readings, 0 where there is none."""
+    return jnp.where(jnp.isinf(r), 0, z)
+
+
 @jax.jit
 def _run_steps(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> tuple[Array, Array]:
     """Replaces z by m and q by P in two buffers; a step is written when the next is about to be read (see
@@ -234,7 +239,7 @@ def _run_steps(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array) -> 
         now, factor, wide = at(r, t, a.dtype), at(a, t, a.dtype), a.dtype
         predicted = multiply_state(factor * factor, P) + at(variances, t, wide)
         gain, keep = _gain(predicted, now)
-        return multiply_state(factor * keep, m) + multiply_state(gain, at(means, t, wide)), keep * predicted
+        return multiply_state(factor * keep, m) + gain * _read(now, at(means, t, wide)), keep * predicted
 
     def body(t: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         m, P, means, variances = carry
@@ -251,7 +256,7 @@ def _compose_steps(a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Array)
     maps = lax.associative_scan(_compose, _maps(_Steps(a, q, r, z)), axis=2)
     P = _apply(maps, P0[:, None])
     _, gain, keep = _gains(_Steps(a, q, r, z), P, P0)
-    m, _ = scan_shard(a * keep, multiply_state(gain, z), m0, method="associative")
+    m, _ = scan_shard(a * keep, gain * _read(r, z), m0, method="associative")
     return m, P
 
 

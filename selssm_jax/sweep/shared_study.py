@@ -104,8 +104,9 @@ class SharedStudy:
             taken = [
                 trial.params for trial in self.study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING))
             ]
-            number = next((number for number, point in enumerate(self.points) if point not in taken), None)
-            lock = None if number is None else try_hold(self._lock_of(number))
+            free = (number for number, point in enumerate(self.points) if point not in taken)
+            locks = ((number, try_hold(self._lock_of(number))) for number in free)
+            number, lock = next(((number, lock) for number, lock in locks if lock is not None), (None, None))
             if number is None or lock is None:
                 return None
             with contextlib.ExitStack() as undone:

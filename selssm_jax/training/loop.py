@@ -494,7 +494,10 @@ class Run:
         return next((scores for validated, scores in _validations(self.log.history) if validated == step), None)
 
     def _improves(self, new: dict[str, float], old: dict[str, float]) -> bool:
-        metric = kind_of(self.dataset.task).primary
+        """By the metric of the task; of equals, such as shares of few examples, by the loss."""
+        kind = kind_of(self.dataset.task)
+        equal = new[kind.primary] == old[kind.primary] and kind.loss in new and kind.loss in old
+        metric = kind.loss if equal else kind.primary
         return is_better(metric, new[metric], old[metric])
 
     def _rank_validations(self, history: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:

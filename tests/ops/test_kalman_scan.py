@@ -174,6 +174,25 @@ def test_a_reading_of_infinite_variance_is_none_whatever_it_says(method):
     assert np.isfinite(gradient).all()
 
 
+@METHODS
+def test_what_is_known_exactly_has_the_gradients_of_what_nearly_is(method):
+    """At P- = 0 the gain is 0, but a variance that grows would open it; only r = inf shuts a reading out."""
+    one = jnp.ones((1, 1, 1))
+
+    def run(q, of):
+        return getattr(
+            kalman_scan(
+                one, q, 0.5 * one, 2 * one, P0=0.4 * one[0] * (of == "forgotten"), prior0=0.9 * one[0], method=method
+            ),
+            of,
+        ).sum()
+
+    for of in ("m", "gained", "forgotten"):
+        slope = jax.jit(jax.grad(run), static_argnums=1)
+        np.testing.assert_allclose(slope(0 * one, of), slope(1e-6 * one, of), rtol=1e-4)
+        assert slope(0 * one, of) > 0.5
+
+
 def test_what_leaves_the_range_is_run_step_by_step():
     """Products of maps would be 0 or inf where single steps are numbers."""
     a, q, r, z = draw((1, 40, 2), decades=(-1, 1))
