@@ -2,15 +2,17 @@
 go on.
 """
 
+import functools
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import runs
-from selssm_jax.config import Experiment
+from selssm_jax.config import Experiment, Task
 from selssm_jax.errors import InputError
 from selssm_jax.training import checkpoint, checksums, loop, parallel
 
@@ -190,3 +192,12 @@ def test_a_watch_sees_every_validation_and_what_it_raises_ends_the_run_that_goes
         loop.fit(recipe, str(tmp_path), watch=watch)
     assert loop.fit(recipe, str(tmp_path), watch=watch).finished
     assert seen == [[2], [2, 4], [2], [2, 4], [2, 4, 6]], "of what was lost after step 3 it is told again"
+
+
+def test_of_equal_scores_the_smaller_loss_is_better():
+    """Shares of few examples are often equal, and the first of them may be of a model that has hardly learned."""
+    run = types.SimpleNamespace(dataset=types.SimpleNamespace(task=Task("classification", channels=1, classes=2)))
+    early, late = {"accuracy": 1.0, "nats": 0.3}, {"accuracy": 1.0, "nats": 0.01}
+    improves = functools.partial(loop.Run._improves, run)
+    assert improves(late, early) and not improves(early, late) and not improves(early, early)
+    assert not improves({"accuracy": 0.9, "nats": 0.001}, early)
