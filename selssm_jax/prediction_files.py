@@ -180,7 +180,7 @@ def _find_windows(
             ahead = table.moments[last : last + horizon]  # as the table says, or as its times go on
             if not history.beside.future:
                 ahead = times.continue_times(table.moments[max(last - MOST_TIMES, start) : last], horizon, table.unit)
-            stamps = [times.format_time(float(moment), table.unit) for moment in ahead]
+            stamps = [times.format_time(float(moment), table.unit, table.offset) for moment in ahead]
             if history.beside.calendar:
                 moments = _as_dates(table, np.concatenate([table.moments[first:last], ahead]))
         yield _Window(label, series, first, values, moments, stamps)

@@ -71,6 +71,16 @@ def test_a_forecast_is_the_models_in_own_units_and_its_file_goes_on_in_time(fold
     )
 
 
+@pytest.mark.parametrize(("begin", "offset"), [("00:00+02:00", "+02:00"), ("01:00+03:00", "+00:00")])
+def test_the_times_of_a_forecast_have_the_offset_of_its_table(folder, trained, tmp_path, begin, offset):
+    head, *rows = (folder / "hours.csv").read_text().splitlines()
+    rows = [f"{row[:13]}:00+02:00{row[13:]}" for row in rows]
+    rows[0] = rows[0].replace("00:00+02:00", begin)  # the same time, in another offset or not
+    (tmp_path / "zoned.csv").write_text("\n".join([head, *rows]) + "\n")
+    line = list(predict_files(trained["hours"], [str(tmp_path / "zoned.csv")]))[1]
+    assert line.startswith({"+02:00": "2020-03-07 08:00+02:00,", "+00:00": "2020-03-07 06:00+00:00,"}[offset])
+
+
 def test_columns_are_found_by_name_and_others_refused(folder, trained, tmp_path):
     rows = (folder / "hours.csv").read_text().splitlines()
     swapped = tmp_path / "swapped.csv"

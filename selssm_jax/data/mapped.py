@@ -21,7 +21,7 @@ LARGE = 1 << 26  # bytes of a text from which its numbers are kept in a file
 HELD = 1 << 25  # bytes of a file that may stay in memory
 PAGE = 1 << 12  # bytes that are read for one number at least
 BLOCK = 1 << 20  # numbers that are read at a time
-FORMAT = 2  # of what a folder holds
+FORMAT = 3  # of what a folder holds
 ABOUT = "about.json"  # what a folder says of itself
 
 Rows = slice | np.ndarray

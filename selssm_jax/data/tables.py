@@ -44,7 +44,8 @@ class Table:
     """Values (rows, columns), the columns' names, whether the file gives them, what was noticed in reading, as words.
 
     `clock` is the time of the first row and the usual step, in microseconds, where times tell. `moments` are the times
-    of all rows, in microseconds where `unit` is "date", and `when` is the name of their column. `ends` are the rows
+    of all rows, in microseconds where `unit` is "date", and `when` is the name of their column. `offset` is that from
+    UTC, in minutes, with which dates are to be written, None without one. `ends` are the rows
     after the last of every series, `series` their names. Values that are missing are not-a-number.
     """
 
@@ -56,6 +57,7 @@ class Table:
     moments: mapped.Numbers | None = None
     unit: str = ""
     when: str = ""
+    offset: int | None = None
     ends: tuple[int, ...] = ()
     series: tuple[str, ...] = ()
 
@@ -122,7 +124,7 @@ class _Content(NamedTuple):
 
     Attributes:
       values: (rows, numbers). moments, unit: the times that words tell, as `_Words.order` has them.
-      series: the rows of each. decimal: the mark of decimals.
+      series: the rows of each. decimal: the mark of decimals. writing: how the times are written.
     """
 
     values: Any
@@ -130,6 +132,7 @@ class _Content(NamedTuple):
     unit: str
     series: list[row_order.Series]
     decimal: str
+    writing: times.Writing
 
 
 def _parse(
@@ -145,7 +148,8 @@ def _parse(
         values, words = _read(name, opener, layout, sink(), words, _Style(decimal, masked))
     series = words.series()
     moments, unit = words.order(name, series[0].rows) if (*layout.times, *layout.labels) else (None, "")
-    return _Content(values, moments, unit, series, decimal)
+    writing = words.dates.writing() if unit == "date" else times.Writing()
+    return _Content(values, moments, unit, series, decimal, writing)
 
 
 def _parse_into(folder: pathlib.Path, name: str, opener: Opener, layout: _Layout, masked: bool) -> dict[str, Any]:
@@ -170,6 +174,7 @@ def _parse_into(folder: pathlib.Path, name: str, opener: Opener, layout: _Layout
         "moments": kind,
         "unit": content.unit,
         "decimal": content.decimal,
+        "writing": content.writing,
         "series": [[part.name, part.size] for part in content.series] if layout.series >= 0 else [],
     }
 
@@ -186,7 +191,8 @@ def _recall(folder: pathlib.Path, layout: _Layout, make: Callable[[pathlib.Path]
         if (folder / SERIES).exists():
             rows = np.split(np.load(folder / SERIES), np.cumsum(counts)[:-1])
             series = [row_order.Series(label, part) for label, part in zip(labels, rows, strict=True)]
-    return _Content(values, moments, about["unit"], series, about["decimal"])
+    short, offsets = about["writing"]
+    return _Content(values, moments, about["unit"], series, about["decimal"], times.Writing(short, tuple(offsets)))
 
 
 class _Style(NamedTuple):
@@ -598,7 +604,7 @@ def _meaning(text: str) -> str | None:
 
 def _in_time(name: str, layout: _Layout, content: _Content, gaps: str, *, masked: bool) -> Table:
     """The table with its rows in order of time, series after series, less the columns that tell when or which row."""
-    values, moments, unit, series, decimal = content
+    values, moments, unit, series, decimal, writing = content
     notes = ["decimal commas"] if decimal == _COMMA else []
     names = [layout.names[column] for column in layout.numbers]
     left_out = [layout.names[column] for column in (*layout.times, *layout.labels)]
@@ -612,15 +618,23 @@ def _in_time(name: str, layout: _Layout, content: _Content, gaps: str, *, masked
     _check_names(name, names, layout.named)
     if left_out:
         notes.append(f"left out {' and '.join(map(repr, left_out))} ({_UNITS[unit]})")
-    values, moments, ends = row_order.arrange(name, series, values, moments, unit, gaps, notes)
+    notes += _describe_times(left_out, unit, writing)
+    where = f"{name}, times in UTC" if writing.offsets else name
+    values, moments, ends = row_order.arrange(where, series, values, moments, unit, gaps, notes)
     if absent := sum(int(np.isnan(block).sum()) for block in mapped.blocks(values)) if masked else 0:
         notes.append(f"values missing, masked: {absent:,}")
     if len(series) > 1:
         notes.append(f"{len(series):,} series, told by {layout.names[layout.series]!r}")
     table = Table(values, tuple(names), layout.named, ends=ends, series=tuple(part.name for part in series))
     if moments is not None and unit != "label":
-        table = dataclasses.replace(table, moments=moments, unit=unit, when=left_out[0])
+        table = dataclasses.replace(table, moments=moments, unit=unit, when=left_out[0], offset=writing.offset)
     return dataclasses.replace(table, notes=tuple(notes), clock=row_order.clock(name, table.dates, ends, gaps))
+
+
+def _describe_times(left_out: list[str], unit: str, writing: times.Writing) -> list[str]:
+    """What is to be said of times: how they were read, or that they were not."""
+    unread = [label for label in left_out if unit == "label" and times.speaks_of_time(label)]
+    return writing.notes + [f"{label!r} is not read as times: order and gaps are not checked" for label in unread]
 
 
 _UNITS = {"date": "times", "time": "times", "label": "labels", "row": "row numbers"}

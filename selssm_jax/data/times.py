@@ -69,6 +69,7 @@ TOLERANCE = 0.5  # a step shorter than half the usual one, or longer than one an
 
 
 AT_ONCE = 1 << 20  # times that are looked at together
+SAID = 3  # offsets that a note names
 UNEVEN = 0.25  # of the usual step, by which one may miss a multiple of it where rows are put in
 
 
@@ -138,6 +139,31 @@ def _cut(text: str, pattern: re.Pattern[str]) -> tuple[str, re.Match[str] | None
     return (text[: match.start()], match) if match else (text, None)
 
 
+class Writing(NamedTuple):
+    """How times are written: whether any year has two digits, and the offsets from UTC, in minutes."""
+
+    is_short: bool = False
+    offsets: tuple[int, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the table should know."""
+        named = ", ".join(map(_name_offset, self.offsets[:SAID])) + (", ..." if len(self.offsets) > SAID else "")
+        return [
+            *(["years of two digits, read as 1969 to 2068"] if self.is_short else []),
+            *([f"times of offset {named} turned to UTC, as is their calendar"] if self.offsets else []),
+        ]
+
+    @property
+    def offset(self) -> int | None:
+        """The offset to print times with: that of all rows, or 0; None where the table has none but 0."""
+        return None if not self.offsets else self.offsets[0] if len(self.offsets) == 1 else 0
+
+
+def _name_offset(minutes: int) -> str:
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+
+
 class Dates:
     """Times of rows that come block by block, in every order of day, month and year in which all so far are dates.
 
@@ -153,6 +179,7 @@ class Dates:
         self._last = np.zeros((1, _FIELDS), np.int64)
         self._signs: set[int] = set()
         self._rows = 0
+        self._short, self._offsets = False, set[int]()
 
     def anew(self) -> "Dates":
         """Returns one of no rows that keeps its times in the same way."""
@@ -169,6 +196,8 @@ class Dates:
         steps = np.diff(np.concatenate([self._last, parts]) if self._rows else parts, axis=0)
         self._signs |= set(np.sign(steps[np.arange(len(steps)), (steps != 0).argmax(axis=1)]).tolist())
         self._last, self._rows = parts[-1:], self._rows + len(parts)
+        self._short |= bool((parts[:, :3] < 100).all(axis=1).any())
+        self._offsets |= set(np.unique(parts[:, 7]).tolist())
 
     def moments(self, rows: slice | np.ndarray = slice(None)) -> Any:
         """Returns the times; None where rows are no dates in any one order.
@@ -183,6 +212,10 @@ class Dates:
         )
         even = [times for times in rising if irregular(times[rows]) is None] if len(rising) > 1 else rising
         return next(iter(even or rising or columns), None)
+
+    def writing(self) -> Writing:
+        """Returns how the times of all rows are written."""
+        return Writing(self._short, tuple(sorted(self._offsets)) if any(self._offsets) else ())
 
     def one_way(self) -> int:
         """Returns 1 where the numbers as written rise from row to row, -1 where they fall, 0 for anything else."""
@@ -399,11 +432,15 @@ def calendar(moments: np.ndarray, features: tuple[str, ...]) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
-def format_time(time: float, unit: str) -> str:
-    """Returns a time as words: of microseconds a date, of anything else the number itself."""
+def format_time(time: float, unit: str, offset: int | None = None) -> str:
+    """Returns a time as words: of microseconds a date, with its offset from UTC in minutes where there is one; of
+    anything else the number itself.
+    """
     if unit != "date":
         return f"{time:.15g}"
-    return str(np.datetime64(int(time), "us").astype("datetime64[s]")).replace("T", " ").removesuffix(":00")
+    local = np.datetime64(int(time), "us") + np.timedelta64(offset or 0, "m")
+    words = str(local.astype("datetime64[s]")).replace("T", " ").removesuffix(":00")
+    return words if offset is None else words + _name_offset(offset)
 
 
 class Survey(NamedTuple):

@@ -28,6 +28,8 @@ def write(folder, form):
     elif form == "series":
         rows = [f"{row},{'y' if number % 2 else 'x'}" for number, row in enumerate(rows)]
         keys = {"series_id": "id", "targets": ("b",), "past_covariates": ("a",), "calendar": ("hour",)}
+    elif form == "offsets":
+        rows = [f"{row[8:10]}.{row[5:7]}.{row[2:4]} {row[11:13]}:00+02{row[13:]}" for row in rows]
     elif form == "period":
         keys = {"period": 24}
     elif form == "decimal commas":
@@ -40,7 +42,7 @@ def write(folder, form):
     return Data(source="csv", file=file, length=16, horizon=6, cache_dir=str(folder / "cache"), **keys)
 
 
-FORMS = ["plain", "newest first", "filled", "series", "period", "decimal commas", "files"]
+FORMS = ["plain", "newest first", "filled", "series", "period", "decimal commas", "files", "offsets"]
 
 
 @pytest.mark.parametrize("form", FORMS)

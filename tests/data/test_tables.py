@@ -289,6 +289,30 @@ def test_what_is_left_out_is_said():
     assert read("day,a\nday 1,1\nday 2,3\n").notes == ("left out 'day' (labels)",)
 
 
+def test_how_times_are_read_is_said():
+    short = read("date,a\n31.12.99,1\n01.01.00,3\n")
+    assert short.notes[-1] == "years of two digits, read as 1969 to 2068" and short.offset is None
+    assert times.format_time(short.clock[0], "date") == "1999-12-31 00:00"
+    summer = read("date,a\n2024-04-07T00:00+02:00,1\n2024-04-08T00:00+02:00,3\n")
+    assert summer.notes[-1] == "times of offset +02:00 turned to UTC, as is their calendar" and summer.offset == 120
+    assert times.format_time(summer.clock[0], "date", summer.offset) == "2024-04-07 00:00+02:00"
+    both = read(RIGHT["the hour that comes twice, with its zone"][0])
+    assert both.notes[-1] == "times of offset +01:00, +02:00 turned to UTC, as is their calendar"
+    assert times.format_time(both.clock[0], "date", both.offset) == "2020-10-25 00:00+00:00"
+    half = read("date,a\n2024-04-07 00:00-03:30,1\n2024-04-08 00:00-03:30,3\n")
+    assert times.format_time(half.clock[0], "date", half.offset) == "2024-04-07 00:00-03:30"
+    plain = read("date,a\n2024-04-07T00:00Z,1\n2024-04-08T00:00Z,3\n")
+    assert plain.notes == ("left out 'date' (times)",) and plain.offset is None
+    unread = read("date,a\nfirst of May,1\nsecond of May,3\n")
+    assert unread.notes[-1] == "'date' is not read as times: order and gaps are not checked"
+
+
+def test_a_time_in_utc_is_named_so():
+    rows = "".join(f"2024-04-07T0{hour}:00+02:00,1\n" for hour in (3, 4, 5, 9))
+    with pytest.raises(InputError, match=r"t\.csv, times in UTC: 2024-04-07 03:00 is followed by 2024-04-07 07:00"):
+        read("date,a\n" + rows)
+
+
 def test_a_mark_of_decimals_is_told_by_the_table_as_a_whole():
     rows = ["a;b", *(f"1.{i:03};{i},5" for i in range(100, 900))]  # the first block of rows could be read either way
     table = read("\n".join(rows))
