@@ -390,11 +390,16 @@ class TrainedModel:
             begins = {} if reset is None else {"reset": reset}
             valid = np.ones(tokens.shape, bool) if reset is None else np.cumsum(reset, axis=1) > 0
             return Ready({"inputs": tokens, "valid": valid, **begins}, single)
-        ready = (
-            self._rows(inputs, first_row, moments, continued=continued)
-            if self._kind.forecasts
-            else self._clips(inputs, exact=exact or continued)
-        )
+        with np.errstate(over="ignore"):  # it is refused below
+            ready = (
+                self._rows(inputs, first_row, moments, continued=continued)
+                if self._kind.forecasts
+                else self._clips(inputs, exact=exact or continued)
+            )
+        if not np.isfinite(ready.batch["inputs"]).all():
+            raise ValueError(
+                "inputs hold numbers too large for float32, as the model reads them: give the data's units"
+            )
         steps, stride = ready.batch["inputs"].shape[1], self._kind.stride(self.model.config)
         if continued and steps % stride:  # a frame that is not whole would be filled up with zeros
             raise ValueError(

@@ -222,12 +222,24 @@ def _read_lines(file: files.OwnFile, text: str, label: str) -> Iterator[Row]:
             raise InputError(f"{file.path}: line {number} is no JSON ({error}): write one object a line") from error
         if not isinstance(row, dict) or not isinstance(row.get(text), str if text == "text" else list):
             raise InputError(f'{file.path}: line {number} is no {{"{text}": ..., "{label}": ...}}: give {text!r}')
-        words = row[text] if text == "text" else [str(word) for word in row[text]]
+        words = row[text]
+        _check_types(f"{file.path}: line {number}", words, row.get(label))
         try:
             "".join(words).encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{file.path}: line {number} has half a character (\\u...): write it whole") from error
         yield Row(f"line {number}", words, None if row.get(label) == "" else row.get(label), row.get("split"))
+
+
+def _check_types(place: str, words: str | list[Any], label: Any) -> None:
+    """Raises InputError for a token that is no text, and a label that is none and no whole number."""
+    strange = [word for word in words if not isinstance(word, str)]
+    if strange:
+        raise InputError(f"{place} has the token {json.dumps(strange[0])}: write it as a text, in quotes")
+    labels = label if isinstance(label, list) and isinstance(words, list) else [] if label is None else [label]
+    strange = [name for name in labels if type(name) not in (str, int)]
+    if strange:
+        raise InputError(f"{place} has the label {json.dumps(strange[0])}: write a text, in quotes, or a whole number")
 
 
 def _read_table(file: files.OwnFile) -> Iterator[Row]:
@@ -240,6 +252,11 @@ def _read_table(file: files.OwnFile) -> Iterator[Row]:
                 raise InputError(
                     f"{file.path} has the columns {', '.join(names[:SHOWN])}, expected 'text' and 'label' in its first "
                     "line: name them so, or give JSON lines"
+                )
+            twice = [name for name in names if name and names.count(name) > 1]
+            if twice:
+                raise InputError(
+                    f"{file.path} names {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own"
                 )
             for number, cells in enumerate(csv.reader(stream, delimiter=mark), 2):
                 if cells and len(cells) != len(names):

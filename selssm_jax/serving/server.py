@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, value, self.close_connection = refusal.status, {"error": refusal.reason}, True
         self.close_connection = self.close_connection or self.server.is_ending
         is_text = isinstance(value, str)
-        content = (value if is_text else json.dumps(value, ensure_ascii=False)).encode()
+        content = (value if is_text else json.dumps(value, ensure_ascii=False, allow_nan=False)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4" if is_text else "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -255,13 +255,21 @@ def _parse(body: bytes) -> tuple[Any, int | None]:
 def _as_json(answer: Any) -> Any:
     match answer:
         case Forecast():
-            return {"channels": answer.channels, "values": answer.values.tolist()}
+            return {"channels": answer.channels, "values": _as_numbers(answer.values)}
         case Classes():
-            odds = dict(zip(answer.classes, answer.probabilities.tolist(), strict=True))
+            odds = dict(zip(answer.classes, _as_numbers(answer.probabilities), strict=True))
             return {"label": answer.label, "probabilities": odds}
         case Tags():
             return {"tokens": answer.tokens, "labels": answer.labels}
         case NextToken():
             best = np.argsort(-answer.probabilities)[:TOP]
-            return {"tokens": [[answer.vocabulary[index], float(answer.probabilities[index])] for index in best]}
-    return {"outputs": np.asarray(answer).tolist()}
+            names = [answer.vocabulary[index] for index in best]
+            return {"tokens": list(map(list, zip(names, _as_numbers(answer.probabilities[best]), strict=True)))}
+    return {"outputs": _as_numbers(answer)}
+
+
+def _as_numbers(values: Any) -> Any:
+    """Lists of numbers, null where one is not finite, which JSON has no word for."""
+    numbers = np.asarray(values).astype(object)
+    numbers[~np.isfinite(np.asarray(values))] = None
+    return numbers.tolist()

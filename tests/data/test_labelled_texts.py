@@ -109,6 +109,10 @@ def test_words_with_labels_are_read_from_columns_and_json_lines(folder):
             "row 2 is of the split 'later', expected one of train",
         ),
         ("a.csv", "text,label,split\n" + "x,1,train\ny,2,train\n", "the validation split of .* has no text"),
+        ("a.csv", "text,label,Text\nx,1,y\n", "names 2 columns 'text': give each a name of its own"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x", "label": true}\n', "line 2 has the label true: write"),
+        ("a.jsonl", '{"text": "x", "label": 1.0}\n', "line 1 has the label 1.0: write a text, in quotes, or a whole"),
+        ("a.jsonl", '{"text": "x", "label": ["x"]}\n', 'line 1 has the label \\["x"\\]: write'),
         ("a.jsonl", '{"text": "x"\n', "line 1 is no JSON"),
         ("a.jsonl", '{"txt": "x"}\n', "line 1 is no .*: give 'text'"),
         ("a.jsonl", '{"text": "\\ud800", "label": 0}\n', "line 1 has half a character"),
@@ -138,6 +142,13 @@ def test_labels_are_given_to_all_words(tmp_path):
     (tmp_path / "a.conll").write_text("the D\nstate\n")
     with pytest.raises(InputError, match="line 2 has no label"):
         labelled_texts.read(str(tmp_path / "a.conll"), tagged=True)
+    for tokens, labels, said in (
+        ('["a", null]', '["D", "N"]', "token null"),
+        ('["a", "b"]', '["D", 0.5]', "label 0.5"),
+    ):
+        (tmp_path / "a.jsonl").write_text(f'{{"tokens": {tokens}, "labels": {labels}}}\n')
+        with pytest.raises(InputError, match=f"line 1 has the {said}: write"):
+            labelled_texts.read(str(tmp_path / "a.jsonl"), tagged=True)
     (tmp_path / "a.jsonl").write_text('{"tokens": ["a", "b"], "labels": ["D"]}\n')
     with pytest.raises(InputError, match="line 1 has 1 labels for 2 tokens"):
         data.load(Data(source="tagged_text", file=str(tmp_path / "a.jsonl")))

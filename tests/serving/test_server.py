@@ -115,6 +115,17 @@ def test_a_session_of_a_forecast_has_the_scale_of_its_whole_window(tmp_path, fol
     service.close()
 
 
+def test_numbers_that_float32_lacks_are_refused_and_no_answer_is_one(trained):
+    rows, service = np.ones((16, 2)), Service(trained["csv"], capacity=1)
+    status, answer = service.answer("POST", "/v1/predict", json.dumps({"inputs": (rows * 1e300).tolist()}).encode())
+    assert status == 400 and "too large for float32" in answer["error"]
+    with pytest.raises(ValueError, match="too large for float32"):
+        trained["npz"].predict(np.full((40, 1), 1e300))
+    status, answer = service.answer("POST", "/v1/predict", json.dumps({"inputs": (rows * 1e37).tolist()}).encode())
+    assert status == 200 and "null" in json.dumps(answer, allow_nan=False)
+    service.close()
+
+
 def test_samples_of_a_signal_are_read_as_they_come_and_nothing_is_filled_up(trained):
     samples, service = np.sin(np.arange(40) / 2)[:, None], Service(trained["npz"], capacity=1)
     name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
