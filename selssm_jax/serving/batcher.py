@@ -141,11 +141,11 @@ class Batcher:
                     [request.session.is_fresh for request in requests],
                 )
             except Exception as error:  # of the program: every request is told, and the thread goes on
-                self._finish(requests)
+                self._finish(requests, read=False)
                 for request in requests:
                     request.answer.set_exception(Failed(f"the model failed ({first_line(error)})"))
                 continue
-            self._finish(requests)
+            self._finish(requests, read=True)
             for request, row in zip(requests, outputs, strict=True):
                 request.answer.set_result(row)
 
@@ -169,9 +169,10 @@ class Batcher:
             self._waiting.extendleft(reversed(later))
             return taken
 
-    def _finish(self, requests: list[_Request]) -> None:
+    def _finish(self, requests: list[_Request], *, read: bool) -> None:
+        """A session that has read nothing yet stays fresh: its slot still holds the memory of another."""
         with self._changed:
             self.counts["batches"] += 1
             for request in requests:
-                request.session.is_fresh = False
+                request.session.is_fresh &= not read
                 request.session.waiting -= 1

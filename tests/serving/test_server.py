@@ -197,6 +197,26 @@ def test_a_model_that_fails_is_no_mistake_of_the_request(trained, monkeypatch):
     service.close()
 
 
+def test_a_session_whose_first_request_failed_begins_empty(trained, monkeypatch):
+    """Its slot still holds the memory of the session before it."""
+    service = Service(trained["text"], capacity=1, idle=0.0)
+    _, value = service.answer("POST", "/v1/sessions", b"")
+    before = service.answer("POST", f"/v1/sessions/{value['session']}", json.dumps({"inputs": "a state"}).encode())
+    assert before[0] == 200
+    _, value = service.answer("POST", "/v1/sessions", b"")
+    name, advance = value["session"], service._pool.advance
+    monkeypatch.setattr(service._pool, "advance", lambda *given: 1 / 0)
+    assert service.answer("POST", f"/v1/sessions/{name}", json.dumps({"inputs": "the"}).encode())[0] == 500
+    monkeypatch.setattr(service._pool, "advance", advance)
+    _, found = service.answer("POST", f"/v1/sessions/{name}", json.dumps({"inputs": "the"}).encode())
+    service.close()
+    fresh = Service(trained["text"], capacity=1)
+    _, value = fresh.answer("POST", "/v1/sessions", b"")
+    _, expected = fresh.answer("POST", f"/v1/sessions/{value['session']}", json.dumps({"inputs": "the"}).encode())
+    fresh.close()
+    assert found == expected
+
+
 def test_who_is_idle_makes_room(trained):
     batcher = Batcher(SessionPool(trained["text"], 1), 1, idle=0.0)
     first = batcher.begin()
