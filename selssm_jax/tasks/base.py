@@ -261,6 +261,31 @@ class TokenKind(TaskKind):
         return jax.ShapeDtypeStruct((rows, steps), jnp.int32)
 
 
+class TokenStepKind(TokenKind):
+    """A kind of task that answers every token with logits, (B, T, answers)."""
+
+    loss = "nats"
+    every_step = True
+
+    def answer(
+        self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
+    ) -> tuple[Array, State]:
+        """Returns (logits, nothing); those of the embedding where there is no head."""
+        del series, state, valid, read
+        logits = ends.encoder.attend(x) if ends.head is None else ends.head(x)
+        return logits.astype(jnp.float32), {}
+
+    def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns nats and accuracy of every token."""
+        return categorical_errors(outputs, batch["targets"])
+
+    def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Returns answers drawn from the model's law."""
+        return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(
+            draws, 1 / np.sqrt(draws)
+        )
+
+
 def categorical_errors(logits: Array, targets: Array) -> dict[str, Array]:
     """Returns nats, -log p(target), and accuracy, of every row or step."""
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

@@ -13,7 +13,7 @@ from selssm_jax.config import Data, Model
 from selssm_jax.layers.output_heads import ClassHead
 from selssm_jax.layers.projection import Projection
 from selssm_jax.shapes import Batch
-from selssm_jax.tasks.base import Ends, State, TaskKind, TokenKind, categorical_errors
+from selssm_jax.tasks.base import Ends, State, TaskKind, TokenKind, TokenStepKind, categorical_errors
 
 
 class Classification(TaskKind):
@@ -47,11 +47,16 @@ class Classification(TaskKind):
 
     def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
         """Returns how often every class was taken for every class."""
-        return _count_confusions(config, outputs, batch)
+        truth, guess = (
+            jax.nn.one_hot(labels, config.task.classes) for labels in (batch["targets"], outputs.argmax(axis=-1))
+        )
+        return {"confusion": jnp.einsum("...,...i,...j->ij", jnp.asarray(batch["weights"]), truth, guess)}
 
     def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the names of classes and the table of confusions."""
-        return _name_confusions(total, about)
+        table = total["confusion"].round().astype(int)
+        names = [str(name) for name in about.get("classes") or range(len(table))]
+        return {"classes": names, "confusion": table.tolist()}
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
         """Returns its class and the model's answer."""
@@ -98,24 +103,12 @@ class TextClassification(TokenKind, Classification):
         return source.passage(f"The first text of the split: class {truth}, predicted {guess}.")
 
 
-class TokenClassification(TokenKind):
+class TokenClassification(TokenStepKind, Classification):
     """Logits (B, T, classes) of every token of (B, T)."""
 
-    loss = "nats"
-    primary = "accuracy"
-    every_step = True
-    in_parts = True
-
     def head(self, config: Model) -> nn.Module | None:
-        """Returns a linear map of the features of a step."""
+        """Returns a linear map of the features of a step, in float32."""
         return Projection(config.task.classes)
-
-    def answer(
-        self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
-    ) -> tuple[Array, State]:
-        """Returns (logits, nothing)."""
-        del series, state, valid, read
-        return ends.head(x.astype(jnp.float32)), {}
 
     def numbers(self, config: Model, steps: int) -> int:
         """Returns the number of logits."""
@@ -125,28 +118,10 @@ class TokenClassification(TokenKind):
         """Returns the numbers of the embeddings and of the readout."""
         return config.d_model * (config.task.vocab + config.task.classes)
 
-    def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Returns nats and accuracy of every token."""
-        return categorical_errors(outputs, batch["targets"])
-
-    def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Returns classes drawn from the model's law."""
-        return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(
-            draws, 1 / np.sqrt(draws)
-        )
-
     def unit(self, data: Data) -> str:
         """Returns that it is a token."""
         del data
         return "token"
-
-    def error_sums(self, config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Returns how often every class was taken for every class."""
-        return _count_confusions(config, outputs, batch)
-
-    def error_parts(self, total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the names of classes and the table of confusions."""
-        return _name_confusions(total, about)
 
     def title(self, batch: Batch, outputs: np.ndarray, about: Mapping[str, Any]) -> str:
         """Returns that it is a text."""
@@ -156,15 +131,3 @@ class TokenClassification(TokenKind):
     def example(self, source: Any) -> list[Any]:
         """Returns a text with the class that the model gives each token."""
         return source.answers(source.dataset.metadata()["classes"])
-
-
-def _count_confusions(config: Model, outputs: Array, batch: Batch) -> dict[str, Array]:
-    truth, guess = (
-        jax.nn.one_hot(labels, config.task.classes) for labels in (batch["targets"], outputs.argmax(axis=-1))
-    )
-    return {"confusion": jnp.einsum("...,...i,...j->ij", jnp.asarray(batch["weights"]), truth, guess)}
-
-
-def _name_confusions(total: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, Any]:
-    table = total["confusion"].round().astype(int)
-    return {"classes": [str(name) for name in about.get("classes") or range(len(table))], "confusion": table.tolist()}

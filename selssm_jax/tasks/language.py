@@ -4,26 +4,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import TEXTS, Data, Model
 from selssm_jax.layers.projection import Projection
 from selssm_jax.shapes import Batch
-from selssm_jax.tasks.base import Ends, State, TokenKind, categorical_errors
+from selssm_jax.tasks.base import TokenStepKind
 
 LARGEST_EXPONENT = 700.0  # whose exponential a float can hold
 
 
-class Language(TokenKind):
+class Language(TokenStepKind):
     """Next-token logits (B, T, V) of tokens (B, T)."""
 
-    loss = "nats"
     primary = "nats"
-    every_step = True
     writes = True
 
     def head(self, config: Model) -> nn.Module | None:
@@ -34,14 +30,6 @@ class Language(TokenKind):
             else Projection(config.task.vocab, use_bias=False, dtype=jnp.dtype(config.dtype))
         )
 
-    def answer(
-        self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
-    ) -> tuple[Array, State]:
-        """Returns (logits, nothing)."""
-        del series, state, valid, read
-        logits = ends.encoder.attend(x) if ends.head is None else ends.head(x)
-        return logits.astype(jnp.float32), {}
-
     def numbers(self, config: Model, steps: int) -> int:
         """Returns the number of logits."""
         return steps * config.task.vocab
@@ -49,16 +37,6 @@ class Language(TokenKind):
     def weights(self, config: Model) -> float:
         """Returns the numbers of the embeddings, and of the readout where it is another."""
         return config.d_model * config.task.vocab * (1 if config.tie_embeddings else 2)
-
-    def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
-        """Returns nats and accuracy of every step."""
-        return categorical_errors(outputs, batch["targets"])
-
-    def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
-        """Returns tokens drawn from the model's law."""
-        return jax.random.categorical(key, outputs, shape=(draws, *outputs.shape[:-1])), jnp.full(
-            draws, 1 / np.sqrt(draws)
-        )
 
     def unit(self, data: Data) -> str:
         """Returns what a token is: that of a text, or a symbol."""
