@@ -32,7 +32,8 @@ from jaxtyping import Float
 
 from selssm_jax.errors import InputError
 from selssm_jax.model import ModelLike
-from selssm_jax.runs import Run
+from selssm_jax.runs import Run, exposure
+from selssm_jax.tasks.forecasting import mark_missing, show_missing
 from selssm_jax.training import pieces
 
 LEVELS = (0.8, 0.95)
@@ -54,7 +55,7 @@ class Intervals(NamedTuple):
         self, forecast: Float[np.ndarray, "*B H C"], inputs: Float[np.ndarray, "*B T E"], *, masked: bool = False
     ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
         """Returns {level: (lower ends, upper ends)} of the forecast of some inputs, all in standardised units."""
-        scale = scale_of(_read_channels(inputs, forecast.shape[-1], masked=masked))
+        scale = scale_of(show_missing(inputs, forecast.shape[-1], masked=masked))
         return {level: (forecast - scale * width, forecast + scale * width) for level, width in self.widths.items()}
 
 
@@ -117,7 +118,7 @@ def calibrate(run: Run) -> Intervals:
     """
     if not run.is_own:
         raise InputError("intervals are calibrated on the data that a run was trained on: open it without another file")
-    if run.experiment.data.train_on != "train":
+    if exposure(run, "validation") == "trained":
         raise InputError(
             f"intervals are calibrated on validation windows, on which data.train_on={run.experiment.data.train_on!r} "
             "trained, so that errors are smaller there than they will be: train on 'train'"
@@ -217,24 +218,9 @@ def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.n
         if len(rows):
             arrays = {name: jnp.asarray(value) for name, value in batch.items()}
             outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))
-            window, targets = _mark_missing(batch, rows)
+            window, targets = mark_missing(*(batch[name][rows] for name in ("inputs", "targets", "weights")))
             scale = scale_of(window)
             yield np.abs(outputs[rows] - targets) / scale, scale
-
-
-def _mark_missing(batch: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The channels of windows and their targets; values that are missing are not-a-number."""
-    inputs, targets = batch["inputs"][rows], batch["targets"][rows]
-    masked = batch["weights"].ndim == 3
-    if masked:
-        targets = np.where(batch["weights"][rows] > 0, targets, np.nan)
-    return _read_channels(inputs, targets.shape[2], masked=masked), targets
-
-
-def _read_channels(inputs: np.ndarray, channels: int, *, masked: bool) -> np.ndarray:
-    """The channels of inputs; values that are missing are not-a-number."""
-    window = inputs[..., :channels]
-    return np.where(inputs[..., channels : 2 * channels] > 0, window, np.nan) if masked else window
 
 
 @partial(jax.jit, static_argnames=("model", "piece"))  # compiled once for calibration and coverage

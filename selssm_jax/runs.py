@@ -158,6 +158,24 @@ def open_run(
     )
 
 
+def exposure(run: Run, split: str) -> str | None:
+    """Returns "trained" where a split holds what the run was trained on, "chosen" where its parameters were chosen on
+    it, else None.
+    """
+    trained = {"train": ("train", WHOLE), "train+validation": ("train", "validation", WHOLE)}[
+        run.experiment.data.train_on
+    ]
+    if not run.is_own:
+        return None
+    return (
+        "trained"
+        if split in trained
+        else "chosen"
+        if split == "validation" and run.experiment.training.select == "best"
+        else None
+    )
+
+
 @contextlib.contextmanager
 def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
     """Compresses a run as its `compress` configuration says; at the end it is WORKDIR-compressed, a run that opens like

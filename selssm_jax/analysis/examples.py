@@ -12,6 +12,7 @@ from selssm_jax.data.pipeline import Dataset
 from selssm_jax.data.vocabulary import LINE_END
 from selssm_jax.generation import generate
 from selssm_jax.runs import Run
+from selssm_jax.tasks.forecasting import mark_missing
 from selssm_jax.tasks.registry import kind_of
 
 PASSAGE, PROMPT, DRAWN = 400, 64, 480  # steps
@@ -108,11 +109,7 @@ class Source(NamedTuple):
         about = self.dataset.metadata()
         scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
         before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
-        count = batch["targets"].shape[1]
-        read, follows = batch["inputs"][:, :count], batch["targets"]
-        if about.get("masked"):
-            read = np.where(batch["inputs"][:, count : 2 * count] > 0, read, np.nan)
-            follows = np.where(batch["weights"] > 0, follows, np.nan)
+        read, follows = mark_missing(batch["inputs"], batch["targets"], batch["weights"])
         series = (read + before, follows + ahead, guess + ahead)
         past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
         words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."

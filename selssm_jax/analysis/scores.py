@@ -16,8 +16,8 @@ from jaxtyping import Array, PyTree
 from selssm_jax.analysis.results import Results
 from selssm_jax.analysis.setting import describe_setting
 from selssm_jax.config import Experiment
-from selssm_jax.data.pipeline import SPLITS, WHOLE
-from selssm_jax.runs import Run
+from selssm_jax.data.pipeline import SPLITS
+from selssm_jax.runs import Run, exposure
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import count_since_best, is_better
@@ -87,24 +87,6 @@ def describe_course(run: Run) -> Results:
             if record.get("split") == "settings"
         ],
     }
-
-
-def exposure(run: Run, split: str) -> str | None:
-    """Returns "trained" where a split holds what the run was trained on, "chosen" where its parameters were chosen on
-    it, else None.
-    """
-    trained = {"train": ("train", WHOLE), "train+validation": ("train", "validation", WHOLE)}[
-        run.experiment.data.train_on
-    ]
-    if not run.is_own:
-        return None
-    return (
-        "trained"
-        if split in trained
-        else "chosen"
-        if split == "validation" and run.experiment.training.select == "best"
-        else None
-    )
 
 
 def derive_metrics(metrics: Mapping[str, float], run: Run) -> dict[str, float | None]:

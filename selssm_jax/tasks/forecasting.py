@@ -64,7 +64,7 @@ class Forecasting(TaskKind):
             return state
         where, channels = None if read is None else read[..., None], inputs[..., : config.task.channels]
         if config.task.masked:
-            there = _presence(config, inputs)
+            there = find_present(inputs, config.task.channels)
             where = there if where is None else there & where
         average = partial(_mean_of_some if config.task.masked else shards.mean, axis=1, where=where)
         mean = average(channels)
@@ -85,7 +85,9 @@ class Forecasting(TaskKind):
             channels = inputs[..., : config.task.channels]
             channels = (channels - state["scale"]["mean"]) / state["scale"]["deviation"]
             channels = channels if read is None else jnp.where(read[..., None], channels, 0)
-            channels = jnp.where(_presence(config, inputs), channels, 0) if config.task.masked else channels
+            channels = (
+                jnp.where(find_present(inputs, config.task.channels), channels, 0) if config.task.masked else channels
+            )
             beside = inputs[..., config.task.channels :]
             inputs = jnp.concatenate([channels, beside], axis=-1) if beside.shape[-1] else channels
         return self.split(config, inputs)
@@ -249,10 +251,24 @@ def _by_window(errors: dict[str, Array], batch: Batch) -> dict[str, Array]:
     return errors if _is_masked(batch) else {name: error.mean(axis=(1, 2)) for name, error in errors.items()}
 
 
-def _presence(config: Model, inputs: Array) -> Array:
-    """Which values of the channels are there."""
-    channels = config.task.channels
+def find_present(inputs: Any, channels: int) -> Any:
+    """Returns which values of the channels are there, of inputs that say so behind them."""
     return inputs[..., channels : 2 * channels] > 0
+
+
+def show_missing(inputs: np.ndarray, channels: int, *, masked: bool) -> np.ndarray:
+    """Returns the channels of inputs, of which values that are missing are not-a-number."""
+    values = inputs[..., :channels]
+    return np.where(find_present(inputs, channels), values, np.nan) if masked else values
+
+
+def mark_missing(inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the channels of windows (..., T, C) and their targets (..., H, C), of which values that are missing are
+    not-a-number, where every target has a weight of its own.
+    """
+    masked = np.ndim(weights) == np.ndim(targets)
+    shown = np.where(weights > 0, targets, np.nan) if masked else targets
+    return show_missing(inputs, targets.shape[-1], masked=masked), shown
 
 
 def _mean_of_some(values: Array, *, axis: int, where: Array | None) -> Array:
@@ -267,7 +283,7 @@ def _mean_of_some(values: Array, *, axis: int, where: Array | None) -> Array:
 def _last_of_some(values: Array, inputs: Array) -> Array:
     """The last values (B, 1, C) that are there, 0 where none is."""
     channels = values.shape[2]
-    there = inputs[..., channels : 2 * channels] > 0
+    there = find_present(inputs, channels)
     place = jnp.where(there, jnp.arange(1, values.shape[1] + 1)[None, :, None], 0).max(axis=1, keepdims=True)
     return jnp.take_along_axis(jnp.pad(values, ((0, 0), (1, 0), (0, 0))), place, axis=1)
 
@@ -285,6 +301,6 @@ def _shares(outputs: Array, targets: Array, batch: Batch) -> Sums:
     unexplained, total = ((part**2 * weights).sum() for part in (outputs - targets, targets))
     moved = (targets != last) * weights
     if _is_masked(batch):
-        moved = moved * (ended[..., channels : 2 * channels] > 0)  # a last value that is missing has no sides
+        moved = moved * find_present(ended, channels)  # a last value that is missing has no sides
     right = (jnp.sign(outputs - last) == jnp.sign(targets - last)) * moved
     return {"r2": jnp.stack([total - unexplained, total]), "direction": jnp.stack([right.sum(), moved.sum()])}

@@ -14,7 +14,7 @@ from runs import command
 from selssm_jax.analysis import scores
 from selssm_jax.report import document, sections, summarise
 from selssm_jax.report.verdict import verdict
-from selssm_jax.runs import Run, open_run
+from selssm_jax.runs import Run, exposure, open_run
 from selssm_jax.training.evaluation import Evaluator
 from small_runs import built, report_on
 
@@ -360,7 +360,7 @@ def test_the_caption_of_own_signals_is_what_their_parameters_are(
     monkeypatch.setattr(scores, "Evaluator", lambda *_: lambda *_: {"nats": 1.0, "accuracy": 0.5})
     results = scores.score(run, "test")
     assert str(sections.scores(results)[0].text).startswith(f"Parameters of training step 3 of 5: {words}")
-    assert {split: scores.exposure(run, split) for split in splits} == splits
+    assert {split: exposure(run, split) for split in splits} == splits
     caption = "The validation split was part of the training data."
     shown = sections.learning(results, history, tmp_path)
     assert all(
@@ -375,7 +375,7 @@ def test_another_file_was_not_seen_and_the_run_s_own_was(untrained, files, tmp_p
     with np.load(files["npz"].file) as arrays:
         np.savez(other, signal=arrays["signal"][::-1], label=arrays["label"][::-1])
     told = {
-        name: scores.exposure(open_run(workdir, file=str(file), split="train"), "train")
+        name: exposure(open_run(workdir, file=str(file), split="train"), "train")
         for name, file in (("own", files["npz"].file), ("other", other))
     }
     assert told == {"own": "trained", "other": None}
