@@ -218,17 +218,32 @@ class TrainedModel:
             return forecast
         horizon, channels = forecast.values.shape
         follower = Follower(forecast.intervals, horizon)
-        after = horizon if self._history.beside.future else 0  # rows of each window that hold what is known ahead
-        last = len(rows) - after - self.lookback - horizon
-        for start in range(max(last - FOLLOWED + 1, 0), last + 1):
-            stop, place = start + self.lookback, None if first_row is None else first_row + start
-            known = None if moments is None else moments[start : stop + horizon]
-            earlier: Forecast = self.predict(rows[start : stop + after], first_row=place, moments=known)
+        for stop, earlier in self._predict_earlier(rows, horizon, first_row, moments):
             error = 2 * np.abs(np.asarray(rows[stop : stop + horizon])[:, :channels] - earlier.values)
             follower.read(
                 {level: error / np.maximum(high - low, TINY) for level, (low, high) in earlier.intervals.items()}
             )
         return forecast.scale(follower.factors)
+
+    def _predict_earlier(
+        self, rows: Any, horizon: int, first_row: int | None, moments: Any
+    ) -> Iterator[tuple[int, Forecast]]:
+        """(The row after a window, its forecast) of the last `FOLLOWED` windows whose horizon lies in the rows."""
+        after = horizon if self._history.beside.future else 0  # rows of each window that hold what is known ahead
+        last = len(rows) - after - self.lookback - horizon
+        starts = np.arange(max(last - FOLLOWED + 1, 0), last + 1)
+        # one first_row is that of a batch
+        size = 1 if self._history.period else self.config.data.eval_batch_size or self.config.data.batch_size
+        for first in range(0, len(starts), size):
+            batch = starts[first : first + size]
+            every = np.pad(batch, (0, size - len(batch)), mode="edge")  # filled up, so that one program reads all
+            windows = np.stack([rows[start : start + self.lookback + after] for start in every])
+            known = None if moments is None else [moments[start : start + self.lookback + horizon] for start in every]
+            place = None if first_row is None else first_row + int(batch[0])
+            forecasts: Forecast = self.predict(windows, first_row=place, moments=known)
+            for number, start in enumerate(batch.tolist()):
+                ends = {level: (low[number], high[number]) for level, (low, high) in forecasts.intervals.items()}
+                yield start + self.lookback, Forecast(forecasts.values[number], forecasts.channels, ends)
 
     def _read(self, ready: "Ready", state: State, key: Array | None) -> tuple[Any, State]:
         shown, after = self._walk(self._last, ready.batch, state, key)
