@@ -4,6 +4,7 @@ padded to one length.
 
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,8 +213,12 @@ def _read_place(folders: tuple[str, ...], path: str) -> tuple[str | None, str]:
     raise InputError(f"{path} is in no folder LABEL/ or SPLIT/LABEL/ of data.file: move it")
 
 
+def _number_lines(file: files.OwnFile) -> Iterator[tuple[int, str]]:
+    return enumerate("".join(file.pieces()).split("\n"), 1)
+
+
 def _read_lines(file: files.OwnFile, text: str, label: str) -> Iterator[Row]:
-    for number, line in enumerate("".join(file.pieces()).split("\n"), 1):
+    for number, line in _number_lines(file):
         if not line.strip():
             continue
         try:
@@ -272,7 +277,7 @@ def _read_table(file: files.OwnFile) -> Iterator[Row]:
 
 
 def _read_sentences(file: files.OwnFile) -> Iterator[Row]:
-    for number, line in enumerate("".join(file.pieces()).split("\n"), 1):
+    for number, line in _number_lines(file):
         if line.split():
             yield Row(f"line {number}", line.split(), None, None)
 
@@ -281,7 +286,7 @@ def _read_columns(file: files.OwnFile, *, labelled: bool) -> Iterator[Row]:
     words: list[str] = []
     labels: list[str] = []
     first = 1
-    for number, line in enumerate([*"".join(file.pieces()).split("\n"), ""], 1):
+    for number, line in itertools.chain(_number_lines(file), [(0, "")]):  # an end ends the last text too
         cells = line.split()
         if not cells or cells[0] == "-DOCSTART-":
             if words:

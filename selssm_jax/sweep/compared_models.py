@@ -31,7 +31,7 @@ def grid(experiment: Experiment, name: str) -> list[Point]:
     if model.mixer == "selective":
         axes |= {"model.selective.gate_bias": list(sweep.gate_biases), "training.gate_l1": list(sweep.penalties)}
     rest = sweep.trials // math.prod(map(len, axes.values()))
-    axes[RATE] = [_round(rate) for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)]
+    axes[RATE] = [round_rate(rate) for rate in _rates(sweep.learning_rates[0], sweep.learning_rates[1], rest)]
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -45,7 +45,7 @@ def extend_grid(experiment: Experiment, name: str, points: list[Point]) -> list[
     """
     trials, whole = experiment.sweep.trials, grid(experiment, name)
     rates, combinations = _gather_rates(points), _gather_rates(whole)
-    low, high = map(_round, experiment.sweep.learning_rates)
+    low, high = map(round_rate, experiment.sweep.learning_rates)
     is_grid = rates.keys() == combinations.keys() and len({len(tried) for tried in rates.values()}) == 1
     if points == whole[: len(points)] or not is_grid or not all(low <= point[RATE] <= high for point in points):
         return whole
@@ -130,10 +130,11 @@ def _find_rate(rates: list[float], low: float, high: float) -> float:
     left, right = max(
         itertools.pairwise(sorted(rates)), key=lambda pair: pair[1] / pair[0], default=(rates[0], rates[0])
     )
-    return _round(math.sqrt(left * right))
+    return round_rate(math.sqrt(left * right))
 
 
-def _round(rate: float) -> float:
+def round_rate(rate: float) -> float:
+    """Returns a peak rate as points have it, of three digits."""
     return float(f"{rate:.3g}")
 
 

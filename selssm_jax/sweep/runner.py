@@ -208,7 +208,7 @@ class _Cell:
         self.metric = kind_of(self.task).primary
         self.trial_steps = experiment.sweep.trial_steps or experiment.training.steps
         grid = compared_models.grid(experiment, model)
-        low, high = (float(f"{rate:.3g}") for rate in experiment.sweep.learning_rates)
+        low, high = map(compared_models.round_rate, experiment.sweep.learning_rates)
         self.axes: dict[str, BaseDistribution] = {
             key: CategoricalDistribution(sorted({point[key] for point in grid})) for key in grid[0] if key != RATE
         } | {RATE: FloatDistribution(low, high, log=True)}

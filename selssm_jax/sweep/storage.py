@@ -71,16 +71,7 @@ def _clear_errors(place: str) -> Iterator[None]:
     """Turns what a storage raises into an InputError that names it, without its password."""
     try:
         yield
-    except (
-        SQLAlchemyError,
-        OptunaError,
-        ImportError,
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        LookupError,
-    ) as error:
+    except FAULTS as error:
         if isinstance(error, InputError):
             raise
         shown = re.sub(r"(://[^/@]*?):[^/]*@", r"\1:***@", place)
