@@ -21,7 +21,7 @@ from jaxtyping import Array
 from scipy.spatial import cKDTree
 
 from selssm_jax.information._estimate import Estimate
-from selssm_jax.information.checks import TAIL, Samples, centre, columns, pairs, spread, standardise, triples
+from selssm_jax.information.checks import TAIL, Samples, centre, columns, pairs, scores, spread, standardise, triples
 
 # samples whose neighbours are looked for at once, and candidates a turn: their k distances stay in the fastest cache
 BLOCK, UNROLL = 1024, 8
@@ -31,11 +31,13 @@ STEEPEST = 2.0  # times what the parts change: the most that smoothing is allowe
 JITTER = 1e-5  # deviations of the middle half: what ties are parted by
 SMALLEST, LARGEST = 1e-18, 1e18  # distances whose squares float32 holds
 MERGED = 0.01  # share of the steps between neighbouring values that float32 may lose; else all is computed in float64
-# relative, of squared distances: programs that round one differently (fused multiply-adds) must count alike
-ROUNDING = 1e-6
+# units of rounding of squared distances: programs that round one differently (fused multiply-adds) must count alike
+ROUNDING = 8
+UNSEEN = 2.0**-40  # relative, of values: noise that parts equal distances, eight thousand units of rounding
 FARTHEST = 1e150  # whose square float64 holds
 APART = 1e6  # of labels, in units of what lies beside them
 DEPENDENT = 1e-12  # relative, of a direction in which columns do not vary
+SKEWED = 4.0  # standard errors that a value is away from that of normal scores, from which on a note says so
 COLUMNS, NATS = 6, 2.0  # beyond which a note says that neighbours lose information
 
 
@@ -63,8 +65,10 @@ def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Es
 
     No bound: low where the law bends within eps_i, hence in many columns and at high information; a note says where it
     is out of its range. Ties, which the method does not know, are parted by noise of 1e-5 standard deviations, with a
-    warning; a constant column says nothing. The standard error is that of the mean over samples, never of a bootstrap,
-    whose repetitions are ties, and beside it what smoothing has cost by `smoothing`. Cost: O(N^2 d).
+    warning; a constant column says nothing. The standard error is that of the mean over samples or of parts of them,
+    whichever is larger, never of a bootstrap, whose repetitions are ties; beside it what smoothing has cost by
+    `smoothing`, and how far the value is from that of normal scores of the columns, which have as much information: far
+    where columns are skewed. Cost: O(N^2 d).
 
     Raises:
       ValueError: for samples that are no numbers, not finite or not paired, k below 1 or not below N, and another
@@ -72,38 +76,24 @@ def ksg(x: Samples, y: Samples, *, k: int = 5, variant: Literal[1, 2] = 1) -> Es
     """
     if variant not in (1, 2):
         raise ValueError(f"variant={variant!r} is unknown: use 1 or 2")
-    sides, notes = _part_ties(pairs(x, y, least=2), k)
-    x, y = _round_if_distinct(*sides)
-    nats, deviation, shift = _value(partial(_ksg, k=k, variant=variant), (x, y), k)
-    return Estimate(
-        nats,
-        math.hypot(deviation, *shift),
-        "estimate",
-        f"KSG {variant}, k={k}",
-        (*notes, *_range(nats, x.shape[1] + y.shape[1])),
-    )
+    given = pairs(x, y, least=2)
+    sides, notes = _part_ties(given, k)
+    terms = partial(_ksg, k=k, variant=variant)
+    return _estimate(terms, _round_if_distinct(*sides), given, k, f"KSG {variant}, k={k}", notes)
 
 
 def mixed(x: Samples, y: Samples, *, k: int = 5) -> Estimate:
-    """I(x; y) where x, y or both may be discrete, continuous or mixtures, by Gao, Kannan, Oh and Viswanath (2017), in
-    nats.
+    """I(x; y) where x, y or both may be discrete, continuous or mixtures, in nats, after Gao, Kannan, Oh and Viswanath
+    (2017).
 
-    log N + <psi(k_i) - psi(n_x) - psi(n_y)>, with k_i = k and n_x, n_y the samples nearer than eps_i, itself included;
-    where the k-th neighbour is at distance 0, the samples that are the same in both, in x and in y. (psi as in the
-    authors' program: the logarithm of the paper, which is the same for many neighbours, loses 0.2 nats for five.) Ties
-    are what it is for. No bound. Cost and errors: see `ksg`.
+    <psi(k_i) - psi(n_x) - psi(n_y)> + psi(N), counted with the sample itself. Where more than k samples are the same in
+    both: k_i of these, and n_x and n_y that are the same in x and in y. Elsewhere k_i = k and n_x, n_y those nearer
+    than the k-th neighbour, where others as far away as it stand in random order, each side's in one of its own:
+    counted all or none, they make a bias of some tenths of a nat. Columns whose values repeat are taken as normal
+    scores of their ranks, so that an atom lies apart from what is beside it. Ties are what it is for. No bound. Cost
+    and errors: see `ksg`.
     """
-    x, y = pairs(x, y, least=2)
-    _check_k(k, len(x))
-    x, y = _round_if_distinct(*(standardise(z)[_mixed_order(len(z))] for z in (x, y)))
-    nats, deviation, shift = _value(partial(_mixture_terms, k=k), (x, y), k)
-    return Estimate(
-        nats,
-        math.hypot(deviation, *shift),
-        "estimate",
-        f"KSG for mixtures, k={k}",
-        _range(nats, x.shape[1] + y.shape[1]),
-    )
+    return _mixture(pairs(x, y, least=2), k, f"KSG for mixtures, k={k}")
 
 
 def conditional(x: Samples, y: Samples, z: Samples, *, k: int = 5) -> Estimate:
@@ -112,34 +102,62 @@ def conditional(x: Samples, y: Samples, z: Samples, *, k: int = 5) -> Estimate:
     eps_i is the distance to the k-th neighbour in (x, y, z), n_xz the others nearer than it in (x, z), and so on, all
     by the largest difference of any of the `checks.standardise` columns. No bound. The value is low where the law of x
     or y given z bends within eps_i: many columns, and x or y that z nearly determines, draw it to 0. The standard error
-    is that of the mean over samples that are independent, with what smoothing has cost by `smoothing`. Ties are parted
-    as in `ksg`; a constant column of z changes nothing. Cost: O(N log N) in few columns, O(N^2) in many; float64.
+    is that of `ksg`, for samples that are independent. Ties are parted as in `ksg`; a constant column of z changes
+    nothing. Cost: O(N log N) in few columns, O(N^2) in many; float64.
 
     Raises:
       ValueError: for samples that are no numbers, not finite or not paired, and k below 1 or not below N.
     """
-    sides, notes = _part_ties(triples(x, y, z, least=2), k)
-    return _conditional(sides, k, f"conditional KSG (Frenzel-Pompe), k={k}", notes)
+    given = triples(x, y, z, least=2)
+    sides, notes = _part_ties(given, k)
+    terms = partial(_conditional_terms, k=k)
+    return _estimate(terms, sides, given, k, f"conditional KSG (Frenzel-Pompe), k={k}", notes)
 
 
 def conditional_mixed(x: Samples, y: Samples, z: Samples, *, k: int = 5) -> Estimate:
     """I(x; y | z) where any of them may be discrete, continuous or mixtures, after Mesner and Shalizi (2019), in nats.
 
-    As `conditional`, and where the k-th neighbour is at distance 0, by the samples that are the same in (x, y, z), in
-    (x, z), in (y, z) and in z. Labels are numbers here: give those that are not in order a column each. Ties are what
-    it is for; more than k samples a cell of labels are needed, or neighbours come from other cells. No bound. Cost and
-    errors: see `conditional`.
+    As `conditional`, with ties as in `mixed`: where more than k samples are the same in (x, y, z), by the samples that
+    are the same in (x, y, z), in (x, z), in (y, z) and in z. Labels are numbers here: give those that are not in order
+    a column each. More than k samples a cell of labels are needed, or neighbours come from other cells. No bound. Cost
+    and errors: see `conditional`.
     """
-    sides = triples(x, y, z, least=2)
-    _check_k(k, len(sides[0]))
-    order = _mixed_order(len(sides[0]))
-    return _conditional(tuple(standardise(z)[order] for z in sides), k, f"conditional KSG for mixtures, k={k}", ())
+    return _mixture(triples(x, y, z, least=2), k, f"conditional KSG for mixtures, k={k}")
 
 
-def _conditional(sides: tuple[np.ndarray, ...], k: int, method: str, notes: tuple[str, ...]) -> Estimate:
-    nats, deviation, shift = _value(partial(_conditional_terms, k=k), sides, k)
+def _mixture(given: tuple[np.ndarray, ...], k: int, method: str) -> Estimate:
+    _check_k(k, len(given[0]))
+    order = _mixed_order(len(given[0]))
+    return _estimate(partial(_mixture_terms, k=k), tuple(_place(side)[order] for side in given), given, k, method, ())
+
+
+def _place(z: np.ndarray) -> np.ndarray:
+    """Columns whose values repeat as `checks.scores`, where an atom lies apart from what is beside it; others as
+    `checks.standardise` makes them.
+    """
+    return np.where(_repeats(z), scores(z), standardise(z))
+
+
+def _estimate(
+    terms: Callable[..., np.ndarray],
+    sides: tuple[np.ndarray, ...],
+    given: tuple[np.ndarray, ...],
+    k: int,
+    method: str,
+    notes: tuple[str, ...],
+) -> Estimate:
+    """The mean of the terms of these sides, made of those that were given, and all of its error.
+
+    Information is the same for all invertible maps of a column, and this value is not: how far it is from that of
+    normal scores is an error too, and most of it where a column is skewed or has heavy tails.
+    """
+    nats, deviation, shift = _value(terms, sides, k)
+    normal = float(_mixture_terms(*(scores(side) for side in given), k=k).mean())
     notes = (*notes, *_range(nats, sum(side.shape[1] for side in sides)))
-    return Estimate(nats, math.hypot(deviation, *shift), "estimate", method, notes)
+    if abs(nats - normal) > SKEWED * deviation:
+        better = f"normal scores of its columns give {normal:.2f} nats, this value is {nats:.2f}"
+        notes = (*notes, f"the law is skewed or has heavy tails: {better}; take logarithms, or ranks, of such columns")
+    return Estimate(nats, math.hypot(deviation, *shift, nats - normal), "estimate", method, notes)
 
 
 def of_scores(x: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
@@ -155,9 +173,7 @@ def mixtures(label: np.ndarray, y: np.ndarray, *, k: int = 5) -> Estimate:
     cost added (Ross 2014).
     """
     terms = partial(_mixture_terms, k=k)
-    nats, deviation, (lack, unsure) = _value(
-        terms, _round_if_distinct(APART * label[:, None], y), k, columns=y.shape[1]
-    )
+    nats, deviation, (lack, unsure) = _value(terms, (APART * label[:, None], y), k, columns=y.shape[1])
     return Estimate(nats + lack, math.hypot(deviation, unsure), "estimate", f"KSG for mixtures, k={k}, within labels")
 
 
@@ -219,32 +235,52 @@ def _ksg(x: np.ndarray, y: np.ndarray, *, k: int, variant: int) -> np.ndarray:
     return _psi(k) - (0 if variant == 1 else 1 / k) + _psi(len(x)) - _psi_table(len(x))[counts.astype(int)].sum(axis=0)
 
 
-def _mixture_terms(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
-    """The terms whose mean is the value, one a sample."""
-    neighbours = _neighbours(x, y, k, "below")
-    tied = np.asarray(neighbours.radius) == 0
-    own = np.where(tied, _same(np.concatenate([x, y], axis=1)), k)
-    of_x, of_y = (
-        np.where(tied, _same(z), np.asarray(count).astype(int) + 1)
-        for z, count in ((x, neighbours.of_x), (y, neighbours.of_y))
-    )
-    psi = _psi_table(len(x))
-    return psi[own] - psi[of_x] - psi[of_y] + math.log(len(x))
+def _mixture_terms(*sides: np.ndarray, k: int) -> np.ndarray:
+    """The terms whose mean is the value, one a sample, of x, y and, if it is given, z."""
+    alike = _same(np.concatenate(sides, axis=1))
+    rng = np.random.default_rng(2)
+    parted = (_part_equal_distances(side, rng) for side in sides)
+    if len(sides) == 2:
+        psi, (x, y) = _psi_table(len(alike)), sides
+        counted = psi[alike] + psi[-1] - psi[_same(x)] - psi[_same(y)]
+        near = lambda: _ksg(*_round_if_distinct(*parted), k=k, variant=1)  # noqa: E731
+    else:
+        counted = _add_digammas(alike, _same, *sides)
+        near = lambda: _conditional_terms(*parted, k=k)  # noqa: E731
+    return counted if (alike > k).all() else np.where(alike > k, counted, near())
 
 
-def _conditional_terms(x: np.ndarray, y: np.ndarray, z: np.ndarray, k: int) -> np.ndarray:
+def _conditional_terms(x: np.ndarray, y: np.ndarray, z: np.ndarray, *, k: int) -> np.ndarray:
     """The terms whose mean is the value, one a sample."""
     joint = np.concatenate([x, y, z], axis=1)
     radius = cKDTree(joint).query(joint, k + 1, p=math.inf)[0][:, k]  # the nearest of all is the sample itself
     below = np.nextafter(radius, 0)  # distances are exact differences: strictly nearer is nearer by a unit of rounding
-    psi = _psi_table(len(x))
 
-    def count(*sides: np.ndarray) -> np.ndarray:
-        points = np.concatenate(sides, axis=1)
+    def count(points: np.ndarray) -> np.ndarray:
         return cKDTree(points).query_ball_point(points, below, p=math.inf, return_length=True)  # with the sample itself
 
-    own = np.where(radius > 0, k, count(joint)) if not radius.all() else k
-    return psi[own] - psi[count(x, z)] - psi[count(y, z)] + psi[count(z)]
+    return _add_digammas(k, count, x, y, z)
+
+
+def _add_digammas(
+    alike: int | np.ndarray, count: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> np.ndarray:
+    """psi(n_xyz) - psi(n_xz) - psi(n_yz) + psi(n_z), of the samples alike or near in these columns."""
+    psi = _psi_table(len(z))
+    of_xz, of_yz = (count(np.concatenate([side, z], axis=1)) for side in (x, y))
+    return psi[alike] - psi[of_xz] - psi[of_yz] + psi[count(z)]
+
+
+def _part_equal_distances(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Columns whose values repeat, with noise far below what samples can see: those that are equally far from another
+    are in random order then. It is independent of the other side, so it makes no information.
+    """
+    return z + np.where(_repeats(z), UNSEEN * np.maximum(1, np.abs(z)), 0) * rng.uniform(-1, 1, z.shape)
+
+
+def _repeats(z: np.ndarray) -> np.ndarray:
+    """In which columns values repeat."""
+    return np.array([len(np.unique(column)) < len(column) for column in z.T])
 
 
 def _same(z: np.ndarray) -> np.ndarray:
@@ -351,7 +387,8 @@ def _counts(distances: _Distances, turns: int, radii: tuple[Array, Array], *, st
     A distance is computed here once more, and may differ by its rounding from the radius that it was: nearer is nearer
     by more than that.
     """
-    edges = tuple(radius * (1 - ROUNDING if strict else 1 + ROUNDING) for radius in radii)
+    slack = ROUNDING * jnp.finfo(radii[0].dtype).eps
+    edges = tuple(radius * (1 - slack if strict else 1 + slack) for radius in radii)
 
     def turn(i: Array, counts: tuple[Array, Array]) -> tuple[Array, Array]:
         for u in range(UNROLL):
@@ -385,8 +422,11 @@ def _value(
         return nats, deviation, (math.nan, math.nan)
     cut = [z[: parts * (len(z) // parts)].reshape(parts, -1, z.shape[1]) for z in sides]
     with ThreadPoolExecutor(_cores()) as pool:
-        of_parts = float(np.mean(list(pool.map(terms, *cut))))
-    return nats, deviation, smoothing(nats, of_parts, parts, columns or sum(z.shape[1] for z in sides))
+        of_parts = np.array([float(part.mean()) for part in pool.map(terms, *cut)])
+    # samples that are each other's neighbours have terms that go together, which the spread of terms does not show
+    deviation = max(deviation, float(of_parts.std(ddof=1) / parts**0.5))
+    columns = columns or sum(z.shape[1] for z in sides)
+    return nats, deviation, smoothing(nats, float(of_parts.mean()), parts, columns)
 
 
 def _range(nats: float, columns: int) -> tuple[str, ...]:
