@@ -4,10 +4,12 @@ memory, the data cache, and what is missing.
 
 import importlib.metadata
 import os
+import pathlib
 import platform
 import re
 import shutil
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -25,7 +27,8 @@ from selssm_jax.ops.extremes import largest
 
 STEPS, WIDTH = 64, 8
 AGREE = 1e-4  # of the largest value: how near a recurrence must come to its loop here
-UNKNOWN = "not known: the package is not installed, it runs from a folder"
+PROJECT = pathlib.Path(__file__).resolve().parents[1] / "pyproject.toml"  # of a clone
+UNKNOWN = f"not known: the package is not installed, and there is no {PROJECT}"
 
 
 class Finding(NamedTuple):
@@ -66,6 +69,10 @@ def main() -> None:
 
 def _versions() -> Iterator[Finding]:
     yield Finding("selssm_jax", f"{__version__}, Python {platform.python_version()}, {platform.system()}")
+    if not _is_package():
+        yield Finding(
+            "installation", f"none: it runs from {PROJECT.parent}; to install it: pip install -e {PROJECT.parent}"
+        )
     needed = _requirements(extra="")
     yield from map(_version, needed) if needed else [Finding("packages", UNKNOWN)]
 
@@ -80,17 +87,33 @@ def _extras() -> Iterator[Finding]:
     ):
         declared = _requirements(extra)
         missing = [requirement.name for requirement in declared if not _is_installed(requirement)]
-        words = f"not installed ({', '.join(missing)}): pip install 'selssm_jax[{extra}]'" if missing else "installed"
+        place = "selssm_jax" if _is_package() else PROJECT.parent
+        words = f"not installed ({', '.join(missing)}): pip install '{place}[{extra}]'" if missing else "installed"
         yield Finding(extra, f"{use}: {words if declared else UNKNOWN}")
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """What the package asks for, by an extra or at all; nothing where it runs from a folder that is not installed."""
+    """What the package asks for, by an extra or at all; of a clone that is not installed what its project file says."""
+    if not _is_package():
+        return _read_project(extra)
+    declared = map(Requirement, importlib.metadata.requires("selssm_jax") or [])
+    return [requirement for requirement in declared if _is_of(requirement, extra)]
+
+
+def _is_package() -> bool:
+    """Whether the package is installed."""
     try:
-        declared = importlib.metadata.requires("selssm_jax") or []
+        return bool(importlib.metadata.version("selssm_jax"))
     except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _read_project(extra: str) -> list[Requirement]:
+    if not PROJECT.is_file():
         return []
-    return [requirement for requirement in map(Requirement, declared) if _is_of(requirement, extra)]
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    declared = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return list(map(Requirement, declared))
 
 
 def _is_of(requirement: Requirement, extra: str) -> bool:

@@ -16,6 +16,19 @@ class InputError(ValueError):
     """
 
 
+class ArgumentError(InputError):
+    """Bad input in an argument, whose name begins the message; a command says it of the flag that gives the argument.
+
+    Args:
+      argument: its name. reason: what follows the name, from "=" on where the value is told. flag: its name where it is
+        another than the argument's.
+    """
+
+    def __init__(self, argument: str, reason: str, flag: str = "") -> None:
+        super().__init__(f"{argument}{reason}")
+        self.of_flag = f"--{flag or argument}{reason}"
+
+
 class LostProcess(RuntimeError):
     """Another process of this cluster is gone, or no longer answers: the same command goes on where all were saved."""
 
@@ -64,7 +77,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.of_flag if isinstance(error, ArgumentError) else error}", file=sys.stderr)
         sys.exit(2)
     except LostProcess as error:
         print(f"error: {error}", file=sys.stderr)

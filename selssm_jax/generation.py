@@ -25,7 +25,7 @@ from selssm_jax.config import LARGEST_SEED
 from selssm_jax.config.fields import check_value, to_python
 from selssm_jax.data import vocabulary
 from selssm_jax.data.pipeline import Dataset
-from selssm_jax.errors import InputError, as_input_error
+from selssm_jax.errors import ArgumentError, as_input_error
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import ModelLike
 from selssm_jax.ops.extremes import largest
@@ -42,7 +42,7 @@ HALF = "\ufffd"  # what bytes are shown as that are no whole character yet
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. Raises ValueError, which names the setting, where one is out of its range.
+    """How a token is drawn. Raises ArgumentError, a ValueError, where a setting is out of its range.
 
     Attributes:
       temperature: of the softmax; 0 takes the most probable token, as does what float32 cannot hold.
@@ -59,25 +59,26 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):
             if not isinstance(getattr(self, name), numbers.Real):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is of type {type(getattr(self, name)).__name__}, expected a number"
-                )
+                value = getattr(self, name)
+                raise ArgumentError(name, f"={value!r} is of type {type(value).__name__}, expected a number")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature={self.temperature} must be a number of at least 0: 0 takes the most probable token, 1 "
-                "draws as the model says"
+            raise ArgumentError(
+                "temperature",
+                f"={self.temperature} must be a number of at least 0: 0 takes the most probable token, 1 draws as the "
+                "model says",
             )
         check_value(int, to_python(self.top_k), "top_k")
         if self.top_k < 0:
-            raise ValueError(
-                f"top_k={self.top_k} must be at least 0: 0 draws from all tokens, 1 takes the most probable one"
+            raise ArgumentError(
+                "top_k", f"={self.top_k} must be at least 0: 0 draws from all tokens, 1 takes the most probable one"
             )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1: 1 draws from all tokens")
+            raise ArgumentError("top_p", f"={self.top_p} must be above 0 and at most 1: 1 draws from all tokens")
         if not MILDEST <= self.repetition_penalty <= STRONGEST:
-            raise ValueError(
-                f"repetition_penalty={self.repetition_penalty} must be from {MILDEST} to {STRONGEST}: 1 is none, and "
-                "1.2 makes tokens that were there less probable"
+            raise ArgumentError(
+                "repetition_penalty",
+                f"={self.repetition_penalty} must be from {MILDEST} to {STRONGEST}: 1 is none, and 1.2 makes tokens "
+                "that were there less probable",
             )
 
     @property
@@ -305,9 +306,9 @@ def write_on(
     an empty line between them. Where a string of `stop` comes, what was written ends before it. A tokenizer's own
     beginning-of-text token is read first, and not shown; not after a `state`, as `generate` has it.
 
-    Raises InputError, which names the flag of eval.py, for a model that is not of language, for a text that is empty or
-    has what the data's vocabulary lacks, for settings that `Sampling` refuses, for a state of another model, and for a
-    model whose logits are no numbers.
+    Raises InputError for a model that is not of language, for a text that is empty or has what the data's vocabulary
+    lacks, for settings that `Sampling` refuses, for a state of another model, and for a model whose logits are no
+    numbers.
     """
     how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     how["repetition_penalty"] = repetition_penalty
@@ -318,7 +319,7 @@ def write_on(
         yield "\n\n".join(written.prompt + written.text for written in every)
         return
     beginning, (prompt,) = _encode_texts(dataset, texts, state)
-    with as_input_error("--generate: "):
+    with as_input_error(""):
         steps = stream(model, params, prompt[None], tokens, key=jax.random.key(seed), state=state, **how)
         shown = prompt[len(beginning) :]
         decoded = _decode_each(dataset, shown.tolist(), (int(step[0]) for step in steps))
@@ -346,7 +347,7 @@ def write_texts(
     """
     chosen = _check_request(tokens, seed, stop, answers, {"temperature": 1.0, **sampling})
     beginning, prompts = _encode_texts(dataset, texts, state)
-    with as_input_error("--generate: "):
+    with as_input_error(""):
         begun = _begin(
             model, params, list(map(list, prompts)), tokens, chosen, jax.random.key(seed), (), state, answers
         )
@@ -392,32 +393,38 @@ def _describe(written: Written) -> dict[str, Any]:
 
 def _check_request(tokens: int, seed: int, stop: Sequence[str], answers: int, sampling: Mapping[str, Any]) -> Sampling:
     if not 1 <= tokens <= MOST:
-        raise InputError(f"--tokens={tokens} must be at least 1: it is how many tokens are written, at most {MOST}")
+        raise ArgumentError(
+            "tokens", f"={tokens} must be at least 1: it is how many tokens are written, at most {MOST}"
+        )
     if not 0 <= seed <= LARGEST_SEED:
-        raise InputError(f"--seed={seed} is out of range: use at least 0 and at most {LARGEST_SEED}")
+        raise ArgumentError("seed", f"={seed} is out of range: use at least 0 and at most {LARGEST_SEED}")
     if not all(stop):
-        raise InputError("--stop is empty: give the text that ends what is written")
-    with as_input_error("--"):
-        chosen = Sampling(**sampling)
-        _check_answers(answers, chosen)
+        raise ArgumentError("stop", " is empty: give the text that ends what is written")
+    chosen = Sampling(**sampling)
+    _check_answers(answers, chosen)
     return chosen
 
 
 def _encode_texts(dataset: Dataset, texts: Sequence[str], state: State) -> tuple[np.ndarray, list[np.ndarray]]:
     """(The tokens that stand before a text and are not shown, the tokens of every text with them)."""
+    if not texts:
+        raise ArgumentError("prompt", " is empty: give at least one text", flag="generate")
     beginning = vocabulary.beginning(dataset.level, dataset.tokenizer)[: None if state is None else 0]
     prompts = [np.concatenate([beginning, _encode(dataset, text)]).astype(np.int32) for text in texts]
     for text, prompt in zip(texts, prompts, strict=True):
         if not len(prompt):
-            raise InputError(f"--generate={text!r} holds no token to begin with: give the beginning of a text")
+            raise ArgumentError(
+                "prompt", f"={text!r} holds no token to begin with: give the beginning of a text", flag="generate"
+            )
     return beginning, prompts
 
 
 def _encode(dataset: Dataset, text: str) -> np.ndarray:
     if not kind_of(dataset.task).writes:
-        raise InputError(
-            f"--generate needs a run of language, but the task of this one is {dataset.task.kind}: name a run that was "
-            "trained on text"
+        raise ArgumentError(
+            "generate",
+            f" needs a run of language, but the task of this one is {dataset.task.kind}: name a run that was trained "
+            "on text",
         )
     return dataset.encode(text)
 
@@ -667,11 +674,12 @@ def _begin(
 def _check_answers(answers: Any, sampling: Sampling) -> None:
     check_value(int, to_python(answers), "answers")
     if not 1 <= answers <= MOST_ANSWERS:
-        raise ValueError(f"answers={answers} must be at least 1 to a prompt, and at most {MOST_ANSWERS}")
+        raise ArgumentError("answers", f"={answers} must be at least 1 to a prompt, and at most {MOST_ANSWERS}")
     if answers > 1 and sampling.is_greedy:
-        raise ValueError(
-            f"answers={answers} of temperature={sampling.temperature} would all be the same: use a temperature above "
-            "0, or 1 answer"
+        raise ArgumentError(
+            "answers",
+            f"={answers} of temperature={sampling.temperature} would all be the same: use a temperature above 0, or 1 "
+            "answer",
         )
 
 

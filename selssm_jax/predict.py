@@ -324,8 +324,10 @@ class TrainedModel:
             return self._compare(self.predict(inputs, first_row=first_row, moments=moments), targets)
         if targets is not None:
             raise ValueError("a text is its own target: leave targets out")
-        scores = [self._score(text) for text in (inputs if _is_list(inputs) else [inputs])]
-        return scores if _is_list(inputs) else scores[0]
+        several = _is_list(inputs)
+        texts = self._tokens(inputs, continued=False)[0]
+        scores = [self._score(tokens) for tokens in texts]
+        return scores if several else scores[0]
 
     def score_tokens(self, tokens: Integer[np.ndarray, "T"]) -> Iterator[Float[np.ndarray, "t"]]:
         """Yields -log p of tokens 1, 2, ... of a text, in nats, a piece at a time: the memory of one piece, whatever
@@ -349,7 +351,8 @@ class TrainedModel:
 
         Args:
           prompt: the beginning, or what follows `state`. tokens: how many to write.
-          details: returns a list of `generation.Written`, with tokens, log-probabilities, and the state of each.
+          details: returns a list of `generation.Written` instead, of each answer its `prompt`, the `text` that follows
+            it, without it, and tokens, log-probabilities and state of that text.
           options: of `generation.Sampling`, and seed, stop, answers and state, as `generation.write_on` has them; state
             is one of `read`, `step` or `generation.Written`.
         """
@@ -476,13 +479,13 @@ class TrainedModel:
     def _tokens(self, inputs: Any, *, continued: bool) -> tuple[list[np.ndarray], bool]:
         single = not _is_list(inputs)
         rows = [self._encode(row, continued=continued) for row in ([inputs] if single else inputs)]
-        if not rows:
-            raise ValueError("inputs are empty: give at least one text, or one row of tokens")
+        _refuse_empty(rows, "text, with one token in it", single=single)
         vocab = self.dataset.task.vocab
         for row in rows:
-            if not row.size or row.ndim != 1 or row.min() < 0 or row.max() >= vocab:
+            if row.ndim != 1 or row.min() < 0 or row.max() >= vocab:
                 raise ValueError(
-                    f"inputs hold a row of shape {row.shape} with no token, or one that is not from 0 to {vocab - 1}"
+                    f"inputs hold a row of shape {row.shape}, expected (T,), or a token that is not from 0 to "
+                    f"{vocab - 1}"
                 )
         return rows, single
 
@@ -493,19 +496,21 @@ class TrainedModel:
             beginning = vocabulary.beginning(self.dataset.level, self.dataset.tokenizer)
             return np.concatenate([beginning, self.dataset.encode(text)]).astype(np.int32)
         tokens = np.asarray(text)
-        if tokens.dtype.kind not in "iu":
+        if tokens.size and tokens.dtype.kind not in "iu":
             raise ValueError(f"inputs are of type {tokens.dtype}, expected a text or tokens, which are whole numbers")
         return tokens.astype(np.int32)
 
     def _values(self, inputs: Any) -> tuple[np.ndarray, bool]:
         """(B, T, channels) in float64, and whether there is no batch axis."""
         values = np.asarray(inputs)
+        if not values.size:
+            raise ValueError(f"inputs are empty: give at least one row of the columns {', '.join(self.columns[:8])}")
         if values.dtype.kind not in "iuf":
             raise ValueError(f"inputs are of type {values.dtype}, expected real numbers")
         columns, single = len(self.columns), values.ndim < 3
         values = values[:, None] if values.ndim == 1 and columns == 1 else values
         values = values[None] if single else values
-        if values.ndim != 3 or values.shape[2] != columns or not values.size:
+        if values.ndim != 3 or values.shape[2] != columns:
             raise ValueError(
                 f"inputs have shape {np.shape(inputs)}, expected (T, {columns}) or (B, T, {columns}): the columns "
                 f"{', '.join(self.columns[:8])}"
@@ -519,10 +524,11 @@ class TrainedModel:
         several = isinstance(inputs, list | tuple) and bool(inputs) and isinstance(inputs[0], np.ndarray | jax.Array)
         single = not several and np.ndim(inputs) < 3
         rows = [np.asarray(row) for row in ([inputs] if single else inputs)]
+        _refuse_empty(rows, "signal, with one sample in it", single=single)
         channels = self.dataset.task.channels
         rows = [row[:, None] if row.ndim == 1 and channels == 1 else row for row in rows]
         for row in rows:
-            if row.ndim != 2 or row.shape[1] != channels or not row.size or row.dtype.kind not in "iuf":
+            if row.ndim != 2 or row.shape[1] != channels or row.dtype.kind not in "iuf":
                 raise ValueError(
                     f"inputs hold a signal of shape {row.shape} and type {row.dtype}, expected real numbers of shape "
                     f"(T, {channels})"
@@ -574,8 +580,7 @@ class TrainedModel:
         intervals = {level: (decode(lower), decode(upper)) for level, (lower, upper) in ends.items()}
         return Forecast(decode(outputs), self.channels, intervals)
 
-    def _score(self, text: Any) -> Score:
-        tokens = self._tokens(text, continued=False)[0][0]
+    def _score(self, tokens: np.ndarray) -> Score:
         names = self.dataset.vocabulary or tuple(map(str, range(self.dataset.task.vocab)))
         return Score(tuple(names[token] for token in tokens[1:]), np.concatenate(list(self.score_tokens(tokens))))
 
@@ -678,6 +683,14 @@ def _last_answers(outputs: Array, part: Batch) -> Array:
 
 def _nats(outputs: Array, part: Batch) -> Array:
     return -jnp.take_along_axis(jax.nn.log_softmax(outputs), jnp.asarray(part["targets"])[..., None], axis=-1)[..., 0]
+
+
+def _refuse_empty(rows: Sequence[np.ndarray], least: str, *, single: bool) -> None:
+    """Raises ValueError where there is no row, or one that holds nothing."""
+    empty = [index for index, row in enumerate(rows) if not row.size]
+    if empty or not rows:
+        which = "inputs are" if single or not rows else f"inputs[{empty[0]}] is"
+        raise ValueError(f"{which} empty: give at least one {least}")
 
 
 def _is_list(texts: Any) -> bool:

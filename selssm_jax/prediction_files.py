@@ -29,8 +29,9 @@ from selssm_jax.data import (
     times,
     vocabulary,
 )
-from selssm_jax.errors import InputError, as_input_error
+from selssm_jax.errors import ArgumentError, InputError, as_input_error
 from selssm_jax.intervals import calibrate
+from selssm_jax.paths import check_new_file
 from selssm_jax.predict import FOLLOWED, Classes, TrainedModel, load
 from selssm_jax.runs import open_run
 from selssm_jax.tasks.registry import kind_of
@@ -54,10 +55,12 @@ def predict_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
     """
     kind = kind_of(trained.dataset.task)
     if not (kind.writes or kind.forecasts or trained.about.get("classes")):
-        raise InputError(f"--predict knows no files of the task {trained.dataset.task.kind!r}: use selssm_jax.load")
+        raise InputError(f"no files of the task {trained.dataset.task.kind!r} are known: use selssm_jax.load in Python")
     if kind.writes or kind.forecasts:
         if len(names) > 1:
-            raise InputError(f"--predict names {len(names)} files, but a run of this task predicts one: name one")
+            raise ArgumentError(
+                "names", f": {len(names)} files, but a run of this task predicts one: name one", "predict"
+            )
         return _score_text(trained, names[0]) if kind.writes else _forecast_table(trained, names[0])
     return (_classify_texts if kind.tokens else _classify_files)(trained, names)
 
@@ -83,9 +86,8 @@ def save_lines(lines: Iterable[str], output: str) -> str:
     Raises:
       InputError: for a file that is there already, or cannot be written.
     """
+    check_new_file(output, "output")
     path, fresh = pathlib.Path(output), pathlib.Path(f"{output}.unfinished")
-    if path.exists():
-        raise InputError(f"--output={output} exists already: move or remove it, or name another file")
     count = 0
     try:
         with fresh.open("w", encoding="utf-8", newline="") as stream:
@@ -94,7 +96,7 @@ def save_lines(lines: Iterable[str], output: str) -> str:
                 count += 1
         fresh.rename(path)
     except OSError as error:
-        raise InputError(f"--output={output} cannot be written ({error.strerror}): name another file") from error
+        raise ArgumentError("output", f"={output} cannot be written ({error.strerror}): name another file") from error
     finally:
         fresh.unlink(missing_ok=True)
     return f"wrote {count:,} lines to {output}"
@@ -165,11 +167,12 @@ def _find_windows(
     """The last window of every series; it is said which are too short for one, a table's only one apart, which is
     refused where it is read.
     """
-    horizon, short = trained.dataset.task.horizon, []
+    horizon, short, unread = trained.dataset.task.horizon, [], 0
     fewest = max(trained.lookback, 2 if _has_times(table) else 1)
     for series, start, end in zip(table.series, (0, *table.ends[:-1]), table.ends, strict=True):
         label = f"{name}, series {series!r}" if series else name
         last = _find_last(label, history, table, start, end) if history.beside.future else end
+        unread = max(unread, end - last - horizon)
         if series and last - start < fewest:
             short.append(series)
             continue
@@ -177,10 +180,12 @@ def _find_windows(
         values = table.values[first : last + horizon if history.beside.future else last]
         moments, stamps = None, [str(last - start + 1 + step) for step in range(horizon)]
         if table.moments is not None and _has_times(table):
+            before = table.moments[max(last - MOST_TIMES, start) : last]
             ahead = table.moments[last : last + horizon]  # as the table says, or as its times go on
             if not history.beside.future:
-                ahead = times.continue_times(table.moments[max(last - MOST_TIMES, start) : last], horizon, table.unit)
-            stamps = [times.format_time(float(moment), table.unit, table.offset) for moment in ahead]
+                ahead = times.continue_times(before, horizon, table.unit)
+            are_days = times.are_days(np.concatenate([before, ahead]), table.unit, table.offset)
+            stamps = [times.format_time(float(moment), table.unit, table.offset, is_day=are_days) for moment in ahead]
             if history.beside.calendar:
                 moments = _as_dates(table, np.concatenate([table.moments[first:last], ahead]))
         yield _Window(label, series, first, values, moments, stamps)
@@ -188,6 +193,11 @@ def _find_windows(
         raise InputError(f"{name}: no series has {fewest} rows, which a forecast reads: give longer ones")
     if short:
         _say(name, [f"series left out for fewer than {fewest} rows: {len(short):,}, the first {short[0]!r}"])
+    if unread > 0:
+        _say(
+            name,
+            [f"only the {horizon} rows after the last value are forecast: {unread:,} more, known ahead, are not read"],
+        )
 
 
 def _find_last(name: str, history: forecasting.History, table: tables.Table, start: int, end: int) -> int:
@@ -212,9 +222,9 @@ def _as_dates(table: tables.Table, moments: np.ndarray) -> np.ndarray:
 def _classify_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
     waves = [name for name in names if name.lower().endswith(".wav")]
     if waves and len(waves) < len(names):
-        raise InputError("--predict names WAV files and others: give WAV files alone, or one NPZ")
+        raise ArgumentError("names", ": WAV files and others: give WAV files alone, or one NPZ", "predict")
     if not waves and len(names) > 1:
-        raise InputError(f"--predict names {len(names)} files: give one NPZ, or WAV files")
+        raise ArgumentError("names", f": {len(names)} files: give one NPZ, or WAV files", "predict")
     clips = _wave_clips(trained, waves) if waves else _npz_clips(trained, names[0])
     yield _join(["clip", "label", *(f"p({label})" for label in trained.about["classes"])])
     size = trained.config.data.eval_batch_size or trained.config.data.batch_size
@@ -230,24 +240,24 @@ def _classify_files(trained: TrainedModel, names: Sequence[str]) -> Iterator[str
 
 def _classify_texts(trained: TrainedModel, names: Sequence[str]) -> Iterator[str]:
     dataset, tagged = trained.dataset, kind_of(trained.dataset.task).every_step
-    texts = [
-        (row.place if row.place == name or len(names) == 1 else f"{name}: {row.place}", row.text)
-        for name in names
-        for row in labelled_texts.read(name, tagged=tagged, labelled=False)[0]
-    ]
+    texts = []
+    for name in names:
+        own = labelled_texts.read(name, tagged=tagged, labelled=False)
+        texts += own.rows
+        _say(name, own.notes)
     yield _join(["text", *["token"] * tagged, "label", *(f"p({label})" for label in trained.about["classes"])])
     size = trained.config.data.eval_batch_size or trained.config.data.batch_size
     for first in tqdm(range(0, len(texts), size), disable=not sys.stderr.isatty()):
         part = texts[first : first + size]
-        codes = [labelled_texts.encode(text, dataset.vocabulary, dataset.level) for _, text in part]
+        codes = [labelled_texts.encode(row.text, dataset.vocabulary, dataset.level) for row in part]
         answer = trained.predict(codes)
         if not tagged:
-            for (place, _), label, odds in zip(part, answer.label, answer.probabilities, strict=True):
-                yield _join([place, label, *(f"{probability:.6g}" for probability in odds)])
+            for row, label, odds in zip(part, answer.label, answer.probabilities, strict=True):
+                yield _join([row.place, label, *(f"{probability:.6g}" for probability in odds)])
             continue
-        for (place, words), tags in zip(part, answer, strict=True):
-            for word, label, odds in zip(words, tags.labels, tags.probabilities, strict=False):  # cut to lookback
-                yield _join([place, word, label, *(f"{probability:.6g}" for probability in odds)])
+        for row, tags in zip(part, answer, strict=True):
+            for word, label, odds in zip(row.text, tags.labels, tags.probabilities, strict=False):  # cut to lookback
+                yield _join([row.place, word, label, *(f"{probability:.6g}" for probability in odds)])
 
 
 def _npz_clips(trained: TrainedModel, name: str) -> Iterator[tuple[str, np.ndarray]]:

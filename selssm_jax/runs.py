@@ -24,7 +24,7 @@ from selssm_jax.compression.progress import fingerprint, open_progress
 from selssm_jax.config import Experiment
 from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
-from selssm_jax.errors import InputError, suggest
+from selssm_jax.errors import ArgumentError, InputError, suggest
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.paths import check_folder
 from selssm_jax.training import capacity, checkpoint, cluster
@@ -135,7 +135,7 @@ def open_run(
         changed.
     """
     if split and split not in (*SPLITS, WHOLE):
-        raise InputError(f"--split={split!r} is not a split: {suggest(split, SPLITS)}")
+        raise ArgumentError("split", f"={split!r} is not a split: {suggest(split, SPLITS)}")
     request = Request(split, file, tuple(override))
     folder = _check_run(workdir)
     metadata = checkpoint.read_metadata(str(folder))
@@ -190,7 +190,7 @@ def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
     """
     cluster.check_alone("compression")
     if not isinstance(run.model, SequenceModel):
-        raise InputError(f"--workdir={run.workdir} holds a compressed run: give the run that it was made of")
+        raise InputError(f"{run.workdir} holds a compressed run: give the run that it was made of")
     folder = run.compressed_folder
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     check_folder_is_free(folder)
@@ -233,9 +233,10 @@ def _check_run(workdir: str | pathlib.Path) -> pathlib.Path:
     folder = check_folder(workdir)
     if not checkpoint.is_run(folder):
         inside = "is empty" if not any(folder.iterdir()) else "holds no config.json"
-        raise InputError(
-            f"--workdir={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or "
-            "train first"
+        raise ArgumentError(
+            "run_folder",
+            f"={workdir} {inside}, so it is not a run: give the folder that was train.py's --workdir, or train first",
+            flag="workdir",
         )
     return folder
 
@@ -273,9 +274,10 @@ def _find_source(
     if file:
         kinds = [kind for kind, sources in OWN_FILE.items() if trained.source in sources]
         if not kinds:
-            raise InputError(
-                f"--file={file} cannot replace the data {trained.source!r} that this run was trained on, which are of "
-                "no file: leave --file out"
+            raise ArgumentError(
+                "file",
+                f"={file} cannot replace the data {trained.source!r} that this run was trained on, which are of no "
+                "file: leave --file out",
             )
         return dataclasses.replace(provenance.without_places(trained), **(changes | {"source": kinds[0], "file": file}))
     return dataclasses.replace(

@@ -395,7 +395,10 @@ WRONG = [
         r"sweep.storage='trials.txt' is neither a URL nor a path of a known kind",
     ),
     ({"sweep__pruner": "medain"}, r"sweep.pruner='medain'"),
-    ({"sweep__trials": 3}, r"sweep.trials=3 is no multiple of the 2 combinations of sizes, gate_biases and penalties"),
+    (
+        {"sweep__trials": 3},
+        r"sweep.trials=3 is no multiple of the 2 combinations of sizes, gate_biases and penalties.*use 2 or 4",
+    ),
 ]
 
 

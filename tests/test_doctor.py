@@ -28,6 +28,17 @@ def test_devices_and_versions_are_those_of_this_process(findings):
     assert all(finding.is_well for finding in findings["versions"])
 
 
+def test_a_clone_that_is_not_installed_knows_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_is_package", lambda: False)
+    said = {finding.subject: finding for finding in doctor._versions()}
+    assert "pip install -e" in said["installation"].words and {"jax", "optuna"} <= set(said)
+    assert all(finding.is_well for finding in said.values())
+    (extra,) = [finding.words for finding in doctor._extras() if finding.subject == "subword"]
+    assert extra == "texts by subwords: installed" or f"pip install '{doctor.PROJECT.parent}[subword]'" in extra
+    monkeypatch.setattr(doctor, "PROJECT", tmp_path / "pyproject.toml")  # of a folder that was copied without it
+    assert [finding.subject for finding in doctor._versions()][-1] == "packages"
+
+
 def test_a_wrong_recurrence_is_told(monkeypatch):
     right = doctor.ops.linear_scan
 

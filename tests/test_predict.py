@@ -214,6 +214,10 @@ def test_texts_are_written_with_scores_and_go_on_from_states(trained):
         ("text", np.array([0.5, 1.0]), "expected a text or tokens"),
         ("text", np.array([0, 999]), "not from 0 to"),
         ("text", [], "at least one text"),
+        ("text", "", "inputs are empty: give at least one text"),
+        ("text", ["a", ""], r"inputs\[1\] is empty"),
+        ("hours", [], "inputs are empty: give at least one row of the columns warm, seventh"),
+        ("npz", [], "inputs are empty: give at least one signal"),
         ("hours", np.zeros((16, 3)), r"expected \(T, 2\)"),
         ("hours", np.full((16, 2), np.nan), "not finite"),
         ("hours", np.array([["a", "b"]] * 16), "expected real numbers"),
@@ -222,8 +226,32 @@ def test_texts_are_written_with_scores_and_go_on_from_states(trained):
     ],
 )
 def test_what_cannot_be_read_is_said(trained, name, inputs, said):
-    with pytest.raises(ValueError, match=said):
-        trained[name].predict(inputs)
+    for method in ("predict", "states", "embed", *(["score"] if name == "text" else [])):
+        with pytest.raises(ValueError, match=said):
+            getattr(trained[name], method)(inputs)
+
+
+def test_mistakes_are_said_of_arguments_in_python_and_of_flags_by_a_command(folder, trained, tmp_path, capsys):
+    model, argv = trained["text"], ["eval.py", f"--workdir={folder / 'text'}"]
+    for given, flags, said in (
+        ({"prompt": ""}, ["--generate="], ("prompt", "generate", "='' holds no token to begin with")),
+        ({"tokens": 0}, ["--generate=a", "--tokens=0"], ("tokens", "tokens", "=0 must be at least 1")),
+        ({"stop": [""]}, ["--generate=a", "--stop="], ("stop", "stop", " is empty")),
+        ({"top_p": 2.0}, ["--generate=a", "--top_p=2"], ("top_p", "top_p", "=2.0 must be above 0")),
+        ({"answers": 0}, ["--generate=a", "--answers=0"], ("answers", "answers", "=0 must be at least 1")),
+    ):
+        argument, flag, reason = said
+        with pytest.raises(InputError, match=f"^{argument}{reason}"):
+            model.generate(**{"prompt": "a", **given})
+        assert runs.command(*argv, *flags) == 2 and capsys.readouterr().err.startswith(f"error: --{flag}{reason}")
+    with pytest.raises(InputError, match=r"^prompt is empty"):
+        model.generate([])
+    with pytest.raises(InputError, match=r"^run_folder=.*absent does not exist"):
+        load(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"^names: 2 files"):
+        predict_files(model, ["a.txt", "b.txt"])
+    with pytest.raises(InputError, match=r"^split='tset' is not a split"):
+        open_run(folder / "text", split="tset")
 
 
 def test_the_command_prints_or_writes_and_overwrites_nothing(folder, tmp_path, capsys):
@@ -236,6 +264,12 @@ def test_the_command_prints_or_writes_and_overwrites_nothing(folder, tmp_path, c
     capsys.readouterr()
     assert runs.command("eval.py", *arguments, f"--output={output}") == 2
     assert "exists already" in capsys.readouterr().err
+    # said before a run is opened, here one that is none
+    (tmp_path / "none").mkdir()
+    for place, said in ((output, "exists already"), (tmp_path / "absent" / "a.csv", "cannot be written (No such file")):
+        assert runs.command("eval.py", f"--workdir={tmp_path / 'none'}", *arguments[2:], f"--output={place}") == 2
+        assert capsys.readouterr().err.startswith(f"error: --output={place} {said}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ahead.csv", "none"]
     assert runs.command("eval.py", "--workdir", str(folder / "hours"), f"--output={output}") == 2
     assert "--predict" in capsys.readouterr().err
 
@@ -372,6 +406,17 @@ def test_what_a_forecast_with_covariates_lacks_is_named(covariate_run):
         trained.predict(window[:21], moments=hours[:21])
 
 
+@pytest.mark.parametrize("covariate_run", ["covariates"], indirect=True)
+def test_rows_behind_those_that_are_forecast_are_said(covariate_run, capsys):
+    _, folder = covariate_run
+    trained = load(folder / "run")
+    expected = list(predict_files(trained, [write_hours(folder / "six.csv", "covariates", rows=156, hidden=6)]))
+    assert "not read" not in capsys.readouterr().err
+    nine = write_hours(folder / "nine.csv", "covariates", rows=159, hidden=9)
+    assert list(predict_files(trained, [nine])) == expected
+    assert "only the 6 rows after the last value are forecast: 3 more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("covariate_run", ["panel"], indirect=True)
 def test_series_that_are_too_short_are_left_out_and_said(covariate_run, capsys):
     _, folder = covariate_run
@@ -417,7 +462,7 @@ def test_daily_rates_without_a_header_go_on_with_the_next_working_days(tmp_path)
     )
     header, *lines = predict_files(load(tmp_path / "run"), [str(tmp_path / "rates.csv")])
     assert header == "column 1,column 2,column 3"
-    assert [line.split(",")[0] for line in lines[:3]] == ["2023-10-09 00:00", "2023-10-10 00:00", "2023-10-11 00:00"]
+    assert [line.split(",")[0] for line in lines[:3]] == ["2023-10-09", "2023-10-10", "2023-10-11"]
     swapped = [",".join((day, b, a)) for day, a, b in (row.split(",") for row in rates("2023-01-02", 200))]
     named = "\n".join(["day,dollar,pound", *swapped])
     (tmp_path / "named.csv").write_text(named + "\n")  # columns of the run have no names: by place, which is said

@@ -15,7 +15,7 @@ from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Recording, record, rows_read
 from selssm_jax.config import FEWEST, SYNTHETIC, Experiment, Measure, Model
 from selssm_jax.data import Dataset
-from selssm_jax.errors import InputError
+from selssm_jax.errors import ArgumentError
 from selssm_jax.information import limits
 from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
@@ -90,9 +90,10 @@ def check_sequences(experiment: Experiment, dataset: Dataset, split: str) -> Non
             if data.source in SYNTHETIC
             else "give more data" + (f", or train with a data.length below {data.length}" if data.length > 1 else "")
         )
-        raise InputError(
-            f"--measure needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of "
-            f"eval.py; or {more}"
+        raise ArgumentError(
+            "measure",
+            f" needs at least {FEWEST} sequences, and the {split} split has {count}: use another --split of eval.py; "
+            f"or {more}",
         )
 
 

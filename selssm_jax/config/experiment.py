@@ -19,7 +19,7 @@ from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, list_gated
 from selssm_jax.config.model import Model
 from selssm_jax.config.sweep import COMPARED, Sweep
 from selssm_jax.config.training import Optimizer, Training
-from selssm_jax.errors import InputError
+from selssm_jax.errors import ArgumentError, InputError
 
 LEAST_NOISE, LEAST_OPEN = 1e-6, -10.0  # of a state whose information is weighed: its variance stays in float32
 OF_FILES = ("data.gaps",)  # how another file is read, which evaluation may be told too
@@ -264,9 +264,10 @@ class Experiment:
             name, _, text = assignment.partition("=")
             group, _, key = name.partition(".")
             if group not in EVALUATION and name not in OF_FILES:
-                raise InputError(
-                    f"--override={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE, "
-                    f"compress.KEY=VALUE or {OF_FILES[0]}=VALUE; another file is --file"
+                raise ArgumentError(
+                    "override",
+                    f"={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE, "
+                    f"compress.KEY=VALUE or {OF_FILES[0]}=VALUE; another file is --file",
                 )
             values[group] = values[group] | {key: parse(text)}
         return self.from_dict(values)

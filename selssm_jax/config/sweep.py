@@ -97,7 +97,9 @@ class Sweep:
             )
         most = len(self.sizes) * len(self.gate_biases) * len(self.penalties)
         if self.trials % most:
+            lower = self.trials // most * most
+            near = " or ".join(str(count) for count in (lower, lower + most) if count)
             raise InputError(
                 f"sweep.trials={self.trials} is no multiple of the {most} combinations of sizes, gate_biases and "
-                f"penalties, so that models would get unequal numbers of trials: use a multiple of {most}"
+                f"penalties, each of which is tried at equally many peak rates: use {near}"
             )

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import functools
 import glob
 import hashlib
 import io
@@ -68,18 +69,26 @@ class OwnFile:
                     yield text
 
     def open_text(self) -> io.TextIOBase:
-        """Returns the text, line ends as they are: of UTF-8, of UTF-16 where a byte order mark says so, else of
-        Windows-1252.
-        """
+        """Returns the text in its `encoding`, line ends as they are."""
+        return io.TextIOWrapper(self.open(), self.encoding, newline="", errors="replace")
+
+    @functools.cached_property
+    def encoding(self) -> str:
+        """That of its beginning: UTF-16 where a byte order mark says so, UTF-8 where it is, else Windows-1252."""
         with self.open() as stream:
             start = stream.read(CHUNK)
         if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return io.TextIOWrapper(self.open(), "utf-16", newline="", errors="replace")
+            return "utf-16"
         try:
             codecs.getincrementaldecoder("utf-8")().decode(start)
         except UnicodeDecodeError:
-            return io.TextIOWrapper(self.open(), "cp1252", newline="", errors="replace")
-        return io.TextIOWrapper(self.open(), "utf-8-sig", newline="", errors="replace")
+            return "cp1252"
+        return "utf-8-sig"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of `open_text` should know."""
+        return ["not UTF-8, read as Windows-1252"] if self.encoding == "cp1252" else []
 
 
 def open_each(paths: str) -> list[OwnFile]:

@@ -23,14 +23,22 @@ SHOWN = 8  # columns or classes that a message names
 
 
 class Row(NamedTuple):
-    """A text as a file has it: where it stands, its text or its words, its label or theirs, and its split; label and
-    split are None where the file has none.
+    """A text as a file has it: where it stands, file and line, its text or its words, its label or theirs, and its
+    split; label and split are None where the file has none.
     """
 
     place: str
     text: str | list[str]
     label: Any
     split: Any
+
+
+class OwnTexts(NamedTuple):
+    """What a file or folder holds: its texts, the sha256 of all of it, and what was noticed in reading, as words."""
+
+    rows: list[Row]
+    sha256: str
+    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +83,11 @@ def dataset(config: Data, known: Mapping[str, Any], *, tagged: bool) -> Dataset:
       InputError: for a file that `read` refuses, labels that are missing or that the run never saw, fewer than two
         classes, and splits without a text.
     """
-    rows, sha256 = read(config.file, tagged=tagged)
+    rows, sha256, notes = read(config.file, tagged=tagged)
     level = "word" if tagged else config.level
     tokens, offset = _tokenise(rows, level)
     labels, classes = _number_labels(config.file, rows, tuple(known.get("classes") or ()), tagged=tagged)
-    split = _split(config.file, rows)
+    split = _split(rows)
     names = tuple(known.get("vocabulary") or ()) or _build(tokens, offset, split, level)
     every = Rows(vocabulary.encode(tokens, names, config.file), offset, labels)
     parts = {name: every.select(np.flatnonzero(split == number)) for number, name in enumerate(SPLITS)}
@@ -112,7 +120,9 @@ def dataset(config: Data, known: Mapping[str, Any], *, tagged: bool) -> Dataset:
         vocabulary=names,
         level=level,
         sizes={name: len(part) for name, part in parts.items()},
-        reading=_account(config.file, every, parts, length, len(names), vocabulary.unknown(tokens, names)),
+        reading="; ".join(
+            [_account(config.file, every, parts, length, len(names), vocabulary.unknown(tokens, names)), *notes]
+        ),
     )
 
 
@@ -153,8 +163,8 @@ def take(texts: Rows, rows: np.ndarray, length: int, *, tagged: bool) -> Batch:
     }
 
 
-def read(path: str, *, tagged: bool = False, labelled: bool = True) -> tuple[list[Row], str]:
-    """Returns the texts of a file or folder of one's own, and its sha256.
+def read(path: str, *, tagged: bool = False, labelled: bool = True) -> OwnTexts:
+    """Returns the texts of a file or folder of one's own.
 
     - A table (CSV; also with semicolons or tabs) with the columns `text` and `label`, and if it likes `split`: train,
       validation or test.
@@ -186,13 +196,13 @@ def read(path: str, *, tagged: bool = False, labelled: bool = True) -> tuple[lis
         rows = list(_read_table(file))
     for row in rows:
         if not (row.text.strip() if isinstance(row.text, str) else row.text):
-            raise InputError(f"{path}: {row.place} has no text: leave it out")
+            raise InputError(f"{row.place} has no text: leave it out")
     if not rows:
         raise InputError(f"{path} has no text: give at least one")
-    return rows, file.sha256
+    return OwnTexts(rows, file.sha256, file.notes)
 
 
-def _read_folder(path: str, *, labelled: bool) -> tuple[list[Row], str]:
+def _read_folder(path: str, *, labelled: bool) -> OwnTexts:
     folder = pathlib.Path(path).expanduser()
     rows, every = [], []
     for place in sorted(folder.rglob("*.txt")):
@@ -201,7 +211,7 @@ def _read_folder(path: str, *, labelled: bool) -> tuple[list[Row], str]:
         rows.append(Row(str(place), "".join(every[-1].pieces()), label, split))
     if not rows:
         raise InputError(f"{path} has no file LABEL/*.txt: give a folder for each label, with texts in it")
-    return rows, files.identify(every)
+    return OwnTexts(rows, files.identify(every), [])
 
 
 def _read_place(folders: tuple[str, ...], path: str) -> tuple[str | None, str]:
@@ -233,7 +243,9 @@ def _read_lines(file: files.OwnFile, text: str, label: str) -> Iterator[Row]:
             "".join(words).encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{file.path}: line {number} has half a character (\\u...): write it whole") from error
-        yield Row(f"line {number}", words, None if row.get(label) == "" else row.get(label), row.get("split"))
+        yield Row(
+            f"{file.path}: line {number}", words, None if row.get(label) == "" else row.get(label), row.get("split")
+        )
 
 
 def _check_types(place: str, words: str | list[Any], label: Any) -> None:
@@ -263,15 +275,17 @@ def _read_table(file: files.OwnFile) -> Iterator[Row]:
                 raise InputError(
                     f"{file.path} names {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own"
                 )
-            for number, cells in enumerate(csv.reader(stream, delimiter=mark), 2):
+            reader, place = csv.reader(stream, delimiter=mark), f"{file.path}: line 2"
+            for cells in reader:
                 if cells and len(cells) != len(names):
                     raise InputError(
-                        f"{file.path}: row {number} has {len(cells)} cells, the first line {len(names)}: quote texts "
+                        f"{place} has {len(cells)} cells, the first line {len(names)}: quote texts "
                         "that hold the mark between cells"
                     )
                 row = dict(zip(names, cells, strict=False))
                 if row:
-                    yield Row(f"row {number}", row["text"], row.get("label") or None, row.get("split"))
+                    yield Row(place, row["text"], row.get("label") or None, row.get("split"))
+                place = f"{file.path}: line {reader.line_num + 2}"  # below the first line
     except csv.Error as error:
         raise InputError(f"{file.path} is no table ({error}): give JSON lines") from error
 
@@ -279,7 +293,7 @@ def _read_table(file: files.OwnFile) -> Iterator[Row]:
 def _read_sentences(file: files.OwnFile) -> Iterator[Row]:
     for number, line in _number_lines(file):
         if line.split():
-            yield Row(f"line {number}", line.split(), None, None)
+            yield Row(f"{file.path}: line {number}", line.split(), None, None)
 
 
 def _read_columns(file: files.OwnFile, *, labelled: bool) -> Iterator[Row]:
@@ -290,7 +304,7 @@ def _read_columns(file: files.OwnFile, *, labelled: bool) -> Iterator[Row]:
         cells = line.split()
         if not cells or cells[0] == "-DOCSTART-":
             if words:
-                yield Row(f"line {first}", words, labels, None)
+                yield Row(f"{file.path}: line {first}", words, labels, None)
             words, labels, first = [], [], number + 1
             continue
         if len(cells) < 2 and labelled:
@@ -340,7 +354,7 @@ def _number_labels(
         given = row.label if isinstance(row.label, list) else []
         if row.label is None or (tagged and len(given) != len(row.text)):
             said = f"{len(given)} labels for {len(row.text)} tokens" if given else "no label"
-            raise InputError(f"{path}: {row.place} has {said}: give one to each")
+            raise InputError(f"{row.place} has {said}: give one to each")
         labels += map(str, row.label) if tagged else [str(row.label)]
     there = sorted(set(labels), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
     strange = [name for name in there if known and name not in known]
@@ -355,7 +369,7 @@ def _number_labels(
     return np.array([number[label] for label in labels]), known or tuple(there)
 
 
-def _split(path: str, rows: Sequence[Row]) -> np.ndarray:
+def _split(rows: Sequence[Row]) -> np.ndarray:
     """0, 1 or 2 (training, validation, test) for every text: as the file says, else a fixed shuffle cut 80/10/10; where
     there is no validation, a tenth of training is.
     """
@@ -364,9 +378,7 @@ def _split(path: str, rows: Sequence[Row]) -> np.ndarray:
         return (order < len(rows) // SHARE * 2).astype(int) + (order < len(rows) // SHARE)
     for row in rows:
         if str(row.split).lower() not in SPLIT_NAMES:
-            raise InputError(
-                f"{path}: {row.place} is of the split {row.split!r}, expected one of {', '.join(SPLIT_NAMES)}"
-            )
+            raise InputError(f"{row.place} is of the split {row.split!r}, expected one of {', '.join(SPLIT_NAMES)}")
     split = np.array([SPLIT_NAMES[str(row.split).lower()] for row in rows])
     if not (split == 1).any():
         training = np.flatnonzero(split == 0)

@@ -127,7 +127,7 @@ def read_table(config: Data, name: str, file: files.OwnFile, *, large: bool) -> 
     """Returns all columns of a file, read as a config says; from the cache where it is large. Raises InputError as
     `tables.read` does.
     """
-    return tables.read(
+    table = tables.read(
         name,
         file.open_text,
         most_rows=file.newlines + 1,
@@ -136,6 +136,7 @@ def read_table(config: Data, name: str, file: files.OwnFile, *, large: bool) -> 
         series=config.series_id,
         folder=_cache_folder(config, file.sha256) if large else None,
     )
+    return dataclasses.replace(table, notes=(*file.notes, *table.notes))
 
 
 def _cache_folder(config: Data, content: str) -> pathlib.Path:

@@ -432,13 +432,20 @@ def calendar(moments: np.ndarray, features: tuple[str, ...]) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
-def format_time(time: float, unit: str, offset: int | None = None) -> str:
-    """Returns a time as words: of microseconds a date, with its offset from UTC in minutes where there is one; of
-    anything else the number itself.
+def are_days(times: np.ndarray, unit: str, offset: int | None = None) -> bool:
+    """Returns whether times are dates without a time of day, in their offset from UTC."""
+    return unit == "date" and not ((times.astype(np.int64) + (offset or 0) * 60_000_000) % 86_400_000_000).any()
+
+
+def format_time(time: float, unit: str, offset: int | None = None, *, is_day: bool = False) -> str:
+    """Returns a time as words: of microseconds a date, with its offset from UTC in minutes where there is one, or where
+    it `is_day` the day alone; of anything else the number itself.
     """
     if unit != "date":
         return f"{time:.15g}"
     local = np.datetime64(int(time), "us") + np.timedelta64(offset or 0, "m")
+    if is_day:
+        return str(local.astype("datetime64[D]"))
     words = str(local.astype("datetime64[s]")).replace("T", " ").removesuffix(":00")
     return words if offset is None else words + _name_offset(offset)
 

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from jaxtyping import Array, PyTree
 from safetensors.numpy import save_file
 
 from selssm_jax import __version__
-from selssm_jax.errors import InputError
+from selssm_jax.errors import ArgumentError, InputError
 from selssm_jax.interop import exported_loader
 from selssm_jax.model import ModelLike
 from selssm_jax.predict import TrainedModel
@@ -51,7 +53,10 @@ def export_model(trained: TrainedModel, folder: str | pathlib.Path) -> None:
     """
     place = pathlib.Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"--export={folder} exists already: move or remove it, or name another folder")
+        raise ArgumentError(
+            "folder", f"={folder} exists already: move or remove it, or name another folder", flag="export"
+        )
+    _check_can_be_made(place)
     model, length = trained.model, max(trained.lookback, 1)
     empty = trained.initial_state()
     trees = jax.tree.structure(trained.params), jax.tree.structure(empty)
@@ -70,7 +75,7 @@ def export_model(trained: TrainedModel, folder: str | pathlib.Path) -> None:
         "model": dataclasses.asdict(model.config),
         "data": {name: value for name, value in trained.dataset.metadata().items() if name != "file"},
     }
-    with _saying(place):
+    with _saying():
         programs = {
             CALL: _export(model, layout, rows, batch, None),
             STEP: _export(model, layout, step, batch, "step"),
@@ -83,6 +88,18 @@ def export_model(trained: TrainedModel, folder: str | pathlib.Path) -> None:
     np.savez(place / STATE, **arrays)
     (place / LOADER).write_text(inspect.getsource(exported_loader))
     (place / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _check_can_be_made(folder: pathlib.Path) -> None:
+    """Raises ArgumentError, before programs are made, where a folder cannot be; leaves nothing."""
+    around = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
+    try:
+        with tempfile.TemporaryDirectory(dir=around):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            "folder", f"={folder} cannot be written ({error.strerror}): name another folder", flag="export"
+        ) from error
 
 
 class _Layout(NamedTuple):
@@ -120,12 +137,12 @@ def _export(model: ModelLike, layout: _Layout, inputs: Any, batch: Any, method: 
 
 
 @contextlib.contextmanager
-def _saying(place: pathlib.Path) -> Iterator[None]:
+def _saying() -> Iterator[None]:
     """Says as a user's mistake what no program can be made of."""
     try:
         yield
     except flax.errors.InvalidRngError as error:
-        raise InputError(f"--export={place}: this model draws noise at every step, which no program can") from error
+        raise InputError("this model draws noise at every step, which no exported program can") from error
 
 
 def _name_leaves(tree: PyTree) -> Flat:

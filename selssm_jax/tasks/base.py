@@ -250,6 +250,10 @@ class TokenKind(TaskKind):
         del state
         return ends.encoder(series), None
 
+    def weights(self, config: Model) -> float:
+        """Returns the numbers of the embeddings, and of a readout of classes where the task has any."""
+        return config.d_model * (config.task.vocab + config.task.classes)
+
     def stride(self, config: Model) -> int:
         """Returns 1: every token is a step."""
         del config

@@ -82,10 +82,6 @@ class TextClassification(TokenKind, Classification):
         """Returns what the head carries."""
         return {"encoder": None, "head": ends.head.initial_state(batch)}
 
-    def weights(self, config: Model) -> float:
-        """Returns the numbers of the embeddings and of the readout."""
-        return config.d_model * (config.task.vocab + config.task.classes)
-
     def unit(self, data: Data) -> str:
         """Returns that it is a text."""
         del data
@@ -113,10 +109,6 @@ class TokenClassification(TokenStepKind, Classification):
     def numbers(self, config: Model, steps: int) -> int:
         """Returns the number of logits."""
         return steps * config.task.classes
-
-    def weights(self, config: Model) -> float:
-        """Returns the numbers of the embeddings and of the readout."""
-        return config.d_model * (config.task.vocab + config.task.classes)
 
     def unit(self, data: Data) -> str:
         """Returns that it is a token."""

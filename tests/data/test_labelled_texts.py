@@ -99,14 +99,14 @@ def test_words_with_labels_are_read_from_columns_and_json_lines(folder):
     ("name", "content", "said"),
     [
         ("a.csv", "review,mark\nx,1\n", "has the columns review, mark, expected 'text' and 'label'"),
-        ("a.csv", "text,label\nx,1\ny, z,2\n", "row 3 has 3 cells, the first line 2: quote"),
-        ("a.csv", "text,label\nx,1\n,2\n", "row 3 has no text: leave it out"),
-        ("a.csv", "text,label\nx,1\ny,\n", "row 3 has no label: give one"),
+        ("a.csv", "text,label\nx,1\ny, z,2\n", "a.csv: line 3 has 3 cells, the first line 2: quote"),
+        ("a.csv", "text,label\nx,1\n,2\n", "a.csv: line 3 has no text: leave it out"),
+        ("a.csv", "text,label\nx,1\ny,\n", "a.csv: line 3 has no label: give one"),
         ("a.csv", "text,label\n" + "x,1\n" * 20, "has the class '1' alone: give texts of two classes"),
         (
             "a.csv",
             "text,label,split\n" + "x,1,later\ny,2,test\n",
-            "row 2 is of the split 'later', expected one of train",
+            "a.csv: line 2 is of the split 'later', expected one of train",
         ),
         ("a.csv", "text,label,split\n" + "x,1,train\ny,2,train\n", "the validation split of .* has no text"),
         ("a.csv", "text,label,Text\nx,1,y\n", "names 2 columns 'text': give each a name of its own"),
@@ -136,6 +136,15 @@ def test_another_file_is_read_as_the_run_reads(folder, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nx,q\n")
     with pytest.raises(InputError, match="has the class 'q', which the run never saw; it knows n, p"):
         data.load(labelled(tmp_path, "a.csv"), known)
+
+
+def test_a_text_of_several_lines_is_named_by_its_first_and_other_letters_are_said(trained, tmp_path, capsys):
+    (tmp_path / "a.csv").write_bytes('text\n"good\nday"\nbad déjà\n'.encode("cp1252"))
+    _, *lines = predict_files(trained["run"], [str(tmp_path / "a.csv")])
+    assert [line.split(",")[0].rpartition(": ")[2] for line in lines] == ["line 2", "line 4"]
+    assert capsys.readouterr().err == f"{tmp_path / 'a.csv'}: not UTF-8, read as Windows-1252\n"
+    (tmp_path / "b.csv").write_bytes(b"text,label\n" + "né,1\nvu,2\n".encode("cp1252") * 10)
+    assert data.load(labelled(tmp_path, "b.csv")).reading.endswith("; not UTF-8, read as Windows-1252")
 
 
 def test_labels_are_given_to_all_words(tmp_path):
@@ -179,7 +188,9 @@ def test_texts_are_classified_alone_as_in_a_batch_and_from_files(folder, trained
     header, *lines = predict_files(model, [str(tmp_path / "new.csv")])
     assert header == "text,label,p(n),p(p)"
     rows = list(csv.reader(lines))
-    assert [row[:2] for row in rows] == [[f"row {2 + index}", label] for index, label in enumerate(together.label)]
+    assert [row[:2] for row in rows] == [
+        [f"{tmp_path / 'new.csv'}: line {2 + index}", label] for index, label in enumerate(together.label)
+    ]
     np.testing.assert_allclose([float(row[3]) for row in rows], together.probabilities[:, 1], atol=1e-5)
     assert len(list(predict_files(model, [str(folder / "texts" / "train" / "p")]))) == 1 + len(
         list((folder / "texts" / "train" / "p").iterdir())
@@ -195,7 +206,7 @@ def test_every_word_has_its_class(trained, tmp_path):
     header, *lines = predict_files(model, [str(tmp_path / "new.txt")])
     assert header == "text,token,label,p(D),p(N),p(V)"
     assert [line.split(",")[:3] for line in lines] == [
-        [f"line {number}", word, label]
+        [f"{tmp_path / 'new.txt'}: line {number}", word, label]
         for number, tags in enumerate((one, two), 1)
         for word, label in zip(tags.tokens, tags.labels, strict=True)
     ]
