@@ -5,6 +5,7 @@ generate_scored(model, params, prompts, 100)           the same, with log-probab
 for tokens in stream(model, params, prompts, 100):     the same, one step at a time
 write_on(model, params, dataset, texts, tokens=100)    texts of one's own, and the text after them
 write_texts(model, params, dataset, texts, tokens=100) the same, with log-probabilities and states
+write_through(read, keep, dataset, text, tokens=100)   the same of one text, whose memory something else holds
 """
 
 import bisect
@@ -13,7 +14,7 @@ import functools
 import json
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -219,22 +220,23 @@ def stream(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     begun = _begin(model, params, prompt, count, sampling, key, stop, state, answers)
     how = {"model": model, "sampling": sampling, "stop": begun.stop}
-    return _steps(
-        begun,
+    steps = _steps(
+        begun.key,
         functools.partial(_first, parameters(params), begun.prompt, count=count, **how),
         functools.partial(_step, parameters(params), **how),
         count,
     )
+    return (np.asarray(now.token) for now in steps)
 
 
-def _steps(begun: "_Begun", first: Any, step: Any, count: int) -> Iterator[np.ndarray]:
-    keys = jax.random.split(begun.key, count)
+def _steps(key: Array, first: Any, step: Any, count: int) -> Iterator["_Now"]:
+    keys = jax.random.split(key, count)
     now = first(keys[0])
     for index in range(count):
         now = now if not index else step(now, keys[index])
         if bool(now.bad.any()):
             _refuse(index, np.asarray(now.bad))
-        yield np.asarray(now.token)
+        yield now
         if bool(now.done.all()):
             return
 
@@ -318,7 +320,7 @@ def write_on(
         every = write_texts(model, params, dataset, texts, **how)
         yield "\n\n".join(written.prompt + written.text for written in every)
         return
-    beginning, (prompt,) = _encode_texts(dataset, texts, state)
+    beginning, (prompt,) = _encode_texts(dataset, texts, continued=state is not None)
     with as_input_error(""):
         steps = stream(model, params, prompt[None], tokens, key=jax.random.key(seed), state=state, **how)
         shown = prompt[len(beginning) :]
@@ -346,7 +348,7 @@ def write_texts(
     and repetition_penalty. Without `states` those of what is returned are None.
     """
     chosen = _check_request(tokens, seed, stop, answers, {"temperature": 1.0, **sampling})
-    beginning, prompts = _encode_texts(dataset, texts, state)
+    beginning, prompts = _encode_texts(dataset, texts, continued=state is not None)
     with as_input_error(""):
         begun = _begin(
             model, params, list(map(list, prompts)), tokens, chosen, jax.random.key(seed), (), state, answers
@@ -369,6 +371,67 @@ def write_texts(
         )
         for index, (shown, text, size) in enumerate(said)
     ]
+
+
+def write_through(
+    read: Callable[[np.ndarray], np.ndarray],
+    keep: Callable[[np.ndarray], None],
+    dataset: Dataset,
+    text: str,
+    *,
+    tokens: int,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    continued: bool = False,
+    **sampling: Any,
+) -> Iterator[str | Written]:
+    """Yields, in pieces to be shown at once, what a language model writes after a text whose memory is held elsewhere,
+    and in the end the whole of it, without a state: that of `write_texts`, of an equal seed.
+
+    Args:
+      read: takes tokens (T,) into that memory and returns logits (V,) after the last.
+      keep: is told all tokens of the text and of what follows it, in the end; those that `stop` cuts off are not among
+        them, though they were read.
+      continued: whether something was read before, so that no beginning-of-text token is.
+      dataset, text, tokens, seed, stop, sampling: as `write_texts` has them, and its errors.
+    """
+    chosen = _check_request(tokens, seed, stop, 1, {"temperature": 1.0, **sampling})
+    beginning, (prompt,) = _encode_texts(dataset, [text], continued=continued)
+    drawn: list[int] = []
+    log_probs: list[float] = []
+
+    def draw() -> Iterator[int]:
+        for now in _steps_through(read, prompt, jax.random.key(seed), tokens, chosen):
+            drawn.append(int(now.token[0]))
+            log_probs.append(float(now.log_prob[0]))
+            yield drawn[-1]
+
+    begun, told = dataset.decode(prompt[len(beginning) :]), 0
+    with as_input_error(""):
+        for piece in _cut(_decode_each(dataset, prompt[len(beginning) :].tolist(), draw()), begun, stop):
+            told += len(piece)
+            if told > len(begun):
+                yield piece[max(len(begun) - told + len(piece), 0) :]
+    row = np.array(drawn, np.int32)
+    _, said, size = _cut_row(dataset, prompt[len(beginning) :], row, stop)
+    keep(np.concatenate([prompt, row[:size]]))
+    names = tuple(dataset.vocabulary[token] for token in row[:size])
+    yield Written(begun, said, names, np.array(log_probs[:size], np.float32), None)
+
+
+def _steps_through(
+    read: Callable[[np.ndarray], np.ndarray], prompt: np.ndarray, key: Array, count: int, sampling: Sampling
+) -> Iterator["_Now"]:
+    """As `stream` takes steps, of one row."""
+
+    def take(tokens: np.ndarray, seen: Array | None, key: Array) -> _Now:
+        logits = jnp.asarray(read(tokens))[None]
+        if seen is None and sampling.repetition_penalty != 1:
+            seen = jnp.zeros(logits.shape, bool).at[0, tokens].set(True)
+        return _after(logits, None, jnp.zeros(1, bool), seen, key, sampling, ())
+
+    first = functools.partial(take, prompt, None)
+    return _steps(key, first, lambda now, key: take(np.asarray(now.token), now.seen, key), count)
 
 
 def write_lines(
@@ -405,11 +468,11 @@ def _check_request(tokens: int, seed: int, stop: Sequence[str], answers: int, sa
     return chosen
 
 
-def _encode_texts(dataset: Dataset, texts: Sequence[str], state: State) -> tuple[np.ndarray, list[np.ndarray]]:
+def _encode_texts(dataset: Dataset, texts: Sequence[str], *, continued: bool) -> tuple[np.ndarray, list[np.ndarray]]:
     """(The tokens that stand before a text and are not shown, the tokens of every text with them)."""
     if not texts:
         raise ArgumentError("prompt", " is empty: give at least one text", flag="generate")
-    beginning = vocabulary.beginning(dataset.level, dataset.tokenizer)[: None if state is None else 0]
+    beginning = vocabulary.beginning(dataset.level, dataset.tokenizer)[: 0 if continued else None]
     prompts = [np.concatenate([beginning, _encode(dataset, text)]).astype(np.int32) for text in texts]
     for text, prompt in zip(texts, prompts, strict=True):
         if not len(prompt):

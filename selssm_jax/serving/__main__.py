@@ -3,6 +3,7 @@
 curl -X POST localhost:8080/v1/predict -d '{"inputs": "the state"}'
 curl -X POST localhost:8080/v1/sessions                                   begins a session, {"session": NAME}
 curl -X POST localhost:8080/v1/sessions/NAME -d '{"inputs": " of"}'       reads on from its memory
+curl -X POST localhost:8080/v1/generate -d '{"prompt": "the state", "tokens": 50}'      also "session": NAME
 curl -X DELETE localhost:8080/v1/sessions/NAME
 curl localhost:8080/health                                                also /metrics, for Prometheus
 """
@@ -19,6 +20,8 @@ PORT = flags.DEFINE_integer("port", 8080, "the port; 0: any that is free", lower
 SESSIONS = flags.DEFINE_integer("sessions", 1024, "sessions that are held, at most", lower_bound=1)
 IDLE = flags.DEFINE_float("idle", 600.0, "seconds after which an unused session may be ended", lower_bound=0.0)
 BATCH = flags.DEFINE_integer("batch", 64, "sessions that advance in one program, at most", lower_bound=1)
+REQUEST = flags.DEFINE_integer("request_bytes", 1 << 20, "the largest request; a MiB by default", lower_bound=1)
+TOKENS = flags.DEFINE_integer("most_tokens", 1024, "tokens that a request may have written, at most", lower_bound=1)
 EXTEND = flags.DEFINE_multi_string("extend", [], "a .py file or module of yours that registers own parts; repeatable")
 
 
@@ -29,9 +32,10 @@ def _main(_: list[str]) -> None:
         from selssm_jax.predict import load
         from selssm_jax.serving.server import Server, Service
 
-        service = Service(load(WORKDIR.value), capacity=SESSIONS.value, batch=BATCH.value, idle=IDLE.value)
+        limits = {"capacity": SESSIONS.value, "most_tokens": TOKENS.value, "batch": BATCH.value, "idle": IDLE.value}
+        service = Service(load(WORKDIR.value), **limits)
         try:
-            server = Server(service, HOST.value, PORT.value)
+            server = Server(service, HOST.value, PORT.value, request_bytes=REQUEST.value)
         except OSError as error:
             raise InputError(
                 f"--host={HOST.value} --port={PORT.value} cannot be listened at ({error.strerror}): name another port"

@@ -1,10 +1,12 @@
 """Sessions by name: their slots, limits and idle time, and one thread that advances all that wait together."""
 
+import contextlib
 import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 
 from selssm_jax.errors import first_line
 from selssm_jax.serving.pool import SessionPool
+
+BUSY = "a request of this session is still running: try again when it is answered"
 
 
 class Full(RuntimeError):
@@ -28,9 +32,18 @@ class UnknownSession(KeyError):
 
 @dataclass
 class _Session:
+    """A slot and when it was last asked for.
+
+    Attributes:
+      source: the slot whose memory its next request goes on from. is_fresh: nothing was read: that is an empty one.
+      is_held: advanced by `branch` alone. waiting: requests that are not finished.
+    """
+
     slot: int
     used: float
+    source: int
     is_fresh: bool = True
+    is_held: bool = False
     waiting: int = 0
 
 
@@ -69,26 +82,44 @@ class Batcher:
             if not self._free or self._closing:
                 self.counts["refused"] += 1
                 raise Full("all sessions are in use: end one, or try again later")
-            name = secrets.token_urlsafe(16)
-            self._sessions[name] = _Session(self._free.pop(), time.monotonic())
+            name, slot = secrets.token_urlsafe(16), self._free.pop()
+            self._sessions[name] = _Session(slot, time.monotonic(), slot)
             return name
 
     def end(self, name: str) -> None:
-        """Forgets a session. Raises UnknownSession."""
+        """Forgets a session. Raises UnknownSession, and Full where a request of it still runs."""
         with self._changed:
-            session = self._find(name)
-            if session.waiting:
-                raise Full("a request of this session is still running: try again when it is answered")
-            del self._sessions[name]
-            self._free.append(session.slot)
+            self._find_unused(name)
+            self._forget(name)
 
-    def advance(self, name: str, inputs: np.ndarray) -> np.ndarray:
+    @contextlib.contextmanager
+    def branch(self, name: str = "") -> Iterator[str]:
+        """Gives the name of a session that begins with the memory of another, or an empty one, and is forgotten at the
+        end. Until then both are held: only `advance` with `holds` reads into them.
+
+        Raises as `begin` and `end` do.
+        """
+        with contextlib.ExitStack() as ends:
+            with self._changed:
+                original = self._hold(ends, name) if name else None
+                copy = self.begin()
+                session = self._hold(ends, copy)
+                if original:
+                    session.source, session.is_fresh = original.slot, original.is_fresh
+            try:
+                yield copy
+            finally:
+                with self._changed:
+                    self._forget(copy)
+
+    def advance(self, name: str, inputs: np.ndarray, *, holds: bool = False) -> np.ndarray:
         """Returns the model's outputs after the last step of inputs (T, ...), read into the memory of a session.
 
-        Raises UnknownSession, Full where too many requests wait, and ValueError as `SessionPool.split` does.
+        Raises UnknownSession, Full where too many requests wait, or the session is held by another than who `holds` it,
+        and ValueError as `SessionPool.split` does.
         """
         with self._changed:
-            session = self._find(name)
+            session = self._find(name) if holds else self._find_free(name)
             parts = self._pool.split(inputs, fresh=session.is_fresh and not session.waiting)
             if len(self._waiting) + len(parts) > self._queue or self._closing:
                 self.counts["refused"] += 1
@@ -99,8 +130,8 @@ class Batcher:
             self.counts["requests"] += 1
             self.counts["steps"] += len(inputs)
             self._changed.notify_all()
-        answers = [request.answer.result() for request in requests]
-        return answers[-1]
+        wait([request.answer for request in requests])  # all of them, so that none runs when this is over
+        return [request.answer.result() for request in requests][-1]
 
     def measure(self) -> dict[str, int]:
         """Returns how many sessions and requests there are now, and what was counted so far."""
@@ -121,15 +152,41 @@ class Batcher:
         self._sessions[name].used = time.monotonic()
         return self._sessions[name]
 
+    def _find_free(self, name: str) -> _Session:
+        session = self._find(name)
+        if session.is_held:
+            raise Full(BUSY)
+        return session
+
+    def _find_unused(self, name: str) -> _Session:
+        session = self._find_free(name)
+        if session.waiting:
+            raise Full(BUSY)
+        return session
+
+    def _hold(self, ends: contextlib.ExitStack, name: str) -> _Session:
+        """Holds a session until `ends` do."""
+        session = self._find_unused(name)
+        session.is_held = True
+
+        def release() -> None:
+            with self._changed:
+                session.is_held = False
+
+        ends.callback(release)
+        return session
+
+    def _forget(self, name: str) -> None:
+        self._free.append(self._sessions.pop(name).slot)
+
     def _evict(self) -> None:
         """Ends the sessions that nobody has used for `idle` seconds."""
         now = time.monotonic()
         for name, session in list(self._sessions.items()):
             if now - session.used < self._idle:
                 return
-            if not session.waiting:
-                del self._sessions[name]
-                self._free.append(session.slot)
+            if not session.waiting and not session.is_held:
+                self._forget(name)
                 self.counts["evicted"] += 1
 
     def _run(self) -> None:
@@ -139,6 +196,7 @@ class Batcher:
                     [request.session.slot for request in requests],
                     [request.inputs for request in requests],
                     [request.session.is_fresh for request in requests],
+                    [request.session.source for request in requests],
                 )
             except Exception as error:  # of the program: every request is told, and the thread goes on
                 self._finish(requests, read=False)
@@ -174,5 +232,7 @@ class Batcher:
         with self._changed:
             self.counts["batches"] += 1
             for request in requests:
-                request.session.is_fresh &= not read
-                request.session.waiting -= 1
+                session = request.session
+                session.waiting -= 1
+                if read:
+                    session.is_fresh, session.source = False, session.slot

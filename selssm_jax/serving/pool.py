@@ -48,6 +48,15 @@ class SessionPool:
         """Bytes that are held for one session."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
 
+    def check_window(self) -> None:
+        """Raises ValueError where no session can begin: its window is no whole number of frames."""
+        if self._window % self.stride:
+            raise ValueError(
+                f"a session of this run begins with a window of {self._window} rows, which is no multiple of the "
+                f"{self.stride} that it reads at a time (model.stride): ask for predictions of whole windows "
+                f"(/v1/predict), or train with data.length={-(-self._window // self.stride) * self.stride}"
+            )
+
     def split(self, inputs: np.ndarray, *, fresh: bool) -> list[np.ndarray]:
         """Returns inputs in pieces of whole frames, each of a power of two: few programs then read any number of them,
         and none reads what is not there. The first ones of a forecast, where `fresh`, are one window, as its scale is
@@ -70,17 +79,25 @@ class SessionPool:
             first += size
         return pieces_of_it
 
-    def advance(self, slots: Sequence[int], inputs: Sequence[np.ndarray], fresh: Sequence[bool]) -> np.ndarray:
-        """Reads inputs (T, ...), of one length, into the memories of different slots, those that are `fresh` from an
-        empty one, and returns the model's outputs after the last step of each.
+    def advance(
+        self,
+        slots: Sequence[int],
+        inputs: Sequence[np.ndarray],
+        fresh: Sequence[bool],
+        sources: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Reads inputs (T, ...), of one length, into the memories of different slots, and returns the model's outputs
+        after the last step of each.
+
+        Those that are `fresh` go on from an empty memory, others from that of the slots `sources`; None: their own.
         """
         size = _power(len(slots))
         batch = np.concatenate([np.stack(inputs), np.repeat(inputs[0][None], size - len(slots), axis=0)])
-        places = np.full(size, self._capacity)
-        places[: len(slots)] = slots
+        places = np.full((2, size), self._capacity)
+        places[:, : len(slots)] = slots, slots if sources is None else sources
         begun = np.ones(size, bool)
         begun[: len(slots)] = fresh
-        outputs, self._memory = self._advance(self._trained.params, self._memory, self._empty, places, batch, begun)
+        outputs, self._memory = self._advance(self._trained.params, self._memory, self._empty, *places, batch, begun)
         return np.asarray(outputs)[: len(slots)]
 
 
@@ -96,18 +113,19 @@ def _advance(
     memory: PyTree,
     empty: PyTree,
     slots: Array,
+    sources: Array,
     inputs: Array,
     fresh: Array,
 ) -> tuple[Array, PyTree]:
-    def rows_of(leaf: Array) -> Array:
+    def rows_of(leaf: Array, slots: Array) -> Array:
         rows = leaf.shape[0] // (capacity + 1)  # of one session
         return (slots[:, None] * rows + jnp.arange(rows)[None]).reshape(-1)
 
     def take(leaf: Array, nothing: Array) -> Array:
         begun = jnp.repeat(fresh, nothing.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
-        return jnp.where(begun, jnp.tile(nothing, (len(slots), *[1] * (leaf.ndim - 1))), leaf[rows_of(leaf)])
+        return jnp.where(begun, jnp.tile(nothing, (len(slots), *[1] * (leaf.ndim - 1))), leaf[rows_of(leaf, sources)])
 
     state = jax.tree.map(take, memory, empty)
     outputs, after = model.apply({"params": params}, inputs, state, rngs={"noise": jax.random.key(0)})
     outputs = outputs[:, -1] if kind_of(model.config.task).every_step else outputs
-    return outputs, jax.tree.map(lambda leaf, new: leaf.at[rows_of(leaf)].set(new), memory, after)
+    return outputs, jax.tree.map(lambda leaf, new: leaf.at[rows_of(leaf, slots)].set(new), memory, after)

@@ -3,6 +3,7 @@
 POST   /v1/predict               {"inputs": ...}: the answer from an empty memory
 POST   /v1/sessions              begins a session, {"session": NAME}
 POST   /v1/sessions/NAME         {"inputs": ...}: the answer after these steps, read into its memory
+POST   /v1/generate              {"prompt": ...}: the text that follows, from an empty memory, or that of a "session"
 DELETE /v1/sessions/NAME         forgets it
 GET    /health, /metrics         what runs; counts and times in the text format of Prometheus
 
@@ -11,6 +12,7 @@ trusted: put a proxy before it for names, passwords and encryption.
 """
 
 import contextlib
+import dataclasses
 import json
 import signal
 import threading
@@ -24,16 +26,21 @@ from typing import Any
 import numpy as np
 
 from selssm_jax import __version__
+from selssm_jax.config.fields import build, check_fields
+from selssm_jax.errors import ArgumentError, first_line
+from selssm_jax.generation import Written, write_through
 from selssm_jax.predict import Classes, Forecast, NextToken, Tags, TrainedModel
 from selssm_jax.serving.batcher import Batcher, Failed, Full, UnknownSession
 from selssm_jax.serving.pool import SessionPool
+from selssm_jax.tasks.registry import kind_of
 
 LARGEST = 1 << 20  # bytes of a request
+MOST_TOKENS = 1024  # that a request may have written
 LONGEST = 20  # digits of a length
 PATIENCE = 60.0  # seconds that are waited at the end for requests that run
 TOP = 10  # tokens of an answer
 LATENCIES = 10_000  # of the last requests, whose quantiles are told
-PREDICT, SESSIONS = "/v1/predict", "/v1/sessions"
+PREDICT, SESSIONS, GENERATE, HEALTH, METRICS = "/v1/predict", "/v1/sessions", "/v1/generate", "/health", "/metrics"
 
 
 class Refused(Exception):
@@ -44,15 +51,45 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """A request for text: `session` names the memory that it goes on from and is read into, empty: none; `stream` asks
+    for its pieces as they are written; all else is as `TrainedModel.generate` has it.
+    """
+
+    prompt: str = ""
+    session: str = ""
+    tokens: int = 200
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "{}".format)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it is written."""
+        beside = ("prompt", "session", "stream")
+        return {name: value for name, value in vars(self).items() if name not in beside}
+
+
 class Service:
     """What the server does, without HTTP: answers as JSON values.
 
     Args:
-      trained: the run. capacity: sessions that are held, at most. options: of `Batcher`.
+      trained: the run. capacity: sessions that are held, at most. most_tokens: that a request may have written.
+      options: of `Batcher`.
     """
 
-    def __init__(self, trained: TrainedModel, *, capacity: int = 1024, **options: Any) -> None:
-        self._trained, self._capacity = trained, capacity
+    def __init__(
+        self, trained: TrainedModel, *, capacity: int = 1024, most_tokens: int = MOST_TOKENS, **options: Any
+    ) -> None:
+        self._trained, self._capacity, self._most_tokens = trained, capacity, most_tokens
         self._pool = SessionPool(trained, capacity)
         self._batcher = Batcher(self._pool, capacity, **options)
         self._seconds: deque[float] = deque(maxlen=LATENCIES)
@@ -61,7 +98,9 @@ class Service:
         self._began = time.time()
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[HTTPStatus, Any]:
-        """Returns the status and the value of an answer; everything that a request does wrong is one."""
+        """Returns the status and the value of an answer, an iterator of values where it is a stream; everything that a
+        request does wrong is an answer.
+        """
         begun = time.perf_counter()
         try:
             status, value = HTTPStatus.OK, self._dispatch(method, path.rstrip("/"), body)
@@ -75,6 +114,8 @@ class Service:
             status, value = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
         except ValueError as error:
             status, value = HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        except Exception as error:  # whoever asks is told, and the server goes on
+            status, value = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"the server failed ({first_line(error)})"}
         with self._counting:
             self._seconds.append(time.perf_counter() - begun)
             self._answers[status] += 1
@@ -93,15 +134,20 @@ class Service:
                 return self._metrics()
             case "POST", "/v1/predict":
                 inputs, first_row = _parse(body)
+                if not isinstance(inputs, str) and inputs.ndim > 1 and kind_of(self._trained.model.config.task).tokens:
+                    raise ValueError("inputs are several sequences of tokens: send one")
                 return _as_json(self._trained.predict(inputs, first_row=first_row))
+            case "POST", "/v1/generate":
+                return self._generate(build(Writing, _load_json(body), "the request"))
             case "POST", "/v1/sessions":
+                self._pool.check_window()
                 return {"session": self._batcher.begin()}
             case "POST", _ if name:
                 return self._advance(name, body)
             case "DELETE", _ if name:
                 self._batcher.end(name)
                 return {"ended": name}
-        known = name or path in (PREDICT, SESSIONS, "/health", "/metrics")
+        known = name or path in (PREDICT, SESSIONS, GENERATE, HEALTH, METRICS)
         raise Refused(
             HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND,
             f"{method} {path} is not served: see the first lines of `python -m selssm_jax.serving --help`",
@@ -118,6 +164,35 @@ class Service:
             )
         outputs = self._batcher.advance(name, rows[0])
         return _as_json(self._trained.decode(outputs[None], ready._replace(single=True)))
+
+    def _generate(self, asked: Writing) -> Any:
+        if asked.tokens > self._most_tokens:
+            raise ArgumentError(
+                "tokens",
+                f"={asked.tokens} are more than the server writes, {self._most_tokens}: ask for fewer, or start it "
+                "with another --most_tokens",
+            )
+        pieces = self._write(asked)
+        if not asked.stream:
+            return deque(pieces, maxlen=1)[0]
+        return _tell_errors(next(pieces), pieces)  # what can be said before the first piece has a status of its own
+
+    def _write(self, asked: Writing) -> Iterator[dict[str, Any]]:
+        """Pieces of text, and in the end the whole, written from a copy of a session's memory: what fails, and who goes
+        away, leaves it as it was.
+        """
+        with self._batcher.branch(asked.session) as copy:
+
+            def read(tokens: np.ndarray) -> np.ndarray:
+                return self._batcher.advance(copy, tokens, holds=True)
+
+            def keep(tokens: np.ndarray) -> None:
+                if asked.session:
+                    self._batcher.advance(asked.session, tokens, holds=True)
+
+            how = {"continued": bool(asked.session), **asked.options}
+            for piece in write_through(read, keep, self._trained.dataset, asked.prompt, **how):
+                yield _as_json(piece) if isinstance(piece, Written) else {"piece": piece}
 
     def _health(self) -> dict[str, Any]:
         task = self._trained.dataset.task
@@ -160,9 +235,12 @@ class _Handler(BaseHTTPRequestHandler):
             status, value = self.service.answer(self.command, self.path, self._body())
         except Refused as refusal:
             status, value, self.close_connection = refusal.status, {"error": refusal.reason}, True
+        if isinstance(value, Iterator):
+            self._stream(value)
+            return
         self.close_connection = self.close_connection or self.server.is_ending
         is_text = isinstance(value, str)
-        content = (value if is_text else json.dumps(value, ensure_ascii=False, allow_nan=False)).encode()
+        content = (value if is_text else _dump_json(value)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4" if is_text else "application/json")
         self.send_header("Content-Length", str(len(content)))
@@ -171,14 +249,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def _stream(self, values: Iterator[Any]) -> None:
+        """Sends JSON lines as they come, of which the end of the connection is the end."""
+        self.close_connection = True
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with contextlib.closing(values), contextlib.suppress(ConnectionError):  # of who went away
+            for value in values:
+                self.wfile.write(f"{_dump_json(value)}\n".encode())
+
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "give a Content-Length")
         if not length.isascii() or not length.isdigit():
             raise Refused(HTTPStatus.BAD_REQUEST, "Content-Length is no whole number: give how many bytes follow")
-        if len(length) > LONGEST or int(length) > LARGEST:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {LARGEST} bytes")
+        if len(length) > LONGEST or int(length) > self.server.request_bytes:
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"a request has at most {self.server.request_bytes} bytes: send less, or start the server with a "
+                "larger --request_bytes",
+            )
         return self.rfile.read(int(length))
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -186,15 +279,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The HTTP server of a service."""
+    """The HTTP server of a service, which reads requests of up to `request_bytes`."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
+    def __init__(self, service: Service, host: str, port: int, *, request_bytes: int = LARGEST) -> None:
         handler = type("Handler", (_Handler,), {"service": service})
         super().__init__((host, port), handler)
-        self.service, self.is_ending = service, False
+        self.service, self.request_bytes, self.is_ending = service, request_bytes, False
         self._running = 0
         self._changed = threading.Condition()
 
@@ -230,12 +323,30 @@ class Server(ThreadingHTTPServer):
         self.finish()
 
 
-def _parse(body: bytes) -> tuple[Any, int | None]:
-    """The inputs of a request, and first_row. Raises ValueError where it has none."""
+def _load_json(body: bytes) -> Any:
     try:
-        request = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'the request is no JSON ({error}): send {{"inputs": ...}}') from error
+
+
+def _dump_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _tell_errors(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    """A stream whose last value is an error where one comes."""
+    with contextlib.closing(rest):
+        try:
+            yield first
+            yield from rest
+        except (Full, Failed, ValueError) as error:
+            yield {"error": str(error)}
+
+
+def _parse(body: bytes) -> tuple[Any, int | None]:
+    """The inputs of a request, and first_row. Raises ValueError where it has none."""
+    request = _load_json(body)
     if not isinstance(request, dict) or not {"inputs"} <= set(request) <= {"inputs", "first_row"}:
         raise ValueError('the request is no {"inputs": ...}, with "first_row" for a run that takes a cycle off')
     inputs, first_row = request["inputs"], request.get("first_row")
@@ -261,6 +372,8 @@ def _as_json(answer: Any) -> Any:
             return {"label": answer.label, "probabilities": odds}
         case Tags():
             return {"tokens": answer.tokens, "labels": answer.labels}
+        case Written():
+            return {"text": answer.text, "tokens": answer.tokens, "log_probs": _as_numbers(answer.log_probs)}
         case NextToken():
             best = np.argsort(-answer.probabilities)[:TOP]
             names = [answer.vocabulary[index] for index in best]

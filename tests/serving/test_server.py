@@ -4,6 +4,7 @@ import contextlib
 import errno
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -146,6 +147,18 @@ def test_samples_of_a_signal_are_read_as_they_come_and_nothing_is_filled_up(trai
         ("POST", "/v1/predict", b'{"inputs": [1, [2]]}', 400),
         ("POST", "/v1/predict", b'{"inputs": [1e999]}', 400),
         ("POST", "/v1/predict", b'{"inputs": [100000]}', 400),
+        ("POST", "/v1/predict", b'{"inputs": [[1, 2], [2, 1]]}', 400),
+        ("POST", "/v1/generate", b'{"prompt": ""}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "tokens": 0}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "tokens": 1025}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "tokens": "9"}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "top_p": 2}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "stop": [""]}', 400),
+        ("POST", "/v1/generate", b'{"promt": "a"}', 400),
+        ("POST", "/v1/generate", b'["a"]', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "session": "none"}', 404),
+        ("POST", "/v1/generate", b'{"prompt": "a", "session": "none", "stream": true}', 404),
+        ("GET", "/v1/generate", b"", 405),
         ("POST", "/v1/predict", b'{"inputs": "a", "more": 1}', 400),
         ("POST", "/v1/predict", b'{"inputs": {"a": 1}}', 400),
         ("POST", "/v1/predict", '{"inputs": "\u4e2d"}'.encode(), 400),
@@ -172,6 +185,149 @@ def test_a_length_that_is_none_is_answered(server, length, status):
     assert found == status and "error" in answer
 
 
+def test_a_body_in_chunks_is_answered(server):
+    found, answer = ask(server, "POST", "/v1/predict", **{"Transfer-Encoding": "chunked"})
+    assert found == 411 and answer["error"] == "give a Content-Length"
+
+
+def test_the_largest_request_is_an_option_that_its_refusal_names(trained):
+    service = SlowService()
+    server = Server(service, "127.0.0.1", 0, request_bytes=20)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    service.told.set()
+    assert ask(server, "POST", "/v1/predict", b'{"inputs": "a"}')[0] == 200
+    status, answer = ask(server, "POST", "/v1/predict", b'{"inputs": "the state"}')
+    assert status == 413 and "at most 20 bytes" in answer["error"] and "--request_bytes" in answer["error"]
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_status_is_in_the_docs(repository):
+    table = re.findall(r"^\| (\d{3}) \|", (repository / "docs" / "serving.md").read_text(), re.MULTILINE)
+    assert table == ["200", "400", "404", "405", "411", "413", "429", "500", "501"]
+
+
+def test_another_method_is_answered(server):
+    with contextlib.closing(http.client.HTTPConnection(*server.server_address, timeout=60)) as connection:
+        connection.request("PATCH", "/v1/predict")
+        assert connection.getresponse().status == 501
+
+
+def write(service, **asked):
+    return service.answer("POST", "/v1/generate", json.dumps(asked).encode())
+
+
+def test_text_is_written_as_it_is_offline_for_many_at_once(server, trained):
+    model, how = trained["text"], {"tokens": 9, "top_p": 0.9, "repetition_penalty": 1.5}
+    asked = [{"prompt": WORDS[7 * seed : 7 * seed + 8], "seed": seed, **how} for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda how: ask(server, "POST", "/v1/generate", how), asked))
+    for how, (status, answer) in zip(asked, answers, strict=True):
+        (written,) = model.generate(**how, details=True)
+        assert status == 200 and (answer["text"], tuple(answer["tokens"])) == (written.text, written.tokens)
+        np.testing.assert_allclose(answer["log_probs"], written.log_probs, atol=1e-4)
+    assert ask(server, "GET", "/health")[1]["sessions"] == 0
+
+
+def test_a_session_holds_what_was_written_and_nothing_that_stop_cut_off(trained):
+    model, service = trained["text"], Service(trained["text"], capacity=2)
+    name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
+    path = f"/v1/sessions/{name}"
+    service.answer("POST", path, json.dumps({"inputs": "the past"}).encode())
+    _, state = model.read("the past")
+    how = {"prompt": " and", "tokens": 8, "seed": 5}
+    (whole,) = model.generate(**how, state=state, details=True)
+    how["stop"] = [whole.text[4:6]]
+    (written,) = model.generate(**how, state=state, details=True)
+    assert len(written.text) < len(whole.text)
+    status, answer = write(service, session=name, **how)
+    assert status == 200 and answer["text"] == written.text
+    _, after = service.answer("POST", path, b'{"inputs": "a"}')
+    expected, _ = model.read("a", written.state)
+    odds = dict(zip(expected.vocabulary, expected.probabilities.tolist(), strict=True))
+    assert all(probability == pytest.approx(odds[token], abs=1e-5) for token, probability in after["tokens"])
+    third = service.answer("POST", "/v1/sessions", b"")
+    assert third[0] == 200 and write(service, prompt="a")[0] == 429  # text is written in a slot of its own
+    service.close()
+
+
+def test_writing_that_fails_leaves_the_memory_as_it_was_and_who_writes_is_alone(trained, monkeypatch):
+    service = Service(trained["text"], capacity=2)
+    name = service.answer("POST", "/v1/sessions", b"")[1]["session"]
+    path, text = f"/v1/sessions/{name}", json.dumps({"inputs": "the past"}).encode()
+    service.answer("POST", path, text)
+    advance, calls = service._pool.advance, []
+
+    def fail(*given):
+        calls.append(given)
+        return advance(*given) if len(calls) < 4 else 1 / 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service._pool, "advance", fail)
+        assert write(service, prompt=" and", session=name, tokens=6)[0] == 500
+    assert len(calls) == 4
+    with service._batcher.branch(name):
+        for method, place, body in (
+            ("POST", path, text),
+            ("DELETE", path, b""),
+            ("POST", "/v1/generate", json.dumps({"prompt": "a", "session": name}).encode()),
+        ):
+            status, answer = service.answer(method, place, body)
+            assert status == 429 and "still running" in answer["error"]
+    _, found = service.answer("POST", path, text)
+    fresh = Service(trained["text"], capacity=1)
+    path = f"/v1/sessions/{fresh.answer('POST', '/v1/sessions', b'')[1]['session']}"
+    fresh.answer("POST", path, text)
+    assert found == fresh.answer("POST", path, text)[1]
+    service.close()
+    fresh.close()
+
+
+def test_a_stream_tells_text_as_it_is_written_and_in_the_end_all_of_it(server, trained, monkeypatch):
+    how = {"prompt": "the past", "tokens": 9, "seed": 1}
+    (written,) = trained["text"].generate(**how, details=True)
+
+    def stream(body):
+        with contextlib.closing(http.client.HTTPConnection(*server.server_address, timeout=60)) as connection:
+            connection.request("POST", "/v1/generate", json.dumps(body | {"stream": True}))
+            answer = connection.getresponse()
+            return answer.status, [json.loads(line) for line in answer.read().splitlines()]
+
+    status, (*pieces, last) = stream(how)
+    assert status == 200 and len(pieces) > 1 and "".join(piece["piece"] for piece in pieces) == last["text"]
+    assert last["text"] == written.text and tuple(last["tokens"]) == written.tokens
+    advance, calls = server.service._pool.advance, []
+
+    def fail(*given):
+        calls.append(given)
+        return advance(*given) if len(calls) < 4 else 1 / 0
+
+    monkeypatch.setattr(server.service._pool, "advance", fail)
+    status, lines = stream(how)
+    assert status == 200 and "the model failed" in lines[-1]["error"]
+    status, (refusal,) = stream(how | {"tokens": 0})
+    assert status == 400 and "tokens=0 must be at least 1" in refusal["error"]
+    assert ask(server, "GET", "/health")[1]["sessions"] == 0
+
+
+def test_runs_of_other_tasks_write_nothing(trained):
+    service = Service(trained["csv"], capacity=1)
+    status, answer = write(service, prompt="a")
+    assert status == 400 and "needs a run of language" in answer["error"]
+    service.close()
+
+
+def test_a_window_that_is_no_whole_number_of_frames_begins_no_session(tmp_path, folder):
+    data = Data(source="csv", file=str(folder / "waves.csv"), length=10, horizon=4)
+    write_untrained(tmp_path / "run", data, frame=4, stride=4)
+    service = Service(load(tmp_path / "run"), capacity=1)
+    status, answer = service.answer("POST", "/v1/sessions", b"")
+    assert status == 400 and "window of 10 rows" in answer["error"] and "data.length=12" in answer["error"]
+    rows = np.random.default_rng(0).standard_normal((10, 2)).tolist()
+    assert service.answer("POST", "/v1/predict", json.dumps({"inputs": rows}).encode())[0] == 200
+    service.close()
+
+
 def test_limits_are_kept(trained):
     service = Service(trained["text"], capacity=2, idle=1000.0)
     names = [service.answer("POST", "/v1/sessions", b"")[1]["session"] for _ in range(2)]
@@ -194,6 +350,8 @@ def test_a_model_that_fails_is_no_mistake_of_the_request(trained, monkeypatch):
         patch.setattr(service._pool, "advance", fail)
         assert service.answer("POST", f"/v1/sessions/{name}", b'{"inputs": "a"}')[0] == 500
     assert service.answer("POST", f"/v1/sessions/{name}", b'{"inputs": "a"}')[0] == 200
+    monkeypatch.setattr(service, "_health", lambda: {}["none"])
+    assert service.answer("GET", "/health", b"") == (500, {"error": "the server failed ('none' is missing)"})
     service.close()
 
 
