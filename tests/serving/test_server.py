@@ -207,6 +207,21 @@ def test_every_status_is_in_the_docs(repository):
     assert table == ["200", "400", "404", "405", "411", "413", "429", "500", "501"]
 
 
+def test_the_client_of_the_docs_works(server, repository, capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", (repository / "docs" / "serving.md").read_text(), re.DOTALL)
+    host, port = server.server_address
+    exec(program.replace("localhost:8080", f"{host}:{port}"), {})
+    tokens, _, text = capsys.readouterr().out.partition("\n")
+    assert tokens.startswith("[[") and len(text) == 20 + 1 + 20
+    assert ask(server, "GET", "/health")[1]["sessions"] == 0
+
+
+def test_the_metrics_of_the_docs_are_those_that_are_told(server, repository):
+    told = set(re.findall(r"^selssm_\w+", ask(server, "GET", "/metrics")[1].decode(), re.MULTILINE))
+    section = (repository / "docs" / "serving.md").read_text().partition("## Metrics")[2]
+    assert set(re.findall(r"`(selssm_\w+)", section)) == told
+
+
 def test_another_method_is_answered(server):
     with contextlib.closing(http.client.HTTPConnection(*server.server_address, timeout=60)) as connection:
         connection.request("PATCH", "/v1/predict")
