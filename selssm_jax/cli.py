@@ -18,7 +18,7 @@ from selssm_jax import allocator, invocation, lookout
 from selssm_jax.config import find_recipe, load
 from selssm_jax.config.fields import explain_unknown
 from selssm_jax.errors import INTERRUPTED, UNFINISHED, InputError, LostProcess, report_errors
-from selssm_jax.paths import check_regular
+from selssm_jax.paths import check_new_file, check_regular
 
 if TYPE_CHECKING:
     from selssm_jax.runs import Run
@@ -214,6 +214,16 @@ def report_compression(run: "Run") -> str:
         results = analysis.analyse_compression(compressed)
         report.render_compression(results, compressed.report_folder)
     return report.summarise_compression(results, run.compressed_folder)
+
+
+def check_output(output: str, *, predicts: bool) -> None:
+    """Raises InputError, before work starts, for an --output that is there already, cannot be written, or is of nothing
+    that is predicted.
+    """
+    if output and not predicts:
+        raise InputError(f"--output={output} is of predictions alone: add --predict=FILE")
+    if output:
+        check_new_file(output, "output")
 
 
 def read_flags(*asked: "flags.FlagHolder[Any]") -> dict[str, Any]:

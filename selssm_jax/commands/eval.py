@@ -13,12 +13,10 @@ After "pip install" the same command is selssm-eval, in any folder.
 from absl import flags
 
 from selssm_jax import cli
-from selssm_jax.errors import InputError
-from selssm_jax.paths import check_folder, check_new_file
+from selssm_jax.paths import check_folder
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
-SPLITS = ["train", "validation", "test", "whole"]
-SPLIT = flags.DEFINE_enum("split", None, SPLITS, "default: test; of another --file the whole")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test", "whole"], "default: test, or whole of --file")
 FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on, at the vocabulary and scaling of the run")
 MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold; minutes")
 COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory, into RUN-compressed with a report; minutes")
@@ -54,10 +52,7 @@ def _main(_: list[str]) -> None:
 def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
     check_folder(WORKDIR.value)  # before JAX is imported, so that a mistake is said at once
-    if OUTPUT.value and not PREDICT.value:
-        raise InputError(f"--output={OUTPUT.value} is of predictions alone: add --predict=FILE")
-    if OUTPUT.value:
-        check_new_file(OUTPUT.value, "output")
+    cli.check_output(OUTPUT.value, predicts=bool(PREDICT.value))
     if not cli.join(WORKDIR.value):
         return ["process 0 evaluates; this one waits for its end"]
     from selssm_jax import generation, interop, predict, prediction_files, runs
