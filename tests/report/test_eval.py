@@ -141,7 +141,7 @@ def test_help_says_what_can_be_asked(capsys):
     for words in (
         "--workdir",
         "--split",
-        "<train|validation|test>",
+        "<train|validation|test|whole>",
         "--file",
         "--local_dir",
         "python eval.py --workdir runs/quickstart",
