@@ -47,8 +47,8 @@ def folder(tmp_path_factory):
 
 
 def labelled(folder, name, **options):
-    small = {"batch_size": 4, "length": 32, "level": "word"}
-    return Data(source="labelled_text", file=str(folder / name), **(small | options))
+    small = {"source": "labelled_text", "batch_size": 4, "length": 32, "level": "word"}
+    return Data(file=str(folder / name), **(small | options))
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,9 @@ def test_labels_are_given_to_all_words(tmp_path):
         data.load(Data(source="tagged_text", file=str(tmp_path / "a.jsonl")))
 
 
-def test_the_task_obeys_the_laws_of_tasks(folder):
-    check_task(data.load(labelled(folder, "texts.csv")))
+@pytest.mark.parametrize(("name", "source"), [("texts.csv", "labelled_text"), ("words.conll", "tagged_text")])
+def test_the_task_obeys_the_laws_of_tasks(folder, name, source):
+    check_task(data.load(labelled(folder, name, source=source)))
 
 
 def test_texts_are_classified_alone_as_in_a_batch_and_from_files(folder, trained, tmp_path):
