@@ -211,7 +211,7 @@ def test_too_few_sequences_are_refused_before_work_starts(untrained, capsys):
     run = untrained("csv")
     assert command("eval.py", f"--workdir={run}", "--measure") == 2
     assert re.search(
-        r"^measure needs at least 100 sequences, and the test split has \d+: use another --split",
+        r"--measure needs at least 100 sequences, and the test split has \d+: use another --split",
         capsys.readouterr().err,
     )
     assert not (run / "report").exists()
