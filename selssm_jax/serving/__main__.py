@@ -32,8 +32,8 @@ def _main(_: list[str]) -> None:
         from selssm_jax.predict import load
         from selssm_jax.serving.server import Server, Service
 
-        limits = {"capacity": SESSIONS.value, "most_tokens": TOKENS.value, "batch": BATCH.value, "idle": IDLE.value}
-        service = Service(load(WORKDIR.value), **limits)
+        limits = {"capacity": SESSIONS.value, "most_tokens": TOKENS.value, "batch": BATCH.value}
+        service = Service(load(WORKDIR.value), idle=IDLE.value, **limits)
         try:
             server = Server(service, HOST.value, PORT.value, request_bytes=REQUEST.value)
         except OSError as error:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -177,7 +177,7 @@ class Service:
             return deque(pieces, maxlen=1)[0]
         return _tell_errors(next(pieces), pieces)  # what can be said before the first piece has a status of its own
 
-    def _write(self, asked: Writing) -> Iterator[dict[str, Any]]:
+    def _write(self, asked: Writing) -> Generator[dict[str, Any], None, None]:
         """Pieces of text, and in the end the whole, written from a copy of a session's memory: what fails, and who goes
         away, leaves it as it was.
         """
@@ -235,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, value = self.service.answer(self.command, self.path, self._body())
         except Refused as refusal:
             status, value, self.close_connection = refusal.status, {"error": refusal.reason}, True
-        if isinstance(value, Iterator):
+        if isinstance(value, Generator):
             self._stream(value)
             return
         self.close_connection = self.close_connection or self.server.is_ending
@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _stream(self, values: Iterator[Any]) -> None:
+    def _stream(self, values: Generator[Any, None, None]) -> None:
         """Sends JSON lines as they come, of which the end of the connection is the end."""
         self.close_connection = True
         self.send_response(HTTPStatus.OK)
@@ -334,7 +334,7 @@ def _dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _tell_errors(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+def _tell_errors(first: Any, rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
     """A stream whose last value is an error where one comes."""
     with contextlib.closing(rest):
         try:
