@@ -1,7 +1,7 @@
 """What a model shows of itself while it reads: gates, states and laws, by block. The one reader of what mixers sow.
 
-A mixer sows "gate", "open" and "state" among its intermediates, "law" among laws and "fell_back" among diagnostics
-(`layers.mixers`).
+A mixer sows "gate", "open", "gained", "forgotten" and "state" among its intermediates, "law" among laws and "fell_back"
+among diagnostics (`layers.mixers`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,15 +27,21 @@ class Observed(NamedTuple):
     are the steps of the blocks.
 
     Attributes:
-      gate: (R, F, n). open: P(gate > 0), (R, F, n). state: (R, F, N). law: of the states. fell_back: (R,), sequences
-        that Newton could not solve.
+      gate: (R, F, n). open: P(gate > 0), (R, F, n). gained, forgotten: nats of a step by the mixer's own model, (R, F,
+        n). state: (R, F, N). law: of the states. fell_back: (R,), sequences that Newton could not solve.
     """
 
     gate: Array | None = None
     open: Array | None = None
+    gained: Array | None = None
+    forgotten: Array | None = None
     state: Array | None = None
     law: Law | None = None
     fell_back: Array | None = None
+
+    def nats(self) -> list[Array]:
+        """Returns the nats gained and those forgotten, or nothing."""
+        return [value for value in (self.gained, self.forgotten) if value is not None]
 
 
 class Observation(NamedTuple):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from selssm_jax.analysis.results import BITS
 from selssm_jax.config import Model
 from selssm_jax.model import ModelLike
 from selssm_jax.observe import find_data_rows, find_valid_frames, observe
@@ -30,7 +31,8 @@ class Sums(NamedTuple):
     """Additive statistics of one block's gates g (B, T, n) over valid steps; T is the position in the sequence.
 
     steps: how many sequences are valid at a position, (T,). effective, hard, participation: sums over sequences of the
-    three numbers of `dimensions`, (T,). component, square: sums over steps of g_i and g_i^2, (n,). histogram: counts of
+    three numbers of `dimensions`, (T,). nats: sums over sequences and components of nats gained and forgotten, (T, 2);
+    (T, 0) of gates that know of none. component, square: sums over steps of g_i and g_i^2, (n,). histogram: counts of
     gate values in BINS equal bins of [0, 1].
     """
 
@@ -38,6 +40,7 @@ class Sums(NamedTuple):
     effective: AnyArray
     hard: AnyArray
     participation: AnyArray
+    nats: AnyArray
     component: AnyArray
     square: AnyArray
     histogram: AnyArray
@@ -46,8 +49,8 @@ class Sums(NamedTuple):
     def join(cls, parts: Iterable["Sums"]) -> "Sums":
         """Returns the sums over sequences, in float64, of those of their pieces, one after another."""
         fields = zip(*jax.tree.map(partial(np.asarray, dtype=np.float64), list(parts)), strict=True)
-        steps, effective, hard, participation, *rest = fields
-        over_time = map(np.concatenate, (steps, effective, hard, participation))
+        steps, effective, hard, participation, nats, *rest = fields
+        over_time = map(np.concatenate, (steps, effective, hard, participation, nats))
         return cls(*over_time, *(np.sum(values, axis=0) for values in rest))
 
     def merge(self, other: "Sums") -> "Sums":
@@ -60,7 +63,8 @@ class Sums(NamedTuple):
         effective_dimension sum_i g_i, hard_count #{g > 1/2} and participation_ratio in components of `components` = n;
         compression_factor n / effective_dimension (None where all gates are closed); selectivity, the standard
         deviation of a gate over steps averaged over components (0: the gates ignore the input); by_component the mean
-        gate of every component; over_time the three dimensions by position.
+        gate of every component; over_time the three dimensions by position. Of gates that know their nats also
+        bits_gained and bits_forgotten of a step, over all components, over_time too: by the mixer's own model.
         """
         n, steps = len(self.component), float(self.steps.sum())
         effective = float(self.effective.sum()) / steps
@@ -76,8 +80,13 @@ class Sums(NamedTuple):
             "selectivity": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()),
             "histogram": {"edges": np.linspace(0, 1, BINS + 1).tolist(), "counts": self.histogram.astype(int).tolist()},
             "by_component": mean.tolist(),
+            **{name: float(total.sum()) / steps for name, total in self._bits().items()},
             "over_time": self._over_time(),
         }
+
+    def _bits(self) -> dict[str, np.ndarray]:
+        """Bits by position, summed over sequences; nothing of gates that know of none."""
+        return dict(zip(("bits_gained", "bits_forgotten"), BITS * self.nats.T, strict=False))
 
     def _over_time(self) -> dict[str, list[float]]:
         seen = self.steps > 0
@@ -85,6 +94,7 @@ class Sums(NamedTuple):
             "effective_dimension": self.effective,
             "hard_count": self.hard,
             "participation_ratio": self.participation,
+            **self._bits(),
         }
         return {"position": np.flatnonzero(seen).tolist()} | {
             name: (total[seen] / self.steps[seen]).tolist() for name, total in means.items()
@@ -123,8 +133,8 @@ def dimensions(gate: Float[Array, "*t n"]) -> dict[str, Float[Array, "*t"]]:
     }
 
 
-def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
-    """Returns the sums of one batch; steps that are not valid do not count."""
+def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"], nats: Iterable[Float[Array, "B T n"]] = ()) -> Sums:
+    """Returns the sums of one batch; steps that are not valid do not count. `nats`: gained and forgotten."""
     weight = valid.astype(gate.dtype)
     by_time = {name: (value * weight).sum(0) for name, value in dimensions(gate).items()}
     live = gate * weight[..., None]
@@ -132,8 +142,14 @@ def sums(gate: Float[Array, "B T n"], valid: Bool[Array, "B T"]) -> Sums:
     counts = jnp.bincount(
         bins.ravel(), jnp.broadcast_to(valid[..., None], gate.shape).astype(jnp.int32).ravel(), length=BINS
     )
+    totals = [(value * weight[..., None]).sum((0, 2)) for value in nats]
     return Sums(
-        weight.sum(0), **by_time, component=live.sum((0, 1)), square=(live * gate).sum((0, 1)), histogram=counts
+        weight.sum(0),
+        **by_time,
+        nats=jnp.stack(totals, axis=-1) if totals else jnp.zeros((gate.shape[1], 0)),
+        component=live.sum((0, 1)),
+        square=(live * gate).sum((0, 1)),
+        histogram=counts,
     )
 
 
@@ -184,7 +200,7 @@ def compile_observer(model: ModelLike) -> Callable[..., tuple[tuple[dict[str, Su
             outputs[0],
             {name: gate[0] for name, gate in gates.items()},
         )
-        return ({name: sums(gate, frames) for name, gate in gates.items()}, row), after
+        return ({name: sums(gate, frames, shown[name].nats()) for name, gate in gates.items()}, row), after
 
     return read
 
@@ -212,4 +228,5 @@ def _join_rows(config: Model, batch: Batch, rows: list[Sequence]) -> Sequence:
 
 def _add(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     size = max(len(mine), len(theirs))
-    return np.pad(mine, (0, size - len(mine))) + np.pad(theirs, (0, size - len(theirs)))
+    longer = (np.pad(total, ((0, size - len(total)), *[(0, 0)] * (total.ndim - 1))) for total in (mine, theirs))
+    return sum(longer, np.zeros(()))

@@ -27,6 +27,7 @@ from selssm_jax.errors import InputError
 Reads = Literal["none", "elementwise", "dense"]
 Update = Literal["retain", "effective"]
 Transition = Literal["diagonal", "complex", "dense"]
+Decay = Literal["constant", "input"]
 Method = Literal["auto", "sequential", "associative", "chunked"]
 Solver = Literal["auto", "sequential", "newton"]
 
@@ -55,6 +56,7 @@ GateBias = Annotated[float, Within(-20.0, 20.0)]
 # The methods that a recurrence does not have, and why.
 WITHOUT = {
     "dense": ({"chunked"}, "is not written for matrices"),
+    "kalman": ({"chunked"}, "is not written for filters"),
     "mamba": ({"associative"}, "would store all states of 'mamba', which has a scan of its own"),
 }
 
@@ -149,6 +151,19 @@ def check_gate(kind: str, active: int, features: int, say: Say) -> None:
             f"{say('gate_active')}={active} is read by {say('gate')}='top_k' alone, found {say('gate')}={kind!r}: use "
             f"{last}=0"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class KalmanConfig(MixerConfig):
+    """What `layers.KalmanSSM` can be set to."""
+
+    gate_bias: GateBias = 0.0  # added to the log precisions that readings start with; positive: gates more open
+    decay: Decay = "constant"  # of what is held, from step to step; "input": the input decides it
+    method: Method = "auto"
+
+    def check(self, d_model: int, d_state: int, say: Say) -> None:
+        """Raises InputError for a method that the filter has not."""
+        _check_method("kalman", self.method, say("method"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +295,7 @@ class Mixer(NamedTuple):
 # here.
 MIXERS: dict[str, Mixer] = {
     "selective": Mixer(SelectiveConfig, gated=True),
+    "kalman": Mixer(KalmanConfig, gated=True),
     "s4d": Mixer(PolesConfig),
     "s5": Mixer(PolesConfig),
     "lru": Mixer(PolesConfig),

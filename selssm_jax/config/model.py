@@ -22,6 +22,7 @@ from selssm_jax.config.mixers import (
     BUILT_IN,
     MIXERS,
     AttentionConfig,
+    KalmanConfig,
     LocalAttentionConfig,
     Mamba2Config,
     MambaConfig,
@@ -94,6 +95,7 @@ class Model:
     memory_rounding: Literal["nearest", "stochastic"] = "nearest"  # how what is carried is rounded to its levels
     remat: bool = False  # recompute a block's activations in the backward pass
     selective: SelectiveConfig = SelectiveConfig()
+    kalman: KalmanConfig = KalmanConfig()
     rg_lru: RGLRUConfig = RGLRUConfig()
     mamba: MambaConfig = MambaConfig()
     mamba2: Mamba2Config = Mamba2Config()

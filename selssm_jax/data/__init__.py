@@ -30,6 +30,7 @@ LOADERS: dict[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "induction_heads": sources.synthetic_task,
     "delayed_recall": sources.synthetic_task,
     "linear_gaussian": sources.synthetic_task,
+    "changing_noise": sources.synthetic_task,
 }
 
 

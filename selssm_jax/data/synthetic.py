@@ -21,6 +21,9 @@ from selssm_jax.errors import InputError
 Key = tuple[int, ...]
 Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, targets, weights
 DECAY = 0.9  # of the hidden state of linear_gaussian
+SLOW = 0.99  # of that of changing_noise
+CLEAR, OFTEN = 0.001, 0.05  # variance of the noise of its clear readings, and how often a reading is one
+GRID = 20_001  # variances between 0 and 1 at which the mean over all courses of its noise is computed
 
 
 class Definition(NamedTuple):
@@ -155,10 +158,7 @@ def _linear_gaussian(config: Data) -> Definition:
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
         total = config.length + config.horizon
-        hidden = counter_rng.normal((*key, 0), rows, total)
-        hidden[:, 1:] *= math.sqrt(1 - DECAY**2)
-        for step in range(1, total):
-            hidden[:, step] += DECAY * hidden[:, step - 1]
+        hidden = _draw_states(key, rows, total, DECAY)
         seen = (hidden + math.sqrt(config.noise) * counter_rng.normal((*key, 1), rows, total)).astype(np.float32)[
             :, :, None
         ]
@@ -167,6 +167,57 @@ def _linear_gaussian(config: Data) -> Definition:
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)
     rivals = {"optimal": {"mse": _kalman_error(config)}, "zero": {"mse": 1 + config.noise}}
     return Definition(task, examples, rivals, process={"decay": DECAY, "noise": config.noise})
+
+
+def _draw_states(key: Key, rows: np.ndarray, steps: int, decay: float) -> np.ndarray:
+    """z_t = decay z_{t-1} + e_t with var z = 1."""
+    hidden = counter_rng.normal((*key, 0), rows, steps)
+    hidden[:, 1:] *= math.sqrt(1 - decay**2)
+    for step in range(1, steps):
+        hidden[:, step] += decay * hidden[:, step - 1]
+    return hidden
+
+
+def _changing_noise(config: Data) -> Definition:
+    """z_t = SLOW z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t: var n = CLEAR at a share OFTEN of the
+    steps, which a second input tells by a 1, and `noise` at the others; the next `horizon` clear readings are to be
+    said.
+
+    The best gate is not one of the input alone: what a noisy reading is worth depends on how long ago the last clear
+    one was.
+    """
+
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        total = config.length + config.horizon
+        clear = counter_rng.uniform((*key, 2), rows, total) < OFTEN
+        clear[:, config.length :] = True
+        spread = np.sqrt(np.where(clear, CLEAR, config.noise))
+        seen = _draw_states(key, rows, total, SLOW) + spread * counter_rng.normal((*key, 1), rows, total)
+        both = np.stack([seen, clear], axis=-1).astype(np.float32)
+        return both[:, : config.length], both[:, config.length :, :1], np.ones(len(rows), np.float32)
+
+    task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon, covariates=1)
+    rivals = {"optimal": {"mse": _mean_kalman_error(config)}, "zero": {"mse": 1 + CLEAR}}
+    return Definition(task, examples, rivals)
+
+
+def _mean_kalman_error(config: Data) -> float:
+    """Mean squared error of the optimal forecast, in the mean over all courses of the noise.
+
+    V(p), the mean of the variance at the end where it is p now, is V(p) before a step: OFTEN V(f(p, CLEAR)) + (1 -
+    OFTEN) V(f(p, noise)), f(p, s) = q s / (q + s), q = SLOW^2 p + 1 - SLOW^2; the first reading meets p = 1.
+    """
+    grid = np.linspace(0, 1, GRID)
+    mean = grid
+    for _ in range(config.length):
+        ahead = SLOW**2 * grid + 1 - SLOW**2
+        clear, noisy = (
+            np.interp(ahead * noise / (ahead + noise), grid, mean) if noise else np.full(GRID, mean[0])
+            for noise in (CLEAR, config.noise)
+        )
+        mean = OFTEN * clear + (1 - OFTEN) * noisy
+    decay = SLOW ** (2 * np.arange(1, config.horizon + 1))
+    return float((decay * mean[-1] + 1 - decay + CLEAR).mean())
 
 
 def _kalman_error(config: Data) -> float:
@@ -188,6 +239,7 @@ TASKS: Mapping[str, Callable[[Data], Definition]] = {
     "induction_heads": _induction_heads,
     "delayed_recall": _delayed_recall,
     "linear_gaussian": _linear_gaussian,
+    "changing_noise": _changing_noise,
 }
 
 

@@ -27,7 +27,7 @@ CAP_SHARE = 0.9  # of what the certificate allows gates to read of the state
 RADIUS = 1 - 2.0**-20  # largest |a|: the float32 values of tanh and exp reach 1, the parametrisation must not
 
 
-def real_poles(raw: Float[Array, "N"]) -> Float[Array, "N"]:
+def real_poles(raw: Float[Array, "*b N"]) -> Float[Array, "*b N"]:
     """a = RADIUS tanh(raw): real, of either sign, |a| < 1."""
     return RADIUS * jnp.tanh(raw)
 

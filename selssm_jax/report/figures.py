@@ -170,6 +170,20 @@ def gate_activity(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 @style()
+def gate_bits(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draws the bits that a step gains and forgets by position, a row a block, of gates that know of bits."""
+    figure, axes = panels(len(blocks), 1, height=1.9 * len(blocks) + 0.5, sharex=True)
+    for ax, (name, block) in zip(axes, blocks.items(), strict=True):
+        time = block["over_time"]
+        ax.plot(time["position"], finite(time["bits_gained"]), color=BLUE, label="gained")
+        ax.plot(time["position"], finite(time["bits_forgotten"]), color=ORANGE, linestyle="--", label="forgotten")
+        ax.set(ylabel=f"{block_title(name)}\nbits a step", ylim=(0, None), xlim=(0, max(time["position"][-1], 1)))
+    axes[-1].set_xlabel("position")
+    legend(figure, axes[0])
+    return figure
+
+
+@style()
 def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: Sequence[str], units: str) -> Figure:
     """The lookback (T, C), what followed (H, C) and what was forecast (H, C), one panel a channel."""
     columns = 1 if len(names) < 3 else 2

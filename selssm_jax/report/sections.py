@@ -219,9 +219,26 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
         "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a "
         "step updates, by position."
     )
-    return section(
-        "Gate activity", [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)]
+    parts: list[Block] = [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)]
+    return section("Gate activity", [*parts, *_gate_bits(blocks, folder)])
+
+
+def _gate_bits(blocks: Results, folder: pathlib.Path) -> list[Block]:
+    """What gates that are gains of a filter take in, in bits."""
+    known = {name: block for name, block in blocks.items() if "bits_gained" in block}
+    if not known:
+        return []
+    words = (
+        "A gate of a Kalman filter is a number of bits: what the step adds to what the state holds of its readings, "
+        "and what it lost since the step before, summed over components. They are bits by the layer's own model, true "
+        "where the data follow it."
     )
+    columns = {"gained a step (bits)": "bits_gained", "forgotten a step (bits)": "bits_forgotten"}
+    picture = Picture(
+        figures.save(figures.gate_bits(known), folder / "gate_bits.png"),
+        "Bits that a step gains and forgets, by position.",
+    )
+    return [Paragraph(words), tabulate("Bits by block, by the layer's own model", known, columns), picture]
 
 
 def costs(results: Results) -> list[Block]:

@@ -78,6 +78,7 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
     dense = "dense" in (sizes.get("transition"), sizes.get("gate_state"))
     return {
         "selective": 3 * d * n + n**2 * dense,
+        "kalman": 3 * d * n,
         "s4d": 2 * d * n,
         "s5": 2 * d * n + n**2 * WIDE,
         "lru": 2 * d * n,
@@ -99,6 +100,7 @@ def state_numbers(name: str, sizes: Mapping[str, Any]) -> float:
     d, n, past = sizes["d_model"], sizes.get("d_state", 0), max(sizes.get("d_conv", 1) - 1, 0)
     inner = sizes.get("expand", 0) * d
     return {
+        "kalman": 2 * n,
         "s4d": d * n,
         "mamba": inner * (n + past),
         "mamba2": inner * (n + past),

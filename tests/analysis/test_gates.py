@@ -59,6 +59,18 @@ def test_summary_against_numpy():
     )
 
 
+def test_bits_are_those_of_valid_steps_and_there_are_none_of_gates_that_know_of_none():
+    gate, nats = draw_gates(), (draw_gates(1), draw_gates(2))
+    valid = jnp.arange(7)[None] < jnp.array([7, 3, 5, 1, 6])[:, None]
+    parts = [gates.sums(gate[k], valid[k], [value[k] for value in nats]) for k in (slice(0, 2), slice(2, 5))]
+    found = to_host(parts[0]).merge(to_host(parts[1])).summary()
+    for name, value in zip(("bits_gained", "bits_forgotten"), nats, strict=True):
+        bits = np.asarray(value, np.float64).sum(-1) / np.log(2)
+        np.testing.assert_allclose(found[name], bits[np.asarray(valid)].mean(), rtol=1e-6)
+        np.testing.assert_allclose(found["over_time"][name][5], bits[[0, 4], 5].mean(), rtol=1e-6)
+    assert not {"bits_gained", "bits_forgotten"} & set(to_host(gates.sums(gate, valid)).summary())
+
+
 def test_edges_of_the_histogram_hold_exact_zeros_and_ones():
     found = to_host(gates.sums(jnp.array([[[0.0, 1.0, 1.0]]]), jnp.ones((1, 1), bool))).summary()
     counts = found["histogram"]["counts"]

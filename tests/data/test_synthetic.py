@@ -12,7 +12,7 @@ from selssm_jax.config import Data
 from selssm_jax.data import synthetic
 from selssm_jax.errors import InputError
 
-TASKS = ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian")
+TASKS = ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian", "changing_noise")
 DISCRETE = TASKS[:3]
 SPLITS = ("train", "validation", "test")
 
@@ -198,6 +198,22 @@ def test_best_forecast_of_the_examples_errs_as_stated():
     assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
     zero = np.square(found["targets"]).mean(axis=(1, 2))
     assert abs(zero.mean() - dataset.baselines("test")["zero"]["mse"]) < 4 * zero.std() / math.sqrt(len(zero))
+
+
+@pytest.mark.parametrize(("length", "horizon", "noise"), [(1, 1, 3.0), (20, 4, 3.0), (60, 1, 0.0)])
+def test_the_filter_that_knows_the_changing_noise_errs_as_stated(length, horizon, noise):
+    dataset = load("changing_noise", length=length, horizon=horizon, noise=noise, eval_examples=20_000)
+    found = examples(dataset, batch_size=1000)
+    x, clear = found["inputs"][..., 0].astype(np.float64), found["inputs"][..., 1]
+    assert set(np.unique(clear)) <= {0.0, 1.0} and abs(clear.mean() - synthetic.OFTEN) < 0.01
+    m, P, a = np.zeros(len(x)), np.ones(len(x)), synthetic.SLOW
+    for step in range(length):
+        m, P = (a * m, a**2 * P + 1 - a**2) if step else (m, P)
+        gain = P / (P + np.where(clear[:, step] == 1, synthetic.CLEAR, noise))
+        m, P = m + gain * (x[:, step] - m), (1 - gain) * P
+    said = m[:, None] * a ** np.arange(1, horizon + 1)
+    wrong = np.square(said - found["targets"][..., 0]).mean(axis=1)
+    assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
 
 
 def test_examples_have_the_stated_covariance():

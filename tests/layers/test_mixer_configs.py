@@ -21,6 +21,7 @@ from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.mixers import LAYERS
 from selssm_jax.layers.output_heads import ClassHead, ForecastHead
 from selssm_jax.ops._dense_scan import METHODS as OF_MATRICES
+from selssm_jax.ops._kalman_scan import METHODS as OF_FILTERS
 from selssm_jax.ops._linear_scan import METHODS
 from selssm_jax.ops._newton_scan import SOLVERS
 from selssm_jax.ops._selective_scan import METHODS as OF_MAMBA
@@ -115,7 +116,7 @@ def test_a_table_says_which_gates_jump_and_which_can_be_exactly_0():
 
 def test_methods_and_solvers_are_those_of_the_recurrences():
     assert typing.get_args(Method) == METHODS and typing.get_args(Solver) == SOLVERS
-    for name, known in (("dense", OF_MATRICES), ("mamba", OF_MAMBA)):
+    for name, known in (("dense", OF_MATRICES), ("kalman", OF_FILTERS), ("mamba", OF_MAMBA)):
         assert set(METHODS) - WITHOUT[name][0] == set(known)
 
 

@@ -24,6 +24,7 @@ BLOCK = {
         "participation_ratio": GATES.sum(1),
     },
 }
+BITS = {"bits_gained": GATES.sum(1), "bits_forgotten": GATES.sum(1) / 2}
 STEPS = [10, 20, 30]
 FIGURES = {
     "curve": lambda: figures.learning_curve(
@@ -38,6 +39,9 @@ FIGURES = {
     ),
     "one block": lambda: figures.gate_activity({"block_0": BLOCK}),
     "three blocks": lambda: figures.gate_activity({f"block_{index}": BLOCK for index in range(3)}),
+    "bits of gates": lambda: figures.gate_bits(
+        {f"block_{index}": BLOCK | {"over_time": BLOCK["over_time"] | BITS} for index in range(2)}
+    ),
     "one channel": lambda: figures.forecast(*RNG.normal(size=(3, T, 1)), names=["x"], units="value"),
     "seven channels": lambda: figures.forecast(
         *RNG.normal(size=(3, T, 7)), names=[f"c{index}" for index in range(7)], units="value"
