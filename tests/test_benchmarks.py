@@ -252,6 +252,16 @@ def test_the_least_error_is_that_of_the_kalman_filter():
     assert script.least_excess(1.0) == pytest.approx(script.least_excess(0.0) / 4)
 
 
+@pytest.mark.parametrize(("source", "noise"), [("linear_gaussian", 0.1), ("changing_noise", 3.0)])
+def test_gates_are_compared_with_the_filter_that_knows_the_noise(source, noise):
+    script = importlib.import_module("gate_kinds")
+    dataset = load(Data(source=source, noise=noise, length=24, horizon=2, eval_examples=4000))
+    optimal = dataset.info["optimum"]["mse"]
+    assert script.filter_error(dataset, noise) == pytest.approx(optimal, rel=0.1)
+    blind = script.mean_error(dataset, lambda batch: np.zeros((len(batch["inputs"]), 2)))
+    assert blind > 1.4 * optimal
+
+
 def test_what_sparse_gates_do_is_measured(tmp_path):
     script = importlib.import_module("sparsity")
     short = {"penalty_warmup": 2, "eval_every": 4, "checkpoint_every": 4}

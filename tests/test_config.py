@@ -110,6 +110,10 @@ WRONG = [
         {"model__pattern": ("lru",), "training__gate_l1": 0.1},
         r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any",
     ),
+    (
+        {"training__information_weight": 0.1, "model__pattern": ("kalman",), "training__information_bound": "capacity"},
+        r"information_bound='capacity' is of the noisy memory.*leave it at 'vib'",
+    ),
     (NOISY | {"model__pattern": ("selective", "gru")}, "prices the noisy memory of 'selective' blocks"),
     ({"model__bidirectional": True}, "reads a whole signal before it answers"),
     ({"model__memory_bits": ("2291",)}, "a digit from 0 to 8"),

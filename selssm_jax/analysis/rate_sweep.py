@@ -99,21 +99,21 @@ def measure(beta: float, workdir: str | pathlib.Path) -> Point:
 
 def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, form: str = "vib") -> dict[str, float]:
     """Returns for every block an upper bound on I(h_t; inputs of the block), nats, in the mean over the valid steps of
-    the sequences.
+    the sequences; of "kalman" blocks the nats that a step gains, by their own model.
 
     The "rate" of training with the moments of all sequences instead of one batch's, 1/2 sum_i (log v_i - E log N_i). By
     data processing the sum over blocks bounds what all states together hold of the model's inputs. Each sequence is
     read from an empty memory, and whole, as it is in training with a price.
 
     Args:
-      model, params: a model with process noise. batches: as a dataset's `evaluate` gives them. form: see
+      model, params: a model with process noise, or of "kalman" blocks. batches: as a dataset's `evaluate` gives them. form: see
         `objectives.rates`.
 
     Raises:
       ValueError: for a model whose blocks sow no law of their states.
     """
     noise = model.config.selective.process_noise
-    if not noise:
+    if not noise and set(model.config.pattern) != {"kalman"}:
         raise ValueError(
             f"model.selective.process_noise={noise}: without noise a state holds infinitely many nats, expected more "
             "than 0"
@@ -122,12 +122,18 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
     @jax.jit
     def sum_moments(batch: Batch) -> dict[str, Sums]:
         # noise in what later blocks read
-        blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks
+        key, shown = jax.random.key(0), ["laws", "intermediates"]
+        blocks = observe(model, params, batch, rngs={"noise": key}, collections=shown).blocks
         frames = find_data_frames(model.config, batch).astype(jnp.float32)
-        return {
+        known = {
             name: _sums(*objectives.moments(block.law, form), frames)
             for name, block in blocks.items()
             if block.law is not None
+        }
+        return known | {
+            name: {"gained": (frames[..., None] * block.gained).sum((0, 1)), "steps": frames.sum()}
+            for name, block in blocks.items()
+            if block.gained is not None
         }
 
     parts = [
@@ -147,5 +153,7 @@ def _sums(means: Array, variances: Array, frames: Array) -> Sums:
 
 
 def _nats(sums: Sums) -> float:
+    if "gained" in sums:
+        return float(sums["gained"].sum() / sums["steps"])
     mean, power, log = (sums[name] / sums["steps"] for name in ("mean", "power", "log"))
     return float(0.5 * (np.log(power - mean**2) - log).sum())

@@ -114,10 +114,13 @@ class Experiment:
     def _check_information(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its information is not known."""
         layer, weight, say = self.model.selective, "training.information_weight", "model.selective.{}".format
+        if set(self.model.pattern) == {"kalman"}:
+            self._check_gains()
+            return
         if set(self.model.pattern) != {"selective"}:
             raise InputError(
-                f"{weight} prices the noisy memory of 'selective' blocks, found model.pattern={self.model.pattern}: "
-                "use those alone, or 0"
+                f"{weight} prices the noisy memory of 'selective' blocks, or the nats that 'kalman' blocks gain, found "
+                f"model.pattern={self.model.pattern}: use either of the two alone, or 0"
             )
         if not layer.process_noise:
             raise InputError(
@@ -153,6 +156,14 @@ class Experiment:
             raise InputError(
                 f"{weight} reads the moments of a whole batch, found optimizer.accumulate={self.optimizer.accumulate}: "
                 "use 1, and more devices or model.remat=True where memory is short"
+            )
+
+    def _check_gains(self) -> None:
+        """Raises InputError for a bound of memory where its nats are known."""
+        if self.training.information_bound != "vib":
+            raise InputError(
+                f"training.information_bound={self.training.information_bound!r} is of the noisy memory of 'selective' "
+                "blocks, found model.pattern of 'kalman', whose gates know their nats: leave it at 'vib'"
             )
 
     def _check_capacity(self) -> None:

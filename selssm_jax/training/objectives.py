@@ -68,7 +68,7 @@ def rates(
     total: Callable[[Array], Array] = lambda part: part,
 ) -> Sums:
     """Returns "rate", nats of memory in the mean over valid frames and blocks, as (weighted sum, weight) (theory,
-    sections 4.2 and 10).
+    sections 4.2 and 10). Of blocks that know the nats that each step gains, these, whatever the form (section 11).
 
     form "vib": E KL(p(h_t|x) || r), r of the moments of all valid states of the batch, an upper bound on the mean of
     I(h_t; inputs of the block) over t; where gates read the state, p(h_t | h_{t-1}, x_t) instead, for I(h_t; x_{1:t})
@@ -76,13 +76,14 @@ def rates(
     inputs that are independent over time.
 
     Args:
-      blocks: with their laws. frames: as in `gate_penalties`.
+      blocks: with their laws, or the nats that they gained. frames: as in `gate_penalties`.
       total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which
         that does not change (see `information.variational`): value and gradient of the whole batch are the sums of
         those of its parts.
     """
-    laws = [moments(law, form) for law in _collect(blocks, "law")]
-    return {"rate": jnp.stack([jnp.stack([_rate(*law, frames, total) for law in laws]).mean(), frames.sum()])}
+    nats = [_rate(*moments(law, form), frames, total) for law in _collect(blocks, "law")]
+    nats = nats or [gained.shape[-1] * _over_frames(gained, frames) for gained in _collect(blocks, "gained")]
+    return {"rate": jnp.stack([jnp.stack(nats).mean(), frames.sum()])}
 
 
 def moments(law: Law, form: str, before: tuple[Array, Array] | None = None) -> tuple[Array, Array]:

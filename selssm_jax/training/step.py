@@ -222,7 +222,7 @@ def _objective(
         sums = objectives.fallbacks(blocks)
         if "intermediates" in kept:
             sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
-        if "laws" in kept:
+        if "rate" in terms:
             sums |= objectives.rates(blocks, frames, form=form, total=total)
         return outputs, state, sums
 

@@ -15,6 +15,7 @@ from selssm_jax.analysis import rate_sweep
 from selssm_jax.errors import InputError
 from selssm_jax.information import variational
 from selssm_jax.model import SequenceModel
+from selssm_jax.observe import Observed
 from selssm_jax.training import loop, objectives
 
 SHORT = {"training__steps": 40, "training__eval_every": 40, "training__checkpoint_every": 40, "training__log_every": 40}
@@ -68,6 +69,25 @@ def test_bits_are_the_rate_of_all_states_of_the_split(swept):
     assert len(means) == 50 * 16
     expected = float(variational.rate(jnp.asarray(means), jnp.asarray(variances))) / np.log(2)
     assert points[0].bits == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_price_of_a_gate_that_knows_its_nats_is_of_those_that_it_gains(tmp_path):
+    gains = {"model__pattern": ("kalman",), "model__selective__process_noise": 0.0, "model__selective__gate": "sigmoid"}
+    recipe = runs.experiment(**SHORT | CHANNEL | gains)
+    free, dear = rate_sweep.sweep(recipe, (0.0, 0.3), tmp_path)
+    assert 0 < dear.bits < 0.9 * free.bits
+    dataset = data.load(recipe.data)
+    model = SequenceModel(dataclasses.replace(recipe.model, task=dataset.task))
+    params = rate_sweep.checkpoint.restore_for_eval(str(free.workdir))[1]
+    gained = []
+    for batch in dataset.evaluate("validation", 16):
+        sown = model.apply({"params": params}, jnp.asarray(batch["inputs"]), mutable=["intermediates"])[1]
+        gained.append(sown["intermediates"]["block_0"]["mixer"]["gained"][0][np.asarray(batch["weights"]) > 0])
+    nats = np.concatenate(gained).sum(axis=-1)
+    assert nats.shape == (50, 16) and free.bits == pytest.approx(nats.mean() / np.log(2), rel=1e-5)
+    block = {"block_0": Observed(gained=jnp.asarray(nats[..., None]))}
+    rate = objectives.rates(block, jnp.ones((50, 16)))["rate"]
+    assert float(rate[0] / rate[1]) == pytest.approx(nats.mean(), rel=1e-5)
 
 
 def test_every_run_is_checked_before_the_first_is_trained(tmp_path):
