@@ -106,8 +106,8 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
     read from an empty memory, and whole, as it is in training with a price.
 
     Args:
-      model, params: a model with process noise, or of "kalman" blocks. batches: as a dataset's `evaluate` gives them. form: see
-        `objectives.rates`.
+      model, params: a model with process noise, or of "kalman" blocks. batches: as a dataset's `evaluate` gives them.
+      form: see `objectives.rates`.
 
     Raises:
       ValueError: for a model whose blocks sow no law of their states.

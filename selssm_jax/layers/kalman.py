@@ -81,9 +81,9 @@ class KalmanSSM(Layer):
         self.sow("intermediates", "gate", -jnp.expm1(-2 * filtered.gained))
         self.sow("intermediates", "gained", filtered.gained)
         self.sow("intermediates", "forgotten", filtered.forgotten)
-        self.sow("intermediates", "state", jnp.concatenate([filtered.m, _held(filtered.P)], axis=-1))
+        self.sow("intermediates", "state", jnp.concatenate([filtered.m, _nats_of(filtered.P)], axis=-1))
         y = project(filtered.m.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
-        return y, {"m": filtered.last.m, "nats": _held(filtered.last.P)}
+        return y, {"m": filtered.last.m, "nats": _nats_of(filtered.last.P)}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the largest derivatives of (m, P) by (m, P) over all inputs of a set and |m_i| <= max |z_i|, which is
@@ -135,7 +135,7 @@ def _fresh(raw: Array) -> Array:
     return 4 * RADIUS**2 * square + (1 - RADIUS**2)
 
 
-def _held(P: Array) -> Array:
+def _nats_of(P: Array) -> Array:
     """I = -1/2 log P, the nats that a component of variance 1 holds, at least 0."""
     return -jnp.log(jnp.minimum(P, 1)) / 2
 

@@ -119,9 +119,9 @@ def jacobians(layer, params, m, P, x):
     return jax.vmap(jax.jacrev(step))(jnp.concatenate([m, P], axis=-1), x)
 
 
-def attack(layer, params, region, x, rng):
+def attack(layer, params, region, x, rng, *, ascents):
     """Largest |derivatives| found over what is stated of them, at inputs of the set and states of the box, and at worse
-    ones that gradient ascent leads to.
+    ones that steps of gradient ascent lead to.
     """
     bounds = layer.apply({"params": params}, region, method="bounds")
     reach, J = np.asarray(bounds.box[:N]), np.asarray(bounds.jacobian)
@@ -129,7 +129,7 @@ def attack(layer, params, region, x, rng):
     P = np.exp(rng.uniform(-8, 0, (len(x), N))).astype("f")
     found = [np.abs(jacobians(layer, params, m, P, x)).max(axis=0)]
     norm = jax.jit(jax.grad(lambda m, P: jnp.square(jacobians(layer, params, m, P, x)[:, :N, N:]).sum(), (0, 1)))
-    for _ in range(3):
+    for _ in range(ascents):
         dm, dP = norm(m, P)
         m = np.clip(m + 0.3 * reach * np.sign(dm), -reach, reach).astype("f")
         P = np.clip(P * np.exp(0.5 * np.sign(dP)), 1e-4, 1).astype("f")
@@ -140,14 +140,15 @@ def attack(layer, params, region, x, rng):
 
 
 @pytest.mark.parametrize(
-    ("decay", "count"),
+    ("decay", "count", "ascents"),
     [
-        ("constant", 4),
-        ("input", 4),
-        *(pytest.param(kind, 125, marks=pytest.mark.exhaustive) for kind in ("constant", "input")),
+        ("constant", 3, 0),
+        ("input", 3, 0),
+        pytest.param("constant", 125, 3, marks=pytest.mark.exhaustive),
+        pytest.param("input", 125, 3, marks=pytest.mark.exhaustive),
     ],
 )
-def test_no_input_and_no_state_leads_beyond_the_certificate_which_always_holds(decay, count):
+def test_no_input_and_no_state_leads_beyond_the_certificate_which_always_holds(decay, count, ascents):
     rng = np.random.default_rng(3)
     for seed in range(count):
         layer, params, _ = build(decay, scale=rng.choice([0.0, 0.5, 2.0]), seed=seed)
@@ -158,7 +159,7 @@ def test_no_input_and_no_state_leads_beyond_the_certificate_which_always_holds(d
             (Box(radius), np.clip(radius * inner, -radius, radius).astype("f")),
             (Ball(jnp.ones(D), radius), on_ball),
         ):
-            share, certificate = attack(layer, params, region, x, rng)
+            share, certificate = attack(layer, params, region, x, rng, ascents=ascents)
             assert share <= 1 + 1e-3, (seed, share)
             assert certificate.contraction.status == "holds" and certificate.contraction.rate < 1
 
