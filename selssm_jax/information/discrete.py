@@ -7,7 +7,7 @@ own way.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from selssm_jax.information.checks import check_distribution
 
 Correction = Literal["none", "miller-madow", "chao-shen", "nsb"]
 CORRECTIONS = ("none", "miller-madow", "chao-shen", "nsb")
+DISPUTING: tuple[Correction, ...] = ("miller-madow", "chao-shen")  # whose values cost nothing
 PERMUTATIONS, FEWER = 20, 3  # pairings at random; of NSB, each of which is a quadrature
 MANY, DENSE = 1_000_000, 100  # samples, and samples a cell, above which no bias is looked for
 CELLS = 2**24  # of a table of counts
@@ -123,19 +124,19 @@ def entropy(counts: Counts, *, correction: Correction = "none") -> Estimate:
 def mutual_information(counts: Table, *, correction: Correction = "none") -> Estimate:
     """I(X; Y) from a table of counts, in nats: H(X) + H(Y) - H(X, Y), each corrected as in `entropy`.
 
-    The standard error is the spread of the pointwise information over samples, and beside it the value of the same
+    The standard error is the spread of the pointwise information over samples; beside it the values of the same
     correction for pairs at random, which should be 0, as far as the labels do not tell one another: the bias that is
-    left. Cost: `PERMUTATIONS` pairings of the samples, for up to a million of them. Errors: see `entropy`.
+    left; and how far Miller and Madow's or Chao and Shen's value is from this one: far where cells are few times
+    counted. Cost: `PERMUTATIONS` pairings of the samples, for up to a million of them. Errors: see `entropy`.
     """
     counts = _check_counts(counts, 2, correction)
-    parts = [_entropy(part, correction)[0] for part in (counts.sum(1), counts.sum(0), counts.ravel())]
+    nats, single, dispute = _correct(counts, correction, lambda how: _of_sides(counts, how))
     p = counts / counts.sum()
     product = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
     seen = p > 0
     pointwise = np.log(p[seen] / product[seen])
     spread = math.sqrt(max(float(p[seen] @ pointwise**2 - (p[seen] @ pointwise) ** 2), 0.0) / counts.sum())
-    nats = parts[0] + parts[1] - parts[2]
-    stderr = math.hypot(spread, _bias_left(counts, nats, parts[0] + parts[1], correction))
+    stderr = math.hypot(spread, dispute, _bias_left(counts, nats, single, correction))
     return Estimate(nats, stderr, "estimate", f"mutual information of counts, {_name_method(correction)}", _few(counts))
 
 
@@ -148,18 +149,36 @@ def conditional_information(counts: Cube, *, correction: Correction = "miller-ma
     at random within each value of Z. Cost and errors: see there.
     """
     counts = _check_counts(counts, 3, correction)
-    sides = counts.sum(1), counts.sum(0)
-    with_z, of_z = sum(_entropy(side.ravel(), correction)[0] for side in sides), counts.sum((0, 1))
-    single = with_z - _entropy(of_z, correction)[0]
-    nats = single - _entropy(counts.ravel(), correction)[0]
+    nats, single, dispute = _correct(counts, correction, lambda how: _of_sides_given(counts, how))
     p = counts / counts.sum()
     p_xz, p_yz, p_z = p.sum(1, keepdims=True), p.sum(0, keepdims=True), p.sum((0, 1), keepdims=True)
     seen = p > 0
     pointwise = np.log((p * p_z)[seen] / (p_xz * p_yz)[seen])
     spread = math.sqrt(max(float(p[seen] @ pointwise**2 - (p[seen] @ pointwise) ** 2), 0.0) / counts.sum())
-    stderr = math.hypot(spread, _conditional_bias_left(counts, nats, single, correction))
+    stderr = math.hypot(spread, dispute, _conditional_bias_left(counts, nats, single, correction))
     name = f"conditional mutual information of counts, {_name_method(correction)}"
     return Estimate(nats, stderr, "estimate", name, _few(counts))
+
+
+def _of_sides(counts: np.ndarray, correction: Correction) -> float:
+    """H(X) + H(Y)."""
+    return sum(_entropy(counts.sum(axis), correction)[0] for axis in (1, 0))
+
+
+def _of_sides_given(counts: np.ndarray, correction: Correction) -> float:
+    """H(X, Z) + H(Y, Z) - H(Z)."""
+    with_z = sum(_entropy(counts.sum(axis).ravel(), correction)[0] for axis in (1, 0))
+    return with_z - _entropy(counts.sum((0, 1)), correction)[0]
+
+
+def _correct(
+    counts: np.ndarray, correction: Correction, of_sides: Callable[[Correction], float]
+) -> tuple[float, float, float]:
+    """The information, what of it is of the sides, and how far it is from what corrections make of it."""
+    single = of_sides(correction)
+    nats = single - _entropy(counts.ravel(), correction)[0]
+    others = [of_sides(how) - _entropy(counts.ravel(), how)[0] for how in DISPUTING]
+    return nats, single, max(abs(value - nats) for value in others)
 
 
 def _conditional_bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
@@ -175,12 +194,15 @@ def _conditional_bias_left(counts: np.ndarray, nats: float, single: float, corre
         chances.append(single - _entropy(np.bincount(cells, minlength=counts.size), correction)[0])
     of_z = _entropy(counts.sum((0, 1)), "none")[0]
     least = min(_entropy(counts.sum(axis).ravel(), "none")[0] for axis in (0, 1)) - of_z
-    return _weigh_chance(float(np.mean(chances)), nats, least)
+    return _weigh_chance(np.array(chances), nats, least)
 
 
-def _weigh_chance(chance: float, nats: float, least: float) -> float:
-    """What is found in pairs at random, in the share of the smaller entropy that is not explained."""
-    return abs(chance) * (1 - min(max((nats - chance) / max(least - chance, 1e-9), 0.0), 1.0))
+def _weigh_chance(chances: np.ndarray, nats: float, least: float) -> float:
+    """What is found in pairs at random, their bias and their spread, in the share of the smaller entropy that is not
+    explained.
+    """
+    chance, size = float(chances.mean()), math.sqrt(float(np.mean(chances**2)))
+    return size * (1 - min(max((nats - chance) / max(least - chance, 1e-9), 0.0), 1.0))
 
 
 def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Correction) -> float:
@@ -192,16 +214,11 @@ def _bias_left(counts: np.ndarray, nats: float, single: float, correction: Corre
         return 0.0
     x, y = (np.repeat(place.ravel(), counts.ravel()) for place in np.indices(counts.shape))
     pairings = _pairings(y, FEWER if correction == "nsb" else PERMUTATIONS, shuffle=True)
-    chance = float(
-        np.mean(
-            [
-                single - _entropy(np.bincount(x * counts.shape[1] + z, minlength=counts.size), correction)[0]
-                for z in pairings
-            ]
-        )
-    )
+    chances = [
+        single - _entropy(np.bincount(x * counts.shape[1] + z, minlength=counts.size), correction)[0] for z in pairings
+    ]
     least = min(_entropy(side, "none")[0] for side in (counts.sum(1), counts.sum(0)))
-    return _weigh_chance(chance, nats, least)
+    return _weigh_chance(np.array(chances), nats, least)
 
 
 def _pairings(y: np.ndarray, count: int, *, shuffle: bool) -> Iterator[np.ndarray]:

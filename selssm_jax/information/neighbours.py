@@ -154,9 +154,12 @@ def _estimate(
     nats, deviation, shift = _value(terms, sides, k)
     normal = float(_mixture_terms(*(scores(side) for side in given), k=k).mean())
     notes = (*notes, *_range(nats, sum(side.shape[1] for side in sides)))
-    if abs(nats - normal) > SKEWED * deviation:
-        better = f"normal scores of its columns give {normal:.2f} nats, this value is {nats:.2f}"
-        notes = (*notes, f"the law is skewed or has heavy tails: {better}; take logarithms, or ranks, of such columns")
+    if math.isfinite(shift[0]) and abs(nats - normal) > SKEWED * deviation:
+        notes = (
+            *notes,
+            f"normal scores of the columns give {normal:.2f} nats, this value is {nats:.2f}: skewed columns, heavy "
+            "tails or ties? take logarithms or ranks of such columns",
+        )
     return Estimate(nats, math.hypot(deviation, *shift, nats - normal), "estimate", method, notes)
 
 
@@ -242,7 +245,7 @@ def _mixture_terms(*sides: np.ndarray, k: int) -> np.ndarray:
     parted = (_part_equal_distances(side, rng) for side in sides)
     if len(sides) == 2:
         psi, (x, y) = _psi_table(len(alike)), sides
-        counted = psi[alike] + psi[-1] - psi[_same(x)] - psi[_same(y)]
+        counted = psi[alike] + psi[len(alike)] - psi[_same(x)] - psi[_same(y)]
         near = lambda: _ksg(*_round_if_distinct(*parted), k=k, variant=1)  # noqa: E731
     else:
         counted = _add_digammas(alike, _same, *sides)

@@ -173,3 +173,31 @@ def test_mistakes(call, message):
 
     with pytest.raises(ValueError, match=message):
         call(Unchecked())
+
+
+def _few_labels(labels: int, samples: int, kept: float):
+    """The second label is the first in so many cases, else any."""
+    p = np.full((labels, labels), (1 - kept) / labels**2) + kept / labels * np.eye(labels)
+    truth = float(np.sum(p[p > 0] * np.log(p[p > 0] * labels**2)))
+
+    def draw(seed: int):
+        rng = np.random.default_rng(seed)
+        x, other = rng.integers(0, labels, (2, samples))
+        return x, np.where(rng.random(samples) < kept, x, other), rng.integers(0, 2, samples)
+
+    return draw, truth
+
+
+@pytest.mark.parametrize("correction", ["none", "miller-madow", "chao-shen"])
+@pytest.mark.parametrize(
+    ("labels", "samples", "kept"),
+    [(20, 60, 0), (20, 400, 0), (5, 100, 0), (2, 20, 0), (20, 1000, 0.5), (4, 100, 0.5), (20, 60, 1), (4, 60, 1)],
+)
+def test_the_stated_error_covers_few_samples_of_many_cells(labels, samples, kept, correction):
+    """Corrections are wrong there, by much where most cells are seen once, and each in its own way."""
+    draw, truth = _few_labels(labels, samples, kept)
+    for seed in range(6):
+        x, y, z = draw(seed)
+        alone = discrete.mutual_information(discrete.count(x, y), correction=correction)
+        given = discrete.conditional_information(discrete.count(x, y, z), correction=correction)
+        assert all(abs(estimate.nats - truth) <= 3 * estimate.stderr + 1e-9 for estimate in (alone, given))

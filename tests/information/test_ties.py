@@ -216,6 +216,12 @@ def test_the_stated_error_covers_heavy_tails(estimator, law, r):
     assert max(deviations(ask, draw, of_normal(r), DRAWS)) <= ERRORS
 
 
+def test_constants_have_none_whatsoever():
+    one = np.ones(N)
+    for estimate in (neighbours.mixed(one, one), conditional.mixed(one, one, one), neighbours.mixed(one, np.arange(N))):
+        assert estimate.nats == pytest.approx(0, abs=1e-12) and not estimate.notes
+
+
 def test_a_law_that_hides_its_information_in_its_tails_is_noted():
     x, y = np.exp(3 * normal_pair(np.random.default_rng(0), 0.9))
     assert "heavy tails" in estimators.ksg(x, y).notes[-1]
