@@ -33,6 +33,8 @@ class Estimate:
             raise ValueError(f"direction={self.direction!r} is unknown: use exact, lower, upper or estimate")
         if math.isnan(self.nats):
             raise ValueError(f"nats={self.nats} is no information: expected a number or inf")
+        if self.stderr < 0:
+            raise ValueError(f"stderr={self.stderr} is below 0: expected the size of an error, or nan for none")
 
     @property
     def bits(self) -> float:

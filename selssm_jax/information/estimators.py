@@ -21,7 +21,7 @@ from jaxtyping import Array
 from selssm_jax.information import agreement, critics, crossfit
 from selssm_jax.information._estimate import Direction, Estimate
 from selssm_jax.information.canonical import gaussian
-from selssm_jax.information.checks import Samples, check_rounding, check_whole, pairs
+from selssm_jax.information.checks import Samples, check_rounding, check_whole, pairs, standardise
 from selssm_jax.information.crossfit import SMALLEST, HeldOut, Training
 from selssm_jax.information.neighbours import ksg, mixed
 
@@ -137,22 +137,23 @@ def club(
 
 def sliced(x: Samples, y: Samples, *, slices: int = 64, k: int = 5, seed: int = 0) -> Estimate:
     """Sliced mutual information (Goldfeld and Greenewald 2021): the mean of I(u'x; v'y) over random directions u, v,
-    each by `ksg`.
+    each by `ksg`, of `checks.standardise` columns, so that units do not matter.
 
     At most I(x; y), zero iff they are independent; it does not obey data processing (a linear map of x may raise it).
-    For one column each it is I itself. The standard error is that over the directions. Cost: `slices` times `ksg` of
-    two columns.
+    For one column each it is I itself. The standard error is that over the directions, and the mean of those of `ksg`,
+    for all directions see the same samples. Cost: `slices` times `ksg` of two columns.
 
     Raises:
       ValueError: for fewer than 2 slices, and what `ksg` raises.
     """
     check_whole(2, slices=slices)  # the spread over directions is the error
-    x, y = pairs(x, y, least=SMALLEST)
+    x, y = (standardise(side) for side in pairs(x, y, least=SMALLEST))
     rng = np.random.default_rng(seed)
-    values = [ksg(_project(rng, x), _project(rng, y), k=k).nats for _ in range(slices)]
+    estimates = [ksg(_project(rng, x), _project(rng, y), k=k) for _ in range(slices)]
+    values, errors = np.array([(estimate.nats, estimate.stderr) for estimate in estimates]).T
     return Estimate(
-        float(np.mean(values)),
-        float(np.std(values, ddof=1) / slices**0.5),
+        float(values.mean()),
+        math.hypot(float(values.std(ddof=1) / slices**0.5), float(errors.mean())),
         "estimate",
         f"sliced, {slices} directions, KSG k={k}",
     )

@@ -150,6 +150,17 @@ def test_slices_say_less_and_of_single_columns_all(correlated):
     assert 0.01 < estimators.sliced(*few, slices=16).nats < correlated.information
 
 
+def test_slices_state_what_their_samples_leave_open_and_know_no_units(correlated):
+    """All directions see the same samples: of one column there is but one, and its error is not 0."""
+    x, y = (np.asarray(side[:200], float) for side in (correlated.x, correlated.y))
+    one = estimators.sliced(x[:, 0], np.random.default_rng(0).normal(size=200), slices=2)
+    assert abs(one.nats) < 3 * one.stderr < 0.5
+    plain, other = (
+        estimators.sliced(x * units, y, slices=4).nats for units in (1.0, np.geomspace(1e-20, 1e20, x.shape[1]))
+    )
+    assert other == pytest.approx(plain, abs=1e-3)
+
+
 def test_the_default_takes_a_gaussian_copula_for_one(correlated):
     found = estimators.estimate(jnp.exp(correlated.x), correlated.y, training=QUICK)
     assert "Gaussian copula" in found.method and abs(found.nats - correlated.information) < 3 * found.stderr + 0.01

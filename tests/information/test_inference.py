@@ -53,6 +53,32 @@ def _feedback(rng, steps=300):
     return transfer.embed_past(lfilter([0.0, 0.8], [1.0, -0.5], y) + rng.normal(size=steps), y)
 
 
+def _rounded(rng):
+    return rng.normal(size=(2, 60)).round(1)
+
+
+def _slow_and_clipped(rng):
+    return tuple(np.maximum(slow_series(rng, 100, 0.6), 0) for _ in range(2))
+
+
+def _rounded_beside_a_label(rng):
+    z = rng.integers(0, 3, 60)
+    return *(z + rng.normal(size=(2, 60))).round(1), z
+
+
+def _labels(rng):
+    return rng.integers(0, 4, (2, 100))
+
+
+def _labels_of_a_cause(rng):
+    z = rng.integers(0, 3, 150)
+    return *(z + rng.integers(0, 3, (2, 150))), z
+
+
+def counted(x: np.ndarray, y: np.ndarray) -> Estimate:
+    return discrete.mutual_information(discrete.count(x, y), correction="miller-madow")
+
+
 def _permute(estimator):
     return lambda draw, seed: inference.permutation_test(estimator, *draw, permutations=REARRANGED, seed=seed)
 
@@ -93,6 +119,11 @@ OF_INFORMATION = {
     "local permutations, neighbours": (_permute_locally(conditional.ksg), _common_cause),
     "local permutations, linear transfer": (_permute_locally(conditional.gaussian), _feedback),
     "local permutations, transfer by neighbours": (_permute_locally(conditional.ksg), _feedback),
+    "permutations, neighbours of ties": (_permute(estimators.mixed), _rounded),
+    "shifts, neighbours of ties": (_shift(estimators.mixed), _slow_and_clipped),
+    "local permutations, neighbours of ties": (_permute_locally(conditional.mixed), _rounded_beside_a_label),
+    "permutations, labels": (_permute(counted), _labels),
+    "local permutations, labels": (_permute_locally(conditional.discrete), _labels_of_a_cause),
 }
 
 
@@ -279,6 +310,7 @@ def test_infinite_information_of_some_rows_is_no_error_of_a_finite_value():
         (lambda f, x: f.jackknife_interval(covariance, x, x, level=1.0), "level=1.0"),
         (lambda f, x: f.jackknife_interval(covariance), "expected rows"),
         (lambda f, x: f.confidence_interval(covariance(x, x)), "states no standard error"),
+        (lambda f, x: f.confidence_interval(Estimate(1.0, -0.1, "estimate", "e")), "stderr=-0.1 is below 0"),
         (lambda f, x: f.confidence_interval(Estimate(1.0, 0.1, "lower", "e"), level=math.nan), "level=nan"),
     ],
 )
