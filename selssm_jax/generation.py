@@ -38,6 +38,7 @@ MOST = 10_000_000  # tokens of one call
 MOST_ANSWERS = 1_000_000  # of one call
 MILDEST, STRONGEST = 0.01, 100.0  # repetition penalty: beyond them float32 may have no logits
 SMALLEST = float(np.finfo(np.float32).tiny)  # temperature: below it float32 has 0
+SETTINGS = 32  # ways of sampling whose programs are kept
 HALF = "\ufffd"  # what bytes are shown as that are no whole character yet
 
 
@@ -230,14 +231,13 @@ def stream(
 
 
 def _steps(key: Array, first: Any, step: Any, count: int) -> Iterator["_Now"]:
-    keys = jax.random.split(key, count)
-    now = first(keys[0])
-    for index in range(count):
-        now = now if not index else step(now, keys[index])
-        if bool(now.bad.any()):
-            _refuse(index, np.asarray(now.bad))
+    for index, fresh in enumerate(jax.random.split(key, count)):
+        now = step(now, fresh) if index else first(fresh)
+        bad, done = jax.device_get((now.bad, now.done))
+        if bad.any():
+            _refuse(index, bad)
         yield now
-        if bool(now.done.all()):
+        if done.all():
             return
 
 
@@ -423,15 +423,26 @@ def _steps_through(
     read: Callable[[np.ndarray], np.ndarray], prompt: np.ndarray, key: Array, count: int, sampling: Sampling
 ) -> Iterator["_Now"]:
     """As `stream` takes steps, of one row."""
+    draw = _compile_draw(sampling)
 
-    def take(tokens: np.ndarray, seen: Array | None, key: Array) -> _Now:
-        logits = jnp.asarray(read(tokens))[None]
+    def take(tokens: np.ndarray, seen: Any, key: Array) -> _Now:
+        logits = np.asarray(read(tokens))[None]
         if seen is None and sampling.repetition_penalty != 1:
-            seen = jnp.zeros(logits.shape, bool).at[0, tokens].set(True)
-        return _after(logits, None, jnp.zeros(1, bool), seen, key, sampling, ())
+            seen = np.isin(np.arange(logits.shape[1]), tokens)[None]
+        return draw(logits, seen, key)
 
     first = functools.partial(take, prompt, None)
     return _steps(key, first, lambda now, key: take(np.asarray(now.token), now.seen, key), count)
+
+
+@functools.lru_cache(maxsize=SETTINGS)
+def _compile_draw(sampling: Sampling) -> Any:
+    """A program that draws the token of one row."""
+
+    def draw(logits: Array, seen: Array | None, key: Array) -> _Now:
+        return _after(logits, None, jnp.zeros(1, bool), seen, key, sampling, ())
+
+    return jax.jit(draw)
 
 
 def write_lines(

@@ -129,6 +129,6 @@ def open_own(path: str) -> OwnFile:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"data.file={path!r} cannot be read ({reason}): set it to an existing file, or in eval.py name one by "
-            "--file"
+            "--file or --predict"
         ) from error
     return OwnFile(path, size, digest.hexdigest(), newlines)

@@ -36,7 +36,7 @@ from selssm_jax.config import Data, Experiment, Model, Optimizer, Task, Training
 from selssm_jax.config.fields import flatten, list_fields
 from selssm_jax.config.model import MOST_BLOCKS
 from selssm_jax.data.vocabulary import BYTES
-from selssm_jax.errors import InputError, report_errors, suggest
+from selssm_jax.errors import ArgumentError, InputError, report_errors, suggest
 from selssm_jax.layers.variables import parameters as parameters_of
 from selssm_jax.model import SequenceModel
 from selssm_jax.paths import check_regular
@@ -485,7 +485,7 @@ def import_run(
     config, params = load(folder)
     taken = pathlib.Path(workdir)
     if taken.exists() and any(taken.iterdir() if taken.is_dir() else [taken]):
-        raise InputError(f"--workdir={workdir} exists already: give a new folder, so that nothing is overwritten")
+        raise ArgumentError("workdir", f"={workdir} exists already: give a new folder, so that nothing is overwritten")
     known = {"task": dataclasses.asdict(config.task)} | vocabulary_of(pathlib.Path(folder), config.task.vocab)
     source = Data(source="text", file=file or NO_TEXT, level=known["level"], length=length, batch_size=batch_size)
     metadata = data.load(source, known).metadata() if file else known

@@ -55,8 +55,11 @@ def test_it_equals_the_live_model_bit_for_bit_without_this_package(source, untra
 def test_nothing_is_written_over(untrained, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").touch()
-    with pytest.raises(InputError, match="exists already"):
-        export_model(load(untrained("text")), tmp_path / "there")
+    trained = load(untrained("text"))
+    with pytest.raises(InputError, match=r"^folder=.*there exists already"):
+        export_model(trained, tmp_path / "there")
+    with pytest.raises(InputError, match=r"^folder=.*new cannot be written \(Not a directory\): name another folder"):
+        export_model(trained, tmp_path / "there" / "mine" / "new")
 
 
 def test_the_command_exports(untrained, tmp_path, capsys):
