@@ -231,6 +231,7 @@ def stream(
 
 
 def _steps(key: Array, first: Any, step: Any, count: int) -> Iterator["_Now"]:
+    now: Any = None
     for index, fresh in enumerate(jax.random.split(key, count)):
         now = step(now, fresh) if index else first(fresh)
         bad, done = jax.device_get((now.bad, now.done))
