@@ -1,5 +1,4 @@
-"""Claim: a gate that knows how uncertain the state is comes to the error of the exact filter; one of the input alone
-does so where the noise never changes.
+"""Claim: a gate that knows how uncertain the state is comes to the error of the exact filter where noise changes.
 
   python benchmarks/gate_kinds.py --rounds 3    # with the package installed
 

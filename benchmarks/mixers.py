@@ -37,6 +37,7 @@ PROBE = (20, 60)  # steps of two short runs, whose difference is free of start a
 SPARE = 12.0  # seconds of the budget for start, compilation and validation
 SIZES: dict[str, dict[str, Any]] = {
     "selective": {"d_state": 160, "conv": 4},
+    "kalman": {"d_state": 128, "conv": 4},
     "s4d": {"d_state": 32},
     "s5": {"d_state": 128},
     "lru": {"d_state": 128},

@@ -36,6 +36,7 @@ CLAIMS = (
         "memory",
         "certificates",
         "rate",
+        "gate_kinds",
         "sparsity",
         "traces",
         "decoding",
