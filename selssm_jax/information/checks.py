@@ -63,9 +63,11 @@ def check_finite(**arrays: Array | np.ndarray) -> None:
 
 def check_real(**arrays: ArrayLike) -> None:
     """Numbers, and none of them complex: an imaginary part would be dropped, or carried into a result that has no
-    meaning.
+    meaning. None is masked: what is behind a mask would be taken for a value.
     """
     for name, value in arrays.items():
+        if np.ma.is_masked(value):
+            raise ValueError(f"{name} has {np.ma.count_masked(value)} masked values, expected none: fill or drop them")
         dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
             fix = (

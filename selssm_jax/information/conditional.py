@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.canonical import conditional as gaussian
 from selssm_jax.information.channel import FLOOR
-from selssm_jax.information.checks import check_covariance, choose_rows, columns
+from selssm_jax.information.checks import check_covariance, check_real, choose_rows, columns
 from selssm_jax.information.discrete import Correction, conditional_information, count
 from selssm_jax.information.neighbours import conditional as ksg
 from selssm_jax.information.neighbours import conditional_mixed as mixed
@@ -80,6 +80,7 @@ def _join(name: str, labels: Array | np.ndarray) -> np.ndarray:
 
 
 def _check_square(cov: Array | np.ndarray) -> np.ndarray:
+    check_real(cov=cov)
     cov = np.asarray(cov)
     if cov.ndim != 2 or cov.shape[0] != cov.shape[1] or not cov.size or cov.dtype.kind not in "fiu":
         raise ValueError(f"cov has shape {cov.shape} and dtype {cov.dtype}, expected real numbers (n, n) with n >= 1")

@@ -68,6 +68,7 @@ def test_what_is_known_without_noise():
         ({"cov": np.eye(4)[:3]}, r"cov has shape \(3, 4\)"),
         ({"cov": np.full((4, 4), np.nan)}, "cov holds nan"),
         ({"cov": 1j * np.eye(4)}, "expected real numbers"),
+        ({"cov": np.ma.masked_equal(np.eye(4), 0)}, "cov has 12 masked values"),
         ({"cov": np.eye(4) + np.eye(4, k=1)}, "not symmetric"),
         ({"cov": np.ones((4, 4)) - 0.5 * np.eye(4)}, "no covariance"),
         ({"x": [4]}, "whole numbers from 0 to 3"),
