@@ -7,6 +7,11 @@ the ceil(p (n + 1))-th smallest score of that channel and step of the horizon. I
 where the next window is exchangeable with those of validation; a series that drifts is not, so `cover` says how often
 it did.
 
+A model that forecasts quantiles says itself how far it may be off, below and above: with m the median and [lo, hi] its
+quantiles nearest to those of the level, the score is (m - y) / (m - lo) below m, (y - m) / (hi - m) above, and the
+interval [m - q (m - lo), m + q (hi - m)]. So quantiles are calibrated by a factor, where Romano, Patterson and Candes
+(2019) add a term; that any score covers is theirs. The factor makes up for quantiles that are not those of the level.
+
 For such series a `Follower` widens and narrows the intervals by what came: a factor on the widths of each channel,
 whose logarithm moves by rate (share of misses - (1 - p)) for each window whose horizon is over (quantile tracking:
 Gibbs and Candes 2021; Angelopoulos, Candes and Tibshirani 2023). Over n windows the share of misses is 1 - p to within
@@ -21,7 +26,7 @@ import warnings
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,6 +39,7 @@ from selssm_jax.errors import InputError
 from selssm_jax.model import ModelLike
 from selssm_jax.runs import Run, exposure
 from selssm_jax.tasks.forecasting import mark_missing, show_missing
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training import pieces
 
 LEVELS = (0.8, 0.95)
@@ -41,22 +47,32 @@ FEWEST = 19  # windows: of fewer, no error is the 95th in a hundred
 MOST = 2**26  # scores that are held: of longer splits every k-th window counts
 TINY = float(np.finfo(np.float32).tiny)  # a width: what never erred has one of 0
 FLOOR = 0.05  # deviations of training: a window that stands still has at least this scale
+NARROW = 0.05  # of a window's scale: quantiles are at least as far from the median
 RATE = 0.02  # largest step of a factor's logarithm, for a window that was missed whole
 FILE = "intervals.npz"  # in the run's folder
 
 
 class Intervals(NamedTuple):
-    """Widths of intervals, on either side, in deviations of a window; `step` of the parameters they are of."""
+    """Widths of intervals, on either side, in the units of `measure_sides`; `step` of the parameters they are of."""
 
     step: int
     widths: dict[float, Float[np.ndarray, "H C"]]
 
     def around(
-        self, forecast: Float[np.ndarray, "*B H C"], inputs: Float[np.ndarray, "*B T E"], *, masked: bool = False
+        self,
+        forecast: Float[np.ndarray, "*B H C"],
+        inputs: Float[np.ndarray, "*B T E"],
+        quantiles: Mapping[float, Float[np.ndarray, "*B H C"]] | None = None,
+        *,
+        masked: bool = False,
     ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-        """Returns {level: (lower ends, upper ends)} of the forecast of some inputs, all in standardised units."""
-        scale = scale_of(show_missing(inputs, forecast.shape[-1], masked=masked))
-        return {level: (forecast - scale * width, forecast + scale * width) for level, width in self.widths.items()}
+        """Returns {level: (lower ends, upper ends)} of the forecast of some inputs, and of its quantiles where it has
+        any, all in standardised units.
+        """
+        window = show_missing(inputs, forecast.shape[-1], masked=masked)
+        units = _by_level(measure_sides(forecast, quantiles or {}, window, self.widths), self.widths)
+        sides = nest({level: units[level] * width for level, width in self.widths.items()})
+        return {level: (forecast - below, forecast + above) for level, (below, above) in sides.items()}
 
 
 class Follower:
@@ -106,6 +122,41 @@ def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]
         return np.fmax(np.nanstd(window, axis=-2, keepdims=True), FLOOR).astype(window.dtype)
 
 
+def measure_sides(
+    forecast: Float[np.ndarray, "*B H C"],
+    quantiles: Mapping[float, Float[np.ndarray, "*B H C"]],
+    window: Float[np.ndarray, "*B T C"],
+    levels: Collection[float],
+) -> Float[np.ndarray, "L 2 *B h C"]:
+    """Returns the units in which errors below and above a forecast are measured: for each level how far its quantiles
+    lie from the median, the nearest where the level's own are not among them, at least NARROW of the window's scale;
+    without quantiles this scale, (1, 2, *B, 1, C), for all levels.
+    """
+    scale, rising = scale_of(window), sorted(quantiles)
+    if len(rising) < 3:
+        return np.stack([scale, scale])[None]
+    pairs = [pair_of(rising, level) for level in levels]
+    sides = np.stack([[forecast - quantiles[low], quantiles[high] - forecast] for low, high in pairs])
+    return np.maximum(sides, NARROW * scale)
+
+
+def pair_of(quantiles: Sequence[float], level: float) -> tuple[float, float]:
+    """Returns those of rising quantiles, in pairs around the median, that are nearest to the ends of a level."""
+    place = min(range(len(quantiles) // 2), key=lambda place: abs(quantiles[place] - (1 - level) / 2))
+    return quantiles[place], quantiles[-1 - place]
+
+
+def score_errors(error: Float[np.ndarray, "*B H C"], sides: np.ndarray) -> np.ndarray:
+    """Returns what comes less its forecast in the units of its side: `sides` below and above it, (..., 2, *B, H, C)."""
+    below, above = np.moveaxis(np.maximum(sides, TINY), -1 - error.ndim, 0)
+    return np.where(error < 0, -error / below, error / above)
+
+
+def _by_level(values: np.ndarray, levels: Collection[float]) -> dict[float, np.ndarray]:
+    """What is of each level, or the same of all, by level."""
+    return dict(zip(levels, np.broadcast_to(values, (len(levels), *values.shape[1:])), strict=True))
+
+
 def find(run: Run) -> Intervals:
     """Returns the intervals that a run keeps, or calibrates them. Raises InputError as `calibrate` does."""
     return recall(run.workdir, run.step) or calibrate(run)
@@ -130,10 +181,11 @@ def calibrate(run: Run) -> Intervals:
             "shorter data.horizon"
         )
     task = run.dataset.task
-    every = math.ceil(windows * task.horizon * task.channels / MOST)
-    scores = np.concatenate([score for score, _ in _scores(run, "validation", every)])
-    scores.sort(axis=0)
-    count = (~np.isnan(scores)).sum(axis=0, keepdims=True)  # those that are missing stand last
+    kinds = len(LEVELS) if len(task.quantiles) > 1 else 1  # of scores
+    every = math.ceil(kinds * windows * task.horizon * task.channels / MOST)
+    scores = np.concatenate([score for score, _ in _scores(run, "validation", every)], axis=1)
+    scores.sort(axis=1)
+    count = (~np.isnan(scores[0])).sum(axis=0, keepdims=True)  # those that are missing stand last
     if count.min() < FEWEST:
         channel = int(count.min(axis=(0, 1)).argmin())
         raise InputError(
@@ -141,7 +193,8 @@ def calibrate(run: Run) -> Intervals:
             f"intervals need at least {FEWEST}: give more rows, or leave it out by data.ignore"
         )
     places = {level: np.minimum(np.ceil(level * (count + 1)).astype(int), count) - 1 for level in LEVELS}
-    widths = {level: np.take_along_axis(scores, place, axis=0)[0] for level, place in places.items()}
+    sorted_scores = _by_level(scores, LEVELS)
+    widths = {level: np.take_along_axis(sorted_scores[level], place, axis=0)[0] for level, place in places.items()}
     intervals = Intervals(run.step, widths)
     arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
     with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
@@ -165,26 +218,32 @@ def recall(folder: str | pathlib.Path, step: int) -> Intervals | None:
 def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
     """Returns, by level, the share of a split's values that lie in their intervals, by channel and in all, and the mean
     width of an interval in deviations of training; of one series, under "following" the same of intervals that a
-    `Follower` scales.
+    `Follower` scales; of a level whose quantiles the model forecasts, under "quantiles" the same of these as they are.
     """
-    follower = Follower(intervals.widths, run.dataset.task.horizon)
-    still: dict[float, list[_Covered]] = {level: [] for level in intervals.widths}
-    moved: dict[float, list[_Covered]] = {level: [] for level in intervals.widths}
-    for scores, scale in _scores(run, split, 1):
-        for window, deviation in zip(scores, scale, strict=True):
-            widths = nest({level: factor * intervals.widths[level] for level, factor in follower.factors.items()})
-            for level, width in intervals.widths.items():
-                still[level].append(_Covered(_share(window, width), float(2 * (deviation * width).mean())))
-                moved[level].append(
-                    _Covered(_share(window, widths[level]), float(2 * (deviation * widths[level]).mean()))
-                )
-            errors = {level: window / np.maximum(width, TINY) for level, width in intervals.widths.items()}
+    widths, quantiles = intervals.widths, sorted(run.dataset.task.quantiles)
+    follower, ones = Follower(widths, run.dataset.task.horizon), dict.fromkeys(widths, 1.0)
+    ways: dict[str, list[dict[float, _Covered]]] = {"still": [], "following": [], "quantiles": []}
+    for scores, units in _scores(run, split, 1):
+        for number in range(scores.shape[1]):
+            raw, side = _by_level(scores[:, number], widths), _by_level(units[:, :, number], widths)
+            sides = nest({level: side[level] * width for level, width in widths.items()})
+            errors = _nest_errors({level: raw[level] / np.maximum(width, TINY) for level, width in widths.items()})
+            ways["still"].append(_cover_window(errors, sides, ones))
+            ways["following"].append(_cover_window(errors, sides, follower.factors))
+            if quantiles:
+                ways["quantiles"].append(_cover_window(raw, side, ones))
             follower.read(errors)
     several = bool(run.experiment.data.series_id)
+    shown = {level: {"following": not several, "quantiles": _has_pair(quantiles, level)} for level in widths}
     return {
-        str(level): _summary(still[level]) | ({} if several else {"following": _summary(moved[level])})
-        for level in intervals.widths
+        str(level): _summary([window[level] for window in ways["still"]])
+        | {way: _summary([window[level] for window in ways[way]]) for way, there in shown[level].items() if there}
+        for level in widths
     }
+
+
+def _has_pair(quantiles: Sequence[float], level: float) -> bool:
+    return len(quantiles) > 1 and math.isclose(pair_of(quantiles, level)[0], (1 - level) / 2, abs_tol=1e-6)
 
 
 class _Covered(NamedTuple):
@@ -192,6 +251,29 @@ class _Covered(NamedTuple):
 
     share: np.ndarray
     width: float
+
+
+def _nest_errors(errors: Mapping[float, np.ndarray]) -> dict[float, np.ndarray]:
+    """Errors by level in widths of an interval, in those of intervals that hold those of lower levels."""
+    nested: dict[float, np.ndarray] = {}
+    for level in sorted(errors):
+        nested[level] = np.minimum(errors[level], [*nested.values()][-1]) if nested else errors[level]
+    return nested
+
+
+def _cover_window(
+    errors: Mapping[float, np.ndarray], sides: Mapping[float, np.ndarray], factors: Mapping[float, np.ndarray | float]
+) -> dict[float, _Covered]:
+    """Of a window's errors, by level in widths of an interval without a factor, and how far that reaches below and
+    above.
+    """
+    scaled = nest({level: side * factors[level] for level, side in sides.items()})
+    inside: Any = False
+    covered = {}
+    for level in sorted(errors):
+        inside = inside | (errors[level] <= factors[level])
+        covered[level] = _Covered(_share(inside, errors[level]), float(scaled[level].sum(axis=0).mean()))
+    return covered
 
 
 def _summary(windows: list[_Covered]) -> dict[str, Any]:
@@ -203,24 +285,28 @@ def _summary(windows: list[_Covered]) -> dict[str, Any]:
     }
 
 
-def _share(scores: np.ndarray, width: np.ndarray) -> np.ndarray:
-    count = (~np.isnan(scores)).sum(axis=0)
-    return np.where(count > 0, (scores <= width).sum(axis=0) / np.maximum(count, 1), np.nan)
+def _share(inside: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    count = (~np.isnan(errors)).sum(axis=0)
+    return np.where(count > 0, inside.sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(scores (n, H, C), scales (n, 1, C)) of every k-th window of a split, a batch at a time."""
+    """(scores (L, n, H, C), their units as `measure_sides` has them) of every k-th window of a split, a batch at a
+    time.
+    """
     data, piece, seen = run.experiment.data, run.experiment.training.piece, 0
+    kind = kind_of(run.dataset.task)
     for number, batch in enumerate(run.dataset.evaluate(split, data.eval_batch_size or data.batch_size)):
         rows = np.flatnonzero(batch["weights"].reshape(len(batch["weights"]), -1).any(axis=1))
         rows = rows[-seen % every :: every]
         seen += len(batch["weights"])
         if len(rows):
             arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-            outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))
+            outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))[rows]
             window, targets = mark_missing(*(batch[name][rows] for name in ("inputs", "targets", "weights")))
-            scale = scale_of(window)
-            yield np.abs(outputs[rows] - targets) / scale, scale
+            forecast = kind.point(outputs)
+            sides = measure_sides(forecast, kind.quantiles(outputs), window, LEVELS)
+            yield score_errors(targets - forecast, sides), sides
 
 
 @partial(jax.jit, static_argnames=("model", "piece"))  # compiled once for calibration and coverage

@@ -23,7 +23,7 @@ from selssm_jax import generation
 from selssm_jax.config import Experiment
 from selssm_jax.data import forecasting, signals, vocabulary
 from selssm_jax.data.pipeline import Dataset
-from selssm_jax.intervals import TINY, Follower, Intervals, nest, recall
+from selssm_jax.intervals import Follower, Intervals, nest, recall, score_errors
 from selssm_jax.model import ModelLike
 from selssm_jax.observe import find_valid_frames, observe
 from selssm_jax.runs import Run, open_run
@@ -38,19 +38,28 @@ PIECE = 1024  # tokens of a text that are scored at a time
 
 class Forecast(NamedTuple):
     """What follows: values (..., horizon, channels) in the units of the table, the channels' names, and of a run whose
-    intervals were calibrated their lower and upper ends by level, in the same shape and units (`intervals`).
+    intervals were calibrated their lower and upper ends by level, in the same shape and units (`intervals`). Of a run
+    that forecasts quantiles, values are the median, and `quantiles` are what the model says by level, not calibrated.
     """
 
     values: Float[np.ndarray, "*B H C"]
     channels: tuple[str, ...]
     intervals: dict[float, tuple[np.ndarray, np.ndarray]]
+    quantiles: dict[float, np.ndarray]
+
+    @property
+    def sides(self) -> dict[float, Float[np.ndarray, "2 *B H C"]]:
+        """How far intervals reach below and above the values, by level."""
+        return {
+            level: np.stack([self.values - low, high - self.values]) for level, (low, high) in self.intervals.items()
+        }
 
     def scale(self, factors: Mapping[float, np.ndarray | float]) -> "Forecast":
         """Returns the forecast with intervals whose widths are multiplied, by level, with one factor a channel; one of
-        a higher level is at least as wide as one of a lower.
+        a higher level holds one of a lower.
         """
-        ends = {level: (high - low) / 2 * factors[level] for level, (low, high) in self.intervals.items()}
-        intervals = {level: (self.values - width, self.values + width) for level, width in nest(ends).items()}
+        sides = nest({level: side * factors[level] for level, side in self.sides.items()})
+        intervals = {level: (self.values - below, self.values + above) for level, (below, above) in sides.items()}
         return self._replace(intervals=intervals)
 
 
@@ -219,10 +228,8 @@ class TrainedModel:
         horizon, channels = forecast.values.shape
         follower = Follower(forecast.intervals, horizon)
         for stop, earlier in self._predict_earlier(rows, horizon, first_row, moments):
-            error = 2 * np.abs(np.asarray(rows[stop : stop + horizon])[:, :channels] - earlier.values)
-            follower.read(
-                {level: error / np.maximum(high - low, TINY) for level, (low, high) in earlier.intervals.items()}
-            )
+            error = np.asarray(rows[stop : stop + horizon])[:, :channels] - earlier.values
+            follower.read({level: score_errors(error, side) for level, side in earlier.sides.items()})
         return forecast.scale(follower.factors)
 
     def _predict_earlier(
@@ -243,7 +250,7 @@ class TrainedModel:
             forecasts: Forecast = self.predict(windows, first_row=place, moments=known)
             for number, start in enumerate(batch.tolist()):
                 ends = {level: (low[number], high[number]) for level, (low, high) in forecasts.intervals.items()}
-                yield start + self.lookback, Forecast(forecasts.values[number], forecasts.channels, ends)
+                yield start + self.lookback, Forecast(forecasts.values[number], forecasts.channels, ends, {})
 
     def _read(self, ready: "Ready", state: State, key: Array | None) -> tuple[Any, State]:
         shown, after = self._walk(self._last, ready.batch, state, key)
@@ -571,14 +578,16 @@ class TrainedModel:
     def _forecast(self, outputs: np.ndarray, ready: "Ready") -> Forecast:
         window = ready.batch["inputs"][0] if ready.single else ready.batch["inputs"]
         known = None if window.shape[-2] < self.lookback else self.intervals
+        forecast, quantiles = self._kind.point(outputs), self._kind.quantiles(outputs)
         masked = self.dataset.task.masked
-        ends = {} if known is None else known.around(outputs, window, masked=masked)
+        ends = {} if known is None else known.around(forecast, window, quantiles, masked=masked)
 
         def decode(values: np.ndarray) -> np.ndarray:
             return self._history.decode(values, ready.next_row)
 
         intervals = {level: (decode(lower), decode(upper)) for level, (lower, upper) in ends.items()}
-        return Forecast(decode(outputs), self.channels, intervals)
+        said = {level: decode(values) for level, values in quantiles.items()}
+        return Forecast(decode(forecast), self.channels, intervals, said)
 
     def _score(self, tokens: np.ndarray) -> Score:
         names = self.dataset.vocabulary or tuple(map(str, range(self.dataset.task.vocab)))

@@ -105,17 +105,21 @@ class Source(NamedTuple):
 
     def forecast(self) -> list[Shown]:
         """Returns the first window of the split, what followed and the forecast, in the units of the data."""
-        batch, guess, _ = self.seen[0]
-        about = self.dataset.metadata()
+        batch, outputs, _ = self.seen[0]
+        about, kind = self.dataset.metadata(), kind_of(self.run.model.config.task)
         scaling = about.get("scaling", {"mean": 0.0, "deviation": 1.0})
         before, ahead = np.split(batch["course"], [len(batch["inputs"])]) if "course" in batch else (0.0, 0.0)
         read, follows = mark_missing(batch["inputs"], batch["targets"], batch["weights"])
-        series = (read + before, follows + ahead, guess + ahead)
-        past, truth, guess = (np.asarray(array) * scaling["deviation"] + scaling["mean"] for array in series)
+
+        def restore(values: np.ndarray) -> np.ndarray:
+            return np.asarray(values) * scaling["deviation"] + scaling["mean"]
+
+        past, truth, guess = (restore(part) for part in (read + before, follows + ahead, kind.point(outputs) + ahead))
+        quantiles = {level: restore(values + ahead) for level, values in kind.quantiles(outputs).items()}
         words = f"The first window of the split: the model reads {len(past)} steps and forecasts {len(truth)}."
-        return [
-            ShownForecast(words, past, truth, guess, [str(name) for name in about.get("channels", ["x"])[:CHANNELS]])
-        ]
+        words += " The forecast is the median of the quantiles around it." * bool(quantiles)
+        names = [str(name) for name in about.get("channels", ["x"])[:CHANNELS]]
+        return [ShownForecast(words, past, truth, guess, names, quantiles)]
 
     def _shade(self, tokens: np.ndarray, values: np.ndarray, caption: str) -> ShadedText:
         pieces = self._cut(tokens)

@@ -47,8 +47,8 @@ class ShownSignal(NamedTuple):
 
 
 class ShownForecast(NamedTuple):
-    """What was read (T, C), what followed (H, C) and what was forecast (H, C), of channels with names, in the units of
-    the data.
+    """What was read (T, C), what followed (H, C) and what was forecast (H, C), of channels with names, and of a model
+    that forecasts quantiles these, by level, all in the units of the data.
     """
 
     words: str
@@ -56,6 +56,7 @@ class ShownForecast(NamedTuple):
     truth: np.ndarray
     guess: np.ndarray
     names: list[str]
+    quantiles: Mapping[float, np.ndarray]
 
 
 Shown = ShadedText | Continuation | ShownSignal | ShownForecast

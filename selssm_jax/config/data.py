@@ -1,7 +1,9 @@
 """The group `data`, where data come from, and what a kind of task reads."""
 
 import dataclasses
-from typing import Annotated, Literal, NamedTuple
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from selssm_jax.config.fields import EXTEND, Count, Least, NonNegative, OneOf, Positive, Seed, check_fields
 from selssm_jax.errors import InputError, suggest
@@ -56,7 +58,9 @@ TASKS: dict[str, TaskRule] = {
     "classification": TaskRule(("model.pool", *_FRAMES), whole=True),
     "text_classification": TaskRule(("model.pool",), whole=True),
     "token_classification": TaskRule(whole=True),
-    "forecasting": TaskRule(("data.horizon", "training.forecast_loss", *(f"model.{key}" for key in _SERIES), *_FRAMES)),
+    "forecasting": TaskRule(
+        ("data.horizon", "data.quantiles", "training.forecast_loss", *(f"model.{key}" for key in _SERIES), *_FRAMES)
+    ),
 }
 
 
@@ -102,6 +106,15 @@ class Task:
     masked: bool = False
     covariates: int = 0
     known_ahead: int = 0
+    quantiles: tuple[float, ...] = ()  # forecasting: of every value, those that are forecast; empty: its mean
+
+    @classmethod
+    def recall(cls, values: Mapping[str, Any]) -> "Task":
+        """Returns the task that a run keeps as JSON; keys that came later have their defaults, older ones are left
+        out.
+        """
+        known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**known | {"quantiles": tuple(known.get("quantiles", ()))})
 
     @property
     def width(self) -> int:
@@ -124,6 +137,9 @@ class Data:
     # whole
     length: Count = 256
     horizon: Positive = 96  # forecasting: values to predict
+    # forecasting: of every value to predict, the quantiles that a model forecasts, trained by their pinball loss, such
+    # as (.025, .1, .5, .9, .975): the median and pairs around it; empty: the mean alone, by training.forecast_loss
+    quantiles: tuple[float, ...] = ()
     # tables: rows of a season whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
     period: Count = 0
     # csv: times that are missing or come twice; ignored, each row follows the one before; filled, rows without values
@@ -169,6 +185,7 @@ class Data:
                 "1"
             )
         self._check_columns()
+        self._check_quantiles()
         if self.gaps == "fill" and self.missing != "mask":
             raise InputError(
                 "data.gaps='fill' puts in rows that have no values, which data.missing='refuse' refuses: set "
@@ -178,6 +195,21 @@ class Data:
             raise InputError(
                 f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or one "
                 f"of {', '.join(TABLES)}"
+            )
+
+    def _check_quantiles(self) -> None:
+        """Raises InputError for quantiles that are not the median and pairs around it."""
+        inside = all(0 < quantile < 1 for quantile in self.quantiles)
+        rising = all(low < high for low, high in itertools.pairwise(self.quantiles))
+        pairs = zip(self.quantiles, reversed(self.quantiles), strict=True)
+        if not (inside and rising and all(abs(low + high - 1) < 1e-6 for low, high in pairs)):
+            raise InputError(
+                f"data.quantiles={self.quantiles} do not rise from above 0 to below 1 in pairs around the median: use "
+                "for example (0.025, 0.1, 0.5, 0.9, 0.975)"
+            )
+        if self.quantiles and len(self.quantiles) % 2 == 0:
+            raise InputError(
+                f"data.quantiles={self.quantiles} lack the median, which is the forecast: put 0.5 in their middle"
             )
 
     def _check_columns(self) -> None:

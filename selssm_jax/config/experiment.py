@@ -72,6 +72,12 @@ class Experiment:
                 f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts, found "
                 f"data.source={self.data.source!r}, which has none: leave it out, or use one of {', '.join(series)}"
             )
+        if self.training.forecast_loss != "mse" and self.data.quantiles:
+            raise InputError(
+                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts of the mean, found "
+                f"data.quantiles={self.data.quantiles}, which are trained by their pinball loss: use "
+                "training.forecast_loss='mse', its default, or data.quantiles=()"
+            )
 
     def _check_batches(self) -> None:
         """Raises InputError for steps that are only warm-up, and batches that cannot be cut."""

@@ -51,7 +51,8 @@ class Training:
     # steps that are read at a time, each piece twice: memory does not grow with the length, gradients are exact;
     # 0: all; -1: pieces where all would hold a GiB
     piece: Annotated[int, Least(-1)] = -1
-    # huber: squares errors up to one deviation, takes larger ones as they are
+    # huber: squares errors up to one deviation, takes larger ones as they are; of forecasts of the mean, as quantiles
+    # (data.quantiles) have a loss of their own
     forecast_loss: Literal["mse", "huber"] = "mse"
     gate_l1: NonNegative = 0.0  # weight of the mean gate value
     gate_l0: NonNegative = 0.0  # weight of the expected share of open gates (hard_concrete)

@@ -1,6 +1,5 @@
 """Data sets for training and evaluation: public ones, local folders, your own files, and synthetic tasks."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,10 +79,9 @@ def recall_dataset(known: Mapping[str, Any]) -> Dataset:
     """Returns the data set of a run without its examples, from its metadata: what its task is, and how text becomes
     tokens.
     """
-    task = Task(**{key: value for key, value in known["task"].items() if key in Task.__dataclass_fields__})
     words = {key: known[key] for key in ("level", "tokenizer") if key in known}
     return Dataset(
-        task,
+        Task.recall(known["task"]),
         _no_examples,
         _no_examples,
         dict(known),
@@ -98,9 +96,9 @@ def _no_examples(*_: Any) -> Any:
 
 
 def _check_task(task: Task, trained: Mapping[str, Any], name: str) -> None:
-    default = dataclasses.asdict(Task())  # of a key that came later
+    asked = Task.recall(trained)
     for field in ("kind", "vocab", "channels", "classes", "horizon", "masked", "covariates", "known_ahead"):
-        wanted = (default | dict(trained))[field]
+        wanted = getattr(asked, field)
         if getattr(task, field) != wanted:
             raise InputError(
                 f"{name} has {field} {getattr(task, field)}, the run was trained with {wanted}: give data of the same "

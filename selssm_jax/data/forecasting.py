@@ -151,6 +151,7 @@ def dataset(
             masked=masked,
             covariates=beside.count(masked=masked),
             known_ahead=beside.known_ahead(masked=masked),
+            quantiles=config.quantiles,
         ),
         draw=source.draw,
         cover=source.cover,

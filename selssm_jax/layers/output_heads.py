@@ -62,6 +62,10 @@ class ForecastHead(Layer):
     Inputs may hold more behind the channels, of which the last `known` numbers tell of the row `horizon` steps ahead.
     The last `horizon` of these, {"known": (B, H, K)} of the state, are so of the rows to be forecast, and each adds a
     linear map of itself, which starts at zero too.
+
+    With `quantiles` it forecasts so many of every value, and sorts them: that never adds to their pinball loss, and
+    none crosses another (Chernozhukov, Fernandez-Val and Galichon 2010). The path past the mixers shifts all of them
+    alike.
     """
 
     horizon: int
@@ -70,13 +74,17 @@ class ForecastHead(Layer):
     steps: int = 1
     skip: int = 0
     known: int = 0
+    quantiles: int = 0
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B F D"], inputs: Float[Array, "B T E"], state: dict[str, Array]
-    ) -> tuple[Float[Array, "B H C"], dict[str, Array]]:
-        """Returns (forecast after the last step, what the next call still sees of features and inputs)."""
-        check_arguments(self, {"horizon": Positive, "channels": Positive, "steps": Positive, "skip": Count})
+    ) -> tuple[Float[Array, "B H *C"], dict[str, Array]]:
+        """Returns (forecast after the last step, (B, H, C) or (B, H, C, quantiles), what the next call still sees of
+        features and inputs).
+        """
+        counts = dict.fromkeys(("skip", "quantiles"), Count)
+        check_arguments(self, dict.fromkeys(("horizon", "channels", "steps"), Positive) | counts)
 
         def after(state: dict[str, Array]) -> dict[str, Array]:
             join = lambda name, new: jnp.concatenate([state[name], new], axis=1)[:, inputs.shape[1] :]  # noqa: E731
@@ -89,15 +97,16 @@ class ForecastHead(Layer):
         stride = inputs.shape[1] // x.shape[1]
         seen = max(self.skip, self.horizon if self.known else 0)
         _, state = shards.pass_on(after, state, span=max(self.steps, -(-seen // stride)), steps=x.shape[1])
-        y = Projection(self.horizon * self.channels, name="out")(state["features"].reshape(x.shape[0], -1))
-        y = y.reshape(x.shape[0], self.horizon, self.channels)
+        each = self.quantiles or 1  # numbers of a value
+        y = Projection(self.horizon * self.channels * each, name="out")(state["features"].reshape(x.shape[0], -1))
+        y = y.reshape(x.shape[0], self.horizon, self.channels * each)
         if self.skip:
             kernel = self.param("skip_kernel", nn.initializers.zeros, (self.skip, self.horizon))
-            y += jnp.einsum("bsc,sh->bhc", state["inputs"], kernel)
+            y += jnp.repeat(jnp.einsum("bsc,sh->bhc", state["inputs"], kernel), each, axis=-1)
         if self.known:
-            kernel = self.param("known_kernel", nn.initializers.zeros, (self.known, self.channels))
+            kernel = self.param("known_kernel", nn.initializers.zeros, (self.known, self.channels * each))
             y += state["known"] @ kernel
-        return y, state
+        return (jnp.sort(y.reshape(*y.shape[:2], self.channels, each)) if self.quantiles else y), state
 
     def initial_state(self, batch: Rows) -> dict[str, Array]:
         """Returns features, inputs and what is known of the rows ahead, all zero."""

@@ -3,6 +3,7 @@ forecast.
 """
 
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -52,9 +53,23 @@ def _draw_signal(shown: ShownSignal, folder: pathlib.Path) -> Picture:
     return Picture(figures.save(figure, folder / "signal.png"), shown.words)
 
 
+def _pair_quantiles(quantiles: Mapping[float, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Quantiles below and above the median, the outermost first, by what they are called."""
+    levels = sorted(quantiles)
+    pairs = zip(levels[: len(levels) // 2], reversed(levels), strict=False)
+    return {f"quantiles {low:g} and {high:g}": (quantiles[low], quantiles[high]) for low, high in pairs}
+
+
 def _draw_forecast(shown: ShownForecast, folder: pathlib.Path) -> Picture:
     past = shown.past[-2 * len(shown.truth) :]  # more of the past would leave no room for the forecast
-    figure = figures.forecast(past, shown.truth, shown.guess, names=shown.names, units="value (units of the data)")
+    figure = figures.forecast(
+        past,
+        shown.truth,
+        shown.guess,
+        names=shown.names,
+        units="value (units of the data)",
+        fan=_pair_quantiles(shown.quantiles),
+    )
     words = shown.words
     if any(figures.drawable(name, "") != name for name in shown.names):
         words += (

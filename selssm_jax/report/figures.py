@@ -184,14 +184,27 @@ def gate_bits(blocks: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 @style()
-def forecast(past: np.ndarray, truth: np.ndarray, guess: np.ndarray, *, names: Sequence[str], units: str) -> Figure:
-    """The lookback (T, C), what followed (H, C) and what was forecast (H, C), one panel a channel."""
-    columns = 1 if len(names) < 3 else 2
+def forecast(
+    past: np.ndarray,
+    truth: np.ndarray,
+    guess: np.ndarray,
+    *,
+    names: Sequence[str],
+    units: str,
+    fan: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Figure:
+    """The lookback (T, C), what followed (H, C) and what was forecast (H, C), one panel a channel, over a `fan` of
+    ranges (lower and upper ends, (H, C)) by name, the widest first.
+    """
+    columns, ranges = 1 if len(names) < 3 else 2, fan or {}
     figure, axes = panels(
         -(-len(names) // columns), columns, height=0.9 + 1.45 * -(-len(names) // columns), sharex=True
     )
     before, after = np.arange(-len(past), 0), np.arange(len(truth))
     for channel, (ax, name) in enumerate(zip(axes, names, strict=False)):
+        for shade, (label, (low, high)) in zip(np.linspace(0.15, 0.35, len(ranges)), ranges.items(), strict=True):
+            ends = finite(low[:, channel]), finite(high[:, channel])
+            ax.fill_between(after, *ends, color=ORANGE, alpha=shade, linewidth=0, label=label)
         ax.plot(before, finite(past[:, channel]), color=GREY, linewidth=1, label="input")
         ax.plot(after, finite(truth[:, channel]), color="black", label="what followed")
         ax.plot(after, finite(guess[:, channel]), color=ORANGE, linestyle="--", linewidth=1.7, label="forecast")

@@ -6,13 +6,13 @@ import pathlib
 from typing import Any
 
 from selssm_jax.analysis.results import Results
-from selssm_jax.config import Data
+from selssm_jax.config import Data, Task
 from selssm_jax.config.fields import build
 from selssm_jax.report import figures
 from selssm_jax.report.document import Block, Heading, Paragraph, Picture, Verbatim
 from selssm_jax.report.figures import Curve
 from selssm_jax.report.tables import Cell, Table, size, tabulate
-from selssm_jax.tasks.registry import TASKS
+from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import METRICS, meaning_of
 
 MOST, SQUARE = 30, 16  # rows of a table of channels or classes; classes of a whole confusion matrix
@@ -68,7 +68,7 @@ def _say_course(results: Results) -> list[str]:
 def learning(results: Results, history: list[dict[str, Any]], folder: pathlib.Path) -> list[Block]:
     """The learning curve of every metric of interest that was recorded."""
     blocks: list[Block] = []
-    for metric in TASKS[results["task"]["kind"]].curves:
+    for metric in kind_of(Task.recall(results["task"])).curves:
         train, validation = (
             _curve("training", "train", metric, history),
             _curve("validation", "validation", metric, history),
@@ -119,6 +119,9 @@ def _intervals(results: Results) -> list[Block]:
     if following := {level: share["following"] for level, share in levels.items() if "following" in share}:
         title = "The same intervals, widened and narrowed by how often earlier windows were missed"
         tables.append(Table(title, names, tuple(_coverage_row(level, share) for level, share in following.items())))
+    if raw := {level: share["quantiles"] for level, share in levels.items() if "quantiles" in share}:
+        title = "The model's own quantiles before calibration: the share of values that lie between them"
+        tables.append(Table(title, names, tuple(_coverage_row(level, share) for level, share in raw.items())))
     return [*tables]
 
 
@@ -298,5 +301,5 @@ def _curve(name: str, split: str, metric: str, history: list[dict[str, Any]]) ->
 
 def _unit(metric: str, results: Results) -> str:
     """The name of a metric with its unit."""
-    per = TASKS[results["task"]["kind"]].unit(build(Data, results["config"]["data"], "data"))
+    per = kind_of(Task.recall(results["task"])).unit(build(Data, results["config"]["data"], "data"))
     return meaning_of(metric).label.format(per=f"per {per}") or metric

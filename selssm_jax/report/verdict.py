@@ -10,6 +10,7 @@ from selssm_jax.report.stability_section import is_useful
 from selssm_jax.report.tables import block_title, number, size
 from selssm_jax.tasks.scores import is_better, meaning_of
 
+OF_POINTS = "mae"  # by which the median of quantiles stands beside a forecast that has none
 OPTIMUM = "optimal"  # of the baselines: what a perfect model scores, and no rival
 RIVALS = {
     "repeat last": "repeating the last value",
@@ -106,12 +107,11 @@ def _score(results: Results) -> str:
     score = results["metrics"].get(metric)
     if score is None:
         return f"The {metric} on the {results['split']} split is not a finite number: the parameters are of no use."
-    rivals = {
-        name: values[metric]
-        for name, values in results["baselines"].items()
-        if values.get(metric) is not None and name != OPTIMUM
-    }
     words = f"{_format(metric, score)} on the {results['split']} split{SEEN[results['seen']]}"
+    rivals = _find_rivals(results, metric)
+    if not rivals and (rivals := _find_rivals(results, OF_POINTS)):  # baselines have no quantiles
+        metric, score = OF_POINTS, results["metrics"][OF_POINTS]
+        words = f"{words}; {_format(metric, score)}"
     if not rivals:
         return f"{words}; there is no simple baseline to hold it against."
     best = next(iter(rivals))
@@ -121,6 +121,12 @@ def _score(results: Results) -> str:
         f"{words}, {_compare(metric, score, rivals[best])} {RIVALS.get(best, best)} "
         f"({_format(metric, rivals[best], name=False)}), the best simple baseline."
     )
+
+
+def _find_rivals(results: Results, metric: str) -> dict[str, float]:
+    """The scores of the simple baselines that have one."""
+    scores = {name: values.get(metric) for name, values in results["baselines"].items() if name != OPTIMUM}
+    return {name: score for name, score in scores.items() if score is not None}
 
 
 def _compare(metric: str, score: float, rival: float) -> str:

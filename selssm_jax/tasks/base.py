@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
-from selssm_jax.config import Data, Model, Training
+from selssm_jax.config import Data, Model, Task, Training
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.scores import Sums, hide_unweighted, sum_weighted
@@ -162,6 +162,20 @@ class TaskKind:
         """Returns what `score` does, and the loss of that name, which may be one that evaluation does not report."""
         del name
         return self.score(outputs, batch)
+
+    def of_task(self, task: Task) -> "TaskKind":
+        """Returns what the kind is for one task: here the same for all."""
+        del task
+        return self
+
+    def point(self, outputs: Any) -> Any:
+        """Returns the forecast, (B, H, C), of outputs that may say more than it; here they are it."""
+        return outputs
+
+    def quantiles(self, outputs: Any) -> dict[float, Any]:
+        """Returns the quantiles, (B, H, C), that outputs forecast, by their levels, rising; here none."""
+        del outputs
+        return {}
 
     def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
         """Returns targets drawn from what the model says, (M, ...), and a factor c of each, (M,), for the curvature of

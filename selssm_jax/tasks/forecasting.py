@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
-from selssm_jax.config import Model, Training
+from selssm_jax.config import Model, Task, Training
 from selssm_jax.layers.encoders import FrameEncoder
 from selssm_jax.layers.output_heads import ForecastHead
 from selssm_jax.ops import shards
@@ -28,12 +28,18 @@ class Forecasting(TaskKind):
 
     Inputs hold the channels; behind them, where values may be missing, a 1 for each that is there, the others being 0;
     and behind those the covariates, which every channel reads. The last of these tell of the row `horizon` steps ahead.
+
+    A task with quantiles is a `QuantileForecasting`, with a further axis of outputs.
     """
 
     loss = "mse"
     primary = "mse"
     forecasts = True
     in_parts = True
+
+    def of_task(self, task: Task) -> TaskKind:
+        """Returns the kind that forecasts the task's quantiles, where it has any."""
+        return QuantileForecasting(task.quantiles) if task.quantiles else self
 
     def encoder(self, config: Model) -> nn.Module:
         """Returns an encoder of frames, of one channel where they run apart."""
@@ -51,6 +57,7 @@ class Forecasting(TaskKind):
             config.head_context,
             config.linear_skip,
             config.task.known_ahead,
+            len(config.task.quantiles),
         )
 
     def initial(self, ends: Ends, batch: Any) -> State:
@@ -100,9 +107,11 @@ class Forecasting(TaskKind):
         config, scale = ends.config, state["scale"]
         x = x if read is None else jnp.where(read[..., None], x, 0)
         y, head = ends.head(x, series, state["head"])
-        y = y.reshape(-1, config.task.channels, y.shape[1]).swapaxes(1, 2) if config.channel_independent else y
+        if config.channel_independent:
+            y = y.reshape(-1, config.task.channels, y.shape[1], *y.shape[3:]).swapaxes(1, 2)
         if config.normalize:
-            y = y * scale["deviation"] + scale["mean"]
+            deviation, mean = (jnp.expand_dims(scale[name], range(3, y.ndim)) for name in ("deviation", "mean"))
+            y = y * deviation + mean
         return y, {"head": head, "scale": scale}
 
     def rows(self, config: Model) -> int:
@@ -131,9 +140,9 @@ class Forecasting(TaskKind):
         return jax.ShapeDtypeStruct((rows, steps, config.task.width), jnp.float32)
 
     def numbers(self, config: Model, steps: int) -> int:
-        """Returns the number of values to forecast."""
+        """Returns the number of values to forecast, each quantile of one by itself."""
         del steps
-        return config.task.horizon * max(config.task.channels, 1)
+        return config.task.horizon * max(config.task.channels, 1) * max(len(config.task.quantiles), 1)
 
     def weights(self, config: Model) -> float:
         """Returns the numbers of the encoder, the head and its path past the blocks."""
@@ -144,12 +153,13 @@ class Forecasting(TaskKind):
             * config.head_context
             * horizon
             * (1 if config.channel_independent else config.task.channels)
+            * max(len(config.task.quantiles), 1)
             + config.linear_skip * horizon
         )
 
     def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
         """Returns mse and mae of every window, over horizon and channels; of every value, where some may be missing."""
-        error = outputs - batch["targets"]
+        error = self.point(outputs) - batch["targets"]
         return _by_window({"mse": error**2, "mae": jnp.abs(error)}, batch)
 
     def score(self, outputs: Array, batch: Batch) -> Sums:
@@ -162,7 +172,7 @@ class Forecasting(TaskKind):
         outputs, targets = (hide_unweighted(values, batch["weights"]) for values in (outputs, batch["targets"]))
         errors = self.errors(outputs, {**batch, "targets": targets})
         return {name: sum_weighted(error, batch["weights"]) for name, error in errors.items()} | _shares(
-            outputs, targets, batch
+            self.point(outputs), targets, batch
         )
 
     def trained_on(self, training: Training) -> str:
@@ -184,7 +194,7 @@ class Forecasting(TaskKind):
         )
         channels = inputs[..., : targets.shape[2]]
         last = _last_of_some(channels + before, inputs) if _is_masked(batch) else (channels + before)[:, -1:]
-        error, naive = outputs - targets, last - (targets + ahead)
+        error, naive = self.point(outputs) - targets, last - (targets + ahead)
         parts = {"mse": error**2, "mae": jnp.abs(error), "repeat last": naive**2}
         if _is_masked(batch):
             count = (weights > 0).astype(jnp.float32)
@@ -227,6 +237,56 @@ class Forecasting(TaskKind):
     def example(self, source: Any) -> list[Any]:
         """Returns a window, what followed, and the forecast."""
         return source.forecast()
+
+
+class QuantileForecasting(Forecasting):
+    """Quantiles of the values after the last step, (B, H, C, levels), trained by their pinball loss (Koenker and
+    Bassett 1978). The forecast is the median.
+
+    With e = y - q the loss of a quantile q of level p is 2 max(p e, (p - 1) e), and "pinball" its mean over the levels:
+    of the median alone |e|, of many levels that lie evenly the continuous ranked probability score.
+    """
+
+    loss = "pinball"
+    primary = "pinball"
+
+    def __init__(self, levels: tuple[float, ...]) -> None:
+        self.levels = levels
+
+    def point(self, outputs: Any) -> Any:
+        """Returns the median."""
+        return outputs[..., len(self.levels) // 2]
+
+    def quantiles(self, outputs: Any) -> dict[float, Any]:
+        """Returns the quantiles, (B, H, C), by their levels, rising."""
+        return {level: outputs[..., place] for place, level in enumerate(self.levels)}
+
+    def errors(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns mse and mae of the median, and pinball, as `Forecasting` does."""
+        error, levels = batch["targets"][..., None] - outputs, np.asarray(self.levels, outputs.dtype)
+        levels = levels.reshape(*[1] * (error.ndim - 1), -1)
+        loss = 2 * jnp.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
+        return super().errors(outputs, batch) | _by_window({"pinball": loss}, batch)
+
+    def trained_on(self, training: Training) -> str:
+        """Returns "pinball"."""
+        del training
+        return self.loss
+
+    def drawn_targets(self, outputs: Array, draws: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+        """Returns targets drawn from the law of the quantiles, each between two of them with the difference of their
+        levels, and factors (M / draws)^(1/2) for M values.
+
+        The pinball loss has kinks for a curvature, and no Gauss-Newton matrix: the sum of (c u)(c u)' is, on average, M
+        times the covariance of the gradient u, which for the median of a Laplace law of scale 1 is the Hessian of the
+        expected loss.
+        """
+        ends = jnp.concatenate([outputs[..., :1] - 1, outputs, outputs[..., -1:] + 1], axis=-1)
+        middles = (ends[..., 1:] + ends[..., :-1]) / 2
+        drawn = jax.random.uniform(key, (draws, *outputs.shape[:-1]))
+        place = jnp.searchsorted(jnp.asarray(self.levels), drawn)
+        targets = jnp.take_along_axis(middles[None], place[..., None], axis=-1)[..., 0]
+        return targets, jnp.full(draws, np.sqrt(outputs[..., 0].size / draws))
 
 
 def huber(outputs: Array, batch: Batch) -> Sums:

@@ -20,13 +20,13 @@ TASKS: dict[str, TaskKind] = {
 
 
 def kind_of(task: Task) -> TaskKind:
-    """Returns the object of a task's kind. Raises ValueError for a kind that is unknown."""
+    """Returns the object of a task's kind, as the task asks it. Raises ValueError for a kind that is unknown."""
     if task.kind not in TASKS:
         raise ValueError(
             f"the task {task.kind!r} is unknown: {suggest(task.kind, TASKS)}, or make it known with "
             "selssm_jax.tasks.register_task"
         )
-    return TASKS[task.kind]
+    return TASKS[task.kind].of_task(task)
 
 
 def register_task(

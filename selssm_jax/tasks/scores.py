@@ -32,6 +32,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(higher=True, share=True, label="accuracy (share)"),
     "mse": Metric(label="mean squared error (scaled units)"),
     "mae": Metric(label="mean absolute error (scaled units)"),
+    "pinball": Metric(label="pinball loss (scaled units)"),
     "direction": Metric(higher=True, share=True),
     "r2": Metric(higher=True, label="R² (against forecasting the training mean)"),
 }  # in the order in which tables show them; of one that is not here, less is better
