@@ -184,6 +184,20 @@ def calibrate(run: Run) -> Intervals:
     kinds = len(LEVELS) if len(task.quantiles) > 1 else 1  # of scores
     every = math.ceil(kinds * windows * task.horizon * task.channels / MOST)
     scores = np.concatenate([score for score, _ in _scores(run, "validation", every)], axis=1)
+    intervals = Intervals(run.step, find_widths(scores))
+    arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
+    with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
+        fresh = run.workdir / f".{os.getpid()}.{FILE}"  # whole or not at all: others may read it
+        np.savez(fresh, step=run.step, **arrays)
+        fresh.replace(run.workdir / FILE)
+    return intervals
+
+
+def find_widths(scores: Float[np.ndarray, "L n H C"]) -> dict[float, Float[np.ndarray, "H C"]]:
+    """Returns, by level, the conformal quantiles of the scores of n windows, one set of them for each level or for all,
+    which are sorted in place. Raises InputError where a channel has too few of them; those that are missing are
+    not-a-number.
+    """
     scores.sort(axis=1)
     count = (~np.isnan(scores[0])).sum(axis=0, keepdims=True)  # those that are missing stand last
     if count.min() < FEWEST:
@@ -193,15 +207,10 @@ def calibrate(run: Run) -> Intervals:
             f"intervals need at least {FEWEST}: give more rows, or leave it out by data.ignore"
         )
     places = {level: np.minimum(np.ceil(level * (count + 1)).astype(int), count) - 1 for level in LEVELS}
-    sorted_scores = _by_level(scores, LEVELS)
-    widths = {level: np.take_along_axis(sorted_scores[level], place, axis=0)[0] for level, place in places.items()}
-    intervals = Intervals(run.step, widths)
-    arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
-    with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
-        fresh = run.workdir / f".{os.getpid()}.{FILE}"  # whole or not at all: others may read it
-        np.savez(fresh, step=run.step, **arrays)
-        fresh.replace(run.workdir / FILE)
-    return intervals
+    return {
+        level: np.take_along_axis(ranked, places[level], axis=0)[0]
+        for level, ranked in _by_level(scores, LEVELS).items()
+    }
 
 
 def recall(folder: str | pathlib.Path, step: int) -> Intervals | None:

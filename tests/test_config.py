@@ -367,6 +367,20 @@ WRONG = [
         r"data\.period=24 is of tables, found data\.source='python_reference': use data\.period=0, or one of etth1, "
         r"ettm1, weather, csv",
     ),
+    *[
+        ({"data__quantiles": quantiles}, rf"data\.quantiles=\({str(quantiles)[1:4]}.* {said}")
+        for quantiles, said in (
+            ((0.1, 0.9, 0.5), "do not rise from above 0 to below 1 in pairs around the median"),
+            ((0.0, 0.5, 1.0), "do not rise"),
+            ((0.1, 0.5, 0.8), "do not rise"),
+            ((0.1, 0.9), "lack the median, which is the forecast"),
+        )
+    ],
+    (
+        {"data__quantiles": (0.1, 0.5, 0.9), "training__forecast_loss": "huber", "data__source": "etth1"},
+        r"forecast_loss='huber' is a loss of forecasts of the mean, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*use "
+        r"training\.forecast_loss='mse'",
+    ),
     (
         {"training__forecast_loss": "huber"},
         r"forecast_loss='huber' is a loss of forecasts, found data\.source='python_reference', .*one of etth1",

@@ -46,6 +46,9 @@ FIGURES = {
     "seven channels": lambda: figures.forecast(
         *RNG.normal(size=(3, T, 7)), names=[f"c{index}" for index in range(7)], units="value"
     ),
+    "fan": lambda: figures.forecast(
+        *RNG.normal(size=(3, T, 1)), names=["x"], units="value", fan={"quantiles": (GATES[:, :1], GATES[:, 1:])}
+    ),
     "signal": lambda: figures.waveform(
         RNG.normal(size=(T, 1)),
         {"block_0": GATES, "block_1": GATES},

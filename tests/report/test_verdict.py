@@ -87,6 +87,12 @@ def test_a_score_on_data_that_the_run_has_seen_says_so(seen, words):
     assert verdict(changed(seen=seen)).startswith(f"mse 0.6150 on the test split, {words}, 23 % worse than")
 
 
+def test_the_median_of_quantiles_stands_beside_forecasts_without_any():
+    metrics, baselines = {"pinball": 0.2, "mae": 0.5, "mse": 9.0}, {"ridge": {"mse": 0.7, "mae": 0.4}}
+    said = verdict(changed(primary="pinball", metrics=metrics, baselines=baselines))
+    assert "pinball 0.2000 on the test split; mae 0.5000, 25 % worse than ridge regression (0.4000), the best" in said
+
+
 def test_what_is_remembered_is_in_bits_and_steps():
     words = verdict(changed(memory=MEMORY))
     assert (
