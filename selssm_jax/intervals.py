@@ -7,10 +7,10 @@ the ceil(p (n + 1))-th smallest score of that channel and step of the horizon. I
 where the next window is exchangeable with those of validation; a series that drifts is not, so `cover` says how often
 it did.
 
-A model that forecasts quantiles says itself how far it may be off, below and above: with m the median and [lo, hi] its
-quantiles nearest to those of the level, the score is (m - y) / (m - lo) below m, (y - m) / (hi - m) above, and the
-interval [m - q (m - lo), m + q (hi - m)]. So quantiles are calibrated by a factor, where Romano, Patterson and Candes
-(2019) add a term; that any score covers is theirs. The factor makes up for quantiles that are not those of the level.
+A model that forecasts quantiles says itself how far it may be off, below and above (Romano, Patterson and Candes 2019).
+With [lo, hi] the quantiles nearest to the ends of the level, and m their median, the score of a value below m is (lo -
+y) / s, of one above it (y - hi) / s; the interval is [lo - s q, hi + s q], and holds m. Any score covers so, and q
+makes up for quantiles that are wrong, or not those of the level.
 
 For such series a `Follower` widens and narrows the intervals by what came: a factor on the widths of each channel,
 whose logarithm moves by rate (share of misses - (1 - p)) for each window whose horizon is over (quantile tracking:
@@ -47,13 +47,15 @@ FEWEST = 19  # windows: of fewer, no error is the 95th in a hundred
 MOST = 2**26  # scores that are held: of longer splits every k-th window counts
 TINY = float(np.finfo(np.float32).tiny)  # a width: what never erred has one of 0
 FLOOR = 0.05  # deviations of training: a window that stands still has at least this scale
-NARROW = 0.05  # of a window's scale: quantiles are at least as far from the median
+INSIDE = 1 + 1e-6  # of an interval's reach: the value that it was calibrated by is inside, however it is rounded
 RATE = 0.02  # largest step of a factor's logarithm, for a window that was missed whole
 FILE = "intervals.npz"  # in the run's folder
 
 
 class Intervals(NamedTuple):
-    """Widths of intervals, on either side, in the units of `measure_sides`; `step` of the parameters they are of."""
+    """Widths of intervals, on either side, in deviations of a window, without what quantiles say of them; `step` of the
+    parameters they are of.
+    """
 
     step: int
     widths: dict[float, Float[np.ndarray, "H C"]]
@@ -70,8 +72,7 @@ class Intervals(NamedTuple):
         any, all in standardised units.
         """
         window = show_missing(inputs, forecast.shape[-1], masked=masked)
-        units = _by_level(measure_sides(forecast, quantiles or {}, window, self.widths), self.widths)
-        sides = nest({level: units[level] * width for level, width in self.widths.items()})
+        sides = measure_spread(forecast, quantiles or {}, window, self.widths).reach(self.widths)
         return {level: (forecast - below, forecast + above) for level, (below, above) in sides.items()}
 
 
@@ -122,22 +123,41 @@ def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]
         return np.fmax(np.nanstd(window, axis=-2, keepdims=True), FLOOR).astype(window.dtype)
 
 
-def measure_sides(
+class Spread(NamedTuple):
+    """How far what comes may be from a forecast: `said`, how far the quantiles of each level lie below and above it,
+    (L, 2, *B, H, C), or one 0 for all; and the `scale` of the window.
+    """
+
+    said: np.ndarray
+    scale: Float[np.ndarray, "*B 1 C"]
+
+    def score(self, error: Float[np.ndarray, "*B H C"]) -> Float[np.ndarray, "L *B H C"]:
+        """Returns how far what comes less its forecast is outside of the quantiles, in units of the scale."""
+        return (np.abs(error) - np.where(error < 0, self.said[:, 0], self.said[:, 1])) / self.scale
+
+    def reach(self, widths: Mapping[float, Float[np.ndarray, "H C"]]) -> dict[float, Float[np.ndarray, "2 *B H C"]]:
+        """Returns, by level, how far intervals of these widths reach below and above the forecast."""
+        said = self.by_level(widths)
+        return nest({level: np.maximum(said[level] + self.scale * width, 0) for level, width in widths.items()})
+
+    def by_level(self, levels: Collection[float]) -> dict[float, np.ndarray]:
+        """Returns what is said of each level."""
+        return _by_level(self.said, levels)
+
+
+def measure_spread(
     forecast: Float[np.ndarray, "*B H C"],
     quantiles: Mapping[float, Float[np.ndarray, "*B H C"]],
     window: Float[np.ndarray, "*B T C"],
     levels: Collection[float],
-) -> Float[np.ndarray, "L 2 *B h C"]:
-    """Returns the units in which errors below and above a forecast are measured: for each level how far its quantiles
-    lie from the median, the nearest where the level's own are not among them, at least NARROW of the window's scale;
-    without quantiles this scale, (1, 2, *B, 1, C), for all levels.
-    """
-    scale, rising = scale_of(window), sorted(quantiles)
+) -> Spread:
+    """Returns the spread around the forecasts of some windows, of each level by the quantiles nearest to its ends."""
+    rising = sorted(quantiles)
     if len(rising) < 3:
-        return np.stack([scale, scale])[None]
+        return Spread(np.zeros((1, 2, *[1] * forecast.ndim), forecast.dtype), scale_of(window))
     pairs = [pair_of(rising, level) for level in levels]
-    sides = np.stack([[forecast - quantiles[low], quantiles[high] - forecast] for low, high in pairs])
-    return np.maximum(sides, NARROW * scale)
+    said = np.stack([[forecast - quantiles[low], quantiles[high] - forecast] for low, high in pairs])
+    return Spread(said, scale_of(window))
 
 
 def pair_of(quantiles: Sequence[float], level: float) -> tuple[float, float]:
@@ -146,10 +166,11 @@ def pair_of(quantiles: Sequence[float], level: float) -> tuple[float, float]:
     return quantiles[place], quantiles[-1 - place]
 
 
-def score_errors(error: Float[np.ndarray, "*B H C"], sides: np.ndarray) -> np.ndarray:
-    """Returns what comes less its forecast in the units of its side: `sides` below and above it, (..., 2, *B, H, C)."""
-    below, above = np.moveaxis(np.maximum(sides, TINY), -1 - error.ndim, 0)
-    return np.where(error < 0, -error / below, error / above)
+def measure_errors(
+    error: Float[np.ndarray, "*B H C"], sides: Float[np.ndarray, "2 *B H C"]
+) -> Float[np.ndarray, "*B H C"]:
+    """Returns what comes less its forecast, in units of how far its interval reaches to that side."""
+    return np.abs(error) / np.maximum(np.where(error < 0, *sides), TINY)
 
 
 def _by_level(values: np.ndarray, levels: Collection[float]) -> dict[float, np.ndarray]:
@@ -183,7 +204,7 @@ def calibrate(run: Run) -> Intervals:
     task = run.dataset.task
     kinds = len(LEVELS) if len(task.quantiles) > 1 else 1  # of scores
     every = math.ceil(kinds * windows * task.horizon * task.channels / MOST)
-    scores = np.concatenate([score for score, _ in _scores(run, "validation", every)], axis=1)
+    scores = np.concatenate([spread.score(error) for error, spread in _errors(run, "validation", every)], axis=1)
     intervals = Intervals(run.step, find_widths(scores))
     arrays: dict[str, Any] = {str(level): width for level, width in intervals.widths.items()}
     with contextlib.suppress(OSError):  # a folder that is only read: they are computed again the next time
@@ -232,16 +253,15 @@ def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
     widths, quantiles = intervals.widths, sorted(run.dataset.task.quantiles)
     follower, ones = Follower(widths, run.dataset.task.horizon), dict.fromkeys(widths, 1.0)
     ways: dict[str, list[dict[float, _Covered]]] = {"still": [], "following": [], "quantiles": []}
-    for scores, units in _scores(run, split, 1):
-        for number in range(scores.shape[1]):
-            raw, side = _by_level(scores[:, number], widths), _by_level(units[:, :, number], widths)
-            sides = nest({level: side[level] * width for level, width in widths.items()})
-            errors = _nest_errors({level: raw[level] / np.maximum(width, TINY) for level, width in widths.items()})
-            ways["still"].append(_cover_window(errors, sides, ones))
-            ways["following"].append(_cover_window(errors, sides, follower.factors))
+    for error, spread in _errors(run, split, 1):
+        calibrated, said = spread.reach(widths), spread.by_level(widths)
+        for number, window in enumerate(error):
+            sides, own = ({level: side[:, number] for level, side in part.items()} for part in (calibrated, said))
+            ways["still"].append(_cover_window(window, sides, ones))
+            ways["following"].append(_cover_window(window, sides, follower.factors))
             if quantiles:
-                ways["quantiles"].append(_cover_window(raw, side, ones))
-            follower.read(errors)
+                ways["quantiles"].append(_cover_window(window, own, ones))
+            follower.read({level: measure_errors(window, side) for level, side in sides.items()})
     several = bool(run.experiment.data.series_id)
     shown = {level: {"following": not several, "quantiles": _has_pair(quantiles, level)} for level in widths}
     return {
@@ -262,27 +282,15 @@ class _Covered(NamedTuple):
     width: float
 
 
-def _nest_errors(errors: Mapping[float, np.ndarray]) -> dict[float, np.ndarray]:
-    """Errors by level in widths of an interval, in those of intervals that hold those of lower levels."""
-    nested: dict[float, np.ndarray] = {}
-    for level in sorted(errors):
-        nested[level] = np.minimum(errors[level], [*nested.values()][-1]) if nested else errors[level]
-    return nested
-
-
 def _cover_window(
-    errors: Mapping[float, np.ndarray], sides: Mapping[float, np.ndarray], factors: Mapping[float, np.ndarray | float]
+    error: np.ndarray, sides: Mapping[float, np.ndarray], factors: Mapping[float, np.ndarray | float]
 ) -> dict[float, _Covered]:
-    """Of a window's errors, by level in widths of an interval without a factor, and how far that reaches below and
-    above.
-    """
+    """Of what comes less its forecast, (H, C), and how far intervals reach, times factors."""
     scaled = nest({level: side * factors[level] for level, side in sides.items()})
-    inside: Any = False
-    covered = {}
-    for level in sorted(errors):
-        inside = inside | (errors[level] <= factors[level])
-        covered[level] = _Covered(_share(inside, errors[level]), float(scaled[level].sum(axis=0).mean()))
-    return covered
+    return {
+        level: _Covered(_share(measure_errors(error, side)), float(side.sum(axis=0).mean()))
+        for level, side in scaled.items()
+    }
 
 
 def _summary(windows: list[_Covered]) -> dict[str, Any]:
@@ -294,13 +302,13 @@ def _summary(windows: list[_Covered]) -> dict[str, Any]:
     }
 
 
-def _share(inside: np.ndarray, errors: np.ndarray) -> np.ndarray:
+def _share(errors: np.ndarray) -> np.ndarray:
     count = (~np.isnan(errors)).sum(axis=0)
-    return np.where(count > 0, inside.sum(axis=0) / np.maximum(count, 1), np.nan)
+    return np.where(count > 0, (errors <= INSIDE).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(scores (L, n, H, C), their units as `measure_sides` has them) of every k-th window of a split, a batch at a
+def _errors(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, Spread]]:
+    """(What came less its forecast, (n, H, C), the spread around it) of every k-th window of a split, a batch at a
     time.
     """
     data, piece, seen = run.experiment.data, run.experiment.training.piece, 0
@@ -314,8 +322,7 @@ def _scores(run: Run, split: str, every: int) -> Iterator[tuple[np.ndarray, np.n
             outputs = np.asarray(_forecast(run.params, arrays, number, model=run.model, piece=piece))[rows]
             window, targets = mark_missing(*(batch[name][rows] for name in ("inputs", "targets", "weights")))
             forecast = kind.point(outputs)
-            sides = measure_sides(forecast, kind.quantiles(outputs), window, LEVELS)
-            yield score_errors(targets - forecast, sides), sides
+            yield targets - forecast, measure_spread(forecast, kind.quantiles(outputs), window, LEVELS)
 
 
 @partial(jax.jit, static_argnames=("model", "piece"))  # compiled once for calibration and coverage

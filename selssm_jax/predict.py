@@ -23,7 +23,7 @@ from selssm_jax import generation
 from selssm_jax.config import Experiment
 from selssm_jax.data import forecasting, signals, vocabulary
 from selssm_jax.data.pipeline import Dataset
-from selssm_jax.intervals import Follower, Intervals, nest, recall, score_errors
+from selssm_jax.intervals import Follower, Intervals, measure_errors, nest, recall
 from selssm_jax.model import ModelLike
 from selssm_jax.observe import find_valid_frames, observe
 from selssm_jax.runs import Run, open_run
@@ -229,7 +229,7 @@ class TrainedModel:
         follower = Follower(forecast.intervals, horizon)
         for stop, earlier in self._predict_earlier(rows, horizon, first_row, moments):
             error = np.asarray(rows[stop : stop + horizon])[:, :channels] - earlier.values
-            follower.read({level: score_errors(error, side) for level, side in earlier.sides.items()})
+            follower.read({level: measure_errors(error, side) for level, side in earlier.sides.items()})
         return forecast.scale(follower.factors)
 
     def _predict_earlier(

@@ -149,9 +149,9 @@ def test_validation_that_was_trained_on_calibrates_nothing(untrained):
 
 def test_a_channel_of_few_values_calibrates_nothing(untrained, monkeypatch):
     run = open_run(untrained("csv", length=8, horizon=2))
-    every = intervals._scores(run, "validation", 1)
-    gaps = [(np.where(np.arange(2) == 1, np.nan, scores), scale) for scores, scale in every]
-    monkeypatch.setattr(intervals, "_scores", lambda run, split, every: iter(gaps))
+    every = intervals._errors(run, "validation", 1)
+    gaps = [(np.where(np.arange(2) == 1, np.nan, errors), spread) for errors, spread in every]
+    monkeypatch.setattr(intervals, "_errors", lambda run, split, every: iter(gaps))
     with pytest.raises(InputError, match="channel 2 has 0 values"):
         calibrate(run)
 
