@@ -1,5 +1,6 @@
 """Quantiles of forecasts: their loss and what minimises it, their order, and all that reads a forecast of them."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -13,6 +14,7 @@ from selssm_jax import data, intervals
 from selssm_jax.analysis import examples
 from selssm_jax.analysis.gates import Sequence
 from selssm_jax.config import Data, Task
+from selssm_jax.errors import InputError
 from selssm_jax.layers.output_heads import ForecastHead
 from selssm_jax.model import SequenceModel
 from selssm_jax.predict import load
@@ -24,6 +26,7 @@ from selssm_jax.serving.server import _as_json
 from selssm_jax.tasks import kind_of
 from selssm_jax.tasks.forecasting import QuantileForecasting
 from selssm_jax.testing import check_task
+from selssm_jax.training.checkpoint import Workdir
 from small_runs import write_untrained
 
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
@@ -64,11 +67,9 @@ def test_its_minimiser_is_the_quantiles_and_order_never_adds_to_it():
         for away in (-0.05, 0.05):
             moved = truth + away * (np.arange(5) == place)
             assert lose(np.broadcast_to(moved, (2001, 1, 1, 5)), targets, weights)[0] > least
-    crossed = rng.standard_normal((50, 4, 2, 5))
-    targets, weights = rng.standard_normal((50, 4, 2)), np.ones(50)
-    for row in range(50):
-        one = crossed[row : row + 1], targets[row : row + 1], weights[:1]
-        assert lose(np.sort(one[0]), *one[1:])[0] <= lose(*one)[0] + 1e-6
+    crossed, targets = jnp.asarray(rng.standard_normal((50, 4, 2, 5))), jnp.asarray(rng.standard_normal((50, 4, 2)))
+    each = lambda outputs: KIND.errors(outputs, {"targets": targets, "weights": jnp.ones(50)})["pinball"]  # noqa: E731
+    assert (each(jnp.sort(crossed)) <= each(crossed) + 1e-6).all()
 
 
 def test_missing_values_have_no_loss():
@@ -245,6 +246,18 @@ def test_an_example_is_the_median_in_a_fan(folder, tmp_path):
     np.testing.assert_array_equal(shown.guess, shown.quantiles[0.5])
     assert list(shown.quantiles) == list(LEVELS) and "median" in shown.words
     assert [block.path.name for block in show([shown], tmp_path)] == ["forecast.png"]
+
+
+def test_a_run_goes_on_with_its_quantiles_alone(folder):
+    run = open_run(folder)
+    for quantiles in (LEVELS, LEVELS[1:-1]):
+        dataset = dataclasses.replace(run.dataset, task=dataclasses.replace(run.dataset.task, quantiles=quantiles))
+        workdir = Workdir(str(folder), run.experiment)
+        with (
+            contextlib.nullcontext() if quantiles == LEVELS else pytest.raises(InputError, match=r"changed .*\(task\)")
+        ):
+            workdir.describe(dataset.metadata())
+        workdir.close()
 
 
 def test_errors_by_channel_are_those_of_the_median(folder):
