@@ -246,9 +246,12 @@ def recall(folder: str | pathlib.Path, step: int) -> Intervals | None:
 
 
 def cover(run: Run, intervals: Intervals, split: str) -> dict[str, Any]:
-    """Returns, by level, the share of a split's values that lie in their intervals, by channel and in all, and the mean
-    width of an interval in deviations of training; of one series, under "following" the same of intervals that a
-    `Follower` scales; of a level whose quantiles the model forecasts, under "quantiles" the same of these as they are.
+    """Returns, by level p, the share of a split's values that lie in their intervals, by channel and in all, and in
+    deviations of training the mean width of an interval and its score, which is least for the right quantiles: the
+    width plus 2 / (1 - p) times what a value lies outside (Gneiting and Raftery 2007).
+
+    Of one series, under "following" the same of intervals that a `Follower` scales; of a level whose quantiles the
+    model forecasts, under "quantiles" the same of these as they are.
     """
     widths, quantiles = intervals.widths, sorted(run.dataset.task.quantiles)
     follower, ones = Follower(widths, run.dataset.task.horizon), dict.fromkeys(widths, 1.0)
@@ -276,21 +279,24 @@ def _has_pair(quantiles: Sequence[float], level: float) -> bool:
 
 
 class _Covered(NamedTuple):
-    """Of one window: the share of values inside, (C,), not-a-number where all are missing, and the mean width."""
+    """Of one window: the share of values inside, (C,), not-a-number where all are missing, mean width and score."""
 
     share: np.ndarray
     width: float
+    score: float
 
 
 def _cover_window(
     error: np.ndarray, sides: Mapping[float, np.ndarray], factors: Mapping[float, np.ndarray | float]
 ) -> dict[float, _Covered]:
     """Of what comes less its forecast, (H, C), and how far intervals reach, times factors."""
-    scaled = nest({level: side * factors[level] for level, side in sides.items()})
-    return {
-        level: _Covered(_share(measure_errors(error, side)), float(side.sum(axis=0).mean()))
-        for level, side in scaled.items()
-    }
+    covered = {}
+    for level, side in nest({level: side * factors[level] for level, side in sides.items()}).items():
+        width = float(side.sum(axis=0).mean())
+        outside = np.nanmean(np.maximum(np.abs(error) - np.where(error < 0, *side), 0))
+        score = width + 2 / (1 - level) * float(outside)
+        covered[level] = _Covered(_share(measure_errors(error, side)), width, score)
+    return covered
 
 
 def _summary(windows: list[_Covered]) -> dict[str, Any]:
@@ -299,6 +305,7 @@ def _summary(windows: list[_Covered]) -> dict[str, Any]:
         "coverage": float(np.nanmean(shares)),
         "by_channel": np.nanmean(shares, axis=0).tolist(),
         "width": float(np.mean([window.width for window in windows])),
+        "score": float(np.mean([window.score for window in windows])),
     }
 
 

@@ -113,7 +113,8 @@ def _intervals(results: Results) -> list[Block]:
     levels = results.get("intervals")
     if not levels:
         return []
-    names = ("level", "share of all values", "of the worst channel", "of the best channel", "mean width, deviations")
+    shares = ("share of all values", "of the worst channel", "of the best channel")
+    names = ("level", *shares, "mean width, deviations", "interval score, deviations")
     title = "Intervals, calibrated on the validation split: the share of values that lie in them"
     tables = [Table(title, names, tuple(_coverage_row(level, share) for level, share in levels.items()))]
     if following := {level: share["following"] for level, share in levels.items() if "following" in share}:
@@ -125,9 +126,9 @@ def _intervals(results: Results) -> list[Block]:
     return [*tables]
 
 
-def _coverage_row(level: str, share: Results) -> tuple[str, float, float, float, float]:
+def _coverage_row(level: str, share: Results) -> tuple[Cell, ...]:
     channels = share["by_channel"]
-    return f"{float(level):.0%}", share["coverage"], min(channels), max(channels), share["width"]
+    return f"{float(level):.0%}", share["coverage"], min(channels), max(channels), share["width"], share["score"]
 
 
 def _by_step_and_channel(parts: Results, folder: pathlib.Path) -> list[Block]:

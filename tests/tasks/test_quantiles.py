@@ -234,6 +234,10 @@ def test_coverage_is_told_of_the_quantiles_as_they_are_too(folder):
         assert found["quantiles"]["coverage"] == pytest.approx(raw.mean(), abs=1e-6)
         assert found["quantiles"]["width"] == pytest.approx((outputs[..., high] - outputs[..., low]).mean(), rel=1e-5)
         assert found["coverage"] >= level
+        low, high = outputs[..., low], outputs[..., high]
+        outside = np.maximum(low - truth, 0) + np.maximum(truth - high, 0)
+        score = (high - low + 2 / (1 - level) * outside).mean()
+        assert found["quantiles"]["score"] == pytest.approx(score, rel=1e-5)
     tables = sections._intervals({"intervals": shares})
     assert "own quantiles before calibration" in tables[-1].caption and len(tables[-1].rows) == 2
 
