@@ -124,8 +124,7 @@ def dataset(
       names: of the channels.
       split: first row and row after the last of "train", "validation" and "test"; of several series, which lie one
         after the other, one for each, with "whole".
-      known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the
-        split "whole".
+      known: metadata of a training run, whose scaling then holds; one window, of the split "whole", then suffices.
       info: goes into the metadata; names the table in errors.
       phase: the place of the first row in the cycle of a training run.
       beside: what is read beside the channels.
