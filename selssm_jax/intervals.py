@@ -125,10 +125,10 @@ def scale_of(window: Float[np.ndarray, "*B T C"]) -> Float[np.ndarray, "*B 1 C"]
 
 class Spread(NamedTuple):
     """How far what comes may be from a forecast: `said`, how far the quantiles of each level lie below and above it,
-    (L, 2, *B, H, C), or one 0 for all; and the `scale` of the window.
+    without quantiles 0 for all levels, L = 1; and the `scale` of the window.
     """
 
-    said: np.ndarray
+    said: Float[np.ndarray, "L 2 *B H C"]
     scale: Float[np.ndarray, "*B 1 C"]
 
     def score(self, error: Float[np.ndarray, "*B H C"]) -> Float[np.ndarray, "L *B H C"]:
@@ -154,7 +154,7 @@ def measure_spread(
     """Returns the spread around the forecasts of some windows, of each level by the quantiles nearest to its ends."""
     rising = sorted(quantiles)
     if len(rising) < 3:
-        return Spread(np.zeros((1, 2, *[1] * forecast.ndim), forecast.dtype), scale_of(window))
+        return Spread(np.zeros((1, 2, *forecast.shape), forecast.dtype), scale_of(window))
     pairs = [pair_of(rising, level) for level in levels]
     said = np.stack([[forecast - quantiles[low], quantiles[high] - forecast] for low, high in pairs])
     return Spread(said, scale_of(window))

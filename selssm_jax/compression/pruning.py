@@ -150,7 +150,8 @@ def quadratic(
     g is the gradient of the loss at the batches' targets. F is the sum of u u' over gradients u of single sequences at
     targets that the model itself would have, so that no error of the real ones counts: for classes each of them,
     weighted by its probability; for tokens `draws` from the softmax, F being the Fisher matrix of the log loss; for
-    values `draws` with unit Gaussian errors, F being 2 J'J / M on average. From S samples the entries off the diagonal
+    values `draws` with unit Gaussian errors, F being 2 J'J / M on average, or of the law of the model's quantiles, F
+    being M times the covariance of u. From S samples the entries off the diagonal
     are noisy; they are shrunk by the share that loses least (Schäfer and Strimmer 2005, target D). `piece` is as
     training.piece; what is drawn is drawn anew for each.
 

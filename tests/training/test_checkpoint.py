@@ -690,7 +690,7 @@ def test_what_a_run_said_of_its_data_before_a_key_of_tasks_was_there_has_its_def
     copied.parent.mkdir(parents=True)
     copied.write_text(json.dumps({"task": task}))
     checksums.seal(copied.parent)
-    now = {"task": dataclasses.asdict(Task(**task))}
+    now = json.loads(json.dumps({"task": dataclasses.asdict(Task(**task))}))
     (tmp_path / DATASET).write_text(json.dumps(now))
     assert read_metadata(str(tmp_path)) == now
     copied.write_text(json.dumps({"task": task | {"vocab": 6}}))
