@@ -1,5 +1,6 @@
 """Data sets for training and evaluation: public ones, local folders, your own files, and synthetic tasks."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ def load(config: Data, known: Mapping[str, Any] | None = None) -> Dataset:
     known = known or {}
     capacity.check_examples(config)
     dataset = LOADERS[config.source](config, known)
+    if config.quantiles:  # the config's word, whatever the source is
+        dataset = dataclasses.replace(dataset, task=dataclasses.replace(dataset.task, quantiles=config.quantiles))
     if "task" in known:
         _check_task(dataset.task, known["task"], config.file or config.source)
     return dataset

@@ -124,7 +124,8 @@ def dataset(
       names: of the channels.
       split: first row and row after the last of "train", "validation" and "test"; of several series, which lie one
         after the other, one for each, with "whole".
-      known: metadata of a training run, whose scaling then holds; one window, of the split "whole", then suffices.
+      known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the
+        split "whole".
       info: goes into the metadata; names the table in errors.
       phase: the place of the first row in the cycle of a training run.
       beside: what is read beside the channels.
@@ -150,7 +151,6 @@ def dataset(
             masked=masked,
             covariates=beside.count(masked=masked),
             known_ahead=beside.known_ahead(masked=masked),
-            quantiles=config.quantiles,
         ),
         draw=source.draw,
         cover=source.cover,

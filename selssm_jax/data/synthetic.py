@@ -164,7 +164,7 @@ def _linear_gaussian(config: Data) -> Definition:
         ]
         return seen[:, : config.length], seen[:, config.length :], np.ones(len(rows), np.float32)
 
-    task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon, quantiles=config.quantiles)
+    task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)
     rivals = {"optimal": {"mse": _kalman_error(config)}, "zero": {"mse": 1 + config.noise}}
     return Definition(task, examples, rivals, process={"decay": DECAY, "noise": config.noise})
 
