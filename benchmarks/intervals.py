@@ -38,7 +38,7 @@ def benchmark(rounds: int, data: pathlib.Path) -> dict[str, Any]:
         "setting": {"steps": STEPS, "config": "configs/etth1.py", "quantiles": HEADS["quantiles"]},
         "ratios": compare_coverage(heads) | compare_heads(heads),
         "coverage": {source: {head: run["intervals"] for head, run in runs.items()} for source, runs in heads.items()},
-        "metrics": {source: {head: run["metrics"] for head, run in runs.items()} for source, runs in heads.items()},
+        "scores": {source: {head: run["metrics"] for head, run in runs.items()} for source, runs in heads.items()},
     }
 
 
