@@ -266,6 +266,10 @@ class TrainedModel:
           first_row: as in `predict`, of this row. key: of noise; needed where a model has any.
         """
         values = np.asarray(inputs)
+        if values.dtype.kind in "US":
+            raise ValueError(
+                f"inputs are text, {inputs!r}, but a step reads a token, a whole number: `read` takes text"
+            )
         single = values.ndim == (0 if self._kind.tokens else 1)
         rows = values[None] if single else values
         ready = self.prepare(rows[:, None], first_row, continued=True)

@@ -110,6 +110,7 @@ WRONG = [
         {"model__pattern": ("lru",), "training__gate_l1": 0.1},
         r"weigh gates, and no mixer of model\.pattern=\('lru',\) has any",
     ),
+    ({"training__gate_l0": 0.1, "model__pattern": ("kalman",)}, r"gate_l0=0.1 weighs gates of 'selective' blocks"),
     (
         {"training__information_weight": 0.1, "model__pattern": ("kalman",), "training__information_bound": "capacity"},
         r"information_bound='capacity' is of the noisy memory.*leave it at 'vib'",

@@ -180,6 +180,8 @@ def test_streams_of_tokens_are_the_text(trained):
     with pytest.raises(ValueError, match="several lengths"):
         model.read(["the", "a"], states)
     np.testing.assert_allclose(both.probabilities[0], whole.probabilities, atol=1e-6)
+    with pytest.raises(ValueError, match="a step reads a token, a whole number: `read` takes text"):
+        model.step("a", model.initial_state())
     answer, _ = model.step(np.array([2, 3]), model.initial_state(2))
     assert answer.probabilities.shape == (2, len(model.dataset.vocabulary))
     assert model.states("the past")["block_0"].shape == (8, 6)

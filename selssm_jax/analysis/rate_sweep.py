@@ -1,9 +1,9 @@
 """The price of memory: one training run for every price of a nat, with its loss and the bits that its memory holds
 (theory, sections 4.2 and 10).
 
-With state noise and `training.information_weight` = beta a run minimises loss + beta * rate. A dear nat is given up
-where it saves little loss, so the points of a sweep trace the trade-off between memory and loss that such models,
-trained so, reach.
+With state noise, or with "kalman" blocks, and `training.information_weight` = beta a run minimises loss + beta * rate.
+A dear nat is given up where it saves little loss, so the points of a sweep trace the trade-off between memory and loss
+that such models, trained so, reach.
 """
 
 import dataclasses
@@ -35,7 +35,8 @@ class Point(NamedTuple):
 
     Attributes:
       beta: training.information_weight, the price of a nat. loss: nats a target, or mean squared error.
-      bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over steps.
+      bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over steps; of
+        "kalman" blocks the bits that they gain a step, by their own model.
       workdir: the run's folder.
     """
 
@@ -50,9 +51,9 @@ def sweep(experiment: Experiment, betas: Sequence[float], workdir: str | pathlib
     betas.
 
     A run that is finished is not trained again, and one that was stopped goes on: the same call continues a sweep. Beta
-    0 is the run without a price; it needs model.selective.process_noise as the others do. Each run's last parameters
-    are measured: those that were best on validation by loss alone would be of a moment when memory was still dear to
-    none.
+    0 is the run without a price; it needs model.selective.process_noise as the others do, or "kalman" blocks. Each
+    run's last parameters are measured: those that were best on validation by loss alone would be of a moment when
+    memory was still dear to none.
 
     Raises:
       ValueError: for no betas, or one that comes twice.

@@ -106,12 +106,17 @@ class Experiment:
                 f"and no mixer of model.pattern={model.pattern} has any: set both to 0, or use one of "
                 f"{', '.join(list_gated())}"
             )
+        if training.gate_l0 and "selective" not in model.pattern:
+            raise InputError(
+                f"training.gate_l0={training.gate_l0} weighs gates of 'selective' blocks, found model.pattern="
+                f"{model.pattern}: use 'selective', or training.gate_l1"
+            )
         if training.gate_l0 and model.selective.gate != "hard_concrete":
             raise InputError(
                 "training.gate_l0 needs a gate with a differentiable L0, found "
                 f"model.selective.gate={model.selective.gate!r}: use 'hard_concrete', or training.gate_l1"
             )
-        if 0 < training.target_dimension <= model.selective.gate_floor:
+        if "selective" in model.pattern and 0 < training.target_dimension <= model.selective.gate_floor:
             raise InputError(
                 f"training.target_dimension={training.target_dimension} cannot be reached by gates of at least "
                 f"model.selective.gate_floor={model.selective.gate_floor}: raise the target, or lower the floor"

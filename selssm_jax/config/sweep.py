@@ -35,6 +35,7 @@ _ELEMENTWISE = {"model.selective.gate_state": "elementwise", "model.selective.tr
 # a channel.
 COMPARED: dict[str, ComparedModel] = {
     "selective": ComparedModel("selective", "model.d_state", _share(1, 1, 2)),
+    "kalman": ComparedModel("kalman", "model.d_state", _share(1, 1, 1)),
     "selective_state": ComparedModel("selective", "model.d_state", _share(1, 1, 2), _ELEMENTWISE),
     "mamba": ComparedModel("mamba", "model.d_state", _alone(16), {"model.conv": 0}),
     "s5": ComparedModel("s5", "model.d_state", _share(1, 1, 2)),
@@ -55,7 +56,7 @@ class Sweep:
     gate_biases and penalties too, and of peak rates spaced evenly in their logarithm, as many as make `trials` points.
     """
 
-    models: tuple[str, ...] = tuple(COMPARED)
+    models: tuple[str, ...] = tuple(name for name in COMPARED if name != "kalman")
     # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
     parameters: Count = 0
     trials: Positive = 8  # points of each model's grid

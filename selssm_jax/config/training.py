@@ -75,7 +75,7 @@ class Training:
         if self.piece > 0 and self.information_weight:
             raise InputError(
                 f"training.piece={self.piece} reads a part of a sequence at a time, but "
-                f"training.information_weight={self.information_weight} weighs moments of the whole: set one to 0"
+                f"training.information_weight={self.information_weight} weighs the whole of it: set one to 0"
             )
         if self.target_dimension and self.gate_l1:
             raise InputError(

@@ -221,7 +221,8 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     path = figures.save(figures.gate_activity(blocks), folder / "gates.png")
     caption = (
         "Left: how gate values are distributed. Middle: the mean gate of each component. Right: how many components a "
-        "step updates, by position."
+        "step updates, by position in what is read at a time: a sequence, or a window of a text, which goes on from "
+        "the memory of the window before."
     )
     parts: list[Block] = [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)]
     return section("Gate activity", [*parts, *_gate_bits(blocks, folder)])
@@ -240,7 +241,8 @@ def _gate_bits(blocks: Results, folder: pathlib.Path) -> list[Block]:
     columns = {"gained a step (bits)": "bits_gained", "forgotten a step (bits)": "bits_forgotten"}
     picture = Picture(
         figures.save(figures.gate_bits(known), folder / "gate_bits.png"),
-        "Bits that a step gains and forgets, by position.",
+        "Bits that a step gains and forgets, by position in what is read at a time. A window of a text goes on from "
+        "the memory of the one before, so that it can forget from its first step on.",
     )
     return [Paragraph(words), tabulate("Bits by block, by the layer's own model", known, columns), picture]
 

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -133,12 +134,12 @@ class Service:
             case "GET", "/metrics":
                 return self._metrics()
             case "POST", "/v1/predict":
-                inputs, first_row = _parse(body)
+                inputs, first_row = self._read_inputs(body)
                 if not isinstance(inputs, str) and inputs.ndim > 1 and kind_of(self._trained.model.config.task).tokens:
                     raise ValueError("inputs are several sequences of tokens: send one")
                 return _as_json(self._trained.predict(inputs, first_row=first_row))
             case "POST", "/v1/generate":
-                return self._generate(build(Writing, _load_json(body), "the request"))
+                return self._generate(_parse_writing(body))
             case "POST", "/v1/sessions":
                 self._pool.check_window()
                 return {"session": self._batcher.begin()}
@@ -153,8 +154,15 @@ class Service:
             f"{method} {path} is not served: see the first lines of `python -m selssm_jax.serving --help`",
         )
 
-    def _advance(self, name: str, body: bytes) -> Any:
+    def _read_inputs(self, body: bytes) -> tuple[Any, int | None]:
+        """The inputs of a request, and first_row of a run that reads it."""
         inputs, first_row = _parse(body)
+        if first_row is not None and not self._trained.config.data.period:
+            raise ValueError("first_row is of a run that takes a cycle off (data.period), which this one does not")
+        return inputs, first_row
+
+    def _advance(self, name: str, body: bytes) -> Any:
+        inputs, first_row = self._read_inputs(body)
         ready = self._trained.prepare(inputs, first_row, continued=True)
         rows = np.asarray(ready.batch["inputs"])
         if len(rows) > 1 or rows.shape[1] % self._pool.stride:
@@ -291,6 +299,11 @@ class Server(ThreadingHTTPServer):
         self._running = 0
         self._changed = threading.Condition()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says what failed, but nothing of a client that went away."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     @contextlib.contextmanager
     def count_request(self) -> Iterator[None]:
         """Counts a request among those that run, until its answer is sent."""
@@ -327,7 +340,9 @@ def _load_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'the request is no JSON ({error}): send {{"inputs": ...}}') from error
+        raise ValueError(
+            f'the request is no JSON ({error}): send an object, {{"inputs": ...}} or {{"prompt": ...}}'
+        ) from error
 
 
 def _dump_json(value: Any) -> str:
@@ -342,6 +357,15 @@ def _tell_errors(first: Any, rest: Generator[Any, None, None]) -> Generator[Any,
             yield from rest
         except (Full, Failed, ValueError) as error:
             yield {"error": str(error)}
+
+
+def _parse_writing(body: bytes) -> Writing:
+    """A request for text. Raises ValueError where it is none."""
+    request = _load_json(body)
+    stop = request.get("stop", []) if isinstance(request, dict) else []
+    if not (isinstance(stop, list) and all(isinstance(text, str) for text in stop)):
+        raise ValueError(f'stop is {stop!r}, expected a list of texts, for example ["\\n\\n"]')
+    return build(Writing, request, "the request")
 
 
 def _parse(body: bytes) -> tuple[Any, int | None]:

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -154,12 +155,16 @@ def test_samples_of_a_signal_are_read_as_they_come_and_nothing_is_filled_up(trai
         ("POST", "/v1/generate", b'{"prompt": "a", "tokens": "9"}', 400),
         ("POST", "/v1/generate", b'{"prompt": "a", "top_p": 2}', 400),
         ("POST", "/v1/generate", b'{"prompt": "a", "stop": [""]}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "stop": "a"}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "stop": [5]}', 400),
+        ("POST", "/v1/generate", b'{"prompt": "a", "stop": null}', 400),
         ("POST", "/v1/generate", b'{"promt": "a"}', 400),
         ("POST", "/v1/generate", b'["a"]', 400),
         ("POST", "/v1/generate", b'{"prompt": "a", "session": "none"}', 404),
         ("POST", "/v1/generate", b'{"prompt": "a", "session": "none", "stream": true}', 404),
         ("GET", "/v1/generate", b"", 405),
         ("POST", "/v1/predict", b'{"inputs": "a", "more": 1}', 400),
+        ("POST", "/v1/predict", b'{"inputs": "a", "first_row": 1}', 400),
         ("POST", "/v1/predict", b'{"inputs": {"a": 1}}', 400),
         ("POST", "/v1/predict", '{"inputs": "\u4e2d"}'.encode(), 400),
         ("POST", "/v1/predict", b"\xff\xfe", 400),
@@ -176,7 +181,18 @@ def test_what_is_malformed_is_answered_and_the_server_goes_on(server, method, pa
     except (BrokenPipeError, ConnectionResetError):  # it is not read to its end
         found, answer = 413, {"error": ""}
     assert found == status and "error" in answer
+    if b'"stop"' in body and b'[""]' not in body:
+        assert "expected a list of texts" in answer["error"]
     assert ask(server, "GET", "/health")[0] == 200
+
+
+def test_a_client_that_leaves_before_its_answer_makes_no_noise(server, capfd):
+    for _ in range(3):
+        with socket.create_connection(server.server_address[:2]) as client:
+            client.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{}")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it is reset at once
+    assert ask(server, "GET", "/health")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("length", "status"), [("9" * 5000, 413), ("-5", 400), ("", 400), ("ten", 400), ("\xb2", 400)])
