@@ -2,7 +2,6 @@
 forecast, by class of a signal.
 """
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -42,7 +41,7 @@ def score(run: Run, split: str) -> Results:
         else "last",
         "seen": exposure(run, split),
         "course": describe_course(run),
-        "task": dataclasses.asdict(task),
+        "task": task.describe(),
         "primary": kind_of(task).primary,
         "metrics": derive_metrics(Evaluator(run.experiment, run.model)(run.params, run.dataset, split), run),
         "baselines": _score_baselines(run, split),

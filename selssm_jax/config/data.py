@@ -116,6 +116,10 @@ class Task:
         known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         return cls(**known | {"quantiles": tuple(known.get("quantiles", ()))})
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the task as JSON has it, which `recall` reads."""
+        return dataclasses.asdict(self) | {"quantiles": list(self.quantiles)}
+
     @property
     def width(self) -> int:
         """How many numbers a step of the inputs has."""

@@ -108,7 +108,7 @@ class Dataset:
         """Returns what a run must remember of its data, as JSON."""
         names = {"vocabulary": list(self.vocabulary), "separator": self.separator, "level": self.level}
         return {
-            "task": dataclasses.asdict(self.task),
+            "task": self.task.describe(),
             **names,
             **({"tokenizer": self.tokenizer} if self.tokenizer else {}),
             **self.info,

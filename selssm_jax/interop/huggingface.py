@@ -486,7 +486,7 @@ def import_run(
     taken = pathlib.Path(workdir)
     if taken.exists() and any(taken.iterdir() if taken.is_dir() else [taken]):
         raise ArgumentError("workdir", f"={workdir} exists already: give a new folder, so that nothing is overwritten")
-    known = {"task": dataclasses.asdict(config.task)} | vocabulary_of(pathlib.Path(folder), config.task.vocab)
+    known = {"task": config.task.describe()} | vocabulary_of(pathlib.Path(folder), config.task.vocab)
     source = Data(source="text", file=file or NO_TEXT, level=known["level"], length=length, batch_size=batch_size)
     metadata = data.load(source, known).metadata() if file else known
     model = dataclasses.replace(config, task=Task())

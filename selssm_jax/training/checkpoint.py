@@ -709,7 +709,7 @@ def _check_steps(taken: int, asked: int, path: pathlib.Path) -> None:
 
 def _with_defaults(metadata: dict[str, Any]) -> dict[str, Any]:
     """What a run says of its data, where a key of the task that came later has its default."""
-    return metadata | ({"task": dataclasses.asdict(Task.recall(metadata["task"]))} if "task" in metadata else {})
+    return metadata | ({"task": Task.recall(metadata["task"]).describe()} if "task" in metadata else {})
 
 
 def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
