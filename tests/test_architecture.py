@@ -294,6 +294,7 @@ def test_no_module_is_a_grab_bag():
     assert [name(path) for path in EVERYTHING if re.fullmatch(r"(utils?|helpers?|common|misc|tools)", path.stem)] == []
 
 
+@pytest.mark.always
 def test_every_module_has_a_docstring():
     assert [name(path) for path in EVERYTHING if not ast.get_docstring(parse(path))] == []
 

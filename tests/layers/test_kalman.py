@@ -74,6 +74,7 @@ def test_nats_gained_less_nats_forgotten_are_what_the_state_holds(decay):
     np.testing.assert_allclose(np.cumsum(gained - forgotten, axis=1), state[..., N:], atol=1e-5)
 
 
+@pytest.mark.always
 def test_on_data_of_its_own_model_it_is_the_filter_and_its_nats_are_the_information():
     """Against the joint law of states and readings, whose conditional moments are those of a Gaussian."""
     a, steps = 0.9, 12

@@ -248,6 +248,7 @@ def write(service, **asked):
     return service.answer("POST", "/v1/generate", json.dumps(asked).encode())
 
 
+@pytest.mark.always
 def test_text_is_written_as_it_is_offline_for_many_at_once(server, trained):
     model, how = trained["text"], {"tokens": 9, "top_p": 0.9, "repetition_penalty": 1.5}
     asked = [{"prompt": WORDS[7 * seed : 7 * seed + 8], "seed": seed, **how} for seed in range(4)]

@@ -197,6 +197,7 @@ def folder(files, tmp_path_factory):
     return folder
 
 
+@pytest.mark.always
 def test_predictions_are_the_median_in_intervals_that_are_not_symmetrical(folder, files):
     trained = load(folder)
     rows = np.random.default_rng(0).standard_normal((2, 8, 2))
