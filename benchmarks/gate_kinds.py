@@ -10,7 +10,6 @@ each seed the mean squared error on the test split over that of the exact filter
 import pathlib
 from typing import Any
 
-import jax
 import measure
 import numpy as np
 
@@ -18,6 +17,7 @@ from configs import channel
 from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset, synthetic
 from selssm_jax.runs import open_run
+from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.multi_seed import fit_seeds
 
 STATE = 8  # numbers that a block carries
@@ -90,13 +90,8 @@ def train(task: str, gate: str, seeds: int, folder: pathlib.Path = FOLDER, **cha
     places = [str(folder / task.replace(" ", "_") / gate.replace(" ", "_") / str(seed)) for seed in range(seeds)]
     fit_seeds(runs, places)
     opened = [open_run(place, split="test") for place in places]
-    return {"mse": [score(run) for run in opened], "exact": filter_error(opened[0].dataset, runs[0].data.noise)}
-
-
-def score(run: Any) -> float:
-    """Mean squared error on the test split."""
-    read = jax.jit(lambda batch: run.model.apply({"params": run.params}, batch["inputs"], valid=batch["valid"])[0])
-    return mean_error(run.dataset, lambda batch: np.asarray(read(batch), np.float64)[..., 0])
+    scores = [Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["mse"] for run in opened]
+    return {"mse": scores, "exact": filter_error(opened[0].dataset, runs[0].data.noise)}
 
 
 def filter_error(dataset: Dataset, noise: float) -> float:

@@ -228,5 +228,5 @@ def _join_rows(config: Model, batch: Batch, rows: list[Sequence]) -> Sequence:
 
 def _add(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     size = max(len(mine), len(theirs))
-    longer = (np.pad(total, ((0, size - len(total)), *[(0, 0)] * (total.ndim - 1))) for total in (mine, theirs))
-    return sum(longer, np.zeros(()))
+    mine, theirs = (np.pad(total, ((0, size - len(total)), *[(0, 0)] * (total.ndim - 1))) for total in (mine, theirs))
+    return mine + theirs

@@ -114,7 +114,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
       ValueError: for a model whose blocks sow no law of their states.
     """
     noise = model.config.selective.process_noise
-    if not noise and set(model.config.pattern) != {"kalman"}:
+    if not noise and not model.config.knows_gains:
         raise ValueError(
             f"model.selective.process_noise={noise}: without noise a state holds infinitely many nats, expected more "
             "than 0"

@@ -125,7 +125,7 @@ class Experiment:
     def _check_information(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its information is not known."""
         layer, weight, say = self.model.selective, "training.information_weight", "model.selective.{}".format
-        if set(self.model.pattern) == {"kalman"}:
+        if self.model.knows_gains:
             self._check_gains()
             return
         if set(self.model.pattern) != {"selective"}:

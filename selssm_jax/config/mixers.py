@@ -280,8 +280,8 @@ class TCNConfig(MixerConfig):
 
 class Mixer(NamedTuple):
     """What a mixer can be set to, which keys of the model are its arguments too, whether it sows gates, its own
-    parameters that weight decay spares, and whether it waits for the state of each step, so that devices cannot share
-    a sequence.
+    parameters that weight decay spares, whether it waits for the state of each step, so that devices cannot share a
+    sequence, and whether it sows the nats that its gates gain.
     """
 
     config: type[MixerConfig] = MixerConfig
@@ -289,13 +289,14 @@ class Mixer(NamedTuple):
     gated: bool = False
     undecayed: tuple[str, ...] = ()
     waits: bool = False
+    gains: bool = False
 
 
 # Those that have something to set have a field of `Model`; `layers.mixers.LAYERS` has the layers, and enters own ones
 # here.
 MIXERS: dict[str, Mixer] = {
     "selective": Mixer(SelectiveConfig, gated=True),
-    "kalman": Mixer(KalmanConfig, gated=True),
+    "kalman": Mixer(KalmanConfig, gated=True, gains=True),
     "s4d": Mixer(PolesConfig),
     "s5": Mixer(PolesConfig),
     "lru": Mixer(PolesConfig),

@@ -141,6 +141,11 @@ class Model:
         )
 
     @property
+    def knows_gains(self) -> bool:
+        """Whether the gates of every block know the nats that they gain."""
+        return all(MIXERS[name].gains for name in self.pattern)
+
+    @property
     def blocks(self) -> tuple["Model", ...]:
         """The model as each block reads it: with a d_state of its own."""
         sizes, steps = self.block_states or (self.d_state,) * len(self.pattern), self._tcn_blocks()

@@ -56,6 +56,7 @@ class Sweep:
     gate_biases and penalties too, and of peak rates spaced evenly in their logarithm, as many as make `trials` points.
     """
 
+    # those of the committed tables; kalman is compared where it is named
     models: tuple[str, ...] = tuple(name for name in COMPARED if name != "kalman")
     # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
     parameters: Count = 0

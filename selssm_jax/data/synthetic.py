@@ -205,33 +205,41 @@ def _mean_kalman_error(config: Data) -> float:
     """Mean squared error of the optimal forecast, in the mean over all courses of the noise.
 
     V(p), the mean of the variance at the end where it is p now, is V(p) before a step: OFTEN V(f(p, CLEAR)) + (1 -
-    OFTEN) V(f(p, noise)), f(p, s) = q s / (q + s), q = SLOW^2 p + 1 - SLOW^2; the first reading meets p = 1.
+    OFTEN) V(f(p, noise)), f the variance after a reading (`_read_once`); the first reading meets p = 1.
     """
     grid = np.linspace(0, 1, GRID)
     mean = grid
     for _ in range(config.length):
         ahead = SLOW**2 * grid + 1 - SLOW**2
-        clear, noisy = (
-            np.interp(ahead * noise / (ahead + noise), grid, mean) if noise else np.full(GRID, mean[0])
-            for noise in (CLEAR, config.noise)
-        )
+        clear, noisy = (np.interp(_read_once(ahead, noise), grid, mean) for noise in (CLEAR, config.noise))
         mean = OFTEN * clear + (1 - OFTEN) * noisy
-    decay = SLOW ** (2 * np.arange(1, config.horizon + 1))
-    return float((decay * mean[-1] + 1 - decay + CLEAR).mean())
+    return _find_error(mean[-1], SLOW, config.horizon, CLEAR)
 
 
 def _kalman_error(config: Data) -> float:
     """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion.
 
-    With p the variance of z_t given x_1..x_t: p <- q s / (q + s), q = DECAY^2 p + 1 - DECAY^2, s = noise; and k steps
-    ahead the error is DECAY^2k p + 1 - DECAY^2k + s.
+    The variance p of z_t given x_1..x_t, q = DECAY^2 p + 1 - DECAY^2 before the next reading, goes on as `_read_once`
+    says.
     """
     ahead, variance = 1.0, 1.0
     for _ in range(config.length):
-        variance = ahead * config.noise / (ahead + config.noise)
+        variance = _read_once(ahead, config.noise)
         ahead = DECAY**2 * variance + 1 - DECAY**2
-    decay = DECAY ** (2 * np.arange(1, config.horizon + 1))
-    return float((decay * variance + 1 - decay + config.noise).mean())
+    return _find_error(variance, DECAY, config.horizon, config.noise)
+
+
+def _read_once(variance: Any, noise: float) -> Any:
+    """The variance q of z given a reading of it more, whose noise has the variance s: q s / (q + s)."""
+    return variance * noise / (variance + noise)
+
+
+def _find_error(variance: float, decay: float, horizon: int, noise: float) -> float:
+    """The mean over k = 1..horizon of decay^2k p + 1 - decay^2k + s: what the reading k steps ahead, of noise s, may
+    differ from the best forecast, where the variance now is p.
+    """
+    powers = decay ** (2 * np.arange(1, horizon + 1))
+    return float((powers * variance + 1 - powers + noise).mean())
 
 
 TASKS: Mapping[str, Callable[[Data], Definition]] = {

@@ -177,7 +177,7 @@ def _correct(
     """The information, what of it is of the sides, and how far it is from what corrections make of it."""
     single = of_sides(correction)
     nats = single - _entropy(counts.ravel(), correction)[0]
-    others = [of_sides(how) - _entropy(counts.ravel(), how)[0] for how in DISPUTING]
+    others = [of_sides(how) - _entropy(counts.ravel(), how)[0] for how in DISPUTING if how != correction]
     return nats, single, max(abs(value - nats) for value in others)
 
 

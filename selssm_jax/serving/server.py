@@ -264,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/x-ndjson")
         self.send_header("Connection", "close")
         self.end_headers()
-        with contextlib.closing(values), contextlib.suppress(ConnectionError):  # of who went away
+        with contextlib.closing(values):
             for value in values:
                 self.wfile.write(f"{_dump_json(value)}\n".encode())
 

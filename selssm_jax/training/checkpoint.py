@@ -718,7 +718,7 @@ def _check_same_data(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     except (OSError, ValueError):  # lost or damaged: it is written afresh
         copied = _copy_of(path / DATASET)
         recorded = _read_object(copied) if copied else {}
-    recorded, metadata = _with_defaults(recorded), _with_defaults(metadata)
+    recorded = _with_defaults(recorded)
     # a file is known by its content
     changed = [key for key in metadata if key in recorded and key != "file" and recorded[key] != metadata[key]]
     if changed:
