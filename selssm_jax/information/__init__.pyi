@@ -7,6 +7,7 @@ from . import gaussian as gaussian
 from . import inference as inference
 from . import limits as limits
 from . import neighbours as neighbours
+from . import nonlinear as nonlinear
 from . import normalisation as normalisation
 from . import rate_distortion as rate_distortion
 from . import retention as retention

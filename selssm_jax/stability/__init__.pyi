@@ -15,6 +15,7 @@ from .certificate import (
 )
 from .laws import MarkovGates as MarkovGates
 from .lipschitz import spectral_norm_bound as spectral_norm_bound
+from .maps import certify_map as certify_map
 from .simulate import diverging_pair as diverging_pair
 from .simulate import observed_rate as observed_rate
 from .switching import growing_gates as growing_gates

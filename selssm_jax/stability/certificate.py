@@ -251,15 +251,19 @@ def _of_jacobian(J: np.ndarray, box: np.ndarray | None) -> Certificate:
             "lie outside, and steps stretch there"
         )
         path = dataclasses.replace(path, reason=f"{path.reason} {words}.")
+    return dataclasses.replace(of_paths(path, len(J)), invariant_radius=box)
+
+
+def of_paths(path: Verdict, components: int) -> Certificate:
+    """Returns the certificate of a recurrence of which only this is known, whether its paths contract."""
     nothing = unknown("the recurrence is not a gated linear update; its Jacobian alone was stated")
     law = asymptotics.from_contraction(path)
     return dataclasses.replace(
         nothing,
         uniform=path,
         state_dependent=path,
-        mean_square=asymptotics.square_contraction(path, len(J)),
+        mean_square=asymptotics.square_contraction(path, components),
         lyapunov=asymptotics.exponent_of(path),
         stationary_law=law or nothing.stationary_law,
-        invariant_radius=box,
-        constants={"components": float(len(J))},
+        constants={"components": float(components)},
     )

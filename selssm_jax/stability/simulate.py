@@ -150,7 +150,34 @@ class LatchPair:
         return simulate_coupled(lambda h, u: gated_update(A, h, self.gate(h, u), u, update), self.starts, drives)
 
 
-Witness = GateSequence | Direction | GatePath | LatchPair
+@dataclasses.dataclass(frozen=True)
+class ExpandingOrbit:
+    """A start, (n,), and inputs, (P, m), repeated, along whose orbit under a map differences in `direction`, (n,), grow
+    by `growth`, 1 or more, a step.
+    """
+
+    start: np.ndarray
+    direction: np.ndarray
+    inputs: np.ndarray
+    growth: float
+
+    def replay(self, f: Step, *, steps: int, displacement: float = 1e-3) -> np.ndarray:
+        """Returns the distances of the orbit of h' = f(h, x) and of one that begins beside it."""
+        starts = np.stack([self.start, self.start + displacement * self.direction])
+        inputs = (self.inputs[step % len(self.inputs)] for step in range(steps))
+        return simulate_coupled(lambda h, x: np.asarray(f(h, x)), starts, inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Escape:
+    """A state, (n,), of a box and an input, (m,), whose image under a map is outside."""
+
+    state: np.ndarray
+    input: np.ndarray
+    image: np.ndarray
+
+
+Witness = GateSequence | Direction | GatePath | LatchPair | ExpandingOrbit | Escape
 
 
 def diverging_pair(
