@@ -239,6 +239,23 @@ WRONG = [
         r"example 0\.01",
     ),
     (
+        {"model__selective__gate_temperature": 0.5},
+        r"gate_temperature=0\.5 is read by model\.selective\.gate='softmax' alone, found .*'sigmoid': use "
+        r"gate_temperature=1\.0",
+    ),
+    (
+        {"model__selective__gate": "softmax", "model__selective__gate_slot_width": 3},
+        r"model\.selective\.gate_slot_width=3 does not divide the 256 components .* use a divisor of it",
+    ),
+    (
+        {"model__selective__gate": "softmax", "model__selective__gate_bias": 1.0},
+        r"model\.selective\.gate_bias=1\.0 would be added to all logits .* use 0",
+    ),
+    (
+        {"model__selective__gate": "softmax", "training__gate_l1": 0.1},
+        r"gate_l1=0\.1 .*found model\.selective\.gate='softmax', whose gates sum to 1 .*set both to 0",
+    ),
+    (
         {
             "model__selective__certified": True,
             "model__selective__gate_floor": 0.1,
@@ -292,6 +309,23 @@ WRONG = [
         {"model__selective__gate_active": 3},
         r"gate_active=3 is read by model\.selective\.gate='top_k' alone, found model\.selective\.gate='sigmoid': use "
         r"gate_active=0",
+    ),
+    (
+        {"model__selective__gate_temperature": 0.5},
+        r"gate_temperature=0\.5 is read by model\.selective\.gate='softmax' alone, found .*'sigmoid': use "
+        r"gate_temperature=1\.0",
+    ),
+    (
+        {"model__selective__gate": "softmax", "model__selective__gate_slot_width": 3},
+        r"model\.selective\.gate_slot_width=3 does not divide the 256 components .* use a divisor of it",
+    ),
+    (
+        {"model__selective__gate": "softmax", "model__selective__gate_bias": 1.0},
+        r"model\.selective\.gate_bias=1\.0 would be added to all logits .* use 0",
+    ),
+    (
+        {"model__selective__gate": "softmax", "training__gate_l1": 0.1},
+        r"gate_l1=0\.1 .*found model\.selective\.gate='softmax', whose gates sum to 1 .*set both to 0",
     ),
     (
         {

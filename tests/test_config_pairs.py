@@ -34,6 +34,8 @@ VALUES = {
     "model.block_states": ((4,), (5,), (4, 6)),
     "model.selective.gate": tuple(kind for kind in mixers.GATES if kind != "sigmoid"),
     "model.selective.gate_active": (2, 5),
+    "model.selective.gate_slot_width": (2, 5),
+    "model.selective.gate_temperature": (0.3,),
     "model.selective.gate_floor": (0.1,),
     "model.selective.gate_bias": (-20.0, 2.0),
     "model.selective.gate_state": ("elementwise", "dense"),

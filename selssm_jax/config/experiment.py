@@ -106,6 +106,12 @@ class Experiment:
                 f"and no mixer of model.pattern={model.pattern} has any: set both to 0, or use one of "
                 f"{', '.join(list_gated())}"
             )
+        if (training.gate_l1 or training.target_dimension) and self._gates_sum_to_one():
+            raise InputError(
+                f"training.gate_l1={training.gate_l1} and target_dimension={training.target_dimension} weigh how open "
+                "gates are, found model.selective.gate='softmax', whose gates sum to 1 at every step: set both to 0, "
+                "and model.selective.gate_slot_width to what a step may write to"
+            )
         if training.gate_l0 and "selective" not in model.pattern:
             raise InputError(
                 f"training.gate_l0={training.gate_l0} weighs gates of 'selective' blocks, found model.pattern="
@@ -121,6 +127,10 @@ class Experiment:
                 f"training.target_dimension={training.target_dimension} cannot be reached by gates of at least "
                 f"model.selective.gate_floor={model.selective.gate_floor}: raise the target, or lower the floor"
             )
+
+    def _gates_sum_to_one(self) -> bool:
+        """Whether the sum of all gates that there are is the same at every step."""
+        return self.model.selective.gate == "softmax" and set(list_gated()) & set(self.model.pattern) == {"selective"}
 
     def _check_information(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its information is not known."""

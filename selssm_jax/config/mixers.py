@@ -6,6 +6,7 @@ A mixer's config has a field for each argument of its layer that is not the mode
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from selssm_jax.config.fields import (
@@ -50,9 +51,17 @@ GATES: dict[str, Kind] = {
     "constant": Kind(jumps=False, closes=False),
     "binary": Kind(jumps=True, closes=True),
     "top_k": Kind(jumps=True, closes=True),
+    "softmax": Kind(jumps=False, closes=False),
 }
 GateName = Annotated[str, OneOf(GATES)]
 GateBias = Annotated[float, Within(-20.0, 20.0)]
+Temperature = Annotated[float, Within(0.01, 100.0)]
+# What one kind of gate alone reads: that kind, and the value that others leave it at; by their names of a layer's gate.
+GATE_SETTINGS: dict[str, tuple[str, float]] = {
+    "active": ("top_k", 0),
+    "slot_width": ("softmax", 1),
+    "temperature": ("softmax", 1.0),
+}
 # The methods that a recurrence does not have, and why.
 WITHOUT = {
     "dense": ({"chunked"}, "is not written for matrices"),
@@ -81,6 +90,8 @@ class SelectiveConfig(MixerConfig):
 
     gate: GateName = "sigmoid"
     gate_active: Count = 0  # top_k: how many components a step updates
+    gate_slot_width: Positive = 1  # softmax: how many components of the state, a slot, share a gate
+    gate_temperature: Temperature = 1.0  # softmax: low, and a step is written to the slot that matches best
     gate_floor: Share = 0.0  # smallest value that a gate can take
     gate_bias: GateBias = 0.0  # added to the biases that gates start with; positive: more open
     gate_state: Reads = "none"  # what of the state before it a gate reads besides the input
@@ -93,7 +104,7 @@ class SelectiveConfig(MixerConfig):
     solver: Solver = "auto"  # of the recurrence where gates read the state
 
     def check(self, d_model: int, d_state: int, say: Say) -> None:
-        """Raises InputError for sizes that poles or top-k gates do not fit, a method that is lacking, and gates that no
+        """Raises InputError for sizes that poles or gates do not fit, a method that is lacking, and gates that no
         certificate is for.
         """
         if self.transition == "complex" and d_state % 2:
@@ -102,7 +113,9 @@ class SelectiveConfig(MixerConfig):
                 f"{say('transition')}='diagonal'"
             )
         _check_method(self.transition, self.method, say("method"))
-        check_gate(self.gate, self.gate_active, d_state // 2 if self.transition == "complex" else d_state, say)
+        settings = {name: getattr(self, f"gate_{name}") for name in GATE_SETTINGS} | {"bias": self.gate_bias}
+        features = d_state // 2 if self.transition == "complex" else d_state
+        check_gate(self.gate, features, settings, lambda key: say(key if key == "gate" else f"gate_{key}"))
         if self.gate_state != "none":
             self._check_state_gates(say)
         if self.certified and self.update == "retain" and not self.gate_floor > 0:
@@ -138,19 +151,31 @@ class SelectiveConfig(MixerConfig):
             )
 
 
-def check_gate(kind: str, active: int, features: int, say: Say) -> None:
-    """Raises InputError where `active` is no number of top-k gates, or is given for gates of another kind."""
-    if kind == "top_k" and not 1 <= active <= features:
+def check_gate(kind: str, features: int, settings: Mapping[str, float], say: Say) -> None:
+    """Raises InputError where settings of a gate are read by another kind, or do not fit its number of components."""
+    for name, (reader, idle) in GATE_SETTINGS.items():
+        if kind != reader and settings[name] != idle:
+            last = say(name).rpartition(".")[2]
+            raise InputError(
+                f"{say(name)}={settings[name]} is read by {say('gate')}={reader!r} alone, found {say('gate')}="
+                f"{kind!r}: use {last}={idle}"
+            )
+    if kind == "top_k" and not 1 <= settings["active"] <= features:
         raise InputError(
-            f"{say('gate_active')}={active} is out of range for {say('gate')}='top_k' of {features} gates: use a "
-            f"number from 1 to {features}"
+            f"{say('active')}={settings['active']} is out of range for {say('gate')}='top_k' of {features} gates: use "
+            f"a number from 1 to {features}"
         )
-    if kind != "top_k" and active:
-        last = say("gate_active").rpartition(".")[2]
-        raise InputError(
-            f"{say('gate_active')}={active} is read by {say('gate')}='top_k' alone, found {say('gate')}={kind!r}: use "
-            f"{last}=0"
-        )
+    if kind == "softmax":
+        if features % settings["slot_width"]:
+            raise InputError(
+                f"{say('slot_width')}={settings['slot_width']} does not divide the {features} components of the state "
+                "into slots: use a divisor of it, for example 1"
+            )
+        if settings["bias"]:
+            raise InputError(
+                f"{say('bias')}={settings['bias']} would be added to all logits of a step, which {say('gate')}="
+                "'softmax' does not see: use 0, and a floor to open gates"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ A mixer's method `bounds(inputs)` returns `Bounds`; `inputs` says what the mixer
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
@@ -77,14 +77,23 @@ class Ball:
         return self.radius * jnp.abs(self.scale)
 
 
+class Rivalry(NamedTuple):
+    """What gates that share a step take from one another: |g_i(h) - g_i(k)| is larger by at most share_i max_s sum_j
+    reads_sj |h_j - k_j|, s being over all logits of the step.
+    """
+
+    share: Float[Array, "n"]
+    reads: Float[Array, "s n"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Bounds:
     """What holds of a recurrence for all inputs of a set; n components of the state, each |.| a modulus where they are
     complex.
 
     Gated updates, h' = (1 - g) h + g (A h + u) for "retain" and h' = g (A h + u) for "effective", state the first
-    seven. Any other recurrence h' = f(h, x) states `jacobian`; one of which nothing can be said states `unknown`, the
-    reason.
+    seven, and `gate_rivalry`. Any other recurrence h' = f(h, x) states `jacobian`; one of which nothing can be said
+    states `unknown`, the reason.
 
     Attributes:
       A: transition, (n,) if diagonal, else (n, n).
@@ -102,6 +111,8 @@ class Bounds:
       averaged: whether the gates that the mixer sows are means over several components each, so that none is that of
         one.
       unknown: why there are no bounds.
+      gate_rivalry: what a gate changes by beside `gate_lipschitz`, where gates that read the state share a step; None
+        where they do not.
     """
 
     A: Inexact[Array, "n ..."] | None = None
@@ -116,6 +127,7 @@ class Bounds:
     delay: int = 0
     averaged: bool = False
     unknown: str = ""
+    gate_rivalry: Rivalry | None = None
 
     def __post_init__(self) -> None:
         stated = [self.A is not None, self.jacobian is not None, bool(self.unknown)]

@@ -6,13 +6,13 @@ maths. A gate of 0 keeps a component, a gate of 1 updates it fully. With W_h the
 
 Two kinds jump, "binary" and "top_k": their gates are 0 or 1 and nothing in between, and a backward pass takes the
 derivative of a sigmoid in place of theirs, which is 0 (straight-through, Bengio et al. 2013). What is learned then is
-no gradient of the loss.
+no gradient of the loss. The gates of two kinds, "top_k" and "softmax", depend on the logits of all gates of their step:
+`layers.joint_gates`.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.struct
@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.config import mixers
 from selssm_jax.config.fields import Count, Positive, Share, check_arguments
-from selssm_jax.config.mixers import GateBias, GateName, Kind, Reads, check_gate
-from selssm_jax.layers.bounds import Inputs
+from selssm_jax.config.mixers import GATE_SETTINGS, GateBias, GateName, Kind, Reads, Temperature, check_gate
+from selssm_jax.layers.bounds import Inputs, Rivalry
+from selssm_jax.layers.joint_gates import JointGate, Softmax, TopK, sigmoid_slope
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops.extremes import largest, smallest
@@ -68,30 +69,7 @@ def binary(z: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @binary.defjvp
 def _binary_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return binary(*primals), _straight_through(*primals) * tangents[0]
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def top_k(z: Float[Array, "... N"], active: int) -> Float[Array, "... N"]:
-    """g_i = 1 for the `active` largest z of the last axis, 0 for the others; of equal ones the first are taken, so that
-    it is always as many.
-
-    Surrogate gradient, straight-through: dg_i/dz_i = s (1 - s), s = sigmoid(z_i - q) with q the smallest z that is
-    open, held still: the components nearest to being swapped learn most.
-    """
-    return jnp.put_along_axis(jnp.zeros_like(z), jax.lax.top_k(z, active)[1], 1.0, axis=-1, inplace=False)
-
-
-@top_k.defjvp
-def _top_k_jvp(active: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (z,) = primals
-    last = jax.lax.top_k(z, active)[0][..., -1:]
-    return top_k(z, active), _straight_through(z - last) * tangents[0]
-
-
-def _straight_through(z: Array) -> Array:
-    s = jax.nn.sigmoid(z)
-    return s * (1 - s)
+    return binary(*primals), sigmoid_slope(*primals) * tangents[0]
 
 
 def logistic(key: PRNGKeyArray, like: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -101,14 +79,20 @@ def logistic(key: PRNGKeyArray, like: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.log(u) - jnp.log1p(-u)
 
 
-def cap_rows(W: Float[Array, "N ..."], cap: Float[Array, "N"]) -> Float[Array, "N ..."]:
+def cap_rows(W: Float[Array, "..."], cap: Float[Array, "S"]) -> Float[Array, "..."]:
     """Returns W with every row scaled by 1 / (1 + r / cap), r = sum_j |w_ij|, so that the row's new sum is below its
     cap.
 
-    Smooth, the identity near 0, and never at rest: a weight that grows keeps a gradient.
+    W is (S, N), or (N,) where component i is read by logit i mod S alone. Smooth, the identity near 0, and never at
+    rest: a weight that grows keeps a gradient.
     """
-    scale = 1 / (1 + row_sums(W) / cap)
-    return W * (scale if W.ndim == 1 else scale[:, None])
+    scale = 1 / (1 + fold(row_sums(W), len(cap)) / cap)
+    return W * (jnp.tile(scale, len(W) // len(cap)) if W.ndim == 1 else scale[:, None])
+
+
+def fold(values: Float[Array, "... N"], slots: int) -> Float[Array, "... S"]:
+    """Returns the sums over the components of each slot, i mod S being the slot of component i."""
+    return values.reshape(*values.shape[:-1], -1, slots).sum(axis=-2)
 
 
 def expected_open(z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -122,13 +106,15 @@ class GateKind:
     of it.
 
     Attributes:
-      function: z -> g, elementwise and differentiable.
+      function: z -> g, elementwise and differentiable. Of joint gates it is not read.
       inverse: g -> z, for the biases that gates start with. Of gates that jump, it is the share of open steps that is
-        mapped, for normal z.
+        mapped, for normal z; of softmax gates, their shares of a step but for a common factor.
       slope: (|z|, numpy or jax.numpy) -> the largest |dg/dz| at that distance from 0 or beyond: it must not rise with
         |z|. Of gates that jump it is not read.
       draw: (z, noise) -> g where a layer trains with noise in its gates; None: gates are never drawn.
       drawn_slope: the largest |dg/dz| of a drawn gate.
+      joint: the settings of the gates, an `Opening` -> what they are of all logits of their step; None: each is of its
+        own.
 
     That a kind jumps or closes fully is in `config.mixers.GATES`, which the config reads; `register_gate` enters both.
     """
@@ -138,6 +124,7 @@ class GateKind:
     slope: Callable[[Any, Any], Any]
     draw: Callable[[Array, Array], Array] | None = None
     drawn_slope: float = math.inf
+    joint: "Callable[[Opening], JointGate] | None" = None
 
 
 def _bell(steepness: float) -> Callable[[Any, Any], Any]:
@@ -163,7 +150,11 @@ GATES: dict[str, GateKind] = {
     ),
     "constant": GateKind(sigmoid, jax.scipy.special.logit, _bell(1.0)),
     "binary": GateKind(binary, jax.scipy.special.ndtri, _never),
-    "top_k": GateKind(binary, jax.scipy.special.ndtri, _never),  # of the others of its step: `Opening` asks `top_k`
+    "top_k": GateKind(binary, jax.scipy.special.ndtri, _never, joint=lambda gates: TopK(gates.active)),
+    # of z less what the others make of it
+    "softmax": GateKind(
+        sigmoid, jnp.log, lambda z, xp: xp.full_like(z, 0.25), joint=lambda gates: Softmax(gates.temperature)
+    ),
 }
 
 
@@ -229,7 +220,7 @@ def largest_slope(
 @flax.struct.dataclass
 class Envelope:
     """Of gates over a set of logits and states: low <= g <= high, (N,), and |g_i(h) - g_i(k)| <= sum_j L_ij |h_j -
-    k_j|.
+    k_j|, beside what a rivalry adds (see `Bounds`).
 
     `lipschitz` is L, (N,) where it is diagonal, else (N, N); None where gates do not read the state. inf: a change of
     that h_j may make that gate jump.
@@ -238,20 +229,29 @@ class Envelope:
     low: Float[Array, "N"]
     high: Float[Array, "N"]
     lipschitz: Float[Array, "..."] | None
+    rivalry: Rivalry | None = None
+
+    def steepness(self) -> Float[Array, "N"]:
+        """Returns the most by which each gate changes where no component of the state changes by more than 1."""
+        own = jnp.zeros_like(self.low) if self.lipschitz is None else row_sums(self.lipschitz)
+        return own if self.rivalry is None else own + self.rivalry.share * row_sums(self.rivalry.reads).max()
 
 
-def log_uniform_bias(kind: str, low: float, high: float, shift: float = 0.0) -> nn.initializers.Initializer:
-    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = b - shift: memory over all time
-    scales.
+def log_uniform_bias(
+    kind: str, low: float, high: float, shift: float = 0.0, scale: float = 1.0
+) -> nn.initializers.Initializer:
+    """Returns an initialiser whose bias makes gates log-uniform in [low, high] at z = (b - shift) / scale: memory over
+    all time scales.
 
     Of gates that jump it is the share of steps at which they open that is log-uniform, where z - b is a standard normal
-    number; of top_k gates `active` open all the same, and the bias says which are likely to.
+    number; of top_k gates `active` open all the same, and the bias says which are likely to. Softmax gates are as far
+    apart, log-uniform over high / low, and as small as their sum of 1 makes them.
     """
     inverse = GATES[kind].inverse
 
     def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         exponent = jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))
-        return (inverse(jnp.exp(exponent)) + shift).astype(dtype)
+        return (scale * inverse(jnp.exp(exponent)) + shift).astype(dtype)
 
     return init
 
@@ -260,79 +260,99 @@ def log_uniform_bias(kind: str, low: float, high: float, shift: float = 0.0) -> 
 class Opening:
     """The gates of every step, g_t = floor + (1 - floor) sigma(z_t + W h_{t-1}), as a function of the state before it.
 
-    z (..., N) holds what the input says; W, (N,) or (N, N), what the state adds, None where gates read the input alone.
-    Without the axes of batch and time it is the gates of one step. `active` is the number of open top_k gates.
+    z (..., S) holds what the input says; W, (N,) or (S, N), what the state adds, None where gates read the input alone.
+    Without the axes of batch and time it is the gates of one step. `active` is the number of open top_k gates,
+    `temperature` that of softmax gates, and `slot_width` the number of components that share a gate: N = S slot_width,
+    component i having gate i mod S.
     """
 
-    z: Float[Array, "... N"]
-    noise: Float[Array, "... N"] | None
+    z: Float[Array, "... S"]
+    noise: Float[Array, "... S"] | None
     W: Float[Array, "..."] | None
     kind: str = flax.struct.field(pytree_node=False)
     floor: float = flax.struct.field(pytree_node=False)
     active: int = flax.struct.field(pytree_node=False, default=0)
+    slot_width: int = flax.struct.field(pytree_node=False, default=1)
+    temperature: float = flax.struct.field(pytree_node=False, default=1.0)
 
     def at(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
         """Returns the gates; `before` is h_{t-1}, 0 if None."""
-        return self.floor + (1 - self.floor) * self._evaluate(self.logits(before))
+        return self._share(self.floor + (1 - self.floor) * self._evaluate(self.logits(before)))
+
+    @property
+    def joint(self) -> JointGate | None:
+        """What the gates are of all logits of their step; None where each is of its own."""
+        joint = GATES[self.kind].joint
+        return joint(self) if joint else None
+
+    @property
+    def couples(self) -> bool:
+        """Whether the derivative of a gate depends on the logits of others."""
+        return self.joint is not None and self.joint.couples
+
+    def _share(self, gates: Array) -> Array:
+        """Every component's gate, (..., N), of those of the slots."""
+        return jnp.concatenate([gates] * self.slot_width, axis=-1)
 
     def _evaluate(self, z: Array) -> Array:
         """sigma(z)."""
         kind = GATES[self.kind]
         if kind.draw and self.noise is not None:
             return kind.draw(z, self.noise)
-        return top_k(z, self.active) if self.kind == "top_k" else kind.function(z)
+        return (self.joint or kind.function)(z)
 
-    def logits(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... N"]:
+    def logits(self, before: Float[Array, "... N"] | None = None) -> Float[Array, "... S"]:
         """Returns z_t + W h_{t-1}."""
         if self.W is None or before is None:
             return self.z
-        return self.z + (
-            before @ self.W.T if self.W.ndim == 2 else before * self.W.reshape((1,) * (before.ndim - 1) + self.W.shape)
-        )
+        if self.W.ndim == 2:
+            return self.z + before @ self.W.T
+        return self.z + fold(before * self.W.reshape((1,) * (before.ndim - 1) + self.W.shape), self.z.shape[-1])
 
     def envelope(self, reach: Float[Array, "N"]) -> Envelope:
-        """Returns what holds of all gates of these z, (2, N) or of any leading axes, at all states |h_i| <= reach_i.
+        """Returns what holds of all gates of these z, (2, S) or of any leading axes, at all states |h_i| <= reach_i.
 
         A noise that is drawn can take any value: the gate is anywhere above its floor then, and as steep as it can be.
         """
-        axes = tuple(range(self.z.ndim - 1))
-        spread = jnp.zeros_like(reach) if self.W is None else propagate_radius(self.W, reach)
+        axes, slots = tuple(range(self.z.ndim - 1)), self.z.shape[-1]
+        spread = jnp.zeros(slots) if self.W is None else fold(propagate_radius(self.W, reach), slots)
         ends = smallest(self.z, axes) - spread, largest(self.z, axes) + spread
-        drawn = bool(GATES[self.kind].draw) and self.noise is not None
-        if drawn:
-            low, high = jnp.zeros_like(reach), jnp.ones_like(reach)
-        else:
-            low, high = _certain(*ends, self.active) if self.kind == "top_k" else (self._evaluate(z) for z in ends)
+        low, high = self.joint.between(*ends) if self.joint else self._between(*ends)
+        lipschitz, rivalry = (None, None) if self.W is None else self._slopes(self.W, *ends)
         return Envelope(
-            self.floor + (1 - self.floor) * low,
-            self.floor + (1 - self.floor) * high,
-            self._lipschitz(ends, low < high, drawn=drawn),
+            self._share(self.floor + (1 - self.floor) * low),
+            self._share(self.floor + (1 - self.floor) * high),
+            lipschitz,
+            rivalry,
         )
 
-    def _lipschitz(self, ends: tuple[Array, Array], varies: Array, *, drawn: bool) -> Array | None:
-        """L of z within `ends`; of a top_k gate that may change, it is every component that any gate reads that may
-        change it.
-        """
-        if self.W is None:
-            return None
-        if self.kind == "top_k":
-            read = self.W != 0 if self.W.ndim == 1 else (self.W != 0).any(axis=0)
-            return jnp.where(varies[:, None] & read[None], jnp.inf, 0)
+    @property
+    def _drawn(self) -> bool:
+        return bool(GATES[self.kind].draw) and self.noise is not None
+
+    def _between(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """The range of gates that each are of their own z; whatever a noise makes of it."""
+        if self._drawn:
+            return jnp.zeros_like(low), jnp.ones_like(low)
+        return self._evaluate(low), self._evaluate(high)
+
+    def _slopes(self, W: Array, low: Array, high: Array) -> tuple[Array, Rivalry | None]:
+        """(L, rivalry) of z within these ends."""
+        if self.joint:
+            return self._joint_slopes(self.joint, W, low, high)
         slope = (1 - self.floor) * jnp.broadcast_to(
-            GATES[self.kind].drawn_slope if drawn else jnp.asarray(largest_slope(self.kind, *ends)), varies.shape
+            GATES[self.kind].drawn_slope if self._drawn else jnp.asarray(largest_slope(self.kind, low, high)), low.shape
         )
-        slope = slope if self.W.ndim == 1 else slope[:, None]
-        return jnp.where(self.W == 0, 0, jnp.abs(self.W) * jnp.where(self.W == 0, 0, slope))
+        slope = slope if W.ndim == 1 else slope[:, None]
+        return jnp.where(W == 0, 0, jnp.abs(W) * jnp.where(W == 0, 0, slope)), None
 
-
-def _certain(low: Array, high: Array, active: int) -> tuple[Array, Array]:
-    """(1 where a component is among the `active` largest, 0 where it is not), for all low <= z <= high: (N,) each;
-    nothing of NaN.
-    """
-    rivals = len(low) - jnp.searchsorted(jnp.sort(high), low, side="left")  # that may be as large, itself included
-    above = len(low) - jnp.searchsorted(jnp.sort(low), high, side="right")  # that are larger whatever happens
-    ranked = ~(jnp.isnan(low) | jnp.isnan(high)).any()
-    return (ranked & (rivals <= active)).astype(low.dtype), (~ranked | (above < active)).astype(low.dtype)
+    def _joint_slopes(self, joint: JointGate, W: Array, low: Array, high: Array) -> tuple[Array, Rivalry | None]:
+        owners = jnp.tile(jnp.eye(len(low), dtype=bool), self.slot_width)
+        reads = jnp.abs(W) if W.ndim == 2 else jnp.where(owners, jnp.abs(W)[None], 0)
+        L, rivalry = joint.lipschitz(reads, low, high)
+        scale = 1 - self.floor
+        rivalry = rivalry and Rivalry(self._share(scale * rivalry.share), rivalry.reads)
+        return self._share(scale * L.T).T, rivalry
 
 
 class Gate(Layer):
@@ -342,14 +362,18 @@ class Gate(Layer):
       features: number of gates, the n of the state.
       kind: "sigmoid", "tanh" (rescaled), "hard_sigmoid", "hard_concrete", or "constant": sigma(b), the same at every
         step, which makes the layer time-invariant. "binary", 1[z > 0], and "top_k", the `active` largest z of a step,
-        jump between 0 and 1 and train by a surrogate gradient.
+        jump between 0 and 1 and train by a surrogate gradient. "softmax", softmax(z / temperature) over all gates of a
+        step, which sum to 1.
       floor: smallest value of a gate.
-      reads_state: "none", W_h = 0; "elementwise", W_h diagonal: a component's gate reads that component; "dense". W_h
-        starts at 0, as a gate of the input alone.
+      reads_state: "none", W_h = 0; "elementwise", W_h diagonal: a gate reads the components that it is of; "dense", all
+        of them. W_h starts at 0, as a gate of the input alone.
       open_range: gates start log-uniform in this range; those that jump open at such a share of the steps (see
         `log_uniform_bias`).
       active: how many top_k gates are open, at every step exactly; 0 for other kinds.
-      bias: added to the biases that gates start with; positive opens them.
+      bias: added to the biases that gates start with; positive opens them. Softmax gates have none.
+      slot_width: of softmax gates, how many components share one: there are S = features / slot_width gates, and
+        component i has gate i mod S.
+      temperature: of softmax gates; a low one leaves most of a step to the largest logit.
 
     `hard_concrete` draws its gates where a "gates" rng is given (training) and is deterministic where none is.
     """
@@ -361,25 +385,26 @@ class Gate(Layer):
     open_range: tuple[float, float] = (0.01, 0.9)
     active: int = 0
     bias: float = 0.0
+    slot_width: int = 1
+    temperature: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], cap: Float[Array, "N"] | None = None) -> Opening:
+    def __call__(self, x: Float[Array, "B T D"], cap: Float[Array, "S"] | None = None) -> Opening:
         """Returns the gates of every step as a function of the state before it; `cap` bounds sum_j |W_h|_ij (see
         `cap_rows`).
         """
         self._validate()
-        z = self._logits(
-            x, self.param("bias", log_uniform_bias(self.kind, *self.open_range, self.bias), (self.features,))
-        )
+        start = log_uniform_bias(self.kind, *self.open_range, self.bias, self.temperature)
+        z = self._logits(x, self.param("bias", start, (self._slots,)))
         noisy = bool(GATES[self.kind].draw) and self.has_rng("gates")
-        return Opening(
-            z,
-            logistic(self.make_rng("gates"), z) if noisy else None,
-            self._state_weights(cap),
-            self.kind,
-            self.floor,
-            self.active,
-        )
+        return self._opening(z, logistic(self.make_rng("gates"), z) if noisy else None, self._state_weights(cap))
+
+    def _opening(self, z: Array, noise: Array | None, W: Array | None) -> Opening:
+        return Opening(z, noise, W, self.kind, self.floor, self.active, self.slot_width, self.temperature)
+
+    @property
+    def _slots(self) -> int:
+        return self.features // self.slot_width
 
     def _validate(self) -> None:
         kinds = {
@@ -389,36 +414,33 @@ class Gate(Layer):
             "reads_state": Reads,
             "active": Count,
             "bias": GateBias,
+            "slot_width": Positive,
+            "temperature": Temperature,
         }
         check_arguments(self, kinds)
-        check_gate(self.kind, self.active, self.features, {"gate": "kind", "gate_active": "active"}.__getitem__)
+        settings = {name: getattr(self, name) for name in (*GATE_SETTINGS, "bias")}
+        check_gate(self.kind, self.features, settings, lambda key: "kind" if key == "gate" else key)
 
     def _logits(self, x: Array, bias: Array) -> Array:
         if self.kind == "constant":
-            return jnp.broadcast_to(bias, (*x.shape[:2], self.features))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+            return jnp.broadcast_to(bias, (*x.shape[:2], self._slots))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self._slots))
         return project(x, kernel).astype(jnp.float32) + bias[None, None]
 
     def _state_weights(self, cap: Array | None) -> Array | None:
         if self.reads_state == "none":
             return None
-        shapes = {"elementwise": (self.features,), "dense": (self.features, self.features)}
+        shapes = {"elementwise": (self.features,), "dense": (self._slots, self.features)}
         W = self.param("state_kernel", nn.initializers.zeros, shapes[self.reads_state])
         return W if cap is None else cap_rows(W, cap)
 
-    def reachable(self, inputs: Inputs, cap: Float[Array, "N"] | None = None) -> Opening:
-        """Returns the smallest and the largest z of any input of a set, (2, N), as an opening whose `envelope` holds
+    def reachable(self, inputs: Inputs, cap: Float[Array, "S"] | None = None) -> Opening:
+        """Returns the smallest and the largest z of any input of a set, (2, S), as an opening whose `envelope` holds
         for the set.
         """
         params = self.variables["params"]
-        reach = jnp.zeros(self.features) if self.kind == "constant" else inputs.reach(params["kernel"])
+        reach = jnp.zeros(self._slots) if self.kind == "constant" else inputs.reach(params["kernel"])
         W = params.get("state_kernel")
         z = jnp.stack([params["bias"] - reach, params["bias"] + reach])
-        return Opening(
-            z,
-            jnp.zeros_like(z) if GATES[self.kind].draw else None,
-            W if W is None or cap is None else cap_rows(W, cap),
-            self.kind,
-            self.floor,
-            self.active,
-        )
+        noise = jnp.zeros_like(z) if GATES[self.kind].draw else None
+        return self._opening(z, noise, W if W is None or cap is None else cap_rows(W, cap))

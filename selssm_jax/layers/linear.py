@@ -261,9 +261,7 @@ class _Shared(Layer):
     def state_axes(self) -> StateAxes:
         """Returns where the P poles are in the parameters of either layer."""
         own = dict.fromkeys(("A_log_decay", "A_frequency", "log_dt", "nu", "theta", "gamma_log"), (0,))
-        return StateAxes(
-            self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2, parts={"B": 2, "C": 2}
-        )
+        return StateAxes(self.d_state // 2, own | {"B": (1,), "C": (0,)}, drive="B", readout="C", size=2)
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns h_0 = 0; it does not grow with `steps`."""

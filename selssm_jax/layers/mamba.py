@@ -306,9 +306,7 @@ class Mamba2(Layer):
         """
         own: dict[str, tuple[int, ...]] = {"": (1,), "_bias": (0,), "_conv/kernel": (1,), "_conv/bias": (0,)}
         columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in own.items()}
-        return StateAxes(
-            self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.groups)
-        )
+        return StateAxes(self.d_state, columns, drive="B", readout="C", mask="mask")
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""

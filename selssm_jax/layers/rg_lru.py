@@ -108,14 +108,12 @@ class RGLRU(Layer):
             for part, axis in (("kernel", 1), ("bias", 0))
         }
         own |= {"b": (1,), "Lambda": (0,), "outward/kernel": (0,)}
-        parts = dict.fromkeys(own, self.blocks)
         return StateAxes(
             self.d_state // self.blocks,
             own | {"W": (2, 3)},
             drive="inward/kernel",
             readout="outward/kernel",
             size=self.blocks,
-            parts=parts,
         )
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from selssm_jax.config.mixers import SelectiveConfig, check_layer
+from selssm_jax.config.mixers import GATE_SETTINGS, SelectiveConfig, check_layer
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics, Law
 from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
@@ -18,7 +18,7 @@ from selssm_jax.layers.projection import project
 from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan, shards
 from selssm_jax.ops.boundaries import vary_alike
-from selssm_jax.ops.extremes import largest
+from selssm_jax.ops.extremes import largest, smallest
 from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
 from selssm_jax.shapes import Activations, Reset, Rows
 
@@ -61,8 +61,10 @@ class SelectiveSSM(Layer):
       d_state: N, real components of the state. "complex" holds them as N / 2 numbers, one of each conjugate pair, each
         with one gate.
       gate: see `Gate`. gate_floor: smallest gate. gate_active: components that a step updates, for gate="top_k".
+      gate_slot_width, gate_temperature: for gate="softmax", the components that share a gate, and its temperature:
+        slots of the state compete for what a step writes.
       gate_bias: added to the biases that gates start with; positive opens them.
-      gate_state: "none", G(x_t); "elementwise", a component's gate also reads that component of h_{t-1}; "dense", all
+      gate_state: "none", G(x_t); "elementwise", a gate also reads the components of h_{t-1} that it is of; "dense", all
         of them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
@@ -84,6 +86,8 @@ class SelectiveSSM(Layer):
     gate: str = SelectiveConfig.gate
     gate_floor: float = SelectiveConfig.gate_floor
     gate_active: int = SelectiveConfig.gate_active
+    gate_slot_width: int = SelectiveConfig.gate_slot_width
+    gate_temperature: float = SelectiveConfig.gate_temperature
     gate_bias: float = SelectiveConfig.gate_bias
     gate_state: str = SelectiveConfig.gate_state
     update: str = SelectiveConfig.update
@@ -98,9 +102,8 @@ class SelectiveSSM(Layer):
     def setup(self) -> None:
         check_layer(SelectiveConfig, self)
         normal = nn.initializers.lecun_normal()
-        self.G = Gate(
-            self._poles, self.gate, self.gate_floor, self.gate_state, active=self.gate_active, bias=self.gate_bias
-        )
+        settings = {name: getattr(self, f"gate_{name}") for name in (*GATE_SETTINGS, "bias")}
+        self.G = Gate(self._poles, self.gate, self.gate_floor, self.gate_state, **settings)
         self.A = self._transition()
         parts = 2 if self.transition == "complex" else 1
         self.B = self.param("B", normal, (self.d_model, parts * self._poles))
@@ -148,30 +151,30 @@ class SelectiveSSM(Layer):
         drive = jnp.full_like(drive, jnp.inf) if self.process_noise else drive
         gates = self.G.reachable(inputs, self._cap()).envelope(invariant_radius(self.A, drive))
         noise = self.process_noise**2 * jnp.eye(self._poles) if self.process_noise else None
-        return Bounds(self.A, gates.low, gates.high, gates.lipschitz, drive, noise, self.update)
+        return Bounds(
+            self.A, gates.low, gates.high, gates.lipschitz, drive, noise, self.update, gate_rivalry=gates.rivalry
+        )
 
     def state_axes(self) -> StateAxes:
-        """Returns where the components are in the parameters; a complex number is one component.
+        """Returns where the components are in the parameters; a complex number is one component, and a slot of numbers
+        that share a gate is one.
 
         Any part of a dense A is what it was in the whole. Caps of a certified layer's W_h are those of the components
         that are left.
         """
-        dense, parts = (0, 1), {"B": 2, "C": 2}
-        axes = {
-            "A": dense if self.transition == "dense" else (0,),
-            "A_log_decay": (0,),
-            "A_phase": (0,),
-            "B": (1,),
-            "C": (0,),
+        square = {"A": (0, 1) if self.transition == "dense" else (0,)}
+        axes = {"A_log_decay": (0,), "A_phase": (0,), "B": (1,), "C": (0,)} | square
+        gates = {
+            "G/kernel": (1,),
+            "G/bias": (0,),
+            "G/state_kernel": (0, 1) if self.gate_state == "dense" else (0,),
         }
-        gates = {"G/kernel": (1,), "G/bias": (0,), "G/state_kernel": dense if self.gate_state == "dense" else (0,)}
         return StateAxes(
-            self._poles,
+            self._poles // self.gate_slot_width,
             axes | gates,
             drive="B",
             readout="C",
-            size=2 if self.transition == "complex" else 1,
-            parts=parts if self.transition == "complex" else {},
+            size=self.gate_slot_width * (2 if self.transition == "complex" else 1),
             settled={"A": within_rows} if self.transition == "dense" else {},
         )
 
@@ -218,18 +221,22 @@ class SelectiveSSM(Layer):
         """Row sums of |W_h| that B5 allows, with a tenth to spare: pull_i slope cap_i <= CAP_SHARE g_min (1 - alpha_i)
         (theory, section 5).
 
-        For "effective", where it is pull_i slope cap_i <= CAP_SHARE (1 - alpha_i), no floor is needed.
+        For "effective", where it is pull_i slope cap_i <= CAP_SHARE (1 - alpha_i), no floor is needed. Softmax gates
+        change with every logit of their step, so that all rows have the cap of the least.
         """
         if not self._capped:
             return None
         drive = self._largest_drive(self._projected)
-        slope = (1 - self.gate_floor) * (
-            GATES[self.gate].drawn_slope if GATES[self.gate].draw else largest_slope(self.gate)
-        )
+        kind = GATES[self.gate]
+        slope = (1 - self.gate_floor) * (kind.drawn_slope if kind.draw else largest_slope(self.gate))
         room = CAP_SHARE * (1 - row_sums(self.A)) * (self.gate_floor if self.update == "retain" else 1)
-        return room / (
+        cap = room / (
             slope * pull(self.A, invariant_radius(self.A, drive), drive, self.update) + jnp.finfo(jnp.float32).tiny
         )
+        if not kind.joint:
+            return cap
+        slots = self._poles // self.gate_slot_width
+        return jnp.broadcast_to(smallest(cap, (0,)) * self.gate_temperature / 2, (slots,))
 
     def _step_factor(self, opening: Opening, drive: Array, state: Array) -> Array:
         """kappa of this very call: its own drives and starts are the bounds."""
@@ -237,7 +244,7 @@ class SelectiveSSM(Layer):
         reach = jnp.maximum(invariant_radius(self.A, most), largest(jnp.abs(state), 0))
         gates = opening.envelope(reach)
         return jax.lax.stop_gradient(
-            step_factor(self.A, gates.low, gates.high, gates.lipschitz, reach, most, self.update)
+            step_factor(self.A, gates.low, gates.high, gates.steepness(), reach, most, self.update)
         )
 
     def _drive(self, x: Array) -> Array:
@@ -296,7 +303,7 @@ class SelectiveSSM(Layer):
             return (1 - gate) * h + gate * target if self.update == "retain" else gate * target
 
         state = self.initial_state(drive.shape[0]) if state is None else state
-        dense = "dense" in (self.transition, self.gate_state)
+        dense = opening.couples or "dense" in (self.transition, self.gate_state)
         state, *_ = vary_alike((state, opening, drive, self.A))
         xs = (opening.z, opening.noise, drive, reset)
         factor = self._step_factor(opening, drive, state) if self.solver == "auto" else None  # no other asks for it

@@ -24,11 +24,10 @@ class StateAxes:
       components: n, the numbers that can be removed one by one.
       size: of the mixer's d_state, what one component takes: 2 where it is a complex number, more where numbers go
         together, else 1.
-      axes: the axes of each parameter that run over the components; a parameter that is not named has none, and not
-        every one need be there.
+      axes: the axes of each parameter that run over the components, once or, longer, several times one after another:
+        real, then imaginary parts; a parameter that is not named has none, and not every one need be there.
       drive, readout: the parameters, of one such axis each, by which a component is written and is read; a drive of ""
         is a map of ones, no parameter.
-      parts: how many runs of n an axis holds one after another, where it is not 1: real, then imaginary parts.
       mask: a parameter, not among the others, of shape (n,), by which the mixer multiplies what is read of each
         component, where the readout itself reaches the output through something that is not linear; "" where it does
         not.
@@ -41,7 +40,6 @@ class StateAxes:
     drive: str
     readout: str
     size: int = 1
-    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     mask: str = ""
     settled: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
 
@@ -57,9 +55,9 @@ class StateAxes:
         if self.mask:
             return unflatten_dict(flat | {self.mask: mask}, sep="/")
         value = flat[self.readout]
-        shape = [1] * value.ndim
-        shape[self.axes[self.readout][0]] = -1
-        scale = jnp.tile(mask, self.parts.get(self.readout, 1)).reshape(shape)
+        shape, axis = [1] * value.ndim, self.axes[self.readout][0]
+        shape[axis] = -1
+        scale = jnp.tile(mask, value.shape[axis] // self.components).reshape(shape)
         return unflatten_dict(flat | {self.readout: value * scale}, sep="/")
 
     def norms(self, params: Params, name: str) -> Float[np.ndarray, "n"]:
@@ -69,11 +67,12 @@ class StateAxes:
         if not name:
             return np.ones(self.components)
         value = np.asarray(flatten_dict(dict(params), sep="/")[name], np.float64)
-        rows = np.moveaxis(value, self.axes[name][0], 0).reshape(self.parts.get(name, 1), self.components, -1)
+        value = np.moveaxis(value, self.axes[name][0], 0)
+        rows = value.reshape(len(value) // self.components, self.components, -1)
         return np.sqrt((rows**2).sum(axis=(0, 2)))
 
     def _take_slices(self, name: str, value: Array, kept: np.ndarray) -> Array:
-        index = np.concatenate([kept + part * self.components for part in range(self.parts.get(name, 1))])
         for axis in self.axes.get(name, ()):
-            value = jnp.take(value, index, axis=axis)
+            runs = np.arange(value.shape[axis] // self.components)[:, None] * self.components
+            value = jnp.take(value, (runs + kept).ravel(), axis=axis)
         return value

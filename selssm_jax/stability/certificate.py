@@ -178,15 +178,11 @@ def certify_bounds(bounds: Bounds) -> Certificate:
         return dataclasses.replace(_of_jacobian(np.asarray(bounds.jacobian, np.float64), box), delay=bounds.delay)
     lipschitz = 0.0 if bounds.gate_lipschitz is None else bounds.gate_lipschitz
     A, gate_min, gate_max = (np.asarray(value) for value in (bounds.A, bounds.gate_min, bounds.gate_max))
-    certificate = certify_recurrence(
-        A,
-        gate_min=gate_min,
-        gate_max=gate_max,
-        gate_lipschitz=lipschitz,
-        drive_bound=bounds.drive_bound,
-        noise_cov=bounds.noise_cov,
-        update=bounds.update,
-    )
+    recurrence = read(A, gate_min, gate_max, lipschitz, bounds.drive_bound, None, bounds.noise_cov, bounds.update)
+    if bounds.gate_rivalry is not None:
+        share, reads = (np.asarray(value, np.float64) for value in bounds.gate_rivalry)
+        recurrence = dataclasses.replace(recurrence, rivalry=(share, reads))
+    certificate = _certificate(recurrence)
     certificate = dataclasses.replace(certificate, delay=bounds.delay)
     known = bounds.gate_lipschitz is None and np.array_equal(gate_min, gate_max)
     return certificate if known else _of_the_class(certificate)

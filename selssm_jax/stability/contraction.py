@@ -65,19 +65,24 @@ class Growth:
     Attributes:
       low, high: (n,) where diagonal, else (n, n).
       coupling: pull_i L_ij, (n,) or (n, n); None for gates that do not read the state.
-      reach: pull_i L of gates of which only one number L is known: |G(h) - G(k)|_max <= L |h - k|_max; None without.
+      reach: (c, reads), (n,) and (m, n), of gates whose change is bounded by a largest: c_i max_k sum_j reads_kj d_j is
+        added to F; None without. Of gates of which one number L is known, |G(h) - G(k)|_max <= L |h - k|_max, c is
+        pull_i L.
     """
 
     low: np.ndarray
     high: np.ndarray
     coupling: np.ndarray | None = None
-    reach: np.ndarray | None = None
+    reach: tuple[np.ndarray, np.ndarray] | None = None
 
     def __call__(self, v: np.ndarray) -> np.ndarray:
         """Returns F(v)."""
         grown = np.maximum(_times(self.low, v), _times(self.high, v))
         grown = grown if self.coupling is None else grown + _times(self.coupling, v)
-        return grown if self.reach is None else grown + self.reach * v.max()
+        if self.reach is None:
+            return grown
+        c, reads = self.reach
+        return grown + c * (reads @ v).max()
 
     @property
     def separable(self) -> bool:
@@ -91,8 +96,8 @@ class Growth:
         if self.coupling is not None:
             N = N + _square(self.coupling)
         if self.reach is not None:
-            N = N.copy()
-            N[:, int(v.argmax())] += self.reach
+            c, reads = self.reach
+            N = N + np.outer(c, reads[int((reads @ v).argmax())])
         return N
 
 

@@ -18,6 +18,7 @@ import optax
 
 from selssm_jax.config.mixers import GATES
 from selssm_jax.layers.gates import Opening, largest_slope
+from selssm_jax.layers.joint_gates import Softmax
 from selssm_jax.ops.boundaries import finite
 from selssm_jax.ops.extremes import largest
 
@@ -94,6 +95,7 @@ def gate_lipschitz(
     norm: str = "max",
     weights: np.ndarray | None = None,
     logits: tuple[np.ndarray | float, np.ndarray | float] = (-np.inf, np.inf),
+    temperature: float = 1.0,
     seed: int = 0,
 ) -> Lipschitz:
     """Returns both sides of L_G of g = floor + (1 - floor) sigma(z + W h), for z + W h within `logits`.
@@ -102,7 +104,7 @@ def gate_lipschitz(
       kind: one of `layers.gates.GATES`. W: (n,) for gates that read their own component alone, else (n, n).
       norm, weights: see `operator_norm`.
       logits: range of z + W h, numbers or (n,); a range away from 0 has smaller slopes.
-      seed: of the starts of the maximisation.
+      temperature: of softmax gates. seed: of the starts of the maximisation.
 
     Raises:
       ValueError: for an unknown kind or norm, a range that is empty, or a W that is not real and finite.
@@ -118,8 +120,13 @@ def gate_lipschitz(
     slopes = (1 - floor) * np.asarray(largest_slope(kind, low, high), np.float64)
     if GATES[kind].jumps:
         return _of_jumps(kind, bool((np.isinf(slopes) & (W != 0 if W.ndim == 1 else (W != 0).any(axis=1))).any()), norm)
-    upper = operator_norm(slopes * W if W.ndim == 1 else slopes[:, None] * W, norm=norm, weights=weights)
-    steepest = Opening(jnp.asarray(np.clip(0, low, high), jnp.float32), None, jnp.asarray(W, jnp.float32), kind, floor)
+    start, weight = jnp.asarray(np.clip(0, low, high), jnp.float32), jnp.asarray(W, jnp.float32)
+    steepest = Opening(start, None, weight, kind, floor, temperature=temperature)
+    if isinstance(steepest.joint, Softmax):
+        share = (1 - floor) * steepest.joint.slopes(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))
+        upper = _of_rivals(np.asarray(share, np.float64), W, norm, weights)
+    else:
+        upper = operator_norm(slopes * W if W.ndim == 1 else slopes[:, None] * W, norm=norm, weights=weights)
 
     def gate(h: jax.Array) -> jax.Array:
         return dataclasses.replace(steepest, z=jnp.clip(steepest.logits(h), low, high), W=None).at()
@@ -135,6 +142,15 @@ def _of_jumps(kind: str, jumps: bool, norm: str) -> Lipschitz:
     is proved of it.
     """
     return Lipschitz(math.inf if jumps and kind == "binary" else 0.0, math.inf if jumps else 0.0, norm)
+
+
+def _of_rivals(share: np.ndarray, W: np.ndarray, norm: str, weights: np.ndarray | None) -> float:
+    """The norm of a Jacobian J W whose symmetric J has rows of |J|_ii <= share_i and as much beside."""
+    if norm == "euclidean":
+        return 2 * float(share.max()) * operator_norm(W, norm=norm)
+    v = np.ones(len(W)) if weights is None else np.asarray(weights, np.float64)
+    reach = abs(W) @ v if W.ndim == 2 else abs(W) * v
+    return float((share * (reach + reach.max()) / v).max())
 
 
 def maximised_ratio(

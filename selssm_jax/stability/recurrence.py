@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from selssm_jax.ops.gating import pull
+from selssm_jax.ops.gating import pull, row_sums
 from selssm_jax.stability.contraction import Growth, fixed_bound, gated_growth, perron_root
 from selssm_jax.stability.laws import GateLaw, Law, read_law
 from selssm_jax.stability.lipschitz import operator_norm
@@ -20,6 +20,7 @@ class Recurrence:
 
     Attributes:
       lipschitz: a number, (n,) or (n, n). drive: (n,), inf where unbounded.
+      rivalry: (share, reads) of gates that share a step (`layers.bounds.Rivalry`); None where they do not.
     """
 
     A: np.ndarray
@@ -30,11 +31,12 @@ class Recurrence:
     law: Law | None
     noise: np.ndarray | None
     update: str
+    rivalry: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def reads_state(self) -> bool:
         """Whether gates may change with the state."""
-        return bool(self.lipschitz.any())
+        return self.largest_lipschitz > 0
 
     @cached_property
     def growth(self) -> Growth:
@@ -64,11 +66,10 @@ class Recurrence:
         """
         force = share * pull(self.A, radius, self.drive, self.update)
         if self.lipschitz.ndim == 0:
-            return dataclasses.replace(self.growth, reach=force * self.lipschitz)
-        return dataclasses.replace(
-            self.growth,
-            coupling=force * self.lipschitz if self.lipschitz.ndim == 1 else force[:, None] * self.lipschitz,
-        )
+            return dataclasses.replace(self.growth, reach=(force * self.lipschitz, np.eye(len(force))))
+        coupling = force * self.lipschitz if self.lipschitz.ndim == 1 else force[:, None] * self.lipschitz
+        reach = None if self.rivalry is None else (force * self.rivalry[0], self.rivalry[1])
+        return dataclasses.replace(self.growth, coupling=coupling, reach=reach)
 
     def constants(self) -> dict[str, float]:
         """Returns the numbers behind the verdicts."""
@@ -85,7 +86,10 @@ class Recurrence:
     @property
     def largest_lipschitz(self) -> float:
         """L_G in the maximum norm."""
-        return float(self.lipschitz) if self.lipschitz.ndim == 0 else operator_norm(self.lipschitz)
+        if self.rivalry is None:
+            return float(self.lipschitz) if self.lipschitz.ndim == 0 else operator_norm(self.lipschitz)
+        share, reads = self.rivalry
+        return float((row_sums(self.lipschitz) + share * row_sums(reads).max()).max())
 
 
 def read(

@@ -77,7 +77,7 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
     d, n, inner = sizes["d_model"], sizes.get("d_state", 0), sizes.get("expand", 0) * sizes["d_model"]
     dense = "dense" in (sizes.get("transition"), sizes.get("gate_state"))
     return {
-        "selective": 3 * d * n + n**2 * dense,
+        "selective": 2 * d * n + (d * n + n**2 * dense) / sizes.get("gate_slot_width", 1),
         "kalman": 3 * d * n,
         "s4d": 2 * d * n,
         "s5": 2 * d * n + n**2 * WIDE,

@@ -114,6 +114,27 @@ def test_components_that_nothing_reads_go_without_a_trace(form):
     )
 
 
+def test_slots_that_share_a_gate_go_together():
+    """A slot that was never written to, and that nothing reads, leaves no trace."""
+    form = {"selective__gate": "softmax", "selective__gate_slot_width": 2, "selective__gate_state": "dense"}
+    config = runs.model(LANGUAGE, **form)
+    model, params = build(config)
+    mixer, gone = params["block_0"]["mixer"], np.array([1, 4])  # slot 1 of 3
+    gate = mixer["G"] | {
+        "bias": mixer["G"]["bias"].at[1].set(-1e3),
+        "state_kernel": mixer["G"]["state_kernel"].at[:, gone].set(0),
+    }
+    params = params | {"block_0": params["block_0"] | {"mixer": mixer | {"G": gate, "C": mixer["C"].at[gone].set(0)}}}
+    small, left = pruning.prune(config, params, {"block_0": np.array([2, 0])})
+    assert small.block_states == (4,) and left["block_0"]["mixer"]["G"]["state_kernel"].shape == (2, 4)
+    x = batch(config)["inputs"]
+    whole, pruned = model.apply({"params": params}, x), SequenceModel(small).apply({"params": left}, x)
+    np.testing.assert_allclose(pruned[0], whole[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        pruned[1]["blocks"][0]["mixer"], whole[1]["blocks"][0]["mixer"][:, [2, 0, 5, 3]], rtol=1e-4, atol=1e-5
+    )
+
+
 def test_a_pruned_model_read_step_by_step_is_the_scan():
     model, params = build(CLASSES)
     config, params = pruning.prune(CLASSES, params, {"block_0": np.array([5, 1]), "block_1": np.array([0, 2, 3])})

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from selssm_jax.config import Model, SelectiveConfig, mixers
-from selssm_jax.layers import SelectiveSSM, gates
+from selssm_jax.layers import SelectiveSSM, gates, joint_gates
 from selssm_jax.stability import certify
 
-KINDS = sorted(kind for kind, can in mixers.GATES.items() if not can.jumps)
+# of their own logit alone
+KINDS = sorted(kind for kind, can in mixers.GATES.items() if not (can.jumps or gates.GATES[kind].joint))
 Z = jnp.linspace(-12, 12, 4001)
 ACTIVE = {"top_k": 3}
 
@@ -93,17 +94,17 @@ def test_binary_gates_are_open_above_zero_and_learn_as_a_sigmoid():
 @pytest.mark.parametrize("active", [1, 5, 16])
 def test_exactly_k_gates_are_open_the_largest_ones_and_ties_do_not_matter(active):
     z = jax.random.normal(jax.random.key(0), (3, 50, 16))
-    g = gates.top_k(z, active)
+    g = joint_gates.top_k(z, active)
     assert set(np.unique(g)) <= {0.0, 1.0} and (g.sum(axis=-1) == active).all()
     assert (jnp.where(g > 0, z, jnp.inf).min(axis=-1) >= jnp.where(g > 0, -jnp.inf, z).max(axis=-1)).all()
-    assert gates.top_k(jnp.zeros(16), active).tolist() == [1.0] * active + [0.0] * (16 - active)
+    assert joint_gates.top_k(jnp.zeros(16), active).tolist() == [1.0] * active + [0.0] * (16 - active)
 
 
 def test_top_k_gates_learn_as_a_sigmoid_about_the_last_that_is_open():
     z = jnp.array([0.5, -1.0, 2.0, 0.0])
-    slopes = jax.grad(lambda z: (gates.top_k(z, 2) * jnp.arange(1.0, 5)).sum())(z)
+    slopes = jax.grad(lambda z: (joint_gates.top_k(z, 2) * jnp.arange(1.0, 5)).sum())(z)
     np.testing.assert_allclose(slopes, jnp.arange(1.0, 5) * jax.vmap(jax.grad(gates.sigmoid))(z - 0.5), rtol=1e-6)
-    moved = jax.jvp(lambda z: gates.top_k(z, 2), (z[None, None],), (jnp.ones((1, 1, 4)),))[1][0, 0]
+    moved = jax.jvp(lambda z: joint_gates.top_k(z, 2), (z[None, None],), (jnp.ones((1, 1, 4)),))[1][0, 0]
     np.testing.assert_allclose(moved, slopes / jnp.arange(1.0, 5), rtol=1e-6)
 
 
@@ -123,11 +124,77 @@ def test_of_top_k_gates_within_bounds_it_is_known_which_are_open():
         corners = jnp.asarray(
             np.where(np.unpackbits(np.arange(64, dtype=np.uint8)[:, None], axis=1)[:, 2:] > 0, ends[1], ends[0])
         )
-        seen = gates.top_k(corners, 2)
+        seen = joint_gates.top_k(corners, 2)
         found = gates.Opening(jnp.asarray(ends), None, None, "top_k", 0.0, 2).envelope(jnp.zeros(6))
         assert (
             (found.low == seen.min(axis=0)).all() and (found.high == seen.max(axis=0)).all() and found.lipschitz is None
         )
+
+
+def test_softmax_gates_share_a_step_over_the_slots_of_a_state():
+    x = 3 * jax.random.normal(jax.random.key(0), (2, 40, 8))
+    gate = gates.Gate(6, "softmax", 0.1, slot_width=2, temperature=0.5)
+    params = gate.init(jax.random.key(1), x)
+    opening = gate.apply(params, x)
+    g = opening.at()
+    assert g.shape == (2, 40, 6) and (g[..., :3] == g[..., 3:]).all(), "component i has gate i mod 3"
+    np.testing.assert_allclose(g[..., :3].sum(axis=-1), 0.9 + 3 * 0.1, rtol=1e-6)
+    np.testing.assert_allclose(g[..., :3], 0.1 + 0.9 * jax.nn.softmax(2 * opening.z), rtol=1e-5)
+    cold = opening.replace(temperature=0.01).at()[..., :3]
+    assert ((cold > 0.99).sum(axis=-1) == 1).mean() > 0.9, "a low temperature leaves a step to one slot"
+
+
+@pytest.mark.parametrize("temperature", [0.2, 5.0])
+def test_softmax_gates_start_log_uniform_about_their_mean(temperature):
+    gate = gates.Gate(2000, "softmax", temperature=temperature)
+    x = jnp.zeros((1, 1, 1))
+    g = np.asarray(gate.apply(gate.init(jax.random.key(0), x), x).at()).ravel()
+    logs = np.log(g / g.max())
+    assert logs.min() >= np.log(0.01 / 0.9) - 1e-3 and np.isclose(g.sum(), 1, atol=1e-5)
+    assert abs(logs.mean() + np.log(0.9 / 0.01) / 2) < 5 * 1.3 / np.sqrt(2000)  # uniform in (-log 90, 0)
+
+
+def boxes(seed, slots=3, width=2):
+    """Logits' ends, weights and states' reach of a softmax over slots, and all corners of the logits at all of them."""
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(-2, 2, slots)
+    ends = np.stack([low, low + rng.uniform(0, 2, slots)]).astype(np.float32)
+    W, reach = rng.normal(size=(slots, slots * width)).astype(np.float32), rng.uniform(0, 0.5, slots * width)
+    spread = np.abs(W) @ reach
+    whole = ends + np.stack([-spread, spread])
+    corners = np.array([[whole[bit, slot] for slot, bit in enumerate(bits)] for bits in np.ndindex(*[2] * slots)])
+    opening = gates.Opening(jnp.asarray(ends), None, jnp.asarray(W), "softmax", 0.1, 0, width, 0.5)
+    return opening, jnp.asarray(reach, jnp.float32), jnp.asarray(corners, jnp.float32)
+
+
+def test_the_range_of_softmax_gates_over_a_box_is_exact():
+    for seed in range(10):
+        opening, reach, corners = boxes(seed)
+        envelope, seen = opening.envelope(reach), opening.replace(z=corners).at()
+        np.testing.assert_allclose(envelope.low, seen.min(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(envelope.high, seen.max(axis=0), rtol=1e-5, atol=1e-6)
+    anything = opening.replace(z=jnp.array([[-jnp.inf] * 3, [jnp.inf] * 3])).envelope(reach)
+    np.testing.assert_allclose(anything.low, 0.1) and np.testing.assert_allclose(anything.high, 1.0)
+    alone = gates.Opening(jnp.array([[-jnp.inf], [jnp.inf]]), None, None, "softmax", 0.0).envelope(jnp.ones(1))
+    assert alone.low.tolist() == alone.high.tolist() == [1.0], "a slot without rivals has all of a step"
+
+
+def test_softmax_gates_change_with_the_state_as_much_as_is_said_and_no_more():
+    """|dg| of directions |dh_j| <= d_j, by their Jacobian at all logits of the box that were tried."""
+    slopes_at = jax.jit(jax.vmap(jax.jacobian(lambda h, z, opening: opening.replace(z=z).at(h)), (None, 0, None)))
+    tightest = []
+    for seed in range(10):
+        opening, reach, corners = boxes(seed)
+        rng = np.random.default_rng(seed)
+        within = rng.uniform(corners.min(axis=0), corners.max(axis=0), (192, 3)).astype(np.float32)
+        slopes = np.asarray(slopes_at(jnp.zeros(6), jnp.concatenate([corners, within]), opening))
+        envelope, d = opening.envelope(reach), rng.uniform(size=6)
+        L, (share, reads) = np.asarray(envelope.lipschitz), (np.asarray(value) for value in envelope.rivalry)
+        bound, seen = L @ d + share * (reads @ d).max(), (np.abs(slopes) @ d).max(axis=0)
+        assert (seen <= bound * (1 + 1e-5)).all()
+        np.testing.assert_allclose(envelope.steepness(), L.sum(1) + share * reads.sum(1).max(), rtol=1e-6)
+        tightest.append(float((seen / bound).max()))
+    assert min(tightest) > 0.5 and max(tightest) > 0.8  # weights of both signs cancel
 
 
 @pytest.mark.parametrize(("reads_state", "shape"), [("elementwise", (4,)), ("dense", (4, 4))])

@@ -39,11 +39,13 @@ ODD = {
     "window": 1,
     "kernel": 1,
     "gate_active": 2,
+    "gate_slot_width": 2,
 }
 FLOATS = {
     "inner_norm_epsilon": (1e-6, -1.0),
     "gate_floor": (2.0, 0.1),
     "gate_bias": (-1.0, 30.0),
+    "gate_temperature": (0.5, 0.0),
     "process_noise": (0.3, -1.0),
     "observation_noise": (0.3, float("nan")),
     "norm_epsilon": (1e-6, -1.0),
@@ -109,7 +111,7 @@ def test_a_table_says_which_gates_jump_and_which_can_be_exactly_0():
         variables = gate.init(jax.random.key(0), jnp.zeros((1, 1, 2)))
         found = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=extremes).at()
         # those round to 0, and are not
-        assert GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant")
+        assert GATES[kind].closes == bool(found.min() == 0) or kind in ("sigmoid", "tanh", "constant", "softmax")
         between = gate.apply(variables, jnp.zeros((1, 1, 2))).replace(z=jnp.array([[-0.5, 0.5]])).at()
         assert GATES[kind].jumps == bool(jnp.isin(between, jnp.array([0.0, 1.0])).all())
 

@@ -13,19 +13,27 @@ from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
 
 B, T, D, N = 2, 13, 3, 4
 PAIRS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"]))
-READS = list(
-    itertools.product(
+READS = [
+    *itertools.product(
         ["retain", "effective"],
         ["diagonal", "dense"],
         ["elementwise", "dense"],
         ["sigmoid", "hard_concrete", "binary", "top_k"],
-    )
-)
+    ),
+    ("retain", "diagonal", "elementwise", "softmax"),
+    ("effective", "dense", "dense", "softmax"),
+]
 VARIANTS = list(itertools.product(["retain", "effective"], ["diagonal", "complex", "dense"], GATES))
 
 
+SETTINGS = {"top_k": {"gate_active": 2}, "softmax": {"gate_slot_width": 2, "gate_temperature": 0.7}}
+
+
 def build(**fields):
-    layer = SelectiveSSM(D, N, **({"gate_active": 2} if fields.get("gate") == "top_k" else {}) | fields)
+    settings = SETTINGS.get(fields.get("gate"), {})
+    if fields.get("transition") == "complex":
+        settings = settings | ({"gate_slot_width": 1} if "gate_slot_width" in settings else {})  # of two poles
+    layer = SelectiveSSM(D, N, **settings | fields)
     x = jax.random.normal(jax.random.key(1), (B, T, D))
     return layer, layer.init({"params": jax.random.key(0), "noise": jax.random.key(5)}, x), x
 
@@ -39,9 +47,13 @@ def gate_loop(layer, params, x, before):
     z = params["G"]["bias"] + (x @ params["G"]["kernel"] if "kernel" in params["G"] else 0)
     if "state_kernel" in params["G"]:
         weights = params["G"]["state_kernel"]
-        z = z + (np.diag(weights) if weights.ndim == 1 else weights) @ before
+        if weights.ndim == 1:
+            weights = np.diag(weights).reshape(-1, len(z), N).sum(axis=0)  # row i mod S reads component i
+        z = z + weights @ before
     s = 1 / (1 + np.exp(-z))
+    w = np.exp(z / layer.gate_temperature)
     return {
+        "softmax": np.tile(w / w.sum(), layer.gate_slot_width),
         "sigmoid": s,
         "constant": s,
         "tanh": (1 + np.tanh(z)) / 2,
@@ -114,10 +126,12 @@ def test_gates_that_read_the_state_equal_the_loop(update, transition, gate_state
     assert not sown["diagnostics"]["fell_back"][0].any()
 
 
-@pytest.mark.parametrize("gate_state", ["elementwise", "dense"])
-def test_both_solvers_have_the_same_gradients_whole_and_split(gate_state):
+@pytest.mark.parametrize(
+    ("gate_state", "gate"), [("elementwise", "sigmoid"), ("dense", "sigmoid"), ("elementwise", "softmax")]
+)
+def test_both_solvers_have_the_same_gradients_whole_and_split(gate_state, gate):
     def gradient(solver, cut):
-        layer, params, x = build_reading(gate_state=gate_state, solver=solver)
+        layer, params, x = build_reading(gate_state=gate_state, gate=gate, solver=solver)
 
         def total(params, x, h):
             first, h = layer.apply(params, x[:, :cut], h)
@@ -145,11 +159,18 @@ def test_where_newton_does_not_converge_the_layer_falls_back_says_so_and_is_righ
 
 
 @pytest.mark.parametrize(
-    ("transition", "gate_state"),
-    [("diagonal", "none"), ("complex", "none"), ("dense", "none"), ("diagonal", "elementwise"), ("dense", "dense")],
+    ("transition", "gate_state", "gate"),
+    [
+        ("diagonal", "none", "sigmoid"),
+        ("complex", "none", "sigmoid"),
+        ("dense", "none", "sigmoid"),
+        ("diagonal", "elementwise", "sigmoid"),
+        ("dense", "dense", "sigmoid"),
+        ("diagonal", "dense", "softmax"),
+    ],
 )
-def test_a_packed_row_equals_its_documents_apart_in_gates_values_and_gradients(transition, gate_state):
-    fields = {"transition": transition, "gate_state": gate_state}
+def test_a_packed_row_equals_its_documents_apart_in_gates_values_and_gradients(transition, gate_state, gate):
+    fields = {"transition": transition, "gate_state": gate_state, "gate": gate}
     layer, params, x = build(**fields) if gate_state == "none" else build_reading(**fields)
     reset = jnp.zeros((B, T), bool).at[:, 5].set(True)
 

@@ -68,6 +68,62 @@ def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
     assert (distances <= allowed * (1 + 1e-5) + 1e-5 * first).all()  # float32 states
 
 
+CLIMB = 60  # steps of the ascent
+
+
+ATTACKED = [
+    {"gate_state": "elementwise", "gate_slot_width": 2},
+    {"gate_state": "dense", "update": "effective", "gate_slot_width": 3},
+    {"gate_state": "dense", "transition": "dense", "gate_temperature": 0.3},
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "layers"),
+    [
+        *((form, 5) for form in ATTACKED[:2]),
+        *(pytest.param(form, 170, marks=pytest.mark.exhaustive) for form in ATTACKED),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_ascent_on_the_expansion_exceeds_no_certificate_of_softmax_gates(form, layers):
+    """Over input, state and direction, of layers whose caps are nearly reached."""
+    form = {"gate": "softmax", "certified": True, "solver": "sequential"} | form
+    (layer, drawn), rng = made(**form), np.random.default_rng(0)
+    every = [
+        jax.tree.map(lambda leaf: jnp.asarray(2 * rng.standard_normal(leaf.shape), jnp.float32), drawn)
+        for _ in range(layers)
+    ]
+    found = [certify(layer, params, input_bound=2.0) for params in every]
+    assert {one.contraction.status for one in found} == {"holds"}
+    box, v = (
+        jnp.asarray(np.stack(values), jnp.float32)
+        for values in ([one.invariant_radius for one in found], [one.contraction.weights for one in found])
+    )
+
+    def stretch(where, params, box, v):
+        x, h, d = (jnp.tanh(part) * size for part, size in zip(where, (2.0, box, v), strict=True))
+
+        def step(h):
+            return layer.apply({"params": params}, x[None, None], h[None])[1][0]
+
+        return jnp.max(jnp.abs(jax.jvp(step, (h,), (d,))[1]) / v) / jnp.max(jnp.abs(d) / v)
+
+    def climb(where, *given):
+        def step(where, _):
+            value, slope = jax.value_and_grad(stretch)(where, *given)
+            return jax.tree.map(lambda a, b: a + 0.2 * jnp.sign(b), where, slope), value
+
+        return jax.lax.scan(step, where, length=CLIMB)[1].max()
+
+    keys = jax.random.split(jax.random.key(5), 3)
+    starts = [jax.random.normal(key, (layers, n)) for key, n in zip(keys, (WIDTH, STATE, STATE), strict=True)]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+    seen = np.asarray(jax.jit(jax.vmap(climb))(starts, params, box, v))
+    rates = np.array([one.contraction.rate for one in found])
+    assert (seen <= rates + 1e-5).all() and (seen > 0.3).any()  # float32 steps
+
+
 @pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("reads", ["none", "elementwise", "dense"])
 def test_bounds_hold_for_every_input_of_the_set(kind, reads):
