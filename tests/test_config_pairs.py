@@ -195,6 +195,7 @@ def test_a_step_of_settings_that_failed_together_is_made_of_numbers(point):
     [
         NOISY | {"model.selective.gate": "binary"},
         NOISY | {"model.selective.gate": "top_k", "model.selective.gate_active": 2},
+        NOISY | {"model.selective.gate": "softmax", "model.selective.gate_temperature": 0.1},
         NOISY | {"model.selective.process_noise": 1e-12},
         NOISY | {"model.selective.gate": "tanh", "model.selective.gate_bias": -20.0},
         {"model.selective.transition": "complex", "model.d_state": 5},

@@ -21,7 +21,8 @@ from selssm_jax.config.sweep import COMPARED, Sweep
 from selssm_jax.config.training import Optimizer, Training
 from selssm_jax.errors import ArgumentError, InputError
 
-LEAST_NOISE, LEAST_OPEN = 1e-6, -10.0  # of a state whose information is weighed: its variance stays in float32
+# of a state whose information is weighed: its variance stays in float32
+LEAST_NOISE, LEAST_OPEN, LEAST_TEMPERATURE = 1e-6, -10.0, 0.3
 OF_FILES = ("data.gaps",)  # how another file is read, which evaluation may be told too
 EVALUATION = ("measure", "compress")  # groups that evaluation reads
 UNREAD = (*EVALUATION, "sweep")  # groups that a run's training does not read
@@ -110,7 +111,7 @@ class Experiment:
             raise InputError(
                 f"training.gate_l1={training.gate_l1} and target_dimension={training.target_dimension} weigh how open "
                 "gates are, found model.selective.gate='softmax', whose gates sum to 1 at every step: set both to 0, "
-                "and model.selective.gate_slot_width to what a step may write to"
+                "and write to fewer places by a low model.selective.gate_temperature"
             )
         if training.gate_l0 and "selective" not in model.pattern:
             raise InputError(
@@ -165,6 +166,12 @@ class Experiment:
                 f"{weight} needs noise at every step, but gates of {say('gate_bias')}={layer.gate_bias} are so small "
                 f"that float32 has no square of them: use {say('gate_floor')}=0.001 or so, or a bias of at least "
                 f"{LEAST_OPEN}"
+            )
+        if layer.gate == "softmax" and layer.gate_temperature < LEAST_TEMPERATURE and not layer.gate_floor:
+            raise InputError(
+                f"{weight} needs noise at every step, but softmax gates of {say('gate_temperature')}="
+                f"{layer.gate_temperature} can be so small that float32 has no square of them: use "
+                f"{say('gate_floor')}=0.001 or so, or a temperature of at least {LEAST_TEMPERATURE}"
             )
         if GATES[layer.gate].closes and not layer.gate_floor:
             raise InputError(

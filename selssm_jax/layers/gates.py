@@ -167,11 +167,15 @@ def register_gate(name: str, kind: GateKind, *, closes: bool = False) -> None:
       kind: what it is. closes: whether it can be exactly 0, so that a step leaves no trace.
 
     Raises:
-      ValueError: for a name that is taken, values outside [0, 1] or that fall, an inverse that is none, or a slope that
-        is exceeded or rises.
+      ValueError: for a name that is taken, a joint gate, values outside [0, 1] or that fall, an inverse that is none,
+        or a slope that is exceeded or rises.
     """
     if name in GATES:
         raise ValueError(f"the gate {name!r} is there already: give another name")
+    if kind.joint:
+        raise ValueError(
+            f"the gate {name!r} depends on the other gates of its step, which is not checked: leave out joint"
+        )
     _check_gate(name, kind)
     mixers.GATES[name] = Kind(jumps=False, closes=closes)
     GATES[name] = kind

@@ -266,6 +266,7 @@ def test_an_own_kind_of_gate_is_used_as_the_others_are():
     ("name", "changes", "says"),
     [
         ("sigmoid", {}, "there already"),
+        ("joint", {"joint": gates.GATES["softmax"].joint}, "depends on the other gates"),
         ("high", {"function": lambda z: 2 * softsign(z)}, "no map to"),
         ("falling", {"function": lambda z: softsign(-z)}, "never falls"),
         ("other", {"inverse": lambda g: g}, "inverse"),

@@ -78,6 +78,7 @@ ATTACKED = [
 ]
 
 
+@pytest.mark.always
 @pytest.mark.parametrize(
     ("form", "layers"),
     [
