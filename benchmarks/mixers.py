@@ -38,6 +38,7 @@ SPARE = 12.0  # seconds of the budget for start, compilation and validation
 SIZES: dict[str, dict[str, Any]] = {
     "selective": {"d_state": 160, "conv": 4},
     "kalman": {"d_state": 128, "conv": 4},
+    "kalman_attention": {"d_state": 16},
     "s4d": {"d_state": 32},
     "s5": {"d_state": 128},
     "lru": {"d_state": 128},

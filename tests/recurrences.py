@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selssm_jax.ops import kalman_scan, linear_scan, newton_scan, selective_scan, ssd
+from selssm_jax.ops import gated_attention, kalman_attention, kalman_scan, linear_scan, newton_scan, selective_scan, ssd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,70 @@ def _draw_kalman(rng, batch, steps, size):
     return sequences, (), state
 
 
+def _attention_step(M, now, fixed):
+    a, k, v, q = now
+    M = a[..., None] * M + k[..., None] * v[..., None, :]
+    return M, jnp.einsum("bhnp,bhn->bhp", M, q)
+
+
+def _run_attention(sequences, fixed, h0, reset, method):
+    return gated_attention(*sequences, h0, reset=reset, method=method)
+
+
+def _draw_attention(rng, batch, steps, size):
+    heads, width, states = 1 + size % 2, size, 1 + size % 4
+    a = rng.uniform(-1, 1, (batch, steps, heads, states))
+    k, q = rng.normal(size=(2, batch, steps, heads, states))
+    v = rng.normal(size=(batch, steps, heads, width))
+    return (a, k, v, q), (), rng.normal(size=(batch, heads, states, width))
+
+
+def _kalman_attention_step(h, now, fixed):
+    """Row by row, of a reading v / k of variance 1 / (k^2 precision); h is means, then variance and prior, side by
+    side.
+    """
+    a, q, precision, k, v, query = now
+    m, P, prior = h[..., :-2], h[..., -2], h[..., -1]
+    r = 1 / (k**2 * precision[..., None])
+    step = [value[..., None] for value in (a, q, r)]
+    z = v[:, :, None] / k[..., None]
+    P, prior = (jnp.broadcast_to(value[..., None], z.shape) for value in (P, prior))
+    state, out = _kalman_step(jnp.stack([m, P, prior], axis=1), (*step, z), fixed)
+    m, P, prior = state[:, 0], state[:, 1, ..., :1], state[:, 2, ..., :1]
+    y = jnp.einsum("bhnp,bhn->bhp", m, query)
+    flat = [value.reshape(len(y), -1) for value in (y, P, out[:, 2, ..., :1], out[:, 3, ..., :1])]
+    return jnp.concatenate([m, P, prior], axis=-1), jnp.concatenate(flat, axis=-1)
+
+
+def _run_kalman_attention(sequences, fixed, h0, reset, method):
+    m, P, prior = h0[..., :-2], h0[..., -2], h0[..., -1]
+    read = kalman_attention(*sequences, m, P, prior0=prior, reset=reset, method=method)
+    flat = [value.astype(jnp.promote_types(value.dtype, jnp.float32)) for value in read[:4]]
+    y = jnp.concatenate([value.reshape(*reset.shape, -1) for value in flat], axis=-1)
+    m, P, prior = read.last
+    return y, jnp.concatenate([m, P[..., None], prior[..., None]], axis=-1)
+
+
+def _draw_kalman_attention(rng, batch, steps, size):
+    (a, k, v, query), _, m = _draw_attention(rng, batch, steps, size)
+    k = np.where(k < 0, -1, 1) * (0.3 + abs(k))  # the loop divides by it
+    q, precision = np.exp(rng.uniform(-3, 3, k.shape)), np.exp(rng.uniform(-3, 3, k.shape[:3]))
+    P = np.exp(rng.uniform(-2, 2, (*m.shape[:3], 1)))
+    state = np.concatenate([m, P, P * rng.uniform(1.5, 9, P.shape)], axis=-1)
+    return (a, q, precision, k, v, query), (), state
+
+
 OPS = {
+    "gated_attention": Recurrence(
+        _run_attention, partial(step_by_step, _attention_step), _draw_attention, ("auto", "sequential", "chunked")
+    ),
+    "kalman_attention": Recurrence(
+        _run_kalman_attention,
+        partial(step_by_step, _kalman_attention_step),
+        _draw_kalman_attention,
+        ("auto", "sequential", "associative"),
+        singular=True,
+    ),
     "kalman_scan": Recurrence(
         _run_kalman,
         partial(step_by_step, _kalman_step),

@@ -98,7 +98,9 @@ def model(base: Model | None = None, **changes: Any) -> Model:
 
 
 # of every mixer that has any
-HEADS = dict.fromkeys(("attention__heads", "local_attention__heads", "mamba2__heads", "rg_lru__blocks"), 2)
+HEADS = dict.fromkeys(
+    ("attention__heads", "local_attention__heads", "mamba2__heads", "kalman_attention__heads", "rg_lru__blocks"), 2
+)
 
 
 def overrides(config: Experiment) -> list[str]:

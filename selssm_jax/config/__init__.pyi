@@ -24,6 +24,7 @@ from .fields import Least as Least
 from .fields import Positive as Positive
 from .fields import Within as Within
 from .mixers import AttentionConfig as AttentionConfig
+from .mixers import KalmanAttentionConfig as KalmanAttentionConfig
 from .mixers import KalmanConfig as KalmanConfig
 from .mixers import LocalAttentionConfig as LocalAttentionConfig
 from .mixers import Mamba2Config as Mamba2Config

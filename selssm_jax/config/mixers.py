@@ -192,6 +192,24 @@ class KalmanConfig(MixerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class KalmanAttentionConfig(MixerConfig):
+    """What `layers.KalmanAttention` can be set to."""
+
+    heads: Positive = 4
+    expand: Positive = 1  # width of all values over d_model
+    d_conv: Taps = 4  # width of its own short convolutions
+    gate_bias: GateBias = 0.0  # added to the log precisions that readings start with; positive: gates more open
+    decay: Decay = "constant"  # of what is held, from step to step; "input": the input decides it
+    method: Method = "auto"
+
+    def check(self, d_model: int, d_state: int, say: Say) -> None:
+        """Raises InputError where heads are not of one size, and for a method that the filter has not."""
+        values = f"{say('expand')} * {say('d_model')}"
+        check_multiple(values, self.expand * d_model, say("heads"), self.heads, "kalman_attention")
+        _check_method("kalman", self.method, say("method"))
+
+
+@dataclasses.dataclass(frozen=True)
 class PolesConfig(MixerConfig):
     """`layers.S4D`, `S5` and `LRU`, whose state is one of each conjugate pair, have nothing to set."""
 
@@ -322,6 +340,7 @@ class Mixer(NamedTuple):
 MIXERS: dict[str, Mixer] = {
     "selective": Mixer(SelectiveConfig, gated=True),
     "kalman": Mixer(KalmanConfig, gated=True, gains=True),
+    "kalman_attention": Mixer(KalmanAttentionConfig, ("d_state", "norm_epsilon"), gated=True, gains=True),
     "s4d": Mixer(PolesConfig),
     "s5": Mixer(PolesConfig),
     "lru": Mixer(PolesConfig),

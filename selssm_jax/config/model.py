@@ -22,6 +22,7 @@ from selssm_jax.config.mixers import (
     BUILT_IN,
     MIXERS,
     AttentionConfig,
+    KalmanAttentionConfig,
     KalmanConfig,
     LocalAttentionConfig,
     Mamba2Config,
@@ -96,6 +97,7 @@ class Model:
     remat: bool = False  # recompute a block's activations in the backward pass
     selective: SelectiveConfig = SelectiveConfig()
     kalman: KalmanConfig = KalmanConfig()
+    kalman_attention: KalmanAttentionConfig = KalmanAttentionConfig()
     rg_lru: RGLRUConfig = RGLRUConfig()
     mamba: MambaConfig = MambaConfig()
     mamba2: Mamba2Config = Mamba2Config()

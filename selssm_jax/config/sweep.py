@@ -36,6 +36,7 @@ _ELEMENTWISE = {"model.selective.gate_state": "elementwise", "model.selective.tr
 COMPARED: dict[str, ComparedModel] = {
     "selective": ComparedModel("selective", "model.d_state", _share(1, 1, 2)),
     "kalman": ComparedModel("kalman", "model.d_state", _share(1, 1, 1)),
+    "kalman_attention": ComparedModel("kalman_attention", "model.d_state", _alone(16), {"model.conv": 0}),
     "selective_state": ComparedModel("selective", "model.d_state", _share(1, 1, 2), _ELEMENTWISE),
     "mamba": ComparedModel("mamba", "model.d_state", _alone(16), {"model.conv": 0}),
     "s5": ComparedModel("s5", "model.d_state", _share(1, 1, 2)),
@@ -56,8 +57,8 @@ class Sweep:
     gate_biases and penalties too, and of peak rates spaced evenly in their logarithm, as many as make `trials` points.
     """
 
-    # those of the committed tables; kalman is compared where it is named
-    models: tuple[str, ...] = tuple(name for name in COMPARED if name != "kalman")
+    # those of the committed tables; others are compared where they are named
+    models: tuple[str, ...] = tuple(name for name in COMPARED if not name.startswith("kalman"))
     # of each model, 5 % more or less, by the width of its MLP; 0: as many as the configured model has
     parameters: Count = 0
     trials: Positive = 8  # points of each model's grid

@@ -13,6 +13,7 @@ from .gates import Envelope as Envelope
 from .gates import Gate as Gate
 from .gates import GateKind as GateKind
 from .gates import register_gate as register_gate
+from .kalman import KalmanAttention as KalmanAttention
 from .kalman import KalmanSSM as KalmanSSM
 from .linear import LRU as LRU
 from .linear import S4D as S4D

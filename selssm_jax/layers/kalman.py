@@ -1,4 +1,4 @@
-"""The optimal gate: a selective state space model whose gate is the gain of a Kalman filter (theory, section 11)."""
+"""The optimal gate: state space models whose gates are the gains of Kalman filters (theory, section 11)."""
 
 import math
 
@@ -8,18 +8,21 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from selssm_jax.config.mixers import KalmanConfig, check_layer
-from selssm_jax.layers.bounds import Bounds, Inputs
+from selssm_jax.config.mixers import KalmanAttentionConfig, KalmanConfig, check_layer
+from selssm_jax.layers.bounds import Bounds, Box, Inputs
+from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.layers.selective import RADIUS, real_poles
 from selssm_jax.layers.state_axes import StateAxes
-from selssm_jax.ops import kalman_scan
+from selssm_jax.ops import kalman_attention, kalman_scan
+from selssm_jax.ops.extremes import largest
 from selssm_jax.shapes import Activations, Reset, Rows
 
 FORGETTING = (1e-3, 0.5)  # 1 - a at the start, log-uniform: memory over all time scales
 SHARPEST = 40.0  # |log precision| of a reading: beyond it gates are 0 or 1, and products leave the range of float32
+STEEPEST = 3 * math.sqrt(3) / 16  # max over u of u / (1 + u^2)^2
 
 State = dict[str, Array]
 
@@ -72,7 +75,7 @@ class KalmanSSM(Layer):
         x = x.astype(self.dtype)
         z = project(x, self.B).astype(jnp.float32)
         zeta = jnp.clip(self.G(x).logits(), -SHARPEST, SHARPEST)
-        a, q = self._decay(x, reset)
+        a, q = _drift(self._raw_decay(x), reset)
         state = self.initial_state(x.shape[0]) if state is None else state
         P0 = jnp.exp(-2 * state["nats"])
         filtered = kalman_scan(
@@ -120,13 +123,180 @@ class KalmanSSM(Layer):
         del steps
         return {name: jnp.zeros((batch, self.d_state), jnp.float32) for name in ("m", "nats")}
 
-    def _decay(self, x: Array, reset: Bool[Array, "B T"] | None) -> tuple[Array, Array]:
-        """(a_t, 1 - a_t^2), (B, T, N); at a reset the variance is 1 again."""
-        shape = (*x.shape[:2], self.d_state)
+    def _raw_decay(self, x: Array) -> Array:
+        """A of every step, (B, T, N)."""
         read = project(x, self.decay_kernel).astype(jnp.float32) if self.decay == "input" else 0.0
-        raw = jnp.broadcast_to(self.A[None, None] + read, shape)
-        q = _fresh(raw)
-        return real_poles(raw), q if reset is None else jnp.where(reset[..., None], 1, q)
+        return jnp.broadcast_to(self.A[None, None] + read, (*x.shape[:2], self.d_state))
+
+
+class KalmanAttention(Layer):
+    """Linear attention whose writes are Kalman gains: a memory of N rows of P numbers in each of H heads, of which
+    every row drifts, h_t = a_t h_{t-1} + w_t, w_t ~ N(0, 1 - a_t^2), and is read as v_t = k_t h_t + e_t, e_t ~ N(0,
+    exp(-zeta_t)).
+
+    m_t = (1 - K_t) a_t m_{t-1} + P_t k_t exp(zeta_t) v_t',  y_t = m_t' q_t + D v_t, K_t as in `KalmanSSM` with the
+    precision k_t^2 exp(zeta_t) (`ops.kalman_attention`; Kalman linear attention, arXiv 2602.10743). So a key says what
+    a step is about, the precision zeta_t = W u_t + b of its head how sure it is, and the variance how much of that is
+    new: a row that is known changes little.
+
+    v_t, of H heads of P = expand * d_model / H, k_t and q_t, of N a head, are linear in the input u_t and go through a
+    causal convolution of width d_conv and a silu, as in `Mamba2`. The output is W_out (RMSNorm(y_t) * silu(z_t)), normed
+    in each head by itself, z_t linear in the input.
+
+    Attributes:
+      d_model: width of inputs and outputs. d_state: N. heads: H. expand: H P / d_model. d_conv: width of the
+        convolutions.
+      gate_bias: added to b at the start: positive opens gates.
+      decay: "constant", a = tanh(A), or "input", a_t = tanh(A + W_a u_t), with W_a = 0 at the start.
+      norm_epsilon: added to the mean square under its root.
+      method: see `kalman_attention`.
+      dtype: of activations. Precisions, the filter and its state are float32 whatever it is.
+
+    The state is {"v", "k", "q": the last d_conv - 1 inputs of the convolutions, "h": (B, H, N, P), "nats": (B, H N),
+    those of one number of each row}. Its components are the N rows, in all heads at once. Sown as intermediates:
+    "gate", K_t, "gained" and "forgotten", nats of that step over the P numbers of a row, (B, T, H N). Memories of all
+    steps never exist.
+    """
+
+    d_model: int
+    d_state: int = 16
+    heads: int = KalmanAttentionConfig.heads
+    expand: int = KalmanAttentionConfig.expand
+    d_conv: int = KalmanAttentionConfig.d_conv
+    gate_bias: float = KalmanAttentionConfig.gate_bias
+    decay: str = KalmanAttentionConfig.decay
+    norm_epsilon: float = 1e-5
+    method: str = KalmanAttentionConfig.method
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        check_layer(KalmanAttentionConfig, self)
+        normal = nn.initializers.lecun_normal()
+        rows = self.heads * self.d_state
+        self.inward = self.param("in", normal, (self.d_model, 2 * self._inner))
+        self.B = self.param("B", normal, (self.d_model, rows))
+        self.C = self.param("C", normal, (self.d_model, rows))
+        self.v_conv, self.B_conv, self.C_conv = (ShortConv(self.d_conv, width) for width in (self._inner, rows, rows))
+        self.G = Gate(self.heads, bias=self.gate_bias)
+        self.A = self.param("A", _slow_poles, (rows,))
+        if self.decay == "input":
+            self.decay_kernel = self.param("decay_kernel", nn.initializers.zeros, (self.d_model, rows))
+        self.D = self.param("D", nn.initializers.ones, (self.heads,))
+        self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
+        self.outward = self.param("out", normal, (self._inner, self.d_model))
+
+    def __call__(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> tuple[Activations, State]:
+        """Reads a sequence from `state` on, from rows of variance 1 if None, and returns (y, state after the last
+        step); True in `reset` forgets.
+        """
+        u, past = x.astype(self.dtype), self.initial_state(x.shape[0]) if state is None else state
+        z, v = jnp.split(project(u, self.inward), 2, axis=-1)
+        v, past_v = self.v_conv(v, past["v"], reset=reset)
+        k, past_k = self.B_conv(project(u, self.B), past["k"], reset=reset)
+        query, past_q = self.C_conv(project(u, self.C), past["q"], reset=reset)
+        v, k, query = (self._split_heads(jax.nn.silu(value)) for value in (v, k, query))
+        if self.has_variable("params", "mask"):
+            query *= self.get_variable("params", "mask").astype(query.dtype)[None, None, None]
+        zeta = jnp.clip(self.G(u).logits(), -SHARPEST, SHARPEST)
+        a, q = map(self._split_heads, _drift(self._raw_decay(u), reset))
+        P0 = jnp.exp(-2 * past["nats"]).reshape(-1, self.heads, self.d_state)
+        memory = kalman_attention(
+            a,
+            q,
+            jnp.exp(zeta),
+            k,
+            v,
+            query,
+            past["h"],
+            P0,
+            prior0=jnp.ones_like(P0),
+            reset=reset,
+            method=self.method,
+        )
+        self._sow_gains(memory.gained, memory.forgotten, v.shape[-1])
+        y = self.norm(memory.y + self.D.astype(v.dtype)[None, None, :, None] * v)
+        y = project(y.reshape(z.shape) * jax.nn.silu(z), self.outward)
+        nats = _nats_of(memory.last.P).reshape(past["nats"].shape)
+        return y, {"v": past_v, "k": past_k, "q": past_q, "h": memory.last.m, "nats": nats}
+
+    def bounds(self, inputs: Inputs) -> Bounds:
+        """Returns the largest derivatives of (m, P) of every row by (m, P) over all inputs of a set and |m| <= R, the
+        largest of a row's P means standing for all.
+
+        As in `KalmanSSM`, but that a mean owes its variance a^2 (1 - K)^2 |k exp(zeta) v - s a m|, s = k^2 exp(zeta),
+        where (1 - K)^2 k exp(zeta) is at most `STEEPEST` exp(zeta / 2) / sqrt(P-) and (1 - K)^2 s at most 1 / (4 P-); a
+        write is at most exp(zeta / 2) |v| / 2, so that R (1 - |a|) is.
+        """
+        v, k = (
+            conv.after(Box(inputs.reach(kernel))).largest(kernel.shape[1])
+            for conv, kernel in ((self.v_conv, self.inward[:, self._inner :]), (self.B_conv, self.B))
+        )
+        if not bool(jnp.isfinite(v).all()):
+            return Bounds(unknown="inputs have no bound, so neither have values, nor what a mean owes to its variance")
+        v = jnp.repeat(largest(v.reshape(self.heads, -1), 1), self.d_state)
+        high = jnp.clip(self.G.reachable(inputs).logits()[1], -SHARPEST, SHARPEST)
+        half = jnp.repeat(jnp.exp(high / 2), self.d_state)
+        raw = jnp.abs(self.A) + (inputs.reach(self.decay_kernel) if self.decay == "input" else 0.0)
+        a, left = real_poles(raw), _fresh(raw)
+        reach = v * jnp.minimum(half / 2, k * half**2) / (1 - a)
+        by_write = v * jnp.minimum(STEEPEST * half / jnp.sqrt(left), k * half**2)
+        by_gate = a * reach * jnp.minimum(1 / (4 * left), jnp.square(k * half))
+        crossing = jnp.square(a) * (by_write + by_gate)
+        top = jnp.concatenate([jnp.diag(a), jnp.diag(crossing)], axis=1)
+        bottom = jnp.concatenate([jnp.zeros_like(top[:, : len(a)]), jnp.diag(jnp.square(a))], axis=1)
+        box = jnp.concatenate([reach, jnp.ones_like(reach)])
+        return Bounds(jacobian=jnp.concatenate([top, bottom]), box=box, delay=self.d_conv - 1)
+
+    def state_axes(self) -> StateAxes:
+        """Returns where the N rows are in the parameters: head after head. What a row is worth is asked by "mask", as
+        in `Mamba2`.
+        """
+        own: dict[str, tuple[int, ...]] = {"": (1,), "_conv/kernel": (1,), "_conv/bias": (0,)}
+        columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in own.items()}
+        columns |= {"A": (0,), "decay_kernel": (1,)}
+        return StateAxes(
+            self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.heads)
+        )
+
+    def initial_state(self, batch: Rows, steps: int | None = None) -> State:
+        """Returns an empty memory; it does not grow with `steps`."""
+        del steps
+        rows = self.heads * self.d_state
+        past = {
+            name: jnp.zeros((batch, self.d_conv - 1, width), self.dtype)
+            for name, width in (("v", self._inner), ("k", rows), ("q", rows))
+        }
+        return past | {
+            "h": jnp.zeros((batch, self.heads, self.d_state, self._inner // self.heads), jnp.float32),
+            "nats": jnp.zeros((batch, rows), jnp.float32),
+        }
+
+    @property
+    def _inner(self) -> int:
+        return self.expand * self.d_model
+
+    def _split_heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def _raw_decay(self, u: Array) -> Array:
+        """A of every step, (B, T, H N)."""
+        read = project(u, self.decay_kernel).astype(jnp.float32) if self.decay == "input" else 0.0
+        return jnp.broadcast_to(self.A[None, None] + read, (*u.shape[:2], len(self.A)))
+
+    def _sow_gains(self, gained: Array, forgotten: Array, width: int) -> None:
+        """Gates, and the nats of all `width` numbers of each row."""
+        flat = (*gained.shape[:2], -1)
+        self.sow("intermediates", "gate", -jnp.expm1(-2 * gained).reshape(flat))
+        self.sow("intermediates", "gained", width * gained.reshape(flat))
+        self.sow("intermediates", "forgotten", width * forgotten.reshape(flat))
+
+
+def _drift(raw: Array, reset: Bool[Array, "B T"] | None) -> tuple[Array, Array]:
+    """(a_t, 1 - a_t^2), (B, T, N); at a reset the variance is 1 again."""
+    q = _fresh(raw)
+    return real_poles(raw), q if reset is None else jnp.where(reset[..., None], 1, q)
 
 
 def _fresh(raw: Array) -> Array:

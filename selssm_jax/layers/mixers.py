@@ -18,7 +18,7 @@ from selssm_jax.config.mixers import MIXERS, Mixer, MixerConfig
 from selssm_jax.config.model import Model
 from selssm_jax.errors import suggest
 from selssm_jax.layers.attention import Attention
-from selssm_jax.layers.kalman import KalmanSSM
+from selssm_jax.layers.kalman import KalmanAttention, KalmanSSM
 from selssm_jax.layers.linear import LRU, S4D, S5
 from selssm_jax.layers.mamba import FalconMamba, Mamba, Mamba2
 from selssm_jax.layers.recurrent import GRU, LSTM, RNN, MinGRU
@@ -39,6 +39,7 @@ def _mamba(d_model: Any, d_state: Any = 16, *, inner_norm_epsilon: Any = 0.0, **
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "selective": SelectiveSSM,
     "kalman": KalmanSSM,
+    "kalman_attention": KalmanAttention,
     "s4d": S4D,
     "s5": S5,
     "lru": LRU,

@@ -1,6 +1,7 @@
 """Recurrences as pure functions of arrays."""
 
 from selssm_jax.ops._dense_scan import dense_scan
+from selssm_jax.ops._gated_attention import gated_attention
 from selssm_jax.ops._gathered_step import (
     GatheredMemory,
     GatheredRows,
@@ -9,6 +10,7 @@ from selssm_jax.ops._gathered_step import (
     gathered_step,
     refresh_memory,
 )
+from selssm_jax.ops._kalman_attention import KalmanAttention, kalman_attention
 from selssm_jax.ops._kalman_scan import KalmanScan, KalmanState, kalman_scan
 from selssm_jax.ops._linear_scan import linear_scan
 from selssm_jax.ops._newton_scan import Solve, expected_iterations, newton_scan, nonlinear_scan, sequential_scan
@@ -19,6 +21,7 @@ from selssm_jax.ops.discretize import bilinear, zero_order_hold
 __all__ = [
     "GatheredMemory",
     "GatheredRows",
+    "KalmanAttention",
     "KalmanScan",
     "KalmanState",
     "Solve",
@@ -26,8 +29,10 @@ __all__ = [
     "dense_scan",
     "dense_step",
     "expected_iterations",
+    "gated_attention",
     "gather_rows",
     "gathered_step",
+    "kalman_attention",
     "kalman_scan",
     "linear_scan",
     "newton_scan",

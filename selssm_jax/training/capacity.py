@@ -79,6 +79,7 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
     return {
         "selective": 2 * d * n + (d * n + n**2 * dense) / sizes.get("gate_slot_width", 1),
         "kalman": 3 * d * n,
+        "kalman_attention": 3 * d * inner + 2 * d * n * sizes.get("heads", 0),
         "s4d": 2 * d * n,
         "s5": 2 * d * n + n**2 * WIDE,
         "lru": 2 * d * n,
@@ -101,6 +102,7 @@ def state_numbers(name: str, sizes: Mapping[str, Any]) -> float:
     inner = sizes.get("expand", 0) * d
     return {
         "kalman": 2 * n,
+        "kalman_attention": (n + past) * inner + n * sizes.get("heads", 0) * (1 + 2 * past),
         "s4d": d * n,
         "mamba": inner * (n + past),
         "mamba2": inner * (n + past),

@@ -28,7 +28,7 @@ from selssm_jax.testing import check_mixer
 
 B, T, VOCAB = 2, 9, 7
 WINDOWS = {"attention__window": 16, "local_attention__window": 3}
-TAPS = dict.fromkeys(("mamba__d_conv", "mamba2__d_conv", "rg_lru__d_conv"), 3)
+TAPS = dict.fromkeys(("mamba__d_conv", "mamba2__d_conv", "kalman_attention__d_conv", "rg_lru__d_conv"), 3)
 SIZES = {"d_model": 8, "d_state": 4, "mlp_ratio": 0.0} | runs.HEADS | WINDOWS | TAPS
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 ALL = pytest.mark.parametrize("kind", sorted(MIXERS))

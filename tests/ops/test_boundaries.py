@@ -45,6 +45,8 @@ def drawn(name):
 
 
 RUNS = {
+    "gated_attention": OPS["gated_attention"].run,
+    "kalman_attention": OPS["kalman_attention"].run,
     "linear_scan": of_linear,
     "dense_scan": of_dense,
     "kalman_scan": OPS["kalman_scan"].run,
@@ -52,6 +54,8 @@ RUNS = {
     "ssd": OPS["ssd"].run,
 }
 METHODS = {
+    "gated_attention": ("sequential", "chunked"),
+    "kalman_attention": ("sequential", "associative"),
     "linear_scan": ("sequential", "associative", "chunked"),
     "dense_scan": ("sequential", "associative"),
     "kalman_scan": ("sequential", "associative"),

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from selssm_jax.ops import dense_scan, kalman_scan, linear_scan, nonlinear_scan, selective_scan, shards, ssd
+from selssm_jax.ops import (
+    dense_scan,
+    gated_attention,
+    kalman_attention,
+    kalman_scan,
+    linear_scan,
+    nonlinear_scan,
+    selective_scan,
+    shards,
+    ssd,
+)
 
 B, T, N = 3, 24, 3
 SHARDS = 4
@@ -122,6 +132,32 @@ def test_ssd(packed):
         return ssd(x, jax.nn.softplus(dt), -jnp.exp(whole[0]), b, c, None, whole[1], reset=resets(packed))
 
     compare(run, (x, dt, b, c), (a, h0))
+
+
+@PACKED
+def test_gated_attention(packed):
+    def run(over_time, M0):
+        a, *rest = over_time
+        return gated_attention(jax.nn.sigmoid(a), *rest, M0, reset=resets(packed))
+
+    compare(run, draw(*[(B, T, 2, N)] * 2, (B, T, 2, 5), (B, T, 2, N)), *draw((B, 2, N, 5)))
+
+
+@PACKED
+def test_kalman_attention(packed):
+    def run(over_time, start):
+        a, q, precision, *rest = over_time
+        m0, *variances = start
+        P0, prior0 = jnp.exp(variances[0]), jnp.exp(variances[0]) + jnp.exp(variances[1])
+        read = kalman_attention(
+            jnp.tanh(a), jnp.exp(q), jnp.exp(precision), *rest, m0, P0, prior0=prior0, reset=resets(packed)
+        )
+        m, *variances = read.last
+        last = jnp.concatenate([m, *(value[..., None] for value in variances)], axis=-1)
+        return jnp.concatenate(read[:4], axis=-1), last
+
+    rows = (B, T, 2, N)
+    compare(run, draw(rows, rows, (B, T, 2), rows, (B, T, 2, 5), rows), draw((B, 2, N, 5), *[(B, 2, N)] * 2))
 
 
 @pytest.mark.parametrize("solver", ["newton", "sequential"])

@@ -64,12 +64,15 @@ def test_names_that_never_decay(path):
     assert not optimizer.is_decayed(path)
 
 
-@pytest.mark.parametrize("kind", ["kalman", "s4d", "s5", "lru", "rg_lru", "min_gru", "rnn", "lstm", "gru"])
+@pytest.mark.parametrize(
+    "kind", ["kalman", "kalman_attention", "s4d", "s5", "lru", "rg_lru", "min_gru", "rnn", "lstm", "gru"]
+)
 def test_of_every_mixer_matrices_decay_and_poles_step_sizes_and_biases_do_not(kind):
     paths = parameters(runs.model(SMALL, pattern=(kind,), **runs.HEADS, task=LANGUAGE))
     found = {path[-1] for path in paths if path[1] == "mixer" and optimizer.is_decayed(path)}
     assert found == {
         "kalman": {"B", "C", "kernel"},
+        "kalman_attention": {"in", "B", "C", "out", "kernel"},
         "s4d": {"C", "kernel"},
         "s5": {"B", "C", "kernel"},
         "lru": {"B", "C"},
