@@ -141,8 +141,9 @@ class Experiment:
             return
         if set(self.model.pattern) != {"selective"}:
             raise InputError(
-                f"{weight} prices the noisy memory of 'selective' blocks, or the nats that 'kalman' blocks gain, found "
-                f"model.pattern={self.model.pattern}: use either of the two alone, or 0"
+                f"{weight} prices the noisy memory of 'selective' blocks, or the nats that 'kalman' and "
+                "'kalman_attention' blocks gain, found "
+                f"model.pattern={self.model.pattern}: use blocks of one kind, or 0"
             )
         if not layer.process_noise:
             raise InputError(
@@ -191,7 +192,7 @@ class Experiment:
         if self.training.information_bound != "vib":
             raise InputError(
                 f"training.information_bound={self.training.information_bound!r} is of the noisy memory of 'selective' "
-                "blocks, found model.pattern of 'kalman', whose gates know their nats: leave it at 'vib'"
+                "blocks, found model.pattern={self.model.pattern}, whose gates know their nats: leave it at 'vib'"
             )
 
     def _check_capacity(self) -> None:

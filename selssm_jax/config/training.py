@@ -59,8 +59,8 @@ class Training:
     # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
     target_dimension: Share = 0.0
     multiplier_rate: NonNegative = 0.01  # step size of the multiplier's dual ascent
-    # of the nats of memory a block, in the mean over steps, which needs model.selective.process_noise; of "kalman", of
-    # the nats that a step gains
+    # of the nats of memory a block, in the mean over steps, which needs model.selective.process_noise; of "kalman" and
+    # "kalman_attention", of the nats that a step gains
     information_weight: NonNegative = 0.0
     information_bound: Literal["vib", "capacity"] = "vib"
     penalty_warmup: Count = 0  # steps over which the weight of every penalty grows from 0; 0: none

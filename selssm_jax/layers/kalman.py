@@ -140,8 +140,8 @@ class KalmanAttention(Layer):
     new: a row that is known changes little.
 
     v_t, of H heads of P = expand * d_model / H, k_t and q_t, of N a head, are linear in the input u_t and go through a
-    causal convolution of width d_conv and a silu, as in `Mamba2`. The output is W_out (RMSNorm(y_t) * silu(z_t)), normed
-    in each head by itself, z_t linear in the input.
+    causal convolution of width d_conv and a silu, as in `Mamba2`. The output is W_out (RMSNorm(y_t) * silu(z_t)), z_t
+    linear in the input, normed in each head by itself.
 
     Attributes:
       d_model: width of inputs and outputs. d_state: N. heads: H. expand: H P / d_model. d_conv: width of the

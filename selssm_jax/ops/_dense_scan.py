@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops import shards
-from selssm_jax.ops.boundaries import composed_or_stepped, multiply_state, vary_alike
+from selssm_jax.ops.boundaries import composed_or_stepped, multiply_state, name_residuals, vary_alike
 
 METHODS = ("auto", "sequential", "associative")
 
@@ -111,7 +111,7 @@ def _forward(
     method: str, adjoint: bool, a: Array, b: Array, h0: Array, reset: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     h = _scan(method, adjoint, a, b, h0, reset)
-    return h, (a, h, h0, reset)
+    return h, name_residuals((a, h, h0, reset))
 
 
 def _backward(

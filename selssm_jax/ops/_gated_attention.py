@@ -21,6 +21,7 @@ from selssm_jax.ops.boundaries import (
     find_lost_sequences,
     finite,
     multiply_state,
+    name_residuals,
     poison,
     vary_alike,
     zeros_beside,
@@ -128,7 +129,7 @@ def _run(method: str, given: _Inputs, reset: Array) -> tuple[Array, Array]:
 
 
 def _run_forward(method: str, given: _Inputs, reset: Array) -> tuple[tuple[Array, Array], tuple[_Inputs, Array]]:
-    return _run(method, given, reset), (given, reset)
+    return _run(method, given, reset), name_residuals((given, reset))
 
 
 def _run_backward(method: str, saved: tuple[_Inputs, Array], cotangents: tuple[Array, Array]) -> tuple[_Inputs, None]:
@@ -150,7 +151,7 @@ def _gradient(method: str, given: _Inputs, reset: Array, cotangents: tuple[Array
 def _gradient_forward(
     method: str, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
 ) -> tuple[_Inputs, tuple[Any, ...]]:
-    return _gradient(method, given, reset, cotangents), (given, reset, cotangents)
+    return _gradient(method, given, reset, cotangents), name_residuals((given, reset, cotangents))
 
 
 def _gradient_backward(
@@ -158,7 +159,7 @@ def _gradient_backward(
 ) -> tuple[_Inputs, None, tuple[Array, Array]]:
     del method
     given, reset, before = saved
-    again = jax.vjp(lambda given, before: _pullback("auto", given, reset, before), given, before)[1]
+    again = jax.vjp(lambda given, before: _pullback("associative", given, reset, before), given, before)[1]
     dgiven, dbefore = again(cotangents)
     return dgiven, None, dbefore
 

@@ -69,7 +69,8 @@ def kalman_attention(
     Raises:
       ValueError: for an unknown method, shapes that do not fit, no steps, or numbers that are not real.
     """
-    _check({"a": a, "q": q, "precision": precision, "k": k, "v": v, "query": query}, m0, method)
+    steps: dict[str, Array | None] = {"a": a, "q": q, "precision": precision, "k": k, "v": v, "query": query}
+    _check(steps | {"m0": m0, "P0": P0, "prior0": prior0, "reset": reset}, method)
     wide = jnp.result_type(jnp.result_type(a, q, precision, k, v, query), jnp.float32)
     seen, pull, bad = _read(precision, k, wide)
     a = jnp.asarray(a, wide) if reset is None else jnp.where(jnp.asarray(reset)[..., None, None], 0, a).astype(wide)
@@ -91,21 +92,24 @@ def kalman_attention(
     )
 
 
-def _check(inputs: dict[str, Array], m0: Array | None, method: str) -> None:
+def _check(inputs: dict[str, Array | None], method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
+    given = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
     k, v = jnp.asarray(inputs["k"]), jnp.asarray(inputs["v"])
     if k.ndim != 4 or k.shape[1] == 0:
         raise ValueError(f"k has shape {k.shape}, expected (B, T, H, N) with T >= 1")
     if v.ndim != 4:
         raise ValueError(f"v has shape {v.shape}, expected (B, T, H, P)")
-    shapes = dict.fromkeys(("a", "q", "query"), k.shape) | {
+    rows = (k.shape[0], *k.shape[2:])
+    shapes = dict.fromkeys(("a", "q", "query"), k.shape) | dict.fromkeys(("P0", "prior0"), rows)
+    shapes |= {
         "precision": k.shape[:3],
         "v": (*k.shape[:3], v.shape[3]),
-        "m0": (k.shape[0], *k.shape[2:], v.shape[3]),
+        "m0": (*rows, v.shape[3]),
+        "reset": k.shape[:2],
     }
-    given = inputs | ({} if m0 is None else {"m0": m0})
-    check_inputs({name: jnp.asarray(value) for name, value in given.items()}, shapes, f"k {k.shape} and v {v.shape}")
+    check_inputs(given, shapes, f"k {k.shape} and v {v.shape}")
 
 
 def _read(precision: Array, k: Array, wide: DTypeLike) -> tuple[Array, Array, Array]:

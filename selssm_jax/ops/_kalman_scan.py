@@ -26,6 +26,7 @@ from selssm_jax.ops.boundaries import (
     finite,
     multiply_cotangent,
     multiply_state,
+    name_residuals,
     poison,
     vary_alike,
 )
@@ -190,7 +191,7 @@ def _scan(method: str, a: Array, q: Array, r: Array, z: Array, m0: Array, P0: Ar
 
 def _scan_forward(method: str, *given: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     m, P = _scan(method, *given)
-    return (m, P), (*given, m, P)
+    return (m, P), name_residuals((*given, m, P))
 
 
 def _scan_backward(method: str, saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, ...]:

@@ -11,7 +11,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Inexact
 
 from selssm_jax.ops import shards
-from selssm_jax.ops.boundaries import composed_or_stepped, multiply_cotangent, multiply_state, vary_alike
+from selssm_jax.ops.boundaries import (
+    composed_or_stepped,
+    multiply_cotangent,
+    multiply_state,
+    name_residuals,
+    vary_alike,
+)
 
 METHODS = ("auto", "sequential", "associative", "chunked")
 CHUNK = 256  # steps that "chunked" composes at once
@@ -184,7 +190,7 @@ def _scan(run: _Run, a: Array, b: Array, h0: Array) -> tuple[Array, Array]:
 
 def _scan_forward(run: _Run, a: Array, b: Array, h0: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
     h, last = _scan(run, a, b, h0)
-    return (h, last), (a, h, h0)
+    return (h, last), name_residuals((a, h, h0))
 
 
 def _scan_backward(

@@ -20,6 +20,7 @@ from selssm_jax.ops.boundaries import (
     composed_or_stepped,
     find_lost_sequences,
     finite,
+    name_residuals,
     poison,
     vary_alike,
     zeros_beside,
@@ -151,7 +152,7 @@ def _scan_forward(
     method: str, given: _Inputs, reset: Array | None
 ) -> tuple[tuple[Array, Array, Array], tuple[_Inputs, Array | None, Array]]:
     y, last, starts = _scan(method, given, reset)
-    return (y, last, starts), (given, reset, starts)
+    return (y, last, starts), name_residuals((given, reset, starts))
 
 
 def _scan_backward(
@@ -194,7 +195,7 @@ def _as_it_is(value: Array) -> Array:
 def _gradient_forward(
     method: str, given: _Inputs, reset: Array | None, starts: Array, dy: Array, dlast: Array
 ) -> tuple[_Inputs, tuple[Any, ...]]:
-    return _gradient(method, given, reset, starts, dy, dlast), (given, reset, dy, dlast)
+    return _gradient(method, given, reset, starts, dy, dlast), name_residuals((given, reset, dy, dlast))
 
 
 def _gradient_backward(

@@ -21,6 +21,7 @@ from selssm_jax.ops.boundaries import (
     composed_or_stepped,
     find_lost_sequences,
     finite,
+    name_residuals,
     poison,
     vary_alike,
     zeros_beside,
@@ -132,7 +133,7 @@ def _is_safe(given: _Inputs) -> Array:
 
 
 def _run_forward(chunk: int | None, given: _Inputs, reset: Array) -> tuple[tuple[Array, Array], tuple[_Inputs, Array]]:
-    return _run(chunk, given, reset), (given, reset)
+    return _run(chunk, given, reset), name_residuals((given, reset))
 
 
 def _run_backward(
@@ -155,7 +156,7 @@ def _gradient(chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple
 def _gradient_forward(
     chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
 ) -> tuple[_Inputs, tuple[Any, ...]]:
-    return _gradient(chunk, given, reset, cotangents), (given, reset, cotangents)
+    return _gradient(chunk, given, reset, cotangents), name_residuals((given, reset, cotangents))
 
 
 def _gradient_backward(
