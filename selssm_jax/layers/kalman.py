@@ -256,9 +256,7 @@ class KalmanAttention(Layer):
         own: dict[str, tuple[int, ...]] = {"": (1,), "_conv/kernel": (1,), "_conv/bias": (0,)}
         columns = {f"{name}{part}": axes for name in ("B", "C") for part, axes in own.items()}
         columns |= {"A": (0,), "decay_kernel": (1,)}
-        return StateAxes(
-            self.d_state, columns, drive="B", readout="C", mask="mask", parts=dict.fromkeys(columns, self.heads)
-        )
+        return StateAxes(self.d_state, columns, drive="B", readout="C", mask="mask")
 
     def initial_state(self, batch: Rows, steps: int | None = None) -> State:
         """Returns an empty memory; it does not grow with `steps`."""
