@@ -78,15 +78,9 @@ def kalman_attention(
     filtered = kalman_scan(a, q, r, jnp.zeros_like(r), P0=P0, prior0=prior0, reset=reset, method=method)
     start = jnp.zeros(r[:, 0].shape, wide) if P0 is None else jnp.asarray(P0, wide)
     fade, write, lost = _weigh(a, jnp.asarray(q, wide), seen, pull, shards.previous(filtered.P, start, axis=1))
-    y, last = gated_attention(
-        poison(fade, lost | bad),
-        poison(write, lost | bad),
-        v,
-        query,
-        m0,
-        reset=reset,
-        method="chunked" if method == "associative" else method,
-    )
+    fade, write = poison(fade, lost | bad), poison(write, lost | bad)
+    way = "chunked" if method == "associative" else method
+    y, last = gated_attention(fade, write, v, query, m0, reset=reset, method=way)
     return KalmanAttention(
         y.astype(v.dtype), filtered.P, filtered.gained, filtered.forgotten, filtered.last._replace(m=last)
     )
