@@ -239,6 +239,10 @@ WRONG = [
         r"example 0\.01",
     ),
     (
+        {"model__selective__drive": "normalised", "model__selective__gate_state": "dense"},
+        r"model\.selective\.drive='normalised' scales .* found model\.selective\.gate_state='dense': use",
+    ),
+    (
         {"model__selective__gate_temperature": 0.5},
         r"gate_temperature=0\.5 is read by model\.selective\.gate='softmax' alone, found .*'sigmoid': use "
         r"gate_temperature=1\.0",

@@ -40,6 +40,8 @@ VALUES = {
     "model.selective.gate_bias": (-20.0, 2.0),
     "model.selective.gate_state": ("elementwise", "dense"),
     "model.selective.update": ("effective",),
+    "model.selective.drive": ("normalised",),
+    "model.selective.output_gate": (True,),
     "model.selective.transition": ("complex", "dense"),
     "model.selective.process_noise": (0.3, 1e-12),
     "model.selective.observation_noise": (0.1,),

@@ -98,7 +98,7 @@ def state_axes(config: Model) -> dict[str, StateAxes]:
         kinds = "two directions of " * config.bidirectional + ", ".join(dict.fromkeys(config.pattern))
         raise ValueError(
             f"no block names state axes, found {kinds}: give a mixer a method state_axes(), see "
-            "selssm_jax/layers/axes.py"
+            "selssm_jax/layers/state_axes.py"
         )
     return axes
 
@@ -395,6 +395,11 @@ def _hankel(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> S
     del batches
     axes, layers = state_axes(model.config), mixers(model.config)
     for name in axes:
+        if getattr(layers[name], "output_gate", False):
+            raise ValueError(
+                f"{name}: its outputs are gated by the input, so no Hankel map is all of it: use a model of "
+                "output_gate=False, or another score than 'hankel'"
+            )
         if not callable(getattr(layers[name], "dynamics", None)):
             raise ValueError(
                 f"{name}: a {type(layers[name]).__name__} is not time-invariant, or has no method dynamics(x) to say "

@@ -38,6 +38,7 @@ class Decoder:
     weights: GatheredRows
     skip: Float[Array, "D"]
     gates: PyTree
+    output_gate: Float[Array, "D D"] | None  # None where outputs are not gated
     layer: SelectiveSSM = flax.struct.field(pytree_node=False)
     capacity: int = flax.struct.field(pytree_node=False)
 
@@ -63,7 +64,8 @@ class Decoder:
             state = jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], (state, opened, x))))
         else:
             state = jax.lax.map(one, (state, opened, x))
-        return state.read + self.skip[None] * x, state
+        y = state.read + self.skip[None] * x
+        return y if self.output_gate is None else y * jax.nn.silu(x @ self.output_gate), state
 
 
 def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = None) -> Decoder:
@@ -85,7 +87,8 @@ def make_decoder(layer: SelectiveSSM, params: PyTree, capacity: int | None = Non
         capacity = layer.gate_active if layer.gate == "top_k" else max(1, layer.d_state // SHARE)
     if not 1 <= capacity <= layer.d_state:
         raise ValueError(f"capacity={capacity} is no number of components: use one from 1 to {layer.d_state}")
-    return Decoder(gather_rows(A, params["B"], params["C"]), params["D"], params["G"], layer, capacity)
+    rows = gather_rows(A, params["B"], params["C"])
+    return Decoder(rows, params["D"], params["G"], params.get("W_z"), layer, capacity)
 
 
 def _check(layer: SelectiveSSM) -> None:
@@ -97,6 +100,10 @@ def _check(layer: SelectiveSSM) -> None:
     if layer.gate_floor:
         raise ValueError(
             f"gate_floor={layer.gate_floor} keeps every gate open, so nothing can be skipped: train with gate_floor=0"
+        )
+    if layer.drive != "gated":
+        raise ValueError(
+            f"drive={layer.drive!r} writes more than its gate of a component: train with drive='gated' to skip"
         )
     if layer.update != "retain":
         raise ValueError(

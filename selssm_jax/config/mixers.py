@@ -27,6 +27,7 @@ from selssm_jax.errors import InputError
 
 Reads = Literal["none", "elementwise", "dense"]
 Update = Literal["retain", "effective"]
+Drive = Literal["gated", "normalised"]
 Transition = Literal["diagonal", "complex", "dense"]
 Decay = Literal["constant", "input"]
 Method = Literal["auto", "sequential", "associative", "chunked"]
@@ -96,9 +97,11 @@ class SelectiveConfig(MixerConfig):
     gate_bias: GateBias = 0.0  # added to the biases that gates start with; positive: more open
     gate_state: Reads = "none"  # what of the state before it a gate reads besides the input
     update: Update = "retain"
+    drive: Drive = "gated"  # what B x_t is times: the gate, or sqrt(1 - |A_t|^2), which keeps the state's variance
     transition: Transition = "diagonal"
     process_noise: Spread = 0.0  # standard deviation of w_t
     observation_noise: Spread = 0.0  # standard deviation of v_t
+    output_gate: bool = False  # outputs times silu(W_z x_t)
     certified: bool = False  # contraction by construction: needs a gate_floor, and caps how gates read the state
     method: Method = "auto"
     solver: Solver = "auto"  # of the recurrence where gates read the state
@@ -116,12 +119,26 @@ class SelectiveConfig(MixerConfig):
         settings = {name: getattr(self, f"gate_{name}") for name in GATE_SETTINGS} | {"bias": self.gate_bias}
         features = d_state // 2 if self.transition == "complex" else d_state
         check_gate(self.gate, features, settings, lambda key: say(key if key == "gate" else f"gate_{key}"))
+        if self.drive == "normalised":
+            self._check_normalised(say)
         if self.gate_state != "none":
             self._check_state_gates(say)
         if self.certified and self.update == "retain" and not self.gate_floor > 0:
             raise InputError(
                 f"{say('certified')}=True needs gates that stay open a little, found "
                 f"{say('gate_floor')}={self.gate_floor}: use for example 0.01"
+            )
+
+    def _check_normalised(self, say: Say) -> None:
+        scaled = f"{say('drive')}='normalised' scales the drive by sqrt(1 - |A_t|^2)"
+        if self.transition == "dense":
+            raise InputError(
+                f"{scaled}, one number a component, found {say('transition')}='dense': use 'diagonal' or 'complex'"
+            )
+        if self.gate_state != "none":
+            raise InputError(
+                f"{scaled}, which no certificate knows where the state moves the gates, found "
+                f"{say('gate_state')}={self.gate_state!r}: use {say('gate_state')}='none', or {say('drive')}='gated'"
             )
 
     def _check_state_gates(self, say: Say) -> None:

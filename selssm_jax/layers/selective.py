@@ -19,7 +19,14 @@ from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.ops import dense_scan, linear_scan, nonlinear_scan, shards
 from selssm_jax.ops.boundaries import vary_alike
 from selssm_jax.ops.extremes import largest, smallest
-from selssm_jax.ops.gating import effective_transition, invariant_radius, pull, row_sums, step_factor
+from selssm_jax.ops.gating import (
+    effective_transition,
+    invariant_radius,
+    normalising_scale,
+    pull,
+    row_sums,
+    step_factor,
+)
 from selssm_jax.shapes import Activations, Reset, Rows
 
 INPUT_RADIUS = 2.0  # of the inputs of a certified layer, times sqrt(D), the norm of a normalised input
@@ -54,7 +61,9 @@ class SelectiveSSM(Layer):
     """h_t = (1 - g_t) h_{t-1} + g_t (A h_{t-1} + B x_t + w_t),  y_t = C h_t + D x_t + v_t,  g_t = G(x_t, h_{t-1}).
 
     That is update "retain", A_t = I - G_t (I - A) and B_t = G_t B: a gate of 0 keeps a component exactly. Update
-    "effective" is h_t = g_t (A h_{t-1} + B x_t + w_t), A_t = G_t A: a gate of 0 erases it (the paper, section 2.3).
+    "effective" is h_t = g_t (A h_{t-1} + B x_t + w_t), A_t = G_t A: a gate of 0 erases it (the paper, section 2.3). A
+    normalised drive makes either h_t = A_t h_{t-1} + sqrt(1 - |A_t|^2) (B x_t + w_t), an output gate y_t = silu(W_z
+    x_t) (C h_t + D x_t) + v_t.
 
     Attributes:
       d_model: D, width of x and y.
@@ -67,8 +76,11 @@ class SelectiveSSM(Layer):
       gate_state: "none", G(x_t); "elementwise", a gate also reads the components of h_{t-1} that it is of; "dense", all
         of them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
+      drive: "gated", or "normalised": the state's variance is then that of B x_t + w_t, however slow its gates; for
+        gates of the input alone, and not for "dense".
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
       process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
+      output_gate: whether outputs are gated by the input.
       method: how the linear recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
       certified: the layer contracts by construction, at every step of training, and `stability.certify` says so: needs
         a gate_floor (theory, section 5 B1) and, where gates read the state, no process noise; inputs are projected to
@@ -91,9 +103,11 @@ class SelectiveSSM(Layer):
     gate_bias: float = SelectiveConfig.gate_bias
     gate_state: str = SelectiveConfig.gate_state
     update: str = SelectiveConfig.update
+    drive: str = SelectiveConfig.drive
     transition: str = SelectiveConfig.transition
     process_noise: float = SelectiveConfig.process_noise
     observation_noise: float = SelectiveConfig.observation_noise
+    output_gate: bool = SelectiveConfig.output_gate
     certified: bool = SelectiveConfig.certified
     method: str = SelectiveConfig.method
     solver: str = SelectiveConfig.solver
@@ -109,6 +123,8 @@ class SelectiveSSM(Layer):
         self.B = self.param("B", normal, (self.d_model, parts * self._poles))
         self.C = self.param("C", normal, (parts * self._poles, self.d_model))
         self.D = self.param("D", nn.initializers.ones, (self.d_model,))
+        if self.output_gate:
+            self.W_z = self.param("W_z", normal, (self.d_model, self.d_model))
 
     def __call__(
         self, x: Activations, state: Inexact[Array, "B N"] | None = None, *, reset: Reset | None = None
@@ -139,7 +155,9 @@ class SelectiveSSM(Layer):
             None if self.gate_state == "none" else self._nonlinear(opening, self._drive(x), None, None)[2]
         )
         columns = self._complex(self.B.T, axis=0) if self.transition == "complex" else self.B.T
-        return Dynamics(effective_transition(gate, self.A, self.update), gate[..., None] * columns[None, None])
+        return Dynamics(
+            effective_transition(gate, self.A, self.update), self._scale(gate)[..., None] * columns[None, None]
+        )
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns what holds for all inputs of a set (`layers.bounds`): the gates' range and slopes, and the largest |B
@@ -150,6 +168,10 @@ class SelectiveSSM(Layer):
             drive = jnp.minimum(drive, self._largest_drive(self._projected))
         drive = jnp.full_like(drive, jnp.inf) if self.process_noise else drive
         gates = self.G.reachable(inputs, self._cap()).envelope(invariant_radius(self.A, drive))
+        if self.drive == "normalised":  # what is let in over what the gate would let in: the more, the less it is open
+            open_ = gates.low > 0
+            more = jnp.where(open_, self._scale(gates.low) / jnp.where(open_, gates.low, 1), jnp.inf)
+            drive = jnp.where(drive == 0, 0, drive * more)
         noise = self.process_noise**2 * jnp.eye(self._poles) if self.process_noise else None
         return Bounds(
             self.A, gates.low, gates.high, gates.lipschitz, drive, noise, self.update, gate_rivalry=gates.rivalry
@@ -264,12 +286,13 @@ class SelectiveSSM(Layer):
 
     def _law(self, opening: Opening, drive: Array, before: Array | None, reset: Array | None) -> Law:
         gate = opening.at(before)
-        noise = gate * self.process_noise
+        scale = self._scale(gate)
+        noise = scale * self.process_noise
         if before is None:
             A = effective_transition(gate, self.A, self.update)
             return Law(
                 A if reset is None else jnp.where(reset.reshape(*reset.shape, *[1] * (A.ndim - 2)), 0, A),
-                gate * drive,
+                scale * drive,
                 noise,
             )
         kept = 1 - gate if self.update == "retain" else jnp.zeros_like(gate)
@@ -279,6 +302,10 @@ class SelectiveSSM(Layer):
         """A h for states of any leading axes."""
         return h @ self.A.T if self.A.ndim == 2 else h * self.A.reshape((1,) * (h.ndim - 1) + self.A.shape)
 
+    def _scale(self, gate: Array) -> Array:
+        """What B x_t + w_t is times."""
+        return gate if self.drive == "gated" else normalising_scale(gate, self.A, self.update)
+
     def _linear(
         self, opening: Opening, drive: Array, state: Array | None, reset: Array | None
     ) -> tuple[Array, Array, None]:
@@ -286,7 +313,11 @@ class SelectiveSSM(Layer):
         gate = opening.at()
         scan = dense_scan if self.transition == "dense" else linear_scan
         h, last = scan(
-            effective_transition(gate, self.A, self.update), gate * drive, state, reset=reset, method=self.method
+            effective_transition(gate, self.A, self.update),
+            self._scale(gate) * drive,
+            state,
+            reset=reset,
+            method=self.method,
         )
         return h, last, None
 
@@ -319,6 +350,8 @@ class SelectiveSSM(Layer):
         if self.transition == "complex":
             h = jnp.concatenate([h.real, h.imag], axis=-1)
         y = project(h.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
+        if self.output_gate:
+            y *= nn.silu(project(x, self.W_z))
         if self.observation_noise:
             y += self.observation_noise * jax.random.normal(self.make_rng("noise"), y.shape, self.dtype)
         return y

@@ -21,6 +21,24 @@ def effective_transition(gate: Array, A: Array, update: str) -> Array:
     return identity - rows * (identity - A) if update == "retain" else rows * A
 
 
+def normalising_scale(gate: Array, A: Array, update: str) -> Array:
+    """s_t = sqrt(1 - |A_t|^2) for a diagonal A: h_t = A_t h_{t-1} + s_t u_t has the variance of its drive u_t, whatever
+    the gate (Orvieto et al. 2023, De et al. 2024).
+
+    Formed without the cancellation of 1 - |A_t|^2: g (2 Re(1 - a) - g |1 - a|^2) for "retain". 0 where the gate is 0.
+    """
+    xp = gate.__array_namespace__()
+    A = A.reshape((1,) * (gate.ndim - 1) + A.shape)
+    size = abs(A)
+    squared = (
+        gate * (2 * (1 - A).real - gate * abs(1 - A) ** 2)
+        if update == "retain"
+        else (1 - gate * size) * (1 + gate * size)
+    )
+    positive = squared > 0  # its root has no slope at 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, squared, 1)), 0)
+
+
 def row_sums(A: Array) -> Array:
     """sum_j |a_ij|, (n,): how much each row can make of a state of largest component 1."""
     return abs(A).sum(axis=1) if A.ndim == 2 else abs(A)

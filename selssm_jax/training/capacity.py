@@ -77,7 +77,9 @@ def weights(name: str, sizes: Mapping[str, Any]) -> float:
     d, n, inner = sizes["d_model"], sizes.get("d_state", 0), sizes.get("expand", 0) * sizes["d_model"]
     dense = "dense" in (sizes.get("transition"), sizes.get("gate_state"))
     return {
-        "selective": 2 * d * n + (d * n + n**2 * dense) / sizes.get("gate_slot_width", 1),
+        "selective": 2 * d * n
+        + (d * n + n**2 * dense) / sizes.get("gate_slot_width", 1)
+        + d**2 * sizes.get("output_gate", False),
         "kalman": 3 * d * n,
         "kalman_attention": 3 * d * inner + 2 * d * n * sizes.get("heads", 0),
         "s4d": 2 * d * n,

@@ -428,6 +428,12 @@ def test_parts_in_the_hankel_map_of_time_invariant_mixers(kind):
     )
 
 
+def test_outputs_that_the_input_gates_have_no_hankel_map():
+    model, params = build(runs.model(LANGUAGE, selective__gate="constant", selective__output_gate=True))
+    with pytest.raises(ValueError, match=r"block_0: its outputs are gated by the input.*output_gate=False"):
+        pruning.scores(model, params, [], "hankel")
+
+
 @pytest.mark.parametrize(("kind", "name"), [("gru", "GRU"), ("min_gru", "MinGRU"), ("mamba", "Mamba"), ("s4d", "S4D")])
 def test_mixers_without_dynamics_have_no_hankel_map(kind, name):
     model, params = build(runs.model(LANGUAGE, pattern=(kind,)))

@@ -22,7 +22,7 @@ def trained(**fields):
 
 
 FORMS = [
-    {"gate": "binary"},
+    {"gate": "binary", "output_gate": True},
     {"gate": "binary", "transition": "dense", "gate_state": "elementwise"},
     {"gate": "top_k", "gate_active": 7},
     {"gate": "top_k", "gate_active": 7, "transition": "dense", "gate_state": "dense"},
@@ -69,6 +69,7 @@ def test_a_decoder_goes_into_a_program_as_an_argument_and_goes_on_from_a_state()
 @pytest.mark.parametrize(
     ("fields", "capacity", "words"),
     [
+        ({"gate": "binary", "drive": "normalised"}, None, "drive='normalised' writes more .* drive='gated'"),
         ({"gate": "sigmoid"}, None, "gate='sigmoid' is never 0, so nothing can be skipped: train one of hard_sigmoid"),
         ({"gate": "binary", "gate_floor": 0.1}, None, "gate_floor=0.1 keeps every gate open.*gate_floor=0"),
         ({"gate": "binary", "update": "effective"}, None, "erases where a gate is 0.*update='retain'"),

@@ -73,7 +73,9 @@ def transition_loop(layer, params):
 
 
 def layer_loop(layer, variables, x, h, reset):
-    """h_t = h + g (A h + B x - h) or g (A h + B x), one step and one sequence at a time, in float64."""
+    """h_t = h + g (A h + B x - h) or g (A h + B x), one step and one sequence at a time, in float64; by the options,
+    the drive's own scale and outputs times silu(W_z x).
+    """
     params = jax.tree.map(lambda p: np.asarray(p, np.float64), variables["params"])
     A, columns, rows = transition_loop(layer, params), params["B"].T, params["C"].T
     if layer.transition == "complex":
@@ -83,8 +85,15 @@ def layer_loop(layer, variables, x, h, reset):
     for b, t in np.ndindex(x.shape[0], x.shape[1]):
         before = np.zeros_like(h[b]) if reset[b, t] else h[b]
         g, target = gate_loop(layer, params, x[b, t], before), A @ before + columns @ x[b, t]
-        h[b] = (1 - g) * before + g * target if layer.update == "retain" else g * target
+        if layer.drive == "normalised":
+            a = 1 - g + g * np.diag(A) if layer.update == "retain" else g * np.diag(A)
+            h[b] = a * before + np.sqrt(1 - np.abs(a) ** 2) * (columns @ x[b, t])
+        else:
+            h[b] = (1 - g) * before + g * target if layer.update == "retain" else g * target
         y[b, t] = (rows @ h[b]).real + params["D"] * x[b, t]
+        if layer.output_gate:
+            z = x[b, t] @ params["W_z"]
+            y[b, t] *= z / (1 + np.exp(-z))
     return y, h
 
 
@@ -99,6 +108,65 @@ def test_layer_equals_the_loop(update, transition, gate):
     # float32 rounding over 13 steps of values of order 1
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("update", "transition", "options"),
+    [
+        ("retain", "complex", {"drive": "normalised", "output_gate": True}),
+        ("effective", "diagonal", {"drive": "normalised"}),
+        ("retain", "dense", {"output_gate": True}),
+    ],
+)
+def test_options_of_drive_and_outputs_equal_the_loop(update, transition, options):
+    layer, params, x = build(update=update, transition=transition, **options)
+    h0, reset = start(layer), np.zeros((B, T), bool)
+    reset[0, 5] = True
+    y, last = jax.jit(layer.apply)(params, x, h0, reset=jnp.asarray(reset))
+    expected, end = layer_loop(layer, params, np.asarray(x, np.float64), h0, reset)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last, end, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("update", "transition", "gate"),
+    [("retain", "diagonal", "tanh"), ("retain", "complex", "sigmoid"), ("effective", "complex", "softmax")],
+)
+def test_a_normalised_drive_keeps_the_variance_of_the_state(update, transition, gate):
+    """Of white inputs, |A|^2 V + |B|^2 = V with V that of B x: also where 1 - |A|^2 is far below float32's own step."""
+    layer, params, x = build(update=update, transition=transition, gate=gate, drive="normalised")
+    params["params"]["G"]["bias"] = jnp.linspace(-18.0, 2.0, len(params["params"]["G"]["bias"]))
+    A, maps = (np.asarray(part) for part in layer.apply(params, x, method="dynamics"))
+    gate = np.asarray(layer.apply(params, x, mutable=["intermediates"])[1]["intermediates"]["gate"][0], np.float64)
+    a = np.asarray(layer.apply(params, x, method=lambda bound, x: bound.A))
+    a = a.astype(np.complex128)[None, None]
+    exact = 1 - np.abs(1 - gate * (1 - a) if update == "retain" else gate * a) ** 2
+    whole = np.asarray(params["params"]["B"], np.float64).T
+    whole = whole[: whole.shape[0] // 2] + 1j * whole[whole.shape[0] // 2 :] if transition == "complex" else whole
+    np.testing.assert_allclose(
+        (np.abs(maps) ** 2).sum(-1), exact * (np.abs(whole) ** 2).sum(-1)[None, None], rtol=1e-4, atol=1e-12
+    )
+    np.testing.assert_allclose(np.abs(A) ** 2, 1 - exact, rtol=1e-5, atol=1e-12)
+
+
+def test_a_normalised_drive_of_a_closed_gate_keeps_the_state_and_has_slopes():
+    layer, params, x = build(gate="hard_sigmoid", drive="normalised")
+    h0 = start(layer)
+    slopes = jax.grad(lambda params: jnp.square(layer.apply(params, x, h0)[0]).sum())(with_bias(params, -3.0))
+    assert (layer.apply(with_bias(params, -4.0), x, h0)[1] == h0).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_noise_is_let_in_as_the_normalised_drive_is():
+    layer = SelectiveSSM(1, 2, process_noise=0.7, drive="normalised")
+    x = jnp.ones((20_000, 2, 1))
+    params = layer.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x[:1])
+    _, sown = layer.apply(params, x, rngs={"noise": jax.random.key(2)}, mutable=["intermediates", "laws"])
+    h, law = sown["intermediates"]["state"][0], sown["laws"]["law"][0]
+    drawn = (h[:, 1] - law.A[:, 1] * h[:, 0] - law.drive[:, 1]) / law.noise[:, 1]
+    # of 2e4 draws a variance has a relative standard error of 1 %
+    np.testing.assert_allclose([np.var(drawn), np.mean(drawn)], [1, 0], atol=0.05)
+    np.testing.assert_allclose(law.noise, 0.7 * jnp.sqrt(1 - law.A**2), rtol=1e-4)
 
 
 def build_reading(gain=1.0, **fields):
@@ -338,6 +406,14 @@ def test_bfloat16_keeps_gate_state_and_carry_in_float32():
         (
             {"gate_state": "dense", "transition": "complex"},
             "gate_state='dense' reads real states, found transition='complex': use 'diagonal' or 'dense'",
+        ),
+        (
+            {"drive": "normalised", "transition": "dense"},
+            r"drive='normalised' scales .* found transition='dense': use 'diagonal' or 'complex'",
+        ),
+        (
+            {"drive": "normalised", "gate_state": "elementwise"},
+            r"no certificate knows .* found gate_state='elementwise': use gate_state='none', or drive='gated'",
         ),
         ({"gate_state": "all"}, "gate_state='all' is not a choice: known: dense, elementwise, none"),
         ({"d_state": 0}, "d_state=0 is out of range: use at least 1"),

@@ -68,6 +68,27 @@ def test_coupled_states_of_a_layer_stay_under_its_certificate(form, kind):
     assert (distances <= allowed * (1 + 1e-5) + 1e-5 * first).all()  # float32 states
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"transition": "diagonal", "gate": "softmax"},
+        {"transition": "complex", "certified": True},
+        {"transition": "complex", "update": "effective"},
+    ],
+    ids=lambda form: "-".join(map(str, form.values())),
+)
+def test_states_of_a_normalised_drive_stay_in_the_box_that_is_stated(form):
+    """The largest input that there is, of the sign that moves a component most, for as long as it takes."""
+    layer, params = made(drive="normalised", **form)
+    found = certify(layer, params, input_bound=1.5)
+    assert found.contraction.status == "holds" and np.isfinite(found.invariant_radius).all()
+    for component in range(3):
+        x = jnp.broadcast_to(1.5 * jnp.sign(params["B"][:, component]), (1, 600, WIDTH))
+        last = layer.apply({"params": params}, x)[1][0]
+        assert (jnp.abs(last) <= found.invariant_radius * (1 + 1e-5)).all()
+    assert form.get("update") or float((jnp.abs(last) / found.invariant_radius).max()) > 0.05
+
+
 CLIMB = 60  # steps of the ascent
 
 
