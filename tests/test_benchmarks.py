@@ -262,6 +262,20 @@ def test_gates_are_compared_with_the_filter_that_knows_the_noise(source, noise):
     assert blind > 1.4 * optimal
 
 
+def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):
+    script = importlib.import_module("selective_options")
+    tiny = {
+        "data": {"length": 8, "vocab": 4, "tokens": 2, "batch_size": 2, "eval_examples": 4, "eval_batch_size": 4},
+        "model": {"pattern": ("selective",), "d_model": 8, "d_state": 4, "mlp_ratio": 0.0},
+    }
+    monkeypatch.setitem(script.CHANGES, "copying", tiny)
+    found = script.train("copying", "both", 1, tmp_path, None, steps=4, eval_every=4)
+    assert found["parameters"] > 8 * 8 and 0 <= found["error"][0] <= 1
+    better, mixed = (script.compare({"error": error}, {"error": [0.5, 0.5]}) for error in ([0.2, 0.21], [0.4, 0.6]))
+    assert script.wins(better) and better["mean"] == pytest.approx(-0.295) and not script.wins(mixed)
+    assert not script.wins(script.compare(found, {"error": [2.0]})), "one seed says nothing"
+
+
 def test_what_sparse_gates_do_is_measured(tmp_path):
     script = importlib.import_module("sparsity")
     short = {"penalty_warmup": 2, "eval_every": 4, "checkpoint_every": 4}
