@@ -169,15 +169,22 @@ def _across_shards(steps: _Steps, start: Array) -> tuple[Array, Array | None]:
 
 
 def _nats(square: Array, steps: _Steps, P: Array, prior: Array) -> tuple[Array, Array]:
-    """(gained, forgotten) of the variances before each step; nothing is forgotten where nothing was known."""
-    bad = ~(jnp.isfinite(square + steps.q + P + prior) & (steps.r > 0))
-    square, q, r, P, prior = (jnp.where(bad, 1, value) for value in (square, steps.q, steps.r, P, prior))
+    """(gained, forgotten) of the variances before each step; nothing is forgotten where nothing was known.
+
+    A filter may hold what grows without end, |a| > 1: its prior variance leaves the numbers, and what a step forgets is
+    that of S = inf long before.
+    """
+    bad = ~(jnp.isfinite(square + steps.q + P) & (steps.r > 0)) | jnp.isnan(prior)
+    endless = ~bad & (P > 0) & (prior >= LARGEST * P) & (square * prior >= LARGEST * steps.q)
+    square, q, r, P = (jnp.where(bad, 1, value) for value in (square, steps.q, steps.r, P))
+    prior = jnp.where(bad | endless, P, prior)
     gained = jnp.log1p((square * P + q) / r) / 2
     known = jnp.where(prior < P, 0, (prior - P) / jnp.where(P > 0, P, 1))  # less by rounding alone
     carried = square * prior
     share = jnp.where(carried > 0, q / jnp.where(carried > 0, carried + q, 1), 1)
     known = jnp.where((P <= 0) & (prior > 0) & (share > 0), jnp.inf, known)
-    return poison(gained, bad), poison(jnp.log1p(share * known) / 2, bad)
+    lost = jnp.where(endless, q / jnp.where(endless, square * P, 1), share * known)
+    return poison(gained, bad), poison(jnp.log1p(lost) / 2, bad)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -202,7 +202,7 @@ def _attack(setting: _Setting, given: tuple[np.ndarray | None, np.ndarray | None
 
 def _judge(setting: _Setting, proof: _Proof, seed: int) -> _Judgement:
     invariant = _stays(setting, proof.image)
-    path = None if proof.J is None else pathwise.of_jacobian(np.where(np.isnan(proof.J), np.inf, proof.J))
+    path = None if proof.J is None else _contract(proof.J)
     contracts = path is not None and path.status == "holds"
     if path is not None and contracts and invariant:
         return _Judgement(dataclasses.replace(path, reason=f"{path.reason} {_about(setting)}"))
@@ -224,6 +224,12 @@ def _judge(setting: _Setting, proof: _Proof, seed: int) -> _Judgement:
         refuted = Verdict("refuted", witness.growth, f"{words} {witness.growth:.6g} a step.", witness)
         return _Judgement(refuted, orbits.expanding)
     return _report_sample(setting, proof, path, orbits.escape, leaves, seed)
+
+
+def _contract(J: np.ndarray) -> Verdict:
+    if np.isfinite(J).all():
+        return pathwise.of_jacobian(J)
+    return Verdict("not established", reason="The bounds of the Jacobian are not all finite.")
 
 
 def _stays(setting: _Setting, image: Interval | None) -> bool:

@@ -205,8 +205,8 @@ def _bell(low: Numbers, high: Numbers, *, f: Callable[..., Any], slope: Callable
 
 
 def _bent(low: Numbers, high: Numbers, *, f: Callable[..., Any], slope: Callable[..., Any], least: float) -> Any:
-    """Of a function that grows, with a slope that grows or falls all the way, on numbers above `least`."""
-    if not (low > least).all():
+    """Of a function that grows, with a slope that grows or falls all the way, on numbers above a finite `least`."""
+    if math.isfinite(least) and not (low > least).all():
         raise UnknownOperationError(f"a logarithm or root may be taken of {low.min():.4g}")
     slopes = slope(low), slope(high)
     return (f(low), f(high)), (np.minimum(*slopes), np.maximum(*slopes))

@@ -161,6 +161,17 @@ def test_nats_are_those_of_the_joint_gaussian():
 
 
 @METHODS
+def test_what_grows_without_end_is_held_by_what_it_gains(method):
+    """Once nothing of the start is left, a step gains log|a| nats more than it forgets: the least that holds an
+    unstable plant (the data-rate theorem, Nair and Evans 2004).
+    """
+    a = jnp.full((1, 3000, 1), 1.2)
+    found = kalman_scan(a, jnp.full_like(a, 1e-4), jnp.full_like(a, 0.1), jnp.zeros_like(a), method=method)
+    assert not jnp.isfinite(found.last.prior).all() and jnp.isfinite(jnp.stack(found[:4])).all()
+    np.testing.assert_allclose(found.gained[:, 100:] - found.forgotten[:, 100:], np.log(1.2), atol=1e-6)
+
+
+@METHODS
 def test_a_reading_of_infinite_variance_is_none_whatever_it_says(method):
     a, q, r, z = draw((1, 12, 2), decades=(-1, 1))
     missing = np.arange(12)[None, :, None] % 3 == 1

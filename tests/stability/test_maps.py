@@ -135,6 +135,13 @@ def test_what_cannot_be_meant_is_an_error_before_work(given, words):
         certify_map(f, **(dict(states=BOX, inputs=INPUTS) | given))
 
 
+def test_bounds_without_end_prove_nothing():
+    verdict = certify_map(lambda h, x: 0.1 * h**3, states=(-np.inf, np.full(1, np.inf))).contraction
+    assert verdict.status == "refuted" and abs(verdict.witness.start) == pytest.approx(np.sqrt(10))
+    verdict = certify_map(lambda h, x: h * jnp.sin(h) / 1e3 + jnp.exp(h - 20), states=(-np.inf, np.full(1, np.inf)))
+    assert verdict.contraction.status == "not established" and "not all finite" in verdict.contraction.reason
+
+
 def test_an_endless_box_of_which_nothing_is_proved_is_an_error():
     with pytest.raises(ValueError, match="states reach to infinity, and the Jacobian was not enclosed"):
         certify_map(looped, states=EVERYWHERE, inputs=INPUTS)

@@ -57,6 +57,7 @@ def test_boxes_may_have_no_ends():
     ranges = enclose(lambda h: 0.5 * h + jnp.tanh(h) * 0.25, (np.full(2, -np.inf), np.full(2, np.inf)))
     np.testing.assert_allclose(np.diagonal(ranges.slope_high), 0.75)
     np.testing.assert_allclose(np.diagonal(ranges.slope_low), 0.5)
+    assert enclose(jax.nn.softplus, (np.full(1, -np.inf), np.full(1, np.inf))).slope_high < 2.1
     assert (ranges.low == -np.inf).all() and (ranges.high == np.inf).all()
 
 
