@@ -1,6 +1,7 @@
 """Notebooks run from their first to their last cell on a CPU, and show figures."""
 
 import pathlib
+import re
 
 import nbformat
 import pytest
@@ -89,6 +90,26 @@ def test_a_run_is_used(tmp_path):
     said = texts(notebook)
     assert "80% intervals of sales" in said and "memory 976 bytes" in said and "nats (standard error" in said
     assert (tmp_path / "run" / "run" / "intervals.npz").exists()
+
+
+def assert_cost_is_analytic(said):
+    """Three loops cost within 1 % of what LQG's formula says."""
+    departures = [float(text) for text in re.findall(r"measured .* analytic .*: ([+-][\d.]+)%", said)]
+    assert len(departures) == 3 and max(map(abs, departures)) < 1
+
+
+def test_the_stored_loops_cost_what_is_analytic_and_the_learnt_memory_costs_more():
+    said = texts(nbformat.read(FOLDER / "control.ipynb", as_version=4))
+    assert_cost_is_analytic(said)
+    assert said.count("refuted (rate 1.") == 2 and "LQG: holds" in said and "Sampled, not proved" in said
+    assert 0 < float(re.search(r"that is \+(\d+)%", said)[1]) < 40 and "at rest: holds" in said
+
+
+@pytest.mark.exhaustive
+def test_a_plant_is_controlled(tmp_path):
+    said = texts(execute(FOLDER / "control.ipynb", tmp_path))
+    assert_cost_is_analytic(said)
+    assert said.count("refuted (rate 1.") >= 2 and "LQG: holds" in said
 
 
 def outputs_of(notebook, kind) -> str:

@@ -119,7 +119,7 @@ def _follow(f: Map, h: Any, tangent: Any, inputs: Any) -> tuple[Any, Any, Any]:
 
     def step(before: tuple[Any, Any], x: Any) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
         h, tangent = before
-        after, grown = jax.jvp(lambda h: f(h, x).astype(h.dtype), (h,), (tangent,))
+        after, grown = f(h, x).astype(h.dtype), _jacobian(f)(h, x) @ tangent
         size = jnp.linalg.norm(grown)
         return (after, grown / jnp.where(size > 0, size, 1)), (h, tangent, jnp.log(size))
 
@@ -162,7 +162,12 @@ def _linearize(f: Map, h: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @partial(jax.jit, static_argnums=0)
 def _images_and_jacobians(f: Map, h: Any, x: Any) -> tuple[Any, Any]:
-    return jax.vmap(f)(h, x), jax.vmap(jax.jacfwd(f))(h, x)
+    return jax.vmap(f)(h, x), jax.vmap(_jacobian(f))(h, x)
+
+
+def _jacobian(f: Map) -> Map:
+    """By reverse mode: scans with gradients of their own, as those of `ops`, know no other."""
+    return jax.jacrev(lambda h, x: f(h, x).astype(h.dtype))
 
 
 def climb_slopes(f: Map, region: Region, seed: int) -> Slopes:
@@ -178,7 +183,7 @@ def climb_slopes(f: Map, region: Region, seed: int) -> Slopes:
 @partial(jax.jit, static_argnums=(0, 1))
 def _climb(f: Map, n: int, z: Any, low: Any, high: Any) -> tuple[Any, Any]:
     def norm(z: Any) -> tuple[Any, Any]:
-        size = jnp.abs(jax.jacfwd(lambda z: f(z[:n], z[n:]).astype(z.dtype))(z))
+        size = jnp.abs(_jacobian(lambda z, _: f(z[:n], z[n:]))(z, None))
         return size[:, :n].sum(1).max(), size
 
     def step(state: tuple[Any, Any, Any], reach: Any) -> tuple[tuple[Any, Any, Any], None]:

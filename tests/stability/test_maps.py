@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.ops import linear_scan
 from selssm_jax.stability import certify_map
 from selssm_jax.stability.certificate import NAMES
 from selssm_jax.stability.simulate import Escape, ExpandingOrbit, observed_rate, simulate_coupled
@@ -70,6 +71,49 @@ def test_a_leaky_network_is_certified_and_no_pair_of_paths_exceeds_it():
         assert observed_rate(distances, floor=1e-4) <= verdict.rate + 1e-3
 
 
+def gated(weights, h, x):
+    """A leak and a gated network that reads the state, of rows that are bounded below."""
+    leak, W, U, B, V = weights
+    return leak * h + (0.95 - leak) * jnp.tanh(W @ h + B @ x) * jax.nn.sigmoid(U @ h + V @ x)
+
+
+def draw_gated(rng):
+    """Weights whose bounds of the Jacobian have rows of 0.6 to 0.99."""
+    leak = rng.uniform(0.1, 0.5)
+    W, U = rng.normal(size=(2, 3, 3))
+    rows = np.abs(W).sum(1, keepdims=True) + np.abs(U).sum(1, keepdims=True) / 4
+    share = (rng.uniform(0.6, 0.99, (3, 1)) - leak) / (0.95 - leak) / rows
+    return leak, W * share, U * share, *rng.normal(size=(2, 3, 2))
+
+
+@jax.jit
+def attack(weights, v, z):
+    """The largest weighted norm of the Jacobian that gradient ascent finds in the box |z_i| <= 1."""
+
+    def expansion(z):
+        J = jax.jacfwd(lambda h: gated(weights, h, z[3:]))(z[:3])
+        return (jnp.abs(J) @ v / v).max()
+
+    def step(z, reach):
+        return jnp.clip(z + reach * jnp.sign(jax.vmap(jax.grad(expansion))(z)), -1, 1), jax.vmap(expansion)(z).max()
+
+    return jax.lax.scan(step, z, 0.3 * 0.9 ** jnp.arange(40))[1].max()
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.exhaustive)])
+def test_no_certificate_of_a_random_map_is_exceeded(count):
+    rng, room = np.random.default_rng(2), []
+    for _ in range(count):
+        weights = draw_gated(rng)
+        verdict = certify_map(
+            lambda h, x, weights=weights: gated(weights, h, x), states=(-1, np.ones(3)), inputs=(-1, np.ones(2))
+        ).contraction
+        assert verdict.status == "holds"
+        z = rng.uniform(-1, 1, (32, 5))
+        room.append(verdict.rate - float(attack(weights, verdict.weights, z)))
+    assert min(room) > -1e-6 and np.median(room) < 0.3
+
+
 def test_gaussian_noise_is_certified_over_all_states_or_not_at_all():
     certificate = certify_map(leaky, states=EVERYWHERE, inputs=(-np.inf, np.full(2, np.inf)), noise_bound=np.inf)
     assert certificate.contraction.status == "holds" and certificate.contraction.rate <= 0.95
@@ -97,6 +141,16 @@ def test_what_is_sampled_is_labelled_and_never_certified():
     proved = certify_map(leaky, states=BOX, inputs=INPUTS).contraction
     assert proved.status == "holds"
     assert certificate.constants["largest expansion sampled"] == pytest.approx(proved.rate, rel=0.02)
+
+
+def test_layers_are_maps_too_and_are_sampled():
+    def layer(h, x):
+        gate = jax.nn.sigmoid(h + x[:4])[None, None]
+        return linear_scan(0.5 * gate, gate * x[None, None, 4:], h[None])[1][0]
+
+    certificate = certify_map(layer, states=BOX, inputs=(-0.2, np.full(8, 0.2)))
+    assert certificate.contraction.reason.startswith("Sampled, not proved")
+    assert 0.3 < certificate.constants["largest expansion sampled"] < 0.7
 
 
 def test_bounds_of_ones_own_derivation_prove_what_operations_do_not():
