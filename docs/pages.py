@@ -212,8 +212,9 @@ def _lines(path: str) -> dict[str, int]:
 
 def _notebook(source: str, address: str, config: MkDocsConfig) -> Iterator[File]:
     """A notebook as a page, with the outputs that it was stored with; nothing is run."""
+    # pictures of all notebooks lie in one folder: the name of each begins with that of its notebook
     text, resources = MarkdownExporter(raw_template=NOTEBOOK).from_notebook_node(
-        nbformat.read(ROOT / source, as_version=4)
+        nbformat.read(ROOT / source, as_version=4), resources={"unique_key": pathlib.Path(source).stem}
     )
     yield File.generated(config, address, content=text)
     for name, picture in resources["outputs"].items():
