@@ -17,10 +17,10 @@ def executed(tmp_path_factory):
     return execute(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
 
 
-def execute(path, folder):
+def execute(path, folder, steps=4):
     """A notebook after its cells ran in their own process, inside this clone, with a few steps of training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SELSSM_NOTEBOOK_STEPS", "4")
+        patch.setenv("SELSSM_NOTEBOOK_STEPS", str(steps))
         patch.setenv("SELSSM_NOTEBOOK_WORKDIR", str(folder / "run"))
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
         patch.setenv("PYTHONPATH", str(FOLDER.parent))
@@ -92,24 +92,21 @@ def test_a_run_is_used(tmp_path):
     assert (tmp_path / "run" / "run" / "intervals.npz").exists()
 
 
-def assert_cost_is_analytic(said):
-    """Three loops cost within 1 % of what LQG's formula says."""
+def assert_plants_are_controlled(said):
+    """Three loops cost within 1 % of what LQG's formula says, and the learnt memory little more; verdicts are right."""
     departures = [float(text) for text in re.findall(r"measured .* analytic .*: ([+-][\d.]+)%", said)]
     assert len(departures) == 3 and max(map(abs, departures)) < 1
+    assert 0 < float(re.search(r"that is \+(\d+)%", said)[1]) < 10 and "at rest: holds" in said
+    assert said.count("refuted (rate 1.") == 2 and said.count("LQG: holds") == 2 and "Sampled, not proved" in said
 
 
-def test_the_stored_loops_cost_what_is_analytic_and_the_learnt_memory_costs_more():
-    said = texts(nbformat.read(FOLDER / "control.ipynb", as_version=4))
-    assert_cost_is_analytic(said)
-    assert said.count("refuted (rate 1.") == 2 and "LQG: holds" in said and "Sampled, not proved" in said
-    assert 0 < float(re.search(r"that is \+(\d+)%", said)[1]) < 40 and "at rest: holds" in said
+def test_plants_are_controlled_as_it_is_stored():
+    assert_plants_are_controlled(texts(nbformat.read(FOLDER / "control.ipynb", as_version=4)))
 
 
 @pytest.mark.exhaustive
-def test_a_plant_is_controlled(tmp_path):
-    said = texts(execute(FOLDER / "control.ipynb", tmp_path))
-    assert_cost_is_analytic(said)
-    assert said.count("refuted (rate 1.") >= 2 and "LQG: holds" in said
+def test_plants_are_controlled(tmp_path):
+    assert_plants_are_controlled(texts(execute(FOLDER / "control.ipynb", tmp_path, steps=700)))
 
 
 def outputs_of(notebook, kind) -> str:

@@ -76,7 +76,8 @@ def certify_map(
     around which differences do not shrink, or an orbit with a positive Lyapunov exponent, beyond 4 standard errors.
 
     Args:
-      f: (h, x) -> the next state, (n,), written in JAX; h: (n,), x: (m,). Rounding of its own is not counted.
+      f: (h, x) -> the next state, (n,), written in JAX, with derivatives in reverse mode; h: (n,), x: (m,). Its own
+        rounding is not counted.
       states: (low, high), numbers or (n,) for at least one of them: the box that differences are certified in.
         Endless sides, -inf and inf, are allowed where bounds are given or can be enclosed: Gaussian noise, which has no
         bound, stays in no other box.
