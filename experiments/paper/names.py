@@ -22,7 +22,14 @@ FAMILIES = {
     "language": ("tiny_shakespeare", "wikitext2", "text", "python_reference"),
     "labelled text": ("labelled_text", "tagged_text"),
     "signals": ("fsdd", "smnist", "psmnist", "npz"),
-    "synthetic": ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian", "changing_noise"),
+    "synthetic": (
+        "selective_copying",
+        "induction_heads",
+        "associative_recall",
+        "delayed_recall",
+        "linear_gaussian",
+        "changing_noise",
+    ),
 }  # of data.source
 PAPERS = ("time series", "language", "signals")  # the families of the paper's three tasks
 

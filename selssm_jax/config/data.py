@@ -17,7 +17,7 @@ SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
 SERIES = (*TABLES, "linear_gaussian", "changing_noise")  # what is forecast
 TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
-SYMBOLS = ("selective_copying", "induction_heads", "delayed_recall")
+SYMBOLS = ("selective_copying", "induction_heads", "associative_recall", "delayed_recall")
 SYNTHETIC = (*SYMBOLS, "linear_gaussian", "changing_noise")
 # Where data come from, and the kind of task that they ask; `data.register_data` adds own ones.
 SOURCES: dict[str, str] = {
@@ -34,7 +34,7 @@ SOURCES_OF = {
     **dict.fromkeys((f"data.{key}" for key in ("targets", "past_covariates", "future_covariates", "static")), ("csv",)),
     "data.level": (*TEXTS, *LABELLED),
     "data.vocab": SYMBOLS,
-    "data.tokens": ("selective_copying",),
+    "data.tokens": ("selective_copying", "associative_recall"),
     "data.lag": ("delayed_recall",),
     "data.noise": ("linear_gaussian", "changing_noise"),
     "data.augment": SIGNALS,
@@ -166,7 +166,7 @@ class Data:
     level: Literal["character", "word", "byte", "subword"] = "character"
     augment: bool = False  # signals: random shift, gain and noise in training
     vocab: Annotated[int, Least(2)] = 16  # synthetic: symbols
-    tokens: Positive = 16  # synthetic: symbols to remember
+    tokens: Positive = 16  # synthetic: symbols, or pairs of a key and a value, to remember
     lag: Positive = 16  # delayed_recall: how far back
     noise: NonNegative = 0.1  # linear_gaussian, changing_noise: variance of the noise of observations
     train_examples: Positive = 100_000  # synthetic: training examples before the order repeats

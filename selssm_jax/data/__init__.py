@@ -28,6 +28,7 @@ LOADERS: dict[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "tagged_text": sources.labelled_texts_file,
     "selective_copying": sources.synthetic_task,
     "induction_heads": sources.synthetic_task,
+    "associative_recall": sources.synthetic_task,
     "delayed_recall": sources.synthetic_task,
     "linear_gaussian": sources.synthetic_task,
     "changing_noise": sources.synthetic_task,

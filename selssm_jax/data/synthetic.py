@@ -127,6 +127,44 @@ def _induction_heads(config: Data) -> Definition:
     )
 
 
+def _associative_recall(config: Data) -> Definition:
+    """`tokens` pairs of a key and a value, keys all different; then every key once more, in any order and at any places
+    among blanks, where its value is to be said (multi-query associative recall, Arora et al. 2024).
+
+    Vocabulary: `vocab` values, `vocab` keys, a blank. The answers are independent and uniform.
+    """
+    pairs, start, asked = config.tokens, 2 * config.tokens, config.length - 2 * config.tokens
+    if pairs > config.vocab:
+        raise InputError(
+            f"data.tokens={pairs} keys must differ, but data.vocab={config.vocab} has fewer: use fewer tokens or a "
+            "larger vocab"
+        )
+    if asked < pairs:
+        raise InputError(
+            f"data.length={config.length} is too short for data.tokens={pairs} pairs and as many questions: use at "
+            f"least {3 * pairs}"
+        )
+
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        keys = np.argsort(counter_rng.uniform((*key, 0), rows, config.vocab), axis=1)[:, :pairs]
+        values = counter_rng.integers((*key, 1), rows, pairs, config.vocab)
+        places = np.argsort(counter_rng.uniform((*key, 2), rows, asked), axis=1)[:, :pairs] + start
+        inputs = np.full((len(rows), config.length), 2 * config.vocab, np.int32)
+        inputs[:, 0:start:2], inputs[:, 1:start:2] = config.vocab + keys, values
+        np.put_along_axis(inputs, places, config.vocab + keys, axis=1)
+        targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, np.float32)
+        np.put_along_axis(targets, places, values, axis=1)
+        np.put_along_axis(weights, places, 1, axis=1)
+        return inputs, targets, weights
+
+    return Definition(
+        Task("language", vocab=2 * config.vocab + 1, length=config.length),
+        examples,
+        _answers(config.vocab),
+        pairs * math.log(config.vocab),
+    )
+
+
 def _delayed_recall(config: Data) -> Definition:
     """Random symbols; at every step that which was read `lag` steps before is to be said."""
     if config.lag >= config.length:
@@ -245,6 +283,7 @@ def _find_error(variance: float, decay: float, horizon: int, noise: float) -> fl
 TASKS: Mapping[str, Callable[[Data], Definition]] = {
     "selective_copying": _selective_copying,
     "induction_heads": _induction_heads,
+    "associative_recall": _associative_recall,
     "delayed_recall": _delayed_recall,
     "linear_gaussian": _linear_gaussian,
     "changing_noise": _changing_noise,

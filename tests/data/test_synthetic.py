@@ -12,8 +12,8 @@ from selssm_jax.config import Data
 from selssm_jax.data import synthetic
 from selssm_jax.errors import InputError
 
-TASKS = ("selective_copying", "induction_heads", "delayed_recall", "linear_gaussian", "changing_noise")
-DISCRETE = TASKS[:3]
+DISCRETE = ("selective_copying", "induction_heads", "associative_recall", "delayed_recall")
+TASKS = (*DISCRETE, "linear_gaussian", "changing_noise")
 SPLITS = ("train", "validation", "test")
 
 
@@ -24,7 +24,7 @@ def load(source, **options):
             **{
                 "length": 20,
                 "vocab": 5,
-                "tokens": 6,
+                "tokens": 5 if source == "associative_recall" else 6,
                 "lag": 3,
                 "horizon": 4,
                 "train_examples": 90,
@@ -85,6 +85,20 @@ def test_induction_heads_asks_for_what_followed_the_mark():
         places.add(first)
         assert answers == {19: tokens[first + 1]} and first + 1 < 19
     assert len(places) > 10 and max(places) <= 17
+
+
+def test_associative_recall_asks_for_the_value_of_every_key():
+    dataset = load("associative_recall")
+    assert (dataset.task.vocab, dataset.task.length) == (11, 20)
+    orders = set()
+    for tokens, answers in answered(examples(dataset)):
+        said = dict(zip(tokens[:10:2], tokens[1:10:2], strict=True))
+        assert sorted(said) == [5, 6, 7, 8, 9] and set(said.values()) <= set(range(5))
+        assert answers == {step: said[token] for step, token in enumerate(tokens) if step >= 10 and token != 10}
+        asked = [tokens[step] for step in answers]
+        assert sorted(asked) == sorted(said)
+        orders.add(tuple(asked))
+    assert len(orders) > 30
 
 
 def test_delayed_recall_asks_for_what_was_read_lag_steps_before():
@@ -235,6 +249,16 @@ def test_examples_have_the_stated_covariance():
             "selective_copying",
             {"tokens": 21},
             r"data\.tokens=21 do not fit into data\.length=20 steps: use fewer tokens or a longer sequence",
+        ),
+        (
+            "associative_recall",
+            {"tokens": 6},
+            r"data\.tokens=6 keys must differ, but data\.vocab=5 has fewer: use fewer tokens or a larger vocab",
+        ),
+        (
+            "associative_recall",
+            {"length": 14},
+            r"data\.length=14 is too short for data\.tokens=5 pairs and as many questions: use at least 15",
         ),
         ("induction_heads", {"length": 3}, r"data\.length=3 is too short for induction: use at least 4"),
         (
