@@ -1,0 +1,103 @@
+"""Claim: gates that are Kalman gains, and gates that compete, recall as well as sigmoid gates at equal bytes of state.
+
+  python benchmarks/gate_recall.py --rounds 5    # with the package installed
+
+Rounds are seeds. Three tasks of recall, models of two blocks that carry as many numbers each: "kalman" a mean and the
+nats of every component, "kalman_attention" a row of values and its nats. Of every gate and seed the accuracy on the
+test split, of the parameters that were best on validation, and its difference from that of sigmoid gates at the same
+seed with the interval of 95 % that Student's law gives a mean of so many pairs.
+"""
+
+import pathlib
+from typing import Any
+
+import measure
+import numpy as np
+from scipy import stats
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.runs import open_run
+from selssm_jax.training.evaluation import Evaluator
+from selssm_jax.training.multi_seed import fit_seeds
+
+WIDTH, STATE, HEADS = 32, 136, 2  # d_model, numbers that a mixer carries, heads of kalman_attention
+STEPS = 3000
+LOSS = 0.01  # of accuracy that counts as recalling as well
+FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "gate_recall"
+GATES: dict[str, tuple[str, int, dict[str, Any]]] = {  # mixer, d_state, what it is set to
+    "sigmoid": ("selective", STATE, {}),
+    "sigmoid that reads the state": ("selective", STATE, {"gate_state": "elementwise"}),
+    "softmax": ("selective", STATE, {"gate": "softmax", "gate_slot_width": 8}),
+    "softmax that reads the state": (
+        "selective",
+        STATE,
+        {"gate": "softmax", "gate_slot_width": 8, "gate_state": "elementwise"},
+    ),
+    "kalman": ("kalman", STATE // 2, {}),
+    "kalman_attention": ("kalman_attention", STATE // (WIDTH + HEADS), {"heads": HEADS, "d_conv": 1}),
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "selective copying": {"source": "selective_copying", "length": 32, "vocab": 8, "tokens": 6},
+    "induction heads": {"source": "induction_heads", "length": 32, "vocab": 8},
+    "associative recall": {"source": "associative_recall", "length": 24, "vocab": 8, "tokens": 6},
+}
+
+
+def benchmark(rounds: int) -> dict[str, Any]:
+    """Every gate on every task."""
+    accuracy = {task: {gate: train(task, gate, rounds) for gate in GATES} for task in TASKS}
+    against = {
+        task: {gate: compare(scores, found["sigmoid"]) for gate, scores in found.items() if gate != "sigmoid"}
+        for task, found in accuracy.items()
+    }
+    ratios = {
+        f"{gate}, {task}: accuracy less that of sigmoid gates": {"ours": pairs["mean"], "at_least": -LOSS}
+        for task, found in against.items()
+        for gate, pairs in found.items()
+        if gate in ("softmax", "kalman", "kalman_attention")
+    }
+    return {
+        "dtype": "float32",
+        "seeds": rounds,
+        "steps": STEPS,
+        "numbers of the state of a block": STATE,
+        "tasks": TASKS,
+        "ratios": ratios,
+        "accuracy": accuracy,
+        "less that of sigmoid gates": against,
+    }
+
+
+def compare(scores: list[float], others: list[float]) -> dict[str, Any]:
+    """The mean difference of pairs and its interval of 95 %, None of one pair."""
+    pairs = np.subtract(scores, others)
+    if len(pairs) < 2:
+        return {"mean": float(pairs.mean()), "interval": None}
+    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
+    return {"mean": float(pairs.mean()), "interval": [float(pairs.mean() - half), float(pairs.mean() + half)]}
+
+
+def train(task: str, gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) -> list[float]:
+    """Accuracies on the test split by seed."""
+    mixer, size, keys = GATES[gate]
+    config = Experiment(
+        name="gate_recall",
+        data=Data(**TASKS[task], batch_size=32, eval_batch_size=200, eval_examples=2000),
+        model=Model(pattern=(mixer,) * 2, d_model=WIDTH, d_state=size, conv=2),
+        optimizer=Optimizer(peak_rate=3e-3, end_rate=3e-5, warmup_steps=200),
+        training=Training(steps=STEPS, eval_every=STEPS // 6, checkpoint_every=STEPS // 6, devices=1),
+    ).to_config_dict()
+    config.model[mixer].update(keys)
+    config.training.update(changes)
+    runs = []
+    for seed in range(seeds):
+        config.training.seed = seed
+        runs.append(Experiment.from_config_dict(config))
+    places = [str(folder / f"{task} {gate} {seed}".replace(" ", "_")) for seed in range(seeds)]
+    fit_seeds(runs, places)
+    opened = [open_run(place, split="test") for place in places]
+    return [float(Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["accuracy"]) for run in opened]
+
+
+if __name__ == "__main__":
+    measure.run("gate_recall", __doc__, benchmark, rounds=5)
