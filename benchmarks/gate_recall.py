@@ -20,26 +20,26 @@ from selssm_jax.runs import open_run
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.multi_seed import fit_seeds
 
-WIDTH, STATE, HEADS = 32, 136, 2  # d_model, numbers that a mixer carries, heads of kalman_attention
-STEPS = 3000
+WIDTH, STATE, HEADS = 32, 68, 2  # d_model, numbers that a mixer carries, heads of kalman_attention
+STEPS = 2000
 LOSS = 0.01  # of accuracy that counts as recalling as well
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "gate_recall"
 GATES: dict[str, tuple[str, int, dict[str, Any]]] = {  # mixer, d_state, what it is set to
     "sigmoid": ("selective", STATE, {}),
     "sigmoid that reads the state": ("selective", STATE, {"gate_state": "elementwise"}),
-    "softmax": ("selective", STATE, {"gate": "softmax", "gate_slot_width": 8}),
+    "softmax": ("selective", STATE, {"gate": "softmax", "gate_slot_width": 4}),
     "softmax that reads the state": (
         "selective",
         STATE,
-        {"gate": "softmax", "gate_slot_width": 8, "gate_state": "elementwise"},
+        {"gate": "softmax", "gate_slot_width": 4, "gate_state": "elementwise"},
     ),
     "kalman": ("kalman", STATE // 2, {}),
     "kalman_attention": ("kalman_attention", STATE // (WIDTH + HEADS), {"heads": HEADS, "d_conv": 1}),
 }
 TASKS: dict[str, dict[str, Any]] = {
-    "selective copying": {"source": "selective_copying", "length": 32, "vocab": 8, "tokens": 6},
+    "selective copying": {"source": "selective_copying", "length": 32, "vocab": 8, "tokens": 4},
     "induction heads": {"source": "induction_heads", "length": 32, "vocab": 8},
-    "associative recall": {"source": "associative_recall", "length": 24, "vocab": 8, "tokens": 6},
+    "associative recall": {"source": "associative_recall", "length": 24, "vocab": 8, "tokens": 4},
 }
 
 
