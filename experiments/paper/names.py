@@ -29,6 +29,7 @@ FAMILIES = {
         "delayed_recall",
         "linear_gaussian",
         "changing_noise",
+        "changing_drift",
     ),
 }  # of data.source
 PAPERS = ("time series", "language", "signals")  # the families of the paper's three tasks

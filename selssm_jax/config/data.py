@@ -15,10 +15,11 @@ TAGGED = ("tagged_text",)  # a class for every token
 NEEDS_FILE = ("text", "csv", "npz", *LABELLED, *TAGGED)
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
-SERIES = (*TABLES, "linear_gaussian", "changing_noise")  # what is forecast
+PROCESSES = ("linear_gaussian", "changing_noise", "changing_drift")
+SERIES = (*TABLES, *PROCESSES)  # what is forecast
 TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
 SYMBOLS = ("selective_copying", "induction_heads", "associative_recall", "delayed_recall")
-SYNTHETIC = (*SYMBOLS, "linear_gaussian", "changing_noise")
+SYNTHETIC = (*SYMBOLS, *PROCESSES)
 # Where data come from, and the kind of task that they ask; `data.register_data` adds own ones.
 SOURCES: dict[str, str] = {
     **dict.fromkeys((*TEXTS, *SYMBOLS), "language"),
@@ -36,7 +37,7 @@ SOURCES_OF = {
     "data.vocab": SYMBOLS,
     "data.tokens": ("selective_copying", "associative_recall"),
     "data.lag": ("delayed_recall",),
-    "data.noise": ("linear_gaussian", "changing_noise"),
+    "data.noise": PROCESSES,
     "data.augment": SIGNALS,
     **dict.fromkeys(("data.train_examples", "data.eval_examples"), SYNTHETIC),
 }
@@ -168,7 +169,7 @@ class Data:
     vocab: Annotated[int, Least(2)] = 16  # synthetic: symbols
     tokens: Positive = 16  # synthetic: symbols, or pairs of a key and a value, to remember
     lag: Positive = 16  # delayed_recall: how far back
-    noise: NonNegative = 0.1  # linear_gaussian, changing_noise: variance of the noise of observations
+    noise: NonNegative = 0.1  # of observations of linear_gaussian, changing_noise and changing_drift: variance
     train_examples: Positive = 100_000  # synthetic: training examples before the order repeats
     eval_examples: Positive = 1_000  # synthetic: examples of validation and of test, each
     seed: Seed = 0  # order of the data, draws of synthetic examples, psmnist's permutation

@@ -32,6 +32,7 @@ LOADERS: dict[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "delayed_recall": sources.synthetic_task,
     "linear_gaussian": sources.synthetic_task,
     "changing_noise": sources.synthetic_task,
+    "changing_drift": sources.synthetic_task,
 }
 
 

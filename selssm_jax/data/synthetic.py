@@ -21,9 +21,10 @@ from selssm_jax.errors import InputError
 Key = tuple[int, ...]
 Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, targets, weights
 DECAY = 0.9  # of the hidden state of linear_gaussian
-SLOW = 0.99  # of that of changing_noise
+SLOW = 0.99  # of those of changing_noise, and of changing_drift in calm
+FAST, TURN = 0.5, 1 / 32  # decay in a storm of changing_drift, and how often storm and calm follow one another
 CLEAR, OFTEN = 0.001, 0.05  # variance of the noise of its clear readings, and how often a reading is one
-GRID = 20_001  # variances between 0 and 1 at which the mean over all courses of its noise is computed
+GRID = 20_001  # variances between 0 and 1 at which means over all courses of noise or drift are computed
 
 
 class Definition(NamedTuple):
@@ -207,12 +208,13 @@ def _linear_gaussian(config: Data) -> Definition:
     return Definition(task, examples, rivals, process={"decay": DECAY, "noise": config.noise})
 
 
-def _draw_states(key: Key, rows: np.ndarray, steps: int, decay: float) -> np.ndarray:
-    """z_t = decay z_{t-1} + e_t with var z = 1."""
+def _draw_states(key: Key, rows: np.ndarray, steps: int, decay: float | np.ndarray) -> np.ndarray:
+    """z_t = decay_t z_{t-1} + e_t with var z = 1; decays are a number, or (rows, steps)."""
     hidden = counter_rng.normal((*key, 0), rows, steps)
-    hidden[:, 1:] *= math.sqrt(1 - decay**2)
+    decays = np.broadcast_to(decay, hidden.shape)
+    hidden[:, 1:] *= np.sqrt(1 - decays[:, 1:] ** 2)
     for step in range(1, steps):
-        hidden[:, step] += decay * hidden[:, step - 1]
+        hidden[:, step] += decays[:, step] * hidden[:, step - 1]
     return hidden
 
 
@@ -235,23 +237,54 @@ def _changing_noise(config: Data) -> Definition:
         return both[:, : config.length], both[:, config.length :, :1], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon, covariates=1)
-    rivals = {"optimal": {"mse": _mean_kalman_error(config)}, "zero": {"mse": 1 + CLEAR}}
-    return Definition(task, examples, rivals)
+    often = np.array([[OFTEN, 1 - OFTEN]] * 2)
+    error = _mean_filter_error(config, np.full(2, SLOW), np.array([CLEAR, config.noise]), often, CLEAR)
+    return Definition(task, examples, {"optimal": {"mse": error}, "zero": {"mse": 1 + CLEAR}})
 
 
-def _mean_kalman_error(config: Data) -> float:
-    """Mean squared error of the optimal forecast, in the mean over all courses of the noise.
+def _changing_drift(config: Data) -> Definition:
+    """z_t = a_t z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t, var n = `noise`: a_t is SLOW in calm and
+    FAST in storm, which a second input tells by a 1, and at a share TURN of the steps one follows the other; the next
+    `horizon` x are to be said.
 
-    V(p), the mean of the variance at the end where it is p now, is V(p) before a step: OFTEN V(f(p, CLEAR)) + (1 -
-    OFTEN) V(f(p, noise)), f the variance after a reading (`_read_once`); the first reading meets p = 1.
+    The information rate of the readings is switched: in a storm there is much to learn at each step, in calm little.
     """
-    grid = np.linspace(0, 1, GRID)
-    mean = grid
+
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        total = config.length + config.horizon
+        turns = counter_rng.uniform((*key, 2), rows, total) < np.where(np.arange(total) == 0, 0.5, TURN)
+        storm = np.cumsum(turns, axis=1) % 2 == 1
+        hidden = _draw_states(key, rows, total, np.where(storm, FAST, SLOW))
+        seen = hidden + math.sqrt(config.noise) * counter_rng.normal((*key, 1), rows, total)
+        both = np.stack([seen, storm], axis=-1).astype(np.float32)
+        return both[:, : config.length], both[:, config.length :, :1], np.ones(len(rows), np.float32)
+
+    stays = np.array([[1 - TURN, TURN], [TURN, 1 - TURN]])
+    error = _mean_filter_error(config, np.array([SLOW, FAST]), np.full(2, config.noise), stays, config.noise)
+    task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon, covariates=1)
+    return Definition(task, examples, {"optimal": {"mse": error}, "zero": {"mse": 1 + config.noise}})
+
+
+def _mean_filter_error(
+    config: Data, decays: np.ndarray, noises: np.ndarray, turns: np.ndarray, target_noise: float
+) -> float:
+    """Mean squared error of the optimal forecast, in the mean over all courses of two regimes that the reader knows, of
+    decays and noises of their own; `turns` are the shares (from, to) at which they follow one another.
+
+    k steps ahead z is c_k z_T in the mean, c_k = E[a_{T+1} ... a_{T+k}] from the regime at T on, so that the error is 1
+    - c_k^2 (1 - p), p the variance at T. V_s(p), the mean of that at the end where regime and variance are s and p now,
+    is sum_s' turns_ss' V_s'(f_s'(p)) before a step, f the variance after a reading (`_read_once`); the first reading
+    meets p = 1.
+    """
+    grid, ahead, squares = np.linspace(0, 1, GRID), np.ones(2), np.zeros(2)
+    for _ in range(config.horizon):
+        ahead = turns @ (decays * ahead)
+        squares += ahead**2 / config.horizon
+    mean = 1 + target_noise - squares[:, None] * (1 - grid)
     for _ in range(config.length):
-        ahead = SLOW**2 * grid + 1 - SLOW**2
-        clear, noisy = (np.interp(_read_once(ahead, noise), grid, mean) for noise in (CLEAR, config.noise))
-        mean = OFTEN * clear + (1 - OFTEN) * noisy
-    return _find_error(mean[-1], SLOW, config.horizon, CLEAR)
+        after = [_read_once(a**2 * grid + 1 - a**2, noise) for a, noise in zip(decays, noises, strict=True)]
+        mean = turns @ np.stack([np.interp(p, grid, row) for p, row in zip(after, mean, strict=True)])
+    return float(mean[:, -1].mean())
 
 
 def _kalman_error(config: Data) -> float:
@@ -287,6 +320,7 @@ TASKS: Mapping[str, Callable[[Data], Definition]] = {
     "delayed_recall": _delayed_recall,
     "linear_gaussian": _linear_gaussian,
     "changing_noise": _changing_noise,
+    "changing_drift": _changing_drift,
 }
 
 

@@ -13,7 +13,7 @@ from selssm_jax.data import synthetic
 from selssm_jax.errors import InputError
 
 DISCRETE = ("selective_copying", "induction_heads", "associative_recall", "delayed_recall")
-TASKS = (*DISCRETE, "linear_gaussian", "changing_noise")
+TASKS = (*DISCRETE, "linear_gaussian", "changing_noise", "changing_drift")
 SPLITS = ("train", "validation", "test")
 
 
@@ -228,6 +228,30 @@ def test_the_filter_that_knows_the_changing_noise_errs_as_stated(length, horizon
     said = m[:, None] * a ** np.arange(1, horizon + 1)
     wrong = np.square(said - found["targets"][..., 0]).mean(axis=1)
     assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
+
+
+@pytest.mark.parametrize(("length", "horizon", "noise"), [(40, 1, 0.1), (7, 3, 1.0)])
+def test_the_filter_that_knows_the_changing_drift_errs_as_stated(length, horizon, noise):
+    dataset = load("changing_drift", length=length, horizon=horizon, noise=noise, eval_examples=20_000)
+    found = examples(dataset, batch_size=1000)
+    x, storm = found["inputs"][..., 0].astype(np.float64), found["inputs"][..., 1] == 1
+    assert abs(storm.mean() - 0.5) < 0.01
+    assert abs((storm[:, 1:] != storm[:, :-1]).mean() - synthetic.TURN) < 0.005
+    m, P = np.zeros(len(x)), np.ones(len(x))
+    for step in range(length):
+        a = np.where(storm[:, step], synthetic.FAST, synthetic.SLOW)
+        m, P = (a * m, a**2 * P + 1 - a**2) if step else (m, P)
+        gain = P / (P + noise)
+        m, P = m + gain * (x[:, step] - m), (1 - gain) * P
+    ahead, factors = np.ones((len(x), 2)), []
+    turns = np.array([[1 - synthetic.TURN, synthetic.TURN], [synthetic.TURN, 1 - synthetic.TURN]])
+    for _ in range(horizon):
+        ahead = (ahead * [synthetic.SLOW, synthetic.FAST]) @ turns.T
+        factors.append(np.where(storm[:, -1], ahead[:, 1], ahead[:, 0]))
+    said = m[:, None] * np.stack(factors, axis=1)
+    wrong = np.square(said - found["targets"][..., 0]).mean(axis=1)
+    assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
+    assert abs(np.square(found["targets"]).mean() - 1 - noise) < 0.05, "states keep their variance"
 
 
 def test_examples_have_the_stated_covariance():
