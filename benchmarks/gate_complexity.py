@@ -1,0 +1,115 @@
+"""Claim: the bits that a Kalman gate gains follow the information of its input.
+
+  python benchmarks/gate_complexity.py --rounds 3    # with the package installed
+
+Rounds are seeds. Readings whose information is switched (data.source=changing_drift) are forecast by one block. At each
+step of the test split the exact filter gains 1/2 log(1 + P- / r) nats. With it are correlated, over all steps and
+sequences: the nats that "kalman" gains, summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g),
+what it would gain were it a Kalman gain.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import measure
+import numpy as np
+
+from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.data import synthetic
+from selssm_jax.observe import observe
+from selssm_jax.runs import Run, open_run
+from selssm_jax.training.evaluation import Evaluator
+from selssm_jax.training.multi_seed import fit_seeds
+
+STATE, STEPS, NOISE = 8, 2000, 0.1  # numbers that the block carries; steps of training; variance of a reading's noise
+FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "gate_complexity"
+GATES: dict[str, dict[str, Any]] = {
+    "kalman": {"pattern": ("kalman",), "d_state": STATE // 2, "kalman": {"decay": "input"}},
+    "kalman, constant decay": {"pattern": ("kalman",), "d_state": STATE // 2},
+    "sigmoid": {"pattern": ("selective",), "d_state": STATE},
+    "sigmoid that reads the state": {
+        "pattern": ("selective",),
+        "d_state": STATE,
+        "selective": {"gate_state": "elementwise"},
+    },
+}
+
+
+def benchmark(rounds: int) -> dict[str, Any]:
+    """Every gate."""
+    found = {gate: train(gate, rounds) for gate in GATES}
+    correlation = {gate: float(np.median(values["correlation"])) for gate, values in found.items()}
+    return {
+        "dtype": "float32",
+        "seeds": rounds,
+        "steps": STEPS,
+        "numbers of the state": STATE,
+        "ratios": {
+            "kalman: correlation of nats gained with those of the exact filter": {
+                "ours": correlation["kalman"],
+                "at_least": 0.8,
+            },
+            "kalman: that correlation less that of sigmoid gates": {
+                "ours": correlation["kalman"] - correlation["sigmoid"],
+                "at_least": 0.0,
+            },
+        },
+        "gates": found,
+    }
+
+
+def train(gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) -> dict[str, list[float]]:
+    """By seed: the correlation, and the error over that of the exact filter."""
+    model = GATES[gate]
+    config = Experiment(
+        name="gate_complexity",
+        data=Data(source="changing_drift", length=64, horizon=1, noise=NOISE, batch_size=32, eval_batch_size=500),
+        model=Model(**{"d_model": 32, "mlp_ratio": 2.0} | {name: model[name] for name in ("pattern", "d_state")}),
+        optimizer=Optimizer(peak_rate=3e-3, end_rate=3e-5, warmup_steps=100),
+        training=Training(steps=STEPS, eval_every=STEPS // 4, checkpoint_every=STEPS // 4, devices=1),
+    ).to_config_dict()
+    for group in ("kalman", "selective"):
+        config.model[group].update(model.get(group, {}))
+    config.training.update(changes)
+    runs = []
+    for seed in range(seeds):
+        config.training.seed = seed
+        runs.append(Experiment.from_config_dict(config))
+    places = [str(folder / f"{gate} {seed}".replace(",", "").replace(" ", "_")) for seed in range(seeds)]
+    fit_seeds(runs, places)
+    opened = [open_run(place, split="test") for place in places]
+    optimum = opened[0].dataset.info["optimum"]["mse"]
+    scores = [Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["mse"] for run in opened]
+    return {
+        "correlation": [correlate(run) for run in opened],
+        "mse over that of the exact filter": [float(score / optimum) for score in scores],
+    }
+
+
+def correlate(run: Run) -> float:
+    """The correlation of what gates gain at a step with what the exact filter gains, over the test split."""
+    gains, exact = [], []
+    read = jax.jit(lambda params, batch: observe(run.model, params, batch, rngs={}).blocks)
+    for batch in run.dataset.evaluate("test", 500):
+        (block,) = read(run.params, batch).values()
+        nats = block.gained if block.gained is not None else -np.log1p(-np.asarray(block.gate, np.float64)) / 2
+        rows = np.asarray(batch["weights"]) > 0
+        gains.append(np.asarray(nats).sum(axis=-1)[rows])
+        exact.append(filter_gains(np.asarray(batch["inputs"][..., 1]) == 1)[rows])
+    return float(np.corrcoef(np.concatenate(gains).ravel(), np.concatenate(exact).ravel())[0, 1])
+
+
+def filter_gains(storm: np.ndarray) -> np.ndarray:
+    """Nats that the exact filter gains at each step, by whether there is a storm."""
+    P, gains = np.ones(len(storm)), []
+    for step in range(storm.shape[1]):
+        a = np.where(storm[:, step], synthetic.FAST, synthetic.SLOW)
+        P = a**2 * P + 1 - a**2 if step else P
+        gains.append(np.log1p(P / NOISE) / 2)
+        P = P * NOISE / (P + NOISE)
+    return np.stack(gains, axis=1)
+
+
+if __name__ == "__main__":
+    measure.run("gate_complexity", __doc__, benchmark, rounds=3)
