@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 
 from selssm_jax.config import Data, Experiment, Model, Task
 from selssm_jax.config.data import SOURCES
@@ -34,6 +35,13 @@ def scripts(monkeypatch):
 def test_the_page_is_that_of_the_records():
     records = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "records").glob("*.json")}
     assert (FOLDER / "README.md").read_text() == importlib.import_module("readme").text(dict(sorted(records.items())))
+
+
+def test_the_page_on_gates_is_that_of_the_records():
+    records = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "records").glob("*.json")}
+    script = importlib.import_module("readme")
+    page = script.GATES_PAGE.read_text()
+    assert page == script.fill(page, script.gates(records))
 
 
 def test_a_headline_is_a_fact_only_where_its_record_meets_every_target():
@@ -274,6 +282,37 @@ def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):
     better, mixed = (script.compare({"error": error}, {"error": [0.5, 0.5]}) for error in ([0.2, 0.21], [0.4, 0.6]))
     assert script.wins(better) and better["mean"] == pytest.approx(-0.295) and not script.wins(mixed)
     assert not script.wins(script.compare(found, {"error": [2.0]})), "one seed says nothing"
+
+
+def test_gates_are_compared_on_tasks_of_recall(tmp_path):
+    script = importlib.import_module("gate_recall")
+    short = {"steps": 202, "eval_every": 202, "checkpoint_every": 202}
+    for gate in ("softmax", "kalman_attention"):
+        (accuracy,) = script.train("associative recall", gate, 1, tmp_path, **short)
+        assert 0 <= accuracy <= 1
+    assert script.compare([0.5, 0.7], [0.4, 0.4])["mean"] == pytest.approx(0.2)
+    low, high = script.compare([0.5, 0.7], [0.4, 0.4])["interval"]
+    assert low < 0.2 < high and script.compare([0.5], [0.4])["interval"] is None
+
+
+@pytest.mark.parametrize("gate", ["kalman", "sigmoid"])
+def test_bits_of_gates_are_compared_with_those_of_the_exact_filter(tmp_path, gate):
+    script = importlib.import_module("gate_complexity")
+    found = script.train(gate, 1, tmp_path, steps=101, eval_every=101, checkpoint_every=101)
+    assert -1 <= found["correlation"][0] <= 1 and found["mse over that of the exact filter"][0] > 0.9
+
+
+def test_the_exact_filter_gains_more_in_a_storm():
+    script = importlib.import_module("gate_complexity")
+    gains = script.filter_gains(np.arange(60)[None] >= 30)[0]
+    assert gains[30] > gains[29] and gains[59] == pytest.approx(
+        np.log1p(scipy_riccati(synthetic.FAST, script.NOISE) / script.NOISE) / 2
+    )
+
+
+def scipy_riccati(a, noise):
+    """The variance before a reading, in the long run."""
+    return scipy.linalg.solve_discrete_are(*(np.array([[value]]) for value in (a, 1.0, 1 - a**2, noise)))[0, 0]
 
 
 def test_what_sparse_gates_do_is_measured(tmp_path):
