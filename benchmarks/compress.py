@@ -18,7 +18,7 @@ from typing import Any
 
 import measure
 import numpy as np
-from pruning import interval
+from seed_runs import interval
 
 from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression.compress import relative_loss

@@ -14,13 +14,12 @@ from typing import Any
 import jax
 import measure
 import numpy as np
+from seed_runs import score_runs, train_seeds
 
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
 from selssm_jax.data import synthetic
 from selssm_jax.observe import observe
-from selssm_jax.runs import Run, open_run
-from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.multi_seed import fit_seeds
+from selssm_jax.runs import Run
 
 STATE, STEPS, NOISE = 8, 2000, 0.1  # numbers that the block carries; steps of training; variance of a reading's noise
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "gate_complexity"
@@ -72,18 +71,11 @@ def train(gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) 
     for group in ("kalman", "selective"):
         config.model[group].update(model.get(group, {}))
     config.training.update(changes)
-    runs = []
-    for seed in range(seeds):
-        config.training.seed = seed
-        runs.append(Experiment.from_config_dict(config))
-    places = [str(folder / f"{gate} {seed}".replace(",", "").replace(" ", "_")) for seed in range(seeds)]
-    fit_seeds(runs, places)
-    opened = [open_run(place, split="test") for place in places]
+    opened = train_seeds(config, folder / gate.replace(",", "").replace(" ", "_"), seeds, "test")
     optimum = opened[0].dataset.info["optimum"]["mse"]
-    scores = [Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["mse"] for run in opened]
     return {
         "correlation": [correlate(run) for run in opened],
-        "mse over that of the exact filter": [float(score / optimum) for score in scores],
+        "mse over that of the exact filter": [score["mse"] / optimum for score in score_runs(opened, "test")],
     }
 
 

@@ -12,13 +12,10 @@ from typing import Any
 
 import measure
 import numpy as np
+from seed_runs import score_runs, train_seeds
 
 from configs import channel
-from selssm_jax.config import Experiment
 from selssm_jax.data import Dataset, synthetic
-from selssm_jax.runs import open_run
-from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.multi_seed import fit_seeds
 
 STATE = 8  # numbers that a block carries
 STEPS = 2000
@@ -83,15 +80,9 @@ def train(task: str, gate: str, seeds: int, folder: pathlib.Path = FOLDER, **cha
         config.model[group].update(model.get(group, {}))
     config.model.update({key: value for key, value in model.items() if key not in ("selective", "kalman")})
     config.training.update({"steps": STEPS, "checkpoint_every": STEPS, "devices": 1} | changes)
-    runs = []
-    for seed in range(seeds):
-        config.training.seed = seed
-        runs.append(Experiment.from_config_dict(config))
-    places = [str(folder / task.replace(" ", "_") / gate.replace(" ", "_") / str(seed)) for seed in range(seeds)]
-    fit_seeds(runs, places)
-    opened = [open_run(place, split="test") for place in places]
-    scores = [Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["mse"] for run in opened]
-    return {"mse": scores, "exact": filter_error(opened[0].dataset, runs[0].data.noise)}
+    opened = train_seeds(config, folder / task.replace(" ", "_") / gate.replace(" ", "_"), seeds, "test")
+    scores = [score["mse"] for score in score_runs(opened, "test")]
+    return {"mse": scores, "exact": filter_error(opened[0].dataset, opened[0].experiment.data.noise)}
 
 
 def filter_error(dataset: Dataset, noise: float) -> float:

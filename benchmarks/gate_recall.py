@@ -13,12 +13,9 @@ from typing import Any
 
 import measure
 import numpy as np
-from scipy import stats
+from seed_runs import interval, score_runs, train_seeds
 
 from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
-from selssm_jax.runs import open_run
-from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.multi_seed import fit_seeds
 
 WIDTH, STATE, HEADS = 32, 68, 2  # d_model, numbers that a mixer carries, heads of kalman_attention
 STEPS = 1500
@@ -41,7 +38,9 @@ def benchmark(rounds: int) -> dict[str, Any]:
     """Every gate on every task."""
     accuracy = {task: {gate: train(task, gate, rounds) for gate in GATES} for task in TASKS}
     against = {
-        task: {gate: compare(scores, found["sigmoid"]) for gate, scores in found.items() if gate != "sigmoid"}
+        task: {
+            gate: interval(np.subtract(scores, found["sigmoid"])) for gate, scores in found.items() if gate != "sigmoid"
+        }
         for task, found in accuracy.items()
     }
     ratios = {
@@ -61,15 +60,6 @@ def benchmark(rounds: int) -> dict[str, Any]:
     }
 
 
-def compare(scores: list[float], others: list[float]) -> dict[str, Any]:
-    """The mean difference of pairs and its interval of 95 %, None of one pair."""
-    pairs = np.subtract(scores, others)
-    if len(pairs) < 2:
-        return {"mean": float(pairs.mean()), "interval": None}
-    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
-    return {"mean": float(pairs.mean()), "interval": [float(pairs.mean() - half), float(pairs.mean() + half)]}
-
-
 def train(task: str, gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) -> list[float]:
     """Accuracies on the test split by seed."""
     mixer, size, keys = GATES[gate]
@@ -82,14 +72,8 @@ def train(task: str, gate: str, seeds: int, folder: pathlib.Path = FOLDER, **cha
     ).to_config_dict()
     config.model[mixer].update(keys)
     config.training.update(changes)
-    runs = []
-    for seed in range(seeds):
-        config.training.seed = seed
-        runs.append(Experiment.from_config_dict(config))
-    places = [str(folder / f"{task} {gate} {seed}".replace(" ", "_")) for seed in range(seeds)]
-    fit_seeds(runs, places)
-    opened = [open_run(place, split="test") for place in places]
-    return [float(Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["accuracy"]) for run in opened]
+    opened = train_seeds(config, folder / f"{task} {gate}".replace(" ", "_"), seeds, "test")
+    return [score["accuracy"] for score in score_runs(opened, "test")]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import measure
 import numpy as np
-from scipy import stats
+from seed_runs import interval
 
 from selssm_jax.analysis.costs import state_bytes
 from selssm_jax.compression import pruning
@@ -184,15 +184,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for name in ("information", "loss")
         }
     return {"mean_loss": means, "minus_magnitude": differences}
-
-
-def interval(differences: np.ndarray) -> dict[str, Any]:
-    """Mean and 95 % t-interval; none of a single run."""
-    mean, count = float(differences.mean()), len(differences)
-    if count < 2:
-        return {"mean": mean, "low": None, "high": None, "runs": count}
-    half = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "runs": count}
 
 
 def _shares() -> list[str]:

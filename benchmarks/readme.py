@@ -158,8 +158,8 @@ def gates(records: dict[str, dict[str, Any]]) -> str:
         score = f"{fmean(accuracy[task][gate]):.1%}"
         if gate not in against[task]:
             return score
-        low, high = against[task][gate]["interval"]
-        return f"{score} ({100 * low:+.1f} to {100 * high:+.1f})"
+        apart = against[task][gate]
+        return f"{score} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})"
 
     def follows(gate: str) -> str:
         found = complexity["gates"].get(gate)

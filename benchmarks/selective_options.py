@@ -15,13 +15,9 @@ from typing import Any
 import jax
 import measure
 import numpy as np
-from pruning import interval
+from seed_runs import interval, score_runs, train_seeds
 
 from configs import etth1, fsdd, selective_copying
-from selssm_jax.config import Experiment
-from selssm_jax.runs import open_run
-from selssm_jax.training.evaluation import Evaluator
-from selssm_jax.training.multi_seed import fit_seeds
 
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "selective_options"
 PLAIN = "plain"
@@ -89,15 +85,8 @@ def train(
     config.training.update({"devices": 1} | changes)
     config.training.checkpoint_every = config.training.steps
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.training.steps // 10)
-    runs = []
-    for seed in range(seeds):
-        config.training.seed = seed
-        runs.append(Experiment.from_config_dict(config))
-    places = [str(folder / task / option.replace(" ", "_") / str(seed)) for seed in range(seeds)]
-    fit_seeds(runs, places)
-    opened = [open_run(place, split="validation") for place in places]
-    evaluate = Evaluator(opened[0].experiment, opened[0].model)
-    scores = [evaluate(run.params, run.dataset, "validation") for run in opened]
+    opened = train_seeds(config, folder / task / option.replace(" ", "_"), seeds, "validation")
+    scores = score_runs(opened, "validation")
     return {
         "error": [score["mse"] if "mse" in score else 1 - score["accuracy"] for score in scores],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(opened[0].params)),

@@ -290,9 +290,6 @@ def test_gates_are_compared_on_tasks_of_recall(tmp_path):
     for gate in ("softmax", "kalman_attention"):
         (accuracy,) = script.train("associative recall", gate, 1, tmp_path, **short)
         assert 0 <= accuracy <= 1
-    assert script.compare([0.5, 0.7], [0.4, 0.4])["mean"] == pytest.approx(0.2)
-    low, high = script.compare([0.5, 0.7], [0.4, 0.4])["interval"]
-    assert low < 0.2 < high and script.compare([0.5], [0.4])["interval"] is None
 
 
 @pytest.mark.parametrize("gate", ["kalman", "sigmoid"])
@@ -390,7 +387,7 @@ def test_compressed_runs_are_held_against_controls_of_the_same_seed():
 
 
 def test_intervals_are_students():
-    script = importlib.import_module("pruning")
+    script = importlib.import_module("seed_runs")
     found = script.interval(np.array([1.0, 2.0, 3.0]))
     # t of 2 degrees 4.3027, deviation 1
     assert (found["low"], found["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
