@@ -284,6 +284,7 @@ def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):
     assert not script.wins(script.compare(found, {"error": [2.0]})), "one seed says nothing"
 
 
+@pytest.mark.exhaustive
 def test_gates_are_compared_on_tasks_of_recall(tmp_path):
     script = importlib.import_module("gate_recall")
     short = {"steps": 202, "eval_every": 202, "checkpoint_every": 202}
@@ -292,6 +293,7 @@ def test_gates_are_compared_on_tasks_of_recall(tmp_path):
         assert 0 <= accuracy <= 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("gate", ["kalman", "sigmoid"])
 def test_bits_of_gates_are_compared_with_those_of_the_exact_filter(tmp_path, gate):
     script = importlib.import_module("gate_complexity")
