@@ -27,14 +27,14 @@ from selssm_jax.tasks.registry import kind_of
 def measure(run: Run, split: str) -> Results:
     """Returns everything that the report says of the run's memory, as JSON-able values in bits."""
     recording = draw_samples(run, split)
-    covariances = (
-        None if recording.targets is None else memory_of_future.covariances(recording.frames, recording.targets)
-    )
+    followed = () if recording.targets is None else (recording.frames, recording.targets)
+    covariances = memory_of_future.covariances(*followed) if followed else None
     blocks = {name: _block(run, recording, name, covariances) for name in recording.blocks}
     answers = None if recording.answers is None else memory_of_future.answers(run, recording, recording.answers, blocks)
     results = {
         "unit": "bits",
         "sequences": len(recording.frames),
+        "curve_needs": memory_of_future.count_needed(*followed) if followed and covariances is None else None,
         "overlapping": recording.starts is not None,
         "moments": recording.moments.tolist(),
     }

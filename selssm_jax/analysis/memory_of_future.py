@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy.optimize import brentq
+from scipy.special import digamma
 
 from selssm_jax.analysis import memory_of_past
 from selssm_jax.analysis.memory_by_lag import decoder_training
@@ -19,10 +21,13 @@ from selssm_jax.information.estimators import Training
 from selssm_jax.runs import Run
 
 PAST, FUTURE = 16, 8  # steps under the bottleneck curve
+ROWS = 5  # sequences a column that a curve needs: with fewer, what is taken off is larger than what is left
 
 
 class Covariances(NamedTuple):
-    """Of the last inputs and the values that follow, standardised; and those values, (M, F)."""
+    """Of the last inputs and the values that follow, standardised, with the information between them that is left when
+    the bias of so few sequences is taken off; and those values, (M, F).
+    """
 
     past: Array
     across: Array
@@ -76,13 +81,49 @@ def _fano(blocks: dict[str, Results], entropy: float, classes: int, length: int)
     return float(limits.fano_error(entropy, min(total, entropy), classes, length=length))
 
 
-def covariances(frames: np.ndarray, targets: np.ndarray) -> Covariances:
-    """Covariances of the last inputs and the values that follow, standardised."""
-    before, after = frames[:, -PAST:].reshape(len(frames), -1), targets[:, :FUTURE].reshape(len(frames), -1)
+def count_needed(frames: np.ndarray, targets: np.ndarray) -> int:
+    """Returns how many sequences `covariances` needs."""
+    return ROWS * sum(values.shape[1] for values in _past_and_future(frames, targets))
+
+
+def covariances(frames: np.ndarray, targets: np.ndarray) -> Covariances | None:
+    """Covariances of the last inputs and the values that follow, standardised; None of fewer than `count_needed`
+    sequences.
+
+    Sample covariances know more than the law does: of n sequences of independent Gaussian columns some pq/2n nats.
+    Canonical correlations are shrunk alike until what they know is unbiased: E log det S of a Wishart law is known.
+    """
+    before, after = _past_and_future(frames, targets)
+    if len(frames) < count_needed(frames, targets):
+        return None
     joint = np.concatenate([before, after], axis=1)
     cov = np.cov(joint / joint.std(axis=0, keepdims=True), rowvar=False)
-    cut = before.shape[1]
-    return Covariances(jnp.asarray(cov[:cut, :cut]), jnp.asarray(cov[:cut, cut:]), jnp.asarray(cov[cut:, cut:]), after)
+    cut, share = before.shape[1], _unbiased_share(before, after)
+    past, across, future = (jnp.asarray(part) for part in (cov[:cut, :cut], share * cov[:cut, cut:], cov[cut:, cut:]))
+    return Covariances(past, across, future, after)
+
+
+def _past_and_future(frames: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of both that change."""
+    columns = (frames[:, -PAST:].reshape(len(frames), -1), targets[:, :FUTURE].reshape(len(frames), -1))
+    before, after = (values[:, values.std(axis=0) > 0] for values in columns)
+    return before, after
+
+
+def _unbiased_share(before: np.ndarray, after: np.ndarray) -> float:
+    """What all canonical correlations are to be multiplied by; 1 where one is 1, whose information has no end."""
+    bases = [np.linalg.qr(values - values.mean(axis=0))[0] for values in (before.astype(float), after.astype(float))]
+    correlations = np.minimum(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 1)
+    if (correlations > 1 - 1e-9).any():
+        return 1.0
+
+    def nats(share: float) -> float:
+        return float(-np.log1p(-np.square(share * correlations)).sum() / 2)
+
+    freedom, (p, q) = len(before) - 1, (before.shape[1], after.shape[1])
+    excess = [digamma((freedom - np.arange(d)) / 2).sum() - d * math.log(freedom / 2) for d in (p, q, p + q)]
+    left = nats(1) - (excess[0] + excess[1] - excess[2]) / 2
+    return float(brentq(lambda share: nats(share) - left, 0, 1)) if 0 < left < nats(1) else 0.0
 
 
 def efficiency(block: Block, known: list[Results], given: Covariances, training: Training) -> Results:
@@ -100,7 +141,7 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
     curve = np.stack([line.complexity, line.relevance])[:, np.isfinite(line.relevance)] * BITS
     return {
         "past": _finite(most * BITS),
-        "future": reached.bits,
+        "future": max(reached.bits, 0.0),
         "stderr": reached.stderr * BITS,
         "direction": "lower",
         "bound": _finite(float(point.bound) * BITS),

@@ -15,7 +15,7 @@ from selssm_jax.ops.boundaries import finite, multiply_state, poison
 from selssm_jax.ops.inputs import check_inputs
 
 METHODS = ("auto", "sequential", "associative")
-LEAST = 1e-18  # of k^2 / r: a reading that says less says nothing
+SHARPEST = 1e18  # k^2 / r of a reading beyond which it is as sharp, and at 1 / SHARPEST it is none
 
 
 class KalmanAttention(NamedTuple):
@@ -56,15 +56,18 @@ def kalman_attention(
 
     Args:
       a: factor of every row and step. q: variance of its drift, at least 0. precision: 1 / r of the reading of a head,
-        at least 0; 0 is no reading. k, v: key and value. query: weights of the rows in y.
-      m0, P0: mean and variance before the first step; 0 if None. prior0: its variance without readings; P0 if None.
+        at least 0; 0 is no reading, and s_t is
+        taken for 0 below 1e-18 and for 1e18 above. k, v: key and value. query: weights of the rows in y.
+      m0, P0: mean and variance before the first step; 0 if None. prior0: its variance without readings; P0 if None, as
+        if nothing had been read before.
       reset: True forgets all that came before that step, what is not finite too.
       method: "auto", "sequential" or "associative", of the variances as in `kalman_scan`, and of the means: chunks are
         composed in parallel where variances are.
 
     Returns:
-      A `KalmanAttention`: y of v's type; `last`, the memory after the last step, splits a sequence anywhere. The nats
-      of `kalman_scan` are those of one number of a row; all P of them gain P times as many.
+      A `KalmanAttention`: y of v's type; `last`, the memory after the last step, whose m, P and prior, given as m0, P0
+      and prior0, make a sequence split anywhere equal the whole. The nats of `kalman_scan` are those of one number of a
+      row; all P of them gain P times as many.
 
     Raises:
       ValueError: for an unknown method, shapes that do not fit, no steps, or numbers that are not real.
@@ -107,14 +110,19 @@ def _check(inputs: dict[str, Array | None], method: str) -> None:
 
 
 def _read(precision: Array, k: Array, wide: DTypeLike) -> tuple[Array, Array, Array]:
-    """(k^2 / r, k / r, whether either is no number, that are 0 then): a product with what is not finite has no
-    gradient, not even where nothing reads it.
+    """(s = k^2 / r, s / k, whether either is no number, that are 0 then): a product with what is not finite has no
+    gradient, not even where nothing reads it. s is cut at `SHARPEST`, and s / k with it.
     """
     precision, k = jnp.asarray(precision, wide)[..., None], jnp.asarray(k, wide)
     bad = ~jnp.isfinite(precision + k)
-    pull = finite(precision) * finite(k)
-    seen = pull * finite(k)
-    return jnp.where(seen >= LEAST, seen, 0), jnp.where(seen >= LEAST, pull, 0), bad
+    precision, k = finite(precision), finite(k)
+    root = jnp.sqrt(jnp.where(precision > 0, precision, 1))
+    size, limit = jnp.where(precision > 0, jnp.abs(k) * root, 0), SHARPEST**0.5
+    seen, sharp = (size >= SHARPEST**-0.5) & ~bad, size >= limit
+    inner = jnp.where(seen & ~sharp, k, 0) * root  # products of what is cut away would leave the range of numbers
+    square = jnp.where(sharp, SHARPEST, jnp.square(inner))
+    pull = jnp.where(sharp, SHARPEST / jnp.where(sharp, k, 1), inner * root)
+    return square, pull, bad
 
 
 def _weigh(a: Array, q: Array, seen: Array, pull: Array, before: Array) -> tuple[Array, Array, Array]:

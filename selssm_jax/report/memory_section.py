@@ -233,12 +233,15 @@ def _answers(memory: Results) -> list[Block]:
 def _future(memory: Results, folder: pathlib.Path) -> list[Block]:
     points = {name: block["future"] for name, block in memory["blocks"].items() if block["future"]}
     if not points:
-        return []
+        needed = memory.get("curve_needs")
+        words = f"A curve of the bottleneck needs {needed} sequences, found {memory['sequences']}: none is drawn."
+        return [Paragraph(words)] if needed else []
     steps = next(iter(points.values()))["steps"]
     words = (
         f"What the state knows of the next {steps['future']} values (a lower bound, ± two standard errors), and the "
         f"most that any memory of the last {steps['past']} values could know that holds as many bits of them, for a "
-        "Gaussian process with the covariances of the data. A point without noise lies at the right edge."
+        "Gaussian process with the covariances of the data: an estimate, its bias taken off. A point without noise "
+        "lies at the right edge."
     )
     words += "".join(
         f" {block_title(name).capitalize()}: {note}." for name, one in points.items() for note in one["notes"]

@@ -81,6 +81,24 @@ def test_a_key_of_0_and_a_precision_of_0_read_nothing_and_have_gradients():
     np.testing.assert_array_equal(other.y, kalman_attention(a, q, precision, k, v, query).y)
 
 
+@pytest.mark.parametrize("size", [1e15, 1e20, 1e30, 3e38])
+def test_readings_as_sharp_as_can_be_are_what_is_read_and_have_gradients(size):
+    """One row and a key of 1 or -1: the memory is the reading itself, times the key."""
+    one = jnp.ones((1, 4, 1, 1))
+    k, v = jnp.array([1.0, -1.0, 1.0, -1.0]).reshape(one.shape), jnp.array([2.0, 3.0, -1.0, 5.0]).reshape(one.shape)
+
+    def read(k, precision):
+        memory = kalman_attention(0.5 * one, one, precision, k, v, one)
+        return memory.y.sum() + memory.gained.sum(), memory
+
+    (_, memory), slopes = jax.value_and_grad(read, argnums=(0, 1), has_aux=True)(k, jnp.full((1, 4, 1), size))
+    np.testing.assert_allclose(memory.y, k * v, rtol=1e-5)
+    assert np.isfinite(memory.gained).all() and all(np.isfinite(slope).all() for slope in slopes)
+    large = kalman_attention(0.5 * one, one, jnp.full((1, 4, 1), size), 1e25 * k, v, one)
+    np.testing.assert_allclose(large.y, k * v / 1e25, rtol=1e-5)
+    assert np.isfinite(large.gained).all()
+
+
 def test_precisions_over_sixty_decades_stay_numbers():
     a, q, _, k, v, query = map(jnp.float32, draw())
     for size in (1e-30, 1e30):
