@@ -24,7 +24,8 @@ from selssm_jax.stability.verdict import Verdict
 
 Map = Callable[[Any, Any], Any]
 Box = Sequence[Any]  # of two: numbers or (n,)
-ROOM = 1e-9  # share of the box's width by which it is wider than asked: room for rounding
+ROOM = 1e-9  # share of the box's width by which it is wider than asked, at least: room for rounding
+UNITS = 8.0  # units of rounding of f in that room, and of its value at one point
 TOLERANCE = 1e-6  # share by which f's own rounding may lift a derivative above a bound that is true
 
 
@@ -38,7 +39,12 @@ class _Setting(NamedTuple):
     @property
     def room(self) -> np.ndarray:
         width = self.region.high - self.region.low
-        return ROOM * np.where(np.isfinite(width), width, 0)
+        return max(ROOM, UNITS * self.unit) * np.where(np.isfinite(width), width, 0)
+
+    @property
+    def unit(self) -> float:
+        """The unit of rounding of states, in the type that they have in this session."""
+        return float(jnp.finfo(jnp.zeros(0).dtype).eps)
 
 
 class _Proof(NamedTuple):
@@ -112,9 +118,10 @@ def _read(f: Map, states: Box, inputs: Box | None, noise_bound: ArrayLike) -> _S
         )
     given = (jnp.zeros(n), jnp.zeros(len(input_low)))
     image = jax.eval_shape(f, *given)
-    if getattr(image, "shape", None) != (n,):
+    if getattr(image, "shape", None) != (n,) or not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(
-            f"f returns {image} for h of shape ({n},) and x of shape {given[1].shape}, expected the next state, ({n},)"
+            f"f returns {image} for h of shape ({n},) and x of shape {given[1].shape}, expected the next state, "
+            f"({n},), of real floats"
         )
     return _Setting(f, Region(low, high, input_low, input_high), np.broadcast_to(noise, (n,)))
 
@@ -171,11 +178,10 @@ def _mean_value_range(setting: _Setting, J: np.ndarray | None, K: np.ndarray | N
     K = np.zeros((len(J), 0)) if K is None and not len(region.input_low) else K
     if K is None or not (np.isfinite(J).all() and np.isfinite(K).all()):
         return None
-    with jax.enable_x64(True):
-        centre = np.asarray(
-            setting.f((region.low + region.high) / 2, (region.input_low + region.input_high) / 2), np.float64
-        )
+    h, x = (region.low + region.high) / 2, (region.input_low + region.input_high) / 2
+    centre = np.asarray(setting.f(jnp.asarray(h), jnp.asarray(x)), np.float64)
     reach = J @ (region.high - region.low) / 2 + K @ (region.input_high - region.input_low) / 2
+    reach += UNITS * setting.unit * (np.abs(centre) + J @ np.abs(h) + K @ np.abs(x))  # of h, x and the result
     return centre - reach, centre + reach
 
 

@@ -3,22 +3,29 @@
 Interval arithmetic (Moore 1966) runs through the program that JAX traces, forward with the derivatives: every value
 carries an interval, and one for each of its derivatives. Elementary functions have the exact range of their slope;
 what appears twice, as h in h (1 - h), is counted as if both were apart, which widens and never lies. All is done in
-float64 and widened by what that rounds, numbers below 1e-300 aside. The statement is about the function in exact
-arithmetic, whatever type it computes in.
+float64 and widened by what that rounds, numbers below 1e-300 aside. The program is the one that runs, traced in the
+type that states have in this session; what it makes of constants alone JAX computes, in the type of each, whole numbers
+included. What it makes of the arguments is real arithmetic of float32 or float64 numbers: their rounding is not
+counted, and all else, whole numbers, complex ones, smaller floats, comparisons that the box leaves open, is refused.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from scipy import special
 
 ROUNDING = 8 * np.finfo(np.float64).eps  # of one operation or elementary function, more than there can be
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}  # functions inside functions
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # types whose numbers are taken for real ones
+TINY = np.finfo(np.float32).tiny  # smaller numbers may be 0 where the program runs
+LARGE = 1e6  # states and inputs up to here may not overflow, in boxes without ends too
+ROOM = 1024  # units of rounding by which numbers have to be apart for a comparison to be settled
 Numbers = Any  # arrays of NumPy, and its scalars, which operations on arrays without axes return
 Interval = tuple[Numbers, Numbers]
 
@@ -50,62 +57,117 @@ def enclose(f: Callable[..., Any], *boxes: Interval) -> Ranges:
     """Returns the ranges of f and of its derivatives by all arguments, vectors in boxes (low, high), one after another.
 
     Raises:
-      UnknownOperationError: for an operation without a rule: a loop, a rounding, a choice that the box leaves open,
-        where f may jump.
+      UnknownOperationError: for an operation without a rule: a loop, a rounding, a comparison that the box leaves open,
+        where f may jump; for values that are no real numbers, constants that are NaN or inf, and what may overflow.
     """
     sizes = [len(low) for low, _ in boxes]
-    with jax.enable_x64(True):  # or tracing would round constants
-        program = jax.make_jaxpr(f)(*(np.zeros(size) for size in sizes))
+    program = jax.make_jaxpr(f)(*(jnp.zeros(size) for size in sizes))
     slopes = np.split(np.eye(sum(sizes)), np.cumsum(sizes)[:-1])
-    arguments = [Ranges(low, high, slope, slope) for (low, high), slope in zip(boxes, slopes, strict=True)]
-    with np.errstate(all="ignore"):
-        return _run(program.jaxpr, program.consts, arguments, sum(sizes))[0]
+
+    def run(boxes: Sequence[Interval]) -> Ranges:
+        arguments = [Ranges(low, high, slope, slope) for (low, high), slope in zip(boxes, slopes, strict=True)]
+        with np.errstate(all="ignore"):
+            return _lift(_run(program.jaxpr, program.consts, arguments, sum(sizes))[0], sum(sizes))
+
+    ranges = run(boxes)
+    if all(np.isfinite(part).all() for part in ranges.slope):
+        run([_cut(*box) for box in boxes])  # where an overflow shows that an endless box hides
+    return ranges
 
 
-def _run(program: core.Jaxpr, constants: list[Any], arguments: list[Ranges], k: int) -> list[Ranges]:
+def _cut(low: Numbers, high: Numbers) -> Interval:
+    far = LARGE * (1 + np.where(np.isfinite(low), np.abs(low), 0) + np.where(np.isfinite(high), np.abs(high), 0))
+    return np.where(np.isinf(low), -far, low), np.where(np.isinf(high), far, high)
+
+
+def _run(program: core.Jaxpr, constants: list[Any], arguments: list[Any], k: int) -> list[Any]:
+    """Ranges of what depends on the arguments, arrays of what does not."""
     values = dict(zip(program.invars, arguments, strict=True))
-    values |= {variable: _constant(value, k) for variable, value in zip(program.constvars, constants, strict=True)}
+    values |= dict(zip(program.constvars, constants, strict=True))
 
-    def read(variable: Any) -> Ranges:
-        return _constant(variable.val, k) if isinstance(variable, core.Literal) else values[variable]
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else values[variable]
 
     for equation in program.eqns:
         given = [read(variable) for variable in equation.invars]
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         if equation.primitive.name in CALLS and isinstance(inner, core.ClosedJaxpr):
             results = _run(inner.jaxpr, inner.consts, given, k)
+        elif any(isinstance(value, Ranges) for value in given):
+            results = _apply(equation, given, k)
         else:
-            results = _apply(equation, given)
+            results = _evaluate(program, equation, given)
         values |= dict(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in program.outvars]
 
 
-def _constant(value: Any, k: int) -> Ranges:
+def _evaluate(program: core.Jaxpr, equation: core.JaxprEqn, given: list[Any]) -> list[Any]:
+    """What JAX makes of constants."""
+    if equation.effects or "callback" in equation.primitive.name:
+        raise UnknownOperationError(f"the operation {equation.primitive.name} may return what it likes")
+    variables = {v: value for v, value in zip(equation.invars, given, strict=True) if not isinstance(v, core.Literal)}
+    alone = core.Jaxpr([], [*variables], equation.outvars, [equation], debug_info=program.debug_info)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*variables.values())
+
+
+def _lift(value: Any, k: int) -> Ranges:
+    """A value as ranges; those of a constant are a point."""
+    if isinstance(value, Ranges):
+        return value
     value = np.asarray(value)
-    value = value if value.dtype == bool else value.astype(np.float64)
+    _check_type(value.dtype)
+    if not np.isfinite(value).all():
+        raise UnknownOperationError(f"a constant is {value[~np.isfinite(value)].flat[0]}")
     zeros = np.zeros((*value.shape, k))
-    return Ranges(value, value, zeros, zeros)
+    return Ranges(value.astype(np.float64), value.astype(np.float64), zeros, zeros)
 
 
-def _apply(equation: core.JaxprEqn, given: list[Ranges]) -> list[Ranges]:
+def _check_type(dtype: Any) -> None:
+    if dtype not in FLOATS:
+        raise UnknownOperationError(f"arithmetic of {dtype} is not that of real numbers: it jumps or wraps")
+
+
+def _apply(equation: core.JaxprEqn, given: list[Any], k: int) -> list[Any]:
+    name = equation.primitive.name
+    types: list[Any] = [variable.aval for variable in equation.outvars]
+    if name == "ne" and equation.invars[0] is equation.invars[1]:  # a test for NaN
+        return [np.zeros(types[0].shape, bool)]
+    if name in COMPARISONS:
+        return [np.broadcast_to(COMPARISONS[name](*(_lift(value, k) for value in given)), types[0].shape)]
+    if name not in KNOWN:
+        raise UnknownOperationError(f"the operation {name} has no rule of its range")
+    which, cases = (given[:1], given[1:]) if name == "select_n" else ([], given)
+    ranges = [_lift(value, k) for value in cases]
+    results = _enclose_results(equation, [*which, *ranges])
+    for of_result, result in zip(types, results, strict=True):
+        _check_type(of_result.dtype)
+        _check_finite(name, of_result.dtype, ranges, result)
+    return results
+
+
+def _check_finite(name: str, dtype: Any, given: list[Ranges], result: Ranges) -> None:
+    """What is beyond all numbers of its type is inf where the program runs, and soon NaN."""
+    ends, limit = np.abs([*result.value]), np.finfo(dtype).max
+    endless = any(np.isinf(end).any() for ranges in given for end in ranges.value)
+    beyond = (ends > limit) & ~(np.isinf(ends) & endless) | (result.low > limit) | (result.high < -limit)
+    if beyond.any() or any(np.isnan(part).any() for part in result):
+        raise UnknownOperationError(f"the operation {name} may overflow {dtype} in the box")
+
+
+def _enclose_results(equation: core.JaxprEqn, given: list[Any]) -> list[Ranges]:
     name, options = equation.primitive.name, equation.params
-    twice = len(given) == 2 and equation.invars[0] is equation.invars[1]
     if name == "split":
         return _split(given[0], options)
-    if name == "ne" and twice:  # a test for NaN
-        return [given[0]._replace(low=np.zeros_like(given[0].low, bool), high=np.zeros_like(given[0].low, bool))]
     if name in LAYOUT:
         parts = (LAYOUT[name](list(parts), options) for parts in zip(*given, strict=True))
         return [Ranges(*parts)]
-    if name == "mul" and twice:
+    if name == "mul" and equation.invars[0] is equation.invars[1]:
         return [_chain(given[0], partial(_power_and_slope, y=2))]
     if name in ELEMENTARY:
         return [_chain(given[0], ELEMENTARY[name])]
     if name in RULES:
         return [RULES[name](*given)]
-    if name in RULES_WITH_OPTIONS:
-        return [RULES_WITH_OPTIONS[name](*given, options=options)]
-    raise UnknownOperationError(f"the operation {name} has no rule of its range")
+    return [RULES_WITH_OPTIONS[name](*given, options=options)]
 
 
 # What moves numbers and leaves them as they are. Derivatives have one axis more, the last, which stays.
@@ -116,12 +178,6 @@ def _broadcast(values: list[Numbers], options: dict[str, Any]) -> Numbers:
     for size, place in zip(value.shape, places, strict=False):
         axes[place] = size
     return np.broadcast_to(value.reshape(*axes, *rest), (*shape, *rest))
-
-
-def _convert(values: list[Numbers], options: dict[str, Any]) -> Numbers:
-    if np.issubdtype(options["new_dtype"], np.integer) and values[0].dtype != bool:
-        raise UnknownOperationError("a conversion to whole numbers jumps")
-    return values[0].astype(bool if np.issubdtype(options["new_dtype"], np.bool_) else np.float64)
 
 
 def _slice(values: list[Numbers], options: dict[str, Any]) -> Numbers:
@@ -138,7 +194,7 @@ def _transpose(values: list[Numbers], options: dict[str, Any]) -> Numbers:
 LAYOUT: dict[str, Callable[[list[Numbers], dict[str, Any]], Numbers]] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": lambda values, options: np.concatenate(values, axis=options["dimension"]),
-    "convert_element_type": _convert,
+    "convert_element_type": lambda values, options: values[0],  # its type is checked
     "copy": lambda values, options: values[0],
     "copy_p": lambda values, options: values[0],
     "rev": lambda values, options: np.flip(values[0], options["dimensions"]),
@@ -206,7 +262,8 @@ def _bell(low: Numbers, high: Numbers, *, f: Callable[..., Any], slope: Callable
 
 def _bent(low: Numbers, high: Numbers, *, f: Callable[..., Any], slope: Callable[..., Any], least: float) -> Any:
     """Of a function that grows, with a slope that grows or falls all the way, on numbers above a finite `least`."""
-    if math.isfinite(least) and not (low > least).all():
+    room = TINY + ROOM * np.finfo(np.float32).eps * abs(least)
+    if math.isfinite(least) and not (low > least + room).all():
         raise UnknownOperationError(f"a logarithm or root may be taken of {low.min():.4g}")
     slopes = slope(low), slope(high)
     return (f(low), f(high)), (np.minimum(*slopes), np.maximum(*slopes))
@@ -235,7 +292,7 @@ def _negative(interval: Interval) -> Interval:
 def _power(low: Numbers, high: Numbers, y: int) -> Interval:
     if y < 0:
         least, most = _power(low, high, -y)
-        if ((least <= 0) & (most >= 0)).any():
+        if ((least < TINY) & (most > -TINY)).any():
             raise UnknownOperationError("a divisor may be 0")
         return 1 / most, 1 / least
     if y % 2:
@@ -300,19 +357,35 @@ def _minimum(a: Ranges, b: Ranges) -> Ranges:
     return _negate(_maximum(_negate(a), _negate(b)))
 
 
-def _less(a: Ranges, b: Ranges) -> Ranges:
-    """Whether a < b: for certain, and perhaps; where they may be equal it is left open, which serves a <= b too."""
-    return (a if a.low.ndim >= b.low.ndim else b)._replace(low=a.high < b.low, high=a.low <= b.high)
-
-
-def _select(which: Ranges, *cases: Ranges) -> Ranges:
-    if (which.low != which.high).any() or len(cases) != 2:
-        raise UnknownOperationError("a choice (where) that the box leaves open may jump")
-    chosen = np.broadcast_to(which.low, cases[0].low.shape)
+def _select(which: Any, *cases: Ranges) -> Ranges:
+    """A choice that the box does not leave open: by a constant, or a comparison that was settled."""
+    which = np.asarray(which)
+    if which.dtype != bool:
+        raise UnknownOperationError("a choice by a whole number is not known")
+    chosen = np.broadcast_to(which, cases[0].low.shape)
     parts = zip(*cases, strict=True)
     return Ranges(*(np.where(chosen if no.ndim == chosen.ndim else chosen[..., None], yes, no) for no, yes in parts))
 
 
+def _less(a: Ranges, b: Ranges) -> Numbers:
+    """Whether a < b, and a <= b, where the box settles it, with room for what the program rounds."""
+
+    def below(low: Numbers, high: Numbers) -> Numbers:
+        room = ROOM * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+        return high - low > room
+
+    less = below(a.high, b.low)
+    if not (less | below(b.high, a.low)).all():
+        raise UnknownOperationError("a comparison that the box leaves open may jump")
+    return less
+
+
+COMPARISONS: dict[str, Callable[[Ranges, Ranges], Numbers]] = {
+    "lt": _less,
+    "le": _less,
+    "gt": lambda a, b: _less(b, a),
+    "ge": lambda a, b: _less(b, a),
+}
 RULES: dict[str, Callable[..., Ranges]] = {
     "add": _add,
     "add_any": _add,
@@ -322,10 +395,6 @@ RULES: dict[str, Callable[..., Ranges]] = {
     "div": _divide,
     "max": _maximum,
     "min": _minimum,
-    "lt": _less,
-    "le": _less,
-    "gt": lambda a, b: _less(b, a),
-    "ge": lambda a, b: _less(b, a),
     "select_n": _select,
 }
 
@@ -361,3 +430,4 @@ RULES_WITH_OPTIONS: dict[str, Callable[..., Ranges]] = {
     "reduce_sum": _reduce,
     "reshape": _reshape,
 }
+KNOWN = {"split", *LAYOUT, *ELEMENTARY, *RULES, *RULES_WITH_OPTIONS}
