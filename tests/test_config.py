@@ -245,7 +245,7 @@ WRONG = [
     (
         {"model__selective__gate_temperature": 0.5},
         r"gate_temperature=0\.5 is read by model\.selective\.gate='softmax' alone, found .*'sigmoid': use "
-        r"gate_temperature=1\.0",
+        r"gate_temperature=1\.0, or gate='softmax'",
     ),
     (
         {"model__selective__gate": "softmax", "model__selective__gate_slot_width": 3},
@@ -312,12 +312,17 @@ WRONG = [
     (
         {"model__selective__gate_active": 3},
         r"gate_active=3 is read by model\.selective\.gate='top_k' alone, found model\.selective\.gate='sigmoid': use "
-        r"gate_active=0",
+        r"gate_active=0, or gate='top_k'",
+    ),
+    (
+        {"model__selective__gate_slot_width": 4},
+        r"gate_slot_width=4 is read by model\.selective\.gate='softmax' alone, .* use gate_slot_width=1, or "
+        r"gate='softmax'",
     ),
     (
         {"model__selective__gate_temperature": 0.5},
         r"gate_temperature=0\.5 is read by model\.selective\.gate='softmax' alone, found .*'sigmoid': use "
-        r"gate_temperature=1\.0",
+        r"gate_temperature=1\.0, or gate='softmax'",
     ),
     (
         {"model__selective__gate": "softmax", "model__selective__gate_slot_width": 3},
@@ -365,7 +370,7 @@ WRONG = [
     (
         {"training__information_weight": 0.1},
         r"training\.information_weight=0\.1 needs a state with noise, found model\.selective\.process_noise=0\.0: "
-        r".*use for example",
+        r".*use for example model\.selective\.process_noise=0\.3, or blocks of 'kalman'",
     ),
     (
         {**NOISY, "model__selective__transition": "dense"},

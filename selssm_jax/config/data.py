@@ -166,7 +166,8 @@ class Data:
     # text: what a token is; "subword": of imported models alone
     level: Literal["character", "word", "byte", "subword"] = "character"
     augment: bool = False  # signals: random shift, gain and noise in training
-    vocab: Annotated[int, Least(2)] = 16  # synthetic: symbols
+    # synthetic: symbols, besides blanks and marks; associative_recall has as many values, as many keys and a blank
+    vocab: Annotated[int, Least(2)] = 16
     tokens: Positive = 16  # synthetic: symbols, or pairs of a key and a value, to remember
     lag: Positive = 16  # delayed_recall: how far back
     noise: NonNegative = 0.1  # of observations of linear_gaussian, changing_noise and changing_drift: variance

@@ -149,7 +149,7 @@ class Experiment:
             raise InputError(
                 f"{weight}={self.training.information_weight} needs a state with noise, found "
                 f"{say('process_noise')}=0.0: without it the state holds infinitely many nats; use for example "
-                f"{say('process_noise')}=0.3"
+                f"{say('process_noise')}=0.3, or blocks of 'kalman', whose gates know their nats"
             )
         if layer.transition == "dense":
             raise InputError(

@@ -172,10 +172,10 @@ def check_gate(kind: str, features: int, settings: Mapping[str, float], say: Say
     """Raises InputError where settings of a gate are read by another kind, or do not fit its number of components."""
     for name, (reader, idle) in GATE_SETTINGS.items():
         if kind != reader and settings[name] != idle:
-            last = say(name).rpartition(".")[2]
+            last, choice = (say(key).rpartition(".")[2] for key in (name, "gate"))
             raise InputError(
                 f"{say(name)}={settings[name]} is read by {say('gate')}={reader!r} alone, found {say('gate')}="
-                f"{kind!r}: use {last}={idle}"
+                f"{kind!r}: use {last}={idle}, or {choice}={reader!r}"
             )
     if kind == "top_k" and not 1 <= settings["active"] <= features:
         raise InputError(

@@ -76,8 +76,9 @@ class SelectiveSSM(Layer):
       gate_state: "none", G(x_t); "elementwise", a gate also reads the components of h_{t-1} that it is of; "dense", all
         of them. The recurrence is not linear then; not for "complex".
       update: "retain" or "effective".
-      drive: "gated", or "normalised": the state's variance is then that of B x_t + w_t, however slow its gates; for
-        gates of the input alone, and not for "dense".
+      drive: "gated", or "normalised", for gates of the input alone, and not for "dense". The state's variance is then
+        that of B x_t + w_t, however slow its gates, where this is white and independent of them: for constant gates, or
+        gates of other inputs. With gates that read the same input E h^2 can be many times larger.
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
       process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
       output_gate: whether outputs are gated by the input.

@@ -207,6 +207,7 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
         "the compression factor; the participation ratio is (sum g)² / sum g². Selectivity is the standard deviation "
         "of a gate over steps: 0 would be a model that ignores its input. Soft gates save no work by themselves."
     )
+    words += _say_shares(results["config"]["model"])
     columns = {
         "n": "components",
         "mean gate": "mean",
@@ -226,6 +227,16 @@ def gates(results: Results, folder: pathlib.Path) -> list[Block]:
     )
     parts: list[Block] = [Paragraph(words), tabulate("Gates by block", blocks, columns), Picture(path, caption)]
     return section("Gate activity", [*parts, *_gate_bits(blocks, folder)])
+
+
+def _say_shares(model: Results) -> str:
+    """What is no finding about gates that share out a step; nothing of other gates."""
+    if "selective" not in model["pattern"] or model["selective"]["gate"] != "softmax":
+        return ""
+    return (
+        " Softmax gates sum to 1 over their slots at every step, before a floor: of 'selective' blocks the mean, the "
+        "effective dimension and the compression factor follow from the settings and say nothing of what was learnt."
+    )
 
 
 def _gate_bits(blocks: Results, folder: pathlib.Path) -> list[Block]:

@@ -123,6 +123,14 @@ def test_what_was_chosen_is_read_off_the_history(step, metric, found):
     assert scores.name_choice(step, history, metric) == found
 
 
+def test_what_softmax_gates_are_bound_to_is_no_finding(saved, tmp_path):
+    model = saved["config"]["model"]
+    softmax = model | {"selective": model["selective"] | {"gate": "softmax"}}
+    said = sections.gates(saved | {"config": saved["config"] | {"model": softmax}}, tmp_path)[1].text
+    plain = sections.gates(saved, tmp_path)[1].text
+    assert said.startswith(plain) and "sum to 1" in said.removeprefix(plain)
+
+
 def test_gates_are_measured_by_block(saved):
     assert set(saved["gates"]) == {"block_0"}
     block = saved["gates"]["block_0"]
