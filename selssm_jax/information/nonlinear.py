@@ -26,6 +26,7 @@ from selssm_jax.information.bracket import state_information as bracket_informat
 from selssm_jax.information.channel import einsum
 from selssm_jax.information.checks import check_covariance, check_shape, check_whole, floating
 
+ROUNDING = 1 / 64  # of states, as a share of the noise: it would be noise of its own, or hide what there is
 ABOUT = ("inputs", "start", "step")
 Map = Callable[[Any, Any], Any]
 Draw = Callable[[Key[Array, ""]], Any]
@@ -60,7 +61,8 @@ def state_information(
       trajectories: independent ones. conditions: draws of Z. paths: trajectories that share each.
 
     Raises:
-      ValueError: for shapes that do not fit, a Q that is not positive definite, and too few of anything.
+      ValueError: for shapes that do not fit, a Q that is not positive definite, too few of anything, and states so
+        large that their rounding is no less than a 64th of the noise.
 
     Source: theory, sections 4.2 and 4.3.
     """
@@ -78,7 +80,8 @@ def state_information(
             values = jax.vmap(draw_value)(jax.random.split(keys[name], groups * each))
             draws[name] = jnp.repeat(values, size // each, axis=0)
         normal = jax.random.normal(keys["noise"], (*draws["inputs"].shape[:2], len(root)), root.dtype)
-        values = _simulate(f, root, draws["start"].astype(root.dtype), draws["inputs"], normal)
+        *values, largest = _simulate(f, root, draws["start"].astype(root.dtype), draws["inputs"], normal)
+        _check_rounding(root, largest)
         return tuple(value.reshape(groups, size, len(root)) for value in values)
 
     first, second = jax.random.split(key)
@@ -87,8 +90,9 @@ def state_information(
 
 
 @partial(jax.jit, static_argnums=0)
-def _simulate(f: Map, root: Array, start: Array, inputs: Array, normal: Array) -> tuple[Array, Array]:
-    """h_T's mean given the step before, and h_T, (N, n), in coordinates in which Q is 1: they know as much.
+def _simulate(f: Map, root: Array, start: Array, inputs: Array, normal: Array) -> tuple[Array, Array, Array]:
+    """h_T's mean given the step before, and h_T, (N, n), in coordinates in which Q is 1: they know as much; and the
+    largest sizes of components on the way, (n,).
 
     All that is random was drawn before: programs that draw take seconds to compile.
     """
@@ -100,7 +104,20 @@ def _simulate(f: Map, root: Array, start: Array, inputs: Array, normal: Array) -
 
     means = lax.scan(step, start, (inputs.swapaxes(0, 1), normal.swapaxes(0, 1)))[1]
     mean = jax.scipy.linalg.solve_triangular(root, means[-1].T, lower=True).T
-    return mean, mean + normal[:, -1]
+    largest = jnp.maximum(jnp.abs(means).max(axis=(0, 1)), jnp.abs(start).max(axis=0))
+    return mean, mean + normal[:, -1], largest
+
+
+def _check_rounding(root: Array, largest: Array) -> None:
+    """What states round, in coordinates in which Q is 1, has to be far below 1."""
+    size, of_noise = np.asarray(largest, np.float64), np.linalg.inv(np.asarray(root, np.float64))
+    rounding = np.abs(of_noise) @ (size * float(jnp.finfo(root.dtype).eps))
+    if not (rounding <= ROUNDING).all():
+        raise ValueError(
+            f"f or draw_start returns states up to {size.max():.4g}, which {root.dtype} rounds by {rounding.max():.2g} "
+            f"times the noise of noise_cov, expected at most {ROUNDING:.2g}: subtract the offset from states, use "
+            "jax_enable_x64, or give the noise that there is"
+        )
 
 
 def _bracket(means: Array, states: Array) -> Bracket:

@@ -34,6 +34,8 @@ NAMES = {
     "stationary_law": "One stationary law",
     "printed_condition": "The condition as printed, |A| L_G < 1",
 }
+MAP_NAMES = NAMES | {"uniform": "Contraction under every sequence of inputs"}  # of a recurrence without gates
+OF_GATES = {"slow_gates", "state_dependent", "printed_condition"}  # statements that it has no part in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Certificate:
         caller sets may lie outside: of that one `state_dependent` says nothing.
       constants: what the verdicts rest on: components, gates' range, rho(|A|), |A|_2, L_G, the largest drive.
       delay: steps that a convolution before the recurrence still reads an input after its own.
+      gated: false for a map without gates; in words it has no statements about them.
     """
 
     uniform: Verdict
@@ -66,6 +69,7 @@ class Certificate:
     invariant_radius: np.ndarray | None
     constants: dict[str, float]
     delay: int = 0
+    gated: bool = True
 
     @property
     def contraction(self) -> Verdict:
@@ -101,7 +105,9 @@ class Certificate:
             if math.isfinite(steps)
             else "No memory horizon is certified."
         )
-        lines = [f"{NAMES[name]}: {getattr(self, name)}" for name in NAMES]
+        names = NAMES if self.gated else {name: MAP_NAMES[name] for name in NAMES if name not in OF_GATES}
+        units = {"lyapunov": " nats a step"}
+        lines = [f"{names[name]}: {getattr(self, name).describe(units.get(name, ''))}" for name in names]
         return "\n".join([kept, *lines])
 
 

@@ -17,7 +17,14 @@ from jax.typing import ArrayLike
 from selssm_jax.stability import pathwise
 from selssm_jax.stability.certificate import Certificate, of_paths
 from selssm_jax.stability.contraction import Growth, contract
-from selssm_jax.stability.orbits import Region, climb_slopes, find_unstable_fixed_point, follow_orbits
+from selssm_jax.stability.orbits import (
+    Region,
+    agrees_with_secants,
+    climb_secants,
+    climb_slopes,
+    find_unstable_fixed_point,
+    follow_orbits,
+)
 from selssm_jax.stability.ranges import Interval, UnknownOperationError, enclose
 from selssm_jax.stability.simulate import Escape, ExpandingOrbit
 from selssm_jax.stability.verdict import Verdict
@@ -56,11 +63,14 @@ class _Proof(NamedTuple):
 
 
 class _Judgement(NamedTuple):
-    """The verdict on paths; an orbit with a positive exponent; the factor of a step that was only sampled."""
+    """The verdict on paths; an orbit with a positive exponent, and its standard error; the factor of a step that was
+    only sampled.
+    """
 
     path: Verdict
     orbit: ExpandingOrbit | None = None
     factor: float | None = None
+    stderr: float = 0.0
 
 
 def certify_map(
@@ -79,7 +89,8 @@ def certify_map(
     interval arithmetic (`ranges`), and from a range of f that lies in the box of states. What is only sampled, by
     gradient ascent on the norm of the Jacobian and by orbits, is "not established", and the reason says what was seen;
     `constants["largest expansion sampled"]` has its factor. "refuted" comes with an `ExpandingOrbit`: a fixed point
-    around which differences do not shrink, or an orbit with a positive Lyapunov exponent, beyond 4 standard errors.
+    around which differences do not shrink, or an orbit with a positive Lyapunov exponent, beyond 4 standard errors,
+    where differences of f itself agree with its derivatives.
 
     Args:
       f: (h, x) -> the next state, (n,), written in JAX, with derivatives in reverse mode; h: (n,), x: (m,). Its own
@@ -89,7 +100,8 @@ def certify_map(
         bound, stays in no other box.
       inputs: (low, high) likewise; None: f reads none, and x is of shape (0,).
       jacobian: (n, n), bounds of |df_i/dh_j| over both boxes, of your own derivation. A point of the box where f
-        exceeds them is an error.
+        exceeds them is an error; searched by gradient ascent, and by differences of f itself, whatever rules
+        of differentiation it has.
       input_jacobian: (n, m), bounds of |df_i/dx_k|, that show with `jacobian` that f stays in the box where its
         operations do not.
       noise_bound: largest |w_i|, a number or (n,); inf for Gaussian noise.
@@ -144,8 +156,8 @@ def _read_bounds(setting: _Setting, *given: ArrayLike | None) -> tuple[np.ndarra
     for name, bound, shape in zip(("jacobian", "input_jacobian"), bounds, ((n, n), (n, m)), strict=True):
         if bound is not None and (bound.shape != shape or not (bound >= 0).all() or not np.isfinite(bound).all()):
             raise ValueError(
-                f"{name} has shape {bound.shape} and smallest value {bound.min(initial=0.0)}, expected finite bounds "
-                f"of sizes, from 0, {shape}"
+                f"{name} has shape {bound.shape} and the value {_show(bound)}, expected shape {shape}, finite and not "
+                "negative"
             )
     if bounds[0] is None and bounds[1] is not None:
         raise ValueError("input_jacobian is given without jacobian: give both, or neither")
@@ -205,6 +217,15 @@ def _attack(setting: _Setting, given: tuple[np.ndarray | None, np.ndarray | None
                 f"{name}[{i}, {j}] = {bound[i, j]:.6g} is no bound: the derivative is {sizes[i, j]:.6g} in size at "
                 f"(h, x) = {seen.points[i, first + j]}; expected a bound over both boxes"
             )
+    if given[0] is None:
+        return
+    secant = climb_secants(setting.f, setting.region, given[0], given[1], seed)
+    if secant is not None:
+        raise ValueError(
+            f"jacobian is no bound: component {secant.i} of f changes by {secant.change:.6g} between (h, x) = "
+            f"{secant.ends[0]} and {secant.ends[1]}, where it allows {secant.allowed:.6g}; expected a bound over both "
+            "boxes, of an f that does not jump"
+        )
 
 
 def _judge(setting: _Setting, proof: _Proof, seed: int) -> _Judgement:
@@ -219,18 +240,24 @@ def _judge(setting: _Setting, proof: _Proof, seed: int) -> _Judgement:
             f"states reach to infinity, and {proof.reason}: give jacobian, or a box with ends, in which it is sampled"
         )
     orbits = follow_orbits(setting.f, region, setting.noise, setting.room, seed)
-    leaves = _describe_leaving(orbits.escape, invariant)
+    leaves = _describe_leaving(setting, orbits.escape, invariant)
     if path is not None and contracts:
         words = f"In the box differences shrink by {path.rate:.6g} a step in a weighted maximum norm."
         return _Judgement(Verdict("not established", reason=f"{words} {leaves}", witness=orbits.escape))
-    fixed = find_unstable_fixed_point(setting.f, region, setting.room, seed)
-    witness = max((one for one in (fixed, orbits.expanding) if one), key=lambda one: one.growth, default=None)
+    fixed = _confirm(setting, find_unstable_fixed_point(setting.f, region, setting.room, seed), steps=1)
+    expanding = _confirm(setting, orbits.expanding)
+    witness = max((one for one in (fixed, expanding) if one), key=lambda one: one.growth, default=None)
     if witness is not None:
         kind = "around a fixed point" if witness is fixed else "along an orbit"
         words = f"From h = {_show(witness.start)} under x = {_show(witness.inputs[0])}, {kind}, differences grow by"
         refuted = Verdict("refuted", witness.growth, f"{words} {witness.growth:.6g} a step.", witness)
-        return _Judgement(refuted, orbits.expanding)
+        return _Judgement(refuted, expanding, stderr=orbits.stderr)
     return _report_sample(setting, proof, path, orbits.escape, leaves, seed)
+
+
+def _confirm(setting: _Setting, orbit: ExpandingOrbit | None, **steps: int) -> ExpandingOrbit | None:
+    """The witness, if differences of f say of derivatives along it what their rules say."""
+    return orbit if orbit is not None and agrees_with_secants(setting.f, setting.region, orbit, **steps) else None
 
 
 def _contract(J: np.ndarray) -> Verdict:
@@ -260,13 +287,18 @@ def _show(value: np.ndarray) -> str:
     return np.array2string(np.round(value, 4) + 0.0, threshold=8)
 
 
-def _describe_leaving(escape: Escape | None, invariant: bool) -> str:
+def _describe_leaving(setting: _Setting, escape: Escape | None, invariant: bool) -> str:
     if invariant:
         return "The box is not left."
+    if np.isinf(setting.noise).any():
+        return "noise_bound=inf leaves the box, as every one with ends: use states=(-inf, inf)."
+    noisy = setting.noise.any()
     if escape is None:
-        return "That f and the noise stay in the box was not proved, though no orbit left it."
+        who = "f and the noise stay" if noisy else "f stays"
+        return f"That {who} in the box was not proved, though no orbit left it."
     words = f"from h = {_show(escape.state)} under x = {_show(escape.input)} to {_show(escape.image)}"
-    return f"f, or the noise on top of it, leaves the box: {words}. Give a box that both stay in."
+    who, stays = ("f, or the noise on top of it,", "both stay") if noisy else ("f", "it stays")
+    return f"{who} leaves the box: {words}. Give a box that {stays} in."
 
 
 def _report_sample(
@@ -287,12 +319,19 @@ def _state(setting: _Setting, judgement: _Judgement) -> Certificate:
     certificate = of_paths(path, len(region.low))
     if judgement.orbit is not None:
         exponent = float(np.log(judgement.orbit.growth))
-        words = f"gamma = {exponent:.6g} nats a step along an orbit in the box: differences do not vanish."
+        words = (
+            f"gamma = {exponent:.6g} nats a step, with a standard error of {judgement.stderr:.2g}, along an orbit in "
+            "the box: differences do not vanish."
+        )
         certificate = dataclasses.replace(certificate, lyapunov=Verdict("refuted", exponent, words, judgement.orbit))
+    elif path.status != "holds":
+        words = "No orbit that was followed surely grows or shrinks differences."
+        certificate = dataclasses.replace(certificate, lyapunov=Verdict("not established", reason=words))
     symmetric = path.status == "holds" and bool((region.low == -region.high).all() and np.isfinite(region.high).all())
     sampled = {} if judgement.factor is None else {"largest expansion sampled": judgement.factor}
     return dataclasses.replace(
         certificate,
+        gated=False,
         invariant_radius=region.high if symmetric else None,
         constants=certificate.constants | sampled,
     )

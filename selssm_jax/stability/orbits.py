@@ -1,5 +1,6 @@
 """What a map h' = f(h, x) is seen to do in a box: orbits along which differences grow, states that leave, the largest
-derivatives that gradient ascent finds. All in float64.
+derivatives that gradient ascent finds, all in float64; and what differences of f itself, in the type that it runs in,
+say of bounds and of those derivatives.
 """
 
 import dataclasses
@@ -24,6 +25,10 @@ SIGMAS = 4.0  # standard errors by which an exponent has to be above 0
 # of Newton's method for fixed points: starts, iterations, how well a fixed point has to repeat itself, and what keeps
 # a map that moves nothing from a division by 0
 STARTS, NEWTON, SOLVED, RIDGE = 64, 30, 1e-9, 1e-9
+PAIRS, HALVINGS = 512, 12  # pairs of points whose secants are compared with a bound, and how often they are halved
+# units of rounding by which a secant may be off; states of an orbit at which derivatives are compared with secants, the
+# share of them that has to agree, for a map may have corners, and how well
+SLACK, COMPARED, AGREE, ALIKE = 64.0, 16, 0.75, 1e-2
 POINTS, ASCENT, REACH = 256, 60, 0.1  # starts of gradient ascent, its steps, the first as a share of the box
 
 
@@ -72,10 +77,12 @@ class Orbits(NamedTuple):
     Attributes:
       expanding: of those that stayed in the box the one along which differences grow most, where they surely do.
       escape: a state that leaves the box.
+      stderr: of the logarithm of the growth of `expanding`.
     """
 
     expanding: ExpandingOrbit | None
     escape: Escape | None
+    stderr: float
 
 
 def follow_orbits(f: Map, region: Region, noise: np.ndarray, room: np.ndarray, seed: int) -> Orbits:
@@ -101,7 +108,8 @@ def follow_orbits(f: Map, region: Region, noise: np.ndarray, room: np.ndarray, s
     leaves = inside[:-1] & ~region.holds(states[1:], room - noise)
     place = tuple(np.argwhere(leaves)[0]) if leaves.any() else None
     escape = None if place is None else Escape(states[place], inputs[place], states[place[0] + 1, place[1]])
-    return Orbits(growing if least[best] > 0 else None, escape)
+    stderr = float(exponents[best] - least[best]) / SIGMAS if np.isfinite(least[best]) else np.inf
+    return Orbits(growing if least[best] > 0 else None, escape, stderr)
 
 
 def _exponents(growth: np.ndarray, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +176,98 @@ def _images_and_jacobians(f: Map, h: Any, x: Any) -> tuple[Any, Any]:
 def _jacobian(f: Map) -> Map:
     """By reverse mode: scans with gradients of their own, as those of `ops`, know no other."""
     return jax.jacrev(lambda h, x: f(h, x).astype(h.dtype))
+
+
+def agrees_with_secants(f: Map, region: Region, orbit: ExpandingOrbit, steps: int = COMPARED) -> bool:
+    """Whether along an orbit derivatives are what differences of f say, in the type that it runs in: a rule of its own
+    (`jax.custom_jvp`) may differentiate another function.
+    """
+    h, unit = jnp.asarray(orbit.start), _unit()
+    states: list[Any] = []
+    inputs: list[Any] = []
+    for step in range(steps):
+        states, inputs = [*states, h], [*inputs, jnp.asarray(orbit.inputs[step % len(orbit.inputs)])]
+        h = f(h, inputs[-1])
+    low, high = (end[: len(region.low)] for end in region.ends)
+    width = np.where(high > low, high - low, np.maximum(1, np.abs(low)))
+    reach = unit ** (1 / 3) * np.diag(width)  # the step at which rounding and curvature weigh the same
+    forth, back = (np.asarray(states)[:, None] + side * reach for side in (1, -1))
+    forth, back = (np.where(high > low, np.clip(ends, low, high), ends) for ends in (forth, back))
+    J = _linearize(f, np.asarray(states, np.float64), np.asarray(inputs, np.float64))[1]
+    ends = jnp.asarray(np.stack([forth, back], axis=2))
+    images = np.asarray(_images_of_ends(f, ends, jnp.stack(inputs)), np.float64)
+    moved = np.diagonal(forth - back, axis1=1, axis2=2)[:, None]
+    with np.errstate(all="ignore"):
+        secants = (images[:, :, 0] - images[:, :, 1]).swapaxes(1, 2) / moved
+        alike = (np.abs(secants - J) <= ALIKE * np.abs(J).max(axis=(1, 2), keepdims=True)).all(axis=(1, 2))
+    return bool(alike.mean() >= AGREE)
+
+
+@partial(jax.jit, static_argnums=0)
+def _images_of_ends(f: Map, ends: Any, x: Any) -> Any:
+    """Of the ends of secants, (T, n, 2, n)."""
+    return jax.vmap(lambda ends, x: jax.vmap(jax.vmap(lambda h: f(h, x)))(ends))(ends, x)
+
+
+def _unit() -> float:
+    return float(jnp.finfo(jnp.zeros(0).dtype).eps)
+
+
+class Secant(NamedTuple):
+    """Two points z = (h, x), (2, n + m), between which component `i` of f changes by `change`, where a bound allows
+    `allowed`; NaN where f is no number.
+    """
+
+    ends: np.ndarray
+    i: int
+    change: float
+    allowed: float
+
+
+def climb_secants(f: Map, region: Region, J: np.ndarray, K: np.ndarray | None, seed: int) -> Secant | None:
+    """Searches two points of the box between which f, in the type that it runs in, changes by more than |df/dh| <= J
+    and |df/dx| <= K allow, at most all widths and halved again and again: of each pair the half that is steeper.
+    """
+    rng, n, unit = np.random.default_rng(seed), len(region.low), _unit()
+    low, high = region.ends
+    a = np.concatenate(region.draw(rng, PAIRS, PAIRS // 8), axis=1)
+    moves = rng.uniform(-1, 1, a.shape) * 10.0 ** rng.integers(-3, 1, (PAIRS, 1)) * (high - low)
+    moves[::2] *= np.eye(a.shape[1])[rng.integers(a.shape[1], size=PAIRS)][::2]  # one variable alone
+    moves[:, n:] *= K is not None
+    bound = np.concatenate([J, np.zeros((n, a.shape[1] - n)) if K is None else K], axis=1)
+    a, b = (np.asarray(jnp.asarray(z), np.float64) for z in (a, np.clip(a + moves, low, high)))
+    at_a, at_b = _images(f, n, a), _images(f, n, b)
+    rows = np.arange(PAIRS)
+    worst = _excess(a, b, at_a, at_b, bound, unit)[0].argmax(1)
+    for _ in range(HALVINGS):
+        excess, change, allowed = _excess(a, b, at_a, at_b, bound, unit)
+        if (excess > 0).any():
+            pair, i = (int(place) for place in np.unravel_index(excess.argmax(), excess.shape))
+            return Secant(np.stack([a[pair], b[pair]]), i, float(change[pair, i]), float(allowed[pair, i]))
+        middle = np.asarray(jnp.asarray((a + b) / 2), np.float64)
+        at_middle = _images(f, n, middle)
+        first = _excess(a, middle, at_a, at_middle, bound, unit)[0][rows, worst]
+        steeper = (first >= _excess(middle, b, at_middle, at_b, bound, unit)[0][rows, worst])[:, None]
+        a, at_a = np.where(steeper, a, middle), np.where(steeper, at_a, at_middle)
+        b, at_b = np.where(steeper, middle, b), np.where(steeper, at_middle, at_b)
+    return None
+
+
+def _excess(a: Any, b: Any, at_a: Any, at_b: Any, bound: np.ndarray, unit: float) -> tuple[Any, Any, Any]:
+    """By how much changes of f, (P, n), exceed what is allowed, rounding included; inf where f is no number."""
+    change, allowed = np.abs(at_b - at_a), np.abs(b - a) @ bound.T
+    rounding = SLACK * unit * (np.abs(at_a) + np.abs(at_b) + np.maximum(np.abs(a), np.abs(b)) @ bound.T)
+    excess = change - allowed * (1 + SLACK * unit) - rounding
+    return np.where(np.isfinite(change), excess, np.inf), change, allowed
+
+
+def _images(f: Map, n: int, z: np.ndarray) -> np.ndarray:
+    return np.asarray(_images_of_many(f, jnp.asarray(z[:, :n]), jnp.asarray(z[:, n:])), np.float64)
+
+
+@partial(jax.jit, static_argnums=0)
+def _images_of_many(f: Map, h: Any, x: Any) -> Any:
+    return jax.vmap(f)(h, x)
 
 
 def climb_slopes(f: Map, region: Region, seed: int) -> Slopes:

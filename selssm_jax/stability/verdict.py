@@ -57,7 +57,11 @@ class Verdict:
         return plain(fields)
 
     def __str__(self) -> str:
-        rate = "" if self.rate is None else f" (rate {self.rate:.6g})"
+        return self.describe()
+
+    def describe(self, unit: str = "") -> str:
+        """Returns the verdict in words; `unit` is that of its rate, none for a factor of a step."""
+        rate = "" if self.rate is None else f" (rate {self.rate:.6g}{unit})"
         return f"{self.status}{rate}. {self.reason}"
 
 

@@ -122,3 +122,25 @@ def test_what_cannot_be_meant_is_an_error_before_work(given, words):
     arguments = dict(f=linear, noise_cov=Q, draw_start=draw_start, draw_inputs=draw_inputs) | given
     with pytest.raises(ValueError, match=words):
         nonlinear.state_information(**arguments, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e7, 1e8])
+def test_noise_that_rounding_hides_is_refused(offset):
+    def measure():
+        return nonlinear.state_information(
+            lambda h, x: offset + 0.5 * (h - offset),
+            np.ones(1),
+            lambda key: offset + jax.random.normal(key, (1,)),
+            lambda key: jnp.zeros((1, 1)),
+            about="start",
+            key=jax.random.key(0),
+            trajectories=1000,
+            conditions=32,
+            paths=128,
+        )
+
+    if offset == 1e4:
+        assert_holds(measure(), math.log(1.25) / 2, width=0.05)
+        return
+    with pytest.raises(ValueError, match=r"float32 rounds by .* times the noise of noise_cov"):
+        measure()

@@ -163,6 +163,71 @@ def test_bounds_of_ones_own_derivation_prove_what_operations_do_not():
         certify_map(looped, states=BOX, inputs=INPUTS, jacobian=0.9 * J)
 
 
+@jax.custom_jvp
+def sorted_half(h):
+    """A half, of an operation without a rule, that says it were 20."""
+    return 0.5 * jnp.sort(h)
+
+
+@jax.custom_jvp
+def rounded(h):
+    """Steps that say they were 20."""
+    return 0.1 * jnp.round(h)
+
+
+sorted_half.defjvp(lambda h, t: (sorted_half(*h), 20 * t[0]))
+rounded.defjvp(lambda h, t: (rounded(*h), 2 * t[0]))
+ONE = (-1, np.ones(1))
+
+
+def in_its_type(h):
+    """A half, and 20 in float64."""
+    return jnp.sort(h) * (20 if h.dtype == jnp.float64 else 0.5)
+
+
+@pytest.mark.parametrize("f", [sorted_half, rounded, in_its_type])
+def test_a_rule_of_differentiation_that_f_does_not_follow_refutes_nothing(f):
+    certificate = certify_map(lambda h, x: f(h), states=ONE)
+    assert {certificate.contraction.status, certificate.lyapunov.status} == {"not established"}
+
+
+BEYOND = {
+    "hidden derivative": (lambda h, x: jnp.tanh(3 * jax.lax.stop_gradient(h)), 0.0),
+    "half of it hidden": (lambda h, x: 0.5 * h + 0.4 * jnp.tanh(3 * jax.lax.stop_gradient(h)), 0.5),
+    "steps": (lambda h, x: 0.5 * jnp.floor(3 * h) / 3, 0.0),
+    "a rule of its own": (lambda h, x: sorted_half(h), 0.4),
+    "a jump": (lambda h, x: jnp.where(h > 0.3, 0.5 * h, 0.5 * h + 0.01), 0.5),
+    "the type": (lambda h, x: h * (0.5 if h.dtype == jnp.float64 else 0.9), 0.5),
+    "NaN": (lambda h, x: 0.5 * h + jnp.nan, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_differences_of_f_itself_attack_a_bound(name):
+    f, bound = BEYOND[name]
+    with pytest.raises(ValueError, match=r"is no bound: (component 0 of f changes by|the derivative is)"):
+        certify_map(f, states=ONE, jacobian=np.full((1, 1), bound))
+
+
+def test_a_bound_on_inputs_is_attacked_by_differences_too():
+    given = dict(states=ONE, inputs=ONE, jacobian=np.full((1, 1), 0.5))
+    with pytest.raises(ValueError, match="component 0 of f changes by"):
+        certify_map(lambda h, x: 0.5 * h + 0.3 * jnp.sign(x), input_jacobian=np.full((1, 1), 0.1), **given)
+    exact = certify_map(lambda h, x: 0.5 * h + 0.1 * jnp.abs(x), input_jacobian=np.full((1, 1), 0.1), **given)
+    assert exact.contraction.status == "holds"
+
+
+def test_maps_are_spoken_of_as_maps():
+    chaos = certify_map(CHAOS["logistic"][0], states=CHAOS["logistic"][1])
+    words = str(chaos)
+    assert "of gates" not in words and "gates that read" not in words and "sequence of inputs: refuted" in words
+    assert " nats a step)" in words and "standard error" in chaos.lyapunov.reason
+    endless = certify_map(lambda h, x: jnp.tanh(h / 2), states=ONE, noise_bound=np.inf)
+    assert "use states=(-inf, inf)" in endless.contraction.reason
+    left = certify_map(lambda h, x: 0.5 * h + 0.9, states=ONE).contraction.reason
+    assert "f leaves the box" in left and "noise" not in left
+
+
 def test_a_box_that_is_left_certifies_nothing_and_the_escape_is_shown():
     verdict = certify_map(lambda h, x: 0.9 * h + x, states=([-1], [1]), inputs=([-0.2], [0.2])).contraction
     assert verdict.status == "not established" and isinstance(verdict.witness, Escape)
@@ -179,6 +244,7 @@ def test_a_box_that_is_left_certifies_nothing_and_the_escape_is_shown():
         (dict(states=(-1, 1)), "states has ends of shape"),
         (dict(noise_bound=-1), "noise_bound has shape"),
         (dict(jacobian=np.ones(4)), r"jacobian has shape \(4,\)"),
+        (dict(jacobian=0.75), r"the value 0.75, expected shape \(4, 4\), finite and not negative"),
         (dict(input_jacobian=np.ones((4, 2))), "without jacobian"),
         (dict(states=(-1, np.ones(3))), "f returns"),
     ],
