@@ -2,8 +2,8 @@
 
   python benchmarks/gate_complexity.py --rounds 3    # with the package installed
 
-Rounds are seeds. Readings whose information is switched (data.source=changing_drift) are forecast by one block. At each
-step of the test split the exact filter gains 1/2 log(1 + P- / r) nats. With it are correlated, over all steps and
+Rounds are seeds. configs/channel.py without process noise, one block, with readings whose information is switched
+(data.source=changing_drift), of which the next is forecast. At each step of the test split the exact filter gains 1/2 log(1 + P- / r) nats. With it are correlated, over all steps and
 sequences: the nats that "kalman" gains, summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g),
 what it would gain were it a Kalman gain.
 """
@@ -16,7 +16,7 @@ import measure
 import numpy as np
 from seed_runs import score_runs, train_seeds
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from configs import channel
 from selssm_jax.data import synthetic
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run
@@ -60,17 +60,14 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 def train(gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) -> dict[str, list[float]]:
     """By seed: the correlation, and the error over that of the exact filter."""
+    config = channel.get_config()
+    config.data.update({"source": "changing_drift", "noise": NOISE, "horizon": 1})
+    config.model.selective.update({"gate": "sigmoid", "process_noise": 0.0})
     model = GATES[gate]
-    config = Experiment(
-        name="gate_complexity",
-        data=Data(source="changing_drift", length=64, horizon=1, noise=NOISE, batch_size=32, eval_batch_size=500),
-        model=Model(**{"d_model": 32, "mlp_ratio": 2.0} | {name: model[name] for name in ("pattern", "d_state")}),
-        optimizer=Optimizer(peak_rate=3e-3, end_rate=3e-5, warmup_steps=100),
-        training=Training(steps=STEPS, eval_every=STEPS // 4, checkpoint_every=STEPS // 4, devices=1),
-    ).to_config_dict()
-    for group in ("kalman", "selective"):
+    for group in ("selective", "kalman"):
         config.model[group].update(model.get(group, {}))
-    config.training.update(changes)
+    config.model.update({name: model[name] for name in ("pattern", "d_state")})
+    config.training.update({"steps": STEPS, "checkpoint_every": STEPS, "devices": 1} | changes)
     opened = train_seeds(config, folder / gate.replace(",", "").replace(" ", "_"), seeds, "test")
     optimum = opened[0].dataset.info["optimum"]["mse"]
     return {

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from selssm_jax.report import figures
 
 FOLDER = pathlib.Path(__file__).parent
+GATES_PAGE = FOLDER.parent / "docs" / "gates.md"
+MEASURED, END = "<!-- measured: written by benchmarks/readme.py -->\n", "<!-- end -->"
 CLAIMS = (
     *(
         "linear_scan",
@@ -37,6 +39,8 @@ CLAIMS = (
         "certificates",
         "rate",
         "gate_kinds",
+        "gate_recall",
+        "gate_complexity",
         "sparsity",
         "traces",
         "decoding",
@@ -78,6 +82,7 @@ def main() -> None:
     plot(records["growth"]["growth"]).savefig(FOLDER / "growth.png", dpi=110, metadata={"Software": None})
     figures.save(figures.draw_state_bytes(lines(records["decoding"])), FOLDER / "decoding.png")
     (FOLDER / "README.md").write_text(text(records))
+    GATES_PAGE.write_text(fill(GATES_PAGE.read_text(), gates(records)))
 
 
 def text(records: dict[str, dict[str, Any]]) -> str:
@@ -134,6 +139,52 @@ def _verdict(found: dict[str, Any]) -> tuple[str, str, str]:
         f"at least {least:g}" if least is not None else f"at most {most:g}",
         "met" if met else "missed",
     )
+
+
+def gates(records: dict[str, dict[str, Any]]) -> str:
+    """Every gate that was measured, a row; of tasks of recall the difference from sigmoid gates too."""
+    noise, recall, complexity = (records[name] for name in ("gate_kinds", "gate_recall", "gate_complexity"))
+    over, accuracy, against = noise["over the exact filter's"], recall["accuracy"], recall["less that of sigmoid gates"]
+    names = dict.fromkeys(
+        [*accuracy["selective copying"], *complexity["gates"], *(gate for found in over.values() for gate in found)]
+    )
+
+    def excess(task: str, gate: str) -> str:
+        return f"{fmean(over[task][gate]) - 1:.2%}" if gate in over[task] else ""
+
+    def recalled(task: str, gate: str) -> str:
+        if gate not in accuracy[task]:
+            return ""
+        score = f"{fmean(accuracy[task][gate]):.1%}"
+        if gate not in against[task]:
+            return score
+        apart = against[task][gate]
+        return f"{score} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})"
+
+    def follows(gate: str) -> str:
+        found = complexity["gates"].get(gate)
+        return f"{fmean(found['correlation']):.2f}" if found else ""
+
+    columns = ("gate", *accuracy, *(f"{task}: error above the exact filter" for task in over), "bits follow the input")
+    rows = [
+        (gate, *(recalled(task, gate) for task in accuracy), *(excess(task, gate) for task in over), follows(gate))
+        for gate in names
+    ]
+    words = (
+        f"Accuracy at {recall['numbers of the state of a block']} numbers of state a block, the mean of "
+        f"{recall['seeds']} seeds, and in brackets the 95 % interval of the difference from sigmoid gates, in points; "
+        f"error of forecasts at {noise['numbers of the state']} numbers, {noise['seeds']} seeds; and the correlation, "
+        "over steps, of what a gate gains with what the exact filter gains where the information of the input is "
+        f"switched, {complexity['seeds']} seeds. Commands: "
+        + ", ".join(f"`{record['command']}`" for record in (recall, noise, complexity))
+    )
+    return f"{words}.\n\n{table(columns, rows)}"
+
+
+def fill(page: str, measured: str) -> str:
+    """The page with what was measured between its two marks."""
+    before, rest = page.split(MEASURED)
+    return before + MEASURED + measured + END + rest.split(END, 1)[1]
 
 
 def errors(record: dict[str, Any]) -> str:

@@ -37,6 +37,13 @@ def test_the_page_is_that_of_the_records():
     assert (FOLDER / "README.md").read_text() == importlib.import_module("readme").text(dict(sorted(records.items())))
 
 
+def test_the_page_on_gates_is_that_of_the_records():
+    records = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "records").glob("*.json")}
+    script = importlib.import_module("readme")
+    page = script.GATES_PAGE.read_text()
+    assert page == script.fill(page, script.gates(records))
+
+
 def test_a_headline_is_a_fact_only_where_its_record_meets_every_target():
     records = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "records").glob("*.json")}
     page = importlib.import_module("readme").text(dict(sorted(records.items())))
