@@ -2,10 +2,10 @@
 
   python benchmarks/gate_complexity.py --rounds 3    # with the package installed
 
-Rounds are seeds. configs/channel.py without process noise, one block, with readings whose information is switched
-(data.source=changing_drift), of which the next is forecast. At each step of the test split the exact filter gains 1/2 log(1 + P- / r) nats. With it are correlated, over all steps and
-sequences: the nats that "kalman" gains, summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g),
-what it would gain were it a Kalman gain.
+Rounds are seeds. configs/channel.py without process noise and with an MLP, one block, with readings whose information
+is switched (data.source=changing_drift), of which the next is forecast. At each step of the test split the exact filter
+gains 1/2 log(1 + P- / r) nats. With it are correlated, over all steps and sequences: the nats that "kalman" gains,
+summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g), what it would gain were it a Kalman gain.
 """
 
 import pathlib
@@ -66,7 +66,7 @@ def train(gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) 
     model = GATES[gate]
     for group in ("selective", "kalman"):
         config.model[group].update(model.get(group, {}))
-    config.model.update({name: model[name] for name in ("pattern", "d_state")})
+    config.model.update({name: model[name] for name in ("pattern", "d_state")} | {"mlp_ratio": 4.0})
     config.training.update({"steps": STEPS, "checkpoint_every": STEPS, "devices": 1} | changes)
     opened = train_seeds(config, folder / gate.replace(",", "").replace(" ", "_"), seeds, "test")
     optimum = opened[0].dataset.info["optimum"]["mse"]
