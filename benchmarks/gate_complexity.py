@@ -5,7 +5,7 @@
 Rounds are seeds. configs/channel.py without process noise and with an MLP, one block, with readings whose information
 is switched (data.source=changing_drift), of which the next is forecast. At each step of the test split the exact filter
 gains 1/2 log(1 + P- / r) nats. With it are correlated, over all steps and sequences: the nats that "kalman" gains,
-summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g), what it would gain were it a Kalman gain.
+summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g), as if it were a Kalman gain.
 """
 
 import pathlib
