@@ -22,8 +22,8 @@ def effective_transition(gate: Array, A: Array, update: str) -> Array:
 
 
 def normalising_scale(gate: Array, A: Array, update: str) -> Array:
-    """s_t = sqrt(1 - |A_t|^2) for a diagonal A: h_t = A_t h_{t-1} + s_t u_t has the variance of its drive u_t, where u_t
-    is white and independent of the gates (Orvieto et al. 2023, De et al. 2024).
+    """s_t = sqrt(1 - |A_t|^2) for a diagonal A: h_t = A_t h_{t-1} + s_t u_t has the variance of its drive u_t, where
+    this is white and independent of the gates (Orvieto et al. 2023, De et al. 2024).
 
     Formed without the cancellation of 1 - |A_t|^2: g (2 Re(1 - a) - g |1 - a|^2) for "retain". 0 where the gate is 0.
     """
