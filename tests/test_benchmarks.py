@@ -294,7 +294,7 @@ def test_gates_are_compared_on_tasks_of_recall(tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("gate", ["kalman", "sigmoid"])
+@pytest.mark.parametrize("gate", ["kalman, decay of the input", "sigmoid"])
 def test_bits_of_gates_are_compared_with_those_of_the_exact_filter(tmp_path, gate):
     script = importlib.import_module("gate_complexity")
     found = script.train(gate, 1, tmp_path, steps=101, eval_every=101, checkpoint_every=101)
