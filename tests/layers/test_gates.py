@@ -167,6 +167,7 @@ def boxes(seed, slots=3, width=2):
     return opening, jnp.asarray(reach, jnp.float32), jnp.asarray(corners, jnp.float32)
 
 
+@pytest.mark.always
 def test_the_range_of_softmax_gates_over_a_box_is_exact():
     for seed in range(10):
         opening, reach, corners = boxes(seed)

@@ -11,11 +11,12 @@ import pytest
 
 from recurrences import OPS
 
-FAST = ("linear_scan", "kalman_scan")
+FAST = ("linear_scan",)
 # JAX refuses second derivatives of `lax.custom_root` inside a loop
 DIFFERENTIABLE = [name for name in OPS if name != "newton_scan"]
 
 
+@pytest.mark.always
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive) for name in DIFFERENTIABLE]
 )

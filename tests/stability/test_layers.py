@@ -100,6 +100,7 @@ ATTACKED = [
 
 
 @pytest.mark.always
+@pytest.mark.always
 @pytest.mark.parametrize(
     ("form", "layers"),
     [
