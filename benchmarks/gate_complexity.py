@@ -11,28 +11,19 @@ summed over its components, and of a sigmoid gate g the sum of -1/2 log(1 - g), 
 import pathlib
 from typing import Any
 
+import gate_kinds
 import jax
 import measure
 import numpy as np
 from seed_runs import score_runs, train_seeds
 
-from configs import channel
 from selssm_jax.data import synthetic
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run
 
-STATE, STEPS, NOISE = 8, 2000, 0.1  # numbers that the block carries; steps of training; variance of a reading's noise
+NOISE = 0.1  # variance of that of a reading
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "gate_complexity"
-GATES: dict[str, dict[str, Any]] = {
-    "kalman": {"pattern": ("kalman",), "d_state": STATE // 2},
-    "kalman, decay of the input": {"pattern": ("kalman",), "d_state": STATE // 2, "kalman": {"decay": "input"}},
-    "sigmoid": {"pattern": ("selective",), "d_state": STATE},
-    "sigmoid that reads the state": {
-        "pattern": ("selective",),
-        "d_state": STATE,
-        "selective": {"gate_state": "elementwise"},
-    },
-}
+GATES = ("kalman", "kalman, decay of the input", "sigmoid", "sigmoid that reads the state")  # of `gate_kinds`
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
@@ -42,8 +33,8 @@ def benchmark(rounds: int) -> dict[str, Any]:
     return {
         "dtype": "float32",
         "seeds": rounds,
-        "steps": STEPS,
-        "numbers of the state": STATE,
+        "steps": gate_kinds.STEPS,
+        "numbers of the state": gate_kinds.STATE,
         "ratios": {
             "kalman, decay of the input: correlation of nats gained with those of the exact filter": {
                 "ours": correlation["kalman, decay of the input"],
@@ -60,14 +51,8 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 def train(gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) -> dict[str, list[float]]:
     """By seed: the correlation, and the error over that of the exact filter."""
-    config = channel.get_config()
-    config.data.update({"source": "changing_drift", "noise": NOISE, "horizon": 1})
-    config.model.selective.update({"gate": "sigmoid", "process_noise": 0.0})
-    model = GATES[gate]
-    for group in ("selective", "kalman"):
-        config.model[group].update(model.get(group, {}))
-    config.model.update({name: model[name] for name in ("pattern", "d_state")} | {"mlp_ratio": 4.0})
-    config.training.update({"steps": STEPS, "checkpoint_every": STEPS, "devices": 1} | changes)
+    data = {"source": "changing_drift", "noise": NOISE, "horizon": 1}
+    config = gate_kinds.configure(data, gate_kinds.GATES[gate] | {"mlp_ratio": 4.0}, **changes)
     opened = train_seeds(config, folder / gate.replace(",", "").replace(" ", "_"), seeds, "test")
     optimum = opened[0].dataset.info["optimum"]["mse"]
     return {

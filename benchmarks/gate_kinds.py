@@ -12,6 +12,7 @@ from typing import Any
 
 import measure
 import numpy as np
+from ml_collections import ConfigDict
 from seed_runs import score_runs, train_seeds
 
 from configs import channel
@@ -72,17 +73,22 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 def train(task: str, gate: str, seeds: int, folder: pathlib.Path = FOLDER, **changes: Any) -> dict[str, Any]:
     """Mean squared errors on the test split by seed, and that of the exact filter on it."""
+    config = configure(TASKS[task], GATES[gate], **changes)
+    opened = train_seeds(config, folder / task.replace(" ", "_") / gate.replace(" ", "_"), seeds, "test")
+    scores = [score["mse"] for score in score_runs(opened, "test")]
+    return {"mse": scores, "exact": filter_error(opened[0].dataset, opened[0].experiment.data.noise)}
+
+
+def configure(data: dict[str, Any], model: dict[str, Any], **changes: Any) -> ConfigDict:
+    """The recipe of the channel without process noise, of other data and another model; `changes` of its training."""
     config = channel.get_config()
-    config.data.update(TASKS[task])
+    config.data.update(data)
     config.model.selective.update({"gate": "sigmoid", "process_noise": 0.0})
-    model = GATES[gate]
     for group in ("selective", "kalman"):
         config.model[group].update(model.get(group, {}))
     config.model.update({key: value for key, value in model.items() if key not in ("selective", "kalman")})
     config.training.update({"steps": STEPS, "checkpoint_every": STEPS, "devices": 1} | changes)
-    opened = train_seeds(config, folder / task.replace(" ", "_") / gate.replace(" ", "_"), seeds, "test")
-    scores = [score["mse"] for score in score_runs(opened, "test")]
-    return {"mse": scores, "exact": filter_error(opened[0].dataset, opened[0].experiment.data.noise)}
+    return config
 
 
 def filter_error(dataset: Dataset, noise: float) -> float:

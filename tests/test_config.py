@@ -281,10 +281,6 @@ WRONG = [
         r"warmup_steps=50 leaves nothing of training\.steps=50: use fewer",
     ),
     (
-        {"data__length": 0},
-        r"data\.length=0 keeps signals whole, but data\.source='python_reference' is cut into windows: use at least 1",
-    ),
-    (
         {"data__batch_size": 30, "optimizer__accumulate": 4},
         r"batch_size=30 cannot be cut into optimizer\.accumulate=4.*use a multiple",
     ),
@@ -318,23 +314,6 @@ WRONG = [
         {"model__selective__gate_slot_width": 4},
         r"gate_slot_width=4 is read by model\.selective\.gate='softmax' alone, .* use gate_slot_width=1, or "
         r"gate='softmax'",
-    ),
-    (
-        {"model__selective__gate_temperature": 0.5},
-        r"gate_temperature=0\.5 is read by model\.selective\.gate='softmax' alone, found .*'sigmoid': use "
-        r"gate_temperature=1\.0, or gate='softmax'",
-    ),
-    (
-        {"model__selective__gate": "softmax", "model__selective__gate_slot_width": 3},
-        r"model\.selective\.gate_slot_width=3 does not divide the 256 components .* use a divisor of it",
-    ),
-    (
-        {"model__selective__gate": "softmax", "model__selective__gate_bias": 1.0},
-        r"model\.selective\.gate_bias=1\.0 would be added to all logits .* use 0",
-    ),
-    (
-        {"model__selective__gate": "softmax", "training__gate_l1": 0.1},
-        r"gate_l1=0\.1 .*found model\.selective\.gate='softmax', whose gates sum to 1 .*set both to 0",
     ),
     (
         {

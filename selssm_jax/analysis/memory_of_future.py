@@ -83,7 +83,7 @@ def _fano(blocks: dict[str, Results], entropy: float, classes: int, length: int)
 
 def count_needed(frames: np.ndarray, targets: np.ndarray) -> int:
     """Returns how many sequences `covariances` needs."""
-    return ROWS * sum(values.shape[1] for values in _past_and_future(frames, targets))
+    return _count_rows(*_past_and_future(frames, targets))
 
 
 def covariances(frames: np.ndarray, targets: np.ndarray) -> Covariances | None:
@@ -94,13 +94,17 @@ def covariances(frames: np.ndarray, targets: np.ndarray) -> Covariances | None:
     Canonical correlations are shrunk alike until what they know is unbiased: E log det S of a Wishart law is known.
     """
     before, after = _past_and_future(frames, targets)
-    if len(frames) < count_needed(frames, targets):
+    if len(frames) < _count_rows(before, after):
         return None
     joint = np.concatenate([before, after], axis=1)
     cov = np.cov(joint / joint.std(axis=0, keepdims=True), rowvar=False)
     cut, share = before.shape[1], _unbiased_share(before, after)
     past, across, future = (jnp.asarray(part) for part in (cov[:cut, :cut], share * cov[:cut, cut:], cov[cut:, cut:]))
     return Covariances(past, across, future, after)
+
+
+def _count_rows(before: np.ndarray, after: np.ndarray) -> int:
+    return ROWS * (before.shape[1] + after.shape[1])
 
 
 def _past_and_future(frames: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -97,9 +97,8 @@ class SelectiveConfig(MixerConfig):
     gate_bias: GateBias = 0.0  # added to the biases that gates start with; positive: more open
     gate_state: Reads = "none"  # what of the state before it a gate reads besides the input
     update: Update = "retain"
-    drive: Drive = (
-        "gated"  # what B x_t is times: the gate, or sqrt(1 - |A_t|^2), which keeps the variance of a white drive
-    )
+    # what B x_t is times: the gate, or sqrt(1 - |A_t|^2), which keeps the variance of a white drive
+    drive: Drive = "gated"
     transition: Transition = "diagonal"
     process_noise: Spread = 0.0  # standard deviation of w_t
     observation_noise: Spread = 0.0  # standard deviation of v_t

@@ -27,7 +27,32 @@ STEEPEST = 3 * math.sqrt(3) / 16  # max over u of u / (1 + u^2)^2
 State = dict[str, Array]
 
 
-class KalmanSSM(Layer):
+class _DriftingLayer(Layer):
+    """What both filters know of their components: that each decays by a, and drifts so that its variance without
+    readings is 1.
+    """
+
+    d_model: int
+
+    def _set_up_decay(self, decay: str, components: int) -> None:
+        self.A = self.param("A", _slow_poles, (components,))
+        shape = (self.d_model, components)
+        self.decay_kernel = self.param("decay_kernel", nn.initializers.zeros, shape) if decay == "input" else None
+
+    def _drift(self, x: Array, reset: Bool[Array, "B T"] | None) -> tuple[Array, Array]:
+        """(a_t, 1 - a_t^2), (B, T, components); at a reset the variance is 1 again."""
+        read = 0.0 if self.decay_kernel is None else project(x, self.decay_kernel).astype(jnp.float32)
+        raw = jnp.broadcast_to(self.A[None, None] + read, (*x.shape[:2], len(self.A)))
+        q = _fresh(raw)
+        return real_poles(raw), q if reset is None else jnp.where(reset[..., None], 1, q)
+
+    def _slowest_drift(self, inputs: Inputs) -> tuple[Array, Array]:
+        """The largest |a| and the smallest 1 - a^2 over a set of inputs."""
+        raw = jnp.abs(self.A) + (0.0 if self.decay_kernel is None else inputs.reach(self.decay_kernel))
+        return real_poles(raw), _fresh(raw)
+
+
+class KalmanSSM(_DriftingLayer):
     """m_t = (1 - K_t) a_t m_{t-1} + K_t z_t,  y_t = C m_t + D x_t: the best memory of noisy readings of components
     h_t = a_t h_{t-1} + w_t, w_t ~ N(0, 1 - a_t^2), of which x_t says z_t = B x_t = h_t + v_t, v_t ~ N(0, exp(-zeta_t)).
 
@@ -59,9 +84,7 @@ class KalmanSSM(Layer):
         check_layer(KalmanConfig, self)
         normal = nn.initializers.lecun_normal()
         self.G = Gate(self.d_state, bias=self.gate_bias)
-        self.A = self.param("A", _slow_poles, (self.d_state,))
-        if self.decay == "input":
-            self.decay_kernel = self.param("decay_kernel", nn.initializers.zeros, (self.d_model, self.d_state))
+        self._set_up_decay(self.decay, self.d_state)
         self.B = self.param("B", normal, (self.d_model, self.d_state))
         self.C = self.param("C", normal, (self.d_state, self.d_model))
         self.D = self.param("D", nn.initializers.ones, (self.d_model,))
@@ -75,7 +98,7 @@ class KalmanSSM(Layer):
         x = x.astype(self.dtype)
         z = project(x, self.B).astype(jnp.float32)
         zeta = jnp.clip(self.G(x).logits(), -SHARPEST, SHARPEST)
-        a, q = _drift(self._raw_decay(x), reset)
+        a, q = self._drift(x, reset)
         state = self.initial_state(x.shape[0]) if state is None else state
         P0 = jnp.exp(-2 * state["nats"])
         filtered = kalman_scan(
@@ -103,15 +126,11 @@ class KalmanSSM(Layer):
             return Bounds(
                 unknown="inputs have no bound, so neither have readings, nor what a mean owes to its variance"
             )
-        spread = inputs.reach(self.decay_kernel) if self.decay == "input" else 0.0
-        raw = jnp.abs(self.A) + spread
-        a, left = real_poles(raw), _fresh(raw)
+        a, left = self._slowest_drift(inputs)
         keep = 1 / (1 + left * jnp.exp(low))
         steepest = jnp.minimum(jnp.exp(high), 1 / (4 * left))
         crossing = 2 * reach * jnp.square(a) * steepest
-        top = jnp.concatenate([jnp.diag(keep * a), jnp.diag(crossing)], axis=1)
-        bottom = jnp.concatenate([jnp.zeros_like(top[:, : self.d_state]), jnp.diag(jnp.square(keep * a))], axis=1)
-        return Bounds(jacobian=jnp.concatenate([top, bottom]), box=jnp.concatenate([reach, jnp.ones_like(reach)]))
+        return _bounds(keep, a, crossing, reach)
 
     def state_axes(self) -> StateAxes:
         """Returns where the components are in the parameters."""
@@ -123,13 +142,8 @@ class KalmanSSM(Layer):
         del steps
         return {name: jnp.zeros((batch, self.d_state), jnp.float32) for name in ("m", "nats")}
 
-    def _raw_decay(self, x: Array) -> Array:
-        """A of every step, (B, T, N)."""
-        read = project(x, self.decay_kernel).astype(jnp.float32) if self.decay == "input" else 0.0
-        return jnp.broadcast_to(self.A[None, None] + read, (*x.shape[:2], self.d_state))
 
-
-class KalmanAttention(Layer):
+class KalmanAttention(_DriftingLayer):
     """Linear attention whose writes are Kalman gains: a memory of N rows of P numbers in each of H heads, of which
     every row drifts, h_t = a_t h_{t-1} + w_t, w_t ~ N(0, 1 - a_t^2), and is read as v_t = k_t h_t + e_t, e_t ~ N(0,
     exp(-zeta_t)).
@@ -178,9 +192,7 @@ class KalmanAttention(Layer):
         self.C = self.param("C", normal, (self.d_model, rows))
         self.v_conv, self.B_conv, self.C_conv = (ShortConv(self.d_conv, width) for width in (self._inner, rows, rows))
         self.G = Gate(self.heads, bias=self.gate_bias)
-        self.A = self.param("A", _slow_poles, (rows,))
-        if self.decay == "input":
-            self.decay_kernel = self.param("decay_kernel", nn.initializers.zeros, (self.d_model, rows))
+        self._set_up_decay(self.decay, rows)
         self.D = self.param("D", nn.initializers.ones, (self.heads,))
         self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
         self.outward = self.param("out", normal, (self._inner, self.d_model))
@@ -200,7 +212,7 @@ class KalmanAttention(Layer):
         if self.has_variable("params", "mask"):
             query *= self.get_variable("params", "mask").astype(query.dtype)[None, None, None]
         zeta = jnp.clip(self.G(u).logits(), -SHARPEST, SHARPEST)
-        a, q = map(self._split_heads, _drift(self._raw_decay(u), reset))
+        a, q = map(self._split_heads, self._drift(u, reset))
         P0 = jnp.exp(-2 * past["nats"]).reshape(-1, self.heads, self.d_state)
         memory = kalman_attention(
             a,
@@ -238,16 +250,12 @@ class KalmanAttention(Layer):
         v = jnp.repeat(largest(v.reshape(self.heads, -1), 1), self.d_state)
         high = jnp.clip(self.G.reachable(inputs).logits()[1], -SHARPEST, SHARPEST)
         half = jnp.repeat(jnp.exp(high / 2), self.d_state)
-        raw = jnp.abs(self.A) + (inputs.reach(self.decay_kernel) if self.decay == "input" else 0.0)
-        a, left = real_poles(raw), _fresh(raw)
+        a, left = self._slowest_drift(inputs)
         reach = v * jnp.minimum(half / 2, k * half**2) / (1 - a)
         by_write = v * jnp.minimum(STEEPEST * half / jnp.sqrt(left), k * half**2)
         by_gate = a * reach * jnp.minimum(1 / (4 * left), jnp.square(k * half))
         crossing = jnp.square(a) * (by_write + by_gate)
-        top = jnp.concatenate([jnp.diag(a), jnp.diag(crossing)], axis=1)
-        bottom = jnp.concatenate([jnp.zeros_like(top[:, : len(a)]), jnp.diag(jnp.square(a))], axis=1)
-        box = jnp.concatenate([reach, jnp.ones_like(reach)])
-        return Bounds(jacobian=jnp.concatenate([top, bottom]), box=box, delay=self.d_conv - 1)
+        return _bounds(jnp.ones_like(a), a, crossing, reach, delay=self.d_conv - 1)
 
     def state_axes(self) -> StateAxes:
         """Returns where the N rows are in the parameters: head after head. What a row is worth is asked by "mask", as
@@ -278,11 +286,6 @@ class KalmanAttention(Layer):
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
 
-    def _raw_decay(self, u: Array) -> Array:
-        """A of every step, (B, T, H N)."""
-        read = project(u, self.decay_kernel).astype(jnp.float32) if self.decay == "input" else 0.0
-        return jnp.broadcast_to(self.A[None, None] + read, (*u.shape[:2], len(self.A)))
-
     def _sow_gains(self, gained: Array, forgotten: Array, width: int) -> None:
         """Gates, and the nats of all `width` numbers of each row."""
         flat = (*gained.shape[:2], -1)
@@ -291,10 +294,15 @@ class KalmanAttention(Layer):
         self.sow("intermediates", "forgotten", width * forgotten.reshape(flat))
 
 
-def _drift(raw: Array, reset: Bool[Array, "B T"] | None) -> tuple[Array, Array]:
-    """(a_t, 1 - a_t^2), (B, T, N); at a reset the variance is 1 again."""
-    q = _fresh(raw)
-    return real_poles(raw), q if reset is None else jnp.where(reset[..., None], 1, q)
+def _bounds(keep: Array, a: Array, crossing: Array, reach: Array, delay: int = 0) -> Bounds:
+    """Of means and variances, of |m| <= reach: (1 - K) a and ((1 - K) a)^2 of each by itself, 1 - K at most `keep`, and
+    `crossing` of a mean by its variance.
+    """
+    top = jnp.concatenate([jnp.diag(keep * a), jnp.diag(crossing)], axis=1)
+    bottom = jnp.concatenate([jnp.zeros_like(top[:, : len(a)]), jnp.diag(jnp.square(keep * a))], axis=1)
+    return Bounds(
+        jacobian=jnp.concatenate([top, bottom]), box=jnp.concatenate([reach, jnp.ones_like(reach)]), delay=delay
+    )
 
 
 def _fresh(raw: Array) -> Array:

@@ -4,9 +4,8 @@ outer product and reads one weighted sum.
 M_t = diag(a_t) M_{t-1} + k_t v_t',  y_t = M_t' q_t  (Yang et al. 2024, section 3).
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from selssm_jax.ops import shards
 from selssm_jax.ops._linear_scan import scan_shard
-from selssm_jax.ops.boundaries import (
-    all_finite,
-    composed_or_stepped,
-    find_lost_sequences,
-    finite,
-    multiply_state,
-    name_residuals,
-    poison,
-    vary_alike,
-    zeros_beside,
-)
+from selssm_jax.ops.boundaries import multiply_state, vary_alike, zeros_beside
 from selssm_jax.ops.inputs import check_inputs
-from selssm_jax.ops.stepping import at, put
+from selssm_jax.ops.recomputation import pull_back_numbers, recompute_gradient
+from selssm_jax.ops.stepping import at, cut, join, put
 
 METHODS = ("auto", "sequential", "chunked")
 CHUNK = 64  # steps whose memories are alive at once
@@ -73,7 +63,7 @@ def gated_attention(
     given = _Inputs(jnp.where(reset[..., None, None], 0, a), k, v, q, start)
 
     def run(start: Array) -> tuple[Array, Array]:
-        return _run(method, *vary_alike((given._replace(M0=start), reset)))
+        return _attend(method, *vary_alike((given._replace(M0=start), reset)))
 
     y, last = shards.carry(run, lambda: _decay_of_all(given.a.astype(wide), reset), start)
     return y.astype(v.dtype), last
@@ -114,74 +104,23 @@ def _decay_of_all(a: Array, reset: Array) -> Array:
     return jnp.prod(jnp.where(forgets, 0, a), axis=1)[..., None]
 
 
-# The gradient is that of the chunked form whatever ran forward, and runs it once more: only the inputs are saved. It is
-# a function of its own, so that it runs by the platform's form and can still be differentiated.
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(method: str, given: _Inputs, reset: Array) -> tuple[Array, Array]:
-    """(y, last memory)."""
-    del reset
-    chunks = partial(_by_chunks, "associative")
     if method == "auto":
-        return lax.platform_dependent(given, cpu=_by_steps, default=chunks)
-    return (_by_steps if method == "sequential" else chunks)(given)
+        return lax.platform_dependent(given, reset, cpu=_by_steps, default=_composed)
+    return (_by_steps if method == "sequential" else _composed)(given, reset)
 
 
-def _run_forward(method: str, given: _Inputs, reset: Array) -> tuple[tuple[Array, Array], tuple[_Inputs, Array]]:
-    return _run(method, given, reset), name_residuals((given, reset))
-
-
-def _run_backward(method: str, saved: tuple[_Inputs, Array], cotangents: tuple[Array, Array]) -> tuple[_Inputs, None]:
-    return _gradient(method, *vary_alike((*saved, cotangents))), None
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(method: str, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
-
-    def by(way: str) -> Callable[..., _Inputs]:
-        ways = partial(_pullback, way), partial(_pullback_of_numbers, way)
-        return lambda *given: composed_or_stepped(all_finite(given[0]), *ways, *given)
-
+    """That of the chunked form, whatever ran forward."""
+    stepped, composed = (pull_back_numbers(form, start="M0") for form in (partial(_by_chunks, "sequential"), _composed))
     if method == "auto":
-        return lax.platform_dependent(given, reset, cotangents, cpu=by("sequential"), default=by("associative"))
-    return by("sequential" if method == "sequential" else "associative")(given, reset, cotangents)
+        return lax.platform_dependent(given, reset, cotangents, cpu=stepped, default=composed)
+    return (stepped if method == "sequential" else composed)(given, reset, cotangents)
 
 
-def _gradient_forward(
-    method: str, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
-) -> tuple[_Inputs, tuple[Any, ...]]:
-    return _gradient(method, given, reset, cotangents), name_residuals((given, reset, cotangents))
-
-
-def _gradient_backward(
-    method: str, saved: tuple[Any, ...], cotangents: _Inputs
-) -> tuple[_Inputs, None, tuple[Array, Array]]:
-    del method
-    given, reset, before = saved
-    again = jax.vjp(lambda given, before: _pullback("associative", given, reset, before), given, before)[1]
-    dgiven, dbefore = again(cotangents)
-    return dgiven, None, dbefore
-
-
-_run.defvjp(_run_forward, _run_backward)
-_gradient.defvjp(_gradient_forward, _gradient_backward)
-
-
-def _pullback(way: str, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
+def _by_steps(given: _Inputs, reset: Array) -> tuple[Array, Array]:
+    """One step after the other, the memory in the cache; a says what is forgotten."""
     del reset
-    return jax.vjp(partial(_by_chunks, way), given)[1](cotangents)[0]
-
-
-def _pullback_of_numbers(way: str, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
-    """The gradient, of the finite numbers; NaN for a sequence where a step is read that sees others."""
-    rows = find_lost_sequences(given[:4], given.M0, reset, *cotangents)
-    gradient = _pullback(way, _Inputs(*map(finite, given)), reset, cotangents)
-    return _Inputs(*(poison(value, rows.reshape(-1, *[1] * (value.ndim - 1))) for value in gradient))
-
-
-def _by_steps(given: _Inputs) -> tuple[Array, Array]:
-    """One step after the other, the memory in the cache."""
 
     def body(t: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         M, y = carry
@@ -194,8 +133,9 @@ def _by_steps(given: _Inputs) -> tuple[Array, Array]:
     return y, last
 
 
-def _by_chunks(way: str, given: _Inputs) -> tuple[Array, Array]:
+def _by_chunks(way: str, given: _Inputs, reset: Array) -> tuple[Array, Array]:
     """Chunk after chunk, the memories of one by `linear_scan`; the gradient computes each of them again."""
+    del reset
 
     def body(M: Array, piece: tuple[Array, ...]) -> tuple[Array, Array]:
         a, k, v, q = (value.astype(M.dtype) for value in piece)
@@ -207,15 +147,11 @@ def _by_chunks(way: str, given: _Inputs) -> tuple[Array, Array]:
         return last, jnp.einsum("bthnp,bthn->bthp", memories, q)
 
     steps = given.v.shape[1]
-    size = min(CHUNK, steps)
-    pieces = [_cut(value, size, fill) for value, fill in zip(given[:4], (1, 0, 0, 0), strict=True)]
-    last, y = lax.scan(jax.checkpoint(body), given.M0, tuple(pieces))
-    y = y.swapaxes(0, 1)
-    return y.reshape(y.shape[0], -1, *y.shape[3:])[:, :steps], last
+    fills = (1, 0, 0, 0)  # a step of a = 1 that writes nothing changes nothing
+    pieces = [cut(value, min(CHUNK, steps), fill) for value, fill in zip(given[:4], fills, strict=True)]
+    last, y = lax.scan(jax.checkpoint(body), given.M0, tuple(piece.swapaxes(0, 1) for piece in pieces))
+    return join(y.swapaxes(0, 1), steps), last
 
 
-def _cut(value: Array, size: int, fill: int) -> Array:
-    """(B, T, ...) as (chunks, B, size, ...), filled up: a step of a = 1 that writes nothing changes nothing."""
-    pad = [(0, 0), (0, -value.shape[1] % size)] + [(0, 0)] * (value.ndim - 2)
-    value = jnp.pad(value, pad, constant_values=fill)
-    return value.reshape(value.shape[0], -1, size, *value.shape[2:]).swapaxes(0, 1)
+_composed = partial(_by_chunks, "associative")
+_attend = recompute_gradient(_run, _gradient, lambda method, given, reset: _composed(given, reset))

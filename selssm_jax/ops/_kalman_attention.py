@@ -56,8 +56,8 @@ def kalman_attention(
 
     Args:
       a: factor of every row and step. q: variance of its drift, at least 0. precision: 1 / r of the reading of a head,
-        at least 0; 0 is no reading, and s_t is
-        taken for 0 below 1e-18 and for 1e18 above. k, v: key and value. query: weights of the rows in y.
+        at least 0; 0 is no reading, and s_t is taken for 0 below 1e-18 and for 1e18 above. k, v: key and value. query:
+        weights of the rows in y.
       m0, P0: mean and variance before the first step; 0 if None. prior0: its variance without readings; P0 if None, as
         if nothing had been read before.
       reset: True forgets all that came before that step, what is not finite too.

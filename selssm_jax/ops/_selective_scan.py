@@ -26,7 +26,7 @@ from selssm_jax.ops.boundaries import (
     zeros_beside,
 )
 from selssm_jax.ops.inputs import check_inputs
-from selssm_jax.ops.stepping import at, put
+from selssm_jax.ops.stepping import at, cut, join, put
 
 METHODS = ("auto", "sequential", "chunked")
 Number = Callable[[Array], Array]  # what is read of an input: itself, or 0 where it is not finite
@@ -263,15 +263,12 @@ def _gradient_by_chunks(
 
 
 def _cut(value: Array) -> Array:
-    """(B, T, ...) as (chunks, B, CHUNK, ...), filled up with zeros: a step of dt = 0 changes nothing."""
-    size = min(CHUNK, value.shape[1])
-    value = jnp.pad(value, [(0, 0), (0, -value.shape[1] % size)] + [(0, 0)] * (value.ndim - 2))
-    return value.reshape(value.shape[0], -1, size, *value.shape[2:]).swapaxes(0, 1)
+    """(chunks, B, CHUNK, ...): a step of dt = 0, of those that fill the last one up, changes nothing."""
+    return cut(value, min(CHUNK, value.shape[1])).swapaxes(0, 1)
 
 
-def _join(value: Array, steps: int) -> Array:
-    value = value.swapaxes(0, 1)
-    return value.reshape(value.shape[0], -1, *value.shape[3:])[:, :steps]
+def _join(chunks: Array, steps: int) -> Array:
+    return join(chunks.swapaxes(0, 1), steps)
 
 
 # By steps.

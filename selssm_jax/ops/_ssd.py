@@ -6,7 +6,7 @@ h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t', y_t = h_t C_t + D x_t, h of P x N a h
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,12 @@ from selssm_jax.ops._selective_scan import decay_of_steps
 from selssm_jax.ops.boundaries import (
     all_finite,
     composed_or_stepped,
-    find_lost_sequences,
-    finite,
-    name_residuals,
-    poison,
     vary_alike,
     zeros_beside,
 )
 from selssm_jax.ops.inputs import check_inputs
-from selssm_jax.ops.stepping import at, put
+from selssm_jax.ops.recomputation import pull_back_numbers, recompute_gradient
+from selssm_jax.ops.stepping import at, cut, join, put
 
 CHUNK = 64  # steps of one product where there are matrix units, and at most on a CPU
 FORGOTTEN = -128.0  # exp of it is 0 in float32
@@ -86,7 +83,7 @@ def ssd(
     given = _Inputs(x, dt, A.astype(wide).reshape(heads), B, C, jnp.moveaxis(start, 4, 2))
 
     def run(start: Array) -> tuple[Array, Array]:
-        return _run(None if chunk == "auto" else chunk, *vary_alike((given._replace(h0=start), reset)))
+        return _recurrence(None if chunk == "auto" else chunk, *vary_alike((given._replace(h0=start), reset)))
 
     y, last = shards.carry(run, partial(_decay_of_all, given, reset), given.h0)
     if D is not None:
@@ -111,19 +108,13 @@ class _Inputs(NamedTuple):
     h0: Array
 
 
-# The gradient is that of the chunked form whatever ran forward, and runs it once more: only the inputs are saved. It is
-# a function of its own, so that it runs by the platform's form and can still be differentiated.
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(chunk: int | None, given: _Inputs, reset: Array) -> tuple[Array, Array]:
-    """(y, last state)."""
 
     def where_safe(form: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
         return lambda given, reset: composed_or_stepped(_is_safe(given), form, _by_steps, given, reset)
 
     on_cpu = where_safe(partial(_chunk_by_chunk, chunk)) if chunk else _by_steps
-    return lax.platform_dependent(given, reset, cpu=on_cpu, default=where_safe(partial(_by_chunks, chunk or CHUNK)))
+    return lax.platform_dependent(given, reset, cpu=on_cpu, default=where_safe(partial(_by_chunks, chunk)))
 
 
 def _is_safe(given: _Inputs) -> Array:
@@ -132,65 +123,11 @@ def _is_safe(given: _Inputs) -> Array:
     return all_finite(given) & (rate <= 0).all()
 
 
-def _run_forward(chunk: int | None, given: _Inputs, reset: Array) -> tuple[tuple[Array, Array], tuple[_Inputs, Array]]:
-    return _run(chunk, given, reset), name_residuals((given, reset))
-
-
-def _run_backward(
-    chunk: int | None, saved: tuple[_Inputs, Array], cotangents: tuple[Array, Array]
-) -> tuple[_Inputs, None]:
-    return _gradient(chunk, *vary_alike((*saved, cotangents))), None
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
-
-    def by(form: Callable[..., Any]) -> Callable[..., _Inputs]:
-        ways = partial(_pullback, form), partial(_pullback_of_numbers, form)
-        return lambda *given: composed_or_stepped(all_finite(given[0]), *ways, *given)
-
-    on_cpu = by(partial(_chunk_by_chunk, chunk or _cpu_chunk(given)))
-    return lax.platform_dependent(given, reset, cotangents, cpu=on_cpu, default=by(partial(_by_chunks, chunk or CHUNK)))
-
-
-def _gradient_forward(
-    chunk: int | None, given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
-) -> tuple[_Inputs, tuple[Any, ...]]:
-    return _gradient(chunk, given, reset, cotangents), name_residuals((given, reset, cotangents))
-
-
-def _gradient_backward(
-    chunk: int | None, saved: tuple[Any, ...], cotangents: _Inputs
-) -> tuple[_Inputs, None, tuple[Array, Array]]:
-    given, reset, before = saved
-    again = jax.vjp(
-        lambda given, before: _pullback(partial(_by_chunks, chunk or CHUNK), given, reset, before), given, before
-    )[1]
-    dgiven, dbefore = again(cotangents)
-    return dgiven, None, dbefore
-
-
-_run.defvjp(_run_forward, _run_backward)
-_gradient.defvjp(_gradient_forward, _gradient_backward)
-
-
-def _pullback(run: Callable[..., Any], given: _Inputs, reset: Array, cotangents: tuple[Array, Array]) -> _Inputs:
-    return jax.vjp(lambda given: run(given, reset), given)[1](cotangents)[0]
-
-
-def _pullback_of_numbers(
-    run: Callable[..., Any], given: _Inputs, reset: Array, cotangents: tuple[Array, Array]
-) -> _Inputs:
-    """The gradient, of the finite numbers; NaN for a sequence, and for A, where a step is read that sees others."""
-    clean = given._replace(**{name: finite(getattr(given, name)) for name in ("x", "dt", "B", "C", "h0")})
-    gradient = _pullback(run, clean, reset, cotangents)
-    rows = find_lost_sequences((given.x, given.dt, given.B, given.C), given.h0, reset, *cotangents)
-    return gradient._replace(
-        **{
-            name: poison(value, rows.any() if name == "A" else rows.reshape(-1, *[1] * (value.ndim - 1)))
-            for name, value in gradient._asdict().items()
-        }
-    )
+    """That of the chunked form, whatever ran forward."""
+    forms = partial(_chunk_by_chunk, chunk or _cpu_chunk(given)), partial(_by_chunks, chunk)
+    one_by_one, at_once = (pull_back_numbers(form, start="h0", shared=("A",)) for form in forms)
+    return lax.platform_dependent(given, reset, cotangents, cpu=one_by_one, default=at_once)
 
 
 def _cpu_chunk(given: _Inputs) -> int:
@@ -228,32 +165,24 @@ def _chunk_by_chunk(size: int, given: _Inputs, reset: Array) -> tuple[Array, Arr
 
     steps = reset.shape[1]
     pieces = tuple(
-        _cut(value, min(size, steps)).swapaxes(0, 1) for value in (given.x, given.dt, given.B, given.C, reset)
+        cut(value, min(size, steps)).swapaxes(0, 1) for value in (given.x, given.dt, given.B, given.C, reset)
     )
     last, y = lax.scan(jax.checkpoint(body), given.h0, pieces)
-    return _join(y.swapaxes(0, 1), given.x.shape), last
+    return join(y.swapaxes(0, 1), steps).reshape(given.x.shape), last
 
 
-def _by_chunks(size: int, given: _Inputs, reset: Array) -> tuple[Array, Array]:
-    """The chunked form on all chunks at once."""
+def _by_chunks(size: int | None, given: _Inputs, reset: Array) -> tuple[Array, Array]:
+    """The chunked form on all chunks at once, of `CHUNK` steps if None."""
     steps = reset.shape[1]
-    pieces = (_cut(value, min(size, steps)) for value in (given.x, given.dt, given.B, given.C, reset))
+    pieces = (cut(value, min(size or CHUNK, steps)) for value in (given.x, given.dt, given.B, given.C, reset))
     chunks = _chunks(given.A, given.h0.dtype, *pieces)
     own = _chunk_input(chunks)
     ends, last = scan_shard(jnp.broadcast_to(_chunk_decay(chunks), own.shape), own, given.h0)
     starts = jnp.concatenate([given.h0[:, None], ends[:, :-1]], axis=1)
-    return _join(_outputs(chunks, starts), given.x.shape), last
+    return join(_outputs(chunks, starts), steps).reshape(given.x.shape), last
 
 
-def _cut(value: Array, size: int) -> Array:
-    """(B, T, ...) as (B, chunks, size, ...), filled up with zeros: a step of dt = 0 changes nothing."""
-    value = jnp.pad(value, [(0, 0), (0, -value.shape[1] % size)] + [(0, 0)] * (value.ndim - 2))
-    return value.reshape(value.shape[0], -1, size, *value.shape[2:])
-
-
-def _join(y: Array, shape: tuple[Any, ...]) -> Array:
-    """(b, c, k, g, r, p) as (B, T, H, P)."""
-    return y.reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
+_recurrence = recompute_gradient(_run, _gradient, _by_chunks)
 
 
 class _Chunks(NamedTuple):

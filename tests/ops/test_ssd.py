@@ -99,9 +99,10 @@ def test_float64_stays_float64():
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators_without_a_loop(platform, monkeypatch):
-    for op in ("ssd", "linear_scan"):  # the chunks alone, without the single steps that they give way to
+    # the chunks alone, without the single steps that they give way to
+    for module in ("_ssd", "_linear_scan", "recomputation"):
         monkeypatch.setattr(
-            sys.modules[f"selssm_jax.ops._{op}"],
+            sys.modules[f"selssm_jax.ops.{module}"],
             "composed_or_stepped",
             lambda safe, composed, stepped, *operands: composed(*operands),
         )
