@@ -291,26 +291,19 @@ def _kalman_error(config: Data) -> float:
     """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion.
 
     The variance p of z_t given x_1..x_t, q = DECAY^2 p + 1 - DECAY^2 before the next reading, goes on as `_read_once`
-    says.
+    says; k steps ahead the error is DECAY^2k p + 1 - DECAY^2k + noise.
     """
     ahead, variance = 1.0, 1.0
     for _ in range(config.length):
         variance = _read_once(ahead, config.noise)
         ahead = DECAY**2 * variance + 1 - DECAY**2
-    return _find_error(variance, DECAY, config.horizon, config.noise)
+    powers = DECAY ** (2 * np.arange(1, config.horizon + 1))
+    return float((powers * variance + 1 - powers + config.noise).mean())
 
 
 def _read_once(variance: Any, noise: float) -> Any:
     """The variance q of z given a reading of it more, whose noise has the variance s: q s / (q + s)."""
     return variance * noise / (variance + noise)
-
-
-def _find_error(variance: float, decay: float, horizon: int, noise: float) -> float:
-    """The mean over k = 1..horizon of decay^2k p + 1 - decay^2k + s: what the reading k steps ahead, of noise s, may
-    differ from the best forecast, where the variance now is p.
-    """
-    powers = decay ** (2 * np.arange(1, horizon + 1))
-    return float((powers * variance + 1 - powers + noise).mean())
 
 
 TASKS: Mapping[str, Callable[[Data], Definition]] = {
