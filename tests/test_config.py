@@ -383,6 +383,18 @@ WRONG = [
         )
         for key, value, known in (("gate_state", "elementwise", "none"), ("transition", "complex", "diagonal"))
     ],
+    (
+        {**NOISY, "training__information_steps": "last"},
+        r"information_steps='last' prices the memory that a forecast is read from, found "
+        r"data\.source='python_reference', .*use 'all'",
+    ),
+    *[
+        ({**NOISY, "training__information_steps": "last", "data__source": "linear_gaussian", key: value}, words)
+        for key, value, words in (
+            ("model__head_context", 2, r"the one step .*found model\.head_context=2: use model\.head_context=1"),
+            ("training__mesh", (1, 2), r"on every device, found training\.mesh=\(1, 2\), .*use \(0, 1\), or 'all'"),
+        )
+    ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
     ({"data__period": -1}, r"data\.period=-1 is out of range: use at least 0"),
     (

@@ -162,8 +162,8 @@ def _fano(ceiling: Estimate, retention: Results) -> list[float] | None:
 def _verdict(ceiling: Estimate, retention: Results, information: list[Results]) -> Results:
     """Data processing from the state to what a decoder makes of it, at the lag of which it says most.
 
-    A decoder of V symbols says at most log V. Lower bounds on what the state knows, of `information`, show that it
-    knows more than any decoder can say.
+    A decoder of V symbols says at most log V. Lower bounds on what the state knows of the inputs, of `information`,
+    show that it knows more than any decoder can say; those on what it knows of more than the inputs do not.
     """
     most = int(np.argmax(retention["lower"]))
     downstream = [
@@ -179,7 +179,7 @@ def _verdict(ceiling: Estimate, retention: Results, information: list[Results]) 
     lower = [
         Estimate(moment["lower"] / BITS, moment["stderr"] / BITS, "lower", "the bracket")
         for moment in information
-        if "lower" in moment
+        if "lower" in moment and moment["given"] == memory_of_past.INPUTS
     ]
     least = [min(lower, key=lambda bound: bound.nats)] if lower and len(lower) == len(information) else []
     verdict = limits.data_processing([ceiling, *least], downstream)

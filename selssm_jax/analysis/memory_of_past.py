@@ -18,6 +18,9 @@ from selssm_jax.model import ModelLike, block_name
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run
 
+BESIDE = "nats that a filter carries beside its samples are a function of the inputs, without noise"
+INPUTS = "the inputs of the block"  # what bounds are about, unless a law is known given more alone
+
 
 def past_information(run: Run, recording: Recording, name: str) -> list[Results]:
     """I(h_t; inputs) at every moment.
@@ -36,11 +39,9 @@ def past_information(run: Run, recording: Recording, name: str) -> list[Results]
             {"moment": int(moment)} | most for moment, most in zip(recording.moments, capacity, strict=True) if most
         ]
     exact = _exact(run, recording.moments) if name == block_name(0) else None
-    given = (
-        "the inputs of the block"
-        if run.model.config.selective.gate_state == "none"
-        else "the state before it and the input"
-    )
+    layer = run.model.config.selective
+    given = INPUTS if layer.gate_state == "none" else "the state before it and the input"
+    given += " and what was dropped" if layer.drive_dropout else ""
     about: list[Results] = [
         {"exact": None if exact is None else float(exact[index]) * BITS, "given": given} | most
         for index, most in enumerate(capacity)
@@ -51,6 +52,8 @@ def past_information(run: Run, recording: Recording, name: str) -> list[Results]
 def _at_moment(recording: Recording, name: str, index: int) -> Results:
     law, live = recording.blocks[name].law, recording.live[:, index]
     assert law is not None
+    if law.means.shape[-1] < recording.blocks[name].states.shape[-1]:
+        return {"moment": int(recording.moments[index]), "skipped": BESIDE}
     means, covs, states = (value[live, index] for value in (law.means, law.covs, recording.blocks[name].states))
     moment = {"moment": int(recording.moments[index])}
     deviations = np.diagonal(covs, axis1=1, axis2=2) if covs.ndim == 3 else covs
@@ -75,6 +78,7 @@ def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
         and layer.gate == "constant"
         and layer.gate_state == "none"
         and layer.transition != "complex"
+        and not (layer.drive_noise or layer.drive_dropout)  # which are not Gaussian beside Gaussian inputs
     )
     direct = model.conv == 0 and model.frame == model.stride == 1 and not model.filterbank and not model.normalize
     if process is None or not (linear and direct):

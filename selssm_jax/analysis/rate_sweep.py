@@ -35,8 +35,9 @@ class Point(NamedTuple):
 
     Attributes:
       beta: training.information_weight, the price of a nat. loss: nats a target, or mean squared error.
-      bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over steps; of
-        "kalman" blocks the bits that they gain a step, by their own model.
+      bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over the steps
+        that are priced; of
+        "kalman" blocks without samples the bits that they gain a step, by their own model.
       workdir: the run's folder.
     """
 
@@ -93,14 +94,21 @@ def measure(beta: float, workdir: str | pathlib.Path) -> Point:
     evaluator = Evaluator(experiment, model)
     loss = evaluator(params, dataset, "validation")[kind_of(dataset.task).loss]
     nats = memory(
-        model, params, dataset.evaluate("validation", evaluator.batch_size), form=experiment.training.information_bound
+        model,
+        params,
+        dataset.evaluate("validation", evaluator.batch_size),
+        form=experiment.training.information_bound,
+        steps=experiment.training.information_steps,
     )
     return Point(beta, sum(nats.values()) / math.log(2), loss, pathlib.Path(workdir))
 
 
-def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, form: str = "vib") -> dict[str, float]:
+def memory(
+    model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, form: str = "vib", steps: str = "all"
+) -> dict[str, float]:
     """Returns for every block an upper bound on I(h_t; inputs of the block), nats, in the mean over the valid steps of
-    the sequences; of "kalman" blocks the nats that a step gains, by their own model.
+    the sequences, or over their last ones; of "kalman" blocks without samples the nats that a step gains, by their own
+    model.
 
     The "rate" of training with the moments of all sequences instead of one batch's, 1/2 sum_i (log v_i - E log N_i). By
     data processing the sum over blocks bounds what all states together hold of the model's inputs. Each sequence is
@@ -108,7 +116,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
 
     Args:
       model, params: a model with process noise, or of "kalman" blocks. batches: as a dataset's `evaluate` gives them.
-      form: see `objectives.rates`.
+      form: see `objectives.rates`. steps: see `objectives.priced`.
 
     Raises:
       ValueError: for a model whose blocks sow no law of their states.
@@ -125,7 +133,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
         # noise in what later blocks read
         key, shown = jax.random.key(0), ["laws", "intermediates"]
         blocks = observe(model, params, batch, rngs={"noise": key}, collections=shown).blocks
-        frames = find_data_frames(model.config, batch).astype(jnp.float32)
+        frames = objectives.priced(find_data_frames(model.config, batch).astype(jnp.float32), steps)
         known = {
             name: _sums(*objectives.moments(block.law, form), frames)
             for name, block in blocks.items()
@@ -134,7 +142,7 @@ def memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, fo
         return known | {
             name: {"gained": (frames[..., None] * block.gained).sum((0, 1)), "steps": frames.sum()}
             for name, block in blocks.items()
-            if block.gained is not None
+            if block.gained is not None and block.law is None
         }
 
     parts = [

@@ -111,10 +111,11 @@ def _check(layer: SelectiveSSM) -> None:
         )
     if layer.transition == "complex":
         raise ValueError("transition='complex' has complex states, which are not gathered: use 'diagonal' or 'dense'")
-    if layer.process_noise or layer.observation_noise:
+    noises = ("process_noise", "drive_noise", "drive_dropout", "observation_noise")
+    if drawn := [name for name in noises if getattr(layer, name)]:
         raise ValueError(
-            f"process_noise={layer.process_noise} and observation_noise={layer.observation_noise} are drawn at every "
-            "step: give layer.clone(process_noise=0.0, observation_noise=0.0), its mean"
+            f"{' and '.join(f'{name}={getattr(layer, name)}' for name in drawn)} is drawn at every step: give "
+            f"layer.clone({', '.join(f'{name}=0.0' for name in drawn)}), its mean"
         )
     if layer.dtype != jnp.float32:
         raise ValueError(

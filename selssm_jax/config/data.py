@@ -38,6 +38,7 @@ SOURCES_OF = {
     "data.tokens": ("selective_copying", "associative_recall"),
     "data.lag": ("delayed_recall",),
     "data.noise": PROCESSES,
+    "data.blank": ("linear_gaussian",),
     "data.augment": SIGNALS,
     **dict.fromkeys(("data.train_examples", "data.eval_examples"), SYNTHETIC),
 }
@@ -60,7 +61,14 @@ TASKS: dict[str, TaskRule] = {
     "text_classification": TaskRule(("model.pool",), whole=True),
     "token_classification": TaskRule(whole=True),
     "forecasting": TaskRule(
-        ("data.horizon", "data.quantiles", "training.forecast_loss", *(f"model.{key}" for key in _SERIES), *_FRAMES)
+        (
+            "data.horizon",
+            "data.quantiles",
+            "training.forecast_loss",
+            "training.information_steps",
+            *(f"model.{key}" for key in _SERIES),
+            *_FRAMES,
+        )
     ),
 }
 
@@ -170,6 +178,7 @@ class Data:
     vocab: Annotated[int, Least(2)] = 16
     tokens: Positive = 16  # synthetic: symbols, or pairs of a key and a value, to remember
     lag: Positive = 16  # delayed_recall: how far back
+    blank: Count = 0  # linear_gaussian: last steps without a reading, so that what is said comes from memory alone
     noise: NonNegative = 0.1  # of observations of linear_gaussian, changing_noise and changing_drift: variance
     train_examples: Positive = 100_000  # synthetic: training examples before the order repeats
     eval_examples: Positive = 1_000  # synthetic: examples of validation and of test, each

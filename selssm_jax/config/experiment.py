@@ -34,6 +34,7 @@ ONLY_WITH = {
     "model.memory_rounding": "model.memory_bits",
     "training.multiplier_rate": "training.target_dimension",
     "training.information_bound": "training.information_weight",
+    "training.information_steps": "training.information_weight",
 }
 
 
@@ -98,7 +99,7 @@ class Experiment:
         that kind.
         """
         model, training = self.model, self.training
-        for key in ("process_noise", "observation_noise", "certified"):
+        for key in ("process_noise", "drive_noise", "drive_dropout", "observation_noise", "certified"):
             if getattr(model.selective, key) and "selective" not in model.pattern:
                 raise InputError(_say_unread(f"model.selective.{key}", model.pattern, ("selective",), "model.pattern"))
         if (training.gate_l1 or training.target_dimension) and not set(list_gated()) & set(model.pattern):
@@ -136,6 +137,8 @@ class Experiment:
     def _check_information(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its information is not known."""
         layer, weight, say = self.model.selective, "training.information_weight", "model.selective.{}".format
+        if self.training.information_steps == "last":
+            self._check_last()
         if self.model.knows_gains:
             self._check_gains()
             return
@@ -193,6 +196,25 @@ class Experiment:
             raise InputError(
                 f"training.information_bound={self.training.information_bound!r} is of the noisy memory of 'selective' "
                 "blocks, found model.pattern={self.model.pattern}, whose gates know their nats: leave it at 'vib'"
+            )
+
+    def _check_last(self) -> None:
+        """Raises InputError where the answer is read from more than the last step, or that is on another device."""
+        last = "training.information_steps='last'"
+        if self.data.source not in sources_of("training.information_steps"):
+            raise InputError(
+                f"{last} prices the memory that a forecast is read from, found data.source={self.data.source!r}, of "
+                "which other steps are asked too: use 'all'"
+            )
+        if self.model.head_context != 1:
+            raise InputError(
+                f"{last} prices the one step that a forecast is read from, found "
+                f"model.head_context={self.model.head_context}: use model.head_context=1, or 'all'"
+            )
+        if self.training.mesh[1] > 1:
+            raise InputError(
+                f"{last} looks for the last step on every device, found training.mesh={self.training.mesh}, whose "
+                "devices share the steps of a sequence: use (0, 1), or 'all'"
             )
 
     def _check_capacity(self) -> None:

@@ -106,6 +106,9 @@ class SelectiveConfig(MixerConfig):
     certified: bool = False  # contraction by construction: needs a gate_floor, and caps how gates read the state
     method: Method = "auto"
     solver: Solver = "auto"  # of the recurrence where gates read the state
+    # standard deviation of what each component of B x_t is times, beside 1: noise that grows with what is written
+    drive_noise: Spread = 0.0
+    drive_dropout: Share = 0.0  # share of the components of B x_t that a step loses; the others are scaled up
 
     def check(self, d_model: int, d_state: int, say: Say) -> None:
         """Raises InputError for sizes that poles or gates do not fit, a method that is lacking, and gates that no
@@ -161,12 +164,13 @@ class SelectiveConfig(MixerConfig):
                 f"{say('gate')}={self.gate!r}, which jumps: use {say('gate_state')}='none', or a gate such as "
                 "'hard_sigmoid'"
             )
-        if self.certified and self.process_noise:
-            raise InputError(
-                f"{say('certified')}=True with {reads} bounds what moves the state, found "
-                f"{say('process_noise')}={self.process_noise}, a Gaussian without bound: use process_noise=0 or "
-                "gate_state='none'"
-            )
+        for noise in ("process_noise", "drive_noise"):
+            if self.certified and getattr(self, noise):
+                raise InputError(
+                    f"{say('certified')}=True with {reads} bounds what moves the state, found "
+                    f"{say(noise)}={getattr(self, noise)}, a Gaussian without bound: use {noise}=0 or "
+                    "gate_state='none'"
+                )
 
 
 def check_gate(kind: str, features: int, settings: Mapping[str, float], say: Say) -> None:
@@ -203,6 +207,7 @@ class KalmanConfig(MixerConfig):
     gate_bias: GateBias = 0.0  # added to the log precisions that readings start with; positive: gates more open
     decay: Decay = "constant"  # of what is held, from step to step; "input": the input decides it
     method: Method = "auto"
+    sampled: bool = False  # the state is a sample of what is believed, not its mean: it holds so many nats, not more
 
     def check(self, d_model: int, d_state: int, say: Say) -> None:
         """Raises InputError for a method that the filter has not."""

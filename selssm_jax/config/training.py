@@ -59,10 +59,12 @@ class Training:
     # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none
     target_dimension: Share = 0.0
     multiplier_rate: NonNegative = 0.01  # step size of the multiplier's dual ascent
-    # of the nats of memory a block, in the mean over steps, which needs model.selective.process_noise; of "kalman" and
-    # "kalman_attention", of the nats that a step gains
+    # of the nats of memory a block, in the mean over steps, which needs model.selective.process_noise or
+    # model.kalman.sampled; of other "kalman" blocks and "kalman_attention", of the nats that a step gains
     information_weight: NonNegative = 0.0
     information_bound: Literal["vib", "capacity"] = "vib"
+    # forecasting: which steps' nats are priced: all in their mean, or the last one's, which the forecast is read from
+    information_steps: Literal["all", "last"] = "all"
     penalty_warmup: Count = 0  # steps over which the weight of every penalty grows from 0; 0: none
 
     def __post_init__(self) -> None:

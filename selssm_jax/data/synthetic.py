@@ -188,12 +188,16 @@ def _delayed_recall(config: Data) -> Definition:
 
 
 def _linear_gaussian(config: Data) -> Definition:
-    """z_t = DECAY z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t, var n = `noise`; the next `horizon` x are
-    to be said.
+    """z_t = DECAY z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t, var n = `noise`, but for the last `blank`
+    steps, at which x_t = 0; the next `horizon` x are to be said.
 
-    The least mean squared error is that of the Kalman filter after `length` observations; forecasting 0 costs 1 +
-    noise.
+    The least mean squared error is that of the Kalman filter after the observations; forecasting 0 costs 1 + noise.
     """
+    if config.blank >= config.length:
+        raise InputError(
+            f"data.blank={config.blank} leaves no reading of data.length={config.length}: use a smaller blank, or a "
+            "longer sequence"
+        )
 
     def examples(key: Key, rows: np.ndarray) -> Examples:
         total = config.length + config.horizon
@@ -201,11 +205,14 @@ def _linear_gaussian(config: Data) -> Definition:
         seen = (hidden + math.sqrt(config.noise) * counter_rng.normal((*key, 1), rows, total)).astype(np.float32)[
             :, :, None
         ]
+        seen[:, config.length - config.blank : config.length] = 0
         return seen[:, : config.length], seen[:, config.length :], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon)
     rivals = {"optimal": {"mse": _kalman_error(config)}, "zero": {"mse": 1 + config.noise}}
-    return Definition(task, examples, rivals, process={"decay": DECAY, "noise": config.noise})
+    # what is blank is no reading of the process
+    process = None if config.blank else {"decay": DECAY, "noise": config.noise}
+    return Definition(task, examples, rivals, process=process)
 
 
 def _draw_states(key: Key, rows: np.ndarray, steps: int, decay: float | np.ndarray) -> np.ndarray:
@@ -288,16 +295,16 @@ def _mean_filter_error(
 
 
 def _kalman_error(config: Data) -> float:
-    """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion.
+    """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion over the readings.
 
     The variance p of z_t given x_1..x_t, q = DECAY^2 p + 1 - DECAY^2 before the next reading, goes on as `_read_once`
     says; k steps ahead the error is DECAY^2k p + 1 - DECAY^2k + noise.
     """
     ahead, variance = 1.0, 1.0
-    for _ in range(config.length):
+    for _ in range(config.length - config.blank):
         variance = _read_once(ahead, config.noise)
         ahead = DECAY**2 * variance + 1 - DECAY**2
-    powers = DECAY ** (2 * np.arange(1, config.horizon + 1))
+    powers = DECAY ** (2 * np.arange(config.blank + 1, config.blank + config.horizon + 1))
     return float((powers * variance + 1 - powers + config.noise).mean())
 
 

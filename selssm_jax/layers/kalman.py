@@ -1,6 +1,7 @@
 """The optimal gate: state space models whose gates are the gains of Kalman filters (theory, section 11)."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,14 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from selssm_jax.config.mixers import KalmanAttentionConfig, KalmanConfig, check_layer
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
+from selssm_jax.layers.contract import Law
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.layers.selective import RADIUS, real_poles
 from selssm_jax.layers.state_axes import StateAxes
-from selssm_jax.ops import kalman_attention, kalman_scan
+from selssm_jax.ops import KalmanScan, kalman_attention, kalman_scan, linear_scan, shards
 from selssm_jax.ops.extremes import largest
 from selssm_jax.shapes import Activations, Reset, Rows
 
@@ -25,6 +27,15 @@ SHARPEST = 40.0  # |log precision| of a reading: beyond it gates are 0 or 1, and
 STEEPEST = 3 * math.sqrt(3) / 16  # max over u of u / (1 + u^2)^2
 
 State = dict[str, Array]
+
+
+class _Steps(NamedTuple):
+    """What a filter's steps read: the decay, the variances of the drift and of the reading, the reading."""
+
+    a: Array
+    q: Array
+    r: Array
+    z: Array
 
 
 class _DriftingLayer(Layer):
@@ -61,16 +72,22 @@ class KalmanSSM(_DriftingLayer):
     component has variance 1 while nothing is read, so that P_t = exp(-2 I_t), I_t the nats that it holds of what was
     read.
 
+    A sampled state is not m_t, a number that tells as much as its digits do, but one that is drawn: (1 - K_t) (a_t
+    h_{t-1} + w_t) + K_t (z_t + v_t), in law N(m_t, P_t) given the readings (the ensemble Kalman filter, with perturbed
+    readings). Where data follow the model it holds I_t nats of them, and not more; else as many as its law says, which
+    `training.information_weight` prices.
+
     Attributes:
       d_model: D, width of x and y. d_state: N, components; of each its mean and its nats are carried.
       gate_bias: added to b at the start: positive opens gates.
       decay: "constant", a = tanh(A), or "input", a_t = tanh(A + W_a x_t), with W_a = 0 at the start.
       method: see `kalman_scan`.
+      sampled: the state is drawn, by an rng "noise", at every step of training and of evaluation; "m" is the sample.
       dtype: of activations. Gate, filter and state are float32 whatever it is.
 
     The state is {"m", "nats"}, (B, d_state) each. Sown as intermediates: "gate", K_t, "gained" and "forgotten", nats of
     that step, (B, T, d_state), and "state", m_t and I_t, (B, T, 2 d_state). The nats are those of the layer's own
-    model: they are true of data that follow it.
+    model: they are true of data that follow it. Sown as laws: "law", a `Law`, of a sampled state.
     """
 
     d_model: int
@@ -79,6 +96,7 @@ class KalmanSSM(_DriftingLayer):
     decay: str = KalmanConfig.decay
     method: str = KalmanConfig.method
     dtype: DTypeLike = jnp.float32
+    sampled: bool = KalmanConfig.sampled
 
     def setup(self) -> None:
         check_layer(KalmanConfig, self)
@@ -101,24 +119,45 @@ class KalmanSSM(_DriftingLayer):
         a, q = self._drift(x, reset)
         state = self.initial_state(x.shape[0]) if state is None else state
         P0 = jnp.exp(-2 * state["nats"])
-        filtered = kalman_scan(
-            a, q, jnp.exp(-zeta), z, state["m"], P0, prior0=jnp.ones_like(P0), reset=reset, method=self.method
-        )
+        steps = _Steps(a, q, jnp.exp(-zeta), z)
+        m0 = jnp.where(P0 >= 1, 0, state["m"]) if self.sampled else state["m"]  # of the unknown a new one is drawn
+        filtered = kalman_scan(*steps, m0, P0, prior0=jnp.ones_like(P0), reset=reset, method=self.method)
         self.sow("intermediates", "gate", -jnp.expm1(-2 * filtered.gained))
         self.sow("intermediates", "gained", filtered.gained)
         self.sow("intermediates", "forgotten", filtered.forgotten)
-        self.sow("intermediates", "state", jnp.concatenate([filtered.m, _nats_of(filtered.P)], axis=-1))
-        y = project(filtered.m.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
-        return y, {"m": filtered.last.m, "nats": _nats_of(filtered.last.P)}
+        m, last = self._draw(steps, filtered, P0, reset) if self.sampled else (filtered.m, filtered.last.m)
+        self.sow("intermediates", "state", jnp.concatenate([m, _nats_of(filtered.P)], axis=-1))
+        y = project(m.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
+        return y, {"m": last, "nats": _nats_of(filtered.last.P)}
+
+    def _draw(self, steps: _Steps, filtered: KalmanScan, P0: Array, reset: Reset | None) -> tuple[Array, Array]:
+        """(samples, the last one): m_t + e_t, e_t = (1 - K_t) a_t e_{t-1} + noise_t of variance (1 - K_t)^2 q_t + K_t^2
+        r_t.
+
+        A component of which nothing is known begins with a sample of its own variance.
+        """
+        unknown = shards.previous(filtered.P, P0, axis=1) >= 1
+        unknown = unknown if reset is None else unknown | reset[..., None]
+        keep, gate = jnp.exp(-2 * filtered.gained), -jnp.expm1(-2 * filtered.gained)
+        A = jnp.where(unknown, 0, keep * steps.a)
+        variance = jnp.where(unknown, filtered.P, jnp.square(keep) * steps.q + jnp.square(gate) * steps.r)
+        noise = jnp.sqrt(variance)
+        if self.is_mutable_collection("laws") and not self.is_initializing():
+            self.sow("laws", "law", Law(A, gate * steps.z, noise))
+        drawn = noise * jax.random.normal(self.make_rng("noise"), noise.shape, jnp.float32)
+        e, last = linear_scan(A, drawn, method=self.method)
+        return filtered.m + e, filtered.last.m + last
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the largest derivatives of (m, P) by (m, P) over all inputs of a set and |m_i| <= max |z_i|, which is
-        never left once entered.
+        never left once entered. Of samples nothing.
 
         (1 - K) |a| of a mean by itself, a^2 (1 - K)^2 of a variance by itself, and of a mean by the variance |z - a m|
         a^2 (1 - K)^2 / r, where (1 - K)^2 / r is at most 1 / (4 P-), and P- at least 1 - a^2: no floor of the gates is
         needed, nor a bound of zeta.
         """
+        if self.sampled:
+            return Bounds(unknown="the noise of samples has no bound, so neither has what they owe to their variance")
         gate = self.G.reachable(inputs)
         low, high = jnp.clip(gate.logits(), -SHARPEST, SHARPEST)
         reach = inputs.reach(self.B)

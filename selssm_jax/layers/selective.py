@@ -65,6 +65,10 @@ class SelectiveSSM(Layer):
     normalised drive makes either h_t = A_t h_{t-1} + sqrt(1 - |A_t|^2) (B x_t + w_t), an output gate y_t = silu(W_z
     x_t) (C h_t + D x_t) + v_t.
 
+    w_t ~ N(0, process_noise^2), and what is written may have noise of its own: for B x_t stands m_t B x_t + drive_noise
+    |m_t B x_t| e_t, e_t ~ N(0, 1), where m_t is 0 at a share drive_dropout of the components, drawn at every step, and
+    1 / (1 - drive_dropout) at the others.
+
     Attributes:
       d_model: D, width of x and y.
       d_state: N, real components of the state. "complex" holds them as N / 2 numbers, one of each conjugate pair, each
@@ -80,7 +84,8 @@ class SelectiveSSM(Layer):
         that of B x_t + w_t, however slow its gates, where this is white and independent of them: for constant gates, or
         gates of other inputs. With gates that read the same input E h^2 can be many times larger.
       transition: "diagonal" (real, |a| < 1), "complex" (diagonal, |a| < 1) or "dense" (N x N, for small N).
-      process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required.
+      process_noise, observation_noise: standard deviations of w_t and v_t; where positive, an rng "noise" is required,
+        as it is for drive_noise and drive_dropout.
       output_gate: whether outputs are gated by the input.
       method: how the linear recurrence is run; see `linear_scan`. A dense transition knows no "chunked".
       certified: the layer contracts by construction, at every step of training, and `stability.certify` says so: needs
@@ -91,7 +96,7 @@ class SelectiveSSM(Layer):
 
     Sown as intermediates: "gate" and "state", (B, T, N); "open", P(g > 0), (B, T, N), for a hard concrete gate. Sown as
     diagnostics: "fell_back", (B,), which sequences Newton could not solve, so that the loop did, for a gate that reads
-    the state. Sown as laws: "law", a `Law`, for a positive process noise.
+    the state. Sown as laws: "law", a `Law`, for a positive process noise; given what was dropped, too.
     """
 
     d_model: int
@@ -113,6 +118,8 @@ class SelectiveSSM(Layer):
     method: str = SelectiveConfig.method
     solver: str = SelectiveConfig.solver
     dtype: DTypeLike = jnp.float32
+    drive_noise: float = SelectiveConfig.drive_noise
+    drive_dropout: float = SelectiveConfig.drive_dropout
 
     def setup(self) -> None:
         check_layer(SelectiveConfig, self)
@@ -137,15 +144,15 @@ class SelectiveSSM(Layer):
           reset: True forgets everything before that step.
         """
         x = self._bound_input(x.astype(self.dtype))
-        opening, drive = self.G(x, self._cap()), self._noisy(self._drive(x))
+        opening, written = self.G(x, self._cap()), self._drop(self._drive(x))
         run = self._linear if self.gate_state == "none" else self._nonlinear
-        h, last, before = run(opening, drive, state, reset)
+        h, last, before = run(opening, self._noisy(written), state, reset)
         self.sow("intermediates", "gate", opening.at(before))
         self.sow("intermediates", "state", h)
         if self.gate == "hard_concrete":
             self.sow("intermediates", "open", expected_open(opening.logits(before)))
         if self.process_noise and self.is_mutable_collection("laws") and not self.is_initializing():  # as in _nonlinear
-            self.sow("laws", "law", self._law(opening, self._drive(x), before, reset))
+            self.sow("laws", "law", self._law(opening, written, before, reset))
         return self._read(h, x), last
 
     def dynamics(self, x: Activations) -> Dynamics:
@@ -167,7 +174,7 @@ class SelectiveSSM(Layer):
         drive = self._largest_drive(inputs)
         if self._capped:
             drive = jnp.minimum(drive, self._largest_drive(self._projected))
-        drive = jnp.full_like(drive, jnp.inf) if self.process_noise else drive
+        drive = jnp.full_like(drive, jnp.inf) if self.process_noise or self.drive_noise else drive
         gates = self.G.reachable(inputs, self._cap()).envelope(invariant_radius(self.A, drive))
         if self.drive == "normalised":  # what is let in over what the gate would let in: the more, the less it is open
             open_ = gates.low > 0
@@ -237,7 +244,7 @@ class SelectiveSSM(Layer):
         return x * jnp.minimum(1, self._projected.radius / jnp.maximum(size, 1)).astype(x.dtype)
 
     def _largest_drive(self, inputs: Inputs) -> Array:
-        reach = inputs.reach(self.B)
+        reach = inputs.reach(self.B) / (1 - self.drive_dropout)
         return jnp.hypot(*jnp.split(reach, 2)) if self.transition == "complex" else reach
 
     def _cap(self) -> Array | None:
@@ -275,20 +282,33 @@ class SelectiveSSM(Layer):
         drive = project(x, self.B).astype(jnp.float32)
         return self._complex(drive) if self.transition == "complex" else drive
 
+    def _drop(self, drive: Array) -> Array:
+        """B x_t without what is lost; both parts of a complex number are."""
+        if not self.drive_dropout:
+            return drive
+        share = 1 - self.drive_dropout
+        return jnp.where(jax.random.bernoulli(self.make_rng("noise"), share, drive.shape), drive / share, 0)
+
     def _noisy(self, drive: Array) -> Array:
-        """B x_t + w_t; real and imaginary parts have a noise each."""
-        if not self.process_noise:
+        """What is written, with its noise and w_t; real and imaginary parts have a noise each."""
+        spread = self._spread(drive)
+        if spread is None:
             return drive
         parts = 2 if self.transition == "complex" else 1
-        noise = self.process_noise * jax.random.normal(
-            self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]), jnp.float32
-        )
-        return drive + (self._complex(noise) if self.transition == "complex" else noise)
+        noise = jax.random.normal(self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]), jnp.float32)
+        return drive + spread * (self._complex(noise) if self.transition == "complex" else noise)
+
+    def _spread(self, drive: Array) -> Array | float | None:
+        """Standard deviation of w_t and the noise of what is written together, in every direction; None: no noise."""
+        if not self.drive_noise:
+            return self.process_noise or None
+        grown = self.drive_noise * jnp.abs(drive)
+        return jnp.sqrt(self.process_noise**2 + grown**2) if self.process_noise else grown
 
     def _law(self, opening: Opening, drive: Array, before: Array | None, reset: Array | None) -> Law:
         gate = opening.at(before)
         scale = self._scale(gate)
-        noise = scale * self.process_noise
+        noise = scale * self._spread(drive)
         if before is None:
             A = effective_transition(gate, self.A, self.update)
             return Law(

@@ -20,12 +20,21 @@ from selssm_jax.tasks.scores import Sums, hide_unweighted
 Blocks = Mapping[str, Observed]
 
 
-def weights(loss: str, batch: Batch, stride: int) -> dict[str, Array]:
+def weights(loss: str, batch: Batch, stride: int, *, steps: str = "all") -> dict[str, Array]:
     """Returns the weight of every term of the training loss in a batch: the divisors of the sums of `loss`,
-    `gate_penalties` and `rates`.
+    `gate_penalties` and `rates`; `steps`, those that `rates` is of.
     """
-    frames = frame_valid(batch["valid"], stride).sum().astype(jnp.float32)
-    return {loss: batch["weights"].sum(), "gate_l1": frames, "gate_l0": frames, "rate": frames}
+    frames = frame_valid(batch["valid"], stride).astype(jnp.float32)
+    every = dict.fromkeys(("gate_l1", "gate_l0"), frames.sum())
+    return {loss: batch["weights"].sum()} | every | {"rate": priced(frames, steps).sum()}
+
+
+def priced(frames: Float[Array, "B F"], steps: str) -> Float[Array, "B F"]:
+    """Returns 1 at the frames whose nats have a price, 0 at the others: at all that are valid, or each row's last."""
+    if steps == "all":
+        return frames
+    later = jnp.cumsum(frames[:, ::-1], axis=1)[:, ::-1] - frames
+    return frames * (later == 0)
 
 
 def gate_penalties(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
@@ -76,7 +85,7 @@ def rates(
     inputs that are independent over time.
 
     Args:
-      blocks: with their laws, or the nats that they gained. frames: as in `gate_penalties`.
+      blocks: with their laws, or the nats that they gained. frames: as `priced` gives them.
       total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which
         that does not change (see `information.variational`): value and gradient of the whole batch are the sums of
         those of its parts.

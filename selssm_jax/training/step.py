@@ -105,8 +105,9 @@ def train_step(
     loss = kind.trained_on(experiment.training)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     key = jax.random.fold_in(key, shards.number()) if shards.count() > 1 else key
-    weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config)), axis)
-    form, total = experiment.training.information_bound, partial(parallel.total, axis=axis)
+    form, steps = experiment.training.information_bound, experiment.training.information_steps
+    weights = parallel.total(objectives.weights(loss, batch, kind.stride(model.config), steps=steps), axis)
+    total = partial(parallel.total, axis=axis)
     objective = partial(
         _objective,
         model=model,
@@ -116,6 +117,7 @@ def train_step(
         terms=_terms(experiment, loss, state),
         weights=weights,
         form=form,
+        steps=steps,
         total=total,
     )
     shares = experiment.optimizer.accumulate * parallel.device_number(axis) + jnp.arange(
@@ -206,6 +208,7 @@ def _objective(
     terms: dict[str, jax.Array | float],
     weights: dict[str, jax.Array],
     form: str,
+    steps: str,
     total: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, Sums]:
     """This share's part of the loss, sum_k terms[k] sum_k / weights[k] with the whole batch's weights, and its
@@ -223,7 +226,7 @@ def _objective(
         if "intermediates" in kept:
             sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
         if "rate" in terms:
-            sums |= objectives.rates(blocks, frames, form=form, total=total)
+            sums |= objectives.rates(blocks, objectives.priced(frames, steps), form=form, total=total)
         return outputs, state, sums
 
     _, sums = pieces.fold(read, partial(kind.training_score, loss), model, params, batch, piece)

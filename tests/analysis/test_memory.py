@@ -160,6 +160,24 @@ def test_gates_that_read_the_state_are_bounded_from_above(files, tmp_path):
         assert one["upper"] > 0
 
 
+def test_bounds_given_what_was_dropped_say_so_and_show_no_contradiction(files, tmp_path):
+    """They are of the inputs and of what was dropped, of which a state may tell more than the inputs hold."""
+    noise = {"selective__process_noise": 1e-3, "selective__drive_dropout": 0.5}
+    found = measure(as_run(tmp_path, files["text"], QUICK, **noise), "train")
+    for block in found["blocks"].values():
+        assert all(one["given"] == "the inputs of the block and what was dropped" for one in block["information"])
+        assert block["verdict"]["status"] != "violated"
+
+
+def test_nats_beside_samples_are_no_part_of_their_law(files, tmp_path):
+    found = measure(as_run(tmp_path, files["csv"], QUICK, pattern=("kalman",), kalman__sampled=True), "train")
+    (block,) = found["blocks"].values()
+    assert all("nats that a filter carries" in one["skipped"] for one in block["information"])
+    assert block["verdict"] is None
+    words = str(memory_section.describe_memory({"memory": found, "split": "train"}, tmp_path))
+    assert "All of the past was not measured: nats that a filter carries" in words
+
+
 def test_a_gate_that_never_opens_is_said(files, tmp_path):
     """hard_sigmoid gates shut for good leave components without noise, and so without a density."""
     run = as_run(tmp_path, files["text"], QUICK, selective__gate="hard_sigmoid", selective__process_noise=0.5)

@@ -90,6 +90,31 @@ def test_the_price_of_a_gate_that_knows_its_nats_is_of_those_that_it_gains(tmp_p
     assert float(rate[0] / rate[1]) == pytest.approx(nats.mean(), rel=1e-5)
 
 
+def test_the_price_of_samples_is_of_what_their_law_holds(tmp_path):
+    sampled = {
+        "model__pattern": ("kalman",),
+        "model__kalman__sampled": True,
+        "model__selective__process_noise": 0.0,
+        "model__selective__gate": "sigmoid",
+        "training__information_steps": "last",
+    }
+    (dear,) = rate_sweep.sweep(runs.experiment(**SHORT | CHANNEL | sampled), (0.3,), tmp_path)
+    dataset = data.load(RECIPE.data)
+    experiment, params, _ = rate_sweep.checkpoint.restore_for_eval(str(dear.workdir))
+    model = SequenceModel(dataclasses.replace(experiment.model, task=dataset.task))
+    laws = []
+    for batch in dataset.evaluate("validation", 16):
+        sown = model.apply(
+            {"params": params}, jnp.asarray(batch["inputs"]), rngs={"noise": jax.random.key(0)}, mutable=["laws"]
+        )[1]
+        law = objectives.moments(sown["laws"]["block_0"]["mixer"]["law"][0], "vib")
+        laws.append([part[np.asarray(batch["weights"]) > 0, -1] for part in law])
+    means, variances = (np.concatenate(part) for part in zip(*laws, strict=True))
+    assert len(means) == 50
+    expected = float(variational.rate(jnp.asarray(means), jnp.asarray(variances))) / np.log(2)
+    assert dear.bits == pytest.approx(expected, rel=1e-4)
+
+
 def test_every_run_is_checked_before_the_first_is_trained(tmp_path):
     silent = dataclasses.replace(RECIPE, model=runs.model(RECIPE.model, selective__process_noise=0.0))
     for betas in ((0.0,), (0.1,)):

@@ -75,6 +75,11 @@ def test_a_decoder_goes_into_a_program_as_an_argument_and_goes_on_from_a_state()
         ({"gate": "binary", "update": "effective"}, None, "erases where a gate is 0.*update='retain'"),
         ({"gate": "binary", "transition": "complex"}, None, "complex states.*use 'diagonal' or 'dense'"),
         ({"gate": "binary", "process_noise": 0.1}, None, r"layer.clone\(process_noise=0.0"),
+        (
+            {"gate": "binary", "drive_noise": 0.1, "drive_dropout": 0.2},
+            None,
+            r"drive_noise=0.1 and drive_dropout=0.2 is drawn .* layer.clone\(drive_noise=0.0, drive_dropout=0.0\)",
+        ),
         ({"gate": "binary", "dtype": jnp.bfloat16}, None, r"layer.clone\(dtype=jnp.float32\)"),
         ({"gate": "binary"}, N + 1, f"capacity={N + 1} is no number of components: use one from 1 to {N}"),
     ],

@@ -97,6 +97,57 @@ def test_on_data_of_its_own_model_it_is_the_filter_and_its_nats_are_the_informat
     np.testing.assert_allclose(last["nats"][0, 0], -np.log(1 - states[-1] @ weights) / 2, rtol=1e-5)
 
 
+SAMPLES = 40_000
+
+
+@DECAYS
+@pytest.mark.parametrize("begin", ["unknown", "held", "reset"])
+def test_samples_have_the_law_of_what_is_believed(decay, begin):
+    """Mean m_t and variance P_t of the filter at every step, of the samples and by what is sown of their law; from a
+    state held, as a sample of N(m_0, P_0), on.
+    """
+    layer, params, x = build(decay)
+    x, rng = x[:1], np.random.default_rng(0)
+    m, nats = rng.standard_normal((1, N)), rng.uniform(0.2, 2, (1, N)) * (begin != "unknown")
+    m *= begin != "unknown"
+    reset = np.zeros((1, T), bool)
+    reset[0, 5] = begin == "reset"
+    _, means, P, _ = filter_steps(params, x, m.copy(), np.exp(-2 * nats), reset)
+    state = {
+        "m": jnp.asarray(m + np.exp(-nats) * rng.standard_normal((SAMPLES, N)), jnp.float32),
+        "nats": jnp.asarray(np.repeat(nats, SAMPLES, axis=0), jnp.float32),
+    }
+    (_, last), sown = jax.jit(functools.partial(layer.clone(sampled=True).apply, mutable=["intermediates", "laws"]))(
+        {"params": params},
+        jnp.repeat(x, SAMPLES, axis=0),
+        state,
+        reset=jnp.asarray(np.repeat(reset, SAMPLES, axis=0)),
+        rngs={"noise": jax.random.key(3)},
+    )
+    samples = np.asarray(sown["intermediates"]["state"][0])[..., :N]
+    assert (np.asarray(last["m"]) == samples[:, -1]).all()
+    # five standard errors
+    np.testing.assert_allclose(samples.mean(axis=0), means[0], atol=5 / np.sqrt(SAMPLES))
+    np.testing.assert_allclose(samples.var(axis=0), P[0], rtol=5 * np.sqrt(2 / SAMPLES))
+    law = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), sown["laws"]["law"][0])
+    mean, variance = m[0], np.exp(-2 * nats[0])
+    for t in range(T):
+        mean, variance = law.A[t] * mean + law.drive[t], law.A[t] ** 2 * variance + law.noise[t] ** 2
+        np.testing.assert_allclose(mean, means[0, t], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(variance, P[0, t], rtol=1e-4)
+
+
+def test_samples_need_their_generator_split_as_the_whole_and_are_not_certified():
+    layer, params, x = build(sampled=True)
+    with pytest.raises(Exception, match="noise"):
+        layer.apply({"params": params}, x)
+    _, half = layer.apply({"params": params}, x[:, :6], rngs={"noise": jax.random.key(0)})
+    y, _ = layer.apply({"params": params}, x[:, 6:], half, rngs={"noise": jax.random.key(1)})
+    again, _ = layer.apply({"params": params}, x[:, 6:], half, rngs={"noise": jax.random.key(1)})
+    assert (y == again).all()
+    assert certify(layer, params, input_bound=1.0).contraction.status == "not established"
+
+
 def test_readings_of_any_precision_open_or_shut_the_gate_and_stay_numbers():
     layer, params, x = build(scale=0.0)
 

@@ -47,6 +47,8 @@ FLOATS = {
     "gate_bias": (-1.0, 30.0),
     "gate_temperature": (0.5, 0.0),
     "process_noise": (0.3, -1.0),
+    "drive_noise": (0.3, -1.0),
+    "drive_dropout": (0.3, 1.0),
     "observation_noise": (0.3, float("nan")),
     "norm_epsilon": (1e-6, -1.0),
 }

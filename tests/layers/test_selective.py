@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selssm_jax.layers.bounds import Box
 from selssm_jax.layers.gates import GATES
 from selssm_jax.layers.selective import SelectiveSSM, contractive_matrix
 
@@ -373,8 +374,67 @@ def test_observation_noise_has_its_variance_and_leaves_the_state_alone():
     assert np.ptp(h, axis=0).max() == 0
 
 
-def test_noise_needs_its_generator_and_is_reproducible():
-    layer, params, x = build(process_noise=0.1)
+@pytest.mark.parametrize("transition", ["diagonal", "complex"])
+@pytest.mark.parametrize(
+    "noise", [{"drive_noise": 0.5}, {"process_noise": 0.4, "drive_noise": 0.5}, {"process_noise": 0.4}], ids=str
+)
+def test_what_is_written_has_the_noise_that_is_stated_for_it(transition, noise):
+    """Variances of either direction of the state after a step, against (sigma^2 + delta^2 |B x|^2) g^2 and the law."""
+    layer = SelectiveSSM(2, 2, transition=transition, **noise)
+    x = jnp.broadcast_to(jnp.array([1.0, -2.0]), (100_000, 1, 2))
+    params = layer.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x[:1])
+    (_, h), sown = layer.apply(params, x, rngs={"noise": jax.random.key(2)}, mutable=["intermediates", "laws"])
+    gate, B = np.asarray(sown["intermediates"]["gate"][0][0, 0]), np.asarray(params["params"]["B"])
+    drive = np.array([1.0, -2.0]) @ B
+    drive = drive[:1] + 1j * drive[1:] if transition == "complex" else drive
+    size = {"process_noise": 0.0, "drive_noise": 0.0} | noise
+    expected = gate**2 * (size["process_noise"] ** 2 + size["drive_noise"] ** 2 * np.abs(drive) ** 2)
+    np.testing.assert_allclose(h.mean(axis=0), gate * drive, atol=5 * np.sqrt(2 * expected.max() / 1e5))
+    for part in [h.real, h.imag] if transition == "complex" else [h]:
+        np.testing.assert_allclose(np.var(part, axis=0), expected, rtol=0.0225)  # 5 standard errors
+    if "process_noise" in noise:
+        np.testing.assert_allclose(sown["laws"]["law"][0].noise[0, 0] ** 2, expected, rtol=1e-5)
+    else:
+        assert "laws" not in sown  # where nothing is written there is no noise, and so no density
+
+
+def test_what_is_lost_leaves_the_mean_and_the_law_is_given_what_was_lost():
+    layer = SelectiveSSM(1, 2, drive_dropout=0.25, process_noise=1e-3)
+    x = jnp.ones((100_000, 1, 1))
+    params = layer.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x[:1])
+    (_, h), sown = layer.apply(params, x, rngs={"noise": jax.random.key(2)}, mutable=["intermediates", "laws"])
+    whole = sown["intermediates"]["gate"][0][0, 0] * params["params"]["B"][0]
+    law = sown["laws"]["law"][0]
+    share = np.asarray(law.drive[:, 0]) / np.asarray(whole)
+    np.testing.assert_allclose(np.where(share > 0, 4 / 3, 0), share, rtol=1e-5)
+    np.testing.assert_allclose(share.mean(axis=0), 1, atol=5 * np.sqrt(0.25 / 0.75 / 1e5))
+    assert abs(np.corrcoef(share.T)[0, 1]) < 5 / np.sqrt(1e5)  # each component is lost by itself
+    # noise of 1e-3 * gate about what is left: six standard deviations
+    assert np.abs(h - law.drive[:, 0]).max() < 6e-3
+
+
+def test_slopes_of_noise_are_numbers_where_nothing_is_written():
+    layer = SelectiveSSM(D, N, drive_noise=0.5, transition="complex")
+    x = jnp.zeros((B, T, D))
+    params = layer.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x)
+    slopes = jax.grad(lambda p: jnp.square(layer.apply(p, x, rngs={"noise": jax.random.key(2)})[0]).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_losses_raise_the_largest_drive_and_noise_that_grows_leaves_none():
+    layer, params, _ = build(drive_dropout=0.5)
+    free = layer.clone(drive_dropout=0.0)
+    drives = [
+        np.asarray(one.apply(params, Box(1.0), method="bounds").drive_bound)
+        for one in (layer, free, free.clone(drive_noise=0.1))
+    ]
+    np.testing.assert_allclose(drives[0], 2 * drives[1])
+    assert np.isinf(drives[2]).all()
+
+
+@pytest.mark.parametrize("name", ["process_noise", "drive_noise", "drive_dropout"])
+def test_noise_needs_its_generator_and_is_reproducible(name):
+    layer, params, x = build(**{name: 0.1})
     with pytest.raises(Exception, match="noise"):
         layer.apply(params, x)
     draws = [layer.apply(params, x, rngs={"noise": jax.random.key(seed)})[0] for seed in (1, 1, 2)]

@@ -236,6 +236,20 @@ def test_the_capacity_is_that_of_what_comes_in():
     )
 
 
+def test_of_last_steps_the_rate_is_that_of_their_states_alone():
+    law, lengths = laws_of(4, 5, 3), np.array([5, 2, 4, 1])
+    valid = jnp.asarray(np.arange(5)[None] < lengths[:, None], jnp.float32)
+    last = objectives.priced(valid, "last")
+    np.testing.assert_array_equal(last, np.arange(5)[None] == lengths[:, None] - 1)
+    mean, variance = (np.asarray(part)[np.arange(4), lengths - 1] for part in objectives.moments(law, "vib"))
+    expected = variational.rate(jnp.asarray(mean), jnp.asarray(variance))
+    total, weight = objectives.rates(observed(law), last)["rate"]
+    assert weight == 4 and float(total / weight) == pytest.approx(float(expected), rel=1e-5)
+    batch = {"valid": valid > 0, "weights": jnp.ones(4)}
+    assert objectives.weights("mse", batch, 1, steps="last")["rate"] == 4
+    assert objectives.weights("mse", batch, 1)["rate"] == lengths.sum()
+
+
 def test_independent_channels_weigh_as_rows_of_their_own():
     law, valid = laws_of(6, 5, 3), np.arange(5)[None] < np.array([5, 2, 4])[:, None]
     apart = objectives.rates(observed(law), jnp.asarray(np.repeat(valid, 2, axis=0), jnp.float32))["rate"]
