@@ -27,7 +27,7 @@ from selssm_jax.observe import observe
 from selssm_jax.runs import Run
 from selssm_jax.training import objectives
 
-PRICES = (0.01, 0.03, 0.1, 0.2, 0.4)
+PRICES = (0.01, 0.05, 0.2, 0.4)
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "bottleneck"
 GATES: dict[str, dict[str, Any]] = {
     "constant": {"selective": {"gate": "constant"}},

@@ -6,7 +6,7 @@ python benchmarks/readme.py
 import json
 import pathlib
 from collections.abc import Iterator
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from compress import control_of, pays_from, table_of
@@ -15,8 +15,12 @@ from matplotlib.figure import Figure
 from selssm_jax.report import figures
 
 FOLDER = pathlib.Path(__file__).parent
-GATES_PAGE = FOLDER.parent / "docs" / "gates.md"
-MEASURED, END = "<!-- measured: written by benchmarks/readme.py -->\n", "<!-- end -->"
+DOCS = FOLDER.parent / "docs"
+GATES_PAGE = DOCS / "gates.md"
+MEASURED, PRICED, END = (
+    *(f"<!-- {what}: written by benchmarks/readme.py -->\n" for what in ("measured", "bottleneck")),
+    "<!-- end -->",
+)
 CLAIMS = (
     *(
         "linear_scan",
@@ -38,9 +42,11 @@ CLAIMS = (
         "memory",
         "certificates",
         "rate",
+        "bottleneck",
         "gate_kinds",
         "gate_recall",
         "gate_complexity",
+        "selective_options",
         "sparsity",
         "traces",
         "decoding",
@@ -77,12 +83,14 @@ measured.
 
 
 def main() -> None:
-    """Writes the page and both plots."""
+    """Writes the page, its plots, and what the page on gates has of records."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "records").glob("*.json"))}
     plot(records["growth"]["growth"]).savefig(FOLDER / "growth.png", dpi=110, metadata={"Software": None})
     figures.save(figures.draw_state_bytes(lines(records["decoding"])), FOLDER / "decoding.png")
     (FOLDER / "README.md").write_text(text(records))
-    GATES_PAGE.write_text(fill(GATES_PAGE.read_text(), gates(records)))
+    figures.save(draw_bottleneck(records["bottleneck"]), DOCS / "gates" / "bottleneck.png")
+    page = fill(GATES_PAGE.read_text(), MEASURED, gates(records))
+    GATES_PAGE.write_text(fill(page, PRICED, shares(records["bottleneck"])))
 
 
 def text(records: dict[str, dict[str, Any]]) -> str:
@@ -181,10 +189,49 @@ def gates(records: dict[str, dict[str, Any]]) -> str:
     return f"{words}.\n\n{table(columns, rows)}"
 
 
-def fill(page: str, measured: str) -> str:
-    """The page with what was measured between its two marks."""
-    before, rest = page.split(MEASURED)
-    return before + MEASURED + measured + END + rest.split(END, 1)[1]
+def shares(record: dict[str, Any]) -> str:
+    """Of every gate with every noise the share of the bottleneck, a column a price."""
+    prices = sorted({point["price"] for point in record["points"]})
+    rows: dict[tuple[str, str], list[str]] = {}
+    for point in sorted(record["points"], key=lambda point: point["price"]):
+        cell = f"{median(point['share']):.1%} at {median(point['complexity']):.2f}"
+        rows.setdefault((point["gate"], point["noise"]), []).append(cell)
+    columns = ("gate", "noise", *(f"price {price:g}" for price in prices))
+    words = (
+        f"Relevance as a share of the bottleneck's at the same complexity, and that complexity, nats: the medians of "
+        f"{record['seeds']} seeds on the test split, whose chance is about half a percent. Command: "
+        f"`{record['command']}`."
+    )
+    picture = "![Relevance against complexity of every gate and noise, and the bottleneck.](gates/bottleneck.png)"
+    return f"{words}\n\n{table(columns, [(*case, *cells) for case, cells in rows.items()])}\n{picture}\n"
+
+
+@figures.style()
+def draw_bottleneck(record: dict[str, Any]) -> Figure:
+    """Relevance against complexity: the bottleneck, and a mark for every run, by its noise, a panel each."""
+    noises = dict.fromkeys(point["noise"] for point in record["points"])
+    drawn = [noise for noise in noises if noise != "of its filter"]
+    figure, axes = figures.panels(1, len(drawn), height=3.2)
+    gates = dict.fromkeys(point["gate"] for point in record["points"])
+    looks = dict(zip(gates, figures.LINES, strict=False))
+    curve = record["bottleneck"]
+    for ax, noise in zip(axes, drawn, strict=True):
+        ax.plot(curve["complexity"], curve["relevance"], color="black", linewidth=1, label="the bottleneck")
+        for gate, (color, _, marker) in looks.items():
+            among = (noise, "of its filter") if noise == "additive" else (noise,)
+            points = [point for point in record["points"] if point["gate"] == gate and point["noise"] in among]
+            x, y = ([value for point in points for value in point[key]] for key in ("complexity", "relevance"))
+            if points:
+                ax.plot(x, y, color=color, marker=marker, markersize=4, linestyle="none", label=gate)
+        ax.set(title=noise, xlabel="complexity (nats)", ylabel="relevance (nats)", ylim=(0, None))
+    figures.legend(figure, axes[0])
+    return figure
+
+
+def fill(page: str, mark: str, written: str) -> str:
+    """The page with what was written between a mark and its end."""
+    before, rest = page.split(mark)
+    return before + mark + written + END + rest.split(END, 1)[1]
 
 
 def errors(record: dict[str, Any]) -> str:

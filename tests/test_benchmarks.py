@@ -41,7 +41,8 @@ def test_the_page_on_gates_is_that_of_the_records():
     records = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "records").glob("*.json")}
     script = importlib.import_module("readme")
     page = script.GATES_PAGE.read_text()
-    assert page == script.fill(page, script.gates(records))
+    assert page == script.fill(page, script.MEASURED, script.gates(records))
+    assert page == script.fill(page, script.PRICED, script.shares(records["bottleneck"]))
 
 
 def test_a_headline_is_a_fact_only_where_its_record_meets_every_target():
@@ -263,11 +264,31 @@ def test_the_least_error_is_that_of_the_kalman_filter():
 @pytest.mark.parametrize(("source", "noise"), [("linear_gaussian", 0.1), ("changing_noise", 3.0)])
 def test_gates_are_compared_with_the_filter_that_knows_the_noise(source, noise):
     script = importlib.import_module("gate_kinds")
-    dataset = load(Data(source=source, noise=noise, length=24, horizon=2, eval_examples=4000))
+    config = Data(source=source, noise=noise, length=24, horizon=2, eval_examples=4000)
+    dataset = load(config)
     optimal = dataset.info["optimum"]["mse"]
-    assert script.filter_error(dataset, noise) == pytest.approx(optimal, rel=0.1)
+    assert script.filter_error(dataset, config) == pytest.approx(optimal, rel=0.1)
     blind = script.mean_error(dataset, lambda batch: np.zeros((len(batch["inputs"]), 2)))
     assert blind > 1.4 * optimal
+
+
+def test_a_bottleneck_is_that_of_one_direction_of_the_readings():
+    """One value to be told has one canonical correlation rho: I(T;Y) = -1/2 log(1 - rho^2 (1 - exp(-2 I(T;X))))."""
+    script = importlib.import_module("bottleneck")
+    config = script.recipe.get_config()
+    optimum = synthetic.dataset(Experiment.from_config_dict(config).data).info["optimum"]["mse"]
+    square = 1 - optimum / (1 + config.data.noise)
+    nats = np.array([0.0, 0.1, 1.0, 3.0])
+    expected = -np.log1p(-square * -np.expm1(-2 * nats)) / 2
+    np.testing.assert_allclose(script.most_relevance(config, nats), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [("softmax", "dropout"), ("kalman", "of its filter")])
+def test_a_priced_memory_is_held_against_the_bottleneck(tmp_path, case):
+    script = importlib.import_module("bottleneck")
+    short = {"steps": 30, "eval_every": 30, "checkpoint_every": 30, "penalty_warmup": 5}
+    found = script.train(*case, 0.1, 1, tmp_path, **short)
+    assert found["complexity"][0] > 0 and found["share"][0] < 1.05
 
 
 def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from selssm_jax.config.fields import EXTEND, Count, Least, NonNegative, OneOf, Positive, Seed, check_fields
+from selssm_jax.config.fields import EXTEND, Count, Least, NonNegative, OneOf, Positive, Seed, Within, check_fields
 from selssm_jax.errors import InputError, suggest
 
 MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
@@ -38,6 +38,7 @@ SOURCES_OF = {
     "data.tokens": ("selective_copying", "associative_recall"),
     "data.lag": ("delayed_recall",),
     "data.noise": PROCESSES,
+    "data.decay": ("changing_noise",),
     "data.blank": ("linear_gaussian",),
     "data.augment": SIGNALS,
     **dict.fromkeys(("data.train_examples", "data.eval_examples"), SYNTHETIC),
@@ -178,6 +179,7 @@ class Data:
     vocab: Annotated[int, Least(2)] = 16
     tokens: Positive = 16  # synthetic: symbols, or pairs of a key and a value, to remember
     lag: Positive = 16  # delayed_recall: how far back
+    decay: Annotated[float, Within(0.0, 0.99999)] = 0.99  # changing_noise: of the hidden state from step to step
     blank: Count = 0  # linear_gaussian: last steps without a reading, so that what is said comes from memory alone
     noise: NonNegative = 0.1  # of observations of linear_gaussian, changing_noise and changing_drift: variance
     train_examples: Positive = 100_000  # synthetic: training examples before the order repeats

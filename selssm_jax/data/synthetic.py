@@ -21,7 +21,7 @@ from selssm_jax.errors import InputError
 Key = tuple[int, ...]
 Examples = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, targets, weights
 DECAY = 0.9  # of the hidden state of linear_gaussian
-SLOW = 0.99  # of those of changing_noise, and of changing_drift in calm
+SLOW = 0.99  # of that of changing_drift in calm
 FAST, TURN = 0.5, 1 / 32  # decay in a storm of changing_drift, and how often storm and calm follow one another
 CLEAR, OFTEN = 0.001, 0.05  # variance of the noise of its clear readings, and how often a reading is one
 GRID = 20_001  # variances between 0 and 1 at which means over all courses of noise or drift are computed
@@ -226,7 +226,7 @@ def _draw_states(key: Key, rows: np.ndarray, steps: int, decay: float | np.ndarr
 
 
 def _changing_noise(config: Data) -> Definition:
-    """z_t = SLOW z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t: var n = CLEAR at a share OFTEN of the
+    """z_t = `decay` z_{t-1} + e_t with var z = 1, observed as x_t = z_t + n_t: var n = CLEAR at a share OFTEN of the
     steps, which a second input tells by a 1, and `noise` at the others; the next `horizon` clear readings are to be
     said.
 
@@ -239,13 +239,13 @@ def _changing_noise(config: Data) -> Definition:
         clear = counter_rng.uniform((*key, 2), rows, total) < OFTEN
         clear[:, config.length :] = True
         spread = np.sqrt(np.where(clear, CLEAR, config.noise))
-        seen = _draw_states(key, rows, total, SLOW) + spread * counter_rng.normal((*key, 1), rows, total)
+        seen = _draw_states(key, rows, total, config.decay) + spread * counter_rng.normal((*key, 1), rows, total)
         both = np.stack([seen, clear], axis=-1).astype(np.float32)
         return both[:, : config.length], both[:, config.length :, :1], np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=1, length=config.length, horizon=config.horizon, covariates=1)
     often = np.array([[OFTEN, 1 - OFTEN]] * 2)
-    error = _mean_filter_error(config, np.full(2, SLOW), np.array([CLEAR, config.noise]), often, CLEAR)
+    error = _mean_filter_error(config, np.full(2, config.decay), np.array([CLEAR, config.noise]), often, CLEAR)
     return Definition(task, examples, {"optimal": {"mse": error}, "zero": {"mse": 1 + CLEAR}})
 
 

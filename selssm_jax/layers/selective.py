@@ -291,17 +291,16 @@ class SelectiveSSM(Layer):
 
     def _noisy(self, drive: Array) -> Array:
         """What is written, with its noise and w_t; real and imaginary parts have a noise each."""
-        spread = self._spread(drive)
-        if spread is None:
+        if not (self.process_noise or self.drive_noise):
             return drive
         parts = 2 if self.transition == "complex" else 1
         noise = jax.random.normal(self.make_rng("noise"), (*drive.shape[:-1], parts * drive.shape[-1]), jnp.float32)
-        return drive + spread * (self._complex(noise) if self.transition == "complex" else noise)
+        return drive + self._spread(drive) * (self._complex(noise) if self.transition == "complex" else noise)
 
-    def _spread(self, drive: Array) -> Array | float | None:
-        """Standard deviation of w_t and the noise of what is written together, in every direction; None: no noise."""
+    def _spread(self, drive: Array) -> Array | float:
+        """Standard deviation of w_t and the noise of what is written together, in every direction."""
         if not self.drive_noise:
-            return self.process_noise or None
+            return self.process_noise
         grown = self.drive_noise * jnp.abs(drive)
         return jnp.sqrt(self.process_noise**2 + grown**2) if self.process_noise else grown
 

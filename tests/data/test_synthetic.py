@@ -204,23 +204,28 @@ def test_optimum_equals_the_conditional_covariance(length, horizon, noise):
     assert dataset.metadata()["optimum"]["mse"] == dataset.baselines("test")["optimal"]["mse"]
 
 
-def test_best_forecast_of_the_examples_errs_as_stated():
-    dataset = load("linear_gaussian", length=20, horizon=4, noise=0.3, eval_examples=20_000)
+@pytest.mark.parametrize("blank", [0, 3])
+def test_best_forecast_of_the_examples_errs_as_stated(blank):
+    dataset = load("linear_gaussian", length=20, horizon=4, noise=0.3, blank=blank, eval_examples=20_000)
     found = examples(dataset, batch_size=1000)
-    map_, _ = conditional(20, 4, 0.3)
-    wrong = np.square(found["inputs"][..., 0] @ map_.T - found["targets"][..., 0]).mean(axis=1)
+    map_, _ = conditional(20 - blank, 4 + blank, 0.3)
+    assert ((found["inputs"][:, 20 - blank :] == 0).all() and dataset.info.get("process") is None) or not blank
+    wrong = np.square(found["inputs"][:, : 20 - blank, 0] @ map_[blank:].T - found["targets"][..., 0]).mean(axis=1)
     assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
     zero = np.square(found["targets"]).mean(axis=(1, 2))
     assert abs(zero.mean() - dataset.baselines("test")["zero"]["mse"]) < 4 * zero.std() / math.sqrt(len(zero))
 
 
-@pytest.mark.parametrize(("length", "horizon", "noise"), [(1, 1, 3.0), (20, 4, 3.0), (60, 1, 0.0)])
-def test_the_filter_that_knows_the_changing_noise_errs_as_stated(length, horizon, noise):
-    dataset = load("changing_noise", length=length, horizon=horizon, noise=noise, eval_examples=20_000)
+@pytest.mark.parametrize(
+    ("length", "horizon", "noise", "decay"),
+    [(1, 1, 3.0, 0.99), (20, 4, 3.0, 0.99), (60, 1, 0.0, 0.99), (64, 1, 3.0, 0.999)],
+)
+def test_the_filter_that_knows_the_changing_noise_errs_as_stated(length, horizon, noise, decay):
+    dataset = load("changing_noise", length=length, horizon=horizon, noise=noise, decay=decay, eval_examples=20_000)
     found = examples(dataset, batch_size=1000)
     x, clear = found["inputs"][..., 0].astype(np.float64), found["inputs"][..., 1]
     assert set(np.unique(clear)) <= {0.0, 1.0} and abs(clear.mean() - synthetic.OFTEN) < 0.01
-    m, P, a = np.zeros(len(x)), np.ones(len(x)), synthetic.SLOW
+    m, P, a = np.zeros(len(x)), np.ones(len(x)), decay
     for step in range(length):
         m, P = (a * m, a**2 * P + 1 - a**2) if step else (m, P)
         gain = P / (P + np.where(clear[:, step] == 1, synthetic.CLEAR, noise))
@@ -291,6 +296,7 @@ def test_examples_have_the_stated_covariance():
             r"data\.lag=20 reaches before the start of data\.length=20 steps: use a smaller lag or a longer sequence",
         ),
         ("linear_gaussian", {"length": 0}, r"data\.length=0"),
+        ("linear_gaussian", {"length": 8, "blank": 8}, r"data\.blank=8 leaves no reading of data\.length=8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(source, options, message):
