@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import measure
 import numpy as np
 from ml_collections import ConfigDict
@@ -149,7 +150,8 @@ def most_relevance(config: ConfigDict, complexity: Any) -> Any:
     """The bottleneck of all readings and the next value, in float64."""
     with jax.enable_x64(True):
         cov = process(config.data.length - config.data.blank, config.data.noise, config.data.blank)
-        return np.asarray(bottleneck.gaussian_relevance(*cov, np.asarray(complexity, np.float64))).tolist()
+        values = (jnp.asarray(value, jnp.float64) for value in (*cov, complexity))
+        return np.asarray(bottleneck.gaussian_relevance(*values)).tolist()
 
 
 def process(steps: int, noise: float, blank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,8 +3,9 @@
   python benchmarks/gate_kinds.py --rounds 3    # with the package installed
 
 Rounds are seeds. configs/channel.py without process noise, one block; the same with data.source=changing_noise, of
-which the next clear reading is forecast, and with a state that is slower, so that what is known of it changes more. Gates at equal numbers of the state: "kalman" carries a mean and its nats. Of
-each seed the mean squared error on the test split over that of the exact filter on the same sequences.
+which the next clear reading is forecast, and with a state that is slower, so that what is known of it changes more.
+Gates at equal numbers of the state: "kalman" carries a mean and its nats. Of each seed the mean squared error on the
+test split over that of the exact filter on the same sequences.
 """
 
 import pathlib

@@ -286,7 +286,7 @@ def test_a_bottleneck_is_that_of_one_direction_of_the_readings():
 @pytest.mark.parametrize("case", [("softmax", "dropout"), ("kalman", "of its filter")])
 def test_a_priced_memory_is_held_against_the_bottleneck(tmp_path, case):
     script = importlib.import_module("bottleneck")
-    short = {"steps": 30, "eval_every": 30, "checkpoint_every": 30, "penalty_warmup": 5}
+    short = {"steps": 102, "eval_every": 102, "checkpoint_every": 102, "penalty_warmup": 5}
     found = script.train(*case, 0.1, 1, tmp_path, **short)
     assert found["complexity"][0] > 0 and found["share"][0] < 1.05
 

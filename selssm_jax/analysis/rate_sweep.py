@@ -116,7 +116,7 @@ def memory(
 
     Args:
       model, params: a model with process noise, or of "kalman" blocks. batches: as a dataset's `evaluate` gives them.
-      form: see `objectives.rates`. steps: see `objectives.priced`.
+      form: see `objectives.rates`. steps: see `objectives.weigh_steps`.
 
     Raises:
       ValueError: for a model whose blocks sow no law of their states.
@@ -133,7 +133,7 @@ def memory(
         # noise in what later blocks read
         key, shown = jax.random.key(0), ["laws", "intermediates"]
         blocks = observe(model, params, batch, rngs={"noise": key}, collections=shown).blocks
-        frames = objectives.priced(find_data_frames(model.config, batch).astype(jnp.float32), steps)
+        frames = objectives.weigh_steps(find_data_frames(model.config, batch).astype(jnp.float32), steps)
         known = {
             name: _sums(*objectives.moments(block.law, form), frames)
             for name, block in blocks.items()

@@ -26,10 +26,10 @@ def weights(loss: str, batch: Batch, stride: int, *, steps: str = "all") -> dict
     """
     frames = frame_valid(batch["valid"], stride).astype(jnp.float32)
     every = dict.fromkeys(("gate_l1", "gate_l0"), frames.sum())
-    return {loss: batch["weights"].sum()} | every | {"rate": priced(frames, steps).sum()}
+    return {loss: batch["weights"].sum()} | every | {"rate": weigh_steps(frames, steps).sum()}
 
 
-def priced(frames: Float[Array, "B F"], steps: str) -> Float[Array, "B F"]:
+def weigh_steps(frames: Float[Array, "B F"], steps: str) -> Float[Array, "B F"]:
     """Returns 1 at the frames whose nats have a price, 0 at the others: at all that are valid, or each row's last."""
     if steps == "all":
         return frames
@@ -85,7 +85,7 @@ def rates(
     inputs that are independent over time.
 
     Args:
-      blocks: with their laws, or the nats that they gained. frames: as `priced` gives them.
+      blocks: with their laws, or the nats that they gained. frames: as `weigh_steps` gives them.
       total: adds a sum to those of other devices. Only the moments need it; they are held fixed in the gradient, which
         that does not change (see `information.variational`): value and gradient of the whole batch are the sums of
         those of its parts.

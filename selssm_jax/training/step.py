@@ -226,7 +226,7 @@ def _objective(
         if "intermediates" in kept:
             sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
         if "rate" in terms:
-            sums |= objectives.rates(blocks, objectives.priced(frames, steps), form=form, total=total)
+            sums |= objectives.rates(blocks, objectives.weigh_steps(frames, steps), form=form, total=total)
         return outputs, state, sums
 
     _, sums = pieces.fold(read, partial(kind.training_score, loss), model, params, batch, piece)

@@ -239,7 +239,7 @@ def test_the_capacity_is_that_of_what_comes_in():
 def test_of_last_steps_the_rate_is_that_of_their_states_alone():
     law, lengths = laws_of(4, 5, 3), np.array([5, 2, 4, 1])
     valid = jnp.asarray(np.arange(5)[None] < lengths[:, None], jnp.float32)
-    last = objectives.priced(valid, "last")
+    last = objectives.weigh_steps(valid, "last")
     np.testing.assert_array_equal(last, np.arange(5)[None] == lengths[:, None] - 1)
     mean, variance = (np.asarray(part)[np.arange(4), lengths - 1] for part in objectives.moments(law, "vib"))
     expected = variational.rate(jnp.asarray(mean), jnp.asarray(variance))
