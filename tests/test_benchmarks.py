@@ -283,6 +283,7 @@ def test_a_bottleneck_is_that_of_one_direction_of_the_readings():
     np.testing.assert_allclose(script.most_relevance(config, nats), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", [("softmax", "dropout"), ("kalman", "of its filter")])
 def test_a_priced_memory_is_held_against_the_bottleneck(tmp_path, case):
     script = importlib.import_module("bottleneck")
