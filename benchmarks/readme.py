@@ -222,8 +222,8 @@ def draw_bottleneck(record: dict[str, Any]) -> Figure:
             points = [point for point in record["points"] if point["gate"] == gate and point["noise"] in among]
             x, y = ([value for point in points for value in point[key]] for key in ("complexity", "relevance"))
             if points:
-                ax.plot(x, y, color=color, marker=marker, markersize=4, linestyle="none", label=gate)
-        ax.set(title=noise, xlabel="complexity (nats)", ylabel="relevance (nats)", ylim=(0, None))
+                ax.plot(x, y, color=color, marker=marker, markersize=4, fillstyle="none", linestyle="none", label=gate)
+        ax.set(title=f"noise: {noise}", xlabel="complexity (nats)", ylabel="relevance (nats)", ylim=(0, None))
     figures.legend(figure, axes[0])
     return figure
 
