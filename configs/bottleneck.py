@@ -5,8 +5,7 @@ Data:           synthetic: z_t = 0.9 z_(t-1) + e_t of variance 1, seen as z_t pl
                 nothing is read at the last one, so that the next value is forecast from memory alone
 Hardware:       1 CPU core
 Time:           half a minute
-Expected score: test MSE 0.536 from 1.2 nats of memory (Kalman filter 0.491): on the bottleneck, as benchmarks/bottleneck.py
-measures it
+Expected score: test MSE 0.536 from 1.25 nats of memory (Kalman filter 0.491), which is on the bottleneck
 """
 
 from ml_collections import ConfigDict
