@@ -79,6 +79,7 @@ class SequenceModel(nn.Module):
         self.block = [block(kind, part) for kind, part in zip(config.pattern, config.blocks, strict=True)]
         self.norm = normalisation(config)
         self.head = self.kind.head(config)
+        self.cycle = self.kind.cycle(config)
 
     @property
     def kind(self) -> TaskKind:
@@ -171,7 +172,7 @@ class SequenceModel(nn.Module):
 
     @property
     def _ends(self) -> Ends:
-        return Ends(self.config, self.encoder, self.head)
+        return Ends(self.config, self.encoder, self.head, self.cycle)
 
     def _for_each_sequence(self, flags: Array) -> Array:
         """Flags (B, T) of the rows, for every sequence that the blocks make of them."""

@@ -485,6 +485,14 @@ UNREAD = [
     ({"data__lag": 3}, r"data\.lag is read by delayed_recall alone"),
     ({"data__source": "induction_heads", "data__level": "word"}, r"data\.level is read by python_reference, .* alone"),
     ({"training__multiplier_rate": 0.5}, r"training\.multiplier_rate is read with training\.target_dimension alone"),
+    (
+        {"data__source": "etth1", "data__course": "learned"},
+        r"data\.course is read with data\.period alone, which is not set",
+    ),
+    (
+        {"model__channel_independent": True, "model__channel_embedding": True},
+        r"model\.channel_(embedding|independent) is read by .*csv.* alone, which data\.source='python_reference' lacks",
+    ),
     ({"model__norm": "none", "model__norm_epsilon": 1e-3}, r"model\.norm_epsilon is read by .*, mamba2 alone"),
 ]
 

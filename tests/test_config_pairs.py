@@ -80,6 +80,7 @@ VALUES = {
     "model.normalize": (False,),
     "model.normalize_scale": (False,),
     "model.channel_independent": (True,),
+    "model.channel_embedding": (True,),
     "model.dtype": ("bfloat16",),
     "model.remat": (True,),
     "optimizer.clip_norm": (0.0,),

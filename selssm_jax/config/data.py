@@ -9,6 +9,7 @@ from selssm_jax.config.fields import EXTEND, Count, Least, NonNegative, OneOf, P
 from selssm_jax.errors import InputError, suggest
 
 MOST_EVALUATED = 10_000_000  # examples of an evaluation: each is made when it is read, and more would take days
+MOST_PLACES = 1 << 24  # in a cycle that a model learns
 CALENDAR = ("minute", "hour", "weekday", "day", "yearday", "month")
 LABELLED = ("labelled_text",)  # a class for a text
 TAGGED = ("tagged_text",)  # a class for every token
@@ -55,7 +56,14 @@ class TaskRule(NamedTuple):
 
 
 _FRAMES = ("model.frame", "model.stride", "model.filterbank")
-_SERIES = ("head_context", "linear_skip", "normalize", "normalize_scale", "channel_independent")
+_SERIES = (
+    "head_context",
+    "linear_skip",
+    "normalize",
+    "normalize_scale",
+    "channel_independent",
+    "channel_embedding",
+)
 TASKS: dict[str, TaskRule] = {
     "language": TaskRule(("model.tie_embeddings",)),
     "classification": TaskRule(("model.pool", *_FRAMES), whole=True),
@@ -117,6 +125,8 @@ class Task:
     covariates: int = 0
     known_ahead: int = 0
     quantiles: tuple[float, ...] = ()  # forecasting: of every value, those that are forecast; empty: its mean
+    # forecasting: rows of a cycle that the model learns; inputs then end with the place of each row in it. 0: none
+    period: int = 0
 
     @classmethod
     def recall(cls, values: Mapping[str, Any]) -> "Task":
@@ -133,7 +143,7 @@ class Task:
     @property
     def width(self) -> int:
         """How many numbers a step of the inputs has."""
-        return self.channels * (1 + self.masked) + self.covariates
+        return self.channels * (1 + self.masked) + self.covariates + (self.period > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +164,11 @@ class Data:
     # forecasting: of every value to predict, the quantiles that a model forecasts, trained by their pinball loss, such
     # as (.025, .1, .5, .9, .975): the median and pairs around it; empty: the mean alone, by training.forecast_loss
     quantiles: tuple[float, ...] = ()
-    # tables: rows of a season whose mean course over the training rows is taken off, 24 for a day of hours; 0: none
+    # tables: rows of a season whose course is taken off before the blocks read, 24 for a day of hours; 0: none
     period: Count = 0
+    # of data.period: the mean over the training rows, taken off by the data, or one that the model learns, taken off
+    # at the level and scale of each window
+    course: Literal["mean", "learned"] = "mean"
     # csv: times that are missing or come twice; ignored, each row follows the one before; filled, rows without values
     # are put in, which data.missing="mask" carries, and of a time that comes twice the last row counts
     gaps: Literal["refuse", "ignore", "fill"] = "refuse"
@@ -208,11 +221,21 @@ class Data:
                 "data.gaps='fill' puts in rows that have no values, which data.missing='refuse' refuses: set "
                 "data.missing='mask' too"
             )
+        if self.learned_period > MOST_PLACES:
+            raise InputError(
+                f"data.period={self.period} has more places than float32, in which a model reads them, tells apart: "
+                f"use at most {MOST_PLACES}, or data.course='mean'"
+            )
         if self.period and self.source not in TABLES:
             raise InputError(
                 f"data.period={self.period} is of tables, found data.source={self.source!r}: use data.period=0, or one "
                 f"of {', '.join(TABLES)}"
             )
+
+    @property
+    def learned_period(self) -> int:
+        """Rows of a cycle whose course the model learns; 0 where there is none."""
+        return self.period if self.course == "learned" else 0
 
     def _check_quantiles(self) -> None:
         """Raises InputError for quantiles that are not the median and pairs around it."""

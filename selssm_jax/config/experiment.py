@@ -32,6 +32,7 @@ ONLY_WITH = {
     "model.memory_scope": "model.memory_bits",
     "model.memory_tables": "model.memory_bits",
     "model.memory_rounding": "model.memory_bits",
+    "data.course": "data.period",
     "training.multiplier_rate": "training.target_dimension",
     "training.information_bound": "training.information_weight",
     "training.information_steps": "training.information_weight",

@@ -112,8 +112,8 @@ def dataset(
     """Returns the task of forecasting `horizon` rows from the `length` before: standardised by training rows, windows
     of stride 1.
 
-    With `period`, inputs and targets are the series less its mean course over a cycle of the training rows, which
-    CycleNet (Lin et al. 2024) learns; batches hold it as `course`. Errors are the same as of the series itself.
+    With `period`, inputs and targets are the series less its mean course over a cycle of the training rows; batches
+    hold it as `course`. Errors are the same as of the series. Where it is learned, inputs end with the place in it.
 
     Validation and test windows look back into the split before, as in the literature, so that every row of a split is
     forecast: ETTh1 with lookback and horizon 96 has 8449, 2785 and 2785 windows.
@@ -125,10 +125,8 @@ def dataset(
       split: first row and row after the last of "train", "validation" and "test"; of several series, which lie one
         after the other, one for each, with "whole".
       known: metadata of a training run, whose scaling then holds; the table need then hold one window only, of the
-        split "whole".
-      info: goes into the metadata; names the table in errors.
-      phase: the place of the first row in the cycle of a training run.
-      beside: what is read beside the channels.
+        split "whole". info: goes into the metadata; names the table in errors.
+      phase: the place of the first row in the cycle of a training run. beside: what is read beside the channels.
 
     Raises:
       InputError: where a split is too short for one window, or training for one cycle.
@@ -138,7 +136,8 @@ def dataset(
     scaling, outer = _find_scaling(config, values, (*names, *beside.past, *beside.future), splits, known, len(names))
     whole = {key: [*scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
     course = _course(scaling, phase) if "cycle" in scaling else None
-    source = _Windows(config, len(names), _scale(values, whole, course, len(names)), splits, course, beside, masked)
+    scaled = _scale(values, whole, course, len(names))
+    source = _Windows(config, channels, scaled, splits, course, beside, masked, phase)
     source.check(table, (WHOLE,) if known else SPLITS)
     counts = {f"{name}_windows": source.starts(name).size for name in ((*SPLITS, WHOLE) if known else SPLITS)}
     extra = ({"masked": True} if masked else {}) | ({"covariates": beside.describe() | outer} if beside != NONE else {})
@@ -151,6 +150,7 @@ def dataset(
             masked=masked,
             covariates=beside.count(masked=masked),
             known_ahead=beside.known_ahead(masked=masked),
+            period=config.learned_period,
         ),
         draw=source.draw,
         cover=source.cover,
@@ -168,7 +168,8 @@ class History:
 
     Attributes:
       columns: those that are read: what is forecast, past covariates, and those that are known ahead. period: rows of
-        the cycle that is taken off, 0 for none. ahead: how many rows after the last one are read, of what is known.
+        the cycle that is taken off, by the data or by the model, 0 for none. ahead: how many rows after the last one
+        are read, of what is known.
       beside: what is read beside the channels.
     """
 
@@ -182,7 +183,7 @@ class History:
         self._whole = {key: [*self._scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
         names = known.get("channels") or [f"channel {place + 1}" for place in range(self._channels)]
         self.columns = (*map(str, names), *self.beside.past, *self.beside.future)
-        self.period = len(self._scaling.get("cycle", ()))
+        self.period, self._learned = task.period or len(self._scaling.get("cycle", ())), task.period > 0
         self.ahead = task.horizon if self.beside.known_ahead(masked=False) else 0
 
     def check(self, values: np.ndarray) -> None:
@@ -204,7 +205,8 @@ class History:
         scaled[..., : self._channels] -= _course(self._scaling, first_row).at(np.arange(values.shape[-2]))
         read, known = self._split(scaled.astype(np.float32))
         stamps = None if moments is None else moments[..., self.ahead :]
-        return _lay_out(read, known, stamps, self.beside, self._channels, masked=self._masked)
+        place = (first_row + np.arange(read.shape[-2])) % self.period if self._learned else None
+        return _lay_out(read, known, stamps, self.beside, self._channels, masked=self._masked, place=place)
 
     def decode(self, outputs: np.ndarray, first_row: int) -> np.ndarray:
         """Returns forecasts (..., H, channels), or bounds of them, that begin in row `first_row`, in own units."""
@@ -238,7 +240,9 @@ def _find_scaling(
     outer = {key: scaling[key][channels:] for key in ("mean", "deviation")} if len(columns) > channels else {}
     scaling = {key: value[:channels] for key, value in scaling.items()}
     if config.period:
-        scaling["cycle"] = _cycle(train, scaling, config)
+        _check_period(train, config)
+        if not config.learned_period:
+            scaling["cycle"] = _cycle(train, scaling, config)
     return scaling, outer
 
 
@@ -251,8 +255,8 @@ def _scaling(train: Sequence[mapped.Numbers], columns: tuple[str, ...], config: 
     return {"mean": mean.tolist(), "deviation": deviation.tolist()}
 
 
-def _cycle(train: Sequence[mapped.Numbers], scaling: Mapping[str, Any], config: Data) -> list[list[float]]:
-    """The mean course of the standardised rows over a cycle, which begins at the first; 0 where none has a value."""
+def _check_period(train: Sequence[mapped.Numbers], config: Data) -> None:
+    """Raises InputError where the training rows are of several series, or less than one cycle."""
     period, rows = config.period, sum(map(len, train))
     if len(train) > 1:
         raise InputError(
@@ -261,13 +265,16 @@ def _cycle(train: Sequence[mapped.Numbers], scaling: Mapping[str, Any], config: 
         )
     if rows < period:
         raise InputError(
-            f"data.period={period} is longer than the {rows} training rows, whose mean course it is: use a "
-            "shorter one, or 0"
+            f"data.period={period} is longer than the {rows} training rows, whose course it is: use a shorter one, or 0"
         )
+
+
+def _cycle(train: Sequence[mapped.Numbers], scaling: Mapping[str, Any], config: Data) -> list[list[float]]:
+    """The mean course of the standardised rows over a cycle, which begins at the first; 0 where none has a value."""
     channels, cycle = len(scaling["mean"]), []
-    for phase in range(period):
+    for phase in range(config.period):
         total = count = np.zeros(channels)
-        for block in mapped.blocks(mapped.view(train[0], slice(phase, None, period))):
+        for block in mapped.blocks(mapped.view(train[0], slice(phase, None, config.period))):
             scaled = standardise(block[:, :channels].astype(np.float64), scaling)
             total, count = total + np.nansum(scaled, axis=0), count + (~np.isnan(scaled)).sum(axis=0)
         cycle.append((total / np.maximum(count, 1)).tolist())
@@ -341,6 +348,7 @@ class _Windows:
     course: _Course | None
     beside: Covariates
     masked: bool
+    phase: int  # of the first row in a cycle that the model learns
 
     def check(self, table: str, splits: Iterable[str]) -> None:
         length, horizon = self.config.length, self.config.horizon
@@ -437,7 +445,9 @@ class _Windows:
         columns, beside = self.channels + len(self.beside.past), self.beside
         stamps = beside.moments[rows[:, horizon:]] if beside.calendar and beside.moments is not None else None
         read, known = values[:, :length, :columns], values[:, horizon:, columns:]
-        batch["inputs"] = _lay_out(read, known, stamps, beside, self.channels, masked=self.masked)
+        period = self.config.learned_period
+        place = (rows[:, :length] + self.phase) % period if period else None
+        batch["inputs"] = _lay_out(read, known, stamps, beside, self.channels, masked=self.masked, place=place)
         return batch
 
 
@@ -449,16 +459,20 @@ def _lay_out(
     channels: int,
     *,
     masked: bool,
+    place: np.ndarray | None = None,
 ) -> np.ndarray:
     """Inputs (..., T, width): the channels, past covariates, and what is known of the row `horizon` steps ahead, so
     that after the last step all rows to be forecast are known; each with a mask behind it, if values may be missing.
 
-    `read` are channels and past covariates of each row; `known` and `stamps` covariates and time of the row ahead.
+    `read` are channels and past covariates of each row; `known` and `stamps` covariates and time of the row ahead;
+    `place` that of each row in a cycle that the model learns, which comes last.
     """
     parts = [read[..., :channels], read[..., channels:], known]
     parts = [filled for part in parts if part.shape[-1] for filled in (_fill(part) if masked else [part])]
     if beside.calendar and stamps is not None:
         parts.append(times.calendar(stamps, beside.calendar))
+    if place is not None:
+        parts.append(np.broadcast_to(place, read.shape[:-1])[..., None].astype(np.float32))
     return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 

@@ -1,4 +1,4 @@
-"""Encoders: tokens, vectors and raw signals to the model's width."""
+"""Encoders: tokens, vectors and raw signals to the model's width, and the cycle that a series goes through."""
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ class FrameEncoder(Layer):
     A frame holds the last `frame` samples of all channels (zeros before the first). With `filterbank` = F it first goes
     through F complex filters, started as a bank of windowed sinusoids, and their log magnitudes, learned with the rest.
     frame = stride = 1 is the plain vector encoder. The state holds the last frame - stride samples.
+
+    With `embedded` = C rows are, C after C, the channels of one series after the other, and each channel adds a vector
+    of its own to all of its frames: what tells channels apart to weights that they share.
     """
 
     features: int
@@ -29,6 +32,7 @@ class FrameEncoder(Layer):
     stride: int = 1
     filterbank: int = 0
     dtype: DTypeLike = jnp.float32
+    embedded: int = 0
 
     @nn.compact
     def __call__(
@@ -38,7 +42,8 @@ class FrameEncoder(Layer):
 
         T is padded with zeros to a multiple of `stride`; only the last piece of a signal may need it.
         """
-        check_arguments(self, {"features": Positive, "channels": Positive, "filterbank": Count})
+        counts = {"filterbank": Count, "embedded": Count}
+        check_arguments(self, {"features": Positive, "channels": Positive} | counts)
         check_frames(self.frame, self.stride, str)
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, 0)))
         state = self.initial_state(x.shape[0]) if state is None else state
@@ -49,11 +54,17 @@ class FrameEncoder(Layer):
         y = self._frames(join(before), x.shape[1] // self.stride)
         if self.filterbank:
             y = self._log_magnitudes(y)
-        return Projection(self.features, dtype=self.dtype, name="in")(y), after
+        y = Projection(self.features, dtype=self.dtype, name="in")(y)
+        return (self._embed(y) if self.embedded else y), after
 
     def initial_state(self, batch: Rows) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""
         return jnp.zeros((batch, self.frame - self.stride, self.channels), jnp.float32)
+
+    def _embed(self, y: Array) -> Array:
+        table = self.param("channel_embedding", nn.initializers.normal(0.02), (self.embedded, self.features))
+        apart = y.reshape(-1, self.embedded, *y.shape[1:]) + table[None, :, None].astype(y.dtype)
+        return apart.reshape(y.shape)
 
     def _frames(self, samples: Array, count: int) -> Array:
         index = np.arange(count)[:, None] * self.stride + np.arange(self.frame)[None]
@@ -64,6 +75,27 @@ class FrameEncoder(Layer):
         real, imaginary = jnp.split(frames @ kernel, 2, axis=-1)
         y = jnp.log(real**2 + imaginary**2 + 1e-6)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(y)
+
+
+class LearnedCycle(Layer):
+    """What every channel does over a cycle of `period` rows, q of shape (period, channels), learned from 0 on: the
+    residual forecasting of CycleNet (Lin et al. 2024).
+
+    A forecast y = f(x - q[phase of its rows]) + q[phase of the rows ahead].
+    """
+
+    period: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, phase: Float[Array, "*b"]) -> Float[Array, "*b C"]:
+        """Returns q at places in the cycle, 0, 1, ..., which wrap round; 0 at a negative one, of a row that is not
+        there.
+        """
+        check_arguments(self, {"period": Positive, "channels": Positive})
+        cycle = self.param("cycle", nn.initializers.zeros, (self.period, self.channels))
+        place = jnp.round(phase).astype(jnp.int32)
+        return jnp.where(place[..., None] >= 0, cycle[place % self.period], 0)
 
 
 def sinusoids(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "L F"]:

@@ -22,11 +22,12 @@ SHOWN = 4  # numbers of a target or an answer, in words
 
 
 class Ends(NamedTuple):
-    """A model's config, and its modules before and behind its blocks."""
+    """A model's config, its modules before and behind its blocks, and what learns a cycle, where there is one."""
 
     config: Model
     encoder: Any
     head: Any
+    cycle: Any = None
 
 
 class TaskKind:
@@ -69,6 +70,11 @@ class TaskKind:
     def head(self, config: Model) -> nn.Module | None:
         """Returns the module that answers; None where the encoder does, or nothing."""
         raise TypeError(f"{type(self).__name__} has no head: define head(self, config)")
+
+    def cycle(self, config: Model) -> nn.Module | None:
+        """Returns the module that learns what inputs do over a cycle; None where there is none."""
+        del config
+        return None
 
     def initial(self, ends: Ends, batch: Any) -> State:
         """Returns what encoder and head carry before the first step of `batch` sequences."""

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import Model, Task, Training
-from selssm_jax.layers.encoders import FrameEncoder
+from selssm_jax.layers.encoders import FrameEncoder, LearnedCycle
 from selssm_jax.layers.output_heads import ForecastHead
 from selssm_jax.ops import shards
 from selssm_jax.shapes import Batch
@@ -29,6 +29,9 @@ class Forecasting(TaskKind):
     Inputs hold the channels; behind them, where values may be missing, a 1 for each that is there, the others being 0;
     and behind those the covariates, which every channel reads. The last of these tell of the row `horizon` steps ahead.
 
+    Of a task with a period the last number of a row is its place in the cycle. What the model has learned of the cycle
+    is taken off inside the normalisation, and added to the forecast there.
+
     A task with quantiles is a `QuantileForecasting`, with a further axis of outputs.
     """
 
@@ -44,7 +47,13 @@ class Forecasting(TaskKind):
     def encoder(self, config: Model) -> nn.Module:
         """Returns an encoder of frames, of one channel where they run apart."""
         return FrameEncoder(
-            config.d_model, self._width(config), config.frame, config.stride, config.filterbank, jnp.dtype(config.dtype)
+            config.d_model,
+            self._width(config),
+            config.frame,
+            config.stride,
+            config.filterbank,
+            jnp.dtype(config.dtype),
+            config.task.channels if config.channel_embedding else 0,
         )
 
     def head(self, config: Model) -> nn.Module | None:
@@ -59,6 +68,10 @@ class Forecasting(TaskKind):
             config.task.known_ahead,
             len(config.task.quantiles),
         )
+
+    def cycle(self, config: Model) -> nn.Module | None:
+        """Returns what learns the cycle of a task that has a period."""
+        return LearnedCycle(config.task.period, config.task.channels) if config.task.period else None
 
     def initial(self, ends: Ends, batch: Any) -> State:
         """Returns what encoder and head carry, and a scale that is none yet: a deviation of 0."""
@@ -87,7 +100,11 @@ class Forecasting(TaskKind):
         }
 
     def series(self, config: Model, inputs: Array, state: State, read: Array | None) -> Array:
-        """Returns the inputs, their channels at the scale of the sequence, those that run apart as rows."""
+        """Returns the inputs, their channels at the scale of the sequence, those that run apart as rows; the place in a
+        cycle is -1 in rows that are not read.
+        """
+        if config.task.period and read is not None:
+            inputs = inputs.at[..., -1].set(jnp.where(read, inputs[..., -1], -1))
         if config.normalize:
             channels = inputs[..., : config.task.channels]
             channels = (channels - state["scale"]["mean"]) / state["scale"]["deviation"]
@@ -99,6 +116,10 @@ class Forecasting(TaskKind):
             inputs = jnp.concatenate([channels, beside], axis=-1) if beside.shape[-1] else channels
         return self.split(config, inputs)
 
+    def encode(self, ends: Ends, series: Array, state: Any) -> tuple[Array, Any]:
+        """Returns (features of the series less its cycle, what the encoder carries)."""
+        return ends.encoder(self._remove_cycle(ends, series), state)
+
     def answer(
         self, ends: Ends, x: Array, series: Array, state: State, valid: Array, read: Array | None
     ) -> tuple[Array, State]:
@@ -106,13 +127,32 @@ class Forecasting(TaskKind):
         del valid
         config, scale = ends.config, state["scale"]
         x = x if read is None else jnp.where(read[..., None], x, 0)
-        y, head = ends.head(x, series, state["head"])
+        y, head = ends.head(x, self._remove_cycle(ends, series), state["head"])
         if config.channel_independent:
             y = y.reshape(-1, config.task.channels, y.shape[1], *y.shape[3:]).swapaxes(1, 2)
+        if ends.cycle is not None:
+            ahead = self._phase(config, shards.last(series[:, -1:])) + 1 + jnp.arange(y.shape[1])[None]
+            y += jnp.expand_dims(ends.cycle(ahead), range(3, y.ndim))
         if config.normalize:
             deviation, mean = (jnp.expand_dims(scale[name], range(3, y.ndim)) for name in ("deviation", "mean"))
             y = y * deviation + mean
         return y, {"head": head, "scale": scale}
+
+    def _remove_cycle(self, ends: Ends, series: Array) -> Array:
+        """The series as `series` gives it, less what was learned of its cycle, and without the place in it; what is
+        missing stays 0.
+        """
+        if ends.cycle is None:
+            return series
+        config, channels = ends.config, 1 if ends.config.channel_independent else ends.config.task.channels
+        course = self.split(config, ends.cycle(self._phase(config, series)))
+        if config.task.masked:
+            course = jnp.where(find_present(series, channels), course, 0)
+        return jnp.concatenate([series[..., :channels] - course, series[..., channels:-1]], axis=-1)
+
+    def _phase(self, config: Model, series: Array) -> Array:
+        """The place of every row in the cycle, (B, T), which channels that run apart share."""
+        return series[:: self.rows(config), :, -1]
 
     def rows(self, config: Model) -> int:
         """Returns the number of channels where they run apart."""
@@ -133,7 +173,7 @@ class Forecasting(TaskKind):
     def _width(self, config: Model) -> int:
         """Numbers of a step that the blocks read."""
         task = config.task
-        return 1 + task.masked + task.covariates if config.channel_independent else task.width
+        return (1 if config.channel_independent else task.channels) * (1 + task.masked) + task.covariates
 
     def inputs(self, config: Model, rows: int, steps: int) -> jax.ShapeDtypeStruct:
         """Returns shape and type of inputs."""
@@ -146,13 +186,14 @@ class Forecasting(TaskKind):
 
     def weights(self, config: Model) -> float:
         """Returns the numbers of the encoder, the head and its path past the blocks."""
-        horizon = config.task.horizon
+        horizon, channels = config.task.horizon, config.task.channels
         return (
             super().weights(config)
+            + channels * (config.task.period + config.d_model * config.channel_embedding)
             + config.d_model
             * config.head_context
             * horizon
-            * (1 if config.channel_independent else config.task.channels)
+            * (1 if config.channel_independent else channels)
             * max(len(config.task.quantiles), 1)
             + config.linear_skip * horizon
         )

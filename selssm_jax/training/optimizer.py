@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from selssm_jax.config import Experiment
 from selssm_jax.config.mixers import list_undecayed
 
-UNDECAYED = re.compile(r"(A|dt)(_\w+)?|log_dt|nu|theta|gamma_log|Lambda|D|b|c|\w*bias|scale|\w*embedding")
+UNDECAYED = re.compile(r"(A|dt)(_\w+)?|log_dt|nu|theta|gamma_log|Lambda|D|b|c|\w*bias|scale|cycle|\w*embedding")
 
 
 def build(experiment: Experiment) -> optax.GradientTransformation:
@@ -55,8 +55,8 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def is_decayed(path: tuple[str, ...]) -> bool:
-    """Whether a parameter shrinks: all do but poles, step sizes, skips, biases (those of gates too), norms and
-    embeddings.
+    """Whether a parameter shrinks: all do but poles, step sizes, skips, biases (those of gates too), cycles,
+    norms and embeddings.
 
     A decayed pole or gate bias would change how long a model remembers, which is what the data should decide.
     """
