@@ -7,13 +7,14 @@ import importlib
 import json
 import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 import scipy.linalg
 
-from selssm_jax.config import Data, Experiment, Model, Task
+from selssm_jax.config import Data, Experiment, Model, Task, fields
 from selssm_jax.config.data import SOURCES
 from selssm_jax.data import Dataset, load, synthetic
 from selssm_jax.model import SequenceModel
@@ -304,6 +305,34 @@ def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):
     better, mixed = (script.compare({"error": error}, {"error": [0.5, 0.5]}) for error in ([0.2, 0.21], [0.4, 0.6]))
     assert script.wins(better) and better["mean"] == pytest.approx(-0.295) and not script.wins(mixed)
     assert not script.wins(script.compare(found, {"error": [2.0]})), "one seed says nothing"
+
+
+def test_parts_of_the_weather_recipe_are_left_out_one_at_a_time(monkeypatch, tmp_path):
+    script = importlib.import_module("weather_ablation")
+    trained = []
+
+    def train_seeds(config, folder, seeds, split):
+        trained.append(Experiment.from_config_dict(config))
+        trained[-1].refuse_unread()
+        return [types.SimpleNamespace(params=np.zeros(len(trained)))] * seeds
+
+    monkeypatch.setattr(script, "train_seeds", train_seeds)
+    monkeypatch.setattr(script, "score_runs", lambda runs, split: [{"mse": len(trained) + n} for n in range(len(runs))])
+    found = script.benchmark(2, tmp_path)
+    recipe, *others = (dict(fields.flatten(dataclasses.asdict(experiment))) for experiment in trained)
+    changed = [{key for key in recipe if recipe[key] != other[key]} for other in others]
+    assert changed == [
+        {"data.period", "data.course"},
+        {"data.course"},
+        {"model.channel_embedding"},
+        {"model.linear_skip"},
+        {"model.normalize_scale"},
+        {"model.head_context"},
+    ]
+    assert list(found["parameters"].items()) == list(zip(["the recipe", *script.WITHOUT], range(1, 8), strict=True))
+    assert found["ratios"]["parts that serve"]["ours"] == 6
+    assert not script.serves(script.compare({"error": [2.0, 1.0]}, {"error": [1.0, 2.0]}))
+    assert not script.serves(script.compare({"error": [2.0]}, {"error": [1.0]})), "one seed says nothing"
 
 
 @pytest.mark.exhaustive

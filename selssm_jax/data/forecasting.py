@@ -137,7 +137,7 @@ def dataset(
     whole = {key: [*scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
     course = _course(scaling, phase) if "cycle" in scaling else None
     scaled = _scale(values, whole, course, len(names))
-    source = _Windows(config, channels, scaled, splits, course, beside, masked, phase)
+    source = _Windows(config, len(names), scaled, splits, course, beside, masked, phase)
     source.check(table, (WHOLE,) if known else SPLITS)
     counts = {f"{name}_windows": source.starts(name).size for name in ((*SPLITS, WHOLE) if known else SPLITS)}
     extra = ({"masked": True} if masked else {}) | ({"covariates": beside.describe() | outer} if beside != NONE else {})
