@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         model=Model(
             pattern=("selective",),
             d_model=32,
-            d_state=32,
+            d_state=64,
             frame=16,
             stride=8,
             head_context=12,
