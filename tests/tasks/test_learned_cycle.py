@@ -227,6 +227,7 @@ def test_a_course_that_is_learned_is_left_in():
     assert load_table(values).baselines("test") == plain.baselines("test")
 
 
+@pytest.mark.always
 def test_nothing_after_a_window_reaches_its_forecast():
     values = counted()
     dataset = load_table(values)
