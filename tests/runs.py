@@ -73,7 +73,7 @@ def ragged(task: Task, rows: int = 8, seed: int = 1) -> Batch:
     if task.kind == "language":
         tokens = rng.integers(0, task.vocab, (2, rows, task.length)).astype(np.int32)
         return {"inputs": tokens[0], "targets": tokens[1], "weights": valid.astype(np.float32), "valid": valid}
-    inputs = rng.standard_normal((rows, task.length, task.channels), np.float32)
+    inputs = rng.standard_normal((rows, task.length, task.width), np.float32)
     series = task.kind == "forecasting"
     targets = (
         rng.standard_normal((rows, task.horizon, task.channels), np.float32)

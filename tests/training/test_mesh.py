@@ -25,6 +25,7 @@ from selssm_jax.training.step import initial, train_step
 B, T = 8, 24
 SIZES = {"d_model": 8, "d_state": 4, "conv": 3} | runs.HEADS | {"attention__window": 7, "local_attention__window": 8}
 TASKS = {name: dataclasses.replace(task, length=T) for name, task in runs.TASKS.items()}
+TASKS |= {"cycle": dataclasses.replace(TASKS["forecasting"], period=3)}
 KINDS = sorted(kind for kind in MIXERS if not MIXERS[kind].waits)
 PATTERN = ("selective", "local_attention")
 
@@ -98,6 +99,7 @@ def test_every_mixer_that_can_trains_as_on_one_device(kind, mesh, shard):
         ("classification", ("s4d",), {"pool": "last", "piece": 12}),
         ("forecasting", ("selective",), {"linear_skip": 9, "head_context": 8, "piece": 8}),
         ("forecasting", ("s4d",), {"channel_independent": True, "frame": 2, "stride": 2}),
+        ("cycle", ("s4d",), {"channel_independent": True, "channel_embedding": True, "frame": 2, "stride": 2}),
     ],
     ids=str,
 )

@@ -24,6 +24,7 @@ B, T, PIECE = 4, 22, 6  # three pieces and a rest
 SIZES = {"d_model": 8, "d_state": 4, "conv": 3} | runs.HEADS | {"attention__window": 7, "local_attention__window": 3}
 KINDS = sorted(MIXERS, key=lambda kind: kind != "selective")  # the first is that of every run
 TASKS = {name: dataclasses.replace(task, length=T) for name, task in runs.TASKS.items()}
+TASKS |= {"cycle": dataclasses.replace(TASKS["forecasting"], period=3)}
 
 
 def build(name, pattern, *, piece, training=None, optimizer_keys=None, **changes):
@@ -78,6 +79,7 @@ def test_packed_documents_have_the_gradients_of_the_whole(kind):
         ("classification", {"pool": "last"}),
         ("forecasting", {"linear_skip": 9, "head_context": 8}),
         ("forecasting", {"channel_independent": True, "frame": 2, "stride": 2}),
+        ("cycle", {"channel_independent": True, "channel_embedding": True, "frame": 2, "stride": 2}),
     ],
     ids=str,
 )
