@@ -164,8 +164,9 @@ class Data:
     # forecasting: of every value to predict, the quantiles that a model forecasts, trained by their pinball loss, such
     # as (.025, .1, .5, .9, .975): the median and pairs around it; empty: the mean alone, by training.forecast_loss
     quantiles: tuple[float, ...] = ()
-    # tables: rows of a season whose course is taken off before the blocks read, 24 for a day of hours; 0: none
-    period: Count = 0
+    # tables: rows of a season whose course is taken off before the blocks read, 24 for a day of hours; 0: none; -1: as
+    # many as the training rows show
+    period: Annotated[int, Least(-1)] = 0
     # of data.period: the mean over the training rows, taken off by the data, or one that the model learns, taken off
     # at the level and scale of each window
     course: Literal["mean", "learned"] = "mean"

@@ -9,6 +9,7 @@ import numpy as np
 
 from selssm_jax.config import Data, Task
 from selssm_jax.data import mapped, nlinear, tables, times
+from selssm_jax.data.cycles import find_period
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Batch, Dataset, in_order, shuffled_rows
 from selssm_jax.data.scaling import blocks, moments, moments_of_observed, restore, standardise
 from selssm_jax.data.spans import Spans, spans_of
@@ -133,6 +134,8 @@ def dataset(
     """
     masked, table = config.missing == "mask", str(info.get("file") or info["source"])
     splits = [{WHOLE: (0, len(values)), **split}] if isinstance(split, Mapping) else list(split)
+    looked_for = config.period < 0
+    config = _settle_period(config, values, splits, known, len(names))
     scaling, outer = _find_scaling(config, values, (*names, *beside.past, *beside.future), splits, known, len(names))
     whole = {key: [*scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
     course = _course(scaling, phase) if "cycle" in scaling else None
@@ -141,6 +144,8 @@ def dataset(
     source.check(table, (WHOLE,) if known else SPLITS)
     counts = {f"{name}_windows": source.starts(name).size for name in ((*SPLITS, WHOLE) if known else SPLITS)}
     extra = ({"masked": True} if masked else {}) | ({"covariates": beside.describe() | outer} if beside != NONE else {})
+    if looked_for:
+        info = {**info, "period": config.period}
     return Dataset(
         task=Task(
             "forecasting",
@@ -231,11 +236,7 @@ def _find_scaling(
     if known.get("scaling"):
         outer = known.get("covariates", {})
         return known["scaling"], {key: outer[key] for key in ("mean", "deviation") if key in outer}
-    train = [mapped.view(values, slice(*split["train"])) for split in splits if split["train"][1] > split["train"][0]]
-    if not train:
-        raise InputError(
-            "no row of the table is left for training: give at least data.length + data.horizon rows for every split"
-        )
+    train = _training_rows(values, splits)
     scaling = _scaling(train, columns, config)
     outer = {key: scaling[key][channels:] for key in ("mean", "deviation")} if len(columns) > channels else {}
     scaling = {key: value[:channels] for key, value in scaling.items()}
@@ -255,14 +256,44 @@ def _scaling(train: Sequence[mapped.Numbers], columns: tuple[str, ...], config: 
     return {"mean": mean.tolist(), "deviation": deviation.tolist()}
 
 
+def _settle_period(
+    config: Data, values: mapped.Numbers, splits: Sequence[Split], known: Mapping[str, Any], channels: int
+) -> Data:
+    """The config with the period that is found where it asks to look for one: that of the run, or of the training
+    rows.
+    """
+    if config.period >= 0:
+        return config
+    if known:
+        return dataclasses.replace(config, period=known.get("period", 0))
+    train = _training_rows(values, splits)
+    _check_one_series(train, config)
+    return dataclasses.replace(config, period=find_period(mapped.select(train[0], list(range(channels)))))
+
+
+def _training_rows(values: mapped.Numbers, splits: Sequence[Split]) -> list[mapped.Numbers]:
+    """Those of every series that has any. Raises InputError where none has."""
+    train = [mapped.view(values, slice(*split["train"])) for split in splits if split["train"][1] > split["train"][0]]
+    if not train:
+        raise InputError(
+            "no row of the table is left for training: give at least data.length + data.horizon rows for every split"
+        )
+    return train
+
+
+def _check_one_series(train: Sequence[mapped.Numbers], config: Data) -> None:
+    """Raises InputError where the training rows are of several series, which need not begin at one place of a cycle."""
+    if len(train) > 1:
+        raise InputError(
+            f"data.period={config.period} is of one series, found {len(train)}: use data.calendar, which tells of each "
+            "row where it is"
+        )
+
+
 def _check_period(train: Sequence[mapped.Numbers], config: Data) -> None:
     """Raises InputError where the training rows are of several series, or less than one cycle."""
     period, rows = config.period, sum(map(len, train))
-    if len(train) > 1:
-        raise InputError(
-            f"data.period={period} is of one series, found {len(train)}: use data.calendar, which tells of each row "
-            "where it is"
-        )
+    _check_one_series(train, config)
     if rows < period:
         raise InputError(
             f"data.period={period} is longer than the {rows} training rows, whose course it is: use a shorter one, or 0"

@@ -90,11 +90,15 @@ def csv_file(config: Data, known: Known) -> Dataset:
         fitting = max(fitting, config.horizon)
     length = config.length or known.get("task", {}).get("length") or fitting
     config = dataclasses.replace(config, length=length)
-    phase, notes = forecasting.phase(cells.clock, known, config.period)
+    period = config.period if config.period >= 0 else known.get("period", 0)
+    phase, notes = forecasting.phase(cells.clock, known, period)
     info: dict[str, Any] = {"source": config.source, "file": config.file, "sha256": sha256}
     info |= ({"clock": list(cells.clock)} if cells.clock else {}) | ({"gaps": gaps} if gaps == "fill" else {})
     splits = [forecasting.split_series(first, last) for first, last in zip(begins, cells.ends, strict=True)]
     dataset = forecasting.dataset(config, cells.values, roles.targets, splits, known, info, phase=phase, beside=beside)
+    if config.period < 0 and not known:
+        rows_of = f"a cycle of {dataset.info['period']:,} rows" if dataset.info["period"] else "no cycle"
+        notes = [*notes, f"{rows_of} found in the training rows"]
     shown = ", ".join(cells.names[:8]) + (", ..." if len(cells.names) > 8 else "")
     kept = f"{config.file}: read and kept {len(cells.values):,} rows of {len(cells.names):,} columns ({shown})"
     return dataclasses.replace(

@@ -50,6 +50,11 @@ def test_wikitext2_words(load):
     assert dataset.decode(first["inputs"][0]).strip().startswith("= Robert <unk> =")
 
 
+@pytest.mark.parametrize(("source", "period"), [("etth1", 24), ("ettm1", 96), ("weather", 144)])
+def test_days_are_found(load, source, period):
+    assert load(source, period=-1, course="learned").task.period == period
+
+
 def test_etth1(load):
     dataset = load("etth1")
     assert sizes(dataset, "windows") == [8449, 2785, 2785]

@@ -385,16 +385,19 @@ def test_a_column_that_is_missing_or_has_no_name_is_refused(tmp_path):
         data.load(table(tmp_path / "bare.csv", "ba", head=False), known)
 
 
-def test_a_table_is_evaluated_whole_at_the_runs_place_in_its_cycle(tmp_path):
+@pytest.mark.parametrize("period", [24, -1])
+def test_a_table_is_evaluated_whole_at_the_runs_place_in_its_cycle(tmp_path, period):
     def days(path, first, count):
         start = np.datetime64("2020-01-06T00", "h") + np.timedelta64(first, "h")
         rows = "".join(
             f"{start + np.timedelta64(i, 'h')},{np.sin((first + i) * 2 * np.pi / 24):.6f}\n" for i in range(count)
         )
         path.write_text("date,a\n" + rows)
-        return Data(source="csv", file=str(path), length=8, horizon=4, period=24)
+        return Data(source="csv", file=str(path), length=8, horizon=4, period=period)
 
-    known = data.load(days(tmp_path / "own.csv", 0, 400)).metadata()
+    own = data.load(days(tmp_path / "own.csv", 0, 400))
+    assert ("a cycle of 24 rows found in the training rows" in own.reading) == (period < 0)
+    known = own.metadata()
     other = data.load(days(tmp_path / "other.csv", 7, 12), known)  # one window, which begins at seven
     (batch,) = other.evaluate("whole", 1)
     assert np.abs(batch["inputs"]).max() < 1e-4 < np.abs(batch["course"]).max()
