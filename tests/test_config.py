@@ -396,7 +396,7 @@ WRONG = [
         )
     ],
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
-    ({"data__period": -1}, r"data\.period=-1 is out of range: use at least 0"),
+    ({"data__period": -2}, r"data\.period=-2 is out of range: use at least -1"),
     (
         {"data__period": 24},
         r"data\.period=24 is of tables, found data\.source='python_reference': use data\.period=0, or one of etth1, "

@@ -134,8 +134,7 @@ def dataset(
     """
     masked, table = config.missing == "mask", str(info.get("file") or info["source"])
     splits = [{WHOLE: (0, len(values)), **split}] if isinstance(split, Mapping) else list(split)
-    looked_for = config.period < 0
-    config = _settle_period(config, values, splits, known, len(names))
+    config, settled = _settle_period(config, values, splits, known, len(names))
     scaling, outer = _find_scaling(config, values, (*names, *beside.past, *beside.future), splits, known, len(names))
     whole = {key: [*scaling[key], *outer.get(key, [])] for key in ("mean", "deviation")}
     course = _course(scaling, phase) if "cycle" in scaling else None
@@ -144,24 +143,35 @@ def dataset(
     source.check(table, (WHOLE,) if known else SPLITS)
     counts = {f"{name}_windows": source.starts(name).size for name in ((*SPLITS, WHOLE) if known else SPLITS)}
     extra = ({"masked": True} if masked else {}) | ({"covariates": beside.describe() | outer} if beside != NONE else {})
-    if looked_for:
-        info = {**info, "period": config.period}
     return Dataset(
-        task=Task(
-            "forecasting",
-            channels=len(names),
-            length=config.length,
-            horizon=config.horizon,
-            masked=masked,
-            covariates=beside.count(masked=masked),
-            known_ahead=beside.known_ahead(masked=masked),
-            period=config.learned_period,
-        ),
+        task=_describe_task(config, len(names), beside, masked=masked),
         draw=source.draw,
         cover=source.cover,
-        info={**info, **counts, "channels": list(names), "scaling": scaling, "train_on": config.train_on, **extra},
+        info={
+            **info,
+            **settled,
+            **counts,
+            "channels": list(names),
+            "scaling": scaling,
+            "train_on": config.train_on,
+            **extra,
+        },
         baselines=source.baselines,
         sizes={name: source.starts(name).size for name in (*SPLITS, WHOLE)},
+    )
+
+
+def _describe_task(config: Data, channels: int, beside: Covariates, *, masked: bool) -> Task:
+    """What a model is asked, of data whose period is settled."""
+    return Task(
+        "forecasting",
+        channels=channels,
+        length=config.length,
+        horizon=config.horizon,
+        masked=masked,
+        covariates=beside.count(masked=masked),
+        known_ahead=beside.known_ahead(masked=masked),
+        period=config.learned_period,
     )
 
 
@@ -258,17 +268,19 @@ def _scaling(train: Sequence[mapped.Numbers], columns: tuple[str, ...], config: 
 
 def _settle_period(
     config: Data, values: mapped.Numbers, splits: Sequence[Split], known: Mapping[str, Any], channels: int
-) -> Data:
-    """The config with the period that is found where it asks to look for one: that of the run, or of the training
-    rows.
+) -> tuple[Data, dict[str, int]]:
+    """Where the config asks to look for a period, (the config with that of the run, or of the training rows; what
+    metadata say of it).
     """
     if config.period >= 0:
-        return config
+        return config, {}
     if known:
-        return dataclasses.replace(config, period=known.get("period", 0))
-    train = _training_rows(values, splits)
-    _check_one_series(train, config)
-    return dataclasses.replace(config, period=find_period(mapped.select(train[0], list(range(channels)))))
+        period = known.get("period", 0)
+    else:
+        train = _training_rows(values, splits)
+        _check_one_series(train, config)
+        period = find_period(mapped.select(train[0], list(range(channels))))
+    return dataclasses.replace(config, period=period), {"period": period}
 
 
 def _training_rows(values: mapped.Numbers, splits: Sequence[Split]) -> list[mapped.Numbers]:
