@@ -30,6 +30,7 @@ FAMILIES = {
         "linear_gaussian",
         "changing_noise",
         "changing_drift",
+        "two_answers",
     ),
 }  # of data.source
 PAPERS = ("time series", "language", "signals")  # the families of the paper's three tasks

@@ -16,7 +16,7 @@ TAGGED = ("tagged_text",)  # a class for every token
 NEEDS_FILE = ("text", "csv", "npz", *LABELLED, *TAGGED)
 SIGNALS = ("fsdd", "smnist", "psmnist", "npz")
 TABLES = ("etth1", "ettm1", "weather", "csv")
-PROCESSES = ("linear_gaussian", "changing_noise", "changing_drift")
+PROCESSES = ("linear_gaussian", "changing_noise", "changing_drift", "two_answers")
 SERIES = (*TABLES, *PROCESSES)  # what is forecast
 TEXTS = ("python_reference", "tiny_shakespeare", "wikitext2", "text")
 SYMBOLS = ("selective_copying", "induction_heads", "associative_recall", "delayed_recall")
@@ -195,7 +195,7 @@ class Data:
     lag: Positive = 16  # delayed_recall: how far back
     decay: Annotated[float, Within(0.0, 0.99999)] = 0.99  # changing_noise: of the hidden state from step to step
     blank: Count = 0  # linear_gaussian: last steps without a reading, so that what is said comes from memory alone
-    noise: NonNegative = 0.1  # of observations of linear_gaussian, changing_noise and changing_drift: variance
+    noise: NonNegative = 0.1  # variance of observations: linear_gaussian, changing_noise, changing_drift, two_answers
     train_examples: Positive = 100_000  # synthetic: training examples before the order repeats
     eval_examples: Positive = 1_000  # synthetic: examples of validation and of test, each
     seed: Seed = 0  # order of the data, draws of synthetic examples, psmnist's permutation

@@ -33,6 +33,7 @@ LOADERS: dict[str, Callable[[Data, Mapping[str, Any]], Dataset]] = {
     "linear_gaussian": sources.synthetic_task,
     "changing_noise": sources.synthetic_task,
     "changing_drift": sources.synthetic_task,
+    "two_answers": sources.synthetic_task,
 }
 
 

@@ -3,7 +3,8 @@
 The "optimum" in the metadata is what a perfect model reaches; "answer_nats" is the entropy of all scored answers of an
 example, which a model without memory has to pay: it is the information about the past that the task asks a state to
 hold. "process", where the inputs are Gaussian: x_t = z_t + n_t with z_t = decay z_{t-1} + e_t, var z = 1, var n =
-noise.
+noise; of two_answers decays of several z, and "mixing", which of them each answer is the sum of. "answers_known", where
+there are several: of each the error of the exact filter and what the past tells of it in nats, and of all together.
 """
 
 import dataclasses
@@ -24,27 +25,31 @@ DECAY = 0.9  # of the hidden state of linear_gaussian
 SLOW = 0.99  # of that of changing_drift in calm
 FAST, TURN = 0.5, 1 / 32  # decay in a storm of changing_drift, and how often storm and calm follow one another
 CLEAR, OFTEN = 0.001, 0.05  # variance of the noise of its clear readings, and how often a reading is one
+PARTS = (0.97, 0.9, 0.6)  # decays of the hidden states of two_answers
+MIXING = np.array([[1, 1, 0], [1, 0, 1]])  # which of them are in its first answer, and in its second
 GRID = 20_001  # variances between 0 and 1 at which means over all courses of noise or drift are computed
 
 
 class Definition(NamedTuple):
     """A task, its examples as a function of (key, rows), metrics of known rivals and of the optimum, the answers'
-    entropy, the inputs' law.
+    entropy, the inputs' law, and of several answers what is known of each.
     """
 
     task: Task
     examples: Callable[[Key, np.ndarray], Examples]
     rivals: Mapping[str, dict[str, float]]
     answer_nats: float | None = None
-    process: Mapping[str, float] | None = None
+    process: Mapping[str, Any] | None = None
+    answers_known: Mapping[str, Any] | None = None
 
 
 def dataset(config: Data) -> Dataset:
     """Returns the synthetic task that data.source names. Raises InputError where its sizes do not fit together."""
-    task, examples, rivals, answer_nats, process = TASKS[config.source](config)
+    task, examples, rivals, answer_nats, process, answers_known = TASKS[config.source](config)
     source = _Drawn(config, examples)
     info: dict[str, Any] = {"source": config.source, "optimum": rivals["optimal"], "answer_nats": answer_nats}
     info |= {} if process is None else {"process": dict(process)}
+    info |= {} if answers_known is None else {"answers_known": dict(answers_known)}
     vocabulary = tuple(str(index) for index in range(task.vocab))
     return Dataset(
         task,
@@ -272,6 +277,68 @@ def _changing_drift(config: Data) -> Definition:
     return Definition(task, examples, {"optimal": {"mse": error}, "zero": {"mse": 1 + config.noise}})
 
 
+def _two_answers(config: Data) -> Definition:
+    """Three z_t = a z_{t-1} + e_t with var z = 1 and a of PARTS, each observed as x_t = z_t + n_t, var n = `noise`.
+    Read are x_1 + x_2, x_1 + x_3 and, behind them, x_1; the next `horizon` z_1 + z_2 and z_1 + z_3 are to be said.
+
+    What is read is an invertible map of the three x, so that the exact filter is that of each by itself. z_1 is in both
+    answers, z_2 and z_3 in one each.
+    """
+
+    def examples(key: Key, rows: np.ndarray) -> Examples:
+        total = config.length + config.horizon
+        shape = (len(PARTS), len(rows), total)
+        hidden, noise = np.empty(shape), np.empty(shape)
+        for part, decay in enumerate(PARTS):
+            hidden[part] = _draw_states((*key, part), rows, total, decay)
+            noise[part] = counter_rng.normal((*key, part, 1), rows, total)
+        seen = hidden + math.sqrt(config.noise) * noise
+        read = np.concatenate([np.einsum("cp,prt->rtc", MIXING, seen), seen[0, :, :, None]], axis=-1)
+        asked = np.einsum("cp,prt->rtc", MIXING, hidden[:, :, config.length :])
+        return read[:, : config.length].astype(np.float32), asked.astype(np.float32), np.ones(len(rows), np.float32)
+
+    task = Task("forecasting", channels=len(MIXING), length=config.length, horizon=config.horizon, covariates=1)
+    known = _know_answers(config)
+    rivals = {"optimal": {"mse": float(np.mean(known["mse"]))}, "zero": {"mse": float(MIXING.sum(axis=1).mean())}}
+    process = {"decay": list(PARTS), "noise": config.noise, "mixing": MIXING.tolist()}
+    return Definition(task, examples, rivals, process=process, answers_known=known)
+
+
+def _know_answers(config: Data) -> dict[str, Any]:
+    """Of the answers of two_answers the "mse" of the exact filter, "nats" that the past tells of each, and
+    "nats_of_all".
+
+    With p the variance of z_T given the past, cov(z_{T+k}, z_{T+l}) = a^|k-l|, and a^|k-l| - a^{k+l} (1 - p) given the
+    past. The z are independent, so the covariances S of all answers are the sums of these, and S given the past too: I
+    = 1/2 log det S - 1/2 log det of S given the past.
+    """
+    k = np.arange(1, config.horizon + 1)
+    answers, steps = len(MIXING), config.horizon
+    before, after = np.zeros((2, answers, steps, answers, steps))
+    for decay, mixed in zip(PARTS, MIXING.T, strict=True):
+        both, apart = np.multiply.outer(mixed, mixed), decay ** np.abs(k[:, None] - k[None])
+        told = decay ** (k[:, None] + k[None]) * (1 - _filter_variance(decay, config))
+        before += np.einsum("cd,kl->ckdl", both, apart)
+        after += np.einsum("cd,kl->ckdl", both, apart - told)
+
+    def tell(chosen: list[int]) -> float:
+        size = len(chosen) * steps
+        log_dets = [np.linalg.slogdet(cov[chosen][:, :, chosen].reshape(size, size))[1] for cov in (before, after)]
+        return float(log_dets[0] - log_dets[1]) / 2
+
+    errors = np.einsum("ckck->c", after) / steps
+    single = [tell([answer]) for answer in range(answers)]
+    return {"mse": errors.tolist(), "nats": single, "nats_of_all": tell(list(range(answers)))}
+
+
+def _filter_variance(decay: float, config: Data) -> float:
+    """The variance of z given all readings, z_t = decay z_{t-1} + e_t."""
+    variance = 1.0
+    for step in range(config.length):
+        variance = _read_once(decay**2 * variance + 1 - decay**2 if step else 1.0, config.noise)
+    return float(variance)
+
+
 def _mean_filter_error(
     config: Data, decays: np.ndarray, noises: np.ndarray, turns: np.ndarray, target_noise: float
 ) -> float:
@@ -321,6 +388,7 @@ TASKS: Mapping[str, Callable[[Data], Definition]] = {
     "linear_gaussian": _linear_gaussian,
     "changing_noise": _changing_noise,
     "changing_drift": _changing_drift,
+    "two_answers": _two_answers,
 }
 
 

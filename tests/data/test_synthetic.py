@@ -11,9 +11,10 @@ from selssm_jax import data
 from selssm_jax.config import Data
 from selssm_jax.data import synthetic
 from selssm_jax.errors import InputError
+from selssm_jax.information.conditional import of_covariance as conditional_information
 
 DISCRETE = ("selective_copying", "induction_heads", "associative_recall", "delayed_recall")
-TASKS = (*DISCRETE, "linear_gaussian", "changing_noise", "changing_drift")
+TASKS = (*DISCRETE, "linear_gaussian", "changing_noise", "changing_drift", "two_answers")
 SPLITS = ("train", "validation", "test")
 
 
@@ -257,6 +258,69 @@ def test_the_filter_that_knows_the_changing_drift_errs_as_stated(length, horizon
     wrong = np.square(said - found["targets"][..., 0]).mean(axis=1)
     assert abs(wrong.mean() - dataset.baselines("test")["optimal"]["mse"]) < 4 * wrong.std() / math.sqrt(len(wrong))
     assert abs(np.square(found["targets"]).mean() - 1 - noise) < 0.05, "states keep their variance"
+
+
+# Two answers.
+
+
+def joint_law(length, horizon, noise):
+    """Of the three readings of all steps and then the answers of the horizon, step by step: entry by entry."""
+    decays, mixing = synthetic.PARTS, synthetic.MIXING
+    steps = length + horizon
+    maps = np.zeros((3 * length + 2 * horizon, 3 * steps))
+    for step in range(length):
+        for part in range(3):
+            maps[3 * step + part, 3 * step + part] = 1
+    for step in range(horizon):
+        for answer in range(2):
+            maps[3 * length + 2 * step + answer, 3 * (length + step) : 3 * (length + step + 1)] = mixing[answer]
+    hidden = np.array(
+        [
+            [decays[i] ** abs(s - t) * (i == j) for t in range(steps) for j in range(3)]
+            for s in range(steps)
+            for i in range(3)
+        ]
+    )
+    cov = maps @ hidden @ maps.T
+    cov[: 3 * length, : 3 * length] += noise * np.eye(3 * length)
+    return cov
+
+
+@pytest.mark.parametrize(("length", "horizon", "noise"), [(1, 1, 0.5), (12, 4, 0.5), (9, 3, 0.0), (20, 2, 2.0)])
+def test_what_the_past_tells_of_two_answers_is_that_of_the_whole_law(length, horizon, noise):
+    known = load("two_answers", length=length, horizon=horizon, noise=noise).metadata()["answers_known"]
+    cov, past = joint_law(length, horizon, noise), range(3 * length)
+    columns = [range(3 * length + answer, len(cov), 2) for answer in range(2)]
+    for answer, column in enumerate(columns):
+        cross = cov[np.ix_(column, past)]
+        given = cov[np.ix_(column, column)] - cross @ np.linalg.solve(cov[np.ix_(past, past)], cross.T)
+        assert known["mse"][answer] == pytest.approx(np.diag(given).mean(), rel=1e-9)
+        assert known["nats"][answer] == pytest.approx(conditional_information(cov, past, column), rel=1e-8)
+    both = [place for column in columns for place in column]
+    assert known["nats_of_all"] == pytest.approx(conditional_information(cov, past, both), rel=1e-8)
+    assert max(known["nats"]) < known["nats_of_all"]
+
+
+def test_the_filter_of_each_part_errs_as_stated_of_each_answer():
+    dataset = load("two_answers", length=30, horizon=3, noise=0.5, eval_examples=20_000)
+    assert (dataset.task.channels, dataset.task.covariates) == (2, 1)
+    found = examples(dataset, batch_size=1000)
+    first, second, shared = np.moveaxis(found["inputs"].astype(np.float64), -1, 0)
+    said = np.zeros((len(first), 3, 2))
+    for part, x in enumerate((shared, first - shared, second - shared)):
+        m, P, a = np.zeros(len(x)), 1.0, synthetic.PARTS[part]
+        for step in range(x.shape[1]):
+            m, P = (a * m, a**2 * P + 1 - a**2) if step else (m, P)
+            gain = P / (P + 0.5)
+            m, P = m + gain * (x[:, step] - m), (1 - gain) * P
+        ahead = m[:, None] * a ** np.arange(1, 4)
+        said += ahead[..., None] * synthetic.MIXING[:, part]
+    wrong = np.square(said - found["targets"]).mean(axis=1)
+    error = wrong.std(axis=0) / math.sqrt(len(wrong))
+    assert (np.abs(wrong.mean(axis=0) - dataset.metadata()["answers_known"]["mse"]) < 4 * error).all()
+    assert dataset.baselines("test")["optimal"]["mse"] == pytest.approx(np.mean(dataset.info["answers_known"]["mse"]))
+    zero = np.square(found["targets"]).mean(axis=(1, 2))
+    assert abs(zero.mean() - dataset.baselines("test")["zero"]["mse"]) < 4 * zero.std() / math.sqrt(len(zero))
 
 
 def test_examples_have_the_stated_covariance():
