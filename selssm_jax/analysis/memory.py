@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selssm_jax.analysis import memory_of_future, memory_of_past
+from selssm_jax.analysis import memory_by_answer, memory_of_future, memory_of_past
 from selssm_jax.analysis.memory_by_lag import measure_retention
 from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Recording, record, rows_read
@@ -29,7 +29,8 @@ def measure(run: Run, split: str) -> Results:
     recording = draw_samples(run, split)
     followed = () if recording.targets is None else (recording.frames, recording.targets)
     covariances = memory_of_future.covariances(*followed) if followed else None
-    blocks = {name: _block(run, recording, name, covariances) for name in recording.blocks}
+    asked = None if covariances is None else memory_by_answer.find_answers(recording, run.dataset.info)
+    blocks = {name: _block(run, recording, name, covariances, asked) for name in recording.blocks}
     answers = None if recording.answers is None else memory_of_future.answers(run, recording, recording.answers, blocks)
     results = {
         "unit": "bits",
@@ -128,7 +129,13 @@ def _moments(config: Model, batch: dict[str, Any], settings: Measure, scored: li
     return sorted({*np.linspace(start, last, settings.positions).round().astype(int).tolist(), last})
 
 
-def _block(run: Run, recording: Recording, name: str, covariances: memory_of_future.Covariances | None) -> Results:
+def _block(
+    run: Run,
+    recording: Recording,
+    name: str,
+    covariances: memory_of_future.Covariances | None,
+    asked: memory_by_answer.Answers | None,
+) -> Results:
     block, settings = recording.blocks[name], run.experiment.measure
     information = memory_of_past.past_information(run, recording, name)
     results = {"components": block.states.shape[-1], "information": information} | measure_retention(
@@ -144,6 +151,9 @@ def _block(run: Run, recording: Recording, name: str, covariances: memory_of_fut
     training = Training(seed=settings.seed, shuffle=recording.starts is None)
     results["future"] = (
         None if covariances is None else memory_of_future.efficiency(block, information, covariances, training)
+    )
+    results["by_answer"] = (
+        None if asked is None else memory_by_answer.by_answer(block, asked, results["future"], training)
     )
     return results
 

@@ -2,6 +2,8 @@
 would draw (theory, section 8).
 """
 
+from typing import Any
+
 import numpy as np
 
 from selssm_jax.analysis.results import Results
@@ -66,15 +68,26 @@ def _table(levels: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
 def _of_chance(levels: list[np.ndarray], labels: list[np.ndarray], groups: np.ndarray, seed: int) -> np.ndarray:
     """(CHANCE, components, K): the same table where the inputs of whole groups were dealt anew."""
     rng = np.random.default_rng(seed)
-    witnesses = levels[:: -(-len(levels) // WITNESSES)]
+    witnesses, tables = choose_witnesses(levels), []
+    for _ in range(CHANCE):
+        together, dealt = deal_groups(groups, rng)
+        tables.append(_table([level[together] for level in witnesses], [label[dealt] for label in labels]))
+    return np.stack(tables)
+
+
+def choose_witnesses(components: Any) -> Any:
+    """Returns at most `WITNESSES` of what comes one a component, evenly over all."""
+    return components[:: -(-len(components) // WITNESSES)]
+
+
+def deal_groups(groups: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (rows in the order of their groups, rows of whole groups in random order): paired, they do not belong
+    together, and those of one group stay side by side.
+    """
     together = np.argsort(groups, kind="stable")
     names, sizes = np.unique(groups, return_counts=True)
     parts = np.split(together, np.cumsum(sizes)[:-1])
-    tables = []
-    for _ in range(CHANCE):
-        dealt = np.concatenate([parts[part] for part in rng.permutation(len(names))])
-        tables.append(_table([level[together] for level in witnesses], [label[dealt] for label in labels]))
-    return np.stack(tables)
+    return together, np.concatenate([parts[part] for part in rng.permutation(len(names))])
 
 
 def _assign_bins(values: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ def _samples(recording: Recording, lags: list[int]) -> Samples:
     rows, index = np.nonzero(recording.live & (recording.moments >= lags[-1]))
     times = recording.moments[index]
     asked = np.stack([_inputs(recording.frames)[rows, times - lag] for lag in lags], axis=1)
-    return Samples(rows, index, asked, _groups(recording, rows, times))
+    return Samples(rows, index, asked, group_moments(recording, rows, times))
 
 
 def _further(recording: Recording, lag: int) -> list[int]:
@@ -82,9 +82,9 @@ def _join(bounds: Results, more: Results) -> Results:
     return {name: value + more[name] if isinstance(value, list) else value for name, value in bounds.items()}
 
 
-def _groups(recording: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """What is held out whole: moments of one sequence, which are alike; of windows that overlap, stretches of the
-    series they are of.
+def group_moments(recording: Recording, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Returns what is held out whole: moments of one sequence, which are alike; of windows that overlap, stretches of
+    the series they are of.
     """
     if recording.starts is None:
         return rows

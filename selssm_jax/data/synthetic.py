@@ -25,7 +25,7 @@ DECAY = 0.9  # of the hidden state of linear_gaussian
 SLOW = 0.99  # of that of changing_drift in calm
 FAST, TURN = 0.5, 1 / 32  # decay in a storm of changing_drift, and how often storm and calm follow one another
 CLEAR, OFTEN = 0.001, 0.05  # variance of the noise of its clear readings, and how often a reading is one
-PARTS = (0.97, 0.9, 0.6)  # decays of the hidden states of two_answers
+PARTS = (0.99, 0.95, 0.8)  # decays of the hidden states of two_answers
 MIXING = np.array([[1, 1, 0], [1, 0, 1]])  # which of them are in its first answer, and in its second
 GRID = 20_001  # variances between 0 and 1 at which means over all courses of noise or drift are computed
 

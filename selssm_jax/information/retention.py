@@ -22,6 +22,7 @@ from selssm_jax.information.crossfit import Training, best_of_training, randomis
 
 SHARES = (0.6, 0.15)  # of the groups, to fit on and to stop on; the rest is held out
 STRENGTHS = 9  # of a decoder's answer, from none to full, one is chosen for every target on the stopping part
+LEAST = 0.02  # nats, beyond two standard errors, from which on something is known
 PROBE = Training(steps=400, batch=256, width=256, rate=2e-3)
 
 
@@ -110,7 +111,7 @@ def values(
     return _probe(log_q - own, np.full(scores.shape[1], np.inf), square.mean(axis=0), held_out, groups)
 
 
-def horizon(lags: Sequence[int], nats: np.ndarray, stderr: np.ndarray, *, least: float = 0.02) -> int | None:
+def horizon(lags: Sequence[int], nats: np.ndarray, stderr: np.ndarray, *, least: float = LEAST) -> int | None:
     """The largest lag of which at least `least` nats are known, two standard errors aside; None where there is none."""
     known = np.flatnonzero(np.asarray(nats) - 2 * np.asarray(stderr) >= least)
     return int(lags[known[-1]]) if len(known) else None

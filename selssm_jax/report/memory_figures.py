@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from selssm_jax.report.figures import BLUE, LINES, ORANGE, legend, panels, style
+from selssm_jax.report.figures import BLUE, LINES, ORANGE, drawable, legend, panels, style
 from selssm_jax.report.tables import block_title
 
 Results = Mapping[str, Any]
@@ -70,16 +70,32 @@ def all_of_the_past(known: Mapping[str, list[Results]]) -> Figure:
 @style()
 def components(maps: Mapping[str, Results]) -> Figure:
     """Components by lags, one image a block, components sorted by the lag of which they know most."""
+    lags = {name: one["lags"] for name, one in maps.items()}
+    ticks = {name: {place: str(lag) for place, lag in list(enumerate(these))[::3]} for name, these in lags.items()}
+    return _draw_maps({name: one["bits"] for name, one in maps.items()}, ticks, "lag (steps)")
+
+
+@style()
+def by_answer(maps: Mapping[str, Results]) -> Figure:
+    """Components by answers, one image a block, components sorted by the answer of which they know most."""
+    ticks = {
+        name: {place: drawable(answer, f"answer {place + 1}") for place, answer in enumerate(one["answers"])}
+        for name, one in maps.items()
+    }
+    return _draw_maps({name: one["components"]["bits"] for name, one in maps.items()}, ticks, "answer")
+
+
+def _draw_maps(maps: Mapping[str, list[list[float]]], ticks: Mapping[str, dict[int, str]], across: str) -> Figure:
+    """Bits of components by columns, of which some have ticks, one image a block."""
     columns = min(len(maps), 4)
     figure, axes = panels(-(-len(maps) // columns), columns, height=0.6 + 2.4 * -(-len(maps) // columns))
-    tables = {name: np.maximum(np.asarray(one["bits"]), 0) for name, one in maps.items()}
+    tables = {name: np.maximum(np.asarray(bits), 0) for name, bits in maps.items()}
     highest = max(max(table.max() for table in tables.values()), 1e-3)
     for ax, (name, table) in zip(axes, tables.items(), strict=False):
-        lags = maps[name]["lags"]
         order = np.lexsort((table.max(axis=1), table.argmax(axis=1)))
         image = ax.imshow(table[order], aspect="auto", origin="lower", vmin=0, vmax=highest, interpolation="nearest")
-        ax.set_xticks(range(0, len(lags), 3), [str(lag) for lag in lags[::3]])
-        ax.set(title=block_title(name), xlabel="lag (steps)")
+        ax.set_xticks(list(ticks[name]), list(ticks[name].values()))
+        ax.set(title=block_title(name), xlabel=across)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(visible=False)
     axes[0].set_ylabel("component (rank)")

@@ -34,6 +34,19 @@ HORIZON = (
     "known; 'at least' is where the sequences begin: the state may know what came before."
 )
 
+TELLS = (
+    "What each component of the state tells of each answer, by itself (an estimate, from normal scores: of dependence "
+    "that they do not show it says nothing). It tells of an answer where it knows 0.02 nats (0.03 bits) of it beyond "
+    "two standard errors, and more than chance makes. A component that tells of several answers serves them all, be it "
+    "with what they have in common or with a mixture of what each has alone."
+)
+OVERLAPS = (
+    "Their sum less what it knows of all together is redundancy less synergy: above 0 the state tells the same of "
+    "several answers. It is an estimate, and no measure of what is shared alone: answers that have a cause in common "
+    "can tell more of the state together than apart, and the number is then small, or below 0, although they share it."
+)
+LISTED = 16  # components of a block whose bits are listed
+
 
 def describe_memory(results: Results, folder: pathlib.Path) -> list[Block]:
     """What was measured, block by block, and its figures, which are written to `folder`; nothing where nothing was."""
@@ -52,6 +65,7 @@ def describe_memory(results: Results, folder: pathlib.Path) -> list[Block]:
         *_gates(memory, folder),
         *_answers(memory),
         *_future(memory, folder),
+        *_by_answer(memory, folder),
     ]
     return section("What the memory holds", [*blocks, _processing(memory)])
 
@@ -255,6 +269,61 @@ def _future(memory: Results, folder: pathlib.Path) -> list[Block]:
         "Under the bottleneck curve", points, columns | {"the curve (bits)": "bound", "efficiency": "efficiency"}
     )
     return [Picture(save(memory_figures.bottleneck(points), folder / "bottleneck.png"), words), table]
+
+
+def _by_answer(memory: Results, folder: pathlib.Path) -> list[Block]:
+    tables = {name: block["by_answer"] for name, block in memory["blocks"].items() if block["by_answer"]}
+    if not tables:
+        return []
+    first = next(iter(tables.values()))
+    words = (
+        f"{len(first['answers'])} answers are read from one state. Of the next {first['steps']} values of each by "
+        f"itself it knows at least so many bits. {OVERLAPS}"
+    )
+    words += "".join(
+        f" {block_title(name).capitalize()}: {note}." for name, one in tables.items() for note in one["notes"]
+    )
+    picture = Picture(save(memory_figures.by_answer(tables), folder / "answers.png"), TELLS)
+    return [Paragraph(words), _answer_table(tables), picture, *_component_tables(tables)]
+
+
+def _answer_table(tables: dict[str, Results]) -> Table:
+    columns = ("block", "answer", "known (bits)", "± standard error", "of (bits)", "private components")
+    rows: list[tuple[Cell, ...]] = []
+    for name, one in tables.items():
+        title, known, parts = block_title(name), one["known"], one["components"]
+        of = known["bits"] if known else [None] * len(one["answers"])
+        rows += [
+            (title, *row) for row in zip(one["answers"], one["bits"], one["stderr"], of, parts["private"], strict=True)
+        ]
+        for key, words in (("together", "all together"), ("overlap", "sum less together")):
+            rows.append((title, words, one[key]["bits"], one[key]["stderr"], known[key] if known else None, None))
+    return Table("What the state knows of each answer", columns, tuple(rows))
+
+
+def _component_tables(tables: dict[str, Results]) -> list[Block]:
+    """What each component tells of each answer, of blocks that have few of them; of others how many are shared."""
+    blocks: list[Block] = []
+    for name, one in tables.items():
+        parts, title = one["components"], block_title(name).capitalize()
+        count = len(parts["bits"])
+        blocks.append(
+            Paragraph(
+                f"{title}: of {count:,} components {parts['shared']:,} tell of several answers, "
+                f"{sum(parts['private']):,} of one, {parts['silent']:,} of none by itself."
+            )
+        )
+        if count > LISTED:
+            continue
+        columns = ("component", *(cell for answer in one["answers"] for cell in (answer, "±")), "tells of")
+        rows = tuple(
+            (index, *(cell for pair in zip(bits, error, strict=True) for cell in pair), " and ".join(told) or "none")
+            for index, (bits, error, told) in enumerate(
+                zip(parts["bits"], parts["stderr"], parts["tells"], strict=True)
+            )
+        )
+        blocks.append(Table(f"{title}: what each component tells of each answer (bits, estimates)", columns, rows))
+    return blocks
 
 
 def _processing(memory: Results) -> Block:

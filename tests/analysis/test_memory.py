@@ -201,7 +201,7 @@ def test_stretches_of_a_series_are_held_out_whole():
     starts, moments = np.repeat(np.arange(0, 500, 5.0), 2), np.array([8, 63])
     seen = Recording(np.zeros((200, 64, 1)), moments, np.ones((200, 2), bool), starts, {}, None, None)
     rows, index = np.nonzero(seen.live)
-    groups, place = memory_by_lag._groups(seen, rows, moments[index]), starts[rows] + moments[index]
+    groups, place = memory_by_lag.group_moments(seen, rows, moments[index]), starts[rows] + moments[index]
     assert len(np.unique(groups)) == memory_by_lag.STRETCHES
     assert (np.diff(groups[np.argsort(place, kind="stable")]) >= 0).all()
     assert all(len(np.unique(groups[place == at])) == 1 for at in np.unique(place))

@@ -301,6 +301,17 @@ def test_what_the_past_tells_of_two_answers_is_that_of_the_whole_law(length, hor
     assert max(known["nats"]) < known["nats_of_all"]
 
 
+def test_answers_that_share_a_state_may_tell_more_of_the_past_together_than_apart(monkeypatch):
+    """Redundancy less synergy is no measure of what is shared: where the shared state moves faster than a private one,
+    its future, which is in both answers, tells the one what the other leaves open.
+    """
+    redundant = load("two_answers", length=64, noise=2.0).metadata()["answers_known"]
+    monkeypatch.setattr(synthetic, "PARTS", (0.95, 0.99, 0.8))
+    synergetic = load("two_answers", length=64, noise=2.0).metadata()["answers_known"]
+    assert sum(redundant["nats"]) - redundant["nats_of_all"] > 0.1
+    assert sum(synergetic["nats"]) - synergetic["nats_of_all"] < 0
+
+
 def test_the_filter_of_each_part_errs_as_stated_of_each_answer():
     dataset = load("two_answers", length=30, horizon=3, noise=0.5, eval_examples=20_000)
     assert (dataset.task.channels, dataset.task.covariates) == (2, 1)
