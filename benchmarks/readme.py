@@ -47,6 +47,7 @@ CLAIMS = (
         "gate_recall",
         "gate_complexity",
         "selective_options",
+        "two_answers",
         "sparsity",
         "traces",
         "decoding",

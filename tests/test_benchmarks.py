@@ -16,7 +16,7 @@ import scipy.linalg
 
 from selssm_jax.config import Data, Experiment, Model, Task, fields
 from selssm_jax.config.data import SOURCES
-from selssm_jax.data import Dataset, load, synthetic
+from selssm_jax.data import LOADERS, Dataset, load, synthetic
 from selssm_jax.model import SequenceModel
 from selssm_jax.runs import Run
 
@@ -291,6 +291,32 @@ def test_a_priced_memory_is_held_against_the_bottleneck(tmp_path, case):
     short = {"steps": 102, "eval_every": 102, "checkpoint_every": 102, "penalty_warmup": 5}
     found = script.train(*case, 0.1, 1, tmp_path, **short)
     assert found["complexity"][0] > 0 and found["share"][0] < 1.05
+def test_two_answers_are_compared_with_the_filter_of_each_hidden_state():
+    script = importlib.import_module("two_answers")
+    dataset = load(Data(source="two_answers", noise=0.5, length=24, horizon=2, eval_examples=4000))
+    np.testing.assert_allclose(script.filter_errors(dataset), dataset.info["answers_known"]["mse"], rtol=0.1)
+    inputs = np.concatenate([batch["inputs"] for batch in dataset.evaluate("test", 500)])
+    means = script.filter_means(inputs, 0.5)
+    assert (np.abs(np.corrcoef(means) - np.eye(3)) < 0.1).all(), "the hidden states are independent"
+
+
+@pytest.mark.exhaustive
+def test_memories_of_two_answers_are_described_and_compared_with_one_for_each(tmp_path):
+    script = importlib.import_module("two_answers")
+    script.register_alone()
+    short = {"steps": 10, "eval_every": 10, "checkpoint_every": 10}
+    data = {"length": 24, "eval_examples": 1000}
+    try:
+        (run,) = script.train(4, script.NOISE, 0.001, 1, folder=tmp_path, data=data, penalty_warmup=2, **short)
+        found = script.describe(run)
+        assert np.shape(found["squared correlations with the filters"]) == (4, 3)
+        assert len(found["told"]) == 4 and 0 <= found["told rightly"] <= 1
+        for answer in (0, 1):
+            (error,) = script.errors_alone(answer, 2, 1, folder=tmp_path, data=data, **short)
+            assert error > 0.9
+    finally:
+        for name in script.ALONE:
+            del SOURCES[name], LOADERS[name]
 
 
 def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):

@@ -83,34 +83,38 @@ def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
     direct = model.conv == 0 and model.frame == model.stride == 1 and not model.filterbank and not model.normalize
     if process is None or not (linear and direct):
         return None
-    A, B, noise = _linear_response(run.model, run.params, int(moments[-1]) + 1)
-    decay, white = process["decay"], process["noise"]
+    decay, white = np.atleast_1d(process["decay"]), process["noise"]
+    read = jnp.array(process.get("read", [[1]]), jnp.float32)
+    A, B, noise = _linear_response(run.model, run.params, int(moments[-1]) + 1, len(read))
+    still = np.zeros_like(decay)
     source = dict(
-        F=jnp.diag(jnp.array([decay, 0.0])),
-        H=jnp.ones((1, 2)),
-        innovation_cov=jnp.diag(jnp.array([1 - decay**2, white])),
+        F=jnp.diag(jnp.concatenate([decay, still])),
+        H=jnp.concatenate([read, read], axis=1),
+        innovation_cov=jnp.diag(jnp.concatenate([1 - decay**2, still + white])),
     )
-    start = jnp.diag(jnp.array([1.0, white]))
+    start = jnp.diag(jnp.concatenate([still + 1, still + white]))
     return np.asarray(gaussian.coloured_information(A, B, jax.vmap(jnp.diag)(noise**2), **source, source_cov=start))[
         moments
     ]
 
 
-def _linear_response(model: ModelLike, params: PyTree, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A_t, the drive that a unit input makes, (T, n, 1), and the noise, of the first block of a linear model with one
-    channel.
+def _linear_response(
+    model: ModelLike, params: PyTree, steps: int, width: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A_t, the drive that a unit of each input makes, (T, n, width), and the noise, of the first block of a linear
+    model.
     """
 
     @jax.jit
     def drives(value: jax.Array) -> Any:
-        batch = {"inputs": jnp.broadcast_to(value, (1, steps, 1)), "valid": jnp.ones((1, steps), bool)}
+        batch = {"inputs": jnp.broadcast_to(value, (1, steps, width)), "valid": jnp.ones((1, steps), bool)}
         first = observe(model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks[
             block_name(0)
         ]
         return jax.tree.map(lambda leaf: leaf[0], first.law)
 
-    silent, driven = drives(jnp.float32(0)), drives(jnp.float32(1))
-    return silent.A, (driven.drive - silent.drive)[..., None], silent.noise
+    silent, *driven = (drives(value) for value in (jnp.zeros((1, 1, width)), *jnp.eye(width)[:, None, None]))
+    return silent.A, jnp.stack([one.drive - silent.drive for one in driven], axis=-1), silent.noise
 
 
 def ceiling(moments: list[Results]) -> Estimate | None:

@@ -3,8 +3,9 @@
 The "optimum" in the metadata is what a perfect model reaches; "answer_nats" is the entropy of all scored answers of an
 example, which a model without memory has to pay: it is the information about the past that the task asks a state to
 hold. "process", where the inputs are Gaussian: x_t = z_t + n_t with z_t = decay z_{t-1} + e_t, var z = 1, var n =
-noise; of two_answers decays of several z, and "mixing", which of them each answer is the sum of. "answers_known", where
-there are several: of each the error of the exact filter and what the past tells of it in nats, and of all together.
+noise; of two_answers decays of several z, "read", which of the x each input is the sum of, and "mixing", which of the z
+each answer is. "answers_known", where there are several: of each the error of the exact filter and what the past tells
+of it in nats, and of all together.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ FAST, TURN = 0.5, 1 / 32  # decay in a storm of changing_drift, and how often st
 CLEAR, OFTEN = 0.001, 0.05  # variance of the noise of its clear readings, and how often a reading is one
 PARTS = (0.99, 0.95, 0.8)  # decays of the hidden states of two_answers
 MIXING = np.array([[1, 1, 0], [1, 0, 1]])  # which of them are in its first answer, and in its second
+READ = np.array([*MIXING, [1, 0, 0]])  # and in what is read at each step: both sums, and the shared one by itself
 GRID = 20_001  # variances between 0 and 1 at which means over all courses of noise or drift are computed
 
 
@@ -293,14 +295,14 @@ def _two_answers(config: Data) -> Definition:
             hidden[part] = _draw_states((*key, part), rows, total, decay)
             noise[part] = counter_rng.normal((*key, part, 1), rows, total)
         seen = hidden + math.sqrt(config.noise) * noise
-        read = np.concatenate([np.einsum("cp,prt->rtc", MIXING, seen), seen[0, :, :, None]], axis=-1)
+        read = np.einsum("cp,prt->rtc", READ, seen)
         asked = np.einsum("cp,prt->rtc", MIXING, hidden[:, :, config.length :])
         return read[:, : config.length].astype(np.float32), asked.astype(np.float32), np.ones(len(rows), np.float32)
 
     task = Task("forecasting", channels=len(MIXING), length=config.length, horizon=config.horizon, covariates=1)
     known = _know_answers(config)
     rivals = {"optimal": {"mse": float(np.mean(known["mse"]))}, "zero": {"mse": float(MIXING.sum(axis=1).mean())}}
-    process = {"decay": list(PARTS), "noise": config.noise, "mixing": MIXING.tolist()}
+    process = {"decay": list(PARTS), "noise": config.noise, "mixing": MIXING.tolist(), "read": READ.tolist()}
     return Definition(task, examples, rivals, process=process, answers_known=known)
 
 

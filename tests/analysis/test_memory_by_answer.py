@@ -54,22 +54,31 @@ def as_answers(first, second, groups=None):
     return Answers({"first": first, "second": second}, groups, None, first.shape[1])
 
 
-def test_bits_of_each_answer_and_of_each_component_are_those_of_the_law():
-    cov = PARTS @ PARTS.T
+def draw_law():
+    """(covariance, the components, the two answers) of a Gaussian law of one shared and two private parts."""
     drawn = np.random.default_rng(0).normal(size=(ROWS, 7)) @ PARTS.T
-    asked = as_answers(drawn[:, FIRST], drawn[:, SECOND])
+    return PARTS @ PARTS.T, drawn[:, COMPONENTS], as_answers(drawn[:, FIRST], drawn[:, SECOND])
+
+
+def test_bits_of_each_component_are_those_of_the_law():
+    cov, states, asked = draw_law()
+    found = memory_by_answer.by_component(states, asked)
+    exact = [[of_covariance(cov, [part], columns) * BITS for columns in (FIRST, SECOND)] for part in COMPONENTS]
+    assert (np.abs(np.array(found["bits"]) - exact) < 4 * np.array(found["stderr"])).all()
+    assert found["tells"] == [["first", "second"], ["first"], ["second"]]
+    assert (found["shared"], found["private"], found["silent"]) == (1, [1, 1], 0)
+
+
+@pytest.mark.exhaustive
+def test_bits_of_each_answer_are_those_of_the_law():
+    cov, states, asked = draw_law()
     exact = [of_covariance(cov, COMPONENTS, columns) * BITS for columns in (FIRST, SECOND, FIRST + SECOND)]
     together = {"future": exact[2], "stderr": 0.01}
-    found = memory_by_answer.by_answer(Block(drawn[:, None, :3], None, None), asked, together, QUICK)
+    found = memory_by_answer.by_answer(Block(states[:, None], None, None), asked, together, QUICK)
     for bits, stderr, truth in zip(found["bits"], found["stderr"], exact[:2], strict=True):
         assert -0.05 < bits - truth < 3 * stderr
     assert abs(found["overlap"]["bits"] - (exact[0] + exact[1] - exact[2])) < found["overlap"]["stderr"]
     assert found["overlap"]["stderr"] == pytest.approx(sum(found["stderr"]) + 0.01)
-    parts = found["components"]
-    truth = np.array([[of_covariance(cov, [part], columns) * BITS for columns in (FIRST, SECOND)] for part in range(3)])
-    assert (np.abs(np.array(parts["bits"]) - truth) < 4 * np.array(parts["stderr"])).all()
-    assert parts["tells"] == [["first", "second"], ["first"], ["second"]]
-    assert (parts["shared"], parts["private"], parts["silent"]) == (1, [1, 1], 0)
 
 
 @pytest.mark.exhaustive
@@ -134,9 +143,10 @@ def test_every_answer_is_a_linear_map_of_one_state():
     dataset = data.load(experiment.data)
     model = SequenceModel(experiment.model.of_task(dataset.task))
     inputs = jnp.asarray(next(iter(dataset.evaluate("test", 1)))["inputs"])
-    params = model.init(jax.random.key(0), inputs)
+    params = jax.jit(model.init)(jax.random.key(0), inputs[:, :1])
     begun = model.apply(params, 1, method="initial_state")
 
+    @jax.jit
     def say(h):
         """The answers after an input of zeros, (H, C), of a memory that held h."""
         state = jax.tree.map(lambda leaf: h[None] if leaf.shape == (1, len(h)) else leaf, begun["blocks"])
@@ -145,7 +155,7 @@ def test_every_answer_is_a_linear_map_of_one_state():
     n = experiment.model.d_state
     one, other = jax.random.normal(jax.random.key(1), (2, n))
     np.testing.assert_allclose(say(2 * one - 3 * other), 2 * say(one) - 3 * say(other) + 2 * say(0 * one), atol=1e-5)
-    maps = jax.jacobian(say)(one)
+    maps = jax.jit(jax.jacobian(say))(one)
     assert maps.shape == (4, 2, n) and (jnp.abs(maps).max(axis=0) > 1e-3).all(), "both answers read every component"
 
 
@@ -187,7 +197,10 @@ def test_the_report_says_what_each_answer_and_each_component_has(tmp_path):
 @pytest.mark.exhaustive
 def test_a_run_of_two_answers_is_measured_beside_what_the_past_tells(tmp_path):
     config = Data(source="two_answers", length=24, horizon=4, noise=0.5, eval_batch_size=250, eval_examples=500)
-    small, dataset, _, params = built(config, pattern=("selective",), norm="none", selective__gate="constant")
+    linear = {"pattern": ("selective",), "d_state": 3, "norm": "none", "conv": 0, "normalize": False}
+    small, dataset, _, params = built(
+        config, selective__gate="constant", selective__process_noise=0.3, mlp_ratio=0.0, **linear
+    )
     settings = Measure(samples=500, positions=2, longest_lag=4, decoder_steps=20, decoder_width=8)
     workdir = Workdir(str(tmp_path / "run"), dataclasses.replace(small, measure=settings))
     workdir.describe(dataset.metadata())
@@ -199,5 +212,7 @@ def test_a_run_of_two_answers_is_measured_beside_what_the_past_tells(tmp_path):
     assert one["known"]["together"] == pytest.approx(dataset.info["answers_known"]["nats_of_all"] * BITS)
     for bits, stderr, truth in zip(one["bits"], one["stderr"], one["known"]["bits"], strict=True):
         assert 0 <= bits < truth + 3 * stderr
+    for moment in found["blocks"]["block_0"]["information"]:  # of three inputs at once
+        assert moment["lower"] - 3 * moment["stderr"] <= moment["exact"] <= moment["upper"] + 3 * moment["stderr"]
     words = str(memory_section.describe_memory({"memory": json.loads(json.dumps(found)), "split": "test"}, tmp_path))
     assert "What the state knows of each answer" in words
