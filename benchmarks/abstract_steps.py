@@ -68,7 +68,7 @@ def batch_of(task: Task, rows: int) -> Arrays:
     shape, numbers = jax.ShapeDtypeStruct, partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     classes = shape(stepwise if kind.tokens else rowwise, jnp.int32)
     return {
-        "inputs": classes if kind.tokens else numbers((*stepwise, task.channels)),
+        "inputs": classes if kind.tokens else numbers((*stepwise, task.width)),
         "targets": numbers((rows, task.horizon, task.channels)) if kind.forecasts else classes,
         "weights": numbers(classes.shape),
         "valid": shape(stepwise, jnp.bool_),

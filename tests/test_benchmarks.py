@@ -304,7 +304,7 @@ def test_two_answers_are_compared_with_the_filter_of_each_hidden_state():
 def test_memories_of_two_answers_are_described_and_compared_with_one_for_each(tmp_path):
     script = importlib.import_module("two_answers")
     script.register_alone()
-    short = {"steps": 10, "eval_every": 10, "checkpoint_every": 10}
+    short = {"steps": 101, "eval_every": 101, "checkpoint_every": 101}
     data = {"length": 24, "eval_examples": 1000}
     try:
         (run,) = script.train(4, script.NOISE, 0.001, 1, folder=tmp_path, data=data, penalty_warmup=2, **short)
