@@ -143,14 +143,15 @@ def test_every_answer_is_a_linear_map_of_one_state():
     dataset = data.load(experiment.data)
     model = SequenceModel(experiment.model.of_task(dataset.task))
     inputs = jnp.asarray(next(iter(dataset.evaluate("test", 1)))["inputs"])
-    params = jax.jit(model.init)(jax.random.key(0), inputs[:, :1])
+    keys = {"params": jax.random.key(0), "noise": jax.random.key(2)}
+    params = jax.jit(model.init)(keys, inputs[:, :1])
     begun = model.apply(params, 1, method="initial_state")
 
     @jax.jit
     def say(h):
         """The answers after an input of zeros, (H, C), of a memory that held h."""
         state = jax.tree.map(lambda leaf: h[None] if leaf.shape == (1, len(h)) else leaf, begun["blocks"])
-        return model.apply(params, jnp.zeros_like(inputs[:, :1]), begun | {"blocks": state})[0][0]
+        return model.apply(params, jnp.zeros_like(inputs[:, :1]), begun | {"blocks": state}, rngs=keys)[0][0]
 
     n = experiment.model.d_state
     one, other = jax.random.normal(jax.random.key(1), (2, n))
