@@ -291,6 +291,8 @@ def test_a_priced_memory_is_held_against_the_bottleneck(tmp_path, case):
     short = {"steps": 102, "eval_every": 102, "checkpoint_every": 102, "penalty_warmup": 5}
     found = script.train(*case, 0.1, 1, tmp_path, **short)
     assert found["complexity"][0] > 0 and found["share"][0] < 1.05
+
+
 def test_two_answers_are_compared_with_the_filter_of_each_hidden_state():
     script = importlib.import_module("two_answers")
     dataset = load(Data(source="two_answers", noise=0.5, length=24, horizon=2, eval_examples=4000))
