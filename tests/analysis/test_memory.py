@@ -313,9 +313,11 @@ def test_what_a_label_can_hold_makes_data_processing_say_consistent():
     such bound.
     """
     retained = {"lags": [0, 1], "lower": [3.0, 1.0], "stderr": [0.01, 0.01], "symbols": 16}
-    information = [{"moment": 3, "lower": 5.0, "upper": 6.0, "stderr": 0.02}]
+    information = [{"moment": 3, "lower": 5.0, "upper": 6.0, "stderr": 0.02, "given": memory_of_past.INPUTS}]
     ceiling = memory_of_past.ceiling(information)
     assert memory._verdict(ceiling, retained, information)["status"] == "consistent"
+    more = [information[0] | {"given": "the state before it and the input"}]  # of which a state may know more
+    assert memory._verdict(ceiling, retained, more)["status"] == "inconclusive"
     assert memory._verdict(ceiling, retained | {"symbols": None}, information)["status"] == "inconclusive"
     assert memory._verdict(ceiling, retained | {"lower": [7.0, 1.0]}, information)["status"] == "violated"
 
