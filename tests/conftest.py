@@ -50,7 +50,7 @@ SECONDS = json.loads((REPOSITORY / "tests" / "durations.json").read_text())["sec
 QUICK = 0.1  # seconds of a case that is not among them
 SLOW = 0.7  # seconds from which on a case is left out of a developer's loop
 BUDGET = 1.0  # seconds of a function's cases that are not exhaustive; at least one is not
-LONGEST = 3.0  # seconds from which on a case is exhaustive, unless it is marked as one that always runs
+LONGEST = 2.0  # seconds from which on a case is exhaustive, unless it is marked as one that always runs
 MAPPINGS = 5_000  # regions of memory, some two gigabytes of programs; Linux grants a process 65,530
 
 # Shapes and types are checked at every call. The configuration is left out: it checks its own, and says the fix.
