@@ -128,8 +128,10 @@ def perron_root(growth: Growth) -> float:
     least, most = 0.0, float(growth(np.ones(len(growth.low))).max())
     if growth.separable:
         return most
+    if most > 1:  # entries far above the root would leave the halvings no digits of it
+        least, most = (0.0, 1.0) if _weights(growth, 1.0) is not None else (1.0, most)
     for _ in range(HALVINGS):
-        middle = (least + most) / 2
+        middle = (least + most) / 2 if most <= 4 * least or not least else math.sqrt(least * most)
         least, most = (least, middle) if _weights(growth, middle) is not None else (middle, most)
         if most - least <= 1e-14 * most:
             break

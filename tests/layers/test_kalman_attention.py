@@ -155,9 +155,12 @@ def attack(layer, params, region, x, rng, *, ascents):
     m = (wide * rng.uniform(-1, 1, (len(x), H, N, P))).astype("f")
     variance = np.exp(rng.uniform(-8, 0, (len(x), H * N))).astype("f")
     past, now = x[:, :-1], x[:, -1]
+    unit = max(J[: H * N, H * N :].max(), 1e-30)
     norm = jax.jit(
         jax.grad(
-            lambda m, v: jnp.square(jacobians(layer, params, m, v, past, now)[:, : -H * N, -H * N :]).sum(), (0, 1)
+            # in units of what is stated, or squares leave the range of float32
+            lambda m, v: jnp.square(jacobians(layer, params, m, v, past, now)[:, : -H * N, -H * N :] / unit).sum(),
+            (0, 1),
         )
     )
     found = by_rows(jacobians(layer, params, m, variance, past, now))

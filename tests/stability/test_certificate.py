@@ -44,6 +44,30 @@ def test_reducible_transitions_contract_in_some_weights():
     assert found.uniform.constant > 1e4 and found.horizon() < 1000
 
 
+@pytest.mark.parametrize("crossing", [1e3, 1e9, 1e15, 1e30])
+@pytest.mark.parametrize("gap", [1e-1, 1e-6])
+def test_a_crossing_of_any_size_leaves_the_root_that_the_diagonal_has(crossing, gap):
+    """Of a memory whose mean owes its variance much, as precise readings make it: triangular, so that it contracts."""
+    a = np.array([1 - gap, 0.3])
+    N = np.block([[np.diag(a), crossing * np.eye(2)], [np.zeros((2, 2)), np.diag(a**2)]])
+    growth = Growth(N, N)
+    assert perron_root(growth) == pytest.approx(1 - gap, rel=1e-9)
+    found = contract(growth)
+    assert 1 - gap <= found.rate < 1 and (N @ found.weights <= found.rate * found.weights * (1 + 1e-12)).all()
+    large = Growth(3 * N, 3 * N)
+    assert perron_root(large) == pytest.approx(3 * (1 - gap), rel=1e-6) and contract(large).rate >= 1
+
+
+def test_units_of_components_leave_the_root_as_it_is():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        N, units = rng.uniform(0, 1, (5, 5)), 10.0 ** rng.uniform(-8, 8, 5)
+        root = np.abs(np.linalg.eigvals(N)).max()
+        scaled = 0.99 * N / root * units[:, None] / units
+        assert perron_root(Growth(scaled, scaled)) == pytest.approx(0.99, rel=1e-9)
+        assert contract(Growth(scaled, scaled)).rate < 1
+
+
 def test_the_nonlinear_root_is_that_of_the_worst_rows():
     rng = np.random.default_rng(0)
     low, high = rng.uniform(0, 1, (2, 3, 3))
