@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
             linear_skip=96,
             channel_independent=True,
             channel_embedding=True,
+            channel_mixing=True,
         ),
         optimizer=Optimizer(peak_rate=2e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
         training=Training(steps=1720, eval_every=430, checkpoint_every=1720, log_every=20, average=0.99, devices=1),

@@ -81,6 +81,7 @@ VALUES = {
     "model.normalize_scale": (False,),
     "model.channel_independent": (True,),
     "model.channel_embedding": (True,),
+    "model.channel_mixing": (True,),
     "model.dtype": ("bfloat16",),
     "model.remat": (True,),
     "optimizer.clip_norm": (0.0,),

@@ -81,6 +81,7 @@ def _exact(run: Run, moments: np.ndarray) -> np.ndarray | None:
         and not (layer.drive_noise or layer.drive_dropout)  # which are not Gaussian beside Gaussian inputs
     )
     direct = model.conv == 0 and model.frame == model.stride == 1 and not model.filterbank and not model.normalize
+    direct = direct and (model.task.channels == 1 or not model.channel_independent)
     if process is None or not (linear and direct):
         return None
     decay, white = np.atleast_1d(process["decay"]), process["noise"]

@@ -63,6 +63,7 @@ _SERIES = (
     "normalize_scale",
     "channel_independent",
     "channel_embedding",
+    "channel_mixing",
 )
 TASKS: dict[str, TaskRule] = {
     "language": TaskRule(("model.tie_embeddings",)),

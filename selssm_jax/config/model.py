@@ -88,6 +88,8 @@ class Model:
     channel_independent: bool = False  # forecasting: one model, applied to every channel by itself
     # forecasting: channels that run apart each have a vector of their own, which is added to every frame
     channel_embedding: bool = False
+    # forecasting: channels that run apart read one another before the blocks, by learned weights and a gate
+    channel_mixing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; states and parameters stay float32
     # bits of every component that is carried, a string of digits for each array of the state; empty: as computed
     memory_bits: tuple[str, ...] = ()
@@ -123,12 +125,15 @@ class Model:
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}; {EXTEND}")
         if self.frame or self.stride:  # both 0: what suits the data
             check_frames(self.frame, self.stride, "model.{}".format)
-        if self.channel_embedding and not self.channel_independent:
-            raise InputError(
-                "model.channel_embedding=True tells channels apart that share their weights, found "
-                "model.channel_independent=False, where each has weights of its own: set channel_independent=True, or "
-                "leave channel_embedding out"
-            )
+        for key, does in (
+            ("channel_embedding", "tells channels apart that share their weights"),
+            ("channel_mixing", "lets channels that run apart read one another"),
+        ):
+            if getattr(self, key) and not self.channel_independent:
+                raise InputError(
+                    f"model.{key}=True {does}, found model.channel_independent=False, where each has weights of its "
+                    f"own and reads all: set channel_independent=True, or leave {key} out"
+                )
         object.__setattr__(self, "own", self._read_own())
         for name in MIXERS:
             check_fields(self.mixer(name), self._calls(name))

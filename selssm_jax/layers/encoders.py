@@ -7,10 +7,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from selssm_jax.config.fields import Count, Positive, check_arguments
+from selssm_jax.config.fields import Count, Positive, Spread, check_arguments
 from selssm_jax.config.model import check_frames
 from selssm_jax.layers.parameters import Layer
-from selssm_jax.layers.projection import Projection
+from selssm_jax.layers.projection import Projection, project
 from selssm_jax.ops import shards
 from selssm_jax.shapes import Rows
 
@@ -23,7 +23,8 @@ class FrameEncoder(Layer):
     frame = stride = 1 is the plain vector encoder. The state holds the last frame - stride samples.
 
     With `embedded` = C rows are, C after C, the channels of one series after the other, and each channel adds a vector
-    of its own to all of its frames: what tells channels apart to weights that they share.
+    of its own to all of its frames: what tells channels apart to weights that they share. With `mixed` = C they read
+    one another then (`ChannelMixing`).
     """
 
     features: int
@@ -33,6 +34,8 @@ class FrameEncoder(Layer):
     filterbank: int = 0
     dtype: DTypeLike = jnp.float32
     embedded: int = 0
+    mixed: int = 0
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -42,7 +45,7 @@ class FrameEncoder(Layer):
 
         T is padded with zeros to a multiple of `stride`; only the last piece of a signal may need it.
         """
-        counts = {"filterbank": Count, "embedded": Count}
+        counts = {"filterbank": Count, "embedded": Count, "mixed": Count}
         check_arguments(self, {"features": Positive, "channels": Positive} | counts)
         check_frames(self.frame, self.stride, str)
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, 0)))
@@ -55,7 +58,8 @@ class FrameEncoder(Layer):
         if self.filterbank:
             y = self._log_magnitudes(y)
         y = Projection(self.features, dtype=self.dtype, name="in")(y)
-        return (self._embed(y) if self.embedded else y), after
+        y = self._embed(y) if self.embedded else y
+        return (ChannelMixing(self.mixed, self.norm_epsilon, self.dtype, name="mix")(y) if self.mixed else y), after
 
     def initial_state(self, batch: Rows) -> Float[Array, "B W C"]:
         """Returns silence before the first sample."""
@@ -75,6 +79,31 @@ class FrameEncoder(Layer):
         real, imaginary = jnp.split(frames @ kernel, 2, axis=-1)
         y = jnp.log(real**2 + imaginary**2 + 1e-6)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(y)
+
+
+class ChannelMixing(Layer):
+    """y_c + W_o (silu(W_g n_c) * sum_e s_ce W_v n_e), n = RMSNorm(y): each of C channels reads the others at its own
+    step, as much of each as it has learned, s = softmax(S) over e, and as it decides by what it reads itself.
+
+    S = 0 and W_o = 0 at the start: all alike, and the channels as they are.
+    """
+
+    channels: int
+    norm_epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "R F D"]) -> Float[Array, "R F D"]:
+        """Returns the rows, which are, C after C, the channels of one series after the other."""
+        check_arguments(self, {"channels": Positive, "norm_epsilon": Spread})
+        normal, shape = nn.initializers.lecun_normal(), (y.shape[-1],) * 2
+        gate, value = (self.param(name, normal, shape) for name in ("gate", "value"))
+        out = self.param("out", nn.initializers.zeros, shape)
+        weights = jax.nn.softmax(self.param("weights", nn.initializers.zeros, (self.channels,) * 2), axis=-1)
+        n = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(y)
+        apart = project(n, value).reshape(-1, self.channels, y.shape[1] * y.shape[2])
+        mixed = jnp.einsum("ce,bex->bcx", weights.astype(apart.dtype), apart).reshape(y.shape)
+        return y + project(nn.silu(project(n, gate)) * mixed, out)
 
 
 class LearnedCycle(Layer):

@@ -54,6 +54,8 @@ class Forecasting(TaskKind):
             config.filterbank,
             jnp.dtype(config.dtype),
             config.task.channels if config.channel_embedding else 0,
+            config.task.channels if config.channel_mixing else 0,
+            config.norm_epsilon,
         )
 
     def head(self, config: Model) -> nn.Module | None:
@@ -190,6 +192,7 @@ class Forecasting(TaskKind):
         return (
             super().weights(config)
             + channels * (config.task.period + config.d_model * config.channel_embedding)
+            + config.channel_mixing * (channels**2 + config.d_model * (3 * config.d_model + 1))
             + config.d_model
             * config.head_context
             * horizon

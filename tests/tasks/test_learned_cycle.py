@@ -31,6 +31,7 @@ CYCLE = RNG.standard_normal((PERIOD, CHANNELS)).astype(np.float32)
 FORMS = {
     "together": {"linear_skip": 6, "head_context": 3},
     "apart": {"linear_skip": 6, "frame": 4, "stride": 2, "channel_independent": True, "channel_embedding": True},
+    "mixed": {"channel_independent": True, "channel_mixing": True, "frame": 4, "stride": 2},
     "level alone": {"normalize_scale": False, "channel_independent": True},
     "as it is": {"normalize": False},
 }
@@ -170,6 +171,27 @@ def test_a_channel_adds_its_vector_to_every_frame():
     bare, _ = FrameEncoder(6, 1, frame=4, stride=2).apply({"params": plain}, x)
     np.testing.assert_allclose(y, np.asarray(bare) + np.tile(table, (2, 1))[:, None], rtol=1e-6, atol=1e-6)
     assert not optimizer.is_decayed(("encoder", "channel_embedding")) and not optimizer.is_decayed(("cycle", "cycle"))
+
+
+def test_channels_read_one_another_as_much_as_the_weights_say_and_not_at_all_at_the_start():
+    encoder = FrameEncoder(6, 1, frame=4, stride=2, mixed=3)
+    x = jax.random.normal(jax.random.key(0), (2 * 3, 8, 1))
+    params = encoder.init(jax.random.key(1), x)["params"]
+    bare, _ = FrameEncoder(6, 1, frame=4, stride=2).apply({"params": {"in": params["in"]}}, x)
+    np.testing.assert_array_equal(encoder.apply({"params": params}, x)[0], bare)
+    leaves, tree = jax.tree.flatten(params["mix"])
+    rng = np.random.default_rng(0)
+    mix = tree.unflatten([jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32) for leaf in leaves])
+    y, _ = encoder.apply({"params": {**params, "mix": mix}}, x)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), mix)
+    e = np.asarray(bare, np.float64)
+    n = e / np.sqrt(np.square(e).mean(axis=-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
+    s = np.exp(p["weights"]) / np.exp(p["weights"]).sum(axis=1, keepdims=True)
+    for row in range(6):
+        others = slice(row // 3 * 3, row // 3 * 3 + 3)
+        read = np.einsum("e,efd->fd", s[row % 3], n[others] @ p["value"])
+        z = n[row] @ p["gate"]
+        np.testing.assert_allclose(y[row], e[row] + (z / (1 + np.exp(-z)) * read) @ p["out"], rtol=1e-4, atol=1e-4)
 
 
 def test_channels_that_swap_their_vectors_and_cycles_swap_their_forecasts():
@@ -326,8 +348,10 @@ def test_several_series_have_no_common_cycle(tmp_path):
         data.load(config)
 
 
-def test_a_vector_for_a_channel_needs_channels_that_run_apart():
-    with pytest.raises(
-        InputError, match=r"model\.channel_embedding=True tells channels apart that share their weights"
-    ):
-        runs.model(channel_embedding=True)
+@pytest.mark.parametrize(
+    ("key", "does"),
+    [("embedding", "tells channels apart"), ("mixing", "lets channels that run apart read one another")],
+)
+def test_what_is_of_channels_that_run_apart_needs_them(key, does):
+    with pytest.raises(InputError, match=rf"model\.channel_{key}=True {does}.*: set channel_independent=True"):
+        runs.model(**{f"channel_{key}": True})

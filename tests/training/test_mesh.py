@@ -99,7 +99,11 @@ def test_every_mixer_that_can_trains_as_on_one_device(kind, mesh, shard):
         ("classification", ("s4d",), {"pool": "last", "piece": 12}),
         ("forecasting", ("selective",), {"linear_skip": 9, "head_context": 8, "piece": 8}),
         ("forecasting", ("s4d",), {"channel_independent": True, "frame": 2, "stride": 2}),
-        ("cycle", ("s4d",), {"channel_independent": True, "channel_embedding": True, "frame": 2, "stride": 2}),
+        (
+            "cycle",
+            ("s4d",),
+            {"channel_independent": True, "channel_embedding": True, "channel_mixing": True, "frame": 2, "stride": 2},
+        ),
     ],
     ids=str,
 )

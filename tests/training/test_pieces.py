@@ -79,7 +79,10 @@ def test_packed_documents_have_the_gradients_of_the_whole(kind):
         ("classification", {"pool": "last"}),
         ("forecasting", {"linear_skip": 9, "head_context": 8}),
         ("forecasting", {"channel_independent": True, "frame": 2, "stride": 2}),
-        ("cycle", {"channel_independent": True, "channel_embedding": True, "frame": 2, "stride": 2}),
+        (
+            "cycle",
+            {"channel_independent": True, "channel_embedding": True, "channel_mixing": True, "frame": 2, "stride": 2},
+        ),
     ],
     ids=str,
 )
