@@ -35,7 +35,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"d_model": 32, "d_state": 32},
         "training": {"steps": 2000, "eval_every": 500},
     },
-    "forecasting": {"training": {"steps": 800, "eval_every": 100}},
+    "forecasting": {
+        "model": {"normalize_scale": True},
+        "training": {"steps": 800, "eval_every": 100, "forecast_loss": "mse", "average": 0.0},
+    },
     "classification": {
         "data": {"train_on": "train"},
         "model": {"pattern": ("selective",) * 2, "d_model": 32, "d_state": 64},

@@ -26,8 +26,11 @@ def get_config() -> ConfigDict:
             frame=48,
             stride=24,
             linear_skip=512,
+            normalize_scale=False,
             channel_independent=True,
         ),
         optimizer=Optimizer(peak_rate=6e-3, end_rate=1e-5, warmup_steps=100, weight_decay=0.1),
-        training=Training(steps=1200, eval_every=100, checkpoint_every=400, log_every=20),
+        training=Training(
+            steps=1200, eval_every=100, checkpoint_every=400, log_every=20, forecast_loss="huber", average=0.99
+        ),
     ).to_config_dict()

@@ -395,6 +395,18 @@ WRONG = [
             ("training__mesh", (1, 2), r"on every device, found training\.mesh=\(1, 2\), .*use \(0, 1\), or 'all'"),
         )
     ],
+    (
+        {"training__information_weight": 0.1, "model__pattern": ("kalman",), "training__information_bound": "capacity"},
+        r"found model\.pattern=\('kalman',\), whose gates know their nats: leave it at 'vib'",
+    ),
+    (
+        {
+            "training__information_weight": 0.1,
+            "model__pattern": ("kalman", "kalman_attention"),
+            "model__kalman__sampled": True,
+        },
+        r"what the samples of 'kalman' blocks hold, .*\('kalman', 'kalman_attention'\): use blocks of one kind",
+    ),
     ({**NOISY, "optimizer__accumulate": 2}, r"moments of a whole batch, found optimizer\.accumulate=2: use 1"),
     ({"data__period": -2}, r"data\.period=-2 is out of range: use at least -1"),
     (

@@ -192,11 +192,17 @@ class Experiment:
             )
 
     def _check_gains(self) -> None:
-        """Raises InputError for a bound of memory where its nats are known."""
+        """Raises InputError for a bound of memory where its nats are known, and for nats of two kinds."""
+        if self.model.kalman.sampled and "kalman" in self.model.pattern and set(self.model.pattern) != {"kalman"}:
+            raise InputError(
+                "training.information_weight prices what the samples of 'kalman' blocks hold, but of other blocks what "
+                f"a step gains, found model.kalman.sampled=True and model.pattern={self.model.pattern}: use blocks of "
+                "one kind, or model.kalman.sampled=False"
+            )
         if self.training.information_bound != "vib":
             raise InputError(
                 f"training.information_bound={self.training.information_bound!r} is of the noisy memory of 'selective' "
-                "blocks, found model.pattern={self.model.pattern}, whose gates know their nats: leave it at 'vib'"
+                f"blocks, found model.pattern={self.model.pattern}, whose gates know their nats: leave it at 'vib'"
             )
 
     def _check_last(self) -> None:

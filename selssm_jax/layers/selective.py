@@ -240,8 +240,9 @@ class SelectiveSSM(Layer):
         """x on or within the sphere of the largest input, where the certificate needs one."""
         if not self._capped:
             return x
-        size = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
-        return x * jnp.minimum(1, self._projected.radius / jnp.maximum(size, 1)).astype(x.dtype)
+        # the root of a square of at least 1 has a slope, that of 0 has none
+        size = jnp.sqrt(jnp.maximum(jnp.square(x.astype(jnp.float32)).sum(axis=-1, keepdims=True), 1))
+        return x * jnp.minimum(1, self._projected.radius / size).astype(x.dtype)
 
     def _largest_drive(self, inputs: Inputs) -> Array:
         reach = inputs.reach(self.B) / (1 - self.drive_dropout)

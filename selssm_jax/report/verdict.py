@@ -193,6 +193,11 @@ def _forgetting(results: Results) -> str:
 
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
     mixers = sorted({model["pattern"][blocks.index(name)] for name in missing})
+    if mixers == ["kalman"] and model.get("kalman", {}).get("sampled"):
+        return (
+            "the noise of samples has no bound, so neither has what they owe to their variance; with "
+            "model.kalman.sampled=False it is certified"
+        )
     if mixers != ["selective"]:
         return (
             f"of {' and '.join(mixers)} no useful rate is certified; selective blocks with a "

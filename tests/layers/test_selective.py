@@ -413,6 +413,17 @@ def test_what_is_lost_leaves_the_mean_and_the_law_is_given_what_was_lost():
     assert np.abs(h - law.drive[:, 0]).max() < 6e-3
 
 
+@pytest.mark.parametrize("reads", ["elementwise", "dense"])
+def test_an_input_of_zeros_leaves_slopes_of_a_certified_layer(reads):
+    layer, params, x = build(certified=True, gate_floor=0.1, gate_state=reads, gate="sigmoid")
+    x = x.at[:, 3].set(0)
+    slopes = jax.grad(lambda p, x: jnp.square(layer.apply(p, x)[0]).sum(), (0, 1))(params, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    far = 1e3 * x[:1, :1]  # on the sphere, as it was
+    bounded = layer.apply(params, far, method=lambda layer, x: layer._bound_input(x))
+    np.testing.assert_allclose(np.linalg.norm(bounded), 2 * np.sqrt(D), rtol=1e-5)
+
+
 def test_slopes_of_noise_are_numbers_where_nothing_is_written():
     layer = SelectiveSSM(D, N, drive_noise=0.5, transition="complex")
     x = jnp.zeros((B, T, D))
