@@ -114,6 +114,7 @@ def memory_nats(run: Run) -> float:
     def law(params: Any, batch: Any) -> Any:
         blocks = observe(run.model, params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]).blocks
         (block,) = blocks.values()
+        assert block.law is not None
         return [values[:, -1] for values in objectives.moments(block.law, "vib")]
 
     for batch in run.dataset.evaluate("test", 500):

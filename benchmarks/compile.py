@@ -16,21 +16,23 @@ import jax.numpy as jnp
 import measure
 
 from selssm_jax.config import Data, Experiment, Model, SelectiveConfig, Task
+from selssm_jax.config.mixers import Reads
 from selssm_jax.model import SequenceModel
 from selssm_jax.training import optimizer, step
 
 STEPS, BLOCKS, SECONDS = 8192, 6, 15.0
+GATE_STATES: tuple[Reads, ...] = ("none", "elementwise")
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
     """Both kinds of gates."""
     del rounds  # measure.seconds_to_compile takes the median of three
-    seconds = {gate_state: seconds_to_compile(gate_state) for gate_state in ("none", "elementwise")}
+    seconds = {gate_state: seconds_to_compile(gate_state) for gate_state in GATE_STATES}
     ratios = {f"seconds, gate_state={name}": {"seconds": value, "at_most": SECONDS} for name, value in seconds.items()}
     return {"dtype": "float32", "steps": STEPS, "blocks": BLOCKS, "ratios": ratios}
 
 
-def seconds_to_compile(gate_state: str) -> float:
+def seconds_to_compile(gate_state: Reads) -> float:
     """Of one training step."""
     model = Model(
         pattern=("selective",) * BLOCKS,

@@ -16,6 +16,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import measure
 import numpy as np
 from seed_runs import interval
@@ -110,7 +111,7 @@ def control(run: pathlib.Path) -> dict[str, Any]:
     }
     seed, parameters = (
         opened.experiment.training.seed,
-        int(sum(np.size(leaf) for leaf in measure.jax.tree.leaves(opened.params))),
+        int(sum(np.size(leaf) for leaf in jax.tree.leaves(opened.params))),
     )
     return {
         "task": opened.experiment.name,

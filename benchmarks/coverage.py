@@ -42,9 +42,8 @@ def _sampled(
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
         sample = sampler(jax.random.key(int(rng.integers(2**31))), n, *arguments, **settings)
         sides = (np.asarray(side, np.float64) for side in (sample.x, sample.y))
-        return *(side if by is None else by(side) for side, by in zip(sides, (x, y), strict=True)), float(
-            sample.information
-        )
+        left, right = (side if by is None else by(side) for side, by in zip(sides, (x, y), strict=True))
+        return left, right, float(sample.information)
 
     return n, draw
 

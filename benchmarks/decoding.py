@@ -26,8 +26,6 @@ from selssm_jax.config.mixers import MIXERS
 from selssm_jax.model import SequenceModel
 
 POSITIONS = tuple(2**power for power in range(8, 17))
-# and heads and a window as they are by default
-SIZES = {"d_model": 64, "d_state": 64, "attention": AttentionConfig(window=POSITIONS[-1])}
 FLAT, GROWING = 0.02, 0.05  # how far a slope may be from 0, and from 1
 TIMED = {
     **dict.fromkeys(("selective", "mamba", "mamba2", "lstm", "tcn"), (256,)),
@@ -69,8 +67,12 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 
 def made(kind: str) -> tuple[SequenceModel, PyTree]:
-    """The model of one kind of mixer, and the shapes of its parameters."""
-    model = SequenceModel(Model(pattern=(kind, kind), task=Task("language", vocab=256), **SIZES))
+    """The model of one kind of mixer, and the shapes of its parameters; heads and the window of local attention are as
+    they are by default.
+    """
+    attention = AttentionConfig(window=POSITIONS[-1])
+    task = Task("language", vocab=256)
+    model = SequenceModel(Model(pattern=(kind, kind), task=task, d_model=64, d_state=64, attention=attention))
     return model, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 

@@ -33,7 +33,7 @@ CASES = (*((n, width, "diagonal") for width in (64, 256) for n in (1024, 4096, 1
 STEPS, DRIFT_STEPS, SEED = 16, (1000, 10_000), 0
 TARGET = 0.1  # share of open gates that is claimed to pay, from 4096 components on
 Step = Callable[..., GatheredMemory]
-Program = tuple[Step, tuple]
+Program = tuple[Step, tuple[Any, ...]]
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def compiled(step: Step) -> Step:
 
 
 def decoder(
-    program: Step, n: int, weights: tuple, inputs: list[Array], opened: list[Array | None]
+    program: Step, n: int, weights: tuple[Any, ...], inputs: list[Array], opened: list[Array | None]
 ) -> Callable[[], GatheredMemory]:
     """STEPS steps in a row from where the last call ended, every one awaited."""
     memory = GatheredMemory(jnp.zeros(n), jnp.zeros(len(inputs[0])))

@@ -26,6 +26,7 @@ LENGTHS = tuple(1024 * 4**power for power in range(5))
 SLOPE, COMPILE = 1.05, 1.5
 PEERS = ("associative_scan", "lax.scan", "streaming pass")
 SEED = 0
+Draw = Callable[[int], tuple[Array, ...]]
 
 
 def benchmark(rounds: int) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
     return {"dtype": "float32", "seed": SEED, "rounds": rounds, "ratios": ratios, "growth": found}
 
 
-def at_length(run: Callable[..., Array], draw: Callable[..., tuple], steps: int, rounds: int) -> dict[str, Any]:
+def at_length(run: Callable[..., Array], draw: Draw, steps: int, rounds: int) -> dict[str, Any]:
     """One op at one length."""
     shapes = jax.eval_shape(lambda: draw(steps))  # gigabytes of arrays would slow the compiler
     kinds = {"forward": (run, slice(1, None)), "value_and_grad": (measure.weighted(run), slice(None))}
@@ -109,7 +110,7 @@ def associative_scan(a: Array, b: Array) -> Array:
     return lax.associative_scan(lambda x, y: (x[0] * y[0], y[0] * x[1] + y[1]), (a, b), axis=1)[1]
 
 
-OPS = {
+OPS: dict[str, tuple[Callable[..., Array], Draw]] = {
     "linear_scan": (lambda a, b: linear_scan(a, b)[0], draw_linear),
     "associative_scan": (associative_scan, draw_linear),
     "selective_scan": (lambda *given: selective_scan(*given)[0], draw_selective),

@@ -177,7 +177,8 @@ def measure_coverage(name: str, runs: int) -> Iterator[dict[str, Any]]:
 
 def benchmark(runs: dict[str, int] = RUNS) -> dict[str, Any]:
     """All laws."""
-    tests, intervals = [], []
+    tests: list[dict[str, Any]] = []
+    intervals: list[dict[str, Any]] = []
     for name in TESTS | OUTSIDE:
         tests.append(measure_test(name, runs["tests"]))
         print(tests[-1], flush=True)

@@ -157,7 +157,7 @@ def _targets(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dic
 
 def bounds(seeds: int = SEEDS) -> dict[str, Any]:
     """Means over seeds of the lower bounds on fresh samples of the tasks, and of all on independent data."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, draw in samplers.TASKS.items():
         samples = [draw(jax.random.key(seed), SAMPLES) for seed in range(seeds)]
         for name, estimator in LOWER.items():

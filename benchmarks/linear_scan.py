@@ -37,7 +37,7 @@ def against_associative_scan(rounds: int) -> dict[str, Any]:
     """Ours and the peer at the main shape: milliseconds, bytes and ratios beside their targets."""
     a, b, weights = inputs(SHAPE)
     scans = {"linear_scan": lambda a, b: linear_scan(a, b)[0], "associative_scan": associative_scan}
-    calls: measure.Calls = {"floor": (measure.compiled(lambda a, b: a * 0.5 + b, a, b), (a, b))}
+    calls: measure.Programs = {"floor": (measure.compiled(lambda a, b: a * 0.5 + b, a, b), (a, b))}
     temporaries, compiling = {}, {}
     for name, scan in scans.items():
         both = measure.weighted(scan)
@@ -82,7 +82,7 @@ def against_associative_scan(rounds: int) -> dict[str, Any]:
 def every_method(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """Milliseconds of each method at one shape, and the fastest of them."""
     a, b, weights = inputs(shape)
-    calls = {}
+    calls: measure.Programs = {}
     for method in METHODS:
         scan = partial(lambda a, b, method: linear_scan(a, b, method=method)[0], method=method)
         calls[method, "forward"] = measure.compiled(scan, a, b), (a, b)

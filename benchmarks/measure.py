@@ -15,7 +15,8 @@ from typing import Any
 import jax
 
 RECORDS = pathlib.Path(__file__).parent / "records"
-Calls = dict[Any, tuple[Callable[..., Any], tuple]]
+Calls = dict[Any, tuple[Callable[..., Any], tuple[Any, ...]]]
+Programs = dict[Any, tuple[jax.stages.Compiled, tuple[Any, ...]]]
 
 
 def run(
@@ -73,7 +74,14 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> jax.stages.Compil
 
 def temporaries(program: jax.stages.Compiled) -> int:
     """Bytes that a program needs beside its arguments and results."""
-    return program.memory_analysis().temp_size_in_bytes
+    return int(analyse_memory(program).temp_size_in_bytes)
+
+
+def analyse_memory(program: jax.stages.Compiled) -> Any:
+    """What the compiler says of the bytes of arguments, results and temporaries."""
+    memory = program.memory_analysis()
+    assert memory is not None  # which backends may leave out
+    return memory
 
 
 def seconds_to_compile(function: Callable[..., Any], *arguments: Any) -> float:
@@ -87,7 +95,7 @@ def seconds_to_compile(function: Callable[..., Any], *arguments: Any) -> float:
     return round(median(seconds), 3)
 
 
-def in_turn(calls: Calls, rounds: int) -> dict[Any, list[float]]:
+def in_turn(calls: Mapping[Any, tuple[Callable[..., Any], tuple[Any, ...]]], rounds: int) -> dict[Any, list[float]]:
     """Seconds of each call, all of them once a round, so that a busy machine slows all; the first round only warms
     up.
     """

@@ -9,6 +9,7 @@ Rounds are the seeds of every bracket. Truths: the closed form for fixed gates, 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -182,7 +183,7 @@ def benchmark(seeds: int) -> dict[str, Any]:
     system, truth = fixed_gates()
     found = {"fixed gates, 50 steps, n=4": brackets(lambda key: many_steps(system, key), truth, seeds)}
     for name, gate in GATES.items():
-        found[f"one step, {name}"] = brackets(lambda key, gate=gate: one_step(gate, key), quadrature(gate), seeds)
+        found[f"one step, {name}"] = brackets(partial(one_step, gate), quadrature(gate), seeds)
     estimate, neighbours = samples().items()
     ratios = {name: {"ours": value, "at_most": 0.3} for name, value in times.items()} | {
         estimate[0]: {"ours": estimate[1], "at_most": 30},

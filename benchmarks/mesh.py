@@ -8,6 +8,7 @@ parameters. Nothing runs: temporaries and collectives are those of the compiled 
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -74,19 +75,20 @@ def alone(rows: int, piece: int) -> dict[str, Any]:
 def collectives(program: jax.stages.Compiled) -> dict[str, int]:
     """How often each is in the text of a program."""
     text = program.as_text()
+    assert text is not None
     return {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
 
 
 def of_scan(name: str) -> dict[str, int]:
     """The collectives of one recurrence, forward."""
     rows, steps, width, states = 1, 64 * DEVICES, 8, 4
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "linear_scan": [(rows, steps, width)] * 2,
         "dense_scan": [(rows, steps, states, states), (rows, steps, states)],
-        "selective_scan": [(rows, steps, width)] * 2 + [(rows, steps, states)] * 2,
+        "selective_scan": [(rows, steps, width), (rows, steps, width), (rows, steps, states), (rows, steps, states)],
         "ssd": [(rows, steps, 2, width), (rows, steps, 2), (rows, steps, 1, states), (rows, steps, 1, states)],
     }
-    calls = {
+    calls: dict[str, Callable[..., jax.Array]] = {
         "linear_scan": lambda a, b: linear_scan(a, b)[0],
         "dense_scan": lambda a, b: dense_scan(a, b)[0],
         "selective_scan": lambda x, dt, b, c: selective_scan(x, dt, -jnp.ones((width, states)), b, c)[0],

@@ -100,8 +100,11 @@ KINDS = {
 
 def draw(rng: np.random.Generator, count: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """(weights, h0, x (count, T, 2, N)) of `count` trials."""
-    uniform = partial(rng.uniform, size=(count, WIDTH))
-    weights = {
+
+    def uniform(low: float, high: float) -> np.ndarray:
+        return rng.uniform(low, high, (count, WIDTH))
+
+    weights: dict[str, np.ndarray] = {
         "gain": 10 ** rng.uniform(-1, 3, count),
         "floor": rng.choice([0, 0.01, 0.05, 0.3], count),
         "a": uniform(-0.95, 0.95),

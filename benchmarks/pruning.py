@@ -104,6 +104,7 @@ def main() -> None:
 
 def pruned(run: Run, sequences: int, test_batches: int) -> dict[str, Any]:
     """Metrics of the test split of one run, whole and at every share by every method."""
+    assert isinstance(run.model, SequenceModel)  # a run that is not compressed
     start, kind = time.perf_counter(), kind_of(run.model.config.task)
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = calibration(run.dataset, size, sequences)
@@ -169,7 +170,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean loss of every task by method and share, and differences of losses by run: of what is chosen by outputs or
     loss - magnitude.
     """
-    means, differences = {}, {}
+    means: dict[str, dict[str, float | dict[str, float]]] = {}
+    differences = {}
     for task in sorted({run["task"] for run in runs}):
         mine = [run for run in runs if run["task"] == task]
         loss = {

@@ -127,6 +127,7 @@ def exact_bits(run: Run) -> dict[str, float]:
         first, *_ = observe(
             run.model, run.params, batch, rngs={"noise": jax.random.key(0)}, collections=["laws"]
         ).blocks.values()
+        assert first.law is not None
         means, variances = objectives.moments(first.law, "vib")
         return means[0], variances[0]
 

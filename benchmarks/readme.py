@@ -5,7 +5,7 @@ python benchmarks/readme.py
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -506,7 +506,7 @@ def _of_cores(record: dict[str, Any]) -> str:
     return f" ({record['cpu_seconds']['training_process']:.0f} CPU s, at a load of {record['load_average_at_start']:g})"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)) + "\n"
 

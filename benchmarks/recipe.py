@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 PRIVATE = ("local_dir", "cache_dir", "file")  # of a machine, not of a recipe
@@ -65,8 +66,14 @@ def _used() -> float:
 
 
 def _record(
-    name: str, record: str, overrides: list[str], results: dict, training: tuple, evaluation: tuple, busy: float
-) -> dict:
+    name: str,
+    record: str,
+    overrides: list[str],
+    results: dict[str, Any],
+    training: tuple[float, float],
+    evaluation: tuple[float, float],
+    busy: float,
+) -> dict[str, Any]:
     shown = [
         override.split("=")[0] + "=..." if override.split("=")[0].endswith(PRIVATE) else override
         for override in overrides
@@ -98,7 +105,7 @@ def _record(
     }
 
 
-def _memory(found: dict) -> dict:
+def _memory(found: dict[str, Any]) -> dict[str, Any]:
     """What the memory holds, without the table of single components, which is large."""
     return found | {
         "blocks": {

@@ -45,7 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
     **{kind: mixers.SIZES[kind] for kind in ("mamba", "s5", "lstm", "gru", "rnn", "attention", "tcn")},
 }
 MIXER = {"selective_state": "selective"}  # where it is not the model's name
-QUICK = {"xla_backend_optimization_level": 0}  # buffers are laid out before machine code is written
+# Buffers are laid out before machine code is written. JAX takes numbers of options, though its types have none.
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
 Arrays = dict[str, Any]
 
 
@@ -74,7 +75,7 @@ def benchmark(
     for what in TIMED:
         for name in models:
             found[name][f"{what}_seconds"] = [seconds.get((what, name, length)) for length in lengths]
-    again = {
+    again: dict[str, int] = {
         name: peak(training(name, LEAST, remat=True)[0]) for name in ("selective", "lstm", "gru") if name in models
     }
     return {
@@ -158,7 +159,8 @@ def memory(lowered: jax.stages.Lowered) -> dict[str, int]:
     """Bytes that a program holds at most, and those of its temporaries alone: as `costs.cost`, of what is lowered
     already.
     """
-    found = lowered.compile(compiler_options=QUICK if jax.default_backend() == "cpu" else {}).memory_analysis()
+    options = QUICK if jax.default_backend() == "cpu" else {}
+    found = measure.analyse_memory(lowered.compile(compiler_options=options))
     held = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     return {"peak_bytes": held - found.alias_size_in_bytes, "temporary_bytes": found.temp_size_in_bytes}
 
@@ -185,7 +187,9 @@ def training(name: str, length: int, *, remat: bool = False, piece: int = 0) -> 
 
         return call
 
-    return parallel.data_parallel(one, jax.local_devices()[:1], remat=remat).lower(drawn(name), batch(length)), start
+    alone = parallel.data_parallel(one, jax.local_devices()[:1], remat=remat)
+    assert isinstance(alone, jax.stages.Wrapped)  # on one device it is what jit makes
+    return alone.lower(drawn(name), batch(length)), start
 
 
 def forward(name: str, length: int) -> Lowered:

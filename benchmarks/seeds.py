@@ -75,7 +75,7 @@ def compare(experiment: Experiment, task: Task, rounds: int) -> dict[str, Any]:
     seconds = measure.in_turn(compiled, COMPILATIONS)
     alone, joint = loop.SingleRun(take, jax.local_devices()[:1]), stepping(every, states)  # which copies the states
     each = [stepping(alone, [state]) for state in states]
-    calls = {
+    calls: measure.Calls = {
         "together": (joint, (batches,)),
         "alone": (lambda: [call([batch]) for call, batch in zip(each, batches, strict=True)], ()),
     }

@@ -42,13 +42,12 @@ def against_peers(rounds: int) -> dict[str, Any]:
     """Milliseconds, bytes and ratios beside their targets."""
     weights, *given = inputs(SHAPE)
     scans = {"selective_scan": lambda *given: selective_scan(*given)[0], "materialised": materialised}
-    calls: measure.Calls = {}
+    programs: measure.Programs = {}
     for name, scan in scans.items():
-        calls[name, "forward"] = measure.compiled(scan, *given), tuple(given)
-        calls[name, "value_and_grad"] = measure.compiled(measure.weighted(scan), weights, *given), (weights, *given)
-    temporaries = {name: measure.temporaries(calls[name, "value_and_grad"][0]) for name in scans}
-    calls |= step_loop(weights, given)
-    times = measure.in_turn(calls, rounds)
+        programs[name, "forward"] = measure.compiled(scan, *given), tuple(given)
+        programs[name, "value_and_grad"] = measure.compiled(measure.weighted(scan), weights, *given), (weights, *given)
+    temporaries = {name: measure.temporaries(programs[name, "value_and_grad"][0]) for name in scans}
+    times = measure.in_turn(programs | step_loop(weights, given), rounds)
     ratios = {
         f"{kind} against {peer}": {"peer_over_ours": measure.ratio(times[peer, kind], times["selective_scan", kind])}
         | ({"at_least": TARGETS[kind]} if peer == "materialised" else {})
@@ -98,15 +97,15 @@ def materialised(x: Array, dt: Array, A: Array, B: Array, C: Array) -> Array:
 
 def step_loop(weights: Array, given: list[Array]) -> measure.Calls:
     """The peer in PyTorch: one step after the other."""
-    weights, *given = (torch.from_dlpack(value).clone() for value in (weights, *given))
-    learnt = [value.clone().requires_grad_() for value in given]
+    factors, *inputs = (torch.from_dlpack(value).clone() for value in (weights, *given))
+    learnt = [value.clone().requires_grad_() for value in inputs]
 
     def forward() -> None:
         with torch.no_grad():
-            torch_scan(*given)
+            torch_scan(*inputs)
 
     def value_and_grad() -> None:
-        torch.autograd.grad((torch_scan(*learnt) * weights).sum(), learnt)
+        torch.autograd.grad((torch_scan(*learnt) * factors).sum(), learnt)
 
     return {("torch", "forward"): (forward, ()), ("torch", "value_and_grad"): (value_and_grad, ())}
 

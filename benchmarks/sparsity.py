@@ -19,12 +19,13 @@ import numpy as np
 from configs import selective_copying
 from selssm_jax.analysis.gate_selectivity import mean_gates, separation
 from selssm_jax.config import Experiment
+from selssm_jax.model import SequenceModel
 from selssm_jax.runs import Run, open_run
 from selssm_jax.training import loop
 from selssm_jax.training.evaluation import Evaluator
 
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     "data": {"length": 64, "vocab": 8, "tokens": 8},
     "training": {"steps": 1000, "eval_every": 1000, "checkpoint_every": 1000},
 }
@@ -96,6 +97,7 @@ def trained(
 
 def measured(run: Run, split: str) -> dict[str, Any]:
     """Metrics of a split, dim_eff over all its steps, and what gates do for symbols and for blanks."""
+    assert isinstance(run.model, SequenceModel)  # a run that is not compressed
     data = run.experiment.data
     scores = Evaluator(run.experiment, run.model)(run.params, run.dataset, split)
     inputs, gates = mean_gates(run.model, run.params, run.dataset.evaluate(split, data.eval_batch_size))

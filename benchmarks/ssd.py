@@ -44,7 +44,7 @@ def against_recurrences(rounds: int) -> dict[str, Any]:
     """Milliseconds, bytes and ratios beside their targets; ours runs anew beside each peer."""
     weights, *given = inputs(SHAPE)
     scans = {"ssd": lambda *given: ssd(*given)[0], "selective_scan": as_selective_scan, "lax.scan": step_by_step}
-    calls: measure.Calls = {}
+    calls: measure.Programs = {}
     for name, scan in scans.items():
         calls[name, "forward"] = measure.compiled(scan, *given), tuple(given)
         calls[name, "value_and_grad"] = measure.compiled(measure.weighted(scan), weights, *given), (weights, *given)

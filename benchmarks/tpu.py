@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import abstract_steps
 import jax
@@ -32,7 +32,8 @@ from selssm_jax.config import Experiment
 from selssm_jax.training import parallel
 
 
-class Chips(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Chips:
     """A described topology, how many of its chips are used, and the bytes of one's memory."""
 
     topology: str
@@ -80,7 +81,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
     return {
         "compiled": "for these chips, not run on them",
         "dtype": "float32",
-        "targets": {target: chips._asdict() for target, chips in TARGETS.items()},
+        "targets": {target: dataclasses.asdict(chips) for target, chips in TARGETS.items()},
         "ratios": ratios(programs, len(planned)),
         "programs": programs,
         "not tried": [f"{name}, {target}" for name, target in planned if target not in programs.get(name, {})],
@@ -102,7 +103,9 @@ def lower(experiment: Experiment, chips: list[jax.Device]) -> jax.stages.Lowered
         return parallel.map_step(step, chips).lower(state, batch)
     one = parallel.layout(chips)
     state, batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), (state, batch))
-    return parallel.data_parallel(step, chips, remat=experiment.model.remat).lower(state, batch)
+    alone = parallel.data_parallel(step, chips, remat=experiment.model.remat)
+    assert isinstance(alone, jax.stages.Wrapped)  # on one device it is what jit makes
+    return alone.lower(state, batch)
 
 
 def share(experiment: Experiment, chips: int) -> Experiment:
@@ -124,7 +127,8 @@ def describe(experiment: Experiment, chips: Chips, rounds: int) -> dict[str, Any
             seconds.append(time.process_time() - start)
     except jax.errors.JaxRuntimeError as error:
         return origin | {"refused": str(error).splitlines()[0]}
-    memory, text = program.memory_analysis(), program.as_text()
+    memory, text = measure.analyse_memory(program), program.as_text()
+    assert text is not None
     held = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -26,10 +26,11 @@ from selssm_jax.observe import observe
 from selssm_jax.training import checkpoint, loop
 
 SEED, STEPS, SEQUENCES, ALLOWED = 0, 1500, 64, 0.05
+# gates, and the weight of the penalty
 FORMS = {
-    "binary": ({"gate": "binary"}, {"gate_l1": 0.3}),
-    "top_k": ({"gate": "top_k", "gate_active": 6}, {}),  # a penalty would pull at gates whose sum cannot change
-    "hard_sigmoid": ({"gate": "hard_sigmoid"}, {"gate_l1": 0.3}),
+    "binary": (SelectiveConfig(gate="binary"), 0.3),
+    "top_k": (SelectiveConfig(gate="top_k", gate_active=6), 0.0),  # it would pull at gates whose sum cannot change
+    "hard_sigmoid": (SelectiveConfig(gate="hard_sigmoid"), 0.3),
 }
 
 
@@ -65,7 +66,7 @@ def benchmark(rounds: int) -> dict[str, Any]:
 
 def experiment(form: str, seed: int, steps: int) -> Experiment:
     """The run of one kind of gate."""
-    model, training = FORMS[form]
+    selective, gate_l1 = FORMS[form]
     return Experiment(
         name="traces",
         data=Data(
@@ -77,7 +78,7 @@ def experiment(form: str, seed: int, steps: int) -> Experiment:
             eval_batch_size=SEQUENCES,
             eval_examples=SEQUENCES,
         ),
-        model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, selective=SelectiveConfig(**model)),
+        model=Model(pattern=("selective",) * 2, d_model=32, d_state=64, selective=selective),
         optimizer=Optimizer(peak_rate=5e-3, end_rate=5e-5, warmup_steps=steps // 10),
         training=Training(
             steps=steps,
@@ -87,7 +88,7 @@ def experiment(form: str, seed: int, steps: int) -> Experiment:
             seed=seed,
             select="last",
             devices=1,
-            **training,
+            gate_l1=gate_l1,
         ),
     )
 

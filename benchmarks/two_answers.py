@@ -13,6 +13,7 @@ and whether the report calls it shared where it follows the first of them, priva
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import measure
@@ -96,7 +97,8 @@ def benchmark(rounds: int) -> dict[str, Any]:
 def register_alone() -> None:
     """Makes each answer by itself a source: the inputs of both, its own series in front."""
 
-    def load(config: Data, answer: int) -> Dataset:
+    def load(answer: int, config: Data, known: Mapping[str, Any]) -> Dataset:
+        del known  # the series are drawn
         whole = synthetic.dataset(dataclasses.replace(config, source="two_answers"))
         order = [answer, 1 - answer, 2]
 
@@ -112,7 +114,7 @@ def register_alone() -> None:
 
     for answer, name in enumerate(ALONE):
         if name not in SOURCES:
-            register_data(name, lambda config, known, answer=answer: load(config, answer), kind="forecasting")
+            register_data(name, partial(load, answer), kind="forecasting")
 
 
 def train(
@@ -147,6 +149,7 @@ def describe(run: Run) -> dict[str, Any]:
     recording = memory.draw_samples(run, "test")
     states, known = recording.blocks["block_0"].states[:, -1], run.dataset.info["answers_known"]
     asked = memory_by_answer.find_answers(recording, run.dataset.info)
+    assert recording.targets is not None and asked is not None
     training = Training(steps=200, seed=run.experiment.measure.seed)
     whole = estimators.hybrid(states, recording.targets.reshape(len(states), -1), training=training)
     together = {"future": whole.bits, "stderr": whole.stderr * BITS}
@@ -180,6 +183,7 @@ def describe(run: Run) -> dict[str, Any]:
 def errors_of(run: Run) -> list[float]:
     """Mean squared errors of the answers on the test split."""
     found = scores.find_errors(run, "test")
+    assert found is not None
     return list(found["by_channel"]["mse"])
 
 

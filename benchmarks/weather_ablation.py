@@ -21,7 +21,8 @@ from configs import weather
 
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "weather_ablation"
 WHOLE = "the recipe"
-WITHOUT: dict[str, dict[str, dict[str, Any]]] = {
+Changes = dict[str, dict[str, Any]]
+WITHOUT: dict[str, Changes] = {
     "no cycle": {"data": {"period": 0, "course": "mean"}},
     "the mean day taken off": {"data": {"course": "mean"}},
     "no channel embedding": {"model": {"channel_embedding": False}},
@@ -33,7 +34,8 @@ WITHOUT: dict[str, dict[str, dict[str, Any]]] = {
 
 def benchmark(rounds: int, data: pathlib.Path) -> dict[str, Any]:
     """The recipe, and the recipe without each of its parts."""
-    runs = {name: train(changes, rounds, FOLDER / name, data) for name, changes in ({WHOLE: {}} | WITHOUT).items()}
+    recipes: dict[str, Changes] = {WHOLE: {}} | WITHOUT
+    runs = {name: train(changes, rounds, FOLDER / name, data) for name, changes in recipes.items()}
     apart = {name: compare(runs[name], runs[WHOLE]) for name in WITHOUT}
     return {
         "dtype": "float32",
@@ -48,9 +50,7 @@ def benchmark(rounds: int, data: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def train(
-    changes: dict[str, dict[str, Any]], seeds: int, folder: pathlib.Path, data: pathlib.Path, **training: Any
-) -> dict[str, Any]:
+def train(changes: Changes, seeds: int, folder: pathlib.Path, data: pathlib.Path, **training: Any) -> dict[str, Any]:
     """Mean squared errors on the validation split by seed, and how many parameters there are."""
     config = weather.get_config()
     for group, values in changes.items():
