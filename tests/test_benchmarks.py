@@ -353,12 +353,13 @@ def test_parts_of_the_weather_recipe_are_left_out_one_at_a_time(monkeypatch, tmp
         {"data.period", "data.course"},
         {"data.course"},
         {"model.channel_embedding"},
+        {"model.channel_mixing"},
         {"model.linear_skip"},
         {"model.normalize_scale"},
         {"model.head_context"},
     ]
-    assert list(found["parameters"].items()) == list(zip(["the recipe", *script.WITHOUT], range(1, 8), strict=True))
-    assert found["ratios"]["parts that serve"]["ours"] == 6
+    assert list(found["parameters"].items()) == list(zip(["the recipe", *script.WITHOUT], range(1, 9), strict=True))
+    assert found["ratios"]["parts that serve"]["ours"] == 7
     assert not script.serves(script.compare({"error": [2.0, 1.0]}, {"error": [1.0, 2.0]}))
     assert not script.serves(script.compare({"error": [2.0]}, {"error": [1.0]})), "one seed says nothing"
 

@@ -80,6 +80,27 @@ def entropy(densities, grid):
     return -(densities * np.log(np.maximum(densities, 1e-300))).sum(1).mean() * (grid[1] - grid[0])
 
 
+def test_what_a_linear_state_knows_of_its_start_is_what_an_independent_filter_learns_of_it():
+    """cuthbertlib filters (h_0, h_t), of which h_T is read without noise: I(h_T; h_0) is the half log-determinant that
+    this takes off the law of h_0.
+    """
+    oracle = pytest.importorskip("cuthbertlib").kalman
+    root = jnp.asarray(np.linalg.cholesky(P0))
+    m, both = jnp.zeros(4), jnp.concatenate([jnp.concatenate([root, root]), jnp.zeros((4, 2))], axis=1)
+    F = jnp.asarray(np.block([[np.eye(2), np.zeros((2, 2))], [np.zeros((2, 2)), A]]))
+    step = np.zeros((4, 4))
+    step[2:, 2:] = np.linalg.cholesky(Q + B @ B.T)
+    for _ in range(STEPS):
+        m, both = oracle.predict(m, both, F, jnp.zeros(4), jnp.asarray(step))
+    H = jnp.asarray(np.eye(4)[2:])
+    (_, after), _ = oracle.filter_update(m, both, H, jnp.zeros(2), 1e-4 * jnp.eye(2), jnp.zeros(2))
+    left = (np.asarray(after, np.float64) @ np.asarray(after, np.float64).T)[:2, :2]
+    bounds = nonlinear.state_information(
+        linear, Q, draw_start, draw_inputs, about="start", key=jax.random.key(0), **SIZES
+    )
+    assert_holds(bounds, (log_det(P0) - log_det(left)) / 2, width=0.12)
+
+
 @pytest.mark.parametrize("about", ["inputs", "start"])
 def test_a_nonlinear_state_has_what_a_filter_on_a_grid_says(about):
     grid, starts = np.linspace(-4, 4, 401), np.linspace(-1, 1, 201)[:-1] + 0.005  # a uniform start

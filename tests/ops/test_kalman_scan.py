@@ -245,3 +245,25 @@ def test_what_does_not_fit_is_said(change, words):
     given = dict(zip("aqrz", draw((2, 5, 3), decades=(-1, 1)), strict=True))
     with pytest.raises(ValueError, match=words):
         inspect.unwrap(kalman_scan)(**(given | change))  # the tests' own check of types would be first
+
+
+@pytest.mark.parametrize("method", ["sequential", "associative"])
+def test_an_independent_filter_says_the_same(method):
+    """cuthbertlib, whose filter is of matrices and carries roots of covariances: means, variances, and of what a step
+    gains the half log-determinant that its update takes off.
+    """
+    oracle = pytest.importorskip("cuthbertlib").kalman
+    with jax.enable_x64(True):
+        a, q, r, z = draw((1, 50, 3), decades=(-2, 2), dtype=np.float64)
+        found = kalman_scan(*map(jnp.asarray, (a, q, r, z)), method=method)
+        m, root = jnp.zeros(3), jnp.zeros((3, 3))
+        for t in range(50):
+            m, root = oracle.predict(m, root, jnp.diag(a[0, t]), jnp.zeros(3), jnp.diag(jnp.sqrt(q[0, t])))
+            before = jnp.linalg.slogdet(root)[1]
+            (m, root), _ = oracle.filter_update(
+                m, root, jnp.eye(3), jnp.zeros(3), jnp.diag(jnp.sqrt(r[0, t])), jnp.asarray(z[0, t])
+            )
+            np.testing.assert_allclose(found.m[0, t], m, rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(found.P[0, t], jnp.diag(root @ root.T), rtol=1e-8)
+            gained = float(before - jnp.linalg.slogdet(root)[1])
+            np.testing.assert_allclose(found.gained[0, t].sum(), gained, rtol=1e-6, atol=1e-9)
