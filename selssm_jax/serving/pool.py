@@ -1,6 +1,7 @@
 """The memories of many sessions in one tree of arrays: any of them advance together, in one compiled program."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -20,7 +21,8 @@ FRAMES = 256  # steps of the blocks that are read at a time, at most
 class SessionPool:
     """Memories of `capacity` sessions, slots 0, 1, ...; one more takes what fills a batch up.
 
-    A batch of sessions is filled up to a power of two, so that few programs are compiled.
+    A batch of sessions is filled up to a power of two, so that few programs are compiled. A model with noise draws it
+    anew in every call, from the number of the call.
 
     Raises:
       InputError: for a model whose memory grows with every step, or that reads backwards.
@@ -35,6 +37,7 @@ class SessionPool:
         self._window = trained.lookback if scaled else 0  # rows that a session's scale is taken from
         self._empty = trained.initial_state()
         self._memory = trained.initial_state(capacity + 1)
+        self._calls = itertools.count()
         self._advance = jax.jit(functools.partial(_advance, trained.model, capacity), donate_argnums=1)
 
     @property
@@ -97,7 +100,9 @@ class SessionPool:
         places[:, : len(slots)] = slots, slots if sources is None else sources
         begun = np.ones(size, bool)
         begun[: len(slots)] = fresh
-        outputs, self._memory = self._advance(self._trained.params, self._memory, self._empty, *places, batch, begun)
+        call = np.uint32(next(self._calls) % (1 << 32))
+        memory, params = self._memory, self._trained.params
+        outputs, self._memory = self._advance(params, memory, self._empty, *places, batch, begun, call)
         return np.asarray(outputs)[: len(slots)]
 
 
@@ -116,6 +121,7 @@ def _advance(
     sources: Array,
     inputs: Array,
     fresh: Array,
+    call: Array,
 ) -> tuple[Array, PyTree]:
     def rows_of(leaf: Array, slots: Array) -> Array:
         rows = leaf.shape[0] // (capacity + 1)  # of one session
@@ -126,6 +132,8 @@ def _advance(
         return jnp.where(begun, jnp.tile(nothing, (len(slots), *[1] * (leaf.ndim - 1))), leaf[rows_of(leaf, sources)])
 
     state = jax.tree.map(take, memory, empty)
-    outputs, after = model.apply({"params": params}, inputs, state, rngs={"noise": jax.random.key(0)})
+    outputs, after = model.apply(
+        {"params": params}, inputs, state, rngs={"noise": jax.random.fold_in(jax.random.key(0), call)}
+    )
     outputs = outputs[:, -1] if kind_of(model.config.task).every_step else outputs
     return outputs, jax.tree.map(lambda leaf, new: leaf.at[rows_of(leaf, slots)].set(new), memory, after)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import http.client
+import itertools
 import json
 import re
 import signal
@@ -87,6 +88,16 @@ def test_a_slot_that_was_used_begins_empty(trained):
     again = pool.advance([0, 1], [np.array([3, 4, 5], np.int32)] * 2, [True, True])
     np.testing.assert_allclose(again, [*first] * 2, atol=1e-5)
     assert not np.allclose(pool.advance([0], [np.array([3, 4, 5], np.int32)], [False]), first)
+
+
+def test_noise_is_drawn_anew_in_every_call_and_for_every_session(tmp_path):
+    """Or what a memory holds of it would add up, step after step, as no noise does."""
+    config = write_files(tmp_path)["text"]
+    write_untrained(tmp_path / "noisy", config, selective__process_noise=0.5)
+    pool, tokens = SessionPool(load(tmp_path / "noisy"), 2), np.array([3, 4, 5], np.int32)
+    calls = [pool.advance([0, 1], [tokens] * 2, [True, True]) for _ in range(2)]
+    drawn = np.concatenate(calls)
+    assert all(np.abs(one - other).max() > 1e-3 for one, other in itertools.combinations(drawn, 2))
 
 
 def test_forecasts_go_on_from_their_window(trained):
