@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
+from gate_kinds import mean_error
 from ml_collections import ConfigDict
 from scipy.linalg import toeplitz
 from seed_runs import score_runs, train_seeds
@@ -137,14 +138,12 @@ def forecast_nats(run: Run, mse: float) -> float:
 
 def filter_error(run: Run) -> float:
     """That of the exact filter on the same sequences."""
-    data, errors = run.experiment.data, []
+    data = run.experiment.data
     joint, cross, _ = process(data.length - data.blank, data.noise, data.blank)
     weights = np.linalg.solve(joint, cross)
-    for batch in run.dataset.evaluate("test", 500):
-        rows = np.asarray(batch["weights"]) > 0
-        seen = np.asarray(batch["inputs"], np.float64)[rows, : len(weights), 0]
-        errors.append(np.asarray(batch["targets"], np.float64)[rows, 0, 0] - seen @ weights[:, 0])
-    return float(np.square(np.concatenate(errors)).mean())
+    return mean_error(
+        run.dataset, lambda batch: np.asarray(batch["inputs"], np.float64)[:, : len(weights), 0] @ weights
+    )
 
 
 def most_relevance(config: ConfigDict, complexity: Any) -> Any:

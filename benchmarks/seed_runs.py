@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
@@ -28,6 +29,20 @@ def score_runs(runs: list[Run], split: str) -> list[dict[str, float]]:
     """What each run scores on the split."""
     evaluate = Evaluator(runs[0].experiment, runs[0].model)
     return [dict(evaluate(run.params, run.dataset, split)) for run in runs]
+
+
+def measure_errors(runs: list[Run], split: str) -> dict[str, Any]:
+    """Errors on the split by run, mean squared ones or shares of wrong answers, and how many parameters a run has."""
+    scores = score_runs(runs, split)
+    return {
+        "error": [score["mse"] if "mse" in score else 1 - score["accuracy"] for score in scores],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(runs[0].params)),
+    }
+
+
+def compare(errors: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """Mean and interval of the errors of runs less those of others, seed by seed."""
+    return interval(np.subtract(errors["error"], usual["error"]))
 
 
 def interval(differences: np.ndarray) -> dict[str, Any]:

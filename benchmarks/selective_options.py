@@ -12,10 +12,8 @@ more a block.
 import pathlib
 from typing import Any
 
-import jax
 import measure
-import numpy as np
-from seed_runs import interval, score_runs, train_seeds
+from seed_runs import compare, measure_errors, train_seeds
 
 from configs import etth1, fsdd, selective_copying
 
@@ -89,16 +87,7 @@ def train(
     config.training.checkpoint_every = config.training.steps
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.training.steps // 10)
     opened = train_seeds(config, folder / task / option.replace(" ", "_"), seeds, "validation")
-    scores = score_runs(opened, "validation")
-    return {
-        "error": [score["mse"] if "mse" in score else 1 - score["accuracy"] for score in scores],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(opened[0].params)),
-    }
-
-
-def compare(found: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """Mean and interval of the errors less those of the same seeds of the plain layer."""
-    return interval(np.subtract(found["error"], plain["error"]))
+    return measure_errors(opened, "validation")
 
 
 def wins(difference: dict[str, Any]) -> bool:

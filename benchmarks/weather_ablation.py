@@ -12,10 +12,8 @@ without it less those of the recipe, seed by seed, lies above 0.
 import pathlib
 from typing import Any
 
-import jax
 import measure
-import numpy as np
-from seed_runs import interval, score_runs, train_seeds
+from seed_runs import compare, measure_errors, train_seeds
 
 from configs import weather
 
@@ -58,16 +56,7 @@ def train(changes: Changes, seeds: int, folder: pathlib.Path, data: pathlib.Path
         config[group].update(values)
     config.data.local_dir = str(data)
     config.training.update(training)
-    opened = train_seeds(config, folder, seeds, "validation")
-    return {
-        "error": [score["mse"] for score in score_runs(opened, "validation")],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(opened[0].params)),
-    }
-
-
-def compare(without: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    """Mean and interval of the errors without a part less those of the same seeds of the recipe."""
-    return interval(np.subtract(without["error"], whole["error"]))
+    return measure_errors(train_seeds(config, folder, seeds, "validation"), "validation")
 
 
 def serves(difference: dict[str, Any]) -> bool:

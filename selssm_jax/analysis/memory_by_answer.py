@@ -2,7 +2,6 @@
 components tells of them: which are shared by answers, and which are private to one (theory, sections 7 and 8).
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +9,10 @@ import numpy as np
 
 from selssm_jax.analysis.memory_by_component import CHANCE, MARGIN, choose_witnesses, deal_groups
 from selssm_jax.analysis.memory_by_lag import group_moments
-from selssm_jax.analysis.memory_of_future import FUTURE
+from selssm_jax.analysis.memory_of_future import FUTURE, bound_future
 from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Block, Recording
-from selssm_jax.information import canonical, checks, estimators
+from selssm_jax.information import canonical, checks
 from selssm_jax.information.estimators import Training
 from selssm_jax.information.retention import LEAST
 
@@ -67,9 +66,7 @@ def by_answer(block: Block, asked: Answers, together: Results, training: Trainin
         (`memory_of_future.efficiency`).
       training: of the critics.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the notes, which say the same, are in the report
-        single = [estimators.hybrid(block.states[:, -1], part, training=training) for part in asked.values.values()]
+    single = [bound_future(block.states[:, -1], part, training) for part in asked.values.values()]
     bits, stderr = [max(one.bits, 0.0) for one in single], [one.stderr * BITS for one in single]
     known = None
     if asked.known is not None:

@@ -17,6 +17,7 @@ from selssm_jax.analysis.memory_by_lag import decoder_training
 from selssm_jax.analysis.results import BITS, Results
 from selssm_jax.analysis.state_samples import Answers, Block, Recording
 from selssm_jax.information import bottleneck, estimators, limits, retention
+from selssm_jax.information._estimate import Estimate
 from selssm_jax.information.estimators import Training
 from selssm_jax.runs import Run
 
@@ -134,9 +135,7 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
     """The point (I(h; past), I(h; future)) under the bottleneck curve of a Gaussian process with the covariances of the
     data.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the notes, which say the same, are in the report
-        reached = estimators.hybrid(block.states[:, -1], given.values, training=training)
+    reached = bound_future(block.states[:, -1], given.values, training)
     ceiling = memory_of_past.ceiling(known[-1:])
     most = math.inf if ceiling is None else memory_of_past.limit(ceiling)
     point = bottleneck.memory_efficiency(jnp.float32(most), jnp.float32(max(reached.nats, 0)), *given[:3])
@@ -154,6 +153,13 @@ def efficiency(block: Block, known: list[Results], given: Covariances, training:
         "steps": {"past": PAST, "future": FUTURE},
         "notes": list(reached.notes),
     }
+
+
+def bound_future(states: np.ndarray, future: np.ndarray, training: Training) -> Estimate:
+    """Returns a lower bound on I(states; future); what there is to say of it, which is not printed, is in its notes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return estimators.hybrid(states, future, training=training)
 
 
 def _finite(value: float) -> float | None:

@@ -36,8 +36,7 @@ class Point(NamedTuple):
     Attributes:
       beta: training.information_weight, the price of a nat. loss: nats a target, or mean squared error.
       bits: of all blocks together, an upper bound on what their states hold of the inputs, in the mean over the steps
-        that are priced; of
-        "kalman" blocks without samples the bits that they gain a step, by their own model.
+        that are priced; of "kalman" blocks without samples the bits that they gain a step, by their own model.
       workdir: the run's folder.
     """
 

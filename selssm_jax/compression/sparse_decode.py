@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from selssm_jax.config.mixers import GATES
+from selssm_jax.config.mixers import GATES, NOISES
 from selssm_jax.layers import SelectiveSSM
 from selssm_jax.layers.gates import Gate
 from selssm_jax.layers.variables import parameters
@@ -111,8 +111,7 @@ def _check(layer: SelectiveSSM) -> None:
         )
     if layer.transition == "complex":
         raise ValueError("transition='complex' has complex states, which are not gathered: use 'diagonal' or 'dense'")
-    noises = ("process_noise", "drive_noise", "drive_dropout", "observation_noise")
-    if drawn := [name for name in noises if getattr(layer, name)]:
+    if drawn := [name for name in NOISES if getattr(layer, name)]:
         raise ValueError(
             f"{' and '.join(f'{name}={getattr(layer, name)}' for name in drawn)} is drawn at every step: give "
             f"layer.clone({', '.join(f'{name}=0.0' for name in drawn)}), its mean"

@@ -15,7 +15,7 @@ from selssm_jax.config import renames
 from selssm_jax.config.analysis import Compress, Measure
 from selssm_jax.config.data import SOURCES, TASKS, Data, sources_of
 from selssm_jax.config.fields import assign, build, check_fields, flatten, parse
-from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, list_gated
+from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, NOISES, list_gated
 from selssm_jax.config.model import Model
 from selssm_jax.config.sweep import COMPARED, Sweep
 from selssm_jax.config.training import Optimizer, Training
@@ -100,7 +100,7 @@ class Experiment:
         that kind.
         """
         model, training = self.model, self.training
-        for key in ("process_noise", "drive_noise", "drive_dropout", "observation_noise", "certified"):
+        for key in (*NOISES, "certified"):
             if getattr(model.selective, key) and "selective" not in model.pattern:
                 raise InputError(_say_unread(f"model.selective.{key}", model.pattern, ("selective",), "model.pattern"))
         if (training.gate_l1 or training.target_dimension) and not set(list_gated()) & set(model.pattern):

@@ -57,6 +57,8 @@ GATES: dict[str, Kind] = {
 GateName = Annotated[str, OneOf(GATES)]
 GateBias = Annotated[float, Within(-20.0, 20.0)]
 Temperature = Annotated[float, Within(0.01, 100.0)]
+# What draws noise, by the names of the selective mixer's keys and its layer's arguments.
+NOISES = ("process_noise", "drive_noise", "drive_dropout", "observation_noise")
 # What one kind of gate alone reads: that kind, and the value that others leave it at; by their names of a layer's gate.
 GATE_SETTINGS: dict[str, tuple[str, float]] = {
     "active": ("top_k", 0),

@@ -82,10 +82,11 @@ def lookback(rows: int, horizon: int) -> int:
 
 def phase(clock: tuple[float, float] | None, known: Mapping[str, Any], period: int) -> tuple[int, list[str]]:
     """Returns the place of a table's first row in the cycle of a run, by the clocks (first time, step) of both; and
-    what was assumed, as words.
+    what was assumed, as words. A negative period is the one that the run found.
 
     Raises InputError where the step is another one.
     """
+    period = known.get("period", 0) if period < 0 else period
     if not period or not known:
         return 0, []
     if clock is None or not known.get("clock"):
@@ -278,7 +279,7 @@ def _settle_period(
         period = known.get("period", 0)
     else:
         train = _training_rows(values, splits)
-        _check_one_series(train, config)
+        _check_period(train, config)
         period = find_period(mapped.select(train[0], list(range(channels))))
     return dataclasses.replace(config, period=period), {"period": period}
 
@@ -293,19 +294,14 @@ def _training_rows(values: mapped.Numbers, splits: Sequence[Split]) -> list[mapp
     return train
 
 
-def _check_one_series(train: Sequence[mapped.Numbers], config: Data) -> None:
-    """Raises InputError where the training rows are of several series, which need not begin at one place of a cycle."""
-    if len(train) > 1:
-        raise InputError(
-            f"data.period={config.period} is of one series, found {len(train)}: use data.calendar, which tells of each "
-            "row where it is"
-        )
-
-
 def _check_period(train: Sequence[mapped.Numbers], config: Data) -> None:
     """Raises InputError where the training rows are of several series, or less than one cycle."""
     period, rows = config.period, sum(map(len, train))
-    _check_one_series(train, config)
+    if len(train) > 1:  # they need not begin at one place of a cycle
+        raise InputError(
+            f"data.period={period} is of one series, found {len(train)}: use data.calendar, which tells of each row "
+            "where it is"
+        )
     if rows < period:
         raise InputError(
             f"data.period={period} is longer than the {rows} training rows, whose course it is: use a shorter one, or 0"

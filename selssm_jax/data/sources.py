@@ -90,8 +90,7 @@ def csv_file(config: Data, known: Known) -> Dataset:
         fitting = max(fitting, config.horizon)
     length = config.length or known.get("task", {}).get("length") or fitting
     config = dataclasses.replace(config, length=length)
-    period = config.period if config.period >= 0 else known.get("period", 0)
-    phase, notes = forecasting.phase(cells.clock, known, period)
+    phase, notes = forecasting.phase(cells.clock, known, config.period)
     info: dict[str, Any] = {"source": config.source, "file": config.file, "sha256": sha256}
     info |= ({"clock": list(cells.clock)} if cells.clock else {}) | ({"gaps": gaps} if gaps == "fill" else {})
     splits = [forecasting.split_series(first, last) for first, last in zip(begins, cells.ends, strict=True)]

@@ -319,7 +319,7 @@ def _know_answers(config: Data) -> dict[str, Any]:
     before, after = np.zeros((2, answers, steps, answers, steps))
     for decay, mixed in zip(PARTS, MIXING.T, strict=True):
         both, apart = np.multiply.outer(mixed, mixed), decay ** np.abs(k[:, None] - k[None])
-        told = decay ** (k[:, None] + k[None]) * (1 - _filter_variance(decay, config))
+        told = decay ** (k[:, None] + k[None]) * (1 - _filter_variance(decay, config.noise, config.length))
         before += np.einsum("cd,kl->ckdl", both, apart)
         after += np.einsum("cd,kl->ckdl", both, apart - told)
 
@@ -331,14 +331,6 @@ def _know_answers(config: Data) -> dict[str, Any]:
     errors = np.einsum("ckck->c", after) / steps
     single = [tell([answer]) for answer in range(answers)]
     return {"mse": errors.tolist(), "nats": single, "nats_of_all": tell(list(range(answers)))}
-
-
-def _filter_variance(decay: float, config: Data) -> float:
-    """The variance of z given all readings, z_t = decay z_{t-1} + e_t."""
-    variance = 1.0
-    for step in range(config.length):
-        variance = _read_once(decay**2 * variance + 1 - decay**2 if step else 1.0, config.noise)
-    return float(variance)
 
 
 def _mean_filter_error(
@@ -364,17 +356,23 @@ def _mean_filter_error(
 
 
 def _kalman_error(config: Data) -> float:
-    """Mean squared error of the optimal forecast over the horizon, by the Riccati recursion over the readings.
-
-    The variance p of z_t given x_1..x_t, q = DECAY^2 p + 1 - DECAY^2 before the next reading, goes on as `_read_once`
-    says; k steps ahead the error is DECAY^2k p + 1 - DECAY^2k + noise.
+    """Mean squared error of the optimal forecast over the horizon: k steps after the last reading it is DECAY^2k p + 1
+    - DECAY^2k + noise, p the variance of z there.
     """
-    ahead, variance = 1.0, 1.0
-    for _ in range(config.length - config.blank):
-        variance = _read_once(ahead, config.noise)
-        ahead = DECAY**2 * variance + 1 - DECAY**2
+    variance = _filter_variance(DECAY, config.noise, config.length - config.blank)
     powers = DECAY ** (2 * np.arange(config.blank + 1, config.blank + config.horizon + 1))
     return float((powers * variance + 1 - powers + config.noise).mean())
+
+
+def _filter_variance(decay: float, noise: float, readings: int) -> float:
+    """The variance p of z_t given x_1..x_t, t = `readings`, by the Riccati recursion: decay^2 p + 1 - decay^2 before
+    the next reading, after it as `_read_once` says.
+    """
+    ahead = variance = 1.0
+    for _ in range(readings):
+        variance = _read_once(ahead, noise)
+        ahead = decay**2 * variance + 1 - decay**2
+    return float(variance)
 
 
 def _read_once(variance: Any, noise: float) -> Any:

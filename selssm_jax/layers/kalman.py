@@ -57,6 +57,15 @@ class _DriftingLayer(Layer):
         q = _fresh(raw)
         return real_poles(raw), q if reset is None else jnp.where(reset[..., None], 1, q)
 
+    def _sow_gains(self, gained: Array, forgotten: Array, width: int = 1) -> Array:
+        """Sows gates, and the nats of all `width` numbers of each row; returns the gates."""
+        flat = (*gained.shape[:2], -1)
+        gate = -jnp.expm1(-2 * gained)
+        self.sow("intermediates", "gate", gate.reshape(flat))
+        self.sow("intermediates", "gained", width * gained.reshape(flat))
+        self.sow("intermediates", "forgotten", width * forgotten.reshape(flat))
+        return gate
+
     def _slowest_drift(self, inputs: Inputs) -> tuple[Array, Array]:
         """The largest |a| and the smallest 1 - a^2 over a set of inputs."""
         raw = jnp.abs(self.A) + (0.0 if self.decay_kernel is None else inputs.reach(self.decay_kernel))
@@ -122,15 +131,15 @@ class KalmanSSM(_DriftingLayer):
         steps = _Steps(a, q, jnp.exp(-zeta), z)
         m0 = jnp.where(P0 >= 1, 0, state["m"]) if self.sampled else state["m"]  # of the unknown a new one is drawn
         filtered = kalman_scan(*steps, m0, P0, prior0=jnp.ones_like(P0), reset=reset, method=self.method)
-        self.sow("intermediates", "gate", -jnp.expm1(-2 * filtered.gained))
-        self.sow("intermediates", "gained", filtered.gained)
-        self.sow("intermediates", "forgotten", filtered.forgotten)
-        m, last = self._draw(steps, filtered, P0, reset) if self.sampled else (filtered.m, filtered.last.m)
+        gate = self._sow_gains(filtered.gained, filtered.forgotten)
+        m, last = self._draw(steps, gate, filtered, P0, reset) if self.sampled else (filtered.m, filtered.last.m)
         self.sow("intermediates", "state", jnp.concatenate([m, _nats_of(filtered.P)], axis=-1))
         y = project(m.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
         return y, {"m": last, "nats": _nats_of(filtered.last.P)}
 
-    def _draw(self, steps: _Steps, filtered: KalmanScan, P0: Array, reset: Reset | None) -> tuple[Array, Array]:
+    def _draw(
+        self, steps: _Steps, gate: Array, filtered: KalmanScan, P0: Array, reset: Reset | None
+    ) -> tuple[Array, Array]:
         """(samples, the last one): m_t + e_t, e_t = (1 - K_t) a_t e_{t-1} + noise_t of variance (1 - K_t)^2 q_t + K_t^2
         r_t.
 
@@ -138,7 +147,7 @@ class KalmanSSM(_DriftingLayer):
         """
         unknown = shards.previous(filtered.P, P0, axis=1) >= 1
         unknown = unknown if reset is None else unknown | reset[..., None]
-        keep, gate = jnp.exp(-2 * filtered.gained), -jnp.expm1(-2 * filtered.gained)
+        keep = jnp.exp(-2 * filtered.gained)
         A = jnp.where(unknown, 0, keep * steps.a)
         variance = jnp.where(unknown, filtered.P, jnp.square(keep) * steps.q + jnp.square(gate) * steps.r)
         noise = jnp.sqrt(variance)
@@ -324,13 +333,6 @@ class KalmanAttention(_DriftingLayer):
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
-
-    def _sow_gains(self, gained: Array, forgotten: Array, width: int) -> None:
-        """Gates, and the nats of all `width` numbers of each row."""
-        flat = (*gained.shape[:2], -1)
-        self.sow("intermediates", "gate", -jnp.expm1(-2 * gained).reshape(flat))
-        self.sow("intermediates", "gained", width * gained.reshape(flat))
-        self.sow("intermediates", "forgotten", width * forgotten.reshape(flat))
 
 
 def _bounds(keep: Array, a: Array, crossing: Array, reach: Array, delay: int = 0) -> Bounds:
