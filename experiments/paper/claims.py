@@ -4,19 +4,26 @@ A claim is made of parts, and each part of checks. It is supported where all hol
 not run where none fails but some could not be made. Better and worse mean p < 0.05 in the paired test over seeds.
 """
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.paper import quotes
+from experiments.paper.comparisons import Comparison
+from experiments.paper.effects import NOT_RUN, describe, pool_kind
 from experiments.paper.gate_captions import contrast
-from experiments.paper.names import METRICS, OURS, PAPERS, RIVALS, join_words, title
+from experiments.paper.names import OURS, PAPERS, RIVALS, join_words, title
 from experiments.paper.study import Study, Task
 from selssm_jax.report.tables import number
 
 SUPPORTED, REFUTED, UNTESTABLE, UNKNOWN = "supported", "not supported", "untestable", "not run"
 LONG = 4096  # steps from which on an input is long
 TOLERANCE = 0.2  # of an exponent: linear is at most 1.2, quadratic at least 1.8
-RECALL = ("selective_copying", "induction_heads")  # data sources whose answers need the distant past
+RECALL = (
+    "selective_copying",
+    "induction_heads",
+    "associative_recall",
+)  # data sources whose answers need the distant past
 Outcome = bool | None
 
 
@@ -91,18 +98,18 @@ def superior(study: Study) -> Verdict:
 
 
 def judge_pronounced_gain(study: Study) -> Verdict:
-    """A gain over LSTM and GRU, and more of it on series and language than on signals."""
-    gains = {family: gain(study, study.within([family])) for family in PAPERS}
+    """A gain over LSTM and GRU, and more of it on series and language than on signals: by whole intervals."""
+    kinds = [pool_kind(study, family, RIVALS) for family in PAPERS]
     words = join_words(
-        [f"{family} {'not run' if value is None else f'{100 * value:+.1f} %'}" for family, value in gains.items()]
+        [f"{kind.family} {describe(kind.effect) if kind.effect and not kind.missing else 'not run'}" for kind in kinds]
     )
-    if None in gains.values():
-        return Verdict(quotes.PRONOUNCED, (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", None),))
-    series, language, signals = (value or 0.0 for value in gains.values())
-    return Verdict(
-        quotes.PRONOUNCED,
-        (Part(f"error removed from LSTM's and GRU's, in the mean: {words}", min(series, language) > max(signals, 0)),),
-    )
+    text = f"loss of {_names(RIVALS)} above the selective SSM's: {words}"
+    if any(kind.verdict == NOT_RUN for kind in kinds):
+        return Verdict(quotes.PRONOUNCED, (Part(text, None),))
+    series, language, signals = (kind.effect for kind in kinds if kind.effect)
+    least = [effect.mean if effect.low is None else effect.low for effect in (series, language)]
+    most = signals.mean if signals.high is None else signals.high
+    return Verdict(quotes.PRONOUNCED, (Part(text, min(least) > max(most, 0)),))
 
 
 def robust(study: Study) -> Verdict:
@@ -190,7 +197,9 @@ def better(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part:
         tests.count(None),
     )
     text = f"better than {_names(rivals)} with p < 0.05 in {won} of {len(tests) - missing} comparisons, worse in {lost}"
-    return Part(text + _not_run(missing), every(None if test is None else test.won for test in tests))
+    return Part(
+        text + _not_run(missing) + _span_effects(tests), every(None if test is None else test.won for test in tests)
+    )
 
 
 def no_worse(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part:
@@ -198,7 +207,10 @@ def no_worse(study: Study, tasks: Sequence[Task], rivals: Sequence[str]) -> Part
     tests = [study.comparisons.get((task.name, rival)) for task in tasks for rival in rivals]
     lost, missing = sum(bool(test and test.lost) for test in tests), tests.count(None)
     text = f"worse than {_names(rivals)} with p < 0.05 in {lost} of {len(tests) - missing} comparisons"
-    return Part(text + _not_run(missing), every(None if test is None else not test.lost for test in tests))
+    return Part(
+        text + _not_run(missing) + _span_effects(tests),
+        every(None if test is None else not test.lost for test in tests),
+    )
 
 
 def cost_ratios(study: Study, tasks: Sequence[Task], rivals: Sequence[str], key: str) -> list[float | None]:
@@ -243,36 +255,17 @@ def at_length(study: Study, rivals: Sequence[str], quantity: str, most: float = 
     return Part(text, every([*(ratio <= most for ratio in known), *(None for _ in absent)]))
 
 
-def gain(study: Study, tasks: Sequence[Task]) -> float | None:
-    """Returns the mean share of LSTM's and GRU's error that the selective SSM removes, where an accuracy's error is 1 -
-    accuracy; None if a cell is missing.
+def read_recall(
+    study: Study, task: Task, length: int | None = None, model: str = OURS
+) -> tuple[float, int | None] | None:
+    """Returns (a model's mean accuracy on a task of recall, length): by default at the greatest length where it has
+    several, with 0 at that of training. None if not run.
     """
-    shares = []
-    for task in tasks:
-        records = study.of(task)
-        if not {OURS, *RIVALS} <= set(records):
-            return None
-        errors = {
-            model: _error(records[model].mean(records[OURS].metric), records[OURS].metric) for model in (OURS, *RIVALS)
-        }
-        shares += [1 - errors[OURS] / errors[rival] for rival in RIVALS if errors[rival] > 0]
-    return sum(shares) / len(shares) if shares else None
-
-
-def _error(value: float | None, metric: str) -> float:
-    if value is None:
-        return 0.0
-    return 1 - value if METRICS[metric].higher else value
-
-
-def read_recall(study: Study, task: Task, length: int | None = None) -> tuple[float, int | None] | None:
-    """Returns (the selective SSM's mean accuracy on a task of recall, length); by default at the greatest where it has
-    several. None if not run.
-    """
-    record = study.of(task).get(OURS)
+    record = study.of(task).get(model)
     if record is None:
         return None
-    length = length or max((length for run in record.runs for length in run.lengths), default=None)
+    if length is None:
+        length = max((length for run in record.runs for length in run.lengths), default=None)
     values = record.at_length(length) if length else record.values("accuracy")
     return (sum(values.values()) / len(values), length) if values else None
 
@@ -300,6 +293,19 @@ def adapts(study: Study) -> Part:
             )
             return Part(text, found.ours > found.others)
     return Part("no reading of gates at symbols and blanks", None)
+
+
+def _span_effects(tests: Iterable[Comparison | None]) -> str:
+    """The extremes of the effects, and the median of what a comparison could have shown, in % of the loss."""
+    effects = [test.relative for test in tests if test and test.relative]
+    smallest = [effect.smallest for effect in effects if effect.smallest is not None]
+    if not smallest:
+        return ""
+    low, high = (100 * extreme(effect.mean for effect in effects) for extreme in (min, max))
+    return (
+        f"; their loss is {low:+,.1f} to {high:+,.1f} % of the selective SSM's above it, and a comparison could have "
+        f"shown {100 * statistics.median(smallest):,.1f} % in the median"
+    )
 
 
 def _names(models: Sequence[str]) -> str:

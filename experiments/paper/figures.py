@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from experiments.paper.gate_captions import filler
 from experiments.paper.names import MODELS, OURS, title
 from experiments.paper.scaling import QUANTITIES, Scaling
-from selssm_jax.report.figures import BLUE, GREY, LINES, ORANGE, panels, style
+from selssm_jax.report.figures import BLUE, GREEN, GREY, LINES, ORANGE, panels, style
 
 MORE = (("#56B4E9", (0, (5, 1)), "P"), ("#E69F00", (0, (3, 1, 1, 1)), "*"), ("#882255", (0, (1, 1)), "<"))
 # (colour, dash, marker) of each model
@@ -37,6 +37,98 @@ class Point(NamedTuple):
     model: str
     cost: float
     score: float
+
+
+class Lead(NamedTuple):
+    """A rival's loss above that of the selective SSM, in % of it, with the ends of its interval, None without one."""
+
+    model: str
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+KINDS = {
+    "state space": (BLUE, ("selective_state", "mamba", "s5")),
+    "recurrent": (ORANGE, ("lstm", "gru", "rnn")),
+    "attention": ("black", ("attention",)),
+    "convolution": (GREEN, ("tcn",)),
+}  # of mixers, and the colour of each in the overview
+BOUNDS = (-60.0, 1500.0)  # of the leads that are drawn, in %
+
+
+@style()
+def overview(leads: Mapping[str, Sequence[Lead]], recall: Mapping[str, Sequence[Dot]]) -> Figure:
+    """One row a task, narrow enough for a telephone: above, each rival's loss minus that of the selective SSM with its
+    95 % interval, linear to 1 % and logarithmic beyond; below, the accuracy of all models on tasks of recall.
+    """
+    heights = [0.44 * max(len(leads), 1), *([0.44 * len(recall)] if recall else [])]
+    figure = Figure(figsize=(4.4, 1.6 + sum(heights) + 0.55 * bool(recall)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights).ravel()
+    _draw_leads(axes[0], leads)
+    if recall:
+        _draw_recall(axes[1], recall)
+    models = {lead.model for rows in leads.values() for lead in rows} | {
+        d.model for rows in recall.values() for d in rows
+    }
+    shown = [model for model in MODELS if model in models]
+    handles = [
+        Line2D([], [], color=_kind_colour(model), marker=STYLES[model][2], markersize=4.5, linestyle="none")
+        for model in shown
+    ]
+    figure.legend(handles, [title(model) for model in shown], loc="outside upper center", ncols=3, handletextpad=0.2)
+    return figure
+
+
+def _draw_leads(ax: Axes, leads: Mapping[str, Sequence[Lead]]) -> None:
+    for row, rivals in enumerate(leads.values()):
+        for lead in rivals:
+            height = _lane(row, lead.model)
+            mean, low, high = (_within(lead.mean if end is None else end) for end in (lead.mean, lead.low, lead.high))
+            colour, marker = _kind_colour(lead.model), STYLES[lead.model][2]
+            ax.plot([low, high], [height, height], color=colour, linewidth=1.0, solid_capstyle="butt")
+            ax.plot(mean, height, color=colour, marker=marker, markersize=3.6, markeredgewidth=0.8, linestyle="none")
+        if row % 2:
+            ax.axhspan(-row - 0.5, -row + 0.5, color="#F4F4F4", zorder=0)
+    ax.axvline(0, color="black", linewidth=1.1)
+    ax.set_xscale("symlog", linthresh=1, linscale=0.8, subs=[])
+    ends = [_within(end) for rows in leads.values() for lead in rows for end in lead[1:] if end is not None]
+    ticks = [tick for tick in (-30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 300, 1000) if min(ends) <= tick <= max(ends)]
+    ax.set_xticks(ticks, [f"{tick:d}".replace("-", "−") for tick in ticks], fontsize=7.5)
+    ax.minorticks_off()
+    ax.set_yticks([-row for row in range(len(leads))], list(leads))
+    ax.set(ylim=(-len(leads) + 0.5, 0.5), xlabel="loss above the selective SSM's (% of it)")
+    ax.grid(visible=False, axis="y")
+    ax.text(0.99, 1.0, "selective better →", transform=ax.transAxes, ha="right", va="bottom", fontsize=7.5)
+    ax.text(0.0, 1.0, "← worse", transform=ax.transAxes, ha="left", va="bottom", fontsize=7.5)
+
+
+def _draw_recall(ax: Axes, recall: Mapping[str, Sequence[Dot]]) -> None:
+    for row, dots in enumerate(recall.values()):
+        for dot in dots:
+            if dot.mean is not None:
+                colour, marker = _kind_colour(dot.model), STYLES[dot.model][2]
+                height = _lane(row, dot.model)
+                ax.plot(dot.mean, height, color=colour, marker=marker, markersize=3.6, linestyle="none", clip_on=False)
+    ax.set_yticks([-row for row in range(len(recall))], list(recall))
+    ax.set(ylim=(-len(recall) + 0.5, 0.5), xlim=(0, 102), xlabel="recall: accuracy (%), higher is better")
+    ax.grid(visible=False, axis="y")
+
+
+def _lane(row: int, model: str) -> float:
+    """The height of a model's line in the row of a task: state space models above, convolutions below."""
+    order = [OURS, *(model for _, models in KINDS.values() for model in models)]
+    return -row + 0.38 - 0.76 * order.index(model) / (len(order) - 1)
+
+
+def _within(value: float) -> float:
+    """A lead, moved to the nearest end of what is drawn."""
+    return min(max(value, BOUNDS[0]), BOUNDS[1])
+
+
+def _kind_colour(model: str) -> str:
+    """The colour of a mixer's kind; the selective SSM is of the state space models."""
+    return next((colour for colour, models in KINDS.values() if model in models), BLUE)
 
 
 @style()

@@ -49,6 +49,15 @@ class Metric(NamedTuple):
         return higher_is_better(self.name)
 
     @property
+    def loss_title(self) -> str:
+        """What its loss is called: it itself, or the error that is left of a share."""
+        return "error" if self.higher else self.title
+
+    def loss(self, value: float) -> float:
+        """Returns a value of it as a loss: that of an accuracy is 1 - accuracy."""
+        return 1 - value if self.higher else value
+
+    @property
     def direction(self) -> str:
         """Which way is better, in words."""
         return f"{self.title}, {'higher' if self.higher else 'lower'} is better"

@@ -1,17 +1,17 @@
 """Writes docs/results.md and its figures from committed records: `python -m experiments.paper`."""
 
 import pathlib
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.paper import claims, figures, gate_captions, quotes, tables
-from experiments.paper.comparisons import LEVEL
+from experiments.paper import claims, effects, figures, gate_captions, overview, quotes, tables
+from experiments.paper.comparisons import LEVEL, MARGIN, POWER
 from experiments.paper.goals import evaluate as evaluate_goals
-from experiments.paper.names import METRICS, OURS, SHARE, join_words, title
-from experiments.paper.records import Record
+from experiments.paper.mean_day import describe_mean_day
+from experiments.paper.names import METRICS, OURS, join_words, title
+from experiments.paper.ridge import describe_ridge
 from experiments.paper.setting import circumstances
 from experiments.paper.study import Study, Task, open_study
 from selssm_jax.errors import InputError
@@ -56,19 +56,72 @@ def summary(study: Study, out: pathlib.Path) -> str:
 def compose(study: Study, folder: pathlib.Path) -> list[Block]:
     """Returns the page, section by section, and draws its figures into `folder`."""
     return [
+        *_first_screen(study, folder),
         Paragraph(
-            "The experiments of the paper's section 8, done again with everything named. Every number comes from a "
-            "committed record."
+            "These are the experiments of the paper's section 8, done again with everything named. Every number comes "
+            "from a committed record."
         ),
+        *_kinds(study),
         *circumstances(study),
         *_table_one(study),
         *_tasks(study),
+        *describe_mean_day(study),
         *_accuracy(study, folder),
         *_scaling(study, folder),
         *_frontier(study, folder),
         *_readings(study, folder),
         *_claims(study),
     ]
+
+
+def _first_screen(study: Study, folder: pathlib.Path) -> list[Block]:
+    """What a busy reader takes away: three sentences and a figure."""
+    sentences = [Paragraph(sentence, lead=True) for sentence in overview.summarise(study)]
+    leads = overview.list_leads(study)
+    if not leads:
+        return [*sentences]
+    caption = (
+        f"Every rival against the {title(OURS)}: its loss minus that of the {title(OURS)}, in % of the latter, with "
+        "the 95 % interval of pairs of seeds; an interval that crosses 0 does not say which is better. The axis is "
+        "linear to 1 % and logarithmic beyond. Blue: state space models; orange: recurrent networks; black: attention; green: "
+        "convolutions. Below: mean accuracy on tasks of recall."
+    )
+    return [*sentences, _picture(folder, "overview", figures.overview(leads, overview.list_recall(study)), caption)]
+
+
+def _kinds(study: Study) -> list[Block]:
+    judged = effects.judge_kinds(study)
+    words = (
+        "Loss is MSE, nats, or the share of wrong answers. Data sets of a kind weigh equally, and the interval, by "
+        "Welch and Satterthwaite, is of these data sets over seeds: it does not say what others would show. Better: "
+        f"the whole interval is above 0. At least as good: it is above -{MARGIN:.0%}. Not shown: neither, and not worse. The "
+        f"smallest difference is the one that the test shows with a probability of {POWER:.0%} if the spread of seeds "
+        "is what was seen; of few seeds, that spread is itself uncertain."
+    )
+    doubts = [_explain_doubt(study, kind) for kind in judged if effects.is_undecided(kind)]
+    return [
+        Heading("Against LSTM and GRU, by kind of task"),
+        Paragraph(words),
+        tables.kinds(judged),
+        *(Paragraph(text) for text in doubts),
+    ]
+
+
+def _explain_doubt(study: Study, kind: effects.KindEffect) -> str:
+    """Why a kind of task does not decide: where the rival is ahead, and what could have been seen."""
+    ahead = [
+        f"{name} ({effects.describe(test.relative)})"
+        for name in kind.tasks
+        for rival in kind.rivals
+        if (test := study.comparisons.get((name, rival))) and test.behind and test.relative
+    ]
+    seen = (
+        f"differences below {100 * kind.effect.smallest:.1f} % could not be seen with these seeds"
+        if kind.effect and kind.effect.smallest
+        else "there are too few seeds for an interval"
+    )
+    where = f"{kind.names} ahead on {join_words(ahead)}" if ahead else f"{kind.names} nowhere ahead"
+    return f"Why not shown for {kind.family}: {where}; {seen}."
 
 
 def _table_one(study: Study) -> list[Block]:
@@ -84,7 +137,10 @@ def _table_one(study: Study) -> list[Block]:
 def _tasks(study: Study) -> list[Block]:
     count = sum(test.p is not None for test in study.comparisons.values())
     words = (
-        "Each model is tested against the selective SSM over the seeds that both have: two-sided paired t-test. The "
+        "Each model is compared with the selective SSM over the seeds that both have: the mean of the paired "
+        "differences with its 95 % t interval, and the two-sided paired t-test. Beside it stands the smallest "
+        f"difference that such a test shows with a probability of {POWER:.0%}, given the spread of the pairs "
+        "(noncentral t). The "
         f"page holds {count} such tests, so that about {number_of_false(count)} would show p < {LEVEL:g} if no model "
         "differed from another; p (Holm) is corrected for all of them together. The gates of Selective SSM (x, h) also "
         "read the state. Baselines are in italics."
@@ -103,8 +159,15 @@ def number_of_false(count: int) -> str:
 def _task(study: Study, task: Task) -> Iterable[Block]:
     if not study.of(task):
         return [Paragraph("Not run.")]
-    found = (tables.scores(study, task), tables.lengths(study, task), tables.costs(study, task))
-    return [table for table in found if table]
+    blocks = (
+        tables.scores(study, task),
+        tables.effects(study, task),
+        tables.lengths(study, task),
+        tables.published(study, task),
+        Paragraph(ridge) if (ridge := describe_ridge(study, task)) else None,
+        tables.costs(study, task),
+    )
+    return [block for block in blocks if block]
 
 
 def _picture(folder: pathlib.Path, name: str, figure: Figure, caption: str) -> Picture:
@@ -113,7 +176,7 @@ def _picture(folder: pathlib.Path, name: str, figure: Figure, caption: str) -> P
 
 def _accuracy(study: Study, folder: pathlib.Path) -> list[Block]:
     dots = {
-        task.name: [_dot(model, study.of(task).get(model)) for model in task.models]
+        task.name: [overview.make_dot(model, study.of(task).get(model)) for model in task.models]
         for task in study.tasks
         if study.of(task)
     }
@@ -122,13 +185,6 @@ def _accuracy(study: Study, folder: pathlib.Path) -> list[Block]:
         "panel has its own scale."
     )
     return [Heading("Figure 1: accuracy"), _picture(folder, "accuracy", figures.accuracy(dots), caption)]
-
-
-def _dot(model: str, record: Record | None) -> figures.Dot:
-    values = [100 * value for value in record.values(SHARE[record.kind]).values()] if record else []
-    if not values:
-        return figures.Dot(model, None)
-    return figures.Dot(model, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def _scaling(study: Study, folder: pathlib.Path) -> list[Block]:

@@ -8,13 +8,26 @@ import statistics
 from typing import Any, NoReturn
 
 from experiments.paper.names import FIELD, METRICS
+from selssm_jax.config import UNREAD, Experiment, renames
 from selssm_jax.config.data import TASKS as RULES
 from selssm_jax.errors import InputError, suggest
 from selssm_jax.paths import check_regular
+from selssm_jax.sweep import record as sweep_record
+from selssm_jax.sweep.compared_models import RATE
+from selssm_jax.sweep.runner import OF_A_MACHINE
 from selssm_jax.tasks import TASKS
 
 LOSS = "training.forecast_loss"  # which the sweep of every task holds, and not every kind reads
+# keys that no result of a run depends on
+APART = (
+    *OF_A_MACHINE,
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "data.eval_batch_size",
+)
 COSTS = ("state_bytes", "training_peak_bytes", "training_flops", "decode_peak_bytes", "decode_flops", "batch", "steps")
+DEFAULTS = sweep_record.identity(Experiment())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +63,9 @@ class Record:
     versions: dict[str, str]
     machine: dict[str, Any]
     reading: dict[str, Any] | None
+    recipe: dict[str, Any]  # all that decides a run but what is tuned; empty where the record does not say
+    rates: tuple[float, ...]  # the peak learning rates that were tried
+    chosen_rate: float | None
 
     def values(self, metric: str) -> dict[int, float]:
         """Returns {seed: value} of a metric on the test split."""
@@ -65,6 +81,17 @@ class Record:
         return {
             run.seed: run.lengths[length]["accuracy"] for run in self.runs if "accuracy" in run.lengths.get(length, {})
         }
+
+    @property
+    def end(self) -> str:
+        """At which end of the learning rates that were tried the chosen one lies: "lowest", "highest", "only" where one
+        was tried, "" where it lies inside or is not known.
+        """
+        if self.chosen_rate is None or not self.rates:
+            return ""
+        if len(self.rates) == 1:
+            return "only"
+        return {min(self.rates): "lowest", max(self.rates): "highest"}.get(self.chosen_rate, "")
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -99,7 +126,20 @@ def read(path: pathlib.Path) -> Record:
             name: _numbers(path, values, f"baselines.{name}") for name, values in (found.get("baselines") or {}).items()
         },
         reading=_reading(path, found.get("reading")),
+        recipe=complete_recipe(found.get("sweep") or {}),
+        rates=tuple(sorted({trial["point"][RATE] for trial in found.get("trials") or ()})),
+        chosen_rate=(found.get("chosen") or {}).get(RATE),
     )
+
+
+def complete_recipe(sweep: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keys of a sweep that decide a run and are not tuned, under their present names, with the defaults of
+    those that an earlier version did not have; nothing of a sweep that holds none.
+    """
+    if not sweep:
+        return {}
+    keys = DEFAULTS | renames.update(sweep)
+    return {key: keys[key] for key in keys if key not in APART and key.partition(".")[0] not in UNREAD}
 
 
 def contents(path: pathlib.Path) -> dict[str, Any]:

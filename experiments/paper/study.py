@@ -5,17 +5,20 @@ between models.
 import ast
 import dataclasses
 import functools
+import json
 import pathlib
 import re
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.paper.comparisons import Comparison, compare_paired, correct_by_holm
 from experiments.paper.names import FAMILIES, METRICS, MODELS, OURS, family
-from experiments.paper.records import Record, read
+from experiments.paper.records import Record, complete_recipe, read
 from experiments.paper.scaling import Scaling
 from experiments.paper.scaling import read as read_scaling
 from selssm_jax.config import load
+from selssm_jax.config.fields import flatten
 from selssm_jax.errors import InputError, suggest
 
 
@@ -28,6 +31,8 @@ class Task:
     source: str
     horizon: int
     models: tuple[str, ...]
+    length: int = 0  # of the window that is read
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     @property
     def family(self) -> str:
@@ -46,6 +51,7 @@ class Study:
     records: dict[tuple[str, str], Record]
     scaling: Scaling | None
     strays: tuple[str, ...]
+    benchmarks: pathlib.Path  # the folder of the records of single claims
 
     def of(self, task: Task) -> dict[str, Record]:
         """Returns {model: record} of what has been run of a task, in the order of its models."""
@@ -71,20 +77,50 @@ class Study:
     @functools.cached_property
     def comparisons(self) -> dict[tuple[str, str], Comparison]:
         """Every model of every task against the selective SSM, by the metric of the record, Holm's correction over all
-        of them.
+        of them. A model that was trained by another recipe is not compared.
         """
         found: dict[tuple[str, str], Comparison] = {}
         for task in self.tasks:
-            records = self.of(task)
-            for model, record in records.items():
-                if model == OURS or OURS not in records or records[OURS].metric != record.metric:
+            for model, record in self.of(task).items():
+                if model == OURS or not self.is_comparable(task, model):
                     continue
-                metric = METRICS[record.metric]
-                test = compare_paired(
-                    records[OURS].values(record.metric), record.values(record.metric), higher=metric.higher
-                )
+                ours, metric = self.records[task.name, OURS], METRICS[record.metric]
+                test = compare_paired(ours.values(metric.name), record.values(metric.name), higher=metric.higher)
                 found |= {(task.name, model): test} if test else {}
         return correct_by_holm(found)
+
+    def is_comparable(self, task: Task, model: str) -> bool:
+        """Whether a model and the selective SSM have records of a task, by one metric and one recipe."""
+        records = self.of(task)
+        if OURS not in records or model not in records or records[OURS].metric != records[model].metric:
+            return False
+        return not find_differing(records[OURS].recipe, records[model].recipe)
+
+    def relative_gaps(self, task: Task, rivals: Sequence[str]) -> list[float]:
+        """Returns for each seed that all have the mean over rivals of the loss above the selective SSM's, as a share of
+        the latter's mean; nothing where a rival cannot be compared.
+        """
+        if not all(self.is_comparable(task, rival) for rival in rivals):
+            return []
+        metric = METRICS[self.records[task.name, OURS].metric]
+        losses = {
+            model: {seed: metric.loss(value) for seed, value in self.of(task)[model].values(metric.name).items()}
+            for model in (OURS, *rivals)
+        }
+        seeds = sorted(set.intersection(*(set(values) for values in losses.values())))
+        ours = statistics.fmean(losses[OURS][seed] for seed in seeds) if seeds else 0.0
+        if not ours:
+            return []
+        return [statistics.fmean(losses[rival][seed] - losses[OURS][seed] for rival in rivals) / ours for seed in seeds]
+
+
+def find_differing(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {key: (value, other's value)} of what two recipes differ in; nothing where one of them is not known."""
+    if not recipe or not other:
+        return {}
+    return {
+        key: (recipe.get(key), other.get(key)) for key in sorted({*recipe, *other}) if recipe.get(key) != other.get(key)
+    }
 
 
 def open_study(configs: pathlib.Path, records: pathlib.Path) -> Study:
@@ -106,7 +142,7 @@ def open_study(configs: pathlib.Path, records: pathlib.Path) -> Study:
             f"{example}"
         )
     strays = tuple(f"{path.parent.name}/{path.name}" for path in paths if (path.parent.name, path.stem) not in known)
-    return Study(configs, tasks, found, read_scaling(records.parent / "scaling.json"), strays)
+    return Study(configs, tasks, found, read_scaling(records.parent / "scaling.json"), strays, records.parent)
 
 
 def _tasks(configs: pathlib.Path) -> tuple[Task, ...]:
@@ -134,7 +170,15 @@ def _task(path: pathlib.Path) -> Task:
         if name not in MODELS:
             raise InputError(f"the config {path} names the model {name!r} in sweep.models: {suggest(name, MODELS)}")
     models = tuple(name for name in MODELS if name in named)  # in the order of the page
-    return Task(str(config.name), words.rstrip("."), str(config.data.source), int(config.data.horizon), models)
+    return Task(
+        str(config.name),
+        words.rstrip("."),
+        str(config.data.source),
+        int(config.data.horizon),
+        models,
+        int(config.data.length),
+        complete_recipe(json.loads(json.dumps(dict(flatten(config.to_dict()))))),
+    )
 
 
 def _natural(name: str) -> list[Any]:

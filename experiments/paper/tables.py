@@ -1,19 +1,23 @@
-"""The tables of the page: the paper's Table 1 beside ours, the scores and the costs of every task, scaling, claims and
-the bar.
+"""The tables of the page: the paper's Table 1 beside ours, the scores, effects, published numbers and costs of every
+task, scaling, claims and the bar.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.paper import quotes
 from experiments.paper.claims import LONG, Verdict
-from experiments.paper.comparisons import Comparison
+from experiments.paper.comparisons import Effect
+from experiments.paper.effects import KindEffect
 from experiments.paper.goals import Goal
 from experiments.paper.names import FIELD, METRICS, OURS, PAPERS, RIVALS, SHARE, title
+from experiments.paper.published import READ, Published, list_published
 from experiments.paper.records import Record
+from experiments.paper.ridge import RIDGE
 from experiments.paper.scaling import QUANTITIES, Scaling
-from experiments.paper.study import Study, Task
+from experiments.paper.study import Study, Task, find_differing
 from selssm_jax.report.tables import Cell, Table, number, size
 
 Row = tuple[Cell, ...]
@@ -29,8 +33,30 @@ def spread(values: Iterable[float], scale: float = 1.0) -> str:
     mean, deviation = statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
     if not deviation:
         return number(mean)
-    digits = min(max(0, 1 - int(f"{deviation:e}".split("e")[1])), 5)
+    digits = count_decimals(deviation)
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f}"
+
+
+def count_decimals(deviation: float) -> int:
+    """Returns after how many decimals a deviation has two digits, at most 5."""
+    return min(max(0, 1 - int(f"{deviation:e}".split("e")[1])), 5)
+
+
+def span(effect: Effect | None) -> str | None:
+    """Returns "+0.012 [-0.001, +0.025]", a mean with its 95 % interval; the mean alone where there is none."""
+    if effect is None:
+        return None
+    if effect.low is None or effect.high is None:
+        return f"{'+' if effect.mean > 0 else ''}{number(effect.mean)}"
+    digits = count_decimals(effect.high - effect.low)
+    return f"{effect.mean:+,.{digits}f} [{effect.low:+,.{digits}f}, {effect.high:+,.{digits}f}]"
+
+
+def share(effect: Effect | None) -> str | None:
+    """Returns an effect in percent with its interval; one of more than 1,000 % by its mean alone."""
+    if effect is None:
+        return None
+    return "> 1,000" if effect.mean > 10 else span(effect.scaled(100))
 
 
 def megabytes(count: Cell) -> str:
@@ -97,38 +123,125 @@ def _batch(study: Study, task: Task) -> str:
 
 
 def scores(study: Study, task: Task) -> Table:
-    """Every metric of the field for every model and baseline, and the paired test against the selective SSM."""
+    """Every metric of the field for every model and baseline."""
     records = study.of(task)
-    kind, metric = next((record.kind, record.metric) for record in records.values())
+    kind = next(record.kind for record in records.values())
     shown = [name for name in FIELD[kind] if any(record.values(name) for record in records.values())]
     best = {name: _best(records.values(), name) for name in shown}
-    columns = (
-        "",
-        *(METRICS[name].title for name in shown),
-        "seeds",
-        f"{METRICS[metric].title}, minus selective",
-        "p",
-        "p (Holm)",
-        "pairs",
-        "in words",
-    )
+    columns = ("", *(METRICS[name].title for name in shown), "seeds")
     rows: list[Row] = []
     for model in task.models:
         if model not in records:
             rows.append((title(model), NOT_RUN, *(None for _ in columns[2:])))
             continue
         cells = (_score(records[model], name, best[name]) for name in shown)
-        test = _test(study.comparisons.get((task.name, model)), METRICS[metric].scale, ours=model == OURS)
-        rows.append((title(model), *cells, str(len(records[model].runs)), *test))
+        rows.append((title(model), *cells, str(len(records[model].runs))))
     baselines = {name: values for record in reversed(records.values()) for name, values in record.baselines.items()}
     for name, values in baselines.items():
         cells = (number(values[key] * METRICS[key].scale) if key in values else None for key in shown)
-        rows.append((f"*{name}*", *cells, *(None for _ in range(6))))
-    return _table(
-        f"Scores on the test split, mean ± sd over seeds; the best mean is bold; tested: {METRICS[metric].direction}",
-        columns,
-        tuple(rows),
+        rows.append((f"*{name}*", *cells, None))
+    return _table("Scores on the test split, mean ± sd over seeds; the best mean is bold", columns, tuple(rows))
+
+
+def effects(study: Study, task: Task) -> Table | None:
+    """Every rival against the selective SSM: difference with its interval, test, and what it could have shown."""
+    records = study.of(task)
+    rivals = [model for model in records if model != OURS]
+    if OURS not in records or not rivals:
+        return None
+    metric = METRICS[records[OURS].metric]
+    columns = (
+        "",
+        f"{metric.title}, minus selective [95 % interval]",
+        f"{metric.loss_title} above selective's (%) [95 % interval]",
+        "smallest that could be shown",
+        "the same in %",
+        "p",
+        "p (Holm)",
+        "pairs",
+        "in words",
     )
+    rows = tuple((title(model), *_effect(study, task, model)) for model in rivals)
+    return _table(f"Against the selective SSM, seed by seed; {metric.direction}", columns, rows)
+
+
+def _effect(study: Study, task: Task, model: str) -> Row:
+    test = study.comparisons.get((task.name, model))
+    if test is None:
+        return (*(None for _ in range(7)), f"no test: {_explain_missing_test(study, task, model)}")
+    effect, relative = test.effect.scaled(METRICS[study.records[task.name, OURS].metric].scale), test.relative
+    smallest = None if effect.smallest is None else f"{effect.smallest:.2g}"
+    of_it = relative and relative.smallest
+    return (
+        span(effect),
+        share(relative),
+        smallest,
+        None if of_it is None else "> 1,000" if of_it > 10 else f"{100 * of_it:.2g}",
+        probability(test.p),
+        probability(test.holm),
+        str(test.pairs),
+        test.words(),
+    )
+
+
+def _explain_missing_test(study: Study, task: Task, model: str) -> str:
+    ours, other = study.records[task.name, OURS], study.records[task.name, model]
+    differing = find_differing(ours.recipe, other.recipe)
+    if differing:
+        changes = (f"{key} {theirs} for {mine}" for key, (mine, theirs) in differing.items())
+        return f"another recipe ({', '.join(changes)})"
+    return "another metric" if ours.metric != other.metric else "no seed in common with the selective SSM"
+
+
+def kinds(found: Sequence[KindEffect]) -> Table:
+    """Rivals against the selective SSM on each kind of task, pooled over its data sets."""
+    rows = tuple(
+        (
+            kind.family,
+            kind.names,
+            share(kind.effect),
+            f"**{kind.verdict}**",
+            None if kind.effect is None or kind.effect.smallest is None else f"{100 * kind.effect.smallest:.2g}",
+            ", ".join(kind.tasks) + (f" (not: {', '.join(kind.missing)})" if kind.missing else ""),
+        )
+        for kind in found
+    )
+    columns = (
+        "",
+        "against",
+        "loss above selective's (%) [95 % interval]",
+        "the selective SSM is",
+        "smallest that could be shown (%)",
+        "data sets",
+    )
+    return _table("The selective SSM against the paper's rivals, by kind of task", columns, rows)
+
+
+def published(study: Study, task: Task) -> Table | None:
+    """What others report of a task at the same lookback, the best first, and ours among them."""
+    others, records = list_published(task), study.of(task)
+    if not others or not records:
+        return None
+    primary = METRICS[next(iter(records.values())).metric]
+    shown = [name for name in METRICS if any(name in other.values for other in others)]
+    lines = [(other.values.get(primary.name), _published(other, shown)) for other in others]
+    for model, record in records.items():
+        cells = (_score(record, name, None) for name in shown)
+        lines.append((record.mean(primary.name), (f"**ours: {title(model)}**", *cells, "this page", None)))
+    ridge = next((record.baselines[RIDGE] for record in records.values() if RIDGE in record.baselines), None)
+    if ridge:
+        cells = (number(ridge[name]) if name in ridge else None for name in shown)
+        lines.append((ridge.get(primary.name), (f"**ours: {RIDGE}**", *cells, "this page", None)))
+    ordered = sorted(lines, key=lambda line: primary.loss(line[0]) if line[0] is not None else math.inf)
+    lookback = f", lookback {task.length}" if primary.name == "mse" else ""
+    columns = ("", *(METRICS[name].title for name in shown), "source", "what differs")
+    return _table(f"Published numbers beside ours{lookback}, the best first", columns, tuple(row for _, row in ordered))
+
+
+def _published(other: Published, shown: Sequence[str]) -> Row:
+    cells = (number(other.values[name] * METRICS[name].scale) if name in other.values else None for name in shown)
+    note = "" if other.source.basis == READ else f" ({other.source.basis})"
+    return (other.model, *cells, f"{other.source.title}, {other.source.place}{note}", other.differs or None)
 
 
 def _best(records: Iterable[Record], metric: str) -> float | None:
@@ -142,19 +255,6 @@ def _score(record: Record, metric: str, best: float | None) -> Cell:
         return None
     text = spread(values, METRICS[metric].scale)
     return f"**{text}**" if record.mean(metric) == best else text
-
-
-def _test(test: Comparison | None, scale: float, *, ours: bool) -> Row:
-    if test is None:
-        return (
-            None,
-            None,
-            None,
-            None,
-            "the reference" if ours else "no test: no seed in common with the selective SSM",
-        )
-    gap = f"{'+' if test.difference > 0 else ''}{number(test.difference * scale)}"
-    return (gap, probability(test.p), probability(test.holm), str(test.pairs), test.words())
 
 
 def probability(p: float | None) -> str | None:

@@ -1,0 +1,93 @@
+"""Networks against a ridge regression a channel, which has no seeds: which of a task's do not beat it, by how much,
+and what of their recipe may be why.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.paper.comparisons import Effect, estimate
+from experiments.paper.effects import describe
+from experiments.paper.names import METRICS, title
+from experiments.paper.records import Record
+from experiments.paper.study import Study, Task
+
+RIDGE = "ridge by channel"
+
+
+class RidgeGap(NamedTuple):
+    """A network's loss above that of ridge a channel, as a share of the latter."""
+
+    model: str
+    effect: Effect
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the network's mean is no lower than that of ridge."""
+        return self.effect.mean >= 0
+
+
+def compare_with_ridge(record: Record) -> RidgeGap | None:
+    """Returns a network against the ridge regression of its own record, with the t interval over seeds; None where the
+    record has none.
+    """
+    baseline = record.baselines.get(RIDGE, {}).get(record.metric)
+    if not baseline:
+        return None
+    shares = [
+        METRICS[record.metric].loss(value) / METRICS[record.metric].loss(baseline) - 1
+        for value in record.values(record.metric).values()
+    ]
+    mean, deviation = statistics.fmean(shares), statistics.stdev(shares) if len(shares) > 1 else 0.0
+    if not deviation:
+        return RidgeGap(record.model, Effect(mean))
+    return RidgeGap(record.model, estimate(mean, deviation / math.sqrt(len(shares)), len(shares) - 1))
+
+
+def list_gaps(study: Study, task: Task) -> list[RidgeGap]:
+    """Returns every network of a task that can be compared with ridge, the best first."""
+    gaps = [gap for record in study.of(task).values() if (gap := compare_with_ridge(record))]
+    return sorted(gaps, key=lambda gap: gap.effect.mean)
+
+
+def describe_ridge(study: Study, task: Task) -> str:
+    """Returns in words which networks do not beat ridge a channel, by how much, and why, as far as their recipes tell;
+    "" where no record has it.
+    """
+    gaps = list_gaps(study, task)
+    if not gaps:
+        return ""
+    beaten = [gap for gap in gaps if gap.is_beaten]
+    best = gaps[0]
+    head = (
+        f"Ridge regression a channel: all {len(gaps)} networks have a lower mean"
+        if not beaten
+        else f"Ridge regression a channel is not beaten by {len(beaten)} of {len(gaps)} networks: "
+        + "; ".join(f"{title(gap.model)} {describe(gap.effect)}" for gap in beaten)
+    )
+    reason = explain_by_recipe(study.of(task)[beaten[0].model].recipe) if beaten else ""
+    lead = f". The best network, {title(best.model)}, is at {describe(best.effect)} of its error."
+    return f"{head}{lead}{f' {reason}' if reason else ''}"
+
+
+def explain_by_recipe(recipe: Mapping[str, Any]) -> str:
+    """Returns what of a recipe may be why its networks lose to ridge; "" where its keys do not tell."""
+    if not recipe:
+        return ""
+    reasons = []
+    if takes_mean_day(recipe):
+        reasons.append(
+            "their data are less the mean day of the training months, which costs on test (see the mean day)"
+        )
+    windows = recipe["training.steps"] * recipe["data.batch_size"]
+    reasons.append(
+        f"a run reads {windows:,} windows ({recipe['training.steps']:,} steps of {recipe['data.batch_size']}), where "
+        "ridge is fitted to all of them"
+    )
+    return f"Why, as far as the recipe tells: {'; '.join(reasons)}."
+
+
+def takes_mean_day(recipe: Mapping[str, Any]) -> bool:
+    """Whether the mean course of a period is taken off the data before a model reads them."""
+    return bool(recipe.get("data.period")) and recipe.get("data.course") == "mean"
