@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.paper import quotes
-from experiments.paper.comparisons import Comparison
+from experiments.paper.comparisons import LARGEST, Comparison
 from experiments.paper.effects import NOT_RUN, describe, pool_kind
 from experiments.paper.gate_captions import contrast
 from experiments.paper.names import OURS, PAPERS, RIVALS, join_words, title
@@ -301,11 +301,17 @@ def _span_effects(tests: Iterable[Comparison | None]) -> str:
     smallest = [effect.smallest for effect in effects if effect.smallest is not None]
     if not smallest:
         return ""
-    low, high = (100 * extreme(effect.mean for effect in effects) for extreme in (min, max))
+    low, high = (_cap(extreme(effect.mean for effect in effects)) for extreme in (min, max))
+    seen = _cap(statistics.median(smallest)).removeprefix("+")
     return (
-        f"; their loss is {low:+,.1f} to {high:+,.1f} % of the selective SSM's above it, and a comparison could have "
-        f"shown {100 * statistics.median(smallest):,.1f} % in the median"
+        f"; their loss is {low} to {high} % above the selective SSM's, and in the median a comparison could have shown "
+        f"{seen} %"
     )
+
+
+def _cap(share: float) -> str:
+    """A share in percent; of losses near 0 it says no more than that it is large."""
+    return f"{100 * share:+.1f}" if share <= LARGEST else f"more than {100 * LARGEST:,.0f}"
 
 
 def _names(models: Sequence[str]) -> str:

@@ -11,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import integrate, optimize, stats
 
+from selssm_jax.report.tables import number
+
 LEVEL = 0.05
 POWER = 0.8  # with which a test shows the smallest difference that is named
+LARGEST = 10.0  # share of a loss that is printed as a number; of losses near 0 it means nothing
 MARGIN = 0.01  # of the reference's loss, within which a model is at least as good
 BETTER, AS_GOOD, UNDECIDED, WORSE = "better", "at least as good", "not shown", "worse"
 
@@ -101,7 +104,7 @@ class Comparison:
         if self.p >= LEVEL:
             as_good = self.relative is not None and self.relative.verdict == AS_GOOD
             return (
-                f"no difference shown; selective at least as good within {MARGIN:.0%}"
+                f"no difference shown; selective at least as good within {100 * MARGIN:g} %"
                 if as_good
                 else ("no difference shown")
             )
@@ -156,6 +159,19 @@ def pool(samples: Sequence[Sequence[float]]) -> Effect | None:
         return Effect(mean)
     freedom = variances.sum() ** 2 / np.sum(variances**2 / (np.asarray([len(sample) for sample in samples]) - 1))
     return estimate(mean, math.sqrt(variances.sum()) / len(samples), float(freedom))
+
+
+def count_decimals(deviation: float) -> int:
+    """Returns after how many decimals a deviation has two digits, at most 5."""
+    return min(max(0, 1 - int(f"{deviation:e}".split("e")[1])), 5)
+
+
+def span(effect: Effect) -> str:
+    """Returns "+0.012 [-0.001, +0.025]", a mean with its 95 % interval; the mean alone where there is none."""
+    if effect.low is None or effect.high is None:
+        return f"{'+' if effect.mean > 0 else ''}{number(effect.mean)}"
+    digits = count_decimals(effect.high - effect.mean)
+    return f"{effect.mean:+,.{digits}f} [{effect.low:+,.{digits}f}, {effect.high:+,.{digits}f}]"
 
 
 def power(noncentrality: float, freedom: float) -> float:

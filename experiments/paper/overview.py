@@ -84,7 +84,7 @@ def say_certainty(study: Study) -> str:
     return (
         f"How sure: the {title(OURS)} is better with p < 0.05 in {len(won)} of {len(tests)} paired tests over seeds "
         f"({after} after Holm's correction) and worse in {len(lost)}; the smallest difference that a test could have "
-        f"shown with a probability of {POWER:.0%} is, in the median, {join_words(seen)}."
+        f"shown with a probability of {100 * POWER:g} % is, in the median, {join_words(seen)}."
     )
 
 

@@ -83,8 +83,8 @@ def _first_screen(study: Study, folder: pathlib.Path) -> list[Block]:
     caption = (
         f"Every rival against the {title(OURS)}: its loss minus that of the {title(OURS)}, in % of the latter, with "
         "the 95 % interval of pairs of seeds; an interval that crosses 0 does not say which is better. The axis is "
-        "linear to 1 % and logarithmic beyond. Blue: state space models; orange: recurrent networks; black: attention; green: "
-        "convolutions. Below: mean accuracy on tasks of recall."
+        "linear to 1 % and logarithmic beyond. Blue: state space models; orange: recurrent networks; black: "
+        "attention; green: convolutions. Below: mean accuracy on tasks of recall."
     )
     return [*sentences, _picture(folder, "overview", figures.overview(leads, overview.list_recall(study)), caption)]
 
@@ -94,15 +94,15 @@ def _kinds(study: Study) -> list[Block]:
     words = (
         "Loss is MSE, nats, or the share of wrong answers. Data sets of a kind weigh equally, and the interval, by "
         "Welch and Satterthwaite, is of these data sets over seeds: it does not say what others would show. Better: "
-        f"the whole interval is above 0. At least as good: it is above -{MARGIN:.0%}. Not shown: neither, and not worse. The "
-        f"smallest difference is the one that the test shows with a probability of {POWER:.0%} if the spread of seeds "
-        "is what was seen; of few seeds, that spread is itself uncertain."
+        f"the whole interval is above 0. At least as good: it is above -{100 * MARGIN:g} %. Not shown: neither, and "
+        "not worse. The smallest difference is the one that the test shows with a probability of "
+        f"{100 * POWER:g} % if the spread of seeds is what was seen; of few seeds, that spread is itself uncertain."
     )
     doubts = [_explain_doubt(study, kind) for kind in judged if effects.is_undecided(kind)]
     return [
         Heading("Against LSTM and GRU, by kind of task"),
         Paragraph(words),
-        tables.kinds(judged),
+        tables.kinds(study, judged),
         *(Paragraph(text) for text in doubts),
     ]
 
@@ -139,7 +139,7 @@ def _tasks(study: Study) -> list[Block]:
     words = (
         "Each model is compared with the selective SSM over the seeds that both have: the mean of the paired "
         "differences with its 95 % t interval, and the two-sided paired t-test. Beside it stands the smallest "
-        f"difference that such a test shows with a probability of {POWER:.0%}, given the spread of the pairs "
+        f"difference that such a test shows with a probability of {100 * POWER:g} %, given the spread of the pairs "
         "(noncentral t). The "
         f"page holds {count} such tests, so that about {number_of_false(count)} would show p < {LEVEL:g} if no model "
         "differed from another; p (Holm) is corrected for all of them together. The gates of Selective SSM (x, h) also "

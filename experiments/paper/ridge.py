@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.paper.comparisons import Effect, estimate
-from experiments.paper.effects import describe
+from experiments.paper.comparisons import Effect, estimate, span
 from experiments.paper.names import METRICS, title
 from experiments.paper.records import Record
 from experiments.paper.study import Study, Task
 
 RIDGE = "ridge by channel"
+TRAINING_ROWS = {"etth1": 8640, "ettm1": 34560, "weather": 36887}  # of the literature's splits
 
 
 class RidgeGap(NamedTuple):
@@ -59,33 +59,36 @@ def describe_ridge(study: Study, task: Task) -> str:
     if not gaps:
         return ""
     beaten = [gap for gap in gaps if gap.is_beaten]
-    best = gaps[0]
     head = (
-        f"Ridge regression a channel: all {len(gaps)} networks have a lower mean"
-        if not beaten
-        else f"Ridge regression a channel is not beaten by {len(beaten)} of {len(gaps)} networks: "
-        + "; ".join(f"{title(gap.model)} {describe(gap.effect)}" for gap in beaten)
+        f"is not beaten by {len(beaten)} of {len(gaps)} networks, whose error is above its own by (%) "
+        + ", ".join(f"{title(gap.model)} {span(gap.effect.scaled(100))}" for gap in beaten)
+        if beaten
+        else f"is beaten by all {len(gaps)} networks; the best, {title(gaps[0].model)}, has an error of "
+        f"{span(gaps[0].effect.scaled(100))} % of its own above it"
     )
-    reason = explain_by_recipe(study.of(task)[beaten[0].model].recipe) if beaten else ""
-    lead = f". The best network, {title(best.model)}, is at {describe(best.effect)} of its error."
-    return f"{head}{lead}{f' {reason}' if reason else ''}"
+    reason = f" {explain_by_recipe(study.of(task)[beaten[0].model].recipe, task)}" if beaten else ""
+    return f"Ridge regression a channel {head} [95 % interval].{reason}"
 
 
-def explain_by_recipe(recipe: Mapping[str, Any]) -> str:
-    """Returns what of a recipe may be why its networks lose to ridge; "" where its keys do not tell."""
-    if not recipe:
-        return ""
+def explain_by_recipe(recipe: Mapping[str, Any], task: Task) -> str:
+    """Returns what of a recipe may be why its networks lose to ridge, or that its keys do not tell."""
     reasons = []
     if takes_mean_day(recipe):
         reasons.append(
-            "their data are less the mean day of the training months, which costs on test (see the mean day)"
+            "the data are less the mean day of the training months, which raises the error on test (see The mean day)"
         )
-    windows = recipe["training.steps"] * recipe["data.batch_size"]
-    reasons.append(
-        f"a run reads {windows:,} windows ({recipe['training.steps']:,} steps of {recipe['data.batch_size']}), where "
-        "ridge is fitted to all of them"
-    )
-    return f"Why, as far as the recipe tells: {'; '.join(reasons)}."
+    epochs = count_epochs(recipe, task)
+    if epochs is not None and epochs < 1:
+        reasons.append(f"a run reads {100 * epochs:.0f} % of the training windows once, and ridge is fitted to all")
+    return f"Why, as far as the recipe tells: {'; '.join(reasons)}." if reasons else "The recipe does not tell why."
+
+
+def count_epochs(recipe: Mapping[str, Any], task: Task) -> float | None:
+    """Returns how often a run reads each training window, None where recipe or rows are not known."""
+    rows = TRAINING_ROWS.get(task.source)
+    if not recipe or rows is None:
+        return None
+    return recipe["training.steps"] * recipe["data.batch_size"] / (rows - task.length - task.horizon + 1)
 
 
 def takes_mean_day(recipe: Mapping[str, Any]) -> bool:

@@ -69,7 +69,7 @@ def _budget(study: Study) -> Table:
         "learning rates tried",
         "steps a trial",
         "steps a run",
-        "windows a run reads",
+        "examples a run reads",
         "seeds",
         "cells run",
         "not run",
@@ -132,12 +132,17 @@ def _rates(study: Study) -> list[Block]:
     for task in study.tasks:
         ends = {end: [title(record.model) for record in study.of(task).values() if record.end == end] for end in ENDS}
         if any(ends.values()):
-            rows.append((task.name, *(", ".join(models) or "–" for models in ends.values())))
+            rows.append((task.name, *(_list_models(models, task) for models in ends.values())))
     columns = ("task", "best at the lowest rate", "best at the highest rate", "one rate tried")
     return [
         Paragraph(words),
         *([Table("Cells whose best learning rate is at an end", columns, tuple(rows))] if rows else []),
     ]
+
+
+def _list_models(models: list[str], task: Task) -> str:
+    """The models of a task by name, or that they are all."""
+    return f"all {len(models)}" if len(models) == len(task.models) else ", ".join(models) or "–"
 
 
 def _recipes(study: Study) -> list[Paragraph]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.paper import quotes
 from experiments.paper.claims import LONG, Verdict
-from experiments.paper.comparisons import Effect
+from experiments.paper.comparisons import LARGEST, Effect, count_decimals, span
 from experiments.paper.effects import KindEffect
 from experiments.paper.goals import Goal
 from experiments.paper.names import FIELD, METRICS, OURS, PAPERS, RIVALS, SHARE, title
@@ -37,26 +37,16 @@ def spread(values: Iterable[float], scale: float = 1.0) -> str:
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f}"
 
 
-def count_decimals(deviation: float) -> int:
-    """Returns after how many decimals a deviation has two digits, at most 5."""
-    return min(max(0, 1 - int(f"{deviation:e}".split("e")[1])), 5)
-
-
-def span(effect: Effect | None) -> str | None:
-    """Returns "+0.012 [-0.001, +0.025]", a mean with its 95 % interval; the mean alone where there is none."""
-    if effect is None:
-        return None
-    if effect.low is None or effect.high is None:
-        return f"{'+' if effect.mean > 0 else ''}{number(effect.mean)}"
-    digits = count_decimals(effect.high - effect.low)
-    return f"{effect.mean:+,.{digits}f} [{effect.low:+,.{digits}f}, {effect.high:+,.{digits}f}]"
-
-
 def share(effect: Effect | None) -> str | None:
-    """Returns an effect in percent with its interval; one of more than 1,000 % by its mean alone."""
+    """Returns an effect in percent with its interval; of one above `LARGEST` only that it is."""
     if effect is None:
         return None
-    return "> 1,000" if effect.mean > 10 else span(effect.scaled(100))
+    return f"> {100 * LARGEST:,.0f}" if effect.mean > LARGEST else span(effect.scaled(100))
+
+
+def round_to_two(value: float | None) -> str | None:
+    """Returns a number to two digits."""
+    return None if value is None else number(float(f"{value:.2g}")) if value < 1 else f"{float(f'{value:.2g}'):,g}"
 
 
 def megabytes(count: Cell) -> str:
@@ -170,13 +160,12 @@ def _effect(study: Study, task: Task, model: str) -> Row:
     if test is None:
         return (*(None for _ in range(7)), f"no test: {_explain_missing_test(study, task, model)}")
     effect, relative = test.effect.scaled(METRICS[study.records[task.name, OURS].metric].scale), test.relative
-    smallest = None if effect.smallest is None else f"{effect.smallest:.2g}"
-    of_it = relative and relative.smallest
+    seen = relative.smallest if relative else None
     return (
         span(effect),
         share(relative),
-        smallest,
-        None if of_it is None else "> 1,000" if of_it > 10 else f"{100 * of_it:.2g}",
+        round_to_two(effect.smallest),
+        None if seen is None else f"> {100 * LARGEST:,.0f}" if seen > LARGEST else round_to_two(100 * seen),
         probability(test.p),
         probability(test.holm),
         str(test.pairs),
@@ -193,7 +182,7 @@ def _explain_missing_test(study: Study, task: Task, model: str) -> str:
     return "another metric" if ours.metric != other.metric else "no seed in common with the selective SSM"
 
 
-def kinds(found: Sequence[KindEffect]) -> Table:
+def kinds(study: Study, judged: Sequence[KindEffect]) -> Table:
     """Rivals against the selective SSM on each kind of task, pooled over its data sets."""
     rows = tuple(
         (
@@ -201,10 +190,10 @@ def kinds(found: Sequence[KindEffect]) -> Table:
             kind.names,
             share(kind.effect),
             f"**{kind.verdict}**",
-            None if kind.effect is None or kind.effect.smallest is None else f"{100 * kind.effect.smallest:.2g}",
-            ", ".join(kind.tasks) + (f" (not: {', '.join(kind.missing)})" if kind.missing else ""),
+            round_to_two(100 * kind.effect.smallest) if kind.effect and kind.effect.smallest is not None else None,
+            _by_data_set(study, kind),
         )
-        for kind in found
+        for kind in judged
     )
     columns = (
         "",
@@ -212,9 +201,16 @@ def kinds(found: Sequence[KindEffect]) -> Table:
         "loss above selective's (%) [95 % interval]",
         "the selective SSM is",
         "smallest that could be shown (%)",
-        "data sets",
+        "by data set (%)",
     )
     return _table("The selective SSM against the paper's rivals, by kind of task", columns, rows)
+
+
+def _by_data_set(study: Study, kind: KindEffect) -> str:
+    """The mean of each data set, and those that are missing."""
+    gaps = {task.name: study.relative_gaps(task, kind.rivals) for task in study.within([kind.family])}
+    means = [f"{name} {100 * statistics.fmean(gaps[name]):+.2g}" for name in kind.tasks]
+    return ", ".join([*means, *(f"{name} not run or by another recipe" for name in kind.missing)])
 
 
 def published(study: Study, task: Task) -> Table | None:
@@ -227,21 +223,27 @@ def published(study: Study, task: Task) -> Table | None:
     lines = [(other.values.get(primary.name), _published(other, shown)) for other in others]
     for model, record in records.items():
         cells = (_score(record, name, None) for name in shown)
-        lines.append((record.mean(primary.name), (f"**ours: {title(model)}**", *cells, "this page", None)))
+        lines.append((record.mean(primary.name), (f"**ours: {title(model)}**", *cells, "this page")))
     ridge = next((record.baselines[RIDGE] for record in records.values() if RIDGE in record.baselines), None)
     if ridge:
         cells = (number(ridge[name]) if name in ridge else None for name in shown)
-        lines.append((ridge.get(primary.name), (f"**ours: {RIDGE}**", *cells, "this page", None)))
+        lines.append((ridge.get(primary.name), (f"**ours: {RIDGE}**", *cells, "this page")))
     ordered = sorted(lines, key=lambda line: primary.loss(line[0]) if line[0] is not None else math.inf)
     lookback = f", lookback {task.length}" if primary.name == "mse" else ""
-    columns = ("", *(METRICS[name].title for name in shown), "source", "what differs")
+    columns = ("", *(METRICS[name].title for name in shown), "source")
     return _table(f"Published numbers beside ours{lookback}, the best first", columns, tuple(row for _, row in ordered))
 
 
 def _published(other: Published, shown: Sequence[str]) -> Row:
-    cells = (number(other.values[name] * METRICS[name].scale) if name in other.values else None for name in shown)
-    note = "" if other.source.basis == READ else f" ({other.source.basis})"
-    return (other.model, *cells, f"{other.source.title}, {other.source.place}{note}", other.differs or None)
+    cells = (_print_as_source(other.values[name], name) if name in other.values else None for name in shown)
+    notes = [other.differs, "" if other.source.basis == READ else other.source.basis]
+    source = f"{other.source.title}, {other.source.place}"
+    return (other.model, *cells, "; ".join([source, *(note for note in notes if note)]))
+
+
+def _print_as_source(value: float, metric: str) -> str:
+    """A published number; forecasts are printed to three decimals."""
+    return f"{value:.3f}" if metric in FIELD["forecasting"] else f"{value * METRICS[metric].scale:.6g}"
 
 
 def _best(records: Iterable[Record], metric: str) -> float | None:
