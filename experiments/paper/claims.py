@@ -303,9 +303,9 @@ def _span_effects(tests: Iterable[Comparison | None]) -> str:
         return ""
     low, high = (_cap(extreme(effect.mean for effect in effects)) for extreme in (min, max))
     seen = _cap(statistics.median(smallest)).removeprefix("+")
+    ends = low if low == high else f"{low} to {high}"
     return (
-        f"; their loss is {low} to {high} % above the selective SSM's, and in the median a comparison could have shown "
-        f"{seen} %"
+        f"; their loss is {ends} % above the selective SSM's, and in the median a comparison could have shown {seen} %"
     )
 
 

@@ -59,15 +59,19 @@ def describe_ridge(study: Study, task: Task) -> str:
     if not gaps:
         return ""
     beaten = [gap for gap in gaps if gap.is_beaten]
-    head = (
-        f"is not beaten by {len(beaten)} of {len(gaps)} networks, whose error is above its own by (%) "
-        + ", ".join(f"{title(gap.model)} {span(gap.effect.scaled(100))}" for gap in beaten)
-        if beaten
-        else f"is beaten by all {len(gaps)} networks; the best, {title(gaps[0].model)}, has an error of "
-        f"{span(gaps[0].effect.scaled(100))} % of its own above it"
+    if not beaten:
+        best = gaps[0]
+        lead = span(best.effect.scaled(-100))
+        return (
+            f"Ridge regression a channel is beaten by all {len(gaps)} networks: the error of the best, "
+            f"{title(best.model)}, is lower than its own by {lead} % [95 % interval]."
+        )
+    shares = ", ".join(f"{title(gap.model)} {span(gap.effect.scaled(100))}" for gap in beaten)
+    return (
+        f"Ridge regression a channel is not beaten by {len(beaten)} of {len(gaps)} networks. By so many % of its own "
+        f"error theirs is higher [95 % interval]: {shares}. "
+        f"{explain_by_recipe(study.of(task)[beaten[0].model].recipe, task)}"
     )
-    reason = f" {explain_by_recipe(study.of(task)[beaten[0].model].recipe, task)}" if beaten else ""
-    return f"Ridge regression a channel {head} [95 % interval].{reason}"
 
 
 def explain_by_recipe(recipe: Mapping[str, Any], task: Task) -> str:

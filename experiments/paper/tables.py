@@ -44,9 +44,12 @@ def share(effect: Effect | None) -> str | None:
     return f"> {100 * LARGEST:,.0f}" if effect.mean > LARGEST else span(effect.scaled(100))
 
 
-def round_to_two(value: float | None) -> str | None:
-    """Returns a number to two digits."""
-    return None if value is None else number(float(f"{value:.2g}")) if value < 1 else f"{float(f'{value:.2g}'):,g}"
+def round_to_two(value: float | None, *, sign: bool = False) -> str | None:
+    """Returns a number to two digits, with its sign if that is asked for."""
+    if value is None:
+        return None
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:+,g}" if sign else f"{rounded:,g}"
 
 
 def megabytes(count: Cell) -> str:
@@ -209,7 +212,7 @@ def kinds(study: Study, judged: Sequence[KindEffect]) -> Table:
 def _by_data_set(study: Study, kind: KindEffect) -> str:
     """The mean of each data set, and those that are missing."""
     gaps = {task.name: study.relative_gaps(task, kind.rivals) for task in study.within([kind.family])}
-    means = [f"{name} {100 * statistics.fmean(gaps[name]):+.2g}" for name in kind.tasks]
+    means = [f"{name} {round_to_two(100 * statistics.fmean(gaps[name]), sign=True)}" for name in kind.tasks]
     return ", ".join([*means, *(f"{name} not run or by another recipe" for name in kind.missing)])
 
 
