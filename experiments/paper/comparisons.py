@@ -41,7 +41,7 @@ class Effect(NamedTuple):
             return WORSE
         return BETTER if self.low > 0 else AS_GOOD if self.low > -MARGIN else UNDECIDED
 
-    def scaled(self, factor: float) -> "Effect":
+    def scale(self, factor: float) -> "Effect":
         """Returns the effect in another unit; a negative factor turns it round."""
         mean, low, high, smallest = (None if value is None else factor * value for value in self)
         low, high = (high, low) if factor < 0 else (low, high)
@@ -95,7 +95,7 @@ class Comparison:
         if not self.reference:
             return None
         speaks_for = self.better == (self.difference > 0)  # a loss: what is above the selective SSM's is worse
-        return self.effect.scaled((1 if speaks_for else -1) / self.reference)
+        return self.effect.scale((1 if speaks_for else -1) / self.reference)
 
     def words(self) -> str:
         """What the test says, for a table."""

@@ -9,7 +9,7 @@ from experiments.paper.comparisons import UNDECIDED, Effect, pool
 from experiments.paper.names import PAPERS, RIVALS, join_words, title
 from experiments.paper.study import Study
 
-NOT_RUN = "not run"
+NOT_RUN = "not complete"  # a data set is missing
 
 
 class KindEffect(NamedTuple):
@@ -28,7 +28,7 @@ class KindEffect(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Better, at least as good, not shown or worse of the selective SSM; not run where a data set is missing."""
+        """Whether the selective SSM is better, at least as good or worse, or not shown; `NOT_RUN` where data are missing."""
         if self.missing or self.effect is None:
             return NOT_RUN
         return self.effect.verdict

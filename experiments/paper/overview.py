@@ -21,11 +21,15 @@ def summarise(study: Study) -> list[str]:
 
 
 def find_best(study: Study, task: Task) -> str | None:
-    """Returns the model with the best mean of a task, None where nothing is run."""
+    """Returns the model with the best mean of a task, of those with the selective SSM's recipe; None where nothing is
+    run.
+    """
+    is_alone = (task.name, OURS) not in study.records
     losses = {
         model: METRICS[record.metric].loss(mean)
         for model, record in study.of(task).items()
-        if (mean := record.mean(record.metric)) is not None
+        if (model == OURS or is_alone or study.is_comparable(task, model))
+        and (mean := record.mean(record.metric)) is not None
     }
     return min(losses, key=lambda model: losses[model]) if losses else None
 
@@ -95,7 +99,7 @@ def list_leads(study: Study) -> dict[str, list[Lead]]:
         for model in task.models:
             test = study.comparisons.get((task.name, model))
             if task.source not in RECALL and test and (effect := test.relative):
-                percent = effect.scaled(100)
+                percent = effect.scale(100)
                 leads.setdefault(task.name, []).append(Lead(model, percent.mean, percent.low, percent.high))
     return leads
 

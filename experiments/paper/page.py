@@ -163,7 +163,7 @@ def _task(study: Study, task: Task) -> Iterable[Block]:
         tables.scores(study, task),
         tables.effects(study, task),
         tables.lengths(study, task),
-        tables.published(study, task),
+        tables.published_table(study, task),
         Paragraph(ridge) if (ridge := describe_ridge(study, task)) else None,
         tables.costs(study, task),
     )

@@ -61,12 +61,12 @@ def describe_ridge(study: Study, task: Task) -> str:
     beaten = [gap for gap in gaps if gap.is_beaten]
     if not beaten:
         best = gaps[0]
-        lead = span(best.effect.scaled(-100))
+        lead = span(best.effect.scale(-100))
         return (
             f"Ridge regression a channel is beaten by all {len(gaps)} networks: the error of the best, "
             f"{title(best.model)}, is lower than its own by {lead} % [95 % interval]."
         )
-    shares = ", ".join(f"{title(gap.model)} {span(gap.effect.scaled(100))}" for gap in beaten)
+    shares = ", ".join(f"{title(gap.model)} {span(gap.effect.scale(100))}" for gap in beaten)
     return (
         f"Ridge regression a channel is not beaten by {len(beaten)} of {len(gaps)} networks. By so many % of its own "
         f"error theirs is higher [95 % interval]: {shares}. "

@@ -41,7 +41,7 @@ def share(effect: Effect | None) -> str | None:
     """Returns an effect in percent with its interval; of one above `LARGEST` only that it is."""
     if effect is None:
         return None
-    return f"> {100 * LARGEST:,.0f}" if effect.mean > LARGEST else span(effect.scaled(100))
+    return f"> {100 * LARGEST:,.0f}" if effect.mean > LARGEST else span(effect.scale(100))
 
 
 def round_to_two(value: float | None, *, sign: bool = False) -> str | None:
@@ -162,7 +162,7 @@ def _effect(study: Study, task: Task, model: str) -> Row:
     test = study.comparisons.get((task.name, model))
     if test is None:
         return (*(None for _ in range(7)), f"no test: {_explain_missing_test(study, task, model)}")
-    effect, relative = test.effect.scaled(METRICS[study.records[task.name, OURS].metric].scale), test.relative
+    effect, relative = test.effect.scale(METRICS[study.records[task.name, OURS].metric].scale), test.relative
     seen = relative.smallest if relative else None
     return (
         span(effect),
@@ -216,14 +216,14 @@ def _by_data_set(study: Study, kind: KindEffect) -> str:
     return ", ".join([*means, *(f"{name} not run or by another recipe" for name in kind.missing)])
 
 
-def published(study: Study, task: Task) -> Table | None:
+def published_table(study: Study, task: Task) -> Table | None:
     """What others report of a task at the same lookback, the best first, and ours among them."""
     others, records = list_published(task), study.of(task)
     if not others or not records:
         return None
     primary = METRICS[next(iter(records.values())).metric]
     shown = [name for name in METRICS if any(name in other.values for other in others)]
-    lines = [(other.values.get(primary.name), _published(other, shown)) for other in others]
+    lines = [(other.values.get(primary.name), _published_row(other, shown)) for other in others]
     for model, record in records.items():
         cells = (_score(record, name, None) for name in shown)
         lines.append((record.mean(primary.name), (f"**ours: {title(model)}**", *cells, "this page")))
@@ -237,7 +237,7 @@ def published(study: Study, task: Task) -> Table | None:
     return _table(f"Published numbers beside ours{lookback}, the best first", columns, tuple(row for _, row in ordered))
 
 
-def _published(other: Published, shown: Sequence[str]) -> Row:
+def _published_row(other: Published, shown: Sequence[str]) -> Row:
     cells = (_print_as_source(other.values[name], name) if name in other.values else None for name in shown)
     notes = [other.differs, "" if other.source.basis == READ else other.source.basis]
     source = f"{other.source.title}, {other.source.place}"

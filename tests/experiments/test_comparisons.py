@@ -98,4 +98,4 @@ def test_a_span_shows_two_digits_of_its_half():
 
 
 def test_an_effect_turned_round_keeps_its_ends_in_order():
-    assert Effect(1.0, -1.0, 3.0, 2.0).scaled(-2) == Effect(-2.0, -6.0, 2.0, 4.0)
+    assert Effect(1.0, -1.0, 3.0, 2.0).scale(-2) == Effect(-2.0, -6.0, 2.0, 4.0)

@@ -492,7 +492,7 @@ def test_the_goal_by_kind_of_task_is_of_all_its_data_sets(folder):
     goal = goals.by_kind(folder.study())
     assert goal.verdict == "missed by 2 of 6" and "language against LSTM (" in goal.reason
     (folder.records / "etth1_96" / "gru.json").unlink()
-    assert "time series, GRU: not run" in goals.by_kind(folder.study()).found
+    assert "time series, GRU: not complete" in goals.by_kind(folder.study()).found
 
 
 # Recipes, budgets and what stands beside the scores
@@ -563,10 +563,10 @@ def test_published_numbers_stand_beside_ours_in_their_order(folder):
     folder.put(record("etth1_96", OURS, level=0.38))
     study = folder.study()
     task = next(task for task in study.tasks if task.name == "etth1_96")
-    names = [row[0] for row in tables.published(study, task).rows]
+    names = [row[0] for row in tables.published_table(study, task).rows]
     assert names[:2] == ["**ours: LSTM**", "**ours: GRU**"], "0.2"
     assert names.index("TQNet") < names.index("**ours: Selective SSM**") < names.index("S-Mamba")
-    assert tables.published(study, next(task for task in study.tasks if task.name == "fsdd")) is None
+    assert tables.published_table(study, next(task for task in study.tasks if task.name == "fsdd")) is None
 
 
 def test_ridge_is_compared_and_the_recipe_says_why(folder):
