@@ -28,7 +28,7 @@ class KindEffect(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the selective SSM is better, at least as good or worse, or not shown; `NOT_RUN` where data are missing."""
+        """Whether the selective SSM is better, at least as good, worse, or none shown; `NOT_RUN` if data lack."""
         if self.missing or self.effect is None:
             return NOT_RUN
         return self.effect.verdict

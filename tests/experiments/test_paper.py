@@ -522,6 +522,8 @@ def test_a_model_of_another_recipe_is_not_tested_and_that_is_said(folder):
     assert "which are not tested against it: LSTM on etth1\\_96 (training.steps 50 for 100)." in said
     assert "would not make again as it is: Selective SSM and GRU on etth1\\_96 (" in said
     assert verdict(study, quotes.SUPERIOR).status == claims.UNKNOWN
+    folder.put(record("etth1_96", "lstm", level=0.0, sweep=RECIPE | {"training.steps": 50}))
+    assert overview.find_best(folder.study(), task) == OURS, "the lowest error is by another recipe"
     assert effects.pool_kind(study, "time series", ["lstm"]).verdict == effects.NOT_RUN
     assert effects.pool_kind(study, "time series", ["gru"]).verdict == "better"
 
