@@ -13,6 +13,7 @@ from selssm_jax.config import Model
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import frame_valid
+from selssm_jax.layers.resampling import Resampler
 from selssm_jax.ops import shards
 from selssm_jax.shapes import Reset, Rows, Signal, Tokens
 from selssm_jax.tasks.base import Ends, TaskKind
@@ -30,6 +31,12 @@ def block_name(index: int) -> str:
 def block_names(config: Model) -> list[str]:
     """Returns the names of all blocks, in their order."""
     return [block_name(index) for index in range(len(config.pattern))]
+
+
+def names_read_in_part(config: Model) -> list[str]:
+    """Returns the names of the blocks that read fewer steps than there are, those of `model.resample`."""
+    first, last = config.resample.span(len(config.pattern))
+    return block_names(config)[first:last]
 
 
 @runtime_checkable
@@ -80,6 +87,7 @@ class SequenceModel(nn.Module):
         self.norm = normalisation(config)
         self.head = self.kind.head(config)
         self.cycle = self.kind.cycle(config)
+        self.resample = None if config.resample.rule == "none" else Resampler(config)
 
     @property
     def kind(self) -> TaskKind:
@@ -115,9 +123,9 @@ class SequenceModel(nn.Module):
         valid = frame_valid(jnp.ones(inputs.shape[:2], bool) if valid is None else valid, self.kind.stride(self.config))
         valid = self._for_each_sequence(valid)
         reset, read = (None if flags is None else self._for_each_sequence(flags) for flags in (reset, read))
-        x, blocks = self._mix(x, state["blocks"], reset, valid, deterministic)
+        x, mixed = self._mix(x, state, reset, valid, deterministic)
         outputs, after = self.kind.answer(self._ends, x, series, state, valid, read)
-        return outputs, {"encoder": encoder, "blocks": blocks, **after}
+        return outputs, {"encoder": encoder, **mixed, **after}
 
     def step(self, inputs: Array, state: State) -> tuple[Array, State]:
         """Reads one step, (B,) tokens or (B, C) values, and returns (outputs after it, state)."""
@@ -156,7 +164,9 @@ class SequenceModel(nn.Module):
 
     def _unread(self, batch: Rows) -> State:
         """The state before the first step, None for blocks, which so know that there is nothing before it."""
-        return {"blocks": (None,) * len(self.block), **self.kind.initial(self._ends, batch)}
+        rows = batch * self.kind.rows(self.config)
+        beside = {} if self.resample is None else {"resample": self.resample.initial_state(rows)}
+        return {"blocks": (None,) * len(self.block), **beside, **self.kind.initial(self._ends, batch)}
 
     def begin(self, inputs: Inputs, state: State, read: Bool[Array, "B T"] | None = None) -> State:
         """Returns `state` with what the first call decides for a whole sequence: the scale of a forecast, from all of
@@ -168,7 +178,9 @@ class SequenceModel(nn.Module):
         """Returns, block by block, what its mixer states of itself for all inputs that can reach it
         (`layers.bounds`).
         """
-        return {name: block.bounds() for name, block in zip(block_names(self.config), self.block, strict=True)}
+        bounds = {name: block.bounds() for name, block in zip(block_names(self.config), self.block, strict=True)}
+        unread = Bounds(unknown="model.resample lets the block read some steps alone: at the others nothing contracts")
+        return bounds | dict.fromkeys(names_read_in_part(self.config), unread)
 
     @property
     def _ends(self) -> Ends:
@@ -180,13 +192,36 @@ class SequenceModel(nn.Module):
         return flags if rows == 1 else jnp.repeat(flags, rows, axis=0)
 
     def _mix(
-        self, x: Array, states: tuple[State | None, ...], reset: Array | None, valid: Array | None, deterministic: bool
-    ) -> tuple[Array, tuple[State, ...]]:
-        after = []
-        for block, state in zip(self.block, states, strict=True):
-            x, state = block(x, state, reset, valid, deterministic)
-            after.append(state)
+        self, x: Array, state: State, reset: Array | None, valid: Array, deterministic: bool
+    ) -> tuple[Array, State]:
+        """(features, what the blocks carry, and what carries them back where some read fewer steps)."""
+        span, before = range(*self.config.resample.span(len(self.block))), state["blocks"]
+        after, beside, entering = list[State](), dict[str, State](), x
+        for index, block in enumerate(self.block):
+            if index not in span:
+                entering = x
+                x, carried = block(x, before[index], reset, valid, deterministic)
+                after.append(carried)
+            elif index == span.start:
+                x, states, beside["resample"] = self._mix_in_part(x, entering, state, reset, valid, deterministic)
+                after += states
         x = self.norm(x)
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("features", "last", x)
-        return x, tuple(after)
+        return x, {"blocks": tuple(after), **beside}
+
+    def _mix_in_part(
+        self, x: Array, entering: Array, state: State, reset: Array | None, valid: Array, deterministic: bool
+    ) -> tuple[Array, tuple[State, ...], State]:
+        """(features, what the blocks of `model.resample` carry, what carries them back); `entering` is what the block
+        before them read.
+        """
+        first, last = self.config.resample.span(len(self.block))
+        gated, before, nats = self.block[first - 1], state["blocks"], None
+        if self.config.resample.rule == "information":
+            nats = gated.measure_gains(entering, before[first - 1], reset)
+        blocks, states = self.block[first:last], before[first:last]
+        y: tuple[Array, tuple[State, ...], State] = self.resample(
+            blocks, x, states, state["resample"], reset, valid, nats, deterministic
+        )
+        return y

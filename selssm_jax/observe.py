@@ -1,7 +1,7 @@
 """What a model shows of itself while it reads: gates, states and laws, by block. The one reader of what mixers sow.
 
 A mixer sows "gate", "open", "gained", "forgotten" and "state" among its intermediates, "law" among laws and "fell_back"
-among diagnostics (`layers.mixers`).
+among diagnostics (`layers.mixers`). Blocks that read some steps alone show which (`layers.resampling`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 from selssm_jax.config import Model
 from selssm_jax.layers.contract import Law
 from selssm_jax.layers.encoders import frame_valid
-from selssm_jax.model import ModelLike, block_name, block_names
+from selssm_jax.model import ModelLike, block_name, block_names, names_read_in_part
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 
@@ -29,6 +29,8 @@ class Observed(NamedTuple):
     Attributes:
       gate: (R, F, n). open: P(gate > 0), (R, F, n). gained, forgotten: nats of a step by the mixer's own model, (R, F,
         n). state: (R, F, N). law: of the states. fell_back: (R,), sequences that Newton could not solve.
+      keep: (R, F), which frames were read, where not all are; refused: those that were chosen and had no room. clock:
+        (R, F), step sizes by which they are chosen. chance: (R, F), probabilities of boundaries.
     """
 
     gate: Array | None = None
@@ -38,6 +40,10 @@ class Observed(NamedTuple):
     state: Array | None = None
     law: Law | None = None
     fell_back: Array | None = None
+    keep: Array | None = None
+    refused: Array | None = None
+    clock: Array | None = None
+    chance: Array | None = None
 
     def nats(self) -> list[Array]:
         """Returns the nats gained and those forgotten, or nothing."""
@@ -80,6 +86,10 @@ def observe(
         mutable=list(collections),
     )
     shown = read_sown(sown)
+    # states and laws of the steps that were read: of all steps it is what is carried that is known
+    shown |= {
+        name: shown[name]._replace(state=None, law=None) for name in names_read_in_part(model.config) if name in shown
+    }
     return Observation(outputs, after, {name: shown.get(name, Observed()) for name in block_names(model.config)})
 
 

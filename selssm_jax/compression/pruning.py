@@ -254,9 +254,11 @@ def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTr
     pattern = tuple(config.pattern[index] for index in left)
     # those that no config names follow from a block's place
     dilations = tuple(steps for index in left for steps in config.blocks[index].tcn.dilations)
-    return dataclasses.replace(
-        config, pattern=pattern, block_states=sizes, tcn=dataclasses.replace(config.tcn, dilations=dilations)
-    ), rest | moved
+    resample = config.resample.without(names.index(block), len(names))
+    if resample.rule == "none":
+        rest.pop("resample", None)
+    tcn = dataclasses.replace(config.tcn, dilations=dilations)
+    return dataclasses.replace(config, pattern=pattern, block_states=sizes, tcn=tcn, resample=resample), rest | moved
 
 
 def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:

@@ -36,6 +36,7 @@ from .mixers import TCNConfig as TCNConfig
 from .model import Model as Model
 from .recipes import find_recipe as find_recipe
 from .recipes import load as load
+from .resampling import ResampleConfig as ResampleConfig
 from .sweep import COMPARED as COMPARED
 from .sweep import ComparedModel as ComparedModel
 from .sweep import Sweep as Sweep

@@ -33,6 +33,10 @@ ONLY_WITH = {
     "model.memory_tables": "model.memory_bits",
     "model.memory_rounding": "model.memory_bits",
     "data.course": "data.period",
+    **{
+        f"model.resample.{key}": "model.resample.rule"
+        for key in ("rate", "first", "last", "spare", "causal", "window", "bits")
+    },
     "training.multiplier_rate": "training.target_dimension",
     "training.information_bound": "training.information_weight",
     "training.information_steps": "training.information_weight",
@@ -55,6 +59,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_fields(self, "config.{}".format)
         self._check_task()
+        self._check_resampling()
         self._check_batches()
         self._check_gates()
         if self.training.information_weight:
@@ -80,6 +85,30 @@ class Experiment:
                 f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts of the mean, found "
                 f"data.quantiles={self.data.quantiles}, which are trained by their pinball loss: use "
                 "training.forecast_loss='mse', its default, or data.quantiles=()"
+            )
+
+    def _check_resampling(self) -> None:
+        """Raises InputError where the future would choose the steps that an answer is made of, and for a ratio loss of
+        nothing.
+        """
+        whole = tuple(source for source, kind in SOURCES.items() if TASKS[kind].whole)
+        resample, ratio = self.model.resample, self.training.resample_ratio
+        if not resample.causal and self.data.source not in whole:
+            raise InputError(
+                "model.resample.causal=False reads a whole signal before it chooses steps, found "
+                f"data.source={self.data.source!r}, where answers come on the way and the future must not choose: use "
+                f"model.resample.causal=True, or one of {', '.join(whole)}"
+            )
+        if ratio and (resample.rule != "boundary" or resample.rate < 2):
+            raise InputError(
+                f"training.resample_ratio={ratio} weighs how many boundaries there are, found model.resample.rule="
+                f"{resample.rule!r} and rate={resample.rate}: use rule='boundary' and a rate of at least 2, or "
+                "training.resample_ratio=0"
+            )
+        if ratio and self.training.piece > 0:
+            raise InputError(
+                f"training.resample_ratio={ratio} weighs the steps of a whole sequence, found training.piece="
+                f"{self.training.piece}: use piece=0, or training.resample_ratio=0"
             )
 
     def _check_batches(self) -> None:
@@ -277,7 +306,8 @@ class Experiment:
 
     def _list_mixers(self, path: str) -> tuple[str, ...]:
         """The mixers that alone read a key; none where others do."""
-        if not path.startswith("model.") or (path == "model.norm_epsilon" and self.model.norm == "rms"):
+        whatever = path.startswith("model.resample.") or (path == "model.norm_epsilon" and self.model.norm == "rms")
+        if whatever or not path.startswith("model."):
             return ()
         name, _, key = path.removeprefix("model.").removeprefix("own.").partition(".")
         return (name,) if key else tuple(mixer for mixer, there in MIXERS.items() if name in there.keys)

@@ -32,6 +32,7 @@ from selssm_jax.config.mixers import (
     SelectiveConfig,
     TCNConfig,
 )
+from selssm_jax.config.resampling import ResampleConfig
 from selssm_jax.errors import InputError, suggest
 
 Pool = Literal["mean", "last"]
@@ -111,6 +112,7 @@ class Model:
     # registered mixers: what each is set to, its config or a dictionary of its keys
     own: Mapping[str, Any] = OwnMixers()
     task: Task = Task()
+    resample: ResampleConfig = ResampleConfig()  # which blocks read fewer steps, and which steps these are
 
     def __post_init__(self) -> None:
         check_fields(self, "model.{}".format)
@@ -139,6 +141,7 @@ class Model:
             check_fields(self.mixer(name), self._calls(name))
         self._check_blocks()
         self._check_memory()
+        self.resample.check(self.pattern, [self.mixer(name) for name in self.pattern])
 
     def mixer(self, name: str) -> MixerConfig:
         """Returns what the mixer that a pattern calls `name` is set to."""
@@ -162,11 +165,13 @@ class Model:
 
     @property
     def blocks(self) -> tuple["Model", ...]:
-        """The model as each block reads it: with a d_state of its own."""
+        """The model as each block reads it: with a d_state of its own, and the steps that it is given."""
         sizes, steps = self.block_states or (self.d_state,) * len(self.pattern), self._tcn_blocks()
         parts = zip(self.pattern, sizes, steps, strict=True)
         return tuple(
-            dataclasses.replace(self, pattern=(name,), d_state=size, block_states=(), tcn=tcn)
+            dataclasses.replace(
+                self, pattern=(name,), d_state=size, block_states=(), tcn=tcn, resample=ResampleConfig()
+            )
             for name, size, tcn in parts
         )
 

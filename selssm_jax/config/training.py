@@ -65,6 +65,8 @@ class Training:
     information_bound: Literal["vib", "capacity"] = "vib"
     # forecasting: which steps' nats are priced: all in their mean, or the last one's, which the forecast is read from
     information_steps: Literal["all", "last"] = "all"
+    # weight of the ratio loss of model.resample.rule="boundary", least where one step in `rate` is read; H-Net: 0.03
+    resample_ratio: NonNegative = 0.0
     penalty_warmup: Count = 0  # steps over which the weight of every penalty grows from 0; 0: none
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ class Training:
         if self.penalty_warmup and not self.penalised:
             raise InputError(
                 f"training.penalty_warmup={self.penalty_warmup} has no penalty to warm up: set training.gate_l1, "
-                "gate_l0, target_dimension or information_weight, or penalty_warmup=0"
+                "gate_l0, target_dimension, information_weight or resample_ratio, or penalty_warmup=0"
             )
         if self.penalty_warmup >= self.steps:
             raise InputError(
@@ -103,4 +105,5 @@ class Training:
     @property
     def penalised(self) -> bool:
         """Whether anything is added to the task's loss."""
-        return bool(self.gate_l1 or self.gate_l0 or self.target_dimension or self.information_weight)
+        weights = self.gate_l1, self.gate_l0, self.target_dimension, self.information_weight, self.resample_ratio
+        return any(weights)

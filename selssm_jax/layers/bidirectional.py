@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.shapes import Activations, Reset, Rows
@@ -43,6 +43,11 @@ class Bidirectional(nn.Module):
         y, after = self.forward(x, state, reset=reset)
         back, _ = self.backward(x[:, ::-1], reset=_reversed_resets(x, reset, valid))
         return y + back[:, ::-1], after
+
+    def measure_gains(self, x: Activations, state: object = None, *, reset: Reset | None = None) -> Float[Array, "B T"]:
+        """Returns the nats that each step gains in the forward direction."""
+        nats: Array = self.forward.measure_gains(x, state, reset=reset)
+        return nats
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns those of the forward mixer, whose state is carried."""

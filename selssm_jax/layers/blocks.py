@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from selssm_jax.config import Model
 from selssm_jax.layers.bidirectional import Bidirectional
@@ -90,6 +90,15 @@ class Block(nn.Module):
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
         return x, {"conv": past, "mixer": h}
+
+    def measure_gains(self, x: Activations, state: dict[str, Any] | None, reset: Reset | None) -> Float[Array, "B T"]:
+        """Returns the nats that each step gains, of a mixer whose gates know them; the state is as in a call."""
+        past, h = (None, None) if state is None else (state["conv"], state["mixer"])
+        y = self.norm(x)
+        if self.conv is not None:
+            y = jax.nn.silu(self.conv(y, past, reset=reset)[0])
+        nats: Array = self.mixer.measure_gains(y, h, reset=reset)
+        return nats
 
     def bounds(self) -> Bounds:
         """Returns what the mixer states of itself for all that can reach it, through the norm and the convolution,

@@ -123,12 +123,9 @@ class KalmanSSM(_DriftingLayer):
         last step); True in `reset` forgets.
         """
         x = x.astype(self.dtype)
-        z = project(x, self.B).astype(jnp.float32)
-        zeta = jnp.clip(self.G(x).logits(), -SHARPEST, SHARPEST)
-        a, q = self._drift(x, reset)
+        steps = self._read(x, reset)
         state = self.initial_state(x.shape[0]) if state is None else state
         P0 = jnp.exp(-2 * state["nats"])
-        steps = _Steps(a, q, jnp.exp(-zeta), z)
         m0 = jnp.where(P0 >= 1, 0, state["m"]) if self.sampled else state["m"]  # of the unknown a new one is drawn
         filtered = kalman_scan(*steps, m0, P0, prior0=jnp.ones_like(P0), reset=reset, method=self.method)
         gate = self._sow_gains(filtered.gained, filtered.forgotten)
@@ -136,6 +133,24 @@ class KalmanSSM(_DriftingLayer):
         self.sow("intermediates", "state", jnp.concatenate([m, _nats_of(filtered.P)], axis=-1))
         y = project(m.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
         return y, {"m": last, "nats": _nats_of(filtered.last.P)}
+
+    def measure_gains(
+        self, x: Activations, state: State | None = None, *, reset: Reset | None = None
+    ) -> Float[Array, "B T"]:
+        """Returns the nats that all components gain at each step, -1/2 sum_i log(1 - K_ti), of a call with these
+        arguments.
+        """
+        state = self.initial_state(x.shape[0]) if state is None else state
+        P0 = jnp.exp(-2 * state["nats"])
+        steps = self._read(x.astype(self.dtype), reset)
+        filtered = kalman_scan(*steps, state["m"], P0, prior0=jnp.ones_like(P0), reset=reset, method=self.method)
+        return filtered.gained.sum(axis=-1)
+
+    def _read(self, x: Array, reset: Reset | None) -> _Steps:
+        z = project(x, self.B).astype(jnp.float32)
+        zeta = jnp.clip(self.G(x).logits(), -SHARPEST, SHARPEST)
+        a, q = self._drift(x, reset)
+        return _Steps(a, q, jnp.exp(-zeta), z)
 
     def _draw(
         self, steps: _Steps, gate: Array, filtered: KalmanScan, P0: Array, reset: Reset | None

@@ -22,10 +22,10 @@ Blocks = Mapping[str, Observed]
 
 def weights(loss: str, batch: Batch, stride: int, *, steps: str = "all") -> dict[str, Array]:
     """Returns the weight of every term of the training loss in a batch: the divisors of the sums of `loss`,
-    `gate_penalties` and `rates`; `steps`, those that `rates` is of.
+    `gate_penalties`, `ratios` and `rates`; `steps`, those that `rates` is of.
     """
     frames = frame_valid(batch["valid"], stride).astype(jnp.float32)
-    every = dict.fromkeys(("gate_l1", "gate_l0"), frames.sum())
+    every = dict.fromkeys(("gate_l1", "gate_l0", "ratio"), frames.sum())
     return {loss: batch["weights"].sum()} | every | {"rate": weigh_steps(frames, steps).sum()}
 
 
@@ -67,6 +67,31 @@ def dimensions(blocks: Blocks, frames: Float[Array, "B F"]) -> Sums:
         "dim_eff": jnp.stack([effective, frames.sum()]),
         "compression_factor": jnp.stack([n * frames.sum(), effective]),
     }
+
+
+def ratios(blocks: Blocks, frames: Float[Array, "B F"], rate: int) -> Sums:
+    """Returns of blocks that read some steps alone "read_share", the share of valid frames that they read, and
+    "refused_share", of those that were chosen without room; where they read from boundary to boundary also "ratio",
+    N / (N - 1) ((N - 1) F G + (1 - F) (1 - G)) with N = rate, F the share of a sequence that is read and G the mean
+    probability of a boundary: least, 1, at F = G = 1 / N (H-Net, section 2.3.1).
+
+    As (weighted sum, weight), weighted by frames. Of each sequence by itself, so that no way to split a batch changes
+    it; H-Net takes F and G over a batch.
+    """
+    blocks = {name: block for name, block in blocks.items() if block.keep is not None}
+    if not blocks:
+        return {}
+    block = next(iter(blocks.values()))  # they all read the same steps
+    weight = jnp.repeat(frames, len(block.keep) // len(frames), axis=0)
+    weight = weight * len(frames) / len(weight)
+    shares = {"read_share": block.keep, "refused_share": block.refused}
+    sums = {name: jnp.stack([(weight * steps).sum(), weight.sum()]) for name, steps in shares.items()}
+    if block.chance is None or rate < 2:
+        return sums
+    count = weight.sum(axis=1)
+    F, G = ((weight * steps).sum(axis=1) / jnp.maximum(count, 1e-6) for steps in (block.keep, block.chance))
+    loss = rate / (rate - 1) * ((rate - 1) * F * G + (1 - F) * (1 - G))
+    return sums | {"ratio": jnp.stack([(count * loss).sum(), count.sum()])}
 
 
 def rates(

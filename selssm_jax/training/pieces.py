@@ -86,6 +86,8 @@ def why_whole(config: Model, steps: int) -> str:
     """Returns why a sequence of so many steps cannot be read in pieces; nothing where it can."""
     if config.bidirectional:
         return "model.bidirectional=True reads them from their end too"
+    if config.resample.rule != "none":
+        return f"model.resample.rule={config.resample.rule!r} has places for a share of all steps, not of a piece's"
     frames = kind_of(config.task).frames(config, steps)
     whole, half = (_carried_numbers(config, count) for count in (frames, frames // 2))
     for name, most, least in zip(config.pattern, whole, half, strict=True):

@@ -225,6 +225,7 @@ def _objective(
         sums = objectives.fallbacks(blocks)
         if "intermediates" in kept:
             sums |= objectives.gate_penalties(blocks, frames) | objectives.dimensions(blocks, frames)
+            sums |= objectives.ratios(blocks, frames, model.config.resample.rate)
         if "rate" in terms:
             sums |= objectives.rates(blocks, objectives.weigh_steps(frames, steps), form=form, total=total)
         return outputs, state, sums
@@ -237,6 +238,7 @@ def _terms(experiment: Experiment, loss: str, state: TrainState) -> dict[str, ja
     """What is minimised, and each term's factor at this step; the task's loss is the first."""
     training, ramp = experiment.training, _ramp(state.step, experiment.training)
     weights = {"gate_l1": training.gate_l1, "gate_l0": training.gate_l0, "rate": training.information_weight}
+    weights |= {"ratio": training.resample_ratio}
     penalties = {name: ramp * weight for name, weight in weights.items() if weight}
     if isinstance(state, ConstrainedState):
         penalties["gate_l1"] = ramp * state.multiplier
