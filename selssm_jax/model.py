@@ -221,7 +221,8 @@ class SequenceModel(nn.Module):
         if self.config.resample.rule == "information":
             nats = gated.measure_gains(entering, before[first - 1], reset)
         blocks, states = self.block[first:last], before[first:last]
-        y: tuple[Array, tuple[State, ...], State] = self.resample(
+        assert self.resample is not None  # which the config says
+        answer: tuple[Array, tuple[State, ...], State] = self.resample(
             blocks, x, states, state["resample"], reset, valid, nats, deterministic
         )
-        return y
+        return answer

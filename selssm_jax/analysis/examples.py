@@ -11,6 +11,8 @@ from selssm_jax.analysis.results import Continuation, ShadedText, Shown, ShownFo
 from selssm_jax.data.pipeline import Dataset
 from selssm_jax.data.vocabulary import LINE_END
 from selssm_jax.generation import generate
+from selssm_jax.model import names_read_in_part
+from selssm_jax.observe import observe
 from selssm_jax.runs import Run
 from selssm_jax.tasks.forecasting import mark_missing
 from selssm_jax.tasks.registry import kind_of
@@ -49,6 +51,7 @@ class Source(NamedTuple):
             if passage.gates:
                 caption = f"{words} the more of the state the token updates, as the mean gate."
                 shown.append(self._shade(tokens[1:], mean_gate(passage.gates)[1:], caption))
+            shown += self._shade_read(tokens[1:], 1, is_scored=True)
         prompt = tokens[:PROMPT]
         written = generate(
             self.run.model, self.run.params, prompt[None], DRAWN, temperature=TEMPERATURE, key=jax.random.key(0)
@@ -63,7 +66,8 @@ class Source(NamedTuple):
         tokens = batch["inputs"][: min(int(batch["valid"].sum()), PASSAGE)]
         shades = mean_gate(gates)[: len(tokens)] if gates else np.zeros(len(tokens))
         words += _say_cut(len(tokens), int(batch["valid"].sum()))
-        return [self._shade(tokens, shades, f"{words} The darker the ground, the more of the state a token updates.")]
+        caption = f"{words} The darker the ground, the more of the state a token updates."
+        return [self._shade(tokens, shades, caption), *self._shade_read(tokens, 0)]
 
     def answers(self, names: list[str] | None = None) -> list[Shown]:
         """Returns a sequence of tokens with scored steps, and what the model answered there: tokens, or of classes
@@ -84,7 +88,11 @@ class Source(NamedTuple):
         )
         words += " The darker the ground, the more of the state the step updates: the mean gate."
         answers = [guess if counts else None for guess, counts in zip(guesses, scored, strict=True)]
-        return [ShadedText(words, tokens, mean_gate(gates)[:shown] if gates else np.zeros(shown), answers, truths)]
+        shades = mean_gate(gates)[:shown] if gates else np.zeros(shown)
+        return [
+            ShadedText(words, tokens, shades, answers, truths),
+            *self._shade_read(batch["inputs"][:shown], 0),
+        ]
 
     def signal(self, words: str, title: str, labels: tuple[tuple[str, str], ...] = ()) -> list[Shown]:
         """Returns the first signal of the split over the gates that it opened, with words.
@@ -97,11 +105,11 @@ class Source(NamedTuple):
         rate, length = self.dataset.metadata().get("sample_rate"), self.seen[0].shown_steps(stride)
         gates = self.seen[0].live_gates(stride)
         words += _say_cut(length, int(batch["valid"].sum()))
-        return [
-            ShownSignal(
-                words, title, labels, batch["inputs"][:length], gates, length / (rate or 1), "s" if rate else "steps"
-            )
-        ]
+        steps, inputs = find_read_steps(self.run, self.seen[:1]), batch["inputs"][:length]
+        if steps is not None:
+            steps = steps[: -(-length // stride)]
+            words += f" Marked are the frames that are read: {self._say_read(steps)}"
+        return [ShownSignal(words, title, labels, inputs, gates, length / (rate or 1), "s" if rate else "steps", steps)]
 
     def forecast(self) -> list[Shown]:
         """Returns the first window of the split, what followed and the forecast, in the units of the data."""
@@ -120,6 +128,28 @@ class Source(NamedTuple):
         words += " The forecast is the median of the quantiles around it." * bool(quantiles)
         names = [str(name) for name in about.get("channels", ["x"])[:CHANNELS]]
         return [ShownForecast(words, past, truth, guess, names, quantiles)]
+
+    def _shade_read(self, tokens: np.ndarray, first: int, *, is_scored: bool = False) -> list[Shown]:
+        """Tokens, from step `first` on, of which those are dark that blocks read which read some alone; nothing where
+        all read all.
+        """
+        rows = self.seen if is_scored else self.seen[:1]
+        steps = find_read_steps(self.run, rows, is_scored=is_scored)
+        if steps is None:
+            return []
+        steps = steps[first : first + len(tokens)]
+        words = f"Dark are the tokens that are read: {self._say_read(steps)}"
+        return [self._shade(tokens, steps.astype(float), words)]
+
+    def _say_read(self, steps: np.ndarray) -> str:
+        """How many steps are read, by which blocks, and what the others do."""
+        options = self.run.model.config.resample
+        first, last = options.span(len(self.run.model.config.pattern))
+        which = f"block {first}" if last - first == 1 else f"blocks {first} to {last - 1}"
+        return (
+            f"{int(steps.sum()):,} of {len(steps):,} by {which} (model.resample.rule={options.rule!r}). At the others "
+            "these blocks add what they made of the last one."
+        )
 
     def _shade(self, tokens: np.ndarray, values: np.ndarray, caption: str) -> ShadedText:
         pieces = self._cut(tokens)
@@ -150,6 +180,26 @@ class Source(NamedTuple):
 def show(run: Run, seen: list[Sequence]) -> list[Shown]:
     """Returns what shows the model at work, from the first sequence of every batch seen."""
     return kind_of(run.model.config.task).example(Source(run, seen))
+
+
+def find_read_steps(run: Run, seen: list[Sequence], *, is_scored: bool = False) -> np.ndarray | None:
+    """Returns which steps of these sequences, each of which goes on from the one before it where the data are one text,
+    are read by the blocks that read some alone, (F,); of scored steps alone, where asked. None where all blocks read
+    all steps.
+    """
+    names, state, steps = names_read_in_part(run.model.config), None, list[np.ndarray]()
+    if not names:
+        return None
+    for row in seen:
+        batch = {name: np.asarray(value)[None] for name, value in row.batch.items()}
+        noise = {"noise": jax.random.key(0)}
+        _, after, shown = observe(run.model, run.params, batch, state, rngs=noise)
+        state = after if run.dataset.is_stream else None
+        keep = np.asarray(shown[names[0]].keep)[0]
+        steps.append(keep[row.batch["weights"][: len(keep)] > 0] if is_scored else keep)
+        if sum(map(len, steps)) > PASSAGE:
+            break
+    return np.concatenate(steps)
 
 
 def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ class ShownSignal(NamedTuple):
     """A signal (T, C) over the gates that it opened, {block: (F, n)}.
 
     `title` has a {} for each of `labels`, which are names that anybody gave, and what stands in for one that cannot be
-    drawn.
+    drawn. `steps`, (F,), True at the frames that blocks read which read some alone; None where all read all.
     """
 
     words: str
@@ -44,6 +44,7 @@ class ShownSignal(NamedTuple):
     gates: Mapping[str, np.ndarray]
     duration: float
     unit: str
+    steps: np.ndarray | None = None
 
 
 class ShownForecast(NamedTuple):

@@ -250,7 +250,7 @@ class Resampler(Layer):
         for block in blocks:
             for name in OVER_FRAMES:
                 if block.mixer.has_variable("intermediates", name):
-                    value = block.mixer.get_variable("intermediates", name)[0]
+                    value: Array = block.mixer.get_variable("intermediates", name)[0]
                     value = jnp.where(choice.keep[..., None], jnp.take_along_axis(value, place, axis=1), 0)
                     block.mixer.put_variable("intermediates", name, (value,))
             for name, steps in shown.items():
@@ -279,20 +279,19 @@ def _read(
     if blocks[0].is_initializing():
         return y, tuple(after)
     start = tuple(
-        block.initial_state(len(x)) if state is None else state for block, state in zip(blocks, states, strict=True)
+        block.initial_state(x.shape[0]) if state is None else state for block, state in zip(blocks, states, strict=True)
     )
     if x.shape[1] == 1:
         return y, _select(live[:, 0], tuple(after), start)
     modules = [block.unbind() for block in blocks]
 
-    def step(states: tuple[State, ...], now: tuple[Array, Array, Array]) -> tuple[tuple[State, ...], None]:
+    def step(states: tuple[State, ...], now: tuple[Array, ...]) -> tuple[tuple[State, ...], None]:
         value, begin, is_live = now
-        value, after = value[:, None], []
+        value, after = value[:, None], list[State]()
         for (module, variables), state in zip(modules, states, strict=True):
-            again = {"params": variables["params"]}
-            ones = jnp.ones(value.shape[:2], bool)
-            value, state = module.apply(again, value, state, begin[:, None], ones, True)
-            after.append(state)
+            params, everywhere = {"params": variables["params"]}, jnp.ones(value.shape[:2], bool)
+            value, carried = module.apply(params, value, state, begin[:, None], everywhere, True)
+            after.append(carried)
         return _select(is_live, tuple(after), states), None
 
     begin = jnp.zeros_like(live) if reset is None else reset
@@ -315,12 +314,16 @@ def _find_begins(begun: Array, steps: int, reset: Array | None) -> Bool[Array, "
 
 def _divide_whole(dt: Array, begin: Array, valid: Array, rate: int) -> Array:
     """Step sizes over their mean over a sequence's share of the places: their sum is ceil(n / rate), n its steps."""
-    rows, number = np.arange(len(dt))[:, None], jnp.cumsum(begin, axis=1)
-    size = jnp.zeros((len(dt), dt.shape[1] + 1))
-    total = size.at[rows, number].add(jnp.where(valid, dt, 0))
-    count = size.at[rows, number].add(valid.astype(size.dtype))
-    share = jnp.ceil(count / rate) / jnp.where(total > 0, total, 1)
-    return dt * jnp.take_along_axis(share, number, axis=1)
+    number = jnp.cumsum(begin, axis=1)
+
+    def share(row: tuple[Array, Array, Array]) -> Array:
+        sizes, is_valid, number = row
+        nothing = jnp.zeros(sizes.shape[0] + 1, sizes.dtype)
+        total = nothing.at[number].add(jnp.where(is_valid, sizes, 0))
+        count = nothing.at[number].add(is_valid.astype(sizes.dtype))
+        return (jnp.ceil(count / rate) / jnp.where(total > 0, total, 1))[number]
+
+    return dt * jax.vmap(share)((dt, valid, number))
 
 
 def _pass_multiples(ticks: Array, begin: Array, phase: Array, unit: int) -> tuple[Array, Array]:
@@ -364,9 +367,8 @@ def _count_since(keep: Array, begin: Array, since: Array) -> tuple[Array, Array]
 def _place(choice: Choice, places: int) -> Slots:
     """Where the steps that are read stand, in so many places."""
     latest = jnp.cumsum(choice.keep, axis=1)
-    rows, steps = np.arange(len(latest))[:, None], jnp.broadcast_to(jnp.arange(latest.shape[1]), latest.shape)
-    at = jnp.where(choice.keep, latest - 1, places)
-    step = jnp.zeros((len(latest), places), jnp.int32).at[rows, at].set(steps, mode="drop")
+    at, steps = jnp.where(choice.keep, latest - 1, places), jnp.arange(latest.shape[1])
+    step = jax.vmap(lambda row: jnp.zeros(places, jnp.int32).at[row].set(steps, mode="drop"))(at)
     live = jnp.arange(places) < latest[:, -1:]
     return Slots(step, live, live & jnp.take_along_axis(choice.begin, step, axis=1), latest)
 

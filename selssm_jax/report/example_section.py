@@ -49,7 +49,9 @@ def _find_ends(values: np.ndarray) -> tuple[float, float]:
 def _draw_signal(shown: ShownSignal, folder: pathlib.Path) -> Picture:
     names = [figures.drawable(*label) for label in shown.labels]
     title = shown.title.format(*names) if names else shown.title
-    figure = figures.waveform(shown.signal, shown.gates, duration=shown.duration, unit=shown.unit, title=title)
+    figure = figures.waveform(
+        shown.signal, shown.gates, duration=shown.duration, unit=shown.unit, title=title, steps=shown.steps
+    )
     return Picture(figures.save(figure, folder / "signal.png"), shown.words)
 
 

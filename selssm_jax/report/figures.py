@@ -220,11 +220,24 @@ def forecast(
 
 
 @style()
-def waveform(signal: np.ndarray, gates: Mapping[str, np.ndarray], *, duration: float, unit: str, title: str) -> Figure:
-    """A signal (T, C) over its gates, {block: (F, n)}: one image a block, components sorted by their mean."""
+def waveform(
+    signal: np.ndarray,
+    gates: Mapping[str, np.ndarray],
+    *,
+    duration: float,
+    unit: str,
+    title: str,
+    steps: np.ndarray | None = None,
+) -> Figure:
+    """A signal (T, C) over its gates, {block: (F, n)}: one image a block, components sorted by their mean. Frames where
+    `steps` is True have a mark under the signal.
+    """
     figure, (top, *rows) = panels(1 + len(gates), 1, height=1.9 + 1.15 * len(gates), sharex=True)
     top.plot(np.linspace(0, duration, len(signal), endpoint=False), finite(signal), color="black", linewidth=0.7)
     top.set(title=title, ylabel="amplitude", xlim=(0, duration))
+    if steps is not None:
+        times = (np.flatnonzero(steps) + 0.5) * duration / len(steps)
+        top.plot(times, np.full(len(times), 0.05), "|", color="tab:red", transform=top.get_xaxis_transform())
     for ax, (name, gate) in zip(rows, gates.items(), strict=True):
         order = np.argsort(gate.mean(0))
         image = ax.imshow(

@@ -78,18 +78,17 @@ def ratios(blocks: Blocks, frames: Float[Array, "B F"], rate: int) -> Sums:
     As (weighted sum, weight), weighted by frames. Of each sequence by itself, so that no way to split a batch changes
     it; H-Net takes F and G over a batch.
     """
-    blocks = {name: block for name, block in blocks.items() if block.keep is not None}
-    if not blocks:
+    kept, refused, chance = (_collect(blocks, quantity)[:1] for quantity in ("keep", "refused", "chance"))
+    if not kept:  # else they all read the same steps
         return {}
-    block = next(iter(blocks.values()))  # they all read the same steps
-    weight = jnp.repeat(frames, len(block.keep) // len(frames), axis=0)
+    weight = jnp.repeat(frames, len(kept[0]) // len(frames), axis=0)
     weight = weight * len(frames) / len(weight)
-    shares = {"read_share": block.keep, "refused_share": block.refused}
-    sums = {name: jnp.stack([(weight * steps).sum(), weight.sum()]) for name, steps in shares.items()}
-    if block.chance is None or rate < 2:
+    shares = {"read_share": kept[0], "refused_share": refused[0]}
+    sums: Sums = {name: jnp.stack([(weight * steps).sum(), weight.sum()]) for name, steps in shares.items()}
+    if not chance or rate < 2:
         return sums
     count = weight.sum(axis=1)
-    F, G = ((weight * steps).sum(axis=1) / jnp.maximum(count, 1e-6) for steps in (block.keep, block.chance))
+    F, G = ((weight * steps).sum(axis=1) / jnp.maximum(count, 1e-6) for steps in (kept[0], chance[0]))
     loss = rate / (rate - 1) * ((rate - 1) * F * G + (1 - F) * (1 - G))
     return sums | {"ratio": jnp.stack([(count * loss).sum(), count.sum()])}
 
