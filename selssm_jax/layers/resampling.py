@@ -202,7 +202,8 @@ class Resampler(Layer):
         if "window" not in before:
             return jnp.take_along_axis(x, slots.step[..., None], axis=1), {}
         assert dt is not None  # the rule has step sizes
-        size, rows = self.config.resample.window, np.arange(self.config.resample.window)
+        size = self.config.resample.window
+        rows = np.arange(size)[None, None]
         inputs = jnp.concatenate([before["window"], x.astype(before["window"].dtype)], axis=1)
         sizes = jnp.concatenate([before["count"]["dt"], dt], axis=1)
         since = jnp.take_along_axis(choice.since, slots.step, axis=1)
@@ -219,8 +220,10 @@ class Resampler(Layer):
 
     def _weigh(self, apart: Array) -> Array:
         """log sum_m c_m N(apart; mu_m, 1 / M), but for what all have."""
-        centres = np.arange(BASES) / BASES
-        return jax.nn.logsumexp(self.basis - jnp.square((apart[..., None] - centres) * BASES) / 2, axis=-1)
+        centres = np.arange(BASES)[None, None, None] / BASES
+        return jax.nn.logsumexp(
+            self.basis[None, None, None] - jnp.square(BASES * (apart[..., None] - centres)) / 2, axis=-1
+        )
 
     def _carry_back(
         self, x: Array, z: Array, gathered: Array, before: State, choice: Choice, slots: Slots
@@ -308,7 +311,7 @@ def _select(rows: Array, after: Any, before: Any) -> Any:
 
 def _find_begins(begun: Array, steps: int, reset: Array | None) -> Bool[Array, "B T"]:
     """Where a sequence begins: at a reset, and at the first step of all."""
-    first = (begun == 0)[:, None] & (np.arange(steps) == 0)
+    first = (begun == 0)[:, None] & (np.arange(steps) == 0)[None]
     return first if reset is None else first | reset
 
 
@@ -330,7 +333,7 @@ def _pass_multiples(ticks: Array, begin: Array, phase: Array, unit: int) -> tupl
     """(where the sum of ticks since the beginning passes a multiple of `unit`, the sum after the last step less
     multiples), in whole numbers, which wrap round.
     """
-    total, number = jnp.cumsum(ticks, axis=1, dtype=jnp.uint32), jnp.arange(ticks.shape[1])
+    total, number = jnp.cumsum(ticks, axis=1, dtype=jnp.uint32), jnp.arange(ticks.shape[1])[None]
     latest = jax.lax.cummax(jnp.where(begin, number, -1), axis=1)
     base = jnp.take_along_axis(total, jnp.maximum(latest, 0), axis=1)
     tau = total - jnp.where(latest < 0, -phase[:, None], base)
@@ -354,13 +357,10 @@ def _ration(wanted: Array, begin: Array, spent: Array, rate: int, most: int) -> 
 
 def _count_since(keep: Array, begin: Array, since: Array) -> tuple[Array, Array]:
     """(unread steps directly before each step of its own sequence, those before the step to come)."""
-    number = jnp.arange(keep.shape[1])
-    before = jnp.pad(jax.lax.cummax(jnp.where(keep, number, -1), axis=1), ((0, 0), (1, 0)), constant_values=-1)
-    count = (
-        jnp.where(before < 0, since[:, None].astype(jnp.int32), -1)
-        + jnp.arange(before.shape[1])
-        - jnp.maximum(before, 0)
-    )
+    number = jnp.arange(keep.shape[1] + 1)[None]
+    latest = jax.lax.cummax(jnp.where(keep, number[:, :-1], -1), axis=1)
+    before = jnp.pad(latest, ((0, 0), (1, 0)), constant_values=-1)
+    count = jnp.where(before < 0, since[:, None].astype(number.dtype) + number, number - before - 1)
     return jnp.where(begin, 0, count[:, :-1]), count[:, -1]
 
 
@@ -369,7 +369,7 @@ def _place(choice: Choice, places: int) -> Slots:
     latest = jnp.cumsum(choice.keep, axis=1)
     at, steps = jnp.where(choice.keep, latest - 1, places), jnp.arange(latest.shape[1])
     step = jax.vmap(lambda row: jnp.zeros(places, jnp.int32).at[row].set(steps, mode="drop"))(at)
-    live = jnp.arange(places) < latest[:, -1:]
+    live = jnp.arange(places)[None] < latest[:, -1:]
     return Slots(step, live, live & jnp.take_along_axis(choice.begin, step, axis=1), latest)
 
 
