@@ -47,6 +47,7 @@ CLAIMS = (
         "gate_recall",
         "gate_complexity",
         "selective_options",
+        "resample",
         "two_answers",
         "sparsity",
         "traces",

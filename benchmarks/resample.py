@@ -1,8 +1,8 @@
 """Claim: blocks that read a quarter of the steps classify spoken digits as well, for .4 of the operations.
 
-  python benchmarks/resample.py --rounds 2 --data FOLDER    # of the originals of spoken digits and of the text
+  python benchmarks/resample.py --rounds 1 --data FOLDER    # of the originals of spoken digits and of the text
 
-Rounds are seeds. configs/fsdd.py with 1000 steps, whose three blocks read all frames, every fourth
+Rounds are seeds. configs/fsdd.py, whose three blocks read all frames, every fourth
 (model.resample.rule=static), and as many that are equally spaced in cumulated step sizes (equal_time, of whole
 signals); accuracy on the test split, and the floating-point operations of the forward pass by XLA's cost analysis,
 which counts the body of a loop once. Then what step sizes have to do with information: a Mamba-2 and a Kalman model of
@@ -28,7 +28,7 @@ from selssm_jax.observe import observe
 from selssm_jax.runs import Run
 
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "resample"
-RATE, STEPS, TEXT_STEPS = 4, 1000, 500
+RATE, STEPS, TEXT_STEPS = 4, 2500, 500
 RULES: dict[str, dict[str, Any]] = {
     "full rate": {},
     "static": {"rule": "static", "rate": RATE},
@@ -152,5 +152,5 @@ def correlate(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 if __name__ == "__main__":
     measure.run(
-        "resample", __doc__, benchmark, rounds=2, folders={"data": "the originals of spoken digits and of text"}
+        "resample", __doc__, benchmark, rounds=1, folders={"data": "the originals of spoken digits and of text"}
     )

@@ -341,6 +341,22 @@ WRONG = [
         {"training__target_dimension": 0.1, "model__selective__gate_floor": 0.1},
         r"target_dimension=0\.1 cannot be reached .*model\.selective\.gate_floor=0\.1: raise the target",
     ),
+    (
+        {"model__resample__rule": "equal_time", "model__resample__causal": False},
+        r"causal=False reads a whole signal before it chooses steps, found data\.source='python_reference', where answers "
+        r"come on the way and the future must not choose: use model\.resample\.causal=True, or one of",
+    ),
+    ({"model__resample__rule": "often"}, r"model\.resample\.rule='often' is not a choice: .*known: boundary, equal_time"),
+    ({"model__resample__rate": 0}, r"model\.resample\.rate=0 is out of range: use at least 1"),
+    ({"model__resample__bits": 0.0}, r"model\.resample\.bits=0\.0 is out of range"),
+    (
+        {"training__resample_ratio": 0.03},
+        r"resample_ratio=0\.03 weighs how many boundaries there are, found model\.resample\.rule='none' and rate=4: use",
+    ),
+    (
+        {"training__resample_ratio": 0.03, "model__resample__rule": "boundary", "training__piece": 64},
+        r"weighs the steps of a whole sequence, found training\.piece=64: use piece=0",
+    ),
     ({"training__penalty_warmup": 10}, r"penalty_warmup=10 has no penalty to warm up: set training\.gate_l1"),
     (
         {"training__penalty_warmup": 1000, "training__gate_l1": 0.1},

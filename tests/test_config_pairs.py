@@ -84,6 +84,9 @@ VALUES = {
     "model.channel_mixing": (True,),
     "model.dtype": ("bfloat16",),
     "model.remat": (True,),
+    "model.resample.rule": ("static", "equal_time", "boundary", "information"),
+    "model.resample.rate": (1,),
+    "model.resample.first": (1,),
     "optimizer.clip_norm": (0.0,),
     "optimizer.accumulate": (2,),
     "training.average": (0.9,),
@@ -94,6 +97,7 @@ VALUES = {
     "training.target_dimension": (0.3,),
     "training.information_weight": (0.1,),
     "training.information_bound": ("capacity",),
+    "training.resample_ratio": (0.1,),
     "training.penalty_warmup": (2,),
 }
 Point = dict
