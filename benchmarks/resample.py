@@ -119,7 +119,7 @@ def read_step_sizes(run: Run, tokens: np.ndarray) -> tuple[dict[str, np.ndarray]
     outputs, blocks = show(run, tokens)
     sizes = {}
     for name, block in blocks.items():
-        rate = jnp.exp(run.params[name]["mixer"]["A_log"])
+        rate = jnp.exp(run.params[name]["mixer"]["A_log"])[None, None]
         sizes[name] = np.asarray((-jnp.log1p(-block.gate) / rate).mean(axis=-1))
     logs = np.asarray(jax.nn.log_softmax(outputs))[:, :-1] / np.log(2)
     surprise = -np.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]

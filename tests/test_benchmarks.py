@@ -321,6 +321,41 @@ def test_memories_of_two_answers_are_described_and_compared_with_one_for_each(tm
             del SOURCES[name], LOADERS[name]
 
 
+def test_step_sizes_and_bits_are_those_of_the_models_and_ranks_say_how_they_go_together():
+    script = importlib.import_module("resample")
+    tokens = np.random.default_rng(0).integers(0, 5, (3, 12))
+    opened = {}
+    for kind in script.GATED.values():
+        model = SequenceModel(Model(pattern=(kind,), d_model=8, d_state=4, task=Task("language", vocab=5)))
+        params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+        opened[kind] = types.SimpleNamespace(model=model, params=params)
+    sizes, surprise = script.read_step_sizes(opened["mamba2"], tokens)
+    params = opened["mamba2"].params
+    u = np.asarray(params["encoder"]["embedding"])[tokens]
+    u = u / np.sqrt(np.square(u).mean(axis=-1, keepdims=True) + 1e-6)
+    mixer = params["block_0"]["mixer"]
+    dt = np.log1p(np.exp(u @ np.asarray(mixer["rate"]) + np.asarray(mixer["dt_bias"])))
+    np.testing.assert_allclose(sizes["block_0"], dt.mean(axis=-1), rtol=1e-3)
+    assert surprise.shape == tokens.shape and (surprise[:, 1:] > 0).all() and not surprise[:, 0].any()
+    assert (script.read_gains(opened["kalman"], tokens)["block_0"] > 0).all()
+    one = np.random.default_rng(1).standard_normal((30, 20))
+    assert script.correlate(one, np.exp(one))["low"] == pytest.approx(1)
+    apart = script.correlate(one, np.random.default_rng(2).standard_normal((30, 20)))
+    assert apart["low"] < 0 < apart["high"] and apart["low"] < apart["rho"] < apart["high"]
+
+
+def test_operations_fall_with_the_steps_that_are_read():
+    script = importlib.import_module("resample")
+    counted = []
+    for options in script.RULES.values():
+        config = fields.build(Model, {"pattern": ("selective",) * 2, "d_state": 16, "resample": options}, "model")
+        task = Task("classification", channels=1, classes=3, length=64)
+        model = SequenceModel(dataclasses.replace(config, task=task, d_model=16))
+        params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 64, 1), np.float32))["params"]
+        counted.append(script.count_operations(types.SimpleNamespace(model=model, params=params), 2))
+    assert counted[1] < 0.35 * counted[0] and counted[2] < 0.5 * counted[0]
+
+
 def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):
     script = importlib.import_module("selective_options")
     tiny = {

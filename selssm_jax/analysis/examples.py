@@ -1,10 +1,11 @@
 """One example of a trained model at work that a person can look at, for every kind of task, as values."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from selssm_jax.analysis.gates import Sequence
 from selssm_jax.analysis.results import Continuation, ShadedText, Shown, ShownForecast, ShownSignal
@@ -14,6 +15,7 @@ from selssm_jax.generation import generate
 from selssm_jax.model import names_read_in_part
 from selssm_jax.observe import observe
 from selssm_jax.runs import Run
+from selssm_jax.shapes import Batch
 from selssm_jax.tasks.forecasting import mark_missing
 from selssm_jax.tasks.registry import kind_of
 
@@ -187,16 +189,21 @@ def find_read_steps(run: Run, seen: list[Sequence], *, is_scored: bool = False) 
     are read by the blocks that read some alone, (F,); of scored steps alone, where asked. None where all blocks read
     all steps.
     """
-    names, state, steps = names_read_in_part(run.model.config), None, list[np.ndarray]()
+    model, names, steps = run.model, names_read_in_part(run.model.config), list[np.ndarray]()
     if not names:
         return None
+
+    @jax.jit
+    def read(params: Any, batch: Batch, state: Any) -> tuple[Array, Any]:
+        _, after, shown = observe(model, params, batch, state, rngs={"noise": jax.random.key(0)})
+        return shown[names[0]].keep[0], after
+
+    state = start = model.apply({"params": run.params}, 1, method="initial_state")
     for row in seen:
         batch = {name: np.asarray(value)[None] for name, value in row.batch.items()}
-        noise = {"noise": jax.random.key(0)}
-        _, after, shown = observe(run.model, run.params, batch, state, rngs=noise)
-        state = after if run.dataset.is_stream else None
-        keep = np.asarray(shown[names[0]].keep)[0]
-        steps.append(keep[row.batch["weights"][: len(keep)] > 0] if is_scored else keep)
+        keep, after = read(run.params, batch, state)
+        state = after if run.dataset.is_stream else start
+        steps.append(np.asarray(keep)[row.batch["weights"][: len(keep)] > 0] if is_scored else np.asarray(keep))
         if sum(map(len, steps)) > PASSAGE:
             break
     return np.concatenate(steps)

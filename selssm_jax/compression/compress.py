@@ -217,13 +217,18 @@ def _too_few(nbytes: float, constant: int, options: Compress) -> InputError:
 def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -> None:
     """Raises InputError, before work starts, where no memory can be what is asked for; `params` may be shapes alone.
 
-    For a model that reads both ways, and for a compress.factor that leaves too few bytes for what is not packed and a
-    table without a bit.
+    For a model that reads both ways or chooses steps of a whole signal, and for a compress.factor that leaves too few
+    bytes for what is not packed and a table without a bit.
     """
     if model.config.bidirectional:
         raise InputError(
             "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it "
             "carries from step to step: train it with model.bidirectional=False"
+        )
+    if not model.config.resample.causal:
+        raise InputError(
+            "model.resample.causal=False reads a signal in one piece, found a run to compress, whose memory is what it "
+            "carries from step to step: train it with model.resample.causal=True"
         )
     options = experiment.compress
     layout = StateLayout(model, params, options.scope)

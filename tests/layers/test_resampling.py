@@ -12,6 +12,7 @@ import pytest
 
 import runs
 from selssm_jax.compression import pruning
+from selssm_jax.compression.compress import check_memory
 from selssm_jax.config import Model, ResampleConfig, Task
 from selssm_jax.errors import InputError
 from selssm_jax.layers import resampling
@@ -64,9 +65,13 @@ def read(model, params, tokens, state=None, reset=None):
     return model.apply({"params": params}, tokens, state, reset=reset)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def observe_blocks(model, params, batch):
+    return observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks
+
+
 def show(model, params, tokens, **given):
-    batch = {"inputs": tokens, "valid": np.ones(tokens.shape, bool)} | given
-    return observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks["block_1"]
+    return observe_blocks(model, params, {"inputs": tokens, "valid": np.ones(tokens.shape, bool)} | given)["block_1"]
 
 
 @pytest.mark.parametrize("rule", ["static", "equal_time", "whole", "information", "boundary"])
@@ -244,9 +249,7 @@ def test_what_blocks_show_is_of_all_steps_and_0_at_those_that_they_do_not_read(r
     model, params = build(rule)
     shown = show(model, params, TOKENS)
     assert shown.state is None and shown.law is None and shown.gate is None  # "lru" has no gates
-    block = observe(
-        model, params, {"inputs": TOKENS, "valid": np.ones((B, T), bool)}, rngs={"noise": jax.random.key(0)}
-    ).blocks["block_2"]
+    block = observe_blocks(model, params, {"inputs": TOKENS, "valid": np.ones((B, T), bool)})["block_2"]
     assert block.gate.shape == (B, T, 4) and not np.any(block.gate[~block.keep])
     assert np.all(np.asarray(block.gate)[np.asarray(block.keep)] > 0)
     bounds = model.apply({"params": params}, method="bounds")
@@ -255,9 +258,7 @@ def test_what_blocks_show_is_of_all_steps_and_0_at_those_that_they_do_not_read(r
 
 def test_the_bits_of_a_step_are_those_that_the_kalman_block_sows():
     model, params = build("information")
-    block = observe(
-        model, params, {"inputs": TOKENS, "valid": np.ones((B, T), bool)}, rngs={"noise": jax.random.key(0)}
-    ).blocks
+    block = observe_blocks(model, params, {"inputs": TOKENS, "valid": np.ones((B, T), bool)})
     bits = block["block_0"].gained.sum(axis=-1) / np.log(2)
     np.testing.assert_allclose(block["block_1"].clock, np.minimum(bits / RULES["information"].bits, 1), rtol=1e-5)
 
@@ -334,6 +335,12 @@ def test_a_sequence_is_read_whole_in_training():
     config = configure(RULES["static"])
     assert "model.resample.rule='static'" in pieces.why_whole(config, T)
     assert pieces.choose(config, B, T, 4) == T
+
+
+def test_what_is_chosen_of_a_whole_signal_is_no_memory_to_compress():
+    config = configure(RULES["whole"])
+    with pytest.raises(InputError, match=r"model\.resample\.causal=False reads a signal in one piece, .*causal=True"):
+        check_memory(runs.experiment(), SequenceModel(config), build("whole")[1])
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,38 @@ def test_a_signal_shows_its_class_and_gates(files, tmp_path):
     assert f"class {batch['targets'][0]}, predicted {odds.argmax()} (probability {odds.max():.3f})" in blocks[0].caption
 
 
+def test_a_text_shows_which_steps_are_read(files, tmp_path):
+    """By the same rule in one call over the passage, though the text came in several batches."""
+    options = {"resample__rule": "boundary", "resample__first": 1, "resample__spare": 0, "resample__rate": 2}
+    blocks, run, seen = shown(files["text"], tmp_path, **options)
+    *_, block = [block for block in blocks if isinstance(block, Shaded)]
+    steps = examples.find_read_steps(run, seen, is_scored=True)
+    passage = examples._join(seen).batch["inputs"]
+    assert 1 < steps.sum() < len(passage)
+    again = examples.find_read_steps(run, [seen[0]._replace(batch=whole_batch(passage))])
+    np.testing.assert_array_equal(steps[: len(passage)], again)
+    dark = [token.shade == 1 for token in block.tokens]
+    np.testing.assert_array_equal(dark, again[1:])
+    assert f"{again[1:].sum()} of {len(dark)} by block 1 (model.resample.rule='boundary')" in block.caption
+
+
+def whole_batch(tokens):
+    return {"inputs": tokens, "weights": np.ones(len(tokens)), "valid": np.ones(len(tokens), bool)}
+
+
+def test_a_signal_marks_the_frames_that_are_read(files, tmp_path, monkeypatch):
+    drawn = {}
+    figure = example_section.figures.waveform
+    monkeypatch.setattr(
+        example_section.figures,
+        "waveform",
+        lambda *arrays, **options: drawn.update(options) or figure(*arrays, **options),
+    )
+    blocks, _, _ = shown(files["npz"], tmp_path, frame=4, stride=2, resample__rule="static", resample__rate=3)
+    assert np.flatnonzero(drawn["steps"]).tolist() == [*range(0, 20, 3)]
+    assert "7 of 20 by blocks 0 to 1 (model.resample.rule='static')" in blocks[0].caption
+
+
 @pytest.mark.parametrize("period", [0, 19])
 def test_a_forecast_is_shown_in_the_units_of_the_data(files, tmp_path, monkeypatch, period):
     drawn = {}

@@ -59,6 +59,14 @@ FIGURES = {
     "signal without gates": lambda: figures.waveform(
         RNG.normal(size=(T, 2)), {}, duration=20, unit="steps", title="class 1"
     ),
+    "signal of which some frames are read": lambda: figures.waveform(
+        RNG.normal(size=(T, 1)),
+        {"block_0": GATES},
+        duration=2.5,
+        unit="s",
+        title="class 1",
+        steps=np.arange(T) % 4 == 0,
+    ),
     "states": lambda: figures.draw_state_bytes(
         [Curve("attention", [1, 10, 100], [8, 80, 800]), Curve("gru", [1, 10, 100], [40, 40, 40])]
     ),
