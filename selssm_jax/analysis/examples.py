@@ -196,7 +196,9 @@ def find_read_steps(run: Run, seen: list[Sequence], *, is_scored: bool = False) 
     @jax.jit
     def read(params: Any, batch: Batch, state: Any) -> tuple[Array, Any]:
         _, after, shown = observe(model, params, batch, state, rngs={"noise": jax.random.key(0)})
-        return shown[names[0]].keep[0], after
+        keep = shown[names[0]].keep
+        assert keep is not None  # which such blocks show
+        return keep[0], after
 
     state = start = model.apply({"params": run.params}, 1, method="initial_state")
     for row in seen:

@@ -293,8 +293,9 @@ def _read(
         value, after = value[:, None], list[State]()
         for (module, variables), state in zip(modules, states, strict=True):
             params, everywhere = {"params": variables["params"]}, jnp.ones(value.shape[:2], bool)
-            value, carried = module.apply(params, value, state, begin[:, None], everywhere, True)
-            after.append(carried)
+            answer: Any = module.apply(params, value, state, begin[:, None], everywhere, True)
+            value = answer[0]
+            after.append(answer[1])
         return _select(is_live, tuple(after), states), None
 
     begin = jnp.zeros_like(live) if reset is None else reset

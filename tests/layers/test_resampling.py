@@ -232,7 +232,7 @@ def test_padding_is_not_read_and_rows_do_not_see_one_another(rule):
 def test_there_is_never_more_read_than_there_is_room_for_and_what_is_refused_is_said(monkeypatch):
     """Every step is a boundary: SPARE + 1 are read at once and then every RATE-th, also in calls that go on."""
     monkeypatch.setattr(Resampler, "_measure_steps", lambda self, x, *rest: (None, jnp.ones(x.shape[:2])))
-    model = SequenceModel(configure(RULES["boundary"]))
+    model = SequenceModel(configure(RULES["boundary"], d_state=2))  # which no other test has: programs are kept
     params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
     shown = show(model, params, TOKENS)
     expected = [0, 1, 2, *range(RATE, T, RATE)]
