@@ -19,7 +19,7 @@ from selssm_jax.ops import linear_scan
 from selssm_jax.shapes import Activations, Reset, Rows
 
 TICKS = 2**16  # of one step of a clock: whole numbers add up alike in one call and in many
-BASES = 4  # Gaussians of which the weight of a gathered step is made
+BASES = 4  # M, Gaussians of which the weight of a gathered step is made
 BITS = 1 / np.log(2)  # of a nat
 OVER_FRAMES = ("gate", "open", "gained", "forgotten")  # what blocks sow of a step, 0 at one that they do not read
 CLOCK = ("phase", "spent", "begun", "since")  # columns of what is counted
@@ -68,13 +68,13 @@ class Resampler(Layer):
     K places of a call; with a reset, which begins with full credit, K = T.
 
     static: every rate-th. equal_time: step sizes dt_t = softplus(w norm(x_t) + b); a step is read where their sum
-    passes a whole number, and gathers the last `window` steps with weights sum_m c_m N(tau_k - tau_l; mu_m, 1 / M)
-    whose sum is 1, c_m learned (Gaussian basis weights, SeRpEnt, Rando et al. 2025); without `causal` the sum over a
-    sequence is divided into ceil(T / rate) parts. information: the same with the bits that the Kalman gates before
-    gain, over `bits`, and nothing gathered. boundary: p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2, read where p_t > 1/2;
-    z and g of the steps read are smoothed, h_k = p_k z_k + (1 - p_k) h_{k-1}, and the confidence c_t, p_t where read
-    and 1 - p_t where not, is multiplied in with the value 1 and its own gradient (dynamic chunking, H-Net, Hwang et
-    al. 2025).
+    passes a whole number, and gathers x_k + sum_l sum_m c_m exp(-(M (tau_k - tau_l) - m)^2 / 2) x_l of the last
+    `window` steps, c_m learned for each channel from 0 on (Gaussian basis weights, SeRpEnt, Rando et al. 2025);
+    without `causal` the sum over a sequence is divided into ceil(T / rate) parts. information: the same with the bits
+    that the Kalman gates before gain, over `bits`, and nothing gathered. boundary: p_t = (1 - cos(W_q x_{t-1}, W_k
+    x_t)) / 2, read where p_t > 1/2; z and g of the steps read are smoothed, h_k = p_k z_k + (1 - p_k) h_{k-1}, and the
+    confidence c_t, p_t where read and 1 - p_t where not, is multiplied in with the value 1 and its own gradient
+    (dynamic chunking, H-Net, Hwang et al. 2025).
 
     The state is {"count": {"clock": (B, 4)}, "held", "gathered": (B, D), z and g of the last step read}, and what a
     rule looks back on: "past", (B, D), the last input; "window", (B, window - 1, D), the last inputs, and
@@ -95,7 +95,7 @@ class Resampler(Layer):
             self.norm = normalisation(self.config)
             self.dt_kernel = self.param("dt_kernel", nn.initializers.zeros, (width, 1))
             self.dt_bias = self.param("dt_bias", self._draw_bias, (1,))
-            self.basis = self.param("basis", nn.initializers.zeros, (BASES,))
+            self.basis = self.param("basis", nn.initializers.zeros, (BASES, width))
         if rule == "boundary":
             self.query, self.key = (self.param(name, _identity, (width, width)) for name in ("query", "key"))
 
@@ -211,19 +211,13 @@ class Resampler(Layer):
         at = slots.step[..., None] + (size - 1 - rows)
         steps = jnp.where(member, _take_steps(sizes, at), 0)
         apart = jnp.cumsum(steps, axis=-1) - steps  # tau_k - tau_l
-        weights = jax.nn.softmax(jnp.where(member, self._weigh(apart), -jnp.inf), axis=-1).astype(x.dtype)
+        weights = jnp.where((member & (rows > 0))[..., None], _evaluate_bases(apart), 0).astype(x.dtype)
         values = jnp.where(member[..., None], _take_steps(inputs, at), 0)
-        return (weights[..., None] * values).sum(axis=2), {
+        parts = jnp.einsum("bkwm,bkwd->bkmd", weights, values) * self.basis[None, None].astype(x.dtype)
+        return values[:, :, 0] + parts.sum(axis=2), {
             "window": inputs[:, x.shape[1] :],
             "count": {"dt": sizes[:, x.shape[1] :]},
         }
-
-    def _weigh(self, apart: Array) -> Array:
-        """log sum_m c_m N(apart; mu_m, 1 / M), but for what all have."""
-        centres = np.arange(BASES)[None, None, None] / BASES
-        return jax.nn.logsumexp(
-            self.basis[None, None, None] - jnp.square(BASES * (apart[..., None] - centres)) / 2, axis=-1
-        )
 
     def _carry_back(
         self, x: Array, z: Array, gathered: Array, before: State, choice: Choice, slots: Slots
@@ -372,6 +366,12 @@ def _place(choice: Choice, places: int) -> Slots:
     step = jax.vmap(lambda row: jnp.zeros(places, jnp.int32).at[row].set(steps, mode="drop"))(at)
     live = jnp.arange(places)[None] < latest[:, -1:]
     return Slots(step, live, live & jnp.take_along_axis(choice.begin, step, axis=1), latest)
+
+
+def _evaluate_bases(apart: Array) -> Array:
+    """exp(-(M apart - m)^2 / 2), m = 0, ..., M - 1, along a new last axis: Gaussians over one unit of tau."""
+    centres = jnp.arange(BASES, dtype=apart.dtype).reshape((1,) * apart.ndim + (BASES,))
+    return jnp.exp(-jnp.square(BASES * apart[..., None] - centres) / 2)
 
 
 def _take_steps(values: Array, at: Array) -> Array:

@@ -88,6 +88,8 @@ def test_with_every_step_read_the_outputs_are_those_of_the_plain_blocks_bit_for_
     config = configure(options, norm="rms")
     model = SequenceModel(config)
     params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]
+    if "basis" in params.get("resample", {}):
+        params["resample"] = params["resample"] | {"basis": jnp.ones((resampling.BASES, D))}
     assert np.all(show(model, params, TOKENS).keep)
     plain = SequenceModel(configure(ResampleConfig(), norm="rms"))
     rest = {name: part for name, part in params.items() if name != "resample"}
@@ -95,7 +97,9 @@ def test_with_every_step_read_the_outputs_are_those_of_the_plain_blocks_bit_for_
 
 
 def choose_slowly(rule, params, x, nats):
-    """(steps that are read, what each gathers as weights of all steps, chances) of one sequence, step by step."""
+    """(steps that are read, weights of all steps by channel in what each gathers, chances) of one sequence, in a
+    loop.
+    """
     options, part, count = RULES[rule], params.get("resample", {}), len(x)
     sizes, chance = np.full(count, 1 / RATE), np.ones(count)
     if options.rule == "equal_time":
@@ -118,14 +122,13 @@ def choose_slowly(rule, params, x, nats):
         credit -= RATE
         first = max(steps[-1] + 1 if steps else 0, step - options.window + 1)
         apart = np.array([sizes[earlier + 1 : step + 1].sum() for earlier in range(first, step + 1)])
-        row = np.zeros(count)
+        row = np.zeros((count, D))
         row[step] = 1
         if options.rule == "equal_time":
-            centres = np.arange(resampling.BASES) / resampling.BASES
-            bases = np.exp(-np.square((apart[:, None] - centres) * resampling.BASES) / 2)
-            row[first : step + 1] = bases @ np.exp(np.asarray(part["basis"], float))
+            bases = np.exp(-np.square(apart[:-1, None] * resampling.BASES - np.arange(resampling.BASES)) / 2)
+            row[first:step] = bases @ np.asarray(part["basis"], float)
         steps.append(step)
-        weights.append(row / row.sum())
+        weights.append(row)
     return steps, np.array(weights), chance
 
 
@@ -149,7 +152,7 @@ def test_steps_are_those_of_a_loop_and_every_step_gets_what_was_made_of_the_last
         steps, weights, chance = choose_slowly(rule, params, np.asarray(entering[row], float), np.asarray(nats[row]))
         assert 2 < len(steps) < T
         np.testing.assert_array_equal(np.flatnonzero(shown["keep"][0][row]), steps)
-        gathered = weights @ np.asarray(entering[row], float)
+        gathered = np.einsum("ktd,td->kd", weights, np.asarray(entering[row], float))
         z = np.asarray(mix(inner, parts, jnp.asarray(gathered, jnp.float32)[None])[0][0], float)
         held, expected = np.zeros((2, D)), []
         for step in range(T):
