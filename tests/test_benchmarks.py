@@ -353,7 +353,7 @@ def test_operations_fall_with_the_steps_that_are_read():
         model = SequenceModel(dataclasses.replace(config, task=task, d_model=16))
         params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 64, 1), np.float32))["params"]
         counted.append(script.count_operations(types.SimpleNamespace(model=model, params=params), 2))
-    assert counted[1] < 0.35 * counted[0] and counted[2] < 0.5 * counted[0]
+    assert max(counted[1:3]) < 0.4 * counted[0] and max(counted[3:]) < 0.6 * counted[0]
 
 
 def test_options_of_the_layer_are_compared_seed_by_seed(monkeypatch, tmp_path):

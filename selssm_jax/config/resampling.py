@@ -10,8 +10,13 @@ from selssm_jax.errors import InputError
 
 Rule = Literal["none", "static", "equal_time", "boundary", "information"]
 Bits = Annotated[float, Within(1e-3, 1e6)]
-# Keys that one rule alone reads.
-READERS: dict[str, str] = {"causal": "equal_time", "window": "equal_time", "bits": "information"}
+# Keys that some rules alone read.
+READERS: dict[str, tuple[str, ...]] = {
+    "spare": ("equal_time", "boundary", "information"),
+    "causal": ("equal_time",),
+    "window": ("static", "equal_time"),
+    "bits": ("information",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +34,24 @@ class ResampleConfig:
     spare: Count = 8
     # equal_time: a step size of 1 is one step of the blocks; False, for whole signals: the sum over a signal is divided
     causal: bool = True
-    window: Annotated[int, Least(1, 4096)] = 8  # equal_time: a step that is read gathers so many, itself the last
+    # static and equal_time: a step that is read gathers so many of those since the one before, itself the last
+    window: Annotated[int, Least(1, 4096)] = 8
     bits: Bits = 1.0  # information: gained between two steps that are read
 
     def __post_init__(self) -> None:
         check_fields(self, "model.resample.{}".format)
-        for key, rule in READERS.items():
+        for key, rules in READERS.items():
             value, default = getattr(self, key), type(self).__dataclass_fields__[key].default
-            if value != default and self.rule not in ("none", rule):
+            if value != default and self.rule not in ("none", *rules):
                 raise InputError(
-                    f"model.resample.{key}={value} is read by model.resample.rule={rule!r} alone, found "
-                    f"{self.rule!r}: use {key}={default}, or rule={rule!r}"
+                    f"model.resample.{key}={value} is read by model.resample.rule={' or '.join(map(repr, rules))} "
+                    f"alone, found {self.rule!r}: use {key}={default}, or rule={rules[0]!r}"
                 )
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a step that is read gathers others."""
+        return self.rule in READERS["window"] and self.window > 1
 
     def span(self, count: int) -> tuple[int, int]:
         """Returns (first, last) of the blocks, of `count`, that read fewer steps; (0, 0) where none does."""
@@ -53,7 +64,7 @@ class ResampleConfig:
     @property
     def spare_steps(self) -> int:
         """The spare steps of the rule: a rule that counts steps needs none."""
-        return 0 if self.rule == "static" or not self.causal else self.spare
+        return self.spare if self.rule in READERS["spare"] and self.causal else 0
 
     def check(self, pattern: Sequence[str], mixers: Sequence[MixerConfig]) -> None:
         """Raises InputError where the blocks of a pattern, and what they are set to, cannot be read so."""

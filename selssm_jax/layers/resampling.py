@@ -67,14 +67,14 @@ class Resampler(Layer):
     a step that is chosen when none is left is not read. So T steps hold at most ceil(T / rate) + spare that are, the
     K places of a call; with a reset, which begins with full credit, K = T.
 
-    static: every rate-th. equal_time: step sizes dt_t = softplus(w norm(x_t) + b); a step is read where their sum
-    passes a whole number, and gathers x_k + sum_l sum_m c_m exp(-(M (tau_k - tau_l) - m)^2 / 2) x_l of the last
-    `window` steps, c_m learned for each channel from 0 on (Gaussian basis weights, SeRpEnt, Rando et al. 2025);
-    without `causal` the sum over a sequence is divided into ceil(T / rate) parts. information: the same with the bits
-    that the Kalman gates before gain, over `bits`, and nothing gathered. boundary: p_t = (1 - cos(W_q x_{t-1}, W_k
-    x_t)) / 2, read where p_t > 1/2; z and g of the steps read are smoothed, h_k = p_k z_k + (1 - p_k) h_{k-1}, and the
-    confidence c_t, p_t where read and 1 - p_t where not, is multiplied in with the value 1 and its own gradient
-    (dynamic chunking, H-Net, Hwang et al. 2025).
+    static: every rate-th, dt_t = 1 / rate. equal_time: step sizes dt_t = softplus(w norm(x_t) + b); a step is read
+    where their sum tau passes a whole number; without `causal` the sum over a sequence is divided into ceil(T / rate)
+    parts. Both gather x_k + sum_l sum_m c_m exp(-(M (tau_k - tau_l) - m)^2 / 2) x_l of the last `window` steps, c_m
+    learned for each channel from 0 on (Gaussian basis weights, SeRpEnt, Rando et al. 2025). information: as equal_time
+    with the bits that the Kalman gates before gain, over `bits`, and nothing gathered. boundary: p_t = (1 - cos(W_q
+    x_{t-1}, W_k x_t)) / 2, read where p_t > 1/2; z and g of the steps read are smoothed, h_k = p_k z_k + (1 - p_k)
+    h_{k-1}, and the confidence c_t, p_t where read and 1 - p_t where not, is multiplied in with the value 1 and its own
+    gradient (dynamic chunking, H-Net, Hwang et al. 2025).
 
     The state is {"count": {"clock": (B, 4)}, "held", "gathered": (B, D), z and g of the last step read}, and what a
     rule looks back on: "past", (B, D), the last input; "window", (B, window - 1, D), the last inputs, and
@@ -95,6 +95,7 @@ class Resampler(Layer):
             self.norm = normalisation(self.config)
             self.dt_kernel = self.param("dt_kernel", nn.initializers.zeros, (width, 1))
             self.dt_bias = self.param("dt_bias", self._draw_bias, (1,))
+        if self.config.resample.gathers:
             self.basis = self.param("basis", nn.initializers.zeros, (BASES, width))
         if rule == "boundary":
             self.query, self.key = (self.param(name, _identity, (width, width)) for name in ("query", "key"))
@@ -136,7 +137,7 @@ class Resampler(Layer):
         state: State = {"count": {"clock": jnp.zeros((batch, len(CLOCK)), jnp.float32)}}
         names = ("held", "gathered", *(("past",) if options.rule == "boundary" else ()))
         state |= {name: jnp.zeros((batch, width), dtype) for name in names}
-        if options.rule == "equal_time":
+        if options.gathers:
             state["count"]["dt"] = jnp.zeros((batch, options.window - 1), jnp.float32)
             state["window"] = jnp.zeros((batch, options.window - 1, width), dtype)
         return state
@@ -201,8 +202,8 @@ class Resampler(Layer):
         """(what each step that is read gathers, (B, K, D), what the next call looks back on)."""
         if "window" not in before:
             return jnp.take_along_axis(x, slots.step[..., None], axis=1), {}
-        assert dt is not None  # the rule has step sizes
-        size = self.config.resample.window
+        size, rate = self.config.resample.window, self.config.resample.rate
+        dt = jnp.full(x.shape[:2], 1 / rate, jnp.float32) if dt is None else dt
         rows = np.arange(size)[None, None]
         inputs = jnp.concatenate([before["window"], x.astype(before["window"].dtype)], axis=1)
         sizes = jnp.concatenate([before["count"]["dt"], dt], axis=1)

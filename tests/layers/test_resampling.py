@@ -25,7 +25,7 @@ B, T, D, RATE, SPARE = 2, 19, 6, 3, 2
 TOKENS = jax.random.randint(jax.random.key(1), (B, T), 0, 5)
 X = jax.random.normal(jax.random.key(2), (B, T, D))
 RULES = {
-    "static": ResampleConfig("static", RATE, 1),
+    "static": ResampleConfig("static", RATE, 1, window=3),
     "equal_time": ResampleConfig("equal_time", RATE, 1, spare=SPARE, window=4),
     "boundary": ResampleConfig("boundary", RATE, 1, spare=SPARE),
     "information": ResampleConfig("information", RATE, 1, spare=SPARE, bits=0.6),
@@ -124,7 +124,7 @@ def choose_slowly(rule, params, x, nats):
         apart = np.array([sizes[earlier + 1 : step + 1].sum() for earlier in range(first, step + 1)])
         row = np.zeros((count, D))
         row[step] = 1
-        if options.rule == "equal_time":
+        if options.gathers:
             bases = np.exp(-np.square(apart[:-1, None] * resampling.BASES - np.arange(resampling.BASES)) / 2)
             row[first:step] = bases @ np.asarray(part["basis"], float)
         steps.append(step)
@@ -160,7 +160,7 @@ def test_steps_are_those_of_a_loop_and_every_step_gets_what_was_made_of_the_last
                 now = np.stack([z[steps.index(step)], gathered[steps.index(step)]])
                 held = chance[step] * now + (1 - chance[step]) * held if rule == "boundary" else now
             expected.append(held[0] + np.asarray(entering[row, step]) - held[1])
-        np.testing.assert_allclose(y[row], expected, **CLOSE)
+        np.testing.assert_allclose(y[row], expected, rtol=1e-4, atol=2e-6 * np.abs(expected).max())
 
 
 @EVERY_CAUSAL
@@ -354,7 +354,8 @@ def test_what_is_chosen_of_a_whole_signal_is_no_memory_to_compress():
         ({"rule": "information"}, r"'information' reads the bits .*found no block before block 0"),
         ({"rule": "information", "first": 2}, r"found 'lru' before block 2: use model\.pattern with 'kalman'"),
         ({"causal": False}, r"causal=False is read by model\.resample\.rule='equal_time' alone, found 'static'"),
-        ({"window": 3}, r"window=3 is read by model\.resample\.rule='equal_time' alone"),
+        ({"rule": "boundary", "window": 3}, r"window=3 is .*rule='static' or 'equal_time' alone, found 'boundary'"),
+        ({"spare": 3}, r"spare=3 is read by .*'information' alone, found 'static': use spare=8"),
         ({"bits": 2.0}, r"bits=2\.0 is read by model\.resample\.rule='information' alone"),
     ],
 )
