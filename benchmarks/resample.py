@@ -1,6 +1,6 @@
 """Claim: blocks that read a quarter of the steps classify spoken digits as well, for .4 of the operations.
 
-  python benchmarks/resample.py --rounds 3 --data FOLDER    # of the originals of spoken digits and of the text
+  python benchmarks/resample.py --rounds 2 --data FOLDER    # of the originals of spoken digits and of the text
 
 Rounds are seeds. configs/fsdd.py, whose three blocks read all frames, every fourth (model.resample.rule=static, with
 and without the frames between), at most as many at equal steps of cumulated step sizes (equal_time), as many of a whole
@@ -157,5 +157,5 @@ def correlate(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 if __name__ == "__main__":
     measure.run(
-        "resample", __doc__, benchmark, rounds=3, folders={"data": "the originals of spoken digits and of text"}
+        "resample", __doc__, benchmark, rounds=2, folders={"data": "the originals of spoken digits and of text"}
     )
