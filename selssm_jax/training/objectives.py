@@ -73,7 +73,7 @@ def ratios(blocks: Blocks, frames: Float[Array, "B F"], rate: int) -> Sums:
     """Returns of blocks that read some steps alone "read_share", the share of valid frames that they read, and
     "refused_share", of those that were chosen without room; where they read from boundary to boundary also "ratio",
     N / (N - 1) ((N - 1) F G + (1 - F) (1 - G)) with N = rate, F the share of a sequence that is read and G the mean
-    probability of a boundary: least, 1, at F = G = 1 / N (H-Net, section 2.3.1).
+    probability of a boundary: least, 1, at F = G = 1 / N (H-Net, Hwang et al. 2025).
 
     As (weighted sum, weight), weighted by frames. Of each sequence by itself, so that no way to split a batch changes
     it; H-Net takes F and G over a batch.
