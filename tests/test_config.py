@@ -425,7 +425,7 @@ WRONG = [
     ],
     (
         {"data__quantiles": (0.1, 0.5, 0.9), "training__forecast_loss": "huber", "data__source": "etth1"},
-        r"forecast_loss='huber' is a loss of forecasts of the mean, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*use "
+        r"forecast_loss='huber' is a loss of forecasts of one number, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*use "
         r"training\.forecast_loss='mse'",
     ),
     (

@@ -88,7 +88,7 @@ VALUES = {
     "optimizer.accumulate": (2,),
     "training.average": (0.9,),
     "training.skip_nonfinite": (2,),
-    "training.forecast_loss": ("huber",),
+    "training.forecast_loss": ("huber", "mae"),
     "training.gate_l1": (0.1,),
     "training.gate_l0": (0.1,),
     "training.target_dimension": (0.3,),

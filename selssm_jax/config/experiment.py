@@ -77,7 +77,7 @@ class Experiment:
             )
         if self.training.forecast_loss != "mse" and self.data.quantiles:
             raise InputError(
-                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts of the mean, found "
+                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts of one number, found "
                 f"data.quantiles={self.data.quantiles}, which are trained by their pinball loss: use "
                 "training.forecast_loss='mse', its default, or data.quantiles=()"
             )

@@ -220,7 +220,7 @@ class Forecasting(TaskKind):
         )
 
     def trained_on(self, training: Training) -> str:
-        """Returns "mse" or "huber"."""
+        """Returns "mse", "huber" or "mae"."""
         return training.forecast_loss
 
     def training_score(self, name: str, outputs: Array, batch: Batch) -> Sums:
