@@ -39,9 +39,9 @@ def get_config() -> ConfigDict:
             eval_every=400,
             checkpoint_every=1600,
             log_every=20,
-            forecast_loss="huber",
+            forecast_loss="mae",
             average=0.99,
             devices=1,
         ),
-        sweep=Sweep(trials=4, trial_steps=800, learning_rates=(7e-4, 6e-3), sizes=(1.0,)),
+        sweep=Sweep(trials=4, trial_steps=800, learning_rates=(1.5e-3, 1.2e-2), sizes=(1.0,)),
     ).to_config_dict()

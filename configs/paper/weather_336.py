@@ -44,5 +44,5 @@ def get_config() -> ConfigDict:
             average=0.99,
             devices=1,
         ),
-        sweep=Sweep(trials=4, trial_steps=860, learning_rates=(7e-4, 6e-3), sizes=(1.0,)),
+        sweep=Sweep(trials=4, trial_steps=860, learning_rates=(1.5e-3, 1.2e-2), sizes=(1.0,)),
     ).to_config_dict()
