@@ -425,8 +425,8 @@ WRONG = [
     ],
     (
         {"data__quantiles": (0.1, 0.5, 0.9), "training__forecast_loss": "huber", "data__source": "etth1"},
-        r"forecast_loss='huber' is a loss of forecasts of one number, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*use "
-        r"training\.forecast_loss='mse'",
+        r"forecast_loss='huber' is a loss of forecasts of one number, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*"
+        r"use training\.forecast_loss='mse'",
     ),
     (
         {"training__forecast_loss": "huber"},
