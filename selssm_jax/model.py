@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
+from selssm_jax.config.mixers import NONE
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import frame_valid
@@ -30,6 +31,11 @@ def block_name(index: int) -> str:
 def block_names(config: Model) -> list[str]:
     """Returns the names of all blocks, in their order."""
     return [block_name(index) for index in range(len(config.pattern))]
+
+
+def mixer_places(config: Model) -> dict[str, int]:
+    """Returns the place in the pattern of every block that has a mixer, by the block's name."""
+    return {block_name(index): index for index, kind in enumerate(config.pattern) if kind != NONE}
 
 
 @runtime_checkable
@@ -165,10 +171,10 @@ class SequenceModel(nn.Module):
         return self.kind.begin(self.config, inputs, state, read)
 
     def bounds(self) -> dict[str, Bounds]:
-        """Returns, block by block, what its mixer states of itself for all inputs that can reach it
+        """Returns, by block that has a mixer, what that states of itself for all inputs that can reach it
         (`layers.bounds`).
         """
-        return {name: block.bounds() for name, block in zip(block_names(self.config), self.block, strict=True)}
+        return {name: self.block[index].bounds() for name, index in mixer_places(self.config).items()}
 
     @property
     def _ends(self) -> Ends:

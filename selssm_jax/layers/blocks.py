@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
+from selssm_jax.config.mixers import NONE
 from selssm_jax.layers.bidirectional import Bidirectional
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
@@ -45,9 +46,10 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(conv(norm(x))), then x + MLP(norm(x)); the convolution and the MLP only where the config has them.
+    """x + mixer(conv(norm(x))), then x + MLP(norm(x)); mixer, convolution and MLP only where the config has them.
 
-    The state is {"conv": inputs that the convolution still sees, "mixer": the mixer's state}.
+    The state is {"conv": inputs that the convolution still sees, "mixer": the mixer's state}; without a mixer, whose
+    convolution goes with it, both are None.
     """
 
     kind: str
@@ -56,9 +58,10 @@ class Block(nn.Module):
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.dtype)
+        mixes = self.kind != NONE
         self.norm = normalisation(config)
-        self.mixer = mixing(self.kind, config)
-        self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
+        self.mixer: Any = mixing(self.kind, config) if mixes else None
+        self.conv = ShortConv(config.conv, config.d_model) if config.conv and mixes else None
         self.dropout = nn.Dropout(config.dropout)
         hidden = round(config.mlp_ratio * config.d_model)
         self.mlp_norm = normalisation(config)
@@ -79,14 +82,14 @@ class Block(nn.Module):
             direction of `bidirectional` skips.
         """
         past, h = (None, None) if state is None else (state["conv"], state["mixer"])
-        y = self.norm(x)
-        if self.conv is not None:
-            y, past = self.conv(y, past, reset=reset)
-            y = jax.nn.silu(y)
-        y, h = (
-            self.mixer(y, h, reset=reset, valid=valid) if self.config.bidirectional else self.mixer(y, h, reset=reset)
-        )
-        x = x + self.dropout(y, deterministic=deterministic)
+        if self.mixer is not None:
+            y = self.norm(x)
+            if self.conv is not None:
+                y, past = self.conv(y, past, reset=reset)
+                y = jax.nn.silu(y)
+            options = {"valid": valid} if self.config.bidirectional else {}
+            y, h = self.mixer(y, h, reset=reset, **options)
+            x = x + self.dropout(y, deterministic=deterministic)
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
         return x, {"conv": past, "mixer": h}
@@ -114,4 +117,4 @@ class Block(nn.Module):
         on if None.
         """
         past = self.conv.initial_state(batch, jnp.dtype(self.config.dtype)) if self.conv is not None else None
-        return {"conv": past, "mixer": self.mixer.initial_state(batch, steps)}
+        return {"conv": past, "mixer": None if self.mixer is None else self.mixer.initial_state(batch, steps)}
