@@ -286,7 +286,7 @@ def sum_losses(model: SequenceModel, params: PyTree, batch: Batch, read: pieces.
 
 
 def average(sums: Iterable[Array]) -> float:
-    """Returns the mean of what `sum_losses` gives of batches. Raises ValueError where they are none or weigh nothing."""
+    """Returns the mean of what `sum_losses` gives of batches. Raises ValueError where nothing has a weight."""
     total = sum((np.asarray(pair, np.float64) for pair in sums), np.zeros(2))
     if not np.any(total):
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")

@@ -223,8 +223,11 @@ def measure_costs(
     return COSTS[how](model, parameters(params), batches, piece)
 
 
-def find_greedily(cost: Cost, config: Model, parts: Sequence[str], count: int) -> Iterator[Step]:
+def find_greedily(
+    cost: Cost, config: Model, parts: Sequence[str], count: int, *, gone: Sequence[str] = ()
+) -> Iterator[Step]:
     """Yields `count` parts, each the one whose removal costs least given those that are gone; of equal ones the first.
+    `gone` are those that went before the first of them.
 
     At most count * len(parts) calls of `cost`. What is gone does not come back, so that a set can cost more than the
     best (`find_exhaustively`). The last mixer is never removed. A cost that is not a number counts as infinite.
@@ -232,16 +235,16 @@ def find_greedily(cost: Cost, config: Model, parts: Sequence[str], count: int) -
     Raises:
       ValueError: where so many parts cannot go.
     """
-    steps: list[str] = []
-    for _ in range(count):
-        gone = _find_branches(config, steps)
-        left = [part for part in parts if _can_go(config, gone, part)]
+    names = list(gone)
+    for number in range(count):
+        branches = _find_branches(config, names)
+        left = [part for part in parts if _can_go(config, branches, part)]
         if not left:
             raise ValueError(
-                f"count={count} of {len(parts)} parts cannot be removed, {len(steps)} can: one mixer has to stay"
+                f"count={count} of {len(parts)} parts cannot be removed, {number} can: one mixer has to stay"
             )
-        step = min((Step(part, _finite(cost((*steps, part)))) for part in left), key=lambda step: step.cost)
-        steps.append(step.part)
+        step = min((Step(part, _finite(cost((*names, part)))) for part in left), key=lambda step: step.cost)
+        names.append(step.part)
         yield step
 
 

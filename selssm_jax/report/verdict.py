@@ -47,6 +47,23 @@ def verdict_on_compression(results: Results) -> str:
     return " ".join(parts)
 
 
+def verdict_on_removal(results: Results) -> str:
+    """Returns the paragraph that stands on top of the report of a run without parts of its blocks: what went, what that
+    cost in score, and what it saves.
+    """
+    removal, carried = results["removal"], results["carried_bytes"]
+    whole, last = removal["remainders"][0], removal["remainders"][-1]
+    went = ", ".join(block_title(name) for name in last["gone"])
+    tuned = "fine-tuned afterwards" if results["compressed"]["tuned"] else "not fine-tuned"
+    saved = (
+        f"Carried bytes of one sequence: {carried['before']:,} to {carried['after']:,}; parameters: "
+        f"{whole['parameters']:,} to {last['parameters']:,}; time of a step: {last['decode_share']:.0%} of the whole "
+        "model's."
+    )
+    words = (f"Without {went}, {tuned}.", _price(results), saved, _compressed_in(results))
+    return " ".join([*words, f"Command: {results['command']}"])
+
+
 def _bytes(results: Results) -> str:
     before, after, carried = results["reference"]["bytes"], results["compressed"], results["carried_bytes"]
     table = f" and a table of {after['table_bytes']:,} for all sequences"
