@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -29,13 +30,11 @@ def time_decoding(models: Sequence[tuple[ModelLike, PyTree]]) -> list[DecodingTi
     calls = []
     for model, params in models:
         state = model.apply({"params": params}, 1, method="initial_state")
-        key = jax.random.key(0)
-        calls.append(
-            (jax.jit(_decode, static_argnums=0).lower(model, params, state, key).compile(), params, state, key)
-        )
+        arguments = params, state, jax.random.key(0)
+        calls.append((jax.jit(partial(_decode, model)).lower(*arguments).compile(), arguments))
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(ROUNDS + 1):  # the first only warms up
-        for taken, (call, *arguments) in zip(seconds, calls, strict=True):
+        for taken, (call, arguments) in zip(seconds, calls, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(call(*arguments))
             taken.append(time.perf_counter() - start)

@@ -212,7 +212,7 @@ def measure_costs(
         "information", how far the outputs go from the whole model's, in nats, to second order: 1/2 1' F 1, F the Fisher
         information that the outputs have of the masks;
         "memory", nats that the output of a mixer holds of single earlier inputs, by canonical correlations, summed over
-        lags 1, 2, 4, ..., 64; an MLP holds none;
+        lags 1, 2, 4, ..., 64; an MLP alone has no such score;
         "influence", 1 - cos(x, x + branch(x)), the mean over steps (Men et al. 2024).
 
     Raises:
@@ -301,10 +301,12 @@ def _of_memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], p
                     pair = shown[branch][1][:, lag:][both], first[:, :-lag][both]
                     samples.setdefault((branch, lag), []).append(pair)
     _check_steps(len(samples))
-    scores = dict.fromkeys(branches, 0.0)
+    scores = dict.fromkeys([*block_names(model.config), *(name for name in branches if name.endswith(MIXER))], 0.0)
     for (branch, _), pairs in samples.items():
         y, x = (_thin(np.concatenate(values)) for values in zip(*pairs, strict=True))
-        scores[branch] += max(canonical.gaussian(y, x).nats, 0.0)
+        nats = max(canonical.gaussian(y, x).nats, 0.0)
+        for name in (branch, branch.partition("/")[0]):
+            scores[name] += nats
     return sum_scores(model.config, scores)
 
 

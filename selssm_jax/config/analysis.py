@@ -60,6 +60,11 @@ class Compress:
                 f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that stays "
                 "within compress.within"
             )
+        if self.remove_by == "memory" and self.remove in ("mlps", "all"):
+            raise InputError(
+                f"compress.remove_by='memory' weighs what mixers hold, found compress.remove={self.remove!r}: an MLP "
+                "holds nothing; use 'information', or remove blocks or recurrences"
+            )
         if not self.packed and self.remove == "none":
             raise InputError(
                 "compress.packed=False leaves what is carried as it is, found compress.remove='none', which removes "

@@ -1,6 +1,4 @@
-"""What a report of a compression says of removed parts of blocks: the loss by how many went and by the time of decoding,
-and a table.
-"""
+"""What the report of a compression says of removed parts of blocks: loss by how many went, and by time of a step."""
 
 import pathlib
 from typing import Any
