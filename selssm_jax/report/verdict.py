@@ -5,6 +5,7 @@ it takes; on a compression its price.
 import math
 
 from selssm_jax.analysis.results import Results
+from selssm_jax.config.mixers import NONE
 from selssm_jax.report.memory_section import describe_horizon
 from selssm_jax.report.stability_section import is_useful
 from selssm_jax.report.tables import block_title, number, size
@@ -209,7 +210,8 @@ def _forgetting(results: Results) -> str:
 
 
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
-    mixers = sorted({model["pattern"][blocks.index(name)] for name in missing})
+    of_blocks = dict(zip(blocks, (mixer for mixer in model["pattern"] if mixer != NONE), strict=True))
+    mixers = sorted({of_blocks[name] for name in missing})
     if mixers == ["kalman"] and model.get("kalman", {}).get("sampled"):
         return (
             "the noise of samples has no bound, so neither has what they owe to their variance; with "
