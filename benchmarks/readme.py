@@ -49,6 +49,7 @@ CLAIMS = (
         "selective_options",
         "two_answers",
         "sparsity",
+        "removal",
         "traces",
         "decoding",
         "serving",
