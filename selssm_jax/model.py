@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
 from selssm_jax.config.mixers import NONE
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import frame_valid
@@ -26,6 +27,13 @@ State = dict[str, Any]
 def block_name(index: int) -> str:
     """Returns what a block is called among parameters, in what it sows and in results."""
     return f"block_{index}"
+
+
+def residual_name(index: int) -> str:
+    """Returns what the input of a block is called while a model is explained; of the number of blocks, the last one's
+    output.
+    """
+    return f"residual_{index}"
 
 
 def block_names(config: Model) -> list[str]:
@@ -189,10 +197,10 @@ class SequenceModel(nn.Module):
         self, x: Array, states: tuple[State | None, ...], reset: Array | None, valid: Array | None, deterministic: bool
     ) -> tuple[Array, tuple[State, ...]]:
         after = []
-        for block, state in zip(self.block, states, strict=True):
-            x, state = block(x, state, reset, valid, deterministic)
+        for index, (block, state) in enumerate(zip(self.block, states, strict=True)):
+            x, state = block(rules.tap(self, residual_name(index), x), state, reset, valid, deterministic)
             after.append(state)
-        x = self.norm(x)
+        x = self.norm(rules.tap(self, residual_name(len(after)), x))
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("features", "last", x)
         return x, tuple(after)

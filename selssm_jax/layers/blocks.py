@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
 from selssm_jax.config.mixers import NONE
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bidirectional import Bidirectional
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
@@ -25,7 +26,7 @@ ROUNDINGS = 8  # units of the activations' precision that a normalised input may
 
 def normalisation(config: Model) -> Callable[[Activations], Activations]:
     """Returns what normalises activations before a branch, or leaves them as they are."""
-    return nn.RMSNorm(config.norm_epsilon, dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
+    return rules.RMSNorm(config.norm_epsilon, dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
 
 
 def mixing(kind: str, config: Model) -> nn.Module:
@@ -42,7 +43,8 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
         gate, up = jnp.split(Projection(2 * self.width, use_bias=False, dtype=self.dtype, name="in")(x), 2, axis=-1)
-        return Projection(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(jax.nn.silu(gate) * up)
+        hidden = rules.multiply(rules.activate(jax.nn.silu, gate), up)
+        return Projection(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(hidden)
 
 
 class Block(nn.Module):
@@ -86,7 +88,7 @@ class Block(nn.Module):
             y = self.norm(x)
             if self.conv is not None:
                 y, past = self.conv(y, past, reset=reset)
-                y = jax.nn.silu(y)
+                y = rules.activate(jax.nn.silu, y)
             options = {"valid": valid} if self.config.bidirectional else {}
             y, h = self.mixer(y, h, reset=reset, **options)
             x = x + self.dropout(y, deterministic=deterministic)
