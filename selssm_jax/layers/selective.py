@@ -149,6 +149,8 @@ class SelectiveSSM(Layer):
         run = self._linear if self.gate_state == "none" else self._nonlinear
         h, last, before = run(opening, self._noisy(written), state, reset)
         h = rules.tap(self, "read", h)
+        if self.transition == "dense":
+            rules.tap(self, "mixed", self.A)
         self.sow("intermediates", "gate", opening.at(before))
         self.sow("intermediates", "state", h)
         if self.gate == "hard_concrete":

@@ -1,0 +1,14 @@
+from .faithfulness import Comparison as Comparison
+from .faithfulness import Curves as Curves
+from .faithfulness import auroc as auroc
+from .faithfulness import compare_methods as compare_methods
+from .faithfulness import perturbation_curves as perturbation_curves
+from .faithfulness import relevant_steps as relevant_steps
+from .hidden_attention import HiddenAttention as HiddenAttention
+from .hidden_attention import component_relevance as component_relevance
+from .hidden_attention import hidden_attention as hidden_attention
+from .relevance import Explanation as Explanation
+from .relevance import explain_output as explain_output
+from .relevance import relevance as relevance
+from .rules import RULES as RULES
+from .rules import explaining as explaining
