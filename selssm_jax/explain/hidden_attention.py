@@ -193,7 +193,7 @@ def _attend(reading: _Reading, over: str, tile: int, params: PyTree, given: Give
         at = first + jnp.arange(tile)
         alpha = jax.vmap(functools.partial(_pull_row, pull, read, mixed=mixed))(jnp.minimum(at, frames - 1))
         here = (at[:, None] == jnp.arange(frames)[None])[:, None, :, None]
-        alpha = alpha if mixed else alpha - jnp.where(here, skip, 0).astype(alpha.dtype)
+        alpha = alpha if mixed else alpha - jnp.where(here, skip[None, None, None], 0).astype(alpha.dtype)
         itself = jnp.diagonal(alpha, axis1=2, axis2=4) if mixed else alpha
         seen = at < frames
         size = jnp.where(seen[:, None, None, None], jnp.abs(itself), 0)
@@ -207,7 +207,7 @@ def _attend(reading: _Reading, over: str, tile: int, params: PyTree, given: Give
     alpha, made, lagged, energy = jax.lax.map(rows, tile * jnp.arange(count))
     join = lambda value: value.reshape(count * tile, *value.shape[2:])[:frames]  # noqa: E731
     made, alpha = jnp.moveaxis(join(made), 0, 1), join(alpha)
-    beside = skip.reshape(-1, *[1] * (drive.ndim - 3)) * drive
+    beside = skip.reshape(1, 1, -1, *[1] * (drive.ndim - 3)) * drive
     return HiddenAttention(
         _order(alpha, over, mixed=mixed),
         drive,
@@ -228,7 +228,7 @@ def _pull_row(pull: Any, read: Array, step: Array, *, mixed: bool) -> Array:
         return jnp.moveaxis(pulled, 0, 1)
     if read.ndim == 3:
         return pull(jnp.broadcast_to(at, read.shape))[0]
-    first = (jnp.arange(read.shape[3]) == 0).astype(read.dtype)
+    first = (jnp.arange(read.shape[3]) == 0).astype(read.dtype)[None, None, None]
     return pull(jnp.broadcast_to(at[..., None] * first, read.shape))[0][..., 0]
 
 

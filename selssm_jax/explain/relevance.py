@@ -20,13 +20,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from selssm_jax.layers.relevance_rules import RECORDED, RULES, SHIFTED, explaining
 from selssm_jax.layers.variables import parameters
-from selssm_jax.model import Inputs, SequenceModel, State, residual_name
+from selssm_jax.model import Inputs, ModelLike, SequenceModel, State, residual_name
 from selssm_jax.shapes import Reset
 from selssm_jax.tasks.registry import kind_of
 
 METHODS = ("lrp", "gradient_x_input", "integrated_gradients", "occlusion")
 STEPS = 64  # parts of the line that gradients are integrated on
-SHORTENING = 4  # the k-th of n parts of that line ends at (k / n)^4
 
 Output = Callable[[Array], Array]
 Given = Mapping[str, Any]  # inputs, state, reset, valid and the key of noise, of one call
@@ -98,7 +97,7 @@ class Question(NamedTuple):
 
 
 def relevance(
-    model: SequenceModel,
+    model: ModelLike,
     params: PyTree,
     inputs: Inputs,
     output: Output,
@@ -129,7 +128,7 @@ def relevance(
 
 
 def explain_output(
-    model: SequenceModel,
+    model: ModelLike,
     params: PyTree,
     inputs: Inputs,
     output: Output,
@@ -224,18 +223,15 @@ def _add_rows(question: Question, values: Float[Array, "R F"]) -> Float[Array, "
 
 
 def _integrate(question: Question, steps: int, params: PyTree, given: Given) -> Explanation:
-    """x times the mean gradient on the line from 0 to x, in parts that are shorter near 0: there a norm changes all."""
+    """x times the mean gradient at the middles of `steps` parts of the line from 0 to x."""
     x = question.explained(params, given)
     say = lambda by: question.say(question.shift(params, given, by))  # noqa: E731
-    edges = (jnp.arange(steps + 1, dtype=x.dtype) / steps) ** SHORTENING
-    middles = ((jnp.arange(steps, dtype=x.dtype) + 0.5) / steps) ** SHORTENING
 
-    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        place, length = part
-        return total + length * jax.grad(say)((place - 1) * x), None
+    def add(total: Array, share: Array) -> tuple[Array, None]:
+        return total + jax.grad(say)((share - 1) * x), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros_like(x), (middles, jnp.diff(edges)))
-    R, number, none = (x * total).sum(axis=-1), say(jnp.zeros_like(x)), jnp.zeros(())
+    total, _ = jax.lax.scan(add, jnp.zeros_like(x), (jnp.arange(steps, dtype=x.dtype) + 0.5) / steps)
+    R, number, none = (x * total / steps).sum(axis=-1), say(jnp.zeros_like(x)), jnp.zeros(())
     return Explanation(R, number, none, number - say(-x) - R.sum())
 
 
