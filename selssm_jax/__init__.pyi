@@ -5,6 +5,7 @@ from . import config as config
 from . import data as data
 from . import doctor as doctor
 from . import errors as errors
+from . import explain as explain
 from . import generation as generation
 from . import information as information
 from . import interop as interop

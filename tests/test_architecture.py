@@ -61,6 +61,7 @@ ORDER = [
     "information",
     "training",
     "stability",
+    "explain",
     "compression",
     "testing",
     "runs",

@@ -162,8 +162,8 @@ def compare_methods(
     `DRAWS` are averaged.
 
     Args:
-      model, params, inputs, score, valid, points: see `perturbation_curves`. methods: of `relevance`. others: relevances
-        of one's own, (B, T) by name. seed: of the random orders.
+      model, params, inputs, score, valid, points: see `perturbation_curves`.
+      methods: of `relevance`. others: relevances of one's own, (B, T) by name. seed: of the random orders.
 
     Raises:
       ValueError: what `relevance` and `perturbation_curves` raise.

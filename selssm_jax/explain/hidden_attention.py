@@ -1,5 +1,5 @@
-"""The attention that a linear recurrence is: y_i = sum_j alpha_ij u_j, alpha_ij = C_i (A_i ... A_{j+1}) B_j (Ali, Zimerman
-and Wolf 2024, arXiv 2403.01590).
+"""The attention that a linear recurrence is: y_i = sum_j alpha_ij u_j, alpha_ij = C_i (A_i ... A_{j+1}) B_j (Ali,
+Zimerman and Wolf 2024, arXiv 2403.01590).
 
 With gates, step sizes and maps held as they are (`layers.relevance_rules`) every mixer but the RNN, the LSTM, the GRU
 and the TCN is linear in its drive u. So alpha is read off the recurrence itself: row i is the pullback of a unit of the
@@ -150,7 +150,7 @@ class _Reading(NamedTuple):
     block: int
 
     def show(self, params: PyTree, given: Given, shifts: Mapping[str, Array]) -> dict[str, Array]:
-        """"drive", "read", "skip" and "mixed", where there are such, of a call in which the drive is shifted."""
+        """Returns "drive", "read", "skip" and "mixed", those that it shows, of a call in which some are shifted."""
         name = block_name(self.block)
         with jax.default_matmul_precision("highest"), explaining():
             _, shown = self.model.apply(
@@ -184,9 +184,7 @@ def _attend(reading: _Reading, over: str, tile: int, params: PyTree, given: Give
     show = reading.show(params, given, {})
     drive, mixed = show["drive"], "mixed" in show
     frames, channels = drive.shape[1:3]
-    read, pull = jax.vjp(
-        lambda shift: reading.show(params, given, {"drive": shift})["read"], jnp.zeros_like(drive)
-    )
+    read, pull = jax.vjp(lambda shift: reading.show(params, given, {"drive": shift})["read"], jnp.zeros_like(drive))
     skip = jnp.broadcast_to(show.get("skip", jnp.zeros(channels)), (channels,))
 
     def rows(first: Array) -> tuple[Array, ...]:

@@ -122,9 +122,7 @@ def relevance(
     Raises:
       ValueError: for an unknown method, a model that is no `SequenceModel`, and an output that is not one real number.
     """
-    return explain_output(
-        model, params, inputs, output, state=state, method=method, reset=reset, valid=valid
-    ).relevance
+    return explain_output(model, params, inputs, output, state=state, method=method, reset=reset, valid=valid).relevance
 
 
 def explain_output(

@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.config.mixers import AttentionConfig, check_layer
-from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers import relevance_rules as rules
+from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops import shards

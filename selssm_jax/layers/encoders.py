@@ -15,7 +15,6 @@ from selssm_jax.layers.projection import Projection, project
 from selssm_jax.ops import shards
 from selssm_jax.shapes import Rows
 
-
 FAINT = 1e-6  # power that is added before its logarithm is taken
 
 

@@ -115,7 +115,15 @@ class Mamba(Layer):
         B, C = (self._scale_projections(project(x, kernel)) for kernel in (self.B, self.C))
         dt, B, C = rules.detach((dt, B, C))
         y, h = selective_scan(
-            rules.tap(self, "drive", x), dt, A, B, C, rules.tap(self, "skip", self.D), h, reset=reset, method=self.method
+            rules.tap(self, "drive", x),
+            dt,
+            A,
+            B,
+            C,
+            rules.tap(self, "skip", self.D),
+            h,
+            reset=reset,
+            method=self.method,
         )
         y = rules.multiply(rules.tap(self, "read", y), rules.activate(jax.nn.silu, z))
         return _add_bias(project(y, self.outward), self.outward_bias), {"conv": past, "h": h}

@@ -67,9 +67,7 @@ def _take_gradient(value: Array, proxy: Array) -> Array:
     return value
 
 
-_take_gradient.defvjp(
-    lambda value, proxy: (_take_gradient(value, proxy), None), lambda _, cotangent: (None, cotangent)
-)
+_take_gradient.defvjp(lambda value, proxy: (_take_gradient(value, proxy), None), lambda _, cotangent: (None, cotangent))
 
 
 def activate(function: Callable[[Array], Array], z: Inexact[Array, "*s"]) -> Inexact[Array, "*s"]:

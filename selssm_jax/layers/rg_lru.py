@@ -75,9 +75,7 @@ class RGLRU(Layer):
         wide = u.astype(jnp.float32)
         parted = wide.reshape(*u.shape[:2], self.blocks, -1)
         r, i = rules.detach(
-            jax.nn.sigmoid(
-                jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None]
-            )
+            jax.nn.sigmoid(jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None])
         )
         log_a = self._rate()[None, None] * r
         drive = rules.tap(self, "drive", wide)

@@ -146,7 +146,9 @@ def logit(outputs):
     return outputs[:, -1, 3].sum()
 
 
-@pytest.mark.parametrize("kind", ["selective", *(pytest.param(k, marks=pytest.mark.exhaustive) for k in ("s5", "mamba"))])
+@pytest.mark.parametrize(
+    "kind", ["selective", *(pytest.param(k, marks=pytest.mark.exhaustive) for k in ("s5", "mamba"))]
+)
 def test_components_share_what_is_owed_to_the_state(kind):
     """All components together have what the number loses in relevance where the readout is nothing."""
     model, params = subject(kind, norm="none")

@@ -144,7 +144,10 @@ def test_variants_of_models_add_up_and_keep_their_bits(name):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["series", "apart", "signal", "spectrum", "text"])
 def test_inputs_of_every_task_add_up(name):
-    series, signal = Task("forecasting", channels=2, length=12, horizon=4), Task("classification", channels=1, classes=3)
+    series, signal = (
+        Task("forecasting", channels=2, length=12, horizon=4),
+        Task("classification", channels=1, classes=3),
+    )
     changes = {
         "series": {"task": series, "linear_skip": 3},
         "apart": {"task": series, "channel_independent": True, "channel_mixing": True},
@@ -171,8 +174,8 @@ def test_of_a_linear_model_all_methods_agree():
 
 
 def test_a_gated_mlp_by_hand():
-    """u = W_u x, z = W_g x and y = W_o (silu(z) u): half of what y_k owes to hidden unit h goes to u_h, half to z_h, and
-    from there to x in proportion to the terms of each sum.
+    """u = W_u x, z = W_g x and y = W_o (silu(z) u): half of what y_k owes to hidden unit h goes to u_h, half to z_h,
+    and from there to x in proportion to the terms of each sum.
     """
     model, params = subject("lru", norm="none", mlp_ratio=1.0)
     params = flax.traverse_util.flatten_dict(params, sep="/")

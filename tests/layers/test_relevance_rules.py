@@ -70,7 +70,9 @@ def test_gates_and_roots_of_norms_are_constant():
     root = np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-3)
     np.testing.assert_allclose(slope(read, x)[0], params["scale"][None] / root, rtol=1e-5)
     params, read = normed(rules.LayerNorm, x)
-    np.testing.assert_allclose((x * slope(read, x)[0]).sum(), (read(x) - params["bias"][None]).sum(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        (x * slope(read, x)[0]).sum(), (read(x) - params["bias"][None]).sum(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_values_are_the_same_bits():
