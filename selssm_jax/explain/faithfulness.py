@@ -23,6 +23,7 @@ from selssm_jax.errors import suggest
 from selssm_jax.explain.relevance import METHODS, Question, explain_output
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Inputs, SequenceModel
+from selssm_jax.shapes import AnyArray
 
 POINTS = 11  # of a curve, at shares 0, 0.1, ..., 1 of the steps
 DRAWS = 8  # orders of the random baseline
@@ -87,7 +88,7 @@ def perturbation_curves(
     params: PyTree,
     inputs: Inputs,
     score: Score,
-    relevance: Float[Any, "B T"],
+    relevance: AnyArray,
     *,
     valid: Bool[Any, "B T"] | None = None,
     points: int = POINTS,
@@ -97,8 +98,8 @@ def perturbation_curves(
     Args:
       model, params: as trained. inputs: (B, T) tokens or (B, T, C) values.
       score: the model's outputs -> one number for each row, (B,), for example lambda logits: logits[:, -1, 3].
-      relevance: of every step; of equals the earlier counts as the more relevant. valid: steps that are none are
-        neither replaced nor counted. points: of a curve, at least 2.
+      relevance: of every step, (B, T); of equals the earlier counts as the more relevant.
+      valid: False at padding, which is neither replaced nor counted. points: of a curve, at least 2.
 
     Raises:
       ValueError: for a relevance of another shape, fewer points, and a score that is not one number for each row.
@@ -122,7 +123,7 @@ def perturbation_curves(
 def _score_kept(question: Question, params: PyTree, inputs: Array, valid: Array | None, kept: Array) -> Array:
     """(K, B): scores of inputs of which the steps `kept`, (K, B, T), are left."""
     given = {"inputs": inputs, "state": None, "reset": None, "valid": valid, "key": jax.random.key(0)}
-    x = question.explained(params, given)
+    x = question.features(params, given)
 
     def say(kept: Array) -> Array:
         scores = question.output(question.shift(params, given, jnp.where(kept[..., None], 0, -x)))

@@ -91,7 +91,7 @@ class Question(NamedTuple):
             return self.read(params, given, {residual_name(0): by})[0]
         return self.read(params, {**given, "inputs": given["inputs"] + by}, {})[0]
 
-    def explained(self, params: PyTree, given: Given) -> Array:
+    def features(self, params: PyTree, given: Given) -> Array:
         """Returns what is explained: embeddings (B, T, D), or the inputs (B, T, C)."""
         return self.read(params, given, {})[1][residual_name(0)] if self.is_of_tokens else given["inputs"]
 
@@ -222,7 +222,7 @@ def _add_rows(question: Question, values: Float[Array, "R F"]) -> Float[Array, "
 
 def _integrate(question: Question, steps: int, params: PyTree, given: Given) -> Explanation:
     """x times the mean gradient at the middles of `steps` parts of the line from 0 to x."""
-    x = question.explained(params, given)
+    x = question.features(params, given)
     say = lambda by: question.say(question.shift(params, given, by))  # noqa: E731
 
     def add(total: Array, share: Array) -> tuple[Array, None]:
@@ -235,7 +235,7 @@ def _integrate(question: Question, steps: int, params: PyTree, given: Given) -> 
 
 def _occlude(question: Question, params: PyTree, given: Given) -> Explanation:
     """F less F without a step, step by step and row by row: rows do not see one another, so one call serves all."""
-    x = question.explained(params, given)
+    x = question.features(params, given)
     rows, steps = jnp.arange(x.shape[0]), jnp.arange(x.shape[1])
     outputs = question.shift(params, given, jnp.zeros_like(x))
     number = question.say(outputs)

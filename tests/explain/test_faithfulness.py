@@ -81,14 +81,14 @@ def test_an_interval_holds_the_mean_as_often_as_it_says():
     intervals = [average(rng.normal(3, 2, size=8), level=0.8) for _ in range(2000)]
     held = np.mean([interval.low < 3 < interval.high for interval in intervals])
     assert abs(held - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 2000)
-    assert average([1.0, 3.0, np.nan]).value == 2
+    assert average(np.array([1.0, 3.0, np.nan])).value == 2
     with pytest.raises(ValueError, match="1 values have no interval"):
-        average([1.0, np.nan])
+        average(np.array([1.0, np.nan]))
 
 
 def test_auroc_is_the_share_of_pairs_in_order():
     rng = np.random.default_rng(0)
-    relevance, relevant = rng.integers(0, 5, (4, 30)), rng.random((4, 30)) < 0.3
+    relevance, relevant = rng.integers(0, 5, (4, 30)).astype(float), rng.random((4, 30)) < 0.3
     among = rng.random((4, 30)) < 0.8
     found = explain.auroc(relevance, relevant, among)
     for row in range(4):

@@ -21,7 +21,7 @@ B, T, VOCAB = 2, 9, 7
 WINDOWS = {"attention__window": 16, "local_attention__window": 3}
 SIZES = {"d_model": 8, "d_state": 4} | runs.HEADS | WINDOWS
 BARE = {"mlp_ratio": 0.0, "norm": "none"}
-DIFFERENT = ("attention", "lstm", "mamba2", "s5", "selective")  # in their rules and in the form of their states
+DIFFERENT = ("lstm", "selective")  # in their rules; the others take long to compile
 ALL = pytest.mark.parametrize(
     "kind", [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in sorted(MIXERS)]
 )
@@ -44,6 +44,8 @@ NEEDED = {
     "local_attention": {"attention"},
     "tcn": set(),  # a relu is its own tangent
 }
+OFF = 1e-4  # ten times what sums may be off by rounding; the residual stream, which needs no rule, has most of a sum
+SEEN = {"local_attention": 3, "tcn": 5}  # steps that a mixer looks back on, itself among them; others: all
 VARIANTS = {
     "state gates": {"selective__gate_state": "elementwise"},
     "state gates, dense, by Newton": {"selective__gate_state": "dense", "selective__solver": "newton"},
@@ -60,13 +62,15 @@ VARIANTS = {
 
 
 def make(inputs, task=None, **changes):
-    """A model and parameters as drawn, gates moved off their start."""
+    """A model and parameters as drawn, gates moved off their start, and steps made long enough to be seen."""
     task = task or Task("language", vocab=VOCAB)
     model = SequenceModel(runs.model(task=task, **SIZES | {"pattern": ("selective",)} | changes))
     params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     moved = {
-        name: leaf + 0.3 * jax.random.normal(jax.random.key(index), leaf.shape) * name.endswith("state_kernel")
+        name: leaf
+        + 0.3 * jax.random.normal(jax.random.key(index), leaf.shape) * name.endswith("state_kernel")
+        + 4.0 * name.endswith("dt_bias")
         for index, (name, leaf) in enumerate(flat.items())
     }
     return model, flax.traverse_util.unflatten_dict(moved, sep="/")
@@ -116,7 +120,7 @@ def test_each_rule_that_a_mixer_needs_is_needed_and_no_other(kind):
     for rule in RULES:
         found = explain.explain_output(model, params, tokens(), logit, rules=set(RULES) - {rule})
         if rule in NEEDED[kind]:
-            assert abs(found.remainder) > 1e-3 * abs(found.output), rule
+            assert abs(found.remainder) > OFF * abs(found.output), rule
         else:
             check(found)
 
@@ -125,7 +129,7 @@ def test_norms_and_mlps_need_theirs():
     model, params = subject("lru")
     for rule in ("activation", "product", "norm"):
         found = explain.explain_output(model, params, tokens(), logit, rules=set(RULES) - {rule})
-        assert abs(found.remainder) > 1e-3 * abs(found.output), rule
+        assert abs(found.remainder) > OFF * abs(found.output), rule
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,8 @@ def test_nothing_later_and_no_other_row_is_relevant(kind):
     model, params = subject(kind)
     found = explain.explain_output(model, params, tokens(), first_row)
     check(found)
-    assert not np.any(found.relevance[1]) and not np.any(found.relevance[0, 6:]) and np.all(found.relevance[0, :6] != 0)
+    assert not np.any(found.relevance[1]) and not np.any(found.relevance[0, 6:])
+    np.testing.assert_array_equal(found.relevance[0, :6] != 0, np.arange(6) > 5 - SEEN.get(kind, T))
 
 
 @ALL
@@ -279,4 +284,4 @@ def test_what_cannot_be_explained_is_refused():
     with pytest.raises(ValueError, match="steps=0"):
         ask(logit, method="integrated_gradients", steps=0)
     with pytest.raises(ValueError, match="expected a SequenceModel"):
-        explain.relevance(PackedModel(model, (), ()), params, tokens(), logit)
+        explain.relevance(PackedModel(model, ()), params, tokens(), logit)
