@@ -274,8 +274,9 @@ class _Shared(Layer):
     ) -> tuple[Complex[Array, "B T P"], State]:
         """(states of all steps, the last one); the first are sown."""
         a, b = self._discrete()
-        drive = rules.tap(self, "drive", _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32)))
-        drive = b[None, None] * drive
+        drive = b[None, None] * rules.tap(
+            self, "drive", _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
+        )
         h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
         h = rules.tap(self, "read", h)
         self.sow("intermediates", "state", h)

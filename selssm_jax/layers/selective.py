@@ -372,10 +372,10 @@ class SelectiveSSM(Layer):
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("diagnostics", "fell_back", fell_back)
         before = shards.previous(h, state, axis=1)
-        before = before if reset is None else jnp.where(reset[..., None], 0, before)
-        gate = lambda: jax.lax.stop_gradient(opening.at(before))  # noqa: E731
+        seen = lambda: before if reset is None else jnp.where(reset[..., None], 0, before)  # noqa: E731
+        gate = lambda: jax.lax.stop_gradient(opening.at(seen()))  # noqa: E731
         h = rules.follow("gate", h, lambda: self._scan(gate(), drive, state, reset)[0])
-        return h, shards.last(h[:, -1]), before
+        return h, shards.last(h[:, -1]), seen()
 
     def _read(self, h: Array, x: Array) -> Array:
         if self.transition == "complex":
