@@ -678,6 +678,9 @@ def test_attention_has_overtaken_where_it_needs_more_from_there_on():
 @pytest.mark.exhaustive
 def test_two_of_eight_blocks_are_removed_by_every_choice(tmp_path, monkeypatch):
     script = importlib.import_module("removal")
+    config = script.quickstart.get_config()
+    config.optimizer.warmup_steps, config.data.length, config.data.batch_size = 1, 24, 4
+    monkeypatch.setattr(script.quickstart, "get_config", lambda: config)
     for name, size in {"SEEDS": 1, "CALIBRATION": 1, "WIDTHS": (8,)}.items():
         monkeypatch.setattr(script, name, size)
     monkeypatch.setattr(script, "TEST", 1)

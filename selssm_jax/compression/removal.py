@@ -212,7 +212,7 @@ def measure_costs(
         "information", how far the outputs go from the whole model's, in nats, to second order: 1/2 1' F 1, F the Fisher
         information that the outputs have of the masks;
         "memory", nats that the output of a mixer holds of single earlier inputs, by canonical correlations, summed over
-        lags 1, 2, 4, ..., 64; an MLP alone has no such score;
+        lags 1, 2, 4, ..., 64 of which there are enough samples; an MLP alone has no such score;
         "influence", 1 - cos(x, x + branch(x)), the mean over steps (Men et al. 2024).
 
     Raises:
@@ -300,10 +300,13 @@ def _of_memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], p
                 if branch.endswith(MIXER):
                     pair = shown[branch][1][:, lag:][both], first[:, :-lag][both]
                     samples.setdefault((branch, lag), []).append(pair)
-    _check_steps(len(samples))
+    thinned = {
+        name: [_thin(np.concatenate(values)) for values in zip(*both, strict=True)] for name, both in samples.items()
+    }
+    enough = {name: (y, x) for name, (y, x) in thinned.items() if len(y) > y.shape[1] + x.shape[1] + 1}
+    _check_steps(len(enough))
     scores = dict.fromkeys([*block_names(model.config), *(name for name in branches if name.endswith(MIXER))], 0.0)
-    for (branch, _), pairs in samples.items():
-        y, x = (_thin(np.concatenate(values)) for values in zip(*pairs, strict=True))
+    for (branch, _), (y, x) in enough.items():
         nats = max(canonical.gaussian(y, x).nats, 0.0)
         for name in (branch, branch.partition("/")[0]):
             scores[name] += nats
@@ -418,7 +421,9 @@ def _check_mixer_left(config: Model, gone: frozenset[str]) -> None:
 
 def _check_steps(count: float) -> None:
     if not count:
-        raise ValueError("the batches are none, or hold no step to look back from: give batches of Dataset.evaluate")
+        raise ValueError(
+            "the batches are none, or hold too few steps to look back from: give more batches of Dataset.evaluate"
+        )
 
 
 def _finite(cost: float) -> float:

@@ -120,14 +120,15 @@ class _Measured:
 
     def __call__(self, parts: Sequence[str]) -> float:
         if self._cost is None:
-            subject, options = self._subject, self._subject.experiment
-            self._cost = removal.measure_costs(
-                subject.model,
-                subject.params,
-                subject.draw_batches(),
-                options.compress.remove_by,
-                piece=options.training.piece,
-            )
+            subject, how = self._subject, self._subject.experiment.compress.remove_by
+            batches, piece = subject.draw_batches(), subject.experiment.training.piece
+            try:
+                self._cost = removal.measure_costs(subject.model, subject.params, batches, how, piece=piece)
+            except ValueError as error:
+                raise InputError(
+                    f"compress.remove_by={how!r} cannot be measured on compress.calibration={len(batches)} batches: "
+                    f"{error}; use more batches, or 'loss'"
+                ) from error
         return self._cost(parts)
 
     @property

@@ -214,6 +214,19 @@ def test_memory_is_of_earlier_inputs_alone():
     assert cost(("block_0",)) < 0.03 and cost(("block_1",)) > 0.3
 
 
+def test_lags_of_which_there_are_too_few_samples_are_left_out_and_none_is_an_error(subject):
+    model, params, batch = build(pattern=("tcn", "rnn"), conv=0, mlp_ratio=0.0)
+    few = {name: value[:4] for name, value in batch.items()}
+    assert removal.measure_costs(model, params, [few], "memory")(("block_0",)) >= 0
+    with pytest.raises(ValueError, match="hold too few steps to look back from"):
+        removal.measure_costs(model, params, [{name: value[:2] for name, value in batch.items()}], "memory")
+    short = dataclasses.replace(subject.experiment.data, batch_size=1)
+    tiny = asked(subject, remove_by="memory", calibration=1)
+    tiny = dataclasses.replace(tiny, experiment=dataclasses.replace(tiny.experiment, data=short))
+    with pytest.raises(InputError, match=r"remove_by='memory' cannot be measured on compress\.calibration=1 batches"):
+        removal_search.remove_parts(tiny)
+
+
 def test_influence_is_the_angle_that_a_branch_turns_by():
     model, params, batch = build(pattern=("rnn",))
     x = jnp.asarray(params["encoder"]["embedding"])[batch["inputs"]]
