@@ -12,7 +12,7 @@ Expected score: test 1.49 nats a character (benchmarks/records/shakespeare.json)
 
 from ml_collections import ConfigDict
 
-from selssm_jax.config import Data, Experiment, Model, Optimizer, Training
+from selssm_jax.config import Data, Experiment, Model, Optimizer, SelectiveConfig, Training
 
 
 def get_config() -> ConfigDict:
@@ -22,7 +22,15 @@ def get_config() -> ConfigDict:
         data=Data(
             source="tiny_shakespeare", train_on="train+validation", batch_size=16, length=128, eval_batch_size=16
         ),
-        model=Model(pattern=("selective",) * 4, d_model=128, d_state=256, conv=4, mlp_ratio=2.0),
-        optimizer=Optimizer(peak_rate=3e-3, end_rate=6e-5, warmup_steps=100, weight_decay=0.1),
-        training=Training(steps=2500, eval_every=1250, checkpoint_every=500, log_every=20, select="last"),
+        model=Model(
+            pattern=("selective",) * 4,
+            d_model=128,
+            d_state=256,
+            conv=4,
+            mlp_ratio=2.0,
+            dropout=0.1,
+            selective=SelectiveConfig(transition="complex"),
+        ),
+        optimizer=Optimizer(peak_rate=8e-3, end_rate=6e-5, warmup_steps=100, weight_decay=0.1),
+        training=Training(steps=5000, eval_every=1250, checkpoint_every=500, log_every=20, select="last"),
     ).to_config_dict()
