@@ -5,8 +5,8 @@ Command:        python train.py --config configs/shakespeare.py --config.data.lo
 Data:           tiny_shakespeare, 90/10 as in nanoGPT: trained on the first 90 % of the characters, scored on the last
                 10 % of them, read as one stream with the state carried. The recipe was chosen on the last 5 % of the
                 90.
-Choices:        on validation, trained on the 85 % before it: 1.460 nats. Muon, tried for the matrices of two blocks, had
-                1.537 and 1.527 where AdamW had 1.545, 1.542 and 1.551 after as many steps, and took 30 % longer
+Choices:        on validation, trained on the 85 % before it: 1.460 nats. Muon, tried for the matrices of two blocks,
+                had 1.537 and 1.527 where AdamW had 1.545, 1.542 and 1.551 after as many steps, and took 30 % longer
 Hardware:       1 CPU core
 Time:           8 minutes, 7 of a core
 Expected score: test 1.441 nats a character (benchmarks/records/shakespeare.json)
