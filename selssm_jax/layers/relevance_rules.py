@@ -4,7 +4,7 @@
 Relevance is gradient x input of a function whose values are those of the model, and whose gradient takes as constants
 g(z) / z of an activation, what a gate, a step size or a map of a recurrence is, the weights of attention, 1 / rms of a
 norm, and of a product of two branches half. So each layer gives on what it got: sum_i x_i dy/dx_i = y, where nothing is
-added that no input has a part in.
+added that no input has a part in (theory, section 14).
 
 A layer says so by the functions of this module. In ordinary tracing each of them is what its name says and no more, and
 the program is the same as without them. Inside `explaining` they follow the rules. What `jax.jit` has traced without
