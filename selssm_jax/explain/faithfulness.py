@@ -20,7 +20,7 @@ from scipy import stats
 
 from selssm_jax.config import Data
 from selssm_jax.errors import suggest
-from selssm_jax.explain.relevance import METHODS, Question, explain_output
+from selssm_jax.explain.attribution import METHODS, Question, explain_output
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Inputs, SequenceModel
 from selssm_jax.shapes import AnyArray

@@ -12,7 +12,7 @@ import runs
 from selssm_jax import explain
 from selssm_jax.config import Task
 from selssm_jax.config.mixers import MIXERS
-from selssm_jax.explain.hidden_attention import HiddenAttention
+from selssm_jax.explain.attention_matrices import HiddenAttention
 from selssm_jax.explain.rules import RULES
 from selssm_jax.layers import relevance_rules
 from selssm_jax.layers.mixers import mixer

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
-from selssm_jax.explain.relevance import Output, Question
+from selssm_jax.explain.attribution import Output, Question
 from selssm_jax.layers.mixers import mixer
 from selssm_jax.layers.relevance_rules import RECORDED, SHIFTED, explaining
 from selssm_jax.layers.state_axes import StateAxes

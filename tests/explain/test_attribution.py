@@ -13,7 +13,7 @@ from selssm_jax import explain
 from selssm_jax.compression import PackedModel
 from selssm_jax.config import Task
 from selssm_jax.config.mixers import MIXERS
-from selssm_jax.explain.relevance import METHODS
+from selssm_jax.explain.attribution import METHODS
 from selssm_jax.explain.rules import RULES, explaining
 from selssm_jax.model import SequenceModel
 
