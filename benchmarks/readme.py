@@ -62,6 +62,7 @@ CLAIMS = (
         "faults",
         "allocator",
         "large_table",
+        "stream_drift",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

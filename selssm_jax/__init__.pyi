@@ -22,6 +22,7 @@ from . import serving as serving
 from . import shapes as shapes
 from . import stability as stability
 from . import state_layout as state_layout
+from . import streaming as streaming
 from . import sweep as sweep
 from . import tasks as tasks
 from . import testing as testing

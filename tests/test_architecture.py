@@ -60,6 +60,7 @@ ORDER = [
     "generation",
     "information",
     "training",
+    "streaming",
     "stability",
     "explain",
     "compression",
