@@ -22,7 +22,7 @@ import numpy as np
 from seed_runs import interval
 
 from selssm_jax.analysis.costs import state_bytes
-from selssm_jax.compression.compress import relative_loss
+from selssm_jax.compression.subject import relative_loss
 from selssm_jax.runs import open_run
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.evaluation import Evaluator

@@ -50,6 +50,7 @@ CLAIMS = (
         "resample",
         "two_answers",
         "sparsity",
+        "removal",
         "traces",
         "decoding",
         "serving",
@@ -62,6 +63,7 @@ CLAIMS = (
         "faults",
         "allocator",
         "large_table",
+        "stream_drift",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position

@@ -5,6 +5,7 @@ from . import config as config
 from . import data as data
 from . import doctor as doctor
 from . import errors as errors
+from . import explain as explain
 from . import generation as generation
 from . import information as information
 from . import interop as interop
@@ -21,6 +22,7 @@ from . import serving as serving
 from . import shapes as shapes
 from . import stability as stability
 from . import state_layout as state_layout
+from . import streaming as streaming
 from . import sweep as sweep
 from . import tasks as tasks
 from . import testing as testing

@@ -10,6 +10,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool
 
 from selssm_jax.config import Model
+from selssm_jax.config.mixers import NONE
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import frame_valid
@@ -28,15 +30,27 @@ def block_name(index: int) -> str:
     return f"block_{index}"
 
 
+def residual_name(index: int) -> str:
+    """Returns what the input of a block is called while a model is explained; of the number of blocks, the last one's
+    output.
+    """
+    return f"residual_{index}"
+
+
 def block_names(config: Model) -> list[str]:
     """Returns the names of all blocks, in their order."""
     return [block_name(index) for index in range(len(config.pattern))]
 
 
+def mixer_places(config: Model) -> dict[str, int]:
+    """Returns the place in the pattern of every block that has a mixer, by the block's name."""
+    return {block_name(index): index for index, kind in enumerate(config.pattern) if kind != NONE}
+
+
 def names_read_in_part(config: Model) -> list[str]:
-    """Returns the names of the blocks that read fewer steps than there are, those of `model.resample`."""
-    first, last = config.resample.span(len(config.pattern))
-    return block_names(config)[first:last]
+    """Returns the names of the blocks with a mixer that read fewer steps than there are, those of `model.resample`."""
+    span = range(*config.resample.span(len(config.pattern)))
+    return [name for name, index in mixer_places(config).items() if index in span]
 
 
 @runtime_checkable
@@ -175,10 +189,10 @@ class SequenceModel(nn.Module):
         return self.kind.begin(self.config, inputs, state, read)
 
     def bounds(self) -> dict[str, Bounds]:
-        """Returns, block by block, what its mixer states of itself for all inputs that can reach it
+        """Returns, by block that has a mixer, what that states of itself for all inputs that can reach it
         (`layers.bounds`).
         """
-        bounds = {name: block.bounds() for name, block in zip(block_names(self.config), self.block, strict=True)}
+        bounds = {name: self.block[index].bounds() for name, index in mixer_places(self.config).items()}
         unread = Bounds(unknown="model.resample lets the block read some steps alone: at the others nothing contracts")
         return bounds | dict.fromkeys(names_read_in_part(self.config), unread)
 
@@ -199,13 +213,15 @@ class SequenceModel(nn.Module):
         after, beside, entering = list[State](), dict[str, State](), x
         for index, block in enumerate(self.block):
             if index not in span:
-                entering = x
+                entering = x = rules.tap(self, residual_name(index), x)
                 x, carried = block(x, before[index], reset, valid, deterministic)
                 after.append(carried)
             elif index == span.start:
+                for inner in span:  # their residual streams are of fewer steps: that before the first stands for all
+                    x = rules.tap(self, residual_name(inner), x)
                 x, states, beside["resample"] = self._mix_in_part(x, entering, state, reset, valid, deterministic)
                 after += states
-        x = self.norm(x)
+        x = self.norm(rules.tap(self, residual_name(len(self.block)), x))
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("features", "last", x)
         return x, {"blocks": tuple(after), **beside}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 from selssm_jax.config import Model
 from selssm_jax.layers.contract import Law
 from selssm_jax.layers.encoders import frame_valid
-from selssm_jax.model import ModelLike, block_name, block_names, names_read_in_part
+from selssm_jax.model import ModelLike, mixer_places, names_read_in_part
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 
@@ -51,7 +51,7 @@ class Observed(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """Outputs of one call of a model, the state after it, and what each block showed."""
+    """Outputs of one call of a model, the state after it, and what each block with a mixer showed."""
 
     outputs: Array
     state: Any
@@ -90,7 +90,7 @@ def observe(
     shown |= {
         name: shown[name]._replace(state=None, law=None) for name in names_read_in_part(model.config) if name in shown
     }
-    return Observation(outputs, after, {name: shown.get(name, Observed()) for name in block_names(model.config)})
+    return Observation(outputs, after, {name: shown.get(name, Observed()) for name in mixer_places(model.config)})
 
 
 def read_sown(sown: Sown) -> dict[str, Observed]:
@@ -104,15 +104,12 @@ def read_sown(sown: Sown) -> dict[str, Observed]:
     return blocks
 
 
-def replace_states(sown: Sown, states: Sequence[Array]) -> dict[str, Any]:
-    """Returns what was sown with these states, one of each block, in place of those that mixers computed or sowed none
-    of.
-    """
+def replace_states(sown: Sown, states: Mapping[str, Array]) -> dict[str, Any]:
+    """Returns what was sown with these states, by block, in place of those that mixers computed or sowed none of."""
     if "intermediates" not in sown:
         return dict(sown)
     blocks = dict(sown["intermediates"])
-    for index, state in enumerate(states):
-        name = block_name(index)
+    for name, state in states.items():
         block = blocks.get(name, {})
         blocks[name] = {**block, "mixer": {**block.get("mixer", {}), "state": (state,)}}
     return {**sown, "intermediates": blocks}

@@ -19,8 +19,10 @@ from jaxtyping import PyTree
 from selssm_jax import config, data, invocation
 from selssm_jax.compression import weights
 from selssm_jax.compression.checkpoint import build_model, check_folder_is_free, save_run
-from selssm_jax.compression.compress import Compression, Subject, check_memory, compress
+from selssm_jax.compression.compress import Compression, check_memory, compress
 from selssm_jax.compression.progress import fingerprint, open_progress
+from selssm_jax.compression.removal_search import Removal, remove_parts
+from selssm_jax.compression.subject import Subject
 from selssm_jax.config import Experiment
 from selssm_jax.data import provenance
 from selssm_jax.data.pipeline import SPLITS, WHOLE, Dataset
@@ -99,7 +101,7 @@ class Compressed(NamedTuple):
 
     before: Run
     after: Run
-    tried: Compression
+    tried: Compression | Removal
     is_resumed: bool
     start: float
 
@@ -197,7 +199,8 @@ def compress_run(run: Run, say: Callable[[str], None]) -> Iterator[Compressed]:
     start = time.perf_counter()
     with open_progress(unfinished, fingerprint(run.experiment, run.params, run.step)) as progress:
         is_resumed = progress.begun
-        tried = compress(Subject(run.experiment, run.model, run.params, run.dataset), say, progress)
+        subject = Subject(run.experiment, run.model, run.params, run.dataset)
+        tried = (compress if run.experiment.compress.packed else remove_parts)(subject, say, progress)
         smaller = _save(run, tried, unfinished / "run")
         yield Compressed(run, smaller, tried, is_resumed, start)
         smaller.workdir.rename(folder)
@@ -220,7 +223,7 @@ def find_compressed_folder(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.with_name(f"{workdir.name}-compressed")
 
 
-def _save(run: Run, tried: Compression, folder: pathlib.Path) -> Run:
+def _save(run: Run, tried: Compression | Removal, folder: pathlib.Path) -> Run:
     """Writes the compressed run in place of what an earlier attempt may have left of it."""
     if folder.exists():
         shutil.rmtree(folder)

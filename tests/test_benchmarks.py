@@ -708,3 +708,20 @@ def test_attention_has_overtaken_where_it_needs_more_from_there_on():
     found = {"s5": {"bytes": [3, 3, 3, None]}, "attention": {"bytes": [4, 2, 5, 9]}}
     assert script.overtaken(found, "bytes", "s5", (1, 2, 4, 8)) == 4
     assert script.overtaken(found | {"s5": {"bytes": [9, 9, 9, 9]}}, "bytes", "s5", (1, 2, 4, 8)) is None
+
+
+@pytest.mark.exhaustive
+def test_two_of_eight_blocks_are_removed_by_every_choice(tmp_path, monkeypatch):
+    script = importlib.import_module("removal")
+    config = script.quickstart.get_config()
+    config.optimizer.warmup_steps, config.data.length, config.data.batch_size = 1, 24, 4
+    monkeypatch.setattr(script.quickstart, "get_config", lambda: config)
+    for name, size in {"SEEDS": 1, "CALIBRATION": 1, "WIDTHS": (8,)}.items():
+        monkeypatch.setattr(script, name, size)
+    monkeypatch.setattr(script, "TEST", 1)
+    found = script.benchmark(1, tmp_path, steps=2, eval_every=2, checkpoint_every=2, log_every=1)
+    (seed,) = found["runs"]
+    assert set(seed["blocks"]) == {"loss", *script.ONE_PASS, "all pairs", "a pair at random"}
+    assert seed["blocks"]["loss"]["evaluations"] == 15 and seed["blocks"]["information"]["evaluations"] == 1
+    (times,) = found["decoding"].values()
+    assert set(times["fall over the share of blocks that went"]) == {"2", "4", "6"}

@@ -60,6 +60,17 @@ WRONG = [
     ({"compress__factor": -1.0}, r"compress\.factor=-1.0 is out of range"),
     ({"compress__factor": 0.5}, "would enlarge the memory"),
     ({"compress__peak_rate": -1.0}, r"compress\.peak_rate=-1.0 is out of range"),
+    ({"compress__remove": "heads"}, r"compress\.remove='heads' is not a choice: .*known: .*blocks.*mlps"),
+    ({"compress__removed": 1.0}, r"compress\.removed=1.0 is out of range: use a value from 0\.0 to 0\.999"),
+    ({"compress__remove_by": "gate"}, r"compress\.remove_by='gate' is not a choice"),
+    (
+        {"compress__remove": "mlps", "compress__remove_by": "memory"},
+        r"compress\.remove_by='memory' weighs what mixers hold, found compress\.remove='mlps'.*use 'information'",
+    ),
+    (
+        {"compress__packed": False},
+        r"compress\.remove='none', which removes nothing: name what .*compress\.remove='blocks'",
+    ),
     ({"model__mamba__expand": 0}, r"model\.mamba\.expand=0 is out of range"),
     ({"model__mamba__dt_rank": -1}, r"model\.mamba\.dt_rank=-1 is out of range"),
     ({"model__rg_lru__d_conv": 0}, r"model\.rg_lru\.d_conv=0 is out of range"),
@@ -212,6 +223,19 @@ WRONG = [
     ],
     # Values that do not go together.
     ({"model__pattern": ()}, r"model\.pattern is empty: name at least one mixer"),
+    ({"model__pattern": ("none", "none")}, r"has no mixer, so no step would know of an earlier one: name at least one"),
+    (
+        {"model__pattern": ("gru", "none"), "model__block_mlp_ratios": (1.0, 0.0)},
+        r"block 1 has neither a mixer nor an MLP.*model\.pattern\[1\]='none' and an mlp_ratio of 0: take it out",
+    ),
+    (
+        {"model__block_mlp_ratios": (1.0, 2.0)},
+        r"model\.block_mlp_ratios=\(1\.0, 2\.0\) has 2 numbers for the 4 blocks of model\.pattern: give one a block",
+    ),
+    (
+        {"model__block_mlp_ratios": (1.0, 2.0, -1.0, 0.0)},
+        r"model\.block_mlp_ratios\[2\]=-1\.0 is out of range: use at least 0\.0",
+    ),
     (
         {"model__block_states": (8, 4)},
         r"model\.block_states=\(8, 4\) has 2 sizes for the 4 blocks of model\.pattern: give one a block, or \(\)",
@@ -444,8 +468,8 @@ WRONG = [
     ],
     (
         {"data__quantiles": (0.1, 0.5, 0.9), "training__forecast_loss": "huber", "data__source": "etth1"},
-        r"forecast_loss='huber' is a loss of forecasts of the mean, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*use "
-        r"training\.forecast_loss='mse'",
+        r"forecast_loss='huber' is a loss of forecasts of one number, found data\.quantiles=\(0\.1, 0\.5, 0\.9\), .*"
+        r"use training\.forecast_loss='mse'",
     ),
     (
         {"training__forecast_loss": "huber"},

@@ -91,10 +91,10 @@ def test_what_other_modules_sow_is_no_block():
 def test_states_take_the_place_of_those_that_were_sown():
     gate, computed, carried = jnp.zeros(2), jnp.ones(2), jnp.full(2, 2.0)
     sown = {"intermediates": {"block_0": {"mixer": {"gate": (gate,), "state": (computed,)}}}, "laws": {}}
-    blocks = read_sown(replace_states(sown, [carried, carried]))
+    blocks = read_sown(replace_states(sown, {"block_0": carried, "block_1": carried}))
     assert list(blocks) == ["block_0", "block_1"] and blocks["block_0"].gate is gate and blocks["block_1"].gate is None
     assert blocks["block_0"].state is carried and blocks["block_1"].state is carried
-    assert replace_states({"laws": {}}, [carried]) == {"laws": {}}
+    assert replace_states({"laws": {}}, {"block_0": carried}) == {"laws": {}}
 
 
 @pytest.mark.parametrize("weights", [np.array([1.0, 0.5, 0.0]), np.array([[0, 1.0], [0.5, 0], [0, 0]])])

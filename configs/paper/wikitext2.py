@@ -3,7 +3,7 @@
 Command:        python train.py --config configs/paper/wikitext2.py --sweep --config.data.local_dir=FOLDER
 Data:           WikiText-2 in its official splits, character by character, read as one stream with the state carried
 Hardware:       1 CPU core
-Time:           about 5 minutes a model, trials and seeds together
+Time:           half an hour a model and more, trials and seeds together
 Expected score: docs/results.md
 """
 
@@ -16,16 +16,18 @@ def get_config() -> ConfigDict:
     """Returns the task and its sweep; every key can be overridden on the command line."""
     return Experiment(
         name="wikitext2",
-        data=Data(source="wikitext2", batch_size=16, length=128, eval_batch_size=16),
+        data=Data(source="wikitext2", batch_size=2, length=1024, eval_batch_size=16),
         model=Model(
             pattern=("selective",) * 2,
             d_model=128,
             d_state=128,
             conv=4,
             selective=SelectiveConfig(transition="complex"),
-            attention=AttentionConfig(window=128),
+            attention=AttentionConfig(window=1024),
         ),
         optimizer=Optimizer(peak_rate=4e-3, end_rate=6e-5, warmup_steps=50, weight_decay=0.1),
-        training=Training(steps=500, eval_every=500, checkpoint_every=500, log_every=20, devices=1, select="last"),
-        sweep=Sweep(parameters=300_000, trials=4, trial_steps=125, learning_rates=(3e-3, 8e-3)),
+        training=Training(steps=2000, eval_every=2000, checkpoint_every=2000, log_every=20, devices=1, select="last"),
+        sweep=Sweep(
+            parameters=300_000, trials=4, trial_steps=500, seeds=10, learning_rates=(2e-3, 1.6e-2), sizes=(1.0,)
+        ),
     ).to_config_dict()

@@ -17,6 +17,7 @@ from selssm_jax.compression.streaming import LEVELS
 from selssm_jax.config import FEWEST
 from selssm_jax.information import limits
 from selssm_jax.information._estimate import Estimate
+from selssm_jax.model import mixer_places
 from selssm_jax.runs import Run
 from selssm_jax.state_layout import StateLayout
 
@@ -46,8 +47,9 @@ def find_verdicts(run: Run, split: str) -> Results:
     )
     recording, results = draw_samples(plain, split), {}
     layout = StateLayout(plain.model, plain.params, packed.scope)
-    for index, (name, block) in enumerate(recording.blocks.items()):
-        at = layout.of_block(index)
+    places = mixer_places(plain.model.config)
+    for name, block in recording.blocks.items():
+        at = layout.of_block(places[name])
         # a projection of a wide state, or a part of what a mixer carries: not what is packed
         if len(at) != block.states.shape[1]:
             continue

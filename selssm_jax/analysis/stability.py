@@ -12,6 +12,7 @@ from selssm_jax.compression.distortion_bound import rounding_errors, rounding_ra
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.layers.bounds import Bounds
+from selssm_jax.model import mixer_places
 from selssm_jax.ops.gating import effective_transition
 from selssm_jax.runs import Run
 from selssm_jax.stability import Certificate, certify_bounds
@@ -67,13 +68,14 @@ def certify_contraction(run: Run) -> Results:
     """Returns, by block, the certified rate of a step and, of a packed state, how near two states come to each other
     for certain.
     """
+    places = mixer_places(run.model.config)
     return {
         name: {
             "status": certificate.contraction.status,
             "rate": _describe_step(certificate)["rate"],
-            "radius": _find_radius(run, index, certificate),
+            "radius": _find_radius(run, places[name], certificate),
         }
-        for index, (name, (_, certificate)) in enumerate(_certify_blocks(run).items())
+        for name, (_, certificate) in _certify_blocks(run).items()
     }
 
 

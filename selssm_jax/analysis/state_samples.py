@@ -4,7 +4,7 @@ from.
 
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, PyTree
 from selssm_jax.config import Model
 from selssm_jax.information import bracket
 from selssm_jax.layers.contract import Law
-from selssm_jax.model import ModelLike, State, block_names
+from selssm_jax.model import ModelLike, State, mixer_places
 from selssm_jax.observe import Observed, find_data_rows, observe
 from selssm_jax.shapes import AnyArray, Batch
 from selssm_jax.state_layout import components, mixer_components
@@ -157,7 +157,7 @@ class _Recorder:
         self.model, self.params, self.plan, self.kind = model, params, plan, kind_of(model.config.task)
         self._read = jax.jit(partial(_read, model))
         self._onward = jax.jit(partial(_read_onward, model))
-        self._components = jax.jit(partial(_carried_components, block_names(model.config)))
+        self._components = jax.jit(partial(_carried_components, mixer_places(model.config)))
 
     def record(self, batch: Batch, key: Array) -> Recording:
         """Returns all sequences of a batch, at no moments and without starts."""
@@ -255,9 +255,9 @@ def _read_onward(
     return None, pieces.make_reader(model, params, key)(state, part, number)[1]
 
 
-def _carried_components(names: Sequence[str], blocks: tuple[State, ...]) -> dict[str, Array]:
-    """What the mixer of every block carries."""
-    return {name: _project_states(mixer_components(block["mixer"])) for name, block in zip(names, blocks, strict=True)}
+def _carried_components(places: Mapping[str, int], blocks: tuple[State, ...]) -> dict[str, Array]:
+    """What the mixer of every block carries that has one."""
+    return {name: _project_states(mixer_components(blocks[index]["mixer"])) for name, index in places.items()}
 
 
 def _project_states(state: Array) -> Array:

@@ -4,6 +4,7 @@ from . import hankel as hankel
 from . import pruning as pruning
 from . import quantization as quantization
 from . import reduction as reduction
+from . import removal as removal
 from . import search as search
 from . import sparse_decode as sparse_decode
 from . import streaming as streaming

@@ -49,9 +49,14 @@ def save_run(
     step: int,
     metrics: dict[str, float],
 ) -> Experiment:
-    """Writes the run and returns its experiment: that of the original, with the compressed model's configuration."""
-    config = dataclasses.replace(model.config, task=Task())
-    smaller = dataclasses.replace(experiment, model=config, name=f"{experiment.name}-compressed")
+    """Writes the run and returns its experiment: that of the original, with the compressed model's configuration.
+
+    Prices and penalties of gates are 0 in it where all blocks of a mixer went: they might be of no gates any more.
+    """
+    config, training = dataclasses.replace(model.config, task=Task()), experiment.training
+    if config.kinds != experiment.model.kinds:
+        training = dataclasses.replace(training, gate_l1=0.0, gate_l0=0.0, target_dimension=0.0, information_weight=0.0)
+    smaller = dataclasses.replace(experiment, model=config, training=training, name=f"{experiment.name}-compressed")
     workdir = Workdir(str(folder), smaller, alone=True)
     workdir.describe(dataset.metadata())
     workdir.save_best(step, encode_params(experiment, params), metrics)

@@ -7,27 +7,25 @@ is not read here.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selssm_jax.compression import pruning, quantization, sharing, truncation
+from selssm_jax.compression import pruning, quantization, removal, sharing, truncation
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
+from selssm_jax.compression.removal_search import Removal, check_removal, search
 from selssm_jax.compression.search import Point, smallest
 from selssm_jax.compression.sensitivity import error_weights
 from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration, flat_levels
+from selssm_jax.compression.subject import Subject, loss_of, relative_loss
 from selssm_jax.config import Compress, Experiment
-from selssm_jax.data import Dataset
 from selssm_jax.errors import InputError
 from selssm_jax.model import ModelLike, SequenceModel
 from selssm_jax.state_layout import StateLayout
-from selssm_jax.tasks.registry import kind_of
-from selssm_jax.tasks.scores import higher_is_better
-from selssm_jax.training.evaluation import Evaluator
 
 PyTree = Any
 FACTORS = (4.0, 8.0, 16.0, 32.0)  # of the frontier, beside the one that is asked for
@@ -35,21 +33,6 @@ PRUNED = 2  # one component of so many is kept, where components are pruned befo
 HALF, QUARTER = "half", "a quarter"
 EQUAL, VARIANCE, INFORMATION = "equal bits", "bits by variance", "bits by information"
 BALANCED = "balanced truncation"
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is to be compressed: a run's experiment, model, parameters and data."""
-
-    experiment: Experiment
-    model: SequenceModel
-    params: PyTree
-    dataset: Dataset
-
-    @property
-    def metric(self) -> str:
-        """What the task is judged by."""
-        return kind_of(self.dataset.task).primary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +72,7 @@ class Candidate:
       nbytes: that one sequence carries. table: bytes that all sequences share, of the levels and of which component
         reads which.
       truncated: blocks that balanced truncation has made smaller, and what is proved of each.
+      removed: parts of blocks that are gone, by their names in the whole model.
     """
 
     method: str
@@ -99,6 +83,7 @@ class Candidate:
     keep: pruning.Keep = dataclasses.field(default_factory=dict)
     table: int = 0
     truncated: dict[str, truncation.Truncation] = dataclasses.field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     def share(self, sequences: int) -> float:
         """Returns the bytes of one sequence and its share of the table, where so many are carried at once."""
@@ -119,7 +104,7 @@ class Compression:
     Attributes:
       reference: the model itself, in float32. methods: candidates at the bytes that were asked for. frontier: the best
         method at other bytes, and at these. chosen: the best of the methods, fine-tuned, where that did not make it
-        worse.
+        worse. removal: what parts of blocks cost that were removed; None where none were asked for.
     """
 
     calibration: Calibration
@@ -127,6 +112,7 @@ class Compression:
     methods: list[Candidate]
     frontier: list[Candidate]
     chosen: Candidate
+    removal: Removal | None = None
 
 
 # A rule of bits: from what calibration tells to what an error in each component costs, (M,), by which reverse
@@ -162,7 +148,7 @@ def calibrate(subject: Subject) -> Calibration:
     """Returns what calibration tells, from `compress.calibration` training batches."""
     scope, model, params = subject.experiment.compress.scope, subject.model, subject.params
     how: dict[str, Any] = {"scope": scope, "piece": subject.experiment.training.piece}
-    batches = _draw_batches(subject)
+    batches = subject.draw_batches()
     weights = error_weights(model, params, batches, **how)
     return Calibration(StateLayout(model, params, scope), scope, calibration(model, params, batches, **how), weights)
 
@@ -218,8 +204,11 @@ def check_memory(experiment: Experiment, model: SequenceModel, params: PyTree) -
     """Raises InputError, before work starts, where no memory can be what is asked for; `params` may be shapes alone.
 
     For a model that reads both ways or chooses steps of a whole signal, and for a compress.factor that leaves too few
-    bytes for what is not packed and a table without a bit.
+    bytes for what is not packed and a table without a bit; and for parts to remove that the model has not.
     """
+    check_removal(experiment.compress, model.config)
+    if not experiment.compress.packed:
+        return
     if model.config.bidirectional:
         raise InputError(
             "model.bidirectional=True reads a signal in one piece, found a run to compress, whose memory is what it "
@@ -272,6 +261,12 @@ def select_components(subject: Subject, keep: pruning.Keep) -> Subject:
     return dataclasses.replace(subject, model=SequenceModel(config), params=params)
 
 
+def remove_from(subject: Subject, parts: Sequence[str]) -> Subject:
+    """Returns the subject without these parts of its blocks."""
+    config, params = removal.remove(subject.model.config, subject.params, parts)
+    return dataclasses.replace(subject, model=SequenceModel(config), params=params)
+
+
 def truncate_half(subject: Subject) -> tuple[Subject, dict[str, truncation.Truncation]]:
     """Returns the subject whose time-invariant blocks have half of their components, by balanced truncation, and what
     is proved of each block.
@@ -286,20 +281,13 @@ def truncate_half(subject: Subject) -> tuple[Subject, dict[str, truncation.Trunc
 
 def best_half(subject: Subject, how: str) -> pruning.Keep:
     """Returns the half of all components that `how` finds best, at least one a block."""
-    drawn = _draw_batches(subject)
+    drawn = subject.draw_batches()
     if how == "information":
         piece = subject.experiment.training.piece
         quadratic = pruning.quadratic(subject.model, subject.params, drawn, piece=piece).divergence
         return quadratic.choose(max(sum(quadratic.sizes.values()) // PRUNED, len(quadratic.sizes)))
     scores = pruning.scores(subject.model, subject.params, drawn, how)
     return pruning.choose(scores, max(sum(map(len, scores.values())) // PRUNED, len(scores)))
-
-
-def _draw_batches(subject: Subject) -> list[dict[str, np.ndarray]]:
-    """The training batches that everything is calibrated on."""
-    data, count = subject.experiment.data, subject.experiment.compress.calibration
-    batches = subject.dataset.train(data.batch_size, seed=data.seed + 1)
-    return [next(batches) for _ in range(count)]
 
 
 def compress(
@@ -328,10 +316,11 @@ def compress(
         )
     same = next(one for one in frontier if one.share(options.sequences) <= trials.calibration.float_bytes / target)
     methods = [same, *(trials.run(target, rule) for rule in RULES if rule != INFORMATION), *trials.fewer(target)]
+    removal = None if options.remove == "none" else search(subject, say, trials.progress)
+    methods += [] if removal is None else [trials.remove(target, removal.chosen.gone)]
     chosen = min(methods, key=lambda one: loss_of(one.validation, subject.metric))
-    return Compression(
-        trials.calibration, trials.reference, methods, frontier, trials.fine_tune(chosen) if options.steps else chosen
-    )
+    chosen = trials.fine_tune(chosen) if options.steps else chosen
+    return Compression(trials.calibration, trials.reference, methods, frontier, chosen, removal)
 
 
 class _Trials:
@@ -368,12 +357,27 @@ class _Trials:
                 if how == BALANCED
                 else (select_components(self.subject, keep) if keep else self.subject, {})
             )
-            calibration = calibrate(of) if how else self.calibration
-            model, params = quantise(of, calibration, self.calibration.float_bytes / factor, rule)
-            carried = calibration.constant + calibration.layout.rows * model.quantizer(params).nbytes
-            return Candidate(method, carried, model, params, {}, keep, model.table_bytes(params), proved)
+            packed = self._pack(method, of, calibrate(of) if how else self.calibration, factor, rule)
+            return dataclasses.replace(packed, keep=keep, truncated=proved)
 
         return self._tell(self._judge(f"{method} at {factor}", make))
+
+    def remove(self, factor: float, parts: tuple[str, ...]) -> Candidate:
+        """Packs the subject without these parts into so many times fewer bytes than the whole subject has."""
+        names = " and ".join(part.replace("_", " ") for part in parts)
+        method = f"without {names}, {INFORMATION}"
+
+        def make() -> Candidate:
+            of = remove_from(self.subject, parts)
+            return dataclasses.replace(self._pack(method, of, calibrate(of), factor, INFORMATION), removed=parts)
+
+        return self._tell(self._judge(f"{method} at {factor}", make))
+
+    def _pack(self, method: str, of: Subject, known: Calibration, factor: float, rule: str) -> Candidate:
+        """What is made of the subject, packed into so many times fewer bytes than the subject itself has."""
+        model, params = quantise(of, known, self.calibration.float_bytes / factor, rule)
+        carried = known.constant + known.layout.rows * model.quantizer(params).nbytes
+        return Candidate(method, carried, model, params, {}, table=model.table_bytes(params))
 
     def fewer(self, factor: float) -> list[Candidate]:
         """Candidates of fewer components; none where the mixers do not say what a component is."""
@@ -451,7 +455,7 @@ class _Trials:
             "bits": bits,
             "tables": tables,
         }
-        values["truncated"] = bool(one.truncated)
+        values |= {"truncated": bool(one.truncated), "removed": one.removed}
         levels = {} if bits is None else {LEVELS: one.params[LEVELS]}
         self.progress.keep(name, values, {f"keep/{block}": left for block, left in one.keep.items()} | levels)
         return one
@@ -465,7 +469,8 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
     """A candidate from what was kept of it: how many bits and which levels, and which components are left."""
     keep = {name.removeprefix("keep/"): array for name, array in arrays.items() if name.startswith("keep/")}
     options, proved = subject.experiment.compress, dict[str, truncation.Truncation]()
-    of = select_components(subject, keep) if keep else subject
+    removed = tuple(values.get("removed", ()))
+    of = remove_from(subject, removed) if removed else select_components(subject, keep) if keep else subject
     if values.get("truncated"):
         of, proved = truncate_half(subject)
     model: ModelLike = of.model
@@ -474,24 +479,8 @@ def _rebuilt(subject: Subject, values: Mapping[str, Any], arrays: Mapping[str, n
         model = PackedModel(of.model, tuple(values["bits"]), options.scope, options.rounding, tuple(values["tables"]))
         params = {**of.params, LEVELS: jnp.asarray(arrays[LEVELS])}
     return Candidate(
-        values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"], proved
+        values["method"], values["nbytes"], model, params, values["validation"], keep, values["table"], proved, removed
     )
-
-
-def relative_loss(metrics: Mapping[str, float], reference: Mapping[str, float], metric: str) -> float:
-    """Returns by which share of the reference a metric is worse, negative where it is better; of a reference of 0,
-    which has no shares, by how much.
-    """
-    worse = reference[metric] - metrics[metric] if higher_is_better(metric) else metrics[metric] - reference[metric]
-    return worse / (abs(reference[metric]) or 1.0)
-
-
-def loss_of(metrics: Mapping[str, float], metric: str) -> float:
-    """Returns the metric as a number that is better when smaller: infinity where it is not finite, for a model that
-    diverges is the worst of all.
-    """
-    value = metrics[metric] if np.isfinite(metrics[metric]) else np.inf
-    return -value if higher_is_better(metric) and np.isfinite(value) else value
 
 
 def points(candidates: list[Candidate], reference: Candidate, metric: str, sequences: int) -> list[Point]:
@@ -518,9 +507,7 @@ def _most(frontier: list[Candidate], reference: Candidate, options: Compress, me
 
 
 def _score(subject: Subject, one: Candidate) -> Candidate:
-    return dataclasses.replace(
-        one, validation=Evaluator(subject.experiment, one.model)(one.params, subject.dataset, "validation")
-    )
+    return dataclasses.replace(one, validation=subject.validate(one.model, one.params))
 
 
 def _line(one: Candidate, reference: Candidate, metric: str, sequences: int) -> str:

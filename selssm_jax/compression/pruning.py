@@ -7,7 +7,7 @@ Batches are those of `Dataset.evaluate`, of training or of validation, never of 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from selssm_jax.errors import suggest
 from selssm_jax.layers.blocks import mixing
 from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.layers.variables import parameters
-from selssm_jax.model import SequenceModel, block_names
+from selssm_jax.model import SequenceModel, block_names, mixer_places
 from selssm_jax.observe import find_valid_frames, observe
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
@@ -31,6 +31,8 @@ from selssm_jax.training import pieces
 PyTree = Any
 Scores = dict[str, Float[np.ndarray, "n"]]  # block -> what each component is worth
 Keep = Mapping[str, Int[np.ndarray, "k"]]  # block -> the components that stay
+# (parameters, masks (n,), the key of noise) -> what reads a piece of a model whose n parts count as much as their masks
+ReadMasked = Callable[[PyTree, Array, PRNGKeyArray], pieces.Read]
 CHUNK = 16  # sequences whose gradients are taken at once
 
 
@@ -160,7 +162,33 @@ def quadratic(
     """
     axes = state_axes(model.config)
     sizes = {name: part.components for name, part in axes.items()}
-    sample = jax.jit(partial(_slopes, model, axes, draws, piece))
+
+    def read_masked(params: PyTree, mask: Array, noise: PRNGKeyArray) -> pieces.Read:
+        masks = _by_block(mask, sizes)
+        masked = {
+            name: params[name] | {"mixer": part.mask_readout(params[name]["mixer"], masks[name])}
+            for name, part in axes.items()
+        }
+        return pieces.make_reader(model, {**params, **masked}, noise)
+
+    return expand_loss(model, params, batches, sizes, read_masked, draws=draws, seed=seed, piece=piece)
+
+
+def expand_loss(
+    model: SequenceModel,
+    params: PyTree,
+    batches: Iterable[Batch],
+    sizes: Mapping[str, int],
+    read_masked: ReadMasked,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    piece: int = pieces.AUTO,
+) -> Quadratic:
+    """Returns the second-order model of the loss in masks on whatever `read_masked` masks, `sizes` of them by name, as
+    `quadratic` of components. Raises what that raises.
+    """
+    sample = jax.jit(partial(_slopes, model, sum(sizes.values()), read_masked, draws, piece))
     keys = jax.random.key(seed)
     samples_of_batches = [
         sample(params, dict(batch), jax.random.fold_in(keys, number)) for number, batch in enumerate(batches)
@@ -237,53 +265,29 @@ def prune(config: Model, params: PyTree, keep: Keep) -> tuple[Model, PyTree]:
     return dataclasses.replace(config, block_states=tuple(sizes.values())), {**params, **blocks}
 
 
-def remove_block(config: Model, params: PyTree, block: str) -> tuple[Model, PyTree]:
-    """Returns (config, parameters) of the model without one block, its mixer and its MLP; later blocks move up.
-
-    Raises ValueError for a block that there is not, and for the only one.
-    """
-    names = block_names(config)
-    if block not in names:
-        raise ValueError(f"block={block!r}: {suggest(block, names)}")
-    if len(names) == 1:
-        raise ValueError(f"{block} is the only block: a model without any has no memory")
-    left = [index for index, name in enumerate(names) if name != block]
-    moved = {names[place]: params[names[index]] for place, index in enumerate(left)}
-    sizes = tuple(config.block_states[index] for index in left) if config.block_states else ()
-    rest = {name: value for name, value in params.items() if name not in names}
-    pattern = tuple(config.pattern[index] for index in left)
-    # those that no config names follow from a block's place
-    dilations = tuple(steps for index in left for steps in config.blocks[index].tcn.dilations)
-    resample = config.resample.without(names.index(block), len(names))
-    if resample.rule == "none":
-        rest.pop("resample", None)
-    tcn = dataclasses.replace(config.tcn, dilations=dilations)
-    return dataclasses.replace(config, pattern=pattern, block_states=sizes, tcn=tcn, resample=resample), rest | moved
-
-
-def block_losses(model: SequenceModel, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
-    """Returns the loss on the batches without each block in turn: the score of a block. Raises what `remove_block` and
-    `loss` raise.
-    """
-    batches = list(batches)
-    without = {name: remove_block(model.config, params, name) for name in block_names(model.config)}
-    return {name: loss(SequenceModel(config), left, batches) for name, (config, left) in without.items()}
-
-
 def loss(model: SequenceModel, params: PyTree, batches: Iterable[Batch], *, piece: int = pieces.AUTO) -> float:
     """Returns the mean loss, nats or squared error, of batches that are each read from an empty memory; `piece` as
     training.piece.
 
     Raises ValueError where there are no batches or nothing in them is scored.
     """
-    kind = kind_of(model.config.task)
 
     @jax.jit
     def score(params: PyTree, batch: Batch) -> Array:
-        read = pieces.make_reader(model, params, jax.random.key(0))
-        return pieces.fold(read, kind.score, model, params, batch, piece)[1][kind.loss]
+        return sum_losses(model, params, batch, pieces.make_reader(model, params, jax.random.key(0)), piece)
 
-    total = sum((np.asarray(score(params, dict(batch)), np.float64) for batch in batches), np.zeros(2))
+    return average(score(params, dict(batch)) for batch in batches)
+
+
+def sum_losses(model: SequenceModel, params: PyTree, batch: Batch, read: pieces.Read, piece: int) -> Array:
+    """Returns (the sum of weighted losses, the sum of weights) of a batch that `read` reads, piece after piece."""
+    kind = kind_of(model.config.task)
+    return jnp.stack(pieces.fold(read, kind.score, model, params, batch, piece)[1][kind.loss])
+
+
+def average(sums: Iterable[Array]) -> float:
+    """Returns the mean of what `sum_losses` gives of batches. Raises ValueError where nothing has a weight."""
+    total = sum((np.asarray(pair, np.float64) for pair in sums), np.zeros(2))
     if not np.any(total):
         raise ValueError("the batches are none, or nothing in them has a weight: give batches of Dataset.evaluate")
     return float(total[0] / total[1])
@@ -303,24 +307,19 @@ class _Slopes:
 
 def _slopes(
     model: SequenceModel,
-    axes: Mapping[str, StateAxes],
+    count: int,
+    read_masked: ReadMasked,
     draws: int,
     piece: int,
     params: PyTree,
     batch: Batch,
     key: PRNGKeyArray,
 ) -> _Slopes:
-    sizes = {name: part.components for name, part in axes.items()}
     kind = kind_of(model.config.task)
 
     def losses(mask: Array, row: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
-        masks = _by_block(mask, sizes)
-        masked = {
-            name: params[name] | {"mixer": part.mask_readout(params[name]["mixer"], masks[name])}
-            for name, part in axes.items()
-        }
         noise, key = jax.random.split(key)
-        reader = pieces.make_reader(model, {**params, **masked}, noise)
+        reader = read_masked(params, mask, noise)
 
         def read(before: Any, part: Batch, number: Any) -> tuple[tuple[Array, Any], Any, Any]:
             outputs, after, sums = reader(before, part, number)
@@ -340,7 +339,7 @@ def _slopes(
 
     def row(now: tuple[Batch, PRNGKeyArray]) -> _Slopes:
         one = {name: value[None] for name, value in now[0].items()}
-        slopes, weight = jax.jacrev(losses, has_aux=True)(jnp.ones(sum(sizes.values())), one, now[1])
+        slopes, weight = jax.jacrev(losses, has_aux=True)(jnp.ones(count), one, now[1])
         return _Slopes(slopes[0], slopes[1:], weight)
 
     rows = len(batch["weights"])
@@ -432,11 +431,8 @@ SCORES = {"information": _information, "loss": _loss, "magnitude": _magnitude, "
 
 
 def mixers(config: Model) -> dict[str, Any]:
-    """Returns the mixer of every block, by the block's name."""
-    return {
-        name: mixing(kind, part)
-        for name, kind, part in zip(block_names(config), config.pattern, config.blocks, strict=True)
-    }
+    """Returns the mixer of every block that has one, by the block's name."""
+    return {name: mixing(config.pattern[index], config.blocks[index]) for name, index in mixer_places(config).items()}
 
 
 def _named_axes(config: Model) -> dict[str, StateAxes]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from selssm_jax.compression import sharing
 from selssm_jax.compression.quantization import Quantizer
 from selssm_jax.config import Model
-from selssm_jax.model import SequenceModel
+from selssm_jax.model import SequenceModel, mixer_places
 from selssm_jax.observe import find_valid_frames, replace_states
 from selssm_jax.state_layout import StateLayout, mixer_components
 from selssm_jax.tasks.registry import kind_of
@@ -250,7 +250,7 @@ def read(
       update: (vector (R, M), x) -> (vector, anything), given back stacked over steps. xs: an x for every step, stacked;
         None for none.
     """
-    layout, kind = StateLayout(model, params, scope), kind_of(model.config.task)
+    layout, kind, places = StateLayout(model, params, scope), kind_of(model.config.task), mixer_places(model.config)
     known = jnp.ones(inputs.shape[:2], bool) if valid is None else valid
     state = pieces.begin(model, params, {"inputs": inputs, "valid": known}, state)
     stride = kind.stride(model.config)
@@ -267,7 +267,8 @@ def read(
         (outputs, after), sown = answer if mutable else (answer, {})
         vector, given = update(layout.vector(after), x)
         state = layout.state(vector, layout.select_fixed(after))
-        states = [mixer_components(block["mixer"])[:, None] for block in state["blocks"]]
+        blocks = state["blocks"]
+        states = {name: mixer_components(blocks[index]["mixer"])[:, None] for name, index in places.items()}
         return state, (outputs, given, replace_states(sown, states))
 
     def onward(state: State, now: tuple[Any, ...]) -> tuple[State, tuple[Any, ...]]:

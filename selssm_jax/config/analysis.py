@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from selssm_jax.config.fields import Count, Least, NonNegative, Positive, Seed, Within, check_fields
+from selssm_jax.config.fields import Count, Least, NonNegative, Positive, Seed, Share, Within, check_fields
 from selssm_jax.errors import InputError
 
 FEWEST = 100  # sequences that a memory can be measured on
@@ -46,6 +46,12 @@ class Compress:
     peak_rate: NonNegative = 5e-4  # of fine-tuning
     weights: Literal["float32", "int8"] = "float32"  # as the compressed run stores them
     seed: Seed = 0
+    # parts that may be removed: blocks; their mixers, whose place the skip takes; attention; MLPs; any of these
+    remove: Literal["none", "blocks", "recurrences", "attention", "mlps", "all"] = "none"
+    removed: Share = 0.25  # of these parts that are removed, but at least one part
+    # what says which: the loss without them, read anew for every choice, or a score from one pass
+    remove_by: Literal["loss", "expansion", "information", "memory", "influence"] = "loss"
+    packed: bool = True  # False: parts are removed, and what is carried stays in float32
 
     def __post_init__(self) -> None:
         check_fields(self, "compress.{}".format)
@@ -53,4 +59,14 @@ class Compress:
             raise InputError(
                 f"compress.factor={self.factor} would enlarge the memory: use at least 1, or 0 for the most that stays "
                 "within compress.within"
+            )
+        if self.remove_by == "memory" and self.remove in ("mlps", "all"):
+            raise InputError(
+                f"compress.remove_by='memory' weighs what mixers hold, found compress.remove={self.remove!r}: an MLP "
+                "holds nothing; use 'information', or remove blocks or recurrences"
+            )
+        if not self.packed and self.remove == "none":
+            raise InputError(
+                "compress.packed=False leaves what is carried as it is, found compress.remove='none', which removes "
+                "nothing: name what is to be removed, for example compress.remove='blocks', or leave packed out"
             )

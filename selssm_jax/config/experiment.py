@@ -15,7 +15,7 @@ from selssm_jax.config import renames
 from selssm_jax.config.analysis import Compress, Measure
 from selssm_jax.config.data import SOURCES, TASKS, Data, sources_of
 from selssm_jax.config.fields import assign, build, check_fields, flatten, parse
-from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, NOISES, list_gated
+from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, NOISES, NONE, list_gated
 from selssm_jax.config.model import Model
 from selssm_jax.config.sweep import COMPARED, Sweep
 from selssm_jax.config.training import Optimizer, Training
@@ -60,6 +60,7 @@ class Experiment:
         check_fields(self, "config.{}".format)
         self._check_task()
         self._check_resampling()
+        self._check_blocks()
         self._check_batches()
         self._check_gates()
         if self.training.information_weight:
@@ -82,7 +83,7 @@ class Experiment:
             )
         if self.training.forecast_loss != "mse" and self.data.quantiles:
             raise InputError(
-                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts of the mean, found "
+                f"training.forecast_loss={self.training.forecast_loss!r} is a loss of forecasts of one number, found "
                 f"data.quantiles={self.data.quantiles}, which are trained by their pinball loss: use "
                 "training.forecast_loss='mse', its default, or data.quantiles=()"
             )
@@ -110,6 +111,20 @@ class Experiment:
                 f"training.resample_ratio={ratio} weighs the steps of a whole sequence, found training.piece="
                 f"{self.training.piece}: use piece=0, or training.resample_ratio=0"
             )
+
+    def _check_blocks(self) -> None:
+        """Raises InputError for a model without any mixer, and for a block that has neither mixer nor MLP."""
+        if not self.model.kinds:
+            raise InputError(
+                f"model.pattern={self.model.pattern} has no mixer, so no step would know of an earlier one: name at "
+                "least one"
+            )
+        for index, block in enumerate(self.model.blocks):
+            if not block.kinds and not block.mlp_ratio:
+                raise InputError(
+                    f"block {index} has neither a mixer nor an MLP, found model.pattern[{index}]={NONE!r} and an "
+                    "mlp_ratio of 0: take it out of model.pattern, or give it one of them"
+                )
 
     def _check_batches(self) -> None:
         """Raises InputError for steps that are only warm-up, and batches that cannot be cut."""
@@ -162,7 +177,7 @@ class Experiment:
 
     def _gates_sum_to_one(self) -> bool:
         """Whether the sum of all gates that there are is the same at every step."""
-        return self.model.selective.gate == "softmax" and set(list_gated()) & set(self.model.pattern) == {"selective"}
+        return self.model.selective.gate == "softmax" and set(list_gated()) & self.model.kinds == {"selective"}
 
     def _check_information(self) -> None:
         """Raises InputError where the state has no density given the inputs, or its information is not known."""
@@ -172,7 +187,7 @@ class Experiment:
         if self.model.knows_gains:
             self._check_gains()
             return
-        if set(self.model.pattern) != {"selective"}:
+        if self.model.kinds != {"selective"}:
             raise InputError(
                 f"{weight} prices the noisy memory of 'selective' blocks, or the nats that 'kalman' and "
                 "'kalman_attention' blocks gain, found "
@@ -222,7 +237,7 @@ class Experiment:
 
     def _check_gains(self) -> None:
         """Raises InputError for a bound of memory where its nats are known, and for nats of two kinds."""
-        if self.model.kalman.sampled and "kalman" in self.model.pattern and set(self.model.pattern) != {"kalman"}:
+        if self.model.kalman.sampled and "kalman" in self.model.kinds and self.model.kinds != {"kalman"}:
             raise InputError(
                 "training.information_weight prices what the samples of 'kalman' blocks hold, but of other blocks what "
                 f"a step gains, found model.kalman.sampled=True and model.pattern={self.model.pattern}: use blocks of "

@@ -381,6 +381,7 @@ MIXERS: dict[str, Mixer] = {
     "tcn": Mixer(TCNConfig, ()),
 }
 BUILT_IN = frozenset(MIXERS)
+NONE = "none"  # in a pattern: a block without a mixer
 _SIZES = {"d_model": Positive, "d_state": Positive, "norm_epsilon": Spread}  # of the model, and arguments of layers
 
 

@@ -21,6 +21,7 @@ from selssm_jax.config.fields import (
 from selssm_jax.config.mixers import (
     BUILT_IN,
     MIXERS,
+    NONE,
     AttentionConfig,
     KalmanAttentionConfig,
     KalmanConfig,
@@ -63,13 +64,14 @@ class OwnMixers(dict[str, MixerConfig]):
 class Model:
     """A stack of pre-norm residual blocks, each a mixer over time and a gated MLP (theory, sections 1-3)."""
 
-    pattern: tuple[str, ...] = ("selective",) * 4  # the mixer of each block
+    pattern: tuple[str, ...] = ("selective",) * 4  # the mixer of each block; "none": a block without
     d_model: Positive = 128
     d_state: Positive = 256  # numbers of the state of a layer; mamba and mamba2: of a channel
     block_states: tuple[int, ...] = ()  # d_state of each block, in the order of the pattern; empty: the same in all
     bidirectional: bool = False  # classification: a second mixer reads from the end; a signal is then read in one piece
     conv: Annotated[int, Least(0, 4096)] = 0  # width of a short causal convolution before the recurrence; 0: none
     mlp_ratio: Annotated[float, Least(0.0)] = 2.0  # hidden width of the gated MLP over d_model; 0: no MLP
+    block_mlp_ratios: tuple[float, ...] = ()  # mlp_ratio of each block; empty: the same in all
     # before every branch and the head; "none" leaves a model of linear parts linear
     norm: Literal["rms", "none"] = "rms"
     norm_epsilon: Spread = 1e-6  # added to the mean square under its root
@@ -123,7 +125,7 @@ class Model:
                 f"model.pattern has {len(self.pattern)} blocks, which nothing compiles: use at most {MOST_BLOCKS}"
             )
         for name in self.pattern:
-            if name not in MIXERS:
+            if name not in (*MIXERS, NONE):
                 raise InputError(f"model.pattern names the mixer {name!r}: {suggest(name, MIXERS)}; {EXTEND}")
         if self.frame or self.stride:  # both 0: what suits the data
             check_frames(self.frame, self.stride, "model.{}".format)
@@ -146,7 +148,7 @@ class Model:
     def mixer(self, name: str) -> MixerConfig:
         """Returns what the mixer that a pattern calls `name` is set to."""
         config = getattr(self, name) if name in BUILT_IN and hasattr(self, name) else self.own.get(name)
-        return config or MIXERS[name].config()
+        return config or (MixerConfig() if name == NONE else MIXERS[name].config())
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Returns the arguments of the mixer that the pattern calls `name`, of a model of one block."""
@@ -161,18 +163,25 @@ class Model:
     @property
     def knows_gains(self) -> bool:
         """Whether the gates of every block know the nats that they gain."""
-        return all(MIXERS[name].gains for name in self.pattern)
+        return all(MIXERS[name].gains for name in self.kinds)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The mixers of the pattern, whichever blocks have them."""
+        return frozenset(self.pattern) - {NONE}
 
     @property
     def blocks(self) -> tuple["Model", ...]:
-        """The model as each block reads it: with a d_state of its own, and the steps that it is given."""
-        sizes, steps = self.block_states or (self.d_state,) * len(self.pattern), self._tcn_blocks()
-        parts = zip(self.pattern, sizes, steps, strict=True)
+        """The model as each block reads it: with a d_state and an mlp_ratio of its own, and the steps that it is
+        given.
+        """
+        count = len(self.pattern)
+        sizes, ratios = self.block_states or (self.d_state,) * count, self.block_mlp_ratios or (self.mlp_ratio,) * count
+        parts = zip(self.pattern, sizes, ratios, self._tcn_blocks(), strict=True)
+        same: dict[str, Any] = {"block_states": (), "block_mlp_ratios": (), "resample": ResampleConfig()}
         return tuple(
-            dataclasses.replace(
-                self, pattern=(name,), d_state=size, block_states=(), tcn=tcn, resample=ResampleConfig()
-            )
-            for name, size, tcn in parts
+            dataclasses.replace(self, pattern=(name,), d_state=size, mlp_ratio=ratio, tcn=tcn, **same)
+            for name, size, ratio, tcn in parts
         )
 
     def _tcn_blocks(self) -> list[TCNConfig]:
@@ -188,6 +197,7 @@ class Model:
 
     def _check_blocks(self) -> None:
         """Raises InputError where sizes are not one a block, or break a rule of the block's mixer."""
+        self._check_ratios()
         if self.block_states and len(self.block_states) != len(self.pattern):
             raise InputError(
                 f"model.block_states={self.block_states} has {len(self.block_states)} sizes for the "
@@ -203,6 +213,16 @@ class Model:
                 else (self.d_state, {})
             )
             self.mixer(name).check(self.d_model, size, self._calls(name, **calls))
+
+    def _check_ratios(self) -> None:
+        ratios = self.block_mlp_ratios
+        if ratios and len(ratios) != len(self.pattern):
+            raise InputError(
+                f"model.block_mlp_ratios={ratios} has {len(ratios)} numbers for the {len(self.pattern)} blocks of "
+                "model.pattern: give one a block, or () for mlp_ratio in all"
+            )
+        for index, ratio in enumerate(ratios):
+            Least(0.0).check(ratio, f"model.block_mlp_ratios[{index}]")
 
     def _read_own(self) -> OwnMixers:
         """What registered mixers are set to: those of the pattern whole, others where they are set to anything."""

@@ -51,9 +51,9 @@ class Training:
     # steps that are read at a time, each piece twice: memory does not grow with the length, gradients are exact;
     # 0: all; -1: pieces where all would hold a GiB
     piece: Annotated[int, Least(-1)] = -1
-    # huber: squares errors up to one deviation, takes larger ones as they are; of forecasts of the mean, as quantiles
-    # (data.quantiles) have a loss of their own
-    forecast_loss: Literal["mse", "huber"] = "mse"
+    # huber: squares errors up to one deviation, takes larger ones as they are; mae: takes all as they are, which
+    # forecasts the median; of forecasts of one number, as quantiles (data.quantiles) have a loss of their own
+    forecast_loss: Literal["mse", "huber", "mae"] = "mse"
     gate_l1: NonNegative = 0.0  # weight of the mean gate value
     gate_l0: NonNegative = 0.0  # weight of the expected share of open gates (hard_concrete)
     # share of the components that gates update in the mean, reached by a Lagrange multiplier; 0: none

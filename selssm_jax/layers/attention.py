@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from selssm_jax.config.mixers import AttentionConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -139,6 +140,7 @@ class Attention(Layer):
         True in `reset` forgets.
         """
         q, k, v = jnp.split(project(x.astype(self.dtype), self.inward), 3, axis=-1)
+        v = rules.tap(self, "drive", v)
         slots = self.window if state is None else state["keys"].shape[1]
         # keys of other devices need room
         empty = self.initial_state(x.shape[0], None if shards.count() > 1 else 0)
@@ -147,7 +149,7 @@ class Attention(Layer):
             lambda past: join(past).last(slots), empty if state is None else state, span=slots, steps=x.shape[1]
         )
         y = self._read(q, join(past), min(self.window, max(slots, 1)))
-        return project(y.reshape(x.shape), self.outward), after
+        return project(rules.tap(self, "read", y.reshape(x.shape)), self.outward), after
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns that there are none."""
@@ -172,6 +174,7 @@ class Attention(Layer):
         """
         T = q.shape[1]
         heads = lambda value: value.reshape(*value.shape[:2], self.heads, -1)  # noqa: E731
+        q, cache = rules.detach(q, "attention"), cache._replace(keys=rules.detach(cache.keys, "attention"))
         if T <= W:
             return attend(heads(q), heads(cache.keys), heads(cache.values), cache.begin, W)
         past, blocks = cache.keys.shape[1] - T, -(-T // W)

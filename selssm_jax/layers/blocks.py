@@ -12,6 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from selssm_jax.config import Model
+from selssm_jax.config.mixers import NONE
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bidirectional import Bidirectional
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
@@ -24,7 +26,7 @@ ROUNDINGS = 8  # units of the activations' precision that a normalised input may
 
 def normalisation(config: Model) -> Callable[[Activations], Activations]:
     """Returns what normalises activations before a branch, or leaves them as they are."""
-    return nn.RMSNorm(config.norm_epsilon, dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
+    return rules.RMSNorm(config.norm_epsilon, dtype=jnp.dtype(config.dtype)) if config.norm == "rms" else lambda x: x
 
 
 def mixing(kind: str, config: Model) -> nn.Module:
@@ -41,13 +43,15 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
         gate, up = jnp.split(Projection(2 * self.width, use_bias=False, dtype=self.dtype, name="in")(x), 2, axis=-1)
-        return Projection(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(jax.nn.silu(gate) * up)
+        hidden = rules.multiply(rules.activate(jax.nn.silu, gate), up)
+        return Projection(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(hidden)
 
 
 class Block(nn.Module):
-    """x + mixer(conv(norm(x))), then x + MLP(norm(x)); the convolution and the MLP only where the config has them.
+    """x + mixer(conv(norm(x))), then x + MLP(norm(x)); mixer, convolution and MLP only where the config has them.
 
-    The state is {"conv": inputs that the convolution still sees, "mixer": the mixer's state}.
+    The state is {"conv": inputs that the convolution still sees, "mixer": the mixer's state}; without a mixer, whose
+    convolution goes with it, both are None.
     """
 
     kind: str
@@ -56,9 +60,10 @@ class Block(nn.Module):
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.dtype)
+        mixes = self.kind != NONE
         self.norm = normalisation(config)
-        self.mixer = mixing(self.kind, config)
-        self.conv = ShortConv(config.conv, config.d_model) if config.conv else None
+        self.mixer: Any = mixing(self.kind, config) if mixes else None
+        self.conv = ShortConv(config.conv, config.d_model) if config.conv and mixes else None
         self.dropout = nn.Dropout(config.dropout)
         hidden = round(config.mlp_ratio * config.d_model)
         self.mlp_norm = normalisation(config)
@@ -79,14 +84,14 @@ class Block(nn.Module):
             direction of `bidirectional` skips.
         """
         past, h = (None, None) if state is None else (state["conv"], state["mixer"])
-        y = self.norm(x)
-        if self.conv is not None:
-            y, past = self.conv(y, past, reset=reset)
-            y = jax.nn.silu(y)
-        y, h = (
-            self.mixer(y, h, reset=reset, valid=valid) if self.config.bidirectional else self.mixer(y, h, reset=reset)
-        )
-        x = x + self.dropout(y, deterministic=deterministic)
+        if self.mixer is not None:
+            y = self.norm(x)
+            if self.conv is not None:
+                y, past = self.conv(y, past, reset=reset)
+                y = rules.activate(jax.nn.silu, y)
+            options = {"valid": valid} if self.config.bidirectional else {}
+            y, h = self.mixer(y, h, reset=reset, **options)
+            x = x + self.dropout(y, deterministic=deterministic)
         if self.mlp is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
         return x, {"conv": past, "mixer": h}
@@ -96,7 +101,7 @@ class Block(nn.Module):
         past, h = (None, None) if state is None else (state["conv"], state["mixer"])
         y = self.norm(x)
         if self.conv is not None:
-            y = jax.nn.silu(self.conv(y, past, reset=reset)[0])
+            y = rules.activate(jax.nn.silu, self.conv(y, past, reset=reset)[0])
         nats: Array = self.mixer.measure_gains(y, h, reset=reset)
         return nats
 
@@ -123,4 +128,4 @@ class Block(nn.Module):
         on if None.
         """
         past = self.conv.initial_state(batch, jnp.dtype(self.config.dtype)) if self.conv is not None else None
-        return {"conv": past, "mixer": self.mixer.initial_state(batch, steps)}
+        return {"conv": past, "mixer": None if self.mixer is None else self.mixer.initial_state(batch, steps)}

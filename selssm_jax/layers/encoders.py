@@ -9,10 +9,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.config.fields import Count, Positive, Spread, check_arguments
 from selssm_jax.config.model import check_frames
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import Projection, project
 from selssm_jax.ops import shards
 from selssm_jax.shapes import Rows
+
+FAINT = 1e-6  # power that is added before its logarithm is taken
 
 
 class FrameEncoder(Layer):
@@ -77,8 +80,8 @@ class FrameEncoder(Layer):
     def _log_magnitudes(self, frames: Array) -> Array:
         kernel = self.param("filters", sinusoids, (self.frame * self.channels, 2 * self.filterbank))
         real, imaginary = jnp.split(frames @ kernel, 2, axis=-1)
-        y = jnp.log(real**2 + imaginary**2 + 1e-6)
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(y)
+        y = rules.follow("activation", jnp.log(real**2 + imaginary**2 + FAINT), lambda: _explain_log(real, imaginary))
+        return rules.LayerNorm(dtype=self.dtype, name="norm")(y)
 
 
 class ChannelMixing(Layer):
@@ -100,10 +103,10 @@ class ChannelMixing(Layer):
         gate, value = (self.param(name, normal, shape) for name in ("gate", "value"))
         out = self.param("out", nn.initializers.zeros, shape)
         weights = jax.nn.softmax(self.param("weights", nn.initializers.zeros, (self.channels,) * 2), axis=-1)
-        n = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(y)
+        n = rules.RMSNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(y)
         apart = project(n, value).reshape(-1, self.channels, y.shape[1] * y.shape[2])
         mixed = jnp.einsum("ce,bex->bcx", weights.astype(apart.dtype), apart).reshape(y.shape)
-        return y + project(nn.silu(project(n, gate)) * mixed, out)
+        return y + project(rules.multiply(rules.activate(nn.silu, project(n, gate)), mixed), out)
 
 
 class LearnedCycle(Layer):
@@ -125,6 +128,13 @@ class LearnedCycle(Layer):
         cycle = self.param("cycle", nn.initializers.zeros, (self.period, self.channels))
         place = jnp.round(phase).astype(jnp.int32)
         return jnp.where(place[..., None] >= 0, cycle[place % self.period], 0)
+
+
+def _explain_log(real: Array, imaginary: Array) -> Array:
+    """log(1 + power / FAINT), which is 0 where nothing is heard, as a constant times the power of each part."""
+    power = jax.lax.stop_gradient(jnp.maximum(real**2 + imaginary**2, FAINT**2))
+    scale = jnp.log1p(power / FAINT) / power
+    return scale * (real * jax.lax.stop_gradient(real) + imaginary * jax.lax.stop_gradient(imaginary))
 
 
 def sinusoids(key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Float[Array, "L F"]:

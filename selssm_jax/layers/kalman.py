@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from selssm_jax.config.mixers import KalmanAttentionConfig, KalmanConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.contract import Law
 from selssm_jax.layers.convolution import ShortConv
@@ -124,12 +125,14 @@ class KalmanSSM(_DriftingLayer):
         """
         x = x.astype(self.dtype)
         steps = self._read(x, reset)
+        steps = steps._replace(z=rules.tap(self, "drive", steps.z))
         state = self.initial_state(x.shape[0]) if state is None else state
-        P0 = jnp.exp(-2 * state["nats"])
+        P0 = rules.detach(jnp.exp(-2 * state["nats"]))
         m0 = jnp.where(P0 >= 1, 0, state["m"]) if self.sampled else state["m"]  # of the unknown a new one is drawn
         filtered = kalman_scan(*steps, m0, P0, prior0=jnp.ones_like(P0), reset=reset, method=self.method)
         gate = self._sow_gains(filtered.gained, filtered.forgotten)
         m, last = self._draw(steps, gate, filtered, P0, reset) if self.sampled else (filtered.m, filtered.last.m)
+        m = rules.tap(self, "read", m)
         self.sow("intermediates", "state", jnp.concatenate([m, _nats_of(filtered.P)], axis=-1))
         y = project(m.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
         return y, {"m": last, "nats": _nats_of(filtered.last.P)}
@@ -148,8 +151,8 @@ class KalmanSSM(_DriftingLayer):
 
     def _read(self, x: Array, reset: Reset | None) -> _Steps:
         z = project(x, self.B).astype(jnp.float32)
-        zeta = jnp.clip(self.G(x).logits(), -SHARPEST, SHARPEST)
-        a, q = self._drift(x, reset)
+        zeta = rules.detach(jnp.clip(self.G(x).logits(), -SHARPEST, SHARPEST))
+        a, q = rules.detach(self._drift(x, reset))
         return _Steps(a, q, jnp.exp(-zeta), z)
 
     def _draw(
@@ -257,7 +260,7 @@ class KalmanAttention(_DriftingLayer):
         self.G = Gate(self.heads, bias=self.gate_bias)
         self._set_up_decay(self.decay, rows)
         self.D = self.param("D", nn.initializers.ones, (self.heads,))
-        self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
+        self.norm = rules.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
         self.outward = self.param("out", normal, (self._inner, self.d_model))
 
     def __call__(
@@ -271,18 +274,19 @@ class KalmanAttention(_DriftingLayer):
         v, past_v = self.v_conv(v, past["v"], reset=reset)
         k, past_k = self.B_conv(project(u, self.B), past["k"], reset=reset)
         query, past_q = self.C_conv(project(u, self.C), past["q"], reset=reset)
-        v, k, query = (self._split_heads(jax.nn.silu(value)) for value in (v, k, query))
+        v, k, query = (self._split_heads(rules.activate(jax.nn.silu, value)) for value in (v, k, query))
         if self.has_variable("params", "mask"):
             query *= self.get_variable("params", "mask").astype(query.dtype)[None, None, None]
-        zeta = jnp.clip(self.G(u).logits(), -SHARPEST, SHARPEST)
-        a, q = map(self._split_heads, self._drift(u, reset))
-        P0 = jnp.exp(-2 * past["nats"]).reshape(-1, self.heads, self.d_state)
+        k, query = rules.detach((k, query))
+        zeta = rules.detach(jnp.clip(self.G(u).logits(), -SHARPEST, SHARPEST))
+        a, q = map(self._split_heads, rules.detach(self._drift(u, reset)))
+        P0 = rules.detach(jnp.exp(-2 * past["nats"])).reshape(-1, self.heads, self.d_state)
         memory = kalman_attention(
             a,
             q,
             jnp.exp(zeta),
             k,
-            v,
+            rules.tap(self, "drive", v),
             query,
             past["h"],
             P0,
@@ -291,8 +295,8 @@ class KalmanAttention(_DriftingLayer):
             method=self.method,
         )
         self._sow_gains(memory.gained, memory.forgotten, v.shape[-1])
-        y = self.norm(memory.y + self.D.astype(v.dtype)[None, None, :, None] * v)
-        y = project(y.reshape(z.shape) * jax.nn.silu(z), self.outward)
+        y = self.norm(rules.tap(self, "read", memory.y) + self.D.astype(v.dtype)[None, None, :, None] * v)
+        y = project(rules.multiply(y.reshape(z.shape), rules.activate(jax.nn.silu, z)), self.outward)
         nats = _nats_of(memory.last.P).reshape(past["nats"].shape)
         return y, {"v": past_v, "k": past_k, "q": past_q, "h": memory.last.m, "nats": nats}
 

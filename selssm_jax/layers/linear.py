@@ -17,6 +17,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from selssm_jax.config.fields import check_value
 from selssm_jax.config.mixers import PolesConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics
 from selssm_jax.layers.parameters import Layer
@@ -123,14 +124,14 @@ class S4D(Layer):
         `reset` forgets.
         """
         start = self.initial_state(x.shape[0]) if state is None else state
-        wide = x.astype(jnp.float32)
+        wide = rules.tap(self, "drive", x.astype(jnp.float32))
         if reset is None and x.shape[1] > 1:
             decay = lambda: self._powers(jnp.asarray([x.shape[1]]))  # noqa: E731
             y, last = shards.carry(partial(self._by_chunks, wide), decay, start)
         else:
             y, last = self._by_steps(wide, start, reset)
-        y += self.D[None, None] * x
-        return nn.glu(self.outward(exact_gelu(y.astype(self.dtype)))), last
+        y = rules.tap(self, "read", y) + self.D[None, None] * x
+        return rules.gate_linear_units(self.outward(rules.activate(exact_gelu, y.astype(self.dtype)))), last
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the poles of all channels, gates of 1, and the largest drive of each."""
@@ -273,8 +274,11 @@ class _Shared(Layer):
     ) -> tuple[Complex[Array, "B T P"], State]:
         """(states of all steps, the last one); the first are sown."""
         a, b = self._discrete()
-        drive = b[None, None] * _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
+        drive = b[None, None] * rules.tap(
+            self, "drive", _complex(project(x.astype(self.dtype), self.B).astype(jnp.float32))
+        )
         h, last = linear_scan(jnp.broadcast_to(a, drive.shape), drive, _start(state, drive), reset=reset)
+        h = rules.tap(self, "read", h)
         self.sow("intermediates", "state", h)
         return h, last
 
@@ -316,8 +320,8 @@ class S5(_Shared):
         `reset` forgets.
         """
         h, last = self._states(x, state, reset)
-        y = nn.gelu(_read(h, self.C, self.dtype) + self.D.astype(self.dtype)[None, None] * x)
-        return y * nn.sigmoid(self.gate(y)), last
+        y = rules.activate(nn.gelu, _read(h, self.C, self.dtype) + self.D.astype(self.dtype)[None, None] * x)
+        return y * rules.detach(nn.sigmoid(self.gate(y))), last
 
     def _discrete(self) -> tuple[Array, Array]:
         return zero_order_hold(jax.lax.complex(-jnp.exp(self.log_decay), self.frequency), jnp.exp(self.log_dt))

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.config.mixers import Mamba2Config, MambaConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Ball, Bounds, Box, Inputs
 from selssm_jax.layers.convolution import Convolved, ShortConv
 from selssm_jax.layers.parameters import Layer
@@ -103,7 +104,7 @@ class Mamba(Layer):
         past, h = (None, None) if state is None else (state["conv"], state["h"])
         x, z = jnp.split(_add_bias(project(x.astype(self.dtype), self.inward), self.inward_bias), 2, axis=-1)
         x, past = self.conv(x, past, reset=reset)
-        x = jax.nn.silu(x)
+        x = rules.activate(jax.nn.silu, x)
         dt = jax.nn.softplus(
             project(self._scale_projections(project(x, self.down)), self.up).astype(jnp.float32)
             + self.dt_bias[None, None]
@@ -112,8 +113,20 @@ class Mamba(Layer):
             self.sow("intermediates", "gate", -jnp.expm1(-dt[..., None] * jnp.exp(self.A_log)[None, None]).mean(axis=2))
         A = -jnp.exp(self.A_log)
         B, C = (self._scale_projections(project(x, kernel)) for kernel in (self.B, self.C))
-        y, h = selective_scan(x, dt, A, B, C, self.D, h, reset=reset, method=self.method)
-        return _add_bias(project(y * jax.nn.silu(z), self.outward), self.outward_bias), {"conv": past, "h": h}
+        dt, B, C = rules.detach((dt, B, C))
+        y, h = selective_scan(
+            rules.tap(self, "drive", x),
+            dt,
+            A,
+            B,
+            C,
+            rules.tap(self, "skip", self.D),
+            h,
+            reset=reset,
+            method=self.method,
+        )
+        y = rules.multiply(rules.tap(self, "read", y), rules.activate(jax.nn.silu, z))
+        return _add_bias(project(y, self.outward), self.outward_bias), {"conv": past, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates and the largest drive of each of the N states over all channels, for all
@@ -241,7 +254,7 @@ class Mamba2(Layer):
         self.dt_bias = self.param("dt_bias", step_size_bias, (self.heads,))
         self.A_log = self.param("A_log", _log_of_uniform_poles, (self.heads,))
         self.D = self.param("D", nn.initializers.ones, (self.heads,))
-        self.norm = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
+        self.norm = rules.RMSNorm(self.norm_epsilon, dtype=self.dtype, reduction_axes=-1, feature_axes=(-2, -1))
         self.outward = self.param("out", normal, (inner, self.d_model))
         sizes = {"inner": 2 * inner, "B": mapped, "C": mapped, "rate": self.heads, "out": self.d_model}
         self.inward_bias, self.B_bias, self.C_bias, self.rate_bias, self.outward_bias = _biases(self, **sizes)
@@ -264,13 +277,16 @@ class Mamba2(Layer):
         )
         self.sow("intermediates", "gate", -jnp.expm1(-dt * jnp.exp(self.A_log)[None, None]))
         heads, B, C = (
-            self._split_heads(jax.nn.silu(value), count)
+            self._split_heads(rules.activate(jax.nn.silu, value), count)
             for value, count in ((x, self.heads), (B, self.groups), (C, self.groups))
         )
         if self.has_variable("params", "mask"):
             C *= self.get_variable("params", "mask").astype(C.dtype)[None, None, None]
-        y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, self.D, past.get("h"), reset=reset)
-        y = self.norm(self._split_heads(y.reshape(z.shape) * jax.nn.silu(z), self.groups))
+        dt, B, C = rules.detach((dt, B, C))
+        heads, D = rules.tap(self, "drive", heads), rules.tap(self, "skip", self.D)
+        y, h = ssd(heads, dt, -jnp.exp(self.A_log), B, C, D, past.get("h"), reset=reset)
+        y = rules.multiply(rules.tap(self, "read", y).reshape(z.shape), rules.activate(jax.nn.silu, z))
+        y = self.norm(self._split_heads(y, self.groups))
         return _add_bias(project(y.reshape(z.shape), self.outward), self.outward_bias), {
             "x": past_x,
             "B": past_B,

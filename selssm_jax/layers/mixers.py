@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selssm_jax.config.mixers import MIXERS, Mixer, MixerConfig
+from selssm_jax.config.mixers import MIXERS, NONE, Mixer, MixerConfig
 from selssm_jax.config.model import Model
 from selssm_jax.errors import suggest
 from selssm_jax.layers.attention import Attention
@@ -93,7 +93,7 @@ def register_mixer(
       ValueError: for a name that is taken, a key that no model has, and a config that is no frozen dataclass of that
         kind.
     """
-    if name in LAYERS:
+    if name in (*LAYERS, NONE):
         raise ValueError(f"the mixer {name!r} is there already: give another name")
     for key in keys:
         if key not in Model.__dataclass_fields__:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.config.mixers import MixerConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -53,8 +54,9 @@ class MinGRU(Layer):
         `reset` forgets.
         """
         read = _project(x.astype(self.dtype), self.W) + self.b[None, None]
-        z, target = jax.nn.sigmoid(read[:, :, 0]), read[:, :, 1]
+        z, target = rules.detach(jax.nn.sigmoid(read[:, :, 0])), rules.tap(self, "drive", read[:, :, 1])
         h, last = linear_scan(1 - z, z * target, state, reset=reset)
+        h = rules.tap(self, "read", h)
         self.sow("intermediates", "gate", z)
         self.sow("intermediates", "state", h)
         return project(h.astype(self.dtype), self.C), last
@@ -145,7 +147,7 @@ class RNN(_Cell):
         """
 
         def step(h: Array, read: Array) -> tuple[Array, Array]:
-            h = jnp.tanh(read[:, 0] + h @ self.U[:, 0])
+            h = rules.activate(jnp.tanh, read[:, 0] + h @ self.U[:, 0])
             return h, h
 
         h, last = self._run(step, x, self.initial_state(x.shape[0]) if state is None else state, reset)
@@ -186,8 +188,8 @@ class GRU(_Cell):
 
         def step(h: Array, read: Array) -> tuple[Array, tuple[Array, Array]]:
             own = self._recurrent(h)
-            r, z = (jax.nn.sigmoid(read[:, gate] + own[:, gate]) for gate in (0, 1))
-            h = z * h + (1 - z) * jnp.tanh(read[:, 2] + r * (own[:, 2] + self.c[None]))
+            r, z = (rules.detach(jax.nn.sigmoid(read[:, gate] + own[:, gate])) for gate in (0, 1))
+            h = z * h + (1 - z) * rules.activate(jnp.tanh, read[:, 2] + r * (own[:, 2] + self.c[None]))
             return h, (h, 1 - z)
 
         (h, gate), last = self._run(step, x, self.initial_state(x.shape[0]) if state is None else state, reset)
@@ -233,9 +235,9 @@ class LSTM(_Cell):
 
         def step(state: dict[str, Array], read: Array) -> tuple[dict[str, Array], tuple[Array, Array, Array]]:
             z = read + self._recurrent(state["h"])
-            i, f, o = (jax.nn.sigmoid(z[:, gate]) for gate in (0, 1, 3))
-            c = f * state["c"] + i * jnp.tanh(z[:, 2])
-            h = o * jnp.tanh(c)
+            i, f, o = (rules.detach(jax.nn.sigmoid(z[:, gate])) for gate in (0, 1, 3))
+            c = f * state["c"] + i * rules.activate(jnp.tanh, z[:, 2])
+            h = o * rules.activate(jnp.tanh, c)
             return {"h": h, "c": c}, (h, c, 1 - f)
 
         (h, c, gate), last = self._run(step, x, self.initial_state(x.shape[0]) if state is None else state, reset)

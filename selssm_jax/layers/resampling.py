@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from selssm_jax.config import Model
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
@@ -119,7 +120,7 @@ class Resampler(Layer):
             rule reads it.
         """
         begin = _find_begins(before["count"]["clock"][:, CLOCK.index("begun")], x.shape[1], reset)
-        dt, chance = self._measure_steps(x, before, begin, valid, nats)
+        dt, chance = rules.detach(self._measure_steps(x, before, begin, valid, nats))
         choice = self._choose(before, begin, valid, dt, chance)
         slots = _place(choice, self._count_places(x.shape[1], reset))
         gathered, window = self._gather(x, before, choice, slots, dt)
@@ -245,7 +246,7 @@ class Resampler(Layer):
             return
         shown = {"keep": choice.keep, "refused": choice.refused, "clock": dt, "chance": choice.chance}
         place = jnp.maximum(slots.latest - 1, 0)[..., None]
-        for block in blocks:
+        for block in (block for block in blocks if block.mixer is not None):
             for name in OVER_FRAMES:
                 if block.mixer.has_variable("intermediates", name):
                     value: Array = block.mixer.get_variable("intermediates", name)[0]

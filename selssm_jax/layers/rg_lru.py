@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from selssm_jax.config.mixers import RGLRUConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Bounds, Box, Inputs
 from selssm_jax.layers.convolution import ShortConv
 from selssm_jax.layers.parameters import Layer
@@ -73,14 +74,17 @@ class RGLRU(Layer):
         u, before = self.conv(self.inward(x), before, reset=reset)
         wide = u.astype(jnp.float32)
         parted = wide.reshape(*u.shape[:2], self.blocks, -1)
-        r, i = jax.nn.sigmoid(
-            jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None]
+        r, i = rules.detach(
+            jax.nn.sigmoid(jnp.einsum("bthp,ghpq->gbthq", parted, self.W).reshape(2, *u.shape) + self.b[:, None, None])
         )
         log_a = self._rate()[None, None] * r
-        states, h = linear_scan(jnp.exp(log_a), _root(log_a) * i * wide, h, reset=reset)
+        drive = rules.tap(self, "drive", wide)
+        states, h = linear_scan(jnp.exp(log_a), _root(log_a) * i * drive, h, reset=reset)
+        states = rules.tap(self, "read", states)
         self.sow("intermediates", "gate", -jnp.expm1(log_a))
         self.sow("intermediates", "state", states)
-        return self.outward(states.astype(self.dtype) * nn.gelu(self.branch(x))), {"conv": before, "h": h}
+        y = rules.multiply(states.astype(self.dtype), rules.activate(nn.gelu, self.branch(x)))
+        return self.outward(y), {"conv": before, "h": h}
 
     def bounds(self, inputs: Inputs) -> Bounds:
         """Returns the range of the gates 1 - a_t and the largest drive sqrt(1 - a_t^2) i_t x_t / (1 - a_t), for all

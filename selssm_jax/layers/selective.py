@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from selssm_jax.config.mixers import GATE_SETTINGS, SelectiveConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Ball, Bounds, Inputs
 from selssm_jax.layers.contract import Dynamics, Law
 from selssm_jax.layers.gates import GATES, Gate, Opening, expected_open, largest_slope
@@ -144,9 +145,12 @@ class SelectiveSSM(Layer):
           reset: True forgets everything before that step.
         """
         x = self._bound_input(x.astype(self.dtype))
-        opening, written = self.G(x, self._cap()), self._drop(self._drive(x))
+        opening, written = self.G(x, self._cap()), rules.tap(self, "drive", self._drop(self._drive(x)))
         run = self._linear if self.gate_state == "none" else self._nonlinear
         h, last, before = run(opening, self._noisy(written), state, reset)
+        h = rules.tap(self, "read", h)
+        if self.transition == "dense":
+            rules.tap(self, "mixed", self.A)
         self.sow("intermediates", "gate", opening.at(before))
         self.sow("intermediates", "state", h)
         if self.gate == "hard_concrete":
@@ -242,7 +246,7 @@ class SelectiveSSM(Layer):
             return x
         # the root of a square of at least 1 has a slope, that of 0 has none
         size = jnp.sqrt(jnp.maximum(jnp.square(x.astype(jnp.float32)).sum(axis=-1, keepdims=True), 1))
-        return x * jnp.minimum(1, self._projected.radius / size).astype(x.dtype)
+        return x * rules.detach(jnp.minimum(1, self._projected.radius / size).astype(x.dtype), "norm")
 
     def _largest_drive(self, inputs: Inputs) -> Array:
         reach = inputs.reach(self.B) / (1 - self.drive_dropout)
@@ -331,16 +335,19 @@ class SelectiveSSM(Layer):
         self, opening: Opening, drive: Array, state: Array | None, reset: Array | None
     ) -> tuple[Array, Array, None]:
         """(states, last state, None: the gates need no state)."""
-        gate = opening.at()
+        h, last = self._scan(rules.detach(opening.at()), drive, state, reset)
+        return h, last, None
+
+    def _scan(self, gate: Array, drive: Array, state: Array | None, reset: Array | None) -> tuple[Array, Array]:
+        """(states, last state) of these gates."""
         scan = dense_scan if self.transition == "dense" else linear_scan
-        h, last = scan(
+        return scan(
             effective_transition(gate, self.A, self.update),
             self._scale(gate) * drive,
             state,
             reset=reset,
             method=self.method,
         )
-        return h, last, None
 
     def _nonlinear(
         self, opening: Opening, drive: Array, state: Array | None, reset: Array | None
@@ -365,14 +372,17 @@ class SelectiveSSM(Layer):
         if not self.is_initializing():  # or `init` would return it among the variables
             self.sow("diagnostics", "fell_back", fell_back)
         before = shards.previous(h, state, axis=1)
-        return h, shards.last(h[:, -1]), before if reset is None else jnp.where(reset[..., None], 0, before)
+        seen = lambda: before if reset is None else jnp.where(reset[..., None], 0, before)  # noqa: E731
+        gate = lambda: jax.lax.stop_gradient(opening.at(seen()))  # noqa: E731
+        h = rules.follow("gate", h, lambda: self._scan(gate(), drive, state, reset)[0])
+        return h, shards.last(h[:, -1]), seen()
 
     def _read(self, h: Array, x: Array) -> Array:
         if self.transition == "complex":
             h = jnp.concatenate([h.real, h.imag], axis=-1)
         y = project(h.astype(self.dtype), self.C) + self.D.astype(self.dtype)[None, None] * x
         if self.output_gate:
-            y *= nn.silu(project(x, self.W_z))
+            y = rules.multiply(y, rules.activate(nn.silu, project(x, self.W_z)))
         if self.observation_noise:
             y += self.observation_noise * jax.random.normal(self.make_rng("noise"), y.shape, self.dtype)
         return y

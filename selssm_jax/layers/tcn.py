@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from selssm_jax.config.mixers import TCNConfig, check_layer
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.bounds import Bounds, Inputs
 from selssm_jax.layers.convolution import DilatedConv
 from selssm_jax.shapes import Activations, Reset, Rows
@@ -41,7 +42,7 @@ class TCN(nn.Module):
         """
         past = dict.fromkeys(("first", "second")) if state is None else state
         hidden, first = self.first(x, past["first"], reset=reset)
-        y, second = self.second(jax.nn.relu(hidden), past["second"], reset=reset)
+        y, second = self.second(rules.activate(jax.nn.relu, hidden), past["second"], reset=reset)
         return y, {"first": first, "second": second}
 
     def bounds(self, inputs: Inputs) -> Bounds:

@@ -12,10 +12,11 @@ from selssm_jax import invocation
 from selssm_jax.analysis.results import Results
 from selssm_jax.report.document import Block, Paragraph, Picture, write_document
 from selssm_jax.report.figures import BLUE, GREY, ORANGE, legend, panels, save, style
+from selssm_jax.report.removal_section import removal_section
 from selssm_jax.report.sections import section, setting
 from selssm_jax.report.stability_section import NEARLY_ONE, with_rate
 from selssm_jax.report.tables import Cell, Table, block_title, clean, size, tabulate
-from selssm_jax.report.verdict import verdict_on_compression
+from selssm_jax.report.verdict import verdict_on_compression, verdict_on_removal
 
 MARKERS = ("s", "^", "D", "v", "P", "X")
 INTRODUCTION = (
@@ -65,6 +66,9 @@ def render_compression(results: Results, folder: pathlib.Path) -> None:
 
     Raises InputError where `folder` cannot be written.
     """
+    if not results["packed"]:
+        _render_removal(results, folder)
+        return
     title = f"{results['name']}, compressed {results['compressed']['factor']:.1f} times"
     introduction = INTRODUCTION.format(
         split=results["split"],
@@ -83,6 +87,7 @@ def render_compression(results: Results, folder: pathlib.Path) -> None:
         blocks += [Paragraph(verdict_on_compression(results), lead=True), Paragraph(introduction), _outcome(results)]
         blocks += section("Memory and loss", [picture, Paragraph(knee), _frontier(results)])
         blocks += section("Methods at equal bytes", [_methods(results), *_truncations(results)])
+        blocks += removal_section(results, folder)
         blocks += section("Data processing", _processing(results))
         blocks += section("Stability", [Paragraph(ROUNDING.format(rounding=results["rounding"])), _stability(results)])
         blocks += setting(results)
@@ -91,14 +96,24 @@ def render_compression(results: Results, folder: pathlib.Path) -> None:
 def summarise_compression(results: Results, workdir: pathlib.Path) -> str:
     """Returns the outcome as lines for a terminal; `workdir` is the compressed run's."""
     made = f"the compressed run: {workdir}   ({invocation.command('eval', '--workdir', str(workdir))})"
+    verdict = verdict_on_compression if results["packed"] else verdict_on_removal
     return "\n".join(
         [
             results["name"],
-            clean(verdict_on_compression(results)),
+            clean(verdict(results)),
             made,
             f"report: {workdir / 'compression' / 'index.html'}",
         ]
     )
+
+
+def _render_removal(results: Results, folder: pathlib.Path) -> None:
+    """The page of a run without parts of its blocks, of which nothing is packed."""
+    gone = len(results["removal"]["remainders"]) - 1
+    title = f"{results['name']}, without {gone} part{'s' * (gone > 1)}"
+    with write_document(folder, title, "compression.json", results) as blocks:
+        blocks += [Paragraph(verdict_on_removal(results), lead=True), *removal_section(results, folder)]
+        blocks += setting(results)
 
 
 def _outcome(results: Results) -> Table:

@@ -5,6 +5,7 @@ it takes; on a compression its price.
 import math
 
 from selssm_jax.analysis.results import Results
+from selssm_jax.config.mixers import NONE
 from selssm_jax.report.memory_section import describe_horizon
 from selssm_jax.report.stability_section import is_useful
 from selssm_jax.report.tables import block_title, number, size
@@ -45,6 +46,23 @@ def verdict_on_compression(results: Results) -> str:
         f"Command: {results['command']}",
     )
     return " ".join(parts)
+
+
+def verdict_on_removal(results: Results) -> str:
+    """Returns the paragraph that stands on top of the report of a run without parts of its blocks: what went, what that
+    cost in score, and what it saves.
+    """
+    removal, carried = results["removal"], results["carried_bytes"]
+    whole, last = removal["remainders"][0], removal["remainders"][-1]
+    went = ", ".join(block_title(name) for name in last["gone"])
+    tuned = "fine-tuned afterwards" if results["compressed"]["tuned"] else "not fine-tuned"
+    saved = (
+        f"Carried bytes of one sequence: {carried['before']:,} to {carried['after']:,}; parameters: "
+        f"{whole['parameters']:,} to {last['parameters']:,}; time of a step: {last['decode_share']:.0%} of the whole "
+        "model's."
+    )
+    words = (f"Without {went}, {tuned}.", _price(results), saved, _compressed_in(results))
+    return " ".join([*words, f"Command: {results['command']}"])
 
 
 def _bytes(results: Results) -> str:
@@ -192,7 +210,8 @@ def _forgetting(results: Results) -> str:
 
 
 def _advice(model: Results, blocks: list[str], missing: list[str]) -> str:
-    mixers = sorted({model["pattern"][blocks.index(name)] for name in missing})
+    of_blocks = dict(zip(blocks, (mixer for mixer in model["pattern"] if mixer != NONE), strict=True))
+    mixers = sorted({of_blocks[name] for name in missing})
     if mixers == ["kalman"] and model.get("kalman", {}).get("sampled"):
         return (
             "the noise of samples has no bound, so neither has what they owe to their variance; with "

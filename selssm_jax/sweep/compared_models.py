@@ -82,7 +82,8 @@ def configure(experiment: Experiment, name: str, point: Point, task: Task) -> Ex
       InputError: where no width comes within 5 %: the mixers alone are larger.
     """
     model, values = COMPARED[name], dataclasses.asdict(experiment) | {"name": f"{experiment.name}_{name}"}
-    values["model"] |= {"pattern": (model.mixer,) * len(experiment.model.pattern), "block_states": ()}
+    same = {"pattern": (model.mixer,) * len(experiment.model.pattern), "block_states": (), "block_mlp_ratios": ()}
+    values["model"] |= same
     gates = {} if model.mixer == "selective" else {"training.gate_l1": 0.0}
     for path, value in ({"model.tcn.dilations": ()} | gates | model.changes | point).items():
         assign(values, path, value)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from selssm_jax.config import Model, Task, Training
+from selssm_jax.layers import relevance_rules as rules
 from selssm_jax.layers.encoders import FrameEncoder, LearnedCycle
 from selssm_jax.layers.output_heads import ForecastHead
 from selssm_jax.ops import shards
@@ -109,7 +110,8 @@ class Forecasting(TaskKind):
             inputs = inputs.at[..., -1].set(jnp.where(read, inputs[..., -1], -1))
         if config.normalize:
             channels = inputs[..., : config.task.channels]
-            channels = (channels - state["scale"]["mean"]) / state["scale"]["deviation"]
+            deviation = rules.detach(state["scale"]["deviation"], "norm")
+            channels = (channels - state["scale"]["mean"]) / deviation
             channels = channels if read is None else jnp.where(read[..., None], channels, 0)
             channels = (
                 jnp.where(find_present(inputs, config.task.channels), channels, 0) if config.task.masked else channels
@@ -137,7 +139,7 @@ class Forecasting(TaskKind):
             y += jnp.expand_dims(ends.cycle(ahead), range(3, y.ndim))
         if config.normalize:
             deviation, mean = (jnp.expand_dims(scale[name], range(3, y.ndim)) for name in ("deviation", "mean"))
-            y = y * deviation + mean
+            y = y * rules.detach(deviation, "norm") + mean
         return y, {"head": head, "scale": scale}
 
     def _remove_cycle(self, ends: Ends, series: Array) -> Array:
@@ -220,7 +222,7 @@ class Forecasting(TaskKind):
         )
 
     def trained_on(self, training: Training) -> str:
-        """Returns "mse" or "huber"."""
+        """Returns "mse", "huber" or "mae"."""
         return training.forecast_loss
 
     def training_score(self, name: str, outputs: Array, batch: Batch) -> Sums:

@@ -42,12 +42,14 @@ def check(experiment: Experiment, task: Task, *, trained: bool = True) -> None:
         f"a model of d_model={model.d_model}, {task}": float(copies * NUMBER * kind.weights(model))
     }
     for index, block in enumerate(model.blocks):
-        name, sizes = block.pattern[0], block.arguments(block.pattern[0])
-        hidden = model.mlp_ratio * model.d_model
+        name, hidden = block.pattern[0], block.mlp_ratio * model.d_model
+        sizes = block.arguments(name) if block.kinds else {"d_model": block.d_model}
         said = ", ".join(f"{key}={value}" for key, value in sizes.items() if type(value) is int)
-        parts[f"block {index}, {name} of {said}, model.mlp_ratio={model.mlp_ratio}"] = (
+        parts[f"block {index}, {name} of {said}, model.mlp_ratio={block.mlp_ratio}"] = (
             copies * NUMBER * (weights(name, sizes) + 3 * hidden * model.d_model)
         )
+        if not block.kinds:
+            continue
         parts[f"what block {index} carries for {rows} rows: {name} of {said}, model.conv={model.conv}"] = float(
             rows * NUMBER * (state_numbers(name, sizes) + max(model.conv - 1, 0) * model.d_model)
         )

@@ -38,7 +38,7 @@ def why_not(config: Model, steps: int) -> str:
     """Returns why devices cannot share a sequence of so many steps, and what to use; nothing where they can."""
     if reason := pieces.why_whole(config, steps):
         return f"{reason}: use a model that reads forward in bounded memory"
-    waiting = sorted({name for name in config.pattern if MIXERS[name].waits})
+    waiting = sorted({name for name in config.kinds if MIXERS[name].waits})
     if waiting:
         return (
             f"the mixer {waiting[0]!r} waits for the state of each step, so that devices would wait for one another: "

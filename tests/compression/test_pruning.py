@@ -308,25 +308,6 @@ def test_parts_in_the_hankel_map_are_those_of_the_whole_system(transition, updat
     np.testing.assert_allclose(found["block_0"], np.sqrt(past * future), rtol=1e-3)
 
 
-def test_a_block_that_does_nothing_is_worth_nothing_and_leaves_no_trace():
-    config = runs.model(LANGUAGE, pattern=("selective",) * 2, block_states=(6, 4), mlp_ratio=1.0)
-    model, params = build(config)
-    params = {**params, "block_0": jax.tree.map(jnp.zeros_like, params["block_0"])}
-    given = [batch(config)]
-    found, whole = pruning.block_losses(model, params, given), pruning.loss(model, params, given)
-    assert found["block_0"] == pytest.approx(whole, rel=1e-6) and abs(found["block_1"] - whole) > 1e-3
-    small, left = pruning.remove_block(config, params, "block_0")
-    assert small.pattern == ("selective",) and small.block_states == (4,) and set(left) == set(params) - {"block_1"}
-    jax.tree.map(np.testing.assert_array_equal, left["block_0"], params["block_1"])
-
-
-def test_convolutions_that_are_left_keep_their_dilations():
-    config = runs.model(LANGUAGE, pattern=("tcn", "selective", "tcn"), tcn__kernel=2)
-    _, params = build(config)
-    assert pruning.remove_block(config, params, "block_0")[0].tcn.dilations == (2,)
-    assert pruning.remove_block(config, params, "block_1")[0].tcn.dilations == (1, 2)
-
-
 def test_losses_are_those_of_evaluation():
     model, params = build(CLASSES)
     given = batch(CLASSES)
@@ -479,8 +460,6 @@ def test_mixers_without_dynamics_have_no_hankel_map(kind, name):
             "each once, from 0 to 5",
         ),
         (lambda model, params: pruning.prune(model.config, params, {"block_0": np.array([6])}), r"\[6\]: expected"),
-        (lambda model, params: pruning.remove_block(model.config, params, "block_9"), "block='block_9': did you mean"),
-        (lambda model, params: pruning.remove_block(model.config, params, "block_0"), "block_0 is the only block"),
     ],
 )
 def test_mistakes_are_named(call, complaint, plain):

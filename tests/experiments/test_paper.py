@@ -745,7 +745,7 @@ def test_a_record_is_of_the_loss_that_its_kind_of_task_is_trained_on():
     """Sweeps of all kinds hold training.forecast_loss; only forecasts read it."""
     for path in sorted((runs.REPOSITORY / page.RECORDS).glob("*/*.json")):
         found = records.read(path)
-        assert found.loss in {"forecasting": ("mse", "huber")}.get(found.kind, ("nats",)), path
+        assert found.loss in {"forecasting": ("mse", "huber", "mae")}.get(found.kind, ("nats",)), path
 
 
 def test_pictures_and_headings_say_their_place(tmp_path):

@@ -2,6 +2,7 @@
 choose.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 
 import runs
-from selssm_jax.compression import pruning
+from selssm_jax.compression import removal
 from selssm_jax.compression.compress import check_memory
+from selssm_jax.compression.removal_search import check_removal
 from selssm_jax.config import Model, ResampleConfig, Task
 from selssm_jax.errors import InputError
+from selssm_jax.explain import hidden_attention, relevance
 from selssm_jax.layers import resampling
 from selssm_jax.layers.resampling import Resampler
 from selssm_jax.model import SequenceModel
 from selssm_jax.observe import Observed, observe
+from selssm_jax.streaming import gradients
 from selssm_jax.training import objectives, pieces
 
 B, T, D, RATE, SPARE = 2, 19, 6, 3, 2
@@ -326,12 +330,32 @@ def test_a_boundary_has_the_gradient_of_its_confidence_and_the_value_of_none():
 
 def test_a_removed_block_leaves_the_others_where_they_were():
     model, params = build("boundary")
-    first, _ = pruning.remove_block(model.config, params, "block_0")
+    first, _ = removal.remove(model.config, params, ["block_0"])
     assert first.resample.span(2) == (0, 2)
-    second, left = pruning.remove_block(model.config, params, "block_2")
+    second, left = removal.remove(model.config, params, ["block_2"])
     assert second.resample.span(2) == (1, 2) and "resample" in left
-    third, nothing = pruning.remove_block(second, left, "block_1")
+    third, nothing = removal.remove(model.config, params, ["block_1", "block_2"])
     assert third.resample == ResampleConfig() and "resample" not in nothing
+
+
+def test_relevances_add_up_to_the_number_that_is_explained_where_some_steps_are_read_alone():
+    """Of linear parts without biases; and what has no meaning for such blocks is refused by name."""
+    plain = {"pattern": ("lru", "lru", "lru"), "mlp_ratio": 0.0}
+    for rule in ("static", "equal_time", "boundary"):
+        model, params = build(rule, **plain)
+        output = lambda outputs: outputs[0, -2, 1]  # noqa: E731
+        R = relevance(model, params, TOKENS, output)
+        number = output(read(model, params, TOKENS)[0])
+        np.testing.assert_allclose(R.sum(), number, rtol=1e-3)
+        assert np.any(R[0]) and not np.any(R[1])
+    with pytest.raises(ValueError, match=r"block=1 reads some steps alone, found model\.resample\.rule='boundary'"):
+        hidden_attention(model, params, TOKENS, block=1)
+    small = runs.experiment()
+    options = dataclasses.replace(small.compress, remove="blocks")
+    with pytest.raises(InputError, match=r"compress\.remove='blocks' weighs .*found model\.resample\.rule='boundary'"):
+        check_removal(options, model.config)
+    with pytest.raises(ValueError, match="whose traces are not kept: use TruncatedGradient"):
+        gradients.list_components(model, params)
 
 
 def test_a_sequence_is_read_whole_in_training():

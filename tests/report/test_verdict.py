@@ -119,6 +119,7 @@ def test_what_is_remembered_is_in_bits_and_steps():
         ({"gate_floor": 0.1, "gate_state": "dense"}, r"train with model\.selective\.certified=True\."),
         ({"gate_floor": 0.1, "certified": True}, r"raise model\.selective\.gate_floor=0\.1"),
         ({"pattern": ["selective", "attention"]}, r"of attention no useful rate"),
+        ({"pattern": ["selective", "none", "attention"]}, r"of attention no useful rate"),
         (
             {"pattern": ["kalman", "kalman"], "kalman": {"sampled": True}},
             r"with model\.kalman\.sampled=False it is certified",

@@ -159,8 +159,8 @@ def test_a_target_and_a_rate_are_the_same_on_every_number_of_devices():
     assert whole[1][0]["rate"] > 0
 
 
-def test_hubers_loss_bounds_what_one_value_can_do():
-    """A value far off moves mse's parameters more the farther it is, and Huber's no more."""
+def test_hubers_loss_and_the_absolute_error_bound_what_one_value_can_do():
+    """A value far off moves mse's parameters more the farther it is, and those of the others no more."""
 
     def moved(loss: str, far: float) -> np.ndarray:
         take, state, batch = build(
@@ -170,7 +170,8 @@ def test_hubers_loss_bounds_what_one_value_can_do():
         _, sums = take(state, batch)
         return jax.device_get(sums)["gradient_norm"][0]
 
-    assert moved("huber", 1e4) == pytest.approx(moved("huber", 1e6), rel=1e-3)
+    for loss in ("huber", "mae"):
+        assert moved(loss, 1e4) == pytest.approx(moved(loss, 1e6), rel=1e-3)
     assert moved("mse", 1e6) == pytest.approx(100 * moved("mse", 1e4), rel=0.02)
 
 

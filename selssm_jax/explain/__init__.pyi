@@ -1,0 +1,14 @@
+from .attention_matrices import HiddenAttention as HiddenAttention
+from .attention_matrices import component_relevance as component_relevance
+from .attention_matrices import hidden_attention as hidden_attention
+from .attribution import Explanation as Explanation
+from .attribution import explain_output as explain_output
+from .attribution import relevance as relevance
+from .faithfulness import Comparison as Comparison
+from .faithfulness import Curves as Curves
+from .faithfulness import auroc as auroc
+from .faithfulness import compare_methods as compare_methods
+from .faithfulness import perturbation_curves as perturbation_curves
+from .faithfulness import relevant_steps as relevant_steps
+from .rules import RULES as RULES
+from .rules import explaining as explaining
