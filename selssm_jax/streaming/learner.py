@@ -165,7 +165,8 @@ class Rules:
         """
         sample = Sample(state.waiting.inputs[0], state.waiting.reset[0], targets, weights)
         errors = measure_errors(self.model, state.leader.answers[0], sample)
-        error, there = average(errors, weights), weights.sum() > 0
+        error = average(errors, weights)
+        there = (weights.sum() > 0) & jnp.isfinite(error)  # one that is no number would stay in every sum
         leader, updated = self._teach(state.leader, sample, state.boost)
         rival, trial = self._try(state, sample, error)
         score = jnp.where(there, self.fade * state.score + jnp.stack([error, jnp.ones_like(error)]), state.score)
@@ -262,7 +263,8 @@ class Rules:
         """(state, whether the fresh learner goes on); the sums of a trial are 0 once it is over."""
         if state.rival is None:
             return state, lesson.replaced
-        better = over & (state.trial.rival < state.trial.leader)
+        # of a leader whose errors are no numbers any fresh learner is the better
+        better = over & jnp.isfinite(state.trial.rival) & ~(state.trial.leader <= state.trial.rival)
         sums = [jnp.where(over, 0, total) for total in state.trial[1:]]
         leader = choose(better, state.rival, state.leader)
         return state._replace(leader=leader, trial=Trial(state.trial.left, *sums)), better

@@ -98,18 +98,29 @@ def test_the_optimizer_forgets_its_moments():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("spoilt", [True, False])
 def test_a_fresh_learner_goes_on_where_it_is_better(spoilt):
-    stream = make(fork=8)
-    if spoilt:
-        params = jax.tree.map(lambda leaf: leaf + 2, stream.params)
-    else:  # the fresh learner begins with worse parameters than the one that there is
-        params = stream.params
-        stream.state = stream.state._replace(origin=jax.tree.map(lambda leaf: leaf + 2, params))
-    stream.state = stream.state._replace(leader=stream.state.leader._replace(params=params))
+    stream = make(optax.sgd(0.0), fork=8)
+    fresh = stream.params
+    head = fresh["head"] | {"out": fresh["head"]["out"] | {"bias": fresh["head"]["out"]["bias"] + 9}}
+    worse = fresh | {"head": head}
+    leader = stream.state.leader._replace(params=worse if spoilt else fresh)
+    stream.state = stream.state._replace(leader=leader, origin=fresh if spoilt else worse)
     follow(stream, 5)
     assert int(stream.state.trial.left) == 8
     replaced = [bool(follow_on(stream).replaced) for _ in range(10)]
     assert replaced == [spoilt and step == 7 for step in range(10)]
     assert int(stream.state.trial.left) == 0
+    assert_close(stream.params, fresh)
+
+
+@pytest.mark.exhaustive
+def test_a_fresh_learner_goes_on_where_the_leader_says_no_numbers():
+    stream = make(fork=8)
+    follow(stream, 5)
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, stream.params)
+    stream.state = stream.state._replace(leader=stream.state.leader._replace(params=params))
+    replaced = [bool(follow_on(stream).replaced) for _ in range(8)]
+    assert replaced == [step == 7 for step in range(8)]
+    assert np.isfinite(follow_on(stream).score) and np.isfinite(stream.predict([1.0])).all()
 
 
 @pytest.mark.parametrize("options", [{"rate": 0.0}, {"rate_steps": 0}, {"memory": 1.5}, {"fork": -1}])
