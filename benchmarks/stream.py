@@ -92,12 +92,12 @@ def count_bytes(stream: Stream) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(stream.state))
 
 
-def build(size: int) -> tuple[SequenceModel, Any]:
-    """A model of one layer and its parameters."""
+def build(size: int, seed: int = 0) -> tuple[SequenceModel, Any]:
+    """A model of one layer and its parameters as they are drawn."""
     task = Task("forecasting", channels=1, horizon=1)
     sizes: dict[str, Any] = {"pattern": ("selective",), "d_model": size, "d_state": size, "mlp_ratio": 0.0}
     model = SequenceModel(Model(task=task, **sizes, normalize=False, linear_skip=2))
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 1)))["params"]
+    return model, jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1, 1)))["params"]
 
 
 if __name__ == "__main__":

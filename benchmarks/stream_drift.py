@@ -15,14 +15,11 @@ within 10 % of that of the 5,000 rows before the switch; a mean of 200 rows is i
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import measure
 import numpy as np
 import optax
+from stream import build
 
-from selssm_jax.config import Model, Task
-from selssm_jax.model import SequenceModel
 from selssm_jax.streaming import ADWIN, LastValue, Reaction, RecursiveLeastSquares, Stream
 from selssm_jax.streaming.rivals import follow_rows
 from selssm_jax.streaming.synthetic import switch_autoregression
@@ -30,7 +27,7 @@ from selssm_jax.streaming.synthetic import switch_autoregression
 STEPS, EVERY, FIRST = 100_000, 20_000, 100  # rows, rows of a regime, rows that no mean counts
 FORGETTING = (1.0, 0.9999, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.98)
 MEAN, BEFORE, NEAR = 200, 5000, 1.1  # rows of a mean after a switch and before it, and how near is back
-RATE = 3e-3
+WIDTH, RATE = 8, 3e-3
 REACTION = Reaction(rate=10.0, rate_steps=300)
 
 
@@ -58,7 +55,7 @@ def main(rounds: int) -> dict[str, Any]:
 def measure_stream(seed: int, steps: int = STEPS, every: int = EVERY) -> dict[str, Any]:
     """Mean squared errors of all that forecast one stream, and how soon the learner is back after each switch."""
     stream = switch_autoregression(seed, steps, every)
-    model, params = build(seed)
+    model, params = build(WIDTH, seed)
     start = time.perf_counter()
     learner = Stream(model, params, optax.adam(RATE), detector=ADWIN(), reaction=REACTION)
     first = learner.replay(stream.inputs[:every])
@@ -98,14 +95,6 @@ def count_rows_back(errors: np.ndarray, change: int) -> int:
     means = (sums[MEAN:] - sums[:-MEAN]) / MEAN
     back = np.flatnonzero(means <= NEAR * before)
     return int(back[0]) + MEAN if len(back) else len(errors) - change
-
-
-def build(seed: int) -> tuple[SequenceModel, Any]:
-    """The model and its parameters as they are drawn."""
-    task = Task("forecasting", channels=1, horizon=1)
-    sizes: dict[str, Any] = {"pattern": ("selective",), "d_model": 8, "d_state": 8, "mlp_ratio": 0.0}
-    model = SequenceModel(Model(task=task, **sizes, normalize=False, linear_skip=2))
-    return model, jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1, 1)))["params"]
 
 
 if __name__ == "__main__":

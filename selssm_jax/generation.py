@@ -29,6 +29,7 @@ from selssm_jax.data.pipeline import Dataset
 from selssm_jax.errors import ArgumentError, as_input_error
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import ModelLike
+from selssm_jax.ops.boundaries import choose_rows
 from selssm_jax.ops.extremes import largest
 from selssm_jax.tasks.registry import kind_of
 
@@ -636,7 +637,7 @@ def _step(
     logits, state = model.apply(
         {"params": params}, jnp.maximum(now.token, 0), now.state, method="step", rngs={"noise": key}
     )
-    state = _choose_rows(now.token != NOTHING, state, now.state) if stop else state
+    state = choose_rows(now.token != NOTHING, state, now.state) if stop else state
     return _after(logits, state, now.done, now.seen, key, sampling, stop)
 
 
@@ -679,7 +680,7 @@ def _read(params: PyTree, prompt: _Prompt, key: Array, *, model: ModelLike, room
     def read(before: tuple[Array, State], step: tuple[Array, Array, Array]) -> tuple[tuple[Array, State], None]:
         token, valid, key = step
         logits, state = model.apply({"params": params}, token, before[1], method="step", rngs={"noise": key})
-        return (logits, _choose_rows(valid, state, before[1])), None
+        return (logits, choose_rows(valid, state, before[1])), None
 
     keys = jax.random.split(key, prompt.tokens.shape[1])
     logits = jnp.zeros((len(prompt.tokens), model.config.task.vocab))
@@ -692,11 +693,6 @@ def _find_seen(prompt: _Prompt, vocab: int) -> Bool[Array, "B V"]:
     read = jnp.ones(prompt.tokens.shape, bool) if read is None else read
     rows = jnp.arange(len(prompt.tokens))[:, None]
     return jnp.zeros((len(prompt.tokens), vocab), bool).at[rows, prompt.tokens].max(read)
-
-
-def _choose_rows(chosen: Array, new: State, old: State) -> State:
-    """Rows of `new` where `chosen`, (B,), else of `old`."""
-    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
 def _spread(state: State, rows: int) -> State:

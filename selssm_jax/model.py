@@ -17,6 +17,7 @@ from selssm_jax.layers.bounds import Bounds
 from selssm_jax.layers.encoders import frame_valid
 from selssm_jax.layers.resampling import Resampler
 from selssm_jax.ops import shards
+from selssm_jax.ops.boundaries import hide_rows
 from selssm_jax.shapes import Reset, Rows, Signal, Tokens
 from selssm_jax.tasks.base import Ends, TaskKind
 from selssm_jax.tasks.registry import kind_of
@@ -166,8 +167,7 @@ class SequenceModel(nn.Module):
         fresh = shards.total(again.astype(jnp.int32)) > 0
 
         def hide_state(leaf: Array) -> Array:
-            rows = jnp.repeat(fresh, leaf.shape[0] // len(fresh))
-            return jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
+            return hide_rows(jnp.repeat(fresh, leaf.shape[0] // len(fresh)), leaf)
 
         parts = {name: state[name] for name in state if name != "blocks"}
         return (

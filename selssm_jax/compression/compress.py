@@ -7,17 +7,17 @@ is not read here.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selssm_jax.compression import pruning, quantization, removal, sharing, truncation
+from selssm_jax.compression import pruning, quantization, sharing, truncation
 from selssm_jax.compression.finetune import finetune
 from selssm_jax.compression.progress import Progress
-from selssm_jax.compression.removal_search import Removal, check_removal, search
+from selssm_jax.compression.removal_search import Removal, check_removal, remove_from, search
 from selssm_jax.compression.search import Point, smallest
 from selssm_jax.compression.sensitivity import error_weights
 from selssm_jax.compression.streaming import LEVELS, PackedModel, calibration, flat_levels
@@ -258,12 +258,6 @@ def prune_half(subject: Subject, how: str) -> Subject:
 def select_components(subject: Subject, keep: pruning.Keep) -> Subject:
     """Returns the subject with these components alone."""
     config, params = pruning.prune(subject.model.config, subject.params, keep)
-    return dataclasses.replace(subject, model=SequenceModel(config), params=params)
-
-
-def remove_from(subject: Subject, parts: Sequence[str]) -> Subject:
-    """Returns the subject without these parts of its blocks."""
-    config, params = removal.remove(subject.model.config, subject.params, parts)
     return dataclasses.replace(subject, model=SequenceModel(config), params=params)
 
 

@@ -97,6 +97,12 @@ def remove_parts(
     return dataclasses.replace(whole, chosen=better)
 
 
+def remove_from(subject: Subject, parts: Sequence[str]) -> Subject:
+    """Returns the subject without these parts of its blocks."""
+    config, params = removal.remove(subject.model.config, subject.params, parts)
+    return dataclasses.replace(subject, model=SequenceModel(config), params=params)
+
+
 def search(subject: Subject, say: Callable[[str], None], progress: Progress) -> Removal:
     """Returns what `remove_parts` does, without fine-tuning. Raises what `check_removal` raises."""
     options, config = subject.experiment.compress, subject.model.config
@@ -154,17 +160,14 @@ def _recall_steps(progress: Progress) -> list[removal.Step]:
 def _judge(subject: Subject, steps: Sequence[removal.Step], progress: Progress) -> Remainder:
     """What is left after these steps, with its scores, as `progress` has them or judged now."""
     gone = tuple(step.part for step in steps)
-    model, params = subject.model, subject.params
-    if gone:
-        config, params = removal.remove(model.config, params, gone)
-        model = SequenceModel(config)
+    left = remove_from(subject, gone) if gone else subject
     name = f"without {' '.join(gone)}"
     if (item := progress.recall(name)) is None:
-        validation = subject.validate(model, params)
+        validation = subject.validate(left.model, left.params)
         progress.keep(name, validation, {})
     else:
         validation = item[0]
-    return Remainder(gone, steps[-1].cost if steps else None, model, params, validation)
+    return Remainder(gone, steps[-1].cost if steps else None, left.model, left.params, validation)
 
 
 def _list_parts(options: Compress, config: Model) -> tuple[str, ...]:

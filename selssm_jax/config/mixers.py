@@ -385,6 +385,11 @@ NONE = "none"  # in a pattern: a block without a mixer
 _SIZES = {"d_model": Positive, "d_state": Positive, "norm_epsilon": Spread}  # of the model, and arguments of layers
 
 
+def list_noises(mixer: MixerConfig) -> list[str]:
+    """Returns the keys by which a mixer is set to draw noise at every step."""
+    return [key for key in (*NOISES, "sampled") if getattr(mixer, key, False)]
+
+
 def list_gated() -> tuple[str, ...]:
     """Returns the mixers that sow their gates."""
     return tuple(name for name, mixer in MIXERS.items() if mixer.gated)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from selssm_jax.config.fields import Count, Least, Positive, Within, check_fields
-from selssm_jax.config.mixers import NOISES, MixerConfig
+from selssm_jax.config.mixers import MixerConfig, list_noises
 from selssm_jax.errors import InputError
 
 Rule = Literal["none", "static", "equal_time", "boundary", "information"]
@@ -84,13 +84,12 @@ class ResampleConfig:
                 "it, or another rule"
             )
         for name, mixer in zip(pattern[first:last], mixers[first:last], strict=True):
-            for key in (*NOISES, "sampled"):
-                if getattr(mixer, key, False):
-                    raise InputError(
-                        f"model.{name}.{key}={getattr(mixer, key)} draws noise, and what blocks of model.resample "
-                        "carry is read a second time, with other noise: use "
-                        f"model.{name}.{key}={getattr(type(mixer)(), key)}, or model.resample.rule='none'"
-                    )
+            for key in list_noises(mixer):
+                raise InputError(
+                    f"model.{name}.{key}={getattr(mixer, key)} draws noise, and what blocks of model.resample carry is "
+                    f"read a second time, with other noise: use model.{name}.{key}={getattr(type(mixer)(), key)}, or "
+                    "model.resample.rule='none'"
+                )
 
     def without(self, index: int, count: int) -> "ResampleConfig":
         """Returns what is left of it when block `index` of `count` is removed; nothing where no block is left."""

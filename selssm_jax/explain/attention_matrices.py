@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
-from selssm_jax.explain.attribution import Output, Question
+from selssm_jax.explain.attribution import Given, Output, Question, gather_call, list_values, read_shifted
 from selssm_jax.layers.mixers import mixer
-from selssm_jax.layers.relevance_rules import RECORDED, SHIFTED, explaining
+from selssm_jax.layers.relevance_rules import explaining
 from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Inputs, SequenceModel, State, block_name, names_read_in_part
@@ -30,8 +30,6 @@ from selssm_jax.shapes import Reset
 
 TILE = 64  # rows of alpha that are pulled back at a time
 MEANS = ("mean", "channel")
-
-Given = Mapping[str, Any]
 
 
 class HiddenAttention(NamedTuple):
@@ -92,7 +90,7 @@ def hidden_attention(
     if tile < 1:
         raise ValueError(f"tile={tile}: use at least 1 row")
     _check_block(model, block)
-    given = _gather(inputs, state, reset, valid, key)
+    given = gather_call(inputs, state=state, reset=reset, valid=valid, key=key)
     reading = _Reading(model, block)
     if not {"drive", "read"} <= set(jax.eval_shape(lambda: reading.show(parameters(params), given, {}))):
         raise ValueError(
@@ -126,7 +124,8 @@ def component_relevance(
       ValueError: for a block that the model has not, or whose mixer names no axes of its state, or shows nothing of it.
     """
     _check_block(model, block)
-    params, given, reading = parameters(params), _gather(inputs, state, reset, valid, key), _Reading(model, block)
+    given = gather_call(inputs, state=state, reset=reset, valid=valid, key=key)
+    params, reading = parameters(params), _Reading(model, block)
     layer = mixer(model.config.pattern[block], model.config.blocks[block])
     axes = layer.state_axes() if callable(getattr(layer, "state_axes", None)) else None
     if axes is None or "read" not in jax.eval_shape(lambda: reading.show(params, given, {})):
@@ -153,20 +152,8 @@ class _Reading(NamedTuple):
         """Returns "drive", "read", "skip" and "mixed", those that it shows, of a call in which some are shifted."""
         name = block_name(self.block)
         with jax.default_matmul_precision("highest"), explaining():
-            _, shown = self.model.apply(
-                {"params": params, SHIFTED: {name: {"mixer": dict(shifts)}}},
-                given["inputs"],
-                given["state"],
-                reset=given["reset"],
-                valid=given["valid"],
-                rngs={"noise": given["key"]},
-                mutable=[RECORDED],
-            )
-        return {
-            key: value[0]
-            for key, value in shown[RECORDED].get(name, {}).get("mixer", {}).items()
-            if not isinstance(value, Mapping)
-        }
+            _, shown = read_shifted(self.model, params, given, {name: {"mixer": dict(shifts)}})
+        return list_values(shown.get(name, {}).get("mixer", {}))
 
 
 def _check_block(model: SequenceModel, block: int) -> None:
@@ -177,11 +164,6 @@ def _check_block(model: SequenceModel, block: int) -> None:
             f"block={block} reads some steps alone, found model.resample.rule={model.config.resample.rule!r}: its "
             "attention is one of these steps, so ask for another block"
         )
-
-
-def _gather(inputs: Inputs, state: Any, reset: Any, valid: Any, key: Any) -> Given:
-    key = jax.random.key(0) if key is None else key
-    return {"inputs": jnp.asarray(inputs), "state": state, "reset": reset, "valid": valid, "key": key}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -250,15 +232,7 @@ def _slope_of_read(question: Question, block: int, params: PyTree, given: Given)
 
     def say(shift: Array) -> Array:
         with jax.default_matmul_precision("highest"), explaining():
-            (outputs, _), _ = question.model.apply(
-                {"params": params, SHIFTED: {name: {"mixer": {"read": shift}}}},
-                given["inputs"],
-                given["state"],
-                reset=given["reset"],
-                valid=given["valid"],
-                rngs={"noise": given["key"]},
-                mutable=[RECORDED],
-            )
+            outputs, _ = read_shifted(question.model, params, given, {name: {"mixer": {"read": shift}}})
         return question.say(outputs)
 
     return jax.grad(say)(jnp.zeros(like.shape, like.dtype))

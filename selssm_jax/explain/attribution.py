@@ -50,6 +50,40 @@ class Explanation(NamedTuple):
     blocks: Float[Array, "L B F"] | None = None
 
 
+def gather_call(
+    inputs: Inputs,
+    *,
+    state: State | None = None,
+    reset: Reset | None = None,
+    valid: Array | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Given:
+    """Returns what a call of a model is given; the key of noise is 0's where there is none."""
+    key = jax.random.key(0) if key is None else key
+    return {"inputs": jnp.asarray(inputs), "state": state, "reset": reset, "valid": valid, "key": key}
+
+
+def read_shifted(
+    model: SequenceModel, params: PyTree, given: Given, shifts: Mapping[str, Any]
+) -> tuple[Array, Mapping[str, Any]]:
+    """Returns (outputs, what the model shows while it is explained) of one call in which some of that is shifted."""
+    (outputs, _), shown = model.apply(
+        {"params": params, SHIFTED: dict(shifts)},
+        given["inputs"],
+        given["state"],
+        reset=given["reset"],
+        valid=given["valid"],
+        rngs={"noise": given["key"]},
+        mutable=[RECORDED],
+    )
+    return outputs, shown[RECORDED]
+
+
+def list_values(shown: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns what a module itself shows by name, without what modules inside it do."""
+    return {name: value[0] for name, value in shown.items() if not isinstance(value, Mapping)}
+
+
 class Question(NamedTuple):
     """Which number of which model is asked about; it can be hashed, and so be compiled for."""
 
@@ -63,17 +97,8 @@ class Question(NamedTuple):
 
     def read(self, params: PyTree, given: Given, shifts: Mapping[str, Array]) -> tuple[Array, Mapping[str, Array]]:
         """Returns (outputs, what the residual stream was, by name) of one call whose residual stream is shifted."""
-        (outputs, _), shown = self.model.apply(
-            {"params": params, SHIFTED: dict(shifts)},
-            given["inputs"],
-            given["state"],
-            reset=given["reset"],
-            valid=given["valid"],
-            rngs={"noise": given["key"]},
-            mutable=[RECORDED],
-        )
-        stream = {name: value[0] for name, value in shown[RECORDED].items() if not isinstance(value, Mapping)}
-        return outputs, stream
+        outputs, shown = read_shifted(self.model, params, given, shifts)
+        return outputs, list_values(shown)
 
     def say(self, outputs: Array) -> Array:
         """Returns the number that is explained. Raises ValueError where `output` gives none or several."""
@@ -160,13 +185,7 @@ def explain_output(
         )
     if steps < 1:
         raise ValueError(f"steps={steps}: use at least 1")
-    given = {
-        "inputs": jnp.asarray(inputs),
-        "state": state,
-        "reset": reset,
-        "valid": valid,
-        "key": jax.random.key(0) if key is None else key,
-    }
+    given = gather_call(inputs, state=state, reset=reset, valid=valid, key=key)
     active = frozenset(rules) if method == "lrp" else frozenset()
     return _explain(Question(model, output), method, active, steps, parameters(params), given)
 

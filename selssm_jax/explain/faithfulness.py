@@ -20,7 +20,7 @@ from scipy import stats
 
 from selssm_jax.config import Data
 from selssm_jax.errors import suggest
-from selssm_jax.explain.attribution import METHODS, Question, explain_output
+from selssm_jax.explain.attribution import METHODS, Question, explain_output, gather_call
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import Inputs, SequenceModel
 from selssm_jax.shapes import AnyArray
@@ -122,7 +122,7 @@ def perturbation_curves(
 @functools.partial(jax.jit, static_argnums=0)
 def _score_kept(question: Question, params: PyTree, inputs: Array, valid: Array | None, kept: Array) -> Array:
     """(K, B): scores of inputs of which the steps `kept`, (K, B, T), are left."""
-    given = {"inputs": inputs, "state": None, "reset": None, "valid": valid, "key": jax.random.key(0)}
+    given = gather_call(inputs, valid=valid)
     x = question.features(params, given)
 
     def say(kept: Array) -> Array:

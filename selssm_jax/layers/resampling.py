@@ -17,6 +17,7 @@ from selssm_jax.layers.blocks import Block, normalisation
 from selssm_jax.layers.parameters import Layer
 from selssm_jax.layers.projection import project
 from selssm_jax.ops import linear_scan
+from selssm_jax.ops.boundaries import choose_rows
 from selssm_jax.shapes import Activations, Reset, Rows
 
 TICKS = 2**16  # of one step of a clock: whole numbers add up alike in one call and in many
@@ -281,7 +282,7 @@ def _read(
         block.initial_state(x.shape[0]) if state is None else state for block, state in zip(blocks, states, strict=True)
     )
     if x.shape[1] == 1:
-        return y, _select(live[:, 0], tuple(after), start)
+        return y, choose_rows(live[:, 0], tuple(after), start)
     modules = [block.unbind() for block in blocks]
 
     def step(states: tuple[State, ...], now: tuple[Array, ...]) -> tuple[tuple[State, ...], None]:
@@ -292,18 +293,11 @@ def _read(
             answer: Any = module.apply(params, value, state, begin[:, None], everywhere, True)
             value = answer[0]
             after.append(answer[1])
-        return _select(is_live, tuple(after), states), None
+        return choose_rows(is_live, tuple(after), states), None
 
     begin = jnp.zeros_like(live) if reset is None else reset
     moved = tuple(jnp.moveaxis(values, 1, 0) for values in (x, begin, live))
     return y, jax.lax.scan(step, start, moved)[0]
-
-
-def _select(rows: Array, after: Any, before: Any) -> Any:
-    """Of two states, by row, the first where `rows`."""
-    return jax.tree.map(
-        lambda new, old: jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old).astype(old.dtype), after, before
-    )
 
 
 def _find_begins(begun: Array, steps: int, reset: Array | None) -> Bool[Array, "B T"]:

@@ -38,6 +38,20 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+def choose_rows(chosen: Bool[Array, "B"], new: Any, old: Any) -> Any:
+    """Returns a tree of arrays (B, ...) with the rows of `new` where `chosen`, else those of `old`, in its dtypes."""
+    return jax.tree.map(
+        lambda one, other: jnp.where(chosen.reshape(-1, *[1] * (other.ndim - 1)), one, other).astype(other.dtype),
+        new,
+        old,
+    )
+
+
+def hide_rows(flags: Bool[Array, "B"], tree: Any) -> Any:
+    """Returns a tree of arrays (B, ...) that are 0 in the rows that are flagged, whatever was there."""
+    return choose_rows(flags, jax.tree.map(jnp.zeros_like, tree), tree)
+
+
 def find_lost_sequences(
     steps: Sequence[Array], before: Array, reset: Bool[Array, "B T"], dy: Array, dlast: Array
 ) -> Bool[Array, "B"]:

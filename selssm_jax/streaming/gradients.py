@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, PyTree
 from selssm_jax.layers.mixers import mixer
 from selssm_jax.layers.state_axes import StateAxes
 from selssm_jax.model import SequenceModel, State, block_names
-from selssm_jax.streaming.samples import Sample, average, hide_rows, measure_errors, read_step
+from selssm_jax.ops.boundaries import hide_rows
+from selssm_jax.streaming.samples import Sample, average, measure_errors, read_step
 
 TOLERANCE = 1e-3  # of the check that components do not touch one another, relative to the largest derivative
 Trace = dict[str, Array]  # by the path of a mixer's parameter, (B, P, *its shape)

@@ -52,8 +52,3 @@ def average(errors: Array, weights: Array) -> Float[Array, ""]:
 def choose(flag: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     """Returns one of two trees of equal shapes."""
     return jax.tree.map(lambda one, other: jnp.where(flag, one, other), yes, no)
-
-
-def hide_rows(flags: Bool[Array, "B"], tree: Any) -> Any:
-    """Returns a tree of arrays (B, ...) that are 0 in the rows that are flagged, whatever was there."""
-    return jax.tree.map(lambda leaf: jnp.where(flags.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf), tree)

@@ -16,7 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from selssm_jax.config.mixers import NOISES
+from selssm_jax.config.mixers import list_noises
 from selssm_jax.model import SequenceModel
 from selssm_jax.streaming.drift import Detector
 from selssm_jax.streaming.gradients import ExactGradient, GradientMethod
@@ -301,7 +301,6 @@ def _check_model(model: SequenceModel) -> None:
     config = model.config
     if kind_of(config.task).stride(config) != 1:
         raise ValueError(f"the model reads {config.stride} steps at a time, a stream has one: use model.stride=1")
-    noises = [name for name in NOISES if "selective" in config.pattern and getattr(config.selective, name)]
-    noises += ["sampled"] if "kalman" in config.pattern and config.kalman.sampled else []
+    noises = dict.fromkeys(key for name in config.pattern for key in list_noises(config.mixer(name)))
     if noises:
         raise ValueError(f"the model draws noise at every step ({', '.join(noises)}): use one without")
