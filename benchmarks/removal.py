@@ -5,7 +5,8 @@
 Eight blocks of "selective" on characters of the Python reference, five seeds, trained for STEPS steps. Of each run two
 of eight blocks are removed, or two of eight recurrences, or two of eight MLPs, and nothing is trained again: by
 "loss", greedily, which reads the calibration batches anew for every set; by one pass over the same batches
-("expansion", "information", "memory", "influence", as `compression.removal.measure_costs` says); and by all 28 pairs.
+("expansion", "information", "memory", "influence", "relevance", as `compression.removal.measure_costs` says); and by
+all 28 pairs.
 Sets are chosen on training batches, losses are those of batches of the test split. Rounds are those of the clock: CPU
 time of a decoded token by the whole model and by that without two, four and six blocks, in turn, at three widths.
 """
@@ -35,7 +36,7 @@ CALIBRATION, TEST = 4, 16  # batches
 WIDTH, WIDTHS = 48, (48, 128, 256)  # of what is trained, and of what is timed
 ROWS, TOKENS = 8, 32  # sequences that are decoded at once, tokens of a call
 KINDS = ("blocks", "recurrences", "mlps")
-ONE_PASS = ("expansion", "information", "memory", "influence")
+ONE_PASS = ("expansion", "information", "memory", "influence", "relevance")
 WITHIN = 1.02  # of the loss of greedy removal
 FOLDER = pathlib.Path(__file__).parent.parent / "runs" / "removal"
 

@@ -26,10 +26,13 @@ from selssm_jax.config import Model
 from selssm_jax.config.mixers import BUILT_IN, MIXERS, NONE
 from selssm_jax.errors import suggest
 from selssm_jax.information import canonical
+from selssm_jax.layers.relevance_rules import RULES, explaining
 from selssm_jax.layers.variables import parameters
 from selssm_jax.model import SequenceModel, block_names
 from selssm_jax.observe import find_data_frames
 from selssm_jax.shapes import Batch
+from selssm_jax.tasks.registry import kind_of
+from selssm_jax.tasks.scores import hide_unweighted
 from selssm_jax.training import pieces
 
 PyTree = Any
@@ -182,8 +185,8 @@ def expand_loss(
 
 
 def sum_scores(config: Model, scores: Mapping[str, float]) -> Cost:
-    """Returns the cost that is the sum of the scores of parts: what `find_greedily` takes for scores of one's own, such
-    as shares of relevance.
+    """Returns the cost that is the sum of the scores of parts: what `find_greedily` takes for scores of one's
+    own.
 
     Args:
       scores: part -> what it is worth. A part that has none is worth as much as its branches.
@@ -218,7 +221,9 @@ def measure_costs(
         information that the outputs have of the masks;
         "memory", nats that the output of a mixer holds of single earlier inputs, by canonical correlations, summed over
         lags 1, 2, 4, ..., 64 of which there are enough samples; an MLP alone has no such score;
-        "influence", 1 - cos(x, x + branch(x)), the mean over steps (Men et al. 2024).
+        "influence", 1 - cos(x, x + branch(x)), the mean over steps (Men et al. 2024);
+        "relevance", the share that what a branch adds has of the relevance of the answers (`explain`), sizes summed
+        over steps: of the logits of the most probable answers, or of squared forecasts.
 
     Raises:
       ValueError: for another name, and where there are no batches, or too short ones for a lag.
@@ -292,6 +297,17 @@ def _of_influence(model: SequenceModel, params: PyTree, batches: Iterable[Batch]
     return sum_scores(model.config, dict(zip(branches, (totals / steps).tolist(), strict=True)))
 
 
+def _of_relevance(model: SequenceModel, params: PyTree, batches: Iterable[Batch], piece: int) -> Cost:
+    del piece
+    branches = _name_branches(model.config)
+    config = dataclasses.replace(model.config, remat=False)
+    totals = sum(
+        (np.asarray(_add_relevance(config, params, dict(batch)), np.float64) for batch in batches), np.zeros(1)
+    )
+    _check_steps(totals.sum())
+    return sum_scores(model.config, dict(zip(branches, (totals / totals.sum()).tolist(), strict=True)))
+
+
 def _of_memory(model: SequenceModel, params: PyTree, batches: Iterable[Batch], piece: int) -> Cost:
     del piece
     branches = _name_branches(model.config)
@@ -324,6 +340,7 @@ COSTS: dict[str, Callable[[SequenceModel, PyTree, Iterable[Batch], int], Cost]] 
     "information": partial(_of_quadratic, targets=False),
     "memory": _of_memory,
     "influence": _of_influence,
+    "relevance": _of_relevance,
 }
 
 
@@ -373,6 +390,26 @@ def _show_branches(config: Model, params: PyTree, batch: Batch) -> dict[str, tup
             shown[f"{name}/{branch}"] = x, seen[f"{name}/{branch}"]
             x = x + seen[f"{name}/{branch}"]
     return shown
+
+
+@partial(jax.jit, static_argnums=0)
+def _add_relevance(config: Model, params: PyTree, batch: Batch) -> Array:
+    """The sum over rows and frames of |R| of what each branch adds: R = sum_d y_d dF/dy_d, the slope of F in a mask on
+    the branch at that frame. F is linear in what each scored answer says.
+    """
+    kind, model, branches = kind_of(config.task), SequenceModel(config), _name_branches(config)
+    frames = find_data_frames(config, batch)
+
+    def answer(masks: Array) -> Array:
+        with bypass(dict(zip(branches, masks, strict=True))):
+            outputs, _, _ = pieces.make_reader(model, params, jax.random.key(0))(None, batch, None)
+        outputs = hide_unweighted(outputs, batch["weights"])
+        said = jax.nn.one_hot(outputs.argmax(axis=-1), outputs.shape[-1]) if kind.loss == "nats" else outputs
+        return (hide_unweighted(jax.lax.stop_gradient(said), batch["weights"]) * outputs).sum()
+
+    with jax.default_matmul_precision("highest"), explaining(RULES):
+        R = jax.grad(answer)(jnp.ones((len(branches), *frames.shape, 1)))
+    return jnp.abs(R[..., 0]).sum(axis=(1, 2), where=frames)
 
 
 def _thin(vectors: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ class Compress:
     remove: Literal["none", "blocks", "recurrences", "attention", "mlps", "all"] = "none"
     removed: Share = 0.25  # of these parts that are removed, but at least one part
     # what says which: the loss without them, read anew for every choice, or a score from one pass
-    remove_by: Literal["loss", "expansion", "information", "memory", "influence"] = "loss"
+    remove_by: Literal["loss", "expansion", "information", "memory", "influence", "relevance"] = "loss"
     packed: bool = True  # False: parts are removed, and what is carried stays in float32
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ CHOICES = {
     "information": "the nats by which outputs move, to second order, from one pass over training batches",
     "memory": "the nats that its mixer's output holds of earlier inputs, from one pass over training batches",
     "influence": "how far it turns what it is added to, from one pass over training batches",
+    "relevance": "its share of the relevance of the answers, from one pass over training batches",
 }
 INTRODUCTION = (
     "Of {parts} parts ({kind}) {count} went, one after another: each time that one for which this is least: {by}. "

@@ -16,8 +16,10 @@ from selssm_jax.compression.progress import open_progress
 from selssm_jax.compression.subject import Subject
 from selssm_jax.config import Compress, Model
 from selssm_jax.errors import InputError
+from selssm_jax.explain import attribution
 from selssm_jax.interop import huggingface
-from selssm_jax.model import SequenceModel
+from selssm_jax.layers.relevance_rules import RULES, explaining
+from selssm_jax.model import SequenceModel, residual_name
 
 LANGUAGE = runs.TASKS["language"]
 SIZES = {"d_model": 8, "d_state": 4, "mlp_ratio": 1.0, "conv": 2} | runs.HEADS
@@ -191,7 +193,7 @@ def test_the_expansion_has_the_slope_of_the_loss_and_the_curvature_of_the_output
     assert cost(("block_0/mixer", "block_1/mlp")) == pytest.approx(found.divergence.cost(gone))
 
 
-@pytest.mark.parametrize("how", ["information", "memory", "influence"])
+@pytest.mark.parametrize("how", ["information", "memory", "influence", "relevance"])
 def test_a_block_that_does_nothing_is_worth_nothing_and_goes_first(how):
     model, params, batch = build(pattern=("selective", "rnn", "min_gru"))
     params = {**params, "block_1": jax.tree.map(jnp.zeros_like, params["block_1"])}
@@ -240,6 +242,33 @@ def test_influence_is_the_angle_that_a_branch_turns_by():
     cosine = (x * (x + y)).sum(-1) / jnp.linalg.norm(x, axis=-1) / jnp.linalg.norm(x + y, axis=-1)
     cost = removal.measure_costs(model, params, [batch], "influence")
     assert cost(("block_0/mixer",)) == pytest.approx(float((1 - cosine)[batch["valid"]].mean()), rel=1e-4)
+
+
+def test_relevance_is_the_gradient_of_the_answers_with_gates_held_times_what_the_branch_adds():
+    model, params, batch = build(pattern=("selective", "mamba"), mlp_ratio=0.0)
+    given = attribution.gather_call(jnp.asarray(batch["inputs"]), valid=jnp.asarray(batch["valid"]))
+    scored = lambda outputs: (outputs.max(axis=-1) * batch["weights"]).sum()  # noqa: E731
+    question = attribution.Question(model, scored)
+    _, stream = jax.jit(question.read)(params, given, {})
+    with explaining(RULES):
+        slopes = jax.jit(jax.grad(lambda shifts: question.say(question.read(params, given, shifts)[0])))(
+            {name: jnp.zeros_like(value) for name, value in stream.items()}
+        )
+    sizes = [
+        float(jnp.abs((slopes[after] * (stream[after] - stream[before])).sum(axis=-1))[batch["valid"]].sum())
+        for before, after in itertools.pairwise(map(residual_name, range(3)))
+    ]
+    cost = removal.measure_costs(model, params, [batch], "relevance")
+    shares = [cost((name,)) for name in ("block_0", "block_1")]
+    np.testing.assert_allclose(shares, np.asarray(sizes) / sum(sizes), rtol=1e-4)
+    assert cost(("block_0", "block_1")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["classification", "forecasting"])
+def test_relevance_is_of_models_of_other_tasks_too(kind):
+    model, params, batch = build(runs.TASKS[kind], pattern=("selective", "min_gru"))
+    cost = removal.measure_costs(model, params, [batch], "relevance")
+    assert 0 < cost(("block_0",)) < 1 and cost(("block_0", "block_1")) == pytest.approx(1)
 
 
 def test_greedy_removal_is_the_best_of_every_size_where_costs_add_up_and_may_not_be_where_they_do_not():
