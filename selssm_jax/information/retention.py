@@ -117,6 +117,60 @@ def horizon(lags: Sequence[int], nats: np.ndarray, stderr: np.ndarray, *, least:
     return int(lags[known[-1]]) if len(known) else None
 
 
+class HalfLife(NamedTuple):
+    """The lag at which half of the first information is left, and the interval of it that the errors allow; inf where
+    it is not reached.
+    """
+
+    lag: float
+    low: float
+    high: float
+
+
+def half_life(
+    lags: Sequence[int] | np.ndarray, nats: Sequence[float] | np.ndarray, stderr: Sequence[float] | np.ndarray
+) -> HalfLife:
+    """Returns the first lag at which I(lag) <= I(first) / 2, in a line between lags.
+
+    Its interval is cautious: low is that of the curve two standard errors lower, against half of a first value two
+    standard errors higher; high the other way round.
+
+    Args:
+      lags: ascending. nats: information at each, of any unit. stderr: of each.
+
+    Raises:
+      ValueError: for fewer than two lags, lags that do not ascend, other shapes, and where the first value is not known
+        to be above 0: half of nothing is no lag.
+    """
+    places, values, errors = (np.asarray(numbers, np.float64) for numbers in (lags, nats, stderr))
+    if not (places.ndim == 1 and places.shape == values.shape == errors.shape and len(places) > 1):
+        raise ValueError(
+            f"lags, nats and stderr have shapes {places.shape}, {values.shape} and {errors.shape}: expected one value "
+            "and one error at each of two lags or more"
+        )
+    if not (np.diff(places) > 0).all():
+        raise ValueError(f"lags {list(lags)} do not ascend: order them, each once")
+    if not values[0] - 2 * errors[0] > 0:
+        raise ValueError(
+            f"the first value is {values[0]:.3g} +- {errors[0]:.2g}, expected two standard errors above 0: it is not "
+            "known that there is anything of which half could be left; give more samples"
+        )
+    shifts = (0.0, -2.0, 2.0)
+    return HalfLife(*(_cross(places, values + s * errors, (values[0] - s * errors[0]) / 2) for s in shifts))
+
+
+def _cross(lags: np.ndarray, curve: np.ndarray, level: float) -> float:
+    """The first lag at which the curve, in a line between lags, is down at the level; inf where it is never."""
+    below = np.flatnonzero(curve <= level)
+    if not len(below):
+        return float("inf")
+    after = below[0]
+    if after == 0:
+        return float(lags[0])
+    rise = (curve[after - 1] - level) / (curve[after - 1] - curve[after])
+    return float(lags[after - 1] + rise * (lags[after] - lags[after - 1]))
+
+
 def _probe(pointwise: np.ndarray, entropy: np.ndarray, error: np.ndarray, held_out: np.ndarray, groups: Any) -> Probe:
     groups = held_out if groups is None else np.asarray(groups)[held_out]
     return Probe(pointwise.mean(axis=0), error_of_mean(pointwise, groups), entropy, error, pointwise, held_out)

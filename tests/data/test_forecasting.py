@@ -62,6 +62,15 @@ def test_quarter_hourly_table_is_four_times_as_long():
     assert forecasting.ett_split(4) == {"train": (0, 34560), "validation": (34560, 46080), "test": (46080, 57600)}
 
 
+@pytest.mark.parametrize(("split", "count"), [("validation", 5175), ("test", 10444)])
+def test_ten_minutely_weather_has_the_literatures_windows(split, count):
+    values = np.random.default_rng(0).standard_normal((52696, 2))
+    weather = built(values, forecasting.share_split(len(values)))
+    inputs, targets = covered(weather, split)
+    assert inputs.shape == targets.shape == (count, 96, 2)
+    assert weather.metadata()[f"{split}_windows"] == count
+
+
 def test_share_split_is_70_10_20():
     assert forecasting.share_split(52696) == {"train": (0, 36887), "validation": (36887, 42157), "test": (42157, 52696)}
 

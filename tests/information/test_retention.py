@@ -94,6 +94,41 @@ def test_the_horizon_is_the_last_lag_that_is_known_of():
     assert retention.horizon([0, 1], np.array([0.001, 0.0]), np.zeros(2)) is None
 
 
+def test_the_half_life_of_an_exponential_is_that_of_its_rate():
+    lags = np.arange(60)
+    found = retention.half_life(lags, 3.0 * 0.5 ** (lags / 20), np.full(60, 0.05))
+    assert found.lag == pytest.approx(20, abs=1e-9)
+    # (3 + .1) / 2 = curve - .1, and (3 - .1) / 2 = curve + .1
+    assert found.low == pytest.approx(20 * np.log2(3 / 1.65), abs=0.02)
+    assert found.high == pytest.approx(20 * np.log2(3 / 1.35), abs=0.02)
+
+
+def test_a_half_life_is_found_between_lags_and_is_the_first():
+    errors = np.zeros(4)
+    assert retention.half_life([0, 10, 20, 30], [1.0, 0.75, 0.25, 0.6], errors) == (15.0, 15.0, 15.0)
+    assert retention.half_life([5, 6], [1.0, 0.5], np.zeros(2)).lag == 6
+
+
+def test_a_half_life_that_is_not_reached_has_no_end():
+    found = retention.half_life([0, 1, 2], [1.0, 0.8, 0.52], np.full(3, 0.02))
+    assert found.lag == found.high == float("inf")
+    assert 1 < found.low <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lags": [0, 2, 2]}, "do not ascend"),
+        ({"stderr": [0.1, 0.1]}, r"shapes \(3,\), \(3,\) and \(2,\)"),
+        ({"nats": [0.1, 0.05, 0.0]}, "two standard errors above 0"),
+        ({"nats": [float("nan"), 0.05, 0.0]}, "two standard errors above 0"),
+    ],
+)
+def test_half_of_nothing_is_no_lag(change, message):
+    with pytest.raises(ValueError, match=message):
+        retention.half_life(**({"lags": [0, 1, 2], "nats": [1.0, 0.5, 0.2], "stderr": [0.1] * 3} | change))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
