@@ -64,6 +64,7 @@ CLAIMS = (
         "allocator",
         "large_table",
         "stream_drift",
+        "old_world",
     ),
 )
 DRAWN = ("attention", "local_attention", "mamba", "tcn", "lstm", "selective")  # of the states by position
