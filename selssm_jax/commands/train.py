@@ -42,10 +42,12 @@ def _main(_: list[str]) -> None:
     with cli.command():
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         experiment, base = Experiment.from_config_dict(CONFIG.value), config.load(path)
-        workdir = WORKDIR.value or f"runs/{experiment.name}"
+        workdir, plain = WORKDIR.value or f"runs/{experiment.name}", Experiment.from_config_dict(base)
+        if experiment.training.start:
+            experiment, plain = _take_over(experiment, plain, workdir)
         # a run that goes on may be of a version that read other keys
         if not (pathlib.Path(workdir) / "config.json").exists():
-            experiment.refuse_unread(Experiment.from_config_dict(base), sweep=SWEEP.value)
+            experiment.refuse_unread(plain, sweep=SWEEP.value)
         is_first = cli.join(workdir)
         cli.import_tensorboard()
         if SWEEP.value:
@@ -78,3 +80,14 @@ def _main(_: list[str]) -> None:
         print(cli.report_run(run, measure=wanted["measure"]), flush=True)
         if wanted["compress"]:
             print(cli.report_compression(run))
+
+
+def _take_over(experiment: Experiment, plain: Experiment, workdir: str) -> tuple[Experiment, Experiment]:
+    """Both with the model of the run that training starts from."""
+    from selssm_jax.training import starting
+
+    if SWEEP.value:
+        raise errors.InputError(
+            f"{starting.KEY}={experiment.training.start} is one model, but --sweep compares several: leave one out"
+        )
+    return starting.take_over(experiment, plain, workdir)

@@ -32,6 +32,8 @@ class Training:
 
     steps: Positive = 1000
     seed: Seed = 0  # of parameters, dropout and noise
+    # folder of a run whose parameters, model and vocabulary training begins with; "": parameters are drawn
+    start: str = ""
     log_every: Positive = 10
     eval_every: Positive = 200
     checkpoint_every: Positive = 200

@@ -73,12 +73,12 @@ def register_data(name: str, load: Callable[[Data, Mapping[str, Any]], Dataset],
     LOADERS[name] = load
 
 
-def load_for_resume(config: Data, metadata: Mapping[str, Any]) -> Dataset:
+def load_for_resume(config: Data, metadata: Mapping[str, Any], *, started: bool = False) -> Dataset:
     """Returns the training data of a run that goes on, at the scale of its beginning where that was another than
-    today's; see `signals.scale_clips`.
+    today's (`signals.scale_clips`); where it `started` from another run, at the vocabulary and scaling of that.
     """
     old = config.source == "npz" and "task" in metadata and "scaling" not in metadata
-    return load(config, metadata if old else None)
+    return load(config, metadata if old or started else None)
 
 
 def recall_dataset(known: Mapping[str, Any]) -> Dataset:

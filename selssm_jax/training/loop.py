@@ -24,11 +24,11 @@ from selssm_jax.model import SequenceModel
 from selssm_jax.shapes import Batch
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.tasks.scores import Sums, count_since_best, is_better, means
-from selssm_jax.training import capacity, cluster, optimizer, parallel, pieces, shares
+from selssm_jax.training import capacity, cluster, optimizer, parallel, pieces, shares, starting
 from selssm_jax.training.checkpoint import Restored, Workdir, differing
 from selssm_jax.training.evaluation import Evaluator
 from selssm_jax.training.logging import Display, Logger, Meter
-from selssm_jax.training.step import initial, train_step
+from selssm_jax.training.step import TrainState, initial, train_step
 
 SKIPPED = ("steps", "in_a_row")  # what is counted of steps that are skipped: all, and those since one that was not
 RECORDED = ("data.batch_size", "training.steps")  # what may change in a run and decides how it goes on
@@ -158,7 +158,8 @@ def open_run_folder(
     with contextlib.ExitStack() as opened:
         with cluster.starting_together():
             folder = opened.enter_context(contextlib.closing(Workdir(workdir, experiment)))
-            dataset = data.load_for_resume(experiment.data, folder.metadata())
+            known = folder.metadata() or starting.recall(experiment)
+            dataset = data.load_for_resume(experiment.data, known, started=bool(experiment.training.start))
             capacity.check(experiment, dataset.task)
             pieces.check(experiment, dataset.task)
             shares.check(experiment, dataset.task)
@@ -351,11 +352,22 @@ class Run:
         self.state: Any
         if restored is None:
             self.batches.set_state(start)
-            self.state = parallel.place(cluster.take_first(fresh()), layout)
+            self.state = parallel.place(cluster.take_first(self._start(fresh())), layout)
             self.meter, self.skipped = Meter(), dict.fromkeys(SKIPPED, 0)
             return Restored(0, None, {"history": [], "best": None}, self.experiment)
         self.state = cluster.as_live(restored.state, layout)
         return dataclasses.replace(restored, state=None)
+
+    def _start(self, drawn: TrainState) -> TrainState:
+        """The state before the first step, with the parameters of the run that training starts from, if it does."""
+        if not self.experiment.training.start:
+            return drawn
+        params, step = starting.read_params(self.experiment, drawn.params)
+        if cluster.is_first():
+            print(
+                f"{self.name}starts from step {step} of {self.experiment.training.start}", file=sys.stderr, flush=True
+            )
+        return drawn.started(params)
 
     def _go_on(self, restored: Restored) -> None:
         """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of

@@ -35,6 +35,10 @@ class TrainState:
         """The parameters that validation, the best checkpoint and `eval.py` read."""
         return self.params
 
+    def started(self, params: Any) -> "TrainState":
+        """Returns the state before the first step with other parameters."""
+        return dataclasses.replace(self, params=params)
+
 
 @flax.struct.dataclass
 class ConstrainedState(TrainState):
@@ -59,6 +63,11 @@ class AveragedState(TrainState):
     def evaluated(self) -> Any:
         """See `TrainState`."""
         return self.average
+
+    def started(self, params: Any) -> TrainState:
+        """See `TrainState`."""
+        # a copy, for a step gives both away
+        return dataclasses.replace(self, params=params, average=jax.tree.map(jnp.copy, params))
 
 
 @flax.struct.dataclass

@@ -1,5 +1,5 @@
 """README's way of a pretrained checkpoint, command by command, on a tiny one of random weights: imported, measured,
-compressed, continued.
+tuned, compressed, continued.
 """
 
 import json
@@ -27,11 +27,20 @@ QUICK = {
     ],
     "--compress": ["--override=compress.steps=1", "--override=compress.calibration=1", "--override=compress.within=1"],
     "--generate": ["--tokens=12"],
+    "training.start": [
+        f"--config.{key}={value}"
+        for key, value in {
+            "training.steps": 2,
+            "optimizer.warmup_steps": 1,
+            "data.length": 32,
+            "data.batch_size": 2,
+        }.items()
+    ],
 }
 
 
 def commands(readme):
-    """The four commands of the section on pretrained checkpoints, as lists of words."""
+    """The commands of the section on pretrained checkpoints, as lists of words."""
     block = re.search(
         r"^```sh\n(python -m selssm_jax\.interop\.huggingface.*?)^```$", readme, re.MULTILINE | re.DOTALL
     )[1]
@@ -40,7 +49,7 @@ def commands(readme):
 
 def test_a_checkpoint_is_imported_measured_compressed_and_continued(repository, tmp_path, monkeypatch, capsys):
     lines = commands((repository / "README.md").read_text())
-    assert [line[1] for line in lines] == ["-m", "eval.py", "eval.py", "eval.py"]
+    assert [line[1] for line in lines] == ["-m", "eval.py", "train.py", "eval.py", "eval.py"]
     monkeypatch.chdir(tmp_path)
     config = Model(pattern=("mamba",), d_model=8, d_state=3, mlp_ratio=0.0, tie_embeddings=True, task=Task(vocab=256))
     huggingface.save(
@@ -52,7 +61,7 @@ def test_a_checkpoint_is_imported_measured_compressed_and_continued(repository, 
         if line[1] == "-m":
             huggingface.main([*line[3:], *quick])
         else:
-            assert command("eval.py", *line[2:], *quick) == 0
+            assert command(line[1], *line[2:], *quick) == 0
     assert "Once upon a time" in capsys.readouterr().out
     measured = json.loads((tmp_path / "runs" / "pretrained" / "report" / "results.json").read_text())
     assert (
