@@ -21,6 +21,7 @@ from selssm_jax.errors import INTERRUPTED, UNFINISHED, InputError, LostProcess, 
 from selssm_jax.paths import check_new_file, check_regular
 
 if TYPE_CHECKING:
+    from selssm_jax.config import Experiment
     from selssm_jax.runs import Run
 
 
@@ -62,6 +63,25 @@ def _awaiting_verdict() -> Iterator[None]:
     except LostProcess:
         time.sleep(LONGEST_SILENCE)
         raise
+
+
+def settle(experiment: "Experiment", base: "Experiment", workdir: str, *, sweep: bool) -> "Experiment":
+    """Returns what is to be trained in a folder: with the model of the run that it starts from, if it does.
+
+    Args:
+      experiment: as the command line asks for it. base: its config before anything was overridden.
+
+    Raises:
+      InputError: for a start that is none, and a key of what is begun that nothing reads.
+    """
+    if experiment.training.start:
+        from selssm_jax.training import starting
+
+        experiment, base = starting.take_over(experiment, base, workdir)
+    # a run that goes on may be of a version that read other keys
+    if not (pathlib.Path(workdir) / "config.json").exists():
+        experiment.refuse_unread(base, sweep=sweep)
+    return experiment
 
 
 def join(workdir: str) -> bool:

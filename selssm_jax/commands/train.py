@@ -8,7 +8,6 @@ selssm-train --config quickstart. Every key can be overridden by --config.group.
 Ctrl-C and signals save, with exit code 75: the same command goes on.
 """
 
-import pathlib
 import sys
 from functools import partial
 from typing import Any
@@ -42,12 +41,8 @@ def _main(_: list[str]) -> None:
     with cli.command():
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         experiment, base = Experiment.from_config_dict(CONFIG.value), config.load(path)
-        workdir, plain = WORKDIR.value or f"runs/{experiment.name}", Experiment.from_config_dict(base)
-        if experiment.training.start:
-            experiment, plain = _take_over(experiment, plain, workdir)
-        # a run that goes on may be of a version that read other keys
-        if not (pathlib.Path(workdir) / "config.json").exists():
-            experiment.refuse_unread(plain, sweep=SWEEP.value)
+        workdir = WORKDIR.value or f"runs/{experiment.name}"
+        experiment = cli.settle(experiment, Experiment.from_config_dict(base), workdir, sweep=SWEEP.value)
         is_first = cli.join(workdir)
         cli.import_tensorboard()
         if SWEEP.value:
@@ -59,7 +54,7 @@ def _main(_: list[str]) -> None:
 
         wanted: dict[str, Any] = {"report": REPORT.value, "measure": MEASURE.value, "compress": COMPRESS.value}
         check, reports = None, any(wanted.values())
-        if reports:  # a run without a report does not wait for what draws one
+        if reports:  # what draws a report is not waited for without one
             from selssm_jax import analysis
 
             check = partial(analysis.check_ahead, experiment, workdir, **wanted)
@@ -80,14 +75,3 @@ def _main(_: list[str]) -> None:
         print(cli.report_run(run, measure=wanted["measure"]), flush=True)
         if wanted["compress"]:
             print(cli.report_compression(run))
-
-
-def _take_over(experiment: Experiment, plain: Experiment, workdir: str) -> tuple[Experiment, Experiment]:
-    """Both with the model of the run that training starts from."""
-    from selssm_jax.training import starting
-
-    if SWEEP.value:
-        raise errors.InputError(
-            f"{starting.KEY}={experiment.training.start} is one model, but --sweep compares several: leave one out"
-        )
-    return starting.take_over(experiment, plain, workdir)

@@ -40,8 +40,12 @@ def run(
       records: the folder of the records; None: `workdir`/records.
 
     Raises:
-      InputError: for a model that a sweep does not know, and what `runner.cells` refuses.
+      InputError: for training.start, a model that a sweep does not know, and what `runner.cells` refuses.
     """
+    if experiment.training.start:
+        raise InputError(
+            f"training.start={experiment.training.start} is one model, but --sweep compares several: leave one out"
+        )
     for name in models:
         if name not in COMPARED:
             raise InputError(f"--models names {name!r}: {suggest(name, COMPARED)}")

@@ -367,7 +367,7 @@ class Run:
             print(
                 f"{self.name}starts from step {step} of {self.experiment.training.start}", file=sys.stderr, flush=True
             )
-        return drawn.started(params)
+        return drawn.start_from(params)
 
     def _go_on(self, restored: Restored) -> None:
         """Sets the order of the data and the meter to where a checkpoint stands. Raises something for what is of

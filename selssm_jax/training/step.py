@@ -35,7 +35,7 @@ class TrainState:
         """The parameters that validation, the best checkpoint and `eval.py` read."""
         return self.params
 
-    def started(self, params: Any) -> "TrainState":
+    def start_from(self, params: Any) -> "TrainState":
         """Returns the state before the first step with other parameters."""
         return dataclasses.replace(self, params=params)
 
@@ -64,7 +64,7 @@ class AveragedState(TrainState):
         """See `TrainState`."""
         return self.average
 
-    def started(self, params: Any) -> TrainState:
+    def start_from(self, params: Any) -> TrainState:
         """See `TrainState`."""
         # a copy, for a step gives both away
         return dataclasses.replace(self, params=params, average=jax.tree.map(jnp.copy, params))

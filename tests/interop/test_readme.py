@@ -33,7 +33,7 @@ QUICK = {
             "training.steps": 2,
             "optimizer.warmup_steps": 1,
             "data.length": 32,
-            "data.batch_size": 2,
+            "training.devices": 1,
         }.items()
     ],
 }
