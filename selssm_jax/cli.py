@@ -219,6 +219,8 @@ def report_run(run: "Run", *, measure: bool) -> str:
     from selssm_jax import analysis, report
 
     report.check_writable(run.report_folder)
+    if measure:
+        notify("measuring what the states hold: about a minute for each block")
     results = analysis.analyse(run, measure=measure)
     page = report.render(results, run.report_folder)
     return report.summarise(results, page)
@@ -234,6 +236,22 @@ def report_compression(run: "Run") -> str:
         results = analysis.analyse_compression(compressed)
         report.render_compression(results, compressed.report_folder)
     return report.summarise_compression(results, run.compressed_folder)
+
+
+def stream_rows(run: "Run", name: str) -> Pieces:
+    """Yields a line for each row of a table, and writes the report of the stream at its end. A stream that a signal
+    ended exits as training does.
+    """
+    from selssm_jax import analysis, report, stream_files
+
+    stream = stream_files.OpenStream(run)
+    report.check_writable(stream.folder.report.parent)
+    yield from (f"{line}\n" for line in stream.follow(name))
+    results = analysis.analyse_stream(stream)
+    report.render_stream(results, stream.folder.report)
+    notify(report.summarise_stream(results, stream.folder.report))
+    if stream.stopped:
+        sys.exit(UNFINISHED)
 
 
 def check_output(output: str, *, predicts: bool) -> None:
@@ -263,10 +281,11 @@ def separate(lines: Iterable[str]) -> Pieces:
 
 
 def show(pieces: Pieces) -> None:
-    """Prints each piece as soon as it is there, and ends the line."""
+    """Prints each piece as soon as it is there, and ends the last line."""
+    piece = ""
     for piece in pieces:
         print(piece, end="", flush=True)
-    print()
+    print(end="" if piece.endswith("\n") else "\n")
 
 
 def _help(module: str) -> str:

@@ -154,7 +154,7 @@ def open_run(
     if dataset.reading:
         print(dataset.reading, file=sys.stderr, flush=True)
     model, experiment = build_model(experiment.model, dataset.task), dataclasses.replace(experiment, data=source)
-    history = _read_history(folder / "metrics.jsonl")
+    history = read_history(folder / "metrics.jsonl")
     return Run(
         folder, experiment, model, weights.decode_weights(params), step, dataset, history, split, is_own, request
     )
@@ -244,9 +244,9 @@ def _check_run(workdir: str | pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that a crash cut short is left out, and with a warning every other line that is
-    no record.
+def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the records of a run; a last line that a crash cut short is left out, and with a warning every other line
+    that is no record.
     """
     records = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []

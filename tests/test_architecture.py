@@ -69,6 +69,7 @@ ORDER = [
     "intervals",
     "predict",
     "prediction_files",
+    "stream_files",
     "interop",
     "analysis",
     "report",

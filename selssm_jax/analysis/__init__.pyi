@@ -10,3 +10,4 @@ from .compression_analysis import analyse_compression as analyse_compression
 from .results import Analysis as Analysis
 from .run_analysis import analyse as analyse
 from .run_analysis import check_ahead as check_ahead
+from .stream_analysis import analyse_stream as analyse_stream

@@ -6,6 +6,7 @@ python eval.py --workdir runs/quickstart --measure               also: what its 
 python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and its cost
 python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
 python eval.py --workdir runs/etth1 --predict rates.csv          what follows the table, as CSV on standard output
+python eval.py --workdir runs/stream_drift --stream -            a row in, a forecast out, and the model learns on
 
 After "pip install" the same command is selssm-eval, in any folder.
 """
@@ -24,6 +25,9 @@ OVERRIDE = flags.DEFINE_multi_string("override", [], "a key that evaluation read
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder with the originals of the data; default: as in training")
 GENERATE = flags.DEFINE_multi_string("generate", [], "no report: write on from this text; repeatable")
 PREDICT = flags.DEFINE_multi_string("predict", [], "no report: forecast a table, name clips, score a text; repeatable")
+STREAM = flags.DEFINE_string(
+    "stream", "", "a table whose rows are forecast and learnt from one by one; -: as they come"
+)
 EXPORT = flags.DEFINE_string("export", "", "no report: write the model into a new folder, to be run with JAX alone")
 OUTPUT = flags.DEFINE_string("output", "", "predict: a new file for what is else printed")
 TOKENS = flags.DEFINE_integer("tokens", 200, "generate: how many tokens to write")
@@ -69,10 +73,10 @@ def _evaluate() -> cli.Pieces:
     if EXPORT.value:
         interop.export.export_model(predict.load(WORKDIR.value), EXPORT.value)
         return [f"wrote {EXPORT.value}: load.py in it shows how to run it"]
+    if STREAM.value:
+        return cli.stream_rows(runs.open_run(WORKDIR.value, override=OVERRIDE.value, examples=False), STREAM.value)
     split = SPLIT.value or "test" * COMPRESS.value
     run = runs.open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)
     if COMPRESS.value:
         return [cli.report_compression(run)]
-    if MEASURE.value:
-        cli.notify("measuring what the states hold: about a minute for each block")
     return [cli.report_run(run, measure=MEASURE.value)]

@@ -1,6 +1,7 @@
 from .analysis import FEWEST as FEWEST
 from .analysis import Compress as Compress
 from .analysis import Measure as Measure
+from .analysis import Streaming as Streaming
 from .data import LABELLED as LABELLED
 from .data import NEEDS_FILE as NEEDS_FILE
 from .data import SERIES as SERIES

@@ -1,4 +1,4 @@
-"""The groups `measure` and `compress`, which evaluation reads."""
+"""The groups `measure`, `compress` and `stream`, which evaluation reads."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -69,4 +69,42 @@ class Compress:
             raise InputError(
                 "compress.packed=False leaves what is carried as it is, found compress.remove='none', which removes "
                 "nothing: name what is to be removed, for example compress.remove='blocks', or leave packed out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Streaming:
+    """How `eval.py --stream` learns on from rows of a table as they come; nothing of it touches training."""
+
+    rate: NonNegative = 1e-3  # of Adam; 0: parameters stay, and are scored alone
+    # exact: gradients through all of the past, of mixers that have them; pieces: through so many rows, of any mixer
+    gradient: Literal["exact", "pieces"] = "exact"
+    piece: Positive = 32  # rows of a piece
+    fade: Annotated[float, Within(0.0, 1.0)] = 0.999  # factor of older errors in a score, from one row to the next
+    detector: Literal["adwin", "page_hinkley", "none"] = "adwin"  # of changes of the learner's error
+    # of adwin: the share of false alarms; of page_hinkley: what a sum of errors above their mean must pass is 50
+    delta: Annotated[float, Within(1e-9, 0.5)] = 0.002
+    # what follows a rise: steps are so many times as long and fall back over so many rows; moments are forgotten; this
+    # share of the states stays; a fresh learner runs beside for so many rows, 0: none
+    rise_rate: Annotated[float, Within(1e-3, 1e3)] = 1.0
+    rise_rows: Positive = 500
+    reset_optimizer: bool = False
+    keep_memory: Annotated[float, Within(0.0, 1.0)] = 1.0
+    fork: Count = 0
+    history: Count = 0  # rows that are read before the first forecast: they set a scale, and nothing is learnt
+    lags: Positive = 8  # rows that the recursive least squares read, to hold the learner against
+    forgetting: Annotated[float, Within(0.5, 1.0)] = 0.999  # of these, from one row to the next
+    log_every: Positive = 100  # rows
+    save_every: Positive = 1000  # rows
+    remembered: Annotated[int, Least(256)] = 4096  # rows, the last ones, of which the report says bits
+    changes: tuple[int, ...] = ()  # rows at which the world is known to change, for the report alone
+
+    def __post_init__(self) -> None:
+        check_fields(self, "stream.{}".format)
+        if any(row < 0 for row in self.changes):
+            raise InputError(f"stream.changes={self.changes} are rows of the stream: use numbers from 0 on")
+        if self.history > self.remembered:
+            raise InputError(
+                f"stream.history={self.history} is more than the stream.remembered={self.remembered} that are kept: "
+                "use fewer, or remember more"
             )

@@ -4,6 +4,8 @@ from . import learner as learner
 from . import reactions as reactions
 from . import rivals as rivals
 from . import samples as samples
+from . import saving as saving
+from . import session as session
 from . import stream as stream
 from . import synthetic as synthetic
 from .drift import ADWIN as ADWIN
@@ -15,5 +17,7 @@ from .learner import StreamState as StreamState
 from .reactions import Reaction as Reaction
 from .rivals import LastValue as LastValue
 from .rivals import RecursiveLeastSquares as RecursiveLeastSquares
+from .session import Entry as Entry
+from .session import Session as Session
 from .stream import Replay as Replay
 from .stream import Stream as Stream

@@ -76,9 +76,27 @@ class RecursiveLeastSquares:
         self._rows = np.zeros((lags, channels))
         self._waiting: deque[np.ndarray] = deque()
 
+    @property
+    def state(self) -> tuple[np.ndarray, ...]:
+        """All that decides what comes, in arrays whose shapes never change: weights, P, the last rows, what forecasts
+        that wait were made of, the oldest first, and how many they are, of at most `horizon`.
+        """
+        waiting = np.zeros((self._shape[0], len(self.covariance)))
+        waiting[: len(self._waiting)] = list(self._waiting) or waiting[:0]
+        return self.weights, self.covariance, self._rows, waiting, np.asarray(len(self._waiting))
+
+    @state.setter
+    def state(self, state: tuple[np.ndarray, ...]) -> None:
+        self.weights, self.covariance, self._rows, waiting, count = state
+        self._waiting = deque(waiting[: int(count)])
+
+    def read(self, row: Any) -> None:
+        """Reads a row of which no forecast is asked."""
+        self._rows = np.concatenate([np.asarray(row, np.float64)[None], self._rows[:-1]])
+
     def predict(self, row: Any) -> Float[np.ndarray, "H C"]:
         """See `Rival`."""
-        self._rows = np.concatenate([np.asarray(row, np.float64)[None], self._rows[:-1]])
+        self.read(row)
         features = np.concatenate([self._rows.ravel(), [1.0]])
         self._waiting.append(features)
         return (features @ self.weights).reshape(self._shape)

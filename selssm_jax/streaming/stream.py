@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from selssm_jax.config.mixers import list_noises
@@ -22,6 +21,7 @@ from selssm_jax.streaming.drift import Detector
 from selssm_jax.streaming.gradients import ExactGradient, GradientMethod
 from selssm_jax.streaming.learner import Lesson, Rules, StreamState, describe_targets, make_sample
 from selssm_jax.streaming.reactions import Reaction
+from selssm_jax.streaming.saving import restore_tree, save_tree
 from selssm_jax.tasks.registry import kind_of
 
 
@@ -196,11 +196,8 @@ class Stream:
         """Writes the state into a folder as a checkpoint of Orbax, beside the last one, which goes when it is written:
         a process that is killed leaves a whole one.
         """
-        number = 2 * int(self.state.steps) + self.waiting  # answers and truths so far
-        with self._open(folder) as manager:
-            if manager.latest_step() != number:
-                manager.save(number, args=ocp.args.StandardSave(_name_leaves(self.state)))
-                manager.wait_until_finished()
+        # answers and truths so far
+        save_tree(folder, 2 * int(self.state.steps) + self.waiting, self.state)
 
     def restore(self, folder: str | pathlib.Path) -> None:
         """Goes on from the newest state in a folder, bit for bit as if nothing had been in between.
@@ -208,21 +205,7 @@ class Stream:
         Raises:
           ValueError: where there is none.
         """
-        with self._open(folder) as manager:
-            newest = manager.latest_step()
-            if newest is None:
-                raise ValueError(f"{folder} holds no state of a stream: give the folder that `save` wrote")
-            leaves = manager.restore(newest, args=ocp.args.StandardRestore(_name_leaves(self.state)))
-        self.state = jax.tree_util.tree_map_with_path(
-            # by way of the host: arrays that are committed to a device ask for programs of their own
-            lambda path, leaf: jnp.asarray(np.asarray(leaves[_name_leaf(path)])) if leaf.size else leaf,
-            self.state,
-        )
-
-    def _open(self, folder: str | pathlib.Path) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            pathlib.Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
-        )
+        self.state = restore_tree(folder, self.state)
 
     def _ones(self) -> jax.Array:
         return jnp.ones_like(self._sample.weights)
@@ -283,15 +266,6 @@ class Stream:
         )
         values = np.where(np.isfinite(values), values, 0)
         return jnp.asarray(values, shape.dtype), jnp.asarray(np.broadcast_to(chosen, weighted.shape), weighted.dtype)
-
-
-def _name_leaf(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _name_leaves(state: StreamState) -> dict[str, jax.Array]:
-    """The arrays of a state by name, but for those without a number, which Orbax does not write."""
-    return {_name_leaf(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.size}
 
 
 def _check_model(model: SequenceModel) -> None:

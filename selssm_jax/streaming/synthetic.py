@@ -1,10 +1,18 @@
-"""Streams whose changes are known: the same for the same seed."""
+"""Streams whose changes are known: the same for the same seed.
 
+python -m selssm_jax.streaming.synthetic drift    writes the two tables of configs/stream_drift.py into drift/
+"""
+
+import argparse
+import csv
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
+
+from selssm_jax.errors import InputError, report_errors
 
 BURN_IN = 200  # rows before the first, so that it is of the stationary law
 SEA = (8.0, 9.0, 7.0, 9.5)  # thresholds of the four concepts (Street and Kim 2001)
@@ -87,3 +95,41 @@ def rotate_hyperplane(
     classes ^= rng.random(steps) < noise
     changes = tuple(range(every, steps, every)) if every else ()
     return DriftStream(inputs.astype(np.float32), classes.astype(np.int32), changes)
+
+
+def write_drift(folder: str | pathlib.Path, *, rows: int = 5000, worlds: int = 4, seed: int = 0) -> None:
+    """Writes before.csv, `rows` rows of an autoregression, and stream.csv, as many more of it, then as many of another,
+    and so on back and forth, in `worlds` worlds.
+
+    Raises:
+      InputError: where a file is there already, or cannot be written.
+    """
+    place = pathlib.Path(folder)
+    parts = {"before.csv": (seed + 1, rows), "stream.csv": (seed, rows * worlds)}
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, (draw, steps) in parts.items():
+            values = switch_autoregression(draw, steps, rows).inputs[:, 0].astype(float).tolist()
+            with (place / name).open("x", newline="") as file:
+                csv.writer(file).writerows([["value"], *([f"{value:.6f}"] for value in values)])
+    except OSError as error:
+        raise InputError(f"{place} cannot be written ({error}): name a new folder") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command: writes the two tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m selssm_jax.streaming.synthetic", description="Writes a stream whose changes are known."
+    )
+    parser.add_argument("folder", help="a new folder")
+    parser.add_argument("--rows", type=int, default=5000, help="rows of a world (default %(default)s)")
+    parser.add_argument("--worlds", type=int, default=4, help="how many there are (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default %(default)s)")
+    chosen = parser.parse_args(argv)
+    with report_errors():
+        write_drift(chosen.folder, rows=chosen.rows, worlds=chosen.worlds, seed=chosen.seed)
+        print(f"wrote {chosen.folder}/before.csv and {chosen.folder}/stream.csv")
+
+
+if __name__ == "__main__":
+    main()
