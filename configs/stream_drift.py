@@ -1,7 +1,8 @@
 """A stream whose world changes: learn on from each row, and see the change.
 
-Command:        python -m selssm_jax.streaming.synthetic drift && python train.py --config configs/stream_drift.py
-                && python eval.py --workdir runs/stream_drift --stream drift/stream.csv
+Command:        python train.py --config configs/stream_drift.py
+                (before it, for the tables: python -m selssm_jax.streaming.synthetic drift; after it:
+                python eval.py --workdir runs/stream_drift --stream drift/stream.csv)
 Data:           synthetic: an autoregression of two lags; training reads 5,000 rows of its first world, the stream
                 20,000 in which it switches to another and back, every 5,000 rows
 Hardware:       1 CPU core

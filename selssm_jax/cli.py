@@ -238,13 +238,13 @@ def report_compression(run: "Run") -> str:
     return report.summarise_compression(results, run.compressed_folder)
 
 
-def stream_rows(run: "Run", name: str) -> Pieces:
+def stream_rows(workdir: str, name: str, override: Iterable[str]) -> Pieces:
     """Yields a line for each row of a table, and writes the report of the stream at its end. A stream that a signal
     ended exits as training does.
     """
-    from selssm_jax import analysis, report, stream_files
+    from selssm_jax import analysis, report, runs, stream_files
 
-    stream = stream_files.OpenStream(run)
+    stream = stream_files.OpenStream(runs.open_run(workdir, override=override, examples=False))
     report.check_writable(stream.folder.report.parent)
     yield from (f"{line}\n" for line in stream.follow(name))
     results = analysis.analyse_stream(stream)

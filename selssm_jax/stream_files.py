@@ -100,7 +100,7 @@ class OpenStream:
             display=Display(shown=False),
         )
         _keep_before(self.folder.events, self.session.rows)
-        skipped = 0 if name == STANDARD_INPUT else self._passed()
+        skipped = 0 if name == STANDARD_INPUT else self._count_read()
         try:
             with Stop() as stop:
                 for number, row in enumerate(read_rows(name, self.columns, stop)):
@@ -113,7 +113,7 @@ class OpenStream:
             self.session.save(self.folder.state)
             log.close()
 
-    def _passed(self) -> int:
+    def _count_read(self) -> int:
         """Rows that were read before, those of the history among them."""
         return self.session.rows + self.session.read
 
@@ -149,8 +149,8 @@ class OpenStream:
         """Raises InputError where the newest row that was read is another in this file."""
         if last and not np.allclose(self._scale.encode(row[None], 0)[0], self.session.recent[-1], rtol=1e-5, atol=1e-6):
             raise InputError(
-                f"row {self._passed() - 1} of {name} is not the one that the stream in {self.folder.path} has read: "
-                "give the same table, longer, or move that folder away to begin anew"
+                f"row {self._count_read() - 1} of {name} is not the one that the stream in {self.folder.path} "
+                "has read: give the same table, longer, or move that folder away to begin anew"
             )
 
 

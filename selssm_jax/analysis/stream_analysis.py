@@ -14,7 +14,7 @@ from selssm_jax.model import mixer_places
 from selssm_jax.observe import observe
 from selssm_jax.runs import read_history
 from selssm_jax.stream_files import OpenStream
-from selssm_jax.streaming.session import NAMES
+from selssm_jax.streaming.session import FROZEN, LEARNER, NAMES
 
 FEWEST = 512  # rows on either side of a change, of which bits are said
 STRETCH = 32  # rows that are fitted on, or held out, together
@@ -29,6 +29,8 @@ def analyse_stream(stream: OpenStream) -> Results:
     records = [record for record in read_history(stream.folder.path / "metrics.jsonl") if record["split"] == "stream"]
     events = _read_events(stream)
     options, session = stream.run.experiment.stream, stream.session
+    scores = {name: records[-1].get(name) if records else None for name in NAMES}
+    error, frozen = scores[LEARNER], scores[FROZEN]
     return {
         "name": stream.run.experiment.name,
         "rows": session.rows,
@@ -38,7 +40,9 @@ def analyse_stream(stream: OpenStream) -> Results:
         "steps": [record["step"] for record in records],
         "errors": {name: [record.get(name) for record in records] for name in NAMES},
         "rate": [options.rate * record["boost"] for record in records],
-        "scores": {name: records[-1].get(name) if records else None for name in NAMES},
+        "scores": scores,
+        "error": error,
+        "over_frozen": error / frozen if error is not None and frozen else float("nan"),
         "events": events,
         "changes": [row for row in options.changes if row < session.rows],
         "detector": options.detector,

@@ -74,9 +74,7 @@ def _evaluate() -> cli.Pieces:
         interop.export.export_model(predict.load(WORKDIR.value), EXPORT.value)
         return [f"wrote {EXPORT.value}: load.py in it shows how to run it"]
     if STREAM.value:
-        return cli.stream_rows(runs.open_run(WORKDIR.value, override=OVERRIDE.value, examples=False), STREAM.value)
+        return cli.stream_rows(WORKDIR.value, STREAM.value, OVERRIDE.value)
     split = SPLIT.value or "test" * COMPRESS.value
     run = runs.open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)
-    if COMPRESS.value:
-        return [cli.report_compression(run)]
-    return [cli.report_run(run, measure=MEASURE.value)]
+    return [cli.report_compression(run) if COMPRESS.value else cli.report_run(run, measure=MEASURE.value)]

@@ -11,7 +11,6 @@ from selssm_jax.report.document import Block, Paragraph, Picture, write_document
 from selssm_jax.report.figures import GREY, LINES, ORANGE, finite, legend, panels, save, style
 from selssm_jax.report.sections import section
 from selssm_jax.report.tables import Cell, Table, block_title, number
-from selssm_jax.streaming.session import FROZEN, LEARNER, NAMES
 
 INTRODUCTION = (
     "{rows:,} rows of {columns}, each answered by a forecast of {horizon}. A forecast is scored as it was given, when "
@@ -57,22 +56,21 @@ def render_stream(results: Results, folder: pathlib.Path) -> None:
 
 
 def _say_outcome(results: Results) -> str:
-    scores = results["scores"]
-    if scores[LEARNER] is None:
+    error, ratio = results["error"], results["over_frozen"]
+    if error is None:
         return f"{results['rows']} rows were read: no forecast has met its truth yet."
-    ratio = scores[LEARNER] / scores[FROZEN] if scores[FROZEN] else float("nan")
     rises = sum(event["event"] == "rise" for event in results["events"])
     seen = (
         "no rise of the error was seen" if not rises else f"the error was seen to rise {rises} time{'s' * (rises > 1)}"
     )
     return (
-        f"After {results['rows']:,} rows the learner's error is {number(scores[LEARNER])}, {ratio:.2f} times that of "
+        f"After {results['rows']:,} rows the learner's error is {number(error)}, {ratio:.2f} times that of "
         f"the model as it was trained; {seen}."
     )
 
 
 def _tabulate_scores(results: Results) -> Table:
-    rows: list[tuple[Cell, ...]] = [(name, results["scores"][name], _mean(results, name)) for name in NAMES]
+    rows: list[tuple[Cell, ...]] = [(name, results["scores"][name], _mean(results, name)) for name in results["errors"]]
     return Table("Mean squared errors", ("of", "faded, at the end", "mean of the logged ones"), tuple(rows))
 
 
@@ -115,7 +113,7 @@ def draw_errors(results: Results) -> Figure:
     """Faded errors by row, and the learner's step size."""
     figure, (above, below) = panels(2, 1, height=4.6, sharex=True)
     steps = results["steps"]
-    for (colour, dash, _), name in zip(LINES, NAMES, strict=False):
+    for (colour, dash, _), name in zip(LINES, results["errors"], strict=False):
         values = [np.nan if value is None else value for value in results["errors"][name]]
         above.plot(steps, finite(values), color=colour, linestyle=dash, label=name)
     _mark(above, results)
@@ -135,7 +133,7 @@ def _mark(ax: Axes, results: Results) -> None:
 
 
 def _spread(results: Results) -> bool:
-    values = [value for name in NAMES for value in results["errors"][name] if value]
+    values = [value for errors in results["errors"].values() for value in errors if value]
     return bool(values) and max(values) > 10 * min(values) > 0
 
 

@@ -87,6 +87,7 @@ class RecursiveLeastSquares:
 
     @state.setter
     def state(self, state: tuple[np.ndarray, ...]) -> None:
+        """Goes on from these."""
         self.weights, self.covariance, self._rows, waiting, count = state
         self._waiting = deque(waiting[: int(count)])
 
