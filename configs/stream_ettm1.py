@@ -2,7 +2,8 @@
 
 Command:        python train.py --config configs/stream_ettm1.py
                 (after it: python eval.py --workdir runs/stream_ettm1 --stream ETTm1.csv;
-                another horizon: --config.data.horizon=1; a table of yours: --config.data.source=csv --config.data.file=my.csv)
+                another horizon: --config.data.horizon=1; a table of yours: --config.data.source=csv
+                --config.data.file=my.csv)
 Data:           ETTm1, standardised; training reads the first 12 months, and the stream whatever is given
 Hardware:       1 CPU core
 Time:           2 minutes, and 2 for a stream of 20,000 rows
