@@ -214,14 +214,14 @@ def extend(extension: str) -> None:
         ) from error
 
 
-def report_run(run: "Run", *, measure: bool) -> str:
+def report_run(run: "Run", *, measure: bool, explain: bool = False) -> str:
     """Analyses a run, writes its report, and returns its scores and where the report is, as lines for a terminal."""
     from selssm_jax import analysis, report
 
     report.check_writable(run.report_folder)
     if measure:
         notify("measuring what the states hold: about a minute for each block")
-    results = analysis.analyse(run, measure=measure)
+    results = analysis.analyse(run, measure=measure, explain=explain)
     page = report.render(results, run.report_folder)
     return report.summarise(results, page)
 
@@ -236,6 +236,14 @@ def report_compression(run: "Run") -> str:
         results = analysis.analyse_compression(compressed)
         report.render_compression(results, compressed.report_folder)
     return report.summarise_compression(results, run.compressed_folder)
+
+
+def export_run(workdir: str, folder: str) -> Pieces:
+    """Writes a run's model into a new folder, and returns a sentence that says so."""
+    from selssm_jax import interop, predict
+
+    interop.export.export_model(predict.load(workdir), folder)
+    return [f"wrote {folder}: load.py in it shows how to run it"]
 
 
 def stream_rows(workdir: str, name: str, override: Iterable[str]) -> Pieces:

@@ -5,7 +5,7 @@ import pathlib
 import time
 
 from selssm_jax import intervals
-from selssm_jax.analysis import costs, examples, memory, scores, stability
+from selssm_jax.analysis import costs, examples, explanation, memory, scores, stability
 from selssm_jax.analysis.gates import observe_gates
 from selssm_jax.analysis.results import Analysis, Results
 from selssm_jax.config import Experiment
@@ -17,16 +17,20 @@ from selssm_jax.tasks.registry import kind_of
 GATE_BATCHES = 8  # evaluation batches whose gates are measured
 
 
-def analyse(run: Run, *, measure: bool = False) -> Analysis:
+def analyse(run: Run, *, measure: bool = False, explain: bool = False) -> Analysis:
     """Evaluates a run exactly over its whole split and measures its gates, costs and stability; with `measure` also
-    what its states know, in bits.
+    what its states know, in bits; with `explain` also what its answers are owed to.
 
-    Raises InputError, before work starts, where `measure` is asked of a split with too few sequences.
+    Raises InputError, before work starts, where `measure` is asked of a split with too few sequences, and `explain` of
+    a model that it cannot be asked of.
     """
     start, split = time.perf_counter(), run.split
     if measure:
         memory.check_sequences(run.experiment, run.dataset, split)
-    values = scores.score(run, split) | {"command": run.command(*["--measure"] * measure)}
+    if explain:
+        explanation.check_explanation(run)
+    flags = [*["--measure"] * measure, *["--explain"] * explain]
+    values = scores.score(run, split) | {"command": run.command(*flags)}
     size = run.experiment.data.eval_batch_size or run.experiment.data.batch_size
     batches = itertools.islice(run.dataset.evaluate(split, size), GATE_BATCHES)
     sums, sequences = observe_gates(
@@ -42,6 +46,9 @@ def analyse(run: Run, *, measure: bool = False) -> Analysis:
     values["intervals"] = cover_values(run, split)
     if measure:
         values["memory"] = memory.measure(run, split)
+    if explain:
+        known = values["memory"] if measure else explanation.recall_memory(run)
+        values["explanation"] = explanation.explain_run(run, split, known)
     example = examples.show(run, sequences)
     values["seconds"] = time.perf_counter() - start
     return Analysis(values, run.history, example)

@@ -3,6 +3,7 @@
 python eval.py --workdir runs/quickstart                         RUN/report/index.html, and results.json beside it
 python eval.py --workdir runs/shakespeare --file my_text.txt     another text, at the run's vocabulary
 python eval.py --workdir runs/quickstart --measure               also: what its memory holds, in bits
+python eval.py --workdir runs/quickstart --explain               also: which inputs its answers are owed to
 python eval.py --workdir runs/quickstart --compress              a run with a smaller memory beside it, and its cost
 python eval.py --workdir runs/shakespeare --generate "ROMEO:"    what the run writes after that, on standard output
 python eval.py --workdir runs/etth1 --predict rates.csv          what follows the table, as CSV on standard output
@@ -20,6 +21,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test", "whole"], "default: test, or whole of --file")
 FILE = flags.DEFINE_string("file", "", "a text, CSV or NPZ to evaluate on, at the vocabulary and scaling of the run")
 MEASURE = flags.DEFINE_bool("measure", False, "also measure how many bits of the past the states hold; minutes")
+EXPLAIN = flags.DEFINE_bool("explain", False, "also say which inputs the answers are owed to, on an interactive page")
 COMPRESS = flags.DEFINE_bool("compress", False, "compress the memory, into RUN-compressed with a report; minutes")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "a key that evaluation reads, as compress.factor=32; repeatable")
 LOCAL_DIR = flags.DEFINE_string("local_dir", "", "a folder with the originals of the data; default: as in training")
@@ -59,7 +61,7 @@ def _evaluate() -> cli.Pieces:
     cli.check_output(OUTPUT.value, predicts=bool(PREDICT.value))
     if not cli.join(WORKDIR.value):
         return ["process 0 evaluates; this one waits for its end"]
-    from selssm_jax import generation, interop, predict, prediction_files, runs
+    from selssm_jax import generation, prediction_files, runs
 
     if GENERATE.value:
         run = runs.open_run(WORKDIR.value, local_dir=LOCAL_DIR.value, examples=False)
@@ -71,10 +73,9 @@ def _evaluate() -> cli.Pieces:
         lines = prediction_files.predict_files(trained, PREDICT.value)
         return [prediction_files.save_lines(lines, OUTPUT.value)] if OUTPUT.value else cli.separate(lines)
     if EXPORT.value:
-        interop.export.export_model(predict.load(WORKDIR.value), EXPORT.value)
-        return [f"wrote {EXPORT.value}: load.py in it shows how to run it"]
+        return cli.export_run(WORKDIR.value, EXPORT.value)
     if STREAM.value:
         return cli.stream_rows(WORKDIR.value, STREAM.value, OVERRIDE.value)
     split = SPLIT.value or "test" * COMPRESS.value
     run = runs.open_run(WORKDIR.value, split=split, file=FILE.value, local_dir=LOCAL_DIR.value, override=OVERRIDE.value)
-    return [cli.report_compression(run) if COMPRESS.value else cli.report_run(run, measure=MEASURE.value)]
+    return [cli.report_compression(run) if COMPRESS.value else cli.report_run(run, **cli.read_flags(MEASURE, EXPLAIN))]

@@ -1,5 +1,6 @@
 from .analysis import FEWEST as FEWEST
 from .analysis import Compress as Compress
+from .analysis import Explain as Explain
 from .analysis import Measure as Measure
 from .analysis import Streaming as Streaming
 from .data import LABELLED as LABELLED

@@ -1,4 +1,4 @@
-"""The groups `measure`, `compress` and `stream`, which evaluation reads."""
+"""The groups `measure`, `compress`, `explain` and `stream`, which evaluation reads."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -70,6 +70,20 @@ class Compress:
                 "compress.packed=False leaves what is carried as it is, found compress.remove='none', which removes "
                 "nothing: name what is to be removed, for example compress.remove='blocks', or leave packed out"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Explain:
+    """What `eval.py --explain` says of a trained model; nothing of it touches training."""
+
+    examples: Positive = 2  # first sequences of the split
+    output: Literal["said", "right"] = "said"  # which token is explained: what the model says, or what is right
+    method: Literal["lrp", "gradient_x_input"] = "lrp"
+    longest: Positive = 160  # tokens of a text, which is cut there
+    channel: Count = 0  # of a forecast
+
+    def __post_init__(self) -> None:
+        check_fields(self, "explain.{}".format)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from selssm_jax.config import renames
-from selssm_jax.config.analysis import Compress, Measure, Streaming
+from selssm_jax.config.analysis import Compress, Explain, Measure, Streaming
 from selssm_jax.config.data import SOURCES, TASKS, Data, sources_of
 from selssm_jax.config.fields import assign, build, check_fields, flatten, parse
 from selssm_jax.config.mixers import BUILT_IN, GATES, MIXERS, NOISES, NONE, list_gated
@@ -24,7 +24,7 @@ from selssm_jax.errors import ArgumentError, InputError
 # of a state whose information is weighed: its variance stays in float32
 LEAST_NOISE, LEAST_OPEN, LEAST_TEMPERATURE = 1e-6, -10.0, 0.3
 OF_FILES = ("data.gaps",)  # how another file is read, which evaluation may be told too
-EVALUATION = ("measure", "compress", "stream")  # groups that evaluation reads
+EVALUATION = ("measure", "compress", "explain", "stream")  # groups that evaluation reads
 UNREAD = (*EVALUATION, "sweep")  # groups that a run's training does not read
 # Keys that are read with another alone.
 ONLY_WITH = {
@@ -54,6 +54,7 @@ class Experiment:
     training: Training = Training()
     measure: Measure = Measure()
     compress: Compress = Compress()
+    explain: Explain = Explain()
     stream: Streaming = Streaming()
     sweep: Sweep = Sweep()
 
@@ -370,7 +371,7 @@ class Experiment:
 
     def overridden(self, assignments: Iterable[str]) -> "Experiment":
         """Returns the experiment with "group.key=value" for keys that evaluation reads, of the groups measure,
-        compress and stream, and data.gaps; values as in JSON.
+        compress, explain and stream, and data.gaps; values as in JSON.
 
         Raises InputError for other groups, and for what is refused anywhere else.
         """
@@ -381,8 +382,8 @@ class Experiment:
             if group not in EVALUATION and name not in OF_FILES:
                 raise ArgumentError(
                     "override",
-                    f"={assignment!r} is of no group that evaluation reads: give measure.KEY=VALUE, "
-                    f"compress.KEY=VALUE, stream.KEY=VALUE or {OF_FILES[0]}=VALUE; another file is --file",
+                    f"={assignment!r} is of no group that evaluation reads: give KEY=VALUE of "
+                    f"{', '.join(EVALUATION)}, as measure.samples=500, or {OF_FILES[0]}=VALUE; another file is --file",
                 )
             values[group] = values[group] | {key: parse(text)}
         return self.from_dict(values)

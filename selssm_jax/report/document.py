@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from selssm_jax.errors import InputError
+from selssm_jax.report.relevance_block import Relevances
 from selssm_jax.report.tables import Table, clean, escape_html, escape_markdown, number
 from selssm_jax.stability.verdict import plain
 
@@ -221,7 +222,7 @@ def _colour(shade: float) -> str:
     )
 
 
-Block = Heading | Paragraph | Verbatim | Picture | Shaded | Table
+Block = Heading | Paragraph | Verbatim | Picture | Shaded | Table | Relevances
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:

@@ -5,6 +5,7 @@ import pathlib
 from selssm_jax.analysis.results import Analysis, Results
 from selssm_jax.report import example_section, sections
 from selssm_jax.report.document import Paragraph, write_document
+from selssm_jax.report.explanation_section import describe_explanation
 from selssm_jax.report.memory_section import describe_memory
 from selssm_jax.report.stability_section import describe_stability
 from selssm_jax.report.tables import clean, number
@@ -25,6 +26,7 @@ def render(analysis: Analysis, folder: pathlib.Path) -> pathlib.Path:
         blocks += [*sections.learning(results, analysis.history, folder), *sections.gates(results, folder)]
         blocks += [*describe_memory(results, folder), *describe_stability(results, folder)]
         blocks += [
+            *describe_explanation(results, folder),
             *sections.section("An example", example_section.show(analysis.example, folder)),
             *sections.costs(results),
             *sections.setting(results),
