@@ -18,7 +18,7 @@ from selssm_jax import allocator, invocation, lookout
 from selssm_jax.config import find_recipe, load
 from selssm_jax.config.fields import explain_unknown
 from selssm_jax.errors import INTERRUPTED, UNFINISHED, InputError, LostProcess, report_errors
-from selssm_jax.paths import check_new_file, check_regular
+from selssm_jax.paths import check_folder, check_new_file, check_regular
 
 if TYPE_CHECKING:
     from selssm_jax.config import Experiment
@@ -262,10 +262,11 @@ def stream_rows(workdir: str, name: str, override: Iterable[str]) -> Pieces:
         sys.exit(UNFINISHED)
 
 
-def check_output(output: str, *, predicts: bool) -> None:
-    """Raises InputError, before work starts, for an --output that is there already, cannot be written, or is of nothing
-    that is predicted.
+def check_places(workdir: str, output: str, *, predicts: bool) -> None:
+    """Raises InputError, before JAX is imported, for a --workdir that is no folder, and an --output that is there
+    already, cannot be written, or is of nothing that is predicted.
     """
+    check_folder(workdir)
     if output and not predicts:
         raise InputError(f"--output={output} is of predictions alone: add --predict=FILE")
     if output:

@@ -15,7 +15,6 @@ After "pip install" the same command is selssm-eval, in any folder.
 from absl import flags
 
 from selssm_jax import cli
-from selssm_jax.paths import check_folder
 
 WORKDIR = flags.DEFINE_string("workdir", "", "the folder of the run, as given to train.py")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "validation", "test", "whole"], "default: test, or whole of --file")
@@ -57,8 +56,7 @@ def _main(_: list[str]) -> None:
 
 def _evaluate() -> cli.Pieces:
     """Does what the flags ask for; returns what to print, in pieces."""
-    check_folder(WORKDIR.value)  # before JAX is imported, so that a mistake is said at once
-    cli.check_output(OUTPUT.value, predicts=bool(PREDICT.value))
+    cli.check_places(WORKDIR.value, OUTPUT.value, predicts=bool(PREDICT.value))
     if not cli.join(WORKDIR.value):
         return ["process 0 evaluates; this one waits for its end"]
     from selssm_jax import generation, prediction_files, runs

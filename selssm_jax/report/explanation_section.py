@@ -14,17 +14,17 @@ from selssm_jax.report.tables import Cell, Table, block_title
 
 METHODS = {"lrp": "relevance by the rules of MambaLRP", "gradient_x_input": "gradient times input"}
 CAPTION = (
-    "The first {count} of the {split} split, by {method}. Choose an answer: the blue inputs speak for it, the orange ones "
-    "against it. Choose an input: so coloured are the answers that it went into. By mouse, by touch, or by the tab and "
-    "arrow keys."
+    "The first {count} of the {split} split, by {method}. Choose an answer: the blue inputs speak for it, the orange "
+    "ones against it. Choose an input: so coloured are the answers that it went into. By mouse, by touch, or by the "
+    "tab and arrow keys."
 )
 ATTENTION = (
-    "Hidden attention of the first sequence: how much of what is read at a step, downwards, was written at another, to the "
-    "right; the size of the mean over channels, darkest the least."
+    "Hidden attention of the first sequence: how much of what is read at a step, downwards, was written at another, to "
+    "the right; the size of the mean over channels, darkest the least."
 )
 LAGS = (
-    "Two instruments on one axis: the bits of the input k steps back that a decoder reads from the state (left axis), and "
-    "the mean size of hidden attention at that lag (right axis)."
+    "Two instruments on one axis: the bits of the input k steps back that a decoder reads from the state (left axis), "
+    "and the mean size of hidden attention at that lag (right axis)."
 )
 UNMEASURED = "How many bits the states hold by lag was not measured for this split: add --measure."
 NO_ATTENTION = "No block is linear in what it reads, so there is no hidden attention."

@@ -1,5 +1,5 @@
-"""Which inputs an answer is owed to, to be looked at by hand: pointing at an answer colours the inputs by what they have
-in it, pointing at an input colours the answers that it went into. One block of plain HTML, CSS and JavaScript, without
+"""Which inputs an answer is owed to, to be explored: pointing at an answer colours the inputs by what they have in it,
+pointing at an input colours the answers that it went into. One block of plain HTML, CSS and JavaScript, without
 any network; without scripts it shows one answer.
 """
 
@@ -21,8 +21,8 @@ STYLE = """
 .why [role=option] { border: 1px solid #d5d5d5; border-radius: 3px; padding: .15em .3em; font: inherit; color: #000;
   background: #fff; cursor: pointer; min-width: 1.1em; text-align: center; white-space: pre; }
 .why .text { gap: 0; line-height: 1.9; display: block; overflow-wrap: anywhere; }
-.why .text [role=option] { border: 0; border-bottom: 1px solid #ddd; padding: .1em 0; border-radius: 0; white-space: pre-wrap;
-  display: inline; }
+.why .text [role=option] { border: 0; border-bottom: 1px solid #ddd; padding: .1em 0; border-radius: 0;
+  white-space: pre-wrap; display: inline; }
 .why [aria-selected=true] { outline: 2.5px solid #000; outline-offset: 1px; }
 .why rect[aria-selected=true] { outline: none; stroke: #000; stroke-width: 1.5; }
 .why svg { width: 100%; height: auto; border: 1px solid #ddd; touch-action: manipulation; }
@@ -36,7 +36,8 @@ document.querySelectorAll("figure.why").forEach(function (figure) {
   var outs = Array.from(figure.querySelectorAll("[data-o]")), ins = Array.from(figure.querySelectorAll("[data-i]"));
   var said = figure.querySelector(".said"), pinned = null;
   function tint(element, share) {
-    var colour = "rgba(" + (share < 0 ? "213,94,0" : "0,114,178") + "," + (0.75 * Math.min(Math.abs(share), 1)).toFixed(3) + ")";
+    var depth = (0.75 * Math.min(Math.abs(share), 1)).toFixed(3);
+    var colour = "rgba(" + (share < 0 ? "213,94,0" : "0,114,178") + "," + depth + ")";
     if (element.tagName === "rect") element.style.fill = colour; else element.style.background = colour;
   }
   function paint(elements, values) {
@@ -57,13 +58,15 @@ document.querySelectorAll("figure.why").forEach(function (figure) {
     if (kind === "o") {
       outs.forEach(function (e) { tint(e, 0); });
       paint(ins, values);
-      said.textContent = data.outputs[place] + " (" + data.numbers[place] + ") is owed most to " + best(values, data.inputs) +
-        ". All inputs together: " + show(values.reduce(function (a, b) { return a + b; }, 0)) + ".";
+      var sum = values.reduce(function (a, b) { return a + b; }, 0);
+      said.textContent = data.outputs[place] + " (" + data.numbers[place] + ") is owed most to " +
+        best(values, data.inputs) + ". All inputs together: " + show(sum) + ".";
     } else {
       ins.forEach(function (e) { tint(e, 0); });
       paint(outs, values);
-      var sizes = values.map(Math.abs), total = sizes.reduce(function (a, b) { return a + b; }, 0), sum = 0, last = -1;
-      sizes.some(function (size, k) { sum += size; last = k; return sum >= total / 2; });
+      var sizes = values.map(Math.abs), given = 0, last = -1;
+      var total = sizes.reduce(function (a, b) { return a + b; }, 0);
+      sizes.some(function (size, k) { given += size; last = k; return given >= total / 2; });
       said.textContent = data.inputs[place] + " goes most into " + best(values, data.outputs) + "." +
         (total && data.ordered ? " Half of what it gives is given by " + data.outputs[last] + "." : "");
     }
@@ -71,12 +74,16 @@ document.querySelectorAll("figure.why").forEach(function (figure) {
   function listen(elements, kind) {
     elements.forEach(function (element, place) {
       element.tabIndex = place ? -1 : 0;
-      element.addEventListener("pointerenter", function (event) { if (event.pointerType === "mouse") select(kind, place); });
+      element.addEventListener("pointerenter", function (event) {
+        if (event.pointerType === "mouse") select(kind, place);
+      });
       element.addEventListener("focus", function () { select(kind, place); });
       element.addEventListener("click", function () { pinned = [kind, place]; select(kind, place); });
       element.addEventListener("keydown", function (event) {
         var step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); element.dispatchEvent(new Event("click")); }
+        if (event.key === "Enter" || event.key === " ") {
+          event.preventDefault(); element.dispatchEvent(new Event("click"));
+        }
         var goal = event.key === "Home" ? 0 : event.key === "End" ? elements.length - 1 : place + (step || 0);
         if (goal === place || !elements[goal]) return;
         event.preventDefault();
@@ -144,7 +151,7 @@ def _figure(example: Results, place: int) -> str:
     is_text = "pieces" in example
     answers = "".join(
         f'<button type="button" role="option" aria-selected="{str(k == first).lower()}" data-o="{k}" '
-        f'title="{escape_html(f"right: {truth}")}">{escape_html(name)}</button>'
+        f'title="{escape_html(f"right: {truth}")}">{escape_html(_visible(name))}</button>'
         for k, (name, truth) in enumerate(zip(example["outputs"], example["truths"], strict=True))
     )
     inputs = _draw_text(example["pieces"], shares) if is_text else _draw_curves(example["curves"], shares)
@@ -166,6 +173,11 @@ def _figure(example: Results, place: int) -> str:
     )
 
 
+def _visible(name: str) -> str:
+    """A blank as a sign that can be seen."""
+    return name if name.strip() else "␣" * max(len(name), 1)
+
+
 def _draw_text(pieces: Sequence[str], shares: np.ndarray) -> str:
     spans = "".join(
         f'<span role="option" aria-selected="false" data-i="{step}" style="background:{_colour(share)}">'
@@ -184,8 +196,8 @@ def _draw_curves(curves: Sequence[Sequence[float]], shares: np.ndarray) -> str:
     )
     lines = "".join(_draw_line(np.asarray(curve), width) for curve in curves)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="listbox" aria-label="Inputs" preserveAspectRatio="none">{rects}{lines}'
-        "</svg>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="listbox" aria-label="Inputs" preserveAspectRatio="none">{rects}'
+        f"{lines}</svg>"
     )
 
 
