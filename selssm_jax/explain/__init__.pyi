@@ -10,6 +10,6 @@ from .faithfulness import auroc as auroc
 from .faithfulness import compare_methods as compare_methods
 from .faithfulness import perturbation_curves as perturbation_curves
 from .faithfulness import relevant_steps as relevant_steps
-from .relevance_matrix import relevance_matrix as relevance_matrix
+from .relevance_rows import relevance_matrix as relevance_matrix
 from .rules import RULES as RULES
 from .rules import explaining as explaining

@@ -32,21 +32,21 @@ NO_ATTENTION = "No block is linear in what it reads, so there is no hidden atten
 
 def describe_explanation(results: Results, folder: pathlib.Path) -> list[Block]:
     """Returns the section, its figures written into `folder`; nothing where nobody asked for it."""
-    found = results.get("explanation")
-    if not found:
+    explanation = results.get("explanation")
+    if not explanation:
         return []
-    count = len(found["examples"])
+    count = len(explanation["examples"])
     sequences = "sequence" if count == 1 else f"{count} sequences"
-    caption = CAPTION.format(count=sequences, split=found["split"], method=METHODS[found["method"]])
-    blocks: list[Block] = [Relevances(found["examples"], caption)]
-    if not found["attention"]:
+    caption = CAPTION.format(count=sequences, split=explanation["split"], method=METHODS[explanation["method"]])
+    blocks: list[Block] = [Relevances(explanation["examples"], caption)]
+    if not explanation["attention"]:
         return section("Why it said so", [*blocks, Paragraph(NO_ATTENTION)])
-    blocks.append(Picture(save(draw_attention(found["attention"]), folder / "attention.png"), ATTENTION))
-    if not found["lags"]:
+    blocks.append(Picture(save(draw_attention(explanation["attention"]), folder / "attention.png"), ATTENTION))
+    if not explanation["lags"]:
         return section("Why it said so", [*blocks, Paragraph(UNMEASURED)])
-    blocks.append(Picture(save(draw_lags(found["lags"]), folder / "lags.png"), LAGS))
+    blocks.append(Picture(save(draw_lags(explanation["lags"]), folder / "lags.png"), LAGS))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (block_title(name), len(lags["lags"]), lags["spearman"]) for name, lags in found["lags"].items()
+        (block_title(name), len(lags["lags"]), lags["spearman"]) for name, lags in explanation["lags"].items()
     )
     table = Table("Do they fade alike?", ("block", "lags", "Spearman's correlation"), rows)
     return section("Why it said so", [*blocks, table])
@@ -57,8 +57,8 @@ def draw_attention(attention: Results) -> Figure:
     """A picture for each block, its largest numbers brightest."""
     columns = min(len(attention), 4)
     figure, axes = panels(-(-len(attention) // columns), columns, height=2.6 * -(-len(attention) // columns))
-    for ax, (name, found) in zip(axes, attention.items(), strict=False):
-        picture = np.asarray(found["picture"], float)
+    for ax, (name, block) in zip(axes, attention.items(), strict=False):
+        picture = np.asarray(block["picture"], float)
         top = float(np.quantile(picture, 0.995)) or 1.0
         ax.imshow(picture, vmin=0, vmax=top, interpolation="nearest", aspect="equal")
         ax.set(title=block_title(name), xticks=[], yticks=[], xlabel="written", ylabel="read")
@@ -69,10 +69,10 @@ def draw_attention(attention: Results) -> Figure:
 
 
 @style()
-def draw_lags(found: Results) -> Figure:
+def draw_lags(curves: Results) -> Figure:
     """Bits and hidden attention by lag, two axes for each block."""
-    figure, axes = panels(1, len(found), height=2.9)
-    for ax, (name, lags) in zip(axes, found.items(), strict=True):
+    figure, axes = panels(1, len(curves), height=2.9)
+    for ax, (name, lags) in zip(axes, curves.items(), strict=True):
         places, other = np.asarray(lags["lags"]) + 1, ax.twinx()
         ax.plot(places, lags["bits"], color=BLUE, marker="o", markersize=3.5, label="bits in the state")
         other.plot(places, lags["attention"], color=ORANGE, marker="s", markersize=3.5, linestyle="--")
