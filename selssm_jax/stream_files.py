@@ -20,6 +20,7 @@ from selssm_jax.paths import check_regular
 from selssm_jax.runs import Run, read_history
 from selssm_jax.streaming.session import LEARNER, Entry, Session
 from selssm_jax.tasks.registry import kind_of
+from selssm_jax.training.checkpoint import write_whole
 from selssm_jax.training.logging import Display, Logger
 from selssm_jax.training.loop import Stop
 
@@ -28,6 +29,8 @@ MARKS = (";", "\t", "|", ",")  # between cells; a comma may stand for decimals w
 EVENTS = {1: "rise", -1: "fall"}
 BYTES, SECONDS = 1 << 16, 0.2  # read at a time; between two looks whether a signal came
 DIGITS = 6  # of a number that is written
+GATE = "gate of "  # before a block's name in a record
+LOOSE = ("log_every", "save_every", "changes")  # settings that a stream may go on with others of
 
 
 class StreamFolder(NamedTuple):
@@ -39,6 +42,11 @@ class StreamFolder(NamedTuple):
     def state(self) -> pathlib.Path:
         """Checkpoints of the session."""
         return self.path / "state"
+
+    @property
+    def settings(self) -> pathlib.Path:
+        """What decides the numbers of the stream, as JSON: it goes on with the same alone."""
+        return self.path / "settings.json"
 
     @property
     def events(self) -> pathlib.Path:
@@ -58,19 +66,19 @@ class OpenStream:
       run, folder, session: what reads, where, and how far it is. stopped: whether a signal ended it.
 
     Raises:
-      InputError: for a run that cannot be read row by row, and a folder that cannot be written.
+      InputError: for a run that cannot be read row by row, and for a stream that was begun with other settings.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.folder, self.stopped = run, StreamFolder(run.workdir / "stream"), False
         self._known = run.dataset.metadata()
-        _check_run(run, self._known)
-        assert isinstance(run.model, SequenceModel)
+        model = _check_run(run, self._known)
         self._options = run.experiment.stream
         self._scale = forecasting.History(self._known, run.model.config.task)
         with as_input_error(f"{run.workdir} cannot be read row by row: "):
-            self.session = Session(run.model, run.params, self._options)
-        self.resumed = self.session.restore(self.folder.state)
+            self.session = Session(model, run.params, self._options)
+        self._check_settings()
+        self.session.restore(self.folder.state)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -88,6 +96,7 @@ class OpenStream:
           InputError: for a file that cannot be read, other columns, and a file whose rows are not those that were read.
         """
         self.folder.path.mkdir(exist_ok=True)
+        write_whole(self.folder.settings, json.dumps(self._list_settings()) + "\n")
         log = Logger(
             self.folder.path,
             [
@@ -99,7 +108,8 @@ class OpenStream:
             0,
             display=Display(shown=False),
         )
-        _keep_before(self.folder.events, self.session.rows)
+        kept = [event for event in self.read_events() if event["row"] < self.session.rows]  # the others come again
+        write_whole(self.folder.events, "".join(json.dumps(event) + "\n" for event in kept))
         skipped = 0 if name == STANDARD_INPUT else self._count_read()
         try:
             with Stop() as stop:
@@ -112,6 +122,29 @@ class OpenStream:
         finally:
             self.session.save(self.folder.state)
             log.close()
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Returns the changes that were seen; a last line that a kill cut short comes again."""
+        path = self.folder.events
+        return [event for line in path.read_text().splitlines() if (event := _parse(line))] if path.exists() else []
+
+    def _list_settings(self) -> dict[str, Any]:
+        """What decides the numbers of the stream."""
+        options = {f"stream.{key}": value for key, value in vars(self._options).items() if key not in LOOSE}
+        return options | {"step of the run": self.run.step}
+
+    def _check_settings(self) -> None:
+        """Raises InputError where a stream that was saved has other settings, or was begun from other parameters."""
+        path = self.folder.settings
+        if not path.exists() or not self.folder.state.exists():
+            return
+        begun, now = _parse(path.read_text()) or {}, self._list_settings()
+        other = [f"{key}={begun.get(key)}, not {now[key]}" for key in now if begun.get(key) != now[key]]
+        if other:
+            raise InputError(
+                f"the stream in {self.folder.path} was begun with {'; '.join(other)}: go on with the same, or move "
+                "that folder away to begin anew"
+            )
 
     def _count_read(self) -> int:
         """Rows that were read before, those of the history among them."""
@@ -143,7 +176,12 @@ class OpenStream:
                 file.write(json.dumps({"row": entry.row, "event": event, "error": entry.scores[LEARNER]}) + "\n")
         if event or entry.row % self._options.log_every == 0:
             known = {name: value for name, value in entry.scores.items() if math.isfinite(value)}
-            log.record(entry.row, "stream", known | {"boost": entry.boost, "change": float(entry.change)})
+            log.record(entry.row, "stream", known | self._list_rates(entry))
+
+    def _list_rates(self, entry: Entry) -> dict[str, float]:
+        """The learner's step size, what its detector says, and its gates."""
+        gates = {f"{GATE}{name}": value for name, value in self.session.measure_gates().items()}
+        return {"rate": self._options.rate * entry.boost, "change": float(entry.change)} | gates
 
     def _check_passed(self, name: str, row: np.ndarray, *, last: bool) -> None:
         """Raises InputError where the newest row that was read is another in this file."""
@@ -158,26 +196,44 @@ def read_rows(name: str, columns: Sequence[str], stop: Stop) -> Iterator[np.ndar
     """Yields the rows of a table, (C,) each, as they come, until its end or a signal.
 
     A first line of names says which columns are read, in any order; without one a line has exactly these. What is no
-    row is left out: standard error has its line and why.
+    row is left out, an empty line and one of another number of cells too: standard error has its number and why.
 
     Raises:
       InputError: for a file that cannot be read, and names that lack a column.
     """
-    places, mark = None, ","
+    table: _Form | None = None
     for number, line in enumerate(_read_lines(name, stop), 1):
-        if not line.strip():
-            continue
-        if number == 1:
-            mark = next((sign for sign in MARKS if sign in line), ",")
-            cells = [cell.strip().strip('"').removeprefix("\ufeff") for cell in line.split(mark)]
-            if any(_number(cell, mark) is None for cell in cells):
-                places = _find_places(name, cells, columns)
+        row, why = None, "it is empty"
+        if line.strip():
+            begins = table is None
+            table = table or _read_form(name, line, columns)
+            if begins and table.named:
                 continue
-        row, why = _parse_row(line.split(mark), places, columns, mark)
+            row, why = _parse_row(line, table, columns)
         if row is None:
             print(f"line {number} of {_title(name)} is left out: {why}", file=sys.stderr, flush=True)
         else:
             yield row
+
+
+class _Form(NamedTuple):
+    """How the lines of a table are read: the mark between cells, how many there are, the places of the columns, and
+    whether the first line names them.
+    """
+
+    mark: str
+    cells: int
+    places: list[int]
+    named: bool
+
+
+def _read_form(name: str, line: str, columns: Sequence[str]) -> _Form:
+    """What the first line says. Raises InputError for names that lack a column."""
+    mark = next((sign for sign in MARKS if sign in line), ",")
+    cells = [cell.strip().strip('"').removeprefix("\ufeff") for cell in line.split(mark)]
+    if all(_number(cell, mark) is not None for cell in cells):
+        return _Form(mark, len(columns), list(range(len(columns))), named=False)
+    return _Form(mark, len(cells), _find_places(name, cells, columns), named=True)
 
 
 def _read_lines(name: str, stop: Stop) -> Iterator[str]:
@@ -223,16 +279,14 @@ def _find_places(name: str, cells: list[str], columns: Sequence[str]) -> list[in
     return [cells.index(column) for column in columns]
 
 
-def _parse_row(
-    cells: list[str], places: list[int] | None, columns: Sequence[str], mark: str
-) -> tuple[np.ndarray | None, str]:
+def _parse_row(line: str, table: _Form, columns: Sequence[str]) -> tuple[np.ndarray | None, str]:
     """(The numbers of a row, why there are none)."""
-    if places is None and len(cells) != len(columns):
-        return None, f"it has {len(cells)} cells, expected {len(columns)} numbers: {', '.join(columns)}"
-    if places is not None and len(cells) <= max(places):
-        return None, f"it has {len(cells)} cells, and a column of the run is the {max(places) + 1}th"
-    values = [_number(cells[place], mark) for place in (places or range(len(columns)))]
-    for column, place, value in zip(columns, places or range(len(columns)), values, strict=True):
+    cells = line.split(table.mark)
+    if len(cells) != table.cells:
+        whose = "as the first line names" if table.named else ", ".join(columns)
+        return None, f"it has {len(cells)} cells, expected {table.cells}: {whose}"
+    values = [_number(cells[place], table.mark) for place in table.places]
+    for column, place, value in zip(columns, table.places, values, strict=True):
         if value is None or not math.isfinite(value):
             return None, f"{column} is {cells[place].strip()!r}, expected a number"
     return np.array(values, np.float64), ""
@@ -252,6 +306,15 @@ def _title(name: str) -> str:
     return "standard input" if name == STANDARD_INPUT else name
 
 
+def _parse(line: str) -> dict[str, Any] | None:
+    """A JSON object, None where it is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _round(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
@@ -260,15 +323,10 @@ def _name_event(entry: Entry) -> str:
     return "replaced" if entry.replaced else EVENTS.get(entry.change, "")
 
 
-def _keep_before(path: pathlib.Path, rows: int) -> None:
-    """Leaves the events of rows before this one: the others come again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["row"] < rows]
-        path.write_text("".join(f"{line}\n" for line in kept))
-
-
-def _check_run(run: Run, known: Mapping[str, Any]) -> None:
-    """Raises InputError for a run that does not forecast a table from its own channels alone."""
+def _check_run(run: Run, known: Mapping[str, Any]) -> SequenceModel:
+    """Returns the model. Raises InputError for a run that does not forecast a table from its own channels alone."""
+    if not isinstance(run.model, SequenceModel):
+        raise ArgumentError("stream", f" learns on, and {run.workdir} is compressed: give the run that it was made of")
     config = run.model.config
     task, kind = config.task, kind_of(config.task)
     if not kind.forecasts:
@@ -286,3 +344,4 @@ def _check_run(run: Run, known: Mapping[str, Any]) -> None:
             f" reads a row at a time, the run's model {config.stride} (model.frame={config.frame}): train with "
             "model.frame=1 and model.stride=1",
         )
+    return run.model

@@ -1,6 +1,5 @@
 """What a stream was: errors as time went, changes, and what the states hold of rows before and after the last one."""
 
-import json
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from selssm_jax.information.estimators import Training
 from selssm_jax.model import mixer_places
 from selssm_jax.observe import observe
 from selssm_jax.runs import read_history
-from selssm_jax.stream_files import OpenStream
+from selssm_jax.stream_files import GATE, OpenStream
 from selssm_jax.streaming.session import FROZEN, LEARNER, NAMES
 
 FEWEST = 512  # rows on either side of a change, of which bits are said
@@ -27,9 +26,10 @@ def analyse_stream(stream: OpenStream) -> Results:
     the bits of single rows in the states, by block.
     """
     records = [record for record in read_history(stream.folder.path / "metrics.jsonl") if record["split"] == "stream"]
-    events = _read_events(stream)
+    events = stream.read_events()
     options, session = stream.run.experiment.stream, stream.session
     scores = {name: records[-1].get(name) if records else None for name in NAMES}
+    gates = sorted({name for record in records for name in record if name.startswith(GATE)})
     error, frozen = scores[LEARNER], scores[FROZEN]
     return {
         "name": stream.run.experiment.name,
@@ -39,7 +39,8 @@ def analyse_stream(stream: OpenStream) -> Results:
         "columns": list(stream.columns),
         "steps": [record["step"] for record in records],
         "errors": {name: [record.get(name) for record in records] for name in NAMES},
-        "rate": [options.rate * record["boost"] for record in records],
+        "rate": [record["rate"] for record in records],
+        "gates": {name.removeprefix(GATE): [record.get(name) for record in records] for name in gates},
         "scores": scores,
         "error": error,
         "over_frozen": error / frozen if error is not None and frozen else float("nan"),
@@ -53,15 +54,17 @@ def analyse_stream(stream: OpenStream) -> Results:
 
 
 def measure_worlds(stream: OpenStream, events: list[dict[str, Any]]) -> Results | None:
-    """Returns what the states of each block hold of the row k rows back, in bits, before and after the last change;
-    where none lies in the rows that are remembered, of all of these; None where they are too few.
+    """Returns what the states of each block hold of the row k rows back, in bits, before and after the last change, of
+    those that are known, or else of those that were seen; where none lies in the rows that are remembered, of all of
+    these; None where they are too few.
 
     The learner's parameters are those of now in both: what differs is the world. The bits are lower bounds, of decoders
     that are judged on stretches of rows that they were not fitted to, averaged over the channels.
     """
     rows = min(stream.session.rows + stream.session.read, len(stream.session.recent))
     recent, first = stream.session.recent[-rows:], stream.session.rows - rows
-    known = [*(event["row"] for event in events if event["event"] == "rise"), *stream.run.experiment.stream.changes]
+    seen = [event["row"] for event in events if event["event"] == "rise"]
+    known = stream.run.experiment.stream.changes or seen  # a detector is some rows late
     inside = [row - first for row in known if FEWEST <= row - first <= rows - FEWEST]
     if rows < FEWEST:
         return None
@@ -118,8 +121,3 @@ def _decode(states: np.ndarray, rows: np.ndarray) -> Results:
     known = bits[0] - 2 * errors[0] > 0
     half = retention.half_life(lags, bits, errors)._asdict() if known else None
     return {"bits": bits.tolist(), "stderr": errors.tolist(), "half_life": half}
-
-
-def _read_events(stream: OpenStream) -> list[dict[str, Any]]:
-    path = stream.folder.events
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,5 +1,6 @@
 """The report of a stream: errors of the learner and its rivals, what changed, and what the memory holds."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -20,8 +21,9 @@ INTRODUCTION = (
 ERRORS = (
     "Above: the faded error of the learner, of the model as it was trained, of the last value, and of recursive least "
     "squares. Solid lines across: changes that the detector ({detector}) saw as a rise of the learner's error; dotted: "
-    "changes that were known. Below: the step size of the learner."
+    "changes that were known. Below: the step size of the learner{gates}."
 )
+GATES = ", and the mean gate of its blocks over the 256 rows before"
 WORLDS = (
     "Bits of a row that the state holds k rows later, in the mean over channels: lower bounds of decoders that are "
     "judged on stretches of rows that they were not fitted to, for the learner's parameters as they are now, {where}."
@@ -49,7 +51,8 @@ def render_stream(results: Results, folder: pathlib.Path) -> None:
     with write_document(folder, f"{results['name']}, on a stream", "stream.json", results) as blocks:
         blocks.extend([Paragraph(_say_outcome(results), lead=True), Paragraph(introduction)])
         picture = Picture(
-            save(draw_errors(results), folder / "errors.png"), ERRORS.format(detector=results["detector"])
+            save(draw_errors(results), folder / "errors.png"),
+            ERRORS.format(detector=results["detector"], gates=GATES if results["gates"] else ""),
         )
         blocks.extend(section("Errors as time went", [picture, _tabulate_scores(results), *_list_events(results)]))
         blocks.extend(section("What the memory holds", _describe_memory(results, folder)))
@@ -110,17 +113,23 @@ def _half_cells(half: Results | None) -> tuple[Cell, ...]:
 
 @style()
 def draw_errors(results: Results) -> Figure:
-    """Faded errors by row, and the learner's step size."""
-    figure, (above, below) = panels(2, 1, height=4.6, sharex=True)
+    """Faded errors by row, the learner's step size, and its gates where it has any."""
+    count = 3 if results["gates"] else 2
+    figure, (above, *others) = panels(count, 1, height=1.4 + 1.6 * count, sharex=True)
     steps = results["steps"]
     for (colour, dash, _), name in zip(LINES, results["errors"], strict=False):
         values = [np.nan if value is None else value for value in results["errors"][name]]
         above.plot(steps, finite(values), color=colour, linestyle=dash, label=name)
     _mark(above, results)
     above.set(ylabel="faded error", yscale="log" if _spread(results) else "linear")
-    below.plot(steps, results["rate"], color=GREY)
-    below.set(xlabel="row", ylabel="step size", ylim=(0, None))
-    legend(figure, above)
+    others[0].plot(steps, results["rate"], color=GREY)
+    others[0].set(ylabel="step size", ylim=(0, None))
+    for (colour, dash, _), (name, gates) in zip(itertools.cycle(LINES), results["gates"].items(), strict=False):
+        values = [np.nan if value is None else value for value in gates]
+        others[1].plot(steps, values, color=colour, linestyle=dash, label=f"gate of {block_title(name)}")
+        others[1].set(ylabel="mean gate", ylim=(0, None))
+    others[-1].set(xlabel="row")
+    legend(figure, above, *others)
     return figure
 
 

@@ -4,16 +4,19 @@ The rivals are told the same truths at the same rows: the model as it was traine
 recursive least squares. Errors are those of forecasts as they were given, when the last row of their horizon has come.
 """
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from selssm_jax.config import Streaming
 from selssm_jax.model import SequenceModel
+from selssm_jax.observe import observe
 from selssm_jax.streaming.drift import ADWIN, Detector, PageHinkley
 from selssm_jax.streaming.gradients import ExactGradient, TruncatedGradient
 from selssm_jax.streaming.reactions import Reaction
@@ -23,6 +26,7 @@ from selssm_jax.streaming.stream import Stream
 
 LEARNER, FROZEN, LAST, LEAST_SQUARES = "learner", "frozen", "last value", "least squares"
 NAMES = (LEARNER, FROZEN, LAST, LEAST_SQUARES)
+GATED = 256  # rows that gates are a mean of
 DETECTORS: dict[str, type[Detector] | None] = {"adwin": ADWIN, "page_hinkley": PageHinkley, "none": None}
 
 
@@ -65,6 +69,13 @@ def build_stream(model: SequenceModel, params: PyTree, options: Streaming) -> St
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _mean_gates(model: SequenceModel, params: PyTree, rows: Float[Array, "T C"]) -> dict[str, Float[Array, ""]]:
+    batch = {"inputs": rows[None], "valid": np.ones((1, len(rows)), bool)}
+    blocks = observe(model, params, batch, rngs={"noise": jax.random.key(0)}).blocks
+    return {name: block.gate.mean() for name, block in blocks.items() if block.gate is not None}
+
+
 class Session:
     """A learner and its rivals on one series of standardised rows.
 
@@ -80,7 +91,7 @@ class Session:
     """
 
     def __init__(self, model: SequenceModel, params: PyTree, options: Streaming) -> None:
-        self._options, task = options, model.config.task
+        self._options, self._model, task = options, model, model.config.task
         self._learner = build_stream(model, params, options)
         self._frozen = Stream(model, params, None, fade=options.fade)
         self._horizon, self._channels = task.horizon, task.channels
@@ -130,6 +141,15 @@ class Session:
             1.0 if lesson is None else float(lesson.boost),
             lesson is not None and bool(lesson.replaced),
         )
+
+    def measure_gates(self) -> dict[str, float]:
+        """Returns the mean gate of each block that has gates over the last `GATED` rows, read from an empty memory by
+        the learner's parameters of now; nothing before so many have come.
+        """
+        if self.rows + self.read < GATED:
+            return {}
+        gates = jax.device_get(_mean_gates(self._model, self.params, self.recent[-GATED:]))
+        return {name: float(gate) for name, gate in gates.items()}
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes all of it into a folder, whole or not at all."""

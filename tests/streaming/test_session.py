@@ -2,6 +2,7 @@
 bad rows, and what is refused.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import runs
 from selssm_jax.analysis import analyse_stream
+from selssm_jax.compression.streaming import PackedModel
 from selssm_jax.config import Streaming
 from selssm_jax.errors import InputError
 from selssm_jax.report import render_stream, summarise_stream
@@ -122,6 +124,33 @@ def test_a_table_that_is_another_is_refused_when_a_stream_goes_on(trained, tmp_p
         follow(open_stream(trained, tmp_path / "run"), tmp_path / "other.csv")
 
 
+def test_a_stream_goes_on_with_its_own_settings_alone(trained, tmp_path, table):
+    """What decides no number may change; and a kill that cut the last event short is no obstacle."""
+    write_table(tmp_path / "table.csv", table[:30])
+    follow(open_stream(trained, tmp_path / "run"), tmp_path / "table.csv")
+    for changed, words in (
+        ("stream.lags=4", r"was begun with stream\.lags=3, not 4: go on with the same, or move"),
+        ("stream.fork=9", r"was begun with stream\.fork=0, not 9"),
+        ("stream.gradient=pieces", r"was begun with stream\.gradient=exact, not pieces"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_stream(trained, tmp_path / "run", changed)
+    later = dataclasses.replace(open_run(tmp_path / "run", override=FAST, examples=False), step=99)
+    with pytest.raises(InputError, match=r"step of the run=3, not 99"):
+        OpenStream(later)
+    events = tmp_path / "run" / "stream" / "events.jsonl"
+    events.write_text('{"row": 7, "event": "rise", "error": 1.0}\n{"row": 29, "ev')
+    stream = open_stream(trained, tmp_path / "run", "stream.save_every=7", "stream.changes=[9]")
+    assert follow(stream, tmp_path / "table.csv") == []
+    assert [event["row"] for event in stream.read_events()] == [7] and events.read_text().endswith("}\n")
+
+
+def test_a_compressed_run_is_refused(trained):
+    run = open_run(trained, examples=False)
+    with pytest.raises(InputError, match="is compressed: give the run that it was made of"):
+        OpenStream(dataclasses.replace(run, model=PackedModel(run.model, ())))
+
+
 @pytest.mark.always
 def test_a_live_process_answers_row_by_row_and_goes_on_after_a_kill(trained, tmp_path, table):
     """A row in, a forecast out, at once; killed without a word, it goes on from what was saved."""
@@ -151,13 +180,24 @@ def test_a_live_process_answers_row_by_row_and_goes_on_after_a_kill(trained, tmp
 
 
 def test_lines_that_are_no_rows_are_left_out_and_said(tmp_path, capsys):
-    (tmp_path / "bad.csv").write_text("down,up,more\n1,2,x\n\nfour,5,6\n7,8\n9,nan,1\n3;4;5\n10,11,12")
+    (tmp_path / "bad.csv").write_text("\ndown,up,more\n1,2,x\n\nfour,5,6\n7,8\n9,nan,1\n3;4;5\n7,8,9,1\n10,11,12")
     with loop.Stop() as stop:
         rows = list(read_rows(str(tmp_path / "bad.csv"), COLUMNS, stop))
-    np.testing.assert_array_equal(rows, [[2, 1], [8, 7], [11, 10]])
+    np.testing.assert_array_equal(rows, [[2, 1], [11, 10]])  # in the run's order
     said = capsys.readouterr().err.splitlines()
-    assert [line.split(" of ")[0] for line in said] == ["line 4", "line 6", "line 7"]
-    assert "down is 'four', expected a number" in said[0] and "up is 'nan'" in said[1]
+    assert [line.split(" of ")[0] for line in said] == [f"line {number}" for number in (1, 4, 5, 6, 7, 8, 9)]
+    whys = [line.split("is left out: ")[1] for line in said]
+    assert whys[:2] == ["it is empty"] * 2 and "down is 'four', expected a number" in whys[2] and "'nan'" in whys[4]
+    cells = [why for why in whys if "cells" in why]
+    assert cells == [f"it has {count} cells, expected 3: as the first line names" for count in (2, 1, 4)]
+
+
+def test_a_line_too_short_or_too_long_without_names_is_left_out_and_said(tmp_path, capsys):
+    (tmp_path / "bad.csv").write_text("1,2\n3\n4,5,6\n7,8\n")
+    with loop.Stop() as stop:
+        np.testing.assert_array_equal(list(read_rows(str(tmp_path / "bad.csv"), COLUMNS, stop)), [[1, 2], [7, 8]])
+    said = capsys.readouterr().err
+    assert "line 2 of" in said and "it has 1 cells, expected 2: up, down" in said and "line 3 of" in said
 
 
 @pytest.mark.parametrize(
@@ -217,6 +257,10 @@ def test_the_report_says_errors_changes_and_bits_before_and_after(trained, tmp_p
     stream = open_stream(trained, tmp_path / "run", "stream.changes=[160]", "stream.remembered=320")
     follow(stream, tmp_path / "table.csv")
     results = analyse_stream(stream)
+    (gates,) = results["gates"].values()
+    measured = [value is not None for value in gates]  # once there are 256 rows
+    assert measured == [step >= 255 for step in results["steps"]] and all(0 < value < 1 for value in gates[52:])
+    assert results["rate"] == [0.01] * len(gates)
     memory = results["memory"]
     assert memory["change"] == 160
     (block,) = memory["blocks"].values()
