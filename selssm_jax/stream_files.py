@@ -309,10 +309,10 @@ def _title(name: str) -> str:
 def _parse(line: str) -> dict[str, Any] | None:
     """A JSON object, None where it is none."""
     try:
-        found = json.loads(line)
+        event = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return event if isinstance(event, dict) else None
 
 
 def _round(value: float) -> float:
