@@ -62,12 +62,16 @@ def read_params(experiment: Experiment, drawn: PyTree) -> tuple[PyTree, int]:
       drawn: parameters, or their shapes, as the experiment's own model draws them.
 
     Raises:
-      InputError: where training.start is no run that can be read, or a compressed one; and for parameters of other
+      InputError: where training.start is no run that can be read, or a packed one; and for parameters of other
         names or shapes, the first of which are named, with the keys of the model that differ.
     """
     start = experiment.training.start
     theirs, params, step = checkpoint.restore_for_eval(start)
     _check_plain(theirs)
+    if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params)):
+        raise InputError(
+            f"{KEY}={start} holds its weights in int8, which cannot be trained: start from the run that it was made of"
+        )
     have, need = (_list_shapes(tree) for tree in (params, drawn))
     wrong = [
         f"{name}: {have.get(name, 'nothing')} there, {need.get(name, 'nothing')} asked for"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import runs
+from selssm_jax.compression import weights
 from selssm_jax.errors import InputError
 from selssm_jax.training import checkpoint, loop, starting
 
@@ -127,16 +128,23 @@ def test_tokens_are_those_of_the_run(place, tmp_path):
     assert mine.data.level == "character"
 
 
-def test_a_run_whose_memory_is_packed_cannot_be_started_from(place, tmp_path):
+def write_run(folder, config, params, step, like):
+    workdir = checkpoint.Workdir(str(folder), config, alone=True)
+    workdir.describe(checkpoint.read_metadata(str(like)))
+    workdir.save_best(step, params, {})
+    workdir.close()
+
+
+def test_a_run_that_is_packed_cannot_be_started_from(place, tmp_path):
+    """Neither by its memory nor by its weights."""
     theirs, params, step = checkpoint.restore_for_eval(str(place / "first"))
     packed = dataclasses.replace(theirs, model=dataclasses.replace(theirs.model, memory_bits=("4" * 8,)))
-    folder = checkpoint.Workdir(str(tmp_path / "packed"), packed, alone=True)
-    folder.describe(checkpoint.read_metadata(str(place / "first")))
-    folder.save_best(step, params, {})
-    folder.close()
-    config = experiment(place / "tuned.txt", training__start=str(tmp_path / "packed"))
-    with pytest.raises(InputError, match=r"memory is packed.*start from the run that it was made of"):
-        loop.fit(config, str(tmp_path / "second"))
+    write_run(tmp_path / "packed", packed, params, step, place / "first")
+    write_run(tmp_path / "small", theirs, weights.encode_weights(params), step, place / "first")
+    for name, words in (("packed", "memory is packed"), ("small", "weights in int8")):
+        config = experiment(place / "tuned.txt", training__start=str(tmp_path / name))
+        with pytest.raises(InputError, match=rf"{words}.*start from the run that it was made of"):
+            loop.fit(config, str(tmp_path / "second"))
 
 
 def test_a_table_is_read_at_the_scale_of_the_run(tmp_path):
