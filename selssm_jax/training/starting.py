@@ -47,12 +47,12 @@ def recall(experiment: Experiment) -> Mapping[str, Any]:
       InputError: where training.start is no run that can be read, or its tokens are others than those of data.level.
     """
     start, level = experiment.training.start, experiment.data.level
-    known = checkpoint.read_metadata(start) if start else {}
-    if known.get("level", level) != level:
-        raise InputError(
-            f"data.level={level!r}, but tokens of {KEY}={start} are of the level {known['level']!r}: use that"
-        )
-    return known
+    if not start:
+        return {}
+    theirs = checkpoint.read_experiment(start).data.level
+    if theirs != level:
+        raise InputError(f"data.level={level!r}, but tokens of {KEY}={start} are of the level {theirs!r}: use that")
+    return checkpoint.read_metadata(start)
 
 
 def read_params(experiment: Experiment, drawn: PyTree) -> tuple[PyTree, int]:

@@ -160,3 +160,13 @@ def test_a_table_is_read_at_the_scale_of_the_run(tmp_path):
     first, second = (checkpoint.read_metadata(str(tmp_path / name)) for name in ("first", "second"))
     assert first["scaling"] == second["scaling"]
     loop.fit(made("second", training__start=str(tmp_path / "first")), str(tmp_path / "second"))
+
+
+def test_a_synthetic_task_goes_on_at_another_length(tmp_path):
+    task = {"data__source": "induction_heads", "data__vocab": 5, "data__eval_examples": 8, **runs.SMALL, **STEPS}
+    loop.fit(runs.experiment(**task, data__length=8), str(tmp_path / "first"))
+    longer = runs.experiment(**task, data__length=16, training__start=str(tmp_path / "first"))
+    loop.fit(longer, str(tmp_path / "second"))
+    assert jax.tree.map(np.shape, read_params(tmp_path / "first")) == jax.tree.map(
+        np.shape, read_params(tmp_path / "second")
+    )
