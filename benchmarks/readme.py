@@ -51,6 +51,7 @@ CLAIMS = (
         "two_answers",
         "sparsity",
         "removal",
+        "curriculum",
         "traces",
         "decoding",
         "serving",
@@ -64,6 +65,7 @@ CLAIMS = (
         "allocator",
         "large_table",
         "stream_drift",
+        "stream_ettm1",
         "old_world",
     ),
 )

@@ -4,7 +4,8 @@ Command:        python train.py --config configs/induction_heads.py --report
 Data:           synthetic (Olsson et al. 2022; Gu and Dao 2023): 16 symbols, 256 steps
 Hardware:       1 CPU core
 Time:           18 minutes
-Expected score: test accuracy 100 % (benchmarks/records/induction_heads.json)
+Expected score: test accuracy 100 % (benchmarks/records/induction_heads.json); Mamba needs short sequences first
+                (docs/models.md)
 """
 
 from ml_collections import ConfigDict

@@ -725,3 +725,27 @@ def test_two_of_eight_blocks_are_removed_by_every_choice(tmp_path, monkeypatch):
     assert seed["blocks"]["loss"]["evaluations"] == 15 and seed["blocks"]["information"]["evaluations"] == 1
     (times,) = found["decoding"].values()
     assert set(times["fall over the share of blocks that went"]) == {"2", "4", "6"}
+
+
+@pytest.mark.exhaustive
+def test_short_sequences_come_before_long_ones_and_are_as_many_tokens(tmp_path, monkeypatch):
+    script = importlib.import_module("curriculum")
+    for name, size in {"LENGTH": 8, "LONGER": 16, "SHORT": 2, "LONG": 2, "ROWS": 4, "FEWER": 2}.items():
+        monkeypatch.setattr(script, name, size)
+    assert script.count_scratch() == 4
+    found = script.benchmark(1, tmp_path, log_every=1)
+    (seed,) = found["runs"]
+    assert set(seed) == {"at 48 steps", "short sequences first", "from scratch"}
+    assert (tmp_path / "0" / "long" / "config.json").exists()
+
+
+def test_a_stream_of_a_benchmark_is_scored_once_its_truth_is_there():
+    script = importlib.import_module("stream_ettm1")
+    model, params = importlib.import_module("stream").build(4)
+    run = types.SimpleNamespace(model=model, params=params)
+    rows = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
+    still, learnt = (
+        script.replay(run, script.Streaming(rate=rate, detector="none"), rows[:10], rows[10:]) for rate in (0.0, 0.1)
+    )
+    assert np.isnan(still[0]) and np.isfinite(still[1:]).all()
+    assert still[1] == learnt[1] and still[-1] != learnt[-1]
