@@ -51,6 +51,7 @@ CLAIMS = (
         "two_answers",
         "sparsity",
         "removal",
+        "explain",
         "curriculum",
         "traces",
         "decoding",

@@ -749,3 +749,20 @@ def test_a_stream_of_a_benchmark_is_scored_once_its_truth_is_there():
     )
     assert np.isnan(still[0]) and np.isfinite(still[1:]).all()
     assert still[1] == learnt[1] and still[-1] != learnt[-1]
+
+
+@pytest.mark.exhaustive
+def test_methods_are_held_against_known_steps(tmp_path, monkeypatch):
+    script = importlib.import_module("explain")
+    small = {name: (get, data | {"length": 16, "tokens": 2}, 2) for name, (get, data, _) in script.TASKS.items()}
+    for name, value in {
+        "TASKS": small,
+        "MIXERS": ("selective",),
+        "SEQUENCES": 64,
+        "METHODS": script.METHODS[:3],
+    }.items():
+        monkeypatch.setattr(script, name, value)
+    found = script.benchmark(2, None, tmp_path)
+    assert set(found["known steps"]) == {"selective_copying, selective", "induction_heads, selective"}
+    assert all(len(seeds) == 2 and set(seeds[0]["auroc"]) >= {"lrp"} for seeds in found["known steps"].values())
+    assert found["areas"] == {} and found["lags"] == {}
