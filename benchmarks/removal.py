@@ -7,7 +7,9 @@ of eight blocks are removed, or two of eight recurrences, or two of eight MLPs, 
 "loss", greedily, which reads the calibration batches anew for every set; by one pass over the same batches
 ("expansion", "information", "memory", "influence", "relevance", as `compression.removal.measure_costs` says); and by
 all 28 pairs.
-Sets are chosen on training batches, losses are those of batches of the test split. Rounds are those of the clock: CPU
+Sets are chosen on training batches, losses are those of batches of the test split. Two blocks are gone in "tuned" too,
+by greedy removal and the first of the pairs at random; what is left is trained for TUNED more steps, and so is the
+whole model, so that these steps are no advantage. Rounds are those of the clock: CPU
 time of a decoded token by the whole model and by that without two, four and six blocks, in turn, at three widths.
 """
 
@@ -15,6 +17,7 @@ import dataclasses
 import itertools
 import pathlib
 import time
+from collections.abc import Sequence
 from functools import partial
 from statistics import fmean, median
 from typing import Any
@@ -22,10 +25,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import measure
+import numpy as np
 from seed_runs import train_seeds
 
 from configs import quickstart
 from selssm_jax.compression import removal
+from selssm_jax.compression.finetune import finetune
 from selssm_jax.config import Model
 from selssm_jax.model import SequenceModel
 from selssm_jax.runs import Run
@@ -33,6 +38,7 @@ from selssm_jax.runs import Run
 BLOCKS, GONE = 8, 2
 SEEDS, STEPS = 5, 500
 CALIBRATION, TEST = 4, 16  # batches
+TUNED = 200  # steps after removal
 WIDTH, WIDTHS = 48, (48, 128, 256)  # of what is trained, and of what is timed
 ROWS, TOKENS = 8, 32  # sequences that are decoded at once, tokens of a call
 KINDS = ("blocks", "recurrences", "mlps")
@@ -84,6 +90,10 @@ def summarise(seeds: list[dict[str, Any]], decoding: dict[str, Any]) -> dict[str
         for how in ("loss", "a pair at random"):
             whole = fmean(seed[kind][how]["test"] / seed["whole"] for seed in seeds)
             ratios[f"two of eight {kind}, {how}: test loss over that of the whole model"] = {"ours": whole}
+    for how in ("loss", "a pair at random"):
+        ratios[
+            f"two of eight blocks, {how}, {TUNED} steps of tuning: test loss over that of the whole model, tuned"
+        ] = {"ours": fmean(seed["tuned"][how] / seed["tuned"]["whole"] for seed in seeds)}
     for width, times in decoding.items():
         fall = times["fall over the share of blocks that went"]["2"]
         ratios[f"{width} wide, without two of eight blocks: fall of the time of a token over the share, less 1"] = {
@@ -108,9 +118,8 @@ def remove_quarters(run: Run) -> dict[str, Any]:
     model, params, data = run.model, run.params, run.experiment.data
     drawn = run.dataset.train(data.batch_size, seed=data.seed + 1)
     batches = [next(drawn) for _ in range(CALIBRATION)]
-    test = removal.BypassedLoss(
-        model, params, itertools.islice(run.dataset.evaluate("test", data.eval_batch_size), TEST)
-    )
+    held_out = list(itertools.islice(run.dataset.evaluate("test", data.eval_batch_size), TEST))
+    test = removal.BypassedLoss(model, params, held_out)
     costs, seconds, blocks = {}, {}, removal.list_parts(model.config, ["blocks"])
     for how in ("loss", *ONE_PASS):
         start = time.perf_counter()
@@ -134,8 +143,28 @@ def remove_quarters(run: Run) -> dict[str, Any]:
         pairs = [test(pair) for pair in itertools.combinations(parts, GONE)]
         chosen["a pair at random"] = {"test": fmean(pairs), "least": min(pairs), "most": max(pairs)}
         results[kind] = chosen
+    results["tuned"] = tune(run, results["blocks"]["loss"]["parts"], held_out)
     print(results, flush=True)
     return results
+
+
+def tune(run: Run, greedy: list[str], test: Sequence[Any]) -> dict[str, float]:
+    """Test losses after TUNED steps of tuning: of the whole model, without the blocks that greedy removal takes, and
+    without two at random.
+    """
+    assert isinstance(run.model, SequenceModel)
+    drawn = np.random.default_rng(run.experiment.training.seed).choice(BLOCKS, GONE, replace=False)
+    gone = {"whole": [], "loss": greedy, "a pair at random": [f"block_{index}" for index in drawn]}
+    compress = dataclasses.replace(run.experiment.compress, steps=TUNED)
+    experiment, losses = dataclasses.replace(run.experiment, compress=compress), {}
+    for how, parts in gone.items():
+        config, params = (
+            removal.remove(run.model.config, run.params, parts) if parts else (run.model.config, run.params)
+        )
+        model = SequenceModel(config)
+        params = finetune(experiment, model, params, run.dataset)
+        losses[how] = removal.BypassedLoss(model, params, test)([])
+    return losses
 
 
 def time_decoding(config: Model, rounds: int) -> dict[str, Any]:

@@ -719,10 +719,12 @@ def test_two_of_eight_blocks_are_removed_by_every_choice(tmp_path, monkeypatch):
     for name, size in {"SEEDS": 1, "CALIBRATION": 1, "WIDTHS": (8,)}.items():
         monkeypatch.setattr(script, name, size)
     monkeypatch.setattr(script, "TEST", 1)
+    monkeypatch.setattr(script, "TUNED", 1)
     found = script.benchmark(1, tmp_path, steps=2, eval_every=2, checkpoint_every=2, log_every=1)
     (seed,) = found["runs"]
     assert set(seed["blocks"]) == {"loss", *script.ONE_PASS, "all pairs", "a pair at random"}
     assert seed["blocks"]["loss"]["evaluations"] == 15 and seed["blocks"]["information"]["evaluations"] == 1
+    assert set(seed["tuned"]) == {"whole", "loss", "a pair at random"}
     (times,) = found["decoding"].values()
     assert set(times["fall over the share of blocks that went"]) == {"2", "4", "6"}
 
