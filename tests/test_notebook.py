@@ -92,6 +92,18 @@ def test_a_run_is_used(tmp_path):
     assert (tmp_path / "run" / "run" / "intervals.npz").exists()
 
 
+def test_a_stream_is_learnt_from(tmp_path):
+    said = texts(execute(FOLDER / "stream.ipynb", tmp_path, steps=4))
+    assert "the same forecast: True" in said and "a service at row 3,000" in said
+
+
+def test_a_stream_sees_its_change_as_it_is_stored():
+    said = texts(nbformat.read(FOLDER / "stream.ipynb", as_version=4))
+    row = int(re.search(r"rises of the error were seen at rows \[(\d+)\]", said)[1])
+    learner, frozen = (float(re.search(rf"{name} ([\d.]+)", said)[1]) for name in ("learner", "frozen"))
+    assert 3000 <= row < 3300 and learner < 0.5 * frozen
+
+
 def assert_plants_are_controlled(said):
     """Three loops cost within 1 % of what LQG's formula says, and the learnt memory little more; verdicts are right."""
     departures = [float(text) for text in re.findall(r"measured .* analytic .*: ([+-][\d.]+)%", said)]
