@@ -47,7 +47,7 @@ NOISY = {"training__information_weight": 0.1, "model__selective__process_noise":
 WRONG = [
     # Unknown names: the nearest known one is suggested.
     ({"data__batch_sise": 8}, r"config\.data has no key 'batch_sise': did you mean 'batch_size'\?"),
-    ({"steps": 8}, r"config has no key 'steps'.*known: compress, data, measure, model"),
+    ({"steps": 8}, r"config has no key 'steps'.*known: compress, data, explain, measure, model"),
     ({"data__source": "etth2"}, r"data\.source='etth2' is not a choice: did you mean 'etth1'\?"),
     ({"model__selective__gate": "sigmiod"}, r"model\.selective\.gate='sigmiod'.*did you mean 'sigmoid'\?"),
     ({"model__pattern": ("selectve",)}, r"mixer 'selectve': did you mean 'selective'\?"),
