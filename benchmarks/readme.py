@@ -65,6 +65,7 @@ CLAIMS = (
         "faults",
         "allocator",
         "large_table",
+        "stream",
         "stream_drift",
         "stream_ettm1",
         "old_world",
