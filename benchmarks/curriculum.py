@@ -13,12 +13,12 @@ from typing import Any
 
 import measure
 from ml_collections import ConfigDict
+from seed_runs import score_runs
 
 from configs import induction_heads
 from selssm_jax.config import Experiment
 from selssm_jax.runs import open_run
 from selssm_jax.training import loop
-from selssm_jax.training.evaluation import Evaluator
 
 LENGTH, LONGER = 48, 256
 SHORT, LONG = 1000, 150  # steps
@@ -86,8 +86,7 @@ def train(config: ConfigDict, place: pathlib.Path) -> float:
 
 def score(place: pathlib.Path) -> float:
     """Test accuracy of a run."""
-    run = open_run(place, split="test")
-    return Evaluator(run.experiment, run.model)(run.params, run.dataset, "test")["accuracy"]
+    return score_runs([open_run(place, split="test")], "test")[0]["accuracy"]
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
     records = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
-        record = _parse(line)
+        record = parse_json(line)
         if checkpoint.is_record(record):
             records.append(record)
         elif number < len(lines):
@@ -259,8 +259,8 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _parse(line: str) -> Any:
-    """A JSON value, None where it is none."""
+def parse_json(line: str) -> Any:
+    """Returns a JSON value, None where it is none."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selssm_jax.data import forecasting
+from selssm_jax.data import forecasting, tables
 from selssm_jax.errors import ArgumentError, InputError, as_input_error
 from selssm_jax.model import SequenceModel
 from selssm_jax.paths import check_regular
-from selssm_jax.runs import Run, read_history
+from selssm_jax.runs import Run, parse_json, read_history
 from selssm_jax.streaming.session import LEARNER, Entry, Session
 from selssm_jax.tasks.registry import kind_of
 from selssm_jax.training.checkpoint import write_whole
@@ -25,7 +25,6 @@ from selssm_jax.training.logging import Display, Logger
 from selssm_jax.training.loop import Stop
 
 STANDARD_INPUT = "-"
-MARKS = (";", "\t", "|", ",")  # between cells; a comma may stand for decimals where it is another
 EVENTS = {1: "rise", -1: "fall"}
 BYTES, SECONDS = 1 << 16, 0.2  # read at a time; between two looks whether a signal came
 DIGITS = 6  # of a number that is written
@@ -229,7 +228,7 @@ class _Form(NamedTuple):
 
 def _read_form(name: str, line: str, columns: Sequence[str]) -> _Form:
     """What the first line says. Raises InputError for names that lack a column."""
-    mark = next((sign for sign in MARKS if sign in line), ",")
+    mark = next((sign for sign in tables.MARKS if sign in line), ",")
     cells = [cell.strip().strip('"').removeprefix("\ufeff") for cell in line.split(mark)]
     if all(_number(cell, mark) is not None for cell in cells):
         return _Form(mark, len(columns), list(range(len(columns))), named=False)
@@ -308,11 +307,8 @@ def _title(name: str) -> str:
 
 def _parse(line: str) -> dict[str, Any] | None:
     """A JSON object, None where it is none."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
+    value = parse_json(line)
+    return value if isinstance(value, dict) else None
 
 
 def _round(value: float) -> float:

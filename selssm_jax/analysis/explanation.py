@@ -84,25 +84,25 @@ def _explain_row(run: Run, model: SequenceModel, batch: Batch, row: int) -> Resu
     options, task = run.experiment.explain, model.config.task
     valid = int(np.asarray(batch["valid"])[row].sum())
     kind, whole = kind_of(task), jnp.asarray(batch["inputs"])[row : row + 1, :valid]
-    inputs = whole[:, : options.longest] if kind.tokens and _is_stepwise(model, whole) else whole
+    inputs = whole[:, : options.longest] if kind.tokens and _is_stepwise(run, whole) else whole
     outputs = np.asarray(kind.point(model.apply({"params": run.params}, inputs)[0]))[0]
     places, names, truths = _choose_answers(run, batch, row, outputs)
     R, numbers = jax.device_get(relevance_matrix(model, run.params, inputs, places, method=options.method))
     shown: Results = {"outputs": names, "truths": truths, "numbers": _round(numbers)}
     if kind.tokens:
         pieces = _name_tokens(run, np.asarray(inputs)[0])
-        return shown | {"pieces": pieces, "steps": inputs.shape[1], "relevance": _round(R)}
-    edges = np.linspace(0, inputs.shape[1], min(BINS, inputs.shape[1]) + 1).round().astype(int)
+        return shown | {"pieces": pieces, "relevance": _round(R)}
+    edges = _cut(inputs.shape[1], BINS)
     return shown | {
         "curves": [_round(_widest(np.asarray(inputs)[0, :, c], edges)) for c in _channels(task, options)],
-        "steps": inputs.shape[1],
+        "edges": edges.tolist(),
         "relevance": _round(np.add.reduceat(R, edges[:-1], axis=1)),
     }
 
 
-def _is_stepwise(model: SequenceModel, inputs: Array) -> bool:
+def _is_stepwise(run: Run, inputs: Array) -> bool:
     """Whether every step has an answer, so that a sequence may be cut."""
-    return len(jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), inputs), inputs)[0]).shape) == 3
+    return jax.eval_shape(lambda: run.model.apply({"params": run.params}, inputs)[0]).ndim == 3
 
 
 def _choose_answers(
@@ -145,6 +145,11 @@ def _channels(task: Task, options: Explain) -> Sequence[int]:
     return [options.channel] if kind_of(task).forecasts else range(min(task.channels, 3))
 
 
+def _cut(length: int, most: int) -> np.ndarray:
+    """The ends of at most so many stretches that are about equally long."""
+    return np.linspace(0, length, min(most, length) + 1).round().astype(int)
+
+
 def _widest(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Of every stretch the value of the largest size: means of a wave would be near 0."""
     parts = [values[first:last] for first, last in itertools.pairwise(edges)]
@@ -166,7 +171,7 @@ def _attend(run: Run, model: SequenceModel, batch: Batch, block: int) -> tuple[s
 
 def _pool(alpha: np.ndarray) -> np.ndarray:
     """The largest numbers of at most CELLS stretches along both sides."""
-    edges = np.linspace(0, len(alpha), min(CELLS, len(alpha)) + 1).round().astype(int)[:-1]
+    edges = _cut(len(alpha), CELLS)[:-1]
     return np.maximum.reduceat(np.maximum.reduceat(alpha, edges, axis=0), edges, axis=1)
 
 

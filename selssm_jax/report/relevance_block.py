@@ -6,6 +6,7 @@ any network; without scripts it shows one answer.
 import dataclasses
 import itertools
 import json
+import string
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from selssm_jax.report.tables import escape_html, escape_markdown, number
 WIDTH, HEIGHT = 720, 120  # of a curve, in its own units
 SHOWN = 5  # inputs that Markdown and the line below name
 POSITIVE, NEGATIVE = "0,114,178", "213,94,0"  # blue for, orange against
+DEEPEST = 0.75  # of a ground, on which black letters are still read
 STYLE = """
 .why .list { display: flex; flex-wrap: wrap; gap: 2px; margin: .3rem 0; }
 .why [role=option] { border: 1px solid #d5d5d5; border-radius: 3px; padding: .15em .3em; font: inherit; color: #000;
@@ -30,14 +32,14 @@ STYLE = """
 .why .label { font-weight: 600; font-size: .93rem; margin: .8rem 0 0; }
 .why .said { min-height: 3.2em; background: #f6f6f4; padding: .5rem .7rem; font-size: .93rem; max-width: none; }
 """
-SCRIPT = """
+SCRIPT = string.Template("""
 document.querySelectorAll("figure.why").forEach(function (figure) {
   var data = JSON.parse(figure.querySelector("script").textContent), R = data.relevance;
   var outs = Array.from(figure.querySelectorAll("[data-o]")), ins = Array.from(figure.querySelectorAll("[data-i]"));
   var said = figure.querySelector(".said"), pinned = null;
   function tint(element, share) {
-    var depth = (0.75 * Math.min(Math.abs(share), 1)).toFixed(3);
-    var colour = "rgba(" + (share < 0 ? "213,94,0" : "0,114,178") + "," + depth + ")";
+    var depth = ($deepest * Math.min(Math.abs(share), 1)).toFixed(3);
+    var colour = "rgba(" + (share < 0 ? "$negative" : "$positive") + "," + depth + ")";
     if (element.tagName === "rect") element.style.fill = colour; else element.style.background = colour;
   }
   function paint(elements, values) {
@@ -47,7 +49,7 @@ document.querySelectorAll("figure.why").forEach(function (figure) {
   function show(value) { return (value < 0 ? "\\u2212" : "+") + Math.abs(value).toPrecision(3); }
   function best(values, names) {
     return values.map(function (value, place) { return [value, place]; })
-      .sort(function (a, b) { return Math.abs(b[0]) - Math.abs(a[0]); }).slice(0, 5)
+      .sort(function (a, b) { return Math.abs(b[0]) - Math.abs(a[0]); }).slice(0, $shown)
       .filter(function (pair) { return pair[0] !== 0; })
       .map(function (pair) { return names[pair[1]] + " " + show(pair[0]); }).join(", ") || "nothing";
   }
@@ -95,7 +97,7 @@ document.querySelectorAll("figure.why").forEach(function (figure) {
   figure.addEventListener("pointerleave", function () { if (pinned) select(pinned[0], pinned[1]); });
   pinned = ["o", data.first]; select("o", data.first);
 });
-"""
+""").substitute(negative=NEGATIVE, positive=POSITIVE, deepest=DEEPEST, shown=SHOWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +129,8 @@ def name_inputs(example: Results) -> list[str]:
     """Returns what each input is called."""
     if "pieces" in example:
         return [f"{piece!r} at step {step}" for step, piece in enumerate(example["pieces"])]
-    bins, steps = len(example["relevance"][0]), example["steps"]
-    edges = np.linspace(0, steps, bins + 1).round().astype(int)
-    return [f"step {a}" if b - a == 1 else f"steps {a} to {b - 1}" for a, b in itertools.pairwise(edges)]
+    stretches = itertools.pairwise(example["edges"])
+    return [f"step {a}" if b - a == 1 else f"steps {a} to {b - 1}" for a, b in stretches]
 
 
 def say(example: Results, place: int) -> str:
@@ -209,4 +210,4 @@ def _draw_line(curve: np.ndarray, width: float) -> str:
 
 
 def _colour(share: float) -> str:
-    return f"rgba({NEGATIVE if share < 0 else POSITIVE},{0.75 * min(abs(float(share)), 1):.3f})"
+    return f"rgba({NEGATIVE if share < 0 else POSITIVE},{DEEPEST * min(abs(float(share)), 1):.3f})"

@@ -114,18 +114,35 @@ class RecursiveLeastSquares:
             self.covariance /= self.forgetting
 
 
-def follow_rows(rival: Rival, rows: Float[np.ndarray, "T C"], horizon: int) -> Float[np.ndarray, "T"]:
-    """Returns the mean squared errors of a rival's forecasts by the row that their horizon ends with; not-a-number of
-    the first `horizon` rows. Each is predicted, scored, and then learnt from, when its truth is there.
+class Follower:
+    """A rival on a series: each forecast is scored as it was given, and then learnt from, when its truth is there.
+
+    Attributes:
+      rival: what forecasts. answers: (H, H, C), forecasts that wait, the oldest first.
     """
-    errors, waiting = np.full(len(rows), np.nan), deque[np.ndarray]()
-    for step, row in enumerate(rows):
-        if step >= horizon:
-            truth = rows[step - horizon + 1 : step + 1]
-            errors[step] = np.square(waiting.popleft() - truth).mean()
-            rival.learn(truth)
-        waiting.append(rival.predict(row))
-    return errors
+
+    def __init__(self, rival: Rival, horizon: int, channels: int) -> None:
+        self.rival, self.answers = rival, np.zeros((horizon, horizon, channels))
+
+    def advance(self, row: Float[np.ndarray, "C"], truth: Float[np.ndarray, "H C"] | None) -> float:
+        """Reads a row and returns the mean squared error of the oldest forecast; not-a-number where there is no truth
+        of one yet.
+        """
+        error = float("nan")
+        if truth is not None:
+            error = float(np.square(self.answers[0] - truth).mean())
+            self.rival.learn(truth)
+        self.answers = np.concatenate([self.answers[1:], self.rival.predict(row)[None]])
+        return error
+
+
+def follow_rows(rival: Rival, rows: Float[np.ndarray, "T C"], horizon: int) -> Float[np.ndarray, "T"]:
+    """Returns the errors of `Follower` by the row that the horizon of a forecast ends with; not-a-number of the first
+    `horizon` rows.
+    """
+    follower = Follower(rival, horizon, rows.shape[1])
+    truths = [rows[step - horizon + 1 : step + 1] if step >= horizon else None for step in range(len(rows))]
+    return np.array([follower.advance(row, truth) for row, truth in zip(rows, truths, strict=True)])
 
 
 def fade(errors: Float[np.ndarray, "T"], factor: float = 0.999) -> Float[np.ndarray, "T"]:

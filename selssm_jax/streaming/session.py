@@ -6,7 +6,6 @@ recursive least squares. Errors are those of forecasts as they were given, when 
 
 import functools
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from selssm_jax.observe import observe
 from selssm_jax.streaming.drift import ADWIN, Detector, PageHinkley
 from selssm_jax.streaming.gradients import ExactGradient, TruncatedGradient
 from selssm_jax.streaming.reactions import Reaction
-from selssm_jax.streaming.rivals import LastValue, RecursiveLeastSquares, Rival
+from selssm_jax.streaming.rivals import Follower, LastValue, RecursiveLeastSquares, Rival
 from selssm_jax.streaming.saving import has_tree, restore_tree, save_tree
 from selssm_jax.streaming.stream import Stream
 
@@ -83,8 +82,7 @@ class Session:
       model, params: as trained. options: what learns, and how.
 
     Attributes:
-      rows: how many have come. read: how many before them, as history. recent: the last of both, (remembered, C), the
-        newest last.
+      rows: how many have come. read: how many before them, as history.
 
     Raises:
       ValueError: as `Stream`, and for a model that does not forecast rows by rows.
@@ -94,16 +92,20 @@ class Session:
         self._options, self._model, task = options, model, model.config.task
         self._learner = build_stream(model, params, options)
         self._frozen = Stream(model, params, None, fade=options.fade)
-        self._horizon, self._channels = task.horizon, task.channels
-        self._rivals: dict[str, Rival] = {
-            LAST: LastValue(task.horizon),
-            LEAST_SQUARES: RecursiveLeastSquares(task.channels, task.horizon, options.lags, options.forgetting),
-        }
-        shape = (task.horizon, task.horizon, task.channels)
-        self._answers = {name: np.zeros(shape) for name in self._rivals}  # that wait, the oldest first
+        self._horizon = task.horizon
+        self._least_squares = RecursiveLeastSquares(task.channels, task.horizon, options.lags, options.forgetting)
+        rivals: dict[str, Rival] = {LAST: LastValue(task.horizon), LEAST_SQUARES: self._least_squares}
+        self._followers = {name: Follower(rival, task.horizon, task.channels) for name, rival in rivals.items()}
         self._sums = np.zeros((len(NAMES), 2))
         self.rows = self.read = 0
-        self.recent = np.zeros((options.remembered, task.channels), np.float32)
+        # twice as long as what is remembered: a row costs one copy of a row
+        self._buffer = np.zeros((2 * options.remembered, task.channels), np.float32)
+        self._end = options.remembered
+
+    @property
+    def recent(self) -> Float[np.ndarray, "R C"]:
+        """The last rows, of the history too, (remembered, C), the newest last."""
+        return self._buffer[self._end - self._options.remembered : self._end]
 
     @property
     def params(self) -> PyTree:
@@ -112,7 +114,7 @@ class Session:
 
     def read_history(self, row: Float[np.ndarray, "C"]) -> None:
         """Reads a row of the history, `options.history` in all, which come before the first `advance`."""
-        self._remember(np.asarray(row, np.float32)[None])
+        self._remember(row)
         self._least_squares.read(row)
         self.read += 1
         if self.read == self._options.history:
@@ -126,7 +128,7 @@ class Session:
         row = np.asarray(row, np.float32)
         forecast, lesson = self._learner.advance(row)
         _, frozen = self._frozen.advance(row)
-        self._remember(row[None])
+        self._remember(row)
         self.rows += 1
         errors = dict.fromkeys(NAMES, float("nan"))
         if lesson is not None and frozen is not None:
@@ -161,24 +163,20 @@ class Session:
             return False
         tree = restore_tree(folder, self._pack())
         self._learner.state, self._frozen.state = tree["learner"], tree["frozen"]
-        self._answers = dict(zip(self._rivals, tree["answers"], strict=True))
+        for follower, answers in zip(self._followers.values(), tree["answers"], strict=True):
+            follower.answers = answers
         self._least_squares.state = tuple(tree["least_squares"])
-        self._sums, self.recent = tree["sums"], tree["recent"]
+        self._sums, self._end = tree["sums"], self._options.remembered
+        self._buffer[: self._end] = tree["recent"]
         self.rows, self.read = map(int, tree["rows"])
         return True
-
-    @property
-    def _least_squares(self) -> RecursiveLeastSquares:
-        rival = self._rivals[LEAST_SQUARES]
-        assert isinstance(rival, RecursiveLeastSquares)
-        return rival
 
     def _pack(self) -> dict[str, Any]:
         """Everything that decides what comes, as one tree."""
         return {
             "learner": self._learner.state,
             "frozen": self._frozen.state,
-            "answers": list(self._answers.values()),
+            "answers": [follower.answers for follower in self._followers.values()],
             "least_squares": list(self._least_squares.state),
             "sums": self._sums,
             "recent": self.recent,
@@ -187,15 +185,8 @@ class Session:
 
     def _advance_rivals(self, row: Float[np.ndarray, "C"]) -> dict[str, float]:
         """Their errors at this row, each scored before it learns."""
-        errors: dict[str, float] = {}
-        truth = self.recent[-self._horizon :].astype(np.float64)
-        for name, rival in self._rivals.items():
-            waiting = self._answers[name]
-            if self.rows > self._horizon:
-                errors[name] = float(np.square(waiting[0] - truth).mean())
-                rival.learn(truth)
-            self._answers[name] = np.concatenate([waiting[1:], rival.predict(row)[None]])
-        return errors
+        truth = self.recent[-self._horizon :].astype(np.float64) if self.rows > self._horizon else None
+        return {name: follower.advance(row, truth) for name, follower in self._followers.items()}
 
     def _fade(self, errors: dict[str, float]) -> dict[str, float]:
         values = np.array([errors[name] for name in NAMES])
@@ -204,5 +195,9 @@ class Session:
         with np.errstate(invalid="ignore"):
             return dict(zip(NAMES, (self._sums[:, 0] / self._sums[:, 1]).tolist(), strict=True))
 
-    def _remember(self, rows: Sequence[Any] | np.ndarray) -> None:
-        self.recent = np.concatenate([self.recent, rows])[-len(self.recent) :].astype(np.float32)
+    def _remember(self, row: Float[np.ndarray, "C"]) -> None:
+        kept = self._options.remembered
+        if self._end == len(self._buffer):
+            self._buffer[:kept], self._end = self._buffer[kept:], kept
+        self._buffer[self._end] = row
+        self._end += 1

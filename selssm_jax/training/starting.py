@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from selssm_jax.config import Experiment, Model, fields
+from selssm_jax.config import Experiment
 from selssm_jax.errors import InputError
 from selssm_jax.training import checkpoint
 
@@ -79,10 +79,14 @@ def read_params(experiment: Experiment, drawn: PyTree) -> tuple[PyTree, int]:
         if have.get(name) != need.get(name)
     ]
     if wrong:
-        differing = ", ".join(_list_differences(theirs.model, experiment.model)) or "the form of the data"
+        other = [
+            f"{key}={ours!r} (there {there!r})"
+            for key, (there, ours) in checkpoint.differing(theirs, experiment).items()
+            if key.startswith("model.")
+        ]
         raise InputError(
             f"{KEY}={start} holds the parameters of another model ({'; '.join(wrong[:SHOWN])}; {len(wrong)} in all), "
-            f"which comes of {differing}: leave these as they are there"
+            f"which comes of {', '.join(other) or 'the form of the data'}: leave these as they are there"
         )
     return jax.tree.map(lambda like, leaf: jnp.asarray(leaf, like.dtype), drawn, params), step
 
@@ -112,9 +116,3 @@ def _check_plain(theirs: Experiment) -> None:
 def _list_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-
-
-def _list_differences(theirs: Model, ours: Model) -> list[str]:
-    """The keys in which two models differ, and what they are."""
-    one, other = (dict(fields.flatten(dataclasses.asdict(model))) for model in (theirs, ours))
-    return [f"model.{key}={value!r} (there {one.get(key)!r})" for key, value in other.items() if one.get(key) != value]

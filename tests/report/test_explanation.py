@@ -102,7 +102,7 @@ def test_no_text_breaks_the_page():
 def test_pointing_at_an_answer_shows_its_inputs_and_back(tmp_path):
     """In a browser: by click, by keys, at the width of a phone, without an error on the console."""
     playwright = pytest.importorskip("playwright.sync_api")
-    curves = {"curves": [[0.0, 1.0, -1.0]], "steps": 6, "outputs": ["yes", "no"], "truths": ["no", "no"]}
+    curves = {"curves": [[0.0, 1.0, -1.0]], "edges": [0, 2, 4, 6], "outputs": ["yes", "no"], "truths": ["no", "no"]}
     curves |= {"numbers": [1.0, 2.0], "relevance": [[0.0, -2.0, 1.0], [4.0, 0.0, 0.0]]}
     path = tmp_path / "page.html"
     path.write_text(to_html("title", [Relevances([text_example(), curves], "words")]))

@@ -299,3 +299,13 @@ def test_a_stream_answers_soon_enough_to_be_live(trained, table):
     for row in table[10:30]:
         session.advance(row)
     assert time.perf_counter() - start < 2.0
+
+
+def test_the_last_rows_are_remembered_however_many_have_come(trained, table):
+    """The room for them is used again and again."""
+    run = open_run(trained, examples=False)
+    session = Session(run.model, run.params, Streaming(remembered=256, detector="none", rate=0.0))
+    rows = np.concatenate([table, table + 0.5])[:600].astype(np.float32)
+    for row in rows:
+        session.advance(row)
+    np.testing.assert_array_equal(session.recent, rows[-256:])
