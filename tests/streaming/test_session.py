@@ -305,7 +305,7 @@ def test_the_last_rows_are_remembered_however_many_have_come(trained, table):
     """The room for them is used again and again."""
     run = open_run(trained, examples=False)
     session = Session(run.model, run.params, Streaming(remembered=256, detector="none", rate=0.0))
-    rows = np.concatenate([table, table + 0.5])[:600].astype(np.float32)
+    rows = table[:300].astype(np.float32)
     for row in rows:
         session.advance(row)
     np.testing.assert_array_equal(session.recent, rows[-256:])
